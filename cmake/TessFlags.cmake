@@ -1,0 +1,20 @@
+# Language, warnings and sanitizers; every target links tess_flags.
+set(CMAKE_C_STANDARD 17)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+add_library(tess_flags INTERFACE)
+target_compile_options(tess_flags INTERFACE
+    -Wall -Wextra -Wconversion -Wsign-conversion -Wswitch-enum -Wshadow -Wmissing-prototypes -Werror
+    -fvisibility=hidden -ffp-contract=off -fno-math-errno "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")
+target_compile_definitions(tess_flags INTERFACE _GNU_SOURCE $<$<BOOL:${TESS_CHECKED}>:TESS_CHECKED>)
+target_include_directories(tess_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMAKE_SOURCE_DIR}")
+if(TESS_SANITIZE)
+    target_compile_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE} -fno-omit-frame-pointer)
+    target_link_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE})
+endif()

@@ -1,0 +1,78 @@
+/**
+ * The table of kernels of one backend. Shapes, rounding and order of every op stand in its own
+ * header.
+ *
+ * Common rules: inputs are borrowed until the stream passes the call; `dt` is the compute dtype
+ * (TESS_F32 or TESS_BF16) of activations; arithmetic is fp32 inside, one rounding (nearest even) on
+ * the way out; no result depends on the number of threads, and row i of a result depends only on
+ * the inputs of row i where the op is row-wise. Workspaces come from the caller: `*_work_nbytes`
+ * functions of the table say how much.
+ */
+#pragma once
+
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "kernels/nf4.h"
+#include "kernels/reduce.h"
+#include "kernels/rmsnorm.h"
+#include "kernels/rope.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_kernels {
+    const char *name; /* "cpu" */
+    /* Instruction path in use ("avx512_bf16", "avx512", "avx2", "portable"): part of the numerics
+     * digest. */
+    const char *(*path)(void);
+
+    tess_status (*gemm)(const tess_gemm_args *a, tess_stream *s);
+    size_t (*gemm_work_nbytes)(const tess_gemm_args *a, int thread_numel);
+    tess_status (*nf4_quantize)(const tess_nf4_quantize_args *a, tess_stream *s);
+    tess_status (*nf4_dequantize)(const tess_nf4_dequantize_args *a, tess_stream *s);
+    tess_status (*embedding_forward)(const tess_embedding_args *a, tess_stream *s);
+    tess_status (*embedding_backward)(const tess_embedding_backward_args *a, tess_stream *s);
+    tess_status (*rmsnorm_forward)(const tess_rmsnorm_args *a, tess_stream *s);
+    tess_status (*rmsnorm_backward)(const tess_rmsnorm_backward_args *a, tess_stream *s);
+    tess_status (*rope)(const tess_rope_args *a, tess_stream *s);
+    tess_status (*attention_forward)(const tess_attention_args *a, tess_stream *s);
+    tess_status (*attention_backward)(const tess_attention_backward_args *a, tess_stream *s);
+    size_t (*attention_work_nbytes)(const tess_attention_shape *shape, int thread_numel);
+    tess_status (*swiglu_forward)(const tess_swiglu_args *a, tess_stream *s);
+    tess_status (*swiglu_backward)(const tess_swiglu_backward_args *a, tess_stream *s);
+    tess_status (*add)(const tess_add_args *a, tess_stream *s);
+    tess_status (*add_bias)(const tess_add_bias_args *a, tess_stream *s);
+    tess_status (*sum_rows)(const tess_sum_rows_args *a, tess_stream *s);
+    tess_status (*dropout)(const tess_dropout_args *a, tess_stream *s);
+    tess_status (*cast)(const tess_cast_args *a, tess_stream *s);
+    tess_status (*cross_entropy)(const tess_cross_entropy_args *a, tess_stream *s);
+    tess_status (*fold)(const tess_fold_args *a, tess_stream *s);
+    tess_status (*square_norm)(const tess_square_norm_args *a, tess_stream *s);
+    tess_status (*adamw)(const tess_adamw_args *a, tess_stream *s);
+} tess_kernels;
+
+/** CPU backend; `path` is fixed by tess_kernels_cpu_select before the first use. */
+extern const tess_kernels tess_kernels_cpu;
+
+/** Instruction paths of the CPU backend, ascending; ranks agree on the lowest among them. */
+typedef enum tess_cpu_path {
+    TESS_CPU_PORTABLE,
+    TESS_CPU_AVX2,
+    TESS_CPU_AVX512,
+    TESS_CPU_AVX512_BF16,
+} tess_cpu_path;
+
+/** Best path this CPU has (TESSERA_CPU_PATH may lower it). Local. */
+tess_cpu_path tess_cpu_path_best(void);
+const char *tess_cpu_path_name(tess_cpu_path path);
+/** Fix the path of this process; call once, before any kernel. Local. @return TESS_E_UNSUPPORTED
+ * above the CPU's best */
+TESS_MUST_CHECK tess_status tess_kernels_cpu_select(tess_cpu_path path);
+/** Every entry of a table is present. Local. @return TESS_E_UNSUPPORTED names the first hole's
+ * number */
+TESS_MUST_CHECK tess_status tess_kernels_check(const tess_kernels *k);
+
+TESS_END_DECLS

@@ -1,0 +1,47 @@
+/**
+ * NF4: quantize and dequantize (constants and rules: bitsandbytes 4-bit NormalFloat, CUDA
+ * thresholds).
+ *
+ * The tensor is one flat row-major array in blocks of `block_numel`; blocks may cross rows. Per
+ * block absmax f32, inv = 1/absmax (IEEE; absmax <= 2^-128: divide instead), code = number of
+ * thresholds t with x*inv > t. Byte k holds element 2k in the high nibble; an odd tail's low nibble
+ * is 7. A zero block: codes 7, absmax 0. Double quantization: offset = mean(absmax) in fp64
+ * ascending rounded to f32; absmax - offset in blocks of 256 by the signed dynamic 8-bit map,
+ * nearest entry by the f32 midpoint, ties to the even code index, a zero block: 127. No fused
+ * multiply-add anywhere, so that CPU and GPU give the same bytes.
+ */
+#pragma once
+
+#include "core/codec.h"
+#include "core/stream.h"
+#include "core/view.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_nf4_quantize_args {
+    tess_codec codec;
+    tess_view src;                   /* [numel] f32 or bf16 */
+    void *part[TESS_CODEC_PART_MAX]; /* as tess_codec_parts() */
+    float *absmax_work;              /* [ceil(numel/block)] f32, only with double_quant */
+    const char *tensor_name;         /* for messages */
+} tess_nf4_quantize_args;
+
+typedef struct tess_nf4_dequantize_args {
+    tess_codec codec;
+    const void *part[TESS_CODEC_PART_MAX];
+    int64_t first_idx; /* element to start at */
+    tess_view dst;     /* [numel] f32 or bf16: f32(table * absmax), then one rounding */
+} tess_nf4_dequantize_args;
+
+/** The 16 table values, ascending. */
+extern const float tess_nf4_table[16];
+/** The 15 thresholds. */
+extern const float tess_nf4_threshold[15];
+/** The signed dynamic map: 256 ascending values. Local. */
+const float *tess_dynamic_map_signed(void);
+
+/** @return TESS_E_ARG sizes */
+TESS_MUST_CHECK tess_status tess_nf4_quantize_check(const tess_nf4_quantize_args *a);
+TESS_MUST_CHECK tess_status tess_nf4_dequantize_check(const tess_nf4_dequantize_args *a);
+
+TESS_END_DECLS

@@ -1,0 +1,31 @@
+/** Ordered sums of gradients and exact squared norms. */
+#pragma once
+
+#include "core/exact.h"
+#include "core/stream.h"
+#include "core/view.h"
+
+TESS_BEGIN_DECLS
+
+/** dst[i] = a[i] + b[i], f32: one node of the pairwise tree. */
+typedef struct tess_fold_args {
+    const float *a, *b; /* [numel] f32 */
+    float *dst;         /* [numel] f32; may alias a or b */
+    int64_t numel;
+} tess_fold_args;
+
+/**
+ * Per block of 256 elements: fp64 sum of squares in ascending order, added to the exact
+ * accumulator; counts elements that are not finite (their block is left out of the sum).
+ */
+typedef struct tess_square_norm_args {
+    const float *x; /* [numel] f32; the last block may be short */
+    int64_t numel;
+    tess_exact *acc;          /* in and out */
+    int64_t *nonfinite_numel; /* += */
+} tess_square_norm_args;
+
+TESS_MUST_CHECK tess_status tess_fold_check(const tess_fold_args *a);
+TESS_MUST_CHECK tess_status tess_square_norm_check(const tess_square_norm_args *a);
+
+TESS_END_DECLS

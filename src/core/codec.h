@@ -1,0 +1,63 @@
+/**
+ * Base formats: how one frozen tensor is laid out as bytes.
+ *
+ * A tensor is a list of parts (codes first, then constants); each part starts at a multiple of 256
+ * bytes in the unit's byte string. Pure arithmetic: sizes here, layouts of foreign files in
+ * src/format, math in kernels/.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/dtype.h"
+
+TESS_BEGIN_DECLS
+
+/* X(NAME, "name in run files", quantized) */
+#define TESS_FORMAT_LIST(X)                                                                        \
+    X(F32, "f32", false)                                                                           \
+    X(BF16, "bf16", false)                                                                         \
+    X(NF4, "nf4", true)
+
+typedef enum tess_format {
+#define X(name, text, quantized) TESS_FORMAT_##name,
+    TESS_FORMAT_LIST(X)
+#undef X
+        TESS_FORMAT_NUMEL
+} tess_format;
+
+enum { TESS_CODEC_PART_MAX = 4, TESS_NESTED_BLOCK_NUMEL = 256 };
+
+/** How one tensor is stored. Plain data, compared field by field. */
+typedef struct tess_codec {
+    tess_format format;
+    int block_numel;   /* NF4: elements that share one absmax; 0 for plain formats */
+    bool double_quant; /* NF4: absmax themselves in 8 bits */
+} tess_codec;
+
+/** One part of a stored tensor. */
+typedef struct tess_codec_part {
+    const char *name; /* "codes", "absmax", "nested_absmax", "nested_offset", "values" */
+    tess_dtype dt;    /* of its elements */
+    int64_t numel;
+    size_t nbytes;
+} tess_codec_part;
+
+const char *tess_format_name(tess_format format);
+TESS_MUST_CHECK tess_status tess_format_parse(const char *name, tess_format *out);
+bool tess_format_is_quantized(tess_format format);
+/**
+ * Parts of a tensor of `numel` elements, in canonical order. Local.
+ * NF4: codes u8 [ceil(numel/2)]; absmax f32 [nb], or with double_quant absmax u8 [nb],
+ * nested_absmax f32 [ceil(nb/256)], nested_offset f32 [1]; nb = ceil(numel/block_numel). Plain:
+ * values [numel].
+ * @return TESS_E_RANGE overflow; TESS_E_UNSUPPORTED illegal block size (legal: 32, 64, ..., 4096)
+ */
+TESS_MUST_CHECK tess_status tess_codec_parts(const tess_codec *codec, int64_t numel,
+                                             tess_codec_part parts[TESS_CODEC_PART_MAX],
+                                             int *part_numel);
+/** "nf4/64/double", "nf4/64", "bf16": as in adapter metadata and plans. Local. */
+void tess_codec_describe(const tess_codec *codec, char text[32]);
+
+TESS_END_DECLS

@@ -1,0 +1,84 @@
+#include "core/exact.h"
+
+#include <math.h>
+#include <string.h>
+
+bool tess_exact_add(tess_exact *acc, double x)
+{
+    uint64_t bits = 0;
+    memcpy(&bits, &x, sizeof bits);
+    const int exponent = (int)(bits >> 52) & 0x7ff;
+    if (exponent == 0x7ff)
+        return false;
+    const uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
+    const uint64_t significand = exponent == 0 ? fraction : fraction | UINT64_C(1) << 52;
+    const int shift = exponent == 0 ? 0 : exponent - 1; /* x = significand * 2^(shift - 1074) */
+    const int limb_idx = shift / 32;
+    const unsigned __int128 wide = (unsigned __int128)significand << (shift % 32);
+    const int64_t sign = bits >> 63 ? -1 : 1;
+    acc->limb[limb_idx] += sign * (int64_t)(uint32_t)wide;
+    acc->limb[limb_idx + 1] += sign * (int64_t)(uint32_t)(wide >> 32);
+    acc->limb[limb_idx + 2] += sign * (int64_t)(uint32_t)(wide >> 64);
+    return true;
+}
+
+void tess_exact_merge(tess_exact *acc, const tess_exact *other)
+{
+    for (int i = 0; i < TESS_EXACT_LIMB_NUMEL; i++)
+        acc->limb[i] += other->limb[i];
+}
+
+/* Bring every limb but the last into [0, 2^32); the last keeps the sign. */
+static void carry(tess_exact *acc)
+{
+    for (int i = 0; i + 1 < TESS_EXACT_LIMB_NUMEL; i++) {
+        const int64_t low = acc->limb[i] & INT64_C(0xffffffff);
+        acc->limb[i + 1] += (acc->limb[i] - low) / (INT64_C(1) << 32);
+        acc->limb[i] = low;
+    }
+}
+
+static int top_bit(const tess_exact *acc)
+{
+    for (int i = TESS_EXACT_LIMB_NUMEL - 1; i >= 0; i--)
+        if (acc->limb[i] != 0)
+            return 32 * i + 63 - __builtin_clzll((unsigned long long)acc->limb[i]);
+    return -1;
+}
+
+static int get_bit(const tess_exact *acc, int bit)
+{
+    const int limb_idx = TESS_MIN(bit / 32, TESS_EXACT_LIMB_NUMEL - 1);
+    return (int)((uint64_t)acc->limb[limb_idx] >> (bit - 32 * limb_idx) & 1);
+}
+
+static bool any_below(const tess_exact *acc, int bit)
+{
+    for (int i = 0; i < bit; i++)
+        if (get_bit(acc, i))
+            return true;
+    return false;
+}
+
+double tess_exact_round(const tess_exact *acc)
+{
+    tess_exact sum = *acc;
+    carry(&sum);
+    const bool is_negative = sum.limb[TESS_EXACT_LIMB_NUMEL - 1] < 0;
+    if (is_negative) {
+        for (int i = 0; i < TESS_EXACT_LIMB_NUMEL; i++)
+            sum.limb[i] = -sum.limb[i];
+        carry(&sum);
+    }
+    const int top = top_bit(&sum);
+    if (top < 0)
+        return 0.0;
+    const int low = TESS_MAX(top - 52, 0);
+    uint64_t significand = 0;
+    for (int bit = top; bit >= low; bit--)
+        significand = significand << 1 | (uint64_t)get_bit(&sum, bit);
+    if (low > 0 && get_bit(&sum, low - 1) && ((significand & 1) || any_below(&sum, low - 1)))
+        significand++;
+    const double magnitude = ldexp((double)significand, low - 1074);
+    return is_negative ? -magnitude : magnitude;
+}

@@ -1,0 +1,80 @@
+#include "core/stream.h"
+
+#include <stddef.h>
+
+static tess_status inline_record(tess_stream *s, tess_event *ev)
+{
+    ev->stream = s;
+    ev->mark++;
+    return TESS_OK;
+}
+
+static tess_status inline_wait(tess_stream *s, const tess_event *ev)
+{
+    (void)s; /* work of this stream runs at once, so waiting means finishing the other stream's part
+                now */
+    return tess_event_finish(ev);
+}
+
+static tess_status inline_finish(tess_stream *s, const tess_event *ev)
+{
+    (void)s;
+    (void)ev;
+    return TESS_OK;
+}
+
+static const tess_stream_ops inline_ops = {
+    .record = inline_record,
+    .wait = inline_wait,
+    .finish = inline_finish,
+};
+
+void tess_stream_init_inline(tess_stream *s, const char *name, tess_pool *pool)
+{
+    s->ops = &inline_ops;
+    s->name = name;
+    s->pool = pool;
+}
+
+tess_status tess_event_init(tess_event *ev, tess_stream *s)
+{
+    ev->stream = NULL;
+    ev->mark = 0;
+    ev->handle = NULL;
+    return s->ops->event_init != NULL ? s->ops->event_init(s, ev) : TESS_OK;
+}
+
+void tess_event_fini(tess_event *ev, tess_stream *s)
+{
+    if (s->ops->event_fini != NULL)
+        s->ops->event_fini(s, ev);
+}
+
+tess_status tess_event_record(tess_event *ev, tess_stream *s) { return s->ops->record(s, ev); }
+
+tess_status tess_stream_wait(tess_stream *s, const tess_event *ev)
+{
+    return ev->stream == NULL ? TESS_OK : s->ops->wait(s, ev);
+}
+
+tess_status tess_event_finish(const tess_event *ev)
+{
+    return ev->stream == NULL ? TESS_OK : ev->stream->ops->finish(ev->stream, ev);
+}
+
+tess_status tess_stream_finish(tess_stream *s)
+{
+    tess_event ev = {NULL, 0, NULL};
+    TESS_TRY(tess_event_init(&ev, s));
+    tess_status st = tess_event_record(&ev, s);
+    if (st == TESS_OK)
+        st = tess_event_finish(&ev);
+    tess_event_fini(&ev, s);
+    return st;
+}
+
+void tess_stream_poke(tess_stream *s)
+{
+    if (s->ops->poke != NULL)
+        s->ops->poke(s);
+}
