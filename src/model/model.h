@@ -31,7 +31,8 @@ typedef struct tess_model_options {
     bool is_random;              /* init: random */
     int64_t sequence_length;     /* S */
     int64_t micro_batch;         /* sequences per micro-batch */
-    int thread_numel;
+    int thread_numel;            /* threads of the compute stream, for workspace sizes only */
+    const tess_kernels *kernels; /* backend whose workspaces are planned; NULL: tess_kernels_cpu */
     double dropout;              /* LoRA dropout */
     double lora_plus_ratio;      /* learning-rate ratio of B, 1 for plain LoRA */
     void *arg;
