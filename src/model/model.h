@@ -6,14 +6,16 @@
 
 TESS_BEGIN_DECLS
 
-/** One micro-batch of token sequences; all arrays [token_numel], token_numel = sequences * sequence_length. */
+/** One micro-batch of token sequences; all arrays [token_numel], token_numel = sequences *
+ * sequence_length. */
 typedef struct tess_token_batch {
     int64_t token_numel;
     int64_t sequence_numel;
     const int32_t *tokens;
     const int32_t *labels;    /* -1: no loss */
     const int32_t *positions; /* restart at every document */
-    const int32_t *doc_start; /* index in this micro-batch of the first token of the token's document */
+    const int32_t
+        *doc_start; /* index in this micro-batch of the first token of the token's document */
     int64_t logits_token_idx; /* TESS_CALL_LOGITS: token whose logits are wanted */
     float *logits;            /* TESS_CALL_LOGITS: [vocab] f32 out */
 } tess_token_batch;
@@ -48,8 +50,9 @@ typedef struct tess_model_options {
 typedef struct tess_model tess_model;
 
 /**
- * Describe a Llama-family model (llama, mistral, qwen2, qwen3): fills `reg` (initialized, empty) with units, tensors
- * and stages and lays it out; keeps what its stage calls need. Pure but for memory. Local.
+ * Describe a Llama-family model (llama, mistral, qwen2, qwen3): fills `reg` (initialized, empty)
+ * with units, tensors and stages and lays it out; keeps what its stage calls need. Pure but for
+ * memory. Local.
  */
 TESS_MUST_CHECK tess_status tess_llama_create(const tess_llm_config *config,
                                               const tess_model_options *options, tess_registry *reg,
@@ -58,7 +61,8 @@ void tess_model_destroy(tess_model **model);
 const tess_stage_ops *tess_model_stage_ops(const tess_model *model);
 /** The pointer to hand to stage ops. */
 void *tess_model_self(tess_model *model);
-/** Model floating-point operations of one trained token (forward + backward, frozen base: dX only), for reports. */
+/** Model floating-point operations of one trained token (forward + backward, frozen base: dX only),
+ * for reports. */
 double tess_model_flops_per_token(const tess_model *model);
 
 TESS_END_DECLS

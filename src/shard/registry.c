@@ -58,8 +58,8 @@ tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param,
                copy.name);
     copy.numel = 1;
     for (int i = 0; i < copy.shape_rank; i++) {
-        TESS_CHECK(copy.shape[i] > 0, TESS_E_ARG, "tensor '%s': dimension %d is %" PRId64, copy.name, i,
-                   copy.shape[i]);
+        TESS_CHECK(copy.shape[i] > 0, TESS_E_ARG, "tensor '%s': dimension %d is %" PRId64,
+                   copy.name, i, copy.shape[i]);
         TESS_TRY(tess_mul_i64(copy.numel, copy.shape[i], &copy.numel));
     }
     const int idx = reg->param_numel;
