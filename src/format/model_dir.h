@@ -1,0 +1,72 @@
+/**
+ * Hugging Face model directories: where each tensor lies, whatever the number of files.
+ *
+ * Either one model.safetensors, or model.safetensors.index.json with its files. Weights are read by
+ * range; nothing is kept in memory but the tables.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/ctx.h"
+#include "core/digest.h"
+#include "format/safetensors.h"
+
+TESS_BEGIN_DECLS
+
+enum { TESS_MODEL_DIR_FILE_MAX = 1024 };
+
+/** One tensor of the directory: plain data, borrowed from it. */
+typedef struct tess_model_tensor {
+    const char *name;
+    const tess_st_tensor *st; /* dtype, shape, bytes */
+    int file_idx;
+} tess_model_tensor;
+
+typedef struct tess_model_dir tess_model_dir;
+
+/**
+ * Open a directory and check all its weight files' headers. Local. `ctx` is kept (view). A
+ * total_size that differs and tensors that the index does not list are logged as warnings.
+ * @return TESS_E_FORMAT no directory, no weights in it, or damaged; TESS_E_UNSUPPORTED other kinds
+ * of weights; TESS_E_IO
+ */
+TESS_MUST_CHECK tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path,
+                                                tess_model_dir **out);
+void tess_model_dir_close(tess_model_dir **dir);
+const char *tess_model_dir_path(const tess_model_dir *dir);
+int64_t tess_model_dir_tensor_numel(const tess_model_dir *dir);
+/** Tensor `idx` in bytewise order of names, NULL outside. */
+const tess_model_tensor *tess_model_dir_at(const tess_model_dir *dir, int64_t idx);
+/** NULL when absent. O(log tensors). */
+const tess_model_tensor *tess_model_dir_find(const tess_model_dir *dir, const char *name);
+/**
+ * Find a tensor that must exist with this shape, and mark it as used. Local.
+ * @return TESS_E_FORMAT absent or another shape: names directory or file, tensor, both shapes
+ */
+TESS_MUST_CHECK tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name,
+                                                 const int64_t *dim, int dim_numel,
+                                                 const tess_model_tensor **out);
+/**
+ * Tensors that no claim took, without those that never carry weights (*.rotary_emb.inv_freq).
+ * Local.
+ * @param idx  0, 1, ... until the result is NULL
+ */
+const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int64_t idx);
+/** Read bytes [first, first + nbytes) of a tensor. Local. @return as tess_safetensors_read */
+TESS_MUST_CHECK tess_status tess_model_dir_read(const tess_model_dir *dir,
+                                                const tess_model_tensor *tensor,
+                                                int64_t first_nbytes, size_t nbytes, void *dst);
+int tess_model_dir_file_numel(const tess_model_dir *dir);
+/** Base name of weight file `file_idx`. */
+const char *tess_model_dir_file_name(const tess_model_dir *dir, int file_idx);
+int64_t tess_model_dir_file_nbytes(const tess_model_dir *dir, int file_idx);
+/** SHA-256 of a weight file, computed at the first call and kept. Local; reads the whole file. */
+TESS_MUST_CHECK tess_status tess_model_dir_file_sha256(tess_model_dir *dir, int file_idx,
+                                                       tess_sha256 *out);
+/** Tensors in files that the index does not list: number, and name `idx`. */
+int64_t tess_model_dir_extra_numel(const tess_model_dir *dir);
+const char *tess_model_dir_extra_name(const tess_model_dir *dir, int64_t idx);
+
+TESS_END_DECLS

@@ -1,0 +1,185 @@
+/**
+ * LoRA adapters in PEFT's directory format, and PEFT's rules for which modules get one.
+ *
+ * A directory holds adapter_config.json and adapter_model.safetensors; what Tessera writes, `peft`
+ * loads as is. Tensors: base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out,
+ * r].
+ *
+ * @source peft 0.21, tuners/lora/config.py, tuners/tuners_utils.py, utils/save_and_load.py
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/io.h"
+#include "format/json.h"
+#include "format/safetensors.h"
+
+TESS_BEGIN_DECLS
+
+#define TESS_PEFT_ALL_LINEAR "all-linear"
+
+/** One entry of rank_pattern or alpha_pattern. */
+typedef struct tess_peft_pattern {
+    const char *pattern; /* matches a path as (.*\.)?(pattern)$ */
+    double value;        /* a positive integer for ranks */
+} tess_peft_pattern;
+
+/** A module set as PEFT writes it: a string or a list. */
+typedef struct tess_peft_modules {
+    const char *regex;       /* full match on the path, or "all-linear" (targets only); else NULL */
+    const char *const *name; /* [name_numel] path equals it or ends in "." + it */
+    int name_numel;
+} tess_peft_modules;
+
+/** What decides the math of an adapter. Plain data, borrowed. */
+typedef struct tess_peft_options {
+    int64_t rank;    /* r >= 1 */
+    double alpha;    /* lora_alpha > 0 */
+    double dropout;  /* [0, 1) */
+    bool use_rslora; /* scale alpha / sqrt(r) */
+    tess_peft_modules targets;
+    tess_peft_modules excludes;
+    const int64_t *layer; /* [layer_numel] layers_to_transform; 0: all */
+    int layer_numel;
+    const char *const *layers_pattern; /* [layers_pattern_numel] names in front of the number */
+    int layers_pattern_numel;
+    const tess_peft_pattern *rank_pattern;
+    int rank_pattern_numel;
+    const tess_peft_pattern *alpha_pattern;
+    int alpha_pattern_numel;
+} tess_peft_options;
+
+typedef struct tess_peft_spec tess_peft_spec;
+
+/**
+ * Check options, copy them and compile their patterns. Local.
+ * @return TESS_E_CONFIG names the option; a pattern that does not compile shows where
+ */
+TESS_MUST_CHECK tess_status tess_peft_spec_create(const tess_peft_options *options,
+                                                  tess_peft_spec **out);
+void tess_peft_spec_destroy(tess_peft_spec **spec);
+/** The options as given, borrowed from the spec. */
+const tess_peft_options *tess_peft_spec_options(const tess_peft_spec *spec);
+
+/** A linear layer of the base model. */
+typedef struct tess_peft_module {
+    const char *path;         /* "model.layers.0.self_attn.q_proj": no prefix, no ".weight" */
+    bool is_output_embedding; /* lm_head: left out by "all-linear" */
+} tess_peft_module;
+
+/** What a module gets. */
+typedef struct tess_peft_match {
+    bool is_target;
+    int64_t rank; /* r after rank_pattern */
+    double alpha; /* after alpha_pattern */
+    double scale; /* alpha / r, or alpha / sqrt(r) with rslora */
+} tess_peft_match;
+
+/**
+ * Decide for one linear layer, as PEFT would. Local.
+ * @return TESS_E_CONFIG a pattern exceeded its match limit on this path
+ */
+TESS_MUST_CHECK tess_status tess_peft_spec_match(const tess_peft_spec *spec,
+                                                 const tess_peft_module *module,
+                                                 tess_peft_match *out);
+/** tess_peft_spec_match for an ordinary linear layer, target or not. Local. */
+TESS_MUST_CHECK tess_status tess_peft_target_matches(const tess_peft_spec *spec,
+                                                     const char *module_path, bool *out);
+
+typedef enum tess_peft_part { TESS_PEFT_A, TESS_PEFT_B } tess_peft_part;
+
+/** "base_model.model.<path>.lora_A.weight" into `name`. Local. @return TESS_E_RANGE too long */
+TESS_MUST_CHECK tess_status tess_peft_tensor_name(const char *module_path, tess_peft_part part,
+                                                  char name[TESS_ST_NAME_MAX_NBYTES + 1]);
+
+/** Adapter in one of our keys: the identity of what was trained and against what. */
+typedef struct tess_peft_identity {
+    const char *base_name;     /* base.name; NULL: not written (so for all) */
+    const char *base_sha256;   /* base.sha256: of the original weight file(s) */
+    const char *base_quant;    /* base.quant: "nf4/64/double" */
+    const char *base_id;       /* base.identity: hex of format/identity.h */
+    const char *compute_dtype; /* compute.dtype */
+    const char *master_dtype;  /* adapter.master_dtype */
+} tess_peft_identity;
+
+/** One adapted module in a file. */
+typedef struct tess_peft_adapter {
+    const char *path;  /* module path */
+    int64_t rank;      /* rows of A, columns of B */
+    int64_t in_numel;  /* columns of A */
+    int64_t out_numel; /* rows of B */
+} tess_peft_adapter;
+
+/** What a written directory holds. */
+typedef struct tess_peft_content {
+    const tess_peft_spec *spec;
+    const tess_peft_adapter *adapter; /* [adapter_numel] */
+    int64_t adapter_numel;
+    tess_dtype dt; /* of all tensors: f32, bf16 or f16 */
+    tess_peft_identity identity;
+} tess_peft_content;
+
+typedef struct tess_peft_writer tess_peft_writer;
+
+/**
+ * Start writing into `dir` (created when missing). Local: one rank writes. All of `content` is
+ * copied; `io` is kept (view).
+ *
+ * target_modules are written as given; "all-linear" is written as the sorted list of last path
+ * components, as PEFT itself saves it.
+ */
+TESS_MUST_CHECK tess_status tess_peft_writer_create(tess_io *io, const char *dir,
+                                                    const tess_peft_content *content,
+                                                    tess_peft_writer **out);
+/** Append the next bytes of A [r, in] or B [out, r] of one adapter; any order, in pieces. Local. */
+TESS_MUST_CHECK tess_status tess_peft_writer_append(tess_peft_writer *writer, int64_t adapter_idx,
+                                                    tess_peft_part part, const void *src,
+                                                    size_t nbytes);
+/** All tensors complete: fsync and rename the weights, then write the config. Local. */
+TESS_MUST_CHECK tess_status tess_peft_writer_finish(tess_peft_writer *writer);
+void tess_peft_writer_destroy(tess_peft_writer **writer);
+
+typedef struct tess_peft_dir tess_peft_dir;
+
+/**
+ * Open an adapter directory: config checked, weights checked against it (both parts present, ranks
+ * equal to the config's). Local. `io` is kept (view).
+ * @return TESS_E_FORMAT; TESS_E_UNSUPPORTED an option that changes the math; TESS_E_IO
+ */
+TESS_MUST_CHECK tess_status tess_peft_dir_open(tess_io *io, const char *path, tess_peft_dir **out);
+void tess_peft_dir_close(tess_peft_dir **dir);
+/** Options of the directory's adapter_config.json, compiled. */
+const tess_peft_spec *tess_peft_dir_spec(const tess_peft_dir *dir);
+/** base_model_name_or_path, "" when not stated. */
+const char *tess_peft_dir_base_name(const tess_peft_dir *dir);
+/** Value of a key of 10.5 in the weights' metadata ("base.identity"), NULL when absent. */
+const char *tess_peft_dir_metadata(const tess_peft_dir *dir, const char *key);
+int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir);
+/** Adapter `idx` in bytewise order of paths, NULL outside. */
+const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx);
+/** NULL when this module has none. */
+const tess_peft_adapter *tess_peft_dir_find(const tess_peft_dir *dir, const char *module_path);
+/** dtype of one adapter's part: f32, bf16 or f16. */
+tess_dtype tess_peft_dir_dtype(const tess_peft_dir *dir, const tess_peft_adapter *adapter,
+                               tess_peft_part part);
+/** Read bytes [first, first + nbytes) of one part, in its stored dtype. Local. */
+TESS_MUST_CHECK tess_status tess_peft_dir_read(const tess_peft_dir *dir,
+                                               const tess_peft_adapter *adapter,
+                                               tess_peft_part part, int64_t first_nbytes,
+                                               size_t nbytes, void *dst);
+
+/** Parse an adapter_config.json alone. Local. `base_name` (may be NULL) is borrowed from `root`. */
+TESS_MUST_CHECK tess_status tess_peft_config_parse(const tess_json *root, tess_peft_spec **out,
+                                                   const char **base_name);
+/**
+ * adapter_config.json of `spec`. Local.
+ * @param targets  written instead of the spec's own when not NULL (the expansion of "all-linear")
+ */
+TESS_MUST_CHECK tess_status tess_peft_config_write(tess_io *io, const char *path,
+                                                   const tess_peft_spec *spec,
+                                                   const tess_peft_modules *targets,
+                                                   const char *base_name);
+
+TESS_END_DECLS
