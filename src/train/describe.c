@@ -332,7 +332,7 @@ static tess_status source_dtype(void *arg, const tess_param *p, tess_dtype *dt)
     if (t != NULL)
         return weight_dtype(t, dt);
     choices c = {.d = d};
-    tess_codec codec;
+    tess_codec codec = {.format = TESS_FORMAT_BF16};
     TESS_TRY(source_of(&c, p->name, &codec));
     *dt = codec.format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16;
     return TESS_OK;
