@@ -176,8 +176,8 @@ static void resolve(tess_run *run)
         run->base.format = TESS_RUN_BASE_KEEP;
     if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given)
         run->train.warmup_steps = TESS_MIN(run->train.warmup_steps, run->train.steps);
-    if (run->output.export == TESS_RUN_EXPORT_AUTO)
-        run->output.export = is_full ? TESS_RUN_EXPORT_HF : TESS_RUN_EXPORT_PEFT;
+    if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
+        run->output.export_as = is_full ? TESS_RUN_EXPORT_HF : TESS_RUN_EXPORT_PEFT;
 }
 
 static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
@@ -191,9 +191,9 @@ static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char 
 static tess_status check_mode(const tess_run *run)
 {
     if (run->train.mode == TESS_RUN_MODE_LORA) {
-        if (run->output.export == TESS_RUN_EXPORT_HF)
+        if (run->output.export_as == TESS_RUN_EXPORT_HF)
             return refuse(
-                run, TESS_RUN_KEY_output_export,
+                run, TESS_RUN_KEY_output_export_as,
                 "hf writes a whole model, which train.mode lora does not train: use peft");
         return TESS_OK;
     }
@@ -206,8 +206,8 @@ static tess_status check_mode(const tess_run *run)
                           "has no meaning with train.mode full, which trains every weight and "
                           "freezes none: remove it or set train.mode to lora");
     }
-    if (run->output.export == TESS_RUN_EXPORT_PEFT)
-        return refuse(run, TESS_RUN_KEY_output_export,
+    if (run->output.export_as == TESS_RUN_EXPORT_PEFT)
+        return refuse(run, TESS_RUN_KEY_output_export_as,
                       "peft writes an adapter, and train.mode full has none: use hf");
     return TESS_OK;
 }

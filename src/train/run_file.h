@@ -16,7 +16,7 @@
 TESS_BEGIN_DECLS
 
 /* One struct per section: tess_run_model_keys {char *path; ...} and so on. */
-#define TESS_RUN_FIELD_(section, field, c_type, kind, words, text, lo, hi, class_, help)           \
+#define TESS_RUN_FIELD_(section, field, name, c_type, kind, words, text, lo, hi, class_, help)     \
     c_type field;
 #define TESS_RUN_STRUCT_(section, SECTION, help)                                                   \
     typedef struct tess_run_##section##_keys {                                                     \

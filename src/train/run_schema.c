@@ -11,10 +11,10 @@
 #define IS_FREE false
 
 static const tess_run_key key_table[TESS_RUN_KEY_NUMEL] = {
-#define X(section_, field, c_type, kind_, words_, text_, lo, hi, class_, help_)                    \
-    [TESS_RUN_KEY_##section_##_##field] = {.path = #section_ "." #field,                           \
+#define X(section_, field, name_, c_type, kind_, words_, text_, lo, hi, class_, help_)             \
+    [TESS_RUN_KEY_##section_##_##field] = {.path = #section_ "." name_,                            \
                                            .section = #section_,                                   \
-                                           .name = #field,                                         \
+                                           .name = name_,                                          \
                                            .kind = TESS_RUN_##kind_,                               \
                                            .is_numerics = IS_##class_,                             \
                                            .words = words_,                                        \

@@ -282,9 +282,8 @@ static tess_status set_rule(const tess_run_key *key, const run_node *node, const
         return mismatch(key, node, where);
     if (!is_name(match))
         return mismatch(key, match, where);
-    const int word = format->kind == RUN_SCALAR
-                         ? word_find(TESS_RUN_BASE_LIST(TESS_RUN_WORD_), format->text)
-                         : -1;
+    const int word =
+        format->kind == RUN_SCALAR ? word_find(TESS_RUN_WORDS_(BASE), format->text) : -1;
     if (word < 0)
         return mismatch(key, format, where);
     out->format = (tess_run_base_format)word;
@@ -422,7 +421,7 @@ static tess_status write_rules(const tess_run_rules *rules, tess_strbuf *out)
 {
     for (int64_t i = 0; i < rules->item_numel; i++) {
         char format[32];
-        word_at(TESS_RUN_BASE_LIST(TESS_RUN_WORD_), (int)rules->item[i].format, format);
+        word_at(TESS_RUN_WORDS_(BASE), (int)rules->item[i].format, format);
         TESS_TRY(tess_strbuf_add(out, "%s{match: ", i == 0 ? "[" : ", "));
         TESS_TRY(write_string(rules->item[i].match, out));
         TESS_TRY(tess_strbuf_add(out, ", format: %s}", format));

@@ -413,7 +413,7 @@ static void test_run_parse_defaults_are_those_of_the_design(void **state)
     assert_int_equal(run->train.warmup_steps, 10);
     assert_int_equal(run->shard.gather_group, TESS_RUN_AUTO);
     assert_int_equal(run->compute.memory_limit, TESS_RUN_AUTO);
-    assert_int_equal(run->output.export, TESS_RUN_EXPORT_PEFT);
+    assert_int_equal(run->output.export_as, TESS_RUN_EXPORT_PEFT);
     assert_string_equal(run->output.resume, "auto");
     assert_null(run->data.eval_path);
     tess_run_destroy(&run);
@@ -517,7 +517,7 @@ static void test_run_parse_full_mode_keeps_the_base(void **state)
     for (int64_t numel = 1; numel <= 2; numel++) {
         tess_run *run = parse_good(minimal, overrides, numel);
         assert_int_equal(run->base.format, TESS_RUN_BASE_KEEP);
-        assert_int_equal(run->output.export, TESS_RUN_EXPORT_HF);
+        assert_int_equal(run->output.export_as, TESS_RUN_EXPORT_HF);
         char *text = NULL;
         size_t nbytes = 0;
         assert_int_equal(tess_run_numerics(run, &text, &nbytes), TESS_OK);
