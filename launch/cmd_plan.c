@@ -7,7 +7,7 @@
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const int64_t ranks[2] = {1, 1048576};
-    tess_plan_options *plan = state->input;
+    tess_plan_command *plan = state->input;
     int64_t value = 0;
     switch (key) {
     case 'n':
@@ -45,7 +45,7 @@ static const struct argp plan_argp = {
            "What each number means stands in the README.",
 };
 
-static tess_status run(const tess_plan_options *plan)
+static tess_status run(const tess_plan_command *plan)
 {
     return TESS_FAIL(TESS_E_UNSUPPORTED, "plan: '%s' needs the planner, which this build lacks",
                      plan->run.path);
@@ -53,7 +53,7 @@ static tess_status run(const tess_plan_options *plan)
 
 int tess_cmd_plan(int argc, char **argv)
 {
-    tess_plan_options plan = {0};
+    tess_plan_command plan = {0};
     tess_status st = tess_launch_parse(&plan_argp, argc, argv, &plan, &plan.common);
     if (st == TESS_OK && !plan.common.is_help)
         st = run(&plan);
