@@ -48,11 +48,16 @@ tess_status engine_verdict(engine *e)
 
 /* ---- waiting ---- */
 
-/* A rank that waits must leave the core to ranks that compute: yields while an answer is likely,
- * then short sleeps. */
+/*
+ * A rank that waits must leave the core to ranks that compute, but the parts of a chunk under way
+ * move only while MPI is called: poll (MPI yields by itself where ranks share cores), then yield,
+ * then, when nothing has finished for longer than a chunk takes, short sleeps.
+ */
 static void back_off(double idle_s)
 {
-    if (idle_s < 1e-3) {
+    if (idle_s < 50e-6)
+        return;
+    if (idle_s < 5e-3) {
         sched_yield();
         return;
     }
