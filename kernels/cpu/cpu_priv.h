@@ -1,0 +1,44 @@
+/**
+ * Entry points of the CPU backend: one function per entry of tess_kernels, named tess_cpu_ + entry.
+ * table.c puts them in tess_kernels_cpu; nothing outside this folder calls them by name.
+ */
+#pragma once
+
+#include "kernels/kernels.h"
+
+TESS_BEGIN_DECLS
+
+/**
+ * Instruction path of this process: the selected one, or tess_cpu_path_best() before any selection.
+ * Local. Ops with one source for all paths (plain C compiled for several) switch on it.
+ */
+tess_cpu_path tess_cpu_path_current(void);
+/** Forget the selection so that a test can visit every path in one process. Local, tests only. */
+void tess_cpu_path_reset(void);
+
+tess_status tess_cpu_gemm(const tess_gemm_args *a, tess_stream *s);
+size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
+tess_status tess_cpu_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s);
+tess_status tess_cpu_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+
+tess_status tess_cpu_embedding_forward(const tess_embedding_args *a, tess_stream *s);
+tess_status tess_cpu_embedding_backward(const tess_embedding_backward_args *a, tess_stream *s);
+tess_status tess_cpu_rmsnorm_forward(const tess_rmsnorm_args *a, tess_stream *s);
+tess_status tess_cpu_rmsnorm_backward(const tess_rmsnorm_backward_args *a, tess_stream *s);
+tess_status tess_cpu_rope(const tess_rope_args *a, tess_stream *s);
+tess_status tess_cpu_attention_forward(const tess_attention_args *a, tess_stream *s);
+tess_status tess_cpu_attention_backward(const tess_attention_backward_args *a, tess_stream *s);
+size_t tess_cpu_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
+tess_status tess_cpu_swiglu_forward(const tess_swiglu_args *a, tess_stream *s);
+tess_status tess_cpu_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s);
+tess_status tess_cpu_add(const tess_add_args *a, tess_stream *s);
+tess_status tess_cpu_add_bias(const tess_add_bias_args *a, tess_stream *s);
+tess_status tess_cpu_sum_rows(const tess_sum_rows_args *a, tess_stream *s);
+tess_status tess_cpu_dropout(const tess_dropout_args *a, tess_stream *s);
+tess_status tess_cpu_cast(const tess_cast_args *a, tess_stream *s);
+tess_status tess_cpu_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
+tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s);
+tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s);
+tess_status tess_cpu_adamw(const tess_adamw_args *a, tess_stream *s);
+
+TESS_END_DECLS

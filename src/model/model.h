@@ -1,0 +1,68 @@
+/** What the trainer knows of a model family: a registry, stage calls, and a batch of tokens. */
+#pragma once
+
+#include "format/hf_config.h"
+#include "shard/registry.h"
+
+TESS_BEGIN_DECLS
+
+/** One micro-batch of token sequences; all arrays [token_numel], token_numel = sequences *
+ * sequence_length. */
+typedef struct tess_token_batch {
+    int64_t token_numel;
+    int64_t sequence_numel;
+    const int32_t *tokens;
+    const int32_t *labels;    /* -1: no loss */
+    const int32_t *positions; /* restart at every document */
+    const int32_t
+        *doc_start; /* index in this micro-batch of the first token of the token's document */
+    int64_t logits_token_idx; /* TESS_CALL_LOGITS: token whose logits are wanted */
+    float *logits;            /* TESS_CALL_LOGITS: [vocab] f32 out */
+} tess_token_batch;
+
+/** LoRA of one module; rank 0 means none. */
+typedef struct tess_lora_choice {
+    int rank;
+    double alpha;
+} tess_lora_choice;
+
+/** Choices of a run that shape the model. Callbacks are pure and borrowed for the describe call. */
+typedef struct tess_model_options {
+    tess_dtype compute_dt;
+    bool is_full;                /* full-parameter mode: every weight trains */
+    bool is_random;              /* init: random */
+    int64_t sequence_length;     /* S */
+    int64_t micro_batch;         /* sequences per micro-batch */
+    int thread_numel;            /* threads of the compute stream, for workspace sizes only */
+    const tess_kernels *kernels; /* backend whose workspaces are planned; NULL: tess_kernels_cpu */
+    double dropout;              /* LoRA dropout */
+    double lora_plus_ratio;      /* learning-rate ratio of B, 1 for plain LoRA */
+    void *arg;
+    /* Adapter of the linear layer at `module_path` ("model.layers.0.self_attn.q_proj"). */
+    tess_status (*lora_of)(void *arg, const char *module_path, bool is_head, tess_lora_choice *out);
+    /* Stored format of a frozen 2-D weight; `source` is its format in the model files. */
+    tess_status (*codec_of)(void *arg, const char *tensor_name, bool is_linear, tess_codec source,
+                            tess_codec *out);
+    /* Plain format of a tensor in the model files (bf16 when weights are random). */
+    tess_status (*source_of)(void *arg, const char *tensor_name, tess_codec *out);
+} tess_model_options;
+
+typedef struct tess_model tess_model;
+
+/**
+ * Describe a Llama-family model (llama, mistral, qwen2, qwen3): fills `reg` (initialized, empty)
+ * with units, tensors and stages and lays it out; keeps what its stage calls need. Pure but for
+ * memory. Local.
+ */
+TESS_MUST_CHECK tess_status tess_llama_create(const tess_llm_config *config,
+                                              const tess_model_options *options, tess_registry *reg,
+                                              tess_model **out);
+void tess_model_destroy(tess_model **model);
+const tess_stage_ops *tess_model_stage_ops(const tess_model *model);
+/** The pointer to hand to stage ops. */
+void *tess_model_self(tess_model *model);
+/** Model floating-point operations of one trained token (forward + backward, frozen base: dX only),
+ * for reports. */
+double tess_model_flops_per_token(const tess_model *model);
+
+TESS_END_DECLS

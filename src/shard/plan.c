@@ -1,0 +1,622 @@
+#include "shard/plan.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "shard/plan_priv.h"
+
+enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL, ALIGN = TESS_ARENA_ALIGN_NBYTES };
+
+const char *tess_lifetime_name(tess_lifetime life)
+{
+    static const char *const name[TESS_LIFE_NUMEL] = {
+        "base", "slots", "parameters", "state", "gradients", "activations", "data", "staging"};
+    return (unsigned)life < TESS_LIFE_NUMEL ? name[life] : "unknown";
+}
+
+void tess_plan_destroy(tess_plan **inout)
+{
+    tess_plan *plan = *inout;
+    if (plan == NULL)
+        return;
+    tess_free(plan->unit);
+    tess_free(plan->stage);
+    tess_free(plan->buffer);
+    tess_free(plan->wire);
+    tess_free(plan->grad_buffer_offset_nbytes);
+    tess_free(plan);
+    *inout = NULL;
+}
+
+/* ---- units ---- */
+
+static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
+{
+    const int group_numel = plan->options.gather_group_numel;
+    const int world = plan->options.world;
+    u->frozen_nbytes = unit->frozen_nbytes;
+    u->frozen_shard_nbytes =
+        (size_t)tess_ceil_div(tess_ceil_div((int64_t)unit->frozen_nbytes, ALIGN), group_numel) *
+        ALIGN;
+    u->slab_numel = unit->trainable_numel;
+    u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
+    u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
+    plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
+    u->state_first_idx = plan->state_numel;
+    plan->state_numel += u->slab_shard_numel;
+    u->param_first_idx = plan->param_numel;
+    plan->param_numel += plan->options.is_full ? u->slab_shard_numel : u->slab_shard_numel * world;
+    const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
+    const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0;
+    u->is_gathered = has_sharded_base || has_sharded_slab;
+    u->slot_slab_offset_nbytes = group_numel > 1 ? u->frozen_shard_nbytes * (size_t)group_numel : 0;
+}
+
+static size_t slot_nbytes_of(const tess_plan *plan, const tess_unit_plan *u, tess_dtype dt)
+{
+    const size_t slab = plan->options.is_full && plan->options.world > 1
+                            ? (size_t)u->slab_shard_numel * (size_t)plan->options.world
+                            : 0;
+    return u->slot_slab_offset_nbytes + slab * tess_dtype_block_nbytes(dt);
+}
+
+static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
+{
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof *plan->unit, &array));
+    plan->unit = array;
+    plan->unit_numel = reg->unit_numel;
+    int gathered_numel = 0;
+    for (int i = 0; i < reg->unit_numel; i++) {
+        tess_unit_plan *u = &plan->unit[i];
+        plan_unit(plan, &reg->unit[i], u);
+        if (!u->is_gathered)
+            continue;
+        gathered_numel++;
+        const size_t nbytes = slot_nbytes_of(plan, u, reg->compute_dt);
+        plan->slot_nbytes =
+            TESS_MAX(plan->slot_nbytes, (size_t)tess_round_up((int64_t)nbytes, ALIGN));
+    }
+    for (int i = 0; i < reg->param_numel; i++)
+        if (reg->param[i].role == TESS_ROLE_TRAINABLE)
+            plan->trainable_numel += reg->param[i].numel;
+    const bool keeps_all = plan->options.reshard == TESS_OFF;
+    plan->slot_numel = gathered_numel == 0 ? 0 : keeps_all ? TESS_MAX(gathered_numel, 2) : 2;
+    if (plan->slot_numel > 0 && plan->options.prefetch >= plan->slot_numel)
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "shard.prefetch: %d needs %d slots, the plan has %d; lower it",
+                         plan->options.prefetch, plan->options.prefetch + 1, plan->slot_numel);
+    return TESS_OK;
+}
+
+/* ---- contracts ---- */
+
+static tess_status add_wire(tess_plan *plan, tess_wire wire, const char *unit_name,
+                            const char *what, int *idx)
+{
+    wire.entry_idx = (uint32_t)plan->wire_numel;
+    snprintf(wire.name, sizeof wire.name, "%.64s/%s", unit_name, what);
+    *idx = plan->wire_numel;
+    plan->wire[plan->wire_numel++] = wire;
+    return TESS_OK;
+}
+
+static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, int unit_idx)
+{
+    tess_unit_plan *u = &plan->unit[unit_idx];
+    const char *name = reg->unit[unit_idx].name;
+    u->frozen_wire_idx = u->slab_wire_idx = u->grad_wire_idx = -1;
+    if (u->frozen_nbytes > 0 && plan->options.gather_group_numel > 1) {
+        const tess_wire wire = {.op = TESS_COMM_ALL_GATHER,
+                                .storage = TESS_U8_OPAQUE,
+                                .wire = TESS_U8_OPAQUE,
+                                .accumulate = TESS_U8_OPAQUE,
+                                .numel_per_rank = (int64_t)u->frozen_shard_nbytes,
+                                .numel_total = (int64_t)u->frozen_nbytes,
+                                .config_key = "base.format"};
+        TESS_TRY(add_wire(plan, wire, name, "frozen", &u->frozen_wire_idx));
+    }
+    if (u->slab_numel == 0)
+        return TESS_OK;
+    const tess_wire slab = {.op = TESS_COMM_ALL_GATHER,
+                            .storage = reg->compute_dt,
+                            .wire = reg->compute_dt,
+                            .accumulate = reg->compute_dt,
+                            .numel_per_rank = u->slab_shard_numel,
+                            .numel_total = u->slab_numel,
+                            .config_key = "compute.dtype"};
+    const tess_wire grad = {.op = plan->options.is_library ? TESS_COMM_REDUCE_SCATTER
+                                                           : TESS_COMM_EXCHANGE,
+                            .storage = TESS_F32,
+                            .wire = TESS_F32,
+                            .accumulate = TESS_F32,
+                            .numel_per_rank = u->slab_shard_numel,
+                            .numel_total = u->slab_numel,
+                            .config_key = "shard.reduction"};
+    TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
+    return add_wire(plan, grad, name, "grad", &u->grad_wire_idx);
+}
+
+static tess_status plan_wires(tess_plan *plan, const tess_registry *reg)
+{
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(3 * (int64_t)reg->unit_numel, sizeof *plan->wire, &array));
+    plan->wire = array;
+    for (int i = 0; i < reg->unit_numel; i++)
+        TESS_TRY(plan_unit_wires(plan, reg, i));
+    return TESS_OK;
+}
+
+/* ---- buffers ---- */
+
+static tess_status add_buffer(tess_plan *plan, const char *name, tess_lifetime life, tess_dtype dt,
+                              int64_t numel)
+{
+    tess_buffer_plan b = {.life = life, .dt = dt, .numel = numel};
+    size_t nbytes = 0;
+    if (numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_nbytes(dt, numel, &nbytes));
+    b.nbytes = (size_t)tess_round_up((int64_t)nbytes, ALIGN);
+    b.offset_nbytes = plan->arena_nbytes[life];
+    snprintf(b.name, sizeof b.name, "%s", name);
+    plan->arena_nbytes[life] += b.nbytes;
+    plan->buffer[plan->buffer_numel++] = b;
+    return TESS_OK;
+}
+
+/* Base shards are placed by plan_unit(); here they are only listed. */
+static void list_base(tess_plan *plan, const tess_registry *reg)
+{
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[i];
+        if (u->frozen_shard_nbytes == 0)
+            continue;
+        tess_buffer_plan *b = &plan->buffer[plan->buffer_numel++];
+        *b = (tess_buffer_plan){.life = TESS_LIFE_BASE,
+                                .dt = TESS_U8_OPAQUE,
+                                .numel = (int64_t)u->frozen_shard_nbytes,
+                                .nbytes = u->frozen_shard_nbytes,
+                                .offset_nbytes = u->base_offset_nbytes};
+        snprintf(b->name, sizeof b->name, "%.64s/frozen", reg->unit[i].name);
+    }
+}
+
+static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
+{
+    char name[96];
+    for (int i = 0; i < plan->slot_numel; i++) {
+        snprintf(name, sizeof name, "slot.%d", i);
+        TESS_TRY(
+            add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE, (int64_t)plan->slot_nbytes));
+    }
+    TESS_TRY(add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
+    TESS_TRY(add_buffer(plan, "master", TESS_LIFE_STATE, TESS_F32, plan->state_numel));
+    TESS_TRY(add_buffer(plan, "exp_avg", TESS_LIFE_STATE, TESS_F32, plan->state_numel));
+    return add_buffer(plan, "exp_avg_sq", TESS_LIFE_STATE, TESS_F32, plan->state_numel);
+}
+
+static int64_t padded_slab_numel(const tess_plan *plan, int unit_idx)
+{
+    return plan->unit[unit_idx].slab_shard_numel * plan->options.world;
+}
+
+static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched)
+{
+    char name[96];
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(sched->grad_buffer_numel, sizeof(size_t), &array));
+    plan->grad_buffer_offset_nbytes = array;
+    plan->grad_buffer_numel = sched->grad_buffer_numel;
+    for (int i = 0; i < sched->grad_buffer_numel; i++) {
+        int64_t numel = 0;
+        for (int u = 0; u < plan->unit_numel; u++) {
+            bool is_dedicated = false;
+            for (int j = 0; j < sched->grad_buffer_numel; j++)
+                is_dedicated = is_dedicated || sched->grad_unit[j] == u;
+            if (sched->grad_unit[i] == u || (sched->grad_unit[i] < 0 && !is_dedicated))
+                numel = TESS_MAX(numel, padded_slab_numel(plan, u));
+        }
+        snprintf(name, sizeof name, "grad.%d", i);
+        plan->grad_buffer_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_GRAD];
+        TESS_TRY(add_buffer(plan, name, TESS_LIFE_GRAD, TESS_F32, numel));
+    }
+    return TESS_OK;
+}
+
+static tess_status plan_gradients(tess_plan *plan, const tess_schedule *sched)
+{
+    const int world = plan->options.world;
+    const int64_t m = plan->options.micro_batch_numel;
+    int64_t largest_shard_numel = 0;
+    for (int u = 0; u < plan->unit_numel; u++)
+        largest_shard_numel = TESS_MAX(largest_shard_numel, plan->unit[u].slab_shard_numel);
+    TESS_TRY(plan_grad_buffers(plan, sched));
+    plan->receive_row_numel = plan->options.is_library ? 1
+                              : world == 1             ? 0
+                                                       : (int)TESS_MIN((int64_t)world - 1, m);
+    plan->receive_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
+    TESS_TRY(add_buffer(plan, "received", TESS_LIFE_GRAD, TESS_F32,
+                        plan->receive_row_numel * largest_shard_numel));
+    plan->level_numel = 1;
+    for (int64_t left = m; left > 1 && !plan->options.is_library; left /= 2)
+        plan->level_numel++;
+    plan->level_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
+    return add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
+                      plan->level_numel * plan->state_numel);
+}
+
+static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
+{
+    size_t shared_nbytes = 0;
+    for (int i = 0; i < reg->stage_numel; i++) {
+        const tess_stage *s = &reg->stage[i];
+        plan->stage[i].is_checkpointed =
+            plan->options.checkpointing == TESS_ON && !s->is_fused_loss && s->saved_nbytes > 0;
+        plan->stage[i].saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
+        if (plan->stage[i].is_checkpointed) {
+            shared_nbytes = TESS_MAX(shared_nbytes, s->saved_nbytes);
+            continue;
+        }
+        char name[96];
+        snprintf(name, sizeof name, "%.64s/saved", s->name);
+        TESS_TRY(add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->saved_nbytes));
+    }
+    plan->shared_saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
+    for (int i = 0; i < reg->stage_numel; i++)
+        if (plan->stage[i].is_checkpointed)
+            plan->stage[i].saved_offset_nbytes = plan->shared_saved_offset_nbytes;
+    return add_buffer(plan, "recomputed/saved", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+                      (int64_t)shared_nbytes);
+}
+
+static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
+{
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof *plan->stage, &array));
+    plan->stage = array;
+    plan->stage_numel = reg->stage_numel;
+    for (int i = 0; i < reg->stage_numel; i++) {
+        const tess_stage *s = &reg->stage[i];
+        char name[96];
+        snprintf(name, sizeof name, "%.64s/output", s->name);
+        plan->stage[i].output_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
+        TESS_TRY(add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->output_nbytes));
+        plan->work_nbytes = TESS_MAX(plan->work_nbytes, s->work_nbytes);
+        plan->d_nbytes = TESS_MAX(plan->d_nbytes, s->output_nbytes);
+    }
+    TESS_TRY(plan_saved(plan, reg));
+    plan->work_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
+    TESS_TRY(
+        add_buffer(plan, "scratch", TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)plan->work_nbytes));
+    for (int i = 0; i < 2; i++) {
+        plan->d_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_WORK];
+        TESS_TRY(add_buffer(plan, i == 0 ? "d_output" : "d_input", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+                            (int64_t)plan->d_nbytes));
+    }
+    /* Loading stages tensors in the same memory before the first step. */
+    const size_t load_nbytes = (size_t)tess_round_up((int64_t)plan->options.load_nbytes, ALIGN);
+    if (load_nbytes > plan->arena_nbytes[TESS_LIFE_WORK])
+        TESS_TRY(add_buffer(plan, "load staging beyond activations", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+                            (int64_t)(load_nbytes - plan->arena_nbytes[TESS_LIFE_WORK])));
+    return TESS_OK;
+}
+
+static tess_status plan_rest(tess_plan *plan)
+{
+    TESS_TRY(add_buffer(plan, "batches and data window", TESS_LIFE_DATA, TESS_U8_OPAQUE,
+                        (int64_t)plan->options.data_nbytes));
+    return add_buffer(plan, "state snapshot", TESS_LIFE_STAGING, TESS_U8_OPAQUE,
+                      plan->state_numel / BLOCK * plan->options.staging_nbytes_per_block);
+}
+
+/* ---- schedule ---- */
+
+typedef struct spec_arrays {
+    int *stage_unit;
+    bool *stage_checkpoints;
+    bool *unit_is_gathered;
+    bool *unit_has_grad;
+    int *unit_stage_numel;
+} spec_arrays;
+
+static void spec_arrays_fini(spec_arrays *a)
+{
+    tess_free(a->stage_unit);
+    tess_free(a->stage_checkpoints);
+    tess_free(a->unit_is_gathered);
+    tess_free(a->unit_has_grad);
+    tess_free(a->unit_stage_numel);
+}
+
+static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *reg, spec_arrays *a)
+{
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(int), (void **)&a->stage_unit));
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_checkpoints));
+    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_is_gathered));
+    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_has_grad));
+    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_stage_numel));
+    for (int i = 0; i < reg->stage_numel; i++) {
+        a->stage_unit[i] = reg->stage[i].unit_idx;
+        a->stage_checkpoints[i] = plan->stage != NULL && plan->stage[i].is_checkpointed;
+    }
+    for (int i = 0; i < reg->unit_numel; i++) {
+        a->unit_is_gathered[i] = plan->unit[i].is_gathered;
+        a->unit_has_grad[i] = plan->unit[i].slab_numel > 0;
+        a->unit_stage_numel[i] = reg->unit[i].stage_numel;
+    }
+    return TESS_OK;
+}
+
+static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg,
+                                 tess_sched_spec spec, tess_schedule *out)
+{
+    spec_arrays arrays = {0};
+    tess_status st = spec_arrays_init(plan, reg, &arrays);
+    spec.stage_numel = reg->stage_numel;
+    spec.stage_unit = arrays.stage_unit;
+    spec.stage_checkpoints = arrays.stage_checkpoints;
+    spec.is_last_fused = reg->stage[reg->stage_numel - 1].is_fused_loss;
+    spec.unit_numel = reg->unit_numel;
+    spec.unit_is_gathered = arrays.unit_is_gathered;
+    spec.unit_has_grad = arrays.unit_has_grad;
+    spec.unit_stage_numel = arrays.unit_stage_numel;
+    spec.slot_numel = plan->slot_numel;
+    spec.prefetch = plan->options.prefetch;
+    spec.is_library = plan->options.is_library;
+    spec.is_library_once = plan->is_library_once;
+    if (st == TESS_OK)
+        st = tess_schedule_create(&spec, out);
+    spec_arrays_fini(&arrays);
+    return st;
+}
+
+int tess_plan_active_rounds(const tess_plan *plan, int rank)
+{
+    const int64_t m = plan->options.micro_batch_numel;
+    const int64_t world = plan->options.world;
+    return rank < m ? (int)((m - 1 - rank) / world + 1) : 0;
+}
+
+tess_status tess_plan_schedule(const tess_plan *plan, const tess_registry *reg, int rank,
+                               bool is_eval, tess_schedule *out)
+{
+    const tess_sched_spec spec = {.round_numel = is_eval ? 1 : plan->round_numel,
+                                  .active_round_numel =
+                                      is_eval ? 1 : tess_plan_active_rounds(plan, rank),
+                                  .is_eval = is_eval};
+    return make_schedule(plan, reg, spec, out);
+}
+
+void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_idx,
+                     int64_t *hi_idx)
+{
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    *lo_idx = TESS_MIN(u->slab_shard_numel * rank, u->slab_numel);
+    *hi_idx = TESS_MIN(u->slab_shard_numel * (rank + 1), u->slab_numel);
+}
+
+/* ---- the whole ---- */
+
+static tess_status check_options(const tess_registry *reg, const tess_plan_options *o)
+{
+    TESS_CHECK(reg->is_laid_out, TESS_E_STATE, "registry is not laid out");
+    TESS_CHECK(o->world >= 1, TESS_E_ARG, "world size %d", o->world);
+    TESS_CHECK(o->gather_group_numel >= 1 && o->world % o->gather_group_numel == 0, TESS_E_CONFIG,
+               "shard.gather_group: %d does not divide the %d ranks of this launch",
+               o->gather_group_numel, o->world);
+    TESS_CHECK(o->micro_batch_numel >= 1 && o->micro_batch_numel <= INT32_MAX, TESS_E_CONFIG,
+               "train.micro_batches: expected 1 to %d, found %" PRId64, INT32_MAX,
+               o->micro_batch_numel);
+    TESS_CHECK(o->prefetch >= 0, TESS_E_CONFIG, "shard.prefetch: %d is negative", o->prefetch);
+    return TESS_OK;
+}
+
+static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
+{
+    const double group = plan->options.gather_group_numel, world = plan->options.world;
+    plan->gather_numel_per_step = sched->gather_numel;
+    for (int i = 0; i < sched->op_numel; i++) {
+        const tess_sched_op *op = &sched->op[i];
+        const tess_unit_plan *u = &plan->unit[op->unit_idx];
+        if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
+            plan->gather_nbytes_per_step += (double)u->frozen_shard_nbytes * (group - 1);
+        if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
+            plan->gather_nbytes_per_step += (double)u->slab_shard_numel * (world - 1) *
+                                            (double)tess_dtype_block_nbytes(reg->compute_dt);
+        if (op->kind == TESS_SCHED_SEND || op->kind == TESS_SCHED_REDUCE)
+            plan->grad_nbytes_per_step +=
+                (double)(u->slab_numel - u->slab_numel / plan->options.world) * 4;
+    }
+    if (!plan->options.is_full)
+        plan->slab_nbytes_per_step = (double)plan->state_numel * (world - 1) *
+                                     (double)tess_dtype_block_nbytes(reg->compute_dt);
+}
+
+static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
+{
+    void *array = NULL;
+    tess_schedule sched = {0};
+    const int64_t buffer_room = 3 * (int64_t)reg->unit_numel + 2 * (int64_t)reg->stage_numel + 64;
+    plan->round_numel = (int)tess_ceil_div(plan->options.micro_batch_numel, plan->options.world);
+    TESS_TRY(plan_units(plan, reg));
+    TESS_TRY(tess_alloc_array(buffer_room + plan->slot_numel, sizeof *plan->buffer, &array));
+    plan->buffer = array;
+    /* One local sum per step needs a gradient of everything; offered only where it is no larger
+     * than the state. */
+    plan->is_library_once = plan->options.is_library && !plan->options.is_full;
+    TESS_TRY(plan_wires(plan, reg));
+    list_base(plan, reg);
+    TESS_TRY(plan_state(plan, reg));
+    const tess_sched_spec sizing = {.round_numel = 1, .active_round_numel = 1};
+    TESS_TRY(make_schedule(plan, reg, sizing, &sched));
+    tess_status st = plan_gradients(plan, &sched);
+    tess_schedule_fini(&sched);
+    if (st == TESS_OK)
+        st = plan_activations(plan, reg);
+    if (st == TESS_OK)
+        st = plan_rest(plan);
+    if (st != TESS_OK)
+        return st;
+    plan->total_nbytes = plan->options.outside_nbytes;
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
+        plan->total_nbytes += plan->arena_nbytes[i];
+    return TESS_OK;
+}
+
+tess_status tess_plan_build(const tess_registry *reg, const tess_plan_options *options,
+                            tess_plan **out)
+{
+    TESS_TRY(check_options(reg, options));
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_plan), &object));
+    tess_plan *plan = object;
+    plan->options = *options;
+    const tess_status st = build_parts(plan, reg);
+    if (st != TESS_OK) {
+        tess_plan_destroy(&plan);
+        return st;
+    }
+    *out = plan;
+    return TESS_OK;
+}
+
+/* Traffic is counted once, on the plan that was chosen: it needs the schedule of a whole step. */
+static tess_status finish_plan(tess_plan *plan, const tess_registry *reg)
+{
+    tess_schedule sched = {0};
+    TESS_TRY(tess_plan_schedule(plan, reg, 0, false, &sched));
+    count_traffic(plan, reg, &sched);
+    tess_schedule_fini(&sched);
+    return TESS_OK;
+}
+
+static bool next_group(int world, int *group_numel)
+{
+    for (int g = *group_numel + 1; g <= world; g++) {
+        if (world % g == 0) {
+            *group_numel = g;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One candidate; keeps it when it fits, remembers the smallest total otherwise. */
+static tess_status try_candidate(const tess_registry *reg, const tess_plan_options *o,
+                                 tess_plan **fitting, size_t *smallest_nbytes)
+{
+    tess_plan *plan = NULL;
+    TESS_TRY(tess_plan_build(reg, o, &plan));
+    if (plan->total_nbytes < *smallest_nbytes)
+        *smallest_nbytes = plan->total_nbytes;
+    if (o->memory_limit_nbytes == 0 || plan->total_nbytes <= o->memory_limit_nbytes)
+        *fitting = plan;
+    else
+        tess_plan_destroy(&plan);
+    return TESS_OK;
+}
+
+/*
+ * [Note: order of choices] Recomputation costs a third of the compute, a gather hides behind it:
+ * first all gather groups without recomputation, smallest first, then with it. Within a group,
+ * keeping units comes before resharding.
+ */
+static tess_status search(const tess_registry *reg, const tess_plan_options *options,
+                          tess_plan **fitting, size_t *smallest_nbytes)
+{
+    tess_plan_options o = *options;
+    for (int ck = TESS_OFF; ck <= TESS_ON; ck++) {
+        if (options->checkpointing != TESS_AUTO && (int)options->checkpointing != ck)
+            continue;
+        int group = options->gather_group_numel > 0 ? options->gather_group_numel : 1;
+        do {
+            for (int rs = TESS_OFF; rs <= TESS_ON && *fitting == NULL; rs++) {
+                if (options->reshard != TESS_AUTO && (int)options->reshard != rs)
+                    continue;
+                o.checkpointing = (tess_choice)ck;
+                o.gather_group_numel = group;
+                o.reshard = (tess_choice)rs;
+                TESS_TRY(try_candidate(reg, &o, fitting, smallest_nbytes));
+            }
+        } while (*fitting == NULL && options->gather_group_numel == 0 &&
+                 next_group(o.world, &group));
+        if (*fitting != NULL)
+            return TESS_OK;
+    }
+    return TESS_OK;
+}
+
+typedef struct remedy {
+    char text[96];
+    size_t nbytes;
+} remedy;
+
+static tess_status add_remedy(const tess_registry *reg, const tess_plan_options *o,
+                              const char *text, remedy *list, int *numel)
+{
+    tess_plan *fitting = NULL;
+    size_t smallest = SIZE_MAX;
+    TESS_TRY(search(reg, o, &fitting, &smallest));
+    tess_plan_destroy(&fitting);
+    snprintf(list[*numel].text, sizeof list[*numel].text, "%s", text);
+    list[(*numel)++].nbytes = smallest;
+    return TESS_OK;
+}
+
+/* What would make it fit, cheapest for the user first: choices of the plan, then more ranks. */
+static tess_status refuse(const tess_registry *reg, const tess_plan_options *options,
+                          size_t smallest_nbytes)
+{
+    remedy list[8];
+    int numel = 0;
+    char text[512] = "";
+    size_t used = 0;
+    if (options->gather_group_numel > 0 || options->reshard == TESS_OFF) {
+        tess_plan_options o = *options;
+        o.gather_group_numel = 0;
+        o.reshard = TESS_AUTO;
+        TESS_TRY(add_remedy(reg, &o, "shard.gather_group=auto shard.reshard_after_forward=auto",
+                            list, &numel));
+    }
+    if (options->checkpointing == TESS_OFF) {
+        tess_plan_options o = *options;
+        o.checkpointing = TESS_ON;
+        TESS_TRY(add_remedy(reg, &o, "compute.activation_checkpointing=on", list, &numel));
+    }
+    for (int factor = 2; factor <= 8 && numel < 4; factor *= 2) {
+        tess_plan_options o = *options;
+        char more[96];
+        o.world *= factor;
+        snprintf(more, sizeof more, "%d ranks", o.world);
+        TESS_TRY(add_remedy(reg, &o, more, list, &numel));
+    }
+    for (int i = 0, shown = 0; i < numel && shown < 3; i++, shown++)
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s (%zu MiB%s)",
+                                 shown ? "; " : "", list[i].text, list[i].nbytes >> 20,
+                                 list[i].nbytes <= options->memory_limit_nbytes ? ", fits" : "");
+    return TESS_FAIL(
+        TESS_E_FIT,
+        "plan needs %zu MiB per rank, compute.memory_limit is %zu MiB; cheapest changes: %s; or a "
+        "shorter data.sequence_length or smaller train.micro_batch",
+        smallest_nbytes >> 20, options->memory_limit_nbytes >> 20, text);
+}
+
+tess_status tess_plan_create(const tess_registry *reg, const tess_plan_options *options,
+                             tess_plan **out)
+{
+    tess_plan *plan = NULL;
+    size_t smallest_nbytes = SIZE_MAX;
+    TESS_TRY(search(reg, options, &plan, &smallest_nbytes));
+    if (plan == NULL)
+        return refuse(reg, options, smallest_nbytes);
+    const tess_status st = finish_plan(plan, reg);
+    if (st != TESS_OK) {
+        tess_plan_destroy(&plan);
+        return st;
+    }
+    *out = plan;
+    return TESS_OK;
+}

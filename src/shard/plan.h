@@ -1,0 +1,149 @@
+/**
+ * The plan: every unit, buffer, collective and byte of a run, computed without a device and for any
+ * world size.
+ *
+ * A run allocates exactly what its plan lists; `tessera plan` prints the same object. All functions
+ * are Local and pure; ranks compare the digest of the contract table before the first collective.
+ *
+ * [Note: frozen shards] A unit's frozen byte string is cut in a gather group of G at multiples of
+ * 256 bytes: c = 256 ceil(nbytes / 256 / G), member i holds [i c, (i+1) c). With G = 1 the whole
+ * string stays in place and is used there; nothing is gathered.
+ *
+ * [Note: trainable shards] A unit's slab of n blocks of 256 elements is cut over the world: c =
+ * ceil(n / W), rank r owns blocks [r c, min((r+1) c, n)). Masters, moments and gradient sums have
+ * that shape. In LoRA mode the compute copy of every slab is gathered once after the optimizer and
+ * kept; in full mode slabs go through the slots.
+ */
+#pragma once
+
+#include "dist/comm.h"
+#include "format/json.h"
+#include "shard/registry.h"
+#include "shard/schedule.h"
+
+TESS_BEGIN_DECLS
+
+typedef enum tess_lifetime {
+    TESS_LIFE_BASE,    /* this rank's frozen shards: whole run */
+    TESS_LIFE_SLOT,    /* gathered units */
+    TESS_LIFE_PARAM,   /* compute copies of trainable slabs */
+    TESS_LIFE_STATE,   /* masters and moments */
+    TESS_LIFE_GRAD,    /* gradient buffers, received pieces, levels of the ordered sum */
+    TESS_LIFE_WORK,    /* activations; while loading, staging of tensors */
+    TESS_LIFE_DATA,    /* batches and the data window */
+    TESS_LIFE_STAGING, /* snapshots of state for the checkpoint writer */
+    TESS_LIFE_NUMEL
+} tess_lifetime;
+
+const char *tess_lifetime_name(tess_lifetime life);
+
+typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
+
+/** What the caller decides. Zero `gather_group` means auto. */
+typedef struct tess_plan_options {
+    int world;
+    int gather_group_numel;    /* 0: the smallest that fits */
+    tess_choice reshard;       /* reshard after forward */
+    tess_choice checkpointing; /* activation checkpointing */
+    int prefetch;
+    bool is_library;                  /* reduction: library */
+    bool is_full;                     /* slabs go through the slots */
+    int64_t micro_batch_numel;        /* M */
+    size_t memory_limit_nbytes;       /* per rank; 0: none */
+    size_t outside_nbytes;            /* memory outside arenas that counts against the limit */
+    size_t load_nbytes;               /* staging while tensors are loaded */
+    size_t data_nbytes;               /* batches and data window */
+    int64_t staging_nbytes_per_block; /* snapshot bytes per owned block of 256 trainable elements */
+    const char *kernel_path;          /* "cpu/avx512_bf16" */
+} tess_plan_options;
+
+/** Shards of one unit, the same numbers on every rank. */
+typedef struct tess_unit_plan {
+    size_t frozen_nbytes;           /* length of the byte string */
+    size_t frozen_shard_nbytes;     /* c, a multiple of 256; 0 when the unit has none */
+    size_t base_offset_nbytes;      /* in the BASE arena */
+    int64_t slab_numel;             /* trainable elements, a multiple of 256 */
+    int64_t slab_shard_numel;       /* c * 256 */
+    int64_t state_first_idx;        /* element in each STATE array and in each level of the sum */
+    int64_t param_first_idx;        /* element in the PARAM arena */
+    bool is_gathered;               /* lives in a slot */
+    size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
+                                       slot */
+    int frozen_wire_idx, slab_wire_idx, grad_wire_idx; /* contracts, -1: none */
+} tess_unit_plan;
+
+/** One planned allocation. */
+typedef struct tess_buffer_plan {
+    char name[96];
+    tess_lifetime life;
+    tess_dtype dt;
+    int64_t numel;
+    size_t nbytes;        /* rounded up to 256 */
+    size_t offset_nbytes; /* in its arena */
+} tess_buffer_plan;
+
+typedef struct tess_stage_plan {
+    bool is_checkpointed;
+    size_t output_offset_nbytes; /* in the WORK arena */
+    size_t saved_offset_nbytes;
+} tess_stage_plan;
+
+typedef struct tess_plan {
+    tess_plan_options options; /* with every `auto` decided */
+    tess_unit_plan *unit;
+    int unit_numel;
+    tess_stage_plan *stage;
+    int stage_numel;
+    tess_buffer_plan *buffer;
+    int buffer_numel;
+    tess_wire *wire;
+    int wire_numel;
+    size_t arena_nbytes[TESS_LIFE_NUMEL];
+    size_t total_nbytes; /* arenas and outside_nbytes */
+    size_t slot_nbytes;
+    int slot_numel;
+    int round_numel;
+    int level_numel;         /* floor(log2 M) + 1; 1 with the library reduction */
+    int receive_row_numel;   /* pieces a rank may receive at once */
+    int64_t state_numel;     /* sum of slab_shard_numel */
+    int64_t param_numel;     /* elements of the PARAM arena */
+    int64_t trainable_numel; /* parameters that learn, without padding */
+    bool is_library_once;
+    int grad_buffer_numel;
+    int64_t gather_numel_per_step; /* gathers of units in one step of an active rank */
+    double gather_nbytes_per_step; /* bytes received per rank and step in gathers of units */
+    double grad_nbytes_per_step;   /* bytes sent per rank and step for gradients */
+    double slab_nbytes_per_step;   /* bytes received per rank and step for kept slabs */
+    /* WORK arena */
+    size_t shared_saved_offset_nbytes, work_offset_nbytes, d_offset_nbytes[2];
+    size_t work_nbytes, d_nbytes;
+    /* GRAD arena */
+    size_t *grad_buffer_offset_nbytes; /* [grad_buffer_numel] */
+    size_t receive_offset_nbytes, level_offset_nbytes;
+} tess_plan;
+
+/**
+ * Make the plan. `reg` is laid out and borrowed while the plan lives.
+ * @return TESS_E_CONFIG impossible choice (names the key); TESS_E_FIT with the three cheapest
+ * changes that would fit
+ */
+TESS_MUST_CHECK tess_status tess_plan_create(const tess_registry *reg,
+                                             const tess_plan_options *options, tess_plan **out);
+void tess_plan_destroy(tess_plan **plan);
+
+/** Blocks' elements this rank owns of a unit: [lo, hi) of its slab; may be empty. */
+void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_idx,
+                     int64_t *hi_idx);
+/** Schedule of a rank that is active in all rounds but perhaps the last. */
+TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess_registry *reg,
+                                               int rank, bool is_eval, tess_schedule *out);
+/** Rounds in which `rank` has a micro-batch. */
+int tess_plan_active_rounds(const tess_plan *plan, int rank);
+/** plan.json of `rank`. Caller destroys. */
+TESS_MUST_CHECK tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg,
+                                           int rank, tess_json **out);
+/** The same for people, into a new string. */
+TESS_MUST_CHECK tess_status tess_plan_text(const tess_plan *plan, const tess_registry *reg,
+                                           char **out);
+
+TESS_END_DECLS

@@ -1,0 +1,265 @@
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "shard/plan.h"
+
+/* ---- JSON ---- */
+
+static const char *choice_name(tess_choice c)
+{
+    return c == TESS_AUTO ? "auto" : c == TESS_ON ? "on" : "off";
+}
+
+static tess_status json_options(const tess_plan *plan, tess_json *root)
+{
+    const tess_plan_options *o = &plan->options;
+    tess_json *v = NULL;
+    TESS_TRY(tess_json_add_object(root, "choices", &v));
+    TESS_TRY(tess_json_add_i64(v, "world", o->world));
+    TESS_TRY(tess_json_add_i64(v, "gather_group", o->gather_group_numel));
+    TESS_TRY(tess_json_add_string(v, "reshard_after_forward", choice_name(o->reshard)));
+    TESS_TRY(tess_json_add_string(v, "activation_checkpointing", choice_name(o->checkpointing)));
+    TESS_TRY(tess_json_add_i64(v, "prefetch", o->prefetch));
+    TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
+    TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
+    TESS_TRY(tess_json_add_i64(v, "micro_batches", o->micro_batch_numel));
+    TESS_TRY(tess_json_add_i64(v, "slots", plan->slot_numel));
+    TESS_TRY(tess_json_add_i64(v, "rounds", plan->round_numel));
+    TESS_TRY(tess_json_add_i64(v, "sum_levels", plan->level_numel));
+    return tess_json_add_string(v, "kernels", o->kernel_path != NULL ? o->kernel_path : "");
+}
+
+static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, int i, int rank,
+                             tess_json *list)
+{
+    const tess_unit_plan *u = &plan->unit[i];
+    tess_json *v = NULL;
+    int64_t lo = 0, hi = 0;
+    tess_plan_owned(plan, i, rank, &lo, &hi);
+    TESS_TRY(tess_json_add_object(list, NULL, &v));
+    TESS_TRY(tess_json_add_string(v, "name", reg->unit[i].name));
+    TESS_TRY(tess_json_add_i64(v, "frozen_bytes", (int64_t)u->frozen_nbytes));
+    TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)u->frozen_shard_nbytes));
+    TESS_TRY(tess_json_add_i64(v, "trainable_elements", u->slab_numel));
+    TESS_TRY(tess_json_add_i64(v, "trainable_shard_elements", u->slab_shard_numel));
+    TESS_TRY(tess_json_add_i64(v, "owned_first", lo));
+    TESS_TRY(tess_json_add_i64(v, "owned_end", hi));
+    return tess_json_add_bool(v, "gathered", u->is_gathered);
+}
+
+static tess_status json_wire(const tess_wire *w, tess_json *list)
+{
+    tess_json *v = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &v));
+    TESS_TRY(tess_json_add_string(v, "name", w->name));
+    TESS_TRY(tess_json_add_string(v, "op", tess_comm_op_name(w->op)));
+    TESS_TRY(tess_json_add_string(v, "storage", tess_dtype_name(w->storage)));
+    TESS_TRY(tess_json_add_string(v, "wire", tess_dtype_name(w->wire)));
+    TESS_TRY(tess_json_add_string(v, "accumulate", tess_dtype_name(w->accumulate)));
+    TESS_TRY(tess_json_add_i64(v, "elements_per_rank", w->numel_per_rank));
+    TESS_TRY(tess_json_add_i64(v, "elements", w->numel_total));
+    return tess_json_add_string(v, "decided_by", w->config_key);
+}
+
+static tess_status json_buffer(const tess_buffer_plan *b, tess_json *list)
+{
+    tess_json *v = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &v));
+    TESS_TRY(tess_json_add_string(v, "name", b->name));
+    TESS_TRY(tess_json_add_string(v, "arena", tess_lifetime_name(b->life)));
+    TESS_TRY(tess_json_add_string(v, "dtype", tess_dtype_name(b->dt)));
+    TESS_TRY(tess_json_add_i64(v, "elements", b->numel));
+    TESS_TRY(tess_json_add_i64(v, "bytes", (int64_t)b->nbytes));
+    return tess_json_add_i64(v, "offset", (int64_t)b->offset_nbytes);
+}
+
+static tess_status json_memory(const tess_plan *plan, tess_json *root)
+{
+    tess_json *v = NULL, *list = NULL;
+    TESS_TRY(tess_json_add_object(root, "memory_bytes", &v));
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
+        TESS_TRY(tess_json_add_i64(v, tess_lifetime_name((tess_lifetime)i),
+                                   (int64_t)plan->arena_nbytes[i]));
+    TESS_TRY(tess_json_add_i64(v, "outside_arenas", (int64_t)plan->options.outside_nbytes));
+    TESS_TRY(tess_json_add_i64(v, "total", (int64_t)plan->total_nbytes));
+    TESS_TRY(tess_json_add_array(root, "buffers", &list));
+    for (int i = 0; i < plan->buffer_numel; i++)
+        TESS_TRY(json_buffer(&plan->buffer[i], list));
+    return TESS_OK;
+}
+
+static tess_status json_traffic(const tess_plan *plan, tess_json *root)
+{
+    tess_json *v = NULL;
+    TESS_TRY(tess_json_add_object(root, "per_step", &v));
+    TESS_TRY(tess_json_add_i64(v, "unit_gathers", plan->gather_numel_per_step));
+    TESS_TRY(tess_json_add_i64(v, "gather_bytes_received", (int64_t)plan->gather_nbytes_per_step));
+    TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
+    return tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step);
+}
+
+static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, int rank,
+                             tess_json *root)
+{
+    tess_json *list = NULL;
+    TESS_TRY(tess_json_add_i64(root, "rank", rank));
+    TESS_TRY(tess_json_add_i64(root, "trainable_parameters", plan->trainable_numel));
+    TESS_TRY(json_options(plan, root));
+    TESS_TRY(tess_json_add_array(root, "units", &list));
+    for (int i = 0; i < plan->unit_numel; i++)
+        TESS_TRY(json_unit(plan, reg, i, rank, list));
+    TESS_TRY(tess_json_add_array(root, "contracts", &list));
+    for (int i = 0; i < plan->wire_numel; i++)
+        TESS_TRY(json_wire(&plan->wire[i], list));
+    TESS_TRY(json_memory(plan, root));
+    return json_traffic(plan, root);
+}
+
+tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg, int rank,
+                           tess_json **out)
+{
+    tess_json *root = NULL;
+    TESS_TRY(tess_json_create_object(&root));
+    const tess_status st = json_fill(plan, reg, rank, root);
+    if (st != TESS_OK) {
+        tess_json_destroy(&root);
+        return st;
+    }
+    *out = root;
+    return TESS_OK;
+}
+
+/* ---- text ---- */
+
+typedef struct text_buffer {
+    char *data;
+    int64_t room_nbytes, used_nbytes;
+} text_buffer;
+
+static tess_status say(text_buffer *t, const char *fmt, ...) TESS_PRINTF(2, 3);
+
+static tess_status say(text_buffer *t, const char *fmt, ...)
+{
+    char line[512];
+    va_list args;
+    va_start(args, fmt);
+    const int n = vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    TESS_CHECK(n >= 0 && (size_t)n < sizeof line, TESS_E_RANGE, "plan line too long");
+    if (t->used_nbytes + n + 1 > t->room_nbytes) {
+        void *grown = t->data;
+        const int64_t room = t->room_nbytes * 2 + 4096;
+        TESS_TRY(tess_realloc_array(t->used_nbytes, room, 1, &grown));
+        t->data = grown;
+        t->room_nbytes = room;
+    }
+    memcpy(t->data + t->used_nbytes, line, (size_t)n + 1);
+    t->used_nbytes += n;
+    return TESS_OK;
+}
+
+static void size_text(double nbytes, char text[24])
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int i = 0;
+    while (nbytes >= 1024 && i < 4) {
+        nbytes /= 1024;
+        i++;
+    }
+    snprintf(text, 24, i == 0 ? "%.0f %s" : "%.2f %s", nbytes, unit[i]);
+}
+
+static tess_status say_size(text_buffer *t, const char *label, double nbytes)
+{
+    char size[24];
+    size_text(nbytes, size);
+    return say(t, "  %-34s %14s\n", label, size);
+}
+
+/* Units of equal shape follow each other: one line for a run of them. */
+static bool is_alike(const tess_plan *plan, int a, int b)
+{
+    const tess_unit_plan *x = &plan->unit[a], *y = &plan->unit[b];
+    return x->frozen_nbytes == y->frozen_nbytes && x->slab_numel == y->slab_numel &&
+           x->is_gathered == y->is_gathered;
+}
+
+static tess_status say_units(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
+{
+    TESS_TRY(say(t, "units (what is gathered together)\n  %-22s %12s %12s %14s %10s\n", "name",
+                 "frozen", "shard", "trainable", "gathered"));
+    for (int i = 0; i < plan->unit_numel;) {
+        int end = i + 1;
+        while (end < plan->unit_numel && is_alike(plan, i, end))
+            end++;
+        char name[64], frozen[24], shard[24];
+        snprintf(name, sizeof name, end > i + 1 ? "%.20s .. %.20s" : "%.20s", reg->unit[i].name,
+                 reg->unit[end - 1].name);
+        size_text((double)plan->unit[i].frozen_nbytes, frozen);
+        size_text((double)plan->unit[i].frozen_shard_nbytes, shard);
+        TESS_TRY(say(t, "  %-22s %12s %12s %14" PRId64 " %10s\n", name, frozen, shard,
+                     plan->unit[i].slab_numel, plan->unit[i].is_gathered ? "yes" : "in place"));
+        i = end;
+    }
+    return TESS_OK;
+}
+
+static tess_status say_contracts(text_buffer *t, const tess_plan *plan)
+{
+    TESS_TRY(say(t, "contracts (collectives with dtypes)\n"));
+    for (int i = 0; i < plan->wire_numel; i++) {
+        const tess_wire *w = &plan->wire[i];
+        if (plan->wire_numel > 24 && i >= 9 && i < plan->wire_numel - 6) {
+            if (i == 9)
+                TESS_TRY(say(t, "  ... %d more, in --json\n", plan->wire_numel - 15));
+            continue;
+        }
+        TESS_TRY(say(t, "  %-22s %-14s stored %-9s wire %-9s sum %-9s %12" PRId64 " per rank\n",
+                     w->name, tess_comm_op_name(w->op), tess_dtype_name(w->storage),
+                     tess_dtype_name(w->wire), tess_dtype_name(w->accumulate), w->numel_per_rank));
+    }
+    return TESS_OK;
+}
+
+static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
+{
+    const tess_plan_options *o = &plan->options;
+    TESS_TRY(say(
+        t, "%d rank%s, gather group %d, %" PRId64 " micro-batches in %d round%s, reduction %s\n",
+        o->world, o->world == 1 ? "" : "s", o->gather_group_numel, o->micro_batch_numel,
+        plan->round_numel, plan->round_numel == 1 ? "" : "s",
+        o->is_library
+            ? (plan->is_library_once ? "library (once per step)" : "library (per micro-batch)")
+            : "exact"));
+    TESS_TRY(
+        say(t, "reshard after forward %s, activation checkpointing %s, prefetch %d, %d slots\n",
+            choice_name(o->reshard), choice_name(o->checkpointing), o->prefetch, plan->slot_numel));
+    TESS_TRY(say(t, "%" PRId64 " trainable parameters, kernels %s\n", plan->trainable_numel,
+                 o->kernel_path != NULL ? o->kernel_path : "-"));
+    TESS_TRY(say_units(t, plan, reg));
+    TESS_TRY(say_contracts(t, plan));
+    TESS_TRY(say(t, "memory of every rank\n"));
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
+        TESS_TRY(say_size(t, tess_lifetime_name((tess_lifetime)i), (double)plan->arena_nbytes[i]));
+    TESS_TRY(say_size(t, "outside arenas (at most)", (double)o->outside_nbytes));
+    TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
+    TESS_TRY(say(t, "traffic of a rank and step\n"));
+    TESS_TRY(say_size(t, "unit gathers received", plan->gather_nbytes_per_step));
+    TESS_TRY(say_size(t, "gradients sent", plan->grad_nbytes_per_step));
+    return say_size(t, "trainable copies received", plan->slab_nbytes_per_step);
+}
+
+tess_status tess_plan_text(const tess_plan *plan, const tess_registry *reg, char **out)
+{
+    text_buffer t = {0};
+    const tess_status st = say_all(&t, plan, reg);
+    if (st != TESS_OK) {
+        tess_free(t.data);
+        return st;
+    }
+    *out = t.data;
+    return TESS_OK;
+}
