@@ -43,11 +43,12 @@ static void undo_default_binding(void)
         (void)sched_setaffinity(0, sizeof set, &set);
 }
 
-void engine_mpi_prepare(void)
+void engine_mpi_prepare(tess_comm_thread thread)
 {
     undo_default_binding();
     const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-    if (local != NULL && strtol(local, NULL, 10) > cores_here())
+    const long threads = thread == TESS_COMM_THREAD_ON ? 2 : 1;
+    if (local != NULL && strtol(local, NULL, 10) * threads > cores_here())
         (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
     (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
