@@ -160,7 +160,7 @@ int main(int argc, char **argv)
 {
     const size_t whole_mib = argc > 1 ? (size_t)strtoul(argv[1], NULL, 10) : 16;
     const size_t chunk_nbytes = argc > 2 ? (size_t)strtoul(argv[2], NULL, 10) : 0;
-    engine_mpi_prepare();
+    engine_mpi_prepare(TESS_COMM_THREAD_OFF);
     int provided = 0;
     MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
     bench b = {0};

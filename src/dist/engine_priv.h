@@ -205,7 +205,7 @@ tess_status engine_mpi_fail(int code, const char *file, int line, const char *ca
 
 /* mpi_setup.c */
 /** Environment and affinity before MPI_Init, without overriding what the user set. */
-void engine_mpi_prepare(void);
+void engine_mpi_prepare(tess_comm_thread thread);
 
 /** The chunk size of every communicator that shares this engine; equal on all ranks. For tests. */
 void tess_comm_set_chunk(tess_comm *comm, size_t nbytes);

@@ -50,10 +50,11 @@ static void undo_default_binding(void)
         (void)sched_setaffinity(0, sizeof set, &set);
 }
 
-void engine_mpi_prepare(void)
+void engine_mpi_prepare(tess_comm_thread thread)
 {
     undo_default_binding();
-    if (tess_comm_node_rank_numel() > cores_here())
+    const int threads = thread == TESS_COMM_THREAD_ON ? 2 : 1;
+    if (tess_comm_node_rank_numel() * threads > cores_here())
         (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
     (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);

@@ -37,6 +37,14 @@ run() {
 run stop 86 10 "all_gather 'blk.2/frozen' (sequence 3, entry 2, stream gather, 3 ranks): nothing heard from rank 1"
 # a rank that hangs outside of communication: its own watchdog (1 s)
 run hang 86 10 "watchdog: rank 1 is late: step 3, section 'step' had 1.0 s"
+grep -qF "rank 1: stack of the late thread:" "$out" && grep -q "test_watchdog_fault_mpi.*\[0x" "$out" || {
+    echo "hang: no stack of the late thread"
+    bad=1
+}
+grep -qE "^[0-9]+ gather [0-9]+ 3 all_gather 2 done .* blk.2/frozen$" "$out" || {
+    echo "hang: no dump of the collective records"
+    bad=1
+}
 # a rank that is killed: mpirun ends the others
 run kill any 10 ""
 # a rank that ends the job itself
