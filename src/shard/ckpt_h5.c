@@ -3,6 +3,7 @@
 #include <hdf5.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "shard/ckpt_priv.h"
 
@@ -322,6 +323,7 @@ tess_status ckpt_h5_build(const char *path, const ckpt_h5_spec *spec, ckpt_h5_la
     tess_status st = open_lists(&lists);
     if (st == TESS_OK) {
         const hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, lists.create, lists.access);
+        (void)unlink(path);
         st = file >= 0 ? fill_file(file, &lists, spec, out)
                        : h5_fail(TESS_E_IO, path, "creation of a file");
         if (file >= 0 && H5Fclose(file) < 0 && st == TESS_OK)

@@ -57,7 +57,8 @@ static void put_files(const ckpt_manifest_spec *spec, ckpt_text *t)
     const int world = spec->index->set->shard_world;
     ckpt_text_put(t, "\"files\":[");
     for (int i = 0; i < world; i++) {
-        const ckpt_file *f = &spec->files[i];
+        static const ckpt_file unknown; /* measuring: digests have a fixed width */
+        const ckpt_file *f = spec->files != NULL ? &spec->files[i] : &unknown;
         char name[CKPT_SHARD_NAME_NBYTES];
         ckpt_shard_name(i, world, name);
         ckpt_text_put(t, "%s\n{\"chunks\":{", i > 0 ? "," : "");
@@ -140,7 +141,8 @@ static void put_tensors(const ckpt_manifest_spec *spec, ckpt_text *t)
         put_key_i64(t, "extent", tensor->extent_numel, ",");
         ckpt_text_put(t, "\"hash\":{");
         for (int64_t p = x->first_pair[i]; p < x->first_pair[i + 1]; p++) {
-            const tess_logical_hash *h = &spec->hashes[p];
+            static const tess_logical_hash unknown;
+            const tess_logical_hash *h = spec->hashes != NULL ? &spec->hashes[p] : &unknown;
             ckpt_text_quote(t, x->set->records[x->pairs[p].record_idx].role);
             ckpt_text_put(t, ":\"%016" PRIx64 "%016" PRIx64 "\"%s", h->lane[0], h->lane[1],
                           p + 1 < x->first_pair[i + 1] ? "," : "");

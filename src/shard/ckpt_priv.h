@@ -169,7 +169,7 @@ typedef struct ckpt_h5_layout {
 
 /* Prepare the library for this thread; false where it may be called from one thread only. */
 bool ckpt_h5_start(void);
-/* Build a file without payload through `path` (a file of ours that nobody else sees). */
+/* Build a file without payload in the file `path`, whose name is removed as soon as it is open. */
 TESS_MUST_CHECK tess_status ckpt_h5_build(const char *path, const ckpt_h5_spec *spec,
                                           ckpt_h5_layout *out);
 /* Open a file whose metadata digest was checked; compare all of it with `spec`. */

@@ -1,9 +1,10 @@
 /* One shard file: written from a snapshot by pwrite around an HDF5 skeleton, and checked before
  * HDF5 sees it. */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -157,7 +158,7 @@ typedef struct shard_plan {
     ckpt_chunk *chunks;     /* [chunk_numel] by offset */
     uint8_t *table;
     int64_t chunk_numel;
-    char skeleton_path[64];
+    char skeleton_path[512];
     int skeleton_fd;
 } shard_plan;
 
@@ -176,6 +177,23 @@ static size_t own_nbytes(const ckpt_shard_job *job, int64_t record_idx)
                               job->h5.rank);
 }
 
+/* A file for the skeleton under a private name. HDF5 opens by name only and refuses the names of
+ * memfd files, so it lies in the first of these folders that takes it, until HDF5 has opened it. */
+static tess_status open_private(shard_plan *p)
+{
+    const char *const folders[] = {"/dev/shm", getenv("TMPDIR"), "/tmp"};
+    for (int i = 0; p->skeleton_fd < 0 && i < TESS_NELEM(folders); i++) {
+        if (folders[i] == NULL || strlen(folders[i]) > sizeof p->skeleton_path - 40)
+            continue;
+        snprintf(p->skeleton_path, sizeof p->skeleton_path, "%s/tessera-skeleton-XXXXXX",
+                 folders[i]);
+        p->skeleton_fd = mkostemp(p->skeleton_path, O_CLOEXEC);
+    }
+    TESS_CHECK(p->skeleton_fd >= 0, TESS_E_IO,
+               "cannot create a temporary file in /dev/shm, TMPDIR or /tmp: %s", strerror(errno));
+    return TESS_OK;
+}
+
 /* Build the skeleton in memory only; [Note: sparse skeleton] early allocation makes HDF5 extend the
  * file to its full size, but nothing is written there, so it holds a few pages. */
 static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_layout *layout)
@@ -191,11 +209,11 @@ static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_la
     p->chunks = memory;
     TESS_TRY(tess_alloc_array(p->chunk_numel, CKPT_CHUNK_ENTRY_NBYTES, &memory));
     p->table = memory;
-    p->skeleton_fd = memfd_create("tessera-checkpoint", MFD_CLOEXEC);
-    TESS_CHECK(p->skeleton_fd >= 0, TESS_E_IO, "cannot create a file in memory for '%s'", job->dir);
-    snprintf(p->skeleton_path, sizeof p->skeleton_path, "/proc/self/fd/%d", p->skeleton_fd);
+    TESS_TRY(open_private(p));
     layout->payload_offset_nbytes = p->offset_nbytes;
-    return ckpt_h5_build(p->skeleton_path, &job->h5, layout);
+    const tess_status st = ckpt_h5_build(p->skeleton_path, &job->h5, layout);
+    (void)unlink(p->skeleton_path); /* where building failed before it did so */
+    return st;
 }
 
 /* Digests of the snapshot, before anything is written. */
