@@ -7,30 +7,9 @@
  */
 #pragma once
 
-#include "kernels/kernels.h"
+#include "kernels/cpu/cpu_priv.h"
 
 TESS_BEGIN_DECLS
-
-tess_status tess_cpu_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
-tess_status tess_cpu_embedding_forward(const tess_embedding_args *a, tess_stream *s);
-tess_status tess_cpu_embedding_backward(const tess_embedding_backward_args *a, tess_stream *s);
-tess_status tess_cpu_rmsnorm_forward(const tess_rmsnorm_args *a, tess_stream *s);
-tess_status tess_cpu_rmsnorm_backward(const tess_rmsnorm_backward_args *a, tess_stream *s);
-tess_status tess_cpu_rope(const tess_rope_args *a, tess_stream *s);
-tess_status tess_cpu_attention_forward(const tess_attention_args *a, tess_stream *s);
-tess_status tess_cpu_attention_backward(const tess_attention_backward_args *a, tess_stream *s);
-size_t tess_cpu_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
-tess_status tess_cpu_swiglu_forward(const tess_swiglu_args *a, tess_stream *s);
-tess_status tess_cpu_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s);
-tess_status tess_cpu_add(const tess_add_args *a, tess_stream *s);
-tess_status tess_cpu_add_bias(const tess_add_bias_args *a, tess_stream *s);
-tess_status tess_cpu_sum_rows(const tess_sum_rows_args *a, tess_stream *s);
-tess_status tess_cpu_dropout(const tess_dropout_args *a, tess_stream *s);
-tess_status tess_cpu_cast(const tess_cast_args *a, tess_stream *s);
-tess_status tess_cpu_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
-tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s);
-tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s);
-tess_status tess_cpu_adamw(const tess_adamw_args *a, tess_stream *s);
 
 /** Instruction path these ops run on. Local. */
 tess_cpu_path tess_cpu_ops_path(void);
