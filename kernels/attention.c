@@ -18,8 +18,8 @@ static tess_status check_shape(const char *op, const tess_attention_shape *shape
                shape->head_numel, shape->kv_head_numel);
     TESS_CHECK(shape->token_numel <= INT32_MAX, TESS_E_RANGE,
                "%s: %" PRId64 " tokens, expected at most 2147483647", op, shape->token_numel);
-    TESS_CHECK(window >= 0, TESS_E_RANGE,
-               "%s: window is %" PRId64 ", expected 0 (none) or more", op, window);
+    TESS_CHECK(window >= 0, TESS_E_RANGE, "%s: window is %" PRId64 ", expected 0 (none) or more",
+               op, window);
     TESS_CHECK(isfinite(scale), TESS_E_RANGE, "%s: scale is not finite", op);
     return TESS_OK;
 }

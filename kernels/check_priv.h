@@ -28,9 +28,8 @@ TESS_MUST_CHECK static inline tess_status tess_check_float(const char *op, const
 }
 
 /** `v` is an operand of `numel` elements of exactly `dt`. */
-TESS_MUST_CHECK static inline tess_status tess_check_operand(const char *op, const char *name,
-                                                             tess_view v, int64_t numel,
-                                                             tess_dtype dt)
+TESS_MUST_CHECK static inline tess_status
+tess_check_operand(const char *op, const char *name, tess_view v, int64_t numel, tess_dtype dt)
 {
     TESS_TRY(tess_check_numel(op, name, v, numel));
     TESS_CHECK(v.dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,

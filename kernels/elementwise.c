@@ -51,8 +51,8 @@ tess_status tess_add_bias_check(const tess_add_bias_args *a)
     TESS_TRY(tess_check_numel(op, "bias", a->bias, a->bias.numel));
     TESS_TRY(tess_check_numel(op, "x", a->x, a->x.numel));
     TESS_CHECK(a->x.numel % a->bias.numel == 0, TESS_E_ARG,
-               "add_bias: x holds %" PRId64 " elements, expected whole rows of %" PRId64, a->x.numel,
-               a->bias.numel);
+               "add_bias: x holds %" PRId64 " elements, expected whole rows of %" PRId64,
+               a->x.numel, a->bias.numel);
     return tess_check_disjoint(op, "bias", a->x, a->bias);
 }
 
@@ -76,8 +76,8 @@ tess_status tess_dropout_check(const tess_dropout_args *a)
     TESS_TRY(tess_check_numel(op, "x", a->x, a->x.numel));
     TESS_TRY(tess_check_float(op, "out", a->out));
     TESS_TRY(tess_check_numel(op, "out", a->out, a->x.numel));
-    TESS_CHECK(a->p >= 0.0f && a->p < 1.0f, TESS_E_RANGE,
-               "dropout: p is %g, expected 0 <= p < 1", (double)a->p);
+    TESS_CHECK(a->p >= 0.0f && a->p < 1.0f, TESS_E_RANGE, "dropout: p is %g, expected 0 <= p < 1",
+               (double)a->p);
     TESS_TRY(tess_check_extent(op, "first_idx", a->first_idx, 0));
     if (a->add.numel > 0) {
         TESS_TRY(tess_check_float(op, "add", a->add));

@@ -15,8 +15,8 @@ static void layout_init(tess_attention_layout *l, const tess_attention_shape *sh
     l->pair_dim = tess_round_up(shape->dim, 2);
     l->vec_dim = tess_round_up(shape->dim, TESS_ATTENTION_VECTOR);
     const int64_t seen_numel = TESS_MIN(shape->longest_numel, shape->token_numel);
-    l->visible_numel = TESS_MIN(tess_round_up(seen_numel + ROWS, PANEL) + PANEL,
-                                l->panel_numel * PANEL);
+    l->visible_numel =
+        TESS_MIN(tess_round_up(seen_numel + ROWS, PANEL) + PANEL, l->panel_numel * PANEL);
     l->wave_kv_numel =
         TESS_MIN(shape->kv_head_numel, tess_ceil_div(4 * (int64_t)thread_numel, l->group_numel));
     const size_t padded_tokens = (size_t)(l->panel_numel * PANEL);

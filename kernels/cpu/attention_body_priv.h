@@ -17,10 +17,7 @@ INLINE operand operand_at(const void *x, int64_t i, bool is_bf16)
 #endif
 }
 
-INLINE bool job_is_bf16(const tess_attention_job *job)
-{
-    return job->layout.shape.dt == TESS_BF16;
-}
+INLINE bool job_is_bf16(const tess_attention_job *job) { return job->layout.shape.dt == TESS_BF16; }
 
 /* A piece of the scratch memory of a part. */
 INLINE void *take(char **scratch, int64_t numel)

@@ -16,8 +16,8 @@
 TESS_BEGIN_DECLS
 
 enum {
-    TESS_ATTENTION_PANEL = 64,   /* tokens of a packed panel */
-    TESS_ATTENTION_VECTOR = 16,  /* tokens that are skipped or computed together */
+    TESS_ATTENTION_PANEL = 64,  /* tokens of a packed panel */
+    TESS_ATTENTION_VECTOR = 16, /* tokens that are skipped or computed together */
     TESS_ATTENTION_FWD_ROWS = 24,
     TESS_ATTENTION_BWD_ROWS = 32,
 };
@@ -25,33 +25,33 @@ enum {
 /** Extents and offsets of one call. Offsets in bytes from the workspace. */
 typedef struct tess_attention_layout {
     tess_attention_shape shape;
-    int64_t group_numel;      /* query heads per key-value head */
-    int64_t panel_numel;      /* ceil(T / 64) */
-    int64_t pair_dim;         /* D rounded up to 2: length of a packed row of A */
-    int64_t vec_dim;          /* D rounded up to 16: width of packed B over D */
-    int64_t visible_numel;    /* most columns a block of rows can see, in whole panels */
-    int64_t wave_kv_numel;    /* key-value heads in flight */
-    size_t pack_head_nbytes;  /* one packed copy of one head's keys or values */
-    size_t pack_kind_nbytes;  /* one kind of packed copy, all heads of a wave */
-    size_t grad_head_nbytes;  /* transposed f32 gradient of keys or values of one query head */
-    size_t grad_offset;       /* d_v then d_k of all query heads of a wave */
-    size_t scratch_offset;    /* per part */
+    int64_t group_numel;     /* query heads per key-value head */
+    int64_t panel_numel;     /* ceil(T / 64) */
+    int64_t pair_dim;        /* D rounded up to 2: length of a packed row of A */
+    int64_t vec_dim;         /* D rounded up to 16: width of packed B over D */
+    int64_t visible_numel;   /* most columns a block of rows can see, in whole panels */
+    int64_t wave_kv_numel;   /* key-value heads in flight */
+    size_t pack_head_nbytes; /* one packed copy of one head's keys or values */
+    size_t pack_kind_nbytes; /* one kind of packed copy, all heads of a wave */
+    size_t grad_head_nbytes; /* transposed f32 gradient of keys or values of one query head */
+    size_t grad_offset;      /* d_v then d_k of all query heads of a wave */
+    size_t scratch_offset;   /* per part */
     size_t scratch_nbytes;
     size_t nbytes;
 } tess_attention_layout;
 
 /** Kinds of packed copies. */
 enum {
-    TESS_PACK_K_T, /* [panel][D/pair][64][pair]: B of scores */
-    TESS_PACK_V,   /* forward: [T/pair][vec_dim][pair], B of the output */
+    TESS_PACK_K_T,     /* [panel][D/pair][64][pair]: B of scores */
+    TESS_PACK_V,       /* forward: [T/pair][vec_dim][pair], B of the output */
     TESS_PACK_V_T = 1, /* backward: as K_T, B of d_p */
-    TESS_PACK_K,   /* backward: as V, B of d_q */
+    TESS_PACK_K,       /* backward: as V, B of d_q */
     TESS_PACK_NUMEL,
 };
 
 typedef struct tess_attention_job {
     tess_attention_layout layout;
-    const tess_attention_args *forward;           /* one of the two is NULL */
+    const tess_attention_args *forward; /* one of the two is NULL */
     const tess_attention_backward_args *backward;
     const void *q, *k, *v;
     const int32_t *doc_start;

@@ -56,8 +56,8 @@ tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s)
         for (int64_t lo = 0; lo < batch.numel; lo += BLOCK_NUMEL) {
             /* Squares of finite f32 cannot overflow fp64: only a non-finite element can. */
             if (!tess_exact_add(a->acc, sum[lo / BLOCK_NUMEL]))
-                *a->nonfinite_numel += count_nonfinite(
-                    batch.x + lo, TESS_MIN(batch.numel - lo, (int64_t)BLOCK_NUMEL));
+                *a->nonfinite_numel +=
+                    count_nonfinite(batch.x + lo, TESS_MIN(batch.numel - lo, (int64_t)BLOCK_NUMEL));
         }
     }
     return TESS_OK;

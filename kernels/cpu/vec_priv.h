@@ -193,13 +193,14 @@ INLINE double log_f64(double x)
     const double f = m - 1.0;
     const double s = f / (2.0 + f);
     const double z = s * s, w = z * z;
-    const double odd =
-        w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    const double odd = w * (3.999999999940941908e-01 +
+                            w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
     const double even = z * (6.666666666666735130e-01 +
                              w * (2.857142874366239149e-01 +
                                   w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
     const double half_square = 0.5 * f * f;
     const double k = (double)exponent;
     return k * 6.93147180369123816490e-01 -
-           ((half_square - (s * (half_square + (odd + even)) + k * 1.90821492927058770002e-10)) - f);
+           ((half_square - (s * (half_square + (odd + even)) + k * 1.90821492927058770002e-10)) -
+            f);
 }
