@@ -23,13 +23,13 @@ void tess_identity_destroy(tess_identity **identity);
  * @param dim    [dim_numel] extents, slowest first
  * @param rule   how its bytes were made: "bf16", "nf4/64/double" (tess_codec_describe)
  * @param bytes  SHA-256 of its canonical bytes
- * @return TESS_E_ARG a name or rule that is empty or has control characters; TESS_E_STATE the name
- * was added before
+ * @return TESS_E_ARG a name or rule that is empty or has control characters
  */
 TESS_MUST_CHECK tess_status tess_identity_add(tess_identity *identity, const char *name,
                                               const int64_t *dim, int dim_numel, const char *rule,
                                               const tess_sha256 *bytes);
-/** The id of what was added so far; more may be added after. Local. */
+/** The id of what was added so far; more may be added after. Local. @return TESS_E_STATE a name was
+ * added twice */
 TESS_MUST_CHECK tess_status tess_identity_final(tess_identity *identity, tess_sha256 *out);
 
 TESS_END_DECLS

@@ -57,6 +57,8 @@ const char *tess_json_key(const tess_json *v);
 const tess_json *tess_json_find(const tess_json *object, const char *key);
 /** "config.json: rope_scaling.factor" or "config.json: layer_types[3]" into `text`. */
 void tess_json_where(const tess_json *v, char *text, size_t text_nbytes);
+/** Source given to the parser ("built value" for a built tree), borrowed from the tree. */
+const char *tess_json_source(const tess_json *v);
 
 /* Values with their type checked: TESS_E_FORMAT names source, path, expected and found. Strings are
  * borrowed from the tree. as_f64 accepts integers too; as_i64 refuses 1.0 and 1e3. */

@@ -29,8 +29,8 @@ typedef struct tess_model_dir tess_model_dir;
 /**
  * Open a directory and check all its weight files' headers. Local. `ctx` is kept (view). A
  * total_size that differs and tensors that the index does not list are logged as warnings.
- * @return TESS_E_NOT_FOUND no such directory or no weights in it (names what was looked for);
- * TESS_E_FORMAT; TESS_E_IO
+ * @return TESS_E_FORMAT no directory, no weights in it, or damaged; TESS_E_UNSUPPORTED other kinds
+ * of weights; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path,
                                                 tess_model_dir **out);

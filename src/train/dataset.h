@@ -30,7 +30,7 @@ typedef struct tess_dataset_config {
     bool packing;
     bool shuffle;                  /* false: file order in every epoch (evaluation) */
     uint64_t seed;                 /* train.seed */
-    int64_t vocab_numel;           /* the model's; a file with a greater vocabulary is refused */
+    int64_t vocab_numel;           /* the model's; greater in the file is refused; 0: any */
     int64_t resident_limit_nbytes; /* normally TESS_DATASET_RESIDENT_NBYTES */
 } tess_dataset_config;
 

@@ -1,0 +1,403 @@
+#include "format/model_dir.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "format/json.h"
+#include "format/text_priv.h"
+
+typedef struct weight_file {
+    char *name; /* base name */
+    tess_safetensors *st;
+    bool has_sha;
+    tess_sha256 sha;
+} weight_file;
+
+struct tess_model_dir {
+    const tess_ctx *ctx;
+    char *path;
+    weight_file file[TESS_MODEL_DIR_FILE_MAX];
+    int file_numel;
+    tess_model_tensor *tensor; /* [tensor_numel] listed tensors by name */
+    bool *is_claimed;          /* [tensor_numel] */
+    int64_t tensor_numel;
+    tess_model_tensor *extra; /* [extra_numel] in files, not in the index; by name */
+    int64_t extra_numel;
+};
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const tess_model_tensor *)a)->name, ((const tess_model_tensor *)b)->name);
+}
+
+static int by_file_name(const void *a, const void *b)
+{
+    return strcmp(((const weight_file *)a)->name, ((const weight_file *)b)->name);
+}
+
+/* ---- files ---- */
+
+static tess_status add_file(tess_model_dir *dir, const char *base_name)
+{
+    for (int i = 0; i < dir->file_numel; i++)
+        if (strcmp(dir->file[i].name, base_name) == 0)
+            return TESS_OK;
+    TESS_CHECK(dir->file_numel < TESS_MODEL_DIR_FILE_MAX, TESS_E_FORMAT,
+               "'%s': the index names more than %d files", dir->path, TESS_MODEL_DIR_FILE_MAX);
+    TESS_TRY(tess_strdup(base_name, &dir->file[dir->file_numel].name));
+    dir->file_numel++;
+    return TESS_OK;
+}
+
+static tess_status open_files(tess_model_dir *dir)
+{
+    qsort(dir->file, (size_t)dir->file_numel, sizeof dir->file[0], by_file_name);
+    for (int i = 0; i < dir->file_numel; i++) {
+        char *path = NULL;
+        TESS_TRY(tess_asprintf(&path, "%s/%s", dir->path, dir->file[i].name));
+        const tess_status st = tess_safetensors_open(dir->ctx->io, path, &dir->file[i].st);
+        tess_free(path);
+        TESS_TRY(st);
+    }
+    return TESS_OK;
+}
+
+/* All tensors of all files, sorted; a name in two files is refused. */
+static tess_status list_tensors(const tess_model_dir *dir, tess_model_tensor **all,
+                                int64_t *all_numel)
+{
+    int64_t numel = 0, at = 0;
+    void *table = NULL;
+    for (int i = 0; i < dir->file_numel; i++)
+        numel += tess_safetensors_numel(dir->file[i].st);
+    TESS_TRY(tess_alloc_array(numel, sizeof(tess_model_tensor), &table));
+    tess_model_tensor *t = table;
+    for (int i = 0; i < dir->file_numel; i++) {
+        for (int64_t j = 0; j < tess_safetensors_numel(dir->file[i].st); j++, at++) {
+            t[at].st = tess_safetensors_at(dir->file[i].st, j);
+            t[at].name = t[at].st->name;
+            t[at].file_idx = i;
+        }
+    }
+    if (numel > 1)
+        qsort(t, (size_t)numel, sizeof *t, by_name);
+    for (int64_t i = 1; i < numel; i++) {
+        if (strcmp(t[i - 1].name, t[i].name) == 0) {
+            const tess_status st = TESS_FAIL(
+                TESS_E_FORMAT, "'%s': tensor '%s' is in two files, '%s' and '%s'", dir->path,
+                t[i].name, dir->file[t[i - 1].file_idx].name, dir->file[t[i].file_idx].name);
+            tess_free(t);
+            return st;
+        }
+    }
+    *all = t;
+    *all_numel = numel;
+    return TESS_OK;
+}
+
+/* ---- index ---- */
+
+static bool is_base_name(const char *name)
+{
+    static const char suffix[] = ".safetensors";
+    const size_t nbytes = strlen(name);
+    return nbytes > sizeof suffix - 1 && nbytes <= 255 && strpbrk(name, "/\\") == NULL &&
+           strstr(name, "..") == NULL && strcmp(name + nbytes - (sizeof suffix - 1), suffix) == 0;
+}
+
+static tess_status read_weight_map(tess_model_dir *dir, const tess_json *map)
+{
+    const char *file = NULL;
+    char where[512], tame[128];
+    for (int64_t i = 0; i < tess_json_numel(map); i++) {
+        const tess_json *member = tess_json_at(map, i);
+        TESS_TRY(tess_json_as_string(member, &file));
+        if (!is_base_name(file)) {
+            tess_json_where(member, where, sizeof where);
+            return TESS_FAIL(TESS_E_FORMAT,
+                             "%s: expected the plain name of a .safetensors file beside the index, "
+                             "found '%s'",
+                             where, tess_text_tame(file, tame, sizeof tame));
+        }
+        TESS_TRY(add_file(dir, file));
+    }
+    TESS_CHECK(dir->file_numel > 0, TESS_E_FORMAT, "'%s': weight_map of the index is empty",
+               dir->path);
+    return TESS_OK;
+}
+
+static tess_status check_mapped(const tess_model_dir *dir, const tess_json *map,
+                                const tess_model_tensor *all, int64_t all_numel)
+{
+    const char *file = NULL;
+    char where[512];
+    for (int64_t i = 0; i < tess_json_numel(map); i++) {
+        const tess_json *member = tess_json_at(map, i);
+        const tess_model_tensor key = {.name = tess_json_key(member)};
+        const tess_model_tensor *found =
+            all_numel > 0 ? bsearch(&key, all, (size_t)all_numel, sizeof key, by_name) : NULL;
+        TESS_TRY(tess_json_as_string(member, &file));
+        if (found != NULL && strcmp(dir->file[found->file_idx].name, file) == 0)
+            continue;
+        tess_json_where(member, where, sizeof where);
+        return TESS_FAIL(TESS_E_FORMAT, "%s: the tensor is not in '%s'%s%s%s", where, file,
+                         found != NULL ? " but in '" : "",
+                         found != NULL ? dir->file[found->file_idx].name : "",
+                         found != NULL ? "'" : "");
+    }
+    return TESS_OK;
+}
+
+/* Move what the map lists to `tensor`, the rest to `extra`; both stay sorted. NULL map: all. */
+static tess_status split_listed(tess_model_dir *dir, const tess_json *map,
+                                const tess_model_tensor *all, int64_t all_numel)
+{
+    void *tensor = NULL, *extra = NULL, *claimed = NULL;
+    TESS_TRY(tess_alloc_array(all_numel, sizeof *all, &tensor));
+    dir->tensor = tensor;
+    TESS_TRY(tess_alloc_array(all_numel, sizeof *all, &extra));
+    dir->extra = extra;
+    for (int64_t i = 0; i < all_numel; i++) {
+        if (map == NULL || tess_json_find(map, all[i].name) != NULL)
+            dir->tensor[dir->tensor_numel++] = all[i];
+        else
+            dir->extra[dir->extra_numel++] = all[i];
+    }
+    TESS_TRY(tess_alloc_array(dir->tensor_numel, sizeof(bool), &claimed));
+    dir->is_claimed = claimed;
+    return TESS_OK;
+}
+
+static tess_status warn_about_index(const tess_model_dir *dir, const tess_json *root)
+{
+    const tess_json *metadata = NULL;
+    double total = -1.0;
+    int64_t nbytes = 0;
+    const tess_log *log = &dir->ctx->log;
+    for (int64_t i = 0; i < dir->tensor_numel; i++)
+        nbytes += dir->tensor[i].st->nbytes;
+    TESS_TRY(tess_json_opt_object(root, "metadata", &metadata));
+    if (metadata != NULL) /* a double: some writers store one */
+        TESS_TRY(tess_json_opt_f64(metadata, "total_size", -1.0, &total));
+    if (total >= 0.0 && total != (double)nbytes)
+        tess_log_root(log, TESS_LOG_WARN, "index_total_size path=%s stated=%.0f found=%" PRId64,
+                      dir->path, total, nbytes);
+    if (dir->extra_numel > 0)
+        tess_log_root(log, TESS_LOG_WARN,
+                      "index_unlisted_tensors path=%s numel=%" PRId64 " first=%s", dir->path,
+                      dir->extra_numel, dir->extra[0].name);
+    return TESS_OK;
+}
+
+static tess_status open_with_map(tess_model_dir *dir, const tess_json *map)
+{
+    tess_model_tensor *all = NULL;
+    int64_t all_numel = 0;
+    TESS_TRY(open_files(dir));
+    TESS_TRY(list_tensors(dir, &all, &all_numel));
+    tess_status st = map != NULL ? check_mapped(dir, map, all, all_numel) : TESS_OK;
+    if (st == TESS_OK)
+        st = split_listed(dir, map, all, all_numel);
+    tess_free(all);
+    return st;
+}
+
+static tess_status open_sharded(tess_model_dir *dir, const char *index_path)
+{
+    tess_json *root = NULL;
+    const tess_json *map = NULL;
+    TESS_TRY(tess_json_read(dir->ctx->io, index_path, &root));
+    tess_status st = tess_json_get_object(root, "weight_map", &map);
+    if (st == TESS_OK)
+        st = read_weight_map(dir, map);
+    if (st == TESS_OK)
+        st = open_with_map(dir, map);
+    if (st == TESS_OK)
+        st = warn_about_index(dir, root);
+    tess_json_destroy(&root);
+    return st;
+}
+
+/* ---- directory ---- */
+
+static tess_status kind_of(const tess_model_dir *dir, const char *name, tess_io_kind *kind)
+{
+    char *path = NULL;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_asprintf(&path, "%s/%s", dir->path, name));
+    const tess_status st = tess_io_stat(dir->ctx->io, path, kind, &nbytes);
+    tess_free(path);
+    return st;
+}
+
+static tess_status refuse_no_weights(const tess_model_dir *dir)
+{
+    static const char *const other[] = {"pytorch_model.bin", "pytorch_model.bin.index.json",
+                                        "consolidated.00.pth", "model.ckpt.index"};
+    for (int i = 0; i < TESS_NELEM(other); i++) {
+        tess_io_kind kind = TESS_IO_MISSING;
+        TESS_TRY(kind_of(dir, other[i], &kind));
+        TESS_CHECK(kind == TESS_IO_MISSING, TESS_E_UNSUPPORTED,
+                   "'%s': found '%s', but only safetensors weights are read; convert them with "
+                   "save_pretrained(safe_serialization=True)",
+                   dir->path, other[i]);
+    }
+    return TESS_FAIL(TESS_E_FORMAT,
+                     "'%s': expected model.safetensors or model.safetensors.index.json, found "
+                     "neither",
+                     dir->path);
+}
+
+static tess_status open_weights(tess_model_dir *dir)
+{
+    tess_io_kind kind = TESS_IO_MISSING, single = TESS_IO_MISSING, index = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(dir->ctx->io, dir->path, &kind, &nbytes));
+    TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT, "'%s': expected a model directory, found %s",
+               dir->path, kind == TESS_IO_MISSING ? "nothing" : "a file");
+    TESS_TRY(kind_of(dir, "model.safetensors", &single));
+    TESS_TRY(kind_of(dir, "model.safetensors.index.json", &index));
+    if (single != TESS_IO_MISSING) { /* transformers prefers it too */
+        if (index != TESS_IO_MISSING)
+            tess_log_root(&dir->ctx->log, TESS_LOG_WARN,
+                          "index_ignored path=%s reason=model.safetensors_exists", dir->path);
+        TESS_TRY(add_file(dir, "model.safetensors"));
+        return open_with_map(dir, NULL);
+    }
+    if (index == TESS_IO_MISSING)
+        return refuse_no_weights(dir);
+    char *index_path = NULL;
+    TESS_TRY(tess_asprintf(&index_path, "%s/model.safetensors.index.json", dir->path));
+    const tess_status st = open_sharded(dir, index_path);
+    tess_free(index_path);
+    return st;
+}
+
+tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path, tess_model_dir **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_model_dir), &object));
+    tess_model_dir *dir = object;
+    dir->ctx = ctx;
+    tess_status st = tess_strdup(path, &dir->path);
+    if (st == TESS_OK)
+        st = open_weights(dir);
+    if (st != TESS_OK) {
+        tess_model_dir_close(&dir);
+        return st;
+    }
+    *out = dir;
+    return TESS_OK;
+}
+
+void tess_model_dir_close(tess_model_dir **dir)
+{
+    tess_model_dir *d = *dir;
+    if (d == NULL)
+        return;
+    for (int i = 0; i < d->file_numel; i++) {
+        tess_safetensors_close(&d->file[i].st);
+        tess_free(d->file[i].name);
+    }
+    tess_free(d->tensor);
+    tess_free(d->extra);
+    tess_free(d->is_claimed);
+    tess_free(d->path);
+    tess_free(d);
+    *dir = NULL;
+}
+
+const char *tess_model_dir_path(const tess_model_dir *dir) { return dir->path; }
+
+int64_t tess_model_dir_tensor_numel(const tess_model_dir *dir) { return dir->tensor_numel; }
+
+const tess_model_tensor *tess_model_dir_at(const tess_model_dir *dir, int64_t idx)
+{
+    return idx >= 0 && idx < dir->tensor_numel ? &dir->tensor[idx] : NULL;
+}
+
+const tess_model_tensor *tess_model_dir_find(const tess_model_dir *dir, const char *name)
+{
+    const tess_model_tensor key = {.name = name};
+    if (dir->tensor_numel == 0)
+        return NULL;
+    return bsearch(&key, dir->tensor, (size_t)dir->tensor_numel, sizeof key, by_name);
+}
+
+tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name, const int64_t *dim,
+                                 int dim_numel, const tess_model_tensor **out)
+{
+    char expected[256], found[256];
+    const tess_model_tensor *t = tess_model_dir_find(dir, name);
+    tess_st_shape_text(dim, dim_numel, expected, sizeof expected);
+    TESS_CHECK(t != NULL, TESS_E_FORMAT, "'%s': tensor '%s' %s is missing", dir->path, name,
+               expected);
+    bool is_equal = t->st->dim_numel == dim_numel;
+    for (int i = 0; is_equal && i < dim_numel; i++)
+        is_equal = t->st->dim[i] == dim[i];
+    tess_st_shape_text(t->st->dim, t->st->dim_numel, found, sizeof found);
+    TESS_CHECK(is_equal, TESS_E_FORMAT,
+               "'%s/%s': tensor '%s': expected shape %s from config.json, found %s", dir->path,
+               dir->file[t->file_idx].name, name, expected, found);
+    dir->is_claimed[t - dir->tensor] = true;
+    *out = t;
+    return TESS_OK;
+}
+
+/* Buffers that old transformers versions saved with the weights. */
+static bool is_never_a_weight(const char *name)
+{
+    static const char suffix[] = ".rotary_emb.inv_freq";
+    const size_t nbytes = strlen(name);
+    return nbytes >= sizeof suffix - 1 && strcmp(name + nbytes - (sizeof suffix - 1), suffix) == 0;
+}
+
+const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int64_t idx)
+{
+    for (int64_t i = 0; i < dir->tensor_numel; i++)
+        if (!dir->is_claimed[i] && !is_never_a_weight(dir->tensor[i].name) && idx-- == 0)
+            return &dir->tensor[i];
+    return NULL;
+}
+
+tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tensor *tensor,
+                                int64_t first_nbytes, size_t nbytes, void *dst)
+{
+    return tess_safetensors_read(dir->file[tensor->file_idx].st, tensor->st, first_nbytes, nbytes,
+                                 dst);
+}
+
+int tess_model_dir_file_numel(const tess_model_dir *dir) { return dir->file_numel; }
+
+const char *tess_model_dir_file_name(const tess_model_dir *dir, int file_idx)
+{
+    return dir->file[file_idx].name;
+}
+
+int64_t tess_model_dir_file_nbytes(const tess_model_dir *dir, int file_idx)
+{
+    return tess_safetensors_file_nbytes(dir->file[file_idx].st);
+}
+
+tess_status tess_model_dir_file_sha256(tess_model_dir *dir, int file_idx, tess_sha256 *out)
+{
+    TESS_CHECK(file_idx >= 0 && file_idx < dir->file_numel, TESS_E_ARG, "'%s': file %d of %d",
+               dir->path, file_idx, dir->file_numel);
+    weight_file *file = &dir->file[file_idx];
+    if (!file->has_sha) {
+        TESS_TRY(tess_safetensors_sha256(file->st, &file->sha));
+        file->has_sha = true;
+    }
+    *out = file->sha;
+    return TESS_OK;
+}
+
+int64_t tess_model_dir_extra_numel(const tess_model_dir *dir) { return dir->extra_numel; }
+
+const char *tess_model_dir_extra_name(const tess_model_dir *dir, int64_t idx)
+{
+    return idx >= 0 && idx < dir->extra_numel ? dir->extra[idx].name : NULL;
+}
