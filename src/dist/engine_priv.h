@@ -175,6 +175,8 @@ void engine_queue_destroy(engine_queue **queue);
 TESS_MUST_CHECK tess_status engine_enqueue(engine_queue *q, const engine_op *op);
 /** Return when `mark` operations are done. `grace_s` is added to the deadline. */
 TESS_MUST_CHECK tess_status engine_wait(engine_queue *q, uint64_t mark, double grace_s);
+/** Limit that a wait has now: start_s before the first data collective is done. */
+double engine_deadline_s(const engine *e);
 /** Run all queues as far as they get. The lock is held. @return something moved */
 bool engine_drive(engine *e);
 
