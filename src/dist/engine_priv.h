@@ -209,7 +209,8 @@ tess_status engine_mpi_fail(int code, const char *file, int line, const char *ca
 /** Environment and affinity before MPI_Init, without overriding what the user set. */
 void engine_mpi_prepare(tess_comm_thread thread);
 
-/** The chunk size of every communicator that shares this engine; equal on all ranks. For tests. */
+/** The chunk size of every communicator that shares the engine of `comm` (self or mpi, not a spy);
+ * equal on all ranks. For tests. */
 void tess_comm_set_chunk(tess_comm *comm, size_t nbytes);
 
 TESS_END_DECLS
