@@ -11,6 +11,12 @@
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
 
+tess_status session_section(tess_session *s, tess_status st)
+{
+    s->is_broken = s->is_broken || st != TESS_OK;
+    return st;
+}
+
 tess_status session_path(const tess_session *s, const char *name, char path[1024])
 {
     const int n = snprintf(path, 1024, "%s/%s", s->run->output.dir, name);
@@ -312,6 +318,10 @@ void tess_session_close(tess_session **inout)
 }
 
 const tess_run *tess_session_run(const tess_session *session) { return session->run; }
+bool tess_session_is_broken(const tess_session *session)
+{
+    return session != NULL && session->is_broken;
+}
 int64_t tess_session_step(const tess_session *session) { return session->step; }
 
 /* ---- plan only ---- */

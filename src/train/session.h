@@ -88,6 +88,9 @@ TESS_MUST_CHECK tess_status tess_session_export(tess_session *session,
 
 /** The run and what was resolved; borrowed. Local. */
 const tess_run *tess_session_run(const tess_session *session);
+/** Whether a failure inside a collective section leaves peers waiting: the job must be ended. NULL
+ * is fine. Local. */
+bool tess_session_is_broken(const tess_session *session);
 /** Completed steps. Local. */
 int64_t tess_session_step(const tess_session *session);
 
