@@ -11,11 +11,6 @@
 
 TESS_BEGIN_DECLS
 
-/** Instruction path these ops run on. Local. */
-tess_cpu_path tess_cpu_ops_path(void);
-/** Run the ops of this process on another path, -1: the default again. For tests. Local. */
-void tess_cpu_ops_path_override(int path);
-
 /** Fixed row chunks of sums over rows (rmsnorm d_w, sum_rows). */
 enum { TESS_ROW_CHUNK_NUMEL = 16 };
 
