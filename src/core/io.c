@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -342,6 +343,38 @@ tess_status tess_io_stat(tess_io *io, const char *path, tess_io_kind *kind, int6
             : S_ISDIR(info.st_mode) ? TESS_IO_DIR
                                     : TESS_IO_OTHER;
     *nbytes = (int64_t)info.st_size;
+    return TESS_OK;
+}
+
+tess_status tess_io_is_link(tess_io *io, const char *path, bool *is_link)
+{
+    struct stat info;
+    if (is_failing(io, TESS_IO_STAT, NULL) || lstat(path, &info) != 0) {
+        if (errno != ENOENT && errno != ENOTDIR)
+            return fail(TESS_IO_STAT, path);
+        *is_link = false;
+        return TESS_OK;
+    }
+    *is_link = S_ISLNK(info.st_mode);
+    return TESS_OK;
+}
+
+tess_status tess_io_lock(tess_io *io, const char *path, int *fd, bool *is_taken)
+{
+    const int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW;
+    const int opened = is_failing(io, TESS_IO_OPEN, NULL) ? -1 : open(path, flags, 0644);
+    if (opened < 0)
+        return fail(TESS_IO_OPEN, path);
+    if (flock(opened, LOCK_EX | LOCK_NB) == 0) {
+        *fd = opened;
+        *is_taken = false;
+        return TESS_OK;
+    }
+    const int error = errno;
+    close(opened);
+    TESS_CHECK(error == EWOULDBLOCK, TESS_E_IO, "cannot lock '%s': %s", path, strerror(error));
+    *fd = -1;
+    *is_taken = true;
     return TESS_OK;
 }
 

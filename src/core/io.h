@@ -18,9 +18,10 @@ TESS_BEGIN_DECLS
 
 #define TESS_IO_OP_LIST(X)                                                                         \
     X(OPEN, "open")                                                                                \
-    X(PREAD, "pread") X(PWRITE, "pwrite") X(FSYNC, "fsync") X(CLOSE, "close") X(LINK, "link")      \
-        X(UNLINK, "unlink") X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir")                \
-            X(FALLOCATE, "fallocate") X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
+    X(PREAD, "pread")                                                                              \
+    X(PWRITE, "pwrite") X(FSYNC, "fsync") X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink")    \
+        X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate")          \
+            X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,
@@ -80,6 +81,13 @@ typedef enum tess_io_kind {
 /** What a path is (symlinks followed). Missing is no error. */
 TESS_MUST_CHECK tess_status tess_io_stat(tess_io *io, const char *path, tess_io_kind *kind,
                                          int64_t *nbytes);
+/** Whether the last part of a path is a symbolic link. Missing is no error. */
+TESS_MUST_CHECK tess_status tess_io_is_link(tess_io *io, const char *path, bool *is_link);
+/**
+ * Open a file for reading and writing, creating it when missing, and take its exclusive flock
+ * without waiting; close releases it. `*is_taken`: another process holds it, and *fd is -1.
+ */
+TESS_MUST_CHECK tess_status tess_io_lock(tess_io *io, const char *path, int *fd, bool *is_taken);
 /** Names in a directory, sorted bytewise, without . and ..; free with tess_io_list_free. */
 TESS_MUST_CHECK tess_status tess_io_list(tess_io *io, const char *path, char ***names,
                                          int64_t *name_numel);

@@ -2,15 +2,37 @@
 
 #include <math.h>
 
-double tess_rng_normal(const tess_rng *rng, uint64_t element_idx)
+/* The four normals of one quad: words (0, 1) and (2, 3) are a pair each. */
+static void normal_quad(const tess_rng *rng, uint64_t quad_idx, double out[4])
 {
     uint32_t quad[4];
-    tess_rng_quad(rng, element_idx / 4, quad);
-    const int pair = (int)(element_idx % 4) / 2 * 2;
-    const double u = ((double)quad[pair] + 0.5) * 0x1p-32;
-    const double angle = 6.283185307179586476925286766559 * ((double)quad[pair + 1] * 0x1p-32);
-    const double radius = sqrt(-2.0 * log(u));
-    return element_idx % 2 == 0 ? radius * cos(angle) : radius * sin(angle);
+    tess_rng_quad(rng, quad_idx, quad);
+    for (int pair = 0; pair < 4; pair += 2) {
+        const double u = ((double)quad[pair] + 0.5) * 0x1p-32;
+        const double angle = 6.283185307179586476925286766559 * ((double)quad[pair + 1] * 0x1p-32);
+        const double radius = sqrt(-2.0 * log(u));
+        out[pair] = radius * cos(angle);
+        out[pair + 1] = radius * sin(angle);
+    }
+}
+
+double tess_rng_normal(const tess_rng *rng, uint64_t element_idx)
+{
+    double out[4];
+    normal_quad(rng, element_idx / 4, out);
+    return out[element_idx % 4];
+}
+
+void tess_rng_normal_fill(const tess_rng *rng, uint64_t first_idx, int64_t numel, float scale,
+                          float *dst)
+{
+    double out[4];
+    for (int64_t i = 0; i < numel; i++) {
+        const uint64_t element_idx = first_idx + (uint64_t)i;
+        if (i == 0 || element_idx % 4 == 0)
+            normal_quad(rng, element_idx / 4, out);
+        dst[i] = (float)(out[element_idx % 4] * scale);
+    }
 }
 
 uint64_t tess_rng_below(const tess_rng *rng, uint64_t draw_idx, uint64_t bound)

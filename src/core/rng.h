@@ -77,6 +77,14 @@ static inline float tess_rng_uniform(const tess_rng *rng, uint64_t element_idx)
 /** Standard normal by Box-Muller in fp64; elements 2i and 2i+1 share a pair of words. Local. */
 double tess_rng_normal(const tess_rng *rng, uint64_t element_idx);
 
+/**
+ * dst[i] = f32(scale * normal(first + i)), by the same formula as tess_rng_normal(). Local.
+ *
+ * @param[out] dst  [numel] f32
+ */
+void tess_rng_normal_fill(const tess_rng *rng, uint64_t first_idx, int64_t numel, float scale,
+                          float *dst);
+
 /** Uniform integer below `bound` (>= 1) by 64-bit multiply-shift of two words, bias below 2^-32.
  * Local. */
 uint64_t tess_rng_below(const tess_rng *rng, uint64_t draw_idx, uint64_t bound);

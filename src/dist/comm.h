@@ -150,6 +150,30 @@ void tess_comm_abort(tess_comm *comm, int exit_code);
 /** Seconds this rank has spent blocked in waits for communication since creation. Local. */
 double tess_comm_blocked_s(const tess_comm *comm);
 
+/* ---- looking inside ---- */
+
+/** Whether a process launcher (mpirun, Slurm) started this process as one of several or as one rank
+ * of a job; without one, `self` is the communicator to use. Reads the environment; no MPI. Local.
+ */
+bool tess_comm_is_launched(void);
+/** Ranks of this launch on this node as the launcher says, at least 1. Local. */
+int tess_comm_node_rank_numel(void);
+/** Number of this rank in the whole launch (differs from tess_comm_rank in a group). Local. */
+int tess_comm_launch_rank(const tess_comm *comm);
+/** Write this rank's last 4,096 collective records as text lines. May be called from any thread.
+ * Local. */
+void tess_comm_dump(const tess_comm *comm, int fd);
+/** Write one line per stream that has work: what it waits for and which ranks were heard from. May
+ * be called from any thread. Local. */
+void tess_comm_describe(const tess_comm *comm, int fd);
+/**
+ * Debug mode: before each data collective the ranks compare what they are about to enqueue
+ * (operation, stream, sequence, entry, dtype, elements) and fail with TESS_E_CONTRACT naming both
+ * sides of the first difference. Costs one control record per collective. Groups split later
+ * inherit it. Logically collective.
+ */
+void tess_comm_set_checking(tess_comm *comm, bool is_on);
+
 /* ---- spy ---- */
 
 typedef struct tess_spy_record {
@@ -158,6 +182,7 @@ typedef struct tess_spy_record {
     tess_dtype wire;
     int64_t send_numel;    /* elements given by this rank (exchange: to other ranks) */
     int64_t receive_numel; /* elements received (exchange: from other ranks) */
+    int world; /* ranks of the communicator it ran on: a group's land in the same list */
     char name[96];
 } tess_spy_record;
 

@@ -161,9 +161,10 @@ int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir);
 const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx);
 /** NULL when this module has none. */
 const tess_peft_adapter *tess_peft_dir_find(const tess_peft_dir *dir, const char *module_path);
-/** dtype of one adapter's part: f32, bf16 or f16. */
-tess_dtype tess_peft_dir_dtype(const tess_peft_dir *dir, const tess_peft_adapter *adapter,
-                               tess_peft_part part);
+/** dtype of one adapter's part: f32, bf16 or f16. Local. */
+TESS_MUST_CHECK tess_status tess_peft_dir_dtype(const tess_peft_dir *dir,
+                                                const tess_peft_adapter *adapter,
+                                                tess_peft_part part, tess_dtype *out);
 /** Read bytes [first, first + nbytes) of one part, in its stored dtype. Local. */
 TESS_MUST_CHECK tess_status tess_peft_dir_read(const tess_peft_dir *dir,
                                                const tess_peft_adapter *adapter,

@@ -29,13 +29,14 @@ typedef struct tess_lora_choice {
 /** Choices of a run that shape the model. Callbacks are pure and borrowed for the describe call. */
 typedef struct tess_model_options {
     tess_dtype compute_dt;
-    bool is_full;            /* full-parameter mode: every weight trains */
-    bool is_random;          /* init: random */
-    int64_t sequence_length; /* S */
-    int64_t micro_batch;     /* sequences per micro-batch */
-    int thread_numel;
-    double dropout;         /* LoRA dropout */
-    double lora_plus_ratio; /* learning-rate ratio of B, 1 for plain LoRA */
+    bool is_full;                /* full-parameter mode: every weight trains */
+    bool is_random;              /* init: random */
+    int64_t sequence_length;     /* S */
+    int64_t micro_batch;         /* sequences per micro-batch */
+    int thread_numel;            /* threads of the compute stream, for workspace sizes only */
+    const tess_kernels *kernels; /* backend whose workspaces are planned; NULL: tess_kernels_cpu */
+    double dropout;              /* LoRA dropout */
+    double lora_plus_ratio;      /* learning-rate ratio of B, 1 for plain LoRA */
     void *arg;
     /* Adapter of the linear layer at `module_path` ("model.layers.0.self_attn.q_proj"). */
     tess_status (*lora_of)(void *arg, const char *module_path, bool is_head, tess_lora_choice *out);

@@ -313,6 +313,9 @@ static tess_status emit_visit(builder *b, int round_idx, int place, int64_t visi
                      (round_idx == 0 || !spec->is_library || !spec->is_library_once);
     op.is_recomputed = is_backward && spec->stage_checkpoints[stage_idx] &&
                        !(spec->is_last_fused && stage_idx == spec->stage_numel - 1);
+    /* A buffer that is about to be written again is summed first. */
+    if (has_grad && b->pending_fold.grad_idx == op.grad_idx)
+        TESS_TRY(flush_fold(b));
     if (is_active)
         TESS_TRY(emit(b, op));
     if (has_grad && is_last_backward(b, stage_idx))

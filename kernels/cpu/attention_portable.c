@@ -1,0 +1,2 @@
+#define TESS_ATTENTION_TABLE tess_attention_ops_portable
+#include "kernels/cpu/attention_body_priv.h"

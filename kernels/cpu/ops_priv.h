@@ -1,0 +1,74 @@
+/**
+ * Entry points of the element-wise, row-wise and attention twins, and their shared pieces.
+ *
+ * Each op has one source of its inner loops (`*_body_priv.h`), compiled once per instruction path;
+ * every loop fixes its order of operations, so that the paths give the same bits. Only the products
+ * inside attention differ by path (fused multiply-add, bf16 dot products).
+ */
+#pragma once
+
+#include "kernels/cpu/cpu_priv.h"
+
+TESS_BEGIN_DECLS
+
+/** Instruction path these ops run on. Local. */
+tess_cpu_path tess_cpu_ops_path(void);
+/** Run the ops of this process on another path, -1: the default again. For tests. Local. */
+void tess_cpu_ops_path_override(int path);
+
+/** Fixed row chunks of sums over rows (rmsnorm d_w, sum_rows). */
+enum { TESS_ROW_CHUNK_NUMEL = 16 };
+
+/** Rows of chunk `chunk_idx` of TESS_ROW_CHUNK_NUMEL. Local. */
+static inline void tess_row_chunk(int64_t row_numel, int chunk_idx, int64_t *lo, int64_t *hi)
+{
+    *lo = row_numel * chunk_idx / TESS_ROW_CHUNK_NUMEL;
+    *hi = row_numel * (chunk_idx + 1) / TESS_ROW_CHUNK_NUMEL;
+}
+
+/** Scalars of one AdamW step, derived in fp64 and rounded once. */
+typedef struct tess_adamw_scalars {
+    float decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float step_size, bias2, eps;
+} tess_adamw_scalars;
+
+/** Inner loops over a range, one table per instruction path. Ranges are rows, tokens, elements or
+ * columns as named. */
+typedef struct tess_cpu_rows {
+    void (*rmsnorm_forward)(const tess_rmsnorm_args *a, int64_t row_lo, int64_t row_hi);
+    void (*rmsnorm_backward)(const tess_rmsnorm_backward_args *a, int64_t row_lo, int64_t row_hi);
+    void (*rmsnorm_backward_w)(const tess_rmsnorm_backward_args *a, int chunk_idx);
+    void (*rope)(const tess_rope_args *a, int64_t token_lo, int64_t token_hi);
+    void (*swiglu_forward)(const tess_swiglu_args *a, int64_t lo, int64_t hi);
+    void (*swiglu_backward)(const tess_swiglu_backward_args *a, int64_t lo, int64_t hi);
+    void (*add)(const tess_add_args *a, int64_t lo, int64_t hi);
+    void (*add_bias)(const tess_add_bias_args *a, int64_t row_lo, int64_t row_hi);
+    void (*sum_rows)(const tess_sum_rows_args *a, int chunk_idx);
+    void (*dropout)(const tess_dropout_args *a, int64_t lo, int64_t hi);
+    void (*cast)(const tess_cast_args *a, int64_t lo, int64_t hi);
+    void (*cross_entropy)(const tess_cross_entropy_args *a, int64_t row_lo, int64_t row_hi);
+    void (*embedding_backward)(const tess_embedding_backward_args *a, int64_t col_lo,
+                               int64_t col_hi);
+    void (*fold)(const tess_fold_args *a, int64_t lo, int64_t hi);
+    /* out[block] = sum of squares of its 256 elements, NaN or infinite where an element is. */
+    void (*square_blocks)(const float *x, int64_t numel, double *out);
+    void (*adamw)(const tess_adamw_args *a, const tess_adamw_scalars *k, int64_t lo, int64_t hi);
+    /* out[i] = exp(x[i]): the exponential of every op above, for tests. */
+    void (*exp)(const float *x, float *out, int64_t numel);
+} tess_cpu_rows;
+
+extern const tess_cpu_rows tess_cpu_rows_portable;
+extern const tess_cpu_rows tess_cpu_rows_avx2;
+extern const tess_cpu_rows tess_cpu_rows_avx512;
+
+/** Table of the current path. Local. */
+const tess_cpu_rows *tess_cpu_rows_get(void);
+
+/** Parts to cut work of `cost_numel` element operations into: one when threads would cost more
+ * than they give. Local. */
+int tess_cpu_part_numel(const tess_stream *s, int64_t cost_numel);
+
+/** out[i] += sum over the TESS_ROW_CHUNK_NUMEL chunks of work[chunk][i], ascending. Local. */
+void tess_cpu_chunks_add(const float *work, int64_t dim, float *out);
+
+TESS_END_DECLS

@@ -1,0 +1,64 @@
+#include <math.h>
+
+#include "kernels/cpu/ops_priv.h"
+
+static void fold_part(void *arg, int part_idx, int part_numel)
+{
+    const tess_fold_args *a = arg;
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(a->numel, 64, part_idx, part_numel, &lo, &hi);
+    tess_cpu_rows_get()->fold(a, lo, hi);
+}
+
+tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_fold_check(a));
+    tess_fold_args args = *a;
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->numel), fold_part, &args);
+    return TESS_OK;
+}
+
+/* Blocks in batches that fit the stack; limbs are integers, so any order of batches and threads
+ * gives the same accumulator. */
+enum { BLOCK_NUMEL = 256, BATCH_BLOCKS = 1024, PART_BLOCKS = 64 };
+
+typedef struct norm_batch {
+    const float *x;
+    int64_t numel;
+    double *sum; /* [ceil(numel / 256)] */
+} norm_batch;
+
+static void norm_part(void *arg, int part_idx, int part_numel)
+{
+    const norm_batch *batch = arg;
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(batch->numel, PART_BLOCKS * BLOCK_NUMEL, part_idx, part_numel, &lo, &hi);
+    if (lo < hi)
+        tess_cpu_rows_get()->square_blocks(batch->x + lo, hi - lo, batch->sum + lo / BLOCK_NUMEL);
+}
+
+static int64_t count_nonfinite(const float *x, int64_t numel)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < numel; i++)
+        count += isfinite(x[i]) ? 0 : 1;
+    return count;
+}
+
+tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_square_norm_check(a));
+    double sum[BATCH_BLOCKS];
+    for (int64_t first = 0; first < a->numel; first += BATCH_BLOCKS * BLOCK_NUMEL) {
+        norm_batch batch = {a->x + first,
+                            TESS_MIN(a->numel - first, (int64_t)BATCH_BLOCKS * BLOCK_NUMEL), sum};
+        tess_pool_run(s->pool, tess_cpu_part_numel(s, batch.numel), norm_part, &batch);
+        for (int64_t lo = 0; lo < batch.numel; lo += BLOCK_NUMEL) {
+            /* Squares of finite f32 cannot overflow fp64: only a non-finite element can. */
+            if (!tess_exact_add(a->acc, sum[lo / BLOCK_NUMEL]))
+                *a->nonfinite_numel +=
+                    count_nonfinite(batch.x + lo, TESS_MIN(batch.numel - lo, (int64_t)BLOCK_NUMEL));
+        }
+    }
+    return TESS_OK;
+}

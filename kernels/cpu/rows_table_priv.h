@@ -1,0 +1,26 @@
+/** The table of one instruction path: TESS_ROWS_TABLE names it before this file is included. */
+#pragma once
+
+#include "kernels/cpu/rows_elementwise_body_priv.h"
+#include "kernels/cpu/rows_loss_body_priv.h"
+#include "kernels/cpu/rows_norm_body_priv.h"
+
+const tess_cpu_rows TESS_ROWS_TABLE = {
+    .rmsnorm_forward = rmsnorm_forward,
+    .rmsnorm_backward = rmsnorm_backward,
+    .rmsnorm_backward_w = rmsnorm_backward_w,
+    .rope = rope,
+    .swiglu_forward = swiglu_forward,
+    .swiglu_backward = swiglu_backward,
+    .add = add,
+    .add_bias = add_bias,
+    .sum_rows = sum_rows,
+    .dropout = dropout,
+    .cast = cast,
+    .cross_entropy = cross_entropy,
+    .embedding_backward = embedding_backward,
+    .fold = fold,
+    .square_blocks = square_blocks,
+    .adamw = adamw,
+    .exp = exp_array,
+};

@@ -1,0 +1,206 @@
+/**
+ * Vectors of the width of the instruction path, in compiler vectors: no intrinsics where the
+ * language has the operation, the same IEEE operations in the same order on every path.
+ *
+ * [Note: lanes of a sum] A sum over a row runs in 16 lanes (element i in lane i % 16), whatever the
+ * width, and ends in one fixed tree: 8, 4, 2, 1 apart.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/base.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { VL = 16 };
+#elif defined(__AVX2__)
+enum { VL = 8 };
+#else
+enum { VL = 4 };
+#endif
+
+enum { LANES = 16, LANE_VECTORS = LANES / VL };
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+typedef uint16_t vh __attribute__((vector_size(VL * 2)));
+typedef double vd __attribute__((vector_size(VL * 4)));
+typedef float vf_half __attribute__((vector_size(VL * 2)));
+
+INLINE vf vf_set1(float x) { return x - (vf){0}; }
+
+INLINE vf vf_load(const float *p)
+{
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/** Lanes where `mask` is all ones from `a`, else from `b`. */
+INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+/** b where either is NaN, as the x86 instruction has it. */
+INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
+
+INLINE vf vf_from_bits(vu u) { return (vf)u; }
+
+INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+/** f32 to the nearest bf16, ties to even, in the upper half of each lane; NaN to 0x7fc0 | sign. */
+INLINE vu vf_bf16_bits(vf x)
+{
+    const vu u = (vu)x;
+    const vu rounded = (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
+    const vu quiet = (u & 0x80000000u) | 0x7fc00000u;
+    const vu is_nan = (vu)(x != x);
+    return (quiet & is_nan) | (rounded & ~is_nan);
+}
+
+INLINE vf vf_round_bf16(vf x) { return (vf)vf_bf16_bits(x); }
+
+INLINE void vf_store_bf16(uint16_t *p, vf x)
+{
+    const vh h = __builtin_convertvector(vf_bf16_bits(x) >> 16, vh);
+    memcpy(p, &h, sizeof h);
+}
+
+/** Elements i .. i+n-1 (n <= VL) of an f32 or bf16 array; lanes past n are 0. */
+INLINE vf vf_get(const void *p, int64_t i, int64_t n, bool is_bf16)
+{
+    if (is_bf16) {
+        if (n == VL)
+            return vf_load_bf16((const uint16_t *)p + i);
+        uint16_t part[VL] = {0};
+        memcpy(part, (const uint16_t *)p + i, (size_t)n * sizeof *part);
+        return vf_load_bf16(part);
+    }
+    if (n == VL)
+        return vf_load((const float *)p + i);
+    float part[VL] = {0};
+    memcpy(part, (const float *)p + i, (size_t)n * sizeof *part);
+    return vf_load(part);
+}
+
+INLINE void vf_put(void *p, int64_t i, int64_t n, vf v, bool is_bf16)
+{
+    if (is_bf16) {
+        uint16_t part[VL];
+        uint16_t *const dst = (uint16_t *)p + i;
+        vf_store_bf16(n == VL ? dst : part, v);
+        if (n != VL)
+            memcpy(dst, part, (size_t)n * sizeof *part);
+        return;
+    }
+    float *const dst = (float *)p + i;
+    if (n == VL) {
+        vf_store(dst, v);
+        return;
+    }
+    float part[VL];
+    vf_store(part, v);
+    memcpy(dst, part, (size_t)n * sizeof *part);
+}
+
+/** Round to the storage dtype and stay in f32. */
+INLINE vf vf_round(vf v, bool is_bf16) { return is_bf16 ? vf_round_bf16(v) : v; }
+
+/** Lane numbers first, first + 1, ... */
+INLINE vi vi_iota(int32_t first)
+{
+    int32_t lane[VL];
+    for (int l = 0; l < VL; l++)
+        lane[l] = first + l;
+    vi v;
+    memcpy(&v, lane, sizeof v);
+    return v;
+}
+
+/**
+ * e^x within 2 ulp: x = n ln2 + r by two exact steps, a polynomial of degree 7 in r, exponent added
+ * to the bits. Results below the smallest normal number are 0. Coefficients: Cephes, expf.c.
+ */
+INLINE vf vf_exp(vf x)
+{
+    const vf shifter = vf_set1(12582912.0f); /* 1.5 * 2^23: its low bits hold the rounded sum */
+    const vf shifted = x * 1.44269504088896341f + shifter;
+    const vf n = shifted - shifter;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * (r * r) + r) + 1.0f;
+    const vu exponent = (vu)shifted - 0x4b400000u;
+    vf y = (vf)((vu)p + (exponent << 23));
+    y = (vf)((vi)y & ~(x < -87.33654f));
+    y = vf_select(x > 88.72284f, vf_set1(__builtin_inff()), y);
+    return vf_select(x != x, x, y);
+}
+
+/** The fixed tree over 16 lanes. */
+INLINE float lanes_sum(const vf acc[LANE_VECTORS])
+{
+    float lane[LANES];
+    memcpy(lane, acc, sizeof lane);
+    for (int step = LANES / 2; step > 0; step /= 2)
+        for (int l = 0; l < step; l++)
+            lane[l] = lane[l] + lane[l + step];
+    return lane[0];
+}
+
+INLINE double lanes_sum_f64(const double lane_in[LANES])
+{
+    double lane[LANES];
+    memcpy(lane, lane_in, sizeof lane);
+    for (int step = LANES / 2; step > 0; step /= 2)
+        for (int l = 0; l < step; l++)
+            lane[l] = lane[l] + lane[l + step];
+    return lane[0];
+}
+
+/** Natural logarithm of a normal x > 0, within 1 ulp of fp64. Method and constants: fdlibm,
+ * e_log.c (Sun Microsystems, 1993). */
+INLINE double log_f64(double x)
+{
+    uint64_t bits = 0;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52) - 1023;
+    uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
+    /* x = 2^exponent * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)) */
+    const uint64_t is_upper = fraction >= UINT64_C(0x6a09e667f3bcd) ? 1 : 0;
+    exponent += (int)is_upper;
+    fraction |= (UINT64_C(1023) - is_upper) << 52;
+    double m = 0.0;
+    memcpy(&m, &fraction, sizeof m);
+    const double f = m - 1.0;
+    const double s = f / (2.0 + f);
+    const double z = s * s, w = z * z;
+    const double odd = w * (3.999999999940941908e-01 +
+                            w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    const double even = z * (6.666666666666735130e-01 +
+                             w * (2.857142874366239149e-01 +
+                                  w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    const double half_square = 0.5 * f * f;
+    const double k = (double)exponent;
+    return k * 6.93147180369123816490e-01 -
+           ((half_square - (s * (half_square + (odd + even)) + k * 1.90821492927058770002e-10)) -
+            f);
+}

@@ -1,0 +1,21 @@
+#include "kernels/reduce.h"
+
+#include "kernels/check_priv.h"
+
+tess_status tess_fold_check(const tess_fold_args *a)
+{
+    static const char op[] = "fold";
+    TESS_TRY(tess_check_extent(op, "numel", a->numel, 0));
+    TESS_TRY(tess_check_pointer(op, "a", a->a, a->numel));
+    TESS_TRY(tess_check_pointer(op, "b", a->b, a->numel));
+    return tess_check_pointer(op, "dst", a->dst, a->numel);
+}
+
+tess_status tess_square_norm_check(const tess_square_norm_args *a)
+{
+    static const char op[] = "square_norm";
+    TESS_TRY(tess_check_extent(op, "numel", a->numel, 0));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, a->numel));
+    TESS_TRY(tess_check_pointer(op, "acc", a->acc, 1));
+    return tess_check_pointer(op, "nonfinite_numel", a->nonfinite_numel, 1);
+}

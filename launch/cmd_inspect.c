@@ -1,0 +1,48 @@
+/* tessera inspect PATH */
+#include "launch/commands.h"
+#include "launch/launch.h"
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    tess_path_options *inspect = state->input;
+    const char **slots[] = {&inspect->path};
+    switch (key) {
+    case 'j':
+        inspect->is_json = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        return tess_launch_positional(state, arg, slots, 1);
+    case ARGP_KEY_END:
+        return inspect->path == NULL ? tess_launch_refuse(state, "no path given") : 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_option options[] = {
+    {"json", 'j', NULL, 0, "Print JSON", 0},
+    {0},
+};
+static const struct argp inspect_argp = {
+    .options = options,
+    .parser = parse,
+    .args_doc = "PATH",
+    .doc = "Show what is in a checkpoint, a model, an adapter or a token file: tensors with dtype "
+           "and shape, where it came from, and sizes.",
+};
+
+static tess_status run(const tess_path_options *inspect)
+{
+    return TESS_FAIL(TESS_E_UNSUPPORTED,
+                     "inspect: '%s' needs the checkpoint reader, which this build lacks",
+                     inspect->path);
+}
+
+int tess_cmd_inspect(int argc, char **argv)
+{
+    tess_path_options inspect = {0};
+    tess_status st = tess_launch_parse(&inspect_argp, argc, argv, &inspect, &inspect.common);
+    if (st == TESS_OK && !inspect.common.is_help)
+        st = run(&inspect);
+    return tess_launch_finish(&inspect.common, st);
+}

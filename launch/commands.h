@@ -1,0 +1,27 @@
+/** The subcommands: one file, one function and one line of help each. */
+#pragma once
+
+#include "core/base.h"
+
+TESS_BEGIN_DECLS
+
+/* X(name, "summary"), in the order of `tessera --help`. */
+#define TESS_COMMAND_LIST(X)                                                                       \
+    X(train, "train or resume a run")                                                              \
+    X(plan, "print what a run allocates and sends, without running it")                            \
+    X(eval, "loss of a model or checkpoint on held-out text")                                      \
+    X(sample, "continue a prompt")                                                                 \
+    X(tokenize, "turn text into a token file")                                                     \
+    X(inspect, "show what is in a checkpoint, model, adapter or token file")                       \
+    X(verify, "check every digest of a checkpoint, adapter or token file")                         \
+    X(diff, "compare two checkpoints tensor by tensor, whatever their sharding")                   \
+    X(export, "write a checkpoint as a PEFT adapter or a model directory")                         \
+    X(help, "show help of a command, or the run file's keys")
+
+/** Run a subcommand. argv[0] is its name; results go to stdout, the rest to stderr.
+ * @return exit code of the program */
+#define X(name, summary) int tess_cmd_##name(int argc, char **argv);
+TESS_COMMAND_LIST(X)
+#undef X
+
+TESS_END_DECLS

@@ -1,0 +1,79 @@
+/** What the subcommands were asked to do. Strings are borrowed from argv. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "train/run_file.h"
+
+TESS_BEGIN_DECLS
+
+/** Options of every subcommand. */
+typedef struct tess_common_options {
+    bool is_help;    /* --help was given and answered: nothing else is to be done */
+    bool is_verbose; /* -v, or TESSERA_TRACE=1: debug lines, and the trace of an error */
+} tess_common_options;
+
+/** RUN.yaml [KEY=VALUE ...] */
+typedef struct tess_run_options {
+    const char *path;
+    tess_run_override *override; /* [override_numel], owned: tess_launch_run_fini */
+    int64_t override_numel;
+} tess_run_options;
+
+typedef struct tess_train_options {
+    tess_common_options common;
+    tess_run_options run;
+    bool accept_config_change; /* resume although numerics keys differ from the checkpoint's */
+} tess_train_options;
+
+typedef struct tess_plan_command {
+    tess_common_options common;
+    tess_run_options run;
+    int rank_numel;     /* --ranks, 0: the ranks of this launch */
+    const char *device; /* --device, NULL: the device of this launch */
+    bool is_json;
+} tess_plan_command;
+
+typedef struct tess_eval_options {
+    tess_common_options common;
+    tess_run_options run;
+    const char *checkpoint; /* directory, "none": the base alone, NULL: the newest of output.dir */
+    bool is_json;
+} tess_eval_options;
+
+typedef struct tess_sample_options {
+    tess_common_options common;
+    tess_run_options run;
+    const char *checkpoint; /* as in tess_eval_options */
+    const char *prompt;
+    int64_t token_numel; /* --tokens: at most so many new ones */
+    double temperature;  /* 0: always the likeliest token */
+    int64_t top_k;       /* 0: all */
+    int64_t seed;
+    bool is_json;
+} tess_sample_options;
+
+/** inspect and verify. */
+typedef struct tess_path_options {
+    tess_common_options common;
+    const char *path;
+    bool is_json;
+} tess_path_options;
+
+typedef struct tess_diff_options {
+    tess_common_options common;
+    const char *a;
+    const char *b;
+    bool is_json;
+} tess_diff_options;
+
+typedef struct tess_export_options {
+    tess_common_options common;
+    const char *checkpoint;
+    const char *output;
+    tess_run_export format; /* peft or hf; auto: what the checkpoint holds */
+    tess_run_dtype dtype;   /* bf16: the copy that was evaluated; f32: the masters */
+} tess_export_options;
+
+TESS_END_DECLS

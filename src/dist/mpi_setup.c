@@ -1,0 +1,61 @@
+/**
+ * What must be true before MPI starts, and how a launcher shows itself. The only file of this
+ * folder that reads the environment.
+ *
+ * [Note: yielding and binding] With more ranks than cores Open MPI 4.1 spins by default and a
+ * message takes milliseconds; its default binding pins small worlds to one core a rank, so that
+ * compute threads share it. Both defaults are replaced; whatever the user set stays.
+ */
+#include <sched.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "dist/engine_priv.h"
+
+static bool is_set(const char *name) { return getenv(name) != NULL; }
+
+bool tess_comm_is_launched(void)
+{
+    static const char *const mark[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"};
+    for (int i = 0; i < TESS_NELEM(mark); i++)
+        if (is_set(mark[i]))
+            return true;
+    return false;
+}
+
+int tess_comm_node_rank_numel(void)
+{
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    const long numel = local != NULL ? strtol(local, NULL, 10) : 1;
+    return numel >= 1 && numel <= 1 << 20 ? (int)numel : 1;
+}
+
+static int cores_here(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+/* mpirun has bound this process by its default policy: take the launcher's own, unbound set. */
+static void undo_default_binding(void)
+{
+    if (is_set("OMPI_MCA_hwloc_base_binding_policy") ||
+        is_set("OMPI_MCA_rmaps_rank_file_physical") || is_set("OMPI_MCA_hwloc_base_cpu_list") ||
+        !is_set("OMPI_MCA_orte_bound_at_launch"))
+        return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(getppid(), sizeof set, &set) == 0 && CPU_COUNT(&set) > cores_here())
+        (void)sched_setaffinity(0, sizeof set, &set);
+}
+
+void engine_mpi_prepare(tess_comm_thread thread)
+{
+    undo_default_binding();
+    const int threads = thread == TESS_COMM_THREAD_ON ? 2 : 1;
+    if (tess_comm_node_rank_numel() * threads > cores_here())
+        (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+    (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
+    (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+}

@@ -1,0 +1,233 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "format/peft_priv.h"
+#include "format/text_priv.h"
+
+static const char prefix[] = "base_model.model.";
+static const char *const suffix[] = {
+    [TESS_PEFT_A] = ".lora_A.weight", [TESS_PEFT_B] = ".lora_B.weight"};
+
+struct tess_peft_dir {
+    tess_json *root; /* adapter_config.json */
+    const char *base_name;
+    tess_peft_spec *spec;
+    tess_safetensors *weights;
+    tess_peft_adapter *adapter; /* [adapter_numel] by path */
+    char **path;                /* [adapter_numel] what their paths point to */
+    int64_t adapter_numel;
+};
+
+tess_status tess_peft_tensor_name(const char *module_path, tess_peft_part part,
+                                  char name[TESS_ST_NAME_MAX_NBYTES + 1])
+{
+    const size_t nbytes = strlen(prefix) + strlen(module_path) + strlen(suffix[part]);
+    TESS_CHECK(nbytes <= TESS_ST_NAME_MAX_NBYTES, TESS_E_RANGE,
+               "adapter of module '%.64s...': a tensor name of %zu bytes, at most %d are legal",
+               module_path, nbytes, TESS_ST_NAME_MAX_NBYTES);
+    snprintf(name, TESS_ST_NAME_MAX_NBYTES + 1, "%s%s%s", prefix, module_path, suffix[part]);
+    return TESS_OK;
+}
+
+/* Module path and part of a tensor name; part -1 when it is none of ours. */
+static int split_name(const char *name, size_t *path_nbytes)
+{
+    const size_t nbytes = strlen(name), head = strlen(prefix);
+    if (strncmp(name, prefix, head) != 0)
+        return -1;
+    for (int part = 0; part < TESS_NELEM(suffix); part++) {
+        const size_t tail = strlen(suffix[part]);
+        if (nbytes > head + tail && strcmp(name + nbytes - tail, suffix[part]) == 0) {
+            *path_nbytes = nbytes - head - tail;
+            return part;
+        }
+    }
+    return -1;
+}
+
+static tess_status check_tensor(const tess_peft_dir *dir, const tess_st_tensor *t, int part)
+{
+    char shape[256];
+    const char *file = tess_safetensors_path(dir->weights);
+    TESS_CHECK(part >= 0, TESS_E_UNSUPPORTED,
+               "'%s': tensor '%s' is not supported, expected only "
+               "base_model.model.<module>.lora_A.weight and .lora_B.weight",
+               file, t->name);
+    TESS_CHECK(t->dtype == TESS_ST_F32 || t->dtype == TESS_ST_BF16 || t->dtype == TESS_ST_F16,
+               TESS_E_FORMAT, "'%s': tensor '%s': expected dtype F32, BF16 or F16, found %s", file,
+               t->name, tess_st_dtype_name(t->dtype));
+    tess_st_shape_text(t->dim, t->dim_numel, shape, sizeof shape);
+    TESS_CHECK(t->dim_numel == 2 && t->numel > 0, TESS_E_FORMAT,
+               "'%s': tensor '%s': expected a matrix, found shape %s", file, t->name, shape);
+    return TESS_OK;
+}
+
+static tess_status check_adapter(const tess_peft_dir *dir, const tess_peft_adapter *a)
+{
+    char name[TESS_ST_NAME_MAX_NBYTES + 1];
+    tess_peft_match match = {.is_target = false};
+    const tess_peft_module module = {.path = a->path};
+    const char *file = tess_safetensors_path(dir->weights);
+    TESS_TRY(tess_peft_tensor_name(a->path, TESS_PEFT_B, name));
+    const tess_st_tensor *b = tess_safetensors_find(dir->weights, name);
+    TESS_CHECK(b != NULL, TESS_E_FORMAT, "'%s': module '%s' has lora_A but no lora_B", file,
+               a->path);
+    TESS_TRY(tess_peft_spec_match(dir->spec, &module, &match));
+    TESS_CHECK(match.is_target, TESS_E_FORMAT,
+               "'%s': module '%s' is not among the target_modules of adapter_config.json", file,
+               a->path);
+    TESS_CHECK(a->rank == match.rank && b->dim[1] == match.rank, TESS_E_FORMAT,
+               "'%s': module '%s': expected rank %" PRId64
+               " from adapter_config.json, found lora_A [%" PRId64 ", %" PRId64
+               "] and lora_B [%" PRId64 ", %" PRId64 "]",
+               file, a->path, match.rank, a->rank, a->in_numel, b->dim[0], b->dim[1]);
+    return TESS_OK;
+}
+
+static int by_path(const void *a, const void *b)
+{
+    return strcmp(((const tess_peft_adapter *)a)->path, ((const tess_peft_adapter *)b)->path);
+}
+
+/* Fill one adapter from its A; B must be there too, and has no tensor of its own to count. */
+static tess_status add_adapter(tess_peft_dir *dir, const tess_st_tensor *t, size_t path_nbytes)
+{
+    char name[TESS_ST_NAME_MAX_NBYTES + 1];
+    char *path = NULL;
+    TESS_TRY(tess_strndup(t->name + strlen(prefix), path_nbytes, &path));
+    dir->path[dir->adapter_numel] = path;
+    tess_peft_adapter *a = &dir->adapter[dir->adapter_numel++];
+    a->path = path;
+    a->rank = t->dim[0];
+    a->in_numel = t->dim[1];
+    TESS_TRY(check_adapter(dir, a));
+    TESS_TRY(tess_peft_tensor_name(path, TESS_PEFT_B, name));
+    a->out_numel = tess_safetensors_find(dir->weights, name)->dim[0];
+    return TESS_OK;
+}
+
+static tess_status read_adapters(tess_peft_dir *dir)
+{
+    void *adapter = NULL, *path = NULL;
+    const int64_t tensor_numel = tess_safetensors_numel(dir->weights);
+    TESS_TRY(tess_alloc_array(tensor_numel, sizeof(tess_peft_adapter), &adapter));
+    dir->adapter = adapter;
+    TESS_TRY(tess_alloc_array(tensor_numel, sizeof(char *), &path));
+    dir->path = path;
+    for (int64_t i = 0; i < tensor_numel; i++) {
+        const tess_st_tensor *t = tess_safetensors_at(dir->weights, i);
+        size_t path_nbytes = 0;
+        TESS_TRY(check_tensor(dir, t, split_name(t->name, &path_nbytes)));
+    }
+    for (int64_t i = 0; i < tensor_numel; i++) {
+        const tess_st_tensor *t = tess_safetensors_at(dir->weights, i);
+        size_t path_nbytes = 0;
+        if (split_name(t->name, &path_nbytes) == TESS_PEFT_A)
+            TESS_TRY(add_adapter(dir, t, path_nbytes));
+    }
+    TESS_CHECK(dir->adapter_numel > 0, TESS_E_FORMAT, "'%s': holds no adapter",
+               tess_safetensors_path(dir->weights));
+    TESS_CHECK(tensor_numel == 2 * dir->adapter_numel, TESS_E_FORMAT,
+               "'%s': %" PRId64 " lora_A but %" PRId64 " lora_B tensors",
+               tess_safetensors_path(dir->weights), dir->adapter_numel,
+               tensor_numel - dir->adapter_numel);
+    qsort(dir->adapter, (size_t)dir->adapter_numel, sizeof *dir->adapter, by_path);
+    return TESS_OK;
+}
+
+static tess_status open_parts(tess_peft_dir *dir, tess_io *io, const char *path)
+{
+    char *file = NULL;
+    TESS_TRY(tess_asprintf(&file, "%s/adapter_config.json", path));
+    tess_status st = tess_json_read(io, file, &dir->root);
+    tess_free(file);
+    TESS_TRY(st);
+    TESS_TRY(tess_peft_config_parse(dir->root, &dir->spec, &dir->base_name));
+    TESS_TRY(tess_asprintf(&file, "%s/adapter_model.safetensors", path));
+    st = tess_safetensors_open(io, file, &dir->weights);
+    tess_free(file);
+    TESS_TRY(st);
+    return read_adapters(dir);
+}
+
+tess_status tess_peft_dir_open(tess_io *io, const char *path, tess_peft_dir **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_peft_dir), &object));
+    tess_peft_dir *dir = object;
+    const tess_status st = open_parts(dir, io, path);
+    if (st != TESS_OK) {
+        tess_peft_dir_close(&dir);
+        return st;
+    }
+    *out = dir;
+    return TESS_OK;
+}
+
+void tess_peft_dir_close(tess_peft_dir **dir)
+{
+    tess_peft_dir *d = *dir;
+    if (d == NULL)
+        return;
+    for (int64_t i = 0; i < d->adapter_numel; i++)
+        tess_free(d->path[i]);
+    tess_free(d->path);
+    tess_free(d->adapter);
+    tess_safetensors_close(&d->weights);
+    tess_peft_spec_destroy(&d->spec);
+    tess_json_destroy(&d->root);
+    tess_free(d);
+    *dir = NULL;
+}
+
+const tess_peft_spec *tess_peft_dir_spec(const tess_peft_dir *dir) { return dir->spec; }
+
+const char *tess_peft_dir_base_name(const tess_peft_dir *dir) { return dir->base_name; }
+
+const char *tess_peft_dir_metadata(const tess_peft_dir *dir, const char *key)
+{
+    return tess_safetensors_metadata(dir->weights, key);
+}
+
+int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir) { return dir->adapter_numel; }
+
+const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx)
+{
+    return idx >= 0 && idx < dir->adapter_numel ? &dir->adapter[idx] : NULL;
+}
+
+const tess_peft_adapter *tess_peft_dir_find(const tess_peft_dir *dir, const char *module_path)
+{
+    const tess_peft_adapter key = {.path = module_path};
+    return bsearch(&key, dir->adapter, (size_t)dir->adapter_numel, sizeof key, by_path);
+}
+
+static tess_status find_part(const tess_peft_dir *dir, const tess_peft_adapter *adapter,
+                             tess_peft_part part, const tess_st_tensor **out)
+{
+    char name[TESS_ST_NAME_MAX_NBYTES + 1];
+    TESS_TRY(tess_peft_tensor_name(adapter->path, part, name));
+    *out = tess_safetensors_find(dir->weights, name);
+    TESS_CHECK(*out != NULL, TESS_E_ARG, "'%s': no adapter for module '%s'",
+               tess_safetensors_path(dir->weights), adapter->path);
+    return TESS_OK;
+}
+
+tess_status tess_peft_dir_dtype(const tess_peft_dir *dir, const tess_peft_adapter *adapter,
+                                tess_peft_part part, tess_dtype *out)
+{
+    const tess_st_tensor *t = NULL;
+    TESS_TRY(find_part(dir, adapter, part, &t));
+    return tess_st_dtype_to_core(t->dtype, out);
+}
+
+tess_status tess_peft_dir_read(const tess_peft_dir *dir, const tess_peft_adapter *adapter,
+                               tess_peft_part part, int64_t first_nbytes, size_t nbytes, void *dst)
+{
+    const tess_st_tensor *t = NULL;
+    TESS_TRY(find_part(dir, adapter, part, &t));
+    return tess_safetensors_read(dir->weights, t, first_nbytes, nbytes, dst);
+}

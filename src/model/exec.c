@@ -1,0 +1,114 @@
+#include "model/exec_priv.h"
+
+#include "core/arith.h"
+#include "core/memory.h"
+
+tess_carve tess_carve_make(const char *name, tess_view view, bool is_plan)
+{
+    const tess_carve carve = {.name = name,
+                              .base = view.data,
+                              .is_plan = is_plan,
+                              .capacity_nbytes = tess_view_nbytes(view)};
+    return carve;
+}
+
+tess_status tess_carve_take(tess_carve *carve, int64_t numel, tess_dtype dt, tess_view *out)
+{
+    size_t nbytes = 0;
+    TESS_TRY(tess_nbytes(dt, numel, &nbytes));
+    int64_t end_nbytes = 0;
+    TESS_TRY(tess_add_i64((int64_t)carve->used_nbytes, (int64_t)nbytes, &end_nbytes));
+    TESS_CHECK(carve->is_plan || (size_t)end_nbytes <= carve->capacity_nbytes, TESS_E_STATE,
+               "stage memory '%s': %" PRId64 " bytes needed, %zu given; pass views of the planned "
+               "sizes and a batch no larger than the planned micro-batch",
+               carve->name, end_nbytes, carve->capacity_nbytes);
+    *out = tess_view_host(carve->is_plan || numel == 0 ? NULL : carve->base + carve->used_nbytes,
+                          numel, dt);
+    /* The peak ends at the last byte used; only the next buffer needs the alignment. */
+    carve->peak_nbytes = TESS_MAX(carve->peak_nbytes, (size_t)end_nbytes);
+    carve->used_nbytes = (size_t)tess_round_up(end_nbytes, TESS_ARENA_ALIGN_NBYTES);
+    return TESS_OK;
+}
+
+tess_status tess_carve_take_2d(tess_carve *carve, int64_t rows, int64_t cols, tess_dtype dt,
+                               tess_view *out)
+{
+    int64_t numel = 0;
+    TESS_TRY(tess_mul_i64(rows, cols, &numel));
+    return tess_carve_take(carve, numel, dt, out);
+}
+
+tess_view tess_view_rows(tess_view v, int64_t first_row, int64_t row_numel, int64_t col_numel)
+{
+    if (v.data != NULL)
+        return tess_view_slice(v, first_row * col_numel, row_numel * col_numel);
+    v.numel = row_numel * col_numel;
+    return v;
+}
+
+tess_status tess_exec_typed(const tess_exec *ex, const char *what, tess_view bytes, int64_t numel,
+                            tess_dtype dt, tess_view *out)
+{
+    size_t nbytes = 0;
+    TESS_TRY(tess_nbytes(dt, numel, &nbytes));
+    TESS_CHECK(ex->is_plan || (bytes.data != NULL && tess_view_nbytes(bytes) >= nbytes), TESS_E_ARG,
+               "stage view '%s': expected at least %zu bytes, found %zu", what, nbytes,
+               tess_view_nbytes(bytes));
+    *out = tess_view_host(bytes.data, numel, dt);
+    return TESS_OK;
+}
+
+static tess_format plain_format(tess_dtype dt)
+{
+    return dt == TESS_F32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16;
+}
+
+tess_matrix tess_view_matrix(tess_view v, int64_t rows, int64_t cols)
+{
+    const tess_matrix m = {
+        .codec = {.format = plain_format(v.dt)}, .rows = rows, .cols = cols, .part = {v.data}};
+    return m;
+}
+
+tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx)
+{
+    if (!ex->is_plan)
+        return tess_call_matrix(ex->call, param_idx);
+    const tess_param *p = &ex->registry->param[param_idx];
+    tess_matrix m = {.codec = p->codec};
+    if (p->role == TESS_ROLE_TRAINABLE)
+        m.codec = (tess_codec){.format = plain_format(ex->dt)};
+    m.rows = p->shape_rank == 1 ? 1 : p->shape[0];
+    m.cols = p->numel / m.rows;
+    return m;
+}
+
+tess_status tess_exec_vector(const tess_exec *ex, int param_idx, tess_view *out)
+{
+    const tess_matrix m = tess_exec_matrix(ex, param_idx);
+    const tess_param *p = &ex->registry->param[param_idx];
+    TESS_CHECK(!tess_format_is_quantized(m.codec.format), TESS_E_DTYPE,
+               "tensor '%s': expected f32 or bf16, found %s; only 2-D weights can be quantized",
+               p->name, tess_format_name(m.codec.format));
+    /* Views carry no const; kernels take weights as inputs only. */
+    *out = tess_view_host((void *)m.part[0], p->numel,
+                          m.codec.format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16);
+    return TESS_OK;
+}
+
+tess_view tess_exec_grad(const tess_exec *ex, int param_idx)
+{
+    const int64_t numel = ex->registry->param[param_idx].numel;
+    return tess_view_host(ex->is_plan ? NULL : tess_call_grad(ex->call, param_idx), numel,
+                          TESS_F32);
+}
+
+tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    const size_t nbytes = ex->kernels->gemm_work_nbytes(args, ex->thread_numel);
+    TESS_TRY(tess_carve_take(&ex->work, (int64_t)nbytes, TESS_U8_OPAQUE, &args->work));
+    TESS_TRY(TESS_EXEC_RUN(ex, gemm, args));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}

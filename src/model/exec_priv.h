@@ -1,0 +1,76 @@
+/**
+ * One stage call as its layers see it: memory carved from the planned views, kernels, thread count.
+ *
+ * [Note: one source of sizes] A stage's code runs twice. In the describe phase `is_plan` is set:
+ * views carry extents but no memory, kernels are not called, and the carves only count. In a call
+ * the same code carves the same buffers in the same order. So `saved_nbytes` and `work_nbytes` of a
+ * stage are what its code takes, and there is no second formula to keep in step.
+ */
+#pragma once
+
+#include "shard/registry.h"
+
+TESS_BEGIN_DECLS
+
+/** Stack of buffers in one view. */
+typedef struct tess_carve {
+    const char *name; /* "saved", "work": for messages */
+    char *base;       /* NULL while planning */
+    bool is_plan;
+    size_t capacity_nbytes;
+    size_t used_nbytes, peak_nbytes;
+} tess_carve;
+
+/** What layers need of a call. Borrowed for the call. */
+typedef struct tess_exec {
+    const tess_kernels *kernels;
+    const tess_registry *registry;
+    const tess_stage_call *call; /* NULL while planning */
+    tess_stream *stream;         /* NULL while planning */
+    tess_dtype dt;               /* compute dtype */
+    int thread_numel;
+    bool is_plan;
+    float dropout;            /* LoRA dropout of this call; 0 in evaluation */
+    int64_t row_numel;        /* tokens of the micro-batch */
+    int64_t longest_numel;    /* sequence length */
+    const int32_t *positions; /* [row_numel] */
+    const int32_t *doc_start; /* [row_numel] */
+    tess_carve saved, work;
+} tess_exec;
+
+/** Run a kernel of the table, or nothing while planning. */
+#define TESS_EXEC_RUN(ex, op, args)                                                                \
+    ((ex)->is_plan ? TESS_OK : (ex)->kernels->op((args), (ex)->stream))
+
+/** Carve over a U8_OPAQUE view; only counting when `is_plan`. Local. */
+tess_carve tess_carve_make(const char *name, tess_view view, bool is_plan);
+/** Next `numel` elements, at a multiple of 256 bytes. Local. @return TESS_E_STATE beyond what was
+ * planned */
+TESS_MUST_CHECK tess_status tess_carve_take(tess_carve *carve, int64_t numel, tess_dtype dt,
+                                            tess_view *out);
+/** Rows x cols elements. Local. @return as tess_carve_take, TESS_E_RANGE */
+TESS_MUST_CHECK tess_status tess_carve_take_2d(tess_carve *carve, int64_t rows, int64_t cols,
+                                               tess_dtype dt, tess_view *out);
+/** Place to go back to. Local. */
+static inline size_t tess_carve_mark(const tess_carve *carve) { return carve->used_nbytes; }
+static inline void tess_carve_release(tess_carve *carve, size_t mark) { carve->used_nbytes = mark; }
+
+/** Rows [first, first + rows) of a [?, cols] view; legal while planning. Local. */
+tess_view tess_view_rows(tess_view v, int64_t first_row, int64_t row_numel, int64_t col_numel);
+/** Typed alias of the first `numel` elements of a U8_OPAQUE view. Local. @return TESS_E_ARG too
+ * small */
+TESS_MUST_CHECK tess_status tess_exec_typed(const tess_exec *ex, const char *what, tess_view bytes,
+                                            int64_t numel, tess_dtype dt, tess_view *out);
+/** An activation [rows, cols] as a matrix operand. Local. */
+tess_matrix tess_view_matrix(tess_view v, int64_t rows, int64_t cols);
+/** Parameter of this call as a stored matrix; shape only while planning. Local. */
+tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx);
+/** Parameter with plain storage as a view [numel] f32 or bf16. Local. @return TESS_E_DTYPE when
+ * quantized */
+TESS_MUST_CHECK tess_status tess_exec_vector(const tess_exec *ex, int param_idx, tess_view *out);
+/** Gradient of a trainable parameter as a view [numel] f32. Local. */
+tess_view tess_exec_grad(const tess_exec *ex, int param_idx);
+/** Matrix product with its workspace from `work`. Local. */
+TESS_MUST_CHECK tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args);
+
+TESS_END_DECLS

@@ -1,0 +1,193 @@
+#include "model/head_priv.h"
+
+#include <string.h>
+
+#include "core/arith.h"
+
+enum { CHUNK_MAX_NUMEL = 256, CHUNK_GRAIN_NUMEL = 16, CHUNK_LOGITS_NUMEL = 16 << 20 };
+
+int64_t tess_head_chunk_numel(int64_t row_numel, int64_t vocab_numel)
+{
+    int64_t chunk = TESS_MIN((int64_t)CHUNK_LOGITS_NUMEL / vocab_numel, CHUNK_MAX_NUMEL);
+    chunk = TESS_MIN(chunk, tess_ceil_div(row_numel, 2));
+    return TESS_MAX(tess_round_up(chunk, CHUNK_GRAIN_NUMEL), (int64_t)CHUNK_GRAIN_NUMEL);
+}
+
+tess_status tess_embed_forward(tess_exec *ex, int table_idx, const int32_t *tokens, tess_view out)
+{
+    const tess_embedding_args args = {.tokens = tokens,
+                                      .token_numel = ex->row_numel,
+                                      .table = tess_exec_matrix(ex, table_idx),
+                                      .out = out};
+    return TESS_EXEC_RUN(ex, embedding_forward, &args);
+}
+
+tess_status tess_embed_backward(tess_exec *ex, int table_idx, const int32_t *tokens,
+                                tess_view d_out)
+{
+    const tess_param *p = &ex->registry->param[table_idx];
+    const tess_embedding_backward_args args = {.tokens = tokens,
+                                               .token_numel = ex->row_numel,
+                                               .d_out = d_out,
+                                               .vocab_numel = p->shape[0],
+                                               .hidden_numel = p->shape[1],
+                                               .d_table = tess_exec_grad(ex, table_idx).data};
+    return TESS_EXEC_RUN(ex, embedding_backward, &args);
+}
+
+/* Buffers of the head for one call. */
+typedef struct head_run {
+    const tess_head *head;
+    const int32_t *labels;
+    tess_view n;        /* [T, H] dt: normed input */
+    tess_view inv_rms;  /* [T] f32 */
+    tess_view d_n;      /* [T, H] dt; numel 0: loss only */
+    tess_view row_loss; /* [T] f64 */
+    tess_view logits;   /* [chunk, V] f32 */
+    tess_view d_logits; /* [chunk, V] dt; the logits themselves when dt is f32 */
+    tess_view u;        /* [chunk, r] dt */
+} head_run;
+
+static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gradient)
+{
+    const tess_head *head = run->head;
+    const int64_t vocab_numel = head->linear.out_numel;
+    run->d_n = tess_view_host(NULL, 0, ex->dt);
+    run->d_logits = run->d_n;
+    TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &run->n));
+    TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F32, &run->inv_rms));
+    TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F64, &run->row_loss));
+    TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, TESS_F32, &run->logits));
+    TESS_TRY(tess_linear_take_u(ex, &head->linear, head->chunk_numel, &ex->work, &run->u));
+    if (has_gradient) {
+        TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &run->d_n));
+        run->d_logits = run->logits;
+        if (ex->dt != TESS_F32)
+            TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, ex->dt,
+                                        &run->d_logits));
+    }
+    return tess_norm_forward(ex, &head->norm, h, run->n, run->inv_rms);
+}
+
+static bool has_label(const int32_t *labels, int64_t row_numel)
+{
+    for (int64_t i = 0; i < row_numel; i++)
+        if (labels[i] >= 0)
+            return true;
+    return false;
+}
+
+/* Rows [first, first + row_numel): logits, losses, and with a gradient the whole backward of the
+ * projection. */
+static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, int64_t row_numel)
+{
+    const tess_linear *linear = &run->head->linear;
+    const int64_t vocab_numel = linear->out_numel;
+    const tess_linear_input in = {
+        .x = tess_view_rows(run->n, first_row, row_numel, linear->in_numel),
+        .row_numel = row_numel,
+        .first_row = first_row};
+    tess_linear_io io = {.linear = linear};
+    io.y = tess_view_rows(run->logits, 0, row_numel, vocab_numel);
+    io.u = tess_view_rows(run->u, 0, row_numel, linear->lora_rank);
+    TESS_TRY(tess_linear_forward(ex, &in, &io));
+
+    tess_cross_entropy_args args = {
+        .logits = io.y, .row_numel = row_numel, .vocab_numel = vocab_numel};
+    args.d_logits = run->d_logits;
+    if (!ex->is_plan) {
+        args.labels = run->labels + first_row;
+        args.row_loss = (double *)run->row_loss.data + first_row;
+        args.grad_scale = ex->call->grad_scale;
+    }
+    if (run->d_logits.numel > 0)
+        args.d_logits = tess_view_rows(run->d_logits, 0, row_numel, vocab_numel);
+    TESS_TRY(TESS_EXEC_RUN(ex, cross_entropy, &args));
+    if (run->d_n.numel == 0)
+        return TESS_OK;
+    io.y = args.d_logits;
+    return tess_linear_group_backward(
+        ex, &in, &io, 1, tess_view_rows(run->d_n, first_row, row_numel, linear->in_numel));
+}
+
+static void skip(const head_run *run, int64_t first_row, int64_t row_numel)
+{
+    memset((double *)run->row_loss.data + first_row, 0, (size_t)row_numel * sizeof(double));
+    if (run->d_n.numel == 0)
+        return;
+    const tess_view d = tess_view_rows(run->d_n, first_row, row_numel, run->head->linear.in_numel);
+    memset(d.data, 0, tess_view_nbytes(d));
+}
+
+/* Workspaces need not grow with the number of rows: count the full chunk and the short one at the
+ * end. */
+static tess_status plan_chunks(tess_exec *ex, const head_run *run)
+{
+    const int64_t tail_numel = ex->row_numel % run->head->chunk_numel;
+    if (ex->row_numel >= run->head->chunk_numel)
+        TESS_TRY(chunk(ex, run, 0, run->head->chunk_numel));
+    return tail_numel > 0 ? chunk(ex, run, 0, tail_numel) : TESS_OK;
+}
+
+static tess_status all_chunks(tess_exec *ex, const head_run *run, double *loss_sum)
+{
+    if (ex->is_plan)
+        return plan_chunks(ex, run);
+    for (int64_t row = 0; row < ex->row_numel; row += run->head->chunk_numel) {
+        const int64_t row_numel = TESS_MIN(run->head->chunk_numel, ex->row_numel - row);
+        if (has_label(run->labels + row, row_numel))
+            TESS_TRY(chunk(ex, run, row, row_numel));
+        else
+            skip(run, row, row_numel);
+    }
+    const double *row_loss = run->row_loss.data;
+    double sum = 0.0;
+    for (int64_t row = 0; row < ex->row_numel; row++)
+        sum += row_loss[row];
+    *loss_sum = sum;
+    return TESS_OK;
+}
+
+tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h, const int32_t *labels,
+                           double *loss_sum)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    head_run run = {.head = head, .labels = labels};
+    TESS_TRY(begin(ex, &run, h, false));
+    TESS_TRY(all_chunks(ex, &run, loss_sum));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+tess_status tess_head_loss_backward(tess_exec *ex, const tess_head *head, tess_view h,
+                                    const int32_t *labels, double *loss_sum, tess_view d_h)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    head_run run = {.head = head, .labels = labels};
+    TESS_TRY(begin(ex, &run, h, true));
+    TESS_TRY(all_chunks(ex, &run, loss_sum));
+    tess_view none = {.dt = ex->dt};
+    TESS_TRY(tess_norm_backward(ex, &head->norm, h, run.inv_rms, run.d_n, none,
+                                d_h.numel > 0 ? d_h : run.d_n));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h, int64_t row_idx,
+                             float *logits)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    const int64_t hidden_numel = head->linear.in_numel;
+    tess_view n = {0}, u = {0};
+    const tess_view inv_rms = {.dt = TESS_F32};
+    TESS_TRY(tess_carve_take(&ex->work, hidden_numel, ex->dt, &n));
+    TESS_TRY(tess_linear_take_u(ex, &head->linear, 1, &ex->work, &u));
+    TESS_TRY(tess_norm_forward(ex, &head->norm, tess_view_rows(h, row_idx, 1, hidden_numel), n,
+                               inv_rms));
+    const tess_linear_input in = {.x = n, .row_numel = 1, .first_row = row_idx};
+    const tess_linear_io io = {&head->linear,
+                               tess_view_host(logits, head->linear.out_numel, TESS_F32), u};
+    TESS_TRY(tess_linear_forward(ex, &in, &io));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}

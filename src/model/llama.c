@@ -1,0 +1,383 @@
+#include "model/llama_priv.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "model/model_priv.h"
+
+/* Standard deviation of random weights; projections back into the residual stream are smaller by
+ * sqrt(2 L), as in GPT-2 (Radford et al. 2019, section 2.3). */
+static const double random_scale = 0.02;
+
+/* What registration carries along. */
+typedef struct builder {
+    const tess_llm_config *config;
+    const tess_model_options *options;
+    tess_registry *reg;
+    tess_llama *m;
+    int unit_idx;
+    uint32_t adapter_numel;
+} builder;
+
+/* Where a linear stands. */
+typedef struct linear_place {
+    const char *prefix; /* "model.layers.0." */
+    const char *module; /* "self_attn.q_proj" */
+    int64_t out_numel, in_numel;
+    bool has_bias;
+    bool is_residual_end; /* writes into the residual stream */
+    bool is_head;
+} linear_place;
+
+static tess_status name_param(tess_param *p, const char *path, const char *suffix)
+{
+    const int length = snprintf(p->name, sizeof p->name, "%s%s", path, suffix);
+    TESS_CHECK(length > 0 && (size_t)length < sizeof p->name, TESS_E_ARG,
+               "tensor name '%s%s' is longer than %d bytes", path, suffix, TESS_NAME_NBYTES - 1);
+    return TESS_OK;
+}
+
+/* A tensor of the model files: name and shape are set, everything else is decided here. */
+static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *idx)
+{
+    const tess_model_options *o = b->options;
+    p->unit_idx = b->unit_idx;
+    p->role = o->is_full ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
+    p->init = o->is_random ? p->random_init : TESS_INIT_SOURCE;
+    p->init_scale = o->is_random ? p->random_scale : 0.0;
+    p->learning_rate_ratio = 1.0;
+    p->has_weight_decay = p->shape_rank > 1;
+    tess_codec source = {.format = TESS_FORMAT_BF16};
+    if (o->source_of != NULL)
+        TESS_TRY(o->source_of(o->arg, p->name, &source));
+    p->codec = source;
+    if (!o->is_full && p->shape_rank == 2 && o->codec_of != NULL)
+        TESS_TRY(o->codec_of(o->arg, p->name, is_linear, source, &p->codec));
+    return tess_registry_add_param(b->reg, p, idx);
+}
+
+static tess_status add_vector(builder *b, const char *name, int64_t numel, tess_init_kind init,
+                              int *idx)
+{
+    tess_param p = {.shape_rank = 1, .shape = {numel}, .random_init = init};
+    TESS_TRY(name_param(&p, name, ""));
+    return add_source(b, &p, false, idx);
+}
+
+static tess_status add_norm(builder *b, const char *prefix, const char *module, int64_t dim,
+                            tess_norm *norm)
+{
+    char name[TESS_NAME_NBYTES];
+    snprintf(name, sizeof name, "%s%s.weight", prefix, module);
+    norm->dim = dim;
+    norm->eps = (float)b->config->rms_eps;
+    norm->is_trainable = b->options->is_full;
+    return add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx);
+}
+
+static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_linear *linear)
+{
+    const tess_model_options *o = b->options;
+    tess_lora_choice choice = {0};
+    if (!o->is_full && o->lora_of != NULL)
+        TESS_TRY(o->lora_of(o->arg, path, is_head, &choice));
+    if (choice.rank == 0)
+        return TESS_OK;
+    TESS_CHECK(choice.rank > 0 && isfinite(choice.alpha), TESS_E_CONFIG,
+               "adapter of '%s': rank %d, alpha %g; expected a rank above 0 and a finite alpha",
+               path, choice.rank, choice.alpha);
+    linear->lora_rank = choice.rank;
+    linear->lora_scale = (float)(choice.alpha / choice.rank);
+    linear->adapter_idx = b->adapter_numel++;
+    TESS_CHECK(linear->adapter_idx < 1u << 24, TESS_E_RANGE, "more than 2^24 adapters");
+    /* kaiming_uniform(a = sqrt 5) of a [r, in] matrix is U(-1/sqrt(in), 1/sqrt(in)). */
+    const double bound = 1.0 / sqrt((double)linear->in_numel);
+    tess_param p = {.unit_idx = b->unit_idx,
+                    .role = TESS_ROLE_TRAINABLE,
+                    .shape_rank = 2,
+                    .shape = {choice.rank, linear->in_numel},
+                    .init = TESS_INIT_UNIFORM,
+                    .init_scale = bound,
+                    .random_init = TESS_INIT_UNIFORM,
+                    .random_scale = bound,
+                    .learning_rate_ratio = 1.0,
+                    .has_weight_decay = true};
+    TESS_TRY(name_param(&p, path, ".lora_A.weight"));
+    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_a_idx));
+    p.shape[0] = linear->out_numel;
+    p.shape[1] = choice.rank;
+    p.init = p.random_init = TESS_INIT_ZERO;
+    p.init_scale = p.random_scale = 0.0;
+    p.learning_rate_ratio = o->lora_plus_ratio;
+    TESS_TRY(name_param(&p, path, ".lora_B.weight"));
+    return tess_registry_add_param(b->reg, &p, &linear->lora_b_idx);
+}
+
+/* A linear over a weight that is registered already, or not yet (weight_idx -1). */
+static tess_status add_linear(builder *b, const linear_place *place, int weight_idx,
+                              tess_linear *linear)
+{
+    char path[TESS_NAME_NBYTES];
+    snprintf(path, sizeof path, "%s%s", place->prefix, place->module);
+    *linear = (tess_linear){.weight_idx = weight_idx,
+                            .bias_idx = -1,
+                            .lora_a_idx = -1,
+                            .lora_b_idx = -1,
+                            .in_numel = place->in_numel,
+                            .out_numel = place->out_numel,
+                            .is_trainable = b->options->is_full};
+    if (weight_idx < 0) {
+        tess_param p = {.shape_rank = 2,
+                        .shape = {place->out_numel, place->in_numel},
+                        .random_init = TESS_INIT_NORMAL,
+                        .random_scale = random_scale};
+        if (place->is_residual_end)
+            p.random_scale /= sqrt(2.0 * (double)b->config->layer_numel);
+        TESS_TRY(name_param(&p, path, ".weight"));
+        TESS_TRY(add_source(b, &p, true, &linear->weight_idx));
+    }
+    if (place->has_bias) {
+        char name[TESS_NAME_NBYTES + 8];
+        snprintf(name, sizeof name, "%s.bias", path);
+        TESS_TRY(add_vector(b, name, place->out_numel, TESS_INIT_ZERO, &linear->bias_idx));
+    }
+    return add_adapter(b, path, place->is_head, linear);
+}
+
+static tess_status add_attention(builder *b, const char *prefix, int layer_idx, tess_attention *at)
+{
+    const tess_llm_config *c = b->config;
+    const int64_t q_numel = c->head_numel * c->head_dim, kv_numel = c->kv_head_numel * c->head_dim;
+    const int64_t h = c->hidden_numel;
+    at->head_numel = c->head_numel;
+    at->kv_head_numel = c->kv_head_numel;
+    at->head_dim = c->head_dim;
+    at->window = tess_llm_window(c, layer_idx);
+    at->q_norm.weight_idx = at->k_norm.weight_idx = -1;
+    const linear_place place[] = {
+        {prefix, "self_attn.q_proj", q_numel, h, c->has_q_bias, false, false},
+        {prefix, "self_attn.k_proj", kv_numel, h, c->has_k_bias, false, false},
+        {prefix, "self_attn.v_proj", kv_numel, h, c->has_v_bias, false, false},
+        {prefix, "self_attn.o_proj", h, q_numel, c->has_o_bias, true, false}};
+    tess_linear *linear[] = {&at->q, &at->k, &at->v, &at->o};
+    for (int i = 0; i < TESS_NELEM(place); i++)
+        TESS_TRY(add_linear(b, &place[i], -1, linear[i]));
+    if (!c->has_qk_norm)
+        return TESS_OK;
+    TESS_TRY(add_norm(b, prefix, "self_attn.q_norm", c->head_dim, &at->q_norm));
+    return add_norm(b, prefix, "self_attn.k_norm", c->head_dim, &at->k_norm);
+}
+
+static tess_status add_mlp(builder *b, const char *prefix, tess_mlp *mlp)
+{
+    const tess_llm_config *c = b->config;
+    const int64_t h = c->hidden_numel, inner = c->intermediate_numel;
+    const linear_place place[] = {
+        {prefix, "mlp.gate_proj", inner, h, c->has_mlp_bias, false, false},
+        {prefix, "mlp.up_proj", inner, h, c->has_mlp_bias, false, false},
+        {prefix, "mlp.down_proj", h, inner, c->has_mlp_bias, true, false}};
+    tess_linear *linear[] = {&mlp->gate, &mlp->up, &mlp->down};
+    for (int i = 0; i < TESS_NELEM(place); i++)
+        TESS_TRY(add_linear(b, &place[i], -1, linear[i]));
+    return TESS_OK;
+}
+
+static tess_status add_block(builder *b, int layer_idx, tess_llama_block *block)
+{
+    char unit[32], prefix[48];
+    const int64_t h = b->config->hidden_numel;
+    snprintf(unit, sizeof unit, "blk.%d", layer_idx);
+    snprintf(prefix, sizeof prefix, "model.layers.%d.", layer_idx);
+    TESS_TRY(tess_registry_add_unit(b->reg, unit, &b->unit_idx));
+    TESS_TRY(add_norm(b, prefix, "input_layernorm", h, &block->norm1));
+    TESS_TRY(add_attention(b, prefix, layer_idx, &block->attention));
+    TESS_TRY(add_norm(b, prefix, "post_attention_layernorm", h, &block->norm2));
+    return add_mlp(b, prefix, &block->mlp);
+}
+
+/* Embedding table; when tied also norm and head, in the same unit. */
+static tess_status add_embed(builder *b)
+{
+    const tess_llm_config *c = b->config;
+    tess_param p = {.shape_rank = 2,
+                    .shape = {c->vocab_numel, c->hidden_numel},
+                    .random_init = TESS_INIT_NORMAL,
+                    .random_scale = random_scale};
+    TESS_TRY(name_param(&p, "model.embed_tokens", ".weight"));
+    TESS_TRY(tess_registry_add_unit(b->reg, "embed", &b->unit_idx));
+    b->m->is_embed_trainable = b->options->is_full;
+    return add_source(b, &p, false, &b->m->embed_idx);
+}
+
+static tess_status add_head(builder *b)
+{
+    const tess_llm_config *c = b->config;
+    tess_head *head = &b->m->head;
+    const linear_place place = {.prefix = "",
+                                .module = "lm_head",
+                                .out_numel = c->vocab_numel,
+                                .in_numel = c->hidden_numel,
+                                .is_head = true};
+    head->chunk_numel = tess_head_chunk_numel(b->m->token_numel, c->vocab_numel);
+    TESS_TRY(add_norm(b, "", "model.norm", c->hidden_numel, &head->norm));
+    return add_linear(b, &place, c->is_tied ? b->m->embed_idx : -1, &head->linear);
+}
+
+static tess_status register_all(builder *b)
+{
+    TESS_TRY(add_embed(b));
+    if (b->config->is_tied)
+        TESS_TRY(add_head(b));
+    const int embed_unit_idx = b->unit_idx;
+    for (int i = 0; i < b->m->layer_numel; i++)
+        TESS_TRY(add_block(b, i, &b->m->block[i]));
+    int head_unit_idx = embed_unit_idx;
+    if (!b->config->is_tied) {
+        TESS_TRY(tess_registry_add_unit(b->reg, "head", &b->unit_idx));
+        TESS_TRY(add_head(b));
+        head_unit_idx = b->unit_idx;
+    }
+    for (int s = 0; s < b->m->layer_numel + 2; s++) {
+        tess_stage stage = {.unit_idx = embed_unit_idx + s};
+        if (s == 0)
+            snprintf(stage.name, sizeof stage.name, "embed");
+        else if (s <= b->m->layer_numel)
+            snprintf(stage.name, sizeof stage.name, "blk.%d", s - 1);
+        else
+            snprintf(stage.name, sizeof stage.name, "head");
+        if (s == b->m->layer_numel + 1)
+            stage.unit_idx = head_unit_idx;
+        TESS_TRY(tess_llama_plan_stage(b->m, b->reg, s, &stage));
+        TESS_TRY(tess_registry_add_stage(b->reg, &stage));
+    }
+    return tess_registry_lay_out(b->reg);
+}
+
+static float to_compute(float x, tess_dtype dt)
+{
+    return dt == TESS_BF16 ? tess_bf16_to_f32(tess_bf16_from_f32(x)) : x;
+}
+
+/* cos and sin of f32 angles, rounded to the compute dtype, as transformers casts them. */
+static tess_status make_rope(const tess_llm_config *c, tess_llama *m)
+{
+    const int64_t half = c->head_dim / 2;
+    int64_t numel = 0;
+    void *cos_table = NULL, *sin_table = NULL, *inv = NULL;
+    TESS_TRY(tess_mul_i64(m->sequence_length, half, &numel));
+    TESS_TRY(tess_alloc_array(numel, sizeof(float), &cos_table));
+    m->rope.cos = cos_table;
+    TESS_TRY(tess_alloc_array(numel, sizeof(float), &sin_table));
+    m->rope.sin = sin_table;
+    m->rope.row_numel = m->sequence_length;
+    TESS_TRY(tess_alloc_array(half, sizeof(float), &inv));
+    tess_rope_inv_freq(c, inv);
+    for (int64_t i = 0; i < numel; i++) {
+        const float angle = (float)(i / half) * ((const float *)inv)[i % half];
+        m->rope.cos[i] = to_compute((float)cos((double)angle), m->dt);
+        m->rope.sin[i] = to_compute((float)sin((double)angle), m->dt);
+    }
+    tess_free(inv);
+    return TESS_OK;
+}
+
+/* Matrix-product weights that see one token, in multiply-adds. */
+static void count_linear(const tess_linear *l, double *frozen, double *learning)
+{
+    const double weight = (double)l->in_numel * (double)l->out_numel;
+    *(l->is_trainable ? learning : frozen) += weight;
+    *learning += (double)l->lora_rank * (double)(l->in_numel + l->out_numel);
+}
+
+/* Forward 2 per multiply-add, backward 2 for dX and 2 for the weight of what learns; attention
+ * counts the pairs that are visible in one full sequence, backward twice the forward. */
+static double count_flops(const tess_llama *m)
+{
+    double frozen = 0.0, learning = 0.0, pairs = 0.0;
+    count_linear(&m->head.linear, &frozen, &learning);
+    for (int i = 0; i < m->layer_numel; i++) {
+        const tess_llama_block *block = &m->block[i];
+        const tess_attention *at = &block->attention;
+        const tess_linear *linear[] = {&at->q,           &at->k,         &at->v,          &at->o,
+                                       &block->mlp.gate, &block->mlp.up, &block->mlp.down};
+        for (int k = 0; k < TESS_NELEM(linear); k++)
+            count_linear(linear[k], &frozen, &learning);
+        const double s = (double)m->sequence_length;
+        const double w = at->window > 0 ? fmin((double)at->window, s) : s;
+        const double seen = w * (w + 1.0) / 2.0 + (s - w) * w;
+        pairs += seen / s * (double)(at->head_numel * at->head_dim);
+    }
+    return 4.0 * frozen + 6.0 * learning + 12.0 * pairs;
+}
+
+static void destroy_llama(void *self)
+{
+    tess_llama *m = self;
+    if (m == NULL)
+        return;
+    tess_free(m->block);
+    tess_free(m->rope.cos);
+    tess_free(m->rope.sin);
+    tess_free(m);
+}
+
+static tess_status check_options(const tess_model_options *o)
+{
+    TESS_CHECK(o->compute_dt == TESS_F32 || o->compute_dt == TESS_BF16, TESS_E_DTYPE,
+               "compute dtype: expected f32 or bf16, found %s", tess_dtype_name(o->compute_dt));
+    TESS_CHECK(o->sequence_length > 0 && o->micro_batch > 0 && o->thread_numel > 0, TESS_E_ARG,
+               "sequence length %" PRId64 ", micro-batch %" PRId64
+               ", threads %d: expected all above 0",
+               o->sequence_length, o->micro_batch, o->thread_numel);
+    TESS_CHECK(o->dropout >= 0.0 && o->dropout < 1.0, TESS_E_CONFIG,
+               "lora.dropout: expected 0 <= p < 1, found %g", o->dropout);
+    return TESS_OK;
+}
+
+static tess_status fill(tess_llama *m, const tess_llm_config *config,
+                        const tess_model_options *options, tess_registry *reg)
+{
+    m->dt = options->compute_dt;
+    m->kernels = options->kernels != NULL ? options->kernels : &tess_kernels_cpu;
+    m->thread_numel = options->thread_numel;
+    m->sequence_length = options->sequence_length;
+    m->hidden_numel = config->hidden_numel;
+    m->vocab_numel = config->vocab_numel;
+    m->dropout = (float)options->dropout;
+    m->layer_numel = (int)config->layer_numel;
+    TESS_TRY(tess_mul_i64(options->micro_batch, options->sequence_length, &m->token_numel));
+    void *block = NULL;
+    TESS_TRY(tess_alloc_array(config->layer_numel, sizeof(tess_llama_block), &block));
+    m->block = block;
+    TESS_TRY(make_rope(config, m));
+    builder b = {.config = config, .options = options, .reg = reg, .m = m};
+    return register_all(&b);
+}
+
+tess_status tess_llama_create(const tess_llm_config *config, const tess_model_options *options,
+                              tess_registry *reg, tess_model **out)
+{
+    TESS_TRY(tess_llm_config_check(config));
+    TESS_TRY(check_options(options));
+    TESS_CHECK(
+        reg->compute_dt == options->compute_dt && reg->param_numel == 0 && !reg->is_laid_out,
+        TESS_E_STATE, "registry: expected an empty one of dtype %s, found %s with %d tensors",
+        tess_dtype_name(options->compute_dt), tess_dtype_name(reg->compute_dt), reg->param_numel);
+    void *self = NULL, *model = NULL;
+    tess_status st = TESS_OK;
+    TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_llama), &self));
+    TESS_TRY_GOTO(st, fail, fill(self, config, options, reg));
+    TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_model), &model));
+    *(tess_model *)model = (tess_model){.ops = &tess_llama_stage_ops,
+                                        .self = self,
+                                        .destroy_self = destroy_llama,
+                                        .flops_per_token = count_flops(self)};
+    *out = model;
+    return TESS_OK;
+fail:
+    destroy_llama(self);
+    return st;
+}

@@ -1,0 +1,226 @@
+/* Stage calls of the Llama family: what a call brings, made ready for the layers. */
+#include "model/llama_priv.h"
+
+#include "core/arith.h"
+
+static const tess_view none = {.dt = TESS_F32};
+
+/* What the backward of a block reads, in the order it is carved. */
+typedef struct block_saved {
+    tess_view n1, n2; /* [T, H] dt: normed inputs; numel 0 when no weight that reads them learns */
+    tess_view inv1, inv2; /* [T] f32 */
+    tess_view h2;         /* [T, H] dt: after attention */
+    tess_attention_saved attention;
+    tess_mlp_saved mlp;
+} block_saved;
+
+static tess_status take_if(tess_exec *ex, bool is_wanted, int64_t numel, tess_view *out)
+{
+    *out = tess_view_host(NULL, 0, ex->dt);
+    return is_wanted ? tess_carve_take(&ex->saved, numel, ex->dt, out) : TESS_OK;
+}
+
+static tess_status take_saved(tess_exec *ex, const tess_llama *m, const tess_llama_block *block,
+                              block_saved *saved)
+{
+    const tess_attention *at = &block->attention;
+    const int64_t numel = ex->row_numel * m->hidden_numel;
+    const bool reads_n1 =
+        tess_linear_learns(&at->q) || tess_linear_learns(&at->k) || tess_linear_learns(&at->v);
+    const bool reads_n2 =
+        tess_linear_learns(&block->mlp.gate) || tess_linear_learns(&block->mlp.up);
+    TESS_TRY(take_if(ex, reads_n1, numel, &saved->n1));
+    TESS_TRY(take_if(ex, reads_n2, numel, &saved->n2));
+    TESS_TRY(tess_carve_take(&ex->saved, ex->row_numel, TESS_F32, &saved->inv1));
+    TESS_TRY(tess_carve_take(&ex->saved, ex->row_numel, TESS_F32, &saved->inv2));
+    TESS_TRY(tess_carve_take(&ex->saved, numel, ex->dt, &saved->h2));
+    TESS_TRY(tess_attention_take_saved(ex, at, &saved->attention));
+    return tess_mlp_take_saved(ex, &block->mlp, &saved->mlp);
+}
+
+/* out = a + b. */
+static tess_status add(tess_exec *ex, tess_view a, tess_view b, tess_view out)
+{
+    const tess_add_args args = {.a = a, .b = b, .out = out};
+    return TESS_EXEC_RUN(ex, add, &args);
+}
+
+/* The branch is computed in `out`, then added to the residual. */
+static tess_status block_forward(const tess_llama *m, tess_exec *ex, const tess_llama_block *block,
+                                 tess_view h, tess_view out)
+{
+    block_saved saved = {0};
+    TESS_TRY(take_saved(ex, m, block, &saved));
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view scratch = none;
+    if (saved.n1.numel == 0 || saved.n2.numel == 0)
+        TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &scratch));
+    const tess_view n1 = saved.n1.numel > 0 ? saved.n1 : scratch;
+    const tess_view n2 = saved.n2.numel > 0 ? saved.n2 : scratch;
+    TESS_TRY(tess_norm_forward(ex, &block->norm1, h, n1, saved.inv1));
+    TESS_TRY(tess_attention_forward(ex, &block->attention, &m->rope, n1, &saved.attention, out));
+    TESS_TRY(add(ex, h, out, saved.h2));
+    TESS_TRY(tess_norm_forward(ex, &block->norm2, saved.h2, n2, saved.inv2));
+    TESS_TRY(tess_mlp_forward(ex, &block->mlp, n2, &saved.mlp, out));
+    TESS_TRY(add(ex, saved.h2, out, out));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* d_h numel 0: the stage below learns nothing, so neither its gradient nor that of norm1 is wanted.
+ */
+static tess_status block_backward(const tess_llama *m, tess_exec *ex, const tess_llama_block *block,
+                                  tess_view h, tess_view d_out, tess_view d_h)
+{
+    block_saved saved = {0};
+    TESS_TRY(take_saved(ex, m, block, &saved));
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view d_h2 = {0};
+    TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &d_h2));
+    TESS_TRY(tess_mlp_backward(ex, &block->mlp, saved.n2, &saved.mlp, d_out, d_h2));
+    TESS_TRY(tess_norm_backward(ex, &block->norm2, saved.h2, saved.inv2, d_h2, d_out, d_h2));
+    TESS_TRY(tess_attention_backward(ex, &block->attention, &m->rope, saved.n1, &saved.attention,
+                                     d_h2, d_h));
+    if (d_h.numel > 0)
+        TESS_TRY(tess_norm_backward(ex, &block->norm1, h, saved.inv1, d_h, d_h2, d_h));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* Views of one call with their types. */
+typedef struct stage_views {
+    tess_view input, output, d_output, d_input; /* [T, H] dt, numel 0 where absent */
+} stage_views;
+
+static bool is_head(const tess_llama *m, int stage_idx) { return stage_idx == m->layer_numel + 1; }
+
+static tess_status forward(const tess_llama *m, tess_exec *ex, int stage_idx,
+                           const tess_token_batch *batch, const stage_views *v)
+{
+    if (stage_idx == 0)
+        return tess_embed_forward(ex, m->embed_idx, batch->tokens, v->output);
+    if (!is_head(m, stage_idx))
+        return block_forward(m, ex, &m->block[stage_idx - 1], v->input, v->output);
+    if (ex->is_plan) {
+        TESS_TRY(tess_head_logits(ex, &m->head, v->input, 0, NULL));
+        return tess_head_loss(ex, &m->head, v->input, NULL, NULL);
+    }
+    if (ex->call->mode != TESS_CALL_LOGITS)
+        return tess_head_loss(ex, &m->head, v->input, batch->labels, ex->call->loss_sum);
+    TESS_CHECK(batch->logits != NULL && batch->logits_token_idx >= 0 &&
+                   batch->logits_token_idx < ex->row_numel,
+               TESS_E_ARG, "logits of token %" PRId64 ": expected one of %" PRId64 " and a buffer",
+               batch->logits_token_idx, ex->row_numel);
+    return tess_head_logits(ex, &m->head, v->input, batch->logits_token_idx, batch->logits);
+}
+
+static tess_status backward(const tess_llama *m, tess_exec *ex, int stage_idx,
+                            const tess_token_batch *batch, const stage_views *v)
+{
+    if (stage_idx == 0)
+        return m->is_embed_trainable
+                   ? tess_embed_backward(ex, m->embed_idx, batch->tokens, v->d_output)
+                   : TESS_OK;
+    if (!is_head(m, stage_idx))
+        return block_backward(m, ex, &m->block[stage_idx - 1], v->input, v->d_output, v->d_input);
+    return tess_head_loss_backward(ex, &m->head, v->input, ex->is_plan ? NULL : batch->labels,
+                                   ex->is_plan ? NULL : ex->call->loss_sum, v->d_input);
+}
+
+tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int stage_idx,
+                                  tess_stage *stage)
+{
+    const tess_token_batch batch = {.token_numel = m->token_numel};
+    tess_exec ex = {.kernels = m->kernels,
+                    .registry = reg,
+                    .dt = m->dt,
+                    .thread_numel = m->thread_numel,
+                    .is_plan = true,
+                    .dropout = m->dropout,
+                    .row_numel = m->token_numel,
+                    .longest_numel = m->sequence_length};
+    ex.saved = tess_carve_make("saved", none, true);
+    ex.work = tess_carve_make("work", none, true);
+    int64_t numel = 0;
+    TESS_TRY(tess_mul_i64(m->token_numel, m->hidden_numel, &numel));
+    const tess_view h = tess_view_host(NULL, numel, m->dt);
+    const stage_views v = {
+        .input = stage_idx == 0 ? none : h,
+        .output = h,
+        .d_output = h,
+        .d_input = stage_idx == 0 ? none : h,
+    };
+    TESS_TRY(forward(m, &ex, stage_idx, &batch, &v));
+    /* Evaluation has no dropout and takes no more; backward carves the same saved buffers again. */
+    ex.saved.used_nbytes = 0;
+    TESS_TRY(backward(m, &ex, stage_idx, &batch, &v));
+    stage->saved_nbytes = ex.saved.peak_nbytes;
+    stage->work_nbytes = ex.work.peak_nbytes;
+    stage->is_fused_loss = is_head(m, stage_idx);
+    if (!stage->is_fused_loss)
+        TESS_TRY(tess_nbytes(m->dt, numel, &stage->output_nbytes));
+    return TESS_OK;
+}
+
+static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_exec *ex)
+{
+    const tess_token_batch *batch = call->batch;
+    TESS_CHECK(call->stage_idx >= 0 && call->stage_idx < m->layer_numel + 2, TESS_E_ARG,
+               "stage %d of %d", call->stage_idx, m->layer_numel + 2);
+    TESS_CHECK(batch != NULL && batch->token_numel > 0 && batch->token_numel <= m->token_numel,
+               TESS_E_ARG,
+               "micro-batch of %" PRId64 " tokens: expected 1 to %" PRId64 " as planned",
+               batch == NULL ? 0 : batch->token_numel, m->token_numel);
+    *ex = (tess_exec){.kernels = call->kernels,
+                      .registry = call->registry,
+                      .call = call,
+                      .stream = call->stream,
+                      .dt = m->dt,
+                      .thread_numel = m->thread_numel,
+                      .dropout = call->mode == TESS_CALL_TRAIN ? m->dropout : 0.0f,
+                      .row_numel = batch->token_numel,
+                      .longest_numel = m->sequence_length,
+                      .positions = batch->positions,
+                      .doc_start = batch->doc_start};
+    ex->saved = tess_carve_make("saved", call->saved, false);
+    ex->work = tess_carve_make("work", call->work, false);
+    return TESS_OK;
+}
+
+/* [T, H] of the compute dtype over the bytes of a call. */
+static tess_status hidden(const tess_llama *m, const tess_exec *ex, const char *what,
+                          tess_view bytes, tess_view *out)
+{
+    return tess_exec_typed(ex, what, bytes, ex->row_numel * m->hidden_numel, m->dt, out);
+}
+
+static tess_status call_forward(void *model, const tess_stage_call *call)
+{
+    const tess_llama *m = model;
+    tess_exec ex;
+    stage_views v = {none, none, none, none};
+    TESS_TRY(begin(m, call, &ex));
+    if (call->stage_idx > 0)
+        TESS_TRY(hidden(m, &ex, "input", call->input, &v.input));
+    if (!is_head(m, call->stage_idx))
+        TESS_TRY(hidden(m, &ex, "output", call->output, &v.output));
+    return forward(m, &ex, call->stage_idx, call->batch, &v);
+}
+
+static tess_status call_backward(void *model, const tess_stage_call *call)
+{
+    const tess_llama *m = model;
+    tess_exec ex;
+    stage_views v = {none, none, none, none};
+    TESS_TRY(begin(m, call, &ex));
+    if (call->stage_idx > 0) {
+        TESS_TRY(hidden(m, &ex, "input", call->input, &v.input));
+        if (call->d_input.numel > 0)
+            TESS_TRY(hidden(m, &ex, "d_input", call->d_input, &v.d_input));
+    }
+    if (!is_head(m, call->stage_idx))
+        TESS_TRY(hidden(m, &ex, "d_output", call->d_output, &v.d_output));
+    return backward(m, &ex, call->stage_idx, call->batch, &v);
+}
+
+const tess_stage_ops tess_llama_stage_ops = {.forward = call_forward, .backward = call_backward};

@@ -1,0 +1,418 @@
+/* Saving: snapshot at a step boundary, write on the writer thread, commit at a later boundary. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "shard/ckpt_priv.h"
+
+enum { STATE_ROOM_DEFAULT_NBYTES = 1 << 20, STATE_NUMEL_MAX = 4096 };
+
+/* ---- prepare ---- */
+
+static bool is_writer(const tess_ckpt_store *s, const tess_ckpt_set *set)
+{
+    return tess_comm_rank(s->comm) < set->shard_world;
+}
+
+/* Views against ranges: a rank holds what tess_ckpt_range() says. */
+tess_status ckpt_check_views(const tess_ckpt_set *set, int rank)
+{
+    for (int64_t i = 0; i < set->record_numel; i++) {
+        const tess_ckpt_record *r = &set->records[i];
+        int64_t lo_idx = 0, hi_idx = 0;
+        tess_ckpt_range(r, set->shard_world, rank % set->shard_world, &lo_idx, &hi_idx);
+        TESS_CHECK(r->lo_idx == lo_idx && r->hi_idx == hi_idx, TESS_E_ARG,
+                   "record '%s/%s': this rank gives [%" PRId64 ", %" PRId64
+                   "), the cut over %d ranks is [%" PRId64 ", %" PRId64 ")",
+                   r->unit, r->role, r->lo_idx, r->hi_idx, set->shard_world, lo_idx, hi_idx);
+        TESS_CHECK(r->view.dt == r->dt && r->view.numel == hi_idx - lo_idx &&
+                       r->view.space == TESS_HOST && (r->view.data != NULL || r->view.numel == 0),
+                   TESS_E_DTYPE,
+                   "record '%s/%s': view of %" PRId64 " %s, expected %" PRId64 " %s on the host",
+                   r->unit, r->role, r->view.numel, tess_dtype_name(r->view.dt), hi_idx - lo_idx,
+                   tess_dtype_name(r->dt));
+    }
+    return TESS_OK;
+}
+
+static tess_status check_base(const tess_ckpt_base *base)
+{
+    TESS_CHECK(base->mode == TESS_CKPT_BASE_NONE ||
+                   (base->id != NULL && ckpt_is_hex(base->id, TESS_SHA256_NBYTES)),
+               TESS_E_ARG, "checkpoint base: the id must be 64 hex digits");
+    for (int64_t i = 0; i < base->file_numel; i++)
+        TESS_CHECK(ckpt_is_text(base->files[i].path), TESS_E_ARG,
+                   "checkpoint base: the path of source file %" PRId64 " is no UTF-8", i);
+    return TESS_OK;
+}
+
+static tess_status alloc_lists(tess_ckpt_store *s)
+{
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(s->set.record_numel, sizeof(void *), &memory));
+    s->data = memory;
+    TESS_TRY(tess_alloc_array(s->set.record_numel, sizeof(void *), &memory));
+    s->snapshot = memory;
+    TESS_TRY(tess_alloc_array(s->index.pair_numel, sizeof(tess_logical_hash), &memory));
+    s->hashes = memory;
+    TESS_TRY(tess_alloc_array(s->index.pair_numel, 4 * sizeof(int64_t), &memory));
+    s->sums = memory;
+    TESS_TRY(tess_alloc_array(STATE_NUMEL_MAX, sizeof(tess_ckpt_value), &memory));
+    s->state = memory;
+    s->state_max_numel = STATE_NUMEL_MAX;
+    TESS_TRY(tess_alloc(s->state_room_nbytes, &memory));
+    s->state_room = memory;
+    if (tess_comm_rank(s->comm) != 0)
+        return TESS_OK;
+    TESS_TRY(tess_alloc_array(tess_comm_world(s->comm), sizeof(ckpt_file), &memory));
+    s->files = memory;
+    s->text_room_nbytes = ckpt_manifest_room(s, &s->index, &s->base, s->state_room_nbytes);
+    TESS_TRY(tess_alloc(s->text_room_nbytes, &memory));
+    s->text = memory;
+    /* Entries are added inside steps; room for more than a run keeps. */
+    memory = s->list.entries;
+    const int64_t room_numel = s->list.numel + s->keep_numel + 256;
+    TESS_TRY(tess_realloc_array(s->list.numel, room_numel, sizeof(ckpt_entry), &memory));
+    s->list.entries = memory;
+    s->list.room_numel = room_numel;
+    return TESS_OK;
+}
+
+static tess_status alloc_staging(tess_ckpt_store *s)
+{
+    tess_ckpt_sizes sizes;
+    const int rank = tess_comm_rank(s->comm);
+    TESS_TRY(tess_ckpt_plan(&s->set, rank, &sizes));
+    TESS_TRY(tess_arena_create("checkpoint staging", sizes.staging_nbytes, &s->staging));
+    size_t offset_nbytes = 0;
+    for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
+        const tess_ckpt_record *r = &s->set.records[i];
+        tess_view place;
+        TESS_TRY(tess_arena_view(s->staging, offset_nbytes, r->view.numel, r->dt, &place));
+        s->snapshot[i] = place.data;
+        s->data[i] = place.data;
+        offset_nbytes +=
+            (size_t)tess_round_up((int64_t)tess_view_nbytes(place), TESS_ARENA_ALIGN_NBYTES);
+    }
+    return TESS_OK;
+}
+
+/* Rank 0: digest of the base that steps will name. */
+static tess_status read_base_digest(tess_ckpt_store *s)
+{
+    char base_name[80], dir[PATH_MAX];
+    ckpt_manifest m;
+    if (s->base.mode != TESS_CKPT_BASE_COPY || tess_comm_rank(s->comm) != 0)
+        return TESS_OK;
+    snprintf(base_name, sizeof base_name, "base/%.64s", s->base.id);
+    TESS_TRY(ckpt_join(dir, s->dir, base_name));
+    TESS_TRY(ckpt_manifest_read(s->ctx->io, dir, &m));
+    s->base_manifest = m.digest;
+    ckpt_manifest_fini(&m);
+    return TESS_OK;
+}
+
+static tess_status prepare_local(tess_ckpt_store *s)
+{
+    TESS_CHECK(!s->is_prepared && !s->is_reader, TESS_E_STATE, "checkpoint store '%s' is %s",
+               s->dir, s->is_reader ? "open for reading only" : "prepared already");
+    TESS_TRY(check_base(&s->base));
+    TESS_TRY(ckpt_index_create("checkpoint", &s->set, &s->index));
+    TESS_TRY(ckpt_check_views(&s->set, tess_comm_rank(s->comm)));
+    TESS_TRY(alloc_lists(s));
+    TESS_TRY(alloc_staging(s));
+    TESS_TRY(read_base_digest(s));
+    s->is_single_threaded = !ckpt_h5_start();
+    return ckpt_thread_start(s);
+}
+
+tess_status tess_ckpt_prepare(tess_ckpt_store *store, const tess_ckpt_set *set,
+                              const tess_ckpt_base *base, size_t state_room_nbytes)
+{
+    if (!store->is_prepared) {
+        store->set = *set;
+        store->base = *base;
+        store->state_room_nbytes =
+            state_room_nbytes > 0 ? state_room_nbytes : STATE_ROOM_DEFAULT_NBYTES;
+    }
+    tess_status st = prepare_local(store);
+    if (st == TESS_OK && set->shard_world > tess_comm_world(store->comm))
+        st = TESS_FAIL(TESS_E_ARG, "checkpoint: %d writing ranks in a world of %d",
+                       set->shard_world, tess_comm_world(store->comm));
+    TESS_TRY(tess_agree(store->comm, st));
+    store->is_prepared = true;
+    return TESS_OK;
+}
+
+static tess_status check_space(tess_ckpt_store *s, int64_t copies_numel)
+{
+    tess_ckpt_sizes sizes;
+    tess_io_space space;
+    TESS_TRY(tess_ckpt_plan(&s->set, 0, &sizes));
+    TESS_TRY(tess_io_statvfs(s->ctx->io, s->dir, &space));
+    const int64_t need_nbytes = copies_numel * (int64_t)sizes.disk_nbytes_max;
+    const int64_t need_inodes = copies_numel * (s->set.shard_world + 3);
+    TESS_CHECK(need_nbytes <= space.free_nbytes, TESS_E_IO,
+               "'%s': %" PRId64 " checkpoint(s) need %" PRId64 " bytes, %" PRId64
+               " are free; free space or choose another output.dir",
+               s->dir, copies_numel, need_nbytes, space.free_nbytes);
+    /* Some file systems make inodes as they go and report none. */
+    TESS_CHECK(space.free_inodes == 0 || need_inodes <= space.free_inodes, TESS_E_IO,
+               "'%s': %" PRId64 " checkpoint(s) need %" PRId64 " inodes, %" PRId64 " are free",
+               s->dir, copies_numel, need_inodes, space.free_inodes);
+    return TESS_OK;
+}
+
+tess_status tess_ckpt_preflight(tess_ckpt_store *store)
+{
+    TESS_CHECK(store->is_prepared, TESS_E_STATE, "checkpoint store '%s' is not prepared",
+               store->dir);
+    return check_space(store, store->keep_numel + 1);
+}
+
+/* ---- begin ---- */
+
+static int compare_values(const void *a, const void *b)
+{
+    return strcmp(((const tess_ckpt_value *)a)->name, ((const tess_ckpt_value *)b)->name);
+}
+
+static tess_status keep_text(tess_ckpt_store *s, size_t *used_nbytes, const char **text)
+{
+    const size_t nbytes = strlen(*text) + 1;
+    TESS_CHECK(nbytes <= s->state_room_nbytes - *used_nbytes, TESS_E_RANGE,
+               "checkpoint state needs more than the %zu bytes it was prepared with",
+               s->state_room_nbytes);
+    char *copy = s->state_room + *used_nbytes;
+    memcpy(copy, *text, nbytes);
+    *used_nbytes += nbytes;
+    *text = copy;
+    return TESS_OK;
+}
+
+static tess_status check_value(const tess_ckpt_value *v)
+{
+    TESS_CHECK(ckpt_is_component(v->name), TESS_E_ARG, "checkpoint state '%.80s': bad name",
+               v->name != NULL ? v->name : "");
+    TESS_CHECK(v->kind != TESS_CKPT_F64 || isfinite(v->f64), TESS_E_ARG,
+               "checkpoint state '%s' is not finite", v->name);
+    TESS_CHECK(v->kind != TESS_CKPT_TEXT || (v->text != NULL && ckpt_is_text(v->text)), TESS_E_ARG,
+               "checkpoint state '%s' is no UTF-8 text", v->name);
+    return TESS_OK;
+}
+
+static tess_status copy_state(tess_ckpt_store *s, const tess_ckpt_value *state, int64_t state_numel)
+{
+    size_t used_nbytes = 0;
+    TESS_CHECK(state_numel >= 0 && state_numel <= s->state_max_numel, TESS_E_ARG,
+               "checkpoint state has %" PRId64 " values, at most %" PRId64, state_numel,
+               s->state_max_numel);
+    for (int64_t i = 0; i < state_numel; i++) {
+        TESS_TRY(check_value(&state[i]));
+        s->state[i] = state[i];
+        TESS_TRY(keep_text(s, &used_nbytes, &s->state[i].name));
+        if (state[i].kind == TESS_CKPT_TEXT)
+            TESS_TRY(keep_text(s, &used_nbytes, &s->state[i].text));
+    }
+    s->state_numel = state_numel;
+    if (state_numel > 1)
+        qsort(s->state, (size_t)state_numel, sizeof *s->state, compare_values);
+    for (int64_t i = 1; i < state_numel; i++)
+        TESS_CHECK(compare_values(&s->state[i - 1], &s->state[i]) != 0, TESS_E_ARG,
+                   "checkpoint state '%s' is there twice", s->state[i].name);
+    return TESS_OK;
+}
+
+static void copy_snapshot(tess_ckpt_store *s)
+{
+    const double start_s = ckpt_now_s();
+    for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
+        const tess_view v = s->set.records[i].view;
+        if (v.numel > 0)
+            memcpy(s->snapshot[i], v.data, tess_view_nbytes(v));
+    }
+    s->times = (ckpt_times){.snapshot_s = ckpt_now_s() - start_s};
+}
+
+static tess_status name_attempt(tess_ckpt_store *s, const char *attempt)
+{
+    snprintf(s->attempt, sizeof s->attempt, "%s", attempt);
+    snprintf(s->attempt_name, sizeof s->attempt_name, "step-%010" PRId64 ".%.8s", s->step, attempt);
+    return ckpt_join(s->attempt_dir, s->dir, s->attempt_name);
+}
+
+/* Rank 0: a new directory, durable in its parent. */
+static tess_status make_attempt(tess_ckpt_store *s, char attempt[CKPT_ATTEMPT_NBYTES])
+{
+    uint8_t random[4];
+    TESS_CHECK(getrandom(random, sizeof random, 0) == (ssize_t)sizeof random, TESS_E_IO,
+               "the system gives no random bytes");
+    tess_hex(random, sizeof random, attempt);
+    TESS_TRY(name_attempt(s, attempt));
+    TESS_TRY(check_space(s, 1));
+    TESS_TRY(tess_io_mkdir(s->ctx->io, s->attempt_dir, false));
+    return tess_io_fsync_dir(s->ctx->io, s->dir);
+}
+
+static void start_report(const tess_ckpt_store *s, tess_ckpt_report *report)
+{
+    *report = (tess_ckpt_report){.outcome = TESS_CKPT_PENDING, .step = s->step};
+    snprintf(report->dir, sizeof report->dir, "%s", s->attempt_name);
+}
+
+/* The agreed error record becomes the report's message. */
+static void drop(tess_ckpt_store *s, tess_ckpt_report *report)
+{
+    report->outcome = TESS_CKPT_DROPPED;
+    if (tess_error_rank() >= 0)
+        snprintf(report->message, sizeof report->message, "rank %d: %.900s", tess_error_rank(),
+                 tess_error_message());
+    else
+        snprintf(report->message, sizeof report->message, "%.1000s", tess_error_message());
+    tess_error_clear();
+    s->is_in_flight = false;
+    if (tess_comm_rank(s->comm) != 0)
+        return;
+    ckpt_thread_wait(s);
+    snprintf(s->drop_dir, sizeof s->drop_dir, "%s", s->attempt_dir);
+    ckpt_thread_post(s, CKPT_JOB_TIDY);
+}
+
+static tess_status begin_local(tess_ckpt_store *s, int64_t step, const tess_ckpt_value *state,
+                               int64_t state_numel)
+{
+    TESS_CHECK(s->is_prepared, TESS_E_STATE, "checkpoint store '%s' is not prepared", s->dir);
+    TESS_CHECK(!s->is_in_flight, TESS_E_STATE,
+               "checkpoint of step %" PRId64 " is still in flight, commit it first", s->step);
+    TESS_CHECK(step >= 0 && step <= INT64_C(9999999999), TESS_E_ARG,
+               "checkpoint: step %" PRId64 " is out of range", step);
+    ckpt_thread_wait(s);
+    return copy_state(s, state, state_numel);
+}
+
+tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tess_ckpt_value *state,
+                                 int64_t state_numel, tess_ckpt_report *report)
+{
+    tess_ckpt_store *s = store;
+    TESS_TRY(tess_agree(s->comm, begin_local(s, step, state, state_numel)));
+    char attempt[CKPT_ATTEMPT_NBYTES] = "";
+    s->step = step;
+    s->attempt_dir[0] = '\0';
+    tess_status st = tess_comm_rank(s->comm) == 0 ? make_attempt(s, attempt) : TESS_OK;
+    st = tess_agree(s->comm, st);
+    if (st != TESS_OK && tess_status_is_fatal(st))
+        return st;
+    start_report(s, report);
+    if (st != TESS_OK) {
+        drop(s, report);
+        return TESS_OK;
+    }
+    TESS_TRY(tess_comm_bcast(s->comm, 0, attempt, sizeof attempt));
+    TESS_TRY(name_attempt(s, attempt));
+    start_report(s, report);
+    copy_snapshot(s);
+    report->snapshot_s = s->times.snapshot_s;
+    s->is_in_flight = true;
+    s->job_status = TESS_OK;
+    if (!is_writer(s, &s->set))
+        return TESS_OK;
+    s->job = (ckpt_shard_job){.io = s->ctx->io,
+                              .dir = s->attempt_dir,
+                              .h5 = {.kind = "step",
+                                     .run_id = s->run_id,
+                                     .plan_digest = s->plan_digest,
+                                     .step = step,
+                                     .rank = tess_comm_rank(s->comm),
+                                     .set = &s->set,
+                                     .state = s->state,
+                                     .state_numel = s->state_numel},
+                              .index = &s->index,
+                              .data = s->data,
+                              .hashes = s->hashes};
+    ckpt_thread_post(s, CKPT_JOB_WRITE);
+    return TESS_OK;
+}
+
+tess_ckpt_state tess_ckpt_poll(tess_ckpt_store *store)
+{
+    if (!store->is_in_flight)
+        return TESS_CKPT_IDLE;
+    (void)pthread_mutex_lock(&store->mutex);
+    const bool is_busy = store->todo != CKPT_JOB_NONE;
+    (void)pthread_mutex_unlock(&store->mutex);
+    return is_busy ? TESS_CKPT_WRITING : TESS_CKPT_WRITTEN;
+}
+
+void tess_ckpt_drain(tess_ckpt_store *store) { ckpt_thread_wait(store); }
+
+/* ---- commit ---- */
+
+static tess_status job_result(tess_ckpt_store *s)
+{
+    ckpt_thread_wait(s);
+    if (s->job_status == TESS_OK)
+        return TESS_OK;
+    return TESS_FAIL(s->job_status, "%s", s->job_message);
+}
+
+tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
+{
+    tess_ckpt_store *s = store;
+    const double start_s = ckpt_now_s();
+    const bool was_in_flight = s->is_in_flight;
+    tess_status st =
+        was_in_flight ? job_result(s) : TESS_FAIL(TESS_E_STATE, "no checkpoint is in flight");
+    st = tess_agree(s->comm, st);
+    if (st != TESS_OK && (tess_status_is_fatal(st) || !was_in_flight))
+        return st;
+    start_report(s, report);
+    if (st != TESS_OK) {
+        drop(s, report);
+        return TESS_OK;
+    }
+    ckpt_attempt a = {.dir = s->attempt_dir,
+                      .index = &s->index,
+                      .file = &s->job.file,
+                      .hashes = s->hashes,
+                      .sums = s->sums,
+                      .files = s->files,
+                      .text = {s->text, s->text_room_nbytes, 0},
+                      .spec = {.kind = "step",
+                               .attempt = s->attempt,
+                               .step = s->step,
+                               .state = s->state,
+                               .state_numel = s->state_numel,
+                               .base = &s->base,
+                               .base_manifest = s->base_manifest,
+                               .has_parent = s->has_parent,
+                               .parent_step = s->parent_step,
+                               .parent_manifest = s->parent_manifest}};
+    TESS_TRY(ckpt_publish(s, &a));
+    report->disk_nbytes = a.disk_nbytes;
+    s->is_in_flight = false;
+    if (a.outcome == TESS_CKPT_DROPPED) {
+        drop(s, report);
+        return TESS_OK;
+    }
+    report->outcome = a.outcome;
+    snprintf(report->message, sizeof report->message, "%s", a.message);
+    ckpt_note_commit(s, &a);
+    report->snapshot_s = s->times.snapshot_s;
+    report->hash_s = s->job.times.hash_s;
+    report->write_s = s->job.times.write_s;
+    report->fsync_s = s->job.times.fsync_s;
+    report->commit_s = ckpt_now_s() - start_s;
+    return TESS_OK;
+}
+
+tess_status tess_ckpt_save(tess_ckpt_store *store, int64_t step, const tess_ckpt_value *state,
+                           int64_t state_numel, tess_ckpt_report *report)
+{
+    TESS_TRY(tess_ckpt_save_begin(store, step, state, state_numel, report));
+    if (report->outcome == TESS_CKPT_PENDING)
+        TESS_TRY(tess_ckpt_commit(store, report));
+    tess_ckpt_drain(store);
+    return TESS_OK;
+}

@@ -1,0 +1,385 @@
+/* One shard file: written from a snapshot by pwrite around an HDF5 skeleton, and checked before
+ * HDF5 sees it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "shard/ckpt_priv.h"
+
+enum { COPY_NBYTES = 1 << 20 };
+
+double ckpt_now_s(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- chunk table ---- */
+
+static void put_le(uint8_t *dst, uint64_t value, int nbytes)
+{
+    for (int i = 0; i < nbytes; i++)
+        dst[i] = (uint8_t)(value >> 8 * i);
+}
+
+static uint64_t get_le(const uint8_t *src, int nbytes)
+{
+    uint64_t value = 0;
+    for (int i = 0; i < nbytes; i++)
+        value |= (uint64_t)src[i] << 8 * i;
+    return value;
+}
+
+static void encode_chunk(const ckpt_chunk *c, uint8_t *dst)
+{
+    put_le(dst, (uint64_t)c->offset_nbytes, 8);
+    put_le(dst + 8, (uint64_t)c->nbytes, 4);
+    memcpy(dst + 12, c->digest.byte, sizeof c->digest.byte);
+}
+
+static void decode_chunk(const uint8_t *src, ckpt_chunk *c)
+{
+    c->offset_nbytes = (int64_t)get_le(src, 8);
+    c->nbytes = (int64_t)get_le(src + 8, 4);
+    memcpy(c->digest.byte, src + 12, sizeof c->digest.byte);
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const int64_t x = ((const ckpt_chunk *)a)->offset_nbytes;
+    const int64_t y = ((const ckpt_chunk *)b)->offset_nbytes;
+    return (x > y) - (x < y);
+}
+
+/* Encoded table: ascending, apart, inside the file, outside itself. */
+static tess_status decode_table(const char *path, const ckpt_file *file, const uint8_t *bytes,
+                                ckpt_chunk *chunks, int64_t chunk_numel)
+{
+    int64_t end = 0;
+    const int64_t table_end = file->table_offset_nbytes + file->table_nbytes;
+    for (int64_t i = 0; i < chunk_numel; i++) {
+        ckpt_chunk *c = &chunks[i];
+        decode_chunk(bytes + i * CKPT_CHUNK_ENTRY_NBYTES, c);
+        const bool is_inside = c->offset_nbytes >= end && c->nbytes >= 1 &&
+                               c->nbytes <= TESS_CKPT_CHUNK_NBYTES &&
+                               c->offset_nbytes <= file->file_nbytes - c->nbytes;
+        const bool is_apart = c->offset_nbytes >= table_end ||
+                              c->offset_nbytes + c->nbytes <= file->table_offset_nbytes;
+        TESS_CHECK(is_inside && is_apart, TESS_E_FORMAT,
+                   "'%s': chunk %" PRId64 " of %" PRId64 " bytes at %" PRId64
+                   " overlaps or leaves the file",
+                   path, i, c->nbytes, c->offset_nbytes);
+        end = c->offset_nbytes + c->nbytes;
+    }
+    return TESS_OK;
+}
+
+/* ---- metadata: every byte outside chunks and table ---- */
+
+/* Called for each extent [offset, offset + nbytes) of metadata. */
+typedef tess_status (*extent_fn)(void *arg, int64_t offset_nbytes, int64_t nbytes);
+
+static tess_status walk_metadata(const ckpt_file *file, const ckpt_chunk *chunks,
+                                 int64_t chunk_numel, extent_fn fn, void *arg)
+{
+    int64_t at = 0, i = 0;
+    bool is_table_done = file->table_nbytes == 0;
+    while (at < file->file_nbytes) {
+        int64_t next = file->file_nbytes, skip = 0;
+        if (i < chunk_numel) {
+            next = chunks[i].offset_nbytes;
+            skip = chunks[i].nbytes;
+        }
+        const bool is_table = !is_table_done && file->table_offset_nbytes < next;
+        if (is_table) {
+            next = file->table_offset_nbytes;
+            skip = file->table_nbytes;
+        }
+        if (next > at)
+            TESS_TRY(fn(arg, at, next - at));
+        at = next + skip;
+        is_table_done |= is_table;
+        i += !is_table;
+    }
+    return TESS_OK;
+}
+
+typedef struct metadata_walk {
+    tess_io *io;
+    const char *from_path;
+    int from_fd;
+    const char *to_path; /* NULL: only digest */
+    int to_fd;
+    tess_sha256_state *sha;
+    uint8_t *buffer; /* [COPY_NBYTES] */
+} metadata_walk;
+
+static tess_status take_extent(void *arg, int64_t offset_nbytes, int64_t nbytes)
+{
+    const metadata_walk *w = arg;
+    for (int64_t done = 0; done < nbytes; done += COPY_NBYTES) {
+        const size_t part = (size_t)TESS_MIN(nbytes - done, (int64_t)COPY_NBYTES);
+        TESS_TRY(
+            tess_io_pread(w->io, w->from_path, w->from_fd, w->buffer, part, offset_nbytes + done));
+        TESS_TRY(tess_sha256_update(w->sha, w->buffer, part));
+        if (w->to_path != NULL)
+            TESS_TRY(
+                tess_io_pwrite(w->io, w->to_path, w->to_fd, w->buffer, part, offset_nbytes + done));
+    }
+    return TESS_OK;
+}
+
+/* Digest the metadata of `from`, copying it when `to_path` is given. */
+static tess_status take_metadata(metadata_walk *w, const ckpt_file *file, const ckpt_chunk *chunks,
+                                 int64_t chunk_numel, tess_sha256 *digest)
+{
+    void *buffer = NULL;
+    TESS_TRY(tess_sha256_create(&w->sha));
+    tess_status st = tess_alloc(COPY_NBYTES, &buffer);
+    w->buffer = buffer;
+    if (st == TESS_OK)
+        st = walk_metadata(file, chunks, chunk_numel, take_extent, w);
+    if (st == TESS_OK)
+        st = tess_sha256_final(w->sha, digest);
+    tess_free(buffer);
+    tess_sha256_destroy(&w->sha);
+    return st;
+}
+
+/* ---- writing ---- */
+
+typedef struct shard_plan {
+    int64_t *offset_nbytes; /* [record_numel] */
+    ckpt_chunk *chunks;     /* [chunk_numel] by offset */
+    uint8_t *table;
+    int64_t chunk_numel;
+    char skeleton_path[512];
+    int skeleton_fd;
+} shard_plan;
+
+static void free_plan(shard_plan *p)
+{
+    tess_free(p->offset_nbytes);
+    tess_free(p->chunks);
+    tess_free(p->table);
+    if (p->skeleton_fd >= 0)
+        (void)close(p->skeleton_fd);
+}
+
+static size_t own_nbytes(const ckpt_shard_job *job, int64_t record_idx)
+{
+    return ckpt_record_nbytes(&job->h5.set->records[record_idx], job->h5.set->shard_world,
+                              job->h5.rank);
+}
+
+/* A file for the skeleton under a private name. HDF5 opens by name only and refuses the names of
+ * memfd files, so it lies in the first of these folders that takes it, until HDF5 has opened it. */
+static tess_status open_private(shard_plan *p)
+{
+    const char *const folders[] = {"/dev/shm", getenv("TMPDIR"), "/tmp"};
+    for (int i = 0; p->skeleton_fd < 0 && i < TESS_NELEM(folders); i++) {
+        if (folders[i] == NULL || strlen(folders[i]) > sizeof p->skeleton_path - 40)
+            continue;
+        snprintf(p->skeleton_path, sizeof p->skeleton_path, "%s/tessera-skeleton-XXXXXX",
+                 folders[i]);
+        p->skeleton_fd = mkostemp(p->skeleton_path, O_CLOEXEC);
+    }
+    TESS_CHECK(p->skeleton_fd >= 0, TESS_E_IO,
+               "cannot create a temporary file in /dev/shm, TMPDIR or /tmp: %s", strerror(errno));
+    return TESS_OK;
+}
+
+/* Build the skeleton in memory only; [Note: sparse skeleton] early allocation makes HDF5 extend the
+ * file to its full size, but nothing is written there, so it holds a few pages. */
+static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_layout *layout)
+{
+    void *memory = NULL;
+    const int64_t record_numel = job->h5.set->record_numel;
+    for (int64_t i = 0; i < record_numel; i++)
+        p->chunk_numel += tess_ceil_div((int64_t)own_nbytes(job, i), TESS_CKPT_CHUNK_NBYTES);
+    job->h5.chunk_numel = p->chunk_numel;
+    TESS_TRY(tess_alloc_array(record_numel, sizeof(int64_t), &memory));
+    p->offset_nbytes = memory;
+    TESS_TRY(tess_alloc_array(p->chunk_numel, sizeof(ckpt_chunk), &memory));
+    p->chunks = memory;
+    TESS_TRY(tess_alloc_array(p->chunk_numel, CKPT_CHUNK_ENTRY_NBYTES, &memory));
+    p->table = memory;
+    TESS_TRY(open_private(p));
+    layout->payload_offset_nbytes = p->offset_nbytes;
+    const tess_status st = ckpt_h5_build(p->skeleton_path, &job->h5, layout);
+    (void)unlink(p->skeleton_path); /* where building failed before it did so */
+    return st;
+}
+
+/* Digests of the snapshot, before anything is written. */
+static void digest_payload(ckpt_shard_job *job, shard_plan *p)
+{
+    const ckpt_index *x = job->index;
+    int64_t n = 0;
+    for (int64_t i = 0; i < job->h5.set->record_numel; i++) {
+        const int64_t nbytes = (int64_t)own_nbytes(job, i);
+        for (int64_t at = 0; at < nbytes; at += TESS_CKPT_CHUNK_NBYTES) {
+            ckpt_chunk *c = &p->chunks[n++];
+            c->offset_nbytes = p->offset_nbytes[i] + at;
+            c->nbytes = TESS_MIN(nbytes - at, (int64_t)TESS_CKPT_CHUNK_NBYTES);
+            c->digest = tess_xxh128_of((const uint8_t *)job->data[i] + at, (size_t)c->nbytes);
+        }
+    }
+    if (n > 1)
+        qsort(p->chunks, (size_t)n, sizeof *p->chunks, by_offset);
+    for (int64_t i = 0; i < n; i++)
+        encode_chunk(&p->chunks[i], p->table + i * CKPT_CHUNK_ENTRY_NBYTES);
+    for (int64_t k = 0; k < x->pair_numel; k++) {
+        const tess_ckpt_record *r = &x->set->records[x->pairs[k].record_idx];
+        int64_t lo_idx = 0, hi_idx = 0;
+        tess_ckpt_range(r, x->set->shard_world, job->h5.rank, &lo_idx, &hi_idx);
+        job->hashes[k] = (tess_logical_hash){{0, 0}};
+        ckpt_hash_pair(x->set, x->pairs[k], job->data[x->pairs[k].record_idx], lo_idx, hi_idx,
+                       &job->hashes[k]);
+    }
+}
+
+static tess_status write_payload(const ckpt_shard_job *job, const shard_plan *p, const char *path,
+                                 int fd)
+{
+    for (int64_t i = 0; i < job->h5.set->record_numel; i++) {
+        const int64_t nbytes = (int64_t)own_nbytes(job, i);
+        for (int64_t at = 0; at < nbytes; at += TESS_CKPT_CHUNK_NBYTES)
+            TESS_TRY(tess_io_pwrite(job->io, path, fd, (const uint8_t *)job->data[i] + at,
+                                    (size_t)TESS_MIN(nbytes - at, (int64_t)TESS_CKPT_CHUNK_NBYTES),
+                                    p->offset_nbytes[i] + at));
+    }
+    if (job->file.table_nbytes > 0)
+        TESS_TRY(tess_io_pwrite(job->io, path, fd, p->table, (size_t)job->file.table_nbytes,
+                                job->file.table_offset_nbytes));
+    return TESS_OK;
+}
+
+static tess_status fill_final_file(ckpt_shard_job *job, const shard_plan *p, const char *path,
+                                   int fd)
+{
+    metadata_walk walk = {.io = job->io,
+                          .from_path = p->skeleton_path,
+                          .from_fd = p->skeleton_fd,
+                          .to_path = path,
+                          .to_fd = fd};
+    const double start_s = ckpt_now_s();
+    TESS_TRY(tess_io_fallocate(job->io, path, fd, job->file.file_nbytes));
+    TESS_TRY(take_metadata(&walk, &job->file, p->chunks, p->chunk_numel, &job->file.metadata));
+    TESS_TRY(write_payload(job, p, path, fd));
+    const double written_s = ckpt_now_s();
+    TESS_TRY(tess_io_fsync(job->io, path, fd));
+    job->times.write_s = written_s - start_s;
+    job->times.fsync_s = ckpt_now_s() - written_s;
+    return TESS_OK;
+}
+
+static tess_status write_final_file(ckpt_shard_job *job, const shard_plan *p)
+{
+    char name[CKPT_SHARD_NAME_NBYTES], path[PATH_MAX];
+    int fd = -1;
+    ckpt_shard_name(job->h5.rank, job->h5.set->shard_world, name);
+    TESS_TRY(ckpt_join(path, job->dir, name));
+    TESS_TRY(tess_io_open_new(job->io, path, &fd));
+    const tess_status st = fill_final_file(job, p, path, fd);
+    const tess_status closed = tess_io_close(job->io, path, &fd);
+    TESS_TRY(st);
+    TESS_TRY(closed);
+    return tess_io_fsync_dir(job->io, job->dir);
+}
+
+static tess_status write_steps(ckpt_shard_job *job, shard_plan *p)
+{
+    ckpt_h5_layout layout = {0};
+    TESS_TRY(build_skeleton(job, p, &layout));
+    const double start_s = ckpt_now_s();
+    digest_payload(job, p);
+    job->times.hash_s = ckpt_now_s() - start_s;
+    job->file.file_nbytes = layout.file_nbytes;
+    job->file.table_nbytes = p->chunk_numel * CKPT_CHUNK_ENTRY_NBYTES;
+    job->file.table_offset_nbytes = p->chunk_numel > 0 ? layout.table_offset_nbytes : 0;
+    TESS_TRY(tess_sha256_of(p->table, (size_t)job->file.table_nbytes, &job->file.table));
+    return write_final_file(job, p);
+}
+
+tess_status ckpt_shard_write(ckpt_shard_job *job)
+{
+    shard_plan plan = {.skeleton_fd = -1};
+    (void)ckpt_h5_start();
+    job->times = (ckpt_times){0};
+    const tess_status st = write_steps(job, &plan);
+    free_plan(&plan);
+    return st;
+}
+
+/* ---- checking ---- */
+
+static tess_status check_table(tess_io *io, const char *path, int fd, const ckpt_file *file,
+                               ckpt_chunk *chunks, int64_t chunk_numel)
+{
+    void *bytes = NULL;
+    tess_sha256 digest;
+    TESS_TRY(tess_alloc((size_t)file->table_nbytes, &bytes));
+    tess_status st =
+        tess_io_pread(io, path, fd, bytes, (size_t)file->table_nbytes, file->table_offset_nbytes);
+    if (st == TESS_OK)
+        st = tess_sha256_of(bytes, (size_t)file->table_nbytes, &digest);
+    if (st == TESS_OK && !tess_sha256_is_equal(&digest, &file->table))
+        st = TESS_FAIL(TESS_E_FORMAT,
+                       "'%s' is damaged: the chunk table at byte %" PRId64
+                       " does not have the digest of the manifest",
+                       path, file->table_offset_nbytes);
+    if (st == TESS_OK)
+        st = decode_table(path, file, bytes, chunks, chunk_numel);
+    tess_free(bytes);
+    return st;
+}
+
+static tess_status check_metadata(tess_io *io, const char *path, int fd, const ckpt_file *file,
+                                  const ckpt_chunk *chunks, int64_t chunk_numel)
+{
+    metadata_walk walk = {.io = io, .from_path = path, .from_fd = fd};
+    tess_sha256 digest;
+    TESS_TRY(take_metadata(&walk, file, chunks, chunk_numel, &digest));
+    TESS_CHECK(tess_sha256_is_equal(&digest, &file->metadata), TESS_E_FORMAT,
+               "'%s' is damaged: its metadata does not have the digest of the manifest", path);
+    return TESS_OK;
+}
+
+static tess_status check_open_file(tess_io *io, const char *path, int fd, const ckpt_file *file,
+                                   ckpt_chunk **chunks)
+{
+    const int64_t chunk_numel = file->table_nbytes / CKPT_CHUNK_ENTRY_NBYTES;
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(chunk_numel, sizeof(ckpt_chunk), &memory));
+    tess_status st = check_table(io, path, fd, file, memory, chunk_numel);
+    if (st == TESS_OK)
+        st = check_metadata(io, path, fd, file, memory, chunk_numel);
+    if (st != TESS_OK) {
+        tess_free(memory);
+        return st;
+    }
+    *chunks = memory;
+    return TESS_OK;
+}
+
+tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
+                             ckpt_chunk **chunks, int64_t *chunk_numel)
+{
+    int fd = -1;
+    int64_t file_nbytes = 0;
+    TESS_TRY(tess_io_open_read(io, path, false, &fd, &file_nbytes));
+    const tess_status st =
+        file_nbytes == file->file_nbytes
+            ? check_open_file(io, path, fd, file, chunks)
+            : TESS_FAIL(TESS_E_FORMAT, "'%s' has %" PRId64 " bytes, the manifest says %" PRId64,
+                        path, file_nbytes, file->file_nbytes);
+    (void)close(fd);
+    *chunk_numel = file->table_nbytes / CKPT_CHUNK_ENTRY_NBYTES;
+    return st;
+}

@@ -1,0 +1,365 @@
+#include "shard/loader.h"
+
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "core/rng.h"
+#include "shard/runtime_priv.h"
+
+/* Staging of one tensor, carved from the WORK arena. */
+typedef struct staging {
+    char *source;  /* as read, or generated f32 */
+    float *plain;  /* f32 copy: trainable tensors, and sources that need widening */
+    char *encoded; /* parts, at the same distances as in the unit's byte string */
+    float *absmax; /* scratch of the quantizer */
+} staging;
+
+static tess_init_kind init_of(const tess_param *p, bool is_random)
+{
+    return p->init == TESS_INIT_SOURCE && is_random ? p->random_init : p->init;
+}
+
+static double scale_of(const tess_param *p, bool is_random)
+{
+    return p->init == TESS_INIT_SOURCE && is_random ? p->random_scale : p->init_scale;
+}
+
+/* Trainable tensors with a rule are drawn by their owners; everything else is made whole by one
+ * rank. */
+static bool is_routed(const tess_param *p, const tess_load_request *q)
+{
+    if (p->role == TESS_ROLE_FROZEN)
+        return q->wants_frozen;
+    return q->wants_trainable && init_of(p, q->is_random) == TESS_INIT_SOURCE;
+}
+
+static size_t encoded_nbytes(const tess_param *p)
+{
+    const int last = p->part_numel - 1;
+    return p->part_offset_nbytes[last] + p->part[last].nbytes - p->part_offset_nbytes[0];
+}
+
+static size_t up(size_t nbytes)
+{
+    return (size_t)tess_round_up((int64_t)nbytes, TESS_ARENA_ALIGN_NBYTES);
+}
+
+/* Sizes of the four staging areas for one tensor. */
+static tess_status size_staging(const tess_param *p, const tess_load_request *q, size_t size[4])
+{
+    tess_dtype dt = TESS_F32;
+    if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
+        TESS_TRY(q->source->dtype_of(q->source->arg, p, &dt));
+    TESS_TRY(tess_nbytes(dt, p->numel, &size[0]));
+    TESS_TRY(tess_nbytes(TESS_F32, p->role == TESS_ROLE_TRAINABLE || dt == TESS_F16 ? p->numel : 0,
+                         &size[1]));
+    size[2] = p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : 0;
+    size[3] = 0;
+    if (p->role == TESS_ROLE_FROZEN && p->codec.double_quant)
+        TESS_TRY(tess_nbytes(TESS_F32, tess_ceil_div(p->numel, p->codec.block_numel), &size[3]));
+    return TESS_OK;
+}
+
+tess_status tess_load_plan(const tess_registry *reg, const tess_load_request *request,
+                           size_t *nbytes)
+{
+    size_t most = 0;
+    for (int i = 0; i < reg->param_numel; i++) {
+        size_t size[4] = {0}, sum = 0;
+        if (!is_routed(&reg->param[i], request))
+            continue;
+        TESS_TRY(size_staging(&reg->param[i], request, size));
+        for (int k = 0; k < 4; k++)
+            sum += up(size[k]);
+        most = TESS_MAX(most, sum);
+    }
+    *nbytes = most;
+    return TESS_OK;
+}
+
+static tess_status carve(tess_runtime *rt, const tess_param *p, const tess_load_request *q,
+                         staging *s)
+{
+    size_t size[4] = {0}, at = 0;
+    char *base[4];
+    TESS_TRY(size_staging(p, q, size));
+    for (int k = 0; k < 4; k++) {
+        base[k] = runtime_at(rt, TESS_LIFE_WORK, 0) + at;
+        at += up(size[k]);
+    }
+    TESS_CHECK(at <= rt->parts.plan->arena_nbytes[TESS_LIFE_WORK], TESS_E_STATE,
+               "tensor '%s': load staging of %zu bytes exceeds the plan's %zu", p->name, at,
+               rt->parts.plan->arena_nbytes[TESS_LIFE_WORK]);
+    *s = (staging){base[0], (float *)(void *)base[1], base[2], (float *)(void *)base[3]};
+    return TESS_OK;
+}
+
+/* Elements [first, first + numel) of a tensor drawn from its rule. */
+static void draw(const tess_param *p, uint32_t param_idx, const tess_load_request *q, int64_t first,
+                 int64_t numel, float *dst)
+{
+    const tess_rng rng = tess_rng_make(q->seed, TESS_RNG_INIT, param_idx, 0);
+    const float scale = (float)scale_of(p, q->is_random);
+    switch (init_of(p, q->is_random)) {
+    case TESS_INIT_ZERO:
+    case TESS_INIT_SOURCE:
+        memset(dst, 0, (size_t)numel * sizeof *dst);
+        return;
+    case TESS_INIT_ONE:
+        for (int64_t i = 0; i < numel; i++)
+            dst[i] = 1.0f;
+        return;
+    case TESS_INIT_UNIFORM:
+        for (int64_t i = 0; i < numel; i++)
+            dst[i] = (2.0f * tess_rng_uniform(&rng, (uint64_t)(first + i)) - 1.0f) * scale;
+        return;
+    case TESS_INIT_NORMAL:
+        tess_rng_normal_fill(&rng, (uint64_t)first, numel, scale, dst);
+        return;
+    }
+}
+
+static float f16_to_f32(uint16_t h)
+{
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    const uint32_t exponent = h >> 10 & 31u, fraction = h & 1023u;
+    union {
+        uint32_t u;
+        float f;
+    } v;
+    if (exponent == 31)
+        v.u = sign | 0x7f800000u | fraction << 13;
+    else if (exponent != 0)
+        v.u = sign | (exponent + 112u) << 23 | fraction << 13;
+    else {
+        v.f = (float)fraction * 0x1p-24f;
+        v.u |= sign;
+    }
+    return v.f;
+}
+
+static tess_status widen(tess_runtime *rt, const void *src, tess_dtype dt, float *dst,
+                         int64_t numel)
+{
+    if (dt == TESS_F16) {
+        for (int64_t i = 0; i < numel; i++)
+            dst[i] = f16_to_f32(((const uint16_t *)src)[i]);
+        return TESS_OK;
+    }
+    const tess_cast_args args = {.src = tess_view_host((void *)(uintptr_t)src, numel, dt),
+                                 .dst = tess_view_host(dst, numel, TESS_F32)};
+    return rt->parts.kernels->cast(&args, &rt->compute);
+}
+
+static tess_status encode(tess_runtime *rt, const tess_param *p, const staging *s, tess_view values)
+{
+    void *part[TESS_CODEC_PART_MAX] = {0};
+    memset(s->encoded, 0, encoded_nbytes(p));
+    for (int i = 0; i < p->part_numel; i++)
+        part[i] = s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]);
+    if (tess_format_is_quantized(p->codec.format)) {
+        tess_nf4_quantize_args args = {
+            .codec = p->codec, .src = values, .absmax_work = s->absmax, .tensor_name = p->name};
+        memcpy(args.part, part, sizeof part);
+        return rt->parts.kernels->nf4_quantize(&args, &rt->compute);
+    }
+    const tess_cast_args args = {.src = values,
+                                 .dst = tess_view_host(part[0], p->numel, p->part[0].dt)};
+    return rt->parts.kernels->cast(&args, &rt->compute);
+}
+
+static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256 *out)
+{
+    tess_sha256_state *state = NULL;
+    TESS_TRY(tess_sha256_create(&state));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < p->part_numel && st == TESS_OK; i++)
+        st = tess_sha256_update(state,
+                                s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]),
+                                p->part[i].nbytes);
+    if (st == TESS_OK)
+        st = tess_sha256_final(state, out);
+    tess_sha256_destroy(&state);
+    return st;
+}
+
+/* Make one whole tensor: read or draw it, then widen or encode. */
+static tess_status make_tensor(tess_runtime *rt, int param_idx, const tess_load_request *q,
+                               tess_sha256 *sha)
+{
+    const tess_param *p = &rt->parts.registry->param[param_idx];
+    staging s;
+    tess_dtype dt = TESS_F32;
+    TESS_TRY(carve(rt, p, q, &s));
+    if (init_of(p, q->is_random) == TESS_INIT_SOURCE) {
+        size_t nbytes = 0;
+        TESS_TRY(q->source->dtype_of(q->source->arg, p, &dt));
+        TESS_TRY(tess_nbytes(dt, p->numel, &nbytes));
+        TESS_TRY(q->source->read(q->source->arg, p, s.source, nbytes));
+    } else {
+        draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
+    }
+    if (p->role == TESS_ROLE_TRAINABLE)
+        return widen(rt, s.source, dt, s.plain, p->numel);
+    tess_view values = tess_view_host(s.source, p->numel, dt);
+    if (dt == TESS_F16) {
+        TESS_TRY(widen(rt, s.source, dt, s.plain, p->numel));
+        values = tess_view_host(s.plain, p->numel, TESS_F32);
+    }
+    TESS_TRY(encode(rt, p, &s, values));
+    return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
+}
+
+/* ---- routing ---- */
+
+/* A tensor's bytes on their way: its range in the unit's string or slab, and where ranks keep
+ * theirs. */
+typedef struct route {
+    int64_t first_nbytes, end_nbytes; /* of the tensor */
+    int64_t shard_nbytes;             /* cut distance */
+    int period;                       /* ranks that hold one copy */
+} route;
+
+static route route_of(const tess_runtime *rt, const tess_param *p)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_unit_plan *u = &plan->unit[p->unit_idx];
+    route r;
+    if (p->role == TESS_ROLE_FROZEN) {
+        r.first_nbytes = (int64_t)p->part_offset_nbytes[0];
+        r.end_nbytes = r.first_nbytes + (int64_t)encoded_nbytes(p);
+        r.shard_nbytes = (int64_t)u->frozen_shard_nbytes;
+        r.period = plan->options.gather_group_numel;
+        return r;
+    }
+    r.first_nbytes = p->slab_first_idx * 4;
+    r.end_nbytes = r.first_nbytes + p->numel * 4;
+    r.shard_nbytes = u->slab_shard_numel * 4;
+    r.period = rt->world;
+    return r;
+}
+
+/* The part of the tensor that `rank` keeps; false when it keeps nothing. */
+static bool overlap(const route *r, int rank, int64_t *lo, int64_t *hi)
+{
+    const int member = rank % r->period;
+    *lo = TESS_MAX(r->first_nbytes, r->shard_nbytes * member);
+    *hi = TESS_MIN(r->end_nbytes, r->shard_nbytes * (member + 1));
+    return *lo < *hi;
+}
+
+static char *home_of(tess_runtime *rt, const tess_param *p)
+{
+    if (p->role == TESS_ROLE_FROZEN)
+        return tess_runtime_frozen_shard(rt, p->unit_idx).data;
+    return tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER).data;
+}
+
+static tess_piece piece_of(int peer, char *data, int64_t nbytes)
+{
+    return (tess_piece){peer, tess_view_host(data, nbytes, TESS_U8_OPAQUE)};
+}
+
+/* Exchange the tensors list[0 .. numel): rank r made list[r]. */
+static tess_status route_tensors(tess_runtime *rt, const int *list, int numel,
+                                 const tess_load_request *q)
+{
+    const tess_wire wire = {.op = TESS_COMM_EXCHANGE,
+                            .entry_idx = UINT32_MAX,
+                            .storage = TESS_U8_OPAQUE,
+                            .wire = TESS_U8_OPAQUE,
+                            .accumulate = TESS_U8_OPAQUE,
+                            .name = "load",
+                            .config_key = "model.path"};
+    tess_piece *sends = rt->pieces[0], *receives = rt->pieces[1];
+    int send_numel = 0, receive_numel = 0;
+    int64_t lo = 0, hi = 0;
+    for (int peer = 0; rt->rank < numel && peer < rt->world; peer++) {
+        const tess_param *p = &rt->parts.registry->param[list[rt->rank]];
+        const route r = route_of(rt, p);
+        staging s;
+        TESS_TRY(carve(rt, p, q, &s));
+        char *made = p->role == TESS_ROLE_FROZEN ? s.encoded : (char *)s.plain;
+        if (overlap(&r, peer, &lo, &hi))
+            sends[send_numel++] = piece_of(peer, made + (lo - r.first_nbytes), hi - lo);
+    }
+    for (int maker = 0; maker < numel; maker++) {
+        const tess_param *p = &rt->parts.registry->param[list[maker]];
+        const route r = route_of(rt, p);
+        const int64_t home_nbytes = r.shard_nbytes * (rt->rank % r.period);
+        if (overlap(&r, rt->rank, &lo, &hi))
+            receives[receive_numel++] =
+                piece_of(maker, home_of(rt, p) + (lo - home_nbytes), hi - lo);
+    }
+    tess_stream *stream = rt->lane[TESS_LANE_REDUCE];
+    TESS_TRY(tess_comm_exchange(rt->parts.world, &wire, sends, send_numel, receives, receive_numel,
+                                stream));
+    return tess_stream_finish(stream);
+}
+
+static void draw_owned(tess_runtime *rt, const tess_load_request *q)
+{
+    const tess_registry *reg = rt->parts.registry;
+    for (int i = 0; i < reg->param_numel; i++) {
+        const tess_param *p = &reg->param[i];
+        int64_t lo = 0, hi = 0;
+        if (p->role != TESS_ROLE_TRAINABLE || !q->wants_trainable || is_routed(p, q))
+            continue;
+        tess_plan_owned(rt->parts.plan, p->unit_idx, rt->rank, &lo, &hi);
+        const int64_t first = TESS_MAX(lo, p->slab_first_idx);
+        const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
+        float *master = tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER).data;
+        if (first < end)
+            draw(p, (uint32_t)i, q, first - p->slab_first_idx, end - first, master + (first - lo));
+    }
+}
+
+/* One round: every rank makes one tensor, all agree, then the bytes travel. */
+static tess_status load_round(tess_runtime *rt, const int *list, int numel,
+                              const tess_load_request *q, tess_sha256 *tensor_sha)
+{
+    tess_status st = TESS_OK;
+    if (rt->rank < numel) {
+        const int mine = list[rt->rank];
+        st = make_tensor(rt, mine, q, tensor_sha != NULL ? &tensor_sha[mine] : NULL);
+    }
+    TESS_TRY(tess_agree(rt->parts.world, st));
+    return route_tensors(rt, list, numel, q);
+}
+
+/* Each tensor's digest is known to the rank that made it; bytes of the others are zero, so sums
+ * share them. */
+static tess_status share_digests(tess_runtime *rt, tess_sha256 *tensor_sha)
+{
+    int64_t wide[TESS_SHA256_NBYTES];
+    for (int i = 0; i < rt->parts.registry->param_numel; i++) {
+        for (int k = 0; k < TESS_SHA256_NBYTES; k++)
+            wide[k] = tensor_sha[i].byte[k];
+        TESS_TRY(tess_comm_control(rt->parts.world, wide, TESS_SHA256_NBYTES, NULL, 0));
+        for (int k = 0; k < TESS_SHA256_NBYTES; k++)
+            tensor_sha[i].byte[k] = (uint8_t)wide[k];
+    }
+    return TESS_OK;
+}
+
+tess_status tess_load(tess_runtime *rt, const tess_load_request *request, tess_sha256 *tensor_sha)
+{
+    const tess_registry *reg = rt->parts.registry;
+    void *array = NULL;
+    tess_status st = tess_alloc_array(reg->param_numel, sizeof(int), &array);
+    TESS_TRY(tess_agree(rt->parts.world, st));
+    int *list = array, numel = 0;
+    for (int i = 0; i < reg->param_numel; i++)
+        if (is_routed(&reg->param[i], request))
+            list[numel++] = i;
+    if (tensor_sha != NULL)
+        memset(tensor_sha, 0, (size_t)reg->param_numel * sizeof *tensor_sha);
+    for (int first = 0; first < numel && st == TESS_OK; first += rt->world)
+        st = load_round(rt, list + first, TESS_MIN(numel - first, rt->world), request, tensor_sha);
+    tess_free(list);
+    if (st != TESS_OK)
+        return st;
+    draw_owned(rt, request);
+    return tensor_sha != NULL ? share_digests(rt, tensor_sha) : TESS_OK;
+}

@@ -1,0 +1,488 @@
+#include "shard/runtime.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "shard/runtime_priv.h"
+
+/* ---- creation ---- */
+
+char *runtime_at(tess_runtime *rt, tess_lifetime life, size_t offset_nbytes)
+{
+    tess_view v = {0};
+    const size_t nbytes = tess_arena_nbytes(rt->arena[life]);
+    const size_t left = offset_nbytes <= nbytes ? nbytes - offset_nbytes : 0;
+    const size_t aligned = offset_nbytes / TESS_ARENA_ALIGN_NBYTES * TESS_ARENA_ALIGN_NBYTES;
+    if (tess_arena_view(rt->arena[life], aligned, (int64_t)left, TESS_U8_OPAQUE, &v) != TESS_OK)
+        return NULL;
+    return (char *)v.data + (offset_nbytes - aligned);
+}
+
+int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx)
+{
+    int64_t lo = 0, hi = 0;
+    tess_plan_owned(rt->parts.plan, unit_idx, rt->rank, &lo, &hi);
+    return hi - lo;
+}
+
+void runtime_clear(float *x, int64_t numel) { memset(x, 0, (size_t)numel * sizeof *x); }
+
+static tess_status create_program(tess_runtime *rt, bool is_eval, program *p)
+{
+    void *array = NULL;
+    TESS_TRY(
+        tess_plan_schedule(rt->parts.plan, rt->parts.registry, rt->rank, is_eval, &p->schedule));
+    TESS_TRY(tess_alloc_array(p->schedule.op_numel, sizeof *p->event, &array));
+    p->event = array;
+    for (int i = 0; i < p->schedule.op_numel; i++)
+        TESS_TRY(tess_event_init(&p->event[i], rt->lane[p->schedule.op[i].lane]));
+    return TESS_OK;
+}
+
+static void destroy_program(tess_runtime *rt, program *p)
+{
+    for (int i = 0; p->event != NULL && i < p->schedule.op_numel; i++)
+        tess_event_fini(&p->event[i], rt->lane[p->schedule.op[i].lane]);
+    tess_free(p->event);
+    tess_schedule_fini(&p->schedule);
+}
+
+static tess_status create_inside(tess_runtime *rt)
+{
+    const tess_runtime_parts *parts = &rt->parts;
+    TESS_CHECK(parts->plan->options.world == rt->world, TESS_E_ARG,
+               "plan for %d ranks, launch has %d", parts->plan->options.world, rt->world);
+    TESS_CHECK(parts->plan->options.gather_group_numel == 1 ||
+                   (parts->group != NULL &&
+                    tess_comm_world(parts->group) == parts->plan->options.gather_group_numel),
+               TESS_E_ARG, "plan has gather groups of %d", parts->plan->options.gather_group_numel);
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
+        TESS_TRY(tess_arena_create(tess_lifetime_name((tess_lifetime)i),
+                                   parts->plan->arena_nbytes[i], &rt->arena[i]));
+    tess_stream_init_inline(&rt->compute, "compute", parts->pool);
+    rt->lane[TESS_LANE_COMPUTE] = &rt->compute;
+    rt->lane[TESS_LANE_GATHER] =
+        tess_comm_gather_stream(parts->group != NULL ? parts->group : parts->world);
+    rt->lane[TESS_LANE_REDUCE] = tess_comm_reduce_stream(parts->world);
+    for (int i = 0; i < 2; i++) {
+        void *array = NULL;
+        TESS_TRY(tess_alloc_array(2 * (int64_t)rt->world, sizeof(tess_piece), &array));
+        rt->pieces[i] = array;
+    }
+    TESS_TRY(create_program(rt, false, &rt->train));
+    TESS_TRY(create_program(rt, true, &rt->eval));
+    TESS_TRY(tess_event_init(&rt->published, rt->lane[TESS_LANE_GATHER]));
+    return optimizer_plan(rt);
+}
+
+tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_runtime), &object));
+    tess_runtime *rt = object;
+    rt->parts = *parts;
+    rt->rank = tess_comm_rank(parts->world);
+    rt->world = tess_comm_world(parts->world);
+    const tess_status st = create_inside(rt);
+    if (st != TESS_OK) {
+        tess_runtime_destroy(&rt);
+        return st;
+    }
+    *out = rt;
+    return TESS_OK;
+}
+
+void tess_runtime_destroy(tess_runtime **inout)
+{
+    tess_runtime *rt = *inout;
+    if (rt == NULL)
+        return;
+    destroy_program(rt, &rt->train);
+    destroy_program(rt, &rt->eval);
+    if (rt->lane[TESS_LANE_GATHER] != NULL)
+        tess_event_fini(&rt->published, rt->lane[TESS_LANE_GATHER]);
+    for (int i = 0; i < 2; i++)
+        tess_free(rt->pieces[i]);
+    tess_free(rt->segment);
+    for (int i = TESS_LIFE_NUMEL - 1; i >= 0; i--)
+        tess_arena_destroy(&rt->arena[i]);
+    tess_free(rt);
+    *inout = NULL;
+}
+
+/* ---- views ---- */
+
+tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx)
+{
+    const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
+    return tess_view_host(runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes),
+                          (int64_t)u->frozen_shard_nbytes, TESS_U8_OPAQUE);
+}
+
+tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, tess_state_kind kind)
+{
+    const tess_plan *plan = rt->parts.plan;
+    float *base = (float *)(void *)runtime_at(
+        rt, TESS_LIFE_STATE, (size_t)kind * (size_t)plan->state_numel * sizeof(float));
+    return tess_view_host(base + plan->unit[unit_idx].state_first_idx,
+                          runtime_owned_numel(rt, unit_idx), TESS_F32);
+}
+
+tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    const tess_dtype dt = rt->parts.registry->compute_dt;
+    const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
+    const size_t offset = (size_t)(u->param_first_idx + row) * tess_dtype_block_nbytes(dt);
+    return tess_view_host(runtime_at(rt, TESS_LIFE_PARAM, offset),
+                          runtime_owned_numel(rt, unit_idx), dt);
+}
+
+tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life)
+{
+    return tess_view_host(runtime_at(rt, life, 0), (int64_t)tess_arena_nbytes(rt->arena[life]),
+                          TESS_U8_OPAQUE);
+}
+
+tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx)
+{
+    return tess_view_host(gradient_sum(rt, unit_idx), runtime_owned_numel(rt, unit_idx), TESS_F32);
+}
+
+/* ---- parameters ---- */
+
+static tess_view whole_slab(tess_runtime *rt, int unit_idx)
+{
+    const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
+    const tess_dtype dt = rt->parts.registry->compute_dt;
+    char *base = runtime_at(rt, TESS_LIFE_PARAM, 0);
+    return tess_view_host(base + (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt),
+                          u->slab_shard_numel * rt->world, dt);
+}
+
+/* In LoRA mode: every rank receives all slabs; own rows are in place already. */
+static tess_status gather_kept(tess_runtime *rt)
+{
+    const tess_plan *plan = rt->parts.plan;
+    tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
+    if (plan->options.is_full)
+        return TESS_OK;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[i];
+        if (u->slab_numel == 0)
+            continue;
+        const tess_view full = whole_slab(rt, i);
+        const tess_view shard =
+            tess_view_slice(full, u->slab_shard_numel * rt->rank, u->slab_shard_numel);
+        TESS_TRY(tess_comm_all_gather(rt->parts.world, &plan->wire[u->slab_wire_idx], shard, full,
+                                      stream));
+    }
+    TESS_TRY(tess_event_record(&rt->published, stream));
+    return tess_stream_wait(&rt->compute, &rt->published);
+}
+
+tess_status tess_runtime_publish(tess_runtime *rt)
+{
+    for (int i = 0; i < rt->parts.plan->unit_numel; i++) {
+        const tess_cast_args args = {.src = tess_runtime_state(rt, i, TESS_STATE_MASTER),
+                                     .dst = tess_runtime_param_shard(rt, i)};
+        if (args.src.numel > 0)
+            TESS_TRY(rt->parts.kernels->cast(&args, &rt->compute));
+    }
+    return gather_kept(rt);
+}
+
+/* ---- operations ---- */
+
+static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_unit_plan *u = &plan->unit[op->unit_idx];
+    char *slot = runtime_at(rt, TESS_LIFE_SLOT, (size_t)op->slot_idx * plan->slot_nbytes);
+    tess_stream *stream = rt->lane[TESS_LANE_GATHER];
+    if (u->frozen_wire_idx >= 0) {
+        const int64_t full_numel =
+            (int64_t)u->frozen_shard_nbytes * plan->options.gather_group_numel;
+        TESS_TRY(tess_comm_all_gather(rt->parts.group, &plan->wire[u->frozen_wire_idx],
+                                      tess_runtime_frozen_shard(rt, op->unit_idx),
+                                      tess_view_host(slot, full_numel, TESS_U8_OPAQUE), stream));
+    }
+    if (!plan->options.is_full || u->slab_numel == 0)
+        return TESS_OK;
+    const tess_dtype dt = rt->parts.registry->compute_dt;
+    tess_view shard = tess_runtime_param_shard(rt, op->unit_idx);
+    shard.numel = u->slab_shard_numel; /* the padded row */
+    shard.data =
+        runtime_at(rt, TESS_LIFE_PARAM, (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt));
+    return tess_comm_all_gather(
+        rt->parts.world, &plan->wire[u->slab_wire_idx], shard,
+        tess_view_host(slot + u->slot_slab_offset_nbytes, u->slab_shard_numel * rt->world, dt),
+        stream);
+}
+
+static tess_view work_view(tess_runtime *rt, size_t offset_nbytes, size_t nbytes)
+{
+    return tess_view_host(nbytes > 0 ? runtime_at(rt, TESS_LIFE_WORK, offset_nbytes) : NULL,
+                          (int64_t)nbytes, TESS_U8_OPAQUE);
+}
+
+static void point_at_params(tess_runtime *rt, const tess_sched_op *op, tess_stage_call *call)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_unit_plan *u = &plan->unit[op->unit_idx];
+    const char *slot =
+        op->slot_idx >= 0 ? runtime_at(rt, TESS_LIFE_SLOT, (size_t)op->slot_idx * plan->slot_nbytes)
+                          : NULL;
+    if (u->frozen_nbytes > 0)
+        call->frozen = plan->options.gather_group_numel > 1
+                           ? slot
+                           : runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes);
+    if (u->slab_numel > 0)
+        call->trainable = plan->options.is_full && rt->world > 1
+                              ? slot + u->slot_slab_offset_nbytes
+                              : whole_slab(rt, op->unit_idx).data;
+    if (op->grad_idx >= 0)
+        call->grad = (float *)(void *)runtime_at(rt, TESS_LIFE_GRAD,
+                                                 plan->grad_buffer_offset_nbytes[op->grad_idx]);
+}
+
+static tess_stage_call make_call(tess_runtime *rt, const tess_sched_op *op, tess_call_mode mode)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_registry *reg = rt->parts.registry;
+    const int s = op->stage_idx;
+    tess_stage_call call = {.registry = reg,
+                            .kernels = rt->parts.kernels,
+                            .stream = &rt->compute,
+                            .stage_idx = s,
+                            .mode = mode,
+                            .seed = rt->parts.seed,
+                            .batch = rt->batch};
+    point_at_params(rt, op, &call);
+    if (s > 0)
+        call.input =
+            work_view(rt, plan->stage[s - 1].output_offset_nbytes, reg->stage[s - 1].output_nbytes);
+    call.output = work_view(rt, plan->stage[s].output_offset_nbytes, reg->stage[s].output_nbytes);
+    call.saved = work_view(rt, plan->stage[s].saved_offset_nbytes, reg->stage[s].saved_nbytes);
+    call.work = work_view(rt, plan->work_offset_nbytes, plan->work_nbytes);
+    return call;
+}
+
+static tess_status load_batch(tess_runtime *rt, int round_idx)
+{
+    if (rt->batch_round_idx == round_idx)
+        return TESS_OK;
+    rt->batch_round_idx = round_idx;
+    const int64_t m = (int64_t)round_idx * rt->world + rt->rank;
+    return rt->request->batch_of(rt->request->arg, m, &rt->batch);
+}
+
+static tess_stage_call make_train_call(tess_runtime *rt, const tess_sched_op *op)
+{
+    tess_stage_call call = make_call(rt, op, TESS_CALL_TRAIN);
+    call.micro_batch_idx =
+        rt->request->first_micro_batch_idx + (int64_t)op->round_idx * rt->world + rt->rank;
+    call.grad_scale = (float)(1.0 / (double)rt->request->loss_token_numel);
+    return call;
+}
+
+static void add_loss(tess_runtime *rt, double loss_sum)
+{
+    if (!tess_exact_add(&rt->loss, loss_sum))
+        rt->nonfinite_loss_numel++;
+}
+
+static tess_status run_forward(tess_runtime *rt, const tess_sched_op *op)
+{
+    double loss_sum = 0.0;
+    TESS_TRY(load_batch(rt, op->round_idx));
+    tess_stage_call call = make_train_call(rt, op);
+    call.loss_sum = &loss_sum;
+    TESS_TRY(rt->parts.ops->forward(rt->parts.model, &call));
+    if (op->stage_idx == rt->parts.registry->stage_numel - 1)
+        add_loss(rt, loss_sum);
+    return TESS_OK;
+}
+
+static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_registry *reg = rt->parts.registry;
+    const int s = op->stage_idx;
+    const bool is_last = s == reg->stage_numel - 1;
+    double loss_sum = 0.0;
+    TESS_TRY(load_batch(rt, op->round_idx));
+    tess_stage_call call = make_train_call(rt, op);
+    if (op->clears_grad)
+        runtime_clear(call.grad, plan->unit[op->unit_idx].slab_shard_numel * rt->world);
+    if (op->is_recomputed)
+        TESS_TRY(rt->parts.ops->forward(rt->parts.model, &call));
+    if (is_last)
+        rt->d_parity = 0;
+    else
+        call.d_output =
+            work_view(rt, plan->d_offset_nbytes[rt->d_parity], reg->stage[s].output_nbytes);
+    if (s > 0)
+        call.d_input =
+            work_view(rt, plan->d_offset_nbytes[1 - rt->d_parity], reg->stage[s - 1].output_nbytes);
+    rt->d_parity = 1 - rt->d_parity;
+    call.loss_sum = &loss_sum;
+    TESS_TRY(rt->parts.ops->backward(rt->parts.model, &call));
+    if (is_last && reg->stage[s].is_fused_loss)
+        add_loss(rt, loss_sum);
+    return TESS_OK;
+}
+
+static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
+{
+    switch (op->kind) {
+    case TESS_SCHED_GATHER:
+        return gather_unit(rt, op);
+    case TESS_SCHED_FORWARD:
+        return run_forward(rt, op);
+    case TESS_SCHED_BACKWARD:
+        return run_backward(rt, op);
+    case TESS_SCHED_SEND:
+        return gradient_send(rt, op);
+    case TESS_SCHED_REDUCE:
+        return gradient_reduce(rt, op);
+    case TESS_SCHED_FOLD:
+        return gradient_fold(rt, op);
+    }
+    return TESS_FAIL(TESS_E_STATE, "operation %d is not in the schedule's list", (int)op->kind);
+}
+
+static tess_status run_program(tess_runtime *rt, program *p,
+                               tess_status (*run)(tess_runtime *, const tess_sched_op *))
+{
+    for (int i = 0; i < p->schedule.op_numel; i++) {
+        const tess_sched_op *op = &p->schedule.op[i];
+        for (int lane = 0; lane < TESS_LANE_NUMEL; lane++)
+            if (op->wait[lane] >= 0)
+                TESS_TRY(tess_stream_wait(rt->lane[op->lane], &p->event[op->wait[lane]]));
+        TESS_TRY(run(rt, op));
+        if (op->is_recorded)
+            TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
+    }
+    return TESS_OK;
+}
+
+/* ---- a step ---- */
+
+/* Summed over ranks in the control record: integers only, so the order of ranks does not matter. */
+typedef struct control_sum {
+    tess_exact loss, norm;
+    int64_t nonfinite_numel;
+} control_sum;
+
+typedef struct control_record {
+    control_sum sum;
+    int64_t max[TESS_FLAG_MAX +
+                1]; /* flags, then minus the lowest (rank, unit) with a non-finite value */
+} control_record;
+
+_Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 1) * sizeof(int64_t),
+               "no padding");
+
+static tess_status measure_gradients(tess_runtime *rt, control_record *c)
+{
+    const int64_t units = rt->parts.plan->unit_numel;
+    int64_t *nonfinite_numel = &c->sum.nonfinite_numel;
+    c->sum.nonfinite_numel = rt->nonfinite_loss_numel;
+    c->max[TESS_FLAG_MAX] = INT64_MIN;
+    if (rt->nonfinite_loss_numel > 0)
+        c->max[TESS_FLAG_MAX] = -(rt->rank * units + units - 1);
+    for (int i = 0; i < units; i++) {
+        const int64_t before = *nonfinite_numel;
+        const tess_square_norm_args args = {.x = gradient_sum(rt, i),
+                                            .numel = runtime_owned_numel(rt, i),
+                                            .acc = &c->sum.norm,
+                                            .nonfinite_numel = nonfinite_numel};
+        if (args.numel > 0)
+            TESS_TRY(rt->parts.kernels->square_norm(&args, &rt->compute));
+        if (*nonfinite_numel > before)
+            c->max[TESS_FLAG_MAX] = TESS_MAX(c->max[TESS_FLAG_MAX], -(rt->rank * units + i));
+    }
+    return TESS_OK;
+}
+
+static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
+{
+    control_record c = {.sum = {.loss = rt->loss}};
+    TESS_TRY(measure_gradients(rt, &c));
+    for (int i = 0; i < rt->request->flag_numel; i++)
+        c.max[i] = rt->request->flags[i];
+    TESS_TRY(tess_comm_control(rt->parts.world, (int64_t *)(void *)&c.sum,
+                               (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_FLAG_MAX + 1));
+    const int64_t units = rt->parts.plan->unit_numel;
+    result->loss = tess_exact_round(&c.sum.loss) / (double)rt->request->loss_token_numel;
+    result->grad_norm = sqrt(tess_exact_round(&c.sum.norm));
+    result->nonfinite_numel = c.sum.nonfinite_numel;
+    result->nonfinite_rank = result->nonfinite_unit = -1;
+    if (c.sum.nonfinite_numel > 0) {
+        result->nonfinite_rank = (int)(-c.max[TESS_FLAG_MAX] / units);
+        result->nonfinite_unit = (int)(-c.max[TESS_FLAG_MAX] % units);
+    }
+    memcpy(result->flags, c.max, sizeof result->flags);
+    return TESS_OK;
+}
+
+static tess_status run_step(tess_runtime *rt, tess_step_result *result)
+{
+    TESS_TRY(run_program(rt, &rt->train, run_op));
+    TESS_TRY(gradient_finish(rt));
+    TESS_TRY(agree_on_step(rt, result));
+    if (result->nonfinite_numel > 0)
+        return TESS_OK;
+    TESS_TRY(optimizer_update(rt, result));
+    return gather_kept(rt);
+}
+
+tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request,
+                              tess_step_result *result)
+{
+    const double blocked_before_s = tess_comm_blocked_s(rt->parts.world);
+    TESS_CHECK(request->flag_numel >= 0 && request->flag_numel <= TESS_FLAG_MAX, TESS_E_ARG,
+               "step flags: at most %d, found %d", TESS_FLAG_MAX, request->flag_numel);
+    TESS_CHECK(request->loss_token_numel > 0, TESS_E_FORMAT,
+               "the micro-batches from %lld on hold no token with a loss; every label is masked",
+               (long long)request->first_micro_batch_idx);
+    memset(result, 0, sizeof *result);
+    rt->request = request;
+    rt->batch_round_idx = -1;
+    memset(&rt->loss, 0, sizeof rt->loss);
+    rt->nonfinite_loss_numel = 0;
+    tess_alloc_freeze();
+    const tess_status st = run_step(rt, result);
+    tess_alloc_thaw();
+    rt->request = NULL;
+    result->blocked_s = tess_comm_blocked_s(rt->parts.world) - blocked_before_s;
+    return st;
+}
+
+/* ---- forward only ---- */
+
+static tess_status run_forward_only(tess_runtime *rt, const tess_sched_op *op)
+{
+    if (op->kind == TESS_SCHED_GATHER)
+        return gather_unit(rt, op);
+    if (rt->batch == NULL)
+        return TESS_OK;
+    tess_stage_call call = make_call(rt, op, rt->forward_mode);
+    call.loss_sum = rt->forward_loss_sum;
+    return rt->parts.ops->forward(rt->parts.model, &call);
+}
+
+tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode, const void *batch,
+                                 double *loss_sum)
+{
+    rt->forward_mode = mode;
+    rt->forward_loss_sum = loss_sum;
+    rt->batch = batch;
+    tess_alloc_freeze();
+    const tess_status st = run_program(rt, &rt->eval, run_forward_only);
+    tess_alloc_thaw();
+    return st;
+}

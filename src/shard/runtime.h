@@ -1,0 +1,103 @@
+/**
+ * Runs a plan: memory, gathers, stages, gradient flow and optimizer of one rank.
+ *
+ * Everything is allocated by tess_runtime_create(); steps allocate nothing. A failure inside a step
+ * is fatal for the launch: peers may already wait in a collective that this rank will not enter.
+ */
+#pragma once
+
+#include "core/exact.h"
+#include "core/pool.h"
+#include "dist/comm.h"
+#include "shard/plan.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_runtime tess_runtime;
+
+/** All pointers are borrowed while the runtime lives. */
+typedef struct tess_runtime_parts {
+    const tess_plan *plan;
+    const tess_registry *registry;
+    const tess_kernels *kernels;
+    tess_pool *pool;
+    tess_comm *world;
+    tess_comm *
+        group; /* the gather group; NULL when the plan's group is 1, `world` when it is the world */
+    const tess_stage_ops *ops;
+    void *model;
+    uint64_t seed;
+} tess_runtime_parts;
+
+/** Hyperparameters of one update. */
+typedef struct tess_update {
+    int64_t step; /* t of AdamW, from 1 */
+    double learning_rate, beta1, beta2, eps, weight_decay;
+    double clip_norm; /* 0: no clipping */
+} tess_update;
+
+/** One training step. */
+typedef struct tess_step_request {
+    int64_t first_micro_batch_idx; /* global number of micro-batch 0 of this step */
+    int64_t loss_token_numel;      /* T, equal on all ranks */
+    tess_update update;
+    void *arg;
+    /* Batch of this rank's micro-batch `m` (0 .. M-1); borrowed until the next call. */
+    tess_status (*batch_of)(void *arg, int64_t m, const void **batch);
+    const int64_t *flags; /* [flag_numel] this rank's flags, maxima over ranks come back */
+    int flag_numel;       /* at most TESS_FLAG_MAX */
+} tess_step_request;
+
+enum { TESS_FLAG_MAX = 16 };
+
+typedef struct tess_step_result {
+    double loss;      /* sum over all tokens / T, the same bits on every rank */
+    double grad_norm; /* before clipping */
+    float clip_factor;
+    int64_t nonfinite_numel; /* gradient elements that are not finite; > 0: the update was skipped
+                                everywhere */
+    int nonfinite_rank, nonfinite_unit; /* lowest owner rank and unit with one, -1 */
+    int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
+    double blocked_s;                   /* this rank waited for communication */
+} tess_step_result;
+
+/** Local (no communication). @return TESS_E_MEMORY; TESS_E_ARG parts that do not fit together */
+TESS_MUST_CHECK tess_status tess_runtime_create(const tess_runtime_parts *parts,
+                                                tess_runtime **out);
+void tess_runtime_destroy(tess_runtime **rt);
+
+/* Views of this rank's memory; numel 0 where it has none. Local. */
+tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx); /* u8 [frozen_shard_nbytes] */
+typedef enum tess_state_kind {
+    TESS_STATE_MASTER,
+    TESS_STATE_EXP_AVG,
+    TESS_STATE_EXP_AVG_SQ,
+    TESS_STATE_NUMEL
+} tess_state_kind;
+tess_view tess_runtime_state(tess_runtime *rt, int unit_idx,
+                             tess_state_kind kind);                 /* f32 [owned] */
+tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx); /* compute dtype [owned] */
+tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life); /* u8_opaque, whole arena */
+
+/**
+ * Round masters to the compute copies and, in LoRA mode, gather them on all ranks. Collective over
+ * `world`.
+ */
+TESS_MUST_CHECK tess_status tess_runtime_publish(tess_runtime *rt);
+/**
+ * Forward and backward of all M micro-batches, ordered reduction, control record, clipping, update,
+ * publish. Collective over `world`. @return fatal statuses; anything wrong inside a step is
+ * reported as such
+ */
+TESS_MUST_CHECK tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request,
+                                              tess_step_result *result);
+/**
+ * Forward of one micro-batch (`batch` NULL: take part in gathers only). Collective over `world`.
+ * @param[out] loss_sum  fp64 sum of token losses of this rank's batch; untouched without batch
+ */
+TESS_MUST_CHECK tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode,
+                                                 const void *batch, double *loss_sum);
+/** The summed gradient of a unit as of the last step, f32 [owned]. For tests. Local. */
+tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx);
+
+TESS_END_DECLS

@@ -1,0 +1,65 @@
+/** Inner structure of the runtime, shared by runtime.c, gradient.c and optimizer.c. */
+#pragma once
+
+#include "core/memory.h"
+#include "shard/runtime.h"
+
+TESS_BEGIN_DECLS
+
+/** A range of owned elements that one update call covers: one tensor's part of the shard. */
+typedef struct update_segment {
+    int64_t state_idx; /* first element in the STATE arrays */
+    int64_t param_idx; /* first element in the PARAM arena */
+    int64_t numel;
+    double learning_rate_ratio;
+    bool has_weight_decay;
+} update_segment;
+
+typedef struct program {
+    tess_schedule schedule;
+    tess_event *event; /* [op_numel] */
+} program;
+
+struct tess_runtime {
+    tess_runtime_parts parts;
+    int rank, world;
+    tess_arena *arena[TESS_LIFE_NUMEL];
+    tess_stream compute;
+    tess_stream *lane[TESS_LANE_NUMEL];
+    program train, eval;
+    tess_piece *pieces[2]; /* send and receive lists of the exchange under way and of the next */
+    int piece_parity;
+    int d_parity; /* which of the two gradient activations holds d_output */
+    update_segment *segment;
+    int segment_numel;
+    tess_event published;
+
+    /* the step that runs */
+    const tess_step_request *request;
+    const void *batch;
+    int batch_round_idx;
+    tess_exact loss;
+    int64_t nonfinite_loss_numel; /* micro-batches whose loss is not finite */
+
+    /* the forward that runs */
+    tess_call_mode forward_mode;
+    double *forward_loss_sum;
+};
+
+/** Address of an element count into an arena. */
+char *runtime_at(tess_runtime *rt, tess_lifetime life, size_t offset_nbytes);
+int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx);
+/** Zero a host buffer of f32. */
+void runtime_clear(float *x, int64_t numel);
+
+TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
+TESS_MUST_CHECK tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op);
+TESS_MUST_CHECK tess_status gradient_fold(tess_runtime *rt, const tess_sched_op *op);
+/** Merge the leftover subtrees; the sum then lies in the top level. */
+TESS_MUST_CHECK tess_status gradient_finish(tess_runtime *rt);
+float *gradient_sum(tess_runtime *rt, int unit_idx);
+
+TESS_MUST_CHECK tess_status optimizer_plan(tess_runtime *rt);
+TESS_MUST_CHECK tess_status optimizer_update(tess_runtime *rt, tess_step_result *result);
+
+TESS_END_DECLS

@@ -1,0 +1,363 @@
+#include "train/describe.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "format/regex.h"
+
+enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
+
+/* What the callbacks of the model description see. */
+typedef struct choices {
+    tess_description *d;
+    tess_regex **override; /* [base.overrides] compiled */
+} choices;
+
+/* ---- formats ---- */
+
+/* dtype of a weight in the files; integers and opaque bytes are no weights. */
+static tess_status weight_dtype(const tess_model_tensor *t, tess_dtype *dt)
+{
+    const tess_st_dtype stored = t->st->dtype;
+    TESS_TRY(tess_st_dtype_to_core(stored, dt));
+    TESS_CHECK(*dt == TESS_F32 || *dt == TESS_BF16 || *dt == TESS_F16, TESS_E_UNSUPPORTED,
+               "tensor '%s': expected F32, BF16 or F16 weights, found %s", t->name,
+               tess_st_dtype_name(stored));
+    return TESS_OK;
+}
+
+/* Half precision widens exactly to f32; bf16 would lose fraction bits. */
+static tess_codec plain_codec(tess_dtype dt)
+{
+    return (tess_codec){.format = dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32};
+}
+
+static tess_status source_of(void *arg, const char *name, tess_codec *out)
+{
+    const choices *c = arg;
+    const tess_model_tensor *t = c->d->dir != NULL ? tess_model_dir_find(c->d->dir, name) : NULL;
+    if (t != NULL) {
+        tess_dtype dt = TESS_F32;
+        TESS_TRY(weight_dtype(t, &dt));
+        *out = plain_codec(dt);
+        return TESS_OK;
+    }
+    const bool is_f32 = strcmp(c->d->config.dtype_hint, "float32") == 0 ||
+                        strcmp(c->d->config.dtype_hint, "float16") == 0;
+    *out = plain_codec(is_f32 ? TESS_F32 : TESS_BF16);
+    return TESS_OK;
+}
+
+static tess_status codec_of_choice(const tess_run *run, tess_run_base_format choice,
+                                   tess_codec source, tess_codec *out)
+{
+    *out = source;
+    switch (choice) {
+    case TESS_RUN_BASE_KEEP:
+        return TESS_OK;
+    case TESS_RUN_BASE_F32:
+        *out = (tess_codec){.format = TESS_FORMAT_F32};
+        return TESS_OK;
+    case TESS_RUN_BASE_BF16:
+        *out = (tess_codec){.format = TESS_FORMAT_BF16};
+        return TESS_OK;
+    case TESS_RUN_BASE_NF4:
+        *out = (tess_codec){.format = TESS_FORMAT_NF4,
+                            .block_numel = (int)run->base.block_size,
+                            .double_quant = run->base.double_quant};
+        return TESS_OK;
+    }
+    return TESS_FAIL(TESS_E_STATE, "base.format: choice %d is not in the schema", (int)choice);
+}
+
+static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_codec source,
+                            tess_codec *out)
+{
+    const choices *c = arg;
+    const tess_run *run = c->d->run;
+    const bool is_head = strcmp(name, "lm_head.weight") == 0;
+    tess_run_base_format choice = is_linear && !is_head ? run->base.format : TESS_RUN_BASE_KEEP;
+    for (int64_t i = 0; i < run->base.overrides.item_numel; i++) {
+        bool is_match = false;
+        TESS_TRY(tess_regex_matches(c->override[i], name, &is_match));
+        if (is_match) {
+            choice = run->base.overrides.item[i].format;
+            break;
+        }
+    }
+    TESS_TRY(codec_of_choice(run, choice, source, out));
+    if (memcmp(out, &source, sizeof source) != 0)
+        c->d->is_base_as_source = false;
+    return TESS_OK;
+}
+
+static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_choice *out)
+{
+    const choices *c = arg;
+    const tess_peft_module module = {.path = path, .is_output_embedding = is_head};
+    tess_peft_match match;
+    *out = (tess_lora_choice){0, 0.0};
+    if (c->d->spec == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_peft_spec_match(c->d->spec, &module, &match));
+    if (match.is_target)
+        *out = (tess_lora_choice){(int)match.rank, match.alpha};
+    return TESS_OK;
+}
+
+/* ---- LoRA ---- */
+
+static tess_peft_modules modules_of(const tess_run_names *names)
+{
+    tess_peft_modules m = {0};
+    if (!names->is_list && names->item_numel == 1)
+        m.regex = names->item[0];
+    else {
+        m.name = (const char *const *)names->item;
+        m.name_numel = (int)names->item_numel;
+    }
+    return m;
+}
+
+static tess_status make_spec(tess_description *d)
+{
+    const tess_run *run = d->run;
+    const tess_peft_options options = {.rank = run->lora.rank,
+                                       .alpha = run->lora.alpha,
+                                       .dropout = run->lora.dropout,
+                                       .targets = modules_of(&run->lora.targets),
+                                       .excludes = modules_of(&run->lora.exclude)};
+    return tess_peft_spec_create(&options, &d->spec);
+}
+
+/* ---- model ---- */
+
+static tess_status copy_path(const tess_run *run, char path[PATH_MAX])
+{
+    const int n = snprintf(path, PATH_MAX, "%s/model", run->output.dir);
+    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.dir: path of %zu bytes is too long",
+               strlen(run->output.dir));
+    return TESS_OK;
+}
+
+static tess_status read_config(const tess_ctx *ctx, tess_description *d)
+{
+    char path[PATH_MAX], dir[PATH_MAX];
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    size_t text_nbytes = 0;
+    int n = snprintf(dir, sizeof dir, "%s", d->run->model.path);
+    if (n > 0 && n < (int)sizeof dir)
+        n = snprintf(path, sizeof path, "%s/config.json", dir);
+    TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_CONFIG, "model.path: path is too long");
+    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
+    if (kind == TESS_IO_MISSING) {
+        TESS_TRY(copy_path(d->run, dir));
+        n = snprintf(path, sizeof path, "%s/config.json", dir);
+        TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_CONFIG, "output.dir: path is too long");
+        TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
+    }
+    TESS_CHECK(
+        kind == TESS_IO_FILE, TESS_E_CONFIG,
+        "model.path: '%s' has no config.json and '%s' keeps no copy of it; give a Hugging Face "
+        "model directory",
+        d->run->model.path, d->run->output.dir);
+    TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
+    TESS_TRY(tess_hf_config_read(ctx->io, dir, &d->config));
+    const tess_run_family family = d->run->model.family;
+    TESS_CHECK(family == TESS_RUN_FAMILY_AUTO || (int)family - 1 == (int)d->config.family,
+               TESS_E_CONFIG,
+               "model.family: the run file's choice differs from model_type '%s' of '%s'",
+               tess_llm_family_name(d->config.family), path);
+    return TESS_OK;
+}
+
+/* Weights are looked for only where the run reads them; a resumed run may do without. */
+static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
+{
+    if (d->run->model.init == TESS_RUN_INIT_RANDOM)
+        return TESS_OK;
+    const tess_status st = tess_model_dir_open(ctx, d->run->model.path, &d->dir);
+    if (st == TESS_E_NOT_FOUND) {
+        tess_error_clear();
+        return TESS_OK;
+    }
+    return st;
+}
+
+static tess_status compile_overrides(const tess_run *run, choices *c)
+{
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(run->base.overrides.item_numel, sizeof *c->override, &array));
+    c->override = array;
+    for (int64_t i = 0; i < run->base.overrides.item_numel; i++)
+        TESS_TRY(tess_regex_create(run->base.overrides.item[i].match, &c->override[i]));
+    return TESS_OK;
+}
+
+static tess_status make_model(tess_description *d)
+{
+    const tess_run *run = d->run;
+    choices c = {.d = d};
+    tess_status st = compile_overrides(run, &c);
+    const tess_model_options options = {
+        .compute_dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
+        .is_full = run->train.mode == TESS_RUN_MODE_FULL,
+        .is_random = run->model.init == TESS_RUN_INIT_RANDOM,
+        .sequence_length = run->data.sequence_length,
+        .micro_batch = run->train.micro_batch,
+        .thread_numel = (int)run->compute.threads,
+        .dropout = run->lora.dropout,
+        .lora_plus_ratio = run->lora.plus_ratio,
+        .arg = &c,
+        .lora_of = lora_of,
+        .codec_of = codec_of,
+        .source_of = source_of,
+    };
+    d->is_base_as_source = true;
+    tess_registry_init(&d->registry, options.compute_dt);
+    if (st == TESS_OK)
+        st = tess_llama_create(&d->config, &options, &d->registry, &d->model);
+    for (int64_t i = 0; c.override != NULL && i < run->base.overrides.item_numel; i++)
+        tess_regex_destroy(&c.override[i]);
+    tess_free(c.override);
+    return st;
+}
+
+static tess_status check_weights(tess_description *d)
+{
+    for (int i = 0; d->dir != NULL && i < d->registry.param_numel; i++) {
+        const tess_param *p = &d->registry.param[i];
+        const tess_model_tensor *found = NULL;
+        if (p->init == TESS_INIT_SOURCE)
+            TESS_TRY(tess_model_dir_claim(d->dir, p->name, p->shape, p->shape_rank, &found));
+    }
+    return TESS_OK;
+}
+
+/* ---- plan ---- */
+
+static tess_choice choice_of(tess_run_switch s)
+{
+    return s == TESS_RUN_SWITCH_AUTO ? TESS_AUTO : s == TESS_RUN_SWITCH_ON ? TESS_ON : TESS_OFF;
+}
+
+static bool has_frozen(const tess_registry *reg)
+{
+    for (int i = 0; i < reg->unit_numel; i++)
+        if (reg->unit[i].frozen_nbytes > 0)
+            return true;
+    return false;
+}
+
+static int group_of(const tess_description *d, const tess_launch_shape *launch)
+{
+    const int64_t asked = d->run->shard.gather_group;
+    if (!has_frozen(&d->registry))
+        return 1; /* nothing to gather in groups: slabs are sharded over the world */
+    if (asked == TESS_RUN_AUTO)
+        return d->run->train.mode == TESS_RUN_MODE_FULL ? launch->world : 0;
+    if (asked == TESS_RUN_GROUP_WORLD)
+        return launch->world;
+    return asked == TESS_RUN_GROUP_NODE ? launch->node_rank_numel : (int)TESS_MIN(asked, INT_MAX);
+}
+
+static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
+{
+    const tess_run *run = d->run;
+    const tess_load_source source = tess_description_source(d);
+    const tess_load_request load = tess_description_load(d, &source);
+    const int64_t token_numel = run->train.micro_batch * run->data.sequence_length;
+    tess_plan_options o = {
+        .world = launch->world,
+        .gather_group_numel = group_of(d, launch),
+        .reshard = choice_of(run->shard.reshard_after_forward),
+        .checkpointing = choice_of(run->compute.activation_checkpointing),
+        .prefetch = (int)run->shard.prefetch,
+        .is_library = run->shard.reduction == TESS_RUN_REDUCTION_LIBRARY,
+        .is_full = run->train.mode == TESS_RUN_MODE_FULL,
+        .micro_batch_numel = run->train.micro_batches,
+        .memory_limit_nbytes = launch->memory_limit_nbytes,
+        .outside_nbytes = TESS_OUTSIDE_NBYTES,
+        .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
+        .staging_nbytes_per_block = 3 * 4 * TESS_TRAINABLE_BLOCK_NUMEL,
+        .kernel_path = launch->kernel_path,
+    };
+    TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
+    return tess_plan_create(&d->registry, &o, &d->plan);
+}
+
+static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
+                            tess_description *d)
+{
+    TESS_TRY(read_config(ctx, d));
+    TESS_TRY(open_weights(ctx, d));
+    if (d->run->train.mode == TESS_RUN_MODE_LORA)
+        TESS_TRY(make_spec(d));
+    TESS_TRY(make_model(d));
+    TESS_TRY(check_weights(d));
+    return make_plan(d, launch);
+}
+
+tess_status tess_describe(const tess_ctx *ctx, const tess_run *run, const tess_launch_shape *launch,
+                          tess_description *out)
+{
+    memset(out, 0, sizeof *out);
+    out->run = run;
+    const tess_status st = describe(ctx, launch, out);
+    if (st != TESS_OK)
+        tess_description_fini(out);
+    return st;
+}
+
+void tess_description_fini(tess_description *d)
+{
+    tess_plan_destroy(&d->plan);
+    tess_model_destroy(&d->model);
+    tess_registry_fini(&d->registry);
+    tess_peft_spec_destroy(&d->spec);
+    tess_model_dir_close(&d->dir);
+    tess_free(d->config_text);
+    d->config_text = NULL;
+}
+
+/* ---- loading ---- */
+
+static tess_status source_dtype(void *arg, const tess_param *p, tess_dtype *dt)
+{
+    tess_description *d = arg;
+    const tess_model_tensor *t = d->dir != NULL ? tess_model_dir_find(d->dir, p->name) : NULL;
+    if (t != NULL)
+        return weight_dtype(t, dt);
+    choices c = {.d = d};
+    tess_codec codec = {.format = TESS_FORMAT_BF16};
+    TESS_TRY(source_of(&c, p->name, &codec));
+    *dt = codec.format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16;
+    return TESS_OK;
+}
+
+static tess_status read_source(void *arg, const tess_param *p, void *dst, size_t nbytes)
+{
+    tess_description *d = arg;
+    const tess_model_tensor *t = d->dir != NULL ? tess_model_dir_find(d->dir, p->name) : NULL;
+    TESS_CHECK(t != NULL, TESS_E_FORMAT, "model.path: '%s' has no weights for tensor '%s'",
+               d->run->model.path, p->name);
+    return tess_model_dir_read(d->dir, t, 0, nbytes, dst);
+}
+
+tess_load_source tess_description_source(tess_description *d)
+{
+    return (tess_load_source){.arg = d, .dtype_of = source_dtype, .read = read_source};
+}
+
+tess_load_request tess_description_load(const tess_description *d, const tess_load_source *source)
+{
+    return (tess_load_request){.source = source,
+                               .is_random = d->run->model.init == TESS_RUN_INIT_RANDOM,
+                               .wants_frozen = true,
+                               .wants_trainable = true,
+                               .seed = (uint64_t)d->run->train.seed};
+}

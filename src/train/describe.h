@@ -1,0 +1,57 @@
+/**
+ * From a run file to a plan: model config, registry, LoRA targets, base formats, buffers.
+ *
+ * `tessera plan` and a real run go through the same code; nothing here needs weights, ranks or a
+ * device.
+ */
+#pragma once
+
+#include "core/ctx.h"
+#include "format/model_dir.h"
+#include "format/peft.h"
+#include "model/model.h"
+#include "shard/loader.h"
+#include "shard/plan.h"
+#include "train/run_file.h"
+
+TESS_BEGIN_DECLS
+
+enum { TESS_OUTSIDE_NBYTES = 64 << 20 };
+
+/** What the launch is, as far as a plan depends on it. */
+typedef struct tess_launch_shape {
+    int world;
+    int node_rank_numel;        /* ranks on a node, for gather_group: node */
+    size_t memory_limit_nbytes; /* of a rank; 0: none */
+    const char *kernel_path;    /* "cpu/avx512_bf16" */
+} tess_launch_shape;
+
+/** A described run. Owned parts; free with tess_description_fini. */
+typedef struct tess_description {
+    const tess_run *run; /* borrowed */
+    tess_llm_config config;
+    char *config_text;    /* config.json as read: kept in the run directory for resumes without the
+                             source */
+    tess_model_dir *dir;  /* NULL when there are no weights (init: random, or the source is gone) */
+    tess_peft_spec *spec; /* NULL in full mode */
+    tess_registry registry;
+    tess_model *model;
+    tess_plan *plan;
+    bool is_base_as_source; /* every frozen tensor is stored as in the source files */
+} tess_description;
+
+/**
+ * Describe a run and plan it.
+ *
+ * Local. When `model.path` has no config.json but the run directory keeps a copy, the copy is used.
+ * @return TESS_E_CONFIG, TESS_E_FORMAT, TESS_E_IO, TESS_E_FIT
+ */
+TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
+                                          const tess_launch_shape *launch, tess_description *out);
+void tess_description_fini(tess_description *d);
+/** Source of the loader over the description's model directory. */
+tess_load_source tess_description_source(tess_description *d);
+/** "base.format" etc. resolved for loading: what tess_load() needs. Local. */
+tess_load_request tess_description_load(const tess_description *d, const tess_load_source *source);
+
+TESS_END_DECLS

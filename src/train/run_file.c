@@ -1,0 +1,282 @@
+/* Text and overrides to a checked tess_run. */
+#include "train/run_file.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/run_priv.h"
+
+enum { PATH_NBYTES = 160 };
+
+static tess_status unknown_key(const char *path, const run_where *where)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    char found[RUN_EXCERPT_NBYTES];
+    tess_run_where_text(where, place);
+    tess_run_excerpt(path, found);
+    return TESS_FAIL(TESS_E_CONFIG, "%s: unknown key '%s', the nearest known key is '%s'", place,
+                     found, tess_run_key_nearest(path));
+}
+
+static tess_status set_key(tess_run *run, const char *path, const run_node *node,
+                           const run_where *key_where)
+{
+    const tess_run_key_idx idx = tess_run_key_find(path);
+    if (idx == TESS_RUN_KEY_NUMEL)
+        return unknown_key(path, key_where);
+    char place[TESS_RUN_PLACE_NBYTES];
+    const tess_run_place *old = &run->place[idx];
+    const bool is_same_source =
+        old->is_given && (old->argument_idx > 0) == (key_where->place.argument_idx > 0);
+    if (is_same_source) {
+        const run_where first = {run->source_name, *old};
+        char first_place[TESS_RUN_PLACE_NBYTES];
+        tess_run_where_text(key_where, place);
+        tess_run_where_text(&first, first_place);
+        return TESS_FAIL(TESS_E_CONFIG, "%s: %s is given twice, first at %s: remove one", place,
+                         path, first_place);
+    }
+    TESS_TRY(tess_run_value_set(run, tess_run_key_at(idx), node, key_where));
+    run->place[idx] = tess_run_where_of(key_where, node->line, node->column).place;
+    return TESS_OK;
+}
+
+/* The dotted path of a child, cut where it is longer than any key. */
+static void path_of(const char *section, const char *name, char path[PATH_NBYTES])
+{
+    snprintf(path, PATH_NBYTES, "%.75s.%.75s", section, name);
+}
+
+static tess_status read_section(tess_run *run, const run_node *section, const run_where *base)
+{
+    for (int64_t i = 0; i < section->child_numel; i++) {
+        const run_node *node = &section->child[i];
+        const run_where where = tess_run_where_of(base, node->name_line, node->name_column);
+        char path[PATH_NBYTES];
+        path_of(section->name, node->name, path);
+        TESS_TRY(set_key(run, path, node, &where));
+    }
+    return TESS_OK;
+}
+
+static tess_status check_section(const run_node *root, int64_t idx, const run_where *base)
+{
+    const run_node *section = &root->child[idx];
+    const run_where where = tess_run_where_of(base, section->name_line, section->name_column);
+    char place[TESS_RUN_PLACE_NBYTES];
+    char found[RUN_EXCERPT_NBYTES];
+    tess_run_where_text(&where, place);
+    tess_run_excerpt(section->name, found);
+    if (!tess_run_section_is_known(section->name)) {
+        char path[PATH_NBYTES];
+        path_of(section->name,
+                section->kind == RUN_MAP && section->child_numel > 0 ? section->child[0].name : "",
+                path);
+        return TESS_FAIL(TESS_E_CONFIG, "%s: unknown section '%s', the nearest known key is '%s'",
+                         place, found, tess_run_key_nearest(path));
+    }
+    for (int64_t i = 0; i < idx; i++)
+        if (strcmp(root->child[i].name, section->name) == 0)
+            return TESS_FAIL(TESS_E_CONFIG,
+                             "%s: section '%s' is given twice, first at line %d: join them", place,
+                             found, root->child[i].name_line);
+    const bool is_empty = section->kind == RUN_SCALAR && section->text_nbytes == 0;
+    if (section->kind != RUN_MAP && !is_empty)
+        return TESS_FAIL(TESS_E_CONFIG, "%s: section '%s': expected KEY: VALUE pairs", place,
+                         found);
+    return TESS_OK;
+}
+
+static tess_status read_file(tess_run *run, const char *text, size_t nbytes)
+{
+    const run_where base = {run->source_name, {.is_given = true}};
+    run_node root = {0};
+    TESS_TRY(tess_run_yaml_read(text, nbytes, &base, &root));
+    tess_status st = TESS_OK;
+    if (root.kind != RUN_MAP)
+        st = TESS_FAIL(TESS_E_CONFIG, "%s:%d:%d: expected sections such as 'model:'",
+                       run->source_name, root.line, root.column);
+    for (int64_t i = 0; st == TESS_OK && i < root.child_numel; i++) {
+        st = check_section(&root, i, &base);
+        if (st == TESS_OK)
+            st = read_section(run, &root.child[i], &base);
+    }
+    tess_run_node_fini(&root);
+    return st;
+}
+
+/* Lists are YAML, everything else is taken as it stands: a path may hold ': ' or '#'. */
+static tess_status override_node(const tess_run_key *key, const char *value, const run_where *where,
+                                 run_node *node)
+{
+    const bool may_be_list = key->kind == TESS_RUN_NAMES || key->kind == TESS_RUN_RULES;
+    if (may_be_list && *value == '[')
+        return tess_run_yaml_read(value, strlen(value), where, node);
+    *node = (run_node){.kind = RUN_SCALAR, .text_nbytes = strlen(value)};
+    return tess_strdup(value, &node->text);
+}
+
+static tess_status apply_override(tess_run *run, const tess_run_override *override)
+{
+    const run_where where = {run->source_name,
+                             {.is_given = true, .argument_idx = override->argument_idx}};
+    char place[TESS_RUN_PLACE_NBYTES];
+    char found[RUN_EXCERPT_NBYTES];
+    tess_run_where_text(&where, place);
+    tess_run_excerpt(override->text, found);
+    const char *equals = strchr(override->text, '=');
+    TESS_CHECK(equals != NULL && equals != override->text, TESS_E_ARG,
+               "%s: expected KEY=VALUE, found '%s'", place, found);
+    char path[PATH_NBYTES];
+    snprintf(path, sizeof path, "%.*s",
+             (int)TESS_MIN(equals - override->text, (ptrdiff_t)PATH_NBYTES - 1), override->text);
+    const tess_run_key_idx idx = tess_run_key_find(path);
+    if (idx == TESS_RUN_KEY_NUMEL)
+        return unknown_key(path, &where);
+    run_node node = {0};
+    TESS_TRY(override_node(tess_run_key_at(idx), equals + 1, &where, &node));
+    const tess_status st = set_key(run, path, &node, &where);
+    tess_run_node_fini(&node);
+    return st;
+}
+
+static tess_status missing_key(const tess_run *run, const tess_run_key *key)
+{
+    return TESS_FAIL(TESS_E_CONFIG, "%s:1:1: key '%s' is missing (%s)", run->source_name, key->path,
+                     key->help);
+}
+
+static tess_status fill_defaults(tess_run *run)
+{
+    for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
+        const tess_run_key *key = tess_run_key_at((tess_run_key_idx)i);
+        if (run->place[i].is_given)
+            continue;
+        if (key->initial == NULL)
+            return missing_key(run, key);
+        if (*key->initial == '\0')
+            continue;
+        const run_where where = {"default", {0}};
+        run_node node = {.kind = RUN_SCALAR, .text_nbytes = strlen(key->initial)};
+        TESS_TRY(tess_strdup(key->initial, &node.text));
+        const tess_status st = tess_run_value_set(run, key, &node, &where);
+        tess_run_node_fini(&node);
+        TESS_TRY(st);
+    }
+    return TESS_OK;
+}
+
+/* Defaults that follow from other keys; what the user wrote is never changed. */
+static void resolve(tess_run *run)
+{
+    const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
+    if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)
+        run->base.format = TESS_RUN_BASE_KEEP;
+    if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given)
+        run->train.warmup_steps = TESS_MIN(run->train.warmup_steps, run->train.steps);
+    if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
+        run->output.export_as = is_full ? TESS_RUN_EXPORT_HF : TESS_RUN_EXPORT_PEFT;
+}
+
+static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, key, place);
+    return TESS_FAIL(TESS_E_CONFIG, "%s: %s", place, why);
+}
+
+/* Keys that mean nothing in full mode are refused, not ignored. */
+static tess_status check_mode(const tess_run *run)
+{
+    if (run->train.mode == TESS_RUN_MODE_LORA) {
+        if (run->output.export_as == TESS_RUN_EXPORT_HF)
+            return refuse(
+                run, TESS_RUN_KEY_output_export_as,
+                "hf writes a whole model, which train.mode lora does not train: use peft");
+        return TESS_OK;
+    }
+    for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
+        const tess_run_key *key = tess_run_key_at((tess_run_key_idx)i);
+        const bool is_keep =
+            i == TESS_RUN_KEY_base_format && run->base.format == TESS_RUN_BASE_KEEP;
+        if (run->place[i].is_given && !tess_run_key_applies(run, key) && !is_keep)
+            return refuse(run, (tess_run_key_idx)i,
+                          "has no meaning with train.mode full, which trains every weight and "
+                          "freezes none: remove it or set train.mode to lora");
+    }
+    if (run->output.export_as == TESS_RUN_EXPORT_PEFT)
+        return refuse(run, TESS_RUN_KEY_output_export_as,
+                      "peft writes an adapter, and train.mode full has none: use hf");
+    return TESS_OK;
+}
+
+static tess_status check_fit(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    const int64_t block = run->base.block_size;
+    if ((block & (block - 1)) != 0) {
+        tess_run_place_text(run, TESS_RUN_KEY_base_block_size, place);
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "%s: expected a power of two from 32 to 4096, found %" PRId64, place,
+                         block);
+    }
+    if (run->train.warmup_steps > run->train.steps) {
+        tess_run_place_text(run, TESS_RUN_KEY_train_warmup_steps, place);
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "%s: expected at most train.steps (%" PRId64 "), found %" PRId64, place,
+                         run->train.steps, run->train.warmup_steps);
+    }
+    int64_t token_numel = 0;
+    if (__builtin_mul_overflow(run->train.micro_batch, run->data.sequence_length, &token_numel) ||
+        token_numel > INT32_MAX) {
+        tess_run_place_text(run, TESS_RUN_KEY_train_micro_batch, place);
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "%s: %" PRId64 " sequences of data.sequence_length %" PRId64
+                         " are more than %d tokens in a micro-batch: lower one of them",
+                         place, run->train.micro_batch, run->data.sequence_length, INT32_MAX);
+    }
+    return check_mode(run);
+}
+
+static tess_status build(tess_run *run, const char *text, size_t nbytes,
+                         const tess_run_override *overrides, int64_t override_numel)
+{
+    TESS_TRY(read_file(run, text, nbytes));
+    for (int64_t i = 0; i < override_numel; i++)
+        TESS_TRY(apply_override(run, &overrides[i]));
+    TESS_TRY(fill_defaults(run));
+    resolve(run);
+    return check_fit(run);
+}
+
+tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
+                           const tess_run_override *overrides, int64_t override_numel,
+                           tess_run **run)
+{
+    TESS_CHECK(text != NULL && source_name != NULL, TESS_E_ARG, "run file: no text or no name");
+    void *memory = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_run), &memory));
+    tess_run *made = memory;
+    tess_status st = tess_strdup(source_name, &made->source_name);
+    if (st == TESS_OK)
+        st = build(made, text, nbytes, overrides, override_numel);
+    if (st != TESS_OK) {
+        tess_run_destroy(&made);
+        return st;
+    }
+    *run = made;
+    return TESS_OK;
+}
+
+void tess_run_destroy(tess_run **run)
+{
+    if (*run == NULL)
+        return;
+    for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++)
+        tess_run_value_fini(*run, tess_run_key_at((tess_run_key_idx)i));
+    tess_free((*run)->source_name);
+    tess_free(*run);
+    *run = NULL;
+}

@@ -1,0 +1,129 @@
+/**
+ * The run file: YAML text and KEY=VALUE overrides in, a checked `tess_run` out.
+ *
+ * Rank 0 reads the bytes and broadcasts them, every rank parses the same text: a run file is seen
+ * alike everywhere, and a refusal is the same on every rank without a message.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#include "train/run_schema.h"
+
+TESS_BEGIN_DECLS
+
+/* One struct per section: tess_run_model_keys {char *path; ...} and so on. */
+#define TESS_RUN_FIELD_(section, field, name, c_type, kind, words, text, lo, hi, class_, help)     \
+    c_type field;
+#define TESS_RUN_STRUCT_(section, SECTION, help)                                                   \
+    typedef struct tess_run_##section##_keys {                                                     \
+        TESS_RUN_##SECTION##_KEYS(TESS_RUN_FIELD_)                                                 \
+    } tess_run_##section##_keys;
+TESS_RUN_SECTION_LIST(TESS_RUN_STRUCT_)
+#undef TESS_RUN_STRUCT_
+#undef TESS_RUN_FIELD_
+
+/** Where a value came from. */
+typedef struct tess_run_place {
+    bool is_given;    /* false: the default */
+    int line;         /* from 1 in the run file; 0: not from the file */
+    int column;       /* from 1 */
+    int argument_idx; /* from 1 on the command line; 0: not from there */
+} tess_run_place;
+
+/** A checked run. Strings are owned; free with tess_run_destroy. `run->train.steps` and so on. */
+typedef struct tess_run {
+#define X(section, SECTION, help) tess_run_##section##_keys section;
+    TESS_RUN_SECTION_LIST(X)
+#undef X
+    char *source_name; /* name of the run file in messages */
+    tess_run_place place[TESS_RUN_KEY_NUMEL];
+} tess_run;
+
+/** One KEY=VALUE of the command line. */
+typedef struct tess_run_override {
+    const char *text;
+    int argument_idx; /* its position among the program's arguments, from 1 */
+} tess_run_override;
+
+enum { TESS_RUN_TEXT_LIMIT_NBYTES = 1 << 20, TESS_RUN_PLACE_NBYTES = 512 };
+
+/**
+ * Parse a run file, apply overrides in order, fill defaults, check every key and how keys fit
+ * together.
+ *
+ * Local; the same verdict for the same arguments. Options with a default that depends on another
+ * key are resolved: base.format, train.warmup_steps and output.export.
+ *
+ * @param[in]  text           [nbytes] UTF-8, borrowed; need not end in NUL
+ * @param[in]  source_name    the file's name in messages
+ * @param[in]  overrides      [override_numel] borrowed, NULL when none
+ * @param[out] run            new run, free with tess_run_destroy; untouched on failure
+ * @return TESS_E_CONFIG with "FILE:LINE:COLUMN: " or "command line, argument N: " in front;
+ *         TESS_E_ARG an override without '='; TESS_E_MEMORY
+ */
+TESS_MUST_CHECK tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
+                                           const tess_run_override *overrides,
+                                           int64_t override_numel, tess_run **run);
+void tess_run_destroy(tess_run **run);
+
+/** Where a key's value stands, for messages of those who use it: "run.yaml:3:9: train.steps".
+ * Local. */
+void tess_run_place_text(const tess_run *run, tess_run_key_idx key,
+                         char text[TESS_RUN_PLACE_NBYTES]);
+
+/** The resolved run as YAML; parses back to the same run. Free with tess_free. Local. */
+TESS_MUST_CHECK tess_status tess_run_yaml(const tess_run *run, char **text, size_t *nbytes);
+
+/**
+ * Every NUMERICS key that applies as one line "key=value\n", sorted by key: what the numerics
+ * digest hashes and a checkpoint stores. Free with tess_free. Local.
+ */
+TESS_MUST_CHECK tess_status tess_run_numerics(const tess_run *run, char **text, size_t *nbytes);
+
+/**
+ * Compare two listings of "key=value\n" lines sorted by key.
+ *
+ * Local. @param[out] text one line "train.seed: 0 -> 1, ...", "" when equal; free with tess_free
+ * @param[out] difference_numel keys that differ or stand in one listing only
+ */
+TESS_MUST_CHECK tess_status tess_run_numerics_diff(const char *stored, const char *current,
+                                                   char **text, int64_t *difference_numel);
+
+/** The reference of all keys as Markdown (docs/run-file.md). Free with tess_free. Local. */
+TESS_MUST_CHECK tess_status tess_run_reference(char **text, size_t *nbytes);
+
+typedef enum tess_run_kind {
+    TESS_RUN_INT,
+    TESS_RUN_BYTES,
+    TESS_RUN_F64,
+    TESS_RUN_BOOL,
+    TESS_RUN_ENUM,
+    TESS_RUN_TEXT,
+    TESS_RUN_PATH,
+    TESS_RUN_NAMES,
+    TESS_RUN_RULES
+} tess_run_kind;
+
+/** One row of the schema. */
+typedef struct tess_run_key {
+    const char *path; /* "train.steps" */
+    const char *section;
+    const char *name;
+    tess_run_kind kind;
+    bool is_numerics;
+    const char *words;   /* "auto|node", a leading bar is ignored */
+    const char *initial; /* default as text; NULL: required; "": not set */
+    int64_t least_int, most_int;
+    double least, most;
+    const char *help;
+    size_t offset_nbytes; /* of the field in tess_run */
+} tess_run_key;
+
+/** Row of the schema, in the order of the file. Local. */
+const tess_run_key *tess_run_key_at(tess_run_key_idx key);
+
+TESS_END_DECLS

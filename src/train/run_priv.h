@@ -1,0 +1,67 @@
+/** Parts of the run file's reader that its files share. */
+#pragma once
+
+#include "core/status.h"
+#include "train/run_file.h"
+#include "train/strbuf.h"
+
+TESS_BEGIN_DECLS
+
+typedef enum run_node_kind { RUN_SCALAR, RUN_LIST, RUN_MAP } run_node_kind;
+
+/** A YAML node; children of a map carry names. */
+typedef struct run_node {
+    run_node_kind kind;
+    bool is_quoted;
+    int line;
+    int column;
+    char *name; /* key in the map above, owned */
+    int name_line;
+    int name_column;
+    char *text; /* scalar, owned */
+    size_t text_nbytes;
+    struct run_node *child; /* [child_numel], owned */
+    int64_t child_numel;
+} run_node;
+
+/** Prefix of every message: where in which source. */
+typedef struct run_where {
+    const char *source_name;
+    tess_run_place place;
+} run_where;
+
+/** Parse one YAML document into a tree of at most RUN_DEPTH_MAX levels. */
+enum { RUN_DEPTH_MAX = 5 };
+TESS_MUST_CHECK tess_status tess_run_yaml_read(const char *text, size_t nbytes,
+                                               const run_where *where, run_node *root);
+void tess_run_node_fini(run_node *node);
+
+/** "run.yaml:3:9" or "command line, argument 3". */
+void tess_run_where_text(const run_where *where, char text[TESS_RUN_PLACE_NBYTES]);
+/** First bytes of a value for a message; control characters become '?'. */
+enum { RUN_EXCERPT_NBYTES = 72 };
+void tess_run_excerpt(const char *value, char text[RUN_EXCERPT_NBYTES]);
+/** Place of a node: in the file its own line, on the command line the argument. */
+run_where tess_run_where_of(const run_where *base, int line, int column);
+
+/** Index of "section.name", TESS_RUN_KEY_NUMEL when there is none. */
+tess_run_key_idx tess_run_key_find(const char *path);
+/** Nearest known key by edit distance, never NULL. */
+const char *tess_run_key_nearest(const char *path);
+bool tess_run_section_is_known(const char *section);
+/** Whether a key means something in this run (adapters only exist with train.mode lora, ...). */
+bool tess_run_key_applies(const tess_run *run, const tess_run_key *key);
+
+/** What a key expects, in words. */
+enum { RUN_EXPECTED_NBYTES = 256 };
+void tess_run_expected(const tess_run_key *key, char text[RUN_EXPECTED_NBYTES]);
+/** Check a node against the key's type and range and store it. */
+TESS_MUST_CHECK tess_status tess_run_value_set(tess_run *run, const tess_run_key *key,
+                                               const run_node *node, const run_where *where);
+/** Append a value as YAML flow text; nothing is appended for a value that is not set. */
+TESS_MUST_CHECK tess_status tess_run_value_write(const tess_run *run, const tess_run_key *key,
+                                                 tess_strbuf *out);
+bool tess_run_value_is_set(const tess_run *run, const tess_run_key *key);
+void tess_run_value_fini(tess_run *run, const tess_run_key *key);
+
+TESS_END_DECLS

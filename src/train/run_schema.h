@@ -1,0 +1,332 @@
+/**
+ * The schema of the run file: every key stands here once, and drives parsing, overrides, errors,
+ * the resolved copy, the numerics digest and the generated reference (docs/run-file.md).
+ *
+ * A key is X(section, field, name, c_type, KIND, words, default, lo, hi, class, help):
+ *
+ * | KIND  | c_type            | value in the file                                                |
+ * |-------|-------------------|------------------------------------------------------------------|
+ * | INT   | int64_t           | integer in [lo, hi]; a word of `words` is -1, -2, ... in order   |
+ * | BYTES | int64_t           | as INT, with an optional KiB, MiB, GiB or TiB                    |
+ * | F64   | double            | decimal in [lo, hi]                                              |
+ * | BOOL  | bool              | true or false                                                    |
+ * | ENUM  | the enum          | one of `words`, in the order of the enum                         |
+ * | TEXT  | char *            | one string of lo to hi bytes; "" is never valid; NULL: not given |
+ * | PATH  | char *            | as TEXT, a file or folder                                        |
+ * | NAMES | tess_run_names    | one string or a list of strings                                  |
+ * | RULES | tess_run_rules    | a list of {match: REGEX, format: FORMAT}                         |
+ *
+ * `default` is the text that would stand in the file; TESS_RUN_REQUIRED and TESS_RUN_UNSET are the
+ * two others. `class`: NUMERICS keys decide the bits of a result and enter the numerics digest,
+ * FREE keys do not. A path is FREE where the identity of what it names is checked by content.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base.h"
+
+TESS_BEGIN_DECLS
+
+#define TESS_RUN_REQUIRED NULL
+#define TESS_RUN_UNSET ""
+
+/* Values of INT keys that are words, by position. */
+enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 };
+
+/* Enums: X(NAME, "word"). */
+#define TESS_RUN_FAMILY_LIST(X)                                                                    \
+    X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")
+#define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
+#define TESS_RUN_BASE_LIST(X) X(KEEP, "keep") X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4")
+#define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
+#define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
+#define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")
+#define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
+#define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
+#define TESS_RUN_DEVICE_LIST(X) X(AUTO, "auto") X(CPU, "cpu") X(CUDA, "cuda")
+#define TESS_RUN_DTYPE_LIST(X) X(BF16, "bf16") X(F32, "f32")
+#define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
+#define TESS_RUN_STORE_LIST(X) X(AUTO, "auto") X(COPY, "copy")
+#define TESS_RUN_EXPORT_LIST(X) X(AUTO, "auto") X(PEFT, "peft") X(HF, "hf") X(NONE, "none")
+
+#define TESS_RUN_WORD_(name, text) "|" text
+#define TESS_RUN_WORDS_(NAME) TESS_RUN_##NAME##_LIST(TESS_RUN_WORD_)
+
+typedef enum tess_run_family {
+#define X(name, text) TESS_RUN_FAMILY_##name,
+    TESS_RUN_FAMILY_LIST(X)
+#undef X
+} tess_run_family;
+typedef enum tess_run_init {
+#define X(name, text) TESS_RUN_INIT_##name,
+    TESS_RUN_INIT_LIST(X)
+#undef X
+} tess_run_init;
+typedef enum tess_run_base_format {
+#define X(name, text) TESS_RUN_BASE_##name,
+    TESS_RUN_BASE_LIST(X)
+#undef X
+} tess_run_base_format;
+typedef enum tess_run_mode {
+#define X(name, text) TESS_RUN_MODE_##name,
+    TESS_RUN_MODE_LIST(X)
+#undef X
+} tess_run_mode;
+typedef enum tess_run_schedule {
+#define X(name, text) TESS_RUN_SCHEDULE_##name,
+    TESS_RUN_SCHEDULE_LIST(X)
+#undef X
+} tess_run_schedule;
+typedef enum tess_run_optimizer {
+#define X(name, text) TESS_RUN_OPTIMIZER_##name,
+    TESS_RUN_OPTIMIZER_LIST(X)
+#undef X
+} tess_run_optimizer;
+typedef enum tess_run_switch {
+#define X(name, text) TESS_RUN_SWITCH_##name,
+    TESS_RUN_SWITCH_LIST(X)
+#undef X
+} tess_run_switch;
+typedef enum tess_run_reduction {
+#define X(name, text) TESS_RUN_REDUCTION_##name,
+    TESS_RUN_REDUCTION_LIST(X)
+#undef X
+} tess_run_reduction;
+typedef enum tess_run_device {
+#define X(name, text) TESS_RUN_DEVICE_##name,
+    TESS_RUN_DEVICE_LIST(X)
+#undef X
+} tess_run_device;
+typedef enum tess_run_dtype {
+#define X(name, text) TESS_RUN_DTYPE_##name,
+    TESS_RUN_DTYPE_LIST(X)
+#undef X
+} tess_run_dtype;
+typedef enum tess_run_busy {
+#define X(name, text) TESS_RUN_BUSY_##name,
+    TESS_RUN_BUSY_LIST(X)
+#undef X
+} tess_run_busy;
+typedef enum tess_run_store {
+#define X(name, text) TESS_RUN_STORE_##name,
+    TESS_RUN_STORE_LIST(X)
+#undef X
+} tess_run_store;
+typedef enum tess_run_export {
+#define X(name, text) TESS_RUN_EXPORT_##name,
+    TESS_RUN_EXPORT_LIST(X)
+#undef X
+} tess_run_export;
+
+/** A string, or a list of strings. */
+typedef struct tess_run_names {
+    char **item;        /* [item_numel], owned */
+    int64_t item_numel; /* 0: not given, or the empty list */
+    bool is_list;       /* written as a list: each item is a name or the last parts of one */
+} tess_run_names;
+
+/** One rule of base.overrides. */
+typedef struct tess_run_rule {
+    char *match; /* regular expression on the tensor name, owned */
+    tess_run_base_format format;
+} tess_run_rule;
+
+typedef struct tess_run_rules {
+    tess_run_rule *item; /* [item_numel], owned; the first match wins */
+    int64_t item_numel;
+} tess_run_rules;
+
+/* clang-format off */
+#define TESS_RUN_MODEL_KEYS(X) \
+    X(model, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
+      "HF directory or model file. The weights' identity (base id) is checked by content, " \
+      "not by path.") \
+    X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
+      NUMERICS, \
+      "Model family; auto takes it from the model's own config.") \
+    X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
+      NUMERICS, \
+      "weights reads the tensors; random draws them from train.seed and needs only the config.")
+
+#define TESS_RUN_BASE_KEYS(X) \
+    X(base, format, "format", tess_run_base_format, ENUM, TESS_RUN_WORDS_(BASE), "nf4", 0, \
+      0, NUMERICS, \
+      "How frozen linear layers are stored; keep: as in the file. With train.mode full the " \
+      "default is keep.") \
+    X(base, block_size, "block_size", int64_t, INT, "", "64", 32, 4096, NUMERICS, \
+      "Elements of a row-major tensor that share one absmax (nf4); a power of two.") \
+    X(base, double_quant, "double_quant", bool, BOOL, "", "true", 0, 0, NUMERICS, \
+      "Store the absmax values in 8 bits as well (nf4).") \
+    X(base, overrides, "overrides", tess_run_rules, RULES, "", TESS_RUN_UNSET, 0, 1024, NUMERICS, \
+      "Rules [{match: REGEX, format: FORMAT}]: the first that matches a tensor's name " \
+      "decides its format.")
+
+#define TESS_RUN_LORA_KEYS(X) \
+    X(lora, rank, "rank", int64_t, INT, "", "16", 1, 4096, NUMERICS, \
+      "Rank r of the adapters.") \
+    X(lora, alpha, "alpha", double, F64, "", "32", 1e-6, 1e6, NUMERICS, \
+      "The adapter's product is scaled by alpha / rank.") \
+    X(lora, targets, "targets", tess_run_names, NAMES, "", "all-linear", 1, 4096, NUMERICS, \
+      "all-linear (every linear layer but the output embedding), a list of layer names, or " \
+      "a regular expression on the whole path.") \
+    X(lora, exclude, "exclude", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, NUMERICS, \
+      "Layers that get no adapter although targets names them; same forms.") \
+    X(lora, dropout, "dropout", double, F64, "", "0.0", 0, 0.99, NUMERICS, \
+      "Probability of dropping an element of the adapter's input.") \
+    X(lora, plus_ratio, "plus_ratio", double, F64, "", "1.0", 1e-3, 1e3, NUMERICS, \
+      "LoRA+: learning rate of B over that of A.")
+
+#define TESS_RUN_DATA_KEYS(X) \
+    X(data, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
+      "Token file made by tessera tokenize; its digest, not its path, enters the numerics " \
+      "digest.") \
+    X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "Held-out token file; without it nothing is evaluated.") \
+    X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
+      "Tokens per sequence.") \
+    X(data, packing, "packing", bool, BOOL, "", "true", 0, 0, NUMERICS, \
+      "Fill a sequence with several documents; attention and positions restart at each.") \
+    X(data, mask_prompt, "mask_prompt", bool, BOOL, "", "true", 0, 0, NUMERICS, \
+      "Leave out of the loss the tokens that the token file marks as prompt.")
+
+#define TESS_RUN_TRAIN_KEYS(X) \
+    X(train, mode, "mode", tess_run_mode, ENUM, TESS_RUN_WORDS_(MODE), "lora", 0, 0, \
+      NUMERICS, \
+      "lora trains adapters on a frozen base, full trains every weight.") \
+    X(train, steps, "steps", int64_t, INT, "", "100", 1, 1000000000, NUMERICS, \
+      "Optimizer steps of the whole run.") \
+    X(train, micro_batch, "micro_batch", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
+      "Sequences per micro-batch.") \
+    X(train, micro_batches, "micro_batches", int64_t, INT, "", "8", 1, 1048576, NUMERICS, \
+      "Micro-batches per step over all ranks (M); results do not depend on the number of " \
+      "ranks.") \
+    X(train, learning_rate, "learning_rate", double, F64, "", "2.0e-4", 0, 10, NUMERICS, \
+      "Peak learning rate.") \
+    X(train, min_learning_rate_ratio, "min_learning_rate_ratio", double, F64, "", "0.0", 0, 1, \
+      NUMERICS, \
+      "Learning rate at the last step over the peak (linear and cosine).") \
+    X(train, schedule, "schedule", tess_run_schedule, ENUM, TESS_RUN_WORDS_(SCHEDULE), \
+      "cosine", 0, 0, NUMERICS, \
+      "Shape of the learning rate after the warm-up.") \
+    X(train, warmup_steps, "warmup_steps", int64_t, INT, "", "10", 0, 1000000000, NUMERICS, \
+      "Steps of linear warm-up; at most train.steps (where it is not given: the lesser of " \
+      "10 and train.steps).") \
+    X(train, optimizer, "optimizer", tess_run_optimizer, ENUM, TESS_RUN_WORDS_(OPTIMIZER), \
+      "adamw", 0, 0, NUMERICS, \
+      "Optimizer.") \
+    X(train, beta1, "beta1", double, F64, "", "0.9", 0, 0.999999, NUMERICS, \
+      "Decay of the first moment.") \
+    X(train, beta2, "beta2", double, F64, "", "0.999", 0, 0.99999999, NUMERICS, \
+      "Decay of the second moment.") \
+    X(train, eps, "eps", double, F64, "", "1.0e-8", 1e-30, 1, NUMERICS, \
+      "Added to the root of the second moment.") \
+    X(train, weight_decay, "weight_decay", double, F64, "", "0.0", 0, 10, NUMERICS, \
+      "Decoupled weight decay.") \
+    X(train, clip_norm, "clip_norm", double, F64, "", "1.0", 0, 1e9, NUMERICS, \
+      "Global gradient norm above which gradients are scaled down; 0 never clips.") \
+    X(train, seed, "seed", int64_t, INT, "", "0", 0, INT64_MAX, NUMERICS, \
+      "Key of every random number of the run.") \
+    X(train, eval_every, "eval_every", int64_t, INT, "", "50", 0, 1000000000, FREE, \
+      "Evaluate after every so many steps; 0: only before the first and after the last.")
+
+#define TESS_RUN_SHARD_KEYS(X) \
+    X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
+      FREE, \
+      "Ranks that together hold one copy of the frozen base; divides the world. 1 " \
+      "replicates it, auto takes the smallest that fits.") \
+    X(shard, reshard_after_forward, "reshard_after_forward", tess_run_switch, ENUM, \
+      TESS_RUN_WORDS_(SWITCH), "auto", 0, 0, FREE, \
+      "Give a unit's gathered bytes back after the forward pass and gather them again for " \
+      "the backward pass.") \
+    X(shard, prefetch, "prefetch", int64_t, INT, "", "1", 0, 1, FREE, \
+      "Units gathered ahead of the one that computes.") \
+    X(shard, reduction, "reduction", tess_run_reduction, ENUM, TESS_RUN_WORDS_(REDUCTION), \
+      "exact", 0, 0, NUMERICS, \
+      "exact: the same bits on any number of ranks; library: the communication library's " \
+      "own reduction.")
+
+#define TESS_RUN_COMPUTE_KEYS(X) \
+    X(compute, device, "device", tess_run_device, ENUM, TESS_RUN_WORDS_(DEVICE), "auto", 0, \
+      0, FREE, \
+      "Where ranks compute; the backend that was taken enters the numerics digest.") \
+    X(compute, dtype, "dtype", tess_run_dtype, ENUM, TESS_RUN_WORDS_(DTYPE), "bf16", 0, 0, \
+      NUMERICS, \
+      "Dtype of activations and of the inputs of matrix products.") \
+    X(compute, activation_checkpointing, "activation_checkpointing", tess_run_switch, ENUM, \
+      TESS_RUN_WORDS_(SWITCH), "auto", 0, 0, FREE, \
+      "Keep only a unit's input and compute its forward pass again in the backward pass; " \
+      "same bits.") \
+    X(compute, threads, "threads", int64_t, INT, "", "1", 1, 1024, FREE, \
+      "Compute threads per rank; same bits.") \
+    X(compute, comm_thread, "comm_thread", tess_run_switch, ENUM, TESS_RUN_WORDS_(SWITCH), \
+      "auto", 0, 0, FREE, \
+      "Drive communication from a thread of its own; same bits.") \
+    X(compute, memory_limit, "memory_limit", int64_t, BYTES, "auto", "auto", 1048576, \
+      INT64_MAX, FREE, \
+      "Bytes a rank may use; auto: the least over ranks of what is free.")
+
+#define TESS_RUN_ADAPTER_KEYS(X) \
+    X(adapter, resume, "resume", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, NUMERICS, \
+      "PEFT adapter directory whose weights the run starts from (mode lora).") \
+    X(adapter, allow_base_change, "allow_base_change", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Accept an adapter that was trained on another base.")
+
+#define TESS_RUN_OUTPUT_KEYS(X) \
+    X(output, dir, "dir", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
+      "Folder of metrics, plan, resolved run file, checkpoints and export.") \
+    X(output, checkpoint_every, "checkpoint_every", int64_t, INT, "", "50", 0, 1000000000, FREE, \
+      "Save after every so many steps; 0: only after the last. A run always saves after its" \
+      " last step.") \
+    X(output, keep, "keep", int64_t, INT, "", "3", 1, 1000000, FREE, \
+      "Checkpoints that are kept; older ones are removed.") \
+    X(output, when_busy, "when_busy", tess_run_busy, ENUM, TESS_RUN_WORDS_(BUSY), "wait", 0, 0, \
+      FREE, \
+      "What to do when a save is due while another is being written.") \
+    X(output, resume, "resume", char *, PATH, "", "auto", 1, 4096, FREE, \
+      "auto: the newest valid checkpoint of output.dir, or a fresh start where none was " \
+      "ever committed; never: a fresh start; else a checkpoint's path.") \
+    X(output, base, "base", tess_run_store, ENUM, TESS_RUN_WORDS_(STORE), "auto", 0, 0, FREE, \
+      "auto: checkpoints refer to the source files where the trained bytes are theirs, and " \
+      "copy them where they were quantized; copy: always copy.") \
+    X(output, export_as, "export", tess_run_export, ENUM, TESS_RUN_WORDS_(EXPORT), "auto", 0, \
+      0, FREE, \
+      "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode" \
+      " full.")
+
+/** Sections in the order of the file: S(name, NAME, help). */
+#define TESS_RUN_SECTION_LIST(S) \
+    S(model, MODEL, "The model that is trained or adapted.") \
+    S(base, BASE, "How the frozen base is stored.") \
+    S(lora, LORA, "Adapters; only with train.mode lora.") \
+    S(data, DATA, "Token files and how sequences are cut.") \
+    S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
+    S(shard, SHARD, "How the base is spread over ranks.") \
+    S(compute, COMPUTE, "Device, dtype, memory, threads.") \
+    S(adapter, ADAPTER, "An adapter to continue from.") \
+    S(output, OUTPUT, "Where results go.")
+/* clang-format on */
+
+#define TESS_RUN_KEY_LIST(X)                                                                       \
+    TESS_RUN_MODEL_KEYS(X)                                                                         \
+    TESS_RUN_BASE_KEYS(X)                                                                          \
+    TESS_RUN_LORA_KEYS(X)                                                                          \
+    TESS_RUN_DATA_KEYS(X)                                                                          \
+    TESS_RUN_TRAIN_KEYS(X)                                                                         \
+    TESS_RUN_SHARD_KEYS(X)                                                                         \
+    TESS_RUN_COMPUTE_KEYS(X)                                                                       \
+    TESS_RUN_ADAPTER_KEYS(X)                                                                       \
+    TESS_RUN_OUTPUT_KEYS(X)
+
+/** TESS_RUN_KEY_train_steps and so on: index of a key in tess_run_key_at(). */
+typedef enum tess_run_key_idx {
+#define X(section, field, name, c_type, kind, words, text, lo, hi, class_, help)                   \
+    TESS_RUN_KEY_##section##_##field,
+    TESS_RUN_KEY_LIST(X)
+#undef X
+        TESS_RUN_KEY_NUMEL
+} tess_run_key_idx;
+
+TESS_END_DECLS

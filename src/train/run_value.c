@@ -1,0 +1,473 @@
+/* One value of the run file: from a YAML node into the field of tess_run, and back to text. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/run_priv.h"
+
+enum { NAMES_MAX = 4096, NAME_MAX_NBYTES = 512 };
+
+static void *field_of(tess_run *run, const tess_run_key *key)
+{
+    return (char *)run + key->offset_nbytes;
+}
+
+static const void *field_of_const(const tess_run *run, const tess_run_key *key)
+{
+    return (const char *)run + key->offset_nbytes;
+}
+
+/* Position of `text` in "a|b|c" (a leading bar is ignored), -1 when it is none of them. */
+static int word_find(const char *words, const char *text)
+{
+    const size_t text_nbytes = strlen(text);
+    int idx = 0;
+    for (const char *at = words + (*words == '|'); *at != '\0'; idx++) {
+        const size_t word_nbytes = strcspn(at, "|");
+        if (word_nbytes == text_nbytes && memcmp(at, text, text_nbytes) == 0)
+            return idx;
+        at += word_nbytes + (at[word_nbytes] == '|');
+    }
+    return -1;
+}
+
+static void word_at(const char *words, int idx, char text[32])
+{
+    const char *at = words + (*words == '|');
+    for (; idx > 0; idx--)
+        at += strcspn(at, "|") + 1;
+    snprintf(text, 32, "%.*s", (int)strcspn(at, "|"), at);
+}
+
+static void words_list(const char *words, char text[RUN_EXPECTED_NBYTES])
+{
+    size_t n = 0;
+    for (const char *at = words + (*words == '|'); *at != '\0' && n + 3 < RUN_EXPECTED_NBYTES;
+         at++) {
+        if (*at == '|')
+            text[n++] = ',';
+        text[n++] = *at == '|' ? ' ' : *at;
+    }
+    text[n] = '\0';
+}
+
+void tess_run_expected(const tess_run_key *key, char text[RUN_EXPECTED_NBYTES])
+{
+    char words[RUN_EXPECTED_NBYTES];
+    words_list(key->words, words);
+    const char *or_words = *key->words != '\0' ? " or " : "";
+    switch (key->kind) {
+    case TESS_RUN_INT:
+        snprintf(text, RUN_EXPECTED_NBYTES, "an integer from %" PRId64 " to %" PRId64 "%s%.100s",
+                 key->least_int, key->most_int, or_words, words);
+        return;
+    case TESS_RUN_BYTES:
+        snprintf(text, RUN_EXPECTED_NBYTES, "bytes from %" PRId64 " such as 512MiB or 8GiB%s%.100s",
+                 key->least_int, or_words, words);
+        return;
+    case TESS_RUN_F64:
+        snprintf(text, RUN_EXPECTED_NBYTES, "a number from %.9g to %.9g", key->least, key->most);
+        return;
+    case TESS_RUN_BOOL:
+        snprintf(text, RUN_EXPECTED_NBYTES, "true or false");
+        return;
+    case TESS_RUN_ENUM:
+        snprintf(text, RUN_EXPECTED_NBYTES, "one of %.200s", words);
+        return;
+    case TESS_RUN_TEXT:
+    case TESS_RUN_PATH:
+        snprintf(text, RUN_EXPECTED_NBYTES, "%s of %" PRId64 " to %" PRId64 " bytes",
+                 key->kind == TESS_RUN_PATH ? "a path" : "a string", key->least_int, key->most_int);
+        return;
+    case TESS_RUN_NAMES:
+        snprintf(text, RUN_EXPECTED_NBYTES,
+                 "a string or a list of 1 to %d strings of 1 to %d bytes", NAMES_MAX,
+                 NAME_MAX_NBYTES);
+        return;
+    case TESS_RUN_RULES:
+        snprintf(text, RUN_EXPECTED_NBYTES,
+                 "a list of at most %" PRId64 " rules {match: REGEX, format: FORMAT}",
+                 key->most_int);
+        return;
+    }
+}
+
+static tess_status mismatch(const tess_run_key *key, const run_node *node, const run_where *base)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    char expected[RUN_EXPECTED_NBYTES];
+    char found[RUN_EXCERPT_NBYTES];
+    const run_where where = tess_run_where_of(base, node->line, node->column);
+    tess_run_where_text(&where, place);
+    tess_run_expected(key, expected);
+    tess_run_excerpt(node->kind == RUN_SCALAR ? node->text : "", found);
+    if (node->kind != RUN_SCALAR)
+        return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found a %s", place, key->path,
+                         expected, node->kind == RUN_LIST ? "list" : "mapping");
+    if (node->text_nbytes == 0)
+        return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found nothing", place, key->path,
+                         expected);
+    return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found %s'%s'", place, key->path, expected,
+                     node->is_quoted ? "the string " : "", found);
+}
+
+/* An optional sign and digits, nothing else: no hex, no exponent, no white space. */
+static bool parse_i64(const char *text, const char **end, int64_t *value)
+{
+    const char *digits = text + (*text == '-' || *text == '+');
+    if (*digits < '0' || *digits > '9')
+        return false;
+    errno = 0;
+    char *stop = NULL;
+    const long long parsed = strtoll(text, &stop, 10);
+    *end = stop;
+    *value = parsed;
+    return errno == 0;
+}
+
+static bool parse_f64(const char *text, double *value)
+{
+    if (*text == '\0' || strspn(text, "+-.0123456789eE") != strlen(text))
+        return false;
+    char *stop = NULL;
+    const double parsed = strtod(text, &stop);
+    if (*stop != '\0')
+        return false;
+    *value = parsed == 0.0 ? 0.0 : parsed; /* no negative zero */
+    return true;
+}
+
+static bool set_int(const tess_run_key *key, const run_node *node, int64_t *out)
+{
+    const int word = word_find(key->words, node->text);
+    if (word >= 0) {
+        *out = -1 - word;
+        return true;
+    }
+    int64_t value = 0;
+    const char *end = NULL;
+    if (node->is_quoted || !parse_i64(node->text, &end, &value))
+        return false;
+    if (key->kind == TESS_RUN_BYTES && *end != '\0') {
+        const int unit = word_find("KiB|MiB|GiB|TiB", end);
+        if (unit < 0 || __builtin_mul_overflow(value, (int64_t)1 << (10 * (unit + 1)), &value))
+            return false;
+    } else if (*end != '\0') {
+        return false;
+    }
+    if (value < key->least_int || value > key->most_int)
+        return false;
+    *out = value;
+    return true;
+}
+
+static bool set_f64(const tess_run_key *key, const run_node *node, double *out)
+{
+    double value = 0;
+    if (node->is_quoted || !parse_f64(node->text, &value))
+        return false;
+    if (!(value >= key->least && value <= key->most))
+        return false;
+    *out = value;
+    return true;
+}
+
+static bool set_bool(const run_node *node, bool *out)
+{
+    const int word = word_find("true|false|on|off", node->text);
+    if (word < 0 || node->is_quoted)
+        return false;
+    *out = word % 2 == 0;
+    return true;
+}
+
+static bool set_enum(const tess_run_key *key, const run_node *node, void *out)
+{
+    int word = word_find(key->words, node->text);
+    /* Switches read as people write them in YAML. */
+    if (word < 0 && strcmp(node->text, "true") == 0)
+        word = word_find(key->words, "on");
+    if (word < 0 && strcmp(node->text, "false") == 0)
+        word = word_find(key->words, "off");
+    if (word < 0)
+        return false;
+    _Static_assert(sizeof(tess_run_mode) == sizeof(int), "enums are written as int");
+    memcpy(out, &word, sizeof word);
+    return true;
+}
+
+static tess_status set_text(const tess_run_key *key, const run_node *node, const run_where *where,
+                            char **out)
+{
+    if ((int64_t)node->text_nbytes < key->least_int || (int64_t)node->text_nbytes > key->most_int)
+        return mismatch(key, node, where);
+    char *copy = NULL;
+    TESS_TRY(tess_strdup(node->text, &copy));
+    tess_free(*out);
+    *out = copy;
+    return TESS_OK;
+}
+
+static void names_fini(tess_run_names *names)
+{
+    for (int64_t i = 0; i < names->item_numel; i++)
+        tess_free(names->item[i]);
+    tess_free(names->item);
+    *names = (tess_run_names){0};
+}
+
+static bool is_name(const run_node *node)
+{
+    return node->kind == RUN_SCALAR && node->text_nbytes > 0 &&
+           node->text_nbytes <= NAME_MAX_NBYTES;
+}
+
+static tess_status set_names(const tess_run_key *key, const run_node *node, const run_where *where,
+                             tess_run_names *out)
+{
+    const bool is_list = node->kind == RUN_LIST;
+    const run_node *item = is_list ? node->child : node;
+    const int64_t item_numel = is_list ? node->child_numel : 1;
+    if (item_numel < 1 || item_numel > NAMES_MAX || node->kind == RUN_MAP)
+        return mismatch(key, node, where);
+    for (int64_t i = 0; i < item_numel; i++)
+        if (!is_name(&item[i]))
+            return mismatch(key, &item[i], where);
+    tess_run_names names = {.is_list = is_list};
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(item_numel, sizeof(char *), &memory));
+    names.item = memory;
+    for (; names.item_numel < item_numel; names.item_numel++) {
+        const tess_status st =
+            tess_strdup(item[names.item_numel].text, &names.item[names.item_numel]);
+        if (st != TESS_OK) {
+            names_fini(&names);
+            return st;
+        }
+    }
+    names_fini(out);
+    *out = names;
+    return TESS_OK;
+}
+
+static void rules_fini(tess_run_rules *rules)
+{
+    for (int64_t i = 0; i < rules->item_numel; i++)
+        tess_free(rules->item[i].match);
+    tess_free(rules->item);
+    *rules = (tess_run_rules){0};
+}
+
+static const run_node *child_named(const run_node *map, const char *name)
+{
+    const run_node *found = NULL;
+    for (int64_t i = 0; i < map->child_numel; i++)
+        if (strcmp(map->child[i].name, name) == 0)
+            found = found == NULL ? &map->child[i] : map; /* `map`: given twice */
+    return found;
+}
+
+/* A rule has exactly the two keys, once each. */
+static tess_status set_rule(const tess_run_key *key, const run_node *node, const run_where *where,
+                            tess_run_rule *out)
+{
+    if (node->kind != RUN_MAP || node->child_numel != 2)
+        return mismatch(key, node, where);
+    const run_node *match = child_named(node, "match");
+    const run_node *format = child_named(node, "format");
+    if (match == NULL || format == NULL || match == node || format == node)
+        return mismatch(key, node, where);
+    if (!is_name(match))
+        return mismatch(key, match, where);
+    const int word =
+        format->kind == RUN_SCALAR ? word_find(TESS_RUN_WORDS_(BASE), format->text) : -1;
+    if (word < 0)
+        return mismatch(key, format, where);
+    out->format = (tess_run_base_format)word;
+    return tess_strdup(match->text, &out->match);
+}
+
+static tess_status set_rules(const tess_run_key *key, const run_node *node, const run_where *where,
+                             tess_run_rules *out)
+{
+    if (node->kind != RUN_LIST || node->child_numel > key->most_int)
+        return mismatch(key, node, where);
+    tess_run_rules rules = {0};
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(node->child_numel, sizeof(tess_run_rule), &memory));
+    rules.item = memory;
+    for (; rules.item_numel < node->child_numel; rules.item_numel++) {
+        const tess_status st =
+            set_rule(key, &node->child[rules.item_numel], where, &rules.item[rules.item_numel]);
+        if (st != TESS_OK) {
+            rules_fini(&rules);
+            return st;
+        }
+    }
+    rules_fini(out);
+    *out = rules;
+    return TESS_OK;
+}
+
+tess_status tess_run_value_set(tess_run *run, const tess_run_key *key, const run_node *node,
+                               const run_where *where)
+{
+    void *field = field_of(run, key);
+    if (key->kind == TESS_RUN_NAMES)
+        return set_names(key, node, where, field);
+    if (key->kind == TESS_RUN_RULES)
+        return set_rules(key, node, where, field);
+    if (node->kind != RUN_SCALAR || node->text_nbytes == 0)
+        return mismatch(key, node, where);
+    bool is_right = false;
+    switch (key->kind) {
+    case TESS_RUN_INT:
+    case TESS_RUN_BYTES:
+        is_right = set_int(key, node, field);
+        break;
+    case TESS_RUN_F64:
+        is_right = set_f64(key, node, field);
+        break;
+    case TESS_RUN_BOOL:
+        is_right = set_bool(node, field);
+        break;
+    case TESS_RUN_ENUM:
+        is_right = set_enum(key, node, field);
+        break;
+    case TESS_RUN_TEXT:
+    case TESS_RUN_PATH:
+    case TESS_RUN_NAMES:
+    case TESS_RUN_RULES:
+        return set_text(key, node, where, field);
+    }
+    return is_right ? TESS_OK : mismatch(key, node, where);
+}
+
+void tess_run_value_fini(tess_run *run, const tess_run_key *key)
+{
+    void *field = field_of(run, key);
+    if (key->kind == TESS_RUN_NAMES) {
+        names_fini(field);
+    } else if (key->kind == TESS_RUN_RULES) {
+        rules_fini(field);
+    } else if (key->kind == TESS_RUN_TEXT || key->kind == TESS_RUN_PATH) {
+        char **text = field;
+        tess_free(*text);
+        *text = NULL;
+    }
+}
+
+bool tess_run_value_is_set(const tess_run *run, const tess_run_key *key)
+{
+    const void *field = field_of_const(run, key);
+    if (key->kind == TESS_RUN_NAMES)
+        return ((const tess_run_names *)field)->item_numel > 0;
+    if (key->kind == TESS_RUN_RULES)
+        return ((const tess_run_rules *)field)->item_numel > 0;
+    if (key->kind == TESS_RUN_TEXT || key->kind == TESS_RUN_PATH)
+        return *(char *const *)field != NULL;
+    return true;
+}
+
+/* Words that YAML readers would take for something else than a string. */
+static bool reads_as_other(const char *text)
+{
+    static const char words[] = "null|Null|NULL|~|true|True|TRUE|false|False|FALSE|on|On|ON|off|"
+                                "Off|OFF|yes|Yes|YES|no|No|NO|y|Y|n|N";
+    return word_find(words, text) >= 0;
+}
+
+static bool is_plain(const char *text)
+{
+    static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                               "0123456789_./-";
+    const bool starts_well =
+        (text[0] >= 'a' && text[0] <= 'z') || (text[0] >= 'A' && text[0] <= 'Z') || text[0] == '/';
+    return starts_well && strspn(text, safe) == strlen(text) && !reads_as_other(text);
+}
+
+static tess_status write_string(const char *text, tess_strbuf *out)
+{
+    if (is_plain(text))
+        return tess_strbuf_add(out, "%s", text);
+    TESS_TRY(tess_strbuf_add(out, "\""));
+    for (const char *at = text; *at != '\0'; at++) {
+        const unsigned char byte = (unsigned char)*at;
+        if (byte == '"' || byte == '\\')
+            TESS_TRY(tess_strbuf_add(out, "\\%c", byte));
+        else if (byte < 0x20 || byte == 0x7f)
+            TESS_TRY(tess_strbuf_add(out, "\\x%02x", byte));
+        else
+            TESS_TRY(tess_strbuf_add_bytes(out, at, 1));
+    }
+    return tess_strbuf_add(out, "\"");
+}
+
+static tess_status write_names(const tess_run_names *names, tess_strbuf *out)
+{
+    if (!names->is_list)
+        return names->item_numel == 0 ? TESS_OK : write_string(names->item[0], out);
+    for (int64_t i = 0; i < names->item_numel; i++) {
+        TESS_TRY(tess_strbuf_add(out, "%s", i == 0 ? "[" : ", "));
+        TESS_TRY(write_string(names->item[i], out));
+    }
+    return tess_strbuf_add(out, "]");
+}
+
+static tess_status write_rules(const tess_run_rules *rules, tess_strbuf *out)
+{
+    for (int64_t i = 0; i < rules->item_numel; i++) {
+        char format[32];
+        word_at(TESS_RUN_WORDS_(BASE), (int)rules->item[i].format, format);
+        TESS_TRY(tess_strbuf_add(out, "%s{match: ", i == 0 ? "[" : ", "));
+        TESS_TRY(write_string(rules->item[i].match, out));
+        TESS_TRY(tess_strbuf_add(out, ", format: %s}", format));
+    }
+    return tess_strbuf_add(out, "%s", rules->item_numel > 0 ? "]" : "");
+}
+
+static tess_status write_word(const tess_run_key *key, int idx, tess_strbuf *out)
+{
+    char word[32];
+    word_at(key->words, idx, word);
+    return tess_strbuf_add(out, "%s", word);
+}
+
+tess_status tess_run_value_write(const tess_run *run, const tess_run_key *key, tess_strbuf *out)
+{
+    const void *field = field_of_const(run, key);
+    switch (key->kind) {
+    case TESS_RUN_INT:
+    case TESS_RUN_BYTES: {
+        const int64_t value = *(const int64_t *)field;
+        if (value < 0 && *key->words != '\0')
+            return write_word(key, (int)(-1 - value), out);
+        return tess_strbuf_add(out, "%" PRId64, value);
+    }
+    case TESS_RUN_F64: {
+        char text[TESS_F64_TEXT_NBYTES];
+        tess_f64_text(*(const double *)field, text);
+        return tess_strbuf_add(out, "%s", text);
+    }
+    case TESS_RUN_BOOL:
+        return tess_strbuf_add(out, "%s", *(const bool *)field ? "true" : "false");
+    case TESS_RUN_ENUM: {
+        int idx = 0;
+        memcpy(&idx, field, sizeof idx);
+        return write_word(key, idx, out);
+    }
+    case TESS_RUN_TEXT:
+    case TESS_RUN_PATH: {
+        const char *text = *(char *const *)field;
+        return text == NULL ? TESS_OK : write_string(text, out);
+    }
+    case TESS_RUN_NAMES:
+        return write_names(field, out);
+    case TESS_RUN_RULES:
+        return write_rules(field, out);
+    }
+    return TESS_OK;
+}

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The command line as a user meets it: help, usage errors, run file errors, one line each.
+set -u
+bin=${TESSERA_BIN:?}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+
+complain() {
+    printf 'FAILED: %s\n' "$*"
+    failures=$((failures + 1))
+}
+
+# expect CODE PATTERN ARGS...: exit code, empty stdout, one line on stderr that matches.
+expect() {
+    local code=$1 pattern=$2 status=0
+    shift 2
+    "$bin" "$@" >"$work/out" 2>"$work/err" || status=$?
+    [[ $status == "$code" ]] || complain "tessera $*: exit $status, expected $code"
+    [[ ! -s $work/out ]] || complain "tessera $*: wrote to stdout"
+    [[ $(wc -l <"$work/err") == 1 ]] || complain "tessera $*: $(wc -l <"$work/err") lines on stderr"
+    grep -Eq "^tessera: error: .*$pattern" "$work/err" ||
+        complain "tessera $*: '$(cat "$work/err")' lacks '$pattern'"
+}
+
+commands=$("$bin" --help | sed -n 's/^  \([a-z]*\)  .*/\1/p')
+[[ $(wc -w <<<"$commands") -ge 10 ]] || complain "tessera --help lists: $commands"
+"$bin" --version | grep -Eqx 'tessera [0-9]+\.[0-9]+\.[0-9]+' || complain "tessera --version"
+
+for command in $commands; do
+    for form in "$command --help" "$command -h" "help $command"; do
+        # shellcheck disable=SC2086 # two words
+        "$bin" $form >"$work/out" 2>"$work/err" || complain "tessera $form: exit $?"
+        grep -q "^Usage: tessera $command " "$work/out" || complain "tessera $form: no usage line"
+        grep -q -- '--help' "$work/out" || complain "tessera $form: options are not listed"
+        [[ ! -s $work/err ]] || complain "tessera $form: wrote to stderr"
+    done
+    expect 64 "$command: unknown option '--no-such-option'" "$command" --no-such-option
+    expect 64 "$command: unknown option '-Z'" "$command" -Z
+    expect 64 "$command: no value is taken by option '--verbose=1'" "$command" --verbose=1
+    expect 64 "$command: unknown option '--verb'" "$command" --verb
+    [[ -f ${TESS_SOURCE_DIR:?}/docs/man/tessera-$command.1 ]] || complain "no man page of $command"
+done
+
+expect 64 "no command given"
+expect 64 "unknown command 'trian'" trian run.yaml
+expect 64 "unknown command '--verbose'" --verbose
+expect 64 "help: unknown command 'nothing'" help nothing
+for command in train plan eval sample; do
+    expect 64 "$command: no run file given" "$command"
+done
+expect 64 "sample: --prompt is missing" sample run.yaml
+expect 64 "plan: a value is needed by option '--ranks'" plan run.yaml --ranks
+for ranks in 0 -1 1048577 x 2x '' 1e3 99999999999999999999; do
+    expect 64 "plan: --ranks: expected an integer from 1 to 1048576, found '$ranks'" \
+        plan run.yaml "--ranks=$ranks"
+done
+for temperature in -0.1 101 nan inf 0x1 '' warm; do
+    expect 64 "sample: --temperature: expected a number from 0 to 100, found '$temperature'" \
+        sample run.yaml --prompt p "--temperature=$temperature"
+done
+expect 64 "inspect: no path given" inspect
+expect 64 "verify: no path given" verify
+expect 64 "verify: one argument too many: 'b'" verify a b
+expect 64 "diff: two paths are needed" diff a
+expect 64 "diff: one argument too many: 'c'" diff a b c
+expect 64 "export: -o OUT is missing" export a
+expect 64 "export: --format: expected peft or hf, found 'gguf'" export a -o b --format gguf
+expect 64 "export: --dtype: expected bf16 or f32, found 'f16'" export a -o b --dtype f16
+expect 64 "tokenize: no tokenizer given" tokenize
+expect 64 "tokenize: no input file given" tokenize t.json
+expect 64 "tokenize: -o DATA.h5 is missing" tokenize t.json in.txt
+
+# A full or closed stdout is an error, not silence.
+status=0
+"$bin" help run-file >/dev/full 2>"$work/err" || status=$?
+[[ $status == 74 ]] || complain "help to a full disk: exit $status, expected 74"
+grep -q 'stdout: cannot write results' "$work/err" ||
+    complain "help to a full disk: $(cat "$work/err")"
+
+# Under mpirun the line comes once, whatever the number of ranks.
+status=0
+mpirun -n 3 "$bin" train >"$work/out" 2>"$work/err" || status=$?
+[[ $(grep -c '^tessera: error:' "$work/err") == 1 ]] ||
+    complain "three ranks: $(grep -c '^tessera: error:' "$work/err") error lines"
+[[ $status == 64 ]] || complain "three ranks: exit $status, expected 64"
+
+((failures == 0)) && printf 'all passed\n'
+exit $((failures > 0))

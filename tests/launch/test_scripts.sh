@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The shell scripts: syntax, arguments, and what they say where they may not install.
+set -u
+root=${TESS_SOURCE_DIR:?}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+
+complain() {
+    printf 'FAILED: %s\n' "$*"
+    failures=$((failures + 1))
+}
+
+for script in "$root"/launch/{check,quickstart,common.sh,mpirun-example.sh,slurm-example.sbatch} \
+    "$root/.ci/run"; do
+    bash -n "$script" || complain "$script: syntax"
+done
+for script in check quickstart; do
+    [[ -x $root/launch/$script ]] || complain "launch/$script: not executable"
+    "$root/launch/$script" --help | grep -q "launch/$script" || complain "launch/$script --help"
+    status=0
+    "$root/launch/$script" --bogus >"$work/out" 2>"$work/err" || status=$?
+    [[ $status == 64 ]] || complain "launch/$script --bogus: exit $status, expected 64"
+    grep -q "$script: error: unknown argument '--bogus'" "$work/err" ||
+        complain "launch/$script --bogus: $(cat "$work/err")"
+done
+
+# A user who may not install gets the exact line, and 69. Everything the script calls before that
+# is a stand-in on PATH.
+mkdir "$work/bin"
+printf '#!/bin/sh\necho not-installed\n' >"$work/bin/dpkg-query"
+printf '#!/bin/sh\necho 1000\n' >"$work/bin/id"
+printf '#!/bin/sh\nexit 1\n' >"$work/bin/sudo"
+chmod +x "$work"/bin/*
+status=0
+PATH=$work/bin:$PATH "$root/launch/check" --quick </dev/null >"$work/out" 2>"$work/err" || status=$?
+[[ $status == 69 ]] || complain "no rights: exit $status, expected 69"
+[[ $(wc -l <"$work/err") == 1 ]] || complain "no rights: $(wc -l <"$work/err") lines"
+names=$(grep -v '^#' "$root/launch/packages" | tr '\n' ' ')
+grep -qF "apt-get install -y --no-install-recommends $names" "$work/err" ||
+    complain "no rights: '$(cat "$work/err")' lacks the line to run"
+
+((failures == 0)) && printf 'all passed\n'
+exit $((failures > 0))

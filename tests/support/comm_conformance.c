@@ -1,0 +1,535 @@
+#include "tests/support/comm_conformance.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+
+/* Bytes in front of and behind every output that must stay as they are. */
+enum { GUARD_NBYTES = 64, GUARD_BYTE = 0xa5, MAX_PIECES = 64 };
+
+typedef struct suite {
+    tess_comm *comm;
+    int rank;
+    int world;
+    int failures;
+} suite;
+
+#define EXPECT(t, cond)                                                                            \
+    do {                                                                                           \
+        if (!(cond)) {                                                                             \
+            (t)->failures++;                                                                       \
+            fprintf(stderr, "%s:%d: %s rank %d of %d: not true: %s (%s)\n", __FILE__, __LINE__,    \
+                    tess_comm_name((t)->comm), (t)->rank, (t)->world, #cond,                       \
+                    tess_error_message());                                                         \
+        }                                                                                          \
+    } while (0)
+#define EXPECT_OK(t, call) EXPECT(t, (call) == TESS_OK)
+
+/* A buffer between two guards, `skew` bytes off the allocator's alignment. */
+typedef struct guarded {
+    unsigned char *base;
+    unsigned char *data;
+    size_t nbytes;
+} guarded;
+
+static guarded guarded_make(size_t nbytes, size_t skew)
+{
+    guarded g = {NULL, NULL, nbytes};
+    void *memory = NULL;
+    if (tess_alloc(nbytes + 2 * GUARD_NBYTES + skew, &memory) != TESS_OK)
+        return g;
+    g.base = memory;
+    g.data = g.base + GUARD_NBYTES + skew;
+    memset(g.base, GUARD_BYTE, nbytes + 2 * GUARD_NBYTES + skew);
+    return g;
+}
+
+static bool guarded_is_whole(const guarded *g)
+{
+    for (const unsigned char *at = g->base; at < g->data; at++)
+        if (*at != GUARD_BYTE)
+            return false;
+    for (int i = 0; i < GUARD_NBYTES; i++)
+        if (g->data[g->nbytes + (size_t)i] != GUARD_BYTE)
+            return false;
+    return true;
+}
+
+static void guarded_free(guarded *g) { tess_free(g->base); }
+
+/* A byte that depends on who made it and where it stands. */
+static unsigned char pattern(int maker, int receiver, size_t at)
+{
+    return (unsigned char)((size_t)maker * 89 + (size_t)receiver * 31 + at * 7 + (at >> 8) * 13 +
+                           1);
+}
+
+static tess_wire wire_make(tess_comm_op op, tess_dtype dt, int64_t numel_per_rank, uint32_t entry)
+{
+    tess_wire w = {.op = op,
+                   .entry_idx = entry,
+                   .storage = dt,
+                   .wire = dt,
+                   .accumulate = dt,
+                   .numel_per_rank = numel_per_rank,
+                   .numel_total = numel_per_rank,
+                   .config_key = "base.format"};
+    snprintf(w.name, sizeof w.name, "blk.%u/test", entry);
+    return w;
+}
+
+/* ---- all_gather ---- */
+
+static void gather_case(suite *t, size_t nbytes, size_t skew, bool is_alias)
+{
+    guarded full = guarded_make(nbytes * (size_t)t->world, skew);
+    guarded shard = guarded_make(nbytes, skew);
+    unsigned char *src = is_alias ? full.data + (size_t)t->rank * nbytes : shard.data;
+    for (size_t i = 0; i < nbytes; i++)
+        src[i] = pattern(t->rank, 0, i);
+    const tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, (int64_t)nbytes, 1);
+    tess_stream *s = tess_comm_gather_stream(t->comm);
+    EXPECT_OK(
+        t, tess_comm_all_gather(t->comm, &w, tess_view_host(src, (int64_t)nbytes, TESS_U8),
+                                tess_view_host(full.data, (int64_t)nbytes * t->world, TESS_U8), s));
+    EXPECT_OK(t, tess_stream_finish(s));
+    size_t wrong = 0;
+    for (int r = 0; r < t->world; r++)
+        for (size_t i = 0; i < nbytes; i++)
+            wrong += full.data[(size_t)r * nbytes + i] != pattern(r, 0, i);
+    EXPECT(t, wrong == 0);
+    EXPECT(t, guarded_is_whole(&full) && guarded_is_whole(&shard));
+    guarded_free(&full);
+    guarded_free(&shard);
+}
+
+static void test_all_gather(suite *t)
+{
+    static const size_t nbytes[] = {0, 1, 3, 255, 4096, 65537, 300001};
+    for (int i = 0; i < TESS_NELEM(nbytes); i++) {
+        gather_case(t, nbytes[i], 0, false);
+        gather_case(t, nbytes[i], 1 + (size_t)i, true);
+    }
+}
+
+/* ---- exchange ---- */
+
+/* Bytes rank a sends to rank b as its k-th piece; 0 for some pairs, many for others. */
+static size_t piece_nbytes(int a, int b, int k)
+{
+    return (size_t)((a * 5 + b * 3 + k * 7) % 4) * 1237;
+}
+
+static int fill_lists(suite *t, tess_piece *sends, tess_piece *receives, unsigned char *out,
+                      unsigned char *in)
+{
+    /* receives are listed in the opposite order of peers: only the order of one pair counts */
+    int n = 0;
+    for (int k = 0; k < 3; k++)
+        for (int p = 0; p < t->world; p++, n++) {
+            const int q = t->world - 1 - p;
+            const size_t give = piece_nbytes(t->rank, p, k);
+            const size_t take = piece_nbytes(q, t->rank, k);
+            for (size_t i = 0; i < give; i++)
+                out[i] = pattern(t->rank, p, i + (size_t)k);
+            sends[n] = (tess_piece){p, tess_view_host(out, (int64_t)give, TESS_U8)};
+            receives[n] = (tess_piece){q, tess_view_host(in, (int64_t)take, TESS_U8)};
+            out += give;
+            in += take + 5; /* a gap that must stay as it is */
+        }
+    return n;
+}
+
+static size_t count_wrong(suite *t, const tess_piece *receives, int n)
+{
+    size_t wrong = 0;
+    for (int i = 0; i < n; i++) {
+        const unsigned char *at = receives[i].view.data;
+        const size_t nbytes = tess_view_nbytes(receives[i].view);
+        for (size_t b = 0; b < nbytes; b++)
+            wrong += at[b] != pattern(receives[i].peer_rank, t->rank, b + (size_t)(i / t->world));
+        for (size_t b = nbytes; b < nbytes + 5; b++)
+            wrong += at[b] != GUARD_BYTE;
+    }
+    return wrong;
+}
+
+static void test_exchange_uneven(suite *t)
+{
+    if (3 * t->world > MAX_PIECES)
+        return;
+    const size_t room = (size_t)t->world * 3 * (3 * 1237 + 5);
+    guarded out = guarded_make(room, 3);
+    guarded in = guarded_make(room, 1);
+    tess_piece sends[MAX_PIECES];
+    tess_piece receives[MAX_PIECES];
+    const int n = fill_lists(t, sends, receives, out.data, in.data);
+    const tess_wire w = wire_make(TESS_COMM_EXCHANGE, TESS_U8, (int64_t)room, 2);
+    tess_stream *s = tess_comm_reduce_stream(t->comm);
+    EXPECT_OK(t, tess_comm_exchange(t->comm, &w, sends, n, receives, n, s));
+    EXPECT_OK(t, tess_comm_exchange(t->comm, &w, NULL, 0, NULL, 0, s));
+    EXPECT_OK(t, tess_stream_finish(s));
+    EXPECT(t, count_wrong(t, receives, n) == 0);
+    EXPECT(t, guarded_is_whole(&in));
+    guarded_free(&in);
+    guarded_free(&out);
+}
+
+/* One rank gives, everybody else only takes. */
+static void test_exchange_one_sided(suite *t)
+{
+    enum { NBYTES = 70001 };
+    guarded buf = guarded_make(NBYTES, 0);
+    tess_piece sends[MAX_PIECES];
+    tess_piece receive = {0, tess_view_host(buf.data, NBYTES, TESS_U8)};
+    int n = 0;
+    if (t->rank == 0)
+        for (size_t i = 0; i < NBYTES; i++)
+            buf.data[i] = pattern(0, 9, i);
+    for (int p = 1; t->rank == 0 && p < t->world && p < MAX_PIECES; p++)
+        sends[n++] = (tess_piece){p, tess_view_host(buf.data, NBYTES, TESS_U8)};
+    const tess_wire w = wire_make(TESS_COMM_EXCHANGE, TESS_U8, NBYTES, 3);
+    tess_stream *s = tess_comm_reduce_stream(t->comm);
+    EXPECT_OK(t, tess_comm_exchange(t->comm, &w, sends, n, &receive, t->rank > 0, s));
+    EXPECT_OK(t, tess_stream_finish(s));
+    size_t wrong = 0;
+    for (size_t i = 0; i < NBYTES; i++)
+        wrong += buf.data[i] != pattern(0, 9, i);
+    EXPECT(t, wrong == 0 && guarded_is_whole(&buf));
+    guarded_free(&buf);
+}
+
+/* ---- reduce_scatter ---- */
+
+/* Small integers: every order of additions gives the same sum. */
+static float value(int maker, int64_t row, int64_t i)
+{
+    return (float)((maker * 3 + row * 5 + i * 11) % 97 - 48);
+}
+
+static void reduce_case(suite *t, int64_t numel, size_t skew, bool is_alias)
+{
+    guarded full = guarded_make((size_t)(numel * t->world) * sizeof(float), skew);
+    guarded shard = guarded_make((size_t)numel * sizeof(float), skew);
+    for (int64_t r = 0; r < t->world; r++)
+        for (int64_t i = 0; i < numel; i++) {
+            const float v = value(t->rank, r, i);
+            memcpy(full.data + (size_t)(r * numel + i) * sizeof v, &v, sizeof v);
+        }
+    unsigned char *dst =
+        is_alias ? full.data + (size_t)(t->rank * numel) * sizeof(float) : shard.data;
+    const tess_wire w = wire_make(TESS_COMM_REDUCE_SCATTER, TESS_F32, numel, 4);
+    tess_stream *s = tess_comm_reduce_stream(t->comm);
+    EXPECT_OK(t, tess_comm_reduce_scatter(t->comm, &w,
+                                          tess_view_host(full.data, numel * t->world, TESS_F32),
+                                          tess_view_host(dst, numel, TESS_F32), s));
+    EXPECT_OK(t, tess_stream_finish(s));
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < numel; i++) {
+        float want = 0.0f;
+        float got = 0.0f;
+        for (int m = 0; m < t->world; m++)
+            want += value(m, t->rank, i);
+        memcpy(&got, dst + (size_t)i * sizeof got, sizeof got);
+        wrong += got != want;
+    }
+    EXPECT(t, wrong == 0 && guarded_is_whole(&full) && guarded_is_whole(&shard));
+    guarded_free(&shard);
+    guarded_free(&full);
+}
+
+static void test_reduce_scatter(suite *t)
+{
+    /* 200001 floats are several chunks of any size the engine takes */
+    static const int64_t numel[] = {0, 1, 17, 2049, 200001};
+    for (int i = 0; i < TESS_NELEM(numel); i++) {
+        reduce_case(t, numel[i], 0, false);
+        reduce_case(t, numel[i], 2, true);
+    }
+}
+
+/* ---- streams ---- */
+
+/* gather -> event -> reduce: the exchange must see what the gather brought. */
+static void test_streams_are_chained_by_events(suite *t)
+{
+    enum { NBYTES = 40000, ROUNDS = 12 };
+    guarded full = guarded_make((size_t)t->world * NBYTES, 0);
+    guarded got = guarded_make(NBYTES, 0);
+    tess_stream *g = tess_comm_gather_stream(t->comm);
+    tess_stream *r = tess_comm_reduce_stream(t->comm);
+    tess_event gathered;
+    tess_event passed_on;
+    EXPECT_OK(t, tess_event_init(&gathered, g));
+    EXPECT_OK(t, tess_event_init(&passed_on, r));
+    const int next = (t->rank + 1) % t->world;
+    const int before = (t->rank + t->world - 1) % t->world;
+    unsigned char *mine = full.data + (size_t)t->rank * NBYTES;
+    for (int k = 0; k < ROUNDS; k++) {
+        for (size_t i = 0; i < NBYTES; i++)
+            mine[i] = pattern(t->rank, k, i);
+        const tess_wire wg = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, NBYTES, 5);
+        const tess_wire wx = wire_make(TESS_COMM_EXCHANGE, TESS_U8, NBYTES, 6);
+        /* send on the row of the rank before, two away from its maker at the receiver */
+        const tess_piece send = {
+            next, tess_view_host(full.data + (size_t)before * NBYTES, NBYTES, TESS_U8)};
+        const tess_piece receive = {before, tess_view_host(got.data, NBYTES, TESS_U8)};
+        EXPECT_OK(t,
+                  tess_comm_all_gather(t->comm, &wg, tess_view_host(mine, NBYTES, TESS_U8),
+                                       tess_view_host(full.data, NBYTES * t->world, TESS_U8), g));
+        EXPECT_OK(t, tess_event_record(&gathered, g));
+        EXPECT_OK(t, tess_stream_wait(r, &gathered));
+        EXPECT_OK(t, tess_comm_exchange(t->comm, &wx, &send, 1, &receive, 1, r));
+        EXPECT_OK(t, tess_event_record(&passed_on, r));
+        EXPECT_OK(t, tess_stream_wait(g, &passed_on)); /* the next gather writes what was sent */
+        tess_stream_poke(g);
+        EXPECT_OK(t, tess_event_finish(&passed_on));
+        const int maker = (before + t->world - 1) % t->world;
+        size_t wrong = 0;
+        for (size_t i = 0; i < NBYTES; i++)
+            wrong += got.data[i] != pattern(maker, k, i);
+        EXPECT(t, wrong == 0);
+    }
+    tess_event_fini(&passed_on, r);
+    tess_event_fini(&gathered, g);
+    EXPECT(t, guarded_is_whole(&full) && guarded_is_whole(&got));
+    guarded_free(&got);
+    guarded_free(&full);
+}
+
+/* An event of a host stream, one that was never recorded, and one long past. */
+static void test_events_of_other_kinds(suite *t)
+{
+    tess_stream compute;
+    tess_stream_init_inline(&compute, "compute", NULL);
+    tess_stream *g = tess_comm_gather_stream(t->comm);
+    tess_event ev;
+    EXPECT_OK(t, tess_event_init(&ev, &compute));
+    EXPECT_OK(t, tess_stream_wait(g, &ev));
+    EXPECT_OK(t, tess_event_record(&ev, &compute));
+    EXPECT_OK(t, tess_stream_wait(g, &ev));
+    EXPECT_OK(t, tess_stream_finish(g));
+    tess_event past;
+    EXPECT_OK(t, tess_event_init(&past, g));
+    EXPECT_OK(t, tess_event_record(&past, g));
+    EXPECT_OK(t, tess_stream_wait(&compute, &past));
+    EXPECT_OK(t, tess_event_finish(&past));
+}
+
+/* More operations than a queue holds, nothing allocated while they are enqueued. */
+static void test_enqueue_allocates_nothing_and_pushes_back(suite *t)
+{
+    enum { ROUNDS = 1300, NBYTES = 24 };
+    guarded full = guarded_make((size_t)t->world * NBYTES, 0);
+    memset(full.data, t->rank, full.nbytes);
+    const tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, NBYTES, 7);
+    tess_stream *g = tess_comm_gather_stream(t->comm);
+    tess_stream *r = tess_comm_reduce_stream(t->comm);
+    const int64_t before = tess_alloc_events();
+    tess_alloc_freeze();
+    tess_event ev = {NULL, 0, NULL};
+    for (int i = 0; i < ROUNDS; i++) {
+        tess_stream *s = i % 3 == 0 ? r : g;
+        EXPECT_OK(t, tess_comm_all_gather(
+                         t->comm, &w,
+                         tess_view_host(full.data + (size_t)t->rank * NBYTES, NBYTES, TESS_U8),
+                         tess_view_host(full.data, NBYTES * t->world, TESS_U8), s));
+        if (i % 5 == 0) {
+            EXPECT_OK(t, tess_event_record(&ev, s));
+            EXPECT_OK(t, tess_stream_wait(s == g ? r : g, &ev));
+        }
+    }
+    EXPECT_OK(t, tess_stream_finish(g));
+    EXPECT_OK(t, tess_stream_finish(r));
+    tess_alloc_thaw();
+    EXPECT(t, tess_alloc_events() == before);
+    for (int k = 0; k < t->world; k++)
+        EXPECT(t, full.data[(size_t)k * NBYTES + NBYTES - 1] == k);
+    EXPECT(t, guarded_is_whole(&full));
+    guarded_free(&full);
+}
+
+/* ---- host collectives ---- */
+
+static void test_control(suite *t)
+{
+    enum { NUMEL = 5000 }; /* more than one record holds */
+    static int64_t sum[NUMEL];
+    static int64_t max[NUMEL];
+    for (int i = 0; i < NUMEL; i++) {
+        sum[i] = (int64_t)(i + 1) * (t->rank + 1) - ((int64_t)1 << 40);
+        max[i] = i % t->world == t->rank ? i : -i - 1;
+    }
+    EXPECT_OK(t, tess_comm_control(t->comm, sum, NUMEL, max, NUMEL));
+    int wrong = 0;
+    const int64_t ranks = (int64_t)t->world * (t->world + 1) / 2;
+    for (int i = 0; i < NUMEL; i++) {
+        wrong += sum[i] != (i + 1) * ranks - t->world * ((int64_t)1 << 40);
+        wrong += max[i] != i;
+    }
+    EXPECT(t, wrong == 0);
+    int64_t one = INT64_MIN + t->rank;
+    EXPECT_OK(t, tess_comm_control(t->comm, NULL, 0, &one, 1));
+    EXPECT(t, one == INT64_MIN + t->world - 1);
+    EXPECT_OK(t, tess_comm_barrier(t->comm));
+}
+
+static void test_bcast_and_gather_bytes(suite *t)
+{
+    enum { NBYTES = 100003 };
+    guarded data = guarded_make(NBYTES, 1);
+    guarded all = guarded_make((size_t)t->world * 7, 0);
+    for (int root = 0; root < t->world; root++) {
+        for (size_t i = 0; i < NBYTES; i++)
+            data.data[i] = t->rank == root ? pattern(root, 1, i) : 0;
+        EXPECT_OK(t, tess_comm_bcast(t->comm, root, data.data, NBYTES));
+        size_t wrong = 0;
+        for (size_t i = 0; i < NBYTES; i++)
+            wrong += data.data[i] != pattern(root, 1, i);
+        EXPECT(t, wrong == 0);
+        unsigned char mine[7];
+        for (size_t i = 0; i < sizeof mine; i++)
+            mine[i] = pattern(t->rank, root, i);
+        EXPECT_OK(t, tess_comm_gather_bytes(t->comm, root, mine, sizeof mine,
+                                            t->rank == root ? all.data : NULL));
+        for (int r = 0; t->rank == root && r < t->world; r++)
+            for (size_t i = 0; i < sizeof mine; i++)
+                wrong += all.data[(size_t)r * 7 + i] != pattern(r, root, i);
+        EXPECT(t, wrong == 0);
+    }
+    EXPECT_OK(t, tess_comm_bcast(t->comm, 0, NULL, 0));
+    EXPECT(t, guarded_is_whole(&data) && guarded_is_whole(&all));
+    guarded_free(&all);
+    guarded_free(&data);
+}
+
+/* ---- refusals ---- */
+
+static void expect_refusal(suite *t, tess_status got, tess_status want, const char *part)
+{
+    EXPECT(t, got == want);
+    if (strstr(tess_error_message(), part) == NULL) {
+        t->failures++;
+        fprintf(stderr, "message '%s' lacks '%s'\n", tess_error_message(), part);
+    }
+    tess_error_clear();
+}
+
+static void test_views_are_checked_against_the_contract(suite *t)
+{
+    float data[64];
+    tess_stream *s = tess_comm_gather_stream(t->comm);
+    tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_BF16, 4, 8);
+    const tess_view bf16 = tess_view_host(data, 4, TESS_BF16);
+    const tess_view f32 = tess_view_host(data, 4, TESS_F32);
+    const tess_view full = tess_view_host(data + 8, 4 * t->world, TESS_BF16);
+    tess_error_clear();
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, f32, full, s), TESS_E_DTYPE,
+                   "all_gather 'blk.8/test': wire dtype bf16 but shard view is f32 (numel 4");
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, f32, full, s), TESS_E_DTYPE,
+                   "set base.format");
+    tess_view longer = full;
+    longer.numel++;
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, bf16, longer, s), TESS_E_DTYPE,
+                   "elements of bf16, the contract says");
+    expect_refusal(t,
+                   tess_comm_all_gather(t->comm, &w, tess_view_host(NULL, 4, TESS_BF16), full, s),
+                   TESS_E_ARG, "shard view is NULL but has 4 elements");
+    tess_stream other;
+    tess_stream_init_inline(&other, "compute", NULL);
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, bf16, full, &other), TESS_E_ARG,
+                   "stream 'compute' is not a stream of communicator");
+    expect_refusal(t, tess_comm_reduce_scatter(t->comm, &w, full, bf16, s), TESS_E_ARG,
+                   "called reduce_scatter, but the contract (entry 8) is for all_gather");
+    tess_view shifted = full;
+    shifted.data = (char *)full.data + 2 * (t->rank == 0) + 8 * t->rank - 2 * (t->rank > 0);
+    shifted.numel = 4;
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, shifted, full, s), TESS_E_ARG,
+                   "shard overlaps the full buffer but is not its row");
+    w.op = TESS_COMM_REDUCE_SCATTER;
+    expect_refusal(t, tess_comm_reduce_scatter(t->comm, &w, full, bf16, s), TESS_E_DTYPE,
+                   "the library reduction needs f32");
+    w.op = TESS_COMM_EXCHANGE;
+    const tess_piece far = {t->world, bf16};
+    expect_refusal(t, tess_comm_exchange(t->comm, &w, &far, 1, NULL, 0, s), TESS_E_ARG,
+                   "send piece 0 names rank");
+    const tess_piece own = {t->rank, bf16};
+    expect_refusal(t, tess_comm_exchange(t->comm, &w, &own, 1, NULL, 0, s), TESS_E_CONTRACT,
+                   "sends itself 4 elements where it expects 0");
+    const tess_piece wide = {t->rank, f32};
+    expect_refusal(t, tess_comm_exchange(t->comm, &w, NULL, 0, &wide, 1, s), TESS_E_DTYPE,
+                   "wire dtype bf16 but receive view is f32");
+}
+
+/* ---- agreement ---- */
+
+static void test_agree_with_each_rank_failing(suite *t)
+{
+    char want[64];
+    tess_error_clear();
+    EXPECT_OK(t, tess_agree(t->comm, TESS_OK));
+    EXPECT(t, tess_error_status() == TESS_OK);
+    for (int bad = 0; bad < t->world; bad++) {
+        tess_status st = TESS_OK;
+        tess_error_clear();
+        if (t->rank >= bad) /* all above fail too; the lowest is reported */
+            st = TESS_FAIL(t->rank == bad ? TESS_E_IO : TESS_E_ARG, "shard %d is gone", t->rank);
+        st = tess_agree(t->comm, st);
+        snprintf(want, sizeof want, "shard %d is gone", bad);
+        EXPECT(t, st == TESS_E_IO && tess_error_status() == TESS_E_IO);
+        EXPECT(t, strcmp(tess_error_message(), want) == 0);
+        EXPECT(t, tess_error_rank() == bad);
+    }
+    tess_error_clear();
+    const int last = t->world - 1;
+    tess_status st = TESS_FAIL(t->rank == last ? TESS_E_TIMEOUT : TESS_E_IO, "from %d", t->rank);
+    st = tess_agree(t->comm, st);
+    snprintf(want, sizeof want, "from %d", last);
+    EXPECT(t, st == TESS_E_TIMEOUT && strcmp(tess_error_message(), want) == 0);
+    tess_error_clear();
+    st = tess_agree(t->comm, t->rank == last ? TESS_E_MEMORY : TESS_OK); /* without a record */
+    EXPECT(t, st == TESS_E_MEMORY && strcmp(tess_error_message(), "out of memory") == 0);
+    tess_error_clear();
+}
+
+static void test_dump_lists_the_records(suite *t)
+{
+    FILE *f = tmpfile();
+    EXPECT(t, f != NULL);
+    if (f == NULL)
+        return;
+    tess_comm_dump(t->comm, fileno(f));
+    rewind(f);
+    char line[512];
+    int lines = 0;
+    bool has_gather = false;
+    while (fgets(line, sizeof line, f) != NULL) {
+        lines++;
+        has_gather |=
+            strstr(line, "all_gather 7 done") != NULL && strstr(line, "blk.7/test") != NULL;
+    }
+    fclose(f);
+    EXPECT(t, has_gather && lines > 1000 && lines <= 4096 + 2);
+    EXPECT(t, tess_comm_blocked_s(t->comm) >= 0.0);
+}
+
+int comm_conformance(tess_comm *comm)
+{
+    suite t = {comm, tess_comm_rank(comm), tess_comm_world(comm), 0};
+    test_all_gather(&t);
+    test_exchange_uneven(&t);
+    test_exchange_one_sided(&t);
+    test_reduce_scatter(&t);
+    test_streams_are_chained_by_events(&t);
+    test_events_of_other_kinds(&t);
+    test_control(&t);
+    test_bcast_and_gather_bytes(&t);
+    test_enqueue_allocates_nothing_and_pushes_back(&t);
+    test_views_are_checked_against_the_contract(&t);
+    test_dump_lists_the_records(&t);
+    if (tess_comm_launch_rank(comm) == tess_comm_rank(comm))
+        test_agree_with_each_rank_failing(&t);
+    return t.failures;
+}
