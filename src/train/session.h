@@ -27,6 +27,8 @@ typedef enum tess_session_kind {
 typedef struct tess_session_options {
     tess_session_kind kind;
     const char *run_path;
+    const char
+        *run_text; /* the run file's text where it is known already (rank 0); NULL: read run_path */
     const tess_run_override *overrides; /* [override_numel] */
     int64_t override_numel;
     bool accept_config_change;
