@@ -20,7 +20,7 @@ enum { AVX512_LANES = 16 };
 /* Lanes [0, numel) of 16, 32. */
 TESS_INLINE __mmask16 avx512_mask16(int64_t numel)
 {
-    return numel >= 16 ? (__mmask16)0xffffU : (__mmask16)((1U << numel) - 1U);
+    return (__mmask16)(0xffffU >> (numel >= 16 ? 0 : 16 - numel));
 }
 
 TESS_INLINE __mmask32 avx512_mask32(int64_t numel)
