@@ -3,9 +3,10 @@
 
     python tools/check_exports.py BUILD_DIR
 
-Runs BUILD_DIR/tests/format.test_exports with TESS_EXPORT_DIR and checks, for every family: the config means the same
-model, every weight arrives, none is missing, rotary frequencies and windows agree; the adapter loads, its scales and
-weights are the ones written, and it changes the logits by exactly what its formula says.
+Runs BUILD_DIR/tests/format.test_exports with TESS_EXPORT_DIR and checks, for every family: the
+config means the same model, every weight arrives, none is missing, rotary frequencies and windows
+agree; the adapter loads, its scales and weights are the ones written, and it changes the logits by
+what its formula says.
 """
 import json
 import os
@@ -15,6 +16,7 @@ import sys
 import tempfile
 
 import peft
+import safetensors.torch
 import torch
 import transformers
 
@@ -33,35 +35,41 @@ def require(ok, what):
 
 
 def check_model(path):
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, dtype=torch.float32)
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         require(not info[key], f"{path}: {key} {info[key]}")
     for name, parameter in model.named_parameters():
-        require(torch.equal(parameter.data, values(name, parameter.shape)), f"{path}: {name} differs")
+        expected = values(name, parameter.shape)
+        require(torch.equal(parameter.data, expected), f"{path}: {name} differs")
     return model
 
 
 def check_config(path, model):
     stated = json.loads((path / "config.json").read_text())
     config = model.config
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                "head_dim", "vocab_size", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings",
-                "bos_token_id", "eos_token_id"):
-        require(getattr(config, key) == stated[key], f"{path}: {key}: {getattr(config, key)} for {stated[key]}")
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads", "head_dim", "vocab_size", "rms_norm_eps", "bos_token_id",
+                "tie_word_embeddings", "max_position_embeddings", "eos_token_id"):
+        found = getattr(config, key)
+        require(found == stated[key], f"{path}: {key}: {found} for {stated[key]}")
     rope = config.rope_parameters
     require(rope["rope_theta"] == stated["rope_theta"], f"{path}: rope_theta")
     kind = (stated["rope_scaling"] or {}).get("rope_type", "default")
     require(rope["rope_type"] == kind, f"{path}: rope_type {rope['rope_type']} for {kind}")
     inv = model.model.rotary_emb.inv_freq
-    base = stated["rope_theta"] ** (-torch.arange(0, stated["head_dim"], 2).double() / stated["head_dim"])
+    exponents = torch.arange(0, stated["head_dim"], 2).double() / stated["head_dim"]
+    base = stated["rope_theta"] ** -exponents
     if kind == "linear":
         base /= stated["rope_scaling"]["factor"]
     if kind != "llama3":
         require(torch.allclose(inv.double(), base, rtol=1e-6, atol=0), f"{path}: inv_freq")
     else:
-        require(not torch.allclose(inv.double(), base, rtol=1e-3, atol=0), f"{path}: llama3 scaling is not in force")
+        is_plain = torch.allclose(inv.double(), base, rtol=1e-3, atol=0)
+        require(not is_plain, f"{path}: llama3 scaling is not in force")
     if stated["model_type"] != "llama":
-        require(config.sliding_window == stated["sliding_window"], f"{path}: sliding_window {config.sliding_window}")
+        found = config.sliding_window
+        require(found == stated["sliding_window"], f"{path}: sliding_window {found}")
     if "layer_types" in stated:
         require(config.layer_types == stated["layer_types"], f"{path}: layer_types")
 
@@ -71,23 +79,24 @@ def check_adapter(path, model):
     with torch.no_grad():
         before = model(tokens).logits
     stated = json.loads((path / "adapter" / "adapter_config.json").read_text())
-    weights = {n.removesuffix(".weight").removeprefix("base_model.model.") for n in (
-        peft.utils.save_and_load.safe_load_file(str(path / "adapter" / "adapter_model.safetensors")))}
-    written = {n.rpartition(".lora_")[0] for n in weights}
+    weights = safetensors.torch.load_file(path / "adapter" / "adapter_model.safetensors")
+    written = {n.removeprefix("base_model.model.").rpartition(".lora_")[0] for n in weights}
     tuned = peft.PeftModel.from_pretrained(model, path / "adapter")
     adapted = {n.removeprefix("base_model.model."): m for n, m in tuned.named_modules()
                if isinstance(m, peft.tuners.lora.Linear)}
-    require(set(adapted) == written, f"{path}: peft adapts {sorted(set(adapted) ^ written)} differently")
+    differing = sorted(set(adapted) ^ written)
+    require(not differing, f"{path}: peft adapts {differing} differently")
     for name, layer in adapted.items():
         a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
         for part, weight in (("A", a), ("B", b)):
             full = f"base_model.model.{name}.lora_{part}.weight"
             require(torch.equal(weight, values(full, weight.shape)), f"{path}: {full} differs")
         rank = a.shape[0]
-        alpha = 1.5 if name in stated["alpha_pattern"] or name.endswith("layers.1.mlp.up_proj") and stated[
-            "alpha_pattern"] else stated["lora_alpha"]
+        is_other = stated["alpha_pattern"] and name.endswith("layers.1.mlp.up_proj")
+        alpha = 1.5 if is_other else stated["lora_alpha"]
         scale = alpha / (rank ** 0.5 if stated["use_rslora"] else rank)
-        require(abs(layer.scaling["default"] - scale) < 1e-12, f"{path}: {name}: scale {layer.scaling} for {scale}")
+        found = layer.scaling["default"]
+        require(abs(found - scale) < 1e-12, f"{path}: {name}: scale {found} for {scale}")
     with torch.no_grad():
         after = tuned(tokens).logits
         for layer in adapted.values():
@@ -96,15 +105,17 @@ def check_adapter(path, model):
         with tuned.disable_adapter():
             folded = tuned(tokens).logits
     require(not torch.equal(before, after), f"{path}: the adapter changes nothing")
-    require(torch.allclose(after, folded, rtol=1e-4, atol=1e-5), f"{path}: the adapter is not W + s B A")
+    is_same = torch.allclose(after, folded, rtol=1e-4, atol=1e-5)
+    require(is_same, f"{path}: the adapter is not W + s B A")
     return len(adapted)
 
 
 def main():
     build = pathlib.Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([build / "tests" / "format.test_exports"], check=True, stdout=subprocess.DEVNULL,
-                       stderr=subprocess.DEVNULL, env=dict(os.environ, TESS_EXPORT_DIR=folder))
+        subprocess.run([build / "tests" / "format.test_exports"], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                       env=dict(os.environ, TESS_EXPORT_DIR=folder))
         for family in ("llama", "mistral", "qwen2", "qwen3"):
             path = pathlib.Path(folder) / family
             model = check_model(path)
