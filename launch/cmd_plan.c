@@ -1,13 +1,17 @@
 /* tessera plan RUN.yaml [--ranks N] [--device NAME] [--json] */
 #include <errno.h>
 
+#include <string.h>
+
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "core/memory.h"
+#include "launch/job.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     static const int64_t ranks[2] = {1, 1048576};
-    tess_plan_options *plan = state->input;
+    tess_plan_command *plan = state->input;
     int64_t value = 0;
     switch (key) {
     case 'n':
@@ -45,15 +49,33 @@ static const struct argp plan_argp = {
            "What each number means stands in the README.",
 };
 
-static tess_status run(const tess_plan_options *plan)
+static tess_status print_plan(const tess_plan_command *plan, const tess_ctx *ctx)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "plan: '%s' needs the planner, which this build lacks",
-                     plan->run.path);
+    const tess_session_options o = tess_launch_session(&plan->run, TESS_SESSION_READER, NULL);
+    char *text = NULL;
+    TESS_TRY(tess_session_plan(ctx, &o, plan->rank_numel > 0 ? plan->rank_numel : 1, plan->is_json,
+                               &text));
+    tess_status st = tess_launch_print(text);
+    if (st == TESS_OK && plan->is_json)
+        st = tess_launch_print("\n");
+    tess_free(text);
+    return st;
+}
+
+static tess_status run(const tess_plan_command *plan)
+{
+    tess_ctx ctx;
+    TESS_CHECK(plan->device == NULL || strcmp(plan->device, "cpu") == 0, TESS_E_UNSUPPORTED,
+               "plan: --device '%s' is not known to this build; known: cpu", plan->device);
+    TESS_TRY(tess_launch_open(&plan->common, 0, &ctx));
+    const tess_status st = print_plan(plan, &ctx);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 int tess_cmd_plan(int argc, char **argv)
 {
-    tess_plan_options plan = {0};
+    tess_plan_command plan = {0};
     tess_status st = tess_launch_parse(&plan_argp, argc, argv, &plan, &plan.common);
     if (st == TESS_OK && !plan.common.is_help)
         st = run(&plan);

@@ -70,7 +70,8 @@ build_preset() {
     build=$(writable_folder "build/$preset")
     # A cache from another place (a copied checkout) would build that place.
     local cached
-    cached=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$build/CMakeCache.txt" 2>/dev/null)
+    cached=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$build/CMakeCache.txt" 2>/dev/null) ||
+        cached=
     [[ -n $cached && $cached != "$root" ]] && rm -rf "$build/CMakeCache.txt" "$build/CMakeFiles"
     say "building $preset in $build"
     (cd "$root" && cmake --preset "$preset" -B "$build") >&2 || fail 70 "configuring failed"

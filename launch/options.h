@@ -27,13 +27,13 @@ typedef struct tess_train_options {
     bool accept_config_change; /* resume although numerics keys differ from the checkpoint's */
 } tess_train_options;
 
-typedef struct tess_plan_options {
+typedef struct tess_plan_command {
     tess_common_options common;
     tess_run_options run;
     int rank_numel;     /* --ranks, 0: the ranks of this launch */
     const char *device; /* --device, NULL: the device of this launch */
     bool is_json;
-} tess_plan_options;
+} tess_plan_command;
 
 typedef struct tess_eval_options {
     tess_common_options common;

@@ -13,6 +13,9 @@ TESS_BEGIN_DECLS
  * Local. Ops with one source for all paths (plain C compiled for several) switch on it.
  */
 tess_cpu_path tess_cpu_path_current(void);
+/** Highest path whose instructions this CPU has; tess_cpu_path_best() may prefer a lower one.
+ * Local. */
+tess_cpu_path tess_cpu_path_highest(void);
 /** Forget the selection so that a test can visit every path in one process. Local, tests only. */
 void tess_cpu_path_reset(void);
 

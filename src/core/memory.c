@@ -175,3 +175,56 @@ size_t tess_peak_rss_nbytes(void)
     fclose(f);
     return (size_t)kib * 1024;
 }
+
+/* A number from a one-line file; SIZE_MAX when there is none ("max", no such file). */
+static size_t number_in(const char *path)
+{
+    FILE *f = fopen(path, "re");
+    if (f == NULL)
+        return SIZE_MAX;
+    unsigned long long value = 0;
+    const int n = fscanf(f, "%llu", &value);
+    fclose(f);
+    return n == 1 ? (size_t)value : SIZE_MAX;
+}
+
+static size_t available_nbytes(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    if (f == NULL)
+        return SIZE_MAX;
+    char line[256];
+    unsigned long long kib = 0;
+    bool is_found = false;
+    while (!is_found && fgets(line, sizeof line, f) != NULL)
+        is_found = sscanf(line, "MemAvailable: %llu", &kib) == 1;
+    fclose(f);
+    return is_found ? (size_t)kib * 1024 : SIZE_MAX;
+}
+
+/* cgroup v2: the limit of the own group and of each group above it. */
+static size_t cgroup_left_nbytes(void)
+{
+    char line[512] = "", group[512] = "", path[640];
+    size_t left = SIZE_MAX;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (f == NULL)
+        return left;
+    while (group[0] == '\0' && fgets(line, sizeof line, f) != NULL)
+        (void)sscanf(line, "0::%511s", group);
+    fclose(f);
+    for (char *end = group + strlen(group); group[0] != '\0';) {
+        snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.max", group);
+        const size_t limit = number_in(path);
+        snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.current", group);
+        const size_t used = number_in(path);
+        if (limit != SIZE_MAX && used != SIZE_MAX)
+            left = TESS_MIN(left, limit > used ? limit - used : 0);
+        while (end > group && *end != '/')
+            end--;
+        *end = '\0';
+    }
+    return left;
+}
+
+size_t tess_memory_free_nbytes(void) { return TESS_MIN(available_nbytes(), cgroup_left_nbytes()); }

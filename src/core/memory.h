@@ -54,6 +54,9 @@ TESS_MUST_CHECK tess_status tess_arena_view(tess_arena *arena, size_t offset_nby
                                             tess_dtype dt, tess_view *out);
 size_t tess_arena_nbytes(const tess_arena *arena);
 
+/** Bytes a process may still take: the least of MemAvailable and what the cgroups leave; SIZE_MAX
+ * where unknown. */
+size_t tess_memory_free_nbytes(void);
 /** Peak resident set of this process as the kernel counts it (VmHWM), 0 where unknown. Local. */
 size_t tess_peak_rss_nbytes(void);
 

@@ -156,6 +156,8 @@ double tess_comm_blocked_s(const tess_comm *comm);
  * of a job; without one, `self` is the communicator to use. Reads the environment; no MPI. Local.
  */
 bool tess_comm_is_launched(void);
+/** Ranks of this launch on this node as the launcher says, at least 1. Local. */
+int tess_comm_node_rank_numel(void);
 /** Number of this rank in the whole launch (differs from tess_comm_rank in a group). Local. */
 int tess_comm_launch_rank(const tess_comm *comm);
 /** Write this rank's last 4,096 collective records as text lines. May be called from any thread.

@@ -48,11 +48,16 @@ tess_status engine_verdict(engine *e)
 
 /* ---- waiting ---- */
 
-/* A rank that waits must leave the core to ranks that compute: yields while an answer is likely,
- * then short sleeps. */
+/*
+ * A rank that waits must leave the core to ranks that compute, but the parts of a chunk under way
+ * move only while MPI is called: poll (MPI yields by itself where ranks share cores), then yield,
+ * then, when nothing has finished for longer than a chunk takes, short sleeps.
+ */
 static void back_off(double idle_s)
 {
-    if (idle_s < 1e-3) {
+    if (idle_s < 50e-6)
+        return;
+    if (idle_s < 5e-3) {
         sched_yield();
         return;
     }
@@ -60,7 +65,7 @@ static void back_off(double idle_s)
     nanosleep(&nap, NULL);
 }
 
-static double deadline_of(const engine *e)
+double engine_deadline_s(const engine *e)
 {
     return e->is_warm ? e->deadlines.collective_s : e->deadlines.start_s;
 }
@@ -78,7 +83,7 @@ static void expire_if_late(engine_queue *q, double since_s, double grace_s)
     const engine *e = q->owner;
     const double from_s = TESS_MAX(since_s, e->moved_s);
     const double waited_s = engine_now_s() - from_s;
-    if (waited_s > deadline_of(e) + grace_s)
+    if (waited_s > engine_deadline_s(e) + grace_s)
         expire(q, waited_s);
 }
 

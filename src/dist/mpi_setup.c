@@ -23,6 +23,13 @@ bool tess_comm_is_launched(void)
     return false;
 }
 
+int tess_comm_node_rank_numel(void)
+{
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    const long numel = local != NULL ? strtol(local, NULL, 10) : 1;
+    return numel >= 1 && numel <= 1 << 20 ? (int)numel : 1;
+}
+
 static int cores_here(void)
 {
     cpu_set_t set;
@@ -43,11 +50,11 @@ static void undo_default_binding(void)
         (void)sched_setaffinity(0, sizeof set, &set);
 }
 
-void engine_mpi_prepare(void)
+void engine_mpi_prepare(tess_comm_thread thread)
 {
     undo_default_binding();
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-    if (local != NULL && strtol(local, NULL, 10) > cores_here())
+    const int threads = thread == TESS_COMM_THREAD_ON ? 2 : 1;
+    if (tess_comm_node_rank_numel() * threads > cores_here())
         (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
     (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);

@@ -106,9 +106,7 @@ static tess_status host_exchange(peer_comm *p, const host_step *step)
 
 static double answer_grace_s(const peer_comm *p)
 {
-    const double limit_s =
-        TESS_MAX(p->engine->deadlines.start_s, p->engine->deadlines.collective_s);
-    return TESS_MIN(5.0, 0.2 + 0.1 * limit_s);
+    return TESS_MIN(5.0, 0.2 + 0.1 * engine_deadline_s(p->engine));
 }
 
 static int child_numel(int virtual_rank, int world)
@@ -362,6 +360,8 @@ static tess_status peer_split_group(tess_comm *comm, int group_numel, tess_comm 
     tess_status st = peer_create(&where, mpi, p->engine, comm->name, &group);
     st = tess_agree(comm, st);
     if (st != TESS_OK) {
+        for (int i = 0; group == NULL && i < 3; i++)
+            free_mpi(&mpi[i]);
         tess_comm_destroy(&group);
         return st;
     }
@@ -459,7 +459,7 @@ static tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, b
     if (is_started) {
         TESS_MPI(MPI_Query_thread(&provided));
     } else {
-        engine_mpi_prepare();
+        engine_mpi_prepare(thread);
         TESS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided));
         *owns_mpi = true;
     }
@@ -472,22 +472,69 @@ static tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, b
     return TESS_OK;
 }
 
-static tess_status dup_with_deadline(MPI_Comm *out, double limit_s)
+/* Waiting while there is no engine yet. */
+static tess_status finish_request(MPI_Request *req, double limit_s)
 {
-    MPI_Request req = MPI_REQUEST_NULL;
-    TESS_MPI(MPI_Comm_idup(MPI_COMM_WORLD, out, &req));
     const double until_s = engine_now_s() + limit_s;
     int is_done = 0;
     for (;;) {
-        TESS_MPI(MPI_Test(&req, &is_done, MPI_STATUS_IGNORE));
+        TESS_MPI(MPI_Test(req, &is_done, MPI_STATUS_IGNORE));
         if (is_done)
-            break;
+            return TESS_OK;
         TESS_CHECK(engine_now_s() < until_s, TESS_E_TIMEOUT,
                    "starting the communicators: not all ranks came within %.0f s", limit_s);
         const struct timespec nap = {0, 20000};
         nanosleep(&nap, NULL);
     }
-    TESS_MPI(MPI_Comm_set_errhandler(*out, MPI_ERRORS_RETURN));
+}
+
+static tess_status dup_world(MPI_Comm mpi[3], double limit_s)
+{
+    for (int i = 0; i < 3; i++) {
+        MPI_Request req = MPI_REQUEST_NULL;
+        TESS_MPI(MPI_Comm_idup(MPI_COMM_WORLD, &mpi[i], &req));
+        TESS_TRY(finish_request(&req, limit_s));
+        TESS_MPI(MPI_Comm_set_errhandler(mpi[i], MPI_ERRORS_RETURN));
+    }
+    return TESS_OK;
+}
+
+/* The verdict about creation cannot use the communicator that may not exist. */
+static tess_status agree_on_start(tess_status local, double limit_s)
+{
+    int rank = 0;
+    int world = 0;
+    TESS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+    TESS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world));
+    const int mine = local == TESS_OK ? 0 : world - rank; /* the lowest failing rank wins */
+    int worst = 0;
+    MPI_Request req = MPI_REQUEST_NULL;
+    TESS_MPI(MPI_Iallreduce(&mine, &worst, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD, &req));
+    TESS_TRY(finish_request(&req, limit_s));
+    if (local != TESS_OK)
+        return local;
+    TESS_CHECK(worst == 0, TESS_E_COMM, "rank %d could not create its communicator", world - worst);
+    return TESS_OK;
+}
+
+static tess_status create_world(engine *e, tess_comm **out)
+{
+    engine_queue_args where = {.first_world_rank = 0};
+    MPI_Comm mpi[3] = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL};
+    TESS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &where.rank));
+    TESS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &where.world));
+    TESS_TRY(dup_world(mpi, e->deadlines.start_s));
+    tess_comm *comm = NULL;
+    tess_status st = peer_create(&where, mpi, e, "mpi", &comm);
+    st = agree_on_start(st, e->deadlines.start_s);
+    if (st != TESS_OK) {
+        if (comm != NULL) {
+            peer_free(peer_of(comm));
+            (void)engine_unref(e); /* the caller has its own reference */
+        }
+        return st;
+    }
+    *out = comm;
     return TESS_OK;
 }
 
@@ -497,17 +544,14 @@ tess_status tess_comm_create_mpi(int *argc, char ***argv, tess_comm_thread threa
     bool owns_mpi = false;
     TESS_TRY(start_mpi(argc, argv, thread, &owns_mpi));
     engine *e = NULL;
-    TESS_TRY(engine_create(thread, deadlines, &e));
-    e->owns_mpi = owns_mpi;
-    MPI_Comm mpi[3] = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL};
-    tess_status st = TESS_OK;
-    for (int i = 0; i < 3 && st == TESS_OK; i++)
-        st = dup_with_deadline(&mpi[i], e->deadlines.start_s);
-    engine_queue_args where = {.first_world_rank = 0};
-    (void)MPI_Comm_rank(MPI_COMM_WORLD, &where.rank);
-    (void)MPI_Comm_size(MPI_COMM_WORLD, &where.world);
-    if (st == TESS_OK)
-        st = peer_create(&where, mpi, e, "mpi", out);
-    (void)engine_unref(e);
+    const double limit_s =
+        deadlines != NULL && deadlines->start_s > 0.0 ? deadlines->start_s : 600.0;
+    tess_status st = agree_on_start(engine_create(thread, deadlines, &e), limit_s);
+    if (st == TESS_OK) {
+        e->owns_mpi = owns_mpi;
+        st = create_world(e, out);
+    }
+    if (e != NULL)
+        (void)engine_unref(e);
     return st;
 }

@@ -1,5 +1,6 @@
 #include "dist/watchdog.h"
 
+#include <execinfo.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -17,6 +18,7 @@ struct tess_watchdog {
     tess_comm *comm;
     tess_watchdog_options options;
     pthread_t thread;
+    pthread_t watched; /* the thread that created it */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool is_stopping;
@@ -63,11 +65,37 @@ static void *killer_main(void *arg)
     _exit(TESS_WATCHDOG_EXIT_CODE);
 }
 
+static void print_stack(int signal_number)
+{
+    void *frame[48];
+    (void)signal_number;
+    backtrace_symbols_fd(frame, backtrace(frame, TESS_NELEM(frame)), STDERR_FILENO);
+}
+
+/* Where the watched thread stands. It works inside MPI calls too; the process is about to end, so a
+ * handler that interrupts anything is no loss. */
+static void show_stack(tess_watchdog *w)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = print_stack;
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGURG, &action, NULL) != 0)
+        return;
+    tess_fd_line(STDERR_FILENO,
+                 "rank %d: stack of the late thread:", tess_comm_launch_rank(w->comm));
+    if (pthread_kill(w->watched, SIGURG) != 0)
+        return;
+    const struct timespec nap = {0, 200000000};
+    nanosleep(&nap, NULL);
+}
+
 static void end_job(tess_watchdog *w)
 {
     pthread_t killer;
     if (pthread_create(&killer, NULL, killer_main, &w->options.grace_s) != 0)
         (void)alarm((unsigned)w->options.grace_s + 1);
+    show_stack(w);
     tess_comm_abort(w->comm, TESS_WATCHDOG_EXIT_CODE);
     _exit(TESS_WATCHDOG_EXIT_CODE);
 }
@@ -143,6 +171,9 @@ tess_status tess_watchdog_create(tess_comm *comm, const tess_watchdog_options *o
     TESS_TRY(tess_alloc(sizeof(tess_watchdog), &memory));
     tess_watchdog *w = memory;
     w->comm = comm;
+    w->watched = pthread_self();
+    void *frame[1];
+    (void)backtrace(frame, 1); /* the first call loads a library, which a handler should not */
     w->options.dump_fd = STDERR_FILENO;
     if (options != NULL)
         w->options = *options;

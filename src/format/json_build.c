@@ -25,7 +25,7 @@ tess_status tess_json_create_object(tess_json **out) { return create_node(TESS_J
 
 tess_status tess_json_create_array(tess_json **out) { return create_node(TESS_JSON_ARRAY, out); }
 
-static tess_status check_parent(const tess_json *parent, const char *key)
+static tess_status check_parent(const tess_json *parent, const char *key, bool is_list)
 {
     char where[512];
     tess_json_where(parent, where, sizeof where);
@@ -34,10 +34,10 @@ static tess_status check_parent(const tess_json *parent, const char *key)
     TESS_CHECK(parent->type == (key != NULL ? TESS_JSON_OBJECT : TESS_JSON_ARRAY), TESS_E_STATE,
                "%s: a value %s a key cannot be added to %s", where,
                key != NULL ? "with" : "without", tess_json_type_text(parent->type));
-    int depth = 1;
+    int depth = is_list;
     for (const tess_json *v = parent; v != NULL; v = v->parent)
         depth++;
-    TESS_CHECK(depth <= TESS_JSON_DEPTH_MAX + 1, TESS_E_RANGE, "%s: nested deeper than %d levels",
+    TESS_CHECK(depth <= TESS_JSON_DEPTH_MAX, TESS_E_RANGE, "%s: nested deeper than %d levels",
                where, TESS_JSON_DEPTH_MAX);
     TESS_CHECK(key == NULL || tess_utf8_is_valid(key, strlen(key)), TESS_E_ARG,
                "%s: a key is not UTF-8", where);
@@ -63,7 +63,7 @@ static tess_status add_node(tess_json *parent, const char *key, tess_json_type t
 {
     bool is_found = false;
     char where[512], tame[96];
-    TESS_TRY(check_parent(parent, key));
+    TESS_TRY(check_parent(parent, key, type == TESS_JSON_ARRAY || type == TESS_JSON_OBJECT));
     const int64_t place =
         key != NULL ? tess_json_search(parent, key, &is_found) : parent->as.list.numel;
     if (is_found) {
@@ -236,7 +236,7 @@ static void put_f64(json_sink *s, double value)
             break;
     }
     if (strpbrk(text, ".e") == NULL)
-        strcat(text, ".0");
+        memcpy(text + strlen(text), ".0", sizeof ".0");
     put_text(s, text);
 }
 

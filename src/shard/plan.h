@@ -17,6 +17,7 @@
 #pragma once
 
 #include "dist/comm.h"
+#include "dist/contract.h"
 #include "format/json.h"
 #include "shard/registry.h"
 #include "shard/schedule.h"
@@ -139,9 +140,15 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
                                                int rank, bool is_eval, tess_schedule *out);
 /** Rounds in which `rank` has a micro-batch. */
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
-/** plan.json of `rank`. Caller destroys. */
+/** plan.json: the same on every rank. Caller destroys. */
 TESS_MUST_CHECK tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg,
-                                           int rank, tess_json **out);
+                                           tess_json **out);
+/**
+ * Everything that ranks must agree on before the first collective: choices, every unit, every wire,
+ * and the digest of plan.json. `contract` must hold no wires yet.
+ */
+TESS_MUST_CHECK tess_status tess_plan_contract(const tess_plan *plan, const tess_registry *reg,
+                                               tess_contract *contract);
 /** The same for people, into a new string. */
 TESS_MUST_CHECK tess_status tess_plan_text(const tess_plan *plan, const tess_registry *reg,
                                            char **out);

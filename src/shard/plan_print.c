@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/digest.h"
 #include "core/memory.h"
 #include "shard/plan.h"
 
@@ -32,21 +33,17 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     return tess_json_add_string(v, "kernels", o->kernel_path != NULL ? o->kernel_path : "");
 }
 
-static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, int i, int rank,
+static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, int i,
                              tess_json *list)
 {
     const tess_unit_plan *u = &plan->unit[i];
     tess_json *v = NULL;
-    int64_t lo = 0, hi = 0;
-    tess_plan_owned(plan, i, rank, &lo, &hi);
     TESS_TRY(tess_json_add_object(list, NULL, &v));
     TESS_TRY(tess_json_add_string(v, "name", reg->unit[i].name));
     TESS_TRY(tess_json_add_i64(v, "frozen_bytes", (int64_t)u->frozen_nbytes));
     TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)u->frozen_shard_nbytes));
     TESS_TRY(tess_json_add_i64(v, "trainable_elements", u->slab_numel));
     TESS_TRY(tess_json_add_i64(v, "trainable_shard_elements", u->slab_shard_numel));
-    TESS_TRY(tess_json_add_i64(v, "owned_first", lo));
-    TESS_TRY(tess_json_add_i64(v, "owned_end", hi));
     return tess_json_add_bool(v, "gathered", u->is_gathered);
 }
 
@@ -101,16 +98,14 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     return tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step);
 }
 
-static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, int rank,
-                             tess_json *root)
+static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, tess_json *root)
 {
     tess_json *list = NULL;
-    TESS_TRY(tess_json_add_i64(root, "rank", rank));
     TESS_TRY(tess_json_add_i64(root, "trainable_parameters", plan->trainable_numel));
     TESS_TRY(json_options(plan, root));
     TESS_TRY(tess_json_add_array(root, "units", &list));
     for (int i = 0; i < plan->unit_numel; i++)
-        TESS_TRY(json_unit(plan, reg, i, rank, list));
+        TESS_TRY(json_unit(plan, reg, i, list));
     TESS_TRY(tess_json_add_array(root, "contracts", &list));
     for (int i = 0; i < plan->wire_numel; i++)
         TESS_TRY(json_wire(&plan->wire[i], list));
@@ -118,18 +113,66 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, in
     return json_traffic(plan, root);
 }
 
-tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg, int rank,
-                           tess_json **out)
+tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg, tess_json **out)
 {
     tess_json *root = NULL;
     TESS_TRY(tess_json_create_object(&root));
-    const tess_status st = json_fill(plan, reg, rank, root);
+    const tess_status st = json_fill(plan, reg, root);
     if (st != TESS_OK) {
         tess_json_destroy(&root);
         return st;
     }
     *out = root;
     return TESS_OK;
+}
+
+/* ---- contract ---- */
+
+static tess_status contract_unit(const tess_plan *plan, const tess_registry *reg, int i,
+                                 tess_contract *c)
+{
+    const tess_unit_plan *u = &plan->unit[i];
+    char name[TESS_NAME_NBYTES + 16];
+    snprintf(name, sizeof name, "unit %s", reg->unit[i].name);
+    return tess_contract_add_text(
+        c, name, "%zu frozen bytes, shard %zu; %" PRId64 " trainable, shard %" PRId64,
+        u->frozen_nbytes, u->frozen_shard_nbytes, u->slab_numel, u->slab_shard_numel);
+}
+
+static tess_status contract_plan_digest(const tess_plan *plan, const tess_registry *reg,
+                                        tess_contract *c)
+{
+    tess_json *root = NULL;
+    char *text = NULL, hex[TESS_SHA256_HEX_NBYTES];
+    size_t nbytes = 0;
+    tess_sha256 sha;
+    TESS_TRY(tess_plan_json(plan, reg, &root));
+    tess_status st = tess_json_dump(root, 0, &text, &nbytes);
+    if (st == TESS_OK)
+        st = tess_sha256_of(text, nbytes, &sha);
+    tess_free(text);
+    tess_json_destroy(&root);
+    if (st != TESS_OK)
+        return st;
+    tess_hex(sha.byte, sizeof sha.byte, hex);
+    return tess_contract_add_text(c, "plan", "%s", hex);
+}
+
+tess_status tess_plan_contract(const tess_plan *plan, const tess_registry *reg,
+                               tess_contract *contract)
+{
+    const tess_plan_options *o = &plan->options;
+    TESS_TRY(tess_contract_add_text(contract, "world", "%d", o->world));
+    TESS_TRY(tess_contract_add_text(contract, "shard.gather_group", "%d", o->gather_group_numel));
+    TESS_TRY(
+        tess_contract_add_text(contract, "train.micro_batches", "%" PRId64, o->micro_batch_numel));
+    TESS_TRY(tess_contract_add_text(contract, "kernels", "%s",
+                                    o->kernel_path != NULL ? o->kernel_path : ""));
+    for (int i = 0; i < plan->unit_numel; i++)
+        TESS_TRY(contract_unit(plan, reg, i, contract));
+    for (int i = 0; i < plan->wire_numel; i++)
+        TESS_TRY(tess_contract_add_wire(contract, &plan->wire[i]));
+    return contract_plan_digest(plan, reg, contract);
 }
 
 /* ---- text ---- */

@@ -34,7 +34,8 @@ typedef struct piece {
 
 static int64_t resident_nbytes(const tess_token_file_info *file, const tess_dataset_config *config)
 {
-    const int64_t per_token = (int64_t)sizeof(int32_t) + (file->has_mask ? 1 : 0);
+    const int64_t per_token =
+        (int64_t)sizeof(int32_t) + (file->has_mask && !config->ignores_mask ? 1 : 0);
     return file->token_numel <= config->resident_limit_nbytes / per_token
                ? file->token_numel * per_token
                : 0;
@@ -283,7 +284,7 @@ static void describe(tess_dataset *d)
     tess_dataset_info *info = &d->info;
     info->document_numel = file->document_numel;
     info->token_numel = file->token_numel;
-    info->has_mask = file->has_mask;
+    info->has_mask = file->has_mask && !d->config.ignores_mask;
     info->is_resident = resident_nbytes(file, &d->config) > 0;
     info->tokenizer = file->tokenizer;
     info->payload_digest = file->payload_digest;

@@ -28,6 +28,7 @@ enum { TESS_DATASET_RESIDENT_NBYTES = 16 << 20 };
 typedef struct tess_dataset_config {
     int64_t sequence_numel; /* S = data.sequence_length, 1 .. 2^31-1 */
     bool packing;
+    bool ignores_mask;             /* every next token of a document counts, also masked ones */
     bool shuffle;                  /* false: file order in every epoch (evaluation) */
     uint64_t seed;                 /* train.seed */
     int64_t vocab_numel;           /* the model's; greater in the file is refused; 0: any */

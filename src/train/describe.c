@@ -253,7 +253,7 @@ static bool has_frozen(const tess_registry *reg)
     return false;
 }
 
-static int group_of(const tess_description *d, const tess_launch *launch)
+static int group_of(const tess_description *d, const tess_launch_shape *launch)
 {
     const int64_t asked = d->run->shard.gather_group;
     if (!has_frozen(&d->registry))
@@ -265,7 +265,7 @@ static int group_of(const tess_description *d, const tess_launch *launch)
     return asked == TESS_RUN_GROUP_NODE ? launch->node_rank_numel : (int)TESS_MIN(asked, INT_MAX);
 }
 
-static tess_status make_plan(tess_description *d, const tess_launch *launch)
+static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
 {
     const tess_run *run = d->run;
     const tess_load_source source = tess_description_source(d);
@@ -290,7 +290,8 @@ static tess_status make_plan(tess_description *d, const tess_launch *launch)
     return tess_plan_create(&d->registry, &o, &d->plan);
 }
 
-static tess_status describe(const tess_ctx *ctx, const tess_launch *launch, tess_description *d)
+static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
+                            tess_description *d)
 {
     TESS_TRY(read_config(ctx, d));
     TESS_TRY(open_weights(ctx, d));
@@ -301,7 +302,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch *launch, tess
     return make_plan(d, launch);
 }
 
-tess_status tess_describe(const tess_ctx *ctx, const tess_run *run, const tess_launch *launch,
+tess_status tess_describe(const tess_ctx *ctx, const tess_run *run, const tess_launch_shape *launch,
                           tess_description *out)
 {
     memset(out, 0, sizeof *out);

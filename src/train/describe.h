@@ -19,12 +19,12 @@ TESS_BEGIN_DECLS
 enum { TESS_OUTSIDE_NBYTES = 64 << 20 };
 
 /** What the launch is, as far as a plan depends on it. */
-typedef struct tess_launch {
+typedef struct tess_launch_shape {
     int world;
     int node_rank_numel;        /* ranks on a node, for gather_group: node */
     size_t memory_limit_nbytes; /* of a rank; 0: none */
     const char *kernel_path;    /* "cpu/avx512_bf16" */
-} tess_launch;
+} tess_launch_shape;
 
 /** A described run. Owned parts; free with tess_description_fini. */
 typedef struct tess_description {
@@ -47,7 +47,7 @@ typedef struct tess_description {
  * @return TESS_E_CONFIG, TESS_E_FORMAT, TESS_E_IO, TESS_E_FIT
  */
 TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
-                                          const tess_launch *launch, tess_description *out);
+                                          const tess_launch_shape *launch, tess_description *out);
 void tess_description_fini(tess_description *d);
 /** Source of the loader over the description's model directory. */
 tess_load_source tess_description_source(tess_description *d);

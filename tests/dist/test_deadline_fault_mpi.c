@@ -19,7 +19,8 @@ static int failures;
         }                                                                                          \
     } while (0)
 
-static const tess_deadlines SHORT = {0.2, 0.2};
+/* the short one applies after the first data collective, so that a slow start fails nothing */
+static const tess_deadlines SHORT = {20.0, 0.3};
 
 static double now_s(void)
 {
@@ -75,7 +76,7 @@ static void test_late_rank_is_named(tess_comm_thread thread)
     tess_error_clear();
     MPI_Barrier(MPI_COMM_WORLD);
     if (tess_comm_rank(comm) == last)
-        nap(0.7);
+        nap(0.8);
     const double start_s = now_s();
     const tess_status st = gather(comm, full, 16);
     if (tess_comm_rank(comm) == last) {
@@ -83,7 +84,7 @@ static void test_late_rank_is_named(tess_comm_thread thread)
     } else {
         char want[64];
         EXPECT(st == TESS_E_TIMEOUT && tess_status_is_fatal(st));
-        EXPECT(now_s() - start_s > 0.19);
+        EXPECT(now_s() - start_s > 0.29);
         expect_message("all_gather 'blk.3/frozen' (sequence 1, entry 9, stream gather");
         snprintf(want, sizeof want, "nothing heard from rank %d", last);
         expect_message(want);
@@ -95,7 +96,7 @@ static void test_late_rank_is_named(tess_comm_thread thread)
         tess_error_clear();
         EXPECT(gather(comm, full, 16) == TESS_E_TIMEOUT);
     }
-    EXPECT(tess_comm_blocked_s(comm) > (tess_comm_rank(comm) == last ? -1.0 : 0.15));
+    EXPECT(tess_comm_blocked_s(comm) > (tess_comm_rank(comm) == last ? -1.0 : 0.25));
     tess_comm_destroy(&comm);
     MPI_Barrier(MPI_COMM_WORLD);
 }
@@ -107,10 +108,11 @@ static void test_late_rank_is_named_by_control(void)
     if (comm == NULL)
         return;
     const int last = tess_comm_world(comm) - 1;
-    EXPECT(tess_comm_barrier(comm) == TESS_OK);
+    static unsigned char full[8 * 16];
+    EXPECT(gather(comm, full, 16) == TESS_OK);
     MPI_Barrier(MPI_COMM_WORLD);
     if (tess_comm_rank(comm) == last)
-        nap(0.9);
+        nap(0.75);
     tess_error_clear();
     const tess_status st = tess_agree(comm, TESS_OK);
     EXPECT(st == TESS_E_TIMEOUT);
@@ -179,8 +181,7 @@ int main(int argc, char **argv)
         test_sizes_that_differ_are_refused(100, 120,
                                            "rank 0 sent 100 bytes where rank 1 expects 120");
         test_sizes_that_differ_are_refused(5000, 120, "receiving from rank 0, 120 bytes");
-        test_late_rank_is_named(TESS_COMM_THREAD_OFF);
-        test_late_rank_is_named(TESS_COMM_THREAD_ON);
+        test_late_rank_is_named(world % 2 == 0 ? TESS_COMM_THREAD_OFF : TESS_COMM_THREAD_ON);
         test_late_rank_is_named_by_control();
     }
     MPI_Finalize();

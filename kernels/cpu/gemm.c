@@ -1,0 +1,460 @@
+/*
+ * Blocking of the CPU matrix product. Rows of C are cut in chunks; A of a chunk is packed once, by
+ * all threads; then every thread takes its columns (or, where those are few, its rows) and walks
+ * groups of panels: for each depth, B of each panel is dequantized and packed, used for all rows of
+ * the chunk while it is in the near cache, and forgotten. Sums wait in an f32 buffer between
+ * depths, so blocking does not change a bit of the result.
+ */
+#include <string.h>
+
+#include "core/arith.h"
+#include "kernels/cpu/gemm_priv.h"
+
+enum {
+    GROUP_MAX = 8,            /* panels that share one pass over packed A */
+    GROUP_NBYTES = 1 << 20,   /* sums of a group stay below, where rows allow */
+    STAGE_LINES = 16,         /* dequantized lines between codes and the packed layout */
+    STAGE_NBYTES = 32 * 1024, /* 16 lines of 512 elements of 4 bytes */
+    SLICE_NUMEL = 32,         /* k per stage of a weight stored [K, N] */
+    ALIGN_NBYTES = 64,
+};
+
+/* What one call needs, in bytes and counts. */
+typedef struct plan {
+    const tess_gemm_args *a;
+    const tess_gemm_path *path;
+    tess_gemm_unit unit;
+    bool is_bf16, is_split_rows, has_long_scaled;
+    int thread_numel, block_rows;
+    int64_t vector_numel;                        /* of all columns */
+    int64_t panel_vectors;                       /* at most, of a panel: decides block_rows */
+    int64_t unit_offset[TESS_GEMM_TERM_MAX + 1]; /* units of the terms before */
+    int64_t chunk_rows, group_numel;
+    size_t packed_nbytes, sum_nbytes, thread_nbytes;
+} plan;
+
+typedef struct chunk {
+    const plan *p;
+    int64_t first_row, row_numel, block_numel;
+    uint32_t *packed; /* per term, per block: [unit][rows of the block] */
+    char *thread_work;
+} chunk;
+
+/* One thread's buffers and its share of a chunk. */
+typedef struct worker {
+    const chunk *ch;
+    uint32_t *panel; /* [TESS_GEMM_DEPTH, panel columns] */
+    char *stage;
+    float *sums;   /* [panel of the group][row of the share][panel columns] */
+    float *scaled; /* same, of a long scaled term */
+    int64_t first_block, end_block, first_vector, end_vector;
+} worker;
+
+typedef struct panel {
+    int64_t first_col, col_numel, width;
+    int vector_numel;
+} panel;
+
+static int64_t term_units(const plan *p, int term_idx)
+{
+    return p->unit_offset[term_idx + 1] - p->unit_offset[term_idx];
+}
+
+static int64_t share_rows(const plan *p)
+{
+    if (!p->is_split_rows)
+        return p->chunk_rows;
+    const int64_t block_numel = tess_ceil_div(p->chunk_rows, p->block_rows);
+    return tess_ceil_div(block_numel, p->thread_numel) * p->block_rows;
+}
+
+static int64_t panels_of(const plan *p, int64_t vector_numel)
+{
+    return tess_ceil_div(vector_numel, p->panel_vectors);
+}
+
+static void plan_split(plan *p)
+{
+    const int64_t per_thread = tess_ceil_div(p->vector_numel, p->thread_numel);
+    p->is_split_rows = p->thread_numel > 1 && p->vector_numel < (int64_t)4 * p->thread_numel;
+    const int64_t share = p->is_split_rows ? p->vector_numel : per_thread;
+    const int64_t fewest = TESS_MAX(tess_ceil_div(share, p->path->vector_max), 1);
+    p->panel_vectors = TESS_MAX(tess_ceil_div(share, fewest), 1);
+    p->block_rows = p->path->block_rows[p->panel_vectors];
+    const int64_t panel_numel = TESS_MAX(panels_of(p, share), 1);
+    const int64_t chunk_numel = tess_ceil_div(TESS_MAX(p->a->m, 1), TESS_GEMM_ROWS_MAX);
+    p->chunk_rows = tess_round_up(tess_ceil_div(TESS_MAX(p->a->m, 1), chunk_numel), p->block_rows);
+    const int64_t sums_nbytes = share_rows(p) * TESS_GEMM_PANEL_MAX * (int64_t)sizeof(float);
+    p->group_numel = TESS_MIN(TESS_MAX(GROUP_NBYTES / sums_nbytes, 1), GROUP_MAX);
+    p->group_numel = TESS_MIN(p->group_numel, panel_numel);
+    p->sum_nbytes = (size_t)(sums_nbytes * p->group_numel);
+}
+
+static void plan_make(plan *p, const tess_gemm_args *a, int thread_numel)
+{
+    memset(p, 0, sizeof(*p));
+    p->a = a;
+    p->path = tess_gemm_path_current();
+    p->is_bf16 = a->term[0].a.dt == TESS_BF16;
+    p->unit = p->is_bf16 ? p->path->bf16_unit : TESS_GEMM_UNIT_F32;
+    p->thread_numel = TESS_MAX(thread_numel, 1);
+    p->vector_numel = tess_ceil_div(a->n, p->path->lane_numel);
+    for (int t = 0; t < a->term_numel; t++) {
+        const int64_t k = a->term[t].k;
+        const int64_t unit_numel = p->unit == TESS_GEMM_UNIT_PAIR ? tess_ceil_div(k, 2) : k;
+        p->unit_offset[t + 1] = p->unit_offset[t] + unit_numel;
+        if (a->term[t].scale != 1.0F && unit_numel > TESS_GEMM_DEPTH)
+            p->has_long_scaled = true;
+    }
+    plan_split(p);
+    p->packed_nbytes =
+        (size_t)tess_round_up(p->chunk_rows * p->unit_offset[a->term_numel] * 4, ALIGN_NBYTES);
+    p->thread_nbytes = (size_t)TESS_GEMM_DEPTH * TESS_GEMM_PANEL_MAX * 4 + STAGE_NBYTES +
+                       p->sum_nbytes * (p->has_long_scaled ? 2 : 1);
+}
+
+static size_t plan_nbytes(const plan *p)
+{
+    return ALIGN_NBYTES + p->packed_nbytes + p->thread_nbytes * (size_t)p->thread_numel;
+}
+
+size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
+{
+    plan p;
+    plan_make(&p, a, thread_numel);
+    return plan_nbytes(&p);
+}
+
+/* -------- packing A -------- */
+
+static void pack_block(const chunk *ch, int term_idx, int64_t block_idx)
+{
+    const plan *p = ch->p;
+    const tess_gemm_term *term = &p->a->term[term_idx];
+    const bool is_along = p->a->kind == TESS_GEMM_TN;
+    const int64_t first = block_idx * p->block_rows;
+    const int64_t rows = TESS_MIN(p->block_rows, ch->row_numel - first);
+    const int64_t stride = term->a_stride != 0 ? term->a_stride : (is_along ? p->a->m : term->k);
+    const int64_t src_idx = (ch->first_row + first) * (is_along ? 1 : stride);
+    const tess_gemm_pack pack = {
+        .src = (const char *)term->a.data + src_idx * (p->is_bf16 ? 2 : 4),
+        .is_src_bf16 = p->is_bf16,
+        .unit = p->unit,
+        .stride = stride,
+        .k_numel = term->k,
+        .line_numel = rows,
+        .fill_numel = rows,
+        .dst_stride = rows,
+        .dst =
+            ch->packed + p->unit_offset[term_idx] * ch->row_numel + first * term_units(p, term_idx),
+    };
+    if (is_along)
+        p->path->pack_along(&pack);
+    else
+        p->path->pack_across(&pack);
+}
+
+static void pack_body(void *arg, int part_idx, int part_numel)
+{
+    const chunk *ch = arg;
+    int64_t lo = 0;
+    int64_t hi = 0;
+    tess_pool_range(ch->block_numel, 1, part_idx, part_numel, &lo, &hi);
+    for (int t = 0; t < ch->p->a->term_numel; t++) {
+        for (int64_t b = lo; b < hi; b++)
+            pack_block(ch, t, b);
+    }
+}
+
+/* -------- packing B -------- */
+
+static void round_line(const float *src, uint16_t *dst, int64_t numel)
+{
+    for (int64_t i = 0; i < numel; i++)
+        dst[i] = tess_bf16_from_f32(src[i]);
+}
+
+/* Elements [first_idx, first_idx + numel) of a stored matrix in the compute dtype. */
+static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, int64_t numel,
+                       void *dst)
+{
+    if (b->codec.format == TESS_FORMAT_NF4)
+        tess_nf4_range(p->path, &b->codec, b->part, first_idx,
+                       tess_view_host(dst, numel, p->is_bf16 ? TESS_BF16 : TESS_F32));
+    else
+        round_line((const float *)b->part[0] + first_idx, dst, numel);
+}
+
+/* A plain matrix is packed from where it is, unless it must be rounded first. */
+static bool is_packed_in_place(const plan *p, const tess_matrix *b)
+{
+    return b->codec.format == TESS_FORMAT_BF16 ||
+           (b->codec.format == TESS_FORMAT_F32 && !p->is_bf16);
+}
+
+static void pack_in_place(const worker *w, const tess_matrix *b, tess_gemm_pack pack,
+                          int64_t first_idx, bool is_along)
+{
+    pack.is_src_bf16 = b->codec.format == TESS_FORMAT_BF16;
+    pack.src = (const char *)b->part[0] + first_idx * (pack.is_src_bf16 ? 2 : 4);
+    pack.stride = b->cols;
+    if (is_along)
+        w->ch->p->path->pack_along(&pack);
+    else
+        w->ch->p->path->pack_across(&pack);
+}
+
+/* Weight [N, K]: lines are rows. */
+static void pack_staged_across(const worker *w, const tess_matrix *b, tess_gemm_pack pack,
+                               int64_t first_idx)
+{
+    const plan *p = w->ch->p;
+    const int64_t line_numel = pack.line_numel;
+    const int64_t fill_numel = pack.fill_numel;
+    pack.src = w->stage;
+    pack.stride = pack.k_numel;
+    pack.is_src_bf16 = p->is_bf16;
+    for (int64_t lo = 0; lo < fill_numel; lo += STAGE_LINES) {
+        pack.line_numel = TESS_MIN(TESS_MAX(line_numel - lo, 0), STAGE_LINES);
+        pack.fill_numel = TESS_MIN(fill_numel - lo, STAGE_LINES);
+        for (int64_t i = 0; i < pack.line_numel; i++)
+            stage_line(p, b, first_idx + (lo + i) * b->cols, pack.k_numel,
+                       w->stage + i * pack.k_numel * (p->is_bf16 ? 2 : 4));
+        p->path->pack_across(&pack);
+        pack.dst += STAGE_LINES;
+    }
+}
+
+/* Weight [K, N]: lines are columns. Slices are even, so pairs do not straddle them. */
+static void pack_staged_along(const worker *w, const tess_matrix *b, tess_gemm_pack pack,
+                              int64_t first_idx)
+{
+    const plan *p = w->ch->p;
+    const int64_t k_numel = pack.k_numel;
+    pack.src = w->stage;
+    pack.stride = pack.line_numel;
+    pack.is_src_bf16 = p->is_bf16;
+    for (int64_t lo = 0; lo < k_numel; lo += SLICE_NUMEL) {
+        pack.k_numel = TESS_MIN(k_numel - lo, SLICE_NUMEL);
+        for (int64_t i = 0; i < pack.k_numel; i++)
+            stage_line(p, b, first_idx + (lo + i) * b->cols, pack.line_numel,
+                       w->stage + i * pack.line_numel * (p->is_bf16 ? 2 : 4));
+        p->path->pack_along(&pack);
+        pack.dst += SLICE_NUMEL / (p->unit == TESS_GEMM_UNIT_PAIR ? 2 : 1) * pack.dst_stride;
+    }
+}
+
+static void pack_panel(const worker *w, int term_idx, const panel *pn, int64_t first_unit,
+                       int64_t unit_numel)
+{
+    const plan *p = w->ch->p;
+    const tess_gemm_term *term = &p->a->term[term_idx];
+    const int64_t step = p->unit == TESS_GEMM_UNIT_PAIR ? 2 : 1;
+    const int64_t first_k = first_unit * step;
+    const bool is_along = p->a->kind != TESS_GEMM_NT;
+    const tess_gemm_pack pack = {
+        .unit = p->unit,
+        .k_numel = TESS_MIN(unit_numel * step, term->k - first_k),
+        .line_numel = pn->col_numel,
+        .fill_numel = pn->width,
+        .dst_stride = pn->width,
+        .dst = w->panel,
+    };
+    const int64_t first_idx =
+        is_along ? first_k * term->b.cols + pn->first_col : pn->first_col * term->b.cols + first_k;
+    if (is_packed_in_place(p, &term->b))
+        pack_in_place(w, &term->b, pack, first_idx, is_along);
+    else if (is_along)
+        pack_staged_along(w, &term->b, pack, first_idx);
+    else
+        pack_staged_across(w, &term->b, pack, first_idx);
+}
+
+/* -------- products -------- */
+
+static void multiply_panel(const worker *w, int term_idx, const panel *pn, tess_gemm_tile tile,
+                           int64_t first_unit)
+{
+    const plan *p = w->ch->p;
+    const int64_t units = term_units(p, term_idx);
+    const uint32_t *packed = w->ch->packed + p->unit_offset[term_idx] * w->ch->row_numel;
+    float *sums = tile.c;
+    for (int64_t b = w->first_block; b < w->end_block; b++) {
+        const int64_t first = b * p->block_rows;
+        const int64_t rows = TESS_MIN(p->block_rows, w->ch->row_numel - first);
+        tile.a = packed + first * units + first_unit * rows;
+        tile.c = sums + (first - w->first_block * p->block_rows) * pn->width;
+        p->path->micro[p->unit][pn->vector_numel - 1][rows - 1](&tile);
+    }
+}
+
+static float *group_sums(const worker *w, float *sums, int64_t panel_idx)
+{
+    return sums + panel_idx * share_rows(w->ch->p) * TESS_GEMM_PANEL_MAX;
+}
+
+static int64_t worker_rows(const worker *w)
+{
+    const int64_t block_rows = w->ch->p->block_rows;
+    return TESS_MIN(w->end_block * block_rows, w->ch->row_numel) - w->first_block * block_rows;
+}
+
+/* One term for a group of panels. A scaled term has sums of its own: in registers when one depth
+ * holds it, else in a second buffer. */
+static void multiply_term(const worker *w, int term_idx, const panel *panels, int64_t panel_numel)
+{
+    const plan *p = w->ch->p;
+    const int64_t units = term_units(p, term_idx);
+    const float scale = p->a->term[term_idx].scale;
+    const bool is_scaled = scale != 1.0F;
+    const bool is_long = is_scaled && units > TESS_GEMM_DEPTH;
+    for (int64_t i = 0; is_scaled && term_idx == 0 && i < panel_numel; i++)
+        memset(group_sums(w, w->sums, i), 0,
+               (size_t)(worker_rows(w) * panels[i].width) * sizeof(float));
+    for (int64_t u = 0; u == 0 || u < units; u += TESS_GEMM_DEPTH) {
+        const bool is_first = u == 0 && (term_idx == 0 || is_long);
+        for (int64_t i = 0; i < panel_numel; i++) {
+            const tess_gemm_tile tile = {
+                .b = w->panel,
+                .unit_numel = TESS_MIN(units - u, TESS_GEMM_DEPTH),
+                .c = group_sums(w, is_long ? w->scaled : w->sums, i),
+                .c_stride = panels[i].width,
+                .mode = is_scaled && !is_long ? TESS_GEMM_SCALED
+                        : is_first            ? TESS_GEMM_FIRST
+                                              : TESS_GEMM_NEXT,
+                .scale = scale,
+            };
+            pack_panel(w, term_idx, &panels[i], u, tile.unit_numel);
+            multiply_panel(w, term_idx, &panels[i], tile, u);
+        }
+    }
+    for (int64_t i = 0; is_long && i < panel_numel; i++)
+        p->path->add_scaled(group_sums(w, w->sums, i), group_sums(w, w->scaled, i), scale,
+                            worker_rows(w) * panels[i].width);
+}
+
+static void write_panel(const worker *w, const panel *pn, const float *sums)
+{
+    const tess_gemm_args *a = w->ch->p->a;
+    const int64_t first_row = w->ch->first_row + w->first_block * w->ch->p->block_rows;
+    const int64_t stride = a->c_stride != 0 ? a->c_stride : a->n;
+    const bool is_c_bf16 = a->c.dt == TESS_BF16;
+    tess_gemm_out out = {
+        .sum = sums,
+        .sum_stride = pn->width,
+        .is_c_bf16 = is_c_bf16,
+        .is_accumulating = a->accumulate,
+        .c = (char *)a->c.data + (first_row * stride + pn->first_col) * (is_c_bf16 ? 2 : 4),
+        .c_stride = stride,
+        .row_numel = worker_rows(w),
+        .col_numel = pn->col_numel,
+    };
+    if (a->bias != NULL) {
+        out.is_bias_bf16 = a->bias->codec.format == TESS_FORMAT_BF16;
+        out.bias = (const char *)a->bias->part[0] + pn->first_col * (out.is_bias_bf16 ? 2 : 4);
+    }
+    w->ch->p->path->write(&out);
+}
+
+/* Panel `panel_idx` of the `panel_numel` equal ones a worker's columns are cut in. */
+static panel panel_get(const worker *w, int64_t panel_idx, int64_t panel_numel)
+{
+    const plan *p = w->ch->p;
+    const int64_t share = w->end_vector - w->first_vector;
+    const int64_t lo = w->first_vector + share * panel_idx / panel_numel;
+    const int64_t hi = w->first_vector + share * (panel_idx + 1) / panel_numel;
+    const int64_t width = (hi - lo) * p->path->lane_numel;
+    const int64_t first_col = lo * p->path->lane_numel;
+    return (panel){first_col, TESS_MIN(width, p->a->n - first_col), width, (int)(hi - lo)};
+}
+
+static void worker_run(const worker *w)
+{
+    const plan *p = w->ch->p;
+    const int64_t panel_numel = panels_of(p, w->end_vector - w->first_vector);
+    panel group[GROUP_MAX];
+    for (int64_t lo = 0; lo < panel_numel; lo += p->group_numel) {
+        const int64_t numel = TESS_MIN(p->group_numel, panel_numel - lo);
+        for (int64_t i = 0; i < numel; i++)
+            group[i] = panel_get(w, lo + i, panel_numel);
+        for (int t = 0; t < p->a->term_numel; t++)
+            multiply_term(w, t, group, numel);
+        for (int64_t i = 0; i < numel; i++)
+            write_panel(w, &group[i], group_sums(w, w->sums, i));
+    }
+}
+
+static void multiply_body(void *arg, int part_idx, int part_numel)
+{
+    const chunk *ch = arg;
+    const plan *p = ch->p;
+    char *work = ch->thread_work + (size_t)part_idx * p->thread_nbytes;
+    char *stage = work + (size_t)TESS_GEMM_DEPTH * TESS_GEMM_PANEL_MAX * 4;
+    float *sums = (float *)(void *)(stage + STAGE_NBYTES);
+    worker w = {
+        .ch = ch,
+        .panel = (uint32_t *)(void *)work,
+        .stage = stage,
+        .sums = sums,
+        .scaled = sums + p->sum_nbytes / sizeof(float),
+        .end_block = ch->block_numel,
+        .end_vector = p->vector_numel,
+    };
+    if (p->is_split_rows)
+        tess_pool_range(ch->block_numel, 1, part_idx, part_numel, &w.first_block, &w.end_block);
+    else
+        tess_pool_range(p->vector_numel, 1, part_idx, part_numel, &w.first_vector, &w.end_vector);
+    if (w.first_block < w.end_block && w.first_vector < w.end_vector)
+        worker_run(&w);
+}
+
+static tess_status host_check(const tess_gemm_args *a, const plan *p)
+{
+    bool is_host = a->c.space == TESS_HOST && a->work.space == TESS_HOST;
+    for (int t = 0; t < a->term_numel; t++)
+        is_host = is_host && a->term[t].a.space == TESS_HOST;
+    TESS_CHECK(is_host, TESS_E_ARG, "gemm: the cpu backend was given device memory");
+    TESS_CHECK(tess_view_nbytes(a->work) >= plan_nbytes(p), TESS_E_ARG,
+               "gemm: work has %zu bytes, %zu are needed for %d threads (gemm_work_nbytes)",
+               tess_view_nbytes(a->work), plan_nbytes(p), p->thread_numel);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_gemm(const tess_gemm_args *a, tess_stream *s)
+{
+    tess_pool *pool = s != NULL ? s->pool : NULL;
+    plan p;
+    TESS_TRY(tess_gemm_check(a));
+    plan_make(&p, a, tess_pool_thread_numel(pool));
+    TESS_TRY(host_check(a, &p));
+    const uintptr_t misalign = (uintptr_t)a->work.data % ALIGN_NBYTES;
+    char *work = (char *)a->work.data + (misalign != 0 ? ALIGN_NBYTES - misalign : 0);
+    for (int64_t first = 0; first < a->m && a->n > 0; first += p.chunk_rows) {
+        chunk ch = {
+            .p = &p,
+            .first_row = first,
+            .row_numel = TESS_MIN(p.chunk_rows, a->m - first),
+            .packed = (uint32_t *)(void *)work,
+            .thread_work = work + p.packed_nbytes,
+        };
+        ch.block_numel = tess_ceil_div(ch.row_numel, p.block_rows);
+        tess_pool_run(pool, p.thread_numel, pack_body, &ch);
+        tess_pool_run(pool, p.thread_numel, multiply_body, &ch);
+    }
+    return TESS_OK;
+}
+
+const tess_gemm_path *tess_gemm_path_current(void)
+{
+    switch (tess_cpu_path_current()) {
+    case TESS_CPU_PORTABLE:
+        return &tess_gemm_path_portable;
+    case TESS_CPU_AVX2:
+        return &tess_gemm_path_avx2;
+    case TESS_CPU_AVX512:
+        return &tess_gemm_path_avx512;
+    case TESS_CPU_AVX512_BF16:
+        return &tess_gemm_path_avx512_bf16;
+    }
+    return &tess_gemm_path_portable;
+}

@@ -1,0 +1,395 @@
+/**
+ * Packing, dequantization and innermost kernels with 512-bit vectors, shared by the two paths that
+ * have them. Include only from files compiled for AVX-512.
+ */
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/cpu/gemm_generic.h"
+
+#ifdef __clang__
+#define TESS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define TESS_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define TESS_INLINE static inline __attribute__((always_inline))
+
+enum { AVX512_LANES = 16 };
+
+/* Lanes [0, numel) of 16, 32. */
+TESS_INLINE __mmask16 avx512_mask16(int64_t numel)
+{
+    return numel >= 16 ? (__mmask16)0xffffU : (__mmask16)((1U << numel) - 1U);
+}
+
+TESS_INLINE __mmask32 avx512_mask32(int64_t numel)
+{
+    return numel >= 32 ? (__mmask32)0xffffffffU : (__mmask32)((1ULL << numel) - 1U);
+}
+
+/* -------- packing -------- */
+
+typedef enum avx512_source { AVX512_F32, AVX512_WIDEN, AVX512_PAIR } avx512_source;
+
+static inline avx512_source avx512_source_of(const tess_gemm_pack *p)
+{
+    if (!p->is_src_bf16)
+        return AVX512_F32;
+    return p->unit == TESS_GEMM_UNIT_PAIR ? AVX512_PAIR : AVX512_WIDEN;
+}
+
+TESS_INLINE __m512i avx512_widen(__m256i x)
+{
+    return _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
+}
+
+/* Up to 16 units of one row, from unit `unit_idx`. */
+TESS_INLINE __m512i avx512_load_units(const tess_gemm_pack *p, avx512_source source, int64_t line,
+                                      int64_t unit_idx)
+{
+    const int64_t base = line * p->stride;
+    if (source == AVX512_F32)
+        return _mm512_maskz_loadu_epi32(avx512_mask16(p->k_numel - unit_idx),
+                                        (const uint32_t *)p->src + base + unit_idx);
+    const uint16_t *src = (const uint16_t *)p->src + base;
+    if (source == AVX512_WIDEN)
+        return avx512_widen(
+            _mm256_maskz_loadu_epi16(avx512_mask16(p->k_numel - unit_idx), src + unit_idx));
+    return _mm512_maskz_loadu_epi16(avx512_mask32(p->k_numel - 2 * unit_idx), src + 2 * unit_idx);
+}
+
+/* Two steps of a transposition: quads of rows in every 128-bit lane. */
+TESS_INLINE void avx512_transpose_4x4(const __m512i in[4], __m512i out[4])
+{
+    const __m512i low_01 = _mm512_unpacklo_epi32(in[0], in[1]);
+    const __m512i high_01 = _mm512_unpackhi_epi32(in[0], in[1]);
+    const __m512i low_23 = _mm512_unpacklo_epi32(in[2], in[3]);
+    const __m512i high_23 = _mm512_unpackhi_epi32(in[2], in[3]);
+    out[0] = _mm512_unpacklo_epi64(low_01, low_23);
+    out[1] = _mm512_unpackhi_epi64(low_01, low_23);
+    out[2] = _mm512_unpacklo_epi64(high_01, high_23);
+    out[3] = _mm512_unpackhi_epi64(high_01, high_23);
+}
+
+/* 16 units of up to 8 rows. */
+TESS_INLINE void avx512_across_8(const tess_gemm_pack *p, avx512_source source, int64_t unit_idx,
+                                 int64_t unit_numel)
+{
+    __m512i in[8];
+    __m512i quad[8];
+    TESS_UNROLL
+    for (int i = 0; i < 8; i++)
+        in[i] =
+            i < p->line_numel ? avx512_load_units(p, source, i, unit_idx) : _mm512_setzero_si512();
+    avx512_transpose_4x4(in, quad);
+    avx512_transpose_4x4(in + 4, quad + 4);
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m256i unit[16];
+    TESS_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const __m512i first = _mm512_permutex2var_epi64(quad[i], low, quad[i + 4]);
+        const __m512i second = _mm512_permutex2var_epi64(quad[i], high, quad[i + 4]);
+        unit[i] = _mm512_castsi512_si256(first);
+        unit[4 + i] = _mm512_extracti64x4_epi64(first, 1);
+        unit[8 + i] = _mm512_castsi512_si256(second);
+        unit[12 + i] = _mm512_extracti64x4_epi64(second, 1);
+    }
+    const __mmask8 mask = (__mmask8)avx512_mask16(p->fill_numel);
+    uint32_t *dst = p->dst + unit_idx * p->dst_stride;
+    TESS_UNROLL
+    for (int i = 0; i < 16; i++) {
+        if (i < unit_numel)
+            _mm256_mask_storeu_epi32(dst + i * p->dst_stride, mask, unit[i]);
+    }
+}
+
+/* 16 units of up to 16 rows from row `line`. */
+TESS_INLINE void avx512_across_16(const tess_gemm_pack *p, avx512_source source, int64_t line,
+                                  int64_t unit_idx, int64_t unit_numel)
+{
+    __m512i in[16];
+    __m512i quad[16];
+    TESS_UNROLL
+    for (int i = 0; i < 16; i++)
+        in[i] = line + i < p->line_numel ? avx512_load_units(p, source, line + i, unit_idx)
+                                         : _mm512_setzero_si512();
+    TESS_UNROLL
+    for (int i = 0; i < 16; i += 4)
+        avx512_transpose_4x4(in + i, quad + i);
+    __m512i unit[16];
+    TESS_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const __m512i low_0 = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0x44);
+        const __m512i high_0 = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0xee);
+        const __m512i low_1 = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0x44);
+        const __m512i high_1 = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0xee);
+        unit[i] = _mm512_shuffle_i32x4(low_0, low_1, 0x88);
+        unit[4 + i] = _mm512_shuffle_i32x4(low_0, low_1, 0xdd);
+        unit[8 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0x88);
+        unit[12 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0xdd);
+    }
+    const __mmask16 mask = avx512_mask16(p->fill_numel - line);
+    uint32_t *dst = p->dst + unit_idx * p->dst_stride + line;
+    TESS_UNROLL
+    for (int i = 0; i < 16; i++) {
+        if (i < unit_numel)
+            _mm512_mask_storeu_epi32(dst + i * p->dst_stride, mask, unit[i]);
+    }
+}
+
+TESS_INLINE void avx512_across(const tess_gemm_pack *p, avx512_source source)
+{
+    const int64_t unit_numel = generic_units(p);
+    for (int64_t u = 0; u < unit_numel; u += 16) {
+        if (p->fill_numel <= 8) {
+            avx512_across_8(p, source, u, unit_numel - u);
+            continue;
+        }
+        for (int64_t line = 0; line < p->fill_numel; line += 16)
+            avx512_across_16(p, source, line, u, unit_numel - u);
+    }
+}
+
+static void avx512_pack_across(const tess_gemm_pack *p)
+{
+    switch (avx512_source_of(p)) {
+    case AVX512_F32:
+        avx512_across(p, AVX512_F32);
+        break;
+    case AVX512_WIDEN:
+        avx512_across(p, AVX512_WIDEN);
+        break;
+    case AVX512_PAIR:
+        avx512_across(p, AVX512_PAIR);
+        break;
+    }
+}
+
+/* One unit row of 16 columns from column `line`. */
+TESS_INLINE __m512i avx512_load_columns(const tess_gemm_pack *p, avx512_source source, int64_t line,
+                                        int64_t unit_idx)
+{
+    const __mmask16 mask = avx512_mask16(TESS_MAX(p->line_numel - line, 0));
+    if (source == AVX512_F32)
+        return _mm512_maskz_loadu_epi32(mask,
+                                        (const uint32_t *)p->src + unit_idx * p->stride + line);
+    if (source == AVX512_WIDEN)
+        return avx512_widen(
+            _mm256_maskz_loadu_epi16(mask, (const uint16_t *)p->src + unit_idx * p->stride + line));
+    const uint16_t *src = (const uint16_t *)p->src + 2 * unit_idx * p->stride + line;
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, src));
+    if (2 * unit_idx + 1 >= p->k_numel)
+        return even;
+    return _mm512_or_si512(even, avx512_widen(_mm256_maskz_loadu_epi16(mask, src + p->stride)));
+}
+
+TESS_INLINE void avx512_along(const tess_gemm_pack *p, avx512_source source)
+{
+    const int64_t unit_numel = generic_units(p);
+    for (int64_t u = 0; u < unit_numel; u++) {
+        uint32_t *dst = p->dst + u * p->dst_stride;
+        for (int64_t line = 0; line < p->fill_numel; line += 16)
+            _mm512_mask_storeu_epi32(dst + line, avx512_mask16(p->fill_numel - line),
+                                     avx512_load_columns(p, source, line, u));
+    }
+}
+
+static void avx512_pack_along(const tess_gemm_pack *p)
+{
+    switch (avx512_source_of(p)) {
+    case AVX512_F32:
+        avx512_along(p, AVX512_F32);
+        break;
+    case AVX512_WIDEN:
+        avx512_along(p, AVX512_WIDEN);
+        break;
+    case AVX512_PAIR:
+        avx512_along(p, AVX512_PAIR);
+        break;
+    }
+}
+
+/* -------- NF4 -------- */
+
+/* Nearest even in integers: vcvtneps2bf16 would flush subnormals. */
+TESS_INLINE __m256i avx512_round_bf16(__m512 x)
+{
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x8000));
+    const __m512i nan = _mm512_or_si512(sign, _mm512_set1_epi32(0x7fc0));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, nan));
+}
+
+/* Codes of 32 elements in 16 bytes, as bf16; the table is twice in `lut` because a word index has
+ * five bits and the fifth is another element's. */
+TESS_INLINE __m512i avx512_nf4_bf16(__m128i bytes, __m512i lut)
+{
+    const __m512i wide = _mm512_cvtepu8_epi32(bytes);
+    const __m512i idx = _mm512_or_si512(_mm512_srli_epi32(wide, 4), _mm512_slli_epi32(wide, 16));
+    return _mm512_permutexvar_epi16(idx, lut);
+}
+
+/* Codes of 16 elements in 8 bytes, as f32. */
+TESS_INLINE __m512 avx512_nf4_f32(__m128i bytes, __m512 lut)
+{
+    const __m512i wide = _mm512_cvtepu8_epi64(bytes);
+    const __m512i idx = _mm512_or_si512(_mm512_srli_epi64(wide, 4), _mm512_slli_epi64(wide, 32));
+    return _mm512_permutexvar_ps(idx, lut);
+}
+
+TESS_INLINE void avx512_nf4_run_bf16(const uint8_t *codes, int64_t numel, __m512 lut, uint16_t *dst)
+{
+    const __m512i words = _mm512_broadcast_i64x4(avx512_round_bf16(lut));
+    int64_t i = 0;
+    for (; i + 32 <= numel; i += 32)
+        _mm512_storeu_si512(dst + i,
+                            avx512_nf4_bf16(_mm_loadu_si128((const void *)(codes + i / 2)), words));
+    if (i < numel) {
+        const __m128i bytes =
+            _mm_maskz_loadu_epi8(avx512_mask16((numel - i + 1) / 2), codes + i / 2);
+        _mm512_mask_storeu_epi16(dst + i, avx512_mask32(numel - i), avx512_nf4_bf16(bytes, words));
+    }
+}
+
+TESS_INLINE void avx512_nf4_run_f32(const uint8_t *codes, int64_t numel, __m512 lut, float *dst)
+{
+    int64_t i = 0;
+    for (; i + 16 <= numel; i += 16)
+        _mm512_storeu_ps(dst + i,
+                         avx512_nf4_f32(_mm_loadl_epi64((const void *)(codes + i / 2)), lut));
+    if (i < numel) {
+        const __m128i bytes =
+            _mm_maskz_loadu_epi8(avx512_mask16((numel - i + 1) / 2), codes + i / 2);
+        _mm512_mask_storeu_ps(dst + i, avx512_mask16(numel - i), avx512_nf4_f32(bytes, lut));
+    }
+}
+
+static void avx512_nf4_run(const tess_nf4_run *r)
+{
+    int64_t first = r->first_idx;
+    int64_t numel = r->numel;
+    char *dst = r->dst;
+    if ((first & 1) != 0) { /* the low half of a byte that belongs to the run before */
+        tess_nf4_run one = *r;
+        one.numel = 1;
+        generic_nf4_run(&one);
+        first++;
+        numel--;
+        dst += r->is_dst_bf16 ? 2 : 4;
+    }
+    const __m512 lut = _mm512_mul_ps(_mm512_loadu_ps(tess_nf4_table), _mm512_set1_ps(r->absmax));
+    if (r->is_dst_bf16)
+        avx512_nf4_run_bf16(r->codes + first / 2, numel, lut, (uint16_t *)(void *)dst);
+    else
+        avx512_nf4_run_f32(r->codes + first / 2, numel, lut, (float *)(void *)dst);
+}
+
+/* -------- products -------- */
+
+TESS_INLINE __m512 avx512_step(__m512 sum, __m512 a, __m512 b, tess_gemm_unit unit)
+{
+#ifdef __AVX512BF16__
+    if (unit == TESS_GEMM_UNIT_PAIR)
+        return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)unit;
+    return _mm512_fmadd_ps(a, b, sum);
+}
+
+/* rows x vectors sums in registers: 24 of the 32, so that the latency of one multiply-add is hidden
+ * and four vectors of B plus one of A fit beside them. */
+TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const int vectors,
+                                 const tess_gemm_unit unit)
+{
+    __m512 sum[TESS_GEMM_BLOCK_MAX][TESS_GEMM_VECTOR_MAX];
+    const uint32_t *a = t->a;
+    const uint32_t *b = t->b;
+    float *c = t->c;
+    const int64_t c_stride = t->c_stride;
+    TESS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        TESS_UNROLL
+        for (int j = 0; j < vectors; j++)
+            sum[i][j] = t->mode == TESS_GEMM_NEXT ? _mm512_loadu_ps(c + i * c_stride + 16 * j)
+                                                  : _mm512_setzero_ps();
+    }
+    for (int64_t u = 0; u < t->unit_numel; u++) {
+        __m512 bv[TESS_GEMM_VECTOR_MAX];
+        TESS_UNROLL
+        for (int j = 0; j < vectors; j++)
+            bv[j] = _mm512_loadu_ps((const void *)(b + 16 * j));
+        TESS_UNROLL
+        for (int i = 0; i < rows; i++) {
+            const __m512 av = _mm512_castsi512_ps(_mm512_set1_epi32((int)a[i]));
+            TESS_UNROLL
+            for (int j = 0; j < vectors; j++)
+                sum[i][j] = avx512_step(sum[i][j], av, bv[j], unit);
+        }
+        a += rows;
+        b += 16 * vectors;
+    }
+    const __m512 scale = _mm512_set1_ps(t->scale);
+    TESS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        TESS_UNROLL
+        for (int j = 0; j < vectors; j++) {
+            float *dst = c + i * c_stride + 16 * j;
+            __m512 x = sum[i][j];
+            if (t->mode == TESS_GEMM_SCALED)
+                x = _mm512_add_ps(_mm512_loadu_ps(dst), _mm512_mul_ps(scale, x));
+            _mm512_storeu_ps(dst, x);
+        }
+    }
+}
+
+#define AVX512_KERNEL(name, rows, vectors, unit)                                                   \
+    static void name##_##rows##x##vectors(const tess_gemm_tile *t)                                 \
+    {                                                                                              \
+        avx512_multiply(t, rows, vectors, unit);                                                   \
+    }
+#define AVX512_KERNELS_6(name, v, unit)                                                            \
+    AVX512_KERNEL(name, 1, v, unit)                                                                \
+    AVX512_KERNEL(name, 2, v, unit)                                                                \
+    AVX512_KERNEL(name, 3, v, unit)                                                                \
+    AVX512_KERNEL(name, 4, v, unit)                                                                \
+    AVX512_KERNEL(name, 5, v, unit) AVX512_KERNEL(name, 6, v, unit)
+#define AVX512_KERNELS_8(name, v, unit)                                                            \
+    AVX512_KERNELS_6(name, v, unit)                                                                \
+    AVX512_KERNEL(name, 7, v, unit) AVX512_KERNEL(name, 8, v, unit)
+#define AVX512_KERNELS_12(name, v, unit)                                                           \
+    AVX512_KERNELS_8(name, v, unit)                                                                \
+    AVX512_KERNEL(name, 9, v, unit)                                                                \
+    AVX512_KERNEL(name, 10, v, unit)                                                               \
+    AVX512_KERNEL(name, 11, v, unit) AVX512_KERNEL(name, 12, v, unit)
+#define AVX512_KERNELS(name, unit)                                                                 \
+    AVX512_KERNELS_12(name, 1, unit)                                                               \
+    AVX512_KERNELS_12(name, 2, unit)                                                               \
+    AVX512_KERNELS_8(name, 3, unit) AVX512_KERNELS_6(name, 4, unit)
+
+#define AVX512_NAMES_6(name, v)                                                                    \
+    name##_1x##v, name##_2x##v, name##_3x##v, name##_4x##v, name##_5x##v, name##_6x##v
+#define AVX512_NAMES_8(name, v) AVX512_NAMES_6(name, v), name##_7x##v, name##_8x##v
+#define AVX512_NAMES_12(name, v)                                                                   \
+    AVX512_NAMES_8(name, v), name##_9x##v, name##_10x##v, name##_11x##v, name##_12x##v
+#define AVX512_NAMES(name)                                                                         \
+    {                                                                                              \
+        {AVX512_NAMES_12(name, 1)}, {AVX512_NAMES_12(name, 2)}, {AVX512_NAMES_8(name, 3)},         \
+        {                                                                                          \
+            AVX512_NAMES_6(name, 4)                                                                \
+        }                                                                                          \
+    }
+
+AVX512_KERNELS(f32, TESS_GEMM_UNIT_F32)
+
+static void avx512_add_scaled(float *dst, const float *src, float scale, int64_t numel)
+{
+    generic_add_scaled(dst, src, scale, numel);
+}
+
+static void avx512_write(const tess_gemm_out *o) { generic_write(o); }

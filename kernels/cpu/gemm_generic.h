@@ -1,0 +1,126 @@
+/**
+ * Parts of an instruction path in plain C, compiled once in the file of each path that includes
+ * them.
+ */
+#pragma once
+
+#include <string.h>
+
+#include "kernels/cpu/gemm_priv.h"
+
+static inline uint32_t generic_load(const tess_gemm_pack *p, int64_t idx)
+{
+    if (p->is_src_bf16)
+        return (uint32_t)((const uint16_t *)p->src)[idx];
+    return ((const uint32_t *)p->src)[idx];
+}
+
+/* Unit `unit_idx` of line `line`: element strides of both axes are given. */
+static inline uint32_t generic_unit(const tess_gemm_pack *p, int64_t base, int64_t k_stride,
+                                    int64_t unit_idx)
+{
+    if (p->unit == TESS_GEMM_UNIT_F32) {
+        const uint32_t x = generic_load(p, base + unit_idx * k_stride);
+        return p->is_src_bf16 ? x << 16 : x;
+    }
+    const int64_t k = 2 * unit_idx;
+    const uint32_t low = generic_load(p, base + k * k_stride);
+    const uint32_t high = k + 1 < p->k_numel ? generic_load(p, base + (k + 1) * k_stride) : 0;
+    return low | high << 16;
+}
+
+static inline int64_t generic_units(const tess_gemm_pack *p)
+{
+    return p->unit == TESS_GEMM_UNIT_PAIR ? (p->k_numel + 1) / 2 : p->k_numel;
+}
+
+static inline void generic_pack_across(const tess_gemm_pack *p)
+{
+    const int64_t unit_numel = generic_units(p);
+    for (int64_t u = 0; u < unit_numel; u++) {
+        uint32_t *dst = p->dst + u * p->dst_stride;
+        for (int64_t i = 0; i < p->fill_numel; i++)
+            dst[i] = i < p->line_numel ? generic_unit(p, i * p->stride, 1, u) : 0;
+    }
+}
+
+static inline void generic_pack_along(const tess_gemm_pack *p)
+{
+    const int64_t unit_numel = generic_units(p);
+    for (int64_t u = 0; u < unit_numel; u++) {
+        uint32_t *dst = p->dst + u * p->dst_stride;
+        for (int64_t i = 0; i < p->fill_numel; i++)
+            dst[i] = i < p->line_numel ? generic_unit(p, i, p->stride, u) : 0;
+    }
+}
+
+static inline void generic_add_scaled(float *dst, const float *src, float scale, int64_t numel)
+{
+    for (int64_t i = 0; i < numel; i++)
+        dst[i] += scale * src[i];
+}
+
+static inline float generic_bias(const tess_gemm_out *o, int64_t col)
+{
+    return o->is_bias_bf16 ? tess_bf16_to_f32(((const uint16_t *)o->bias)[col])
+                           : ((const float *)o->bias)[col];
+}
+
+static inline void generic_write_row(const tess_gemm_out *o, const float *restrict sum, void *c)
+{
+    float *restrict c_f32 = c;
+    uint16_t *restrict c_bf16 = c;
+    float row[TESS_GEMM_PANEL_MAX];
+    for (int64_t j = 0; j < o->col_numel; j++)
+        row[j] = sum[j];
+    if (o->bias != NULL) {
+        for (int64_t j = 0; j < o->col_numel; j++)
+            row[j] += generic_bias(o, j);
+    }
+    if (o->is_c_bf16) {
+        for (int64_t j = 0; j < o->col_numel; j++)
+            c_bf16[j] = tess_bf16_from_f32(row[j]);
+    } else if (o->is_accumulating) {
+        for (int64_t j = 0; j < o->col_numel; j++)
+            c_f32[j] += row[j];
+    } else {
+        for (int64_t j = 0; j < o->col_numel; j++)
+            c_f32[j] = row[j];
+    }
+}
+
+static inline void generic_write(const tess_gemm_out *o)
+{
+    const int64_t elem_nbytes = o->is_c_bf16 ? 2 : 4;
+    for (int64_t i = 0; i < o->row_numel; i++)
+        generic_write_row(o, o->sum + i * o->sum_stride,
+                          (char *)o->c + i * o->c_stride * elem_nbytes);
+}
+
+static inline void generic_nf4_lut(float absmax, float f32[16], uint16_t bf16[16])
+{
+    for (int i = 0; i < 16; i++) {
+        f32[i] = tess_nf4_table[i] * absmax;
+        bf16[i] = tess_bf16_from_f32(f32[i]);
+    }
+}
+
+static inline unsigned generic_nf4_code(const uint8_t *codes, int64_t idx)
+{
+    const unsigned byte = codes[idx >> 1];
+    return (idx & 1) != 0 ? byte & 15U : byte >> 4;
+}
+
+static inline void generic_nf4_run(const tess_nf4_run *r)
+{
+    float f32[16];
+    uint16_t bf16[16];
+    generic_nf4_lut(r->absmax, f32, bf16);
+    for (int64_t i = 0; i < r->numel; i++) {
+        const unsigned code = generic_nf4_code(r->codes, r->first_idx + i);
+        if (r->is_dst_bf16)
+            ((uint16_t *)r->dst)[i] = bf16[code];
+        else
+            ((float *)r->dst)[i] = f32[code];
+    }
+}

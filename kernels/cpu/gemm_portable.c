@@ -1,0 +1,55 @@
+#include "kernels/cpu/gemm_generic.h"
+
+enum { ROWS = 4, COLS = 16 };
+
+/* Products in plain C: a multiply and an add per unit, K ascending. */
+static inline void multiply(const tess_gemm_tile *t, int rows)
+{
+    float sum[ROWS][COLS];
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < COLS; j++)
+            sum[i][j] = t->mode == TESS_GEMM_NEXT ? t->c[i * t->c_stride + j] : 0.0F;
+    }
+    for (int64_t u = 0; u < t->unit_numel; u++) {
+        float b[COLS];
+        memcpy(b, t->b + u * COLS, sizeof(b));
+        for (int i = 0; i < rows; i++) {
+            float a = 0.0F;
+            memcpy(&a, t->a + u * rows + i, sizeof(a));
+            for (int j = 0; j < COLS; j++)
+                sum[i][j] += a * b[j];
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        float *c = t->c + i * t->c_stride;
+        for (int j = 0; j < COLS; j++)
+            c[j] = t->mode == TESS_GEMM_SCALED ? c[j] + t->scale * sum[i][j] : sum[i][j];
+    }
+}
+
+static void micro_1(const tess_gemm_tile *t) { multiply(t, 1); }
+static void micro_2(const tess_gemm_tile *t) { multiply(t, 2); }
+static void micro_3(const tess_gemm_tile *t) { multiply(t, 3); }
+static void micro_4(const tess_gemm_tile *t) { multiply(t, 4); }
+
+static void pack_across(const tess_gemm_pack *p) { generic_pack_across(p); }
+static void pack_along(const tess_gemm_pack *p) { generic_pack_along(p); }
+static void add_scaled(float *dst, const float *src, float scale, int64_t numel)
+{
+    generic_add_scaled(dst, src, scale, numel);
+}
+static void write_rows(const tess_gemm_out *o) { generic_write(o); }
+static void nf4_run(const tess_nf4_run *r) { generic_nf4_run(r); }
+
+const tess_gemm_path tess_gemm_path_portable = {
+    .bf16_unit = TESS_GEMM_UNIT_F32,
+    .lane_numel = COLS,
+    .vector_max = 1,
+    .block_rows = {0, ROWS, 0, 0, 0},
+    .micro = {[TESS_GEMM_UNIT_F32] = {{micro_1, micro_2, micro_3, micro_4}}},
+    .pack_across = pack_across,
+    .pack_along = pack_along,
+    .add_scaled = add_scaled,
+    .write = write_rows,
+    .nf4_run = nf4_run,
+};

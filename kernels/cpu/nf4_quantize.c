@@ -1,0 +1,175 @@
+#include <inttypes.h>
+#include <math.h>
+
+#include "core/arith.h"
+#include "kernels/cpu/cpu_priv.h"
+
+enum { SLICE_NUMEL = 64, CODE_OF_ZERO = 7, NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
+
+/* 1/absmax overflows at and below this. */
+static const float smallest_inverted = 0x1p-128F;
+
+typedef struct job {
+    const tess_nf4_quantize_args *a;
+    float *absmax;         /* [nb], part 1 or the caller's workspace */
+    int64_t bad_idx[1024]; /* per part: first element that is not finite, or -1 */
+} job;
+
+static float element_get(const tess_view *src, int64_t idx)
+{
+    return src->dt == TESS_BF16 ? tess_bf16_to_f32(((const uint16_t *)src->data)[idx])
+                                : ((const float *)src->data)[idx];
+}
+
+static void slice_read(const tess_view *src, int64_t first_idx, int numel, float *out)
+{
+    for (int i = 0; i < numel; i++)
+        out[i] = element_get(src, first_idx + i);
+}
+
+/* Largest absolute value of a block; infinity when an element is not finite. */
+static float block_absmax(const tess_view *src, int64_t first_idx, int64_t numel)
+{
+    float absmax = 0.0F;
+    for (int64_t i = 0; i < numel; i++) {
+        const float x = fabsf(element_get(src, first_idx + i));
+        if (!(x <= absmax)) /* also true for NaN */
+            absmax = isfinite(x) ? x : INFINITY;
+    }
+    return absmax;
+}
+
+/* Codes of at most 64 scaled elements: number of thresholds below each. */
+static void slice_encode(const float *scaled, int numel, uint8_t *codes)
+{
+    int32_t code[SLICE_NUMEL] = {0};
+    float u[SLICE_NUMEL] = {0};
+    for (int i = 0; i < numel; i++)
+        u[i] = scaled[i];
+    for (int t = 0; t < TESS_NELEM(tess_nf4_threshold); t++) {
+        for (int i = 0; i < SLICE_NUMEL; i++)
+            code[i] += u[i] > tess_nf4_threshold[t];
+    }
+    for (int i = numel; i < SLICE_NUMEL; i++)
+        code[i] = CODE_OF_ZERO;
+    for (int i = 0; i < numel; i += 2)
+        codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]);
+}
+
+static void block_encode(const tess_view *src, int64_t first_idx, int64_t numel, float absmax,
+                         uint8_t *codes)
+{
+    const bool is_divided = absmax <= smallest_inverted;
+    const float inverse = is_divided ? 0.0F : 1.0F / absmax;
+    for (int64_t done = 0; done < numel; done += SLICE_NUMEL) {
+        const int slice_numel = (int)TESS_MIN(numel - done, SLICE_NUMEL);
+        float x[SLICE_NUMEL];
+        slice_read(src, first_idx + done, slice_numel, x);
+        for (int i = 0; i < slice_numel; i++)
+            x[i] = is_divided ? (absmax > 0.0F ? x[i] / absmax : 0.0F) : x[i] * inverse;
+        slice_encode(x, slice_numel, codes + done / 2);
+    }
+}
+
+static int64_t first_not_finite(const tess_view *src, int64_t first_idx, int64_t numel)
+{
+    for (int64_t i = 0; i < numel; i++) {
+        if (!isfinite(element_get(src, first_idx + i)))
+            return first_idx + i;
+    }
+    return -1;
+}
+
+static void quantize_body(void *arg, int part_idx, int part_numel)
+{
+    job *j = arg;
+    const tess_nf4_quantize_args *a = j->a;
+    const int64_t block_numel = a->codec.block_numel;
+    int64_t lo = 0;
+    int64_t hi = 0;
+    tess_pool_range(a->src.numel, block_numel, part_idx, part_numel, &lo, &hi);
+    j->bad_idx[part_idx] = -1;
+    for (int64_t idx = lo; idx < hi; idx += block_numel) {
+        const int64_t numel = TESS_MIN(block_numel, hi - idx);
+        const float absmax = block_absmax(&a->src, idx, numel);
+        if (!isfinite(absmax)) {
+            j->bad_idx[part_idx] = first_not_finite(&a->src, idx, numel);
+            return;
+        }
+        j->absmax[idx / block_numel] = absmax;
+        block_encode(&a->src, idx, numel, absmax, (uint8_t *)a->part[0] + idx / 2);
+    }
+}
+
+/* Nearest entry of the map by the f32 midpoint; a tie takes the even index. */
+static uint8_t nested_code(const float *map, float u)
+{
+    int lo = 0;
+    int hi = NESTED_CODE_MAX;
+    if (!(u > map[0]))
+        return 0;
+    while (hi - lo > 1) { /* map[lo] < u, and hi is the last entry or map[hi] >= u */
+        const int mid = (lo + hi) / 2;
+        if (map[mid] < u)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const float middle = (map[lo] + map[hi]) * 0.5F;
+    if (u == middle)
+        return (uint8_t)(lo % 2 == 0 ? lo : hi);
+    return (uint8_t)(u < middle ? lo : hi);
+}
+
+static void nested_block_encode(const float *absmax, float offset, int64_t numel, uint8_t *codes,
+                                float *nested_absmax)
+{
+    const float *map = tess_dynamic_map_signed();
+    float largest = 0.0F;
+    for (int64_t i = 0; i < numel; i++)
+        largest = fmaxf(largest, fabsf(absmax[i] - offset));
+    *nested_absmax = largest;
+    const bool is_divided = largest <= smallest_inverted;
+    const float inverse = is_divided ? 0.0F : 1.0F / largest;
+    for (int64_t i = 0; i < numel; i++) {
+        const float x = absmax[i] - offset;
+        codes[i] = largest > 0.0F ? nested_code(map, is_divided ? x / largest : x * inverse)
+                                  : (uint8_t)NESTED_CODE_OF_ZERO;
+    }
+}
+
+static void nested_encode(const tess_nf4_quantize_args *a, int64_t block_numel)
+{
+    double sum = 0.0;
+    for (int64_t i = 0; i < block_numel; i++)
+        sum += (double)a->absmax_work[i];
+    const float offset = block_numel > 0 ? (float)(sum / (double)block_numel) : 0.0F;
+    ((float *)a->part[3])[0] = offset;
+    for (int64_t i = 0; i < block_numel; i += TESS_NESTED_BLOCK_NUMEL)
+        nested_block_encode(
+            a->absmax_work + i, offset, TESS_MIN(TESS_NESTED_BLOCK_NUMEL, block_numel - i),
+            (uint8_t *)a->part[1] + i, (float *)a->part[2] + i / TESS_NESTED_BLOCK_NUMEL);
+}
+
+tess_status tess_cpu_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+{
+    tess_pool *pool = s != NULL ? s->pool : NULL;
+    const int part_numel = tess_pool_thread_numel(pool);
+    job j = {.a = a};
+    TESS_TRY(tess_nf4_quantize_check(a));
+    TESS_CHECK(a->src.space == TESS_HOST, TESS_E_ARG,
+               "nf4 quantize: the cpu backend was given device memory");
+    j.absmax = a->codec.double_quant ? a->absmax_work : a->part[1];
+    tess_pool_run(pool, part_numel, quantize_body, &j);
+    for (int i = 0; i < part_numel; i++) {
+        TESS_CHECK(j.bad_idx[i] < 0, TESS_E_FORMAT,
+                   "tensor '%s': element %" PRId64
+                   " is %f, expected finite values; nf4 cannot hold "
+                   "it, so repair the source or keep this tensor in bf16",
+                   a->tensor_name != NULL ? a->tensor_name : "", j.bad_idx[i],
+                   (double)element_get(&a->src, j.bad_idx[i]));
+    }
+    if (a->codec.double_quant)
+        nested_encode(a, tess_ceil_div(a->src.numel, a->codec.block_numel));
+    return TESS_OK;
+}

@@ -1,0 +1,45 @@
+#include "format/tokenizer_priv.h"
+
+/* [Note: byte level] GPT-2's bytes_to_unicode: printable Latin-1 maps to itself, the other 68
+ * bytes in ascending order to U+0100, U+0101, ... */
+static bool maps_to_itself(unsigned byte)
+{
+    return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+}
+
+/* Number of bytes below `byte` that do not map to themselves. */
+static unsigned moved_below(unsigned byte)
+{
+    if (byte <= 0x20)
+        return byte;
+    if (byte <= 0x7e)
+        return 0x21;
+    if (byte <= 0xa0)
+        return 0x21 + (byte - 0x7f);
+    return 0x21 + 0x22; /* only 0xad is left */
+}
+
+int tess_byte_of_char(uint32_t code_point)
+{
+    if (code_point < 0x100)
+        return maps_to_itself(code_point) ? (int)code_point : -1;
+    const uint32_t n = code_point - 0x100;
+    if (n < 0x21)
+        return (int)n;
+    if (n < 0x21 + 0x22)
+        return (int)(0x7f + (n - 0x21));
+    return n == 0x21 + 0x22 ? 0xad : -1;
+}
+
+size_t tess_char_of_byte(uint8_t byte, char text[3])
+{
+    const unsigned code_point = maps_to_itself(byte) ? byte : 0x100 + moved_below(byte);
+    text[0] = text[1] = text[2] = '\0';
+    if (code_point < 0x80) {
+        text[0] = (char)code_point;
+        return 1;
+    }
+    text[0] = (char)(0xc0 | code_point >> 6);
+    text[1] = (char)(0x80 | (code_point & 0x3f));
+    return 2;
+}

@@ -1,0 +1,383 @@
+/* The step loop: data, step, metrics, evaluation, checkpoints, requests to stop. */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "core/memory.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/session_priv.h"
+
+/* Flags of the control record; maxima over ranks come back. */
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
+
+enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
+
+static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
+                    STEP_DEADLINE_FACTOR = 20.0;
+
+typedef struct loop {
+    tess_session *s;
+    tess_metrics *metrics; /* rank 0 */
+    tess_progress progress;
+    tess_watchdog *watchdog;
+    char *run_yaml;
+    bool is_saving;
+    bool is_stopping;
+    double longest_step_s;
+    int64_t last_saved_step; /* -1: none by this process */
+} loop;
+
+/* ---- learning rate ---- */
+
+/* Of step `step` (from 0): linear warm-up to the peak, then the schedule down to the ratio of the
+ * peak. */
+static double learning_rate(const tess_run *run, int64_t step)
+{
+    const double peak = run->train.learning_rate, least = run->train.min_learning_rate_ratio;
+    const int64_t warmup = run->train.warmup_steps;
+    if (step < warmup)
+        return peak * (double)(step + 1) / (double)warmup;
+    const int64_t span = TESS_MAX(run->train.steps - warmup, 1);
+    const double progress = (double)(step - warmup) / (double)span;
+    switch (run->train.schedule) {
+    case TESS_RUN_SCHEDULE_CONSTANT:
+        return peak;
+    case TESS_RUN_SCHEDULE_LINEAR:
+        return peak * (least + (1.0 - least) * (1.0 - progress));
+    case TESS_RUN_SCHEDULE_COSINE:
+        return peak *
+               (least + (1.0 - least) * 0.5 * (1.0 + cos(3.14159265358979323846 * progress)));
+    }
+    return peak;
+}
+
+/* ---- watchdog ---- */
+
+static void beat(loop *l, const char *label)
+{
+    double deadline_s = l->s->options.deadline_s;
+    if (deadline_s <= 0.0)
+        deadline_s = l->longest_step_s > 0.0
+                         ? TESS_MAX(STEP_DEADLINE_LEAST_S, STEP_DEADLINE_FACTOR * l->longest_step_s)
+                         : START_DEADLINE_S;
+    tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
+}
+
+/* ---- checkpoints ---- */
+
+static tess_ckpt_value number(const char *name, int64_t value)
+{
+    return (tess_ckpt_value){.name = name, .kind = TESS_CKPT_I64, .i64 = value};
+}
+
+static tess_ckpt_value words(const char *name, const char *value)
+{
+    return (tess_ckpt_value){.name = name, .kind = TESS_CKPT_TEXT, .text = value};
+}
+
+static void report_save(const loop *l, const tess_ckpt_report *r)
+{
+    const tess_log *log = &l->s->ctx->log;
+    if (r->outcome == TESS_CKPT_DROPPED)
+        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
+                      r->message);
+    else if (r->outcome == TESS_CKPT_UNSURE)
+        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " may not be durable: %s",
+                      r->step, r->message);
+    else
+        tess_log_root(log, TESS_LOG_INFO,
+                      "checkpoint step=%" PRId64 " dir=%s bytes=%" PRId64
+                      " snapshot_s=%.4f hash_s=%.4f write_s=%.4f fsync_s=%.4f commit_s=%.4f",
+                      r->step, r->dir, r->disk_nbytes, r->snapshot_s, r->hash_s, r->write_s,
+                      r->fsync_s, r->commit_s);
+}
+
+static tess_status commit(loop *l)
+{
+    tess_ckpt_report report;
+    if (!l->is_saving)
+        return TESS_OK;
+    beat(l, "commit");
+    l->is_saving = false;
+    TESS_TRY(tess_ckpt_commit(l->s->store, &report));
+    report_save(l, &report);
+    return TESS_OK;
+}
+
+static tess_status begin_save(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_run *run = s->run;
+    if (l->is_saving && run->output.when_busy == TESS_RUN_BUSY_SKIP) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "checkpoint of step %" PRId64 " skipped: one is being written", s->step);
+        return TESS_OK;
+    }
+    TESS_TRY(commit(l));
+    beat(l, "save");
+    if (l->metrics != NULL && tess_metrics_sync(l->metrics) != TESS_OK)
+        tess_error_clear(); /* metrics are not worth a checkpoint */
+    const tess_ckpt_value state[] = {
+        number("step", s->step),
+        number("tokens", s->token_numel),
+        number("updates", s->update_numel),
+        number("skipped", s->skipped_numel),
+        number("skipped_in_row", s->skipped_in_row),
+        number("seed", run->train.seed),
+        words("numerics", s->numerics),
+        words("run", l->run_yaml),
+        words("base_id", s->base_id),
+        words("model_config", s->d.config_text),
+    };
+    tess_ckpt_report report;
+    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
+    l->is_saving = report.outcome == TESS_CKPT_PENDING;
+    l->last_saved_step = s->step;
+    if (!l->is_saving)
+        report_save(l, &report);
+    return TESS_OK;
+}
+
+/* ---- evaluation ---- */
+
+static tess_status evaluate(loop *l)
+{
+    tess_session *s = l->s;
+    tess_eval_result result;
+    if (s->eval_data == NULL)
+        return TESS_OK;
+    beat(l, "evaluation");
+    TESS_TRY(session_eval_loss(s, &result));
+    if (tess_comm_rank(s->world) == 0) {
+        const tess_metrics_eval_row row = {
+            .step = s->step, .loss = result.loss, .loss_token_numel = result.loss_token_numel};
+        tess_progress_hide(&l->progress);
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                      "eval step=%" PRId64 " loss=%.6f tokens=%" PRId64, s->step, result.loss,
+                      result.loss_token_numel);
+        return tess_metrics_eval(l->metrics, &row);
+    }
+    return TESS_OK;
+}
+
+/* ---- one step ---- */
+
+static tess_status batch_of(void *arg, int64_t m, const void **batch)
+{
+    tess_session *s = arg;
+    *batch = &s->batch;
+    return session_fill_batch(s, s->step * s->run->train.micro_batches + m);
+}
+
+/* Loss tokens of the whole step; every rank counts its own micro-batches. */
+static tess_status count_loss_tokens(loop *l, int64_t *loss_token_numel)
+{
+    tess_session *s = l->s;
+    const int64_t m_numel = s->run->train.micro_batches, b = s->run->train.micro_batch;
+    tess_status st = TESS_OK;
+    int64_t failed = 0;
+    *loss_token_numel = 0;
+    for (int64_t m = tess_comm_rank(s->world); m < m_numel && st == TESS_OK;
+         m += tess_comm_world(s->world)) {
+        int64_t numel = 0;
+        st = tess_dataset_loss_tokens(s->train_data, (s->step * m_numel + m) * b, b, &numel);
+        *loss_token_numel += numel;
+    }
+    failed = st != TESS_OK;
+    TESS_TRY(tess_comm_control(s->world, loss_token_numel, 1, &failed, 1));
+    return failed ? session_agree(s, st) : TESS_OK;
+}
+
+static tess_status judge_finite(loop *l, const tess_step_result *r)
+{
+    tess_session *s = l->s;
+    if (r->nonfinite_numel == 0) {
+        s->update_numel++;
+        s->skipped_in_row = 0;
+        return TESS_OK;
+    }
+    s->skipped_numel++;
+    s->skipped_in_row++;
+    tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                  "step %" PRId64 " skipped: %" PRId64
+                  " non-finite gradient values, first in unit '%s' (rank %d)",
+                  s->step, r->nonfinite_numel, s->d.registry.unit[r->nonfinite_unit].name,
+                  r->nonfinite_rank);
+    TESS_CHECK(s->skipped_in_row < SKIPPED_IN_ROW_MAX &&
+                   s->skipped_numel * 1000 <= SKIPPED_PER_THOUSAND_MAX * TESS_MAX(s->step, 1000),
+               TESS_E_NUMERIC,
+               "step %" PRId64 ": %" PRId64 " steps in a row and %" PRId64
+               " in all had non-finite gradients, "
+               "last in unit '%s'; lower train.learning_rate or look at the data",
+               s->step, s->skipped_in_row, s->skipped_numel,
+               s->d.registry.unit[r->nonfinite_unit].name);
+    return TESS_OK;
+}
+
+static tess_status report_step(loop *l, const tess_step_result *r, double lr, double step_s)
+{
+    tess_session *s = l->s;
+    const int64_t token_numel =
+        s->run->train.micro_batches * s->run->train.micro_batch * s->run->data.sequence_length;
+    s->token_numel += token_numel;
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    const tess_metrics_step_row row = {.step = s->step,
+                                       .loss = r->loss,
+                                       .grad_norm = r->grad_norm,
+                                       .learning_rate = lr,
+                                       .token_numel = token_numel,
+                                       .tokens_per_s = (double)token_numel / step_s,
+                                       .step_s = step_s,
+                                       .exposed_comm_s = r->blocked_s,
+                                       .mem_host_peak_nbytes = r->flags[FLAG_HOST_PEAK]};
+    const tess_progress_row shown = {.step = s->step,
+                                     .loss = r->loss,
+                                     .tokens_per_s = row.tokens_per_s,
+                                     .step_s = step_s,
+                                     .now_s = tess_clock_s()};
+    tess_progress_step(&l->progress, &shown);
+    return tess_metrics_step(l->metrics, &row);
+}
+
+static tess_status run_step(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_run *run = s->run;
+    const double start_s = tess_clock_s(), lr = learning_rate(run, s->step);
+    const bool is_asked = s->options.stop_request != NULL && *s->options.stop_request != 0;
+    const int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = is_asked,
+                                       [FLAG_WRITING] =
+                                           tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
+                                       [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
+    tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
+                                 .update = {.step = s->update_numel + 1,
+                                            .learning_rate = lr,
+                                            .beta1 = run->train.beta1,
+                                            .beta2 = run->train.beta2,
+                                            .eps = run->train.eps,
+                                            .weight_decay = run->train.weight_decay,
+                                            .clip_norm = run->train.clip_norm},
+                                 .arg = s,
+                                 .batch_of = batch_of,
+                                 .flags = flags,
+                                 .flag_numel = FLAG_NUMEL};
+    tess_step_result result;
+    beat(l, "step");
+    TESS_TRY(count_loss_tokens(l, &request.loss_token_numel));
+    TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
+    s->step++;
+    const double step_s = tess_clock_s() - start_s;
+    l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
+    l->is_stopping = result.flags[FLAG_STOP] != 0;
+    TESS_TRY(judge_finite(l, &result));
+    const tess_status st = report_step(l, &result, lr, step_s);
+    if (st != TESS_OK) { /* metrics of rank 0: say it once, the run is worth more */
+        tess_log_write(&s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
+        tess_error_clear();
+    }
+    return result.flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
+}
+
+static tess_status run_steps(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_run *run = s->run;
+    if (!s->was_resumed)
+        TESS_TRY(evaluate(l));
+    while (s->step < run->train.steps && !l->is_stopping) {
+        TESS_TRY(run_step(l));
+        const bool is_last = s->step == run->train.steps;
+        if (is_last || (run->train.eval_every > 0 && s->step % run->train.eval_every == 0))
+            TESS_TRY(evaluate(l));
+        if (is_last || l->is_stopping ||
+            (run->output.checkpoint_every > 0 && s->step % run->output.checkpoint_every == 0))
+            TESS_TRY(begin_save(l));
+    }
+    TESS_TRY(commit(l));
+    tess_ckpt_drain(s->store);
+    return TESS_OK;
+}
+
+/* ---- start and end ---- */
+
+static void show(void *arg, const char *text)
+{
+    const tess_session *s = arg;
+    s->options.show(s->options.show_arg, text);
+}
+
+static tess_status write_texts(loop *l)
+{
+    tess_session *s = l->s;
+    char path[1024];
+    tess_json *plan = NULL;
+    TESS_TRY(session_path(s, "run.yaml", path));
+    TESS_TRY(tess_io_write_all(s->ctx->io, path, l->run_yaml, strlen(l->run_yaml)));
+    TESS_TRY(session_path(s, "plan.json", path));
+    TESS_TRY(tess_plan_json(s->d.plan, &s->d.registry, &plan));
+    const tess_status st = tess_json_write(s->ctx->io, path, plan, 2);
+    tess_json_destroy(&plan);
+    return st;
+}
+
+static tess_status start(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_watchdog_options watch = {.dump_fd = 2};
+    const bool is_root = tess_comm_rank(s->world) == 0;
+    const tess_progress_options progress = {.write =
+                                                is_root && s->options.show != NULL ? show : NULL,
+                                            .arg = s,
+                                            .is_terminal = s->options.is_terminal,
+                                            .columns = s->options.columns,
+                                            .done_numel = s->step,
+                                            .step_numel = s->run->train.steps,
+                                            .interval_s = 10.0};
+    tess_progress_init(&l->progress, &progress);
+    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, NULL));
+    TESS_TRY(tess_watchdog_create(s->world, &watch, &l->watchdog));
+    if (!is_root)
+        return TESS_OK;
+    TESS_TRY(write_texts(l));
+    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
+}
+
+static tess_status finish(loop *l, tess_status st)
+{
+    tess_watchdog_destroy(&l->watchdog);
+    tess_progress_fini(&l->progress);
+    const tess_status closed = tess_metrics_close(&l->metrics);
+    tess_free(l->run_yaml);
+    return st != TESS_OK ? st : closed;
+}
+
+static tess_status export_result(tess_session *s)
+{
+    char path[1024];
+    if (s->run->output.export_as == TESS_RUN_EXPORT_NONE)
+        return TESS_OK;
+    TESS_TRY(session_path(s, "export", path));
+    const tess_export_request request = {
+        .dir = path, .format = s->run->output.export_as, .dt = s->d.registry.compute_dt};
+    return tess_session_export(s, &request);
+}
+
+tess_status tess_session_train(tess_session *s)
+{
+    loop l = {.s = s, .last_saved_step = -1};
+    tess_status st = session_agree(s, start(&l));
+    if (st == TESS_OK)
+        st = run_steps(&l);
+    st = finish(&l, st);
+    if (st != TESS_OK)
+        return st;
+    if (l.is_stopping && s->step < s->run->train.steps)
+        return TESS_FAIL(TESS_E_PREEMPTED,
+                         "stopped on request after step %" PRId64 " of %" PRId64
+                         "; start again to go on",
+                         s->step, s->run->train.steps);
+    return export_result(s);
+}

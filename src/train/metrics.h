@@ -1,0 +1,63 @@
+/**
+ * What a run reports about itself: metrics.jsonl (one object per step), eval.jsonl (one object per
+ * evaluation) and a TensorBoard event file, all in output.dir.
+ *
+ * [Note: resume] A resumed run repeats the steps after its checkpoint. Their old lines are dropped
+ * when the files are opened, so a file always reads like one uninterrupted run; TensorBoard is told
+ * by a session start.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#include "core/ctx.h"
+#include "core/status.h"
+
+TESS_BEGIN_DECLS
+
+/** One optimizer step. */
+typedef struct tess_metrics_step_row {
+    int64_t step;          /* from 1 */
+    double loss;           /* mean over the step's loss tokens */
+    double grad_norm;      /* before clipping */
+    double learning_rate;  /* of this step */
+    int64_t token_numel;   /* tokens of the step, over all ranks */
+    double tokens_per_s;   /* over all ranks */
+    double step_s;         /* wall time */
+    double exposed_comm_s; /* time a rank computed nothing because it waited for others: maximum */
+    int64_t mem_device_peak_nbytes; /* maximum over ranks */
+    int64_t mem_host_peak_nbytes;
+} tess_metrics_step_row;
+
+/** One evaluation. */
+typedef struct tess_metrics_eval_row {
+    int64_t step; /* steps done before it, from 0 */
+    double loss;  /* mean over the loss tokens */
+    int64_t loss_token_numel;
+} tess_metrics_eval_row;
+
+typedef struct tess_metrics tess_metrics;
+
+/**
+ * Open the three files in `folder`, which exists.
+ *
+ * Local; rank 0 only, the caller agrees on the status. Lines of steps after `resumed_step`, and
+ * whatever a crash left after the last whole line, are dropped.
+ *
+ * @param[in]  resumed_step  steps that are done; 0: a fresh run
+ * @return TESS_E_IO names the file
+ */
+TESS_MUST_CHECK tess_status tess_metrics_open(const tess_ctx *ctx, const char *folder,
+                                              int64_t resumed_step, tess_metrics **out);
+/** Append a step; allocates nothing. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_metrics_step(tess_metrics *metrics,
+                                              const tess_metrics_step_row *row);
+/** Append an evaluation; allocates nothing. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_metrics_eval(tess_metrics *metrics,
+                                              const tess_metrics_eval_row *row);
+/** Flush to disk, so that a checkpoint never knows more steps than the files. Local. */
+TESS_MUST_CHECK tess_status tess_metrics_sync(tess_metrics *metrics);
+/** Flush and close; errors of both are reported. NULL is fine. Local. */
+TESS_MUST_CHECK tess_status tess_metrics_close(tess_metrics **metrics);
+
+TESS_END_DECLS

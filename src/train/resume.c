@@ -1,0 +1,331 @@
+/*
+ * Parameters of a run: from a checkpoint, from the model files, or from rules.
+ *
+ * [Note: base] The frozen bytes of a run are fixed when it starts. Where they are the source's own
+ * bytes, checkpoints refer to the files by SHA-256; where Tessera quantized them they are written
+ * once to base/<id>/ and a resume reads them there: nothing is ever quantized twice, and the source
+ * files may be gone.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "format/identity.h"
+#include "train/session_priv.h"
+
+/* ---- identity of the base ---- */
+
+static bool has_frozen(const tess_session *s) { return s->records.base.record_numel > 0; }
+
+static tess_status identify(tess_session *s, const tess_sha256 *tensor_sha)
+{
+    tess_identity *identity = NULL;
+    tess_sha256 id;
+    TESS_TRY(tess_identity_create(&identity));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++) {
+        const tess_param *p = &s->d.registry.param[i];
+        char rule[32];
+        tess_codec_describe(&p->codec, rule);
+        if (p->role == TESS_ROLE_FROZEN)
+            st =
+                tess_identity_add(identity, p->name, p->shape, p->shape_rank, rule, &tensor_sha[i]);
+    }
+    if (st == TESS_OK)
+        st = tess_identity_final(identity, &id);
+    tess_identity_destroy(&identity);
+    if (st == TESS_OK)
+        tess_hex(id.byte, sizeof id.byte, s->base_id);
+    return st;
+}
+
+/* Load what the request wants from source or rules; with frozen tensors, learn the base id. */
+static tess_status load_from_source(tess_session *s, bool wants_trainable)
+{
+    const tess_load_source source = tess_description_source(&s->d);
+    tess_load_request request = tess_description_load(&s->d, &source);
+    void *array = NULL;
+    request.wants_trainable = wants_trainable;
+    tess_status st = tess_alloc_array(s->d.registry.param_numel, sizeof(tess_sha256), &array);
+    TESS_TRY(session_agree(s, st));
+    st = tess_load(s->rt, &request, array);
+    if (st == TESS_OK && has_frozen(s))
+        st = session_agree(s, identify(s, array));
+    tess_free(array);
+    return st;
+}
+
+/* ---- adapters to start from ---- */
+
+static bool split_lora_name(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
+{
+    const char *end_a = strstr(name, ".lora_A.weight"), *end_b = strstr(name, ".lora_B.weight");
+    const char *end = end_a != NULL ? end_a : end_b;
+    if (end == NULL)
+        return false;
+    *part = end_a != NULL ? TESS_PEFT_A : TESS_PEFT_B;
+    snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(end - name), name);
+    return true;
+}
+
+static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
+{
+    char path[TESS_NAME_NBYTES];
+    tess_peft_part part = TESS_PEFT_A;
+    int64_t lo = 0, hi = 0;
+    TESS_CHECK(split_lora_name(p->name, path, &part), TESS_E_CONFIG,
+               "adapter.resume: tensor '%s' is no adapter tensor", p->name);
+    const tess_peft_adapter *a = tess_peft_dir_find(dir, path);
+    const int64_t rank = part == TESS_PEFT_A ? p->shape[0] : p->shape[1];
+    TESS_CHECK(a != NULL, TESS_E_CONFIG,
+               "adapter.resume: '%s' has no adapter of '%s'; change lora.targets",
+               s->run->adapter.resume, path);
+    TESS_CHECK(a->rank == rank &&
+                   a->rank * (part == TESS_PEFT_A ? a->in_numel : a->out_numel) == p->numel,
+               TESS_E_CONFIG, "adapter.resume: '%s' of '%s' has rank %lld, lora.rank is %lld", path,
+               s->run->adapter.resume, (long long)a->rank, (long long)rank);
+    tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
+    const int64_t first = TESS_MAX(lo, p->slab_first_idx),
+                  end = TESS_MIN(hi, p->slab_first_idx + p->numel);
+    if (first >= end)
+        return TESS_OK;
+    tess_dtype dt = TESS_F32;
+    TESS_TRY(tess_peft_dir_dtype(dir, a, part, &dt));
+    const size_t item = tess_dtype_block_nbytes(dt);
+    char *raw = tess_runtime_arena(s->rt, TESS_LIFE_WORK).data;
+    const int64_t room = tess_runtime_arena(s->rt, TESS_LIFE_WORK).numel / (int64_t)item;
+    float *master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER).data;
+    TESS_CHECK(dt != TESS_F16, TESS_E_UNSUPPORTED,
+               "adapter.resume: '%s' is f16; convert it to f32 or bf16", s->run->adapter.resume);
+    for (int64_t at = first; at < end;) {
+        const int64_t numel = TESS_MIN(end - at, room);
+        TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
+                                    (size_t)numel * item, raw));
+        const tess_cast_args args = {.src = tess_view_host(raw, numel, dt),
+                                     .dst = tess_view_host(master + (at - lo), numel, TESS_F32)};
+        TESS_TRY(s->kernels->cast(&args, &(tess_stream){0}));
+        at += numel;
+    }
+    return TESS_OK;
+}
+
+static tess_status import_adapter(tess_session *s)
+{
+    tess_peft_dir *dir = NULL;
+    TESS_TRY(tess_peft_dir_open(s->ctx->io, s->run->adapter.resume, &dir));
+    const char *id = tess_peft_dir_metadata(dir, "base.identity");
+    const bool is_other_base = id == NULL || strcmp(id, s->base_id) != 0;
+    const tess_peft_options *o = tess_peft_spec_options(tess_peft_dir_spec(dir));
+    tess_status st = TESS_OK;
+    if (is_other_base && !s->run->adapter.allow_base_change)
+        st = TESS_FAIL(
+            TESS_E_CONFIG,
+            "adapter.resume: '%s' was trained on base %.16s, this run's base is %.16s; set "
+            "adapter.allow_base_change=true to accept that",
+            s->run->adapter.resume, id != NULL ? id : "(not stated)", s->base_id);
+    else if (o->alpha * (double)s->run->lora.rank != s->run->lora.alpha * (double)o->rank)
+        st = TESS_FAIL(TESS_E_CONFIG,
+                       "adapter.resume: '%s' has alpha %g at rank %lld, the run has lora.alpha %g "
+                       "at rank %lld",
+                       s->run->adapter.resume, o->alpha, (long long)o->rank, s->run->lora.alpha,
+                       (long long)s->run->lora.rank);
+    for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++)
+        if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE)
+            st = import_part(s, dir, &s->d.registry.param[i]);
+    tess_peft_dir_close(&dir);
+    return st;
+}
+
+/* ---- fresh start ---- */
+
+/* Keep what describes the model beside the checkpoints: a resume may not find the source any more.
+ */
+static tess_status keep_config(tess_session *s)
+{
+    char dir[1024], path[1024 + 16];
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    TESS_TRY(session_path(s, "model", dir));
+    TESS_TRY(tess_io_mkdirs(s->ctx->io, dir));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    return tess_io_write_all(s->ctx->io, path, s->d.config_text, strlen(s->d.config_text));
+}
+
+/* Digests of the source files: rank 0 reads them, everybody keeps them. */
+static tess_status refer_to_source(tess_session *s)
+{
+    const int numel = tess_model_dir_file_numel(s->d.dir);
+    void *files = NULL, *paths = NULL;
+    tess_status st = tess_alloc_array(numel, sizeof *s->source_file, &files);
+    if (st == TESS_OK)
+        st = tess_alloc_array(numel, sizeof *s->source_path, &paths);
+    s->source_file = files;
+    s->source_path = paths;
+    TESS_TRY(session_agree(s, st));
+    for (int i = 0; i < numel; i++) {
+        tess_ckpt_source_file *f = &s->source_file[i];
+        snprintf(s->source_path[i], sizeof *s->source_path, "%s/%s", tess_model_dir_path(s->d.dir),
+                 tess_model_dir_file_name(s->d.dir, i));
+        f->path = s->source_path[i];
+        f->nbytes = tess_model_dir_file_nbytes(s->d.dir, i);
+        if (tess_comm_rank(s->world) == 0)
+            st = tess_model_dir_file_sha256(s->d.dir, i, &f->sha256);
+        TESS_TRY(session_agree(s, st));
+        TESS_TRY(tess_comm_bcast(s->world, 0, f->sha256.byte, sizeof f->sha256.byte));
+    }
+    s->base.mode = TESS_CKPT_BASE_REFERENCE;
+    s->base.files = s->source_file;
+    s->base.file_numel = numel;
+    return TESS_OK;
+}
+
+static tess_status store_base(tess_session *s)
+{
+    bool was_there = false;
+    s->base = (tess_ckpt_base){.mode = TESS_CKPT_BASE_NONE};
+    if (!has_frozen(s))
+        return TESS_OK;
+    s->base.id = s->base_id;
+    if (s->run->output.base == TESS_RUN_STORE_AUTO && s->d.is_base_as_source && s->d.dir != NULL)
+        return refer_to_source(s);
+    s->base.mode = TESS_CKPT_BASE_COPY;
+    return tess_ckpt_save_base(s->store, s->base_id, &s->records.base, &was_there);
+}
+
+static tess_status start_fresh(tess_session *s)
+{
+    TESS_TRY(load_from_source(s, true));
+    if (s->run->adapter.resume != NULL)
+        TESS_TRY(session_agree(s, import_adapter(s)));
+    if (s->options.kind != TESS_SESSION_TRAIN)
+        return TESS_OK;
+    TESS_TRY(session_agree(s, keep_config(s)));
+    return store_base(s);
+}
+
+/* ---- resume ---- */
+
+static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m)
+{
+    tess_session *s = arg;
+    const tess_ckpt_value *listing = tess_ckpt_loaded_value(m, "numerics");
+    char *text = NULL;
+    int64_t difference_numel = 0;
+    TESS_CHECK(listing != NULL && listing->kind == TESS_CKPT_TEXT, TESS_E_FORMAT,
+               "checkpoint '%s' has no numerics listing", m->path);
+    if (s->options.kind != TESS_SESSION_TRAIN)
+        return TESS_OK; /* evaluation may use other data and batch shapes; tensors are checked
+                           anyway */
+    TESS_TRY(tess_run_numerics_diff(listing->text, s->numerics, &text, &difference_numel));
+    tess_status st = TESS_OK;
+    if (difference_numel > 0 && !s->options.accept_config_change)
+        st = TESS_FAIL(
+            TESS_E_CONFIG,
+            "checkpoint '%s' was made by another run: %s; --accept-config-change goes on anyway",
+            m->path, text);
+    else if (difference_numel > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "resume with changed numerics: %s", text);
+    tess_free(text);
+    return st;
+}
+
+static tess_status number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
+{
+    const tess_ckpt_value *v = tess_ckpt_loaded_value(m, name);
+    TESS_CHECK(v != NULL && v->kind == TESS_CKPT_I64, TESS_E_FORMAT,
+               "checkpoint '%s' has no number '%s'", m->path, name);
+    *out = v->i64;
+    return TESS_OK;
+}
+
+static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
+{
+    char expected[TESS_SHA256_HEX_NBYTES] = "";
+    TESS_TRY(number_of(m, "step", &s->step));
+    TESS_TRY(number_of(m, "tokens", &s->token_numel));
+    TESS_TRY(number_of(m, "updates", &s->update_numel));
+    TESS_TRY(number_of(m, "skipped", &s->skipped_numel));
+    TESS_TRY(number_of(m, "skipped_in_row", &s->skipped_in_row));
+    if (m->base.id != NULL)
+        snprintf(expected, sizeof expected, "%s", m->base.id);
+    if (m->base.mode == TESS_CKPT_BASE_REFERENCE) {
+        TESS_TRY(load_from_source(s, false));
+        TESS_CHECK(strcmp(expected, s->base_id) == 0, TESS_E_FORMAT,
+                   "model.path: the weights in '%s' have base id %.16s, checkpoint '%s' was "
+                   "trained on %.16s",
+                   s->run->model.path, s->base_id, m->path, expected);
+        if (s->options.kind == TESS_SESSION_TRAIN)
+            TESS_TRY(refer_to_source(s));
+        s->base.id = s->base_id;
+        return TESS_OK;
+    }
+    snprintf(s->base_id, sizeof s->base_id, "%s", expected);
+    s->base = (tess_ckpt_base){.mode = m->base.mode, .id = has_frozen(s) ? s->base_id : NULL};
+    return TESS_OK;
+}
+
+static tess_status try_resume(tess_session *s, bool *is_loaded)
+{
+    const bool is_reader = s->options.kind == TESS_SESSION_READER;
+    const char *choice = is_reader ? s->options.checkpoint : s->run->output.resume;
+    tess_ckpt_loaded loaded = {0};
+    *is_loaded = false;
+    if (choice != NULL && strcmp(choice, is_reader ? "none" : "never") == 0)
+        return TESS_OK;
+    const bool is_auto = choice == NULL || (!is_reader && strcmp(choice, "auto") == 0);
+    const tess_ckpt_load_request request = {.path = is_auto ? NULL : choice,
+                                            .set = &s->records.state,
+                                            .base = has_frozen(s) ? &s->records.base : NULL,
+                                            .accept = accept_manifest,
+                                            .accept_arg = s};
+    TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
+    tess_status st = TESS_OK;
+    if (loaded.found == TESS_CKPT_LOADED) {
+        *is_loaded = true;
+        st = take_over(s, &loaded);
+        if (st == TESS_OK)
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                          "resumed from '%s' at step %lld (written by %d ranks)", loaded.path,
+                          (long long)s->step, loaded.stored_world);
+        if (st == TESS_OK && loaded.fallback_numel > 0)
+            tess_log_root(&s->ctx->log, TESS_LOG_WARN, "%lld newer checkpoints did not verify",
+                          (long long)loaded.fallback_numel);
+    } else if (is_reader) {
+        st = TESS_FAIL(TESS_E_NOT_FOUND,
+                       "output.dir: '%s' holds no checkpoint; train first, or ask for "
+                       "--checkpoint none",
+                       s->run->output.dir);
+    }
+    tess_ckpt_loaded_fini(&loaded);
+    return st;
+}
+
+static tess_status open_store(tess_session *s)
+{
+    const tess_ckpt_config config = {.dir = s->run->output.dir,
+                                     .keep_numel = (int)s->run->output.keep,
+                                     .is_reader = s->options.kind == TESS_SESSION_READER,
+                                     .config_digest = NULL,
+                                     .gather_group = s->d.plan->options.gather_group_numel,
+                                     .comm = s->world,
+                                     .ctx = s->ctx};
+    return tess_ckpt_store_open(&config, &s->store);
+}
+
+tess_status session_load(tess_session *s)
+{
+    bool is_loaded = false;
+    const bool is_reader = s->options.kind == TESS_SESSION_READER;
+    const bool is_base_only =
+        is_reader && s->options.checkpoint != NULL && strcmp(s->options.checkpoint, "none") == 0;
+    if (!is_base_only) {
+        TESS_TRY(open_store(s));
+        TESS_TRY(try_resume(s, &is_loaded));
+    }
+    s->was_resumed = is_loaded;
+    if (!is_loaded)
+        TESS_TRY(start_fresh(s));
+    if (!is_reader)
+        TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base, 0));
+    return session_section(s, tess_runtime_publish(s->rt));
+}

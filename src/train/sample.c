@@ -1,0 +1,145 @@
+/*
+ * Continuations of a prompt. The whole window is run again for every token: shapes stay those of
+ * the plan, and a sample needs no memory of its own.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "core/rng.h"
+#include "format/tokenizer.h"
+#include "train/session_priv.h"
+
+typedef struct candidate {
+    float logit;
+    int32_t id;
+} candidate;
+
+typedef struct sampler {
+    tess_session *s;
+    const tess_sample_request *request;
+    tess_tokenizer *tokenizer;
+    tess_encoder *encoder;
+    tess_ids ids;
+    float *logits;         /* [vocab] */
+    candidate *candidates; /* [vocab] */
+} sampler;
+
+static int by_logit(const void *a, const void *b)
+{
+    const candidate *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit < y->logit ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Draw from softmax(logits / temperature) over the top_k likeliest; the draw's index is the
+ * position. */
+static int32_t draw(sampler *p)
+{
+    const int64_t vocab = p->s->d.config.vocab_numel;
+    for (int64_t i = 0; i < vocab; i++)
+        p->candidates[i] = (candidate){p->logits[i], (int32_t)i};
+    qsort(p->candidates, (size_t)vocab, sizeof *p->candidates, by_logit);
+    if (p->request->temperature <= 0.0)
+        return p->candidates[0].id;
+    const int64_t kept = p->request->top_k > 0 ? TESS_MIN(p->request->top_k, vocab) : vocab;
+    const double top = p->candidates[0].logit;
+    double total = 0.0;
+    for (int64_t i = 0; i < kept; i++)
+        total += exp((p->candidates[i].logit - top) / p->request->temperature);
+    const tess_rng rng =
+        tess_rng_make(p->request->seed, TESS_RNG_SAMPLE, 0, (uint32_t)p->ids.numel);
+    double left = (double)tess_rng_u32(&rng, 0) * 0x1p-32 * total;
+    for (int64_t i = 0; i < kept; i++) {
+        left -= exp((p->candidates[i].logit - top) / p->request->temperature);
+        if (left < 0.0)
+            return p->candidates[i].id;
+    }
+    return p->candidates[kept - 1].id;
+}
+
+/* The last tokens that fit the window, padded to the plan's shape. */
+static void fill_window(sampler *p)
+{
+    tess_session *s = p->s;
+    const int64_t width = s->run->data.sequence_length;
+    const int64_t used = TESS_MIN(p->ids.numel, width);
+    const tess_dataset_batch *b = &s->batch_in;
+    for (int64_t i = 0; i < s->batch.token_numel; i++) {
+        const bool is_text = i < used;
+        b->tokens[i] = is_text ? p->ids.id[p->ids.numel - used + i] : 0;
+        b->labels[i] = -1;
+        b->positions[i] = (int32_t)(is_text ? i : 0);
+        b->doc_start[i] = (int32_t)(is_text ? 0 : i);
+    }
+    s->batch.logits_token_idx = used - 1;
+    s->batch.logits = p->logits;
+}
+
+static bool is_end(const tess_session *s, int32_t id)
+{
+    for (int i = 0; i < s->d.config.eos_numel; i++)
+        if (s->d.config.eos_id[i] == id)
+            return true;
+    return false;
+}
+
+static tess_status extend(sampler *p)
+{
+    tess_session *s = p->s;
+    double loss_sum = 0.0;
+    for (int64_t i = 0; i < p->request->token_numel; i++) {
+        fill_window(p);
+        TESS_TRY(session_section(
+            s, tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum)));
+        const int32_t id = draw(p);
+        if (is_end(s, id))
+            return TESS_OK;
+        TESS_TRY(tess_ids_append(&p->ids, &id, 1));
+    }
+    return TESS_OK;
+}
+
+static tess_status prepare(sampler *p)
+{
+    tess_session *s = p->s;
+    const int64_t vocab = s->d.config.vocab_numel;
+    void *memory = NULL;
+    TESS_TRY(tess_tokenizer_open(s->ctx->io, s->run->model.path, &p->tokenizer));
+    TESS_CHECK(tess_tokenizer_vocab_numel(p->tokenizer) <= vocab, TESS_E_FORMAT,
+               "tokenizer of '%s' has %lld tokens, the model has %lld", s->run->model.path,
+               (long long)tess_tokenizer_vocab_numel(p->tokenizer), (long long)vocab);
+    TESS_TRY(tess_encoder_create(p->tokenizer, &p->encoder));
+    TESS_TRY(tess_alloc_array(vocab, sizeof(float), &memory));
+    p->logits = memory;
+    TESS_TRY(tess_alloc_array(vocab, sizeof(candidate), &memory));
+    p->candidates = memory;
+    /* A template may end in eos; a text to be continued has only the front part. */
+    const tess_ids *prefix = tess_tokenizer_prefix(p->tokenizer);
+    TESS_TRY(tess_ids_append(&p->ids, prefix->id, prefix->numel));
+    TESS_TRY(tess_encode(p->encoder, p->request->prompt, strlen(p->request->prompt),
+                         TESS_ENCODE_PLAIN, &p->ids));
+    TESS_CHECK(p->ids.numel > 0, TESS_E_ARG,
+               "the prompt holds no token; give some text with --prompt");
+    return TESS_OK;
+}
+
+tess_status tess_session_sample(tess_session *s, const tess_sample_request *request, char **text)
+{
+    sampler p = {.s = s, .request = request};
+    size_t nbytes = 0;
+    tess_status st = session_agree(s, prepare(&p));
+    if (st == TESS_OK)
+        st = extend(&p);
+    if (st == TESS_OK)
+        st = tess_decode(p.tokenizer, p.ids.id, p.ids.numel, true, text, &nbytes);
+    tess_ids_fini(&p.ids);
+    tess_free(p.candidates);
+    tess_free(p.logits);
+    tess_encoder_destroy(&p.encoder);
+    tess_tokenizer_destroy(&p.tokenizer);
+    return st;
+}

@@ -1,0 +1,376 @@
+#include "train/session.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "train/session_priv.h"
+#include "train/strbuf.h"
+
+tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
+
+tess_status session_section(tess_session *s, tess_status st)
+{
+    s->is_broken = s->is_broken || st != TESS_OK;
+    return st;
+}
+
+tess_status session_path(const tess_session *s, const char *name, char path[1024])
+{
+    const int n = snprintf(path, 1024, "%s/%s", s->run->output.dir, name);
+    TESS_CHECK(n > 0 && n < 1024, TESS_E_CONFIG, "output.dir: path of %zu bytes is too long",
+               strlen(s->run->output.dir));
+    return TESS_OK;
+}
+
+/* ---- run file ---- */
+
+static tess_status read_run_text(tess_session *s, char **text, size_t *nbytes)
+{
+    if (s->options.run_text == NULL)
+        return tess_io_read_all(s->ctx->io, s->options.run_path, TESS_RUN_TEXT_LIMIT_NBYTES, text,
+                                nbytes);
+    *nbytes = strlen(s->options.run_text);
+    return tess_strdup(s->options.run_text, text);
+}
+
+/* Rank 0 reads, everybody parses the same bytes. */
+static tess_status share_run_text(tess_session *s, char **text, size_t *nbytes)
+{
+    tess_status st = TESS_OK;
+    int64_t shared_nbytes = 0;
+    if (tess_comm_rank(s->world) == 0) {
+        st = read_run_text(s, text, nbytes);
+        shared_nbytes = (int64_t)*nbytes;
+    }
+    TESS_TRY(session_agree(s, st));
+    TESS_TRY(tess_comm_bcast(s->world, 0, &shared_nbytes, sizeof shared_nbytes));
+    if (tess_comm_rank(s->world) != 0) {
+        void *room = NULL;
+        st = tess_alloc((size_t)shared_nbytes + 1, &room);
+        *text = room;
+        *nbytes = (size_t)shared_nbytes;
+    }
+    TESS_TRY(session_agree(s, st));
+    return tess_comm_bcast(s->world, 0, *text, *nbytes);
+}
+
+static tess_status parse_run(tess_session *s)
+{
+    char *text = NULL;
+    size_t nbytes = 0;
+    tess_status st = share_run_text(s, &text, &nbytes);
+    if (st == TESS_OK)
+        st = tess_run_parse(text, nbytes, s->options.run_path, s->options.overrides,
+                            s->options.override_numel, &s->run);
+    tess_free(text);
+    return session_agree(s, st);
+}
+
+/* ---- launch ---- */
+
+/* The lowest instruction path among the ranks: bits differ between paths. */
+static tess_status choose_kernels(tess_session *s)
+{
+    int64_t lowest = -(int64_t)tess_cpu_path_best();
+    if (s->run->compute.device == TESS_RUN_DEVICE_CUDA)
+        return TESS_FAIL(
+            TESS_E_UNSUPPORTED,
+            "compute.device: cuda was asked for, this build has no CUDA backend; set cpu");
+    TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));
+    TESS_TRY(session_agree(s, tess_kernels_cpu_select((tess_cpu_path)-lowest)));
+    s->kernels = &tess_kernels_cpu;
+    snprintf(s->kernel_path, sizeof s->kernel_path, "cpu/%s",
+             tess_cpu_path_name((tess_cpu_path)-lowest));
+    return tess_kernels_check(s->kernels);
+}
+
+static tess_status memory_limit(tess_session *s, size_t *limit_nbytes)
+{
+    int64_t least = -(int64_t)(tess_memory_free_nbytes() / (size_t)tess_comm_node_rank_numel());
+    TESS_TRY(tess_comm_control(s->world, NULL, 0, &least, 1));
+    *limit_nbytes = (size_t)-least;
+    if (s->run->compute.memory_limit != TESS_RUN_AUTO)
+        *limit_nbytes = (size_t)s->run->compute.memory_limit;
+    return TESS_OK;
+}
+
+static tess_status make_description(tess_session *s)
+{
+    tess_launch_shape launch = {.world = tess_comm_world(s->world),
+                                .node_rank_numel = tess_comm_node_rank_numel(),
+                                .kernel_path = s->kernel_path};
+    TESS_TRY(memory_limit(s, &launch.memory_limit_nbytes));
+    return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
+}
+
+/* ---- identity of the run ---- */
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Sort the lines of a listing in place: tess_run_numerics_diff() walks two sorted listings. */
+static tess_status sort_lines(char *text)
+{
+    int64_t line_numel = 0;
+    void *array = NULL, *copy = NULL;
+    const size_t nbytes = strlen(text);
+    for (const char *p = text; *p; p++)
+        line_numel += *p == '\n';
+    TESS_TRY(tess_alloc_array(line_numel, sizeof(char *), &array));
+    tess_status st = tess_alloc(nbytes + 1, &copy);
+    if (st != TESS_OK) {
+        tess_free(array);
+        return st;
+    }
+    char **line = array, *rest = memcpy(copy, text, nbytes + 1);
+    for (int64_t i = 0; i < line_numel; i++) {
+        line[i] = rest;
+        rest = strchr(rest, '\n');
+        *rest++ = '\0';
+    }
+    qsort(line, (size_t)line_numel, sizeof *line, by_text);
+    for (int64_t i = 0; i < line_numel; i++) {
+        const size_t line_nbytes = strlen(line[i]);
+        memcpy(text, line[i], line_nbytes);
+        text[line_nbytes] = '\n';
+        text += line_nbytes + 1;
+    }
+    tess_free(copy);
+    tess_free(array);
+    return TESS_OK;
+}
+
+static tess_status list_numerics(tess_session *s)
+{
+    tess_strbuf b = {0};
+    char *text = NULL, hex[TESS_SHA256_HEX_NBYTES];
+    size_t nbytes = 0;
+    tess_sha256 config;
+    TESS_TRY(tess_run_numerics(s->run, &text, &nbytes));
+    tess_status st = tess_sha256_of(s->d.config_text, strlen(s->d.config_text), &config);
+    tess_hex(config.byte, sizeof config.byte, hex);
+    if (st == TESS_OK)
+        st = tess_strbuf_add(&b, "%scompute.path=%s\nmodel.config=%s\n", text, s->kernel_path, hex);
+    if (st == TESS_OK && s->train_data != NULL) {
+        const tess_dataset_info *info = tess_dataset_get_info(s->train_data);
+        tess_hex(info->payload_digest.byte, sizeof info->payload_digest.byte, hex);
+        st = tess_strbuf_add(&b, "data.digest=%s\n", hex);
+    }
+    tess_free(text);
+    if (st == TESS_OK)
+        st = tess_strdup(b.text, &s->numerics);
+    tess_strbuf_fini(&b);
+    return st == TESS_OK ? sort_lines(s->numerics) : st;
+}
+
+static tess_status agree_on_contract(tess_session *s)
+{
+    tess_contract *c = NULL;
+    tess_status st = tess_contract_create(&c);
+    if (st == TESS_OK)
+        st = tess_plan_contract(s->d.plan, &s->d.registry, c);
+    char *rest = NULL;
+    char *copy = NULL;
+    if (st == TESS_OK)
+        st = tess_strdup(s->numerics, &copy);
+    for (char *line = copy != NULL ? strtok_r(copy, "\n", &rest) : NULL;
+         line != NULL && st == TESS_OK; line = strtok_r(NULL, "\n", &rest)) {
+        char *equals = strchr(line, '=');
+        *equals = '\0';
+        st = tess_contract_add_text(c, line, "%s", equals + 1);
+    }
+    tess_free(copy);
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = tess_contract_agree(s->world, c);
+    tess_contract_destroy(&c);
+    return st;
+}
+
+/* ---- data ---- */
+
+static tess_status open_dataset(tess_session *s, const char *path, bool is_train,
+                                tess_dataset **out)
+{
+    const tess_dataset_config config = {.sequence_numel = s->run->data.sequence_length,
+                                        .packing = s->run->data.packing,
+                                        .shuffle = is_train,
+                                        .ignores_mask = !s->run->data.mask_prompt,
+                                        .seed = (uint64_t)s->run->train.seed,
+                                        .vocab_numel = s->d.config.vocab_numel,
+                                        .resident_limit_nbytes = TESS_DATASET_RESIDENT_NBYTES};
+    return tess_dataset_open(s->ctx, path, &config, out);
+}
+
+static tess_status open_data(tess_session *s)
+{
+    if (!s->options.needs_data)
+        return TESS_OK;
+    tess_status st = TESS_OK;
+    if (s->options.kind == TESS_SESSION_TRAIN)
+        st = open_dataset(s, s->run->data.path, true, &s->train_data);
+    if (st == TESS_OK && s->run->data.eval_path != NULL)
+        st = open_dataset(s, s->run->data.eval_path, false, &s->eval_data);
+    return session_agree(s, st);
+}
+
+static void carve_batch(tess_session *s)
+{
+    const int64_t token_numel = s->run->train.micro_batch * s->run->data.sequence_length;
+    const int64_t stride = tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES) / 4;
+    int32_t *base = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    s->batch_in = (tess_dataset_batch){base, base + stride, base + 2 * stride, base + 3 * stride};
+    s->batch = (tess_token_batch){.token_numel = token_numel,
+                                  .sequence_numel = s->run->train.micro_batch,
+                                  .tokens = s->batch_in.tokens,
+                                  .labels = s->batch_in.labels,
+                                  .positions = s->batch_in.positions,
+                                  .doc_start = s->batch_in.doc_start,
+                                  .logits_token_idx = -1};
+}
+
+tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx)
+{
+    const int64_t b = s->run->train.micro_batch;
+    return tess_dataset_fill(s->train_data, micro_batch_idx * b, b, &s->batch_in);
+}
+
+/* ---- open ---- */
+
+static tess_status create_runtime(tess_session *s)
+{
+    const int group_numel = s->d.plan->options.gather_group_numel;
+    const int world = tess_comm_world(s->world);
+    if (group_numel == world && world > 1)
+        s->group = s->world;
+    else if (group_numel > 1) {
+        TESS_TRY(tess_comm_split_group(s->world, group_numel, &s->group));
+        s->owns_group = true;
+    }
+    tess_status st = TESS_OK;
+    if (s->run->compute.threads > 1)
+        st = tess_pool_create((int)s->run->compute.threads, &s->pool);
+    const tess_runtime_parts parts = {.plan = s->d.plan,
+                                      .registry = &s->d.registry,
+                                      .kernels = s->kernels,
+                                      .pool = s->pool,
+                                      .world = s->world,
+                                      .group = s->group,
+                                      .ops = tess_model_stage_ops(s->d.model),
+                                      .model = tess_model_self(s->d.model),
+                                      .seed = (uint64_t)s->run->train.seed};
+    if (st == TESS_OK)
+        st = tess_runtime_create(&parts, &s->rt);
+    if (st == TESS_OK)
+        st = session_records_create(s);
+    return session_agree(s, st);
+}
+
+static tess_status open_inside(tess_session *s)
+{
+    TESS_TRY(parse_run(s));
+    TESS_TRY(choose_kernels(s));
+    TESS_TRY(make_description(s));
+    TESS_TRY(open_data(s));
+    TESS_TRY(session_agree(s, list_numerics(s)));
+    TESS_TRY(agree_on_contract(s));
+    TESS_TRY(create_runtime(s));
+    carve_batch(s);
+    return session_load(s);
+}
+
+tess_status tess_session_open(const tess_ctx *ctx, tess_comm *world,
+                              const tess_session_options *options, tess_session **out)
+{
+    void *object = NULL;
+    tess_status st = tess_alloc(sizeof(tess_session), &object);
+    TESS_TRY(tess_agree(world, st));
+    tess_session *s = object;
+    s->ctx = ctx;
+    s->world = world;
+    s->options = *options;
+    st = open_inside(s);
+    if (st != TESS_OK) {
+        tess_session_close(&s);
+        return st;
+    }
+    *out = s;
+    return TESS_OK;
+}
+
+void tess_session_close(tess_session **inout)
+{
+    tess_session *s = *inout;
+    if (s == NULL)
+        return;
+    tess_ckpt_store_close(&s->store);
+    session_records_destroy(s);
+    tess_runtime_destroy(&s->rt);
+    if (s->owns_group)
+        tess_comm_destroy(&s->group);
+    tess_pool_destroy(&s->pool);
+    tess_dataset_close(&s->train_data);
+    tess_dataset_close(&s->eval_data);
+    tess_description_fini(&s->d);
+    tess_free(s->source_file);
+    tess_free(s->source_path);
+    tess_free(s->numerics);
+    tess_run_destroy(&s->run);
+    tess_free(s);
+    *inout = NULL;
+}
+
+const tess_run *tess_session_run(const tess_session *session) { return session->run; }
+bool tess_session_is_broken(const tess_session *session)
+{
+    return session != NULL && session->is_broken;
+}
+int64_t tess_session_step(const tess_session *session) { return session->step; }
+
+/* ---- plan only ---- */
+
+static tess_status print_plan(const tess_description *d, bool is_json, char **text)
+{
+    tess_json *root = NULL;
+    if (!is_json)
+        return tess_plan_text(d->plan, &d->registry, text);
+    TESS_TRY(tess_plan_json(d->plan, &d->registry, &root));
+    const tess_status st = tess_json_dump(root, 2, text, NULL);
+    tess_json_destroy(&root);
+    return st;
+}
+
+tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *options,
+                              int rank_numel, bool is_json, char **text)
+{
+    char *source = NULL, path[48];
+    size_t nbytes = 0;
+    tess_run *run = NULL;
+    tess_description d;
+    TESS_TRY(
+        tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
+    tess_status st = tess_run_parse(source, nbytes, options->run_path, options->overrides,
+                                    options->override_numel, &run);
+    tess_free(source);
+    if (st != TESS_OK)
+        return st;
+    snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
+    const int64_t limit = run->compute.memory_limit;
+    const tess_launch_shape launch = {.world = rank_numel,
+                                      .node_rank_numel = TESS_MIN(rank_numel, 8),
+                                      .memory_limit_nbytes =
+                                          limit == TESS_RUN_AUTO ? 0 : (size_t)limit,
+                                      .kernel_path = path};
+    st = tess_describe(ctx, run, &launch, &d);
+    if (st == TESS_OK) {
+        st = print_plan(&d, is_json, text);
+        tess_description_fini(&d);
+    }
+    tess_run_destroy(&run);
+    return st;
+}

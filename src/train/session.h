@@ -1,0 +1,108 @@
+/**
+ * A run on its ranks: run file, plan, memory, data, checkpoints, ready to train, evaluate, sample
+ * or export.
+ *
+ * Everything here is Collective over the communicator that the session was opened with, unless it
+ * says Local.
+ */
+#pragma once
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/ctx.h"
+#include "dist/comm.h"
+#include "train/run_file.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_session tess_session;
+
+typedef enum tess_session_kind {
+    TESS_SESSION_TRAIN,  /* writes output.dir */
+    TESS_SESSION_READER, /* evaluation, sampling, export: nothing of the run directory changes */
+} tess_session_kind;
+
+typedef struct tess_session_options {
+    tess_session_kind kind;
+    const char *run_path;
+    const char
+        *run_text; /* the run file's text where it is known already (rank 0); NULL: read run_path */
+    const tess_run_override *overrides; /* [override_numel] */
+    int64_t override_numel;
+    bool accept_config_change;
+    const char
+        *checkpoint; /* reader: a directory; "none": the base alone; NULL: newest of output.dir */
+    bool needs_data; /* open the data sets */
+    const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
+    double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
+    /* Progress goes here on rank 0, as text for a terminal of `columns` or as lines; NULL: none. */
+    void (*show)(void *arg, const char *text);
+    void *show_arg;
+    bool is_terminal;
+    int columns;
+} tess_session_options;
+
+/** Open: parse, plan, agree, allocate, load or resume. */
+TESS_MUST_CHECK tess_status tess_session_open(const tess_ctx *ctx, tess_comm *world,
+                                              const tess_session_options *options,
+                                              tess_session **out);
+/** Local. NULL is fine. */
+void tess_session_close(tess_session **session);
+
+/** Train to the last step. @return TESS_E_PREEMPTED after a save on request; TESS_E_NUMERIC */
+TESS_MUST_CHECK tess_status tess_session_train(tess_session *session);
+
+typedef struct tess_eval_result {
+    double loss; /* mean over all held-out loss tokens */
+    int64_t loss_token_numel;
+    int64_t sequence_numel;
+    int64_t step; /* of the parameters */
+} tess_eval_result;
+
+/** Loss on data.eval_path. @return TESS_E_CONFIG without eval data */
+TESS_MUST_CHECK tess_status tess_session_evaluate(tess_session *session, tess_eval_result *out);
+
+typedef struct tess_sample_request {
+    const char *prompt;
+    int64_t token_numel; /* at most so many new ones */
+    double temperature;  /* 0: always the likeliest */
+    int64_t top_k;       /* 0: all */
+    uint64_t seed;
+} tess_sample_request;
+
+/** Continue a prompt with the model's tokenizer.json; `text` (free with tess_free) on every rank.
+ */
+TESS_MUST_CHECK tess_status tess_session_sample(tess_session *session,
+                                                const tess_sample_request *request, char **text);
+
+typedef struct tess_export_request {
+    const char *dir;
+    tess_run_export format; /* auto: what the run's mode says */
+    tess_dtype
+        dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters */
+} tess_export_request;
+
+/** Write the adapter (PEFT) or the model (HF directory). */
+TESS_MUST_CHECK tess_status tess_session_export(tess_session *session,
+                                                const tess_export_request *request);
+
+/** The run and what was resolved; borrowed. Local. */
+const tess_run *tess_session_run(const tess_session *session);
+/** Whether a failure inside a collective section leaves peers waiting: the job must be ended. NULL
+ * is fine. Local. */
+bool tess_session_is_broken(const tess_session *session);
+/** Completed steps. Local. */
+int64_t tess_session_step(const tess_session *session);
+
+/**
+ * `tessera plan`: describe without ranks or device. Local.
+ * @param rank_numel  world size to plan for, >= 1
+ * @param text        JSON or text for people; free with tess_free
+ */
+TESS_MUST_CHECK tess_status tess_session_plan(const tess_ctx *ctx,
+                                              const tess_session_options *options, int rank_numel,
+                                              bool is_json, char **text);
+
+TESS_END_DECLS

@@ -1,0 +1,74 @@
+/** Inner structure of a session, shared by the files of its jobs. */
+#pragma once
+
+#include "dist/contract.h"
+#include "dist/watchdog.h"
+#include "shard/ckpt.h"
+#include "shard/loader.h"
+#include "shard/runtime.h"
+#include "train/dataset.h"
+#include "train/describe.h"
+#include "train/session.h"
+
+TESS_BEGIN_DECLS
+
+/** What the checkpoint floor is told: records, tensors and their strings. */
+typedef struct session_records {
+    tess_ckpt_set state, base;
+    tess_ckpt_record *state_record, *base_record;
+    tess_ckpt_tensor *state_tensor, *base_tensor;
+    char (*quant)[32]; /* [param_numel] */
+} session_records;
+
+struct tess_session {
+    const tess_ctx *ctx;
+    tess_comm *world;
+    tess_comm *group; /* NULL, world, or owned */
+    bool owns_group;
+    tess_session_options options;
+    tess_run *run;
+    tess_description d;
+    const tess_kernels *kernels;
+    char kernel_path[48];
+    tess_pool *pool;
+    tess_runtime *rt;
+    tess_dataset *train_data, *eval_data;
+    tess_token_batch batch;      /* over the DATA arena */
+    tess_dataset_batch batch_in; /* the same arrays, writable */
+    session_records records;
+    tess_ckpt_store *store;
+    tess_ckpt_base base;
+    tess_ckpt_source_file *source_file;
+    char (*source_path)[1024];
+    char base_id[TESS_SHA256_HEX_NBYTES]; /* "" when nothing is frozen */
+    char *numerics;                       /* listing of what decides bits */
+    int64_t step;                         /* completed */
+    int64_t token_numel;                  /* trained so far */
+    int64_t update_numel;                 /* steps that changed parameters: t of AdamW */
+    int64_t skipped_numel;                /* steps with non-finite values */
+    int64_t skipped_in_row;
+    bool was_resumed;
+    bool is_broken; /* a collective section failed on this rank alone */
+};
+
+/** Pass on the verdict of a section in which peers may now wait for this rank. */
+tess_status session_section(tess_session *s, tess_status st);
+/** Agree on a local verdict: every rank leaves with the same status. */
+TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
+
+TESS_MUST_CHECK tess_status session_records_create(tess_session *s);
+void session_records_destroy(tess_session *s);
+
+/** Load or resume parameters, then publish them. */
+TESS_MUST_CHECK tess_status session_load(tess_session *s);
+
+/** Micro-batch `g` (global number over the whole run) of training data into the batch. Local. */
+TESS_MUST_CHECK tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx);
+
+/** Mean held-out loss; the caller knows that there is evaluation data. */
+TESS_MUST_CHECK tess_status session_eval_loss(tess_session *s, tess_eval_result *out);
+
+/** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
+TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
+
+TESS_END_DECLS
