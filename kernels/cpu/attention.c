@@ -44,7 +44,7 @@ size_t tess_cpu_attention_work_nbytes(const tess_attention_shape *shape, int thr
 
 static const tess_attention_ops *ops_get(tess_dtype dt)
 {
-    switch (tess_cpu_ops_path()) {
+    switch (tess_cpu_path_current()) {
     case TESS_CPU_AVX512_BF16:
         return dt == TESS_BF16 ? &tess_attention_ops_avx512_bf16 : &tess_attention_ops_avx512;
     case TESS_CPU_AVX512:

@@ -78,8 +78,9 @@ void tess_cpu_chunks_add(const float *work, int64_t dim, float *out)
 
 static void sum_rows_part(void *arg, int part_idx, int part_numel)
 {
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     for (int chunk = part_idx; chunk < TESS_ROW_CHUNK_NUMEL; chunk += part_numel)
-        tess_cpu_rows_get()->sum_rows(arg, chunk);
+        rows->sum_rows(arg, chunk);
 }
 
 tess_status tess_cpu_sum_rows(const tess_sum_rows_args *a, tess_stream *s)

@@ -26,8 +26,9 @@ static void backward_part(void *arg, int part_idx, int part_numel)
 
 static void backward_w_part(void *arg, int part_idx, int part_numel)
 {
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     for (int chunk = part_idx; chunk < TESS_ROW_CHUNK_NUMEL; chunk += part_numel)
-        tess_cpu_rows_get()->rmsnorm_backward_w(arg, chunk);
+        rows->rmsnorm_backward_w(arg, chunk);
 }
 
 tess_status tess_cpu_rmsnorm_backward(const tess_rmsnorm_backward_args *a, tess_stream *s)

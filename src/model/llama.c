@@ -342,6 +342,7 @@ static tess_status fill(tess_llama *m, const tess_llm_config *config,
 {
     m->dt = options->compute_dt;
     m->kernels = options->kernels != NULL ? options->kernels : &tess_kernels_cpu;
+    TESS_TRY(tess_kernels_check(m->kernels));
     m->thread_numel = options->thread_numel;
     m->sequence_length = options->sequence_length;
     m->hidden_numel = config->hidden_numel;

@@ -155,10 +155,14 @@ static inline void run_once(const op_run *run, int thread_numel)
         assert_canaries(run->outputs[o]);
 }
 
-static inline int best_path(void)
+static inline int best_path(void) { return (int)tess_cpu_path_highest(); }
+
+/** Run the kernels of this process on `path`, -1: on the default one. */
+static inline void use_path(int path)
 {
-    tess_cpu_ops_path_override(-1);
-    return (int)tess_cpu_ops_path();
+    tess_cpu_path_reset();
+    if (path >= 0)
+        assert_int_equal(tess_kernels_cpu_select((tess_cpu_path)path), TESS_OK);
 }
 
 /**
@@ -167,7 +171,7 @@ static inline int best_path(void)
  */
 static inline void run_threads(const op_run *run, int path, uint8_t *want[OUTPUT_MAX])
 {
-    tess_cpu_ops_path_override(path);
+    use_path(path);
     for (int threads = 1; threads <= THREAD_MAX; threads++) {
         for (int o = 0; o < run->output_numel; o++)
             memcpy(run->outputs[o]->base, run->outputs[o]->initial, run->outputs[o]->nbytes);
@@ -179,11 +183,11 @@ static inline void run_threads(const op_run *run, int path, uint8_t *want[OUTPUT
                 memcpy(want[o], b->base, b->nbytes);
             } else if (memcmp(want[o], b->base, b->nbytes) != 0) {
                 fail_msg("output %d differs: path %s, %d threads", o,
-                         path == 0 ? "portable" : "vector", threads);
+                         tess_cpu_path_name((tess_cpu_path)path), threads);
             }
         }
     }
-    tess_cpu_ops_path_override(-1);
+    use_path(-1);
 }
 
 /** Every path this CPU has, 1 to 3 threads; `check` sees the outputs of each path. */

@@ -327,12 +327,16 @@ static void test_exp_is_within_two_ulp_on_every_path(void **state)
     memcpy(x, special, sizeof special);
     const int best = best_path();
     for (int path = 0; path <= best; path++) {
-        tess_cpu_ops_path_override(path);
+        use_path(path);
         tess_cpu_rows_get()->exp(x, path == 0 ? first : got, NUMEL);
         if (path > 0)
             assert_memory_equal(first, got, NUMEL * sizeof *x);
+        tess_cpu_rows_get()->exp_below(x, got, NUMEL);
+        for (int i = TESS_NELEM(special); i < NUMEL && x[i] <= 0.0f; i++)
+            assert_true(got[i] == first[i]);
+        assert_true(got[0] == 1.0f && got[4] == 0.0f && got[5] == 0.0f && isnan(got[7]));
     }
-    tess_cpu_ops_path_override(-1);
+    use_path(-1);
     for (int i = TESS_NELEM(special); i < NUMEL; i++)
         if (!(ulp_error(first[i], exp((double)x[i])) <= 2.0))
             fail_msg("exp(%.9g) = %.9g is %.2f ulp off", (double)x[i], (double)first[i],
