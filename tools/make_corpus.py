@@ -15,14 +15,14 @@ import re
 import sys
 
 # Reference tables, lists of names and changes: no prose.
-SKIPPED_PAGES = re.compile(r"^(bookindex|index|release|errcodes|features|unsupported-features|biblio|"
-                           r"sql-keywords|acronyms|contrib-spi|catalog-|infoschema-|view-pg|"
+SKIPPED_PAGES = re.compile(r"^(bookindex|index|release|errcodes|features|unsupported-features|"
+                           r"biblio|sql-keywords|acronyms|contrib-spi|catalog-|infoschema-|view-pg|"
                            r"docguide|legalnotice)")
 KJV_BOOKS = ["Genesis", "Ruth", "1 Samuel", "Jonah", "Matthew"]
 BLOCKS = {"p", "h1", "h2", "h3", "h4", "dt"}
 SKIPPED_TAGS = {"pre", "table", "head", "script"}
-SKIPPED_CLASSES = {"toc", "navheader", "navfooter", "synopsis", "programlisting", "screen", "footnotes",
-                   "refsynopsisdiv", "literallayout"}
+SKIPPED_CLASSES = {"toc", "navheader", "navfooter", "synopsis", "programlisting", "screen",
+                   "footnotes", "refsynopsisdiv", "literallayout"}
 
 
 class Page(html.parser.HTMLParser):
@@ -80,7 +80,8 @@ def postgresql(folder):
     for name in sorted(os.listdir(folder)):
         if not name.endswith(".html") or SKIPPED_PAGES.match(name):
             continue
-        blocks = [b.replace("\u00a0", " ").replace("\u200b", "") for b in page_blocks(os.path.join(folder, name))]
+        blocks = [b.replace("\u00a0", " ").replace("\u200b", "")
+                  for b in page_blocks(os.path.join(folder, name))]
         # A page of titles and stubs is no reading matter.
         if sum(len(b) for b in blocks if len(b) >= 80) >= 400:
             yield "\n\n".join(blocks) + "\n"
@@ -102,7 +103,8 @@ def kjv(path):
 
 def write(out, name, documents):
     for split in ("train", "eval"):
-        with open(os.path.join(out, f"{name}.{split}.jsonl"), "w", encoding="utf-8", newline="\n") as f:
+        path = os.path.join(out, f"{name}.{split}.jsonl")
+        with open(path, "w", encoding="utf-8", newline="\n") as f:
             for i, text in enumerate(documents):
                 if (i % 20 == 19) == (split == "eval"):
                     f.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
@@ -111,9 +113,9 @@ def write(out, name, documents):
 def print_license(path):
     print("postgresql.*.jsonl.xz: prose of the PostgreSQL 15 manual, PostgreSQL License:\n")
     print("\n\n".join(page_blocks(path)))
-    print("\nkjv.*.jsonl.xz: books of the King James Version of the Bible (1611), as shipped in the Debian\n"
-          "package bible-kjv-text. The copyright of the text is expired; it is in the public domain outside\n"
-          "the United Kingdom.")
+    print("\nkjv.*.jsonl.xz: books of the King James Version of the Bible (1611), as shipped in the\n"
+          "Debian package bible-kjv-text. The copyright of the text is expired; it is in the public\n"
+          "domain outside the United Kingdom.")
 
 
 def main():

@@ -18,7 +18,8 @@ done
 
 # The text of the Bible is packed; its own program unpacks it: one verse a line, "Gen1:1 ...".
 unpacked/usr/bin/bible -p unpacked/usr/lib/ -l100000 gen1:1-rev22:21 >kjv.txt
-python3 "$source_dir/tools/make_corpus.py" unpacked/usr/share/doc/postgresql-doc-15/html kjv.txt "$work"
+manual=unpacked/usr/share/doc/postgresql-doc-15/html
+python3 "$source_dir/tools/make_corpus.py" "$manual" kjv.txt "$work"
 
 for name in postgresql.train postgresql.eval kjv.train kjv.eval; do
     xz -9e --threads=1 --check=crc64 -c "$name.jsonl" >"$out/$name.jsonl.xz"
@@ -31,6 +32,5 @@ done
     echo "SHA-256 of the uncompressed files:"
     sha256sum ./*.jsonl | sed 's/^/  /; s, \./, ,'
 } >"$out/ORIGIN"
-python3 "$source_dir/tools/make_corpus.py" --license \
-    unpacked/usr/share/doc/postgresql-doc-15/html/legalnotice.html >"$out/LICENSE"
+python3 "$source_dir/tools/make_corpus.py" --license "$manual/legalnotice.html" >"$out/LICENSE"
 ls -l "$out"

@@ -38,8 +38,8 @@ def main():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=True),
-        processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1", special_tokens=[
-            (BOS, tokenizer.token_to_id(BOS))])])
+        processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1",
+                                      special_tokens=[(BOS, tokenizer.token_to_id(BOS))])])
     assert tokenizer.get_vocab_size() == VOCAB
     tokenizer.save(os.path.join(out, "tokenizer.json"))
     with open(os.path.join(out, "tokenizer_config.json"), "w") as f:

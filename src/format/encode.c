@@ -6,6 +6,8 @@ struct tess_encoder {
     tess_bpe bpe;
     tess_text normalized, work; /* one piece between added tokens */
     tess_text changed;          /* with a prefix or replaced spaces */
+    tess_text joined;           /* header and content */
+    tess_ids header;
 };
 
 /* A piece on its way through the pre-tokenizers. */
@@ -34,6 +36,8 @@ void tess_encoder_destroy(tess_encoder **encoder)
     tess_text_fini(&e->normalized);
     tess_text_fini(&e->work);
     tess_text_fini(&e->changed);
+    tess_text_fini(&e->joined);
+    tess_ids_fini(&e->header);
     tess_free(e);
     *encoder = NULL;
 }
@@ -165,4 +169,24 @@ tess_status tess_encode(tess_encoder *encoder, const char *text, size_t nbytes, 
     if (st != TESS_OK)
         ids->numel = before;
     return st;
+}
+
+tess_status tess_encode_joined(tess_encoder *e, const tess_encode_parts *parts, tess_ids *ids,
+                               int64_t *content_idx)
+{
+    const int64_t before = ids->numel;
+    e->header.numel = 0;
+    e->joined.numel = 0;
+    TESS_TRY(tess_encode(e, parts->header, parts->header_nbytes, parts->flags, &e->header));
+    TESS_TRY(tess_text_append(&e->joined, parts->header, parts->header_nbytes));
+    TESS_TRY(tess_text_append(&e->joined, parts->content, parts->content_nbytes));
+    TESS_TRY(tess_encode(e, e->joined.byte, (size_t)e->joined.numel, parts->flags, ids));
+    int64_t same = 0;
+    while (same < e->header.numel && before + same < ids->numel &&
+           ids->id[before + same] == e->header.id[same])
+        same++;
+    /* Where the header alone ends in other tokens, the first that differs crosses its end. */
+    const int64_t first = before + same + (same < e->header.numel ? 1 : 0);
+    *content_idx = TESS_MIN(first, ids->numel);
+    return TESS_OK;
 }

@@ -96,6 +96,26 @@ TESS_MUST_CHECK tess_status tess_encode(tess_encoder *encoder, const char *text,
                                         unsigned flags, tess_ids *ids);
 
 /**
+ * As tess_encode of header and content joined, with the place where the content begins: a token
+ * that holds the end of the header belongs to the header. Local.
+ *
+ * @param[out] content_idx  index into `ids` of the first id of the content
+ */
+typedef struct tess_encode_parts {
+    const char *header;
+    size_t header_nbytes;
+    const char *content;
+    size_t content_nbytes;
+    unsigned flags;
+} tess_encode_parts;
+TESS_MUST_CHECK tess_status tess_encode_joined(tess_encoder *encoder,
+                                               const tess_encode_parts *parts, tess_ids *ids,
+                                               int64_t *content_idx);
+
+/** Number of bytes in front of the first that is not UTF-8; `nbytes` when all are. Local. */
+size_t tess_utf8_check(const char *text, size_t nbytes);
+
+/**
  * Bytes of a sequence of ids, as the decoder of the file joins them; not necessarily whole UTF-8
  * characters. Local.
  *

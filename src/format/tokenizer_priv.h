@@ -172,8 +172,6 @@ size_t tess_char_of_byte(uint8_t byte, char text[3]);
 /* unicode.c */
 /** Code point at `at` (UTF-8 known to be valid); `*nbytes` its length. */
 uint32_t tess_utf8_next(const char *text, size_t nbytes, size_t at, size_t *char_nbytes);
-/** First byte of the first character that is not UTF-8, or `nbytes`. */
-size_t tess_utf8_check(const char *text, size_t nbytes);
 bool tess_is_letter(uint32_t code_point);
 bool tess_is_number(uint32_t code_point);
 bool tess_is_space(uint32_t code_point);

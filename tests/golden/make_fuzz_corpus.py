@@ -2,6 +2,9 @@
 """Makes the seeds of tests/fuzz/corpus/ that are not crashes: legal files and edges of sizes.
 
     python tests/golden/make_fuzz_corpus.py
+
+The seeds in corpus/token_file/ are not made here but by `tessera tokenize`: two texts, two prompts
+with completions, and ids of a vocabulary above 65,536.
 """
 import json
 import pathlib
@@ -84,3 +87,20 @@ for name, header in dict(
         names={"base_model.model..lora_A.weight": entry("F16", [2, 8], 0, 32),
                "base_model.model.lora_B.weight": entry("F16", [8, 2], 32, 64)}).items():
     put("peft", "weights_" + name, adapter + tensors(header, bytes(64)))
+
+TOKENIZERS = HERE / "tokenizers"
+TEXT = "\0Hello  world's 12345\n\n x<s>e\u0301 \u4e2d\U0001f600 the letter"
+for path in sorted(TOKENIZERS.glob("*.json")):
+    # A prefix of the vocabulary with the merges it closes, and the added tokens moved behind it.
+    t = json.loads(path.read_text())
+    model, kept = t["model"], 300
+    names = {token: i for token, i in model["vocab"].items() if i < kept}
+    model["vocab"] = names
+    model["merges"] = [m for m in model["merges"] if m[0] in names and m[1] in names and "".join(m) in names]
+    renamed = {}
+    for i, token in enumerate(a for a in t["added_tokens"] if a["content"] not in names):
+        renamed[token["id"]] = token["id"] = kept + i
+    for step in [t["post_processor"]] + ((t["post_processor"] or {}).get("processors") or []):
+        for entry in ((step or {}).get("special_tokens") or {}).values():
+            entry["ids"] = [renamed.get(i, i) for i in entry["ids"]]
+    put("tokenizer", path.stem, json.dumps(t, ensure_ascii=False, separators=(",", ":")) + TEXT)

@@ -12,6 +12,9 @@ One small tokenizer per kind is built and run over two sets of texts:
 KIND.ids holds one line per text: FNV-1a (32 bit, 8 hex digits) of the ids as little-endian u32.
 For strings.txt a line has four fields: ids, ids with special tokens in the text taken as plain
 characters, bytes of the decoded text, the same without special tokens ("-": not valid UTF-8).
+chat.txt: conversations as the published chat templates render them: T style kind generation,
+M role text, I ids, K one digit per id: 1 where the token lies in an assistant's content or is the
+token that ends it.
 KIND.full lists the ids of the first strings in plain numbers, for people.
 
 classes.txt      code points that the reference's regular expressions take for letter, number, space
@@ -82,6 +85,11 @@ ADDED = [
     ("two words", False, True, False, False, False),
     ("Single", False, True, True, True, True),
     ("\u00a0\u00a0", False, False, False, False, False),
+    ("<|start_header_id|>", True, False, False, False, False),
+    ("<|end_header_id|>", True, False, False, False, False),
+    ("<|eot_id|>", True, False, False, False, False),
+    ("<|im_start|>", True, False, False, False, False),
+    ("<|im_end|>", True, False, False, False, False),
 ]
 
 
@@ -141,6 +149,8 @@ def sentence_piece(legacy, scheme="first", split=False, fallback=True, fuse=True
             t.decoder = decoders.Metaspace(prepend_scheme=scheme, split=split)
     for name in ["<unk>", "<s>", "</s>"]:
         t.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+    if scheme == "first" and not legacy:
+        t.add_special_tokens(["[INST]", "[/INST]"])
     add_tokens(t, "<s>")
     t.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>" if split else "<s> $A",
@@ -320,6 +330,7 @@ def main():
         t = Tokenizer.from_file(os.path.join(HERE, name + ".json"))
         skipped = set(newer_nfc) if name == "qwen2" else set()
         write_kind(name, t, texts, [c for c in points if c not in skipped])
+    write_chat(lambda kind: Tokenizer.from_file(os.path.join(HERE, kind + ".json")))
     with open(os.path.join(HERE, "ORIGIN"), "w") as f:
         f.write(f"made by tests/golden/make_tokenizers.py\ntokenizers {tokenizers.__version__}\n"
                 f"python {sys.version.split()[0]}, unicodedata {unicodedata.unidata_version}\n"
@@ -328,6 +339,58 @@ def main():
 
 SPACES = set([0x20, 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
              + list(range(9, 14)) + list(range(0x2000, 0x200B)))
+
+
+TEMPLATES = {
+    "llama3": ("<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+               "{{ '{' if m.role == 'assistant' }}{{ m.content | trim }}<|eot_id|>"
+               "{{ '}' if m.role == 'assistant' }}{% endfor %}"
+               "{% if generation %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"),
+    "chatml": ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
+               "{{ '{' if m.role == 'assistant' }}{{ m.content }}<|im_end|>"
+               "{{ '}' if m.role == 'assistant' }}\n{% endfor %}"
+               "{% if generation %}<|im_start|>assistant\n{% endif %}"),
+    "mistral-inst": ("<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+                     "{% elif m.role == 'assistant' %} {{ '{' }}{{ m.content }}</s>{{ '}' }}{% endif %}{% endfor %}"),
+}
+# Version 3 of Mistral's tokenizers has control tokens and no space before [/INST].
+TEMPLATES["mistral-inst-v3"] = TEMPLATES["mistral-inst"].replace("{{ m.content }} [/INST]", "{{ m.content }}[/INST]")
+
+
+def conversations():
+    texts = ["Hello", "What is a letter?", "It's the small letter a,  of course.\n", "\n\nTwo lines\nhere",
+             "", "  spaces  ", "\tint x;\r\n", "e\u0301 \U0001f600", "1234 567", "'s word", "\u3000x\u3000"]
+    for i in range(24):
+        messages, n = [], 2 + 2 * (i % 3)
+        for k in range(n if i % 4 else n - 1):
+            messages.append({"role": ["user", "assistant"][k % 2], "content": texts[(i * 5 + k * 3) % len(texts)]})
+        yield messages, i % 4 == 0
+
+
+def write_chat(tokenizer_of):
+    import jinja2
+    pairs = [("llama3", "llama3", "llama3"), ("chatml", "qwen2", "chatml"), ("chatml", "gpt2", "chatml"),
+             ("mistral-inst", "sp-legacy", "mistral-inst"), ("mistral-inst", "sp-first", "mistral-inst-v3")]
+    with open(os.path.join(HERE, "chat.txt"), "w", encoding="utf-8", newline="\n") as f:
+        for style, kind, template in pairs:
+            t = tokenizer_of(kind)
+            for messages, generation in conversations():
+                marked = jinja2.Template(TEMPLATES[template], keep_trailing_newline=True).render(
+                    messages=messages, generation=generation)
+                text, spans, start = "", [], None
+                for c in marked:
+                    if c == "{":
+                        start = len(text)
+                    elif c == "}":
+                        spans.append((start, len(text)))
+                    else:
+                        text += c
+                t.encode_special_tokens = False
+                e = t.encode(text, add_special_tokens=False)
+                inside = "".join("01"[any(a <= o[0] < b for a, b in spans)] for o in e.offsets)
+                f.write(f"T {style} {kind} {int(generation)}\n")
+                f.writelines(f"M {m['role']} {escape(m['content'])}\n" for m in messages)
+                f.write("I " + " ".join(map(str, e.ids)) + f"\nK {inside}\n")
 
 
 def encode(t, text, plain=False, special=False):

@@ -1,0 +1,344 @@
+#include "format/chat_template.h"
+
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "format/tokenizer_priv.h"
+
+enum { ROLE_NBYTES_MAX = 64 };
+
+/* Control tokens of a template; -1 where it has none. */
+struct tess_chat_template {
+    tess_chat_style style;
+    char *default_system;
+    int32_t bos;
+    int32_t open, close; /* of the header: start_header/end_header, im_start, [INST]/[/INST] */
+    int32_t end;         /* of the turn */
+};
+
+static const struct {
+    const char *name, *bos, *open, *close, *end;
+    bool needs_open;
+} styles[TESS_CHAT_STYLE_NUMEL] = {
+    [TESS_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+                          "<|eot_id|>", true},
+    [TESS_CHAT_CHATML] = {"chatml", NULL, "<|im_start|>", NULL, "<|im_end|>", true},
+    /* Tokenizers before version 3 spell [INST] in plain characters. */
+    [TESS_CHAT_MISTRAL_INST] = {"mistral-inst", "<s>", "[INST]", "[/INST]", "</s>", false},
+};
+
+tess_status tess_chat_style_parse(const char *name, tess_chat_style *out)
+{
+    for (int i = 0; i < TESS_CHAT_STYLE_NUMEL; i++) {
+        if (strcmp(styles[i].name, name) == 0) {
+            *out = (tess_chat_style)i;
+            return TESS_OK;
+        }
+    }
+    return TESS_FAIL(TESS_E_ARG,
+                     "chat template '%.64s' is not known; choose llama3, chatml or mistral-inst",
+                     name);
+}
+
+const char *tess_chat_style_name(tess_chat_style style) { return styles[style].name; }
+
+/* Id of a control token. One that is not marked special could be written by the data itself. */
+static tess_status find_control(const tess_tokenizer *t, tess_chat_style style, const char *text,
+                                bool is_needed, int32_t *id)
+{
+    *id = -1;
+    if (text == NULL)
+        return TESS_OK;
+    const int32_t found = tess_tokenizer_find(t, text);
+    if (!is_needed && (found < 0 || !tess_tokenizer_is_special(t, found)))
+        return TESS_OK;
+    TESS_CHECK(found >= 0, TESS_E_FORMAT,
+               "chat template %s needs the token '%s', which tokenizer '%s' lacks; choose the "
+               "template the model was trained with",
+               styles[style].name, text, t->name);
+    TESS_CHECK(tess_tokenizer_is_special(t, found), TESS_E_FORMAT,
+               "chat template %s needs the token '%s' to be special, in tokenizer '%s' it is not; "
+               "set \"special\": true in added_tokens",
+               styles[style].name, text, t->name);
+    *id = found;
+    return TESS_OK;
+}
+
+static tess_status bind(tess_chat_template *chat, const tess_tokenizer *t)
+{
+    const tess_chat_style style = chat->style;
+    const bool needs_open = styles[style].needs_open;
+    TESS_TRY(find_control(t, style, styles[style].bos, true, &chat->bos));
+    TESS_TRY(find_control(t, style, styles[style].open, needs_open, &chat->open));
+    TESS_TRY(find_control(t, style, styles[style].close, needs_open, &chat->close));
+    TESS_TRY(find_control(t, style, styles[style].end, true, &chat->end));
+    if (chat->open < 0 || chat->close < 0)
+        chat->open = style == TESS_CHAT_MISTRAL_INST ? -1 : chat->open;
+    return TESS_OK;
+}
+
+tess_status tess_chat_template_create(const tess_tokenizer *tokenizer, tess_chat_style style,
+                                      const char *default_system, tess_chat_template **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_chat_template), &object));
+    tess_chat_template *chat = object;
+    chat->style = style;
+    tess_status st = bind(chat, tokenizer);
+    if (st == TESS_OK && default_system != NULL)
+        st = tess_strdup(default_system, &chat->default_system);
+    if (st != TESS_OK) {
+        tess_chat_template_destroy(&chat);
+        return st;
+    }
+    *out = chat;
+    return TESS_OK;
+}
+
+void tess_chat_template_destroy(tess_chat_template **chat)
+{
+    if (*chat == NULL)
+        return;
+    tess_free((*chat)->default_system);
+    tess_free(*chat);
+    *chat = NULL;
+}
+
+/* One conversation being encoded. */
+typedef struct writer {
+    const tess_chat_template *chat;
+    tess_encoder *encoder;
+    tess_ids *ids;
+    tess_chat_span *span;
+    int64_t span_numel;
+    tess_text header;  /* scratch */
+    tess_text pending; /* mistral-inst: a system message waits for the user's */
+} writer;
+
+static tess_status put_id(writer *w, int32_t id) { return tess_ids_append(w->ids, &id, 1); }
+
+static tess_status put_text(writer *w, const char *text)
+{
+    return tess_encode(w->encoder, text, strlen(text), TESS_ENCODE_NO_SPECIAL_TEXT, w->ids);
+}
+
+/* w->header and the content as one text, as the reference renders them. */
+static tess_status put_joined(writer *w, const char *content, size_t nbytes, int64_t *content_idx)
+{
+    const tess_encode_parts parts = {w->header.byte, (size_t)w->header.numel, content, nbytes,
+                                     TESS_ENCODE_NO_SPECIAL_TEXT};
+    return tess_encode_joined(w->encoder, &parts, w->ids, content_idx);
+}
+
+static tess_status set_header(writer *w, const char *a, const char *b)
+{
+    w->header.numel = 0;
+    TESS_TRY(tess_text_append(&w->header, a, strlen(a)));
+    return tess_text_append(&w->header, b, strlen(b));
+}
+
+static void put_span(writer *w, int64_t header_idx, int64_t content_idx, const char *role)
+{
+    w->span[w->span_numel++] =
+        (tess_chat_span){header_idx, content_idx, w->ids->numel, strcmp(role, "assistant") == 0};
+}
+
+/* White space as Python's str.strip takes it: White_Space and the four separators below it. */
+static bool is_stripped(uint32_t c) { return tess_is_space(c) || (c >= 0x1c && c <= 0x1f); }
+
+static void trim(const char **text, size_t *nbytes)
+{
+    size_t n = 0;
+    while (*nbytes > 0 && is_stripped(tess_utf8_next(*text, *nbytes, 0, &n))) {
+        *text += n;
+        *nbytes -= n;
+    }
+    while (*nbytes > 0) {
+        size_t at = *nbytes - 1;
+        while (at > 0 && ((unsigned char)(*text)[at] & 0xc0) == 0x80)
+            at--;
+        if (!is_stripped(tess_utf8_next(*text, *nbytes, at, &n)))
+            break;
+        *nbytes = at;
+    }
+}
+
+static tess_status put_llama3(writer *w, const tess_chat_message *m)
+{
+    const int64_t header_idx = w->ids->numel;
+    const char *content = m->content;
+    size_t nbytes = m->content_nbytes;
+    int64_t content_idx = 0;
+    trim(&content, &nbytes);
+    TESS_TRY(put_id(w, w->chat->open));
+    TESS_TRY(put_text(w, m->role));
+    TESS_TRY(put_id(w, w->chat->close));
+    TESS_TRY(set_header(w, "\n\n", ""));
+    TESS_TRY(put_joined(w, content, nbytes, &content_idx));
+    TESS_TRY(put_id(w, w->chat->end));
+    put_span(w, header_idx, content_idx, m->role);
+    return TESS_OK;
+}
+
+static tess_status put_chatml(writer *w, const tess_chat_message *m)
+{
+    const int64_t header_idx = w->ids->numel;
+    int64_t content_idx = 0;
+    TESS_TRY(put_id(w, w->chat->open));
+    TESS_TRY(set_header(w, m->role, "\n"));
+    TESS_TRY(put_joined(w, m->content, m->content_nbytes, &content_idx));
+    TESS_TRY(put_id(w, w->chat->end));
+    put_span(w, header_idx, content_idx, m->role);
+    return put_text(w, "\n");
+}
+
+/* [INST] user [/INST]: with control tokens " user" stands between them, without them all of it is
+ * text and is kept back until the answer, with which it is one piece. */
+static tess_status put_mistral_user(writer *w, const tess_chat_message *m)
+{
+    const int64_t header_idx = w->ids->numel;
+    const bool has_control = w->chat->open >= 0;
+    TESS_TRY(set_header(w, has_control ? " " : "[INST] ", ""));
+    TESS_TRY(tess_text_append(&w->header, w->pending.byte, (size_t)w->pending.numel));
+    TESS_TRY(tess_text_append(&w->header, m->content, m->content_nbytes));
+    w->pending.numel = 0;
+    if (!has_control) {
+        TESS_TRY(tess_text_append(&w->header, " [/INST]", 8));
+        w->span[w->span_numel++] = (tess_chat_span){header_idx, header_idx, header_idx, false};
+        return TESS_OK;
+    }
+    TESS_TRY(put_id(w, w->chat->open));
+    TESS_TRY(tess_encode(w->encoder, w->header.byte, (size_t)w->header.numel,
+                         TESS_ENCODE_NO_SPECIAL_TEXT, w->ids));
+    TESS_TRY(put_id(w, w->chat->close));
+    w->header.numel = 0;
+    put_span(w, header_idx, header_idx + 1, m->role);
+    return TESS_OK;
+}
+
+static tess_status put_mistral_answer(writer *w, const tess_chat_message *m)
+{
+    const int64_t header_idx = w->ids->numel;
+    tess_chat_span *user = &w->span[w->span_numel - 1];
+    int64_t content_idx = 0;
+    TESS_TRY(tess_text_append(&w->header, " ", 1));
+    TESS_TRY(put_joined(w, m->content, m->content_nbytes, &content_idx));
+    TESS_TRY(put_id(w, w->chat->end));
+    w->header.numel = 0;
+    if (w->chat->open < 0) {
+        user->end_idx = content_idx;
+        put_span(w, content_idx, content_idx, m->role);
+    } else {
+        put_span(w, header_idx, content_idx, m->role);
+    }
+    return TESS_OK;
+}
+
+static tess_status put_mistral(writer *w, const tess_chat_message *m, int64_t idx)
+{
+    const bool answers = w->span_numel > 0 && !w->span[w->span_numel - 1].is_assistant;
+    if (strcmp(m->role, "system") == 0) {
+        TESS_CHECK(idx == 0, TESS_E_FORMAT,
+                   "message %" PRId64 ": chat template mistral-inst takes a system message only "
+                   "at the front",
+                   idx);
+        TESS_TRY(tess_text_append(&w->pending, m->content, m->content_nbytes));
+        return tess_text_append(&w->pending, "\n\n", 2);
+    }
+    const char *expected = answers ? "assistant" : "user";
+    TESS_CHECK(strcmp(m->role, expected) == 0, TESS_E_FORMAT,
+               "message %" PRId64 ": role '%.32s', chat template mistral-inst expects '%s' here",
+               idx, m->role, expected);
+    return answers ? put_mistral_answer(w, m) : put_mistral_user(w, m);
+}
+
+static tess_status check_role(const tess_chat_message *m, int64_t idx)
+{
+    const size_t nbytes = strlen(m->role);
+    TESS_CHECK(nbytes >= 1 && nbytes <= ROLE_NBYTES_MAX &&
+                   strspn(m->role, "abcdefghijklmnopqrstuvwxyz0123456789_-") == nbytes,
+               TESS_E_FORMAT,
+               "message %" PRId64 ": role '%.64s', expected lower-case letters, digits, _ or -",
+               idx, m->role);
+    return TESS_OK;
+}
+
+static tess_status put_message(writer *w, const tess_chat_message *m, int64_t idx)
+{
+    TESS_TRY(check_role(m, idx));
+    switch (w->chat->style) {
+    case TESS_CHAT_LLAMA3:
+        return put_llama3(w, m);
+    case TESS_CHAT_CHATML:
+        return put_chatml(w, m);
+    case TESS_CHAT_MISTRAL_INST:
+        return put_mistral(w, m, idx);
+    case TESS_CHAT_STYLE_NUMEL:
+        break;
+    }
+    return TESS_FAIL(TESS_E_STATE, "chat template %d", (int)w->chat->style);
+}
+
+/* The front of an assistant turn, or what mistral-inst still keeps back. */
+static tess_status put_end(writer *w, bool add_generation)
+{
+    switch (w->chat->style) {
+    case TESS_CHAT_LLAMA3:
+        if (!add_generation)
+            return TESS_OK;
+        TESS_TRY(put_id(w, w->chat->open));
+        TESS_TRY(put_text(w, "assistant"));
+        TESS_TRY(put_id(w, w->chat->close));
+        return put_text(w, "\n\n");
+    case TESS_CHAT_CHATML:
+        if (!add_generation)
+            return TESS_OK;
+        TESS_TRY(put_id(w, w->chat->open));
+        return put_text(w, "assistant\n");
+    case TESS_CHAT_MISTRAL_INST:
+        if (w->header.numel == 0)
+            return TESS_OK;
+        TESS_TRY(tess_encode(w->encoder, w->header.byte, (size_t)w->header.numel,
+                             TESS_ENCODE_NO_SPECIAL_TEXT, w->ids));
+        w->span[w->span_numel - 1].end_idx = w->ids->numel;
+        return TESS_OK;
+    case TESS_CHAT_STYLE_NUMEL:
+        break;
+    }
+    return TESS_FAIL(TESS_E_STATE, "chat template %d", (int)w->chat->style);
+}
+
+static tess_status put_conversation(writer *w, const tess_chat_request *r)
+{
+    const tess_chat_template *chat = w->chat;
+    const bool has_system = r->message_numel > 0 && strcmp(r->message[0].role, "system") == 0;
+    TESS_CHECK(r->message_numel > 0, TESS_E_FORMAT, "a conversation without messages");
+    if (chat->bos >= 0)
+        TESS_TRY(put_id(w, chat->bos));
+    if (!has_system && chat->default_system != NULL) {
+        const tess_chat_message system = {"system", chat->default_system,
+                                          strlen(chat->default_system)};
+        TESS_TRY(put_message(w, &system, 0));
+    }
+    for (int64_t i = 0; i < r->message_numel; i++)
+        TESS_TRY(put_message(w, &r->message[i], i));
+    return put_end(w, r->add_generation);
+}
+
+tess_status tess_chat_encode(const tess_chat_template *chat, tess_encoder *encoder,
+                             const tess_chat_request *request, tess_ids *ids, tess_chat_span *span,
+                             int64_t *span_numel)
+{
+    writer w = {.chat = chat, .encoder = encoder, .ids = ids, .span = span};
+    const int64_t before = ids->numel;
+    const tess_status st = put_conversation(&w, request);
+    tess_text_fini(&w.header);
+    tess_text_fini(&w.pending);
+    if (st != TESS_OK) {
+        ids->numel = before;
+        return st;
+    }
+    *span_numel = w.span_numel;
+    return TESS_OK;
+}
