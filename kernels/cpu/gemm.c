@@ -14,7 +14,7 @@ enum {
     GROUP_MAX = 8,            /* panels that share one pass over packed A */
     GROUP_NBYTES = 1 << 20,   /* sums of a group stay below, where rows allow */
     STAGE_LINES = 16,         /* dequantized lines between codes and the packed layout */
-    STAGE_NBYTES = 32 * 1024, /* 16 lines of 512 elements of 4 bytes */
+    STAGE_NBYTES = STAGE_LINES * TESS_GEMM_DEPTH * 4, /* also 32 lines of 64 elements */
     SLICE_NUMEL = 32,         /* k per stage of a weight stored [K, N] */
     ALIGN_NBYTES = 64,
 };
@@ -311,12 +311,15 @@ static void multiply_term(const worker *w, int term_idx, const panel *panels, in
     for (int64_t i = 0; is_scaled && term_idx == 0 && i < panel_numel; i++)
         memset(group_sums(w, w->sums, i), 0,
                (size_t)(worker_rows(w) * panels[i].width) * sizeof(float));
-    for (int64_t u = 0; u == 0 || u < units; u += TESS_GEMM_DEPTH) {
+    /* Passes of equal depth: a short one would not pay for loading and storing the sums. */
+    const int64_t pass_numel = TESS_MAX(tess_ceil_div(units, TESS_GEMM_DEPTH), 1);
+    const int64_t depth = TESS_MAX(tess_ceil_div(units, pass_numel), 1);
+    for (int64_t u = 0; u == 0 || u < units; u += depth) {
         const bool is_first = u == 0 && (term_idx == 0 || is_long);
         for (int64_t i = 0; i < panel_numel; i++) {
             const tess_gemm_tile tile = {
                 .b = w->panel,
-                .unit_numel = TESS_MIN(units - u, TESS_GEMM_DEPTH),
+                .unit_numel = TESS_MIN(units - u, depth),
                 .c = group_sums(w, is_long ? w->scaled : w->sums, i),
                 .c_stride = panels[i].width,
                 .mode = is_scaled && !is_long ? TESS_GEMM_SCALED

@@ -19,7 +19,7 @@ enum {
     TESS_GEMM_BLOCK_MAX = 12,  /* rows of the tallest kernel */
     TESS_GEMM_VECTOR_MAX = 4,  /* vectors of the widest panel */
     TESS_GEMM_PANEL_MAX = 64,  /* columns of the widest panel */
-    TESS_GEMM_DEPTH = 256,     /* units of one pass over a panel */
+    TESS_GEMM_DEPTH = 384,     /* units of one pass over a panel, at most */
     TESS_GEMM_ROWS_MAX = 1024, /* rows of C in flight: packed A and sums stay near the core */
 };
 
