@@ -109,6 +109,7 @@ static tess_status alloc_stages(tess_run_model *run)
 static tess_status build(tess_run_model *run, const tess_llm_config *config)
 {
     const tess_run_options *o = &run->options;
+    TESS_TRY(tess_kernels_cpu_select(tess_cpu_path_best()));
     tess_registry_init(&run->reg, o->compute_dt);
     TESS_TRY(tess_pool_create(o->thread_numel, &run->pool));
     tess_stream_init_inline(&run->stream, "compute", run->pool);
