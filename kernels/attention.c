@@ -20,7 +20,8 @@ static tess_status check_shape(const char *op, const tess_attention_shape *shape
                "%s: %" PRId64 " tokens, expected at most 2147483647", op, shape->token_numel);
     TESS_CHECK(window >= 0, TESS_E_RANGE, "%s: window is %" PRId64 ", expected 0 (none) or more",
                op, window);
-    TESS_CHECK(isfinite(scale), TESS_E_RANGE, "%s: scale is not finite", op);
+    TESS_CHECK(isfinite(scale) && scale > 0.0f, TESS_E_RANGE,
+               "%s: scale is %g, expected a finite number above 0", op, (double)scale);
     return TESS_OK;
 }
 

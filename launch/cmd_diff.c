@@ -1,6 +1,7 @@
 /* tessera diff A B */
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "shard/ckpt.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -31,18 +32,31 @@ static const struct argp diff_argp = {
            "Exit code 0: equal; 1: different, with every tensor that differs.",
 };
 
-static tess_status run(const tess_diff_options *diff)
+static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED,
-                     "diff: '%s' and '%s' need the checkpoint reader, which this build lacks",
-                     diff->a, diff->b);
+    (void)arg;
+    TESS_CHECK(fwrite(text, 1, nbytes, stdout) == nbytes, TESS_E_IO,
+               "stdout: cannot write results");
+    return TESS_OK;
+}
+
+static tess_status run(const tess_diff_options *diff, bool *is_equal)
+{
+    tess_ctx ctx;
+    const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = diff->is_json};
+    TESS_TRY(tess_launch_open(&diff->common, 0, &ctx));
+    const tess_status st = tess_ckpt_diff(&ctx, diff->a, diff->b, &printer, is_equal);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 int tess_cmd_diff(int argc, char **argv)
 {
     tess_diff_options diff = {0};
+    bool is_equal = true;
     tess_status st = tess_launch_parse(&diff_argp, argc, argv, &diff, &diff.common);
     if (st == TESS_OK && !diff.common.is_help)
-        st = run(&diff);
-    return tess_launch_finish(&diff.common, st);
+        st = run(&diff, &is_equal);
+    const int code = tess_launch_finish(&diff.common, st);
+    return code == 0 && !is_equal ? 1 : code;
 }

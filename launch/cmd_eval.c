@@ -1,6 +1,7 @@
 /* tessera eval RUN.yaml [--checkpoint DIR] */
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "launch/job.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -35,10 +36,32 @@ static const struct argp eval_argp = {
            "perplexity.",
 };
 
-static tess_status run(const tess_eval_options *eval)
+static tess_status print_result(const tess_eval_result *r, bool is_json)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "eval: '%s' needs the evaluator, which this build lacks",
-                     eval->run.path);
+    char line[256];
+    const int n = snprintf(
+        line, sizeof line,
+        is_json ? "{\"step\": %lld, \"loss\": %.17g, \"tokens\": %lld, \"sequences\": %lld}\n"
+                : "step %lld: loss %.6f over %lld tokens in %lld sequences\n",
+        (long long)r->step, r->loss, (long long)r->loss_token_numel, (long long)r->sequence_numel);
+    TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "eval: result line too long");
+    return tess_launch_print(line);
+}
+
+static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+{
+    const tess_eval_options *eval = arg;
+    tess_eval_result result;
+    TESS_TRY(tess_session_evaluate(session, &result));
+    return tess_agree(comm,
+                      tess_comm_rank(comm) == 0 ? print_result(&result, eval->is_json) : TESS_OK);
+}
+
+static tess_status run(tess_eval_options *eval)
+{
+    tess_session_options o = tess_launch_session(&eval->run, TESS_SESSION_READER, eval->checkpoint);
+    o.needs_data = true;
+    return tess_launch_job(&eval->common, &o, work, eval);
 }
 
 int tess_cmd_eval(int argc, char **argv)

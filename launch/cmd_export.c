@@ -1,8 +1,15 @@
 /* tessera export CHECKPOINT --format peft|hf -o OUT */
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "core/memory.h"
+#include "format/json.h"
 #include "launch/commands.h"
+#include "launch/job.h"
 #include "launch/launch.h"
+#include "shard/ckpt.h"
+#include "train/strbuf.h"
 
 static error_t set_format(struct argp_state *state, const char *arg, tess_run_export *format)
 {
@@ -58,11 +65,71 @@ static const struct argp export_argp = {
     .doc = "Write what a checkpoint trained in a form that other programs read.",
 };
 
-static tess_status run(const tess_export_options *export)
+static tess_status to_buffer(void *arg, const char *text, size_t nbytes)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED,
-                     "export: '%s' needs the checkpoint reader, which this build lacks",
-                     export->checkpoint);
+    return tess_strbuf_add_bytes(arg, text, nbytes);
+}
+
+/* The resolved run file that a checkpoint carries. */
+static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
+{
+    tess_strbuf buffer = {0};
+    tess_json *root = NULL;
+    const tess_json *state = NULL;
+    const char *run = NULL;
+    const tess_ckpt_printer printer = {.sink = to_buffer, .arg = &buffer, .is_json = true};
+    tess_status st = tess_ckpt_inspect(ctx, dir, &printer);
+    if (st == TESS_OK)
+        st = tess_json_parse(dir, buffer.text, buffer.nbytes, &root);
+    if (st == TESS_OK)
+        st = tess_json_get_object(root, "state", &state);
+    if (st == TESS_OK)
+        st = tess_json_get_string(state, "run", &run);
+    if (st == TESS_OK)
+        st = tess_strdup(run, text);
+    tess_json_destroy(&root);
+    tess_strbuf_fini(&buffer);
+    return st;
+}
+
+static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+{
+    const tess_export_options *export = arg;
+    (void)comm;
+    const tess_run *run = tess_session_run(session);
+    const bool is_f32 =
+        export->dtype == TESS_RUN_DTYPE_F32 || run->compute.dtype == TESS_RUN_DTYPE_F32;
+    const tess_export_request request = {
+        .dir = export->output, .format = export->format, .dt = is_f32 ? TESS_F32 : TESS_BF16};
+    return tess_session_export(session, &request);
+}
+
+/* The run directory is the checkpoint's parent, wherever it was moved to. */
+static tess_status export_from(tess_export_options *export, const tess_ctx *ctx)
+{
+    char dir[PATH_MAX], output[PATH_MAX + 16], *text = NULL;
+    TESS_TRY(tess_ckpt_resolve(ctx, export->checkpoint, dir, sizeof dir));
+    TESS_TRY(read_run(ctx, dir, &text));
+    snprintf(output, sizeof output, "output.dir=%s/..", dir);
+    const tess_run_override override = {.text = output, .argument_idx = 1};
+    const tess_session_options o = {.kind = TESS_SESSION_READER,
+                                    .run_path = dir,
+                                    .run_text = text,
+                                    .overrides = &override,
+                                    .override_numel = 1,
+                                    .checkpoint = dir};
+    const tess_status st = tess_launch_job(&export->common, &o, work, export);
+    tess_free(text);
+    return st;
+}
+
+static tess_status run(tess_export_options *export)
+{
+    tess_ctx ctx;
+    TESS_TRY(tess_launch_open(&export->common, tess_launch_rank(), &ctx));
+    const tess_status st = export_from(export, &ctx);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 int tess_cmd_export(int argc, char **argv)

@@ -1,8 +1,12 @@
 /* tessera plan RUN.yaml [--ranks N] [--device NAME] [--json] */
 #include <errno.h>
 
+#include <string.h>
+
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "core/memory.h"
+#include "launch/job.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -45,10 +49,28 @@ static const struct argp plan_argp = {
            "What each number means stands in the README.",
 };
 
+static tess_status print_plan(const tess_plan_command *plan, const tess_ctx *ctx)
+{
+    const tess_session_options o = tess_launch_session(&plan->run, TESS_SESSION_READER, NULL);
+    char *text = NULL;
+    TESS_TRY(tess_session_plan(ctx, &o, plan->rank_numel > 0 ? plan->rank_numel : 1, plan->is_json,
+                               &text));
+    tess_status st = tess_launch_print(text);
+    if (st == TESS_OK && plan->is_json)
+        st = tess_launch_print("\n");
+    tess_free(text);
+    return st;
+}
+
 static tess_status run(const tess_plan_command *plan)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "plan: '%s' needs the planner, which this build lacks",
-                     plan->run.path);
+    tess_ctx ctx;
+    TESS_CHECK(plan->device == NULL || strcmp(plan->device, "cpu") == 0, TESS_E_UNSUPPORTED,
+               "plan: --device '%s' is not known to this build; known: cpu", plan->device);
+    TESS_TRY(tess_launch_open(&plan->common, 0, &ctx));
+    const tess_status st = print_plan(plan, &ctx);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 int tess_cmd_plan(int argc, char **argv)

@@ -3,6 +3,9 @@
 
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "core/memory.h"
+#include "format/json.h"
+#include "launch/job.h"
 
 static error_t parse_number(int key, char *arg, struct argp_state *state)
 {
@@ -71,10 +74,45 @@ static const struct argp sample_argp = {
            "number of ranks.",
 };
 
-static tess_status run(const tess_sample_options *sample)
+static tess_status print_text(const char *text, bool is_json)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "sample: '%s' needs the sampler, which this build lacks",
-                     sample->run.path);
+    if (!is_json) {
+        TESS_TRY(tess_launch_print(text));
+        return tess_launch_print("\n");
+    }
+    tess_json *root = NULL;
+    char *dump = NULL;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = tess_json_add_string(root, "text", text);
+    if (st == TESS_OK)
+        st = tess_json_dump(root, 0, &dump, NULL);
+    tess_json_destroy(&root);
+    if (st == TESS_OK)
+        st = tess_launch_print(dump);
+    tess_free(dump);
+    return st == TESS_OK ? tess_launch_print("\n") : st;
+}
+
+static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+{
+    const tess_sample_options *sample = arg;
+    const tess_sample_request request = {.prompt = sample->prompt,
+                                         .token_numel = sample->token_numel,
+                                         .temperature = sample->temperature,
+                                         .top_k = sample->top_k,
+                                         .seed = (uint64_t)sample->seed};
+    char *text = NULL;
+    TESS_TRY(tess_session_sample(session, &request, &text));
+    const tess_status st = tess_comm_rank(comm) == 0 ? print_text(text, sample->is_json) : TESS_OK;
+    tess_free(text);
+    return tess_agree(comm, st);
+}
+
+static tess_status run(tess_sample_options *sample)
+{
+    const tess_session_options o =
+        tess_launch_session(&sample->run, TESS_SESSION_READER, sample->checkpoint);
+    return tess_launch_job(&sample->common, &o, work, sample);
 }
 
 int tess_cmd_sample(int argc, char **argv)

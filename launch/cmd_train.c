@@ -1,6 +1,7 @@
 /* tessera train RUN.yaml [KEY=VALUE ...] */
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "launch/job.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -33,10 +34,19 @@ static const struct argp train_argp = {
            "lists the keys.",
 };
 
+static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+{
+    (void)comm;
+    (void)arg;
+    return tess_session_train(session);
+}
+
 static tess_status run(const tess_train_options *train)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "train: '%s' needs the step loop, which this build lacks",
-                     train->run.path);
+    tess_session_options o = tess_launch_session(&train->run, TESS_SESSION_TRAIN, NULL);
+    o.accept_config_change = train->accept_config_change;
+    o.needs_data = true;
+    return tess_launch_job(&train->common, &o, work, NULL);
 }
 
 int tess_cmd_train(int argc, char **argv)

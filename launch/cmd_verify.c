@@ -1,6 +1,7 @@
 /* tessera verify PATH */
 #include "launch/commands.h"
 #include "launch/launch.h"
+#include "shard/ckpt.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -31,11 +32,22 @@ static const struct argp verify_argp = {
            "first place; 66: no valid checkpoint in a run folder.",
 };
 
+static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
+{
+    (void)arg;
+    TESS_CHECK(fwrite(text, 1, nbytes, stdout) == nbytes, TESS_E_IO,
+               "stdout: cannot write results");
+    return TESS_OK;
+}
+
 static tess_status run(const tess_path_options *verify)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED,
-                     "verify: '%s' needs the checkpoint reader, which this build lacks",
-                     verify->path);
+    tess_ctx ctx;
+    const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = verify->is_json};
+    TESS_TRY(tess_launch_open(&verify->common, 0, &ctx));
+    const tess_status st = tess_ckpt_verify(&ctx, verify->path, &printer);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 int tess_cmd_verify(int argc, char **argv)

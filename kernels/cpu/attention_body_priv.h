@@ -112,11 +112,28 @@ static void transpose_rows(const operand *src, int64_t rows, int64_t dim, int64_
             dst[d * BWD_ROWS + r] = r < rows ? src[r * src_stride + d] : 0;
 }
 
-/* Lanes of columns j .. j+VL-1 that row i sees, of first visible column `first`. */
-INLINE vi visible(int64_t j, int64_t first, int64_t i)
+/* Lanes of columns c .. c+VL-1 inside [first, last]. */
+INLINE vi visible(int64_t c, int64_t first, int64_t last)
 {
-    const vi column = vi_iota(0) + (int32_t)j;
-    return (column >= (int32_t)first) & (column <= (int32_t)i);
+    const vi column = vi_iota(0) + (int32_t)c;
+    return (column >= (int32_t)first) & (column <= (int32_t)last);
+}
+
+/* One row of scores: token i, columns [lo, hi) relative to `base`. */
+typedef struct row_span {
+    int64_t i, base, lo, hi;
+} row_span;
+
+/* Operands round once to the storage dtype; a NaN here comes from arithmetic on stored values. */
+INLINE void store_operand(operand *dst, vf x, bool is_bf16)
+{
+#ifdef TESS_ATTENTION_BF16
+    (void)is_bf16;
+    const vh h = __builtin_convertvector(vf_bf16_bits_quiet(x) >> 16, vh);
+    memcpy(dst, &h, sizeof h);
+#else
+    vf_store(dst, is_bf16 ? (vf)vf_bf16_bits_quiet(x) : x);
+#endif
 }
 
 /* Columns of one panel that rows [i_lo, i_hi) see, as whole vectors relative to the panel. */
@@ -134,47 +151,50 @@ INLINE panel_range panel_columns(int64_t panel, int64_t first_col, int64_t i_hi)
     return range;
 }
 
-/*
- * Scores of one row, columns [lo, hi) of absolute start `base`: scaled, masked, exponentials of
- * the distance to the maximum in place, then probabilities as operands in place. Returns the lse.
- */
-INLINE float softmax_row(const tess_attention_job *job, float *score, int64_t base, int64_t lo,
-                         int64_t hi, int64_t i)
+/* Largest score of a row; columns the row does not see become -infinity. */
+INLINE float row_largest(const tess_attention_job *job, float *score, const row_span *span)
 {
-    const int64_t first = tess_attention_first(job, i);
+    const int64_t first = tess_attention_first(job, span->i) - span->base;
+    const int64_t last = span->i - span->base;
     const vf hidden = vf_set1(-__builtin_inff());
-    vf best = hidden;
-    for (int64_t c = lo; c < hi; c += VL) {
-        vf s = vf_load(score + c) * job->scale;
-        if (base + c < first || base + c + VL - 1 > i)
-            s = vf_select(visible(base + c, first, i), s, hidden);
-        vf_store(score + c, s);
-        best = vf_max(best, s);
-    }
-    float lane[VL];
-    vf_store(lane, best);
-    float max = lane[0];
-    for (int l = 1; l < VL; l++)
-        max = lane[l] > max ? lane[l] : max;
-    vf acc[LANE_VECTORS] = {{0}};
-    for (int64_t c = lo; c < hi; c += LANES)
+    vf best[LANE_VECTORS];
+    for (int h = 0; h < LANE_VECTORS; h++)
+        best[h] = hidden;
+    for (int64_t c = span->lo; c < span->hi; c += LANES)
         for (int h = 0; h < LANE_VECTORS; h++) {
-            const vf e = vf_exp(vf_load(score + c + h * VL) - max);
+            const int64_t at = c + h * VL;
+            vf s = vf_load(score + at);
+            if (at < first || at + VL - 1 > last) {
+                s = vf_select(visible(at, first, last), s, hidden);
+                vf_store(score + at, s);
+            }
+            best[h] = vf_max(best[h], s);
+        }
+    float lane[LANES];
+    memcpy(lane, best, sizeof lane);
+    float largest = lane[0];
+    for (int l = 1; l < LANES; l++)
+        largest = lane[l] > largest ? lane[l] : largest;
+    return largest;
+}
+
+/* Scores of one row to probabilities as operands, in place. Returns the log of the sum. */
+INLINE float softmax_row(const tess_attention_job *job, float *score, const row_span *span)
+{
+    const float scale = job->scale;
+    const float max = row_largest(job, score, span) * scale;
+    vf acc[LANE_VECTORS] = {{0}};
+    for (int64_t c = span->lo; c < span->hi; c += LANES)
+        for (int h = 0; h < LANE_VECTORS; h++) {
+            const vf e = vf_exp_below(vf_load(score + c + h * VL) * scale - max);
             vf_store(score + c + h * VL, e);
             acc[h] = acc[h] + e;
         }
     const float sum = lanes_sum(acc);
     const float inv = 1.0f / sum;
     const bool is_bf16 = job_is_bf16(job);
-    for (int64_t c = lo; c < hi; c += VL) {
-        const vf p = vf_load(score + c) * inv;
-#ifdef TESS_ATTENTION_BF16
-        (void)is_bf16;
-        vf_store_bf16((uint16_t *)(void *)score + c, p);
-#else
-        vf_store(score + c, vf_round(p, is_bf16));
-#endif
-    }
+    for (int64_t c = span->lo; c < span->hi; c += VL)
+        store_operand((operand *)(void *)score + c, vf_load(score + c) * inv, is_bf16);
     return sum < 0x1p100f ? max + (float)log_f64((double)sum) : sum;
 }
 
@@ -240,9 +260,11 @@ static void forward(const tess_attention_job *job, int64_t head, int64_t block, 
     b.score = take(&scratch, FWD_ROWS * l->visible_numel);
     copy_rows(job, job->q, b.i_lo, b.i_hi - b.i_lo, b.head, b.q);
     forward_scores(job, &b, first_col);
-    for (int64_t i = b.i_lo; i < b.i_hi; i++)
+    for (int64_t i = b.i_lo; i < b.i_hi; i++) {
+        const row_span span = {i, b.base, b.lo, b.hi};
         job->forward->lse[b.head * l->shape.token_numel + i] =
-            softmax_row(job, b.score + (i - b.i_lo) * b.stride, b.base, b.lo, b.hi, i);
+            softmax_row(job, b.score + (i - b.i_lo) * b.stride, &span);
+    }
     const int64_t operand_stride = b.stride * (int64_t)(sizeof(float) / sizeof(operand));
     const small_mm mm = {
         .m = b.i_hi - b.i_lo,
@@ -290,43 +312,67 @@ static void delta_of_rows(const tess_attention_job *job, const backward_block *b
     }
 }
 
-/* Probabilities and d_s of one row at columns c .. c+VL-1 of a panel. */
-INLINE void row_vector(const tess_attention_job *job, const backward_block *b, int64_t panel,
-                       int64_t c, int64_t r, vf *p_out, vf *d_s_out)
+/* What one row of a panel needs: visible columns relative to the panel, lse, delta. */
+typedef struct row_facts {
+    int64_t first, last;
+    float lse, delta, scale;
+    const float *score, *d_p;
+} row_facts;
+
+INLINE row_facts facts_of(const tess_attention_job *job, const backward_block *b, int64_t panel,
+                          int64_t r)
 {
-    const int64_t i = b->i_lo + r, j = panel * PANEL + c;
-    const int64_t first = tess_attention_first(job, i);
-    const float lse = job->backward->lse[b->head * job->layout.shape.token_numel + i];
-    vf p = vf_exp(vf_load(b->score + r * PANEL + c) * job->scale - lse);
-    if (j < first || j + VL - 1 > i)
-        p = (vf)((vi)p & visible(j, first, i));
+    const int64_t i = b->i_lo + r;
+    const row_facts row = {
+        .first = tess_attention_first(job, i) - panel * PANEL,
+        .last = i - panel * PANEL,
+        .lse = job->backward->lse[b->head * job->layout.shape.token_numel + i],
+        .delta = b->delta[r],
+        .scale = job->scale,
+        .score = b->score + r * PANEL,
+        .d_p = b->d_p + r * PANEL,
+    };
+    return row;
+}
+
+/* Probabilities and d_s of one row at columns c .. c+VL-1. */
+INLINE void row_vector(const row_facts *row, int64_t c, vf *p_out, vf *d_s_out)
+{
+    /* A difference above 0 is the rounding of lse: exp_below takes it. */
+    vf p = vf_exp_below(vf_load(row->score + c) * row->scale - row->lse);
+    if (c < row->first || c + VL - 1 > row->last)
+        p = (vf)((vi)p & visible(c, row->first, row->last));
     *p_out = p;
-    *d_s_out = p * (vf_load(b->d_p + r * PANEL + c) - b->delta[r]);
+    *d_s_out = p * (vf_load(row->d_p + c) - row->delta);
 }
 
 #ifdef TESS_ATTENTION_BF16
 
 INLINE void store_pair(uint16_t *dst, vf even, vf odd)
 {
-    const vu word = vf_bf16_bits(even) >> 16 | vf_bf16_bits(odd);
+    const vu word = vf_bf16_bits_quiet(even) >> 16 | vf_bf16_bits_quiet(odd);
     memcpy(dst, &word, sizeof word);
 }
 
 static void softmax_backward(const tess_attention_job *job, const backward_block *b, int64_t panel,
                              panel_range range)
 {
-    for (int64_t r = 0; r < b->rows; r += 2)
+    for (int64_t r = 0; r < b->rows; r += 2) {
+        const bool has_odd = r + 1 < b->rows;
+        const row_facts even = facts_of(job, b, panel, r);
+        const row_facts odd = facts_of(job, b, panel, has_odd ? r + 1 : r);
         for (int64_t c = range.lo; c < range.hi; c += VL) {
             vf p[2] = {{0}}, d_s[2] = {{0}};
-            row_vector(job, b, panel, c, r, &p[0], &d_s[0]);
-            vf_store_bf16(b->d_s + r * PANEL + c, d_s[0]);
-            if (r + 1 < b->rows) {
-                row_vector(job, b, panel, c, r + 1, &p[1], &d_s[1]);
-                vf_store_bf16(b->d_s + (r + 1) * PANEL + c, d_s[1]);
+            row_vector(&even, c, &p[0], &d_s[0]);
+            store_operand(b->d_s + r * PANEL + c, d_s[0], true);
+            if (has_odd) {
+                row_vector(&odd, c, &p[1], &d_s[1]);
+                store_operand(b->d_s + (r + 1) * PANEL + c, d_s[1], true);
             }
             store_pair(b->p_pairs + r * PANEL + 2 * c, p[0], p[1]);
             store_pair(b->d_s_pairs + r * PANEL + 2 * c, d_s[0], d_s[1]);
         }
+    }
 }
 
 #else
@@ -335,13 +381,15 @@ static void softmax_backward(const tess_attention_job *job, const backward_block
                              panel_range range)
 {
     const bool is_bf16 = job_is_bf16(job);
-    for (int64_t r = 0; r < b->rows; r++)
+    for (int64_t r = 0; r < b->rows; r++) {
+        const row_facts row = facts_of(job, b, panel, r);
         for (int64_t c = range.lo; c < range.hi; c += VL) {
             vf p = {0}, d_s = {0};
-            row_vector(job, b, panel, c, r, &p, &d_s);
-            vf_store(b->p_pairs + r * PANEL + c, vf_round(p, is_bf16));
-            vf_store(b->d_s + r * PANEL + c, vf_round(d_s, is_bf16));
+            row_vector(&row, c, &p, &d_s);
+            store_operand(b->p_pairs + r * PANEL + c, p, is_bf16);
+            store_operand(b->d_s + r * PANEL + c, d_s, is_bf16);
         }
+    }
 }
 
 #endif
@@ -470,36 +518,46 @@ static void backward(const tess_attention_job *job, int64_t head, char *scratch)
     }
 }
 
-/* Sum of the group's heads, ascending, of element (d, j) of a panel. */
-INLINE float group_sum(const tess_attention_job *job, int kind, int64_t kv, int64_t at)
+/* Add the panel of the group's other heads to the first head's, ascending; its address. */
+static float *sum_group(const tess_attention_job *job, int kind, int64_t kv, int64_t panel)
 {
-    const int64_t group_numel = job->layout.group_numel;
-    float sum = grad_of(job, kind, kv * group_numel)[at];
-    for (int64_t g = 1; g < group_numel; g++)
-        sum = sum + grad_of(job, kind, kv * group_numel + g)[at];
+    const int64_t group_numel = job->layout.group_numel, numel = job->layout.shape.dim * PANEL;
+    float *sum = grad_of(job, kind, kv * group_numel) + panel * numel;
+    for (int64_t g = 1; g < group_numel; g++) {
+        const float *other = grad_of(job, kind, kv * group_numel + g) + panel * numel;
+        for (int64_t i = 0; i < numel; i += VL)
+            vf_store(sum + i, vf_load(sum + i) + vf_load(other + i));
+    }
     return sum;
 }
 
-static void reduce(const tess_attention_job *job, int64_t kv, int64_t panel)
+/* dst rows of the panel [64, D] from src [D][64] */
+static void store_panel(const tess_attention_job *job, int64_t kv, int64_t panel, const float *src,
+                        tess_view dst)
 {
     const tess_attention_shape *shape = &job->layout.shape;
     const int64_t first = panel * PANEL, dim = shape->dim;
     const int64_t row_numel = TESS_MIN(PANEL, shape->token_numel - first);
-    const bool is_bf16 = job_is_bf16(job);
-    for (int64_t d = 0; d < dim; d++)
-        for (int64_t j = 0; j < row_numel; j++) {
-            const int64_t at = (panel * dim + d) * PANEL + j;
-            const int64_t to = ((first + j) * shape->kv_head_numel + job->kv_lo + kv) * dim + d;
-            const float d_v = group_sum(job, 0, kv, at);
-            const float d_k = group_sum(job, 1, kv, at) * job->scale;
-            if (is_bf16) {
-                ((uint16_t *)job->backward->d_v.data)[to] = tess_bf16_from_f32(d_v);
-                ((uint16_t *)job->backward->d_k.data)[to] = tess_bf16_from_f32(d_k);
-            } else {
-                ((float *)job->backward->d_v.data)[to] = d_v;
-                ((float *)job->backward->d_k.data)[to] = d_k;
-            }
+    for (int64_t j = 0; j < row_numel; j++) {
+        const int64_t to = ((first + j) * shape->kv_head_numel + job->kv_lo + kv) * dim;
+        for (int64_t d = 0; d < dim; d += VL) {
+            const int64_t n = TESS_MIN(VL, dim - d);
+            float column[VL] = {0};
+            for (int64_t l = 0; l < n; l++)
+                column[l] = src[(d + l) * PANEL + j];
+            vf_put(dst.data, to + d, n, vf_load(column), job_is_bf16(job));
         }
+    }
+}
+
+static void reduce(const tess_attention_job *job, int64_t kv, int64_t panel)
+{
+    const int64_t numel = job->layout.shape.dim * PANEL;
+    store_panel(job, kv, panel, sum_group(job, 0, kv, panel), job->backward->d_v);
+    float *d_k = sum_group(job, 1, kv, panel);
+    for (int64_t i = 0; i < numel; i += VL)
+        vf_store(d_k + i, vf_load(d_k + i) * job->scale);
+    store_panel(job, kv, panel, d_k, job->backward->d_k);
 }
 
 const tess_attention_ops TESS_ATTENTION_TABLE = {

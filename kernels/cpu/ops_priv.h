@@ -48,8 +48,9 @@ typedef struct tess_cpu_rows {
     /* out[block] = sum of squares of its 256 elements, NaN or infinite where an element is. */
     void (*square_blocks)(const float *x, int64_t numel, double *out);
     void (*adamw)(const tess_adamw_args *a, const tess_adamw_scalars *k, int64_t lo, int64_t hi);
-    /* out[i] = exp(x[i]): the exponential of every op above, for tests. */
+    /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);
+    void (*exp_below)(const float *x, float *out, int64_t numel);
 } tess_cpu_rows;
 
 extern const tess_cpu_rows tess_cpu_rows_portable;

@@ -113,10 +113,11 @@ static void sum_rows(const tess_sum_rows_args *a, int chunk_idx)
 
 /*
  * [Note: Philox in lanes] One quad of words per 64-bit lane; the upper halves may hold anything, as
- * the 32 x 32 product reads the lower halves only.
+ * the 32 x 32 product reads the lower halves only. Several vectors at once, because one round waits
+ * for the round before.
  */
 typedef uint64_t vq __attribute__((vector_size(VL * 4)));
-enum { QUADS = VL / 2, DRAW_NUMEL = 4 * QUADS };
+enum { QUADS = VL / 2, DRAW_VECTORS = 4, DRAW_NUMEL = 4 * QUADS * DRAW_VECTORS };
 
 INLINE vq mul_u32(vq a, uint64_t b)
 {
@@ -129,29 +130,17 @@ INLINE vq mul_u32(vq a, uint64_t b)
 #endif
 }
 
-/* Words of quads quad .. quad + QUADS - 1, in element order. */
-INLINE void draw_words(const tess_rng *rng, uint64_t quad, uint32_t word[DRAW_NUMEL])
+/* Words c0 c1 c2 c3 of each quad, quad after quad. */
+INLINE void store_words(uint32_t *word, const vq c[4])
 {
-    uint64_t lane[QUADS];
-    for (unsigned l = 0; l < QUADS; l++)
-        lane[l] = quad + l;
-    vq c0;
-    memcpy(&c0, lane, sizeof c0);
-    vq c1 = c0 >> 32;
-    vq c2 = (vq){0} + rng->index, c3 = (vq){0} + rng->purpose_layer;
-    uint32_t k0 = rng->key[0], k1 = rng->key[1];
-    for (int round = 0; round < 10; round++) {
-        const vq p0 = mul_u32(c0, 0xD2511F53u);
-        const vq p1 = mul_u32(c2, 0xCD9E8D57u);
-        c0 = (p1 >> 32) ^ c1 ^ (uint64_t)k0;
-        c1 = p1;
-        c2 = (p0 >> 32) ^ c3 ^ (uint64_t)k1;
-        c3 = p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    const vq low = (c0 & 0xffffffffu) | c1 << 32;
-    const vq high = (c2 & 0xffffffffu) | c3 << 32;
+    const vq low = (c[0] & 0xffffffffu) | c[1] << 32;
+    const vq high = (c[2] & 0xffffffffu) | c[3] << 32;
+#if defined(__AVX512F__)
+    const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const __m512i second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+    _mm512_storeu_si512(word, _mm512_permutex2var_epi64((__m512i)low, first, (__m512i)high));
+    _mm512_storeu_si512(word + 16, _mm512_permutex2var_epi64((__m512i)low, second, (__m512i)high));
+#else
     uint64_t low_lane[QUADS], high_lane[QUADS], pair[2 * QUADS];
     memcpy(low_lane, &low, sizeof low);
     memcpy(high_lane, &high, sizeof high);
@@ -160,6 +149,38 @@ INLINE void draw_words(const tess_rng *rng, uint64_t quad, uint32_t word[DRAW_NU
         pair[2 * l + 1] = high_lane[l];
     }
     memcpy(word, pair, sizeof pair);
+#endif
+}
+
+/* Words of DRAW_NUMEL elements from quad `quad`, in element order. */
+static void draw_words(const tess_rng *rng, uint64_t quad, uint32_t word[DRAW_NUMEL])
+{
+    vq c[DRAW_VECTORS][4];
+    uint64_t lane[QUADS * DRAW_VECTORS];
+    for (unsigned l = 0; l < QUADS * DRAW_VECTORS; l++)
+        lane[l] = quad + l;
+    for (int v = 0; v < DRAW_VECTORS; v++) {
+        memcpy(&c[v][0], lane + v * QUADS, sizeof c[v][0]);
+        c[v][1] = c[v][0] >> 32;
+        c[v][2] = (vq){0} + rng->index;
+        c[v][3] = (vq){0} + rng->purpose_layer;
+    }
+    uint32_t k0 = rng->key[0], k1 = rng->key[1];
+    for (int round = 0; round < 10; round++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < DRAW_VECTORS; v++) {
+            const vq p0 = mul_u32(c[v][0], 0xD2511F53u);
+            const vq p1 = mul_u32(c[v][2], 0xCD9E8D57u);
+            c[v][0] = (p1 >> 32) ^ c[v][1] ^ (uint64_t)k0;
+            c[v][1] = p1;
+            c[v][2] = (p0 >> 32) ^ c[v][3] ^ (uint64_t)k1;
+            c[v][3] = p0;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    for (int v = 0; v < DRAW_VECTORS; v++)
+        store_words(word + v * 4 * QUADS, c[v]);
 }
 
 /* Elements lo .. hi-1; one call draws for the group of DRAW_NUMEL elements that holds `lo`. */
@@ -247,5 +268,13 @@ static void exp_array(const float *x, float *out, int64_t numel)
     for (int64_t i = 0; i < numel; i += VL) {
         const int64_t n = TESS_MIN(VL, numel - i);
         vf_put(out, i, n, vf_exp(vf_get(x, i, n, false)), false);
+    }
+}
+
+static void exp_below_array(const float *x, float *out, int64_t numel)
+{
+    for (int64_t i = 0; i < numel; i += VL) {
+        const int64_t n = TESS_MIN(VL, numel - i);
+        vf_put(out, i, n, vf_exp_below(vf_get(x, i, n, false)), false);
     }
 }

@@ -6,16 +6,21 @@
 #include "kernels/cpu/ops_priv.h"
 #include "kernels/cpu/vec_priv.h"
 
+/* The maximum does not depend on the order; four chains hide its latency. */
 INLINE float row_max(const float *z, int64_t numel)
 {
-    vf best = vf_set1(-__builtin_inff());
+    enum { CHAINS = 4 };
+    vf best[CHAINS];
+    for (int c = 0; c < CHAINS; c++)
+        best[c] = vf_set1(-__builtin_inff());
     int64_t i = 0;
-    for (; i + VL <= numel; i += VL)
-        best = vf_max(best, vf_load(z + i));
-    float lane[VL];
-    vf_store(lane, best);
+    for (; i + CHAINS * VL <= numel; i += CHAINS * VL)
+        for (int c = 0; c < CHAINS; c++)
+            best[c] = vf_max(best[c], vf_load(z + i + c * VL));
+    float lane[CHAINS * VL];
+    memcpy(lane, best, sizeof lane);
     float result = lane[0];
-    for (int l = 1; l < VL; l++)
+    for (int l = 1; l < CHAINS * VL; l++)
         result = lane[l] > result ? lane[l] : result;
     for (; i < numel; i++)
         result = z[i] > result ? z[i] : result;
@@ -32,7 +37,7 @@ INLINE double sum_exp(const float *z, int64_t numel, float max)
             if (first >= numel)
                 break;
             const int64_t n = TESS_MIN(VL, numel - first);
-            vf e = vf_exp(vf_get(z, first, n, false) - max);
+            vf e = vf_exp_below(vf_get(z, first, n, false) - max);
             if (n < VL)
                 e = (vf)((vi)e & (vi_iota(0) < (int32_t)n));
             vf_half half[2];
@@ -54,11 +59,11 @@ INLINE void softmax_gradient(const tess_cross_entropy_args *a, int64_t row, floa
     char *d = (char *)a->d_logits.data + (size_t)(row * numel) * (is_bf16 ? 2 : 4);
     const float inv = (float)(1.0 / sum), scale = a->grad_scale;
     const int32_t label = a->labels[row];
-    vf hit = vf_exp(vf_set1(z[label] - max));
+    vf hit = vf_exp_below(vf_set1(z[label] - max));
     hit = (hit * inv - 1.0f) * scale;
     for (int64_t i = 0; i < numel; i += VL) {
         const int64_t n = TESS_MIN(VL, numel - i);
-        const vf p = vf_exp(vf_get(z, i, n, false) - max) * inv;
+        const vf p = vf_exp_below(vf_get(z, i, n, false) - max) * inv;
         vf_put(d, i, n, p * scale, is_bf16);
     }
     float one[VL];

@@ -23,4 +23,5 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .square_blocks = square_blocks,
     .adamw = adamw,
     .exp = exp_array,
+    .exp_below = exp_below_array,
 };

@@ -51,9 +51,16 @@ INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf vf_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
 /** b where either is NaN, as the x86 instruction has it. */
-INLINE vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
-
-INLINE vf vf_from_bits(vu u) { return (vf)u; }
+INLINE vf vf_max(vf a, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return vf_select(a > b, a, b);
+#endif
+}
 
 INLINE vf vf_load_bf16(const uint16_t *p)
 {
@@ -131,28 +138,57 @@ INLINE vi vi_iota(int32_t first)
     return v;
 }
 
+/** x = n ln2 + r: `n` as the low bits of `shifted`, and e^r. */
+typedef struct exp_parts {
+    vf shifted;
+    vf power;
+} exp_parts;
+
 /**
- * e^x within 2 ulp: x = n ln2 + r by two exact steps, a polynomial of degree 7 in r, exponent added
- * to the bits. Results below the smallest normal number are 0. Coefficients: Cephes, expf.c.
+ * Two exact steps of reduction, then 1 + r + r^2 q(r), q of degree 4: minimax over |r| <= ln2 / 2,
+ * relative error 3.1e-9. ln2 in two pieces: Cephes, expf.c.
  */
-INLINE vf vf_exp(vf x)
+INLINE exp_parts exp_split(vf x)
 {
     const vf shifter = vf_set1(12582912.0f); /* 1.5 * 2^23: its low bits hold the rounded sum */
     const vf shifted = x * 1.44269504088896341f + shifter;
     const vf n = shifted - shifter;
     vf r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = (p * (r * r) + r) + 1.0f;
-    const vu exponent = (vu)shifted - 0x4b400000u;
-    vf y = (vf)((vu)p + (exponent << 23));
+    vf q = r * 1.381454012148654e-3f + 8.368745177051832e-3f;
+    q = q * r + 4.166839078982087e-2f;
+    q = q * r + 1.6666520398478435e-1f;
+    q = q * r + 4.999999343208714e-1f;
+    const exp_parts parts = {shifted, (q * (r * r) + r) + 1.0f};
+    return parts;
+}
+
+/** e^x within 2 ulp; results below the smallest normal number are 0. */
+INLINE vf vf_exp(vf x)
+{
+    const exp_parts parts = exp_split(x);
+    const vu exponent = (vu)parts.shifted - 0x4b400000u;
+    vf y = (vf)((vu)parts.power + (exponent << 23));
     y = (vf)((vi)y & ~(x < -87.33654f));
     y = vf_select(x > 88.72284f, vf_set1(__builtin_inff()), y);
     return vf_select(x != x, x, y);
+}
+
+/** The same bits for x <= 0 and -infinity; NaN for NaN; x > 0 is up to 0.5 (rounding of a
+ * difference). */
+INLINE vf vf_exp_below(vf x)
+{
+    const exp_parts parts = exp_split(x);
+    const vf scale = (vf)(((vu)parts.shifted - (0x4b400000u - 127u)) << 23);
+    const vf y = parts.power * scale;
+    return (vf)((vi)y & ~(x < -87.33654f));
+}
+
+/** vf_round_bf16 of a value whose NaN, if any, is quiet and of bf16 origin. */
+INLINE vu vf_bf16_bits_quiet(vf x)
+{
+    const vu u = (vu)x;
+    return (u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u;
 }
 
 /** The fixed tree over 16 lanes. */

@@ -65,7 +65,7 @@ static void back_off(double idle_s)
     nanosleep(&nap, NULL);
 }
 
-static double deadline_of(const engine *e)
+double engine_deadline_s(const engine *e)
 {
     return e->is_warm ? e->deadlines.collective_s : e->deadlines.start_s;
 }
@@ -83,7 +83,7 @@ static void expire_if_late(engine_queue *q, double since_s, double grace_s)
     const engine *e = q->owner;
     const double from_s = TESS_MAX(since_s, e->moved_s);
     const double waited_s = engine_now_s() - from_s;
-    if (waited_s > deadline_of(e) + grace_s)
+    if (waited_s > engine_deadline_s(e) + grace_s)
         expire(q, waited_s);
 }
 

@@ -175,6 +175,8 @@ void engine_queue_destroy(engine_queue **queue);
 TESS_MUST_CHECK tess_status engine_enqueue(engine_queue *q, const engine_op *op);
 /** Return when `mark` operations are done. `grace_s` is added to the deadline. */
 TESS_MUST_CHECK tess_status engine_wait(engine_queue *q, uint64_t mark, double grace_s);
+/** Limit that a wait has now: start_s before the first data collective is done. */
+double engine_deadline_s(const engine *e);
 /** Run all queues as far as they get. The lock is held. @return something moved */
 bool engine_drive(engine *e);
 
@@ -207,7 +209,8 @@ tess_status engine_mpi_fail(int code, const char *file, int line, const char *ca
 /** Environment and affinity before MPI_Init, without overriding what the user set. */
 void engine_mpi_prepare(tess_comm_thread thread);
 
-/** The chunk size of every communicator that shares this engine; equal on all ranks. For tests. */
+/** The chunk size of every communicator that shares the engine of `comm` (self or mpi, not a spy);
+ * equal on all ranks. For tests. */
 void tess_comm_set_chunk(tess_comm *comm, size_t nbytes);
 
 TESS_END_DECLS

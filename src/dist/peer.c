@@ -106,9 +106,7 @@ static tess_status host_exchange(peer_comm *p, const host_step *step)
 
 static double answer_grace_s(const peer_comm *p)
 {
-    const double limit_s =
-        TESS_MAX(p->engine->deadlines.start_s, p->engine->deadlines.collective_s);
-    return TESS_MIN(5.0, 0.2 + 0.1 * limit_s);
+    return TESS_MIN(5.0, 0.2 + 0.1 * engine_deadline_s(p->engine));
 }
 
 static int child_numel(int virtual_rank, int world)

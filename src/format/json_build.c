@@ -236,7 +236,7 @@ static void put_f64(json_sink *s, double value)
             break;
     }
     if (strpbrk(text, ".e") == NULL)
-        strcat(text, ".0");
+        memcpy(text + strlen(text), ".0", sizeof ".0");
     put_text(s, text);
 }
 

@@ -29,12 +29,7 @@ tess_status ckpt_base_dir(const char *step_dir, const char *id, char *out)
 
 static tess_status verify_one(tess_io *io, const char *dir, const char *kind, ckpt_reader *r)
 {
-    char *text = NULL;
-    size_t nbytes = 0;
-    TESS_TRY(ckpt_manifest_read_bytes(io, dir, &text, &nbytes));
-    tess_status st = ckpt_reader_open(io, dir, text, nbytes, r);
-    tess_free(text);
-    TESS_TRY(st);
+    TESS_TRY(ckpt_reader_open_dir(io, dir, r));
     if (kind != NULL && strcmp(kind, r->manifest.kind) != 0)
         return TESS_FAIL(TESS_E_FORMAT, "'%s': kind '%s', expected '%s'", dir, r->manifest.kind,
                          kind);

@@ -244,6 +244,16 @@ TESS_MUST_CHECK tess_status ckpt_reader_verify_shard(ckpt_reader *r, int shard_r
 /* Every chunk of every file and every logical hash. */
 TESS_MUST_CHECK tess_status ckpt_reader_verify(ckpt_reader *r);
 
+/* From a directory. */
+TESS_MUST_CHECK tess_status ckpt_reader_open_dir(tess_io *io, const char *dir, ckpt_reader *r);
+
+/* ---- tools ---- */
+
+typedef void (*ckpt_render_fn)(ckpt_text *t, const void *arg);
+/* Text of `fn` to the printer: called once to measure, once to fill. */
+TESS_MUST_CHECK tess_status ckpt_render(const tess_ckpt_printer *printer, ckpt_render_fn fn,
+                                        const void *arg);
+
 /* ---- directories ---- */
 
 /* Every digest of a step or base directory, and of the base it stands on. */

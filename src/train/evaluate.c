@@ -35,7 +35,7 @@ static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eva
     int64_t loss_token_numel = 0;
     double loss_sum = 0.0;
     if (left <= 0)
-        return tess_runtime_forward(s->rt, TESS_CALL_EVAL, NULL, &loss_sum);
+        return session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, NULL, &loss_sum));
     tess_status st = fill(s, first, TESS_MIN(left, b));
     if (st == TESS_OK)
         st = tess_dataset_loss_tokens(s->eval_data, first, TESS_MIN(left, b), &loss_token_numel);

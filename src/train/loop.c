@@ -267,7 +267,7 @@ static tess_status run_step(loop *l)
     tess_step_result result;
     beat(l, "step");
     TESS_TRY(count_loss_tokens(l, &request.loss_token_numel));
-    TESS_TRY(tess_runtime_step(s->rt, &request, &result));
+    TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
     s->step++;
     const double step_s = tess_clock_s() - start_s;
     l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);

@@ -327,5 +327,5 @@ tess_status session_load(tess_session *s)
         TESS_TRY(start_fresh(s));
     if (!is_reader)
         TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base, 0));
-    return tess_runtime_publish(s->rt);
+    return session_section(s, tess_runtime_publish(s->rt));
 }

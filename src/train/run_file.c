@@ -129,6 +129,8 @@ static tess_status apply_override(tess_run *run, const tess_run_override *overri
     const char *equals = strchr(override->text, '=');
     TESS_CHECK(equals != NULL && equals != override->text, TESS_E_ARG,
                "%s: expected KEY=VALUE, found '%s'", place, found);
+    TESS_CHECK(tess_run_utf8_is_valid(override->text), TESS_E_CONFIG,
+               "%s: '%s': expected UTF-8, found other bytes", place, found);
     char path[PATH_NBYTES];
     snprintf(path, sizeof path, "%.*s",
              (int)TESS_MIN(equals - override->text, (ptrdiff_t)PATH_NBYTES - 1), override->text);

@@ -1,6 +1,9 @@
 /** Parts of the run file's reader that its files share. */
 #pragma once
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #include "core/status.h"
 #include "train/run_file.h"
 #include "train/strbuf.h"
@@ -38,9 +41,14 @@ void tess_run_node_fini(run_node *node);
 
 /** "run.yaml:3:9" or "command line, argument 3". */
 void tess_run_where_text(const run_where *where, char text[TESS_RUN_PLACE_NBYTES]);
-/** First bytes of a value for a message; control characters become '?'. */
+/** First bytes of a value for a message; what is no printable UTF-8 becomes '?'. */
 enum { RUN_EXCERPT_NBYTES = 72 };
 void tess_run_excerpt(const char *value, char text[RUN_EXCERPT_NBYTES]);
+/** Decode the UTF-8 sequence at `text` (NUL-terminated). @return its bytes, 0: not UTF-8 */
+int tess_run_utf8_next(const char *text, uint32_t *code);
+bool tess_run_utf8_is_valid(const char *text);
+/** Append a string as YAML: plain where every reader takes it for a string, else in quotes. */
+TESS_MUST_CHECK tess_status tess_run_string_write(const char *text, tess_strbuf *out);
 /** Place of a node: in the file its own line, on the command line the argument. */
 run_where tess_run_where_of(const run_where *base, int line, int column);
 

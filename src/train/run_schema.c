@@ -139,14 +139,3 @@ void tess_run_place_text(const tess_run *run, tess_run_key_idx key,
     const size_t used = strlen(text);
     snprintf(text + used, TESS_RUN_PLACE_NBYTES - used, ": %s", tess_run_key_at(key)->path);
 }
-
-void tess_run_excerpt(const char *value, char text[RUN_EXCERPT_NBYTES])
-{
-    size_t n = 0;
-    for (; value[n] != '\0' && n < RUN_EXCERPT_NBYTES - 4; n++) {
-        const unsigned char byte = (unsigned char)value[n];
-        text[n] = byte < 0x20 || byte == 0x7f ? '?' : value[n];
-    }
-    const char *tail = value[n] == '\0' ? "" : "...";
-    memcpy(text + n, tail, strlen(tail) + 1);
-}

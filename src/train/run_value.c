@@ -372,47 +372,13 @@ bool tess_run_value_is_set(const tess_run *run, const tess_run_key *key)
     return true;
 }
 
-/* Words that YAML readers would take for something else than a string. */
-static bool reads_as_other(const char *text)
-{
-    static const char words[] = "null|Null|NULL|~|true|True|TRUE|false|False|FALSE|on|On|ON|off|"
-                                "Off|OFF|yes|Yes|YES|no|No|NO|y|Y|n|N";
-    return word_find(words, text) >= 0;
-}
-
-static bool is_plain(const char *text)
-{
-    static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                               "0123456789_./-";
-    const bool starts_well =
-        (text[0] >= 'a' && text[0] <= 'z') || (text[0] >= 'A' && text[0] <= 'Z') || text[0] == '/';
-    return starts_well && strspn(text, safe) == strlen(text) && !reads_as_other(text);
-}
-
-static tess_status write_string(const char *text, tess_strbuf *out)
-{
-    if (is_plain(text))
-        return tess_strbuf_add(out, "%s", text);
-    TESS_TRY(tess_strbuf_add(out, "\""));
-    for (const char *at = text; *at != '\0'; at++) {
-        const unsigned char byte = (unsigned char)*at;
-        if (byte == '"' || byte == '\\')
-            TESS_TRY(tess_strbuf_add(out, "\\%c", byte));
-        else if (byte < 0x20 || byte == 0x7f)
-            TESS_TRY(tess_strbuf_add(out, "\\x%02x", byte));
-        else
-            TESS_TRY(tess_strbuf_add_bytes(out, at, 1));
-    }
-    return tess_strbuf_add(out, "\"");
-}
-
 static tess_status write_names(const tess_run_names *names, tess_strbuf *out)
 {
     if (!names->is_list)
-        return names->item_numel == 0 ? TESS_OK : write_string(names->item[0], out);
+        return names->item_numel == 0 ? TESS_OK : tess_run_string_write(names->item[0], out);
     for (int64_t i = 0; i < names->item_numel; i++) {
         TESS_TRY(tess_strbuf_add(out, "%s", i == 0 ? "[" : ", "));
-        TESS_TRY(write_string(names->item[i], out));
+        TESS_TRY(tess_run_string_write(names->item[i], out));
     }
     return tess_strbuf_add(out, "]");
 }
@@ -423,7 +389,7 @@ static tess_status write_rules(const tess_run_rules *rules, tess_strbuf *out)
         char format[32];
         word_at(TESS_RUN_WORDS_(BASE), (int)rules->item[i].format, format);
         TESS_TRY(tess_strbuf_add(out, "%s{match: ", i == 0 ? "[" : ", "));
-        TESS_TRY(write_string(rules->item[i].match, out));
+        TESS_TRY(tess_run_string_write(rules->item[i].match, out));
         TESS_TRY(tess_strbuf_add(out, ", format: %s}", format));
     }
     return tess_strbuf_add(out, "%s", rules->item_numel > 0 ? "]" : "");
@@ -462,7 +428,7 @@ tess_status tess_run_value_write(const tess_run *run, const tess_run_key *key, t
     case TESS_RUN_TEXT:
     case TESS_RUN_PATH: {
         const char *text = *(char *const *)field;
-        return text == NULL ? TESS_OK : write_string(text, out);
+        return text == NULL ? TESS_OK : tess_run_string_write(text, out);
     }
     case TESS_RUN_NAMES:
         return write_names(field, out);

@@ -93,7 +93,8 @@ static tess_status extend(sampler *p)
     double loss_sum = 0.0;
     for (int64_t i = 0; i < p->request->token_numel; i++) {
         fill_window(p);
-        TESS_TRY(tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum));
+        TESS_TRY(session_section(
+            s, tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum)));
         const int32_t id = draw(p);
         if (is_end(s, id))
             return TESS_OK;

@@ -11,6 +11,12 @@
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
 
+tess_status session_section(tess_session *s, tess_status st)
+{
+    s->is_broken = s->is_broken || st != TESS_OK;
+    return st;
+}
+
 tess_status session_path(const tess_session *s, const char *name, char path[1024])
 {
     const int n = snprintf(path, 1024, "%s/%s", s->run->output.dir, name);
@@ -21,14 +27,22 @@ tess_status session_path(const tess_session *s, const char *name, char path[1024
 
 /* ---- run file ---- */
 
+static tess_status read_run_text(tess_session *s, char **text, size_t *nbytes)
+{
+    if (s->options.run_text == NULL)
+        return tess_io_read_all(s->ctx->io, s->options.run_path, TESS_RUN_TEXT_LIMIT_NBYTES, text,
+                                nbytes);
+    *nbytes = strlen(s->options.run_text);
+    return tess_strdup(s->options.run_text, text);
+}
+
 /* Rank 0 reads, everybody parses the same bytes. */
 static tess_status share_run_text(tess_session *s, char **text, size_t *nbytes)
 {
     tess_status st = TESS_OK;
     int64_t shared_nbytes = 0;
     if (tess_comm_rank(s->world) == 0) {
-        st = tess_io_read_all(s->ctx->io, s->options.run_path, TESS_RUN_TEXT_LIMIT_NBYTES, text,
-                              nbytes);
+        st = read_run_text(s, text, nbytes);
         shared_nbytes = (int64_t)*nbytes;
     }
     TESS_TRY(session_agree(s, st));
@@ -312,6 +326,10 @@ void tess_session_close(tess_session **inout)
 }
 
 const tess_run *tess_session_run(const tess_session *session) { return session->run; }
+bool tess_session_is_broken(const tess_session *session)
+{
+    return session != NULL && session->is_broken;
+}
 int64_t tess_session_step(const tess_session *session) { return session->step; }
 
 /* ---- plan only ---- */

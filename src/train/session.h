@@ -27,6 +27,8 @@ typedef enum tess_session_kind {
 typedef struct tess_session_options {
     tess_session_kind kind;
     const char *run_path;
+    const char
+        *run_text; /* the run file's text where it is known already (rank 0); NULL: read run_path */
     const tess_run_override *overrides; /* [override_numel] */
     int64_t override_numel;
     bool accept_config_change;
@@ -88,6 +90,9 @@ TESS_MUST_CHECK tess_status tess_session_export(tess_session *session,
 
 /** The run and what was resolved; borrowed. Local. */
 const tess_run *tess_session_run(const tess_session *session);
+/** Whether a failure inside a collective section leaves peers waiting: the job must be ended. NULL
+ * is fine. Local. */
+bool tess_session_is_broken(const tess_session *session);
 /** Completed steps. Local. */
 int64_t tess_session_step(const tess_session *session);
 

@@ -48,8 +48,11 @@ struct tess_session {
     int64_t skipped_numel;                /* steps with non-finite values */
     int64_t skipped_in_row;
     bool was_resumed;
+    bool is_broken; /* a collective section failed on this rank alone */
 };
 
+/** Pass on the verdict of a section in which peers may now wait for this rank. */
+tess_status session_section(tess_session *s, tess_status st);
 /** Agree on a local verdict: every rank leaves with the same status. */
 TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
 

@@ -112,7 +112,7 @@ static void test_late_rank_is_named_by_control(void)
     EXPECT(gather(comm, full, 16) == TESS_OK);
     MPI_Barrier(MPI_COMM_WORLD);
     if (tess_comm_rank(comm) == last)
-        nap(1.0);
+        nap(0.75);
     tess_error_clear();
     const tess_status st = tess_agree(comm, TESS_OK);
     EXPECT(st == TESS_E_TIMEOUT);

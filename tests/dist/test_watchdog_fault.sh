@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Faults of one rank of three: the job must end in time, with the right code and a line that says why.
+# Faults of one rank of three: the job must end in time, with the right code and a line that says
+# why.
 set -u
 program="${TESS_BUILD_DIR:?set by ctest}/tests/dist.test_watchdog_fault_mpi"
 command -v mpirun > /dev/null || exit 77
@@ -17,7 +18,8 @@ run() {
     rc=$?
     end=$(date +%s%N)
     local ms=$(((end - start) / 1000000))
-    if { [ "$want" = any ] && [ "$rc" -eq 0 ]; } || { [ "$want" != any ] && [ "$rc" -ne "$want" ]; }; then
+    if { [ "$want" = any ] && [ "$rc" -eq 0 ]; } ||
+        { [ "$want" != any ] && [ "$rc" -ne "$want" ]; }; then
         echo "$fault: exit code $rc, expected $want"
         bad=1
     fi
@@ -34,10 +36,12 @@ run() {
 }
 
 # a stopped rank: the waits of the others expire (1 s)
-run stop 86 10 "all_gather 'blk.2/frozen' (sequence 3, entry 2, stream gather, 3 ranks): nothing heard from rank 1"
+call="all_gather 'blk.2/frozen' (sequence 3, entry 2, stream gather, 3 ranks)"
+run stop 86 10 "$call: nothing heard from rank 1"
 # a rank that hangs outside of communication: its own watchdog (1 s)
 run hang 86 10 "watchdog: rank 1 is late: step 3, section 'step' had 1.0 s"
-grep -qF "rank 1: stack of the late thread:" "$out" && grep -q "test_watchdog_fault_mpi.*\[0x" "$out" || {
+grep -qF "rank 1: stack of the late thread:" "$out" &&
+    grep -q "test_watchdog_fault_mpi.*\[0x" "$out" || {
     echo "hang: no stack of the late thread"
     bad=1
 }

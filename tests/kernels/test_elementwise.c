@@ -331,6 +331,10 @@ static void test_exp_is_within_two_ulp_on_every_path(void **state)
         tess_cpu_rows_get()->exp(x, path == 0 ? first : got, NUMEL);
         if (path > 0)
             assert_memory_equal(first, got, NUMEL * sizeof *x);
+        tess_cpu_rows_get()->exp_below(x, got, NUMEL);
+        for (int i = TESS_NELEM(special); i < NUMEL && x[i] <= 0.0f; i++)
+            assert_true(got[i] == first[i]);
+        assert_true(got[0] == 1.0f && got[4] == 0.0f && got[5] == 0.0f && isnan(got[7]));
     }
     use_path(-1);
     for (int i = TESS_NELEM(special); i < NUMEL; i++)

@@ -371,13 +371,13 @@ static void test_run_parse_damaged_text_ends_with_a_verdict(void **state)
     write_file(&c, &text, &line);
     const size_t held = tess_alloc_nbytes();
     static const char bytes[] = {'\0', '\n', '{', ']', ':', '"', '&', '\xff'};
-    for (size_t at = 0; at < text.nbytes; at += 3) {
+    for (size_t at = 0; at < text.nbytes; at += 7) {
         tess_run *run = NULL;
         tess_error_clear();
         (void)!tess_run_parse(text.text, at, "r.yaml", NULL, 0, &run);
         tess_run_destroy(&run);
         const char saved = text.text[at];
-        text.text[at] = bytes[at / 3 % sizeof bytes];
+        text.text[at] = bytes[at / 7 % sizeof bytes];
         const tess_status st = tess_run_parse(text.text, text.nbytes, "r.yaml", NULL, 0, &run);
         assert_true(st == TESS_OK || st == TESS_E_CONFIG);
         tess_run_destroy(&run);
@@ -457,6 +457,18 @@ static void test_run_parse_override_malformed_is_usage(void **state)
             tess_run_parse(minimal, sizeof minimal - 1, "run.yaml", overrides, 1, &run),
             TESS_E_ARG);
         expect_message("command line, argument 4: expected KEY=VALUE, found '", wrong[i]);
+    }
+    static const char *const not_utf8[] = {"model.path=\xff", "model.path=a\xc3",
+                                           "model.path=\xc0\xaf", "model.path=\xed\xa0\x80",
+                                           "model.path=\xf4\x90\x80\x80"};
+    for (int i = 0; i < TESS_NELEM(not_utf8); i++) {
+        const tess_run_override overrides[] = {{not_utf8[i], 4}};
+        tess_run *bad = NULL;
+        tess_error_clear();
+        assert_int_equal(
+            tess_run_parse(minimal, sizeof minimal - 1, "run.yaml", overrides, 1, &bad),
+            TESS_E_CONFIG);
+        expect_message("command line, argument 4: 'model.path=", "expected UTF-8");
     }
     const tess_run_override twice[] = {{"train.steps=3", 3}, {"train.steps=4", 5}};
     tess_run *run = NULL;

@@ -1,0 +1,118 @@
+#include "launch/job.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "core/memory.h"
+
+static volatile sig_atomic_t stop_request;
+
+static void on_stop_request(int number)
+{
+    (void)number;
+    stop_request = 1;
+}
+
+static void listen_for_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_stop_request, .sa_flags = SA_RESTART};
+    (void)sigaction(SIGUSR1, &action, NULL);
+    action.sa_handler = SIG_IGN;
+    (void)sigaction(SIGXFSZ, &action,
+                    NULL); /* a full quota is an error of the write, not a death */
+    (void)sigaction(SIGPIPE, &action, NULL);
+}
+
+static void show_on_stderr(void *arg, const char *text)
+{
+    (void)arg;
+    fputs(text, stderr);
+    fflush(stderr);
+}
+
+static int terminal_columns(void)
+{
+    struct winsize size;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+/* Seconds from the environment, 0 when it does not say. */
+static double deadline_s(void)
+{
+    const char *text = getenv("TESSERA_DEADLINE_S");
+    return text != NULL ? strtod(text, NULL) : 0.0;
+}
+
+/*
+ * The engine needs to know about its thread before MPI starts, so the run file is looked at early.
+ * What is wrong with it is said later, by all ranks together; ranks that differ here still give the
+ * same bits.
+ */
+static tess_comm_thread thread_of(tess_io *io, const tess_session_options *o)
+{
+    char *text = NULL;
+    size_t nbytes = 0;
+    tess_run *run = NULL;
+    tess_comm_thread thread = TESS_COMM_THREAD_OFF;
+    if (tess_io_read_all(io, o->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &text, &nbytes) == TESS_OK &&
+        tess_run_parse(text, nbytes, o->run_path, o->overrides, o->override_numel, &run) ==
+            TESS_OK &&
+        run->compute.comm_thread == TESS_RUN_SWITCH_ON)
+        thread = TESS_COMM_THREAD_ON;
+    tess_run_destroy(&run);
+    tess_free(text);
+    tess_error_clear();
+    return thread;
+}
+
+static tess_status open_comm(tess_io *io, const tess_session_options *o, tess_comm **comm)
+{
+    const tess_deadlines deadlines = {.start_s = deadline_s(), .collective_s = deadline_s()};
+    if (!tess_comm_is_launched())
+        return tess_comm_create_self(comm);
+    return tess_comm_create_mpi(NULL, NULL, thread_of(io, o), &deadlines, comm);
+}
+
+tess_status tess_launch_job(const tess_common_options *common, const tess_session_options *options,
+                            tess_job_body body, void *arg)
+{
+    tess_ctx ctx = {0};
+    tess_comm *comm = NULL;
+    tess_session *session = NULL;
+    tess_session_options o = *options;
+    o.stop_request = &stop_request;
+    o.deadline_s = deadline_s();
+    o.show = show_on_stderr;
+    o.is_terminal = isatty(STDERR_FILENO) != 0;
+    o.columns = terminal_columns();
+    listen_for_signals();
+    TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
+    tess_status st = open_comm(ctx.io, &o, &comm);
+    if (st == TESS_OK)
+        st = tess_session_open(&ctx, comm, &o, &session);
+    if (st == TESS_OK)
+        st = body(session, comm, arg);
+    if (st != TESS_OK && (tess_status_is_fatal(st) || tess_session_is_broken(session))) {
+        (void)tess_launch_finish(common, st);
+        tess_comm_abort(comm, tess_status_exit_code(st));
+        _Exit(tess_status_exit_code(st));
+    }
+    tess_session_close(&session);
+    tess_comm_destroy(&comm);
+    tess_launch_close(&ctx);
+    return st;
+}
+
+tess_session_options tess_launch_session(const tess_run_options *run, tess_session_kind kind,
+                                         const char *checkpoint)
+{
+    return (tess_session_options){.kind = kind,
+                                  .run_path = run->path,
+                                  .overrides = run->override,
+                                  .override_numel = run->override_numel,
+                                  .checkpoint = checkpoint};
+}

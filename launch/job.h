@@ -1,0 +1,26 @@
+/** A command that works with a run: communicator, context, session, and a clean end on every rank.
+ */
+#pragma once
+
+#include "launch/launch.h"
+#include "train/session.h"
+
+TESS_BEGIN_DECLS
+
+/** The work itself; `arg` is the command's own. Called on every rank. */
+typedef tess_status (*tess_job_body)(tess_session *session, tess_comm *comm, void *arg);
+
+/**
+ * Open a session on all ranks of the launch (one rank without mpirun), run `body`, close.
+ *
+ * Collective. A failure that peers cannot know of ends the whole job with its exit code.
+ * `options` comes without progress and signals: they are set here.
+ */
+TESS_MUST_CHECK tess_status tess_launch_job(const tess_common_options *common,
+                                            const tess_session_options *options, tess_job_body body,
+                                            void *arg);
+/** Session options of a RUN.yaml argument. */
+tess_session_options tess_launch_session(const tess_run_options *run, tess_session_kind kind,
+                                         const char *checkpoint);
+
+TESS_END_DECLS

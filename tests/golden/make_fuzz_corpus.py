@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Makes the seeds of tests/fuzz/corpus/ that are not crashes: legal files and edges of sizes.
+
+    python tests/golden/make_fuzz_corpus.py
+"""
+import json
+import pathlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+GOLDEN = HERE / "format"
+
+
+def put(target, name, data):
+    folder = HERE.parent / "fuzz" / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def tensors(header, data=b"", length=None):
+    text = header if isinstance(header, str) else json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)
+    return (len(text) if length is None else length).to_bytes(8, "little") + text.encode() + data
+
+
+def entry(dtype, shape, begin, end):
+    return dict(dtype=dtype, shape=shape, data_offsets=[begin, end])
+
+
+put("safetensors", "minimal", tensors({"a": entry("BF16", [2], 0, 4)}, b"\x80\x3f\x00\xc0"))
+put("safetensors", "mixed", tensors({
+    "__metadata__": {"format": "pt", "k": "v"}, "x": entry("F32", [2, 1], 0, 8), "s": entry("F16", [], 8, 10),
+    "e": entry("I64", [0, 7], 8, 8), "f4": entry("F4", [2], 10, 11), "f6": entry("F6_E2M3", [4], 11, 14)}, bytes(14)))
+for i, n in enumerate((0, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1)):
+    put("safetensors", f"length{i}", tensors({"a": entry("BF16", [2], 0, 4)}, bytes(4), n))
+    put("safetensors", f"extent{i}", tensors({"a": entry("U8", [n, 2], 0, 4)}, bytes(4)))
+    put("safetensors", f"offset{i}", tensors({"a": entry("U8", [4], 0, n)}, bytes(4)))
+put("safetensors", "hole", tensors({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, bytes(3)))
+put("safetensors", "overlap", tensors({"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 1, 3)}, bytes(3)))
+put("safetensors", "duplicate", tensors(
+    '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', bytes(2)))
+put("safetensors", "deep", tensors('{"a":' + "[" * 40 + "]" * 40 + "}"))
+
+for name, text in dict(
+        empty="", object='{"a":{"b":[1,-2,3.5e-7,true,false,null,"\\u00e9\\ud83d\\ude00\\n"]},"":{}}', zero="[-0]",
+        zeros="[0,-0.0,0e0,1e-0]", limits="[9223372036854775807,-9223372036854775808]", big="[9223372036854775808]",
+        huge="[1e999]", tiny="[5e-324,1.7976931348623157e308]", deep32="[" * 32 + "]" * 32, deep33="[" * 33 + "]" * 33,
+        duplicate='{"a":1,"a":2}', trailing="{} {}", surrogate='["\\ud800"]', nul='["\\u0000"]', comment="/**/1",
+        strings='["' + "x" * 200 + '","\\"\\\\\\/\\b\\f\\n\\r\\t"]').items():
+    put("json", name, text)
+put("json", "overlong", b'["\xc0\x80"]')
+put("json", "latin1", b'["\xe9"]')
+
+for i, case in enumerate(json.loads((GOLDEN / "configs.json").read_text())):
+    put("hf_config", f"golden{i:02}", json.dumps(case["config"]))
+put("hf_config", "saved", (GOLDEN / "model" / "config.json").read_bytes())
+for i, n in enumerate((0, -1, 2**31, 2**32, 2**63 - 1)):
+    put("hf_config", f"extent{i}", json.dumps(dict(
+        model_type="llama", hidden_size=n, intermediate_size=n, num_hidden_layers=n, num_attention_heads=n, vocab_size=n)))
+
+for i, case in enumerate(json.loads((GOLDEN / "matches.json").read_text())["cases"]):
+    put("peft", f"golden{i:02}", json.dumps(case["config"]))
+put("peft", "saved", (GOLDEN / "adapter" / "adapter_config.json").read_bytes())
+put("peft", "explosive", json.dumps(dict(peft_type="LORA", target_modules="(a|a)*")))
+put("peft", "recursive", json.dumps(dict(peft_type="LORA", target_modules="(a(?1)?|b)*")))
+put("peft", "unclosed", json.dumps(dict(peft_type="LORA", target_modules="((((", rank_pattern={"(": 1})))
