@@ -1,5 +1,5 @@
 #!/bin/bash
-# Parity and same bits on every instruction path that this CPU has, not only on the one it would choose.
+# Parity and same bits on every instruction path of this CPU, not only on the one it would choose.
 set -euo pipefail
 flags=" $(grep -m1 '^flags' /proc/cpuinfo || true) "
 tested=0

@@ -278,6 +278,7 @@ static tess_status repeat_forward(tess_run_model *run, int s, const tess_token_b
                                   int64_t number)
 {
     tess_stage_call call = call_of(run, s, TESS_CALL_TRAIN, batch, number);
+    call.output = bytes_view(NULL, 0); /* only what backward reads */
     if (call.saved.data != NULL)
         memset(call.saved.data, POISON, tess_view_nbytes(call.saved));
     return tess_model_stage_ops(run->model)->forward(tess_model_self(run->model), &call);
