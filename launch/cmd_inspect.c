@@ -1,4 +1,5 @@
 /* tessera inspect PATH */
+#include "launch/artifact.h"
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "shard/ckpt.h"
@@ -43,9 +44,14 @@ static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
 static tess_status run(const tess_path_options *inspect)
 {
     tess_ctx ctx;
+    tess_artifact_kind kind = TESS_ARTIFACT_CHECKPOINT;
     const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = inspect->is_json};
     TESS_TRY(tess_launch_open(&inspect->common, 0, &ctx));
-    const tess_status st = tess_ckpt_inspect(&ctx, inspect->path, &printer);
+    tess_status st = tess_artifact_kind_of(&ctx, inspect->path, &kind);
+    if (st == TESS_OK && kind == TESS_ARTIFACT_CHECKPOINT)
+        st = tess_ckpt_inspect(&ctx, inspect->path, &printer);
+    else if (st == TESS_OK)
+        st = tess_artifact_print(&ctx, kind, inspect->path, inspect->is_json, false);
     tess_launch_close(&ctx);
     return st;
 }

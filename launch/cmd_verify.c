@@ -1,4 +1,5 @@
 /* tessera verify PATH */
+#include "launch/artifact.h"
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "shard/ckpt.h"
@@ -29,7 +30,8 @@ static const struct argp verify_argp = {
     .parser = parse,
     .args_doc = "PATH",
     .doc = "Read everything and compare every digest. Exit code 0: all match; 65: damage, with the "
-           "first place; 66: no valid checkpoint in a run folder.",
+           "first place; 66: no valid checkpoint in a run folder. Models and adapters keep no "
+           "digests: their structure is checked and the SHA-256 of each file printed.",
 };
 
 static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
@@ -43,9 +45,14 @@ static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
 static tess_status run(const tess_path_options *verify)
 {
     tess_ctx ctx;
+    tess_artifact_kind kind = TESS_ARTIFACT_CHECKPOINT;
     const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = verify->is_json};
     TESS_TRY(tess_launch_open(&verify->common, 0, &ctx));
-    const tess_status st = tess_ckpt_verify(&ctx, verify->path, &printer);
+    tess_status st = tess_artifact_kind_of(&ctx, verify->path, &kind);
+    if (st == TESS_OK && kind == TESS_ARTIFACT_CHECKPOINT)
+        st = tess_ckpt_verify(&ctx, verify->path, &printer);
+    else if (st == TESS_OK)
+        st = tess_artifact_print(&ctx, kind, verify->path, verify->is_json, true);
     tess_launch_close(&ctx);
     return st;
 }

@@ -1,0 +1,330 @@
+/*
+ * [Note: one tree] What is found is built as a JSON value; --json dumps it, text is read off the
+ * same value, so both say the same.
+ */
+#include "launch/artifact.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/digest.h"
+#include "core/memory.h"
+#include "format/json.h"
+#include "format/model_dir.h"
+#include "format/safetensors.h"
+#include "launch/launch.h"
+#include "train/strbuf.h"
+#include "train/token_file.h"
+
+enum { PATH_NBYTES = 4096 + 64, SHAPE_NBYTES = 192, HEX_NBYTES = 2 * TESS_SHA256_NBYTES + 1 };
+
+static tess_status has_file(const tess_ctx *ctx, const char *folder, const char *name, bool *out)
+{
+    char path[PATH_NBYTES];
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    snprintf(path, sizeof path, "%.4096s/%s", folder, name);
+    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
+    *out = kind == TESS_IO_FILE;
+    return TESS_OK;
+}
+
+static bool ends_in(const char *text, const char *tail)
+{
+    const size_t text_nbytes = strlen(text);
+    const size_t tail_nbytes = strlen(tail);
+    return text_nbytes >= tail_nbytes && strcmp(text + text_nbytes - tail_nbytes, tail) == 0;
+}
+
+tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_artifact_kind *kind)
+{
+    static const struct {
+        const char *name;
+        tess_artifact_kind kind;
+    } marks[] = {{"adapter_config.json", TESS_ARTIFACT_ADAPTER},
+                 {"model.safetensors", TESS_ARTIFACT_MODEL},
+                 {"model.safetensors.index.json", TESS_ARTIFACT_MODEL}};
+    tess_io_kind found = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(ctx->io, path, &found, &nbytes));
+    *kind = TESS_ARTIFACT_CHECKPOINT;
+    if (found == TESS_IO_FILE)
+        *kind =
+            ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS : TESS_ARTIFACT_TOKEN_FILE;
+    for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
+        bool is_there = false;
+        TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
+        if (is_there) {
+            *kind = marks[i].kind;
+            break;
+        }
+    }
+    return TESS_OK;
+}
+
+static tess_status add_hex(tess_json *to, const char *key, const void *digest, size_t nbytes)
+{
+    char hex[HEX_NBYTES];
+    tess_hex(digest, nbytes, hex);
+    return tess_json_add_string(to, key, hex);
+}
+
+static tess_status add_tensor(tess_json *list, const char *name, const tess_st_tensor *st)
+{
+    tess_json *tensor = NULL;
+    tess_json *shape = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &tensor));
+    TESS_TRY(tess_json_add_string(tensor, "name", name));
+    TESS_TRY(tess_json_add_string(tensor, "dtype", tess_st_dtype_name(st->dtype)));
+    TESS_TRY(tess_json_add_i64(tensor, "nbytes", st->nbytes));
+    TESS_TRY(tess_json_add_array(tensor, "shape", &shape));
+    for (int i = 0; i < st->dim_numel; i++)
+        TESS_TRY(tess_json_add_i64(shape, NULL, st->dim[i]));
+    return TESS_OK;
+}
+
+static tess_status add_metadata(tess_json *to, const tess_safetensors *file)
+{
+    tess_json *metadata = NULL;
+    TESS_TRY(tess_json_add_object(to, "metadata", &metadata));
+    for (int64_t i = 0; i < tess_safetensors_metadata_numel(file); i++) {
+        const tess_st_pair pair = tess_safetensors_metadata_at(file, i);
+        TESS_TRY(tess_json_add_string(metadata, pair.key, pair.value));
+    }
+    return TESS_OK;
+}
+
+static tess_status fill_safetensors(const tess_safetensors *file, bool is_verify, tess_json *to)
+{
+    tess_json *tensors = NULL;
+    TESS_TRY(tess_json_add_i64(to, "nbytes", tess_safetensors_file_nbytes(file)));
+    TESS_TRY(add_metadata(to, file));
+    if (is_verify) {
+        tess_sha256 digest;
+        TESS_TRY(tess_safetensors_sha256(file, &digest));
+        TESS_TRY(add_hex(to, "sha256", digest.byte, sizeof digest.byte));
+    }
+    TESS_TRY(tess_json_add_array(to, "tensors", &tensors));
+    for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
+        const tess_st_tensor *st = tess_safetensors_at(file, i);
+        TESS_TRY(add_tensor(tensors, st->name, st));
+    }
+    return TESS_OK;
+}
+
+static tess_status describe_safetensors(const tess_ctx *ctx, const char *path, bool is_verify,
+                                        tess_json *to)
+{
+    tess_safetensors *file = NULL;
+    TESS_TRY(tess_safetensors_open(ctx->io, path, &file));
+    const tess_status st = fill_safetensors(file, is_verify, to);
+    tess_safetensors_close(&file);
+    return st;
+}
+
+/* The config is copied, so that --json shows rank, alpha and targets. */
+static tess_status describe_adapter(const tess_ctx *ctx, const char *path, bool is_verify,
+                                    tess_json *to)
+{
+    char name[PATH_NBYTES];
+    tess_json *config = NULL;
+    snprintf(name, sizeof name, "%.4096s/adapter_config.json", path);
+    TESS_TRY(tess_json_read(ctx->io, name, &config));
+    const tess_status st = tess_json_add_copy(to, "config", config);
+    tess_json_destroy(&config);
+    TESS_TRY(st);
+    snprintf(name, sizeof name, "%.4096s/adapter_model.safetensors", path);
+    return describe_safetensors(ctx, name, is_verify, to);
+}
+
+static tess_status add_model_files(tess_model_dir *dir, bool is_verify, tess_json *to)
+{
+    tess_json *files = NULL;
+    TESS_TRY(tess_json_add_array(to, "files", &files));
+    for (int i = 0; i < tess_model_dir_file_numel(dir); i++) {
+        tess_json *file = NULL;
+        TESS_TRY(tess_json_add_object(files, NULL, &file));
+        TESS_TRY(tess_json_add_string(file, "name", tess_model_dir_file_name(dir, i)));
+        TESS_TRY(tess_json_add_i64(file, "nbytes", tess_model_dir_file_nbytes(dir, i)));
+        if (!is_verify)
+            continue;
+        tess_sha256 digest;
+        TESS_TRY(tess_model_dir_file_sha256(dir, i, &digest));
+        TESS_TRY(add_hex(file, "sha256", digest.byte, sizeof digest.byte));
+    }
+    return TESS_OK;
+}
+
+static tess_status fill_model(tess_model_dir *dir, bool is_verify, tess_json *to)
+{
+    tess_json *tensors = NULL;
+    TESS_TRY(add_model_files(dir, is_verify, to));
+    TESS_TRY(tess_json_add_array(to, "tensors", &tensors));
+    int64_t nbytes = 0;
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(dir); i++) {
+        const tess_model_tensor *tensor = tess_model_dir_at(dir, i);
+        TESS_TRY(add_tensor(tensors, tensor->name, tensor->st));
+        nbytes += tensor->st->nbytes;
+    }
+    return tess_json_add_i64(to, "nbytes", nbytes);
+}
+
+static tess_status describe_model(const tess_ctx *ctx, const char *path, bool is_verify,
+                                  tess_json *to)
+{
+    tess_model_dir *dir = NULL;
+    TESS_TRY(tess_model_dir_open(ctx, path, &dir));
+    const tess_status st = fill_model(dir, is_verify, to);
+    tess_model_dir_close(&dir);
+    return st;
+}
+
+/* The file keeps one JSON object per input. */
+static tess_status add_sources(const tess_token_file *file, tess_json *to)
+{
+    char *text = NULL;
+    tess_json *sources = NULL;
+    TESS_TRY(tess_json_add_array(to, "sources", &sources));
+    TESS_TRY(tess_token_file_read_sources(file, &text));
+    tess_status st = TESS_OK;
+    for (const char *line = text; st == TESS_OK && *line != '\0';) {
+        const size_t nbytes = strcspn(line, "\n");
+        tess_json *source = NULL;
+        st = tess_json_parse(tess_token_file_path(file), line, nbytes, &source);
+        if (st == TESS_OK)
+            st = tess_json_add_copy(sources, NULL, source);
+        tess_json_destroy(&source);
+        line += nbytes + (line[nbytes] == '\n');
+    }
+    tess_free(text);
+    return st;
+}
+
+static tess_status fill_token_file(const tess_token_file *file, bool is_verify, tess_json *to)
+{
+    const tess_token_file_info *info = tess_token_file_get_info(file);
+    if (is_verify)
+        TESS_TRY(tess_token_file_verify(file));
+    TESS_TRY(tess_json_add_i64(to, "nbytes", info->file_nbytes));
+    TESS_TRY(tess_json_add_i64(to, "tokens", info->token_numel));
+    TESS_TRY(tess_json_add_i64(to, "loss_tokens", info->loss_token_numel));
+    TESS_TRY(tess_json_add_i64(to, "documents", info->document_numel));
+    TESS_TRY(tess_json_add_i64(to, "vocabulary", info->vocab_numel));
+    TESS_TRY(tess_json_add_i64(to, "token_nbytes", (int64_t)info->token_nbytes));
+    TESS_TRY(tess_json_add_bool(to, "has_mask", info->has_mask));
+    TESS_TRY(add_hex(to, "tokenizer_sha256", info->tokenizer.byte, sizeof info->tokenizer.byte));
+    TESS_TRY(add_hex(to, "digest", info->payload_digest.byte, sizeof info->payload_digest.byte));
+    return add_sources(file, to);
+}
+
+static tess_status describe_token_file(const tess_ctx *ctx, const char *path, bool is_verify,
+                                       tess_json *to)
+{
+    tess_token_file *file = NULL;
+    TESS_TRY(tess_token_file_open(ctx, path, &file));
+    const tess_status st = fill_token_file(file, is_verify, to);
+    tess_token_file_close(&file);
+    return st;
+}
+
+static tess_status describe(const tess_ctx *ctx, tess_artifact_kind kind, const char *path,
+                            bool is_verify, tess_json *to)
+{
+    static const char *const names[] = {[TESS_ARTIFACT_CHECKPOINT] = "checkpoint",
+                                        [TESS_ARTIFACT_TOKEN_FILE] = "token file",
+                                        [TESS_ARTIFACT_SAFETENSORS] = "safetensors file",
+                                        [TESS_ARTIFACT_MODEL] = "model",
+                                        [TESS_ARTIFACT_ADAPTER] = "adapter"};
+    TESS_TRY(tess_json_add_string(to, "kind", names[kind]));
+    TESS_TRY(tess_json_add_string(to, "path", path));
+    if (is_verify)
+        TESS_TRY(tess_json_add_bool(to, "verified", true));
+    switch (kind) {
+    case TESS_ARTIFACT_CHECKPOINT:
+        return TESS_FAIL(TESS_E_STATE, "'%s': checkpoints are described by src/shard", path);
+    case TESS_ARTIFACT_TOKEN_FILE:
+        return describe_token_file(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_SAFETENSORS:
+        return describe_safetensors(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_MODEL:
+        return describe_model(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_ADAPTER:
+        return describe_adapter(ctx, path, is_verify, to);
+    }
+    return TESS_OK;
+}
+
+/* "  BF16  [64, 32]  name" for a tensor. */
+static tess_status tensor_text(const tess_json *tensor, tess_strbuf *out)
+{
+    const char *name = NULL;
+    const char *dtype = NULL;
+    const tess_json *shape = tess_json_find(tensor, "shape");
+    TESS_TRY(tess_json_get_string(tensor, "name", &name));
+    TESS_TRY(tess_json_get_string(tensor, "dtype", &dtype));
+    int64_t dim[TESS_ST_DIM_MAX] = {0};
+    const int dim_numel = (int)TESS_MIN(tess_json_numel(shape), (int64_t)TESS_ST_DIM_MAX);
+    for (int i = 0; i < dim_numel; i++)
+        TESS_TRY(tess_json_as_i64(tess_json_at(shape, i), &dim[i]));
+    char text[SHAPE_NBYTES];
+    tess_st_shape_text(dim, dim_numel, text, sizeof text);
+    return tess_strbuf_add(out, "  %-5s %-20s %s\n", dtype, text, name);
+}
+
+static tess_status compact_text(const tess_json *value, tess_strbuf *out)
+{
+    char *text = NULL;
+    size_t nbytes = 0;
+    TESS_TRY(tess_json_dump(value, 0, &text, &nbytes));
+    const tess_status st = tess_strbuf_add_bytes(out, text, nbytes);
+    tess_free(text);
+    return st;
+}
+
+static tess_status member_text(const tess_json *member, tess_strbuf *out)
+{
+    const char *key = tess_json_key(member);
+    if (strcmp(key, "tensors") == 0) {
+        TESS_TRY(tess_strbuf_add(out, "tensors: %" PRId64 "\n", tess_json_numel(member)));
+        for (int64_t i = 0; i < tess_json_numel(member); i++)
+            TESS_TRY(tensor_text(tess_json_at(member, i), out));
+        return TESS_OK;
+    }
+    TESS_TRY(tess_strbuf_add(out, "%s: ", key));
+    const char *string = NULL;
+    if (tess_json_type_of(member) == TESS_JSON_STRING) {
+        TESS_TRY(tess_json_as_string(member, &string));
+        TESS_TRY(tess_strbuf_add(out, "%s", string));
+    } else {
+        TESS_TRY(compact_text(member, out));
+    }
+    return tess_strbuf_add(out, "\n");
+}
+
+static tess_status render(const tess_json *root, bool is_json, tess_strbuf *out)
+{
+    if (is_json) {
+        TESS_TRY(compact_text(root, out));
+        return tess_strbuf_add(out, "\n");
+    }
+    for (int64_t i = 0; i < tess_json_numel(root); i++)
+        TESS_TRY(member_text(tess_json_at(root, i), out));
+    return TESS_OK;
+}
+
+tess_status tess_artifact_print(const tess_ctx *ctx, tess_artifact_kind kind, const char *path,
+                                bool is_json, bool is_verify)
+{
+    tess_json *root = NULL;
+    tess_strbuf out = {0};
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = describe(ctx, kind, path, is_verify, root);
+    if (st == TESS_OK)
+        st = render(root, is_json, &out);
+    if (st == TESS_OK)
+        st = tess_launch_print(out.text);
+    tess_strbuf_fini(&out);
+    tess_json_destroy(&root);
+    return st;
+}
