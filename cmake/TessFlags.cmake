@@ -15,6 +15,6 @@ target_compile_options(tess_flags INTERFACE
 target_compile_definitions(tess_flags INTERFACE _GNU_SOURCE $<$<BOOL:${TESS_CHECKED}>:TESS_CHECKED>)
 target_include_directories(tess_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMAKE_SOURCE_DIR}")
 if(TESS_SANITIZE)
-    target_compile_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE} -fno-omit-frame-pointer)
+    target_compile_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE} -fno-omit-frame-pointer -Wno-conversion)
     target_link_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE})
 endif()

@@ -1,13 +1,20 @@
 /**
  * Matrix products, with the weight in any base format, dequantized straight into the packed layout.
  *
- * C = sum over terms t (in order) of A_t op B_t, accumulated in fp32, plus bias, rounded once.
- *   TESS_GEMM_NT  C[M,N] = A[M,K] B[N,K]^T     forward: y = x W^T; a LoRA branch is a second term u
- * Bl^T TESS_GEMM_NN  C[M,N] = A[M,K] B[K,N]       input gradient: dx = dy W (K = out features, N =
- * in features) TESS_GEMM_TN  C[M,N] = A[K,M]^T B[K,N]     weight gradient: dW = dy^T x (K = tokens)
+ * C = sum over terms t (in order) of scale_t * A_t op B_t, accumulated in fp32, plus bias, rounded
+ * once.
+ *   TESS_GEMM_NT  C[M,N] = A[M,K] B[N,K]^T     forward: y = x W^T; a LoRA branch is a second term
+ *   TESS_GEMM_NN  C[M,N] = A[M,K] B[K,N]       input gradient: dx = dy W
+ *   TESS_GEMM_TN  C[M,N] = A[K,M]^T B[K,N]     weight gradient: dW = dy^T x (K = tokens)
  *
  * Order: K ascending inside a term, terms in list order; threads split M or N, never K. A row of C
  * (NT, NN) depends only on that row of the A's and on the B's, whatever M is.
+ *
+ * Rounding: the compute dtype is that of A (f32 or bf16, the same in all terms). B enters in it: NF4
+ * is f32(table * absmax), rounded to bf16 where that is the compute dtype; a plain weight of the
+ * other dtype is widened exactly (bf16 under f32) or rounded once (f32 under bf16). Sums continue
+ * from term to term; a term with scale != 1 has sums of its own, added as sum + f32(scale * own).
+ * Then + bias, then (accumulate) old C + that, each one f32 addition, then the rounding of C's dtype.
  */
 #pragma once
 

@@ -65,11 +65,12 @@ typedef enum tess_cpu_path {
     TESS_CPU_AVX512_BF16,
 } tess_cpu_path;
 
-/** Best path this CPU has (TESSERA_CPU_PATH may lower it). Local. */
+/** The path this CPU runs fastest; TESSERA_CPU_PATH names another one that it has. Local. */
 tess_cpu_path tess_cpu_path_best(void);
 const char *tess_cpu_path_name(tess_cpu_path path);
 /** Fix the path of this process; call once, before any kernel. Local. @return TESS_E_UNSUPPORTED
- * above the CPU's best */
+ * the CPU lacks it, or TESSERA_CPU_PATH is not the name of one it has; TESS_E_STATE another one is
+ * fixed */
 TESS_MUST_CHECK tess_status tess_kernels_cpu_select(tess_cpu_path path);
 /** Every entry of a table is present. Local. @return TESS_E_UNSUPPORTED names the first hole's
  * number */

@@ -1,5 +1,7 @@
 /* tessera tokenize TOKENIZER INPUT... -o DATA.h5 */
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 
 #include "core/memory.h"
 #include "launch/commands.h"
@@ -115,11 +117,31 @@ static const struct argp tokenize_argp = {
            "folder it lies in.",
 };
 
+static tess_status print_result(const tokenize_command *command, const tess_tokenize_result *result)
+{
+    char line[1024];
+    const tess_token_file_info *file = &result->file;
+    snprintf(line, sizeof line,
+             "wrote %.600s: %" PRId64 " tokens (%" PRId64 " in the loss) in %" PRId64
+             " documents from %" PRId64 " bytes; vocabulary %" PRId64 "; %" PRId64
+             " empty documents left out\n",
+             command->tokenize.output_path, file->token_numel, file->loss_token_numel,
+             file->document_numel, result->input_nbytes, file->vocab_numel,
+             result->skipped_empty_numel);
+    return tess_launch_print(line);
+}
+
 static tess_status run(tokenize_command *command)
 {
-    return TESS_FAIL(TESS_E_UNSUPPORTED,
-                     "tokenize: '%s' needs the tokenizer, which this build lacks",
-                     command->tokenize.tokenizer_path);
+    if (tess_launch_rank() > 0)
+        return TESS_OK; /* one file needs one writer, also under mpirun */
+    tess_ctx ctx = {0};
+    tess_tokenize_result result = {0};
+    TESS_TRY(tess_tokenize_format_parse(command->format, &command->tokenize.format));
+    TESS_TRY(tess_launch_open(&command->common, tess_launch_rank(), &ctx));
+    const tess_status st = tess_tokenize_run(&ctx, &command->tokenize, &result);
+    tess_launch_close(&ctx);
+    return st == TESS_OK ? print_result(command, &result) : st;
 }
 
 int tess_cmd_tokenize(int argc, char **argv)

@@ -11,25 +11,27 @@ fail() { # CODE MESSAGE...
     exit "$code"
 }
 
-# Names in launch/packages that are not installed.
-missing_packages() {
-    local name
-    while read -r name; do
-        [[ -z $name || $name == \#* ]] && continue
-        [[ $(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null) == installed ]] ||
-            printf '%s ' "$name"
-    done <"$here/packages"
+# Names in launch/packages and in further lists that are not installed.
+missing_packages() { # LIST...
+    local name list
+    for list in packages "$@"; do
+        while read -r name; do
+            [[ -z $name || $name == \#* ]] && continue
+            [[ $(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null) == installed ]] ||
+                printf '%s ' "$name"
+        done <"$here/$list"
+    done
 }
 
 # Install what is missing: as root, or through sudo where it asks for no password or a person can
 # type one; else print the line to run and stop.
-install_missing() {
+install_missing() { # LIST...
     command -v dpkg-query >/dev/null || {
         say "no dpkg here: install what launch/packages names by this system's own means"
         return 0
     }
     local missing runner=()
-    missing=$(missing_packages)
+    missing=$(missing_packages "$@")
     [[ -z $missing ]] && return 0
     local line="apt-get install -y --no-install-recommends $missing"
     if [[ $(id -u) != 0 ]]; then
@@ -64,9 +66,11 @@ writable_folder() {
     printf '%s' "$inside"
 }
 
-# Configure and build PRESET; sets `build` to the build folder.
-build_preset() {
-    local preset=$1
+# Configure and build PRESET, all of it or the targets named; sets `build` to the build folder.
+build_preset() { # PRESET TARGET...
+    local preset=$1 targets=()
+    shift
+    (($# > 0)) && targets=(--target "$@")
     build=$(writable_folder "build/$preset")
     # A cache from another place (a copied checkout) would build that place.
     local cached
@@ -75,7 +79,7 @@ build_preset() {
     [[ -n $cached && $cached != "$root" ]] && rm -rf "$build/CMakeCache.txt" "$build/CMakeFiles"
     say "building $preset in $build"
     (cd "$root" && cmake --preset "$preset" -B "$build") >&2 || fail 70 "configuring failed"
-    cmake --build "$build" -j "${jobs:-$(nproc)}" >&2 || fail 70 "building failed"
+    cmake --build "$build" -j "${jobs:-$(nproc)}" "${targets[@]}" >&2 || fail 70 "building failed"
 }
 
 # Open MPI as this project uses it; what the user has set stays.

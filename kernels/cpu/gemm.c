@@ -11,17 +11,19 @@
 #include "kernels/cpu/gemm_priv.h"
 
 enum {
-    GROUP_MAX = 8,            /* panels that share one pass over packed A */
-    GROUP_NBYTES = 1 << 20,   /* sums of a group stay below, where rows allow */
-    STAGE_LINES = 16,         /* dequantized lines between codes and the packed layout */
-    STAGE_NBYTES = 32 * 1024, /* 16 lines of 512 elements of 4 bytes */
-    SLICE_NUMEL = 32,         /* k per stage of a weight stored [K, N] */
+    GROUP_MAX = 8,          /* panels that share one pass over packed A */
+    GROUP_NBYTES = 1 << 20, /* sums of a group stay below, where rows allow */
+    NARROW_MAX = 32,        /* columns of a weight gradient that is computed transposed */
+    STAGE_LINES = 16,       /* dequantized lines between codes and the packed layout */
+    STAGE_NBYTES = STAGE_LINES * TESS_GEMM_DEPTH * 4, /* also 32 lines of 64 elements */
+    SLICE_NUMEL = 32,                                 /* k per stage of a weight stored [K, N] */
     ALIGN_NBYTES = 64,
 };
 
 /* What one call needs, in bytes and counts. */
 typedef struct plan {
-    const tess_gemm_args *a;
+    tess_gemm_args args; /* the caller's, or its transpose */
+    bool is_transposed;  /* C is written transposed */
     const tess_gemm_path *path;
     tess_gemm_unit unit;
     bool is_bf16, is_split_rows, has_long_scaled;
@@ -82,18 +84,48 @@ static void plan_split(plan *p)
     p->panel_vectors = TESS_MAX(tess_ceil_div(share, fewest), 1);
     p->block_rows = p->path->block_rows[p->panel_vectors];
     const int64_t panel_numel = TESS_MAX(panels_of(p, share), 1);
-    const int64_t chunk_numel = tess_ceil_div(TESS_MAX(p->a->m, 1), TESS_GEMM_ROWS_MAX);
-    p->chunk_rows = tess_round_up(tess_ceil_div(TESS_MAX(p->a->m, 1), chunk_numel), p->block_rows);
+    const int64_t chunk_numel = tess_ceil_div(TESS_MAX(p->args.m, 1), TESS_GEMM_ROWS_MAX);
+    p->chunk_rows =
+        tess_round_up(tess_ceil_div(TESS_MAX(p->args.m, 1), chunk_numel), p->block_rows);
     const int64_t sums_nbytes = share_rows(p) * TESS_GEMM_PANEL_MAX * (int64_t)sizeof(float);
     p->group_numel = TESS_MIN(TESS_MAX(GROUP_NBYTES / sums_nbytes, 1), GROUP_MAX);
     p->group_numel = TESS_MIN(p->group_numel, panel_numel);
     p->sum_nbytes = (size_t)(sums_nbytes * p->group_numel);
 }
 
-static void plan_make(plan *p, const tess_gemm_args *a, int thread_numel)
+/* A narrow weight gradient (LoRA) is computed as its transpose: C^T = B^T A. Its long side then
+ * runs along vectors, and products commute, so the bits are the same. */
+static bool is_better_transposed(const tess_gemm_args *a)
+{
+    return a->kind == TESS_GEMM_TN && a->bias == NULL && a->n < a->m && a->n <= NARROW_MAX;
+}
+
+static void transpose(tess_gemm_args *a)
+{
+    const int64_t m = a->m;
+    a->c_stride = a->c_stride != 0 ? a->c_stride : a->n;
+    a->m = a->n;
+    a->n = m;
+    for (int t = 0; t < a->term_numel; t++) {
+        tess_gemm_term *term = &a->term[t];
+        const tess_view kept = term->a;
+        const int64_t stride = term->a_stride != 0 ? term->a_stride : m;
+        const int64_t numel = term->b.rows * term->b.cols;
+        term->a = tess_view_host((void *)(uintptr_t)term->b.part[0], numel, kept.dt);
+        term->a_stride = term->b.cols;
+        term->b.part[0] = kept.data;
+        term->b.cols = stride;
+    }
+}
+
+static void plan_make(plan *p, const tess_gemm_args *args, int thread_numel)
 {
     memset(p, 0, sizeof(*p));
-    p->a = a;
+    p->args = *args;
+    p->is_transposed = is_better_transposed(args);
+    if (p->is_transposed)
+        transpose(&p->args);
+    const tess_gemm_args *a = &p->args;
     p->path = tess_gemm_path_current();
     p->is_bf16 = a->term[0].a.dt == TESS_BF16;
     p->unit = p->is_bf16 ? p->path->bf16_unit : TESS_GEMM_UNIT_F32;
@@ -130,11 +162,11 @@ size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
 static void pack_block(const chunk *ch, int term_idx, int64_t block_idx)
 {
     const plan *p = ch->p;
-    const tess_gemm_term *term = &p->a->term[term_idx];
-    const bool is_along = p->a->kind == TESS_GEMM_TN;
+    const tess_gemm_term *term = &p->args.term[term_idx];
+    const bool is_along = p->args.kind == TESS_GEMM_TN;
     const int64_t first = block_idx * p->block_rows;
     const int64_t rows = TESS_MIN(p->block_rows, ch->row_numel - first);
-    const int64_t stride = term->a_stride != 0 ? term->a_stride : (is_along ? p->a->m : term->k);
+    const int64_t stride = term->a_stride != 0 ? term->a_stride : (is_along ? p->args.m : term->k);
     const int64_t src_idx = (ch->first_row + first) * (is_along ? 1 : stride);
     const tess_gemm_pack pack = {
         .src = (const char *)term->a.data + src_idx * (p->is_bf16 ? 2 : 4),
@@ -160,7 +192,7 @@ static void pack_body(void *arg, int part_idx, int part_numel)
     int64_t lo = 0;
     int64_t hi = 0;
     tess_pool_range(ch->block_numel, 1, part_idx, part_numel, &lo, &hi);
-    for (int t = 0; t < ch->p->a->term_numel; t++) {
+    for (int t = 0; t < ch->p->args.term_numel; t++) {
         for (int64_t b = lo; b < hi; b++)
             pack_block(ch, t, b);
     }
@@ -248,10 +280,10 @@ static void pack_panel(const worker *w, int term_idx, const panel *pn, int64_t f
                        int64_t unit_numel)
 {
     const plan *p = w->ch->p;
-    const tess_gemm_term *term = &p->a->term[term_idx];
+    const tess_gemm_term *term = &p->args.term[term_idx];
     const int64_t step = p->unit == TESS_GEMM_UNIT_PAIR ? 2 : 1;
     const int64_t first_k = first_unit * step;
-    const bool is_along = p->a->kind != TESS_GEMM_NT;
+    const bool is_along = p->args.kind != TESS_GEMM_NT;
     const tess_gemm_pack pack = {
         .unit = p->unit,
         .k_numel = TESS_MIN(unit_numel * step, term->k - first_k),
@@ -305,18 +337,21 @@ static void multiply_term(const worker *w, int term_idx, const panel *panels, in
 {
     const plan *p = w->ch->p;
     const int64_t units = term_units(p, term_idx);
-    const float scale = p->a->term[term_idx].scale;
+    const float scale = p->args.term[term_idx].scale;
     const bool is_scaled = scale != 1.0F;
     const bool is_long = is_scaled && units > TESS_GEMM_DEPTH;
     for (int64_t i = 0; is_scaled && term_idx == 0 && i < panel_numel; i++)
         memset(group_sums(w, w->sums, i), 0,
                (size_t)(worker_rows(w) * panels[i].width) * sizeof(float));
-    for (int64_t u = 0; u == 0 || u < units; u += TESS_GEMM_DEPTH) {
+    /* Passes of equal depth: a short one would not pay for loading and storing the sums. */
+    const int64_t pass_numel = TESS_MAX(tess_ceil_div(units, TESS_GEMM_DEPTH), 1);
+    const int64_t depth = TESS_MAX(tess_ceil_div(units, pass_numel), 1);
+    for (int64_t u = 0; u == 0 || u < units; u += depth) {
         const bool is_first = u == 0 && (term_idx == 0 || is_long);
         for (int64_t i = 0; i < panel_numel; i++) {
             const tess_gemm_tile tile = {
                 .b = w->panel,
-                .unit_numel = TESS_MIN(units - u, TESS_GEMM_DEPTH),
+                .unit_numel = TESS_MIN(units - u, depth),
                 .c = group_sums(w, is_long ? w->scaled : w->sums, i),
                 .c_stride = panels[i].width,
                 .mode = is_scaled && !is_long ? TESS_GEMM_SCALED
@@ -335,16 +370,19 @@ static void multiply_term(const worker *w, int term_idx, const panel *panels, in
 
 static void write_panel(const worker *w, const panel *pn, const float *sums)
 {
-    const tess_gemm_args *a = w->ch->p->a;
+    const tess_gemm_args *a = &w->ch->p->args;
     const int64_t first_row = w->ch->first_row + w->first_block * w->ch->p->block_rows;
     const int64_t stride = a->c_stride != 0 ? a->c_stride : a->n;
     const bool is_c_bf16 = a->c.dt == TESS_BF16;
+    const int64_t c_idx = w->ch->p->is_transposed ? pn->first_col * stride + first_row
+                                                  : first_row * stride + pn->first_col;
     tess_gemm_out out = {
         .sum = sums,
         .sum_stride = pn->width,
+        .is_transposed = w->ch->p->is_transposed,
         .is_c_bf16 = is_c_bf16,
         .is_accumulating = a->accumulate,
-        .c = (char *)a->c.data + (first_row * stride + pn->first_col) * (is_c_bf16 ? 2 : 4),
+        .c = (char *)a->c.data + c_idx * (is_c_bf16 ? 2 : 4),
         .c_stride = stride,
         .row_numel = worker_rows(w),
         .col_numel = pn->col_numel,
@@ -365,7 +403,7 @@ static panel panel_get(const worker *w, int64_t panel_idx, int64_t panel_numel)
     const int64_t hi = w->first_vector + share * (panel_idx + 1) / panel_numel;
     const int64_t width = (hi - lo) * p->path->lane_numel;
     const int64_t first_col = lo * p->path->lane_numel;
-    return (panel){first_col, TESS_MIN(width, p->a->n - first_col), width, (int)(hi - lo)};
+    return (panel){first_col, TESS_MIN(width, p->args.n - first_col), width, (int)(hi - lo)};
 }
 
 static void worker_run(const worker *w)
@@ -377,7 +415,7 @@ static void worker_run(const worker *w)
         const int64_t numel = TESS_MIN(p->group_numel, panel_numel - lo);
         for (int64_t i = 0; i < numel; i++)
             group[i] = panel_get(w, lo + i, panel_numel);
-        for (int t = 0; t < p->a->term_numel; t++)
+        for (int t = 0; t < p->args.term_numel; t++)
             multiply_term(w, t, group, numel);
         for (int64_t i = 0; i < numel; i++)
             write_panel(w, &group[i], group_sums(w, w->sums, i));
@@ -429,11 +467,11 @@ tess_status tess_cpu_gemm(const tess_gemm_args *a, tess_stream *s)
     TESS_TRY(host_check(a, &p));
     const uintptr_t misalign = (uintptr_t)a->work.data % ALIGN_NBYTES;
     char *work = (char *)a->work.data + (misalign != 0 ? ALIGN_NBYTES - misalign : 0);
-    for (int64_t first = 0; first < a->m && a->n > 0; first += p.chunk_rows) {
+    for (int64_t first = 0; first < p.args.m && p.args.n > 0; first += p.chunk_rows) {
         chunk ch = {
             .p = &p,
             .first_row = first,
-            .row_numel = TESS_MIN(p.chunk_rows, a->m - first),
+            .row_numel = TESS_MIN(p.chunk_rows, p.args.m - first),
             .packed = (uint32_t *)(void *)work,
             .thread_work = work + p.packed_nbytes,
         };

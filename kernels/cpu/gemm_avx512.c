@@ -5,7 +5,7 @@ const tess_gemm_path tess_gemm_path_avx512 = {
     .bf16_unit = TESS_GEMM_UNIT_F32,
     .lane_numel = AVX512_LANES,
     .vector_max = 4,
-    .block_rows = {0, 12, 12, 8, 6},
+    .block_rows = {0, 16, 12, 8, 6},
     .micro = {[TESS_GEMM_UNIT_F32] = AVX512_NAMES(f32)},
     .pack_across = avx512_pack_across,
     .pack_along = avx512_pack_along,

@@ -20,7 +20,7 @@ enum { AVX512_LANES = 16 };
 /* Lanes [0, numel) of 16, 32. */
 TESS_INLINE __mmask16 avx512_mask16(int64_t numel)
 {
-    return numel >= 16 ? (__mmask16)0xffffU : (__mmask16)((1U << numel) - 1U);
+    return (__mmask16)(0xffffU >> (numel >= 16 ? 0 : 16 - numel));
 }
 
 TESS_INLINE __mmask32 avx512_mask32(int64_t numel)
@@ -44,19 +44,56 @@ TESS_INLINE __m512i avx512_widen(__m256i x)
     return _mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
 }
 
-/* Up to 16 units of one row, from unit `unit_idx`. */
-TESS_INLINE __m512i avx512_load_units(const tess_gemm_pack *p, avx512_source source, int64_t line,
-                                      int64_t unit_idx)
+/* A block of the packing: `is_full` when all its words and lanes are there, so that the common case
+ * has no masks and no branches. */
+typedef struct avx512_block {
+    const tess_gemm_pack *p;
+    avx512_source source;
+    int64_t line, word_idx, word_numel;
+    bool is_full;
+} avx512_block;
+
+/* 16 words of 4 bytes of one row: f32, or pairs of bf16; beyond the row's end they are zero. */
+TESS_INLINE __m512i avx512_load_words(const avx512_block *b, int64_t i)
 {
-    const int64_t base = line * p->stride;
-    if (source == AVX512_F32)
-        return _mm512_maskz_loadu_epi32(avx512_mask16(p->k_numel - unit_idx),
-                                        (const uint32_t *)p->src + base + unit_idx);
-    const uint16_t *src = (const uint16_t *)p->src + base;
-    if (source == AVX512_WIDEN)
-        return avx512_widen(
-            _mm256_maskz_loadu_epi16(avx512_mask16(p->k_numel - unit_idx), src + unit_idx));
-    return _mm512_maskz_loadu_epi16(avx512_mask32(p->k_numel - 2 * unit_idx), src + 2 * unit_idx);
+    const tess_gemm_pack *p = b->p;
+    const int64_t base = (b->line + i) * p->stride;
+    const int64_t k = b->source == AVX512_F32 ? b->word_idx : 2 * b->word_idx;
+    const uint32_t *src_f32 = (const uint32_t *)p->src + base + k;
+    const uint16_t *src_bf16 = (const uint16_t *)p->src + base + k;
+    if (!b->is_full && b->line + i >= p->line_numel)
+        return _mm512_setzero_si512();
+    if (b->is_full)
+        return _mm512_loadu_si512(b->source == AVX512_F32 ? (const void *)src_f32 : src_bf16);
+    if (b->source == AVX512_F32)
+        return _mm512_maskz_loadu_epi32(avx512_mask16(p->k_numel - k), src_f32);
+    return _mm512_maskz_loadu_epi16(avx512_mask32(p->k_numel - k), src_bf16);
+}
+
+TESS_INLINE void avx512_store(uint32_t *dst, const avx512_block *b, __mmask16 mask, __m512i x)
+{
+    if (b->is_full)
+        _mm512_storeu_si512(dst, x);
+    else
+        _mm512_mask_storeu_epi32(dst, mask, x);
+}
+
+/* Word `i` of the block's 16 rows: as it is, or as the two f32 of its pair. */
+TESS_INLINE void avx512_store_word(const avx512_block *b, int64_t i, __mmask16 mask, __m512i word)
+{
+    const tess_gemm_pack *p = b->p;
+    const int64_t word_idx = b->word_idx + i;
+    if (!b->is_full && i >= b->word_numel)
+        return;
+    if (b->source != AVX512_WIDEN) {
+        avx512_store(p->dst + word_idx * p->dst_stride + b->line, b, mask, word);
+        return;
+    }
+    uint32_t *dst = p->dst + 2 * word_idx * p->dst_stride + b->line;
+    avx512_store(dst, b, mask, _mm512_slli_epi32(word, 16));
+    if (b->is_full || 2 * word_idx + 1 < p->k_numel)
+        avx512_store(dst + p->dst_stride, b, mask,
+                     _mm512_and_si512(word, _mm512_set1_epi32((int)0xffff0000U)));
 }
 
 /* Two steps of a transposition: quads of rows in every 128-bit lane. */
@@ -72,83 +109,79 @@ TESS_INLINE void avx512_transpose_4x4(const __m512i in[4], __m512i out[4])
     out[3] = _mm512_unpackhi_epi64(high_01, high_23);
 }
 
-/* 16 units of up to 8 rows. */
-TESS_INLINE void avx512_across_8(const tess_gemm_pack *p, avx512_source source, int64_t unit_idx,
-                                 int64_t unit_numel)
+/* 16 words of up to 8 rows. */
+TESS_INLINE void avx512_across_8(const avx512_block *b)
 {
     __m512i in[8];
     __m512i quad[8];
     TESS_UNROLL
     for (int i = 0; i < 8; i++)
-        in[i] =
-            i < p->line_numel ? avx512_load_units(p, source, i, unit_idx) : _mm512_setzero_si512();
+        in[i] = avx512_load_words(b, i);
     avx512_transpose_4x4(in, quad);
     avx512_transpose_4x4(in + 4, quad + 4);
     const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    __m256i unit[16];
+    __m512i word[16];
     TESS_UNROLL
     for (int i = 0; i < 4; i++) {
-        const __m512i first = _mm512_permutex2var_epi64(quad[i], low, quad[i + 4]);
-        const __m512i second = _mm512_permutex2var_epi64(quad[i], high, quad[i + 4]);
-        unit[i] = _mm512_castsi512_si256(first);
-        unit[4 + i] = _mm512_extracti64x4_epi64(first, 1);
-        unit[8 + i] = _mm512_castsi512_si256(second);
-        unit[12 + i] = _mm512_extracti64x4_epi64(second, 1);
+        word[i] = _mm512_permutex2var_epi64(quad[i], low, quad[i + 4]);
+        word[4 + i] = _mm512_shuffle_i64x2(word[i], word[i], 0xee);
+        word[8 + i] = _mm512_permutex2var_epi64(quad[i], high, quad[i + 4]);
+        word[12 + i] = _mm512_shuffle_i64x2(word[8 + i], word[8 + i], 0xee);
     }
-    const __mmask8 mask = (__mmask8)avx512_mask16(p->fill_numel);
-    uint32_t *dst = p->dst + unit_idx * p->dst_stride;
+    const __mmask16 mask = avx512_mask16(b->p->fill_numel);
     TESS_UNROLL
-    for (int i = 0; i < 16; i++) {
-        if (i < unit_numel)
-            _mm256_mask_storeu_epi32(dst + i * p->dst_stride, mask, unit[i]);
-    }
+    for (int i = 0; i < 16; i++)
+        avx512_store_word(b, i, mask, word[i]);
 }
 
-/* 16 units of up to 16 rows from row `line`. */
-TESS_INLINE void avx512_across_16(const tess_gemm_pack *p, avx512_source source, int64_t line,
-                                  int64_t unit_idx, int64_t unit_numel)
+/* 16 words of up to 16 rows. */
+TESS_INLINE void avx512_across_16(const avx512_block *b)
 {
     __m512i in[16];
     __m512i quad[16];
     TESS_UNROLL
     for (int i = 0; i < 16; i++)
-        in[i] = line + i < p->line_numel ? avx512_load_units(p, source, line + i, unit_idx)
-                                         : _mm512_setzero_si512();
+        in[i] = avx512_load_words(b, i);
     TESS_UNROLL
     for (int i = 0; i < 16; i += 4)
         avx512_transpose_4x4(in + i, quad + i);
-    __m512i unit[16];
+    __m512i word[16];
     TESS_UNROLL
     for (int i = 0; i < 4; i++) {
         const __m512i low_0 = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0x44);
         const __m512i high_0 = _mm512_shuffle_i32x4(quad[i], quad[4 + i], 0xee);
         const __m512i low_1 = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0x44);
         const __m512i high_1 = _mm512_shuffle_i32x4(quad[8 + i], quad[12 + i], 0xee);
-        unit[i] = _mm512_shuffle_i32x4(low_0, low_1, 0x88);
-        unit[4 + i] = _mm512_shuffle_i32x4(low_0, low_1, 0xdd);
-        unit[8 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0x88);
-        unit[12 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0xdd);
+        word[i] = _mm512_shuffle_i32x4(low_0, low_1, 0x88);
+        word[4 + i] = _mm512_shuffle_i32x4(low_0, low_1, 0xdd);
+        word[8 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0x88);
+        word[12 + i] = _mm512_shuffle_i32x4(high_0, high_1, 0xdd);
     }
-    const __mmask16 mask = avx512_mask16(p->fill_numel - line);
-    uint32_t *dst = p->dst + unit_idx * p->dst_stride + line;
+    const __mmask16 mask = avx512_mask16(b->p->fill_numel - b->line);
     TESS_UNROLL
-    for (int i = 0; i < 16; i++) {
-        if (i < unit_numel)
-            _mm512_mask_storeu_epi32(dst + i * p->dst_stride, mask, unit[i]);
-    }
+    for (int i = 0; i < 16; i++)
+        avx512_store_word(b, i, mask, word[i]);
 }
 
 TESS_INLINE void avx512_across(const tess_gemm_pack *p, avx512_source source)
 {
-    const int64_t unit_numel = generic_units(p);
-    for (int64_t u = 0; u < unit_numel; u += 16) {
+    const int64_t word_numel = source == AVX512_F32 ? p->k_numel : (p->k_numel + 1) / 2;
+    const int64_t whole_numel = source == AVX512_F32 ? p->k_numel : p->k_numel / 2;
+    for (int64_t i = 0; i < word_numel; i += 16) {
+        avx512_block b = {p, source, 0, i, word_numel - i, false};
         if (p->fill_numel <= 8) {
-            avx512_across_8(p, source, u, unit_numel - u);
+            avx512_across_8(&b);
             continue;
         }
-        for (int64_t line = 0; line < p->fill_numel; line += 16)
-            avx512_across_16(p, source, line, u, unit_numel - u);
+        for (; b.line < p->fill_numel; b.line += 16) {
+            avx512_block full = b;
+            full.is_full = true;
+            if (i + 16 <= whole_numel && b.line + 16 <= p->line_numel)
+                avx512_across_16(&full);
+            else
+                avx512_across_16(&b);
+        }
     }
 }
 
@@ -367,8 +400,13 @@ TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const 
     AVX512_KERNEL(name, 9, v, unit)                                                                \
     AVX512_KERNEL(name, 10, v, unit)                                                               \
     AVX512_KERNEL(name, 11, v, unit) AVX512_KERNEL(name, 12, v, unit)
+#define AVX512_KERNELS_16(name, v, unit)                                                           \
+    AVX512_KERNELS_12(name, v, unit)                                                               \
+    AVX512_KERNEL(name, 13, v, unit)                                                               \
+    AVX512_KERNEL(name, 14, v, unit)                                                               \
+    AVX512_KERNEL(name, 15, v, unit) AVX512_KERNEL(name, 16, v, unit)
 #define AVX512_KERNELS(name, unit)                                                                 \
-    AVX512_KERNELS_12(name, 1, unit)                                                               \
+    AVX512_KERNELS_16(name, 1, unit)                                                               \
     AVX512_KERNELS_12(name, 2, unit)                                                               \
     AVX512_KERNELS_8(name, 3, unit) AVX512_KERNELS_6(name, 4, unit)
 
@@ -377,9 +415,11 @@ TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const 
 #define AVX512_NAMES_8(name, v) AVX512_NAMES_6(name, v), name##_7x##v, name##_8x##v
 #define AVX512_NAMES_12(name, v)                                                                   \
     AVX512_NAMES_8(name, v), name##_9x##v, name##_10x##v, name##_11x##v, name##_12x##v
+#define AVX512_NAMES_16(name, v)                                                                   \
+    AVX512_NAMES_12(name, v), name##_13x##v, name##_14x##v, name##_15x##v, name##_16x##v
 #define AVX512_NAMES(name)                                                                         \
     {                                                                                              \
-        {AVX512_NAMES_12(name, 1)}, {AVX512_NAMES_12(name, 2)}, {AVX512_NAMES_8(name, 3)},         \
+        {AVX512_NAMES_16(name, 1)}, {AVX512_NAMES_12(name, 2)}, {AVX512_NAMES_8(name, 3)},         \
         {                                                                                          \
             AVX512_NAMES_6(name, 4)                                                                \
         }                                                                                          \

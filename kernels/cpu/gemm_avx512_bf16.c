@@ -10,7 +10,7 @@ const tess_gemm_path tess_gemm_path_avx512_bf16 = {
     .bf16_unit = TESS_GEMM_UNIT_PAIR,
     .lane_numel = AVX512_LANES,
     .vector_max = 4,
-    .block_rows = {0, 12, 12, 8, 6},
+    .block_rows = {0, 16, 12, 8, 6},
     .micro = {[TESS_GEMM_UNIT_F32] = AVX512_NAMES(f32), [TESS_GEMM_UNIT_PAIR] = AVX512_NAMES(pair)},
     .pack_across = avx512_pack_across,
     .pack_along = avx512_pack_along,

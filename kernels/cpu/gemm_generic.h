@@ -89,8 +89,26 @@ static inline void generic_write_row(const tess_gemm_out *o, const float *restri
     }
 }
 
+static inline void generic_write_transposed(const tess_gemm_out *o)
+{
+    for (int64_t j = 0; j < o->col_numel; j++) {
+        for (int64_t i = 0; i < o->row_numel; i++) {
+            const float sum = o->sum[i * o->sum_stride + j];
+            float *c_f32 = (float *)o->c + j * o->c_stride + i;
+            if (o->is_c_bf16)
+                ((uint16_t *)o->c)[j * o->c_stride + i] = tess_bf16_from_f32(sum);
+            else
+                *c_f32 = o->is_accumulating ? *c_f32 + sum : sum;
+        }
+    }
+}
+
 static inline void generic_write(const tess_gemm_out *o)
 {
+    if (o->is_transposed) {
+        generic_write_transposed(o);
+        return;
+    }
     const int64_t elem_nbytes = o->is_c_bf16 ? 2 : 4;
     for (int64_t i = 0; i < o->row_numel; i++)
         generic_write_row(o, o->sum + i * o->sum_stride,

@@ -16,10 +16,10 @@
 TESS_BEGIN_DECLS
 
 enum {
-    TESS_GEMM_BLOCK_MAX = 12,  /* rows of the tallest kernel */
+    TESS_GEMM_BLOCK_MAX = 16,  /* rows of the tallest kernel */
     TESS_GEMM_VECTOR_MAX = 4,  /* vectors of the widest panel */
     TESS_GEMM_PANEL_MAX = 64,  /* columns of the widest panel */
-    TESS_GEMM_DEPTH = 256,     /* units of one pass over a panel */
+    TESS_GEMM_DEPTH = 384,     /* units of one pass over a panel, at most */
     TESS_GEMM_ROWS_MAX = 1024, /* rows of C in flight: packed A and sums stay near the core */
 };
 
@@ -63,6 +63,7 @@ typedef struct tess_gemm_out {
     int64_t sum_stride;
     const void *bias; /* at the panel's first column, or NULL */
     bool is_bias_bf16, is_c_bf16, is_accumulating;
+    bool is_transposed; /* c[col, row]; no bias */
     void *c;
     int64_t c_stride;
     int64_t row_numel, col_numel;

@@ -36,7 +36,7 @@ static bool has_avx512_bf16(void)
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1U << 5)) != 0;
 }
 
-static bool is_intel(void)
+static bool has_slow_bf16(void)
 {
     unsigned eax = 0;
     unsigned ebx = 0;
@@ -47,7 +47,7 @@ static bool is_intel(void)
     return ebx == signature_INTEL_ebx && ecx == signature_INTEL_ecx && edx == signature_INTEL_edx;
 }
 
-tess_cpu_path tess_cpu_path_highest(void)
+static tess_cpu_path detect_highest(void)
 {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
@@ -58,15 +58,39 @@ tess_cpu_path tess_cpu_path_highest(void)
     return has_avx512_bf16() ? TESS_CPU_AVX512_BF16 : TESS_CPU_AVX512;
 }
 
+static tess_cpu_path detect_fastest(void)
+{
+    const tess_cpu_path highest = detect_highest();
+    return highest == TESS_CPU_AVX512_BF16 && has_slow_bf16() ? TESS_CPU_AVX512 : highest;
+}
+
+/* cpuid leaves a virtual machine, so it is asked once; every thread would store the same. */
+static tess_cpu_path cached(atomic_int *cache, tess_cpu_path (*detect)(void))
+{
+    int path = atomic_load_explicit(cache, memory_order_relaxed);
+    if (path < 0) {
+        path = (int)detect();
+        atomic_store_explicit(cache, path, memory_order_relaxed);
+    }
+    return (tess_cpu_path)path;
+}
+
+tess_cpu_path tess_cpu_path_highest(void)
+{
+    static atomic_int cache = -1;
+    return cached(&cache, detect_highest);
+}
+
 tess_cpu_path tess_cpu_path_best(void)
 {
+    static atomic_int cache = -1;
     const tess_cpu_path highest = tess_cpu_path_highest();
     const char *name = getenv("TESSERA_CPU_PATH");
     for (int i = 0; name != NULL && i <= (int)highest; i++) {
         if (strcmp(name, path_names[i]) == 0)
             return (tess_cpu_path)i;
     }
-    return highest == TESS_CPU_AVX512_BF16 && is_intel() ? TESS_CPU_AVX512 : highest;
+    return cached(&cache, detect_fastest);
 }
 
 static bool is_usable_name(const char *name, tess_cpu_path highest)

@@ -92,6 +92,7 @@ bool tess_linear_learns(const tess_linear *linear);
 /** Take the saved LoRA activation of `row_numel` rows. Local. */
 TESS_MUST_CHECK tess_status tess_linear_take_u(const tess_exec *ex, const tess_linear *linear,
                                                int64_t row_numel, tess_carve *carve, tess_view *u);
+/** y numel 0: only u, for a backward that does not read y. Local. */
 TESS_MUST_CHECK tess_status tess_linear_forward(tess_exec *ex, const tess_linear_input *in,
                                                 const tess_linear_io *io);
 /**
@@ -126,6 +127,7 @@ TESS_MUST_CHECK tess_status tess_attention_backward(tess_exec *ex, const tess_at
 
 TESS_MUST_CHECK tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer,
                                                 tess_mlp_saved *saved);
+/** @param[out] y [T, H] dt; numel 0: only what backward reads, without the product of down */
 TESS_MUST_CHECK tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, tess_view x,
                                              const tess_mlp_saved *saved, tess_view y);
 TESS_MUST_CHECK tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer, tess_view x,

@@ -100,12 +100,15 @@ tess_status tess_linear_forward(tess_exec *ex, const tess_linear_input *in,
                                 const tess_linear_io *io)
 {
     const tess_linear *linear = io->linear;
+    if (linear->lora_rank > 0)
+        TESS_TRY(adapter_down(ex, in, io));
+    if (io->y.numel == 0)
+        return TESS_OK;
     tess_gemm_args args = {.kind = TESS_GEMM_NT, .m = in->row_numel, .n = linear->out_numel};
     args.c = io->y;
     args.term[args.term_numel++] =
         term_of(in->x, tess_exec_matrix(ex, linear->weight_idx), linear->in_numel, 1.0f);
     if (linear->lora_rank > 0) {
-        TESS_TRY(adapter_down(ex, in, io));
         args.term[args.term_numel++] =
             term_of(io->u, tess_exec_matrix(ex, linear->lora_b_idx), linear->lora_rank, 1.0f);
     }

@@ -45,7 +45,8 @@ static tess_status add(tess_exec *ex, tess_view a, tess_view b, tess_view out)
     return TESS_EXEC_RUN(ex, add, &args);
 }
 
-/* The branch is computed in `out`, then added to the residual. */
+/* Branches are computed where their sum with the residual goes. `out` numel 0: a recomputation,
+ * which only wants what backward reads; the last product and sum are left out. */
 static tess_status block_forward(const tess_llama *m, tess_exec *ex, const tess_llama_block *block,
                                  tess_view h, tess_view out)
 {
@@ -58,11 +59,13 @@ static tess_status block_forward(const tess_llama *m, tess_exec *ex, const tess_
     const tess_view n1 = saved.n1.numel > 0 ? saved.n1 : scratch;
     const tess_view n2 = saved.n2.numel > 0 ? saved.n2 : scratch;
     TESS_TRY(tess_norm_forward(ex, &block->norm1, h, n1, saved.inv1));
-    TESS_TRY(tess_attention_forward(ex, &block->attention, &m->rope, n1, &saved.attention, out));
-    TESS_TRY(add(ex, h, out, saved.h2));
+    TESS_TRY(
+        tess_attention_forward(ex, &block->attention, &m->rope, n1, &saved.attention, saved.h2));
+    TESS_TRY(add(ex, h, saved.h2, saved.h2));
     TESS_TRY(tess_norm_forward(ex, &block->norm2, saved.h2, n2, saved.inv2));
     TESS_TRY(tess_mlp_forward(ex, &block->mlp, n2, &saved.mlp, out));
-    TESS_TRY(add(ex, saved.h2, out, out));
+    if (out.numel > 0)
+        TESS_TRY(add(ex, saved.h2, out, out));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -98,7 +101,8 @@ static tess_status forward(const tess_llama *m, tess_exec *ex, int stage_idx,
                            const tess_token_batch *batch, const stage_views *v)
 {
     if (stage_idx == 0)
-        return tess_embed_forward(ex, m->embed_idx, batch->tokens, v->output);
+        return v->output.numel > 0 ? tess_embed_forward(ex, m->embed_idx, batch->tokens, v->output)
+                                   : TESS_OK;
     if (!is_head(m, stage_idx))
         return block_forward(m, ex, &m->block[stage_idx - 1], v->input, v->output);
     if (ex->is_plan) {
@@ -157,6 +161,7 @@ tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int s
     stage->saved_nbytes = ex.saved.peak_nbytes;
     stage->work_nbytes = ex.work.peak_nbytes;
     stage->is_fused_loss = is_head(m, stage_idx);
+    stage->skips_output = true;
     if (!stage->is_fused_loss)
         TESS_TRY(tess_nbytes(m->dt, numel, &stage->output_nbytes));
     return TESS_OK;
@@ -202,7 +207,8 @@ static tess_status call_forward(void *model, const tess_stage_call *call)
     TESS_TRY(begin(m, call, &ex));
     if (call->stage_idx > 0)
         TESS_TRY(hidden(m, &ex, "input", call->input, &v.input));
-    if (!is_head(m, call->stage_idx))
+    const bool is_repeated = call->mode == TESS_CALL_TRAIN && call->output.numel == 0;
+    if (!is_head(m, call->stage_idx) && !is_repeated)
         TESS_TRY(hidden(m, &ex, "output", call->output, &v.output));
     return forward(m, &ex, call->stage_idx, call->batch, &v);
 }

@@ -1,4 +1,5 @@
 /* The run directory: LOCK, the writer thread, and what it does between saves. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,9 +121,20 @@ static tess_status check_config(const tess_ckpt_config *c)
     return TESS_OK;
 }
 
+/* A file above RLIMIT_FSIZE must be an error of write, not the end of the process. */
+static void ignore_size_signal(void)
+{
+    struct sigaction action;
+    if (sigaction(SIGXFSZ, NULL, &action) != 0 || action.sa_handler != SIG_DFL)
+        return;
+    action.sa_handler = SIG_IGN;
+    (void)sigaction(SIGXFSZ, &action, NULL);
+}
+
 tess_status tess_ckpt_store_open(const tess_ckpt_config *config, tess_ckpt_store **out)
 {
     TESS_TRY(check_config(config));
+    ignore_size_signal();
     void *object = NULL;
     tess_status st = tess_alloc(sizeof(tess_ckpt_store), &object);
     tess_ckpt_store *s = object;

@@ -81,6 +81,9 @@ typedef struct tess_stage {
     bool is_fused_loss; /* last stage: backward computes loss and gradient at once, no training
                            forward */
     bool reads_output;  /* backward wants the stage's own output in `output` */
+    /* A recomputation may pass `output` with numel 0: then only `saved` is written, which costs
+     * less. */
+    bool skips_output;
 } tess_stage;
 
 typedef enum tess_call_mode {
@@ -105,7 +108,7 @@ typedef struct tess_stage_call {
     const char *trainable;   /* the unit's slab in the compute dtype, or NULL */
     float *grad; /* [trainable_numel] f32, zero before the unit's first backward call; accumulate */
     tess_view input;    /* output of stage - 1 (numel 0 for stage 0), U8_OPAQUE */
-    tess_view output;   /* where to write the output; U8_OPAQUE */
+    tess_view output;   /* where to write the output (numel 0: see skips_output); U8_OPAQUE */
     tess_view saved;    /* forward writes, backward reads; U8_OPAQUE */
     tess_view work;     /* U8_OPAQUE */
     tess_view d_output; /* backward: gradient of the output (numel 0 for the last stage) */

@@ -306,6 +306,15 @@ static tess_status run_forward(tess_runtime *rt, const tess_sched_op *op)
     return TESS_OK;
 }
 
+/* The output is not needed a second time: a stage that can leaves its last product out. */
+static tess_status recompute(tess_runtime *rt, const tess_stage_call *call)
+{
+    tess_stage_call again = *call;
+    if (rt->parts.registry->stage[call->stage_idx].skips_output)
+        again.output = tess_view_host(NULL, 0, TESS_U8_OPAQUE);
+    return rt->parts.ops->forward(rt->parts.model, &again);
+}
+
 static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
 {
     const tess_plan *plan = rt->parts.plan;
@@ -318,7 +327,7 @@ static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
     if (op->clears_grad)
         runtime_clear(call.grad, plan->unit[op->unit_idx].slab_shard_numel * rt->world);
     if (op->is_recomputed)
-        TESS_TRY(rt->parts.ops->forward(rt->parts.model, &call));
+        TESS_TRY(recompute(rt, &call));
     if (is_last)
         rt->d_parity = 0;
     else

@@ -337,7 +337,8 @@ static tess_status start(loop *l)
                                             .step_numel = s->run->train.steps,
                                             .interval_s = 10.0};
     tess_progress_init(&l->progress, &progress);
-    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, NULL));
+    size_t yaml_nbytes = 0;
+    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, &yaml_nbytes));
     TESS_TRY(tess_watchdog_create(s->world, &watch, &l->watchdog));
     if (!is_root)
         return TESS_OK;

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -43,6 +44,41 @@ static inline int fuzz_file_open(const uint8_t *data, size_t nbytes, char path[6
 }
 
 static inline void fuzz_file_close(int fd) { close(fd); }
+
+/* The scratch folder of a target and the files it put there. */
+static char fuzz_folder[64];
+static char fuzz_names[8][48];
+
+static inline void fuzz_folder_clean(void)
+{
+    char path[512];
+    for (int i = 0; i < TESS_NELEM(fuzz_names) && fuzz_names[i][0] != '\0'; i++) {
+        snprintf(path, sizeof path, "%s/%s", fuzz_folder, fuzz_names[i]);
+        unlink(path);
+    }
+    rmdir(fuzz_folder);
+}
+
+/** Put a file into the target's scratch folder (in memory where the system has one). */
+static inline void fuzz_put(const char *name, const void *bytes, size_t nbytes)
+{
+    char path[512];
+    if (fuzz_folder[0] == '\0') {
+        snprintf(fuzz_folder, sizeof fuzz_folder, "%s/tess_fuzz_XXXXXX",
+                 access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+        fuzz_require(mkdtemp(fuzz_folder) != NULL, "no scratch folder");
+        atexit(fuzz_folder_clean);
+    }
+    int i = 0;
+    while (i + 1 < TESS_NELEM(fuzz_names) && fuzz_names[i][0] != '\0' &&
+           strcmp(fuzz_names[i], name) != 0)
+        i++;
+    snprintf(fuzz_names[i], sizeof fuzz_names[i], "%s", name);
+    snprintf(path, sizeof path, "%s/%s", fuzz_folder, name);
+    FILE *file = fopen(path, "wb");
+    fuzz_require(file != NULL && fwrite(bytes, 1, nbytes, file) == nbytes, "no scratch file");
+    fclose(file);
+}
 
 /** A verdict is success, or a recorded refusal in one line; and nothing stays allocated. */
 static inline void fuzz_verdict(tess_status st, size_t before_nbytes)

@@ -1,4 +1,7 @@
-/* Any bytes as adapter_config.json: refused, or a spec that decides for any module path. */
+/* Any bytes as adapter_config.json: refused, or a spec that decides for any module path. What
+ * follows the first NUL byte (JSON has none) is adapter_model.safetensors of the same directory. */
+#include <string.h>
+
 #include "format/peft.h"
 #include "fuzz.h"
 
@@ -15,13 +18,11 @@ static tess_status use(const tess_peft_spec *spec)
     return TESS_OK;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t nbytes)
+static tess_status try_config(const uint8_t *data, size_t nbytes)
 {
     tess_json *root = NULL;
     tess_peft_spec *spec = NULL;
     const char *base_name = NULL;
-    const size_t before_nbytes = tess_alloc_nbytes();
-    tess_error_clear();
     tess_status st = tess_json_parse("adapter_config.json", (const char *)data, nbytes, &root);
     if (st == TESS_OK)
         st = tess_peft_config_parse(root, &spec, &base_name);
@@ -29,6 +30,40 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t nbytes)
         st = use(spec);
     tess_peft_spec_destroy(&spec);
     tess_json_destroy(&root);
+    return st;
+}
+
+static tess_status try_directory(const uint8_t *data, size_t config_nbytes, size_t nbytes)
+{
+    tess_peft_dir *dir = NULL;
+    char last = 0;
+    fuzz_put("adapter_config.json", data, config_nbytes);
+    fuzz_put("adapter_model.safetensors", data + config_nbytes + 1, nbytes - config_nbytes - 1);
+    TESS_TRY(tess_peft_dir_open(fuzz_io(), fuzz_folder, &dir));
+    for (int64_t i = 0; i < tess_peft_dir_adapter_numel(dir); i++) {
+        const tess_peft_adapter *a = tess_peft_dir_adapter_at(dir, i);
+        tess_dtype dt = TESS_U8;
+        fuzz_require(tess_peft_dir_find(dir, a->path) == a, "an adapter is not found");
+        fuzz_require(tess_peft_dir_dtype(dir, a, TESS_PEFT_B, &dt) == TESS_OK, "no dtype");
+        const int64_t end = a->out_numel * a->rank * (int64_t)tess_dtype_block_nbytes(dt);
+        fuzz_require(tess_peft_dir_read(dir, a, TESS_PEFT_B, end - 1, 1, &last) == TESS_OK,
+                     "the end of a matrix is not read");
+        fuzz_require(tess_peft_dir_read(dir, a, TESS_PEFT_B, end, 1, &last) == TESS_E_RANGE,
+                     "more than the matrix is read");
+        tess_error_clear();
+    }
+    tess_peft_dir_close(&dir);
+    return TESS_OK;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t nbytes)
+{
+    (void)fuzz_io();
+    const size_t before_nbytes = tess_alloc_nbytes();
+    const uint8_t *nul = nbytes > 0 ? memchr(data, '\0', nbytes) : NULL;
+    tess_error_clear();
+    const tess_status st =
+        nul == NULL ? try_config(data, nbytes) : try_directory(data, (size_t)(nul - data), nbytes);
     fuzz_verdict(st, before_nbytes);
     return 0;
 }

@@ -67,6 +67,27 @@ put("peft", "explosive", json.dumps(dict(peft_type="LORA", target_modules="(a|a)
 put("peft", "recursive", json.dumps(dict(peft_type="LORA", target_modules="(a(?1)?|b)*")))
 put("peft", "unclosed", json.dumps(dict(peft_type="LORA", target_modules="((((", rank_pattern={"(": 1})))
 
+put("model_dir", "both", json.dumps(dict(
+    metadata=dict(total_size=8), weight_map=dict(a="x.safetensors", b="y.safetensors"))))
+put("model_dir", "one", json.dumps(dict(weight_map=dict(a="x.safetensors"))))
+put("model_dir", "wrong_size", json.dumps(dict(
+    metadata=dict(total_size=1e9), weight_map=dict(b="y.safetensors"))))
+put("model_dir", "swapped", json.dumps(dict(weight_map=dict(b="x.safetensors"))))
+put("model_dir", "outside", json.dumps(dict(weight_map=dict(a="../x.safetensors"))))
+put("model_dir", "absent", json.dumps(dict(weight_map=dict(a="z.safetensors"))))
+put("model_dir", "saved", (GOLDEN / "model" / "model.safetensors.index.json").read_bytes())
+
+adapter = json.dumps(dict(peft_type="LORA", r=2, target_modules=["q", "v"])).encode() + b"\0"
+for name, header in dict(
+        pair={"base_model.model.q.lora_A.weight": entry("F32", [2, 3], 0, 24),
+              "base_model.model.q.lora_B.weight": entry("F32", [5, 2], 24, 64)},
+        ranks={"base_model.model.q.lora_A.weight": entry("F32", [2, 8], 0, 64),
+               "base_model.model.q.lora_B.weight": entry("F32", [0, 2], 64, 64)},
+        alone={"base_model.model.v.lora_A.weight": entry("F32", [2, 8], 0, 64)},
+        names={"base_model.model..lora_A.weight": entry("F16", [2, 8], 0, 32),
+               "base_model.model.lora_B.weight": entry("F16", [8, 2], 32, 64)}).items():
+    put("peft", "weights_" + name, adapter + tensors(header, bytes(64)))
+
 TOKENIZERS = HERE / "tokenizers"
 TEXT = "\0Hello  world's 12345\n\n x<s>e\u0301 \u4e2d\U0001f600 the letter"
 for path in sorted(TOKENIZERS.glob("*.json")):

@@ -291,7 +291,7 @@ def write(path, keys, tensors):
     header, blob = ["tess-golden 1"], b""
     header += [f"{k} {v}" for k, v in keys.items()]
     for name, array in tensors.items():
-        dtype = {"float64": "f64", "float32": "f32", "int32": "i32"}[str(array.dtype)]
+        dtype = {"float64": "f64", "float32": "f32", "int32": "i32", "uint8": "u8"}[str(array.dtype)]
         blob += b"\0" * (-len(blob) % 8)
         header.append(f"tensor {name} {dtype} {array.size} {len(blob)}")
         blob += np.ascontiguousarray(array).tobytes()
@@ -359,6 +359,8 @@ def run(name, case, outdir):
         optimizer.step()
         curve.append(float(loss.detach()))
     tensors["curve"], tensors["norms"] = np.array(curve), np.array(norms)
+    config.architectures = [case["cls"][1].__name__]
+    tensors["config.json"] = np.frombuffer(config.to_json_string(use_diff=True).encode(), np.uint8)
     keys = config_keys(config, case)
     keys.update(sequence=case["sequence"], sequences=SEQUENCES, micro_batches=MICRO_BATCHES, lora_rank=case["rank"],
                 lora_alpha=case["alpha"], lora_head=int(case.get("lora_head", False)), full=int(case["rank"] == 0),

@@ -114,6 +114,158 @@ static tess_status test_save_then_load_at_every_world(bench *b)
     return tess_agree(b->comm, st);
 }
 
+/* ---- damage that needs several files; rank 0 handles the files ---- */
+
+static tess_status save_two(bench *b, char step_dir[2][PATH_MAX])
+{
+    tess_ckpt_report report;
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    for (int i = 0; i < 2; i++) {
+        TESS_TRY(ckpt_fixture_save(b->f, b->store, i + 1, &report));
+        EXPECT(report.outcome == TESS_CKPT_COMMITTED);
+        TESS_TRY(ckpt_join(step_dir[i], b->dir, report.dir));
+    }
+    return reopen(b, true);
+}
+
+static tess_status move(tess_comm *comm, const char *from, const char *to)
+{
+    TESS_TRY(tess_comm_barrier(comm));
+    const bool is_bad = tess_comm_rank(comm) == 0 && rename(from, to) != 0;
+    return tess_agree(comm, is_bad ? TESS_FAIL(TESS_E_IO, "rename to '%s'", to) : TESS_OK);
+}
+
+/* The newest does not load by name, naming `file` on all ranks; auto takes the older one. */
+static tess_status expect_refused(bench *b, const char *dir, const char *file)
+{
+    int64_t seed = 0, fallback = 0;
+    tess_status st = ckpt_fixture_load(b->f, b->store, dir, &seed, NULL);
+    TESS_CHECK((st == TESS_E_FORMAT || st == TESS_E_IO) &&
+                   strstr(tess_error_message(), file) != NULL,
+               TESS_E_STATE, "'%s' was not refused", file);
+    tess_error_clear();
+    TESS_TRY(ckpt_fixture_load(b->f, b->store, NULL, &seed, &fallback));
+    EXPECT(seed == 1 && fallback == 1);
+    return TESS_OK;
+}
+
+static tess_status test_moved_files_are_refused(bench *b)
+{
+    char step_dir[2][PATH_MAX], first[PATH_MAX], second[PATH_MAX], old[PATH_MAX], spare[PATH_MAX];
+    char name[2][CKPT_SHARD_NAME_NBYTES];
+    const int world = tess_comm_world(b->comm);
+    if (world < 2)
+        return TESS_OK;
+    TESS_TRY(save_two(b, step_dir));
+    for (int i = 0; i < 2; i++)
+        ckpt_shard_name(i, world, name[i]);
+    TESS_TRY(ckpt_join(first, step_dir[1], name[0]));
+    TESS_TRY(ckpt_join(second, step_dir[1], name[1]));
+    TESS_TRY(ckpt_join(old, step_dir[0], name[0]));
+    TESS_TRY(ckpt_join(spare, b->dir, "spare"));
+    /* missing */
+    TESS_TRY(move(b->comm, first, spare));
+    TESS_TRY(expect_refused(b, step_dir[1], name[0]));
+    /* renamed: the file of rank 1 under the name of rank 0, then both swapped */
+    TESS_TRY(move(b->comm, second, first));
+    TESS_TRY(expect_refused(b, step_dir[1], "shard-0000"));
+    TESS_TRY(move(b->comm, spare, second));
+    TESS_TRY(expect_refused(b, step_dir[1], "shard-0000"));
+    TESS_TRY(move(b->comm, first, spare));
+    TESS_TRY(move(b->comm, second, first));
+    TESS_TRY(move(b->comm, spare, second));
+    int64_t seed = 0;
+    TESS_TRY(ckpt_fixture_load(b->f, b->store, NULL, &seed, NULL));
+    EXPECT(seed == 2);
+    /* two generations: the shard of step 1 has the same size */
+    TESS_TRY(move(b->comm, first, spare));
+    TESS_TRY(move(b->comm, old, first));
+    int64_t fallback = 0;
+    const tess_status st = ckpt_fixture_load(b->f, b->store, NULL, &seed, &fallback);
+    EXPECT(st == TESS_E_NOT_FOUND && strstr(tess_error_message(), "none verifies") != NULL);
+    tess_error_clear();
+    TESS_TRY(move(b->comm, first, old));
+    TESS_TRY(move(b->comm, spare, first));
+    TESS_TRY(ckpt_fixture_load(b->f, b->store, step_dir[1], &seed, NULL));
+    EXPECT(seed == 2);
+    return TESS_OK;
+}
+
+/* ---- saves that overlap with steps ---- */
+
+static tess_status test_async_saves_commit_everywhere(bench *b)
+{
+    tess_ckpt_value values[8];
+    tess_ckpt_report report;
+    int64_t seed = 0;
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    for (int step = 1; step <= 4; step++) {
+        ckpt_fixture_fill(b->f, (uint64_t)step);
+        tess_alloc_freeze();
+        tess_status st = tess_ckpt_save_begin(b->store, step, values,
+                                              ckpt_fixture_state((uint64_t)step, values), &report);
+        /* As the step loop does: the control record carries "done" until all ranks have it. */
+        int64_t is_busy = 1;
+        while (st == TESS_OK && is_busy != 0) {
+            ckpt_fixture_fill(b->f, 99);
+            is_busy = tess_ckpt_poll(b->store) == TESS_CKPT_WRITING;
+            st = tess_comm_control(b->comm, NULL, 0, &is_busy, 1);
+        }
+        if (st == TESS_OK)
+            st = tess_ckpt_commit(b->store, &report);
+        tess_alloc_thaw();
+        TESS_TRY(st);
+        EXPECT(report.outcome == TESS_CKPT_COMMITTED && report.disk_nbytes > 0);
+    }
+    TESS_TRY(ckpt_fixture_load(b->f, b->store, NULL, &seed, NULL));
+    EXPECT(seed == 4);
+    return TESS_OK;
+}
+
+/* A rank with an empty range writes an empty dataset and reads it back; padding is nowhere. */
+static tess_status test_files_hold_the_slabs_and_no_padding(bench *b)
+{
+    tess_ckpt_report report;
+    char dir[PATH_MAX];
+    ckpt_manifest m;
+    int64_t stored = 0, wanted = 0;
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    TESS_TRY(ckpt_fixture_save(b->f, b->store, 1, &report));
+    TESS_TRY(ckpt_join(dir, b->dir, report.dir));
+    TESS_TRY(ckpt_manifest_read(b->f->io, dir, &m));
+    tess_status st = TESS_OK;
+    for (int i = 0; st == TESS_OK && i < m.set.shard_world; i++) {
+        char path[PATH_MAX], name[CKPT_SHARD_NAME_NBYTES];
+        ckpt_chunk *chunks = NULL;
+        int64_t chunk_numel = 0;
+        ckpt_shard_name(i, m.set.shard_world, name);
+        st = ckpt_join(path, dir, name);
+        if (st == TESS_OK)
+            st = ckpt_shard_check(b->f->io, path, &m.files[i], &chunks, &chunk_numel);
+        for (int64_t k = 0; st == TESS_OK && k < chunk_numel; k++)
+            stored += chunks[k].nbytes;
+        tess_free(chunks);
+    }
+    for (int64_t i = 0; i < b->f->step.record_numel; i++)
+        wanted += b->f->step_records[i].total_numel *
+                  (int64_t)tess_dtype_block_nbytes(b->f->step_records[i].dt);
+    ckpt_manifest_fini(&m);
+    TESS_TRY(st);
+    EXPECT(stored == wanted);
+    return TESS_OK;
+}
+
+/* Every rank asks for the lock error alike. */
+static tess_status test_second_store_is_refused_on_all_ranks(bench *b)
+{
+    tess_ckpt_store *second = NULL;
+    const tess_status st = ckpt_fixture_open(b->f, b->comm, b->dir, false, &second);
+    EXPECT(st == TESS_E_IO && strstr(tess_error_message(), "is used by another run") != NULL);
+    EXPECT(tess_error_rank() == 0);
+    tess_error_clear();
+    return TESS_OK;
+}
+
 typedef tess_status (*case_fn)(bench *b);
 
 static tess_status run_case(tess_comm *comm, const char *name, int64_t scale, case_fn fn)
@@ -143,6 +295,10 @@ static tess_status run(tess_comm *comm)
 {
     TESS_TRY(run_case(comm, "every world", 1, test_save_then_load_at_every_world));
     TESS_TRY(run_case(comm, "every world, many chunks", 1500, test_save_then_load_at_every_world));
+    TESS_TRY(run_case(comm, "moved files", 1, test_moved_files_are_refused));
+    TESS_TRY(run_case(comm, "asynchronous saves", 40, test_async_saves_commit_everywhere));
+    TESS_TRY(run_case(comm, "no padding", 1, test_files_hold_the_slabs_and_no_padding));
+    TESS_TRY(run_case(comm, "second store", 1, test_second_store_is_refused_on_all_ranks));
     return TESS_OK;
 }
 

@@ -1,5 +1,6 @@
 #include "tests/support/llama_case.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,7 +73,9 @@ static tess_rope_config rope_of(const tess_golden *g)
     return rope;
 }
 
-static tess_status fill_config(const tess_golden *g, tess_llm_config *c)
+/* The header repeats what the Python modules were built with; config.json is what transformers
+ * wrote. */
+static tess_status expected_config(const tess_golden *g, tess_llm_config *c)
 {
     TESS_TRY(parse_family(tess_golden_text(g, "model_type"), &c->family));
     c->hidden_numel = integer(g, "hidden");
@@ -95,8 +98,62 @@ static tess_status fill_config(const tess_golden *g, tess_llm_config *c)
     c->window = integer(g, "window");
     c->is_sliding[0] = flag(g, "sliding0");
     c->is_sliding[1] = flag(g, "sliding1");
-    c->bos_id = -1;
     return TESS_OK;
+}
+
+#define SAME(field)                                                                                \
+    TESS_CHECK(parsed->field == expected.field, TESS_E_FORMAT,                                     \
+               "config.json: field '%s' was read as another value than the model was built with",  \
+               #field)
+
+static tess_status check_config(const tess_golden *g, const tess_llm_config *parsed)
+{
+    tess_llm_config expected = {0};
+    TESS_TRY(expected_config(g, &expected));
+    SAME(family);
+    SAME(hidden_numel);
+    SAME(intermediate_numel);
+    SAME(layer_numel);
+    SAME(head_numel);
+    SAME(kv_head_numel);
+    SAME(head_dim);
+    SAME(vocab_numel);
+    SAME(rms_eps);
+    SAME(rope.type);
+    SAME(rope.theta);
+    SAME(is_tied);
+    SAME(has_q_bias);
+    SAME(has_k_bias);
+    SAME(has_v_bias);
+    SAME(has_o_bias);
+    SAME(has_mlp_bias);
+    SAME(has_qk_norm);
+    SAME(max_position);
+    for (int i = 0; i < 2; i++)
+        TESS_CHECK(tess_llm_window(parsed, i) == tess_llm_window(&expected, i), TESS_E_FORMAT,
+                   "config.json: window of layer %d was read as %" PRId64 ", expected %" PRId64, i,
+                   tess_llm_window(parsed, i), tess_llm_window(&expected, i));
+    if (expected.rope.type == TESS_ROPE_DEFAULT)
+        return TESS_OK;
+    SAME(rope.factor);
+    if (expected.rope.type == TESS_ROPE_LINEAR)
+        return TESS_OK;
+    SAME(rope.low_freq_factor);
+    SAME(rope.high_freq_factor);
+    SAME(rope.original_max_position);
+    return TESS_OK;
+}
+
+static tess_status parse_config(const tess_golden *g, tess_llm_config *c)
+{
+    int64_t numel = 0;
+    const char *text = tess_golden_tensor(g, "config.json", TESS_U8, &numel);
+    TESS_CHECK(text != NULL, TESS_E_FORMAT, "golden: no config.json");
+    tess_json *root = NULL;
+    TESS_TRY(tess_json_parse("config.json", text, (size_t)numel, &root));
+    tess_status st = tess_hf_config_parse(root, c);
+    tess_json_destroy(&root);
+    return st == TESS_OK ? check_config(g, c) : st;
 }
 
 static void fill_options(const tess_golden *g, tess_run_options *o)
@@ -148,7 +205,7 @@ tess_status tess_llama_case_open(const char *name, tess_llama_case *out)
     TESS_TRY(tess_golden_open(path, &out->golden));
     TESS_CHECK(strtoull(tess_golden_text(out->golden, "seed"), NULL, 10) == golden_seed,
                TESS_E_FORMAT, "%s: made with another seed", path);
-    TESS_TRY(fill_config(out->golden, &out->config));
+    TESS_TRY(parse_config(out->golden, &out->config));
     fill_options(out->golden, &out->options);
     return fill_batches(out);
 }

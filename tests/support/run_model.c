@@ -109,6 +109,7 @@ static tess_status alloc_stages(tess_run_model *run)
 static tess_status build(tess_run_model *run, const tess_llm_config *config)
 {
     const tess_run_options *o = &run->options;
+    TESS_TRY(tess_kernels_cpu_select(tess_cpu_path_best()));
     tess_registry_init(&run->reg, o->compute_dt);
     TESS_TRY(tess_pool_create(o->thread_numel, &run->pool));
     tess_stream_init_inline(&run->stream, "compute", run->pool);
@@ -277,6 +278,7 @@ static tess_status repeat_forward(tess_run_model *run, int s, const tess_token_b
                                   int64_t number)
 {
     tess_stage_call call = call_of(run, s, TESS_CALL_TRAIN, batch, number);
+    call.output = bytes_view(NULL, 0); /* only what backward reads */
     if (call.saved.data != NULL)
         memset(call.saved.data, POISON, tess_view_nbytes(call.saved));
     return tess_model_stage_ops(run->model)->forward(tess_model_self(run->model), &call);

@@ -1,0 +1,25 @@
+/** One life of a run under an injected fault, and the check of what it left. */
+#pragma once
+
+#include "support/ckpt_fixture.h"
+
+typedef struct ckpt_session {
+    int64_t loaded;          /* step found at start, -1 fresh */
+    int64_t committed;       /* newest step that was reported committed by this life, -1 none */
+    int64_t committed_numel; /* of two saves */
+    int64_t call_numel;
+    bool is_noticed;    /* something failed or was logged */
+    tess_status status; /* how it ended */
+} ckpt_session;
+
+/**
+ * Open `dir`, load, write the base, save the next two steps. `fault` as in TESSERA_FAULT, NULL
+ * none. Collective; the outcome must be equal on all ranks, else TESS_E_STATE.
+ */
+TESS_MUST_CHECK tess_status ckpt_session_run(tess_comm *comm, const char *dir, const char *fault,
+                                             ckpt_session *out);
+/**
+ * The newest checkpoint loads, holds what its step held, is at least `least`; every directory with
+ * a MANIFEST verifies. Collective.
+ */
+TESS_MUST_CHECK tess_status ckpt_session_check(tess_comm *comm, const char *dir, int64_t least);
