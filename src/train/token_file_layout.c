@@ -160,10 +160,25 @@ static tess_status check_section(const char *path, const char *name, int64_t fou
     return TESS_OK;
 }
 
+/* An absent section is all zero: its digest is part of the identity of the data. */
+static tess_status check_absent(const char *path, const tess_token_file_info *info)
+{
+    static const tess_token_section zero;
+    tess_token_file_info copy = *info;
+    tess_token_section *section[TESS_TOKEN_SECTION_NUMEL];
+    tess_token_sections(&copy, section);
+    for (int i = 0; i < TESS_TOKEN_SECTION_NUMEL; i++)
+        TESS_CHECK(section[i]->nbytes != 0 || memcmp(section[i], &zero, sizeof zero) == 0,
+                   TESS_E_FORMAT,
+                   "token file '%s': section %d is absent, but has an offset or a digest", path, i);
+    return TESS_OK;
+}
+
 static tess_status check_sections(const char *path, const tess_token_file_info *info)
 {
     tess_token_section sorted[TESS_TOKEN_SECTION_NUMEL];
     int numel = 0;
+    TESS_TRY(check_absent(path, info));
     /* Counts are at most half the bytes of a real file, so these products cannot overflow. */
     TESS_TRY(check_section(path, "tokens", info->tokens.nbytes,
                            info->token_numel * (int64_t)info->token_nbytes));

@@ -208,6 +208,48 @@ static void test_fill_random_access_equals_sequential(void **state)
     tess_dataset_close(&d);
 }
 
+static uint64_t mix_batch(const fixture *f, int64_t numel)
+{
+    uint64_t h = 0;
+    for (int64_t i = 0; i < numel; i++)
+        h = (h ^ (uint64_t)(uint32_t)f->tokens[i] << 32 ^ (uint32_t)f->labels[i] ^
+             (uint64_t)(uint32_t)f->doc_start[i] << 16) *
+            0x100000001b3u;
+    return h;
+}
+
+static void test_fill_micro_batches_do_not_depend_on_ranks(void **state)
+{
+    /* Four steps of 7 micro-batches of 3 sequences: rank r of W takes r, r + W, ... of each step,
+     * with a data set of its own. Every micro-batch is filled once, with the same content. */
+    fixture *f = *state;
+    enum { STEPS = 4, MICRO = 7, EACH = 3 };
+    uint64_t want[STEPS * MICRO] = {0};
+    assert_int_equal(write_file(f, true), TESS_OK);
+    const tess_dataset_config config = config_of(true);
+    for (int64_t world = 1; world <= 9; world++) {
+        int filled[STEPS * MICRO] = {0};
+        for (int64_t rank = 0; rank < world; rank++) {
+            tess_dataset *d = open_or_fail(f, &config);
+            for (int64_t step = 0; step < STEPS; step++) {
+                for (int64_t m = rank; m < MICRO; m += world) {
+                    const int64_t g = step * MICRO + m;
+                    fill(f, d, g * EACH, EACH);
+                    const uint64_t found = mix_batch(f, EACH * WIDTH);
+                    want[g] = world == 1 ? found : want[g];
+                    assert_true(found == want[g]);
+                    filled[g]++;
+                }
+            }
+            tess_dataset_close(&d);
+        }
+        for (int g = 0; g < STEPS * MICRO; g++)
+            assert_int_equal(filled[g], 1);
+    }
+    for (int g = 1; g < STEPS * MICRO; g++)
+        assert_true(want[g] != want[0]);
+}
+
 static void test_fill_unpacked_one_document_per_sequence(void **state)
 {
     fixture *f = *state;
@@ -346,6 +388,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_fill_packed_covers_each_token_once_per_epoch, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_fill_random_access_equals_sequential, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(test_fill_micro_batches_do_not_depend_on_ranks, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_fill_unpacked_one_document_per_sequence, set_up,
                                         tear_down),

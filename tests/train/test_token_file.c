@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -302,6 +303,55 @@ static void test_open_altered_field_is_refused_by_name(void **state)
     }
 }
 
+static void test_open_absent_section_is_all_zero(void **state)
+{
+    const fixture *f = *state;
+    const int64_t offset[] = {TESS_TOKEN_AT_SECTIONS + 64, 8, 600},
+                  digest[] = {TESS_TOKEN_AT_SECTIONS + 80, 8, 1};
+    assert_int_equal(write_file(f, 300, 20, false, NULL), TESS_OK);
+    assert_int_equal(open_changed(f, set_field, offset), TESS_E_FORMAT);
+    assert_non_null(strstr(tess_error_message(), "section 2 is absent, but has an offset"));
+    assert_int_equal(open_changed(f, set_field, digest), TESS_E_FORMAT);
+    assert_non_null(strstr(tess_error_message(), "section 2 is absent, but has an offset"));
+}
+
+/* Each call of each operation fails once: the run reports it, leaks nothing, leaves no temporary
+ * file, and what stands under the final name is either nothing or whole. */
+static void test_write_with_faults_leaves_nothing_half_done(void **state)
+{
+    fixture *f = *state;
+    static const char *const operations[] = {"open", "pread", "pwrite", "fsync", "close", "rename"};
+    int failures = 0;
+    for (int i = 0; i < TESS_NELEM(operations); i++) {
+        tess_status st = TESS_E_IO;
+        for (int n = 1; st != TESS_OK; n++) {
+            char fault[64];
+            fixture broken = *f;
+            assert_true(n < 100);
+            snprintf(fault, sizeof fault, "0:%s:%d:enospc", operations[i], n);
+            setenv("TESSERA_FAULT", fault, 1);
+            const size_t before = tess_alloc_nbytes();
+            assert_int_equal(tess_io_create(0, &broken.ctx.io), TESS_OK);
+            tess_error_clear();
+            st = write_file(&broken, 300, 20, true, NULL);
+            tess_io_destroy(&broken.ctx.io);
+            unsetenv("TESSERA_FAULT");
+            assert_int_equal(tess_alloc_nbytes(), before);
+            if (st != TESS_OK) {
+                assert_int_equal(st, TESS_E_IO);
+                assert_non_null(strstr(tess_error_message(), "No space left on device"));
+                failures++;
+            }
+            if (access(f->path, F_OK) == 0)
+                check_content(f, 300, true);
+            unlink(f->path);
+        }
+    }
+    assert_true(failures >= 15);
+    assert_int_equal(rmdir(f->folder), 0);
+    assert_int_equal(mkdir(f->folder, 0700), 0);
+}
+
 /* Change a section and its digests, as a hostile writer would: arg = section, place, byte. */
 static void forge_section(uint8_t *bytes, size_t *nbytes, const int64_t *arg)
 {
@@ -352,6 +402,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_open_truncated_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_open_any_changed_byte_is_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_open_altered_field_is_refused_by_name, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(test_open_absent_section_is_all_zero, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_write_with_faults_leaves_nothing_half_done, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_open_forged_sections_are_refused, set_up, tear_down),
     };
