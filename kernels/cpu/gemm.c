@@ -217,6 +217,17 @@ static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, i
         round_line((const float *)b->part[0] + first_idx, dst, numel);
 }
 
+/* Lines of a panel are far apart in a stored matrix, so the hardware does not foresee them. */
+static void prefetch_line(const tess_matrix *b, int64_t first_idx, int64_t numel)
+{
+    if (b->codec.format != TESS_FORMAT_NF4 || first_idx >= b->rows * b->cols)
+        return;
+    const char *codes = (const char *)b->part[0] + first_idx / 2;
+    for (int64_t i = 0; i < numel / 2; i += 64)
+        __builtin_prefetch(codes + i);
+    __builtin_prefetch(codes + (numel - 1) / 2);
+}
+
 /* A plain matrix is packed from where it is, unless it must be rounded first. */
 static bool is_packed_in_place(const plan *p, const tess_matrix *b)
 {
@@ -249,9 +260,11 @@ static void pack_staged_across(const worker *w, const tess_matrix *b, tess_gemm_
     for (int64_t lo = 0; lo < fill_numel; lo += STAGE_LINES) {
         pack.line_numel = TESS_MIN(TESS_MAX(line_numel - lo, 0), STAGE_LINES);
         pack.fill_numel = TESS_MIN(fill_numel - lo, STAGE_LINES);
-        for (int64_t i = 0; i < pack.line_numel; i++)
-            stage_line(p, b, first_idx + (lo + i) * b->cols, pack.k_numel,
-                       w->stage + i * pack.k_numel * (p->is_bf16 ? 2 : 4));
+        for (int64_t i = 0; i < pack.line_numel; i++) {
+            const int64_t idx = first_idx + (lo + i) * b->cols;
+            prefetch_line(b, idx + STAGE_LINES * b->cols, pack.k_numel);
+            stage_line(p, b, idx, pack.k_numel, w->stage + i * pack.k_numel * (p->is_bf16 ? 2 : 4));
+        }
         p->path->pack_across(&pack);
         pack.dst += STAGE_LINES;
     }
@@ -268,9 +281,12 @@ static void pack_staged_along(const worker *w, const tess_matrix *b, tess_gemm_p
     pack.is_src_bf16 = p->is_bf16;
     for (int64_t lo = 0; lo < k_numel; lo += SLICE_NUMEL) {
         pack.k_numel = TESS_MIN(k_numel - lo, SLICE_NUMEL);
-        for (int64_t i = 0; i < pack.k_numel; i++)
-            stage_line(p, b, first_idx + (lo + i) * b->cols, pack.line_numel,
+        for (int64_t i = 0; i < pack.k_numel; i++) {
+            const int64_t idx = first_idx + (lo + i) * b->cols;
+            prefetch_line(b, idx + SLICE_NUMEL * b->cols, pack.line_numel);
+            stage_line(p, b, idx, pack.line_numel,
                        w->stage + i * pack.line_numel * (p->is_bf16 ? 2 : 4));
+        }
         p->path->pack_along(&pack);
         pack.dst += SLICE_NUMEL / (p->unit == TESS_GEMM_UNIT_PAIR ? 2 : 1) * pack.dst_stride;
     }

@@ -78,15 +78,16 @@ static void add_scaled(float *dst, const float *src, float scale, int64_t numel)
 static void write_rows(const tess_gemm_out *o) { generic_write(o); }
 static void nf4_run(const tess_nf4_run *r) { generic_nf4_run(r); }
 
+static const tess_gemm_micro micro_f32[VECTORS][TESS_GEMM_BLOCK_MAX] = {
+    {micro_1x1, micro_2x1, micro_3x1, micro_4x1, micro_5x1, micro_6x1},
+    {micro_1x2, micro_2x2, micro_3x2, micro_4x2, micro_5x2, micro_6x2}};
+
 const tess_gemm_path tess_gemm_path_avx2 = {
     .bf16_unit = TESS_GEMM_UNIT_F32,
     .lane_numel = LANES,
     .vector_max = VECTORS,
     .block_rows = {0, ROWS, ROWS, 0, 0},
-    .micro = {[TESS_GEMM_UNIT_F32] = {{micro_1x1, micro_2x1, micro_3x1, micro_4x1, micro_5x1,
-                                       micro_6x1},
-                                      {micro_1x2, micro_2x2, micro_3x2, micro_4x2, micro_5x2,
-                                       micro_6x2}}},
+    .micro = {[TESS_GEMM_UNIT_F32] = micro_f32},
     .pack_across = pack_across,
     .pack_along = pack_along,
     .add_scaled = add_scaled,

@@ -6,15 +6,18 @@
 
 AVX512_KERNELS(pair, TESS_GEMM_UNIT_PAIR)
 
+static const tess_gemm_micro micro_pair[TESS_GEMM_VECTOR_MAX][TESS_GEMM_BLOCK_MAX] =
+    AVX512_NAMES(pair);
+
 const tess_gemm_path tess_gemm_path_avx512_bf16 = {
     .bf16_unit = TESS_GEMM_UNIT_PAIR,
     .lane_numel = AVX512_LANES,
-    .vector_max = 4,
+    .vector_max = TESS_GEMM_VECTOR_MAX,
     .block_rows = {0, 16, 12, 8, 6},
-    .micro = {[TESS_GEMM_UNIT_F32] = AVX512_NAMES(f32), [TESS_GEMM_UNIT_PAIR] = AVX512_NAMES(pair)},
-    .pack_across = avx512_pack_across,
-    .pack_along = avx512_pack_along,
-    .add_scaled = avx512_add_scaled,
-    .write = avx512_write,
-    .nf4_run = avx512_nf4_run,
+    .micro = {[TESS_GEMM_UNIT_F32] = tess_avx512_micro_f32, [TESS_GEMM_UNIT_PAIR] = micro_pair},
+    .pack_across = tess_avx512_pack_across,
+    .pack_along = tess_avx512_pack_along,
+    .add_scaled = tess_avx512_add_scaled,
+    .write = tess_avx512_write,
+    .nf4_run = tess_avx512_nf4_run,
 };

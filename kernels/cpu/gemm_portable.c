@@ -41,12 +41,15 @@ static void add_scaled(float *dst, const float *src, float scale, int64_t numel)
 static void write_rows(const tess_gemm_out *o) { generic_write(o); }
 static void nf4_run(const tess_nf4_run *r) { generic_nf4_run(r); }
 
+static const tess_gemm_micro micro_f32[1][TESS_GEMM_BLOCK_MAX] = {
+    {micro_1, micro_2, micro_3, micro_4}};
+
 const tess_gemm_path tess_gemm_path_portable = {
     .bf16_unit = TESS_GEMM_UNIT_F32,
     .lane_numel = COLS,
     .vector_max = 1,
     .block_rows = {0, ROWS, 0, 0, 0},
-    .micro = {[TESS_GEMM_UNIT_F32] = {{micro_1, micro_2, micro_3, micro_4}}},
+    .micro = {[TESS_GEMM_UNIT_F32] = micro_f32},
     .pack_across = pack_across,
     .pack_along = pack_along,
     .add_scaled = add_scaled,

@@ -83,8 +83,8 @@ typedef struct tess_gemm_path {
     int lane_numel;           /* columns of a vector */
     int vector_max;           /* vectors of the widest panel */
     int block_rows[TESS_GEMM_VECTOR_MAX + 1];
-    /* [unit][vectors - 1][rows - 1]; NULL above block_rows */
-    tess_gemm_micro micro[2][TESS_GEMM_VECTOR_MAX][TESS_GEMM_BLOCK_MAX];
+    /* [unit][vectors - 1][rows - 1]; NULL above block_rows and for a unit the path does not use */
+    const tess_gemm_micro (*micro[2])[TESS_GEMM_BLOCK_MAX];
     void (*pack_across)(const tess_gemm_pack *p); /* src [line_numel, k_numel] */
     void (*pack_along)(const tess_gemm_pack *p);  /* src [k_numel, line_numel] */
     void (*add_scaled)(float *dst, const float *src, float scale, int64_t numel);

@@ -637,7 +637,6 @@ static void test_quantize_agrees_with_bitsandbytes(void **state)
     (void)state;
     char first_line[128];
     int case_numel = 0;
-    int code_numel = 0;
     int exception_numel = 0;
     golden *g = zeroed(sizeof(*g));
     float *x = zeroed(BLOCK_MAX * sizeof(float));
@@ -656,7 +655,6 @@ static void test_quantize_agrees_with_bitsandbytes(void **state)
         print_message("%s: %d of %d codes differ, each at a threshold\n", g->name, found,
                       (int)g->numel);
         exception_numel += found;
-        code_numel += (int)g->numel;
         case_numel++;
         quantized_fini(&q);
     }
