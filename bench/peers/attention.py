@@ -28,7 +28,8 @@ def ours(args):
         command = [args.bench_ops, "--op", op, "--repeats", "9", "--dtype", args.dtype]
         if args.path:
             command += ["--path", args.path]
-        for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        for line in result.stdout.splitlines():
             row = json.loads(line)
             seconds.setdefault(row["shape"], {})[op] = row["cpu_median_s"]
             path = row["path"]
@@ -71,9 +72,11 @@ def main():
             ratios[shape]["backward"].append(backward / mine_b)
             ratios[shape]["both"].append((forward + backward) / (mine_f + mine_b))
     for shape, ratio in ratios.items():
-        print(json.dumps({"bench": "attention_peer", "peer": "torch " + torch.__version__, "shape": shape,
-                          "dtype": args.dtype, "path": path, "threads": 1, "pairs": args.pairs,
-                          **{"peer_over_ours_" + k: round(statistics.median(v), 3) for k, v in ratio.items()}}))
+        row = {"bench": "attention_peer", "peer": "torch " + torch.__version__, "shape": shape,
+               "dtype": args.dtype, "path": path, "threads": 1, "pairs": args.pairs}
+        for what, values in ratio.items():
+            row["peer_over_ours_" + what] = round(statistics.median(values), 3)
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
