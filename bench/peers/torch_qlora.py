@@ -97,10 +97,12 @@ def build(args):
     return get_peft_model(model, lora, low_cpu_mem_usage=False)
 
 
-def fix_meta(model):
-    for name, p in model.named_parameters():
-        if p.requires_grad and p.is_meta:
-            raise SystemExit(f"{name} has no data")
+def materialize(model):
+    """peft puts adapters where the base weight lies; the codes have none, so neither have they."""
+    for module in model.modules():
+        for key, p in list(module._parameters.items()):
+            if p is not None and p.is_meta and p.requires_grad:
+                module._parameters[key] = torch.nn.Parameter(torch.randn(p.shape) * 0.01)
 
 
 def main():
@@ -118,7 +120,7 @@ def main():
     if world > 1:
         dist.init_process_group("gloo")
     model = build(args)
-    fix_meta(model)
+    materialize(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4)
