@@ -189,7 +189,11 @@ static tess_status open_changed(const fixture *f, changer change, const int64_t 
     tess_error_clear();
     assert_int_equal(tess_io_read_all(f->ctx.io, f->path, 1 << 20, &bytes, &nbytes), TESS_OK);
     change((uint8_t *)bytes, &nbytes, arg);
-    assert_int_equal(tess_io_write_all(f->ctx.io, f->other, bytes, nbytes), TESS_OK);
+    /* Thousands of variants: without the fsync of tess_io_write_all. */
+    FILE *out = fopen(f->other, "wb");
+    assert_non_null(out);
+    assert_int_equal(fwrite(bytes, 1, nbytes, out), nbytes);
+    assert_int_equal(fclose(out), 0);
     tess_free(bytes);
     tess_status st = tess_token_file_open(&f->ctx, f->other, &file);
     if (st == TESS_OK)
