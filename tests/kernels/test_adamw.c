@@ -66,8 +66,8 @@ static void check(void *ctx)
     assert_close("exp_avg", &p->m, p->m_ref, 8.0 * F32_U * (largest(p->m_ref, numel) + g), 0.0);
     assert_close("exp_avg_sq", &p->v, p->v_ref, 1e-45, 10.0 * F32_U);
     const double bias1 = 1.0 - pow(0.9, 7.0), bias2 = 1.0 - pow(0.999, 7.0);
+    const double terms = largest(p->m_ref, numel) + g;
     for (int64_t i = 0; i < numel; i++) {
-        const double terms = largest(p->m_ref, numel) + g;
         const double update = 1e-2 / bias1 * terms / (sqrt(p->v_ref[i] / bias2) + 1e-8);
         const double bound = 3.0 * F32_U * fabs(p->master_ref[i]) + 16.0 * F32_U * update;
         assert_true(fabs(p->master.value[i] - p->master_ref[i]) <= bound);
