@@ -1,9 +1,9 @@
 /*
  * Blocking of the CPU matrix product. Rows of C are cut in chunks; A of a chunk is packed once, by
- * all threads; then every thread takes its columns (or, where those are few, its rows) and walks
- * groups of panels: for each depth, B of each panel is dequantized and packed, used for all rows of
- * the chunk while it is in the near cache, and forgotten. Sums wait in an f32 buffer between
- * depths, so blocking does not change a bit of the result.
+ * all threads; then every thread takes its columns and walks groups of panels: for each depth, B of
+ * each panel is dequantized and packed, used for all rows of the chunk while it is in the near
+ * cache, and forgotten. Where columns are few, every thread takes rows instead, in chunks of its
+ * own. Sums wait in an f32 buffer between depths, so blocking does not change a bit of the result.
  */
 #include <string.h>
 
@@ -11,10 +11,10 @@
 #include "kernels/cpu/gemm_priv.h"
 
 enum {
-    GROUP_MAX = 8,          /* panels that share one pass over packed A */
-    GROUP_NBYTES = 1 << 20, /* sums of a group stay below, where rows allow */
-    NARROW_MAX = 32,        /* columns of a weight gradient that is computed transposed */
-    STAGE_LINES = 16,       /* dequantized lines between codes and the packed layout */
+    GROUP_MAX = 8,         /* panels that share one pass over packed A */
+    NEAR_NBYTES = 1 << 20, /* sums of a group, or packed A of a narrow product, stay below */
+    NARROW_MAX = 32,       /* columns of a weight gradient that is computed transposed */
+    STAGE_LINES = 16,      /* dequantized lines between codes and the packed layout */
     STAGE_NBYTES = STAGE_LINES * TESS_GEMM_DEPTH * 4, /* also 32 lines of 64 elements */
     SLICE_NUMEL = 32,                                 /* k per stage of a weight stored [K, N] */
     ALIGN_NBYTES = 64,
@@ -26,13 +26,15 @@ typedef struct plan {
     bool is_transposed;  /* C is written transposed */
     const tess_gemm_path *path;
     tess_gemm_unit unit;
-    bool is_bf16, is_split_rows, has_long_scaled;
+    bool is_bf16, is_narrow, has_long_scaled;
     int thread_numel, block_rows;
     int64_t vector_numel;                        /* of all columns */
     int64_t panel_vectors;                       /* at most, of a panel: decides block_rows */
     int64_t unit_offset[TESS_GEMM_TERM_MAX + 1]; /* units of the terms before */
     int64_t chunk_rows, group_numel;
-    size_t packed_nbytes, sum_nbytes, thread_nbytes;
+    size_t packed_nbytes, sum_nbytes;
+    size_t private_nbytes; /* a thread's panel, stage and sums */
+    size_t thread_nbytes;  /* the same, with packed A of a narrow product */
 } plan;
 
 typedef struct chunk {
@@ -42,15 +44,20 @@ typedef struct chunk {
     char *thread_work;
 } chunk;
 
-/* One thread's buffers and its share of a chunk. */
+/* One thread's buffers and its columns of a chunk. */
 typedef struct worker {
     const chunk *ch;
     uint32_t *panel; /* [TESS_GEMM_DEPTH, panel columns] */
     char *stage;
     float *sums;   /* [panel of the group][row of the share][panel columns] */
     float *scaled; /* same, of a long scaled term */
-    int64_t first_block, end_block, first_vector, end_vector;
+    int64_t first_vector, end_vector;
 } worker;
+
+typedef struct narrow_job {
+    const plan *p;
+    char *work;
+} narrow_job;
 
 typedef struct panel {
     int64_t first_col, col_numel, width;
@@ -62,33 +69,37 @@ static int64_t term_units(const plan *p, int term_idx)
     return p->unit_offset[term_idx + 1] - p->unit_offset[term_idx];
 }
 
-static int64_t share_rows(const plan *p)
-{
-    if (!p->is_split_rows)
-        return p->chunk_rows;
-    const int64_t block_numel = tess_ceil_div(p->chunk_rows, p->block_rows);
-    return tess_ceil_div(block_numel, p->thread_numel) * p->block_rows;
-}
-
 static int64_t panels_of(const plan *p, int64_t vector_numel)
 {
     return tess_ceil_div(vector_numel, p->panel_vectors);
 }
 
+/* Rows of a narrow product that are packed and used at a time: near the core, but enough to pay for
+ * packing B again. */
+static int64_t narrow_rows(const plan *p)
+{
+    const int64_t row_nbytes = TESS_MAX(p->unit_offset[p->args.term_numel], 1) * 4;
+    const int64_t near_rows = TESS_MIN(NEAR_NBYTES / row_nbytes, TESS_GEMM_ROWS_MAX);
+    const int64_t rows = TESS_MAX(near_rows, 4 * p->args.n);
+    return TESS_MIN(rows, tess_ceil_div(TESS_MAX(p->args.m, 1), p->thread_numel));
+}
+
 static void plan_split(plan *p)
 {
-    const int64_t per_thread = tess_ceil_div(p->vector_numel, p->thread_numel);
-    p->is_split_rows = p->thread_numel > 1 && p->vector_numel < (int64_t)4 * p->thread_numel;
-    const int64_t share = p->is_split_rows ? p->vector_numel : per_thread;
+    p->is_narrow =
+        p->vector_numel <= p->path->vector_max || p->vector_numel < (int64_t)4 * p->thread_numel;
+    const int64_t share =
+        p->is_narrow ? p->vector_numel : tess_ceil_div(p->vector_numel, p->thread_numel);
     const int64_t fewest = TESS_MAX(tess_ceil_div(share, p->path->vector_max), 1);
     p->panel_vectors = TESS_MAX(tess_ceil_div(share, fewest), 1);
     p->block_rows = p->path->block_rows[p->panel_vectors];
     const int64_t panel_numel = TESS_MAX(panels_of(p, share), 1);
-    const int64_t chunk_numel = tess_ceil_div(TESS_MAX(p->args.m, 1), TESS_GEMM_ROWS_MAX);
-    p->chunk_rows =
-        tess_round_up(tess_ceil_div(TESS_MAX(p->args.m, 1), chunk_numel), p->block_rows);
-    const int64_t sums_nbytes = share_rows(p) * TESS_GEMM_PANEL_MAX * (int64_t)sizeof(float);
-    p->group_numel = TESS_MIN(TESS_MAX(GROUP_NBYTES / sums_nbytes, 1), GROUP_MAX);
+    const int64_t m = TESS_MAX(p->args.m, 1);
+    const int64_t rows =
+        p->is_narrow ? narrow_rows(p) : tess_ceil_div(m, tess_ceil_div(m, TESS_GEMM_ROWS_MAX));
+    p->chunk_rows = tess_round_up(rows, p->block_rows);
+    const int64_t sums_nbytes = p->chunk_rows * TESS_GEMM_PANEL_MAX * (int64_t)sizeof(float);
+    p->group_numel = TESS_MIN(TESS_MAX(NEAR_NBYTES / sums_nbytes, 1), GROUP_MAX);
     p->group_numel = TESS_MIN(p->group_numel, panel_numel);
     p->sum_nbytes = (size_t)(sums_nbytes * p->group_numel);
 }
@@ -143,11 +154,15 @@ static void plan_make(plan *p, const tess_gemm_args *args, int thread_numel)
         (size_t)tess_round_up(p->chunk_rows * p->unit_offset[a->term_numel] * 4, ALIGN_NBYTES);
     p->thread_nbytes = (size_t)TESS_GEMM_DEPTH * TESS_GEMM_PANEL_MAX * 4 + STAGE_NBYTES +
                        p->sum_nbytes * (p->has_long_scaled ? 2 : 1);
+    p->private_nbytes = p->thread_nbytes;
+    if (p->is_narrow)
+        p->thread_nbytes += p->packed_nbytes;
 }
 
 static size_t plan_nbytes(const plan *p)
 {
-    return ALIGN_NBYTES + p->packed_nbytes + p->thread_nbytes * (size_t)p->thread_numel;
+    return ALIGN_NBYTES + (p->is_narrow ? 0 : p->packed_nbytes) +
+           p->thread_nbytes * (size_t)p->thread_numel;
 }
 
 size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
@@ -327,24 +342,18 @@ static void multiply_panel(const worker *w, int term_idx, const panel *pn, tess_
     const int64_t units = term_units(p, term_idx);
     const uint32_t *packed = w->ch->packed + p->unit_offset[term_idx] * w->ch->row_numel;
     float *sums = tile.c;
-    for (int64_t b = w->first_block; b < w->end_block; b++) {
+    for (int64_t b = 0; b < w->ch->block_numel; b++) {
         const int64_t first = b * p->block_rows;
         const int64_t rows = TESS_MIN(p->block_rows, w->ch->row_numel - first);
         tile.a = packed + first * units + first_unit * rows;
-        tile.c = sums + (first - w->first_block * p->block_rows) * pn->width;
+        tile.c = sums + first * pn->width;
         p->path->micro[p->unit][pn->vector_numel - 1][rows - 1](&tile);
     }
 }
 
 static float *group_sums(const worker *w, float *sums, int64_t panel_idx)
 {
-    return sums + panel_idx * share_rows(w->ch->p) * TESS_GEMM_PANEL_MAX;
-}
-
-static int64_t worker_rows(const worker *w)
-{
-    const int64_t block_rows = w->ch->p->block_rows;
-    return TESS_MIN(w->end_block * block_rows, w->ch->row_numel) - w->first_block * block_rows;
+    return sums + panel_idx * w->ch->p->chunk_rows * TESS_GEMM_PANEL_MAX;
 }
 
 /* One term for a group of panels. A scaled term has sums of its own: in registers when one depth
@@ -358,7 +367,7 @@ static void multiply_term(const worker *w, int term_idx, const panel *panels, in
     const bool is_long = is_scaled && units > TESS_GEMM_DEPTH;
     for (int64_t i = 0; is_scaled && term_idx == 0 && i < panel_numel; i++)
         memset(group_sums(w, w->sums, i), 0,
-               (size_t)(worker_rows(w) * panels[i].width) * sizeof(float));
+               (size_t)(w->ch->row_numel * panels[i].width) * sizeof(float));
     /* Passes of equal depth: a short one would not pay for loading and storing the sums. */
     const int64_t pass_numel = TESS_MAX(tess_ceil_div(units, TESS_GEMM_DEPTH), 1);
     const int64_t depth = TESS_MAX(tess_ceil_div(units, pass_numel), 1);
@@ -381,13 +390,13 @@ static void multiply_term(const worker *w, int term_idx, const panel *panels, in
     }
     for (int64_t i = 0; is_long && i < panel_numel; i++)
         p->path->add_scaled(group_sums(w, w->sums, i), group_sums(w, w->scaled, i), scale,
-                            worker_rows(w) * panels[i].width);
+                            w->ch->row_numel * panels[i].width);
 }
 
 static void write_panel(const worker *w, const panel *pn, const float *sums)
 {
     const tess_gemm_args *a = &w->ch->p->args;
-    const int64_t first_row = w->ch->first_row + w->first_block * w->ch->p->block_rows;
+    const int64_t first_row = w->ch->first_row;
     const int64_t stride = a->c_stride != 0 ? a->c_stride : a->n;
     const bool is_c_bf16 = a->c.dt == TESS_BF16;
     const int64_t c_idx = w->ch->p->is_transposed ? pn->first_col * stride + first_row
@@ -400,7 +409,7 @@ static void write_panel(const worker *w, const panel *pn, const float *sums)
         .is_accumulating = a->accumulate,
         .c = (char *)a->c.data + c_idx * (is_c_bf16 ? 2 : 4),
         .c_stride = stride,
-        .row_numel = worker_rows(w),
+        .row_numel = w->ch->row_numel,
         .col_numel = pn->col_numel,
     };
     if (a->bias != NULL) {
@@ -438,28 +447,66 @@ static void worker_run(const worker *w)
     }
 }
 
-static void multiply_body(void *arg, int part_idx, int part_numel)
+static worker worker_make(const chunk *ch, char *work)
 {
-    const chunk *ch = arg;
-    const plan *p = ch->p;
-    char *work = ch->thread_work + (size_t)part_idx * p->thread_nbytes;
     char *stage = work + (size_t)TESS_GEMM_DEPTH * TESS_GEMM_PANEL_MAX * 4;
     float *sums = (float *)(void *)(stage + STAGE_NBYTES);
-    worker w = {
+    return (worker){
         .ch = ch,
         .panel = (uint32_t *)(void *)work,
         .stage = stage,
         .sums = sums,
-        .scaled = sums + p->sum_nbytes / sizeof(float),
-        .end_block = ch->block_numel,
-        .end_vector = p->vector_numel,
+        .scaled = sums + ch->p->sum_nbytes / sizeof(float),
+        .end_vector = ch->p->vector_numel,
     };
-    if (p->is_split_rows)
-        tess_pool_range(ch->block_numel, 1, part_idx, part_numel, &w.first_block, &w.end_block);
-    else
-        tess_pool_range(p->vector_numel, 1, part_idx, part_numel, &w.first_vector, &w.end_vector);
-    if (w.first_block < w.end_block && w.first_vector < w.end_vector)
+}
+
+static void multiply_body(void *arg, int part_idx, int part_numel)
+{
+    const chunk *ch = arg;
+    worker w = worker_make(ch, ch->thread_work + (size_t)part_idx * ch->p->thread_nbytes);
+    tess_pool_range(ch->p->vector_numel, 1, part_idx, part_numel, &w.first_vector, &w.end_vector);
+    if (w.first_vector < w.end_vector)
         worker_run(&w);
+}
+
+static chunk chunk_make(const plan *p, int64_t first_row, int64_t end_row, char *packed)
+{
+    const int64_t row_numel = TESS_MIN(p->chunk_rows, end_row - first_row);
+    return (chunk){
+        .p = p,
+        .first_row = first_row,
+        .row_numel = row_numel,
+        .block_numel = tess_ceil_div(row_numel, p->block_rows),
+        .packed = (uint32_t *)(void *)packed,
+    };
+}
+
+/* A narrow product: every thread packs and multiplies rows of its own. */
+static void narrow_body(void *arg, int part_idx, int part_numel)
+{
+    const narrow_job *job = arg;
+    const plan *p = job->p;
+    char *work = job->work + (size_t)part_idx * p->thread_nbytes;
+    int64_t lo = 0;
+    int64_t hi = 0;
+    tess_pool_range(p->args.m, p->block_rows, part_idx, part_numel, &lo, &hi);
+    for (int64_t first = lo; first < hi; first += p->chunk_rows) {
+        chunk ch = chunk_make(p, first, hi, work + p->private_nbytes);
+        const worker w = worker_make(&ch, work);
+        pack_body(&ch, 0, 1);
+        worker_run(&w);
+    }
+}
+
+static void run_wide(const plan *p, char *work, tess_pool *pool)
+{
+    for (int64_t first = 0; first < p->args.m; first += p->chunk_rows) {
+        chunk ch = chunk_make(p, first, p->args.m, work);
+        ch.thread_work = work + p->packed_nbytes;
+        tess_pool_run(pool, p->thread_numel, pack_body, &ch);
+        tess_pool_run(pool, p->thread_numel, multiply_body, &ch);
+    }
 }
 
 static tess_status host_check(const tess_gemm_args *a, const plan *p)
@@ -483,18 +530,13 @@ tess_status tess_cpu_gemm(const tess_gemm_args *a, tess_stream *s)
     TESS_TRY(host_check(a, &p));
     const uintptr_t misalign = (uintptr_t)a->work.data % ALIGN_NBYTES;
     char *work = (char *)a->work.data + (misalign != 0 ? ALIGN_NBYTES - misalign : 0);
-    for (int64_t first = 0; first < p.args.m && p.args.n > 0; first += p.chunk_rows) {
-        chunk ch = {
-            .p = &p,
-            .first_row = first,
-            .row_numel = TESS_MIN(p.chunk_rows, p.args.m - first),
-            .packed = (uint32_t *)(void *)work,
-            .thread_work = work + p.packed_nbytes,
-        };
-        ch.block_numel = tess_ceil_div(ch.row_numel, p.block_rows);
-        tess_pool_run(pool, p.thread_numel, pack_body, &ch);
-        tess_pool_run(pool, p.thread_numel, multiply_body, &ch);
-    }
+    narrow_job job = {&p, work};
+    if (a->m == 0 || a->n == 0)
+        return TESS_OK;
+    if (p.is_narrow)
+        tess_pool_run(pool, p.thread_numel, narrow_body, &job);
+    else
+        run_wide(&p, work, pool);
     return TESS_OK;
 }
 

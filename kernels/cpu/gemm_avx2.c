@@ -3,16 +3,9 @@
 
 #include "kernels/cpu/gemm_generic.h"
 
-#ifdef __clang__
-#define TESS_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define TESS_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 enum { LANES = 8, ROWS = 6, VECTORS = 2 };
 
-static inline __attribute__((always_inline)) void multiply(const tess_gemm_tile *t, const int rows,
-                                                           const int vectors)
+TESS_INLINE void multiply(const tess_gemm_tile *t, const int rows, const int vectors)
 {
     __m256 sum[ROWS][VECTORS];
     const float *a = (const float *)(const void *)t->a;

@@ -8,13 +8,6 @@
 
 #include "kernels/cpu/gemm_priv.h"
 
-#ifdef __clang__
-#define TESS_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define TESS_UNROLL _Pragma("GCC unroll 16")
-#endif
-#define TESS_INLINE static inline __attribute__((always_inline))
-
 enum { AVX512_LANES = 16 };
 
 extern const tess_gemm_micro tess_avx512_micro_f32[TESS_GEMM_VECTOR_MAX][TESS_GEMM_BLOCK_MAX];

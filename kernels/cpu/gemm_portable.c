@@ -1,29 +1,48 @@
 #include "kernels/cpu/gemm_generic.h"
 
-enum { ROWS = 4, COLS = 16 };
+enum { ROWS = 4, COLS = 8, LANES = 4, VECTORS = COLS / LANES };
 
-/* Products in plain C: a multiply and an add per unit, K ascending. */
-static inline void multiply(const tess_gemm_tile *t, int rows)
+/* Four f32 in whatever the machine has: element-wise operators, no fused steps. */
+typedef float vector __attribute__((vector_size(16)));
+
+TESS_INLINE vector load(const void *src)
 {
-    float sum[ROWS][COLS];
+    vector x;
+    memcpy(&x, src, sizeof(x));
+    return x;
+}
+
+/* A multiply and an add per unit, K ascending. */
+TESS_INLINE void multiply(const tess_gemm_tile *t, const int rows)
+{
+    vector sum[ROWS][VECTORS];
+    TESS_UNROLL
     for (int i = 0; i < rows; i++) {
-        for (int j = 0; j < COLS; j++)
-            sum[i][j] = t->mode == TESS_GEMM_NEXT ? t->c[i * t->c_stride + j] : 0.0F;
+        TESS_UNROLL
+        for (int j = 0; j < VECTORS; j++)
+            sum[i][j] = t->mode == TESS_GEMM_NEXT ? load(t->c + i * t->c_stride + j * LANES)
+                                                  : (vector){0.0F, 0.0F, 0.0F, 0.0F};
     }
     for (int64_t u = 0; u < t->unit_numel; u++) {
-        float b[COLS];
-        memcpy(b, t->b + u * COLS, sizeof(b));
+        TESS_UNROLL
         for (int i = 0; i < rows; i++) {
             float a = 0.0F;
             memcpy(&a, t->a + u * rows + i, sizeof(a));
-            for (int j = 0; j < COLS; j++)
-                sum[i][j] += a * b[j];
+            const vector av = {a, a, a, a};
+            TESS_UNROLL
+            for (int j = 0; j < VECTORS; j++)
+                sum[i][j] += av * load(t->b + u * COLS + j * LANES);
         }
     }
+    const vector scale = {t->scale, t->scale, t->scale, t->scale};
+    TESS_UNROLL
     for (int i = 0; i < rows; i++) {
-        float *c = t->c + i * t->c_stride;
-        for (int j = 0; j < COLS; j++)
-            c[j] = t->mode == TESS_GEMM_SCALED ? c[j] + t->scale * sum[i][j] : sum[i][j];
+        TESS_UNROLL
+        for (int j = 0; j < VECTORS; j++) {
+            float *c = t->c + i * t->c_stride + j * LANES;
+            const vector x = t->mode == TESS_GEMM_SCALED ? load(c) + scale * sum[i][j] : sum[i][j];
+            memcpy(c, &x, sizeof(x));
+        }
     }
 }
 

@@ -15,6 +15,14 @@
 
 TESS_BEGIN_DECLS
 
+/* Loops over registers must disappear, and kernels be compiled once per shape. */
+#ifdef __clang__
+#define TESS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define TESS_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define TESS_INLINE static inline __attribute__((always_inline))
+
 enum {
     TESS_GEMM_BLOCK_MAX = 16,  /* rows of the tallest kernel */
     TESS_GEMM_VECTOR_MAX = 4,  /* vectors of the widest panel */
