@@ -110,7 +110,7 @@ static tess_status write_shard(tess_ckpt_store *s, const base_save *b, ckpt_shar
                             .index = &b->index,
                             .data = b->data,
                             .hashes = b->hashes};
-    return rank < b->index.set->shard_world ? ckpt_shard_write(job) : TESS_OK;
+    return rank < b->index.set->shard_world ? ckpt_store_write(s, job) : TESS_OK;
 }
 
 static tess_status write_base(tess_ckpt_store *s, const char *id, base_save *b)

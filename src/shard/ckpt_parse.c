@@ -229,9 +229,9 @@ static tess_status parse_records(const tess_json *root, ckpt_manifest *m)
         TESS_TRY(tess_json_get_string(v, "quant", &r->quant));
         TESS_TRY(tess_json_get_string(v, "role", &r->role));
         TESS_TRY(tess_json_get_string(v, "unit", &r->unit));
-        tess_error_clear();
         const tess_status st = tess_dtype_parse(dtype, &r->dt);
-        tess_error_clear();
+        if (st != TESS_OK)
+            tess_error_clear(); /* it knows neither file nor place */
         TESS_CHECK(st == TESS_OK, TESS_E_FORMAT, "'%s': records[%" PRId64 "].dtype '%.40s' unknown",
                    m->source, i, dtype);
     }

@@ -196,6 +196,7 @@ typedef struct ckpt_shard_job {
     const void *const *data;   /* [record_numel] this rank's elements */
     tess_logical_hash *hashes; /* [pair_numel] out: this rank's parts */
     ckpt_file file;            /* out */
+    bool is_h5_failed;         /* out: HDF5 itself failed */
     ckpt_times times;          /* out */
 } ckpt_shard_job;
 
@@ -313,6 +314,7 @@ struct tess_ckpt_store {
     tess_ckpt_base base;
     tess_sha256 base_manifest;
     tess_arena *staging;
+    int64_t disk_nbytes_max;   /* of one checkpoint, all ranks */
     void **snapshot;           /* [record_numel] places in staging */
     const void **data;         /* the same, for readers */
     tess_logical_hash *hashes; /* [pair_numel] */
@@ -337,6 +339,7 @@ struct tess_ckpt_store {
     /* writer thread; fields below are guarded by `mutex` */
     pthread_t thread;
     bool has_thread;
+    bool is_h5_broken; /* HDF5 failed to build a file: it is not asked again in this process */
     bool is_single_threaded; /* this HDF5 may be called from one thread only */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -373,6 +376,8 @@ size_t ckpt_manifest_room(const tess_ckpt_store *s, const ckpt_index *index,
                           const tess_ckpt_base *base, size_t state_room_nbytes);
 
 double ckpt_now_s(void);
+/* Write one shard, unless HDF5 has failed in this process before. */
+TESS_MUST_CHECK tess_status ckpt_store_write(tess_ckpt_store *s, ckpt_shard_job *job);
 /* Wait for the writer, then give it something to do. */
 void ckpt_thread_post(tess_ckpt_store *s, ckpt_job_kind kind);
 void ckpt_thread_wait(tess_ckpt_store *s);

@@ -86,11 +86,14 @@ static tess_status alloc_staging(tess_ckpt_store *s)
     const int rank = tess_comm_rank(s->comm);
     TESS_TRY(tess_ckpt_plan(&s->set, rank, &sizes));
     TESS_TRY(tess_arena_create("checkpoint staging", sizes.staging_nbytes, &s->staging));
+    s->disk_nbytes_max = (int64_t)sizes.disk_nbytes_max;
     size_t offset_nbytes = 0;
     for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
         const tess_ckpt_record *r = &s->set.records[i];
         tess_view place;
         TESS_TRY(tess_arena_view(s->staging, offset_nbytes, r->view.numel, r->dt, &place));
+        /* Fresh pages cost more than copying: the first snapshot must not pay for them. */
+        memset(place.data, 0, tess_view_nbytes(place));
         s->snapshot[i] = place.data;
         s->data[i] = place.data;
         offset_nbytes +=
@@ -148,11 +151,9 @@ tess_status tess_ckpt_prepare(tess_ckpt_store *store, const tess_ckpt_set *set,
 
 static tess_status check_space(tess_ckpt_store *s, int64_t copies_numel)
 {
-    tess_ckpt_sizes sizes;
     tess_io_space space;
-    TESS_TRY(tess_ckpt_plan(&s->set, 0, &sizes));
     TESS_TRY(tess_io_statvfs(s->ctx->io, s->dir, &space));
-    const int64_t need_nbytes = copies_numel * (int64_t)sizes.disk_nbytes_max;
+    const int64_t need_nbytes = copies_numel * s->disk_nbytes_max;
     const int64_t need_inodes = copies_numel * (s->set.shard_world + 3);
     TESS_CHECK(need_nbytes <= space.free_nbytes, TESS_E_IO,
                "'%s': %" PRId64 " checkpoint(s) need %" PRId64 " bytes, %" PRId64

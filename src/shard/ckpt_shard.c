@@ -212,6 +212,7 @@ static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_la
     TESS_TRY(open_private(p));
     layout->payload_offset_nbytes = p->offset_nbytes;
     const tess_status st = ckpt_h5_build(p->skeleton_path, &job->h5, layout);
+    job->is_h5_failed = st != TESS_OK;
     (void)unlink(p->skeleton_path); /* where building failed before it did so */
     return st;
 }

@@ -200,12 +200,22 @@ const char *tess_ckpt_run_id(const tess_ckpt_store *store) { return store->run_i
 
 /* ---- the writer thread ---- */
 
+tess_status ckpt_store_write(tess_ckpt_store *s, ckpt_shard_job *job)
+{
+    TESS_CHECK(!s->is_h5_broken, TESS_E_IO,
+               "HDF5 failed before in this process, nothing is written through it any more; "
+               "restart the run");
+    const tess_status st = ckpt_shard_write(job);
+    s->is_h5_broken = job->is_h5_failed;
+    return st;
+}
+
 static void run_job(tess_ckpt_store *s, ckpt_job_kind kind)
 {
     tess_error_clear();
     tess_status st = TESS_OK;
     if (kind == CKPT_JOB_WRITE)
-        st = ckpt_shard_write(&s->job);
+        st = ckpt_store_write(s, &s->job);
     else if (kind == CKPT_JOB_TIDY)
         ckpt_tidy(s);
     if (kind != CKPT_JOB_WRITE)

@@ -132,6 +132,21 @@ static void test_second_save_in_flight_is_refused(void **state)
     assert_int_equal(report.outcome, TESS_CKPT_COMMITTED);
 }
 
+/* After an error of HDF5 nothing is written through it: saves are dropped, loud, and training goes
+ * on. */
+static void test_save_after_an_hdf5_failure_is_dropped(void **state)
+{
+    bench *b = *state;
+    tess_ckpt_report report;
+    char last[CKPT_DIR_NAME_NBYTES];
+    ok(ckpt_fixture_prepare(b->f, b->store));
+    b->store->is_h5_broken = true;
+    ok(ckpt_fixture_save(b->f, b->store, 1, &report));
+    assert_int_equal(report.outcome, TESS_CKPT_DROPPED);
+    assert_non_null(strstr(report.message, "HDF5 failed before in this process"));
+    assert_int_equal(count_steps(b, last), 0);
+}
+
 static void test_begin_refuses_bad_state(void **state)
 {
     bench *b = *state;
@@ -535,6 +550,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         CASE(test_async_save_stores_the_snapshot_and_allocates_nothing),
         CASE(test_second_save_in_flight_is_refused),
+        CASE(test_save_after_an_hdf5_failure_is_dropped),
         CASE(test_begin_refuses_bad_state),
         CASE(test_prepare_refuses_other_ranges),
         CASE(test_store_refuses_keep_one),
