@@ -304,17 +304,12 @@ static tess_status add_units_group(hid_t file)
 static tess_status fill_file(hid_t file, const h5_lists *l, const ckpt_h5_spec *spec,
                              ckpt_h5_layout *out)
 {
-    hsize_t file_nbytes = 0;
     TESS_H5(TESS_E_IO, "skeleton", add_root_attributes(file, spec));
     TESS_TRY(add_units_group(file));
     for (int64_t i = 0; i < spec->set->record_numel; i++)
         TESS_TRY(add_record(file, l, spec, i, &out->payload_offset_nbytes[i]));
     TESS_TRY(add_chunk_table(file, l, spec->chunk_numel, &out->table_offset_nbytes));
-    TESS_TRY(add_state(file, spec));
-    TESS_H5(TESS_E_IO, "skeleton", H5Fflush(file, H5F_SCOPE_LOCAL));
-    TESS_H5(TESS_E_IO, "skeleton", H5Fget_filesize(file, &file_nbytes));
-    out->file_nbytes = (int64_t)file_nbytes;
-    return TESS_OK;
+    return add_state(file, spec);
 }
 
 tess_status ckpt_h5_build(const char *path, const ckpt_h5_spec *spec, ckpt_h5_layout *out)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -214,7 +215,13 @@ static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_la
     const tess_status st = ckpt_h5_build(p->skeleton_path, &job->h5, layout);
     job->is_h5_failed = st != TESS_OK;
     (void)unlink(p->skeleton_path); /* where building failed before it did so */
-    return st;
+    TESS_TRY(st);
+    /* Asked after the close: only that gives back what HDF5 reserved ahead at the end. */
+    struct stat info;
+    TESS_CHECK(fstat(p->skeleton_fd, &info) == 0, TESS_E_IO, "'%s': no size: %s", p->skeleton_path,
+               strerror(errno));
+    layout->file_nbytes = (int64_t)info.st_size;
+    return TESS_OK;
 }
 
 /* Digests of the snapshot, before anything is written. */

@@ -175,17 +175,33 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     return TESS_OK;
 }
 
-/* Weights are looked for only where the run reads them; a resumed run may do without. */
+static tess_status is_file(const tess_ctx *ctx, const char *dir, const char *name, bool *out)
+{
+    char path[PATH_MAX];
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path, TESS_E_CONFIG,
+               "path of %zu bytes is too long", strlen(dir));
+    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
+    *out = kind != TESS_IO_MISSING;
+    return TESS_OK;
+}
+
+/* Weights are looked for only where the run reads them. A run that was begun before (it keeps a
+ * copy of the config) may do without: what it quantized lies with its checkpoints. */
 static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
 {
+    char kept[PATH_MAX];
+    bool has_single = false, has_index = false, was_begun = false;
     if (d->run->model.init == TESS_RUN_INIT_RANDOM)
         return TESS_OK;
-    const tess_status st = tess_model_dir_open(ctx, d->run->model.path, &d->dir);
-    if (st == TESS_E_NOT_FOUND) {
-        tess_error_clear();
+    TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors", &has_single));
+    TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors.index.json", &has_index));
+    TESS_TRY(copy_path(d->run, kept));
+    TESS_TRY(is_file(ctx, kept, "config.json", &was_begun));
+    if (!has_single && !has_index && was_begun)
         return TESS_OK;
-    }
-    return st;
+    return tess_model_dir_open(ctx, d->run->model.path, &d->dir);
 }
 
 static tess_status compile_overrides(const tess_run *run, choices *c)

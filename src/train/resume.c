@@ -194,6 +194,9 @@ static tess_status store_base(tess_session *s)
 
 static tess_status start_fresh(tess_session *s)
 {
+    TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,
+               "model.path: '%s' has no weights, and '%s' holds no checkpoint to go on from",
+               s->run->model.path, s->run->output.dir);
     TESS_TRY(load_from_source(s, true));
     if (s->run->adapter.resume != NULL)
         TESS_TRY(session_agree(s, import_adapter(s)));
@@ -238,28 +241,57 @@ static tess_status number_of(const tess_ckpt_loaded *m, const char *name, int64_
     return TESS_OK;
 }
 
+static const char *file_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+/* The first source file that is not the one the checkpoint was written with, "" when there is none.
+ */
+static const char *changed_file(const tess_session *s, const tess_ckpt_base *stored)
+{
+    for (int64_t i = 0; i < s->base.file_numel; i++) {
+        bool is_known = false;
+        for (int64_t k = 0; k < stored->file_numel && !is_known; k++)
+            is_known =
+                strcmp(file_name(stored->files[k].path), file_name(s->base.files[i].path)) == 0 &&
+                tess_sha256_is_equal(&stored->files[k].sha256, &s->base.files[i].sha256);
+        if (!is_known)
+            return file_name(s->base.files[i].path);
+    }
+    return "";
+}
+
+/* The trained bytes are the source's own: read them again, and refuse any others. */
+static tess_status reload_source(tess_session *s, const tess_ckpt_loaded *m)
+{
+    TESS_CHECK(s->d.dir != NULL, TESS_E_CONFIG,
+               "model.path: '%s' has no weights, and checkpoint '%s' refers to them (output.base "
+               "copy would have kept them); give the folder it was trained on",
+               s->run->model.path, m->path);
+    TESS_TRY(load_from_source(s, false));
+    const bool is_same = strcmp(m->base.id, s->base_id) == 0;
+    if (!is_same || s->options.kind == TESS_SESSION_TRAIN)
+        TESS_TRY(refer_to_source(s));
+    TESS_CHECK(is_same, TESS_E_FORMAT,
+               "model.path: the weights in '%s' have base id %.16s, checkpoint '%s' was trained on "
+               "%.16s; changed file: '%s'",
+               s->run->model.path, s->base_id, m->path, m->base.id, changed_file(s, &m->base));
+    s->base.id = s->base_id;
+    return TESS_OK;
+}
+
 static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
 {
-    char expected[TESS_SHA256_HEX_NBYTES] = "";
     TESS_TRY(number_of(m, "step", &s->step));
     TESS_TRY(number_of(m, "tokens", &s->token_numel));
     TESS_TRY(number_of(m, "updates", &s->update_numel));
     TESS_TRY(number_of(m, "skipped", &s->skipped_numel));
     TESS_TRY(number_of(m, "skipped_in_row", &s->skipped_in_row));
-    if (m->base.id != NULL)
-        snprintf(expected, sizeof expected, "%s", m->base.id);
-    if (m->base.mode == TESS_CKPT_BASE_REFERENCE) {
-        TESS_TRY(load_from_source(s, false));
-        TESS_CHECK(strcmp(expected, s->base_id) == 0, TESS_E_FORMAT,
-                   "model.path: the weights in '%s' have base id %.16s, checkpoint '%s' was "
-                   "trained on %.16s",
-                   s->run->model.path, s->base_id, m->path, expected);
-        if (s->options.kind == TESS_SESSION_TRAIN)
-            TESS_TRY(refer_to_source(s));
-        s->base.id = s->base_id;
-        return TESS_OK;
-    }
-    snprintf(s->base_id, sizeof s->base_id, "%s", expected);
+    if (m->base.mode == TESS_CKPT_BASE_REFERENCE)
+        return reload_source(s, m);
+    snprintf(s->base_id, sizeof s->base_id, "%s", m->base.id != NULL ? m->base.id : "");
     s->base = (tess_ckpt_base){.mode = m->base.mode, .id = has_frozen(s) ? s->base_id : NULL};
     return TESS_OK;
 }

@@ -81,7 +81,7 @@ static tess_status choose_kernels(tess_session *s)
             "compute.device: cuda was asked for, this build has no CUDA backend; set cpu");
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));
     TESS_TRY(session_agree(s, tess_kernels_cpu_select((tess_cpu_path)-lowest)));
-    s->kernels = &tess_kernels_cpu;
+    s->kernels = s->options.kernels != NULL ? s->options.kernels : &tess_kernels_cpu;
     snprintf(s->kernel_path, sizeof s->kernel_path, "cpu/%s",
              tess_cpu_path_name((tess_cpu_path)-lowest));
     return tess_kernels_check(s->kernels);

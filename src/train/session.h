@@ -13,6 +13,7 @@
 
 #include "core/ctx.h"
 #include "dist/comm.h"
+#include "kernels/kernels.h"
 #include "train/run_file.h"
 
 TESS_BEGIN_DECLS
@@ -37,6 +38,7 @@ typedef struct tess_session_options {
     bool needs_data; /* open the data sets */
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
+    const tess_kernels *kernels; /* NULL: the table of compute.device; outlives the session */
     /* Progress goes here on rank 0, as text for a terminal of `columns` or as lines; NULL: none. */
     void (*show)(void *arg, const char *text);
     void *show_arg;

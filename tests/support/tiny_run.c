@@ -106,8 +106,9 @@ void tiny_run_destroy(tess_comm *comm, tiny_run *t)
     tess_io_destroy(&t->ctx.io);
 }
 
-tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
-                          const char *const *overrides, tess_session_kind kind, tess_session **out)
+tess_status tiny_run_open_as(tess_comm *comm, tiny_run *t, const char *name,
+                             const char *const *overrides, const tess_session_options *options,
+                             tess_session **out)
 {
     char fixed[4][400];
     tess_run_override list[TINY_OVERRIDE_MAX + 4];
@@ -120,12 +121,19 @@ tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
         list[numel] = (tess_run_override){fixed[numel], numel + 1};
     for (int i = 0; overrides != NULL && overrides[i] != NULL; i++, numel++)
         list[numel] = (tess_run_override){overrides[i], numel + 1};
-    const tess_session_options o = {.kind = kind,
-                                    .run_path = t->run_file,
-                                    .overrides = list,
-                                    .override_numel = numel,
-                                    .needs_data = true};
+    tess_session_options o = *options;
+    o.run_path = t->run_file;
+    o.overrides = list;
+    o.override_numel = numel;
+    o.needs_data = true;
     return tess_session_open(&t->ctx, comm, &o, out);
+}
+
+tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
+                          const char *const *overrides, tess_session_kind kind, tess_session **out)
+{
+    const tess_session_options o = {.kind = kind};
+    return tiny_run_open_as(comm, t, name, overrides, &o, out);
 }
 
 static tess_status hash_file(tiny_run *t, const char *path, tess_sha256 *out)
@@ -183,7 +191,7 @@ static tess_status read_metrics(tiny_run *t, const char *path, tiny_outcome *out
     return st;
 }
 
-static tess_status read_outcome(tiny_run *t, const char *name, tiny_outcome *out)
+tess_status tiny_run_outcome(tiny_run *t, const char *name, tiny_outcome *out)
 {
     char path[400];
     memset(out, 0, sizeof *out);
@@ -201,5 +209,5 @@ tess_status tiny_run_train(tess_comm *comm, tiny_run *t, const char *name,
     tess_status st = tess_session_train(session);
     tess_session_close(&session);
     TESS_TRY(st);
-    return tess_agree(comm, read_outcome(t, name, out));
+    return tess_agree(comm, tiny_run_outcome(t, name, out));
 }

@@ -42,3 +42,10 @@ tess_status tiny_run_train(tess_comm *comm, tiny_run *t, const char *name,
 /** Open a session on `dir`/`name`. Collective. */
 tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
                           const char *const *overrides, tess_session_kind kind, tess_session **out);
+/** The same with further options of the session; files, overrides and kind are filled in. A
+ * `run_text` replaces the run file. Collective. */
+tess_status tiny_run_open_as(tess_comm *comm, tiny_run *t, const char *name,
+                             const char *const *overrides, const tess_session_options *options,
+                             tess_session **out);
+/** What a run left behind so far. Local. */
+tess_status tiny_run_outcome(tiny_run *t, const char *name, tiny_outcome *out);
