@@ -3,8 +3,9 @@
     python bench/qlora_pairs.py --tessera build/release/bin/tessera --shape 135m --pairs 10
 
 Both programs are started once and then stopped and continued in turn (SIGSTOP, SIGCONT), so that they meet the
-same machine; a step that was cut by a switch is not counted. Prints one JSON line: the median of each program in each window,
-the ratio per pair, and the median ratio. Random weights, batch 1 x 512 tokens, NF4 double-quantized, rank 16, bf16.
+same machine; a step that was cut by a switch is not counted. Prints one JSON line: the median of each program in
+each window, the ratio per pair, and the median ratio. Random weights, batch 1 x 512 tokens, NF4 double-quantized,
+rank 16, bf16.
 """
 import argparse
 import json

@@ -11,11 +11,11 @@
  * (NT, NN) depends only on that row of the A's and on the B's, whatever M is.
  *
  * Rounding: the compute dtype is that of A (f32 or bf16, the same in all terms). B enters in it:
- * NF4 is f32(table * absmax), rounded to bf16 where that is the compute dtype; a plain weight of the
- * other dtype is widened exactly (bf16 under f32) or rounded once (f32 under bf16). Sums continue
- * from term to term; a term with scale != 1 has sums of its own, added as sum + f32(scale * own).
- * Then + bias, then (accumulate) old C + that, each one f32 addition, then the rounding of C's
- * dtype.
+ * NF4 is f32(table * absmax), rounded to bf16 where that is the compute dtype; a plain weight of
+ * the other dtype is widened exactly (bf16 under f32) or rounded once (f32 under bf16). Sums
+ * continue from term to term; a term with scale != 1 has sums of its own, added as
+ * sum + f32(scale * own). Then + bias, then (accumulate) old C + that, each one f32 addition, then
+ * the rounding of C's dtype.
  */
 #pragma once
 

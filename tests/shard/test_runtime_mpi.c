@@ -196,6 +196,73 @@ static tess_status check_library(tess_comm *comm)
     return TESS_OK;
 }
 
+/* One NaN on whichever rank computes micro-batch 2 stops the update everywhere and is named. */
+static tess_status poisoned_step(tess_comm *comm, tess_runtime *rt, const tess_plan *plan)
+{
+    feed f = {0};
+    outcome before = {0}, after = {0};
+    tess_step_result result;
+    const tess_step_request request = {
+        .loss_token_numel = 1,
+        .update = {.step = 1, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},
+        .arg = &f,
+        .batch_of = batch_of,
+    };
+    TESS_TRY(hash_masters(comm, rt, plan, &before));
+    TESS_TRY(tess_runtime_step(rt, &request, &result));
+    TESS_CHECK(result.nonfinite_numel == 1 && result.nonfinite_unit == 0, TESS_E_STATE,
+               "%" PRId64 " non-finite values, unit %d", result.nonfinite_numel,
+               result.nonfinite_unit);
+    TESS_CHECK(result.nonfinite_rank >= 0 && result.nonfinite_rank < tess_comm_world(comm),
+               TESS_E_STATE, "rank %d", result.nonfinite_rank);
+    TESS_TRY(hash_masters(comm, rt, plan, &after));
+    TESS_CHECK(memcmp(&before.master, &after.master, sizeof after.master) == 0, TESS_E_STATE,
+               "masters changed in a step that was to be skipped");
+    return TESS_OK;
+}
+
+static tess_status check_nonfinite(tess_comm *comm)
+{
+    two_matrices model = {.row_numel = 3,
+                          .in_numel = 19,
+                          .mid_numel = 33,
+                          .out_numel = 29,
+                          .is_poisoned = true,
+                          .poisoned_idx = 2};
+    tess_registry reg;
+    tess_plan *plan = NULL;
+    tess_runtime *rt = NULL;
+    const tess_plan_options o = {.world = tess_comm_world(comm),
+                                 .gather_group_numel = 1,
+                                 .reshard = TESS_ON,
+                                 .checkpointing = TESS_OFF,
+                                 .micro_batch_numel = 5,
+                                 .load_nbytes = 1 << 16};
+    const tess_load_request load = {.wants_frozen = true, .wants_trainable = true, .seed = 5};
+    tess_registry_init(&reg, TESS_F32);
+    tess_status st = two_matrices_describe(&model, &reg);
+    if (st == TESS_OK)
+        st = tess_plan_create(&reg, &o, &plan);
+    const tess_runtime_parts parts = {.plan = plan,
+                                      .registry = &reg,
+                                      .kernels = &tess_kernels_cpu,
+                                      .world = comm,
+                                      .ops = &two_matrices_ops,
+                                      .model = &model};
+    if (st == TESS_OK)
+        st = tess_runtime_create(&parts, &rt);
+    if (st == TESS_OK)
+        st = tess_load(rt, &load, NULL);
+    if (st == TESS_OK)
+        st = tess_runtime_publish(rt);
+    if (st == TESS_OK)
+        st = poisoned_step(comm, rt, plan);
+    tess_runtime_destroy(&rt);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+    return st;
+}
+
 static tess_status run(tess_comm *comm)
 {
     tess_comm *self = NULL;
@@ -205,6 +272,8 @@ static tess_status run(tess_comm *comm)
         st = check_against_one_rank(comm, self, true);
     if (st == TESS_OK)
         st = check_library(comm);
+    if (st == TESS_OK)
+        st = check_nonfinite(comm);
     tess_comm_destroy(&self);
     return st;
 }

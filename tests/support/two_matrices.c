@@ -139,9 +139,11 @@ static void first_backward(const two_matrices *m, const tess_stage_call *call)
 static tess_status backward(void *model, const tess_stage_call *call)
 {
     const two_matrices *m = model;
-    if (call->stage_idx == 0)
+    if (call->stage_idx == 0) {
         first_backward(m, call);
-    else
+        if (m->is_poisoned && call->micro_batch_idx == m->poisoned_idx)
+            tess_call_grad(call, m->trainable[0])[m->in_numel] = NAN;
+    } else
         second_backward(m, call);
     return TESS_OK;
 }

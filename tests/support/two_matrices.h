@@ -14,6 +14,8 @@ typedef struct two_matrices {
     int64_t row_numel, in_numel, mid_numel, out_numel;
     int frozen[2], trainable[2]; /* parameter indices */
     bool is_tied;                /* both stages use unit 0 (in = mid = out) */
+    bool is_poisoned; /* micro-batch `poisoned_idx` gives one NaN in the first stage's gradient */
+    int64_t poisoned_idx;
 } two_matrices;
 
 typedef struct two_matrices_batch {
