@@ -16,6 +16,13 @@ const char *tess_lifetime_name(tess_lifetime life)
     return (unsigned)life < TESS_LIFE_NUMEL ? name[life] : "unknown";
 }
 
+const char *tess_reduction_name(tess_reduction reduction)
+{
+    static const char *const name[TESS_REDUCTION_NUMEL] = {"exact", "library, once per step",
+                                                           "library, per micro-batch"};
+    return (unsigned)reduction < TESS_REDUCTION_NUMEL ? name[reduction] : "unknown";
+}
+
 void tess_plan_destroy(tess_plan **inout)
 {
     tess_plan *plan = *inout;
@@ -426,13 +433,25 @@ static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_
         if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
             plan->gather_nbytes_per_step += (double)u->slab_shard_numel * (world - 1) *
                                             (double)tess_dtype_block_nbytes(reg->compute_dt);
-        if (op->kind == TESS_SCHED_SEND || op->kind == TESS_SCHED_REDUCE)
-            plan->grad_nbytes_per_step +=
-                (double)(u->slab_numel - u->slab_numel / plan->options.world) * 4;
     }
     if (!plan->options.is_full)
         plan->slab_nbytes_per_step = (double)plan->state_numel * (world - 1) *
                                      (double)tess_dtype_block_nbytes(reg->compute_dt);
+}
+
+/* Rank 0 has a micro-batch in every round. A library reduction moves whole padded rows. */
+static double grad_nbytes(const tess_plan *plan, tess_reduction kind)
+{
+    double numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[i];
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, i, 0, &lo, &hi);
+        numel += kind == TESS_REDUCTION_EXACT
+                     ? (double)(u->slab_numel - (hi - lo))
+                     : (double)u->slab_shard_numel * (double)(plan->options.world - 1);
+    }
+    return numel * 4 * (kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : plan->round_numel);
 }
 
 static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
@@ -444,9 +463,11 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     TESS_TRY(plan_units(plan, reg));
     TESS_TRY(tess_alloc_array(buffer_room + plan->slot_numel, sizeof *plan->buffer, &array));
     plan->buffer = array;
-    /* One local sum per step needs a gradient of everything; offered only where it is no larger
-     * than the state. */
-    plan->is_library_once = plan->options.is_library && !plan->options.is_full;
+    plan->is_library_once = plan->options.is_library && plan->options.library_once == TESS_ON;
+    plan->reduction = !plan->options.is_library ? TESS_REDUCTION_EXACT
+                      : plan->is_library_once || plan->round_numel == 1
+                          ? TESS_REDUCTION_LIBRARY_ONCE
+                          : TESS_REDUCTION_LIBRARY_EACH;
     TESS_TRY(plan_wires(plan, reg));
     list_base(plan, reg);
     TESS_TRY(plan_state(plan, reg));
@@ -483,6 +504,21 @@ tess_status tess_plan_build(const tess_registry *reg, const tess_plan_options *o
     return TESS_OK;
 }
 
+/* The same plan with another reduction, for comparison. */
+static tess_status weigh_reduction(tess_plan *plan, const tess_registry *reg, tess_reduction kind)
+{
+    tess_plan_options o = plan->options;
+    tess_plan *other = NULL;
+    const bool is_once = kind == TESS_REDUCTION_LIBRARY_ONCE && plan->round_numel > 1;
+    o.is_library = kind != TESS_REDUCTION_EXACT;
+    o.library_once = is_once ? TESS_ON : TESS_OFF;
+    TESS_TRY(tess_plan_build(reg, &o, &other));
+    plan->reduction_cost[kind] = (tess_reduction_cost){
+        .total_nbytes = other->total_nbytes, .grad_nbytes_per_step = grad_nbytes(plan, kind)};
+    tess_plan_destroy(&other);
+    return TESS_OK;
+}
+
 /* Traffic is counted once, on the plan that was chosen: it needs the schedule of a whole step. */
 static tess_status finish_plan(tess_plan *plan, const tess_registry *reg)
 {
@@ -490,6 +526,9 @@ static tess_status finish_plan(tess_plan *plan, const tess_registry *reg)
     TESS_TRY(tess_plan_schedule(plan, reg, 0, false, &sched));
     count_traffic(plan, reg, &sched);
     tess_schedule_fini(&sched);
+    for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++)
+        TESS_TRY(weigh_reduction(plan, reg, (tess_reduction)kind));
+    plan->grad_nbytes_per_step = grad_nbytes(plan, plan->reduction);
     return TESS_OK;
 }
 
@@ -519,10 +558,35 @@ static tess_status try_candidate(const tess_registry *reg, const tess_plan_optio
     return TESS_OK;
 }
 
+/* A local sum needs a gradient buffer for every unit; with one round there is nothing to add up. */
+static bool is_offered(const tess_plan_options *o, tess_choice once)
+{
+    if (!o->is_library)
+        return once == TESS_OFF;
+    if (o->library_once != TESS_AUTO)
+        return once == o->library_once;
+    return once == TESS_OFF || o->micro_batch_numel > o->world;
+}
+
+static tess_status try_reductions(const tess_registry *reg, const tess_plan_options *options,
+                                  tess_plan **fitting, size_t *smallest_nbytes)
+{
+    static const tess_choice order[2] = {TESS_ON, TESS_OFF};
+    for (int i = 0; i < 2 && *fitting == NULL; i++) {
+        tess_plan_options o = *options;
+        if (!is_offered(options, order[i]))
+            continue;
+        o.library_once = order[i];
+        TESS_TRY(try_candidate(reg, &o, fitting, smallest_nbytes));
+    }
+    return TESS_OK;
+}
+
 /*
  * [Note: order of choices] Recomputation costs a third of the compute, a gather hides behind it:
  * first all gather groups without recomputation, smallest first, then with it. Within a group,
- * keeping units comes before resharding.
+ * keeping units comes before resharding, and one library reduction per step before one per
+ * micro-batch.
  */
 static tess_status search(const tess_registry *reg, const tess_plan_options *options,
                           tess_plan **fitting, size_t *smallest_nbytes)
@@ -539,7 +603,7 @@ static tess_status search(const tess_registry *reg, const tess_plan_options *opt
                 o.checkpointing = (tess_choice)ck;
                 o.gather_group_numel = group;
                 o.reshard = (tess_choice)rs;
-                TESS_TRY(try_candidate(reg, &o, fitting, smallest_nbytes));
+                TESS_TRY(try_reductions(reg, &o, fitting, smallest_nbytes));
             }
         } while (*fitting == NULL && options->gather_group_numel == 0 &&
                  next_group(o.world, &group));
@@ -550,53 +614,80 @@ static tess_status search(const tess_registry *reg, const tess_plan_options *opt
 }
 
 typedef struct remedy {
-    char text[96];
+    char text[112];
     size_t nbytes;
 } remedy;
 
-static tess_status add_remedy(const tess_registry *reg, const tess_plan_options *o,
-                              const char *text, remedy *list, int *numel)
+enum { REMEDY_MAX = 12, REMEDY_SHOWN_NUMEL = 3 };
+
+typedef struct remedy_list {
+    const tess_registry *reg;
+    remedy item[REMEDY_MAX];
+    int numel;
+} remedy_list;
+
+static tess_status add_remedy(remedy_list *list, const tess_plan_options *o, const char *text)
 {
     tess_plan *fitting = NULL;
     size_t smallest = SIZE_MAX;
-    TESS_TRY(search(reg, o, &fitting, &smallest));
+    remedy *r = &list->item[list->numel];
+    TESS_TRY(search(list->reg, o, &fitting, &smallest));
     tess_plan_destroy(&fitting);
-    snprintf(list[*numel].text, sizeof list[*numel].text, "%s", text);
-    list[(*numel)++].nbytes = smallest;
+    snprintf(r->text, sizeof r->text, "%s", text);
+    r->nbytes = smallest;
+    list->numel++;
     return TESS_OK;
 }
 
-/* What would make it fit, cheapest for the user first: choices of the plan, then more ranks. */
+/* What could make it fit, cheapest for the user first: choices of the plan, then more ranks. */
+static tess_status list_remedies(remedy_list *list, const tess_plan_options *options)
+{
+    tess_plan_options o = *options;
+    o.gather_group_numel = 0;
+    o.reshard = TESS_AUTO;
+    const bool is_held = options->gather_group_numel > 0 || options->reshard == TESS_OFF;
+    if (is_held)
+        TESS_TRY(add_remedy(list, &o, "shard.gather_group=auto shard.reshard_after_forward=auto"));
+    if (options->checkpointing == TESS_OFF) {
+        tess_plan_options on = *options;
+        on.checkpointing = o.checkpointing = TESS_ON;
+        TESS_TRY(add_remedy(list, &on, "compute.activation_checkpointing=on"));
+        if (is_held)
+            TESS_TRY(add_remedy(list, &o,
+                                "shard.gather_group=auto shard.reshard_after_forward=auto "
+                                "compute.activation_checkpointing=on"));
+    }
+    for (int factor = 2; factor <= 256 && list->numel < REMEDY_MAX; factor *= 2) {
+        tess_plan_options more = *options;
+        char text[32];
+        if (options->world > INT32_MAX / factor)
+            break;
+        more.world *= factor;
+        snprintf(text, sizeof text, "%d ranks", more.world);
+        TESS_TRY(add_remedy(list, &more, text));
+    }
+    return TESS_OK;
+}
+
+/* Changes that fit come first; where fewer than three do, others show how far they get. */
 static tess_status refuse(const tess_registry *reg, const tess_plan_options *options,
                           size_t smallest_nbytes)
 {
-    remedy list[8];
-    int numel = 0;
+    remedy_list list = {.reg = reg};
     char text[512] = "";
     size_t used = 0;
-    if (options->gather_group_numel > 0 || options->reshard == TESS_OFF) {
-        tess_plan_options o = *options;
-        o.gather_group_numel = 0;
-        o.reshard = TESS_AUTO;
-        TESS_TRY(add_remedy(reg, &o, "shard.gather_group=auto shard.reshard_after_forward=auto",
-                            list, &numel));
-    }
-    if (options->checkpointing == TESS_OFF) {
-        tess_plan_options o = *options;
-        o.checkpointing = TESS_ON;
-        TESS_TRY(add_remedy(reg, &o, "compute.activation_checkpointing=on", list, &numel));
-    }
-    for (int factor = 2; factor <= 8 && numel < 4; factor *= 2) {
-        tess_plan_options o = *options;
-        char more[96];
-        o.world *= factor;
-        snprintf(more, sizeof more, "%d ranks", o.world);
-        TESS_TRY(add_remedy(reg, &o, more, list, &numel));
-    }
-    for (int i = 0, shown = 0; i < numel && shown < 3; i++, shown++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s (%zu MiB%s)",
-                                 shown ? "; " : "", list[i].text, list[i].nbytes >> 20,
-                                 list[i].nbytes <= options->memory_limit_nbytes ? ", fits" : "");
+    int shown_numel = 0;
+    TESS_TRY(list_remedies(&list, options));
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < list.numel && shown_numel < REMEDY_SHOWN_NUMEL; i++) {
+            const remedy *r = &list.item[i];
+            const bool fits = r->nbytes <= options->memory_limit_nbytes;
+            if (fits != (pass == 0))
+                continue;
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s (%zu MiB%s)",
+                                     shown_numel++ > 0 ? "; " : "", r->text, r->nbytes >> 20,
+                                     fits ? ", fits" : "");
+        }
     return TESS_FAIL(
         TESS_E_FIT,
         "plan needs %zu MiB per rank, compute.memory_limit is %zu MiB; cheapest changes: %s; or a "

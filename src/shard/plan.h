@@ -48,6 +48,7 @@ typedef struct tess_plan_options {
     tess_choice checkpointing; /* activation checkpointing */
     int prefetch;
     bool is_library;                  /* reduction: library */
+    tess_choice library_once;         /* library: one reduction per step; auto: where it fits */
     bool is_full;                     /* slabs go through the slots */
     int64_t micro_batch_numel;        /* M */
     size_t memory_limit_nbytes;       /* per rank; 0: none */
@@ -89,6 +90,19 @@ typedef struct tess_stage_plan {
     size_t saved_offset_nbytes;
 } tess_stage_plan;
 
+/** What a way of summing gradients would cost, everything else of the plan left as it is. */
+typedef enum tess_reduction {
+    TESS_REDUCTION_EXACT,        /* ordered, every micro-batch to its owners */
+    TESS_REDUCTION_LIBRARY_ONCE, /* a rank adds its micro-batches up, one reduction per step */
+    TESS_REDUCTION_LIBRARY_EACH, /* one reduction per round of micro-batches */
+    TESS_REDUCTION_NUMEL
+} tess_reduction;
+
+typedef struct tess_reduction_cost {
+    size_t total_nbytes;         /* memory of a rank */
+    double grad_nbytes_per_step; /* bytes that rank 0 sends */
+} tess_reduction_cost;
+
 typedef struct tess_plan {
     tess_plan_options options; /* with every `auto` decided */
     tess_unit_plan *unit;
@@ -110,10 +124,12 @@ typedef struct tess_plan {
     int64_t param_numel;     /* elements of the PARAM arena */
     int64_t trainable_numel; /* parameters that learn, without padding */
     bool is_library_once;
+    tess_reduction reduction; /* the chosen one; a library reduction of one round is "once" */
+    tess_reduction_cost reduction_cost[TESS_REDUCTION_NUMEL];
     int grad_buffer_numel;
     int64_t gather_numel_per_step; /* gathers of units in one step of an active rank */
     double gather_nbytes_per_step; /* bytes received per rank and step in gathers of units */
-    double grad_nbytes_per_step;   /* bytes sent per rank and step for gradients */
+    double grad_nbytes_per_step;   /* bytes that rank 0 sends per step for gradients */
     double slab_nbytes_per_step;   /* bytes received per rank and step for kept slabs */
     /* WORK arena */
     size_t shared_saved_offset_nbytes, work_offset_nbytes, d_offset_nbytes[2];
@@ -131,6 +147,8 @@ typedef struct tess_plan {
 TESS_MUST_CHECK tess_status tess_plan_create(const tess_registry *reg,
                                              const tess_plan_options *options, tess_plan **out);
 void tess_plan_destroy(tess_plan **plan);
+/** "exact", "library, once per step", "library, per micro-batch". */
+const char *tess_reduction_name(tess_reduction reduction);
 
 /** Blocks' elements this rank owns of a unit: [lo, hi) of its slab; may be empty. */
 void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_idx,

@@ -25,6 +25,7 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_string(v, "activation_checkpointing", choice_name(o->checkpointing)));
     TESS_TRY(tess_json_add_i64(v, "prefetch", o->prefetch));
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
+    TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
     TESS_TRY(tess_json_add_i64(v, "micro_batches", o->micro_batch_numel));
     TESS_TRY(tess_json_add_i64(v, "slots", plan->slot_numel));
@@ -98,6 +99,21 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     return tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step);
 }
 
+static tess_status json_reductions(const tess_plan *plan, tess_json *root)
+{
+    tess_json *list = NULL, *v = NULL;
+    TESS_TRY(tess_json_add_array(root, "reductions", &list));
+    for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++) {
+        const tess_reduction_cost *c = &plan->reduction_cost[kind];
+        TESS_TRY(tess_json_add_object(list, NULL, &v));
+        TESS_TRY(tess_json_add_string(v, "name", tess_reduction_name((tess_reduction)kind)));
+        TESS_TRY(tess_json_add_bool(v, "chosen", (int)plan->reduction == kind));
+        TESS_TRY(tess_json_add_i64(v, "total_bytes", (int64_t)c->total_nbytes));
+        TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)c->grad_nbytes_per_step));
+    }
+    return TESS_OK;
+}
+
 static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, tess_json *root)
 {
     tess_json *list = NULL;
@@ -110,6 +126,7 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
     for (int i = 0; i < plan->wire_numel; i++)
         TESS_TRY(json_wire(&plan->wire[i], list));
     TESS_TRY(json_memory(plan, root));
+    TESS_TRY(json_reductions(plan, root));
     return json_traffic(plan, root);
 }
 
@@ -267,6 +284,22 @@ static tess_status say_contracts(text_buffer *t, const tess_plan *plan)
     return TESS_OK;
 }
 
+/* Every way of summing gradients, so that a choice of shard.reduction can be weighed. */
+static tess_status say_reductions(text_buffer *t, const tess_plan *plan)
+{
+    TESS_TRY(say(t, "reductions\n"));
+    for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++) {
+        const tess_reduction_cost *c = &plan->reduction_cost[kind];
+        char memory[24], sent[24];
+        size_text((double)c->total_nbytes, memory);
+        size_text(c->grad_nbytes_per_step, sent);
+        TESS_TRY(say(t, "  %-26s memory in all %12s, sent per step %12s%s\n",
+                     tess_reduction_name((tess_reduction)kind), memory, sent,
+                     (int)plan->reduction == kind ? "  <- this plan" : ""));
+    }
+    return TESS_OK;
+}
+
 static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
 {
     const tess_plan_options *o = &plan->options;
@@ -274,9 +307,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
         t, "%d rank%s, gather group %d, %" PRId64 " micro-batches in %d round%s, reduction %s\n",
         o->world, o->world == 1 ? "" : "s", o->gather_group_numel, o->micro_batch_numel,
         plan->round_numel, plan->round_numel == 1 ? "" : "s",
-        o->is_library
-            ? (plan->is_library_once ? "library (once per step)" : "library (per micro-batch)")
-            : "exact"));
+        tess_reduction_name(plan->reduction)));
     TESS_TRY(
         say(t, "reshard after forward %s, activation checkpointing %s, prefetch %d, %d slots\n",
             choice_name(o->reshard), choice_name(o->checkpointing), o->prefetch, plan->slot_numel));
@@ -289,10 +320,11 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
         TESS_TRY(say_size(t, tess_lifetime_name((tess_lifetime)i), (double)plan->arena_nbytes[i]));
     TESS_TRY(say_size(t, "outside arenas (at most)", (double)o->outside_nbytes));
     TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
-    TESS_TRY(say(t, "traffic of a rank and step\n"));
+    TESS_TRY(say(t, "traffic of rank 0 and step\n"));
     TESS_TRY(say_size(t, "unit gathers received", plan->gather_nbytes_per_step));
     TESS_TRY(say_size(t, "gradients sent", plan->grad_nbytes_per_step));
-    return say_size(t, "trainable copies received", plan->slab_nbytes_per_step);
+    TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));
+    return say_reductions(t, plan);
 }
 
 tess_status tess_plan_text(const tess_plan *plan, const tess_registry *reg, char **out)

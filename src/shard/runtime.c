@@ -73,6 +73,7 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
     TESS_TRY(tess_event_init(&rt->published, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
     return optimizer_plan(rt);
 }
 
@@ -100,8 +101,10 @@ void tess_runtime_destroy(tess_runtime **inout)
         return;
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
-    if (rt->lane[TESS_LANE_GATHER] != NULL)
+    if (rt->lane[TESS_LANE_GATHER] != NULL) {
         tess_event_fini(&rt->published, rt->lane[TESS_LANE_GATHER]);
+        tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
+    }
     for (int i = 0; i < 2; i++)
         tess_free(rt->pieces[i]);
     tess_free(rt->segment);
@@ -363,6 +366,17 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
     return TESS_FAIL(TESS_E_STATE, "operation %d is not in the schedule's list", (int)op->kind);
 }
 
+/*
+ * A rank without a micro-batch uses nothing that it gathers, so no operation of its schedule waits
+ * for the gathers of such a round. They must still be over before the optimizer writes the shards
+ * they read, and before the slots they fill are freed.
+ */
+static tess_status drain_gathers(tess_runtime *rt)
+{
+    TESS_TRY(tess_event_record(&rt->drained, rt->lane[TESS_LANE_GATHER]));
+    return tess_stream_wait(&rt->compute, &rt->drained);
+}
+
 static tess_status run_program(tess_runtime *rt, program *p,
                                tess_status (*run)(tess_runtime *, const tess_sched_op *))
 {
@@ -375,7 +389,7 @@ static tess_status run_program(tess_runtime *rt, program *p,
         if (op->is_recorded)
             TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
     }
-    return TESS_OK;
+    return drain_gathers(rt);
 }
 
 /* ---- a step ---- */

@@ -33,6 +33,7 @@ struct tess_runtime {
     update_segment *segment;
     int segment_numel;
     tess_event published;
+    tess_event drained; /* the last gather of a program */
 
     /* the step that runs */
     const tess_step_request *request;

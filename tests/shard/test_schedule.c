@@ -578,6 +578,29 @@ static void test_prefetch_overlaps(void **state)
     }
 }
 
+/* A unit's pieces travel while the next stage computes: they are folded only after it. */
+static void test_sends_overlap(void **state)
+{
+    (void)state;
+    for (int prefetch = 0; prefetch <= 1; prefetch++) {
+        model m;
+        tess_schedule s;
+        make_chain(&m, 5, 2, prefetch, 2);
+        assert_int_equal(tess_schedule_create(&m.spec, &s), TESS_OK);
+        for (int i = 0; i < s.op_numel; i++) {
+            if (s.op[i].kind != TESS_SCHED_SEND || s.op[i].unit_idx == 0)
+                continue;
+            const int next = next_compute(&s, i);
+            assert_int_equal(s.op[next].kind, TESS_SCHED_BACKWARD);
+            assert_int_equal(s.op[next].unit_idx, s.op[i].unit_idx - 1);
+            for (int k = i; k < next; k++)
+                assert_int_not_equal(s.op[k].kind, TESS_SCHED_FOLD);
+            assert_int_equal(s.op[next].wait[TESS_LANE_REDUCE], NO_OP);
+        }
+        tess_schedule_fini(&s);
+    }
+}
+
 /* A checker that finds nothing proves nothing: waits taken away from a schedule must show. */
 static void test_checker_sees_missing_waits(void **state)
 {
@@ -631,6 +654,7 @@ int main(void)
         cmocka_unit_test(test_gather_numbers),
         cmocka_unit_test(test_prefetch_overlaps),
         cmocka_unit_test(test_checker_sees_missing_waits),
+        cmocka_unit_test(test_sends_overlap),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
