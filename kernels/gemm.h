@@ -12,10 +12,10 @@
  *
  * Rounding: the compute dtype is that of A (f32 or bf16, the same in all terms). B enters in it:
  * NF4 is f32(table * absmax), rounded to bf16 where that is the compute dtype; a plain weight of
- * the other dtype is widened exactly (bf16 under f32) or rounded once (f32 under bf16). Sums
- * continue from term to term; a term with scale != 1 has sums of its own, added as
- * sum + f32(scale * own). Then + bias, then (accumulate) old C + that, each one f32 addition, then
- * the rounding of C's dtype.
+ * the other dtype is widened exactly (bf16 under f32) or rounded once (f32 under bf16). Sums go on
+ * from term to term; a term with scale != 1 has sums of its own, added as sum + f32(scale * own).
+ * Then + bias, then (accumulate) old C + that, each one f32 addition, then one rounding to the
+ * dtype of C.
  */
 #pragma once
 

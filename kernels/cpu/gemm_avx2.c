@@ -1,7 +1,7 @@
 /* AVX2 with fused multiply-add: bf16 operands are widened to f32 while they are packed. */
 #include <immintrin.h>
 
-#include "kernels/cpu/gemm_generic.h"
+#include "kernels/cpu/gemm_generic_priv.h"
 
 enum { LANES = 8, ROWS = 6, VECTORS = 2 };
 

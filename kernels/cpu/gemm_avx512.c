@@ -1,5 +1,5 @@
 /* AVX-512 without bf16 products: bf16 operands are widened to f32 while they are packed. */
-#include "kernels/cpu/gemm_avx512.h"
+#include "kernels/cpu/gemm_avx512_priv.h"
 
 AVX512_KERNELS(f32, TESS_GEMM_UNIT_F32)
 

@@ -2,7 +2,7 @@
  * AVX-512 with bf16 products: vdpbf16ps adds the product of the odd element of a pair first, then
  * the even one's, and flushes subnormals; nothing else differs from the other paths.
  */
-#include "kernels/cpu/gemm_avx512.h"
+#include "kernels/cpu/gemm_avx512_priv.h"
 
 AVX512_KERNELS(pair, TESS_GEMM_UNIT_PAIR)
 

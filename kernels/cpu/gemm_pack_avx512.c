@@ -1,6 +1,6 @@
 /* Packing, dequantization and results with 512-bit vectors. */
-#include "kernels/cpu/gemm_avx512.h"
-#include "kernels/cpu/gemm_generic.h"
+#include "kernels/cpu/gemm_avx512_priv.h"
+#include "kernels/cpu/gemm_generic_priv.h"
 
 /* Lanes [0, numel) of 16, 32. */
 TESS_INLINE __mmask16 avx512_mask16(int64_t numel)

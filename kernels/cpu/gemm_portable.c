@@ -1,4 +1,4 @@
-#include "kernels/cpu/gemm_generic.h"
+#include "kernels/cpu/gemm_generic_priv.h"
 
 enum { ROWS = 4, COLS = 8, LANES = 4, VECTORS = COLS / LANES };
 
