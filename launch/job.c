@@ -97,11 +97,13 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     if (st == TESS_OK)
         st = body(session, comm, arg);
     if (st != TESS_OK && (tess_status_is_fatal(st) || tess_session_is_broken(session))) {
-        (void)tess_launch_finish(common, st);
+        tess_launch_report(common, st, true);
         tess_comm_abort(comm, tess_status_exit_code(st));
         _Exit(tess_status_exit_code(st));
     }
     tess_session_close(&session);
+    if (comm != NULL) /* before the others can leave: mpirun ends the job at the first exit */
+        tess_launch_report(common, st, false);
     tess_comm_destroy(&comm);
     tess_launch_close(&ctx);
     return st;

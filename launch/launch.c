@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 int tess_launch_rank(void)
 {
@@ -67,20 +68,32 @@ tess_status tess_launch_print(const char *text)
     return TESS_OK;
 }
 
-/* After an agreement every rank holds the same record, and rank 0 speaks for all. A lost
- * communicator is not agreed: whoever saw it says so. */
-static bool is_speaker(tess_status st)
+/* After an agreement every rank holds the same record, and rank 0 speaks for all. What was not
+ * agreed, a lost communicator or a failure that leaves peers waiting, is said by whoever saw it. */
+static bool is_speaker(tess_status st, bool is_alone)
 {
     const bool is_own = tess_error_rank() < 0;
-    return tess_launch_rank() == 0 || (tess_status_is_fatal(st) && is_own);
+    return tess_launch_rank() == 0 || ((tess_status_is_fatal(st) || is_alone) && is_own);
 }
 
-int tess_launch_finish(const tess_common_options *common, tess_status st)
+/* mpirun ends the whole job at the first exit that is not 0: the others leave rank 0 the time to
+ * speak. A rank that is not ended with it waits in vain, but not for long. */
+static void let_speaker_speak(void)
 {
-    if (st == TESS_OK && fflush(stdout) != 0)
-        st = TESS_FAIL(TESS_E_IO, "stdout: cannot write results: %s", strerror(errno));
-    if (st == TESS_OK || !is_speaker(st))
-        return tess_status_exit_code(st);
+    const struct timespec pause = {.tv_sec = 2};
+    if (tess_launch_rank() > 0)
+        (void)nanosleep(&pause, NULL);
+}
+
+static bool is_said; /* this process has reported its failure */
+
+void tess_launch_report(const tess_common_options *common, tess_status st, bool is_alone)
+{
+    if (st == TESS_OK || is_said)
+        return;
+    is_said = true;
+    if (!is_speaker(st, is_alone))
+        return;
     const char *message =
         tess_error_status() == TESS_OK ? tess_status_text(st) : tess_error_message();
     const int rank = tess_error_rank() >= 0 ? tess_error_rank() : tess_launch_rank();
@@ -90,5 +103,15 @@ int tess_launch_finish(const tess_common_options *common, tess_status st)
         fprintf(stderr, "tessera: error: %s\n", message);
     if (common->is_verbose)
         fputs(tess_error_trace_text(), stderr);
+}
+
+int tess_launch_finish(const tess_common_options *common, tess_status st)
+{
+    if (st == TESS_OK && fflush(stdout) != 0)
+        st = TESS_FAIL(TESS_E_IO, "stdout: cannot write results: %s", strerror(errno));
+    if (st != TESS_OK && !is_said) {
+        tess_launch_report(common, st, false);
+        let_speaker_speak();
+    }
     return tess_status_exit_code(st);
 }

@@ -50,7 +50,10 @@ void tess_launch_close(tess_ctx *ctx);
 
 /** Write a result to stdout. @return TESS_E_IO stdout is closed or full */
 TESS_MUST_CHECK tess_status tess_launch_print(const char *text);
-/** Print the error of this thread, if there is one and this rank is to speak; exit code. */
+/** Print the error of this thread, if there is one and this rank is to speak: once per process.
+ * @param is_alone  this rank failed where its peers did not */
+void tess_launch_report(const tess_common_options *common, tess_status st, bool is_alone);
+/** The same where it has not been done, then the exit code. */
 int tess_launch_finish(const tess_common_options *common, tess_status st);
 
 TESS_END_DECLS

@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# Whole runs that are killed, stopped, starved and crowded: whatever happens, the next start goes on
+# from the newest committed checkpoint and ends with the bits of a run that nothing happened to.
+# TESS_KILL_SEED sets the instants, TESS_KILL_NUMEL the number of random kills.
+. "${TESS_SOURCE_DIR:?set by ctest}/tests/support/cli_run.sh"
+seed="${TESS_KILL_SEED:-$(date +%s)}"
+kill_numel="${TESS_KILL_NUMEL:-20}"
+RANDOM=$((seed % 32768))
+echo "TESS_KILL_SEED=$seed"
+worlds=(1 3 2 4 5)
+lives=0
+last_step=0 # that a life said was committed
+# What a job may need to be gone after a kill: 5 s are promised; the rest is for a loaded machine.
+limit_ms=10000
+
+check_resumed() {
+    local at
+    at="$(sed -n "s/.*resumed from .* at step \([0-9]*\) .*/\1/p" log | head -n 1)"
+    if [ -z "$at" ]; then
+        # killed before it loaded, or there was nothing to load
+        [ "$last_step" -eq 0 ] || ! grep -q 'checkpoint step=\|^step' log ||
+            fail "step $last_step was committed and the next life began anew"
+    else
+        [ "$at" -ge "$last_step" ] || fail "step $last_step was committed, the next life is at $at"
+    fi
+    at="$(sed -n 's/.*checkpoint step=\([0-9]*\) .*/\1/p' log | tail -n 1)"
+    last_step="${at:-$last_step}"
+}
+
+# folder: the finished run has the reference's bits; then it is cleared away
+check_finished() {
+    bits_of "$1" > bits.found
+    cmp -s bits.want bits.found || fail "$1: bits differ: $(diff bits.want bits.found | head -n 5)"
+    rm -rf "$1"
+    last_step=0
+    done_numel=$((done_numel + 1))
+}
+
+done_numel=0
+launch 1 train run.yaml output.dir=whole
+[ "$rc" -eq 0 ] || fail "the run in one go: exit code $rc"
+bits_of whole > bits.want
+[ "$(wc -l < bits.want)" -eq 31 ] || fail "expected 30 steps and a digest"
+
+# ---- SIGKILL at uniform instants ----
+killed=0
+declare -A span_ms
+while [ "$killed" -lt "$kill_numel" ]; do
+    n="${worlds[$((lives % 5))]}"
+    lives=$((lives + 1))
+    [ "$lives" -lt $((kill_numel * 6)) ] || fail "only $killed of $lives lives were killed"
+    # the first life of a size is timed, as far as a kill lets it
+    limit="${span_ms[$n]:-1500}"
+    at_ms=$(((RANDOM * 32768 + RANDOM) % limit))
+    start_ms="$(now_ms)"
+    is_killed=1
+    start "$n" train run.yaml
+    sleep "$((at_ms / 1000)).$(printf %03d $((at_ms % 1000)))"
+    pids=($(ranks_of "$job"))
+    if [ "${#pids[@]}" -gt 0 ]; then
+        kill -KILL "${pids[$((RANDOM % ${#pids[@]}))]}" 2> /dev/null
+    else
+        kill -KILL $(mpirun_of "$job") "$job" 2> /dev/null
+    fi
+    kill_ms="$(now_ms)"
+    finish
+    is_killed=
+    took_ms=$(($(now_ms) - kill_ms))
+    check_resumed
+    if [ "$rc" -eq 0 ]; then
+        span_ms[$n]=$(($(now_ms) - start_ms))
+        check_finished out
+        continue
+    fi
+    [ "$took_ms" -lt "$limit_ms" ] || fail "n=$n: the job lived on for $took_ms ms after a kill"
+    # lives that end early were short: the instants of the next one reach further
+    span_ms[$n]=$((limit + 300))
+    killed=$((killed + 1))
+done
+echo "$killed kills in $lives lives at uniform instants"
+launch 3 train run.yaml
+[ "$rc" -eq 0 ] || fail "the life after the last kill: exit code $rc"
+check_resumed
+check_finished out
+
+# ---- a kill in each phase of a save, on rank 0 and on another ----
+phases=0
+for phase in 0:mkdir:6 0:mkdir:8 1:open:16 1:fallocate:3 1:pwrite:30 2:fsync:4 0:fsync:20 0:link:2 0:unlink:9 \
+    0:rename:6 0:rmdir:1 0:close:16; do
+    n="${worlds[$((1 + phases % 4))]}"
+    [ "$n" -gt "${phase%%:*}" ] || n=3
+    is_killed=1
+    TESSERA_FAULT="$phase:kill" launch "$n" train run.yaml
+    is_killed=
+    [ "$rc" -ne 0 ] || fail "$phase at n=$n: nobody was killed"
+    check_resumed
+    phases=$((phases + 1))
+    if [ $((phases % 3)) -eq 0 ]; then
+        launch "${worlds[$((phases / 3 % 5))]}" train run.yaml
+        [ "$rc" -eq 0 ] || fail "after $phase: exit code $rc"
+        check_resumed
+        check_finished out
+    fi
+done
+launch 2 train run.yaml
+[ "$rc" -eq 0 ] || fail "after all phases: exit code $rc"
+check_finished out
+echo "$phases kills in phases of a save, $done_numel finished runs with equal bits"
+
+# ---- SIGUSR1: save, 75, and go on ----
+start 2 train run.yaml train.steps=100000
+await 'checkpoint step=4 ' 60
+kill -USR1 $(mpirun_of "$job")
+finish
+[ "$rc" -eq 75 ] || fail "SIGUSR1: exit code $rc, expected 75"
+grep -q 'tessera: error: stopped on request after step' log || fail "SIGUSR1: nothing said"
+at="$(sed -n 's/.*after step \([0-9]*\) of.*/\1/p' log | tail -n 1)"
+start 3 train run.yaml train.steps=100000
+await "resumed from .* at step $at " 60
+kill -USR1 $(mpirun_of "$job")
+finish
+[ "$rc" -eq 75 ] || fail "SIGUSR1 while it starts: exit code $rc, expected 75"
+
+# ---- two jobs in one directory ----
+start 1 train run.yaml train.steps=100000
+await 'checkpoint step=' 60
+first="$job"
+first_log="$(cat log)"
+pids=($(ranks_of "$first"))
+kill -STOP "${pids[0]}"
+launch 2 train run.yaml train.steps=100000
+job="$first"
+[ "$rc" -eq 74 ] || fail "the second job in one directory: exit code $rc, expected 74"
+grep -q "tessera: error: .*$(hostname).*pid" log || fail "the holder is not named"
+[ "$(grep -c 'tessera: error:' log)" -eq 1 ] || fail "more than one error line"
+kill -KILL "${pids[0]}"
+is_killed=1
+finish
+is_killed=
+start 2 train run.yaml train.steps=100000
+await 'resumed from' 60
+kill -USR1 $(mpirun_of "$job")
+finish
+[ "$rc" -eq 75 ] || fail "taking over: exit code $rc, expected 75"
+rm -rf out
+
+# ---- a rank that is killed, one that stands still ----
+start 3 train run.yaml train.steps=100000 output.checkpoint_every=0
+await 'step 1/' 60
+pids=($(ranks_of "$job"))
+kill_ms="$(now_ms)"
+kill -KILL "${pids[1]}"
+is_killed=1
+finish
+is_killed=
+took_ms=$(($(now_ms) - kill_ms))
+[ "$rc" -ne 0 ] && [ "$took_ms" -lt "$limit_ms" ] || fail "a killed rank: code $rc, $took_ms ms"
+rm -rf out
+export TESSERA_DEADLINE_S=5
+start 3 train run.yaml train.steps=100000 output.checkpoint_every=0
+await 'step 1/' 60
+pids=($(ranks_of "$job"))
+kill_ms="$(now_ms)"
+kill -STOP "${pids[1]}"
+finish
+took_ms=$(($(now_ms) - kill_ms))
+unset TESSERA_DEADLINE_S
+[ "$rc" -eq 86 ] && [ "$took_ms" -lt 30000 ] || fail "a stopped rank: code $rc, $took_ms ms"
+grep -q 'tessera: error: .*rank' log || grep -q 'watchdog: rank' log ||
+    fail "a stopped rank: no line names a rank"
+rm -rf out
+
+# ---- disks ----
+if unshare -m true 2> /dev/null && unshare -m mount -t tmpfs none "$work/model" 2> /dev/null; then
+    mkdir disk
+    # the rest of the script sees the mount: everything below runs in the namespace
+    mpi=(mpirun --oversubscribe -n 2 "$tessera" train run.yaml output.dir=disk/out)
+    unshare -m bash -c '
+        mount -t tmpfs -o size=2m none disk || exit 77
+        TESSERA_FAULT=0:link:4:kill timeout 60 "$@" && exit 1
+        left=$(($(stat -f -c "%a * %S" disk) / 1024 - 60))
+        dd if=/dev/zero of=disk/fill bs=1k count=$left 2> /dev/null
+        echo "the disk is full"
+        timeout 60 "$@" || exit 2
+        rm disk/fill
+        echo "the disk has room"
+        timeout 60 "$@" || exit 3
+        cp -r disk/out full
+        mount -o remount,ro disk || exit 77
+        echo "the disk is read-only"
+        timeout 60 "$@"
+        [ $? -eq 74 ] || exit 4
+    ' - "${mpi[@]}" > log 2>&1
+    rc=$?
+    [ "$rc" -eq 0 ] || fail "disks: phase $rc"
+    sed -n '/is full/,/has room/p' log > log.full
+    grep -q 'resumed from' log.full || fail "full disk: the old checkpoint did not load"
+    grep -q 'checkpoint of step .* was dropped: .*bytes' log.full || fail "full disk: nothing said"
+    grep -q 'step 30/30' log.full || fail "full disk: training did not go on"
+    sed -n '/is read-only/,$p' log > log.ro
+    [ "$(grep -c 'tessera: error:' log.ro)" -eq 1 ] || fail "read-only disk: not one error line"
+    ! grep -q 'step 1/' log.ro || fail "read-only disk: training began"
+    check_finished full
+    echo "full and read-only disks"
+else
+    echo "full and read-only disks: skipped, needs root and mount namespaces"
+fi
