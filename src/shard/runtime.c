@@ -72,8 +72,10 @@ static tess_status create_inside(tess_runtime *rt)
     }
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
-    TESS_TRY(tess_event_init(&rt->published, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
     return optimizer_plan(rt);
 }
 
@@ -102,8 +104,10 @@ void tess_runtime_destroy(tess_runtime **inout)
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     if (rt->lane[TESS_LANE_GATHER] != NULL) {
-        tess_event_fini(&rt->published, rt->lane[TESS_LANE_GATHER]);
+        tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
         tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
+        tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
+        tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
     }
     for (int i = 0; i < 2; i++)
         tess_free(rt->pieces[i]);
@@ -199,6 +203,32 @@ tess_status tess_runtime_publish(tess_runtime *rt)
 
 /* ---- operations ---- */
 
+/* Later work of `to` comes after everything enqueued on `from` so far. */
+static tess_status follow(tess_stream *from, tess_stream *to, tess_event *ev)
+{
+    if (from == to)
+        return TESS_OK;
+    TESS_TRY(tess_event_record(ev, from));
+    return tess_stream_wait(to, ev);
+}
+
+/* In full mode. Slabs are sharded over the world whatever the group, so they travel on the world's
+ * own stream; the lane that the schedule knows is made to enclose it. */
+static tess_status gather_slab(tess_runtime *rt, const tess_unit_plan *u, char *dst)
+{
+    const tess_dtype dt = rt->parts.registry->compute_dt;
+    tess_stream *lane = rt->lane[TESS_LANE_GATHER];
+    tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
+    char *row =
+        runtime_at(rt, TESS_LIFE_PARAM, (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt));
+    const tess_view shard = tess_view_host(row, u->slab_shard_numel, dt);
+    const tess_view full = tess_view_host(dst, u->slab_shard_numel * rt->world, dt);
+    TESS_TRY(follow(lane, stream, &rt->joined[0]));
+    TESS_TRY(tess_comm_all_gather(rt->parts.world, &rt->parts.plan->wire[u->slab_wire_idx], shard,
+                                  full, stream));
+    return follow(stream, lane, &rt->joined[1]);
+}
+
 static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
 {
     const tess_plan *plan = rt->parts.plan;
@@ -214,15 +244,7 @@ static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
     }
     if (!plan->options.is_full || u->slab_numel == 0)
         return TESS_OK;
-    const tess_dtype dt = rt->parts.registry->compute_dt;
-    tess_view shard = tess_runtime_param_shard(rt, op->unit_idx);
-    shard.numel = u->slab_shard_numel; /* the padded row */
-    shard.data =
-        runtime_at(rt, TESS_LIFE_PARAM, (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt));
-    return tess_comm_all_gather(
-        rt->parts.world, &plan->wire[u->slab_wire_idx], shard,
-        tess_view_host(slot + u->slot_slab_offset_nbytes, u->slab_shard_numel * rt->world, dt),
-        stream);
+    return gather_slab(rt, u, slot + u->slot_slab_offset_nbytes);
 }
 
 static tess_view work_view(tess_runtime *rt, size_t offset_nbytes, size_t nbytes)

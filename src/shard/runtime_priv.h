@@ -33,7 +33,8 @@ struct tess_runtime {
     update_segment *segment;
     int segment_numel;
     tess_event published;
-    tess_event drained; /* the last gather of a program */
+    tess_event drained;   /* the last gather of a program */
+    tess_event joined[2]; /* the gather lane before, the world's stream after a slab's gather */
 
     /* the step that runs */
     const tess_step_request *request;
