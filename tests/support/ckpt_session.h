@@ -18,6 +18,10 @@ typedef struct ckpt_session {
  */
 TESS_MUST_CHECK tess_status ckpt_session_run(tess_comm *comm, const char *dir, const char *fault,
                                              ckpt_session *out);
+/** A new directory with steps 1 and 2 committed, below /dev/shm where there is one. Collective. */
+TESS_MUST_CHECK tess_status ckpt_session_start(tess_comm *comm, char dir[256]);
+/** I/O calls of this rank in a life that follows ckpt_session_start(). Collective. */
+TESS_MUST_CHECK tess_status ckpt_session_calls(tess_comm *comm, int64_t *call_numel);
 /**
  * The newest checkpoint loads, holds what its step held, is at least `least`; every directory with
  * a MANIFEST verifies. Collective.
