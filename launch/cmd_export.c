@@ -92,10 +92,25 @@ static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
     return st;
 }
 
+/* Rank 0 writes, so it looks: nothing of another program is mixed with the export. */
+static tess_status check_output(const tess_export_options *export)
+{
+    tess_ctx ctx;
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_launch_open(&export->common, 0, &ctx));
+    const tess_status st = tess_io_stat(ctx.io, export->output, &kind, &nbytes);
+    tess_launch_close(&ctx);
+    TESS_TRY(st);
+    TESS_CHECK(kind == TESS_IO_MISSING, TESS_E_CONFIG,
+               "export: '%s' exists; remove it or give another folder with -o", export->output);
+    return TESS_OK;
+}
+
 static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 {
     const tess_export_options *export = arg;
-    (void)comm;
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
     const bool is_f32 =
         export->dtype == TESS_RUN_DTYPE_F32 || run->compute.dtype == TESS_RUN_DTYPE_F32;
