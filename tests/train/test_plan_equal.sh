@@ -102,4 +102,22 @@ status=0
 [ "$status" -ne 0 ] || fail "a 70B model fits 2 ranks of 24 GiB"
 grep -q 'compute.memory_limit is 24576 MiB; cheapest changes: .* ranks ([0-9]* MiB, fits)' \
     "$work/err" || fail "refusal says: $(cat "$work/err")"
+# A device: its memory is the limit, and times are predicted and called that.
+text=$("$tessera" plan "${big[@]}" --device h100-80g)
+for part in 'kernels cuda/sm_90' 'predictions for h100-80g, per step' 'not measured' \
+    'gradients, exact' 'gradients, library, once per step' 'matrix products'; do
+    grep -qF -- "$part" <<<"$text" || fail "--device: no '$part' in:
+$text"
+done
+"$tessera" plan "${big[@]}" --device h100-80g --json | grep -q '"predicted"' ||
+    fail "--device --json predicts nothing"
+! grep -q '"predicted"' "$work/big.json" || fail "a plan without a device predicts"
+status=0
+"$tessera" plan "$work/run.yaml" "model.path=$work/big" --device a100-40g data.sequence_length=2048 \
+    >"$work/out" 2>"$work/err" || status=$?
+[ "$status" -ne 0 ] || fail "a 70B model fits one a100-40g"
+grep -q 'compute.memory_limit is 38146 MiB' "$work/err" || fail "refusal says: $(cat "$work/err")"
+! "$tessera" plan "$work/run.yaml" --device h100 >"$work/out" 2>"$work/err" || fail "h100 is known"
+grep -q "'h100' is not known; known: cpu, h100-80g, h200-141g, a100-80g, a100-40g" "$work/err" ||
+    fail "unknown device: $(cat "$work/err")"
 echo "plan = plan.json of $equal_numel runs; 70B at 1024 ranks in $took_ms ms"
