@@ -61,32 +61,48 @@ static tess_status read_plan(tiny_run *t, const char *name, memory_plan *out)
     return st;
 }
 
-static tess_status train(tess_comm *comm, tiny_run *t)
+/* @param[out] events  allocations of the whole run */
+static tess_status train(tess_comm *comm, tiny_run *t, const char *name, const char *steps,
+                         int64_t *events)
 {
-    static const char *const overrides[] = {"train.steps=3",
-                                            "train.micro_batches=4",
-                                            "train.warmup_steps=0",
-                                            "train.eval_every=0",
-                                            "shard.gather_group=world",
-                                            "shard.reshard_after_forward=on",
-                                            NULL};
+    const char *const overrides[] = {steps,
+                                     "train.micro_batches=4",
+                                     "train.warmup_steps=0",
+                                     "train.eval_every=0",
+                                     "shard.gather_group=world",
+                                     "shard.reshard_after_forward=on",
+                                     NULL};
     tess_session *session = NULL;
-    TESS_TRY(tiny_run_open(comm, t, "memory", overrides, TESS_SESSION_TRAIN, &session));
+    const int64_t before = tess_alloc_events();
+    TESS_TRY(tiny_run_open(comm, t, name, overrides, TESS_SESSION_TRAIN, &session));
     const tess_status st = tess_session_train(session);
     tess_session_close(&session);
+    *events = tess_alloc_events() - before;
     return st;
+}
+
+/* Longer runs allocate no more than short ones: steps allocate nothing. */
+static tess_status check_steps_allocate_nothing(tess_comm *comm, tiny_run *t, int64_t short_events)
+{
+    int64_t long_events = 0;
+    TESS_TRY(train(comm, t, "longer", "train.steps=7", &long_events));
+    TESS_CHECK(short_events > 0 && long_events == short_events, TESS_E_STATE,
+               "3 steps made %lld allocations, 7 steps %lld", (long long)short_events,
+               (long long)long_events);
+    return TESS_OK;
 }
 
 static tess_status check(tess_comm *comm, tiny_run *t)
 {
     char path[400];
     memory_plan plan = {0};
+    int64_t events = 0;
     tess_status st = TESS_OK;
     snprintf(path, sizeof path, "%s/config.json", t->model);
     if (tess_comm_rank(comm) == 0)
         st = tess_io_write_all(t->ctx.io, path, config_text, strlen(config_text));
     TESS_TRY(tess_agree(comm, st));
-    TESS_TRY(train(comm, t));
+    TESS_TRY(train(comm, t, "memory", "train.steps=3", &events));
     TESS_TRY(tess_comm_barrier(comm)); /* plan.json is complete */
     TESS_TRY(read_plan(t, "memory", &plan));
     const int world = tess_comm_world(comm);
@@ -112,7 +128,7 @@ static tess_status check(tess_comm *comm, tiny_run *t)
                    (double)plan.base_nbytes * world < 0.8 * PARAM_NUMEL,
                TESS_E_STATE, "base of %lld bytes on %d ranks for %.0f weights",
                (long long)plan.base_nbytes, world, PARAM_NUMEL);
-    return TESS_OK;
+    return check_steps_allocate_nothing(comm, t, events);
 }
 
 static tess_status run(tess_comm *comm)
