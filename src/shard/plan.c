@@ -303,10 +303,11 @@ static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
         TESS_TRY(add_buffer(plan, i == 0 ? "d_output" : "d_input", TESS_LIFE_WORK, TESS_U8_OPAQUE,
                             (int64_t)plan->d_nbytes));
     }
-    /* Loading stages tensors in the same memory before the first step. */
+    /* Loading and export stage tensors in the same memory before and between steps. */
     const size_t load_nbytes = (size_t)tess_round_up((int64_t)plan->options.load_nbytes, ALIGN);
     if (load_nbytes > plan->arena_nbytes[TESS_LIFE_WORK])
-        TESS_TRY(add_buffer(plan, "load staging beyond activations", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+        TESS_TRY(add_buffer(plan, "tensor staging beyond activations", TESS_LIFE_WORK,
+                            TESS_U8_OPAQUE,
                             (int64_t)(load_nbytes - plan->arena_nbytes[TESS_LIFE_WORK])));
     return TESS_OK;
 }

@@ -53,7 +53,7 @@ typedef struct tess_plan_options {
     int64_t micro_batch_numel;        /* M */
     size_t memory_limit_nbytes;       /* per rank; 0: none */
     size_t outside_nbytes;            /* memory outside arenas that counts against the limit */
-    size_t load_nbytes;               /* staging while tensors are loaded */
+    size_t load_nbytes;               /* staging of tensors while they are loaded or exported */
     size_t data_nbytes;               /* batches and data window */
     int64_t staging_nbytes_per_block; /* snapshot bytes per owned block of 256 trainable elements */
     const char *kernel_path;          /* "cpu/avx512_bf16" */

@@ -281,6 +281,16 @@ static int group_of(const tess_description *d, const tess_launch_shape *launch)
     return asked == TESS_RUN_GROUP_NODE ? launch->node_rank_numel : (int)TESS_MIN(asked, INT_MAX);
 }
 
+/* An export collects one trainable tensor at a time in the activations' memory, f32 at most. */
+static size_t export_nbytes(const tess_registry *reg)
+{
+    int64_t most_numel = 0;
+    for (int i = 0; i < reg->param_numel; i++)
+        if (reg->param[i].role == TESS_ROLE_TRAINABLE)
+            most_numel = TESS_MAX(most_numel, reg->param[i].numel);
+    return (size_t)most_numel * sizeof(float);
+}
+
 static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
 {
     const tess_run *run = d->run;
@@ -303,6 +313,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .kernel_path = launch->kernel_path,
     };
     TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
+    o.load_nbytes = TESS_MAX(o.load_nbytes, export_nbytes(&d->registry));
     return tess_plan_create(&d->registry, &o, &d->plan);
 }
 

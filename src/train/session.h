@@ -98,13 +98,22 @@ bool tess_session_is_broken(const tess_session *session);
 /** Completed steps. Local. */
 int64_t tess_session_step(const tess_session *session);
 
+/** What `tessera plan` is asked for. */
+typedef struct tess_plan_request {
+    int rank_numel; /* world size to plan for, >= 1 */
+    const char
+        *device; /* plan for this device and predict times (shard/plan_device.h); NULL: not */
+    bool is_json;
+} tess_plan_request;
+
 /**
  * `tessera plan`: describe without ranks or device. Local.
- * @param rank_numel  world size to plan for, >= 1
- * @param text        JSON or text for people; free with tess_free
+ * @param text  JSON (without `device`: the same as plan.json of the run) or text for people; free
+ * with tess_free
+ * @return TESS_E_UNSUPPORTED an unknown device
  */
 TESS_MUST_CHECK tess_status tess_session_plan(const tess_ctx *ctx,
-                                              const tess_session_options *options, int rank_numel,
-                                              bool is_json, char **text);
+                                              const tess_session_options *options,
+                                              const tess_plan_request *request, char **text);
 
 TESS_END_DECLS
