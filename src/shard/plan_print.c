@@ -320,7 +320,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
         TESS_TRY(say_size(t, tess_lifetime_name((tess_lifetime)i), (double)plan->arena_nbytes[i]));
     TESS_TRY(say_size(t, "outside arenas (at most)", (double)o->outside_nbytes));
     TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
-    TESS_TRY(say(t, "traffic of rank 0 and step\n"));
+    TESS_TRY(say(t, "traffic of rank 0 in a step\n"));
     TESS_TRY(say_size(t, "unit gathers received", plan->gather_nbytes_per_step));
     TESS_TRY(say_size(t, "gradients sent", plan->grad_nbytes_per_step));
     TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));

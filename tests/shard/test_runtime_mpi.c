@@ -25,6 +25,7 @@ typedef struct setting {
     tess_choice reshard, checkpointing;
     int prefetch;
     bool is_full, is_tied, is_library;
+    tess_choice once;
 } setting;
 
 typedef struct feed {
@@ -121,6 +122,7 @@ static tess_status run_setting(tess_comm *comm, const setting *s, outcome *out)
                                  .prefetch = s->prefetch,
                                  .is_full = s->is_full,
                                  .is_library = s->is_library,
+                                 .library_once = s->once,
                                  .micro_batch_numel = s->m,
                                  .load_nbytes = 1 << 16};
     memset(out, 0, sizeof *out);
@@ -162,7 +164,7 @@ static tess_status check_against_one_rank(tess_comm *comm, tess_comm *self, bool
             s.reshard = variant & 2 ? TESS_ON : TESS_OFF;
             s.checkpointing = variant & 4 ? TESS_ON : TESS_OFF;
             s.prefetch = variant & 8 ? 1 : 0;
-            s.is_full = (variant & 5) == 5;
+            s.is_full = (variant & 4) && (variant & 9); /* at each of the groups */
             TESS_TRY(run_setting(comm, &s, &got));
             TESS_CHECK(is_same(&want, &got), TESS_E_STATE,
                        "M %" PRId64 " variant %d: loss %.17g, one rank alone has %.17g", s.m,
@@ -180,9 +182,11 @@ static tess_status check_library(tess_comm *comm)
     outcome exact, library;
     setting s = {.m = 7, .group = 1, .reshard = TESS_ON, .checkpointing = TESS_OFF};
     TESS_TRY(run_setting(comm, &s, &exact));
-    for (int is_full = 0; is_full < 2; is_full++) {
+    for (int variant = 0; variant < 8; variant++) {
         s.is_library = true;
-        s.is_full = is_full;
+        s.is_full = (variant & 1) != 0;
+        s.once = variant & 2 ? TESS_ON : TESS_OFF;
+        s.group = variant & 4 ? tess_comm_world(comm) : 1;
         TESS_TRY(run_setting(comm, &s, &library));
         for (int i = 0; i < STEP_NUMEL; i++) {
             /* f32 sums of 7 pieces differ by at most 7 * 2^-24 relative to the sum of magnitudes;
