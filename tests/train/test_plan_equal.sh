@@ -109,8 +109,8 @@ for part in 'kernels cuda/sm_90' 'predictions for h100-80g, per step' 'not measu
     grep -qF -- "$part" <<<"$text" || fail "--device: no '$part' in:
 $text"
 done
-"$tessera" plan "${big[@]}" --device h100-80g --json | grep -q '"predicted"' ||
-    fail "--device --json predicts nothing"
+"$tessera" plan "${big[@]}" --device h100-80g --json >"$work/predicted.json"
+grep -q '"predicted"' "$work/predicted.json" || fail "--device --json predicts nothing"
 ! grep -q '"predicted"' "$work/big.json" || fail "a plan without a device predicts"
 status=0
 "$tessera" plan "$work/run.yaml" "model.path=$work/big" --device a100-40g data.sequence_length=2048 \
