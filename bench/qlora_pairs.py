@@ -73,7 +73,7 @@ def start_peer(args, folder):
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += [str(HERE / "peers" / "torch_qlora.py"), "--shape", args.shape, "--threads", str(threads), "--base",
-                args.peer_base, "--micro-batches", str(args.micro_batches)]
+                args.peer_base, "--dtype", args.peer_dtype, "--micro-batches", str(args.micro_batches)]
     out = folder / "peer.jsonl"
     process = subprocess.Popen(command, env=dict(environment(), OMP_NUM_THREADS=str(threads)), stdout=open(out, "w"),
                                stderr=open(folder / "peer.log", "w"), start_new_session=True)
@@ -135,6 +135,7 @@ def main():
     parser.add_argument("--ours", default="1x2", help="ranks x threads")
     parser.add_argument("--peer", default="1x2", help="processes x threads")
     parser.add_argument("--peer-base", choices=["nf4", "bnb"], default="nf4")
+    parser.add_argument("--peer-dtype", choices=["bf16", "f32"], default="bf16")
     parser.add_argument("--micro-batches", type=int, default=1, help="per rank and step")
     parser.add_argument("--reduction", choices=["exact", "library"], default="exact")
     parser.add_argument("--only", choices=["tessera", "peer"])
@@ -165,7 +166,8 @@ def main():
                 tell(process, signal.SIGKILL)
     result = {"bench": "qlora_pairs", "shape": args.shape, "machine": platform.processor() or platform.machine(),
               "cores": os.cpu_count(), "ours": "%dx%d" % args.ours, "peer": "%dx%d" % args.peer,
-              "peer_base": args.peer_base, "micro_batches": args.micro_batches, "reduction": args.reduction,
+              "peer_base": args.peer_base, "peer_dtype": args.peer_dtype, "micro_batches": args.micro_batches,
+              "reduction": args.reduction,
               "tokens_per_s": {who: [round(x, 1) for x in f] for who, f in figures.items()},
               "median": {who: round(statistics.median(f), 1) for who, f in figures.items()}}
     if args.only is None:

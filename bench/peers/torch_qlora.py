@@ -1,9 +1,9 @@
 """QLoRA steps with PyTorch, transformers and peft on the CPU: the peer of bench/qlora_pairs.py.
 
-    python bench/peers/torch_qlora.py --shape 135m --threads 2 [--base nf4|bnb] [--attention sdpa|eager]
+    python bench/peers/torch_qlora.py --shape 135m --threads 2 [--base nf4|bnb] [--dtype bf16|f32]
     torchrun --nproc-per-node 2 bench/peers/torch_qlora.py --shape 135m --threads 1
 
-Random weights; every linear but the head is NF4 with double quantization and carries LoRA of rank 16; bf16 compute.
+Random weights; every linear but the head is NF4 with double quantization and carries LoRA of rank 16.
 `bnb` is bitsandbytes' own Linear4bit; `nf4` dequantizes the same codes with one table lookup and one multiplication
 and then uses torch's matrix product. Prints one JSON line per step: {"t": end, "step_s": seconds, "tokens": tokens}.
 """
@@ -28,7 +28,7 @@ NF4 = torch.tensor([-1.0, -0.6961928009986877, -0.5250730514526367, -0.394917488
                     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
                     0.7229568362236023, 1.0])
 # Two codes a byte: one lookup gives both values.
-PAIRS = torch.stack([NF4.repeat_interleave(16), NF4.repeat(16)], dim=1).to(torch.bfloat16)
+PAIRS = torch.stack([NF4.repeat_interleave(16), NF4.repeat(16)], dim=1)
 
 
 class Dequantize(torch.autograd.Function):
@@ -47,7 +47,7 @@ class Dequantize(torch.autograd.Function):
 class Nf4Linear(torch.nn.Linear):
     """Random codes and absmax of the shape of an NF4 weight; peft sees an ordinary Linear."""
 
-    def __init__(self, inside, outside):
+    def __init__(self, inside, outside, dtype):
         super().__init__(inside, outside, bias=False, device="meta")
         numel = inside * outside
         self.shape_now = (outside, inside)
@@ -55,21 +55,22 @@ class Nf4Linear(torch.nn.Linear):
         self.absmax = torch.randint(0, 256, (numel // 64,), dtype=torch.uint8)
         self.map = torch.linspace(-1, 1, 256)
         self.offset = 0.05
-        self.weight = torch.nn.Parameter(torch.empty(outside, inside, device="meta", dtype=torch.bfloat16),
+        self.dtype_now, self.pairs = dtype, PAIRS.to(dtype)
+        self.weight = torch.nn.Parameter(torch.empty(outside, inside, device="meta", dtype=dtype),
                                          requires_grad=False)
 
     def weight_now(self):
-        scale = (self.map[self.absmax.int()] * 0.02 + self.offset).to(torch.bfloat16)
-        values = PAIRS[self.codes.int()].view(-1, 64) * scale[:, None]
+        scale = (self.map[self.absmax.int()] * 0.02 + self.offset).to(self.dtype_now)
+        values = self.pairs[self.codes.int()].view(-1, 64) * scale[:, None]
         return values.view(self.shape_now)
 
     def forward(self, x):
         return Dequantize.apply(x, self)
 
 
-def bnb_linear(inside, outside):
+def bnb_linear(inside, outside, dtype):
     import bitsandbytes as bnb
-    layer = bnb.nn.Linear4bit(inside, outside, bias=False, compute_dtype=torch.bfloat16, compress_statistics=True,
+    layer = bnb.nn.Linear4bit(inside, outside, bias=False, compute_dtype=dtype, compress_statistics=True,
                               quant_type="nf4")
     layer.weight = bnb.nn.Params4bit(torch.randn(outside, inside, dtype=torch.bfloat16) * 0.02, requires_grad=False,
                                      quant_type="nf4", compress_statistics=True)
@@ -85,12 +86,12 @@ def build(args):
     for name, module in list(model.named_modules()):
         for child, inner in list(module.named_children()):
             if isinstance(inner, torch.nn.Linear) and child != "lm_head":
-                setattr(module, child, make(inner.in_features, inner.out_features))
+                setattr(module, child, make(inner.in_features, inner.out_features, args.dtype))
     for module in model.modules():
         for key, p in list(module._parameters.items()):
             if p is not None and p.is_meta and not isinstance(module, Nf4Linear):
                 value = torch.ones(p.shape) if p.dim() == 1 else torch.randn(p.shape) * 0.02
-                module._parameters[key] = torch.nn.Parameter(value.to(torch.bfloat16), requires_grad=False)
+                module._parameters[key] = torch.nn.Parameter(value.to(args.dtype), requires_grad=False)
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config=config)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", bias="none")
@@ -111,9 +112,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--base", choices=["nf4", "bnb"], default="nf4")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of activations and products")
     parser.add_argument("--steps", type=int, default=1000000)
     parser.add_argument("--micro-batches", type=int, default=1, help="per process and step")
     args = parser.parse_args()
+    args.dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -129,7 +132,7 @@ def main():
         start = time.monotonic()
         for _ in range(args.micro_batches):
             tokens = torch.randint(0, vocab, (1, 512))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == torch.bfloat16):
                 loss = model(input_ids=tokens, labels=tokens).loss
             (loss / (args.micro_batches * world)).backward()
         if world > 1:
