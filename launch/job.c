@@ -98,7 +98,8 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
         st = body(session, comm, arg);
     if (st != TESS_OK && (tess_status_is_fatal(st) || tess_session_is_broken(session))) {
         tess_launch_report(common, st, true);
-        tess_comm_abort(comm, tess_status_exit_code(st));
+        if (comm != NULL)
+            tess_comm_abort(comm, tess_status_exit_code(st));
         _Exit(tess_status_exit_code(st));
     }
     tess_session_close(&session);

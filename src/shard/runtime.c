@@ -57,9 +57,11 @@ static tess_status create_inside(tess_runtime *rt)
                    (parts->group != NULL &&
                     tess_comm_world(parts->group) == parts->plan->options.gather_group_numel),
                TESS_E_ARG, "plan has gather groups of %d", parts->plan->options.gather_group_numel);
-    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
-        TESS_TRY(tess_arena_create(tess_lifetime_name((tess_lifetime)i),
-                                   parts->plan->arena_nbytes[i], &rt->arena[i]));
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
+        /* The snapshot is the checkpoint store's: it allocates what the plan lists. */
+        const size_t nbytes = i == TESS_LIFE_STAGING ? 0 : parts->plan->arena_nbytes[i];
+        TESS_TRY(tess_arena_create(tess_lifetime_name((tess_lifetime)i), nbytes, &rt->arena[i]));
+    }
     tess_stream_init_inline(&rt->compute, "compute", parts->pool);
     rt->lane[TESS_LANE_COMPUTE] = &rt->compute;
     rt->lane[TESS_LANE_GATHER] =
@@ -419,7 +421,8 @@ static tess_status run_program(tess_runtime *rt, program *p,
 /* Summed over ranks in the control record: integers only, so the order of ranks does not matter. */
 typedef struct control_sum {
     tess_exact loss, norm;
-    int64_t nonfinite_numel;
+    int64_t nonfinite_numel;      /* gradient elements, and losses */
+    int64_t nonfinite_loss_numel; /* micro-batches */
 } control_sum;
 
 typedef struct control_record {
@@ -428,7 +431,7 @@ typedef struct control_record {
                 1]; /* flags, then minus the lowest (rank, unit) with a non-finite value */
 } control_record;
 
-_Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 1) * sizeof(int64_t),
+_Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
                "no padding");
 
 static tess_status measure_gradients(tess_runtime *rt, control_record *c)
@@ -455,7 +458,8 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
 
 static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
 {
-    control_record c = {.sum = {.loss = rt->loss}};
+    control_record c = {
+        .sum = {.loss = rt->loss, .nonfinite_loss_numel = rt->nonfinite_loss_numel}};
     TESS_TRY(measure_gradients(rt, &c));
     for (int i = 0; i < rt->request->flag_numel; i++)
         c.max[i] = rt->request->flags[i];
@@ -463,6 +467,8 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
                                (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_FLAG_MAX + 1));
     const int64_t units = rt->parts.plan->unit_numel;
     result->loss = tess_exact_round(&c.sum.loss) / (double)rt->request->loss_token_numel;
+    if (c.sum.nonfinite_loss_numel > 0)
+        result->loss = NAN;
     result->grad_norm = sqrt(tess_exact_round(&c.sum.norm));
     result->nonfinite_numel = c.sum.nonfinite_numel;
     result->nonfinite_rank = result->nonfinite_unit = -1;

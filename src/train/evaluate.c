@@ -24,42 +24,51 @@ static tess_status fill(tess_session *s, int64_t first, int64_t numel)
 typedef struct eval_sum {
     tess_exact loss;
     int64_t loss_token_numel;
-    int64_t failed_numel;
+    int64_t nonfinite_numel; /* micro-batches */
 } eval_sum;
 
-/* One micro-batch of this rank, or none: gathers are collective. */
-static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eval_sum *sum)
+/*
+ * One micro-batch of this rank, or none: gathers are collective. What cannot be read is remembered
+ * in `read_status`: the rank goes on taking part until all agree.
+ */
+static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eval_sum *sum,
+                                   tess_status *read_status)
 {
     const int64_t b = s->run->train.micro_batch, first = micro_batch_idx * b;
     const int64_t left = tess_dataset_get_info(s->eval_data)->sequences_per_epoch - first;
     int64_t loss_token_numel = 0;
     double loss_sum = 0.0;
-    if (left <= 0)
-        return session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, NULL, &loss_sum));
-    tess_status st = fill(s, first, TESS_MIN(left, b));
-    if (st == TESS_OK)
-        st = tess_dataset_loss_tokens(s->eval_data, first, TESS_MIN(left, b), &loss_token_numel);
-    sum->failed_numel += st != TESS_OK;
-    TESS_TRY(
-        tess_runtime_forward(s->rt, TESS_CALL_EVAL, st == TESS_OK ? &s->batch : NULL, &loss_sum));
+    if (left > 0 && *read_status == TESS_OK)
+        *read_status = fill(s, first, TESS_MIN(left, b));
+    if (left > 0 && *read_status == TESS_OK)
+        *read_status =
+            tess_dataset_loss_tokens(s->eval_data, first, TESS_MIN(left, b), &loss_token_numel);
+    const bool has_batch = left > 0 && *read_status == TESS_OK;
+    TESS_TRY(session_section(
+        s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, has_batch ? &s->batch : NULL, &loss_sum)));
     sum->loss_token_numel += loss_token_numel;
-    sum->failed_numel += !tess_exact_add(&sum->loss, loss_sum);
+    sum->nonfinite_numel += !tess_exact_add(&sum->loss, loss_sum);
     return TESS_OK;
 }
 
-tess_status session_eval_loss(tess_session *s, tess_eval_result *out)
+tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *arg,
+                              tess_eval_result *out)
 {
     const int64_t sequence_numel = tess_dataset_get_info(s->eval_data)->sequences_per_epoch;
     const int world = tess_comm_world(s->world);
     eval_sum sum = {0};
-    for (int64_t first = 0; first * s->run->train.micro_batch < sequence_numel; first += world)
-        TESS_TRY(add_micro_batch(s, first + tess_comm_rank(s->world), &sum));
+    tess_status read_status = TESS_OK;
+    for (int64_t first = 0; first * s->run->train.micro_batch < sequence_numel; first += world) {
+        if (tick != NULL)
+            tick(arg);
+        TESS_TRY(add_micro_batch(s, first + tess_comm_rank(s->world), &sum, &read_status));
+    }
+    TESS_TRY(session_agree(s, read_status));
     TESS_TRY(tess_comm_control(s->world, (int64_t *)(void *)&sum,
                                (int)(sizeof sum / sizeof(int64_t)), NULL, 0));
-    TESS_CHECK(
-        sum.failed_numel == 0, TESS_E_NUMERIC,
-        "data.eval_path: %lld micro-batches could not be read or gave a loss that is not finite",
-        (long long)sum.failed_numel);
+    TESS_CHECK(sum.nonfinite_numel == 0, TESS_E_NUMERIC,
+               "data.eval_path: %lld micro-batches gave a loss that is not finite",
+               (long long)sum.nonfinite_numel);
     TESS_CHECK(sum.loss_token_numel > 0, TESS_E_FORMAT,
                "data.eval_path: '%s' has no token with a loss", s->run->data.eval_path);
     *out = (tess_eval_result){.loss = tess_exact_round(&sum.loss) / (double)sum.loss_token_numel,
@@ -74,5 +83,5 @@ tess_status tess_session_evaluate(tess_session *s, tess_eval_result *out)
     TESS_CHECK(
         s->eval_data != NULL, TESS_E_CONFIG,
         "data.eval_path is not set: give a held-out token file, e.g. data.eval_path=eval.h5");
-    return session_eval_loss(s, out);
+    return session_eval_loss(s, NULL, NULL, out);
 }

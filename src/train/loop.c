@@ -26,7 +26,8 @@ typedef struct loop {
     bool is_saving;
     bool is_stopping;
     double longest_step_s;
-    int64_t last_saved_step; /* -1: none by this process */
+    int64_t asked_step;     /* of the last save that was asked for, -1: none */
+    int64_t committed_step; /* of the last one that is on disk, -1: none by this process */
 } loop;
 
 /* ---- learning rate ---- */
@@ -55,14 +56,31 @@ static double learning_rate(const tess_run *run, int64_t step)
 
 /* ---- watchdog ---- */
 
-static void beat(loop *l, const char *label)
+/* A section may take `least_s`, or longer where steps take long; an explicit deadline holds for
+ * all. */
+static void beat_for(loop *l, const char *label, double least_s)
 {
     double deadline_s = l->s->options.deadline_s;
     if (deadline_s <= 0.0)
-        deadline_s = l->longest_step_s > 0.0
-                         ? TESS_MAX(STEP_DEADLINE_LEAST_S, STEP_DEADLINE_FACTOR * l->longest_step_s)
-                         : START_DEADLINE_S;
+        deadline_s = TESS_MAX(least_s, STEP_DEADLINE_FACTOR * l->longest_step_s);
     tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
+}
+
+static void beat(loop *l, const char *label)
+{
+    beat_for(l, label, l->longest_step_s > 0.0 ? STEP_DEADLINE_LEAST_S : START_DEADLINE_S);
+}
+
+/* Files may be slow without being lost: they get the time of a start. */
+static void beat_files(loop *l, const char *label) { beat_for(l, label, START_DEADLINE_S); }
+
+/* Metrics of rank 0 that cannot be written: say it, the run is worth more. */
+static void note_metrics(const loop *l, tess_status st)
+{
+    if (st == TESS_OK)
+        return;
+    tess_log_write(&l->s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
+    tess_error_clear();
 }
 
 /* ---- checkpoints ---- */
@@ -77,9 +95,11 @@ static tess_ckpt_value words(const char *name, const char *value)
     return (tess_ckpt_value){.name = name, .kind = TESS_CKPT_TEXT, .text = value};
 }
 
-static void report_save(const loop *l, const tess_ckpt_report *r)
+static void report_save(loop *l, const tess_ckpt_report *r)
 {
     const tess_log *log = &l->s->ctx->log;
+    if (r->outcome != TESS_CKPT_DROPPED)
+        l->committed_step = r->step;
     if (r->outcome == TESS_CKPT_DROPPED)
         tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
                       r->message);
@@ -99,7 +119,7 @@ static tess_status commit(loop *l)
     tess_ckpt_report report;
     if (!l->is_saving)
         return TESS_OK;
-    beat(l, "commit");
+    beat_files(l, "commit");
     l->is_saving = false;
     TESS_TRY(tess_ckpt_commit(l->s->store, &report));
     report_save(l, &report);
@@ -110,15 +130,16 @@ static tess_status begin_save(loop *l)
 {
     tess_session *s = l->s;
     const tess_run *run = s->run;
-    if (l->is_saving && run->output.when_busy == TESS_RUN_BUSY_SKIP) {
+    const bool is_last = l->is_stopping || s->step == run->train.steps;
+    if (l->is_saving && !is_last && run->output.when_busy == TESS_RUN_BUSY_SKIP) {
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "checkpoint of step %" PRId64 " skipped: one is being written", s->step);
         return TESS_OK;
     }
     TESS_TRY(commit(l));
-    beat(l, "save");
-    if (l->metrics != NULL && tess_metrics_sync(l->metrics) != TESS_OK)
-        tess_error_clear(); /* metrics are not worth a checkpoint */
+    beat_files(l, "save");
+    if (l->metrics != NULL)
+        note_metrics(l, tess_metrics_sync(l->metrics));
     const tess_ckpt_value state[] = {
         number("step", s->step),
         number("tokens", s->token_numel),
@@ -134,7 +155,7 @@ static tess_status begin_save(loop *l)
     tess_ckpt_report report;
     TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
-    l->last_saved_step = s->step;
+    l->asked_step = s->step;
     if (!l->is_saving)
         report_save(l, &report);
     return TESS_OK;
@@ -142,14 +163,15 @@ static tess_status begin_save(loop *l)
 
 /* ---- evaluation ---- */
 
+static void beat_evaluation(void *arg) { beat(arg, "evaluation"); }
+
 static tess_status evaluate(loop *l)
 {
     tess_session *s = l->s;
     tess_eval_result result;
     if (s->eval_data == NULL)
         return TESS_OK;
-    beat(l, "evaluation");
-    TESS_TRY(session_eval_loss(s, &result));
+    TESS_TRY(session_eval_loss(s, beat_evaluation, l, &result));
     if (tess_comm_rank(s->world) == 0) {
         const tess_metrics_eval_row row = {
             .step = s->step, .loss = result.loss, .loss_token_numel = result.loss_token_numel};
@@ -157,7 +179,7 @@ static tess_status evaluate(loop *l)
         tess_log_root(&s->ctx->log, TESS_LOG_INFO,
                       "eval step=%" PRId64 " loss=%.6f tokens=%" PRId64, s->step, result.loss,
                       result.loss_token_numel);
-        return tess_metrics_eval(l->metrics, &row);
+        note_metrics(l, tess_metrics_eval(l->metrics, &row));
     }
     return TESS_OK;
 }
@@ -273,11 +295,7 @@ static tess_status run_step(loop *l)
     l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
     l->is_stopping = result.flags[FLAG_STOP] != 0;
     TESS_TRY(judge_finite(l, &result));
-    const tess_status st = report_step(l, &result, lr, step_s);
-    if (st != TESS_OK) { /* metrics of rank 0: say it once, the run is worth more */
-        tess_log_write(&s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
-        tess_error_clear();
-    }
+    note_metrics(l, report_step(l, &result, lr, step_s));
     return result.flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
 }
 
@@ -297,7 +315,13 @@ static tess_status run_steps(loop *l)
             TESS_TRY(begin_save(l));
     }
     TESS_TRY(commit(l));
+    beat_files(l, "removal of old checkpoints");
     tess_ckpt_drain(s->store);
+    TESS_CHECK(
+        l->committed_step == l->asked_step, TESS_E_IO,
+        "output.dir: the checkpoint of step %" PRId64
+        " could not be written to '%s' (the warning above says why); make room and start again",
+        l->asked_step, run->output.dir);
     return TESS_OK;
 }
 
@@ -346,13 +370,21 @@ static tess_status start(loop *l)
     return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
 }
 
+/* After a failure its record stays; what closing adds to it is not worth a second message. */
+static void note_metrics_close(loop *l, tess_status st)
+{
+    const tess_status closed = tess_metrics_close(&l->metrics);
+    if (st == TESS_OK)
+        note_metrics(l, closed);
+}
+
 static tess_status finish(loop *l, tess_status st)
 {
     tess_watchdog_destroy(&l->watchdog);
     tess_progress_fini(&l->progress);
-    const tess_status closed = tess_metrics_close(&l->metrics);
+    note_metrics_close(l, st);
     tess_free(l->run_yaml);
-    return st != TESS_OK ? st : closed;
+    return st;
 }
 
 static tess_status export_result(tess_session *s)
@@ -368,7 +400,7 @@ static tess_status export_result(tess_session *s)
 
 tess_status tess_session_train(tess_session *s)
 {
-    loop l = {.s = s, .last_saved_step = -1};
+    loop l = {.s = s, .asked_step = -1, .committed_step = -1};
     tess_status st = session_agree(s, start(&l));
     if (st == TESS_OK)
         st = run_steps(&l);

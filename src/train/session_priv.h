@@ -65,8 +65,10 @@ TESS_MUST_CHECK tess_status session_load(tess_session *s);
 /** Micro-batch `g` (global number over the whole run) of training data into the batch. Local. */
 TESS_MUST_CHECK tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx);
 
-/** Mean held-out loss; the caller knows that there is evaluation data. */
-TESS_MUST_CHECK tess_status session_eval_loss(tess_session *s, tess_eval_result *out);
+/** Mean held-out loss; the caller knows that there is evaluation data. `tick` (may be NULL) is
+ * called before every micro-batch. */
+TESS_MUST_CHECK tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *arg,
+                                              tess_eval_result *out);
 
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
