@@ -100,6 +100,10 @@ static tess_status write_manifest(tess_ckpt_store *s, ckpt_attempt *a)
     ckpt_manifest_format(&a->spec, &a->text);
     TESS_TRY(ckpt_manifest_seal(&a->text, &a->digest));
     const int64_t epoch_now = ckpt_lock_epoch(s);
+    TESS_CHECK(
+        epoch_now >= 0, TESS_E_IO,
+        "'%s/LOCK' cannot be read, so nobody knows whether this run still owns the directory",
+        s->dir);
     TESS_CHECK(epoch_now == s->epoch, TESS_E_IO,
                "'%s/LOCK' shows epoch %" PRId64 ", this run has %" PRId64
                ": another run took over the directory",
