@@ -73,6 +73,12 @@ static tess_status codec_of_choice(const tess_run *run, tess_run_base_format cho
     return TESS_FAIL(TESS_E_STATE, "base.format: choice %d is not in the schema", (int)choice);
 }
 
+static bool is_equal_codec(const tess_codec *a, const tess_codec *b)
+{
+    return a->format == b->format && a->block_numel == b->block_numel &&
+           a->double_quant == b->double_quant;
+}
+
 static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_codec source,
                             tess_codec *out)
 {
@@ -89,7 +95,7 @@ static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_co
         }
     }
     TESS_TRY(codec_of_choice(run, choice, source, out));
-    if (memcmp(out, &source, sizeof source) != 0)
+    if (!is_equal_codec(out, &source))
         c->d->is_base_as_source = false;
     return TESS_OK;
 }
@@ -135,45 +141,7 @@ static tess_status make_spec(tess_description *d)
 
 /* ---- model ---- */
 
-static tess_status copy_path(const tess_run *run, char path[PATH_MAX])
-{
-    const int n = snprintf(path, PATH_MAX, "%s/model", run->output.dir);
-    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.dir: path of %zu bytes is too long",
-               strlen(run->output.dir));
-    return TESS_OK;
-}
-
-static tess_status read_config(const tess_ctx *ctx, tess_description *d)
-{
-    char path[PATH_MAX], dir[PATH_MAX];
-    tess_io_kind kind = TESS_IO_MISSING;
-    int64_t nbytes = 0;
-    size_t text_nbytes = 0;
-    int n = snprintf(dir, sizeof dir, "%s", d->run->model.path);
-    if (n > 0 && n < (int)sizeof dir)
-        n = snprintf(path, sizeof path, "%s/config.json", dir);
-    TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_CONFIG, "model.path: path is too long");
-    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
-    if (kind == TESS_IO_MISSING) {
-        TESS_TRY(copy_path(d->run, dir));
-        n = snprintf(path, sizeof path, "%s/config.json", dir);
-        TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_CONFIG, "output.dir: path is too long");
-        TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
-    }
-    TESS_CHECK(
-        kind == TESS_IO_FILE, TESS_E_CONFIG,
-        "model.path: '%s' has no config.json and '%s' keeps no copy of it; give a Hugging Face "
-        "model directory",
-        d->run->model.path, d->run->output.dir);
-    TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
-    TESS_TRY(tess_hf_config_read(ctx->io, dir, &d->config));
-    const tess_run_family family = d->run->model.family;
-    TESS_CHECK(family == TESS_RUN_FAMILY_AUTO || (int)family - 1 == (int)d->config.family,
-               TESS_E_CONFIG,
-               "model.family: the run file's choice differs from model_type '%s' of '%s'",
-               tess_llm_family_name(d->config.family), path);
-    return TESS_OK;
-}
+/* ---- small files of the model ---- */
 
 static tess_status is_file(const tess_ctx *ctx, const char *dir, const char *name, bool *out)
 {
@@ -183,7 +151,65 @@ static tess_status is_file(const tess_ctx *ctx, const char *dir, const char *nam
     TESS_CHECK(snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path, TESS_E_CONFIG,
                "path of %zu bytes is too long", strlen(dir));
     TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
-    *out = kind != TESS_IO_MISSING;
+    *out = kind == TESS_IO_FILE;
+    return TESS_OK;
+}
+
+/* Where a run keeps them: beside its checkpoints; before it has any, beside the one it resumes. */
+static tess_status find_kept(const tess_ctx *ctx, const tess_run *run, char dir[PATH_MAX],
+                             bool *was_begun)
+{
+    const char *resume = run->output.resume;
+    const bool is_path =
+        resume != NULL && strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0;
+    int n = snprintf(dir, PATH_MAX, "%s/model", run->output.dir);
+    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.dir: path of %zu bytes is too long",
+               strlen(run->output.dir));
+    TESS_TRY(is_file(ctx, dir, "config.json", was_begun));
+    if (*was_begun || !is_path)
+        return TESS_OK;
+    n = snprintf(dir, PATH_MAX, "%s/../model", resume);
+    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.resume: path of %zu bytes is too long",
+               strlen(resume));
+    return is_file(ctx, dir, "config.json", was_begun);
+}
+
+tess_status tess_describe_file(const tess_ctx *ctx, const tess_run *run, const char *name,
+                               char path[PATH_MAX], bool *is_there)
+{
+    char kept[PATH_MAX];
+    const char *dir = run->model.path;
+    bool was_begun = false;
+    TESS_TRY(is_file(ctx, dir, name, is_there));
+    if (!*is_there) {
+        TESS_TRY(find_kept(ctx, run, kept, &was_begun));
+        TESS_TRY(is_file(ctx, kept, name, is_there));
+        dir = *is_there ? kept : dir;
+    }
+    TESS_CHECK(snprintf(path, PATH_MAX, "%s/%s", dir, name) < PATH_MAX, TESS_E_CONFIG,
+               "path of %zu bytes is too long", strlen(dir));
+    return TESS_OK;
+}
+
+static tess_status read_config(const tess_ctx *ctx, tess_description *d)
+{
+    char path[PATH_MAX], dir[PATH_MAX];
+    bool is_there = false;
+    size_t text_nbytes = 0;
+    TESS_TRY(tess_describe_file(ctx, d->run, "config.json", path, &is_there));
+    TESS_CHECK(
+        is_there, TESS_E_CONFIG,
+        "model.path: '%s' has no config.json and '%s' keeps no copy of it; give a Hugging Face "
+        "model directory",
+        d->run->model.path, d->run->output.dir);
+    snprintf(dir, sizeof dir, "%.*s", (int)(strrchr(path, '/') - path), path);
+    TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
+    TESS_TRY(tess_hf_config_read(ctx->io, dir, &d->config));
+    const tess_run_family family = d->run->model.family;
+    TESS_CHECK(family == TESS_RUN_FAMILY_AUTO || (int)family - 1 == (int)d->config.family,
+               TESS_E_CONFIG,
+               "model.family: the run file's choice differs from model_type '%s' of '%s'",
+               tess_llm_family_name(d->config.family), path);
     return TESS_OK;
 }
 
@@ -197,8 +223,7 @@ static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
         return TESS_OK;
     TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors", &has_single));
     TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors.index.json", &has_index));
-    TESS_TRY(copy_path(d->run, kept));
-    TESS_TRY(is_file(ctx, kept, "config.json", &was_begun));
+    TESS_TRY(find_kept(ctx, d->run, kept, &was_begun));
     if (!has_single && !has_index && was_begun)
         return TESS_OK;
     return tess_model_dir_open(ctx, d->run->model.path, &d->dir);

@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include <limits.h>
+
 #include "core/ctx.h"
 #include "format/model_dir.h"
 #include "format/peft.h"
@@ -49,6 +51,13 @@ typedef struct tess_description {
 TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
                                           const tess_launch_shape *launch, tess_description *out);
 void tess_description_fini(tess_description *d);
+/**
+ * Where a small file of the model (config.json, tokenizer.json) is: in model.path, else in the copy
+ * beside the checkpoints. `path` is the place in model.path when it is in neither. Local.
+ */
+TESS_MUST_CHECK tess_status tess_describe_file(const tess_ctx *ctx, const tess_run *run,
+                                               const char *name, char path[PATH_MAX],
+                                               bool *is_there);
 /** Source of the loader over the description's model directory. */
 tess_load_source tess_description_source(tess_description *d);
 /** "base.format" etc. resolved for loading: what tess_load() needs. Local. */

@@ -257,33 +257,10 @@ static tess_status write_hf_tensor(void *arg, int param_idx, const void *data, s
     return tess_safetensors_writer_append(e->writer, e->tensor_of[param_idx], data, nbytes);
 }
 
-/* The tokenizer belongs to the model; without one in the source there is none to copy. */
-static tess_status copy_tokenizer(const tess_session *s, const char *dir)
-{
-    static const char *const name[] = {"tokenizer.json", "tokenizer_config.json"};
-    for (int i = 0; i < TESS_NELEM(name); i++) {
-        char from[PATH_MAX], to[PATH_MAX], *text = NULL;
-        size_t nbytes = 0;
-        tess_io_kind kind = TESS_IO_MISSING;
-        int64_t file_nbytes = 0;
-        if (snprintf(from, sizeof from, "%s/%s", s->run->model.path, name[i]) >= (int)sizeof from ||
-            snprintf(to, sizeof to, "%s/%s", dir, name[i]) >= (int)sizeof to)
-            return TESS_FAIL(TESS_E_ARG, "export folder: path is too long");
-        TESS_TRY(tess_io_stat(s->ctx->io, from, &kind, &file_nbytes));
-        if (kind != TESS_IO_FILE)
-            continue;
-        TESS_TRY(tess_io_read_all(s->ctx->io, from, 64 << 20, &text, &nbytes));
-        const tess_status st = tess_io_write_all(s->ctx->io, to, text, nbytes);
-        tess_free(text);
-        TESS_TRY(st);
-    }
-    return TESS_OK;
-}
-
 static tess_status finish_hf(hf_export *e, const tess_export_request *request)
 {
     TESS_TRY(tess_safetensors_writer_finish(e->writer));
-    return copy_tokenizer(e->s, request->dir);
+    return session_keep_tokenizer(e->s, request->dir);
 }
 
 static tess_status export_hf(tess_session *s, const tess_export_request *request)

@@ -6,6 +6,7 @@
  * once to base/<id>/ and a resume reads them there: nothing is ever quantized twice, and the source
  * files may be gone.
  */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -138,15 +139,39 @@ static tess_status import_adapter(tess_session *s)
 
 /* ---- fresh start ---- */
 
+/* One small file of the model into `dir`, when there is such a file. */
+static tess_status keep_file(tess_session *s, const char *dir, const char *name)
+{
+    char from[PATH_MAX], to[PATH_MAX], *text = NULL;
+    size_t nbytes = 0;
+    bool is_there = false;
+    TESS_TRY(tess_describe_file(s->ctx, s->run, name, from, &is_there));
+    TESS_CHECK(snprintf(to, sizeof to, "%s/%s", dir, name) < (int)sizeof to, TESS_E_CONFIG,
+               "path of %zu bytes is too long", strlen(dir));
+    if (!is_there || strcmp(from, to) == 0)
+        return TESS_OK;
+    TESS_TRY(tess_io_read_all(s->ctx->io, from, TESS_TOKENIZER_LIMIT_NBYTES, &text, &nbytes));
+    const tess_status st = tess_io_write_all(s->ctx->io, to, text, nbytes);
+    tess_free(text);
+    return st;
+}
+
+tess_status session_keep_tokenizer(tess_session *s, const char *dir)
+{
+    TESS_TRY(keep_file(s, dir, "tokenizer.json"));
+    return keep_file(s, dir, "tokenizer_config.json");
+}
+
 /* Keep what describes the model beside the checkpoints: a resume may not find the source any more.
- */
-static tess_status keep_config(tess_session *s)
+ * config.json is the last: who finds it finds the others. */
+static tess_status keep_model(tess_session *s)
 {
     char dir[1024], path[1024 + 16];
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
     TESS_TRY(session_path(s, "model", dir));
     TESS_TRY(tess_io_mkdirs(s->ctx->io, dir));
+    TESS_TRY(session_keep_tokenizer(s, dir));
     snprintf(path, sizeof path, "%s/config.json", dir);
     return tess_io_write_all(s->ctx->io, path, s->d.config_text, strlen(s->d.config_text));
 }
@@ -202,7 +227,7 @@ static tess_status start_fresh(tess_session *s)
         TESS_TRY(session_agree(s, import_adapter(s)));
     if (s->options.kind != TESS_SESSION_TRAIN)
         return TESS_OK;
-    TESS_TRY(session_agree(s, keep_config(s)));
+    TESS_TRY(session_agree(s, keep_model(s)));
     return store_base(s);
 }
 
@@ -282,6 +307,17 @@ static tess_status reload_source(tess_session *s, const tess_ckpt_loaded *m)
     return TESS_OK;
 }
 
+/* A checkpoint of another run directory: this one gets what a later resume needs. The base that
+ * was read is written as it is, byte for byte. */
+static tess_status move_in(tess_session *s)
+{
+    bool was_there = false;
+    TESS_TRY(session_agree(s, keep_model(s)));
+    if (s->base.mode != TESS_CKPT_BASE_COPY)
+        return TESS_OK;
+    return tess_ckpt_save_base(s->store, s->base_id, &s->records.base, &was_there);
+}
+
 static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
 {
     TESS_TRY(number_of(m, "step", &s->step));
@@ -315,6 +351,8 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
     if (loaded.found == TESS_CKPT_LOADED) {
         *is_loaded = true;
         st = take_over(s, &loaded);
+        if (st == TESS_OK && !is_reader && !is_auto)
+            st = move_in(s);
         if (st == TESS_OK)
             tess_log_root(&s->ctx->log, TESS_LOG_INFO,
                           "resumed from '%s' at step %lld (written by %d ranks)", loaded.path,

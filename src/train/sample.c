@@ -2,6 +2,7 @@
  * Continuations of a prompt. The whole window is run again for every token: shapes stay those of
  * the plan, and a sample needs no memory of its own.
  */
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +40,8 @@ static int by_logit(const void *a, const void *b)
  * position. */
 static int32_t draw(sampler *p)
 {
-    const int64_t vocab = p->s->d.config.vocab_numel;
+    /* ids above the tokenizer's are padding of the embedding: they have no text */
+    const int64_t vocab = tess_tokenizer_vocab_numel(p->tokenizer);
     for (int64_t i = 0; i < vocab; i++)
         p->candidates[i] = (candidate){p->logits[i], (int32_t)i};
     qsort(p->candidates, (size_t)vocab, sizeof *p->candidates, by_logit);
@@ -98,7 +100,7 @@ static tess_status extend(sampler *p)
         const int32_t id = draw(p);
         if (is_end(s, id))
             return TESS_OK;
-        TESS_TRY(tess_ids_append(&p->ids, &id, 1));
+        TESS_TRY(session_agree(s, tess_ids_append(&p->ids, &id, 1)));
     }
     return TESS_OK;
 }
@@ -108,9 +110,15 @@ static tess_status prepare(sampler *p)
     tess_session *s = p->s;
     const int64_t vocab = s->d.config.vocab_numel;
     void *memory = NULL;
-    TESS_TRY(tess_tokenizer_open(s->ctx->io, s->run->model.path, &p->tokenizer));
+    char path[PATH_MAX];
+    bool is_there = false;
+    TESS_TRY(tess_describe_file(s->ctx, s->run, "tokenizer.json", path, &is_there));
+    TESS_CHECK(is_there, TESS_E_CONFIG,
+               "model.path: '%s' has no tokenizer.json and '%s' keeps no copy of it",
+               s->run->model.path, s->run->output.dir);
+    TESS_TRY(tess_tokenizer_open(s->ctx->io, path, &p->tokenizer));
     TESS_CHECK(tess_tokenizer_vocab_numel(p->tokenizer) <= vocab, TESS_E_FORMAT,
-               "tokenizer of '%s' has %lld tokens, the model has %lld", s->run->model.path,
+               "tokenizer '%s' has %lld tokens, the model has %lld", path,
                (long long)tess_tokenizer_vocab_numel(p->tokenizer), (long long)vocab);
     TESS_TRY(tess_encoder_create(p->tokenizer, &p->encoder));
     TESS_TRY(tess_alloc_array(vocab, sizeof(float), &memory));
@@ -135,7 +143,7 @@ tess_status tess_session_sample(tess_session *s, const tess_sample_request *requ
     if (st == TESS_OK)
         st = extend(&p);
     if (st == TESS_OK)
-        st = tess_decode(p.tokenizer, p.ids.id, p.ids.numel, true, text, &nbytes);
+        st = session_agree(s, tess_decode(p.tokenizer, p.ids.id, p.ids.numel, true, text, &nbytes));
     tess_ids_fini(&p.ids);
     tess_free(p.candidates);
     tess_free(p.logits);

@@ -12,6 +12,8 @@
 
 TESS_BEGIN_DECLS
 
+enum { TESS_TOKENIZER_LIMIT_NBYTES = 64 << 20 };
+
 /** What the checkpoint floor is told: records, tensors and their strings. */
 typedef struct session_records {
     tess_ckpt_set state, base;
@@ -69,6 +71,9 @@ TESS_MUST_CHECK tess_status session_fill_batch(tess_session *s, int64_t micro_ba
  * called before every micro-batch. */
 TESS_MUST_CHECK tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *arg,
                                               tess_eval_result *out);
+
+/** Copy the model's tokenizer files, where there are some, into `dir`. Local. */
+TESS_MUST_CHECK tess_status session_keep_tokenizer(tess_session *s, const char *dir);
 
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/memory.h"
+#include "shard/ckpt.h"
 #include "support/rank_test.h"
 #include "support/tiny_run.h"
 
@@ -226,6 +227,7 @@ static tess_status make_source(world_pair *w, char source[300])
     snprintf(exported, sizeof exported, "%s/full/export", w->t.dir);
     snprintf(source, 300, "%s/source", w->t.dir);
     TESS_TRY(shell(w, "cp -r '%s' '%s'", exported, source));
+    TESS_TRY(shell(w, "echo '{}' > '%s/tokenizer.json'%s", source, ""));
     snprintf(w->t.model, sizeof w->t.model, "%s", source);
     return TESS_OK;
 }
@@ -236,6 +238,29 @@ static tess_status sum_quantized(world_pair *w, int64_t *sum)
     int64_t none = 0;
     quantized_numel = 0;
     return tess_comm_control(w->comm, sum, 1, &none, 1);
+}
+
+/* The newest checkpoint of `d` goes on in another folder, twice: that folder has all it needs. */
+static tess_status check_other_folder(world_pair *w, const tiny_outcome *want,
+                                      const tess_kernels *kernels)
+{
+    char run_dir[400], checkpoint[400], resume[440];
+    tiny_outcome got;
+    snprintf(run_dir, sizeof run_dir, "%s/d", w->t.dir);
+    TESS_TRY(tess_ckpt_resolve(&w->t.ctx, run_dir, checkpoint, sizeof checkpoint));
+    snprintf(resume, sizeof resume, "output.resume=%s", checkpoint);
+    const char *const from[] = {"model.init=weights", resume, NULL};
+    const char *const on[] = {"model.init=weights", NULL};
+    TESS_TRY(live(w, w->comm, &(life){"moved", from, 15, 11, false, kernels}));
+    TESS_TRY(shell(w, "test -e '%s/moved/model/tokenizer.json' && test -d '%s/moved/base'",
+                   w->t.dir, w->t.dir));
+    TESS_TRY(shell(w, "mv '%s/d' '%s/d.away'", w->t.dir, w->t.dir));
+    TESS_TRY(live(w, w->comm, &(life){"moved", on, 0, 15, false, kernels}));
+    TESS_TRY(shell(w, "mv '%s/d.away' '%s/d'", w->t.dir, w->t.dir));
+    TESS_TRY(outcome_of(w, "moved", &got));
+    TESS_CHECK(tess_sha256_is_equal(&got.adapter, &want->adapter), TESS_E_STATE,
+               "the adapter of a run that moved differs from the one of the run in one go");
+    return TESS_OK;
 }
 
 /* The base was quantized once; its source may go. */
@@ -258,6 +283,7 @@ static tess_status check_quantized(world_pair *w, const char *source)
     is_quantizer_refusing = true;
     quantized_numel = 0;
     TESS_TRY(live(w, w->comm, &(life){"d", regrouped, 11, 5, false, &kernels}));
+    TESS_TRY(check_other_folder(w, &want, &kernels));
     TESS_TRY(live_alone(w, &(life){"d", overrides, 0, 11, false, &kernels}));
     TESS_TRY(sum_quantized(w, &numel));
     TESS_CHECK(numel == 0, TESS_E_STATE, "%lld tensors were quantized by a resume",
