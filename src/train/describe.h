@@ -18,7 +18,8 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_OUTSIDE_NBYTES = 64 << 20 };
+/** What a plan allows for outside its arenas, and how much of it the data sets may take. */
+enum { TESS_OUTSIDE_NBYTES = 64 << 20, TESS_DATA_NBYTES = 40 << 20 };
 
 /** What the launch is, as far as a plan depends on it. */
 typedef struct tess_launch_shape {

@@ -56,87 +56,6 @@ static tess_status load_from_source(tess_session *s, bool wants_trainable)
     return st;
 }
 
-/* ---- adapters to start from ---- */
-
-static bool split_lora_name(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
-{
-    const char *end_a = strstr(name, ".lora_A.weight"), *end_b = strstr(name, ".lora_B.weight");
-    const char *end = end_a != NULL ? end_a : end_b;
-    if (end == NULL)
-        return false;
-    *part = end_a != NULL ? TESS_PEFT_A : TESS_PEFT_B;
-    snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(end - name), name);
-    return true;
-}
-
-static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
-{
-    char path[TESS_NAME_NBYTES];
-    tess_peft_part part = TESS_PEFT_A;
-    int64_t lo = 0, hi = 0;
-    TESS_CHECK(split_lora_name(p->name, path, &part), TESS_E_CONFIG,
-               "adapter.resume: tensor '%s' is no adapter tensor", p->name);
-    const tess_peft_adapter *a = tess_peft_dir_find(dir, path);
-    const int64_t rank = part == TESS_PEFT_A ? p->shape[0] : p->shape[1];
-    TESS_CHECK(a != NULL, TESS_E_CONFIG,
-               "adapter.resume: '%s' has no adapter of '%s'; change lora.targets",
-               s->run->adapter.resume, path);
-    TESS_CHECK(a->rank == rank &&
-                   a->rank * (part == TESS_PEFT_A ? a->in_numel : a->out_numel) == p->numel,
-               TESS_E_CONFIG, "adapter.resume: '%s' of '%s' has rank %lld, lora.rank is %lld", path,
-               s->run->adapter.resume, (long long)a->rank, (long long)rank);
-    tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
-    const int64_t first = TESS_MAX(lo, p->slab_first_idx),
-                  end = TESS_MIN(hi, p->slab_first_idx + p->numel);
-    if (first >= end)
-        return TESS_OK;
-    tess_dtype dt = TESS_F32;
-    TESS_TRY(tess_peft_dir_dtype(dir, a, part, &dt));
-    const size_t item = tess_dtype_block_nbytes(dt);
-    char *raw = tess_runtime_arena(s->rt, TESS_LIFE_WORK).data;
-    const int64_t room = tess_runtime_arena(s->rt, TESS_LIFE_WORK).numel / (int64_t)item;
-    float *master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER).data;
-    TESS_CHECK(dt != TESS_F16, TESS_E_UNSUPPORTED,
-               "adapter.resume: '%s' is f16; convert it to f32 or bf16", s->run->adapter.resume);
-    for (int64_t at = first; at < end;) {
-        const int64_t numel = TESS_MIN(end - at, room);
-        TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
-                                    (size_t)numel * item, raw));
-        const tess_cast_args args = {.src = tess_view_host(raw, numel, dt),
-                                     .dst = tess_view_host(master + (at - lo), numel, TESS_F32)};
-        TESS_TRY(s->kernels->cast(&args, &(tess_stream){0}));
-        at += numel;
-    }
-    return TESS_OK;
-}
-
-static tess_status import_adapter(tess_session *s)
-{
-    tess_peft_dir *dir = NULL;
-    TESS_TRY(tess_peft_dir_open(s->ctx->io, s->run->adapter.resume, &dir));
-    const char *id = tess_peft_dir_metadata(dir, "base.identity");
-    const bool is_other_base = id == NULL || strcmp(id, s->base_id) != 0;
-    const tess_peft_options *o = tess_peft_spec_options(tess_peft_dir_spec(dir));
-    tess_status st = TESS_OK;
-    if (is_other_base && !s->run->adapter.allow_base_change)
-        st = TESS_FAIL(
-            TESS_E_CONFIG,
-            "adapter.resume: '%s' was trained on base %.16s, this run's base is %.16s; set "
-            "adapter.allow_base_change=true to accept that",
-            s->run->adapter.resume, id != NULL ? id : "(not stated)", s->base_id);
-    else if (o->alpha * (double)s->run->lora.rank != s->run->lora.alpha * (double)o->rank)
-        st = TESS_FAIL(TESS_E_CONFIG,
-                       "adapter.resume: '%s' has alpha %g at rank %lld, the run has lora.alpha %g "
-                       "at rank %lld",
-                       s->run->adapter.resume, o->alpha, (long long)o->rank, s->run->lora.alpha,
-                       (long long)s->run->lora.rank);
-    for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++)
-        if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE)
-            st = import_part(s, dir, &s->d.registry.param[i]);
-    tess_peft_dir_close(&dir);
-    return st;
-}
-
 /* ---- fresh start ---- */
 
 /* One small file of the model into `dir`, when there is such a file. */
@@ -223,10 +142,10 @@ static tess_status start_fresh(tess_session *s)
                "model.path: '%s' has no weights, and '%s' holds no checkpoint to go on from",
                s->run->model.path, s->run->output.dir);
     TESS_TRY(load_from_source(s, true));
-    if (s->run->adapter.resume != NULL)
-        TESS_TRY(session_agree(s, import_adapter(s)));
     if (s->options.kind != TESS_SESSION_TRAIN)
-        return TESS_OK;
+        return TESS_OK; /* the base alone, without the adapter that the run would start from */
+    if (s->run->adapter.resume != NULL)
+        TESS_TRY(session_agree(s, session_import_adapter(s)));
     TESS_TRY(session_agree(s, keep_model(s)));
     return store_base(s);
 }
@@ -235,26 +154,10 @@ static tess_status start_fresh(tess_session *s)
 
 static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m)
 {
-    tess_session *s = arg;
     const tess_ckpt_value *listing = tess_ckpt_loaded_value(m, "numerics");
-    char *text = NULL;
-    int64_t difference_numel = 0;
     TESS_CHECK(listing != NULL && listing->kind == TESS_CKPT_TEXT, TESS_E_FORMAT,
                "checkpoint '%s' has no numerics listing", m->path);
-    if (s->options.kind != TESS_SESSION_TRAIN)
-        return TESS_OK; /* evaluation may use other data and batch shapes; tensors are checked
-                           anyway */
-    TESS_TRY(tess_run_numerics_diff(listing->text, s->numerics, &text, &difference_numel));
-    tess_status st = TESS_OK;
-    if (difference_numel > 0 && !s->options.accept_config_change)
-        st = TESS_FAIL(
-            TESS_E_CONFIG,
-            "checkpoint '%s' was made by another run: %s; --accept-config-change goes on anyway",
-            m->path, text);
-    else if (difference_numel > 0)
-        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "resume with changed numerics: %s", text);
-    tess_free(text);
-    return st;
+    return session_accept_numerics(arg, m->path, listing->text);
 }
 
 static tess_status number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
@@ -372,14 +275,44 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
 
 static tess_status open_store(tess_session *s)
 {
+    char hex[TESS_SHA256_HEX_NBYTES];
+    tess_sha256 numerics;
+    TESS_TRY(session_agree(s, tess_sha256_of(s->numerics, strlen(s->numerics), &numerics)));
+    tess_hex(numerics.byte, sizeof numerics.byte, hex);
     const tess_ckpt_config config = {.dir = s->run->output.dir,
                                      .keep_numel = (int)s->run->output.keep,
                                      .is_reader = s->options.kind == TESS_SESSION_READER,
-                                     .config_digest = NULL,
+                                     .plan_digest = s->contract_digest,
+                                     .config_digest = hex,
+                                     .binary_id = "tessera " TESS_VERSION,
                                      .gather_group = s->d.plan->options.gather_group_numel,
                                      .comm = s->world,
                                      .ctx = s->ctx};
     return tess_ckpt_store_open(&config, &s->store);
+}
+
+/* Room for the names and texts that a save carries: run file, config and listing are known now. */
+static tess_status state_room(const tess_session *s, size_t *nbytes)
+{
+    enum { SLACK_NBYTES = 64 << 10 };
+    char *yaml = NULL;
+    size_t yaml_nbytes = 0;
+    TESS_TRY(tess_run_yaml(s->run, &yaml, &yaml_nbytes));
+    tess_free(yaml);
+    *nbytes = yaml_nbytes + strlen(s->numerics) + strlen(s->d.config_text) + SLACK_NBYTES;
+    return TESS_OK;
+}
+
+static tess_status prepare_saves(tess_session *s)
+{
+    size_t room_nbytes = 0;
+    TESS_TRY(session_agree(s, state_room(s, &room_nbytes)));
+    TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base, room_nbytes));
+    if (tess_comm_rank(s->world) == 0 && tess_ckpt_preflight(s->store) != TESS_OK) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "output.dir: %s", tess_error_message());
+        tess_error_clear(); /* old checkpoints may go before the room is needed */
+    }
+    return TESS_OK;
 }
 
 tess_status session_load(tess_session *s)
@@ -396,6 +329,6 @@ tess_status session_load(tess_session *s)
     if (!is_loaded)
         TESS_TRY(start_fresh(s));
     if (!is_reader)
-        TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base, 0));
+        TESS_TRY(prepare_saves(s));
     return session_section(s, tess_runtime_publish(s->rt));
 }

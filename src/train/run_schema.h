@@ -145,8 +145,9 @@ typedef struct tess_run_rules {
       "HF directory or model file. The weights' identity (base id) is checked by content, " \
       "not by path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
-      NUMERICS, \
-      "Model family; auto takes it from the model's own config.") \
+      FREE, \
+      "Model family; auto takes it from the model's own config. The family that was taken enters " \
+      "the numerics digest.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
@@ -269,8 +270,9 @@ typedef struct tess_run_rules {
       "Bytes a rank may use; auto: the least over ranks of what is free.")
 
 #define TESS_RUN_ADAPTER_KEYS(X) \
-    X(adapter, resume, "resume", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, NUMERICS, \
-      "PEFT adapter directory whose weights the run starts from (mode lora).") \
+    X(adapter, resume, "resume", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "PEFT adapter directory whose weights the run starts from (mode lora); their digest, not " \
+      "the path, enters the numerics digest.") \
     X(adapter, allow_base_change, "allow_base_change", bool, BOOL, "", "false", 0, 0, FREE, \
       "Accept an adapter that was trained on another base.")
 
@@ -280,7 +282,7 @@ typedef struct tess_run_rules {
     X(output, checkpoint_every, "checkpoint_every", int64_t, INT, "", "50", 0, 1000000000, FREE, \
       "Save after every so many steps; 0: only after the last. A run always saves after its" \
       " last step.") \
-    X(output, keep, "keep", int64_t, INT, "", "3", 1, 1000000, FREE, \
+    X(output, keep, "keep", int64_t, INT, "", "3", 2, 1000000, FREE, \
       "Checkpoints that are kept; older ones are removed.") \
     X(output, when_busy, "when_busy", tess_run_busy, ENUM, TESS_RUN_WORDS_(BUSY), "wait", 0, 0, \
       FREE, \

@@ -1,14 +1,12 @@
 #include "train/session.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/arith.h"
 #include "core/memory.h"
 #include "shard/plan_device.h"
 #include "train/session_priv.h"
-#include "train/strbuf.h"
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
 
@@ -107,116 +105,65 @@ static tess_status make_description(tess_session *s)
     return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
 }
 
-/* ---- identity of the run ---- */
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* Sort the lines of a listing in place: tess_run_numerics_diff() walks two sorted listings. */
-static tess_status sort_lines(char *text)
-{
-    int64_t line_numel = 0;
-    void *array = NULL, *copy = NULL;
-    const size_t nbytes = strlen(text);
-    for (const char *p = text; *p; p++)
-        line_numel += *p == '\n';
-    TESS_TRY(tess_alloc_array(line_numel, sizeof(char *), &array));
-    tess_status st = tess_alloc(nbytes + 1, &copy);
-    if (st != TESS_OK) {
-        tess_free(array);
-        return st;
-    }
-    char **line = array, *rest = memcpy(copy, text, nbytes + 1);
-    for (int64_t i = 0; i < line_numel; i++) {
-        line[i] = rest;
-        rest = strchr(rest, '\n');
-        *rest++ = '\0';
-    }
-    qsort(line, (size_t)line_numel, sizeof *line, by_text);
-    for (int64_t i = 0; i < line_numel; i++) {
-        const size_t line_nbytes = strlen(line[i]);
-        memcpy(text, line[i], line_nbytes);
-        text[line_nbytes] = '\n';
-        text += line_nbytes + 1;
-    }
-    tess_free(copy);
-    tess_free(array);
-    return TESS_OK;
-}
-
-static tess_status list_numerics(tess_session *s)
-{
-    tess_strbuf b = {0};
-    char *text = NULL, hex[TESS_SHA256_HEX_NBYTES];
-    size_t nbytes = 0;
-    tess_sha256 config;
-    TESS_TRY(tess_run_numerics(s->run, &text, &nbytes));
-    tess_status st = tess_sha256_of(s->d.config_text, strlen(s->d.config_text), &config);
-    tess_hex(config.byte, sizeof config.byte, hex);
-    if (st == TESS_OK)
-        st = tess_strbuf_add(&b, "%scompute.path=%s\nmodel.config=%s\n", text, s->kernel_path, hex);
-    if (st == TESS_OK && s->train_data != NULL) {
-        const tess_dataset_info *info = tess_dataset_get_info(s->train_data);
-        tess_hex(info->payload_digest.byte, sizeof info->payload_digest.byte, hex);
-        st = tess_strbuf_add(&b, "data.digest=%s\n", hex);
-    }
-    tess_free(text);
-    if (st == TESS_OK)
-        st = tess_strdup(b.text, &s->numerics);
-    tess_strbuf_fini(&b);
-    return st == TESS_OK ? sort_lines(s->numerics) : st;
-}
-
-static tess_status agree_on_contract(tess_session *s)
-{
-    tess_contract *c = NULL;
-    tess_status st = tess_contract_create(&c);
-    if (st == TESS_OK)
-        st = tess_plan_contract(s->d.plan, &s->d.registry, c);
-    char *rest = NULL;
-    char *copy = NULL;
-    if (st == TESS_OK)
-        st = tess_strdup(s->numerics, &copy);
-    for (char *line = copy != NULL ? strtok_r(copy, "\n", &rest) : NULL;
-         line != NULL && st == TESS_OK; line = strtok_r(NULL, "\n", &rest)) {
-        char *equals = strchr(line, '=');
-        *equals = '\0';
-        st = tess_contract_add_text(c, line, "%s", equals + 1);
-    }
-    tess_free(copy);
-    st = session_agree(s, st);
-    if (st == TESS_OK)
-        st = tess_contract_agree(s->world, c);
-    tess_contract_destroy(&c);
-    return st;
-}
-
 /* ---- data ---- */
 
-static tess_status open_dataset(tess_session *s, const char *path, bool is_train,
+static tess_dataset_config dataset_config(const tess_session *s, bool is_train)
+{
+    return (tess_dataset_config){.sequence_numel = s->run->data.sequence_length,
+                                 .packing = s->run->data.packing,
+                                 .shuffle = is_train,
+                                 .ignores_mask = !s->run->data.mask_prompt,
+                                 .seed = (uint64_t)s->run->train.seed,
+                                 .vocab_numel = s->d.config.vocab_numel,
+                                 .resident_limit_nbytes = TESS_DATASET_RESIDENT_NBYTES};
+}
+
+static tess_status open_dataset(tess_session *s, const char *path, bool is_train, int64_t *left,
                                 tess_dataset **out)
 {
-    const tess_dataset_config config = {.sequence_numel = s->run->data.sequence_length,
-                                        .packing = s->run->data.packing,
-                                        .shuffle = is_train,
-                                        .ignores_mask = !s->run->data.mask_prompt,
-                                        .seed = (uint64_t)s->run->train.seed,
-                                        .vocab_numel = s->d.config.vocab_numel,
-                                        .resident_limit_nbytes = TESS_DATASET_RESIDENT_NBYTES};
+    tess_dataset_config config = dataset_config(s, is_train);
+    tess_dataset_memory memory;
+    tess_token_file *file = NULL;
+    TESS_TRY(tess_token_file_open(s->ctx, path, &file));
+    tess_status st = tess_dataset_plan(tess_token_file_get_info(file), &config, &memory);
+    if (st == TESS_OK) {
+        *left -= (int64_t)(memory.index_nbytes + memory.scratch_nbytes);
+        config.resident_limit_nbytes = TESS_MIN(config.resident_limit_nbytes, TESS_MAX(*left, 0));
+        st = tess_dataset_plan(tess_token_file_get_info(file), &config, &memory);
+    }
+    tess_token_file_close(&file);
+    TESS_TRY(st);
+    *left -= (int64_t)memory.resident_nbytes;
     return tess_dataset_open(s->ctx, path, &config, out);
+}
+
+/* A plan knows no files: what their indices need beyond its allowance must fit beside it. */
+static tess_status check_data_fits(const tess_session *s, int64_t left)
+{
+    const tess_plan *plan = s->d.plan;
+    const size_t over = left < 0 ? (size_t)-left : 0, limit = plan->options.memory_limit_nbytes;
+    TESS_CHECK(over == 0 || limit == 0 || plan->total_nbytes + over <= limit, TESS_E_FIT,
+               "data: the documents' index needs %zu bytes beyond its %d; with them the plan's %zu "
+               "bytes exceed the limit of %zu; join documents, or raise compute.memory_limit",
+               over, TESS_DATA_NBYTES, plan->total_nbytes, limit);
+    if (over > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "data: the documents' index needs %zu bytes more than the plan counts", over);
+    return TESS_OK;
 }
 
 static tess_status open_data(tess_session *s)
 {
+    int64_t left = TESS_DATA_NBYTES;
+    tess_status st = TESS_OK;
     if (!s->options.needs_data)
         return TESS_OK;
-    tess_status st = TESS_OK;
     if (s->options.kind == TESS_SESSION_TRAIN)
-        st = open_dataset(s, s->run->data.path, true, &s->train_data);
+        st = open_dataset(s, s->run->data.path, true, &left, &s->train_data);
     if (st == TESS_OK && s->run->data.eval_path != NULL)
-        st = open_dataset(s, s->run->data.eval_path, false, &s->eval_data);
+        st = open_dataset(s, s->run->data.eval_path, false, &left, &s->eval_data);
+    if (st == TESS_OK)
+        st = check_data_fits(s, left);
     return session_agree(s, st);
 }
 
@@ -278,8 +225,8 @@ static tess_status open_inside(tess_session *s)
     TESS_TRY(choose_kernels(s));
     TESS_TRY(make_description(s));
     TESS_TRY(open_data(s));
-    TESS_TRY(session_agree(s, list_numerics(s)));
-    TESS_TRY(agree_on_contract(s));
+    TESS_TRY(session_list_numerics(s));
+    TESS_TRY(session_agree_on_contract(s));
     TESS_TRY(create_runtime(s));
     carve_batch(s);
     return session_load(s);

@@ -44,10 +44,11 @@ struct tess_session {
     char (*source_path)[1024];
     char base_id[TESS_SHA256_HEX_NBYTES]; /* "" when nothing is frozen */
     char *numerics;                       /* listing of what decides bits */
-    int64_t step;                         /* completed */
-    int64_t token_numel;                  /* trained so far */
-    int64_t update_numel;                 /* steps that changed parameters: t of AdamW */
-    int64_t skipped_numel;                /* steps with non-finite values */
+    char contract_digest[TESS_SHA256_HEX_NBYTES];
+    int64_t step;          /* completed */
+    int64_t token_numel;   /* trained so far */
+    int64_t update_numel;  /* steps that changed parameters: t of AdamW */
+    int64_t skipped_numel; /* steps with non-finite values */
     int64_t skipped_in_row;
     bool was_resumed;
     bool is_broken; /* a collective section failed on this rank alone */
@@ -60,6 +61,20 @@ TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
 
 TESS_MUST_CHECK tess_status session_records_create(tess_session *s);
 void session_records_destroy(tess_session *s);
+
+/** List what decides bits into `numerics`. */
+TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);
+/** Compare plan, numerics and what the ranks see of the files. @return TESS_E_CONTRACT */
+TESS_MUST_CHECK tess_status session_agree_on_contract(tess_session *s);
+/**
+ * Judge the numerics listing of a checkpoint: training must have the same, a reader the same model.
+ * Local; the same answer on all ranks. @return TESS_E_CONFIG with every key and both values
+ */
+TESS_MUST_CHECK tess_status session_accept_numerics(tess_session *s, const char *path,
+                                                    const char *stored);
+
+/** Fill the masters from adapter.resume. Local; ranks may differ. */
+TESS_MUST_CHECK tess_status session_import_adapter(tess_session *s);
 
 /** Load or resume parameters, then publish them. */
 TESS_MUST_CHECK tess_status session_load(tess_session *s);

@@ -1,0 +1,134 @@
+/* A PEFT adapter as the start of a run: it must be what the run would have made itself. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/session_priv.h"
+
+static bool split_lora_name(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
+{
+    const char *end_a = strstr(name, ".lora_A.weight"), *end_b = strstr(name, ".lora_B.weight");
+    const char *end = end_a != NULL ? end_a : end_b;
+    if (end == NULL)
+        return false;
+    *part = end_a != NULL ? TESS_PEFT_A : TESS_PEFT_B;
+    snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(end - name), name);
+    return true;
+}
+
+/* ---- does it fit ---- */
+
+static tess_status check_base(const tess_session *s, const tess_peft_dir *dir)
+{
+    const char *id = tess_peft_dir_metadata(dir, "base.identity");
+    const bool is_other = id == NULL || strcmp(id, s->base_id) != 0;
+    TESS_CHECK(!is_other || s->run->adapter.allow_base_change, TESS_E_CONFIG,
+               "adapter.resume: '%s' was trained on base %.16s, this run's base is %.16s; set "
+               "adapter.allow_base_change=true to accept that",
+               s->run->adapter.resume, id != NULL ? id : "(not stated)", s->base_id);
+    return TESS_OK;
+}
+
+/* Rank and scale may come from patterns: they are compared where they end up. */
+static tess_status check_module(const tess_session *s, const tess_peft_dir *dir, const char *path)
+{
+    const tess_peft_module module = {.path = path,
+                                     .is_output_embedding = strcmp(path, "lm_head") == 0};
+    tess_peft_match want, found;
+    TESS_CHECK(tess_peft_dir_find(dir, path) != NULL, TESS_E_CONFIG,
+               "adapter.resume: '%s' has no adapter of '%s'; change lora.targets",
+               s->run->adapter.resume, path);
+    TESS_TRY(tess_peft_spec_match(s->d.spec, &module, &want));
+    TESS_TRY(tess_peft_spec_match(tess_peft_dir_spec(dir), &module, &found));
+    TESS_CHECK(found.is_target, TESS_E_FORMAT,
+               "adapter.resume: '%s' holds an adapter of '%s', its adapter_config.json does not "
+               "target it",
+               s->run->adapter.resume, path);
+    TESS_CHECK(found.rank == want.rank, TESS_E_CONFIG,
+               "adapter.resume: '%s' of '%s' has rank %lld, lora.rank is %lld", path,
+               s->run->adapter.resume, (long long)found.rank, (long long)want.rank);
+    TESS_CHECK(found.scale == want.scale, TESS_E_CONFIG,
+               "adapter.resume: '%s' of '%s' is scaled by %g (alpha %g, rank %lld%s), the run by "
+               "%g (lora.alpha %g, lora.rank %lld); set lora.alpha=%g",
+               path, s->run->adapter.resume, found.scale, found.alpha, (long long)found.rank,
+               tess_peft_spec_options(tess_peft_dir_spec(dir))->use_rslora ? ", rslora" : "",
+               want.scale, want.alpha, (long long)want.rank, found.scale * (double)want.rank);
+    return TESS_OK;
+}
+
+static bool has_module(const tess_session *s, const char *path)
+{
+    char own[TESS_NAME_NBYTES];
+    tess_peft_part part = TESS_PEFT_A;
+    for (int i = 0; i < s->d.registry.param_numel; i++)
+        if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE &&
+            split_lora_name(s->d.registry.param[i].name, own, &part) && strcmp(own, path) == 0)
+            return true;
+    return false;
+}
+
+/* Nothing of the adapter may be left out without a word. */
+static tess_status check_targets(const tess_session *s, const tess_peft_dir *dir)
+{
+    for (int64_t i = 0; i < tess_peft_dir_adapter_numel(dir); i++) {
+        const char *path = tess_peft_dir_adapter_at(dir, i)->path;
+        TESS_CHECK(has_module(s, path), TESS_E_CONFIG,
+                   "adapter.resume: '%s' adapts '%s', which this run does not; change lora.targets "
+                   "or lora.exclude",
+                   s->run->adapter.resume, path);
+    }
+    return TESS_OK;
+}
+
+/* ---- weights ---- */
+
+static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
+{
+    char path[TESS_NAME_NBYTES];
+    tess_peft_part part = TESS_PEFT_A;
+    int64_t lo = 0, hi = 0;
+    tess_dtype dt = TESS_F32;
+    TESS_CHECK(split_lora_name(p->name, path, &part), TESS_E_CONFIG,
+               "adapter.resume: tensor '%s' is no adapter tensor", p->name);
+    TESS_TRY(check_module(s, dir, path));
+    const tess_peft_adapter *a = tess_peft_dir_find(dir, path);
+    const int64_t rank = part == TESS_PEFT_A ? p->shape[0] : p->shape[1];
+    const int64_t width = part == TESS_PEFT_A ? a->in_numel : a->out_numel;
+    TESS_CHECK(a->rank == rank && a->rank * width == p->numel, TESS_E_CONFIG,
+               "adapter.resume: '%s' of '%s' has rank %lld and %lld features, the run's has rank "
+               "%lld and %lld",
+               path, s->run->adapter.resume, (long long)a->rank, (long long)width, (long long)rank,
+               (long long)(p->numel / rank));
+    TESS_TRY(tess_peft_dir_dtype(dir, a, part, &dt));
+    TESS_CHECK(dt != TESS_F16, TESS_E_UNSUPPORTED,
+               "adapter.resume: '%s' is f16; convert it to f32 or bf16", s->run->adapter.resume);
+    tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
+    const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
+    const size_t item = tess_dtype_block_nbytes(dt);
+    const tess_view work = tess_runtime_arena(s->rt, TESS_LIFE_WORK);
+    float *master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER).data;
+    for (int64_t at = TESS_MAX(lo, p->slab_first_idx); at < end;) {
+        const int64_t numel = TESS_MIN(end - at, work.numel / (int64_t)item);
+        TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
+                                    (size_t)numel * item, work.data));
+        const tess_cast_args args = {.src = tess_view_host(work.data, numel, dt),
+                                     .dst = tess_view_host(master + (at - lo), numel, TESS_F32)};
+        TESS_TRY(s->kernels->cast(&args, &(tess_stream){0}));
+        at += numel;
+    }
+    return TESS_OK;
+}
+
+tess_status session_import_adapter(tess_session *s)
+{
+    tess_peft_dir *dir = NULL;
+    TESS_TRY(tess_peft_dir_open(s->ctx->io, s->run->adapter.resume, &dir));
+    tess_status st = check_base(s, dir);
+    if (st == TESS_OK)
+        st = check_targets(s, dir);
+    for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++)
+        if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE)
+            st = import_part(s, dir, &s->d.registry.param[i]);
+    tess_peft_dir_close(&dir);
+    return st;
+}

@@ -1,0 +1,321 @@
+/*
+ * What decides the bits of a run, as sorted lines "key=value": shown to the other ranks before the
+ * first collective that depends on it, and to the checkpoint that is resumed or read.
+ */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/session_priv.h"
+#include "train/strbuf.h"
+
+static const char adapter_key[] = "adapter.digest=";
+static const char missing[] = "missing";
+
+/* ---- the adapter that a run starts from ---- */
+
+static tess_status hash_fd(tess_io *io, const char *path, int fd, int64_t nbytes, tess_sha256 *out)
+{
+    enum { PIECE_NBYTES = 1 << 16 };
+    tess_sha256_state *sha = NULL;
+    void *piece = NULL;
+    TESS_TRY(tess_sha256_create(&sha));
+    tess_status st = tess_alloc(PIECE_NBYTES, &piece);
+    for (int64_t at = 0; at < nbytes && st == TESS_OK; at += PIECE_NBYTES) {
+        const size_t numel = (size_t)TESS_MIN(nbytes - at, PIECE_NBYTES);
+        st = tess_io_pread(io, path, fd, piece, numel, at);
+        if (st == TESS_OK)
+            st = tess_sha256_update(sha, piece, numel);
+    }
+    if (st == TESS_OK)
+        st = tess_sha256_final(sha, out);
+    tess_free(piece);
+    tess_sha256_destroy(&sha);
+    return st;
+}
+
+/* "missing" is a digest of its own: a resume does not read the adapter again. */
+static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES])
+{
+    char path[PATH_MAX];
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    int fd = -1;
+    tess_sha256 sha;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/adapter_model.safetensors", s->run->adapter.resume) <
+                   (int)sizeof path,
+               TESS_E_CONFIG, "adapter.resume: path is too long");
+    TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
+    snprintf(hex, TESS_SHA256_HEX_NBYTES, "%s", missing);
+    if (kind == TESS_IO_MISSING)
+        return TESS_OK;
+    TESS_TRY(tess_io_open_read(s->ctx->io, path, true, &fd, &nbytes));
+    tess_status st = hash_fd(s->ctx->io, path, fd, nbytes, &sha);
+    const tess_status closed = tess_io_close(s->ctx->io, path, &fd);
+    if (st == TESS_OK)
+        tess_hex(sha.byte, sizeof sha.byte, hex);
+    return st != TESS_OK ? st : closed;
+}
+
+/* Rank 0 reads. `hex` is empty where no adapter is read. */
+static tess_status share_adapter_digest(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES])
+{
+    tess_status st = TESS_OK;
+    memset(hex, 0, TESS_SHA256_HEX_NBYTES);
+    if (s->options.kind != TESS_SESSION_TRAIN || s->run->adapter.resume == NULL)
+        return TESS_OK;
+    if (tess_comm_rank(s->world) == 0)
+        st = hash_adapter(s, hex);
+    TESS_TRY(session_agree(s, st));
+    return tess_comm_bcast(s->world, 0, hex, TESS_SHA256_HEX_NBYTES);
+}
+
+/* ---- listing ---- */
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Sort the lines of a listing in place: tess_run_numerics_diff() walks two sorted listings. */
+static tess_status sort_lines(char *text)
+{
+    int64_t line_numel = 0;
+    void *array = NULL, *copy = NULL;
+    const size_t nbytes = strlen(text);
+    for (const char *p = text; *p; p++)
+        line_numel += *p == '\n';
+    TESS_TRY(tess_alloc_array(line_numel, sizeof(char *), &array));
+    tess_status st = tess_alloc(nbytes + 1, &copy);
+    if (st != TESS_OK) {
+        tess_free(array);
+        return st;
+    }
+    char **line = array, *rest = memcpy(copy, text, nbytes + 1);
+    for (int64_t i = 0; i < line_numel; i++) {
+        line[i] = rest;
+        rest = strchr(rest, '\n');
+        *rest++ = '\0';
+    }
+    qsort(line, (size_t)line_numel, sizeof *line, by_text);
+    for (int64_t i = 0; i < line_numel; i++) {
+        const size_t line_nbytes = strlen(line[i]);
+        memcpy(text, line[i], line_nbytes);
+        text[line_nbytes] = '\n';
+        text += line_nbytes + 1;
+    }
+    tess_free(copy);
+    tess_free(array);
+    return TESS_OK;
+}
+
+static void data_digest(const tess_dataset *data, char hex[TESS_SHA256_HEX_NBYTES])
+{
+    const tess_dataset_info *info = data != NULL ? tess_dataset_get_info(data) : NULL;
+    snprintf(hex, TESS_SHA256_HEX_NBYTES, "none");
+    if (info != NULL)
+        tess_hex(info->payload_digest.byte, sizeof info->payload_digest.byte, hex);
+}
+
+static tess_status add_resolved(tess_session *s, const char *adapter, tess_strbuf *b)
+{
+    char hex[TESS_SHA256_HEX_NBYTES];
+    tess_sha256 config;
+    TESS_TRY(tess_sha256_of(s->d.config_text, strlen(s->d.config_text), &config));
+    tess_hex(config.byte, sizeof config.byte, hex);
+    TESS_TRY(tess_strbuf_add(b, "compute.path=%s\nmodel.config=%s\nmodel.family=%s\n",
+                             s->kernel_path, hex, tess_llm_family_name(s->d.config.family)));
+    if (s->run->shard.reduction == TESS_RUN_REDUCTION_LIBRARY)
+        TESS_TRY(tess_strbuf_add(b, "shard.library_once=%s\n",
+                                 s->d.plan->is_library_once ? "true" : "false"));
+    if (*adapter != '\0')
+        TESS_TRY(tess_strbuf_add(b, "%s%s\n", adapter_key, adapter));
+    data_digest(s->train_data, hex);
+    return s->train_data != NULL ? tess_strbuf_add(b, "data.digest=%s\n", hex) : TESS_OK;
+}
+
+tess_status session_list_numerics(tess_session *s)
+{
+    tess_strbuf b = {0};
+    char *text = NULL, adapter[TESS_SHA256_HEX_NBYTES];
+    size_t nbytes = 0;
+    TESS_TRY(share_adapter_digest(s, adapter));
+    tess_status st = tess_run_numerics(s->run, &text, &nbytes);
+    if (st == TESS_OK)
+        st = tess_strbuf_add(&b, "%s", text);
+    if (st == TESS_OK)
+        st = add_resolved(s, adapter, &b);
+    tess_free(text);
+    if (st == TESS_OK)
+        st = tess_strdup(b.text, &s->numerics);
+    tess_strbuf_fini(&b);
+    return session_agree(s, st == TESS_OK ? sort_lines(s->numerics) : st);
+}
+
+/* ---- contract ---- */
+
+static tess_status add_lines(const tess_session *s, tess_contract *c)
+{
+    char *rest = NULL, *copy = NULL;
+    tess_status st = tess_strdup(s->numerics, &copy);
+    for (char *line = copy != NULL ? strtok_r(copy, "\n", &rest) : NULL;
+         line != NULL && st == TESS_OK; line = strtok_r(NULL, "\n", &rest)) {
+        char *equals = strchr(line, '=');
+        *equals = '\0';
+        st = tess_contract_add_text(c, line, "%s", equals + 1);
+    }
+    tess_free(copy);
+    return st;
+}
+
+static tess_status add_data(const tess_dataset *data, const char *key, tess_contract *c)
+{
+    char hex[TESS_SHA256_HEX_NBYTES], name[64];
+    const int64_t numel = data != NULL ? tess_dataset_get_info(data)->sequences_per_epoch : 0;
+    data_digest(data, hex);
+    snprintf(name, sizeof name, "%s digest", key);
+    TESS_TRY(tess_contract_add_text(c, name, "%s", hex));
+    snprintf(name, sizeof name, "%s sequences per epoch", key);
+    return tess_contract_add_text(c, name, "%lld", (long long)numel);
+}
+
+/* What a rank sees of the files decides which collectives it enters: it must be what all see. */
+static tess_status add_files(const tess_session *s, tess_contract *c)
+{
+    TESS_TRY(tess_contract_add_text(c, "weights in model.path", "%s",
+                                    s->d.dir != NULL ? "found" : "not found"));
+    TESS_TRY(tess_contract_add_text(c, "base stored as in model.path", "%s",
+                                    s->d.is_base_as_source ? "yes" : "no"));
+    TESS_TRY(add_data(s->train_data, "data.path", c));
+    return add_data(s->eval_data, "data.eval_path", c);
+}
+
+tess_status session_agree_on_contract(tess_session *s)
+{
+    tess_contract *c = NULL;
+    tess_sha256 digest;
+    tess_status st = tess_contract_create(&c);
+    if (st == TESS_OK)
+        st = tess_plan_contract(s->d.plan, &s->d.registry, c);
+    if (st == TESS_OK)
+        st = add_lines(s, c);
+    if (st == TESS_OK)
+        st = add_files(s, c);
+    if (st == TESS_OK)
+        st = tess_contract_digest(c, &digest);
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = tess_contract_agree(s->world, c);
+    if (st == TESS_OK)
+        tess_hex(digest.byte, sizeof digest.byte, s->contract_digest);
+    tess_contract_destroy(&c);
+    return st;
+}
+
+/* ---- against a checkpoint ---- */
+
+static const char *next_line(const char *line)
+{
+    line += strcspn(line, "\n");
+    return *line == '\n' ? line + 1 : line;
+}
+
+/* Where the line that begins with `key` stands, NULL when there is none. */
+static const char *line_of(const char *listing, const char *key)
+{
+    const size_t nbytes = strlen(key);
+    for (const char *line = listing; *line != '\0'; line = next_line(line))
+        if (strncmp(line, key, nbytes) == 0)
+            return line;
+    return NULL;
+}
+
+/* The adapter's weights are in the checkpoint: that its folder is gone changes nothing. */
+static tess_status adopt_adapter(tess_session *s, const char *stored)
+{
+    const char *mine = line_of(s->numerics, adapter_key), *theirs = line_of(stored, adapter_key);
+    char *text = NULL;
+    if (mine == NULL || theirs == NULL ||
+        strncmp(mine + strlen(adapter_key), missing, strlen(missing)) != 0)
+        return TESS_OK;
+    TESS_TRY(tess_asprintf(&text, "%.*s%.*s%s", (int)(mine - s->numerics), s->numerics,
+                           (int)strcspn(theirs, "\n"), theirs, mine + strcspn(mine, "\n")));
+    tess_free(s->numerics);
+    s->numerics = text;
+    return TESS_OK;
+}
+
+/* The lines whose keys begin with one of `keys`, as a listing of its own. */
+static tess_status pick_lines(const char *listing, const char *const *keys, char **out)
+{
+    tess_strbuf b = {0};
+    tess_status st = tess_strbuf_add(&b, "%s", "");
+    for (const char *line = listing; *line != '\0' && st == TESS_OK; line = next_line(line))
+        for (int i = 0; keys[i] != NULL && st == TESS_OK; i++)
+            if (strncmp(line, keys[i], strlen(keys[i])) == 0)
+                st = tess_strbuf_add(&b, "%.*s\n", (int)strcspn(line, "\n"), line);
+    if (st == TESS_OK)
+        st = tess_strdup(b.text, out);
+    tess_strbuf_fini(&b);
+    return st;
+}
+
+static tess_status diff_picked(const tess_session *s, const char *stored, const char *const *keys,
+                               char **text, int64_t *numel)
+{
+    char *a = NULL, *b = NULL;
+    tess_status st = pick_lines(stored, keys, &a);
+    if (st == TESS_OK)
+        st = pick_lines(s->numerics, keys, &b);
+    if (st == TESS_OK)
+        st = tess_run_numerics_diff(a, b, text, numel);
+    tess_free(a);
+    tess_free(b);
+    return st;
+}
+
+/* Evaluation may use other data and batch shapes, but not another function. */
+static tess_status accept_read(tess_session *s, const char *path, const char *stored)
+{
+    static const char *const deciding[] = {
+        "base.", "lora.rank=", "lora.alpha=", "model.config=", "train.mode=", NULL};
+    static const char *const rounding[] = {"compute.dtype=", NULL};
+    char *text = NULL;
+    int64_t numel = 0;
+    TESS_TRY(diff_picked(s, stored, rounding, &text, &numel));
+    if (numel > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "checkpoint '%s' was trained with another %s",
+                      path, text);
+    tess_free(text);
+    TESS_TRY(diff_picked(s, stored, deciding, &text, &numel));
+    tess_status st = TESS_OK;
+    if (numel > 0 && !s->options.accept_config_change)
+        st = TESS_FAIL(TESS_E_CONFIG,
+                       "checkpoint '%s' is of another model than the run file describes: %s; use "
+                       "the run file it was trained with",
+                       path, text);
+    tess_free(text);
+    return st;
+}
+
+tess_status session_accept_numerics(tess_session *s, const char *path, const char *stored)
+{
+    char *text = NULL;
+    int64_t difference_numel = 0;
+    if (s->options.kind != TESS_SESSION_TRAIN)
+        return accept_read(s, path, stored);
+    TESS_TRY(adopt_adapter(s, stored));
+    TESS_TRY(tess_run_numerics_diff(stored, s->numerics, &text, &difference_numel));
+    tess_status st = TESS_OK;
+    if (difference_numel > 0 && !s->options.accept_config_change)
+        st = TESS_FAIL(
+            TESS_E_CONFIG,
+            "checkpoint '%s' was made by another run: %s; --accept-config-change goes on anyway",
+            path, text);
+    else if (difference_numel > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "resume with changed numerics: %s", text);
+    tess_free(text);
+    return st;
+}
