@@ -114,7 +114,8 @@ static tess_status prepare(sampler *p)
     bool is_there = false;
     TESS_TRY(tess_describe_file(s->ctx, s->run, "tokenizer.json", path, &is_there));
     TESS_CHECK(is_there, TESS_E_CONFIG,
-               "model.path: '%s' has no tokenizer.json and '%s' keeps no copy of it",
+               "model.path: '%s' has no tokenizer.json and '%s' keeps no copy of it; put the "
+               "model's there",
                s->run->model.path, s->run->output.dir);
     TESS_TRY(tess_tokenizer_open(s->ctx->io, path, &p->tokenizer));
     TESS_CHECK(tess_tokenizer_vocab_numel(p->tokenizer) <= vocab, TESS_E_FORMAT,

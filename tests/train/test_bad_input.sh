@@ -192,7 +192,7 @@ refuse 65 "tensor|lora" train run.yaml train.steps=2 lora.rank=8 output.dir=good
 # ---- what a command needs ----
 refuse 66 "'bad'|no checkpoint" eval run.yaml output.dir=bad
 refuse 65 "data.eval_path" eval run.yaml train.steps=2 output.dir=good
-refuse 74 "model/tokenizer.json" sample run.yaml train.steps=2 output.dir=good --prompt x
+refuse 65 "'model'|tokenizer.json|'good'" sample run.yaml train.steps=2 output.dir=good --prompt x
 refuse 64 "--prompt" sample run.yaml
 mkdir taken
 echo "somebody's" > taken/file

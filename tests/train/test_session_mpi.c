@@ -217,6 +217,61 @@ static tess_status check_readers(bench *b)
                                                (long long)wanted_numel));
 }
 
+/* ---- samples ---- */
+
+/* A tokenizer of the letters a to z: the model has 61 ids, those from 26 on have no text. */
+static tess_status write_tokenizer(bench *b)
+{
+    char path[340], text[1024];
+    int n = snprintf(text, sizeof text,
+                     "{\"version\": \"1.0\", \"added_tokens\": [], \"normalizer\": null, "
+                     "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+                     "\"use_regex\": false}, \"post_processor\": null, \"decoder\": {\"type\": "
+                     "\"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {");
+    for (int i = 0; i < 26; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s\"%c\": %d", i > 0 ? ", " : "", 'a' + i,
+                      i);
+    snprintf(text + n, sizeof text - (size_t)n, "}}}\n");
+    snprintf(path, sizeof path, "%s/tokenizer.json", b->t.model);
+    return tess_agree(b->comm, tess_comm_rank(b->comm) == 0
+                                   ? tess_io_write_all(b->t.ctx.io, path, text, strlen(text))
+                                   : TESS_OK);
+}
+
+/* Hot draws, twenty a seed: each is a letter, or the end (id 1). */
+static tess_status sample_letters(tess_session *session, size_t *longest)
+{
+    for (uint64_t seed = 0; seed < 10; seed++) {
+        const tess_sample_request request = {
+            .prompt = "abc", .token_numel = 20, .temperature = 100.0, .seed = seed};
+        char *text = NULL;
+        TESS_TRY(tess_session_sample(session, &request, &text));
+        const size_t nbytes = strlen(text), letters = strspn(text, "abcdefghijklmnopqrstuvwxyz");
+        const bool is_good = nbytes == letters && strncmp(text, "abc", 3) == 0;
+        tess_free(text);
+        TESS_CHECK(is_good, TESS_E_STATE, "seed %d: the sample is not of letters", (int)seed);
+        *longest = nbytes > *longest ? nbytes : *longest;
+    }
+    return TESS_OK;
+}
+
+/* The run directory keeps the tokenizer: the model's folder may be gone. */
+static tess_status check_sample(bench *b)
+{
+    const opening o = {.name = "x", .kind = TESS_SESSION_READER};
+    tess_session *session = NULL;
+    size_t longest = 0;
+    TESS_TRY(shell(b, "mv \"$d/model\" \"$d/model.away\""));
+    TESS_TRY(open_as(b, &o, &session));
+    const tess_status st = sample_letters(session, &longest);
+    tess_session_close(&session);
+    TESS_TRY(st);
+    /* 20 letters without an end have odds of (25/26)^20 = 0.46; a model's 35 further ids would
+     * leave none of the ten samples whole */
+    TESS_CHECK(longest == 23, TESS_E_STATE, "longest sample of %zu letters, expected 23", longest);
+    return shell(b, "mv \"$d/model.away\" \"$d/model\"");
+}
+
 /* ---- ranks that see other files ---- */
 
 static const char full_text[] =
@@ -298,6 +353,7 @@ static tess_status run_all(bench *b)
 {
     double trained = 0.0;
     tiny_outcome outcome;
+    TESS_TRY(write_tokenizer(b));
     TESS_TRY(tiny_run_train(b->comm, &b->t, "x", NULL, &outcome));
     TESS_TRY(shell(b, "cp -r \"$d/x/export\" \"$d/ad\""));
     snprintf(b->adapter, sizeof b->adapter, "adapter.resume=%s/ad", b->t.dir);
@@ -306,6 +362,7 @@ static tess_status run_all(bench *b)
     TESS_TRY(check_import_refusals(b));
     TESS_TRY(check_adapter_on_resume(b));
     TESS_TRY(check_readers(b));
+    TESS_TRY(check_sample(b));
     if (tess_comm_world(b->comm) > 1)
         return check_split(b);
     return check_large_data(b);
