@@ -214,8 +214,12 @@ for op in open:1 open:2 open:3 open:4 open:5 open:6 pread:1 pread:2 pread:3 prea
     rm -rf lonely
     [ "$rc" -ne 0 ] || continue # the call was one that may fail
     lonely=$((lonely + 1))
-    [ "$rc" -eq 74 ] && [ "$(grep -c 'tessera: error: rank 1: ' log)" -eq 1 ] &&
-        [ "$(grep -c 'tessera: error:' log)" -eq 1 ] && grep -q "error: .*'.*' failed: Input" log || {
+    # a save that is lost tells the cause in a warning before the error that ends the run
+    said='error'
+    grep -q 'error: .* could not be written' log && said='warn'
+    [ "$rc" -eq 74 ] && [ "$(grep -c "$said.* rank 1: " log)" -eq 1 ] &&
+        [ "$(grep -c 'tessera: error:' log)" -eq 1 ] &&
+        grep -q "$said.*'.*' failed: Input" log || {
         echo "$op on rank 1: exit code $rc: $(grep 'tessera: error' log)"
         bad=$((bad + 1))
     }
