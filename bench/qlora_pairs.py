@@ -38,6 +38,13 @@ def environment():
     return env
 
 
+def start_library(args, folder):
+    """Tessera itself with the library reduction: what exactness costs."""
+    inner = folder / "library"
+    inner.mkdir()
+    return start_tessera(argparse.Namespace(**dict(vars(args), reduction="library")), inner)
+
+
 def start_tessera(args, folder):
     config = dict(SHAPES[args.shape], model_type="llama", architectures=["LlamaForCausalLM"], rms_norm_eps=1e-5,
                   rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16",
@@ -134,7 +141,8 @@ def main():
     parser.add_argument("--steps", type=int, default=2, help="least steps in a window")
     parser.add_argument("--ours", default="1x2", help="ranks x threads")
     parser.add_argument("--peer", default="1x2", help="processes x threads")
-    parser.add_argument("--peer-base", choices=["nf4", "bnb"], default="nf4")
+    parser.add_argument("--peer-base", choices=["nf4", "bnb", "library"], default="nf4",
+                        help="library: Tessera with reduction: library instead of PyTorch")
     parser.add_argument("--peer-dtype", choices=["bf16", "f32"], default="bf16")
     parser.add_argument("--micro-batches", type=int, default=1, help="per rank and step")
     parser.add_argument("--reduction", choices=["exact", "library"], default="exact")
@@ -144,7 +152,7 @@ def main():
     args.peer = tuple(int(x) for x in args.peer.split("x"))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        starts = {"tessera": start_tessera, "peer": start_peer}
+        starts = {"tessera": start_tessera, "peer": start_library if args.peer_base == "library" else start_peer}
         running = {}
         for who in starts if args.only is None else [args.only]:
             running[who] = starts[who](args, folder)

@@ -413,7 +413,7 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
     TESS_CHECK(reg->is_laid_out, TESS_E_STATE, "registry is not laid out");
     TESS_CHECK(o->world >= 1, TESS_E_ARG, "world size %d", o->world);
     TESS_CHECK(o->gather_group_numel >= 1 && o->world % o->gather_group_numel == 0, TESS_E_CONFIG,
-               "shard.gather_group: %d does not divide the %d ranks of this launch",
+               "shard.gather_group: %d does not divide %d ranks; give a divisor, auto or world",
                o->gather_group_numel, o->world);
     TESS_CHECK(o->micro_batch_numel >= 1 && o->micro_batch_numel <= INT32_MAX, TESS_E_CONFIG,
                "train.micro_batches: expected 1 to %d, found %" PRId64, INT32_MAX,
@@ -677,7 +677,7 @@ static tess_status refuse(const tess_registry *reg, const tess_plan_options *opt
     remedy_list list = {.reg = reg};
     char text[512] = "";
     size_t used = 0;
-    int shown_numel = 0;
+    int shown_numel = 0, fitting_numel = 0;
     TESS_TRY(list_remedies(&list, options));
     for (int pass = 0; pass < 2; pass++)
         for (int i = 0; i < list.numel && shown_numel < REMEDY_SHOWN_NUMEL; i++) {
@@ -685,15 +685,19 @@ static tess_status refuse(const tess_registry *reg, const tess_plan_options *opt
             const bool fits = r->nbytes <= options->memory_limit_nbytes;
             if (fits != (pass == 0))
                 continue;
+            fitting_numel += fits;
             used += (size_t)snprintf(text + used, sizeof text - used, "%s%s (%zu MiB%s)",
                                      shown_numel++ > 0 ? "; " : "", r->text, r->nbytes >> 20,
                                      fits ? ", fits" : "");
         }
     return TESS_FAIL(
         TESS_E_FIT,
-        "plan needs %zu MiB per rank, compute.memory_limit is %zu MiB; cheapest changes: %s; or a "
-        "shorter data.sequence_length or smaller train.micro_batch",
-        smallest_nbytes >> 20, options->memory_limit_nbytes >> 20, text);
+        "plan needs %zu MiB per rank (%zu of them outside arenas), compute.memory_limit is %zu "
+        "MiB; %s: "
+        "%s; or a shorter data.sequence_length or smaller train.micro_batch",
+        smallest_nbytes >> 20, options->outside_nbytes >> 20, options->memory_limit_nbytes >> 20,
+        fitting_numel > 0 ? "cheapest changes" : "cheapest changes, none of which fits alone",
+        text);
 }
 
 tess_status tess_plan_create(const tess_registry *reg, const tess_plan_options *options,

@@ -288,5 +288,8 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
                "export peft: the run trains every weight and has no adapter; use hf");
     TESS_CHECK(request->format != TESS_RUN_EXPORT_HF || is_full, TESS_E_CONFIG,
                "export hf: the run trains an adapter; use peft");
-    return is_full ? export_hf(s, request) : export_peft(s, request);
+    TESS_TRY(is_full ? export_hf(s, request) : export_peft(s, request));
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
+                  is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));
+    return TESS_OK;
 }

@@ -305,6 +305,10 @@ static tess_status run_steps(loop *l)
     const tess_run *run = s->run;
     if (!s->was_resumed)
         TESS_TRY(evaluate(l));
+    if (s->step >= run->train.steps)
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                      "step %" PRId64 " of %" PRId64 " is done already: nothing to train", s->step,
+                      run->train.steps);
     while (s->step < run->train.steps && !l->is_stopping) {
         TESS_TRY(run_step(l));
         const bool is_last = s->step == run->train.steps;

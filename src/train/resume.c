@@ -257,9 +257,9 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
         if (st == TESS_OK && !is_reader && !is_auto)
             st = move_in(s);
         if (st == TESS_OK)
-            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
-                          "resumed from '%s' at step %lld (written by %d ranks)", loaded.path,
-                          (long long)s->step, loaded.stored_world);
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO, "%s '%s' at step %lld (written by %d ranks)",
+                          is_reader ? "loaded" : "resumed from", loaded.path, (long long)s->step,
+                          loaded.stored_world);
         if (st == TESS_OK && loaded.fallback_numel > 0)
             tess_log_root(&s->ctx->log, TESS_LOG_WARN, "%lld newer checkpoints did not verify",
                           (long long)loaded.fallback_numel);

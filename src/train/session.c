@@ -124,6 +124,12 @@ static tess_status open_dataset(tess_session *s, const char *path, bool is_train
     tess_dataset_config config = dataset_config(s, is_train);
     tess_dataset_memory memory;
     tess_token_file *file = NULL;
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
+    TESS_CHECK(kind != TESS_IO_MISSING, TESS_E_IO,
+               "%s: there is no file '%s'; make it with `tessera tokenize`",
+               is_train ? "data.path" : "data.eval_path", path);
     TESS_TRY(tess_token_file_open(s->ctx, path, &file));
     tess_status st = tess_dataset_plan(tess_token_file_get_info(file), &config, &memory);
     if (st == TESS_OK) {
