@@ -16,9 +16,3 @@ add_library(tess_hdf5 INTERFACE)
 target_include_directories(tess_hdf5 SYSTEM INTERFACE ${HDF5_INCLUDE_DIRS})
 target_compile_definitions(tess_hdf5 INTERFACE H5_USE_110_API)
 target_link_libraries(tess_hdf5 INTERFACE "${TESS_HDF5_ARCHIVE}" z sz aec m dl)
-
-find_library(TESS_XSMM_ARCHIVE NAMES libxsmm.a REQUIRED)
-find_library(TESS_XSMM_NOBLAS_ARCHIVE NAMES libxsmmnoblas.a REQUIRED)
-add_library(tess_xsmm INTERFACE)
-target_link_libraries(tess_xsmm INTERFACE "${TESS_XSMM_ARCHIVE}" "${TESS_XSMM_NOBLAS_ARCHIVE}" m dl
-    Threads::Threads)
