@@ -226,5 +226,63 @@ for op in open:1 open:2 open:3 open:4 open:5 open:6 pread:1 pread:2 pread:3 prea
 done
 [ "$lonely" -ge 5 ] || fail "only $lonely of the faults of one rank were met"
 
+# ---- a damaged or different file that ranks 1 and 2 alone see: another folder for them ----
+sed -e 's/init: random/init: weights/' -e "s,dir: out,dir: $work/bad," run.yaml > split.yaml
+split_reset() {
+    rm -rf healthy other
+    mkdir healthy
+    cp -r full/export healthy/model
+    cp split.yaml train.h5 healthy/
+    cp -r healthy other
+}
+# exit code, texts of the line separated by '|'
+refuse_split() {
+    local text line numel
+    cases=$((cases + 1))
+    timeout --kill-after=5 60 mpirun --oversubscribe --mca odls_base_sigkill_timeout 0 \
+        -n 1 --wdir "$work/healthy" "$tessera" train split.yaml : \
+        -n 2 --wdir "$work/other" "$tessera" train split.yaml > log 2>&1
+    rc=$?
+    numel="$(grep -c 'tessera: error:' log)"
+    line="$(grep 'tessera: error:' log | head -n 1)"
+    if [ "$rc" -ne "$1" ] || [ "$numel" -ne 1 ]; then
+        echo "split files: exit code $rc, expected $1; $numel error lines: $line"
+        bad=$((bad + 1))
+    fi
+    while IFS= read -r -d '|' text; do
+        [[ "$line" == *"$text"* ]] || {
+            echo "split files: no '$text' in: $line"
+            bad=$((bad + 1))
+        }
+    done <<< "$2|"
+    rm -rf bad
+}
+split_reset
+for ((i = 0; i < 16; i += 3)); do
+    cp healthy/train.h5 other/train.h5
+    truncate -s $(($(size_of healthy/train.h5) * i / 16)) other/train.h5
+    refuse_split 65 "rank 1: |train.h5"
+done
+split_reset
+for ((i = 0; i < 16; i += 3)); do
+    cp healthy/model/model.safetensors other/model/
+    truncate -s $((weights_nbytes * i / 16)) other/model/model.safetensors
+    refuse_split 65 "rank 1: |model.safetensors"
+done
+split_reset
+echo '{' > other/model/config.json
+refuse_split 65 "rank 1: |config.json"
+split_reset
+sed -i 's/"rms_norm_eps": *[0-9.e-]*/"rms_norm_eps": 0.001/' other/model/config.json
+refuse_split 65 "rank 1|model.config|rank 0"
+split_reset
+head -n 150 text.jsonl > fewer.jsonl
+"$tessera" tokenize "$source_dir/examples/base" fewer.jsonl -o other/train.h5 > log 2>&1 ||
+    fail "cannot tokenize"
+refuse_split 65 "rank 1|data|rank 0"
+split_reset
+rm other/model/model.safetensors
+refuse_split 65 "rank 1"
+
 [ "$bad" -eq 0 ] || fail "$bad of $cases cases"
 echo "$cases cases of bad input"
