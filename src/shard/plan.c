@@ -413,7 +413,7 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
     TESS_CHECK(reg->is_laid_out, TESS_E_STATE, "registry is not laid out");
     TESS_CHECK(o->world >= 1, TESS_E_ARG, "world size %d", o->world);
     TESS_CHECK(o->gather_group_numel >= 1 && o->world % o->gather_group_numel == 0, TESS_E_CONFIG,
-               "shard.gather_group: %d does not divide %d ranks; give a divisor, auto or world",
+               "shard.gather_group: %d does not divide the %d ranks; give a divisor, auto or world",
                o->gather_group_numel, o->world);
     TESS_CHECK(o->micro_batch_numel >= 1 && o->micro_batch_numel <= INT32_MAX, TESS_E_CONFIG,
                "train.micro_batches: expected 1 to %d, found %" PRId64, INT32_MAX,
@@ -690,14 +690,12 @@ static tess_status refuse(const tess_registry *reg, const tess_plan_options *opt
                                      shown_numel++ > 0 ? "; " : "", r->text, r->nbytes >> 20,
                                      fits ? ", fits" : "");
         }
-    return TESS_FAIL(
-        TESS_E_FIT,
-        "plan needs %zu MiB per rank (%zu of them outside arenas), compute.memory_limit is %zu "
-        "MiB; %s: "
-        "%s; or a shorter data.sequence_length or smaller train.micro_batch",
-        smallest_nbytes >> 20, options->outside_nbytes >> 20, options->memory_limit_nbytes >> 20,
-        fitting_numel > 0 ? "cheapest changes" : "cheapest changes, none of which fits alone",
-        text);
+    return TESS_FAIL(TESS_E_FIT,
+                     "plan needs %zu MiB per rank, compute.memory_limit is %zu MiB; cheapest "
+                     "changes: %s%s; or a "
+                     "shorter data.sequence_length or smaller train.micro_batch",
+                     smallest_nbytes >> 20, options->memory_limit_nbytes >> 20, text,
+                     fitting_numel > 0 ? "" : ", none of which is enough alone");
 }
 
 tess_status tess_plan_create(const tess_registry *reg, const tess_plan_options *options,

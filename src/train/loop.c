@@ -321,11 +321,18 @@ static tess_status run_steps(loop *l)
     TESS_TRY(commit(l));
     beat_files(l, "removal of old checkpoints");
     tess_ckpt_drain(s->store);
+    return TESS_OK;
+}
+
+/* A save that was asked for last and is not on disk: the run is not safe, whatever else went well.
+ */
+static tess_status check_last_save(const loop *l)
+{
     TESS_CHECK(
         l->committed_step == l->asked_step, TESS_E_IO,
         "output.dir: the checkpoint of step %" PRId64
         " could not be written to '%s' (the warning above says why); make room and start again",
-        l->asked_step, run->output.dir);
+        l->asked_step, l->s->run->output.dir);
     return TESS_OK;
 }
 
@@ -411,10 +418,14 @@ tess_status tess_session_train(tess_session *s)
     st = finish(&l, st);
     if (st != TESS_OK)
         return st;
-    if (l.is_stopping && s->step < s->run->train.steps)
+    const bool is_done = s->step >= s->run->train.steps;
+    if (is_done) /* also where the last save was lost: the adapter is worth having */
+        TESS_TRY(export_result(s));
+    TESS_TRY(check_last_save(&l));
+    if (!is_done)
         return TESS_FAIL(TESS_E_PREEMPTED,
                          "stopped on request after step %" PRId64 " of %" PRId64
                          "; start again to go on",
                          s->step, s->run->train.steps);
-    return export_result(s);
+    return TESS_OK;
 }

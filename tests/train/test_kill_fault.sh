@@ -185,7 +185,8 @@ if unshare -m true 2> /dev/null && unshare -m mount -t tmpfs none "$work/model" 
         left=$(($(stat -f -c "%a * %S" disk) / 1024 - 60))
         dd if=/dev/zero of=disk/fill bs=1k count=$left 2> /dev/null
         echo "the disk is full"
-        timeout 60 "$@" || exit 2
+        timeout 60 "$@"
+        [ $? -eq 74 ] || exit 2
         rm disk/fill
         echo "the disk has room"
         timeout 60 "$@" || exit 3
@@ -201,6 +202,8 @@ if unshare -m true 2> /dev/null && unshare -m mount -t tmpfs none "$work/model" 
     grep -q 'resumed from' log.full || fail "full disk: the old checkpoint did not load"
     grep -q 'checkpoint of step .* was dropped: .*bytes' log.full || fail "full disk: nothing said"
     grep -q 'step 30/30' log.full || fail "full disk: training did not go on"
+    grep -q 'tessera: error: .*checkpoint of step 30 could not be written' log.full ||
+        fail "full disk: a run whose last save is lost must say so"
     sed -n '/is read-only/,$p' log > log.ro
     [ "$(grep -c 'tessera: error:' log.ro)" -eq 1 ] || fail "read-only disk: not one error line"
     ! grep -q 'step 1/' log.ro || fail "read-only disk: training began"
