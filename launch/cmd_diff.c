@@ -32,18 +32,10 @@ static const struct argp diff_argp = {
            "Exit code 0: equal; 1: different, with every tensor that differs.",
 };
 
-static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
-{
-    (void)arg;
-    TESS_CHECK(fwrite(text, 1, nbytes, stdout) == nbytes, TESS_E_IO,
-               "stdout: cannot write results");
-    return TESS_OK;
-}
-
 static tess_status run(const tess_diff_options *diff, bool *is_equal)
 {
     tess_ctx ctx;
-    const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = diff->is_json};
+    const tess_ckpt_printer printer = {.sink = tess_launch_sink, .is_json = diff->is_json};
     TESS_TRY(tess_launch_open(&diff->common, 0, &ctx));
     const tess_status st = tess_ckpt_diff(&ctx, diff->a, diff->b, &printer, is_equal);
     tess_launch_close(&ctx);

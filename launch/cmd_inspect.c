@@ -33,19 +33,11 @@ static const struct argp inspect_argp = {
            "and shape, where it came from, and sizes.",
 };
 
-static tess_status to_stdout(void *arg, const char *text, size_t nbytes)
-{
-    (void)arg;
-    TESS_CHECK(fwrite(text, 1, nbytes, stdout) == nbytes, TESS_E_IO,
-               "stdout: cannot write results");
-    return TESS_OK;
-}
-
 static tess_status run(const tess_path_options *inspect)
 {
     tess_ctx ctx;
     tess_artifact_kind kind = TESS_ARTIFACT_CHECKPOINT;
-    const tess_ckpt_printer printer = {.sink = to_stdout, .is_json = inspect->is_json};
+    const tess_ckpt_printer printer = {.sink = tess_launch_sink, .is_json = inspect->is_json};
     TESS_TRY(tess_launch_open(&inspect->common, 0, &ctx));
     tess_status st = tess_artifact_kind_of(&ctx, inspect->path, &kind);
     if (st == TESS_OK && kind == TESS_ARTIFACT_CHECKPOINT)

@@ -68,6 +68,14 @@ tess_status tess_launch_print(const char *text)
     return TESS_OK;
 }
 
+tess_status tess_launch_sink(void *arg, const char *text, size_t nbytes)
+{
+    (void)arg;
+    TESS_CHECK(fwrite(text, 1, nbytes, stdout) == nbytes, TESS_E_IO,
+               "stdout: cannot write results");
+    return TESS_OK;
+}
+
 /* After an agreement every rank holds the same record, and rank 0 speaks for all. What was not
  * agreed, a lost communicator or a failure that leaves peers waiting, is said by whoever saw it. */
 static bool is_speaker(tess_status st, bool is_alone)

@@ -48,6 +48,8 @@ TESS_MUST_CHECK tess_status tess_launch_open(const tess_common_options *common, 
                                              tess_ctx *ctx);
 void tess_launch_close(tess_ctx *ctx);
 
+/** Receives pieces of a result for stdout; `arg` is not used. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_launch_sink(void *arg, const char *text, size_t nbytes);
 /** Write a result to stdout. @return TESS_E_IO stdout is closed or full */
 TESS_MUST_CHECK tess_status tess_launch_print(const char *text);
 /** Print the error of this thread, if there is one and this rank is to speak: once per process.

@@ -96,8 +96,7 @@ typedef struct peft_export {
     tess_peft_writer *writer;
 } peft_export;
 
-/* Module path of an adapter tensor, and which of the two it is. */
-static bool parse_lora_name(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
+bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
 {
     static const char *const suffix[] = {".lora_A.weight", ".lora_B.weight"};
     const size_t nbytes = strlen(name);
@@ -129,7 +128,7 @@ static tess_status list_adapters(peft_export *e)
         const tess_param *p = &reg->param[i];
         char path[TESS_NAME_NBYTES];
         tess_peft_part part = TESS_PEFT_A;
-        if (p->role != TESS_ROLE_TRAINABLE || !parse_lora_name(p->name, path, &part))
+        if (p->role != TESS_ROLE_TRAINABLE || !session_parse_lora(p->name, path, &part))
             continue;
         int64_t at = adapter_of(e, path);
         if (at < 0) {
@@ -184,7 +183,7 @@ static tess_status write_peft_tensor(void *arg, int param_idx, const void *data,
     peft_export *e = arg;
     char path[TESS_NAME_NBYTES];
     tess_peft_part part = TESS_PEFT_A;
-    if (!parse_lora_name(e->s->d.registry.param[param_idx].name, path, &part))
+    if (!session_parse_lora(e->s->d.registry.param[param_idx].name, path, &part))
         return TESS_OK;
     return tess_peft_writer_append(e->writer, adapter_of(e, path), part, data, nbytes);
 }

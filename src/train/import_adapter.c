@@ -5,17 +5,6 @@
 #include "core/memory.h"
 #include "train/session_priv.h"
 
-static bool split_lora_name(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
-{
-    const char *end_a = strstr(name, ".lora_A.weight"), *end_b = strstr(name, ".lora_B.weight");
-    const char *end = end_a != NULL ? end_a : end_b;
-    if (end == NULL)
-        return false;
-    *part = end_a != NULL ? TESS_PEFT_A : TESS_PEFT_B;
-    snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(end - name), name);
-    return true;
-}
-
 /* ---- does it fit ---- */
 
 static tess_status check_base(const tess_session *s, const tess_peft_dir *dir)
@@ -62,7 +51,7 @@ static bool has_module(const tess_session *s, const char *path)
     tess_peft_part part = TESS_PEFT_A;
     for (int i = 0; i < s->d.registry.param_numel; i++)
         if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE &&
-            split_lora_name(s->d.registry.param[i].name, own, &part) && strcmp(own, path) == 0)
+            session_parse_lora(s->d.registry.param[i].name, own, &part) && strcmp(own, path) == 0)
             return true;
     return false;
 }
@@ -88,7 +77,7 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
     tess_peft_part part = TESS_PEFT_A;
     int64_t lo = 0, hi = 0;
     tess_dtype dt = TESS_F32;
-    TESS_CHECK(split_lora_name(p->name, path, &part), TESS_E_CONFIG,
+    TESS_CHECK(session_parse_lora(p->name, path, &part), TESS_E_CONFIG,
                "adapter.resume: tensor '%s' is no adapter tensor", p->name);
     TESS_TRY(check_module(s, dir, path));
     const tess_peft_adapter *a = tess_peft_dir_find(dir, path);

@@ -90,6 +90,9 @@ TESS_MUST_CHECK tess_status session_eval_loss(tess_session *s, void (*tick)(void
 /** Copy the model's tokenizer files, where there are some, into `dir`. Local. */
 TESS_MUST_CHECK tess_status session_keep_tokenizer(tess_session *s, const char *dir);
 
+/** Module path of an adapter tensor, and which of the two it is; false for other names. Local. */
+bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part);
+
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
 
