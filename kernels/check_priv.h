@@ -46,6 +46,10 @@ TESS_MUST_CHECK static inline tess_status tess_check_pointer(const char *op, con
     return TESS_OK;
 }
 
+/** Values of indices are checked where the host can read them; on a device whoever uploads them
+ * has. */
+static inline bool tess_check_can_read(tess_view v) { return v.space == TESS_HOST; }
+
 /** An extent that may be zero. */
 TESS_MUST_CHECK static inline tess_status tess_check_extent(const char *op, const char *name,
                                                             int64_t extent, int64_t least)

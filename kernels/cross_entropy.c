@@ -20,7 +20,7 @@ tess_status tess_cross_entropy_check(const tess_cross_entropy_args *a)
         else
             TESS_TRY(tess_check_disjoint(op, "logits", a->d_logits, a->logits));
     }
-    for (int64_t row = 0; row < a->row_numel; row++)
+    for (int64_t row = 0; tess_check_can_read(a->logits) && row < a->row_numel; row++)
         TESS_CHECK(a->labels[row] >= -1 && a->labels[row] < a->vocab_numel, TESS_E_RANGE,
                    "cross_entropy: label %" PRId32 " of row %" PRId64
                    " is outside the vocabulary of %" PRId64 " (-1 masks a row)",

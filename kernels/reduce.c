@@ -19,3 +19,19 @@ tess_status tess_square_norm_check(const tess_square_norm_args *a)
     TESS_TRY(tess_check_pointer(op, "acc", a->acc, 1));
     return tess_check_pointer(op, "nonfinite_numel", a->nonfinite_numel, 1);
 }
+
+tess_status tess_sum_check(const tess_sum_args *a)
+{
+    static const char op[] = "sum";
+    TESS_TRY(tess_check_extent(op, "numel", a->numel, 0));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, a->numel));
+    return tess_check_pointer(op, "out", a->out, 1);
+}
+
+tess_status tess_exact_add_check(const tess_exact_add_args *a)
+{
+    static const char op[] = "exact_add";
+    TESS_TRY(tess_check_pointer(op, "x", a->x, 1));
+    TESS_TRY(tess_check_pointer(op, "acc", a->acc, 1));
+    return tess_check_pointer(op, "nonfinite_numel", a->nonfinite_numel, 1);
+}

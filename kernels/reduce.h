@@ -25,7 +25,23 @@ typedef struct tess_square_norm_args {
     int64_t *nonfinite_numel; /* += */
 } tess_square_norm_args;
 
+/** out = sum of x in f64, elements ascending. */
+typedef struct tess_sum_args {
+    const double *x; /* [numel] f64 */
+    int64_t numel;
+    double *out; /* [1] f64 */
+} tess_sum_args;
+
+/** Add one value to an exact accumulator; one that is not finite is counted instead. */
+typedef struct tess_exact_add_args {
+    const double *x;          /* [1] f64 */
+    tess_exact *acc;          /* in and out */
+    int64_t *nonfinite_numel; /* += */
+} tess_exact_add_args;
+
 TESS_MUST_CHECK tess_status tess_fold_check(const tess_fold_args *a);
 TESS_MUST_CHECK tess_status tess_square_norm_check(const tess_square_norm_args *a);
+TESS_MUST_CHECK tess_status tess_sum_check(const tess_sum_args *a);
+TESS_MUST_CHECK tess_status tess_exact_add_check(const tess_exact_add_args *a);
 
 TESS_END_DECLS

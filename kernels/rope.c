@@ -18,7 +18,7 @@ tess_status tess_rope_check(const tess_rope_args *a)
     TESS_TRY(tess_check_pointer(op, "positions", a->positions, a->token_numel));
     TESS_TRY(tess_check_pointer(op, "cos_table", a->cos_table, a->table_rows));
     TESS_TRY(tess_check_pointer(op, "sin_table", a->sin_table, a->table_rows));
-    for (int64_t t = 0; t < a->token_numel; t++)
+    for (int64_t t = 0; tess_check_can_read(a->x) && t < a->token_numel; t++)
         TESS_CHECK(a->positions[t] >= 0 && a->positions[t] < a->table_rows, TESS_E_RANGE,
                    "rope: position %" PRId32 " of token %" PRId64
                    " is outside the table of %" PRId64 " rows",

@@ -42,6 +42,8 @@ tess_status tess_cpu_cast(const tess_cast_args *a, tess_stream *s);
 tess_status tess_cpu_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
 tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s);
 tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s);
+tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s);
+tess_status tess_cpu_exact_add(const tess_exact_add_args *a, tess_stream *s);
 tess_status tess_cpu_adamw(const tess_adamw_args *a, tess_stream *s);
 
 TESS_END_DECLS

@@ -62,3 +62,23 @@ tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s)
     }
     return TESS_OK;
 }
+
+tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_sum_check(a));
+    double sum = 0.0;
+    for (int64_t i = 0; i < a->numel; i++)
+        sum += a->x[i];
+    *a->out = sum;
+    return TESS_OK;
+}
+
+tess_status tess_cpu_exact_add(const tess_exact_add_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_exact_add_check(a));
+    if (!tess_exact_add(a->acc, *a->x))
+        ++*a->nonfinite_numel;
+    return TESS_OK;
+}

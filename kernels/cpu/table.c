@@ -27,6 +27,8 @@ const tess_kernels tess_kernels_cpu = {
     .cross_entropy = tess_cpu_cross_entropy,
     .fold = tess_cpu_fold,
     .square_norm = tess_cpu_square_norm,
+    .sum = tess_cpu_sum,
+    .exact_add = tess_cpu_exact_add,
     .adamw = tess_cpu_adamw,
 };
 
@@ -56,6 +58,8 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->cross_entropy != NULL,
         k->fold != NULL,
         k->square_norm != NULL,
+        k->sum != NULL,
+        k->exact_add != NULL,
         k->adamw != NULL,
     };
     _Static_assert(sizeof(tess_kernels) == sizeof(const char *) + sizeof(has) * sizeof(k->path),

@@ -1,4 +1,4 @@
-#include "core/memory.h"
+#include "core/memory_priv.h"
 
 #include <malloc.h>
 #include <stdarg.h>
@@ -108,42 +108,50 @@ size_t tess_alloc_peak_nbytes(void) { return atomic_load(&peak_nbytes); }
 void tess_alloc_freeze(void) { freeze_depth++; }
 void tess_alloc_thaw(void) { freeze_depth--; }
 
-struct tess_arena {
-    char *base;
-    size_t nbytes;
-    size_t map_nbytes;
-    char name[64];
-};
+void *memory_map(size_t nbytes)
+{
+    void *map = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    /* Large pages where the kernel gives them: dequantized panels are walked with long strides. */
+    (void)madvise(map, nbytes, MADV_HUGEPAGE);
+    return map;
+}
 
-tess_status tess_arena_create(const char *name, size_t nbytes, tess_arena **out)
+tess_status memory_arena(const char *name, size_t nbytes, tess_arena **out)
 {
     void *object = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_arena), &object));
     tess_arena *arena = object;
     snprintf(arena->name, sizeof arena->name, "%s", name);
     arena->nbytes = nbytes;
-    arena->map_nbytes = nbytes > 0 ? nbytes : 1;
-    void *map =
-        mmap(NULL, arena->map_nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) {
-        tess_free(arena);
-        return TESS_FAIL(TESS_E_MEMORY, "arena '%s': cannot map %zu bytes", name, nbytes);
-    }
-    /* Large pages where the kernel gives them: dequantized panels are walked with long strides. */
-    (void)madvise(map, arena->map_nbytes, MADV_HUGEPAGE);
-    arena->base = map;
+    arena->map_nbytes = nbytes > 0 ? nbytes : TESS_ARENA_ALIGN_NBYTES;
     atomic_fetch_add(&event_numel, 1);
     *out = arena;
     return TESS_OK;
 }
 
-void tess_arena_destroy(tess_arena **arena)
+tess_status tess_arena_create(const char *name, size_t nbytes, tess_arena **out)
 {
-    if (*arena == NULL)
+    TESS_TRY(memory_arena(name, nbytes, out));
+    (*out)->base = memory_map((*out)->map_nbytes);
+    if ((*out)->base != NULL)
+        return TESS_OK;
+    tess_arena_destroy(out);
+    return TESS_FAIL(TESS_E_MEMORY, "arena '%s': cannot map %zu bytes", name, nbytes);
+}
+
+void tess_arena_destroy(tess_arena **inout)
+{
+    tess_arena *arena = *inout;
+    if (arena == NULL)
         return;
-    munmap((*arena)->base, (*arena)->map_nbytes);
-    tess_free(*arena);
-    *arena = NULL;
+    if (arena->base != NULL && arena->device != NULL)
+        arena->device->ops->release(arena->device, arena->space, arena->base, arena->map_nbytes);
+    else if (arena->base != NULL)
+        munmap(arena->base, arena->map_nbytes);
+    tess_free(arena);
+    *inout = NULL;
 }
 
 tess_status tess_arena_view(tess_arena *arena, size_t offset_nbytes, int64_t numel, tess_dtype dt,
@@ -156,7 +164,7 @@ tess_status tess_arena_view(tess_arena *arena, size_t offset_nbytes, int64_t num
                TESS_E_RANGE,
                "arena '%s' (%zu bytes): range of %zu bytes at %zu is outside or misaligned",
                arena->name, arena->nbytes, nbytes, offset_nbytes);
-    *out = tess_view_host(arena->base + offset_nbytes, numel, dt);
+    *out = (tess_view){arena->base + offset_nbytes, numel, dt, arena->space};
     return TESS_OK;
 }
 

@@ -23,10 +23,19 @@ static tess_status inline_finish(tess_stream *s, const tess_event *ev)
     return TESS_OK;
 }
 
+static tess_status inline_query(tess_stream *s, const tess_event *ev, bool *is_reached)
+{
+    (void)s;
+    (void)ev;
+    *is_reached = true;
+    return TESS_OK;
+}
+
 static const tess_stream_ops inline_ops = {
     .record = inline_record,
     .wait = inline_wait,
     .finish = inline_finish,
+    .query = inline_query,
 };
 
 void tess_stream_init_inline(tess_stream *s, const char *name, tess_pool *pool)
@@ -60,6 +69,12 @@ tess_status tess_stream_wait(tess_stream *s, const tess_event *ev)
 tess_status tess_event_finish(const tess_event *ev)
 {
     return ev->stream == NULL ? TESS_OK : ev->stream->ops->finish(ev->stream, ev);
+}
+
+tess_status tess_event_query(const tess_event *ev, bool *is_reached)
+{
+    *is_reached = true;
+    return ev->stream == NULL ? TESS_OK : ev->stream->ops->query(ev->stream, ev, is_reached);
 }
 
 tess_status tess_stream_finish(tess_stream *s)

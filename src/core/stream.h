@@ -34,6 +34,8 @@ typedef struct tess_stream_ops {
     tess_status (*wait)(tess_stream *s, const tess_event *ev);
     /* The calling thread returns when `ev`, recorded on `s`, is reached; deadlines apply. */
     tess_status (*finish)(tess_stream *s, const tess_event *ev);
+    /* Whether `ev`, recorded on `s`, is reached; never blocks. */
+    tess_status (*query)(tess_stream *s, const tess_event *ev, bool *is_reached);
     /* Drive queued work without blocking; may be NULL. Compute kernels of long calls may poll it.
      */
     void (*poke)(tess_stream *s);
@@ -55,6 +57,7 @@ TESS_MUST_CHECK tess_status tess_event_record(tess_event *ev, tess_stream *s);
 /** An event that was never recorded counts as reached. */
 TESS_MUST_CHECK tess_status tess_stream_wait(tess_stream *s, const tess_event *ev);
 TESS_MUST_CHECK tess_status tess_event_finish(const tess_event *ev);
+TESS_MUST_CHECK tess_status tess_event_query(const tess_event *ev, bool *is_reached);
 /** Record and finish: the calling thread returns when all work of `s` so far is done. */
 TESS_MUST_CHECK tess_status tess_stream_finish(tess_stream *s);
 void tess_stream_poke(tess_stream *s);

@@ -367,6 +367,8 @@ void tess_comm_destroy(tess_comm **comm)
     *comm = NULL;
 }
 
+tess_comm *tess_comm_host(tess_comm *comm) { return comm->host != NULL ? comm->host : comm; }
+
 int tess_comm_rank(const tess_comm *comm) { return comm->rank; }
 int tess_comm_world(const tess_comm *comm) { return comm->world; }
 int tess_comm_launch_rank(const tess_comm *comm) { return comm->first_world_rank + comm->rank; }

@@ -83,6 +83,8 @@ TESS_MUST_CHECK tess_status tess_comm_create_spy(tess_comm *inner, tess_comm **o
 void tess_comm_destroy(tess_comm **comm);
 
 int tess_comm_rank(const tess_comm *comm);
+/** The communicator of the same ranks for views in host memory: itself unless it is a device's. */
+tess_comm *tess_comm_host(tess_comm *comm);
 int tess_comm_world(const tess_comm *comm);
 /** "self", "mpi", "spy(mpi)". */
 const char *tess_comm_name(const tess_comm *comm);

@@ -42,6 +42,7 @@ struct tess_comm {
     int world;
     int first_world_rank; /* rank in the launch of this communicator's rank 0 */
     tess_space space;     /* where views must lie */
+    tess_comm *host;      /* of the same ranks, for host memory; NULL: this one */
     char name[32];
     tess_stream *gather; /* owned by the concrete communicator */
     tess_stream *reduce;

@@ -244,6 +244,13 @@ static tess_status queue_finish(tess_stream *s, const tess_event *ev)
     return atomic_load(&q->done) >= ev->mark ? TESS_OK : engine_wait(q, ev->mark, 0.0);
 }
 
+static tess_status queue_query(tess_stream *s, const tess_event *ev, bool *is_reached)
+{
+    engine_queue *q = (engine_queue *)s;
+    *is_reached = atomic_load(&q->done) >= ev->mark;
+    return engine_verdict(q->owner);
+}
+
 static void queue_poke(tess_stream *s)
 {
     engine *e = ((engine_queue *)s)->owner;
@@ -257,6 +264,7 @@ static const tess_stream_ops queue_ops = {
     .record = queue_record,
     .wait = queue_wait,
     .finish = queue_finish,
+    .query = queue_query,
     .poke = queue_poke,
 };
 

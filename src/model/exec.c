@@ -7,6 +7,7 @@ tess_carve tess_carve_make(const char *name, tess_view view, bool is_plan)
 {
     const tess_carve carve = {.name = name,
                               .base = view.data,
+                              .space = view.space,
                               .is_plan = is_plan,
                               .capacity_nbytes = tess_view_nbytes(view)};
     return carve;
@@ -22,8 +23,8 @@ tess_status tess_carve_take(tess_carve *carve, int64_t numel, tess_dtype dt, tes
                "stage memory '%s': %" PRId64 " bytes needed, %zu given; pass views of the planned "
                "sizes and a batch no larger than the planned micro-batch",
                carve->name, end_nbytes, carve->capacity_nbytes);
-    *out = tess_view_host(carve->is_plan || numel == 0 ? NULL : carve->base + carve->used_nbytes,
-                          numel, dt);
+    *out = (tess_view){carve->is_plan || numel == 0 ? NULL : carve->base + carve->used_nbytes,
+                       numel, dt, carve->space};
     /* The peak ends at the last byte used; only the next buffer needs the alignment. */
     carve->peak_nbytes = TESS_MAX(carve->peak_nbytes, (size_t)end_nbytes);
     carve->used_nbytes = (size_t)tess_round_up(end_nbytes, TESS_ARENA_ALIGN_NBYTES);
@@ -54,7 +55,7 @@ tess_status tess_exec_typed(const tess_exec *ex, const char *what, tess_view byt
     TESS_CHECK(ex->is_plan || (bytes.data != NULL && tess_view_nbytes(bytes) >= nbytes), TESS_E_ARG,
                "stage view '%s': expected at least %zu bytes, found %zu", what, nbytes,
                tess_view_nbytes(bytes));
-    *out = tess_view_host(bytes.data, numel, dt);
+    *out = (tess_view){bytes.data, numel, dt, bytes.space};
     return TESS_OK;
 }
 
@@ -91,7 +92,7 @@ tess_status tess_exec_vector(const tess_exec *ex, int param_idx, tess_view *out)
                "tensor '%s': expected f32 or bf16, found %s; only 2-D weights can be quantized",
                p->name, tess_format_name(m.codec.format));
     /* Views carry no const; kernels take weights as inputs only. */
-    *out = tess_view_host((void *)m.part[0], p->numel,
+    *out = tess_exec_view(ex, (void *)m.part[0], p->numel,
                           m.codec.format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16);
     return TESS_OK;
 }
@@ -99,7 +100,7 @@ tess_status tess_exec_vector(const tess_exec *ex, int param_idx, tess_view *out)
 tess_view tess_exec_grad(const tess_exec *ex, int param_idx)
 {
     const int64_t numel = ex->registry->param[param_idx].numel;
-    return tess_view_host(ex->is_plan ? NULL : tess_call_grad(ex->call, param_idx), numel,
+    return tess_exec_view(ex, ex->is_plan ? NULL : tess_call_grad(ex->call, param_idx), numel,
                           TESS_F32);
 }
 
@@ -111,4 +112,9 @@ tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args)
     TESS_TRY(TESS_EXEC_RUN(ex, gemm, args));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
+}
+
+tess_status tess_exec_zero(const tess_exec *ex, tess_view v)
+{
+    return ex->is_plan ? TESS_OK : tess_device_zero(ex->call->device, v, ex->stream);
 }

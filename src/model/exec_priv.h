@@ -16,6 +16,7 @@ TESS_BEGIN_DECLS
 typedef struct tess_carve {
     const char *name; /* "saved", "work": for messages */
     char *base;       /* NULL while planning */
+    tess_space space;
     bool is_plan;
     size_t capacity_nbytes;
     size_t used_nbytes, peak_nbytes;
@@ -27,6 +28,7 @@ typedef struct tess_exec {
     const tess_registry *registry;
     const tess_stage_call *call; /* NULL while planning */
     tess_stream *stream;         /* NULL while planning */
+    tess_space space;            /* of everything that kernels read and write */
     tess_dtype dt;               /* compute dtype */
     int thread_numel;
     bool is_plan;
@@ -41,6 +43,15 @@ typedef struct tess_exec {
 /** Run a kernel of the table, or nothing while planning. */
 #define TESS_EXEC_RUN(ex, op, args)                                                                \
     ((ex)->is_plan ? TESS_OK : (ex)->kernels->op((args), (ex)->stream))
+
+/** A view in the space of a call's kernels. Local. */
+static inline tess_view tess_exec_view(const tess_exec *ex, void *data, int64_t numel,
+                                       tess_dtype dt)
+{
+    return (tess_view){data, numel, dt, ex->space};
+}
+/** Enqueue zero bytes, or nothing while planning. Local. */
+TESS_MUST_CHECK tess_status tess_exec_zero(const tess_exec *ex, tess_view v);
 
 /** Carve over a U8_OPAQUE view; only counting when `is_plan`. Local. */
 tess_carve tess_carve_make(const char *name, tess_view view, bool is_plan);

@@ -1,7 +1,5 @@
 #include "model/head_priv.h"
 
-#include <string.h>
-
 #include "core/arith.h"
 
 enum { CHUNK_MAX_NUMEL = 256, CHUNK_GRAIN_NUMEL = 16, CHUNK_LOGITS_NUMEL = 16 << 20 };
@@ -38,7 +36,7 @@ tess_status tess_embed_backward(tess_exec *ex, int table_idx, const int32_t *tok
 /* Buffers of the head for one call. */
 typedef struct head_run {
     const tess_head *head;
-    const int32_t *labels;
+    tess_labels labels;
     tess_view n;        /* [T, H] dt: normed input */
     tess_view inv_rms;  /* [T] f32 */
     tess_view d_n;      /* [T, H] dt; numel 0: loss only */
@@ -52,7 +50,7 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
 {
     const tess_head *head = run->head;
     const int64_t vocab_numel = head->linear.out_numel;
-    run->d_n = tess_view_host(NULL, 0, ex->dt);
+    run->d_n = tess_exec_view(ex, NULL, 0, ex->dt);
     run->d_logits = run->d_n;
     TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &run->n));
     TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F32, &run->inv_rms));
@@ -96,7 +94,7 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
         .logits = io.y, .row_numel = row_numel, .vocab_numel = vocab_numel};
     args.d_logits = run->d_logits;
     if (!ex->is_plan) {
-        args.labels = run->labels + first_row;
+        args.labels = run->labels.label + first_row;
         args.row_loss = (double *)run->row_loss.data + first_row;
         args.grad_scale = ex->call->grad_scale;
     }
@@ -110,13 +108,14 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
         ex, &in, &io, 1, tess_view_rows(run->d_n, first_row, row_numel, linear->in_numel));
 }
 
-static void skip(const head_run *run, int64_t first_row, int64_t row_numel)
+static tess_status skip(const tess_exec *ex, const head_run *run, int64_t first_row,
+                        int64_t row_numel)
 {
-    memset((double *)run->row_loss.data + first_row, 0, (size_t)row_numel * sizeof(double));
+    TESS_TRY(tess_exec_zero(ex, tess_view_slice(run->row_loss, first_row, row_numel)));
     if (run->d_n.numel == 0)
-        return;
-    const tess_view d = tess_view_rows(run->d_n, first_row, row_numel, run->head->linear.in_numel);
-    memset(d.data, 0, tess_view_nbytes(d));
+        return TESS_OK;
+    return tess_exec_zero(
+        ex, tess_view_rows(run->d_n, first_row, row_numel, run->head->linear.in_numel));
 }
 
 /* Workspaces need not grow with the number of rows: count the full chunk and the short one at the
@@ -135,20 +134,16 @@ static tess_status all_chunks(tess_exec *ex, const head_run *run, double *loss_s
         return plan_chunks(ex, run);
     for (int64_t row = 0; row < ex->row_numel; row += run->head->chunk_numel) {
         const int64_t row_numel = TESS_MIN(run->head->chunk_numel, ex->row_numel - row);
-        if (has_label(run->labels + row, row_numel))
+        if (has_label(run->labels.host + row, row_numel))
             TESS_TRY(chunk(ex, run, row, row_numel));
         else
-            skip(run, row, row_numel);
+            TESS_TRY(skip(ex, run, row, row_numel));
     }
-    const double *row_loss = run->row_loss.data;
-    double sum = 0.0;
-    for (int64_t row = 0; row < ex->row_numel; row++)
-        sum += row_loss[row];
-    *loss_sum = sum;
-    return TESS_OK;
+    const tess_sum_args args = {.x = run->row_loss.data, .numel = ex->row_numel, .out = loss_sum};
+    return ex->kernels->sum(&args, ex->stream);
 }
 
-tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h, const int32_t *labels,
+tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h, tess_labels labels,
                            double *loss_sum)
 {
     const size_t mark = tess_carve_mark(&ex->work);
@@ -160,7 +155,7 @@ tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h, co
 }
 
 tess_status tess_head_loss_backward(tess_exec *ex, const tess_head *head, tess_view h,
-                                    const int32_t *labels, double *loss_sum, tess_view d_h)
+                                    tess_labels labels, double *loss_sum, tess_view d_h)
 {
     const size_t mark = tess_carve_mark(&ex->work);
     head_run run = {.head = head, .labels = labels};
@@ -178,16 +173,19 @@ tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h, 
 {
     const size_t mark = tess_carve_mark(&ex->work);
     const int64_t hidden_numel = head->linear.in_numel;
-    tess_view n = {0}, u = {0};
+    tess_view n = {0}, u = {0}, row = {0};
     const tess_view inv_rms = {.dt = TESS_F32};
     TESS_TRY(tess_carve_take(&ex->work, hidden_numel, ex->dt, &n));
     TESS_TRY(tess_linear_take_u(ex, &head->linear, 1, &ex->work, &u));
     TESS_TRY(tess_norm_forward(ex, &head->norm, tess_view_rows(h, row_idx, 1, hidden_numel), n,
                                inv_rms));
     const tess_linear_input in = {.x = n, .row_numel = 1, .first_row = row_idx};
-    const tess_linear_io io = {&head->linear,
-                               tess_view_host(logits, head->linear.out_numel, TESS_F32), u};
+    TESS_TRY(tess_carve_take(&ex->work, head->linear.out_numel, TESS_F32, &row));
+    const tess_linear_io io = {&head->linear, row, u};
     TESS_TRY(tess_linear_forward(ex, &in, &io));
+    if (!ex->is_plan)
+        TESS_TRY(tess_device_copy(ex->call->device, tess_view_host(logits, row.numel, TESS_F32),
+                                  row, ex->stream));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }

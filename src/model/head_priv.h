@@ -22,6 +22,12 @@ typedef struct tess_head {
  */
 int64_t tess_head_chunk_numel(int64_t row_numel, int64_t vocab_numel);
 
+/** Labels of all rows, -1 where a row has no loss. */
+typedef struct tess_labels {
+    const int32_t *label; /* [T] where kernels read them */
+    const int32_t *host;  /* [T] the same, host memory */
+} tess_labels;
+
 /** out[t] = table[tokens[t]]. @param[out] out [T, H] dt */
 TESS_MUST_CHECK tess_status tess_embed_forward(tess_exec *ex, int table_idx, const int32_t *tokens,
                                                tess_view out);
@@ -32,12 +38,12 @@ TESS_MUST_CHECK tess_status tess_embed_backward(tess_exec *ex, int table_idx, co
 /** Loss of every row, no gradient. @param[in] h [T, H] dt  @param[out] loss_sum fp64 sum in row
  * order */
 TESS_MUST_CHECK tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h,
-                                           const int32_t *labels, double *loss_sum);
+                                           tess_labels labels, double *loss_sum);
 /** Loss, gradients of head parameters, and d_h [T, H] dt (numel 0: not wanted). */
 TESS_MUST_CHECK tess_status tess_head_loss_backward(tess_exec *ex, const tess_head *head,
-                                                    tess_view h, const int32_t *labels,
+                                                    tess_view h, tess_labels labels,
                                                     double *loss_sum, tess_view d_h);
-/** Logits of one row of `h`. @param[out] logits [V] f32 */
+/** Logits of one row of `h`. @param[out] logits [V] f32, host memory */
 TESS_MUST_CHECK tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h,
                                              int64_t row_idx, float *logits);
 

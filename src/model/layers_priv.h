@@ -55,8 +55,8 @@ typedef struct tess_norm {
 
 /** Angles of the rotary embedding, values of the compute dtype. */
 typedef struct tess_rope_table {
-    float *cos, *sin; /* [row_numel, dim / 2] f32, owned by the family */
-    int64_t row_numel;
+    const float *cos, *sin; /* [row_numel, half_numel] f32, where kernels read them */
+    int64_t row_numel, half_numel;
 } tess_rope_table;
 
 typedef struct tess_attention {

@@ -10,7 +10,7 @@ bool tess_linear_learns(const tess_linear *linear)
 tess_status tess_linear_take_u(const tess_exec *ex, const tess_linear *linear, int64_t row_numel,
                                tess_carve *carve, tess_view *u)
 {
-    *u = tess_view_host(NULL, 0, ex->dt);
+    *u = tess_exec_view(ex, NULL, 0, ex->dt);
     if (linear->lora_rank == 0)
         return TESS_OK;
     return tess_carve_take_2d(carve, row_numel, linear->lora_rank, ex->dt, u);
@@ -79,7 +79,7 @@ static tess_status adapter_input(tess_exec *ex, const tess_linear *linear,
     if (ex->dropout == 0.0f)
         return TESS_OK;
     TESS_TRY(tess_carve_take_2d(&ex->work, in->row_numel, linear->in_numel, ex->dt, out));
-    return drop(ex, linear, in, in->x, tess_view_host(NULL, 0, ex->dt), *out);
+    return drop(ex, linear, in, in->x, tess_exec_view(ex, NULL, 0, ex->dt), *out);
 }
 
 static tess_status adapter_down(tess_exec *ex, const tess_linear_input *in,

@@ -266,19 +266,22 @@ static tess_status make_rope(const tess_llm_config *c, tess_llama *m)
 {
     const int64_t half = c->head_dim / 2;
     int64_t numel = 0;
-    void *cos_table = NULL, *sin_table = NULL, *inv = NULL;
+    void *table = NULL, *inv = NULL;
     TESS_TRY(tess_mul_i64(m->sequence_length, half, &numel));
-    TESS_TRY(tess_alloc_array(numel, sizeof(float), &cos_table));
-    m->rope.cos = cos_table;
-    TESS_TRY(tess_alloc_array(numel, sizeof(float), &sin_table));
-    m->rope.sin = sin_table;
-    m->rope.row_numel = m->sequence_length;
+    for (int i = 0; i < 2; i++) {
+        TESS_TRY(tess_alloc_array(numel, sizeof(float), &table));
+        m->rope_host[i] = table;
+    }
+    m->rope = (tess_rope_table){.cos = m->rope_host[0],
+                                .sin = m->rope_host[1],
+                                .row_numel = m->sequence_length,
+                                .half_numel = half};
     TESS_TRY(tess_alloc_array(half, sizeof(float), &inv));
     tess_rope_inv_freq(c, inv);
     for (int64_t i = 0; i < numel; i++) {
         const float angle = (float)(i / half) * ((const float *)inv)[i % half];
-        m->rope.cos[i] = to_compute((float)cos((double)angle), m->dt);
-        m->rope.sin[i] = to_compute((float)sin((double)angle), m->dt);
+        m->rope_host[0][i] = to_compute((float)cos((double)angle), m->dt);
+        m->rope_host[1][i] = to_compute((float)sin((double)angle), m->dt);
     }
     tess_free(inv);
     return TESS_OK;
@@ -319,8 +322,8 @@ static void destroy_llama(void *self)
     if (m == NULL)
         return;
     tess_free(m->block);
-    tess_free(m->rope.cos);
-    tess_free(m->rope.sin);
+    tess_free(m->rope_host[0]);
+    tess_free(m->rope_host[1]);
     tess_free(m);
 }
 

@@ -32,7 +32,8 @@ typedef struct tess_llama {
     int layer_numel;
     tess_llama_block *block; /* [layer_numel], owned */
     tess_head head;
-    tess_rope_table rope; /* owned */
+    tess_rope_table rope;
+    float *rope_host[2]; /* cos and sin on the host, owned */
 } tess_llama;
 
 /** Memory of stage `stage_idx`, by running its code in plan mode over `reg`. Local. */

@@ -2,6 +2,7 @@
 #include "model/llama_priv.h"
 
 #include "core/arith.h"
+#include "core/memory.h"
 
 static const tess_view none = {.dt = TESS_F32};
 
@@ -16,7 +17,7 @@ typedef struct block_saved {
 
 static tess_status take_if(tess_exec *ex, bool is_wanted, int64_t numel, tess_view *out)
 {
-    *out = tess_view_host(NULL, 0, ex->dt);
+    *out = tess_exec_view(ex, NULL, 0, ex->dt);
     return is_wanted ? tess_carve_take(&ex->saved, numel, ex->dt, out) : TESS_OK;
 }
 
@@ -97,6 +98,14 @@ typedef struct stage_views {
 
 static bool is_head(const tess_llama *m, int stage_idx) { return stage_idx == m->layer_numel + 1; }
 
+static const tess_labels no_labels = {NULL, NULL};
+
+static tess_labels labels_of(const tess_token_batch *batch)
+{
+    return (tess_labels){batch->labels,
+                         batch->host_labels != NULL ? batch->host_labels : batch->labels};
+}
+
 static tess_status forward(const tess_llama *m, tess_exec *ex, int stage_idx,
                            const tess_token_batch *batch, const stage_views *v)
 {
@@ -107,10 +116,10 @@ static tess_status forward(const tess_llama *m, tess_exec *ex, int stage_idx,
         return block_forward(m, ex, &m->block[stage_idx - 1], v->input, v->output);
     if (ex->is_plan) {
         TESS_TRY(tess_head_logits(ex, &m->head, v->input, 0, NULL));
-        return tess_head_loss(ex, &m->head, v->input, NULL, NULL);
+        return tess_head_loss(ex, &m->head, v->input, no_labels, NULL);
     }
     if (ex->call->mode != TESS_CALL_LOGITS)
-        return tess_head_loss(ex, &m->head, v->input, batch->labels, ex->call->loss_sum);
+        return tess_head_loss(ex, &m->head, v->input, labels_of(batch), ex->call->loss_sum);
     TESS_CHECK(batch->logits != NULL && batch->logits_token_idx >= 0 &&
                    batch->logits_token_idx < ex->row_numel,
                TESS_E_ARG, "logits of token %" PRId64 ": expected one of %" PRId64 " and a buffer",
@@ -127,8 +136,10 @@ static tess_status backward(const tess_llama *m, tess_exec *ex, int stage_idx,
                    : TESS_OK;
     if (!is_head(m, stage_idx))
         return block_backward(m, ex, &m->block[stage_idx - 1], v->input, v->d_output, v->d_input);
-    return tess_head_loss_backward(ex, &m->head, v->input, ex->is_plan ? NULL : batch->labels,
-                                   ex->is_plan ? NULL : ex->call->loss_sum, v->d_input);
+    if (ex->is_plan)
+        return tess_head_loss_backward(ex, &m->head, v->input, no_labels, NULL, v->d_input);
+    return tess_head_loss_backward(ex, &m->head, v->input, labels_of(batch), ex->call->loss_sum,
+                                   v->d_input);
 }
 
 tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int stage_idx,
@@ -180,6 +191,7 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
                       .registry = call->registry,
                       .call = call,
                       .stream = call->stream,
+                      .space = call->device->space,
                       .dt = m->dt,
                       .thread_numel = m->thread_numel,
                       .dropout = call->mode == TESS_CALL_TRAIN ? m->dropout : 0.0f,
@@ -229,4 +241,38 @@ static tess_status call_backward(void *model, const tess_stage_call *call)
     return backward(m, &ex, call->stage_idx, call->batch, &v);
 }
 
-const tess_stage_ops tess_llama_stage_ops = {.forward = call_forward, .backward = call_backward};
+/* ---- constants ---- */
+
+static size_t table_nbytes(const tess_llama *m)
+{
+    return (size_t)tess_round_up(m->rope.row_numel * m->rope.half_numel * (int64_t)sizeof(float),
+                                 TESS_ARENA_ALIGN_NBYTES);
+}
+
+static size_t constant_nbytes(const void *model) { return 2 * table_nbytes(model); }
+
+static tess_status place_table(const tess_llama *m, tess_device *device, tess_stream *stream,
+                               float *host, tess_view place, const float **out)
+{
+    const int64_t numel = m->rope.row_numel * m->rope.half_numel;
+    *out = place.data;
+    place.numel = numel;
+    place.dt = TESS_F32;
+    return tess_device_copy(device, place, tess_view_host(host, numel, TESS_F32), stream);
+}
+
+static tess_status place_constants(void *model, tess_device *device, tess_view place,
+                                   tess_stream *stream)
+{
+    tess_llama *m = model;
+    const int64_t nbytes = (int64_t)table_nbytes(m);
+    TESS_TRY(place_table(m, device, stream, m->rope_host[0], tess_view_slice(place, 0, nbytes),
+                         &m->rope.cos));
+    return place_table(m, device, stream, m->rope_host[1], tess_view_slice(place, nbytes, nbytes),
+                       &m->rope.sin);
+}
+
+const tess_stage_ops tess_llama_stage_ops = {.forward = call_forward,
+                                             .backward = call_backward,
+                                             .constant_nbytes = constant_nbytes,
+                                             .place_constants = place_constants};

@@ -7,17 +7,20 @@
 TESS_BEGIN_DECLS
 
 /** One micro-batch of token sequences; all arrays [token_numel], token_numel = sequences *
- * sequence_length. */
+ * sequence_length, in the space of the device whose kernels read them. */
 typedef struct tess_token_batch {
     int64_t token_numel;
     int64_t sequence_numel;
     const int32_t *tokens;
-    const int32_t *labels;    /* -1: no loss */
-    const int32_t *positions; /* restart at every document */
+    const int32_t *labels;      /* -1: no loss */
+    const int32_t *host_labels; /* the same where the host reads them; NULL: `labels` is host memory
+                                 */
+    const int32_t *positions;   /* restart at every document */
     const int32_t
         *doc_start; /* index in this micro-batch of the first token of the token's document */
     int64_t logits_token_idx; /* TESS_CALL_LOGITS: token whose logits are wanted */
-    float *logits;            /* TESS_CALL_LOGITS: [vocab] f32 out */
+    float *logits;            /* TESS_CALL_LOGITS: [vocab] f32 out, host memory; there when the
+                                 stream has passed the call */
 } tess_token_batch;
 
 /** LoRA of one module; rank 0 means none. */
@@ -61,6 +64,8 @@ void tess_model_destroy(tess_model **model);
 const tess_stage_ops *tess_model_stage_ops(const tess_model *model);
 /** The pointer to hand to stage ops. */
 void *tess_model_self(tess_model *model);
+/** Bytes of the tables that calls of a device read; see tess_stage_ops. */
+size_t tess_model_constant_nbytes(const tess_model *model);
 /** Model floating-point operations of one trained token (forward + backward, frozen base: dX only),
  * for reports. */
 double tess_model_flops_per_token(const tess_model *model);

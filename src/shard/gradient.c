@@ -4,8 +4,6 @@
  * depends on M alone, so any number of ranks gives the same bits. Leftover subtrees merge from the
  * smallest up into the top level.
  */
-#include <string.h>
-
 #include "shard/runtime_priv.h"
 
 static float *level(tess_runtime *rt, int level_idx, int unit_idx)
@@ -49,14 +47,14 @@ tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op)
         tess_plan_owned(plan, unit_idx, peer, &lo, &hi);
         if (peer == rt->rank || hi == lo)
             continue;
-        sends[send_numel++] = (tess_piece){peer, tess_view_host(grad + lo, hi - lo, TESS_F32)};
+        sends[send_numel++] = (tess_piece){peer, runtime_view(rt, grad + lo, hi - lo, TESS_F32)};
     }
     const int64_t owned_numel = runtime_owned_numel(rt, unit_idx);
     for (int peer = 0, row = 0; peer < sender_numel && owned_numel > 0; peer++) {
         if (peer == rt->rank)
             continue;
         receives[receive_numel++] = (tess_piece){
-            peer, tess_view_host(receive_row(rt, row++, unit_idx), owned_numel, TESS_F32)};
+            peer, runtime_view(rt, receive_row(rt, row++, unit_idx), owned_numel, TESS_F32)};
     }
     return tess_comm_exchange(rt->parts.world, &plan->wire[plan->unit[unit_idx].grad_wire_idx],
                               sends, send_numel, receives, receive_numel,
@@ -70,6 +68,15 @@ static bool is_stale(const tess_runtime *rt, const tess_sched_op *op)
     return rt->parts.plan->is_library_once ? active == 0 : op->round_idx >= active;
 }
 
+/* The reduce lane may still read the buffer, and will read the zeros. */
+static tess_status clear_stale(tess_runtime *rt, float *grad, int64_t numel)
+{
+    tess_stream *lane = rt->lane[TESS_LANE_REDUCE];
+    TESS_TRY(runtime_follow(lane, rt->compute, &rt->cleared[0]));
+    TESS_TRY(tess_device_zero(rt->device, runtime_view(rt, grad, numel, TESS_F32), rt->compute));
+    return runtime_follow(rt->compute, lane, &rt->cleared[1]);
+}
+
 tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op)
 {
     const tess_plan *plan = rt->parts.plan;
@@ -77,28 +84,32 @@ tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op)
     float *grad = grad_buffer(rt, op->grad_idx);
     const int64_t padded_numel = u->slab_shard_numel * rt->world;
     if (is_stale(rt, op))
-        runtime_clear(grad, padded_numel);
+        TESS_TRY(clear_stale(rt, grad, padded_numel));
     return tess_comm_reduce_scatter(
         rt->parts.world, &plan->wire[u->grad_wire_idx],
-        tess_view_host(grad, padded_numel, TESS_F32),
-        tess_view_host(receive_row(rt, 0, op->unit_idx), u->slab_shard_numel, TESS_F32),
+        runtime_view(rt, grad, padded_numel, TESS_F32),
+        runtime_view(rt, receive_row(rt, 0, op->unit_idx), u->slab_shard_numel, TESS_F32),
         rt->lane[TESS_LANE_REDUCE]);
 }
 
 static tess_status fold(tess_runtime *rt, const float *a, const float *b, float *dst, int64_t numel)
 {
     const tess_fold_args args = {.a = a, .b = b, .dst = dst, .numel = numel};
-    return rt->parts.kernels->fold(&args, &rt->compute);
+    return rt->parts.kernels->fold(&args, rt->compute);
+}
+
+static tess_status copy(tess_runtime *rt, float *dst, const float *src, int64_t numel)
+{
+    return tess_device_copy(rt->device, runtime_view(rt, dst, numel, TESS_F32),
+                            runtime_view(rt, src, numel, TESS_F32), rt->compute);
 }
 
 /* Push the piece of micro-batch `m` of the step. */
 static tess_status push(tess_runtime *rt, int unit_idx, const float *piece, int64_t m,
                         int64_t numel)
 {
-    if ((m & 1) == 0) {
-        memcpy(level(rt, 0, unit_idx), piece, (size_t)numel * sizeof *piece);
-        return TESS_OK;
-    }
+    if ((m & 1) == 0)
+        return copy(rt, level(rt, 0, unit_idx), piece, numel);
     const float *carried = piece;
     for (int l = 0; (m >> l & 1) != 0; l++) {
         float *here = level(rt, l, unit_idx);
@@ -116,8 +127,7 @@ static tess_status fold_library(tess_runtime *rt, const tess_sched_op *op, int64
     const float *part = receive_row(rt, 0, op->unit_idx);
     if (!is_first)
         return fold(rt, sum, part, sum, numel);
-    memcpy(sum, part, (size_t)numel * sizeof *part);
-    return TESS_OK;
+    return copy(rt, sum, part, numel);
 }
 
 tess_status gradient_fold(tess_runtime *rt, const tess_sched_op *op)

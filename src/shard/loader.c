@@ -1,5 +1,6 @@
 #include "shard/loader.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "core/arith.h"
@@ -7,7 +8,18 @@
 #include "core/rng.h"
 #include "shard/runtime_priv.h"
 
-/* Staging of one tensor, carved from the WORK arena. */
+/* A load under way. Tensors are made on the host whatever device they go to. */
+typedef struct loader {
+    tess_runtime *rt;
+    const tess_load_request *q;
+    const tess_kernels *kernels;
+    tess_stream stream; /* of the host */
+    tess_comm *world;   /* for host memory */
+    tess_view work;     /* staging */
+    bool is_device;
+} loader;
+
+/* Staging of one tensor. */
 typedef struct staging {
     char *source;  /* as read, or generated f32 */
     float *plain;  /* f32 copy: trainable tensors, and sources that need widening */
@@ -40,6 +52,12 @@ static size_t encoded_nbytes(const tess_param *p)
     return p->part_offset_nbytes[last] + p->part[last].nbytes - p->part_offset_nbytes[0];
 }
 
+/* What goes from the rank that makes a tensor to those that own parts of it. */
+static size_t travel_nbytes(const tess_param *p)
+{
+    return p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : (size_t)p->numel * sizeof(float);
+}
+
 static size_t up(size_t nbytes)
 {
     return (size_t)tess_round_up((int64_t)nbytes, TESS_ARENA_ALIGN_NBYTES);
@@ -64,7 +82,7 @@ static tess_status size_staging(const tess_param *p, const tess_load_request *q,
 tess_status tess_load_plan(const tess_registry *reg, const tess_load_request *request,
                            size_t *nbytes)
 {
-    size_t most = 0;
+    size_t most = 0, landing = 0;
     for (int i = 0; i < reg->param_numel; i++) {
         size_t size[4] = {0}, sum = 0;
         if (!is_routed(&reg->param[i], request))
@@ -73,24 +91,27 @@ tess_status tess_load_plan(const tess_registry *reg, const tess_load_request *re
         for (int k = 0; k < 4; k++)
             sum += up(size[k]);
         most = TESS_MAX(most, sum);
+        landing = TESS_MAX(landing, up(travel_nbytes(&reg->param[i])));
     }
-    *nbytes = most;
+    /* A tensor that another rank made lands beside the own one. */
+    *nbytes = request->is_device ? most + landing : most;
     return TESS_OK;
 }
 
-static tess_status carve(tess_runtime *rt, const tess_param *p, const tess_load_request *q,
-                         staging *s)
+static tess_status carve(const loader *l, const tess_param *p, staging *s, char **behind)
 {
     size_t size[4] = {0}, at = 0;
     char *base[4];
-    TESS_TRY(size_staging(p, q, size));
+    TESS_TRY(size_staging(p, l->q, size));
     for (int k = 0; k < 4; k++) {
-        base[k] = runtime_at(rt, TESS_LIFE_WORK, 0) + at;
+        base[k] = (char *)l->work.data + at;
         at += up(size[k]);
     }
-    TESS_CHECK(at <= rt->parts.plan->arena_nbytes[TESS_LIFE_WORK], TESS_E_STATE,
-               "tensor '%s': load staging of %zu bytes exceeds the plan's %zu", p->name, at,
-               rt->parts.plan->arena_nbytes[TESS_LIFE_WORK]);
+    TESS_CHECK(at <= (size_t)l->work.numel, TESS_E_STATE,
+               "tensor '%s': load staging of %zu bytes exceeds the plan's %" PRId64, p->name, at,
+               l->work.numel);
+    if (behind != NULL)
+        *behind = (char *)l->work.data + at;
     *s = (staging){base[0], (float *)(void *)base[1], base[2], (float *)(void *)base[3]};
     return TESS_OK;
 }
@@ -139,8 +160,7 @@ static float f16_to_f32(uint16_t h)
     return v.f;
 }
 
-static tess_status widen(tess_runtime *rt, const void *src, tess_dtype dt, float *dst,
-                         int64_t numel)
+static tess_status widen(loader *l, const void *src, tess_dtype dt, float *dst, int64_t numel)
 {
     if (dt == TESS_F16) {
         for (int64_t i = 0; i < numel; i++)
@@ -149,10 +169,10 @@ static tess_status widen(tess_runtime *rt, const void *src, tess_dtype dt, float
     }
     const tess_cast_args args = {.src = tess_view_host((void *)(uintptr_t)src, numel, dt),
                                  .dst = tess_view_host(dst, numel, TESS_F32)};
-    return rt->parts.kernels->cast(&args, &rt->compute);
+    return l->kernels->cast(&args, &l->stream);
 }
 
-static tess_status encode(tess_runtime *rt, const tess_param *p, const staging *s, tess_view values)
+static tess_status encode(loader *l, const tess_param *p, const staging *s, tess_view values)
 {
     void *part[TESS_CODEC_PART_MAX] = {0};
     memset(s->encoded, 0, encoded_nbytes(p));
@@ -162,11 +182,11 @@ static tess_status encode(tess_runtime *rt, const tess_param *p, const staging *
         tess_nf4_quantize_args args = {
             .codec = p->codec, .src = values, .absmax_work = s->absmax, .tensor_name = p->name};
         memcpy(args.part, part, sizeof part);
-        return rt->parts.kernels->nf4_quantize(&args, &rt->compute);
+        return l->kernels->nf4_quantize(&args, &l->stream);
     }
     const tess_cast_args args = {.src = values,
                                  .dst = tess_view_host(part[0], p->numel, p->part[0].dt)};
-    return rt->parts.kernels->cast(&args, &rt->compute);
+    return l->kernels->cast(&args, &l->stream);
 }
 
 static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256 *out)
@@ -185,13 +205,13 @@ static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256
 }
 
 /* Make one whole tensor: read or draw it, then widen or encode. */
-static tess_status make_tensor(tess_runtime *rt, int param_idx, const tess_load_request *q,
-                               tess_sha256 *sha)
+static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
 {
-    const tess_param *p = &rt->parts.registry->param[param_idx];
+    const tess_load_request *q = l->q;
+    const tess_param *p = &l->rt->parts.registry->param[param_idx];
     staging s;
     tess_dtype dt = TESS_F32;
-    TESS_TRY(carve(rt, p, q, &s));
+    TESS_TRY(carve(l, p, &s, NULL));
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE) {
         size_t nbytes = 0;
         TESS_TRY(q->source->dtype_of(q->source->arg, p, &dt));
@@ -201,13 +221,13 @@ static tess_status make_tensor(tess_runtime *rt, int param_idx, const tess_load_
         draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
     }
     if (p->role == TESS_ROLE_TRAINABLE)
-        return widen(rt, s.source, dt, s.plain, p->numel);
+        return widen(l, s.source, dt, s.plain, p->numel);
     tess_view values = tess_view_host(s.source, p->numel, dt);
     if (dt == TESS_F16) {
-        TESS_TRY(widen(rt, s.source, dt, s.plain, p->numel));
+        TESS_TRY(widen(l, s.source, dt, s.plain, p->numel));
         values = tess_view_host(s.plain, p->numel, TESS_F32);
     }
-    TESS_TRY(encode(rt, p, &s, values));
+    TESS_TRY(encode(l, p, &s, values));
     return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
 }
 
@@ -249,21 +269,60 @@ static bool overlap(const route *r, int rank, int64_t *lo, int64_t *hi)
     return *lo < *hi;
 }
 
-static char *home_of(tess_runtime *rt, const tess_param *p)
+static tess_view home_of(tess_runtime *rt, const tess_param *p)
 {
-    if (p->role == TESS_ROLE_FROZEN)
-        return tess_runtime_frozen_shard(rt, p->unit_idx).data;
-    return tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER).data;
+    tess_view home = p->role == TESS_ROLE_FROZEN
+                         ? tess_runtime_frozen_shard(rt, p->unit_idx)
+                         : tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER);
+    home.numel = (int64_t)tess_view_nbytes(home);
+    home.dt = TESS_U8_OPAQUE;
+    return home;
 }
 
-static tess_piece piece_of(int peer, char *data, int64_t nbytes)
+/* Tensors on their way: rank `first_maker` + i made list[i]. */
+typedef struct load_batch {
+    const int *list;
+    int first_maker, numel;
+} load_batch;
+
+static const tess_param *made_by(const loader *l, const load_batch *b, int rank)
 {
-    return (tess_piece){peer, tess_view_host(data, nbytes, TESS_U8_OPAQUE)};
+    const int i = rank - b->first_maker;
+    return i >= 0 && i < b->numel ? &l->rt->parts.registry->param[b->list[i]] : NULL;
 }
 
-/* Exchange the tensors list[0 .. numel): rank r made list[r]. */
-static tess_status route_tensors(tess_runtime *rt, const int *list, int numel,
-                                 const tess_load_request *q)
+static tess_status list_sends(const loader *l, const load_batch *b, int *send_numel)
+{
+    tess_runtime *rt = l->rt;
+    const tess_param *p = made_by(l, b, rt->rank);
+    int64_t lo = 0, hi = 0;
+    staging s;
+    if (p == NULL)
+        return TESS_OK;
+    TESS_TRY(carve(l, p, &s, NULL));
+    const route r = route_of(rt, p);
+    char *made = p->role == TESS_ROLE_FROZEN ? s.encoded : (char *)s.plain;
+    for (int peer = 0; peer < rt->world; peer++)
+        if (overlap(&r, peer, &lo, &hi))
+            rt->pieces[0][(*send_numel)++] = (tess_piece){
+                peer, tess_view_host(made + (lo - r.first_nbytes), hi - lo, TESS_U8_OPAQUE)};
+    return TESS_OK;
+}
+
+/* The own part of what `maker` made, and where it belongs. */
+static bool own_part(const loader *l, const load_batch *b, int maker, tess_view *home)
+{
+    tess_runtime *rt = l->rt;
+    const tess_param *p = made_by(l, b, maker);
+    const route r = route_of(rt, p);
+    int64_t lo = 0, hi = 0;
+    if (!overlap(&r, rt->rank, &lo, &hi))
+        return false;
+    *home = tess_view_slice(home_of(rt, p), lo - r.shard_nbytes * (rt->rank % r.period), hi - lo);
+    return true;
+}
+
+static tess_status route_batch(const loader *l, const load_batch *b, tess_view landing)
 {
     const tess_wire wire = {.op = TESS_COMM_EXCHANGE,
                             .entry_idx = UINT32_MAX,
@@ -272,60 +331,88 @@ static tess_status route_tensors(tess_runtime *rt, const int *list, int numel,
                             .accumulate = TESS_U8_OPAQUE,
                             .name = "load",
                             .config_key = "model.path"};
-    tess_piece *sends = rt->pieces[0], *receives = rt->pieces[1];
+    tess_runtime *rt = l->rt;
+    tess_piece *receives = rt->pieces[1];
     int send_numel = 0, receive_numel = 0;
-    int64_t lo = 0, hi = 0;
-    for (int peer = 0; rt->rank < numel && peer < rt->world; peer++) {
-        const tess_param *p = &rt->parts.registry->param[list[rt->rank]];
-        const route r = route_of(rt, p);
-        staging s;
-        TESS_TRY(carve(rt, p, q, &s));
-        char *made = p->role == TESS_ROLE_FROZEN ? s.encoded : (char *)s.plain;
-        if (overlap(&r, peer, &lo, &hi))
-            sends[send_numel++] = piece_of(peer, made + (lo - r.first_nbytes), hi - lo);
-    }
-    for (int maker = 0; maker < numel; maker++) {
-        const tess_param *p = &rt->parts.registry->param[list[maker]];
-        const route r = route_of(rt, p);
-        const int64_t home_nbytes = r.shard_nbytes * (rt->rank % r.period);
-        if (overlap(&r, rt->rank, &lo, &hi))
-            receives[receive_numel++] =
-                piece_of(maker, home_of(rt, p) + (lo - home_nbytes), hi - lo);
-    }
-    tess_stream *stream = rt->lane[TESS_LANE_REDUCE];
-    TESS_TRY(tess_comm_exchange(rt->parts.world, &wire, sends, send_numel, receives, receive_numel,
+    tess_view home = {0};
+    TESS_TRY(list_sends(l, b, &send_numel));
+    for (int maker = b->first_maker; maker < b->first_maker + b->numel; maker++)
+        if (own_part(l, b, maker, &home))
+            receives[receive_numel++] = (tess_piece){
+                maker, landing.numel > 0 ? tess_view_slice(landing, 0, home.numel) : home};
+    tess_stream *stream = tess_comm_reduce_stream(l->world);
+    TESS_TRY(tess_comm_exchange(l->world, &wire, rt->pieces[0], send_numel, receives, receive_numel,
                                 stream));
-    return tess_stream_finish(stream);
+    TESS_TRY(tess_stream_finish(stream));
+    return landing.numel > 0 && receive_numel > 0 ? tess_runtime_copy(rt, home, receives[0].view)
+                                                  : TESS_OK;
 }
 
-static void draw_owned(tess_runtime *rt, const tess_load_request *q)
+/* Rank r made list[r]. On the host all tensors travel at once, straight to their places; beside a
+ * device one after another, through the landing. */
+static tess_status route_tensors(const loader *l, const int *list, int numel)
 {
+    if (!l->is_device)
+        return route_batch(l, &(load_batch){list, 0, numel},
+                           tess_view_host(NULL, 0, TESS_U8_OPAQUE));
+    char *behind = l->work.data;
+    if (l->rt->rank < numel) {
+        staging s;
+        TESS_TRY(carve(l, &l->rt->parts.registry->param[list[l->rt->rank]], &s, &behind));
+    }
+    const tess_view landing = tess_view_slice(l->work, behind - (char *)l->work.data,
+                                              l->work.numel - (behind - (char *)l->work.data));
+    for (int maker = 0; maker < numel; maker++)
+        TESS_TRY(route_batch(l, &(load_batch){list + maker, maker, 1}, landing));
+    return TESS_OK;
+}
+
+/* Elements [first, first + master.numel) of a tensor, drawn where they belong. */
+static tess_status draw_part(const loader *l, int param_idx, int64_t first, tess_view master)
+{
+    const tess_param *p = &l->rt->parts.registry->param[param_idx];
+    const int64_t chunk_numel = l->is_device ? l->work.numel / 4 : master.numel;
+    for (int64_t at = 0; at < master.numel; at += chunk_numel) {
+        const int64_t numel = TESS_MIN(chunk_numel, master.numel - at);
+        const tess_view part = tess_view_slice(master, at, numel);
+        float *dst = l->is_device ? l->work.data : part.data;
+        draw(p, (uint32_t)param_idx, l->q, first + at, numel, dst);
+        if (l->is_device)
+            TESS_TRY(tess_runtime_copy(l->rt, part, tess_view_host(dst, numel, TESS_F32)));
+    }
+    return TESS_OK;
+}
+
+static tess_status draw_owned(const loader *l)
+{
+    tess_runtime *rt = l->rt;
     const tess_registry *reg = rt->parts.registry;
     for (int i = 0; i < reg->param_numel; i++) {
         const tess_param *p = &reg->param[i];
         int64_t lo = 0, hi = 0;
-        if (p->role != TESS_ROLE_TRAINABLE || !q->wants_trainable || is_routed(p, q))
+        if (p->role != TESS_ROLE_TRAINABLE || !l->q->wants_trainable || is_routed(p, l->q))
             continue;
         tess_plan_owned(rt->parts.plan, p->unit_idx, rt->rank, &lo, &hi);
         const int64_t first = TESS_MAX(lo, p->slab_first_idx);
         const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
-        float *master = tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER).data;
+        const tess_view master = tess_runtime_state(rt, p->unit_idx, TESS_STATE_MASTER);
         if (first < end)
-            draw(p, (uint32_t)i, q, first - p->slab_first_idx, end - first, master + (first - lo));
+            TESS_TRY(draw_part(l, i, first - p->slab_first_idx,
+                               tess_view_slice(master, first - lo, end - first)));
     }
+    return TESS_OK;
 }
 
 /* One round: every rank makes one tensor, all agree, then the bytes travel. */
-static tess_status load_round(tess_runtime *rt, const int *list, int numel,
-                              const tess_load_request *q, tess_sha256 *tensor_sha)
+static tess_status load_round(loader *l, const int *list, int numel, tess_sha256 *tensor_sha)
 {
     tess_status st = TESS_OK;
-    if (rt->rank < numel) {
-        const int mine = list[rt->rank];
-        st = make_tensor(rt, mine, q, tensor_sha != NULL ? &tensor_sha[mine] : NULL);
+    if (l->rt->rank < numel) {
+        const int mine = list[l->rt->rank];
+        st = make_tensor(l, mine, tensor_sha != NULL ? &tensor_sha[mine] : NULL);
     }
-    TESS_TRY(tess_agree(rt->parts.world, st));
-    return route_tensors(rt, list, numel, q);
+    TESS_TRY(tess_agree(l->rt->parts.world, st));
+    return route_tensors(l, list, numel);
 }
 
 /* Each tensor's digest is known to the rank that made it; bytes of the others are zero, so sums
@@ -343,11 +430,30 @@ static tess_status share_digests(tess_runtime *rt, tess_sha256 *tensor_sha)
     return TESS_OK;
 }
 
+/* The part of a load that ranks may fail alone. */
+static tess_status begin(tess_runtime *rt, const tess_load_request *request, loader *l)
+{
+    const bool is_device = rt->device->space != TESS_HOST;
+    *l = (loader){.rt = rt,
+                  .q = request,
+                  .kernels = is_device ? &tess_kernels_cpu : rt->parts.kernels,
+                  .world = tess_comm_host(rt->parts.world),
+                  .is_device = is_device};
+    TESS_CHECK(request->is_device == is_device, TESS_E_ARG,
+               "load for memory of a %s, the runtime has a %s",
+               request->is_device ? "device" : "host", is_device ? "device" : "host");
+    tess_stream_init_inline(&l->stream, "load", rt->parts.pool);
+    return tess_runtime_host_work(rt, &l->work);
+}
+
 tess_status tess_load(tess_runtime *rt, const tess_load_request *request, tess_sha256 *tensor_sha)
 {
     const tess_registry *reg = rt->parts.registry;
     void *array = NULL;
-    tess_status st = tess_alloc_array(reg->param_numel, sizeof(int), &array);
+    loader l;
+    tess_status st = begin(rt, request, &l);
+    if (st == TESS_OK)
+        st = tess_alloc_array(reg->param_numel, sizeof(int), &array);
     TESS_TRY(tess_agree(rt->parts.world, st));
     int *list = array, numel = 0;
     for (int i = 0; i < reg->param_numel; i++)
@@ -356,10 +462,10 @@ tess_status tess_load(tess_runtime *rt, const tess_load_request *request, tess_s
     if (tensor_sha != NULL)
         memset(tensor_sha, 0, (size_t)reg->param_numel * sizeof *tensor_sha);
     for (int first = 0; first < numel && st == TESS_OK; first += rt->world)
-        st = load_round(rt, list + first, TESS_MIN(numel - first, rt->world), request, tensor_sha);
+        st = load_round(&l, list + first, TESS_MIN(numel - first, rt->world), tensor_sha);
     tess_free(list);
     if (st != TESS_OK)
         return st;
-    draw_owned(rt, request);
+    TESS_TRY(draw_owned(&l));
     return tensor_sha != NULL ? share_digests(rt, tensor_sha) : TESS_OK;
 }

@@ -3,7 +3,7 @@
  *
  * One rank reads and encodes a whole tensor (quantizer blocks never depend on shards) and routes
  * its bytes to their owners; W ranks work on W tensors at a time. No rank ever holds the model.
- * Staging lies in the WORK arena.
+ * Staging lies in the WORK arena, or beside a device in host memory.
  */
 #pragma once
 
@@ -27,6 +27,7 @@ typedef struct tess_load_request {
     bool is_random;                 /* random_init instead of TESS_INIT_SOURCE */
     bool wants_frozen;              /* false: the base comes from elsewhere (a checkpoint) */
     bool wants_trainable;           /* false: masters come from elsewhere */
+    bool is_device; /* the runtime's memory is a device's: bytes land in host memory first */
     uint64_t seed;
 } tess_load_request;
 

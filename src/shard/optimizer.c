@@ -59,7 +59,7 @@ static tess_status update_one(tess_runtime *rt, const update_segment *s, float c
         .exp_avg = state_array(rt, TESS_STATE_EXP_AVG) + s->state_idx,
         .exp_avg_sq = state_array(rt, TESS_STATE_EXP_AVG_SQ) + s->state_idx,
         .grad = grad + s->state_idx,
-        .param = tess_view_host(param, s->numel, dt),
+        .param = runtime_view(rt, param, s->numel, dt),
         .numel = s->numel,
         .clip_factor = clip_factor,
         .learning_rate = u->learning_rate * s->learning_rate_ratio,
@@ -69,7 +69,7 @@ static tess_status update_one(tess_runtime *rt, const update_segment *s, float c
         .weight_decay = s->has_weight_decay ? u->weight_decay : 0.0,
         .step = u->step,
     };
-    return rt->parts.kernels->adamw(&args, &rt->compute);
+    return rt->parts.kernels->adamw(&args, rt->compute);
 }
 
 tess_status optimizer_update(tess_runtime *rt, tess_step_result *result)

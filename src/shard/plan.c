@@ -11,8 +11,9 @@ enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL, ALIGN = TESS_ARENA_ALIGN_NBYTES };
 
 const char *tess_lifetime_name(tess_lifetime life)
 {
-    static const char *const name[TESS_LIFE_NUMEL] = {
-        "base", "slots", "parameters", "state", "gradients", "activations", "data", "staging"};
+    static const char *const name[TESS_LIFE_NUMEL] = {"base",   "slots",     "parameters",
+                                                      "state",  "gradients", "activations",
+                                                      "mirror", "data",      "staging"};
     return (unsigned)life < TESS_LIFE_NUMEL ? name[life] : "unknown";
 }
 
@@ -251,8 +252,11 @@ static tess_status plan_gradients(tess_plan *plan, const tess_schedule *sched)
     for (int64_t left = m; left > 1 && !plan->options.is_library; left /= 2)
         plan->level_numel++;
     plan->level_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    return add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
-                      plan->level_numel * plan->state_numel);
+    TESS_TRY(add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
+                        plan->level_numel * plan->state_numel));
+    plan->record_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
+    return add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
+                      TESS_STEP_RECORD_NUMEL + plan->unit_numel);
 }
 
 static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
@@ -305,7 +309,7 @@ static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
     }
     /* Loading and export stage tensors in the same memory before and between steps. */
     const size_t load_nbytes = (size_t)tess_round_up((int64_t)plan->options.load_nbytes, ALIGN);
-    if (load_nbytes > plan->arena_nbytes[TESS_LIFE_WORK])
+    if (!plan->options.is_device && load_nbytes > plan->arena_nbytes[TESS_LIFE_WORK])
         TESS_TRY(add_buffer(plan, "tensor staging beyond activations", TESS_LIFE_WORK,
                             TESS_U8_OPAQUE,
                             (int64_t)(load_nbytes - plan->arena_nbytes[TESS_LIFE_WORK])));
@@ -314,6 +318,8 @@ static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
 
 static tess_status plan_rest(tess_plan *plan)
 {
+    TESS_TRY(add_buffer(plan, "batch and tables", TESS_LIFE_MIRROR, TESS_U8_OPAQUE,
+                        (int64_t)plan->options.mirror_nbytes));
     TESS_TRY(add_buffer(plan, "batches and data window", TESS_LIFE_DATA, TESS_U8_OPAQUE,
                         (int64_t)plan->options.data_nbytes));
     return add_buffer(plan, "state snapshot", TESS_LIFE_STAGING, TESS_U8_OPAQUE,
@@ -483,8 +489,14 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     if (st != TESS_OK)
         return st;
     plan->total_nbytes = plan->options.outside_nbytes;
-    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
-        plan->total_nbytes += plan->arena_nbytes[i];
+    if (plan->options.is_device)
+        plan->host_nbytes = plan->options.load_nbytes;
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
+        if (plan->options.is_device && tess_lifetime_is_host((tess_lifetime)i))
+            plan->host_nbytes += plan->arena_nbytes[i];
+        else
+            plan->total_nbytes += plan->arena_nbytes[i];
+    }
     return TESS_OK;
 }
 

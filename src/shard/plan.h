@@ -16,6 +16,7 @@
  */
 #pragma once
 
+#include "core/exact.h"
 #include "dist/comm.h"
 #include "dist/contract.h"
 #include "format/json.h"
@@ -31,12 +32,21 @@ typedef enum tess_lifetime {
     TESS_LIFE_STATE,   /* masters and moments */
     TESS_LIFE_GRAD,    /* gradient buffers, received pieces, levels of the ordered sum */
     TESS_LIFE_WORK,    /* activations; while loading, staging of tensors */
-    TESS_LIFE_DATA,    /* batches and the data window */
-    TESS_LIFE_STAGING, /* snapshots of state for the checkpoint writer */
+    TESS_LIFE_MIRROR,  /* on a device: copies of batches and of a model's tables */
+    TESS_LIFE_DATA,    /* batches and the data window: host memory */
+    TESS_LIFE_STAGING, /* snapshots of state for the checkpoint writer: host memory */
     TESS_LIFE_NUMEL
 } tess_lifetime;
 
 const char *tess_lifetime_name(tess_lifetime life);
+/** Whether memory of this class is the host's also when kernels run on a device. */
+static inline bool tess_lifetime_is_host(tess_lifetime life)
+{
+    return life == TESS_LIFE_DATA || life == TESS_LIFE_STAGING;
+}
+
+/** Words of the record that a step sums up on the device, before one word a unit; see runtime.c. */
+enum { TESS_STEP_RECORD_NUMEL = 2 * TESS_EXACT_LIMB_NUMEL + 2 };
 
 typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 
@@ -55,6 +65,8 @@ typedef struct tess_plan_options {
     size_t outside_nbytes;            /* memory outside arenas that counts against the limit */
     size_t load_nbytes;               /* staging of tensors while they are loaded or exported */
     size_t data_nbytes;               /* batches and data window */
+    bool is_device;                   /* kernels use memory of a device, not the host's */
+    size_t mirror_nbytes;             /* device copies of batches and tables; 0 on the host */
     int64_t staging_nbytes_per_block; /* snapshot bytes per owned block of 256 trainable elements */
     const char *kernel_path;          /* "cpu/avx512_bf16" */
 } tess_plan_options;
@@ -114,7 +126,8 @@ typedef struct tess_plan {
     tess_wire *wire;
     int wire_numel;
     size_t arena_nbytes[TESS_LIFE_NUMEL];
-    size_t total_nbytes; /* arenas and outside_nbytes */
+    size_t total_nbytes; /* arenas and outside_nbytes; with a device: those in its memory */
+    size_t host_nbytes;  /* with a device: arenas in host memory and load staging; else 0 */
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
@@ -136,7 +149,7 @@ typedef struct tess_plan {
     size_t work_nbytes, d_nbytes;
     /* GRAD arena */
     size_t *grad_buffer_offset_nbytes; /* [grad_buffer_numel] */
-    size_t receive_offset_nbytes, level_offset_nbytes;
+    size_t receive_offset_nbytes, level_offset_nbytes, record_offset_nbytes;
 } tess_plan;
 
 /**

@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #include "core/codec.h"
-#include "core/stream.h"
+#include "core/device.h"
 #include "core/view.h"
 #include "kernels/kernels.h"
 
@@ -94,10 +94,12 @@ typedef enum tess_call_mode {
 
 typedef struct tess_registry tess_registry;
 
-/** Everything a stage may touch during one call. All views are borrowed for the call. */
+/** Everything a stage may touch during one call. All views are borrowed for the call; they and the
+ * addresses below are in the space of `device`. */
 typedef struct tess_stage_call {
     const tess_registry *registry;
     const tess_kernels *kernels;
+    tess_device *device;
     tess_stream *stream;
     int stage_idx;
     tess_call_mode mode;
@@ -114,13 +116,19 @@ typedef struct tess_stage_call {
     tess_view d_output; /* backward: gradient of the output (numel 0 for the last stage) */
     tess_view d_input;  /* backward: where to write; must not alias d_output; numel 0 for stage 0 */
     float grad_scale;   /* 1/T: the loss kernel multiplies gradients by it */
-    double *loss_sum;   /* last stage: fp64 sum of this micro-batch's token losses, in row order */
+    /* Last stage: where to write the fp64 sum of this micro-batch's token losses, in row order. */
+    double *loss_sum;
 } tess_stage_call;
 
 /** The family's side of the calls. A stage call must be a pure function of what the call shows. */
 typedef struct tess_stage_ops {
     tess_status (*forward)(void *model, const tess_stage_call *call);
     tess_status (*backward)(void *model, const tess_stage_call *call);
+    /* Tables that calls read, for devices other than the host: their bytes, and a copy of them into
+     * `place` [constant_nbytes] that calls then use. NULL: there are none. */
+    size_t (*constant_nbytes)(const void *model);
+    tess_status (*place_constants)(void *model, tess_device *device, tess_view place,
+                                   tess_stream *stream);
 } tess_stage_ops;
 
 struct tess_registry {

@@ -26,7 +26,11 @@ int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx)
     return hi - lo;
 }
 
-void runtime_clear(float *x, int64_t numel) { memset(x, 0, (size_t)numel * sizeof *x); }
+tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, tess_dtype dt)
+{
+    /* Views carry no const: who may write is the reader's business. */
+    return (tess_view){(void *)(uintptr_t)data, numel, dt, rt->device->space};
+}
 
 static tess_status create_program(tess_runtime *rt, bool is_eval, program *p)
 {
@@ -48,6 +52,64 @@ static void destroy_program(tess_runtime *rt, program *p)
     tess_schedule_fini(&p->schedule);
 }
 
+static size_t record_nbytes(const tess_runtime *rt)
+{
+    return sizeof(step_record) + (size_t)rt->parts.plan->unit_numel * sizeof(int64_t);
+}
+
+static tess_status create_arenas(tess_runtime *rt)
+{
+    const tess_plan *plan = rt->parts.plan;
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
+        const tess_lifetime life = (tess_lifetime)i;
+        /* The snapshot is the checkpoint store's: it allocates what the plan lists. */
+        const size_t nbytes = life == TESS_LIFE_STAGING ? 0 : plan->arena_nbytes[i];
+        const tess_space space = tess_lifetime_is_host(life) ? TESS_HOST : rt->device->space;
+        TESS_TRY(tess_device_arena_create(rt->device, space, tess_lifetime_name(life), nbytes,
+                                          &rt->arena[i]));
+    }
+    if (rt->device->space == TESS_HOST)
+        return TESS_OK;
+    return tess_device_arena_create(rt->device, TESS_HOST, "step record", record_nbytes(rt),
+                                    &rt->record_copy);
+}
+
+static tess_status create_events(tess_runtime *rt)
+{
+    const tess_runtime_parts *parts = &rt->parts;
+    TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
+    TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
+    TESS_TRY(tess_event_init(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]));
+    return tess_event_init(&rt->cleared[1], rt->compute);
+}
+
+static void destroy_events(tess_runtime *rt)
+{
+    if (rt->lane[TESS_LANE_GATHER] == NULL)
+        return;
+    tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
+    tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
+    tess_event_fini(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]);
+    tess_event_fini(&rt->cleared[1], rt->compute);
+}
+
+/* The family's tables, to the front of the mirror; a host reads its own. */
+static tess_status place_constants(tess_runtime *rt)
+{
+    const tess_stage_ops *ops = rt->parts.ops;
+    if (rt->device->space == TESS_HOST || ops->constant_nbytes == NULL)
+        return TESS_OK;
+    const tess_view place =
+        runtime_view(rt, runtime_at(rt, TESS_LIFE_MIRROR, 0),
+                     (int64_t)ops->constant_nbytes(rt->parts.model), TESS_U8_OPAQUE);
+    TESS_TRY(ops->place_constants(rt->parts.model, rt->device, place, rt->compute));
+    return tess_stream_finish(rt->compute);
+}
+
 static tess_status create_inside(tess_runtime *rt)
 {
     const tess_runtime_parts *parts = &rt->parts;
@@ -57,13 +119,12 @@ static tess_status create_inside(tess_runtime *rt)
                    (parts->group != NULL &&
                     tess_comm_world(parts->group) == parts->plan->options.gather_group_numel),
                TESS_E_ARG, "plan has gather groups of %d", parts->plan->options.gather_group_numel);
-    for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
-        /* The snapshot is the checkpoint store's: it allocates what the plan lists. */
-        const size_t nbytes = i == TESS_LIFE_STAGING ? 0 : parts->plan->arena_nbytes[i];
-        TESS_TRY(tess_arena_create(tess_lifetime_name((tess_lifetime)i), nbytes, &rt->arena[i]));
-    }
-    tess_stream_init_inline(&rt->compute, "compute", parts->pool);
-    rt->lane[TESS_LANE_COMPUTE] = &rt->compute;
+    TESS_CHECK(parts->plan->options.is_device == (rt->device->space != TESS_HOST), TESS_E_ARG,
+               "plan for memory of a %s, kernels run on %s",
+               parts->plan->options.is_device ? "device" : "host", rt->device->name);
+    TESS_TRY(create_arenas(rt));
+    TESS_TRY(tess_device_stream_create(rt->device, "compute", false, &rt->compute));
+    rt->lane[TESS_LANE_COMPUTE] = rt->compute;
     rt->lane[TESS_LANE_GATHER] =
         tess_comm_gather_stream(parts->group != NULL ? parts->group : parts->world);
     rt->lane[TESS_LANE_REDUCE] = tess_comm_reduce_stream(parts->world);
@@ -72,12 +133,10 @@ static tess_status create_inside(tess_runtime *rt)
         TESS_TRY(tess_alloc_array(2 * (int64_t)rt->world, sizeof(tess_piece), &array));
         rt->pieces[i] = array;
     }
+    TESS_TRY(create_events(rt));
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
-    TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
-    TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
-    TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
-    TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
+    TESS_TRY(place_constants(rt));
     return optimizer_plan(rt);
 }
 
@@ -89,6 +148,8 @@ tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **
     rt->parts = *parts;
     rt->rank = tess_comm_rank(parts->world);
     rt->world = tess_comm_world(parts->world);
+    tess_host_device_init(&rt->host, parts->pool);
+    rt->device = parts->device != NULL ? parts->device : &rt->host.base;
     const tess_status st = create_inside(rt);
     if (st != TESS_OK) {
         tess_runtime_destroy(&rt);
@@ -105,15 +166,13 @@ void tess_runtime_destroy(tess_runtime **inout)
         return;
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
-    if (rt->lane[TESS_LANE_GATHER] != NULL) {
-        tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
-        tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
-        tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
-        tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
-    }
+    destroy_events(rt);
     for (int i = 0; i < 2; i++)
         tess_free(rt->pieces[i]);
     tess_free(rt->segment);
+    tess_device_stream_destroy(rt->device, &rt->compute);
+    tess_arena_destroy(&rt->record_copy);
+    tess_arena_destroy(&rt->host_work);
     for (int i = TESS_LIFE_NUMEL - 1; i >= 0; i--)
         tess_arena_destroy(&rt->arena[i]);
     tess_free(rt);
@@ -122,11 +181,34 @@ void tess_runtime_destroy(tess_runtime **inout)
 
 /* ---- views ---- */
 
+tess_device *tess_runtime_device(tess_runtime *rt) { return rt->device; }
+
+tess_stream *tess_runtime_stream(tess_runtime *rt) { return rt->compute; }
+
+tess_status tess_runtime_copy(tess_runtime *rt, tess_view dst, tess_view src)
+{
+    TESS_TRY(tess_device_copy(rt->device, dst, src, rt->compute));
+    return tess_stream_finish(rt->compute);
+}
+
+tess_status tess_runtime_host_work(tess_runtime *rt, tess_view *out)
+{
+    if (rt->device->space == TESS_HOST) {
+        *out = tess_runtime_arena(rt, TESS_LIFE_WORK);
+        return TESS_OK;
+    }
+    const size_t nbytes = rt->parts.plan->options.load_nbytes;
+    if (rt->host_work == NULL)
+        TESS_TRY(tess_device_arena_create(rt->device, TESS_HOST, "load staging", nbytes,
+                                          &rt->host_work));
+    return tess_arena_view(rt->host_work, 0, (int64_t)nbytes, TESS_U8_OPAQUE, out);
+}
+
 tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx)
 {
     const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
-    return tess_view_host(runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes),
-                          (int64_t)u->frozen_shard_nbytes, TESS_U8_OPAQUE);
+    return runtime_view(rt, runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes),
+                        (int64_t)u->frozen_shard_nbytes, TESS_U8_OPAQUE);
 }
 
 tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, tess_state_kind kind)
@@ -134,8 +216,8 @@ tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, tess_state_kind kin
     const tess_plan *plan = rt->parts.plan;
     float *base = (float *)(void *)runtime_at(
         rt, TESS_LIFE_STATE, (size_t)kind * (size_t)plan->state_numel * sizeof(float));
-    return tess_view_host(base + plan->unit[unit_idx].state_first_idx,
-                          runtime_owned_numel(rt, unit_idx), TESS_F32);
+    return runtime_view(rt, base + plan->unit[unit_idx].state_first_idx,
+                        runtime_owned_numel(rt, unit_idx), TESS_F32);
 }
 
 tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx)
@@ -145,19 +227,23 @@ tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx)
     const tess_dtype dt = rt->parts.registry->compute_dt;
     const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
     const size_t offset = (size_t)(u->param_first_idx + row) * tess_dtype_block_nbytes(dt);
-    return tess_view_host(runtime_at(rt, TESS_LIFE_PARAM, offset),
-                          runtime_owned_numel(rt, unit_idx), dt);
+    return runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, offset),
+                        runtime_owned_numel(rt, unit_idx), dt);
 }
 
 tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life)
 {
-    return tess_view_host(runtime_at(rt, life, 0), (int64_t)tess_arena_nbytes(rt->arena[life]),
-                          TESS_U8_OPAQUE);
+    tess_view v = {0};
+    const int64_t nbytes = (int64_t)tess_arena_nbytes(rt->arena[life]);
+    return tess_arena_view(rt->arena[life], 0, nbytes, TESS_U8_OPAQUE, &v) == TESS_OK
+               ? v
+               : tess_view_host(NULL, 0, TESS_U8_OPAQUE);
 }
 
 tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx)
 {
-    return tess_view_host(gradient_sum(rt, unit_idx), runtime_owned_numel(rt, unit_idx), TESS_F32);
+    return runtime_view(rt, gradient_sum(rt, unit_idx), runtime_owned_numel(rt, unit_idx),
+                        TESS_F32);
 }
 
 /* ---- parameters ---- */
@@ -167,8 +253,8 @@ static tess_view whole_slab(tess_runtime *rt, int unit_idx)
     const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
     const tess_dtype dt = rt->parts.registry->compute_dt;
     char *base = runtime_at(rt, TESS_LIFE_PARAM, 0);
-    return tess_view_host(base + (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt),
-                          u->slab_shard_numel * rt->world, dt);
+    return runtime_view(rt, base + (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt),
+                        u->slab_shard_numel * rt->world, dt);
 }
 
 /* In LoRA mode: every rank receives all slabs; own rows are in place already. */
@@ -189,7 +275,7 @@ static tess_status gather_kept(tess_runtime *rt)
                                       stream));
     }
     TESS_TRY(tess_event_record(&rt->published, stream));
-    return tess_stream_wait(&rt->compute, &rt->published);
+    return tess_stream_wait(rt->compute, &rt->published);
 }
 
 tess_status tess_runtime_publish(tess_runtime *rt)
@@ -198,15 +284,14 @@ tess_status tess_runtime_publish(tess_runtime *rt)
         const tess_cast_args args = {.src = tess_runtime_state(rt, i, TESS_STATE_MASTER),
                                      .dst = tess_runtime_param_shard(rt, i)};
         if (args.src.numel > 0)
-            TESS_TRY(rt->parts.kernels->cast(&args, &rt->compute));
+            TESS_TRY(rt->parts.kernels->cast(&args, rt->compute));
     }
     return gather_kept(rt);
 }
 
 /* ---- operations ---- */
 
-/* Later work of `to` comes after everything enqueued on `from` so far. */
-static tess_status follow(tess_stream *from, tess_stream *to, tess_event *ev)
+tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev)
 {
     if (from == to)
         return TESS_OK;
@@ -223,12 +308,12 @@ static tess_status gather_slab(tess_runtime *rt, const tess_unit_plan *u, char *
     tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
     char *row =
         runtime_at(rt, TESS_LIFE_PARAM, (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt));
-    const tess_view shard = tess_view_host(row, u->slab_shard_numel, dt);
-    const tess_view full = tess_view_host(dst, u->slab_shard_numel * rt->world, dt);
-    TESS_TRY(follow(lane, stream, &rt->joined[0]));
+    const tess_view shard = runtime_view(rt, row, u->slab_shard_numel, dt);
+    const tess_view full = runtime_view(rt, dst, u->slab_shard_numel * rt->world, dt);
+    TESS_TRY(runtime_follow(lane, stream, &rt->joined[0]));
     TESS_TRY(tess_comm_all_gather(rt->parts.world, &rt->parts.plan->wire[u->slab_wire_idx], shard,
                                   full, stream));
-    return follow(stream, lane, &rt->joined[1]);
+    return runtime_follow(stream, lane, &rt->joined[1]);
 }
 
 static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
@@ -242,7 +327,7 @@ static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
             (int64_t)u->frozen_shard_nbytes * plan->options.gather_group_numel;
         TESS_TRY(tess_comm_all_gather(rt->parts.group, &plan->wire[u->frozen_wire_idx],
                                       tess_runtime_frozen_shard(rt, op->unit_idx),
-                                      tess_view_host(slot, full_numel, TESS_U8_OPAQUE), stream));
+                                      runtime_view(rt, slot, full_numel, TESS_U8_OPAQUE), stream));
     }
     if (!plan->options.is_full || u->slab_numel == 0)
         return TESS_OK;
@@ -251,8 +336,8 @@ static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
 
 static tess_view work_view(tess_runtime *rt, size_t offset_nbytes, size_t nbytes)
 {
-    return tess_view_host(nbytes > 0 ? runtime_at(rt, TESS_LIFE_WORK, offset_nbytes) : NULL,
-                          (int64_t)nbytes, TESS_U8_OPAQUE);
+    return runtime_view(rt, nbytes > 0 ? runtime_at(rt, TESS_LIFE_WORK, offset_nbytes) : NULL,
+                        (int64_t)nbytes, TESS_U8_OPAQUE);
 }
 
 static void point_at_params(tess_runtime *rt, const tess_sched_op *op, tess_stage_call *call)
@@ -282,7 +367,8 @@ static tess_stage_call make_call(tess_runtime *rt, const tess_sched_op *op, tess
     const int s = op->stage_idx;
     tess_stage_call call = {.registry = reg,
                             .kernels = rt->parts.kernels,
-                            .stream = &rt->compute,
+                            .device = rt->device,
+                            .stream = rt->compute,
                             .stage_idx = s,
                             .mode = mode,
                             .seed = rt->parts.seed,
@@ -315,22 +401,42 @@ static tess_stage_call make_train_call(tess_runtime *rt, const tess_sched_op *op
     return call;
 }
 
-static void add_loss(tess_runtime *rt, double loss_sum)
+static step_record *record_of(tess_runtime *rt)
 {
-    if (!tess_exact_add(&rt->loss, loss_sum))
-        rt->nonfinite_loss_numel++;
+    return (step_record *)(void *)runtime_at(rt, TESS_LIFE_GRAD,
+                                             rt->parts.plan->record_offset_nbytes);
+}
+
+/* The last stage has written the sum of its micro-batch. */
+static tess_status add_loss(tess_runtime *rt)
+{
+    step_record *record = record_of(rt);
+    const tess_exact_add_args args = {.x = &record->loss_sum,
+                                      .acc = &record->loss,
+                                      .nonfinite_numel = &record->nonfinite_loss_numel};
+    return rt->parts.kernels->exact_add(&args, rt->compute);
+}
+
+/* The record as the host reads it; finishes the compute stream. */
+static tess_status read_record(tess_runtime *rt, const step_record **out)
+{
+    const int64_t nbytes = (int64_t)record_nbytes(rt);
+    tess_view copy = {0};
+    *out = record_of(rt);
+    if (rt->device->space == TESS_HOST)
+        return TESS_OK;
+    TESS_TRY(tess_arena_view(rt->record_copy, 0, nbytes, TESS_U8_OPAQUE, &copy));
+    *out = copy.data;
+    return tess_runtime_copy(rt, copy, runtime_view(rt, record_of(rt), nbytes, TESS_U8_OPAQUE));
 }
 
 static tess_status run_forward(tess_runtime *rt, const tess_sched_op *op)
 {
-    double loss_sum = 0.0;
     TESS_TRY(load_batch(rt, op->round_idx));
     tess_stage_call call = make_train_call(rt, op);
-    call.loss_sum = &loss_sum;
+    call.loss_sum = &record_of(rt)->loss_sum;
     TESS_TRY(rt->parts.ops->forward(rt->parts.model, &call));
-    if (op->stage_idx == rt->parts.registry->stage_numel - 1)
-        add_loss(rt, loss_sum);
-    return TESS_OK;
+    return op->stage_idx == rt->parts.registry->stage_numel - 1 ? add_loss(rt) : TESS_OK;
 }
 
 /* The output is not needed a second time: a stage that can leaves its last product out. */
@@ -338,7 +444,7 @@ static tess_status recompute(tess_runtime *rt, const tess_stage_call *call)
 {
     tess_stage_call again = *call;
     if (rt->parts.registry->stage[call->stage_idx].skips_output)
-        again.output = tess_view_host(NULL, 0, TESS_U8_OPAQUE);
+        again.output = runtime_view(rt, NULL, 0, TESS_U8_OPAQUE);
     return rt->parts.ops->forward(rt->parts.model, &again);
 }
 
@@ -348,11 +454,13 @@ static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
     const tess_registry *reg = rt->parts.registry;
     const int s = op->stage_idx;
     const bool is_last = s == reg->stage_numel - 1;
-    double loss_sum = 0.0;
     TESS_TRY(load_batch(rt, op->round_idx));
     tess_stage_call call = make_train_call(rt, op);
-    if (op->clears_grad)
-        runtime_clear(call.grad, plan->unit[op->unit_idx].slab_shard_numel * rt->world);
+    if (op->clears_grad) {
+        const int64_t numel = plan->unit[op->unit_idx].slab_shard_numel * rt->world;
+        TESS_TRY(tess_device_zero(rt->device, runtime_view(rt, call.grad, numel, TESS_F32),
+                                  rt->compute));
+    }
     if (op->is_recomputed)
         TESS_TRY(recompute(rt, &call));
     if (is_last)
@@ -364,11 +472,9 @@ static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
         call.d_input =
             work_view(rt, plan->d_offset_nbytes[1 - rt->d_parity], reg->stage[s - 1].output_nbytes);
     rt->d_parity = 1 - rt->d_parity;
-    call.loss_sum = &loss_sum;
+    call.loss_sum = &record_of(rt)->loss_sum;
     TESS_TRY(rt->parts.ops->backward(rt->parts.model, &call));
-    if (is_last && reg->stage[s].is_fused_loss)
-        add_loss(rt, loss_sum);
-    return TESS_OK;
+    return is_last && reg->stage[s].is_fused_loss ? add_loss(rt) : TESS_OK;
 }
 
 static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
@@ -398,7 +504,7 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
 static tess_status drain_gathers(tess_runtime *rt)
 {
     TESS_TRY(tess_event_record(&rt->drained, rt->lane[TESS_LANE_GATHER]));
-    return tess_stream_wait(&rt->compute, &rt->drained);
+    return tess_stream_wait(rt->compute, &rt->drained);
 }
 
 static tess_status run_program(tess_runtime *rt, program *p,
@@ -434,23 +540,31 @@ typedef struct control_record {
 _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
                "no padding");
 
+/* Squares of the owned gradients, then the one look of the host at what the step's kernels did. */
 static tess_status measure_gradients(tess_runtime *rt, control_record *c)
 {
     const int64_t units = rt->parts.plan->unit_numel;
-    int64_t *nonfinite_numel = &c->sum.nonfinite_numel;
-    c->sum.nonfinite_numel = rt->nonfinite_loss_numel;
-    c->max[TESS_FLAG_MAX] = INT64_MIN;
-    if (rt->nonfinite_loss_numel > 0)
-        c->max[TESS_FLAG_MAX] = -(rt->rank * units + units - 1);
+    step_record *record = record_of(rt);
     for (int i = 0; i < units; i++) {
-        const int64_t before = *nonfinite_numel;
         const tess_square_norm_args args = {.x = gradient_sum(rt, i),
                                             .numel = runtime_owned_numel(rt, i),
-                                            .acc = &c->sum.norm,
-                                            .nonfinite_numel = nonfinite_numel};
+                                            .acc = &record->norm,
+                                            .nonfinite_numel = &record->nonfinite_numel[i]};
         if (args.numel > 0)
-            TESS_TRY(rt->parts.kernels->square_norm(&args, &rt->compute));
-        if (*nonfinite_numel > before)
+            TESS_TRY(rt->parts.kernels->square_norm(&args, rt->compute));
+    }
+    const step_record *found = NULL;
+    TESS_TRY(read_record(rt, &found));
+    c->sum = (control_sum){.loss = found->loss,
+                           .norm = found->norm,
+                           .nonfinite_numel = found->nonfinite_loss_numel,
+                           .nonfinite_loss_numel = found->nonfinite_loss_numel};
+    c->max[TESS_FLAG_MAX] = INT64_MIN;
+    if (found->nonfinite_loss_numel > 0)
+        c->max[TESS_FLAG_MAX] = -(rt->rank * units + units - 1);
+    for (int i = 0; i < units; i++) {
+        c->sum.nonfinite_numel += found->nonfinite_numel[i];
+        if (found->nonfinite_numel[i] > 0)
             c->max[TESS_FLAG_MAX] = TESS_MAX(c->max[TESS_FLAG_MAX], -(rt->rank * units + i));
     }
     return TESS_OK;
@@ -458,8 +572,7 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
 
 static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
 {
-    control_record c = {
-        .sum = {.loss = rt->loss, .nonfinite_loss_numel = rt->nonfinite_loss_numel}};
+    control_record c = {0};
     TESS_TRY(measure_gradients(rt, &c));
     for (int i = 0; i < rt->request->flag_numel; i++)
         c.max[i] = rt->request->flags[i];
@@ -480,8 +593,16 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
     return TESS_OK;
 }
 
+static tess_status clear_record(tess_runtime *rt)
+{
+    const tess_view record =
+        runtime_view(rt, record_of(rt), (int64_t)record_nbytes(rt), TESS_U8_OPAQUE);
+    return tess_device_zero(rt->device, record, rt->compute);
+}
+
 static tess_status run_step(tess_runtime *rt, tess_step_result *result)
 {
+    TESS_TRY(clear_record(rt));
     TESS_TRY(run_program(rt, &rt->train, run_op));
     TESS_TRY(gradient_finish(rt));
     TESS_TRY(agree_on_step(rt, result));
@@ -503,8 +624,6 @@ tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request
     memset(result, 0, sizeof *result);
     rt->request = request;
     rt->batch_round_idx = -1;
-    memset(&rt->loss, 0, sizeof rt->loss);
-    rt->nonfinite_loss_numel = 0;
     tess_alloc_freeze();
     const tess_status st = run_step(rt, result);
     tess_alloc_thaw();
@@ -522,18 +641,28 @@ static tess_status run_forward_only(tess_runtime *rt, const tess_sched_op *op)
     if (rt->batch == NULL)
         return TESS_OK;
     tess_stage_call call = make_call(rt, op, rt->forward_mode);
-    call.loss_sum = rt->forward_loss_sum;
+    call.loss_sum = &record_of(rt)->loss_sum;
     return rt->parts.ops->forward(rt->parts.model, &call);
+}
+
+static tess_status forward_only(tess_runtime *rt, double *loss_sum)
+{
+    const step_record *record = NULL;
+    TESS_TRY(clear_record(rt));
+    TESS_TRY(run_program(rt, &rt->eval, run_forward_only));
+    TESS_TRY(read_record(rt, &record));
+    if (rt->batch != NULL && rt->forward_mode == TESS_CALL_EVAL)
+        *loss_sum = record->loss_sum;
+    return TESS_OK;
 }
 
 tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode, const void *batch,
                                  double *loss_sum)
 {
     rt->forward_mode = mode;
-    rt->forward_loss_sum = loss_sum;
     rt->batch = batch;
     tess_alloc_freeze();
-    const tess_status st = run_program(rt, &rt->eval, run_forward_only);
+    const tess_status st = forward_only(rt, loss_sum);
     tess_alloc_thaw();
     return st;
 }

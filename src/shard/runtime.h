@@ -19,6 +19,7 @@ typedef struct tess_runtime tess_runtime;
 typedef struct tess_runtime_parts {
     const tess_plan *plan;
     const tess_registry *registry;
+    tess_device *device; /* NULL: the host, with threads of `pool` */
     const tess_kernels *kernels;
     tess_pool *pool;
     tess_comm *world;
@@ -66,7 +67,19 @@ TESS_MUST_CHECK tess_status tess_runtime_create(const tess_runtime_parts *parts,
                                                 tess_runtime **out);
 void tess_runtime_destroy(tess_runtime **rt);
 
-/* Views of this rank's memory; numel 0 where it has none. Local. */
+/** Where the plan's memory is. Local. */
+tess_device *tess_runtime_device(tess_runtime *rt);
+/** Compute stream: copies in front of a step's kernels go here. Local. */
+tess_stream *tess_runtime_stream(tess_runtime *rt);
+/** Copy between memory of the runtime and the host's and wait for it. Not inside a step. Local. */
+TESS_MUST_CHECK tess_status tess_runtime_copy(tess_runtime *rt, tess_view dst, tess_view src);
+/**
+ * Host memory to stage tensors in between steps: the WORK arena itself on the host, else an arena
+ * of the plan's `load_nbytes`, made at the first call. Local. @return TESS_E_MEMORY
+ */
+TESS_MUST_CHECK tess_status tess_runtime_host_work(tess_runtime *rt, tess_view *out);
+
+/* Views of this rank's memory, in the space of its device; numel 0 where it has none. Local. */
 tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx); /* u8 [frozen_shard_nbytes] */
 typedef enum tess_state_kind {
     TESS_STATE_MASTER,

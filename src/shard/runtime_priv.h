@@ -20,11 +20,26 @@ typedef struct program {
     tess_event *event; /* [op_numel] */
 } program;
 
+/**
+ * What a step sums up where its kernels run; the host reads it once, after the last of them. Words
+ * of 8 bytes: plan.h knows how many.
+ */
+typedef struct step_record {
+    tess_exact loss, norm;
+    int64_t nonfinite_loss_numel; /* micro-batches whose loss is not finite */
+    double loss_sum;              /* of the micro-batch under way */
+    int64_t nonfinite_numel[];    /* [unit_numel] gradient elements */
+} step_record;
+
 struct tess_runtime {
     tess_runtime_parts parts;
+    tess_host_device host; /* used when no device was given */
+    tess_device *device;
     int rank, world;
     tess_arena *arena[TESS_LIFE_NUMEL];
-    tess_stream compute;
+    tess_arena *host_work;   /* not on the host: staging of tensors */
+    tess_arena *record_copy; /* not on the host: the step record as read */
+    tess_stream *compute;
     tess_stream *lane[TESS_LANE_NUMEL];
     program train, eval;
     tess_piece *pieces[2]; /* send and receive lists of the exchange under way and of the next */
@@ -33,26 +48,26 @@ struct tess_runtime {
     update_segment *segment;
     int segment_numel;
     tess_event published;
-    tess_event drained;   /* the last gather of a program */
-    tess_event joined[2]; /* the gather lane before, the world's stream after a slab's gather */
+    tess_event drained;    /* the last gather of a program */
+    tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
+    tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
 
     /* the step that runs */
     const tess_step_request *request;
     const void *batch;
     int batch_round_idx;
-    tess_exact loss;
-    int64_t nonfinite_loss_numel; /* micro-batches whose loss is not finite */
 
     /* the forward that runs */
     tess_call_mode forward_mode;
-    double *forward_loss_sum;
 };
 
 /** Address of an element count into an arena. */
 char *runtime_at(tess_runtime *rt, tess_lifetime life, size_t offset_nbytes);
 int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx);
-/** Zero a host buffer of f32. */
-void runtime_clear(float *x, int64_t numel);
+/** Elements at an address in memory of the device. */
+tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, tess_dtype dt);
+/** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */
+TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev);
 
 TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op);

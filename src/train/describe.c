@@ -239,7 +239,7 @@ static tess_status compile_overrides(const tess_run *run, choices *c)
     return TESS_OK;
 }
 
-static tess_status make_model(tess_description *d)
+static tess_status make_model(tess_description *d, const tess_kernels *kernels)
 {
     const tess_run *run = d->run;
     choices c = {.d = d};
@@ -251,6 +251,7 @@ static tess_status make_model(tess_description *d)
         .sequence_length = run->data.sequence_length,
         .micro_batch = run->train.micro_batch,
         .thread_numel = (int)run->compute.threads,
+        .kernels = kernels,
         .dropout = run->lora.dropout,
         .lora_plus_ratio = run->lora.plus_ratio,
         .arg = &c,
@@ -320,7 +321,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
 {
     const tess_run *run = d->run;
     const tess_load_source source = tess_description_source(d);
-    const tess_load_request load = tess_description_load(d, &source);
+    tess_load_request load = tess_description_load(d, &source);
+    load.is_device = launch->is_device;
     const int64_t token_numel = run->train.micro_batch * run->data.sequence_length;
     tess_plan_options o = {
         .world = launch->world,
@@ -336,9 +338,15 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
         .staging_nbytes_per_block = 3 * 4 * TESS_TRAINABLE_BLOCK_NUMEL,
         .kernel_path = launch->kernel_path,
+        .is_device = launch->is_device,
     };
+    if (o.is_device)
+        o.mirror_nbytes = o.data_nbytes + tess_model_constant_nbytes(d->model);
     TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
     o.load_nbytes = TESS_MAX(o.load_nbytes, export_nbytes(&d->registry));
+    if (o.is_device) /* an export's own piece leaves the device beside the tensor it becomes part of
+                      */
+        o.load_nbytes = TESS_MAX(o.load_nbytes, 2 * export_nbytes(&d->registry));
     return tess_plan_create(&d->registry, &o, &d->plan);
 }
 
@@ -349,7 +357,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     TESS_TRY(open_weights(ctx, d));
     if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
-    TESS_TRY(make_model(d));
+    TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(check_weights(d));
     return make_plan(d, launch);
 }

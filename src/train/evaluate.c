@@ -11,6 +11,7 @@ static tess_status fill(tess_session *s, int64_t first, int64_t numel)
 {
     const int64_t width = s->run->data.sequence_length;
     const tess_dataset_batch *b = &s->batch_in;
+    TESS_TRY(session_begin_batch(s));
     TESS_TRY(tess_dataset_fill(s->eval_data, first, numel, b));
     for (int64_t i = numel * width; i < s->batch.token_numel; i++) {
         b->tokens[i] = 0;
@@ -18,7 +19,7 @@ static tess_status fill(tess_session *s, int64_t first, int64_t numel)
         b->positions[i] = (int32_t)(i % width);
         b->doc_start[i] = (int32_t)(i / width * width);
     }
-    return TESS_OK;
+    return session_send_batch(s);
 }
 
 typedef struct eval_sum {

@@ -31,7 +31,8 @@ static bool overlap(const tess_session *s, const tess_param *p, int rank, int64_
 }
 
 /* Collective. `dst` [numel] dt on rank 0; `pieces` has room for one piece a rank. */
-static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, tess_piece *pieces)
+static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, tess_view own,
+                           tess_piece *pieces)
 {
     const int rank = tess_comm_rank(s->world);
     const tess_wire wire = {.op = TESS_COMM_EXCHANGE,
@@ -48,13 +49,20 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
     if (overlap(s, p, rank, &first, &numel)) {
         send = (tess_piece){0, tess_view_slice(shard_of(s, p, dst.dt), first - lo, numel)};
         send_numel = 1;
+        if (send.view.space != TESS_HOST) {
+            own.numel = numel;
+            own.dt = dst.dt;
+            TESS_TRY(tess_runtime_copy(s->rt, own, send.view));
+            send.view = own;
+        }
     }
     for (int peer = 0; rank == 0 && peer < tess_comm_world(s->world); peer++)
         if (overlap(s, p, peer, &first, &numel))
             pieces[receive_numel++] =
                 (tess_piece){peer, tess_view_slice(dst, first - p->slab_first_idx, numel)};
-    tess_stream *stream = tess_comm_reduce_stream(s->world);
-    TESS_TRY(tess_comm_exchange(s->world, &wire, &send, send_numel, pieces, receive_numel, stream));
+    tess_comm *world = tess_comm_host(s->world);
+    tess_stream *stream = tess_comm_reduce_stream(world);
+    TESS_TRY(tess_comm_exchange(world, &wire, &send, send_numel, pieces, receive_numel, stream));
     return tess_stream_finish(stream);
 }
 
@@ -64,8 +72,10 @@ typedef tess_status (*tensor_sink)(void *arg, int param_idx, const void *data, s
 static tess_status collect_all(tess_session *s, tess_dtype dt, tensor_sink sink, void *arg)
 {
     void *pieces = NULL;
-    const tess_view work = tess_runtime_arena(s->rt, TESS_LIFE_WORK);
-    tess_status st = tess_alloc_array(tess_comm_world(s->world), sizeof(tess_piece), &pieces);
+    tess_view work = {0};
+    tess_status st = tess_runtime_host_work(s->rt, &work);
+    if (st == TESS_OK)
+        st = tess_alloc_array(tess_comm_world(s->world), sizeof(tess_piece), &pieces);
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++) {
         const tess_param *p = &s->d.registry.param[i];
@@ -77,7 +87,7 @@ static tess_status collect_all(tess_session *s, tess_dtype dt, tensor_sink sink,
                            "export of '%s' needs %zu bytes of staging, the plan has %lld", p->name,
                            tess_view_nbytes(dst), (long long)work.numel);
         else
-            st = collect(s, p, dst, pieces);
+            st = collect(s, p, dst, tess_view_slice(work, work.numel / 2, 0), pieces);
         if (st == TESS_OK && tess_comm_rank(s->world) == 0)
             st = sink(arg, i, dst.data, tess_view_nbytes(dst));
         st = session_agree(s, st);

@@ -94,15 +94,17 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
     tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
     const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
     const size_t item = tess_dtype_block_nbytes(dt);
-    const tess_view work = tess_runtime_arena(s->rt, TESS_LIFE_WORK);
-    float *master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER).data;
+    tess_view work = {0};
+    TESS_TRY(tess_runtime_host_work(s->rt, &work));
+    const tess_view master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER);
     for (int64_t at = TESS_MAX(lo, p->slab_first_idx); at < end;) {
-        const int64_t numel = TESS_MIN(end - at, work.numel / (int64_t)item);
+        const int64_t numel = TESS_MIN(end - at, work.numel / 8); /* as read, and f32 behind it */
+        const tess_view wide = tess_view_host((char *)work.data + numel * 4, numel, TESS_F32);
         TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
                                     (size_t)numel * item, work.data));
-        const tess_cast_args args = {.src = tess_view_host(work.data, numel, dt),
-                                     .dst = tess_view_host(master + (at - lo), numel, TESS_F32)};
-        TESS_TRY(s->kernels->cast(&args, &(tess_stream){0}));
+        const tess_cast_args args = {.src = tess_view_host(work.data, numel, dt), .dst = wide};
+        TESS_TRY(tess_kernels_cpu.cast(&args, &(tess_stream){0}));
+        TESS_TRY(tess_runtime_copy(s->rt, tess_view_slice(master, at - lo, numel), wide));
         at += numel;
     }
     return TESS_OK;

@@ -64,12 +64,13 @@ static int32_t draw(sampler *p)
 }
 
 /* The last tokens that fit the window, padded to the plan's shape. */
-static void fill_window(sampler *p)
+static tess_status fill_window(sampler *p)
 {
     tess_session *s = p->s;
     const int64_t width = s->run->data.sequence_length;
     const int64_t used = TESS_MIN(p->ids.numel, width);
     const tess_dataset_batch *b = &s->batch_in;
+    TESS_TRY(session_begin_batch(s));
     for (int64_t i = 0; i < s->batch.token_numel; i++) {
         const bool is_text = i < used;
         b->tokens[i] = is_text ? p->ids.id[p->ids.numel - used + i] : 0;
@@ -79,6 +80,7 @@ static void fill_window(sampler *p)
     }
     s->batch.logits_token_idx = used - 1;
     s->batch.logits = p->logits;
+    return session_send_batch(s);
 }
 
 static bool is_end(const tess_session *s, int32_t id)
@@ -94,7 +96,7 @@ static tess_status extend(sampler *p)
     tess_session *s = p->s;
     double loss_sum = 0.0;
     for (int64_t i = 0; i < p->request->token_numel; i++) {
-        fill_window(p);
+        TESS_TRY(fill_window(p));
         TESS_TRY(session_section(
             s, tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum)));
         const int32_t id = draw(p);

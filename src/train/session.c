@@ -100,7 +100,9 @@ static tess_status make_description(tess_session *s)
 {
     tess_launch_shape launch = {.world = tess_comm_world(s->world),
                                 .node_rank_numel = tess_comm_node_rank_numel(),
-                                .kernel_path = s->kernel_path};
+                                .kernel_path = s->kernel_path,
+                                .is_device = s->device != NULL,
+                                .kernels = s->kernels};
     TESS_TRY(memory_limit(s, &launch.memory_limit_nbytes));
     return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
 }
@@ -173,25 +175,51 @@ static tess_status open_data(tess_session *s)
     return session_agree(s, st);
 }
 
-static void carve_batch(tess_session *s)
+static tess_status carve_batch(tess_session *s)
 {
     const int64_t token_numel = s->run->train.micro_batch * s->run->data.sequence_length;
     const int64_t stride = tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES) / 4;
     int32_t *base = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
     s->batch_in = (tess_dataset_batch){base, base + stride, base + 2 * stride, base + 3 * stride};
+    const int32_t *read = base;
+    if (tess_runtime_device(s->rt)->space != TESS_HOST)
+        read =
+            (const int32_t *)(const void *)((const char *)mirror.data + mirror.numel) - 4 * stride;
     s->batch = (tess_token_batch){.token_numel = token_numel,
                                   .sequence_numel = s->run->train.micro_batch,
-                                  .tokens = s->batch_in.tokens,
-                                  .labels = s->batch_in.labels,
-                                  .positions = s->batch_in.positions,
-                                  .doc_start = s->batch_in.doc_start,
+                                  .tokens = read,
+                                  .labels = read + stride,
+                                  .positions = read + 2 * stride,
+                                  .doc_start = read + 3 * stride,
+                                  .host_labels = s->batch_in.labels,
                                   .logits_token_idx = -1};
+    s->batch_numel = 4 * stride;
+    return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
+}
+
+/* The host's arrays may be written again once the last copy of them is done. */
+tess_status session_begin_batch(tess_session *s) { return tess_event_finish(&s->batch_read); }
+
+tess_status session_send_batch(tess_session *s)
+{
+    if (s->batch.tokens == s->batch_in.tokens)
+        return TESS_OK;
+    tess_stream *stream = tess_runtime_stream(s->rt);
+    const tess_view dst = {(void *)(uintptr_t)s->batch.tokens, s->batch_numel, TESS_I32,
+                           tess_runtime_device(s->rt)->space};
+    TESS_TRY(tess_device_copy(tess_runtime_device(s->rt), dst,
+                              tess_view_host(s->batch_in.tokens, s->batch_numel, TESS_I32),
+                              stream));
+    return tess_event_record(&s->batch_read, stream);
 }
 
 tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx)
 {
     const int64_t b = s->run->train.micro_batch;
-    return tess_dataset_fill(s->train_data, micro_batch_idx * b, b, &s->batch_in);
+    TESS_TRY(session_begin_batch(s));
+    TESS_TRY(tess_dataset_fill(s->train_data, micro_batch_idx * b, b, &s->batch_in));
+    return session_send_batch(s);
 }
 
 /* ---- open ---- */
@@ -211,6 +239,7 @@ static tess_status create_runtime(tess_session *s)
         st = tess_pool_create((int)s->run->compute.threads, &s->pool);
     const tess_runtime_parts parts = {.plan = s->d.plan,
                                       .registry = &s->d.registry,
+                                      .device = s->device,
                                       .kernels = s->kernels,
                                       .pool = s->pool,
                                       .world = s->world,
@@ -234,7 +263,7 @@ static tess_status open_inside(tess_session *s)
     TESS_TRY(session_list_numerics(s));
     TESS_TRY(session_agree_on_contract(s));
     TESS_TRY(create_runtime(s));
-    carve_batch(s);
+    TESS_TRY(session_agree(s, carve_batch(s)));
     return session_load(s);
 }
 
@@ -264,6 +293,8 @@ void tess_session_close(tess_session **inout)
         return;
     tess_ckpt_store_close(&s->store);
     session_records_destroy(s);
+    if (s->batch_numel > 0)
+        tess_event_fini(&s->batch_read, tess_runtime_stream(s->rt));
     tess_runtime_destroy(&s->rt);
     if (s->owns_group)
         tess_comm_destroy(&s->group);

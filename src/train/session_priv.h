@@ -30,13 +30,16 @@ struct tess_session {
     tess_session_options options;
     tess_run *run;
     tess_description d;
+    tess_device *device; /* NULL: the host */
     const tess_kernels *kernels;
     char kernel_path[48];
     tess_pool *pool;
     tess_runtime *rt;
     tess_dataset *train_data, *eval_data;
     tess_token_batch batch;      /* over the DATA arena */
-    tess_dataset_batch batch_in; /* the same arrays, writable */
+    tess_dataset_batch batch_in; /* the arrays as the host writes them */
+    int64_t batch_numel;         /* of all four */
+    tess_event batch_read;       /* the last copy of them to the device */
     session_records records;
     tess_ckpt_store *store;
     tess_ckpt_base base;
@@ -79,6 +82,10 @@ TESS_MUST_CHECK tess_status session_import_adapter(tess_session *s);
 /** Load or resume parameters, then publish them. */
 TESS_MUST_CHECK tess_status session_load(tess_session *s);
 
+/** Around every write of `batch_in`: before it, and after it to bring it where kernels read. Local.
+ */
+TESS_MUST_CHECK tess_status session_begin_batch(tess_session *s);
+TESS_MUST_CHECK tess_status session_send_batch(tess_session *s);
 /** Micro-batch `g` (global number over the whole run) of training data into the batch. Local. */
 TESS_MUST_CHECK tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx);
 

@@ -111,6 +111,35 @@ static void test_square_norm_matches_rule_and_reference(void **state)
         }
 }
 
+/* Ascending, one rounding an addition: 2^54 swallows a 1 that comes after it, not a 4 before. */
+static void test_sum_adds_in_ascending_order(void **state)
+{
+    (void)state;
+    const double x[] = {2.0, 2.0, 0x1p54, 1.0, 1.0};
+    double out = NAN;
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    assert_int_equal(tess_cpu_sum(&(tess_sum_args){x, 5, &out}, &s), TESS_OK);
+    assert_true(out == 0x1p54 + 4.0);
+    assert_int_equal(tess_cpu_sum(&(tess_sum_args){x, 0, &out}, &s), TESS_OK);
+    assert_true(out == 0.0);
+}
+
+static void test_exact_add_counts_what_is_not_finite(void **state)
+{
+    (void)state;
+    const double x[] = {0x1p-1000, 1.0, INFINITY, -1.0, NAN};
+    tess_exact acc = {{0}};
+    int64_t nonfinite_numel = 0;
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    for (int i = 0; i < TESS_NELEM(x); i++)
+        assert_int_equal(
+            tess_cpu_exact_add(&(tess_exact_add_args){&x[i], &acc, &nonfinite_numel}, &s), TESS_OK);
+    assert_int_equal(nonfinite_numel, 2);
+    assert_true(tess_exact_round(&acc) == 0x1p-1000);
+}
+
 static void test_reduce_wrong_arguments_are_refused(void **state)
 {
     (void)state;
@@ -126,6 +155,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fold_matches_reference),
         cmocka_unit_test(test_square_norm_matches_rule_and_reference),
+        cmocka_unit_test(test_sum_adds_in_ascending_order),
+        cmocka_unit_test(test_exact_add_counts_what_is_not_finite),
         cmocka_unit_test(test_reduce_wrong_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

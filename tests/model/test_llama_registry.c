@@ -248,6 +248,7 @@ static tess_stage_call block_call(tess_run_model *run, const tess_token_batch *b
     const tess_stage_call call = {
         .registry = &run->reg,
         .kernels = &tess_kernels_cpu,
+        .device = &run->device.base,
         .stream = &run->stream,
         .stage_idx = 1,
         .mode = TESS_CALL_TRAIN,

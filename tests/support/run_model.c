@@ -113,6 +113,7 @@ static tess_status build(tess_run_model *run, const tess_llm_config *config)
     tess_registry_init(&run->reg, o->compute_dt);
     TESS_TRY(tess_pool_create(o->thread_numel, &run->pool));
     tess_stream_init_inline(&run->stream, "compute", run->pool);
+    tess_host_device_init(&run->device, run->pool);
     const tess_model_options options = {.compute_dt = o->compute_dt,
                                         .is_full = o->is_full,
                                         .sequence_length = o->sequence_length,
@@ -240,6 +241,7 @@ static tess_stage_call call_of(tess_run_model *run, int s, tess_call_mode mode,
     const int u = stage->unit_idx;
     tess_stage_call call = {.registry = &run->reg,
                             .kernels = &tess_kernels_cpu,
+                            .device = &run->device.base,
                             .stream = &run->stream,
                             .stage_idx = s,
                             .mode = mode,

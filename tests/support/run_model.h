@@ -36,6 +36,7 @@ typedef struct tess_run_model {
     tess_registry reg;
     tess_model *model;
     tess_pool *pool;
+    tess_host_device device;
     tess_stream stream;
     char **frozen;    /* per unit */
     char **trainable; /* per unit: compute copy */

@@ -1,0 +1,75 @@
+/**
+ * A place where planned memory lives and kernels run: the host, a CUDA device, or an emulated one.
+ *
+ * Code above this floor never dereferences an address in TESS_DEVICE space: it passes views to
+ * kernels, collectives and the copies here. On the host all of it is plain memory and every call
+ * runs at once, so there is one program for all devices.
+ */
+#pragma once
+
+#include "core/memory.h"
+#include "core/stream.h"
+#include "core/view.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_device tess_device;
+
+typedef struct tess_device_ops {
+    /* Memory of `space`, aligned to 256 bytes at least. TESS_HOST: host memory that copies of this
+     * device reach without staging (pinned). Contents are undefined. */
+    tess_status (*alloc)(tess_device *d, tess_space space, size_t nbytes, void **out);
+    void (*release)(tess_device *d, tess_space space, void *memory, size_t nbytes);
+    /* `is_urgent`: its work goes before that of other streams where both are ready. */
+    tess_status (*stream_create)(tess_device *d, const char *name, bool is_urgent,
+                                 tess_stream **out);
+    void (*stream_destroy)(tess_device *d, tess_stream *s);
+    /* Bytes of `src` to `dst`, of equal size, in any pair of spaces; they do not overlap. */
+    tess_status (*copy)(tess_device *d, tess_view dst, tess_view src, tess_stream *s);
+    tess_status (*zero)(tess_device *d, tess_view dst, tess_stream *s);
+    tess_status (*memory)(tess_device *d, size_t *free_nbytes, size_t *total_nbytes);
+} tess_device_ops;
+
+/** Base object; backends embed it as first member. */
+struct tess_device {
+    const tess_device_ops *ops;
+    const char *name; /* "cpu", "cuda:0" */
+    tess_space space; /* of planned memory that kernels use */
+};
+
+/** The host as a device, in the caller's memory. */
+typedef struct tess_host_device {
+    tess_device base;
+    tess_pool *pool; /* of its streams; borrowed, may be NULL */
+} tess_host_device;
+
+/** Local. */
+void tess_host_device_init(tess_host_device *d, tess_pool *pool);
+
+/** Local. @return TESS_E_MEMORY */
+TESS_MUST_CHECK tess_status tess_device_stream_create(tess_device *d, const char *name,
+                                                      bool is_urgent, tess_stream **out);
+/** Never fails; NULL is fine. The caller has finished the stream's work. Local. */
+void tess_device_stream_destroy(tess_device *d, tess_stream **s);
+/**
+ * Enqueue a copy; both views are borrowed until `s` passes it. Local.
+ * @return TESS_E_ARG sizes differ
+ */
+TESS_MUST_CHECK tess_status tess_device_copy(tess_device *d, tess_view dst, tess_view src,
+                                             tess_stream *s);
+/** Enqueue zero bytes. Local. */
+TESS_MUST_CHECK tess_status tess_device_zero(tess_device *d, tess_view dst, tess_stream *s);
+/** Free and whole memory of the device's own space. Local. */
+TESS_MUST_CHECK tess_status tess_device_memory(tess_device *d, size_t *free_nbytes,
+                                               size_t *total_nbytes);
+
+/**
+ * As tess_arena_create(), in memory of a device: `space` TESS_HOST is memory its copies reach
+ * without staging. `d` outlives the arena. Local.
+ * @return TESS_E_MEMORY names the arena, what it needs and what is free
+ */
+TESS_MUST_CHECK tess_status tess_device_arena_create(tess_device *d, tess_space space,
+                                                     const char *name, size_t nbytes,
+                                                     tess_arena **out);
+
+TESS_END_DECLS
