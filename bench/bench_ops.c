@@ -99,16 +99,19 @@ static tess_status run_rope(bench *b)
 
 static tess_status run_swiglu_forward(bench *b)
 {
-    const tess_swiglu_args a = {operand(b, 0, TOKENS * INNER), operand(b, 1, TOKENS * INNER),
-                                operand(b, 2, TOKENS * INNER)};
+    const tess_swiglu_args a = {.gate = operand(b, 0, TOKENS * INNER),
+                                .up = operand(b, 1, TOKENS * INNER),
+                                .out = operand(b, 2, TOKENS * INNER)};
     return tess_kernels_cpu.swiglu_forward(&a, &b->stream);
 }
 
 static tess_status run_swiglu_backward(bench *b)
 {
-    const tess_swiglu_backward_args a = {
-        operand(b, 0, TOKENS * INNER), operand(b, 1, TOKENS * INNER), operand(b, 2, TOKENS * INNER),
-        operand(b, 3, TOKENS * INNER), operand(b, 4, TOKENS * INNER)};
+    const tess_swiglu_backward_args a = {.gate = operand(b, 0, TOKENS * INNER),
+                                         .up = operand(b, 1, TOKENS * INNER),
+                                         .d_out = operand(b, 2, TOKENS * INNER),
+                                         .d_gate = operand(b, 3, TOKENS * INNER),
+                                         .d_up = operand(b, 4, TOKENS * INNER)};
     return tess_kernels_cpu.swiglu_backward(&a, &b->stream);
 }
 

@@ -61,6 +61,19 @@ static tess_status check_keys(const char *op, const char *name, tess_view v,
     return tess_check_operand(op, name, v, numel, shape->dt);
 }
 
+static tess_status check_out(const char *op, tess_view v, const tess_attention_shape *shape,
+                             int64_t stride)
+{
+    int64_t row_numel = 0;
+    if (stride == 0)
+        return check_queries(op, "out", v, shape);
+    TESS_TRY(tess_mul_i64(shape->head_numel, shape->dim, &row_numel));
+    TESS_TRY(tess_check_rows(op, "out", v, shape->token_numel, row_numel, stride));
+    TESS_CHECK(v.dt == shape->dt, TESS_E_DTYPE, "%s: out is %s, expected %s; cast it first", op,
+               tess_dtype_name(v.dt), tess_dtype_name(shape->dt));
+    return TESS_OK;
+}
+
 tess_status tess_attention_check(const tess_attention_args *a)
 {
     static const char op[] = "attention";
@@ -69,7 +82,7 @@ tess_status tess_attention_check(const tess_attention_args *a)
     TESS_TRY(check_queries(op, "q", a->q, shape));
     TESS_TRY(check_keys(op, "k", a->k, shape));
     TESS_TRY(check_keys(op, "v", a->v, shape));
-    TESS_TRY(check_queries(op, "out", a->out, shape));
+    TESS_TRY(check_out(op, a->out, shape, a->out_stride));
     TESS_TRY(tess_check_pointer(op, "lse", a->lse, shape->token_numel));
     TESS_TRY(tess_check_disjoint(op, "q", a->out, a->q));
     TESS_TRY(tess_check_disjoint(op, "k", a->out, a->k));
@@ -85,7 +98,7 @@ tess_status tess_attention_backward_check(const tess_attention_backward_args *a)
     TESS_TRY(check_queries(op, "q", a->q, shape));
     TESS_TRY(check_keys(op, "k", a->k, shape));
     TESS_TRY(check_keys(op, "v", a->v, shape));
-    TESS_TRY(check_queries(op, "out", a->out, shape));
+    TESS_TRY(check_out(op, a->out, shape, a->out_stride));
     TESS_TRY(check_queries(op, "d_out", a->d_out, shape));
     TESS_TRY(check_queries(op, "d_q", a->d_q, shape));
     TESS_TRY(check_keys(op, "d_k", a->d_k, shape));

@@ -29,6 +29,7 @@ typedef struct tess_attention_args {
     int64_t window;           /* 0: none */
     float scale;              /* D^-0.5 */
     tess_view out;            /* [T, heads, D] dt */
+    int64_t out_stride;       /* elements between tokens of out, 0: contiguous */
     float *lse;               /* [heads, T] f32 */
     tess_view work;           /* U8_OPAQUE, attention_work_nbytes() */
 } tess_attention_args;
@@ -36,6 +37,7 @@ typedef struct tess_attention_args {
 typedef struct tess_attention_backward_args {
     tess_attention_shape shape;
     tess_view q, k, v, out; /* as stored by the forward */
+    int64_t out_stride;     /* of the forward */
     const float *lse;       /* [heads, T] */
     tess_view d_out;        /* [T, heads, D] dt */
     const int32_t *doc_start;

@@ -17,6 +17,29 @@ TESS_MUST_CHECK static inline tess_status tess_check_numel(const char *op, const
     return TESS_OK;
 }
 
+/** `v` holds rows of `cols` elements `stride` apart (0: contiguous), the last one without the gap.
+ */
+TESS_MUST_CHECK static inline tess_status tess_check_rows(const char *op, const char *name,
+                                                          tess_view v, int64_t rows, int64_t cols,
+                                                          int64_t stride)
+{
+    int64_t numel = 0;
+    if (stride == 0 || rows == 0) {
+        TESS_TRY(tess_mul_i64(rows, cols, &numel));
+        return tess_check_numel(op, name, v, numel);
+    }
+    TESS_CHECK(stride >= cols, TESS_E_ARG,
+               "%s: rows of %s are %" PRId64 " elements apart but hold %" PRId64, op, name, stride,
+               cols);
+    TESS_TRY(tess_mul_i64(rows - 1, stride, &numel));
+    TESS_TRY(tess_add_i64(numel, cols, &numel));
+    TESS_CHECK(v.numel >= numel && v.data != NULL, TESS_E_ARG,
+               "%s: %s holds %" PRId64 " elements, expected at least %" PRId64
+               "; pass a view of the whole operand",
+               op, name, v.numel, numel);
+    return TESS_OK;
+}
+
 /** `v` is f32 or bf16. */
 TESS_MUST_CHECK static inline tess_status tess_check_float(const char *op, const char *name,
                                                            tess_view v)

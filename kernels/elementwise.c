@@ -2,13 +2,42 @@
 
 #include "kernels/check_priv.h"
 
+/* An output with the elements of `like`, in rows of `dim` that are `stride` apart. */
+static tess_status check_strided(const char *op, const char *name, tess_view v, tess_view like,
+                                 int64_t dim, int64_t stride)
+{
+    if (stride == 0)
+        return tess_check_operand(op, name, v, like.numel, like.dt);
+    TESS_CHECK(dim > 0 && like.numel % dim == 0, TESS_E_ARG,
+               "%s: %" PRId64 " elements, expected whole rows of %" PRId64, op, like.numel, dim);
+    TESS_TRY(tess_check_rows(op, name, v, like.numel / dim, dim, stride));
+    TESS_CHECK(v.dt == like.dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
+               tess_dtype_name(v.dt), tess_dtype_name(like.dt));
+    return TESS_OK;
+}
+
+static tess_status check_apart(const char *op, const tess_swiglu_backward_args *a)
+{
+    const tess_view outputs[] = {a->d_gate, a->d_up};
+    for (int i = 0; i < TESS_NELEM(outputs); i++) {
+        TESS_TRY(tess_check_disjoint(op, "gate", outputs[i], a->gate));
+        TESS_TRY(tess_check_disjoint(op, "up", outputs[i], a->up));
+        TESS_TRY(tess_check_disjoint(op, "d_out", outputs[i], a->d_out));
+    }
+    return TESS_OK;
+}
+
 tess_status tess_swiglu_check(const tess_swiglu_args *a)
 {
     static const char op[] = "swiglu";
     TESS_TRY(tess_check_float(op, "gate", a->gate));
     TESS_TRY(tess_check_numel(op, "gate", a->gate, a->gate.numel));
     TESS_TRY(tess_check_operand(op, "up", a->up, a->gate.numel, a->gate.dt));
-    TESS_TRY(tess_check_operand(op, "out", a->out, a->gate.numel, a->gate.dt));
+    TESS_TRY(check_strided(op, "out", a->out, a->gate, a->dim, a->out_stride));
+    if (a->out_stride > 0) {
+        TESS_TRY(tess_check_disjoint(op, "gate", a->out, a->gate));
+        return tess_check_disjoint(op, "up", a->out, a->up);
+    }
     TESS_TRY(tess_check_alias(op, "gate", a->out, a->gate));
     return tess_check_alias(op, "up", a->out, a->up);
 }
@@ -20,8 +49,10 @@ tess_status tess_swiglu_backward_check(const tess_swiglu_backward_args *a)
     TESS_TRY(tess_check_numel(op, "gate", a->gate, a->gate.numel));
     TESS_TRY(tess_check_operand(op, "up", a->up, a->gate.numel, a->gate.dt));
     TESS_TRY(tess_check_operand(op, "d_out", a->d_out, a->gate.numel, a->gate.dt));
-    TESS_TRY(tess_check_operand(op, "d_gate", a->d_gate, a->gate.numel, a->gate.dt));
-    TESS_TRY(tess_check_operand(op, "d_up", a->d_up, a->gate.numel, a->gate.dt));
+    TESS_TRY(check_strided(op, "d_gate", a->d_gate, a->gate, a->dim, a->d_stride));
+    TESS_TRY(check_strided(op, "d_up", a->d_up, a->gate, a->dim, a->d_stride));
+    if (a->d_stride > 0) /* rows of both may interleave: they are columns of one buffer */
+        return check_apart(op, a);
     TESS_TRY(tess_check_disjoint(op, "d_gate", a->d_up, a->d_gate));
     TESS_TRY(tess_check_disjoint(op, "d_out", a->d_gate, a->d_out));
     TESS_TRY(tess_check_disjoint(op, "d_out", a->d_up, a->d_out));

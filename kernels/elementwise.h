@@ -10,12 +10,16 @@ TESS_BEGIN_DECLS
 /** out = silu(gate) * up; silu(g) = g / (1 + exp(-g)); f32 inside, one rounding. */
 typedef struct tess_swiglu_args {
     tess_view gate, up; /* [R, I] dt */
-    tess_view out;      /* [R, I] dt; may alias gate or up */
+    tess_view out;      /* [R, I] dt; may alias gate or up when it is contiguous */
+    int64_t dim;        /* I; needed with a stride only */
+    int64_t out_stride; /* elements between rows of out, 0: contiguous */
 } tess_swiglu_args;
 
 typedef struct tess_swiglu_backward_args {
     tess_view gate, up, d_out; /* [R, I] dt */
-    tess_view d_gate, d_up;    /* [R, I] dt; may alias gate and up */
+    tess_view d_gate, d_up;    /* [R, I] dt; may alias gate and up when they are contiguous */
+    int64_t dim;               /* I; needed with a stride only */
+    int64_t d_stride;          /* elements between rows of d_gate and of d_up, 0: contiguous */
 } tess_swiglu_backward_args;
 
 /** out = a + b in f32, one rounding. */

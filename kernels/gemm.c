@@ -44,6 +44,12 @@ static tess_status matrix_check(const tess_matrix *b, extent e, const char *name
     TESS_CHECK(b->rows == e.rows && b->cols == e.cols, TESS_E_ARG,
                "gemm: %s is [%" PRId64 ", %" PRId64 "], expected [%" PRId64 ", %" PRId64 "]", name,
                b->rows, b->cols, e.rows, e.cols);
+    TESS_CHECK(b->stride == 0 ||
+                   (b->stride >= b->cols && !tess_format_is_quantized(b->codec.format)),
+               TESS_E_ARG,
+               "gemm: rows of %s are %" PRId64 " elements apart but hold %" PRId64
+               ", and only plain formats have a stride",
+               name, b->stride, b->cols);
     TESS_TRY(tess_mul_i64(b->rows, b->cols, &numel));
     TESS_TRY(tess_codec_parts(&b->codec, numel, parts, &part_numel));
     for (int i = 0; i < part_numel; i++)

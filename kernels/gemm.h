@@ -34,6 +34,7 @@ enum { TESS_GEMM_TERM_MAX = 8 };
 typedef struct tess_matrix {
     tess_codec codec;
     int64_t rows, cols;
+    int64_t stride; /* plain formats: elements between rows, 0: contiguous */
     const void *part[TESS_CODEC_PART_MAX];
 } tess_matrix;
 

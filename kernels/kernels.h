@@ -28,6 +28,9 @@ typedef struct tess_kernels {
     /* Instruction path in use ("avx512_bf16", "avx512", "avx2", "portable"): part of the numerics
      * digest. */
     const char *(*path)(void);
+    /* Terms of a matrix product whose A's are columns of the same rows run as one product: callers
+     * should lay operands out so. */
+    bool wants_adjacent_terms;
 
     tess_status (*gemm)(const tess_gemm_args *a, tess_stream *s);
     size_t (*gemm_work_nbytes)(const tess_gemm_args *a, int thread_numel);

@@ -13,10 +13,20 @@ tess_status tess_rmsnorm_check(const tess_rmsnorm_args *a)
     TESS_TRY(tess_check_operand(op, "x", a->x, numel, a->x.dt));
     TESS_TRY(tess_check_float(op, "w", a->w));
     TESS_TRY(tess_check_numel(op, "w", a->w, a->dim));
-    TESS_TRY(tess_check_operand(op, "y", a->y, numel, a->x.dt));
+    TESS_TRY(tess_check_rows(op, "y", a->y, a->row_numel, a->dim, a->y_stride));
+    TESS_CHECK(a->y.dt == a->x.dt, TESS_E_DTYPE, "%s: y is %s, expected %s; cast it first", op,
+               tess_dtype_name(a->y.dt), tess_dtype_name(a->x.dt));
+    if (a->residual.numel > 0) {
+        TESS_TRY(tess_check_operand(op, "residual", a->residual, numel, a->x.dt));
+        TESS_TRY(tess_check_operand(op, "sum", a->sum, numel, a->x.dt));
+        TESS_TRY(tess_check_alias(op, "x", a->sum, a->x));
+        TESS_TRY(tess_check_alias(op, "residual", a->sum, a->residual));
+        TESS_TRY(tess_check_disjoint(op, "sum", a->y, a->sum));
+    }
     TESS_CHECK(a->eps >= 0.0f, TESS_E_RANGE, "rmsnorm: eps is %g, expected at least 0",
                (double)a->eps);
-    return tess_check_alias(op, "x", a->y, a->x);
+    return a->y_stride == 0 ? tess_check_alias(op, "x", a->y, a->x)
+                            : tess_check_disjoint(op, "x", a->y, a->x);
 }
 
 tess_status tess_rmsnorm_backward_check(const tess_rmsnorm_backward_args *a)

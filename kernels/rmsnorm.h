@@ -1,6 +1,6 @@
 /**
  * RMSNorm: n = x * rsqrt(mean(x^2) + eps) in f32, rounded to dt; y = n * w in f32 of the rounded n,
- * rounded to dt.
+ * rounded to dt. With a residual, `sum` = x + residual in f32, rounded to dt, takes the place of x.
  *
  * rsqrt is 1/sqrt in IEEE f32; the mean adds squares in a fixed order. Rows may be heads (q/k norm:
  * numel_row = head_dim).
@@ -18,8 +18,11 @@ typedef struct tess_rmsnorm_args {
     int64_t row_numel; /* R */
     int64_t dim;       /* D */
     float eps;
-    tess_view y;    /* [R, D] dt; may alias x */
-    float *inv_rms; /* [R] f32 out, kept for backward; NULL: not wanted */
+    tess_view y;        /* [R, D] dt; may alias x when it is contiguous */
+    float *inv_rms;     /* [R] f32 out, kept for backward; NULL: not wanted */
+    int64_t y_stride;   /* elements between rows of y, 0: contiguous */
+    tess_view residual; /* [R, D] dt; numel 0: none */
+    tess_view sum;      /* [R, D] dt out, with a residual; may alias x or residual */
 } tess_rmsnorm_args;
 
 typedef struct tess_rmsnorm_backward_args {

@@ -230,12 +230,19 @@ static void forward_scores(const tess_attention_job *job, const forward_block *b
     }
 }
 
+/* Elements between tokens of the output. */
+INLINE int64_t out_stride(const tess_attention_shape *shape, int64_t stride)
+{
+    return stride != 0 ? stride : shape->head_numel * shape->dim;
+}
+
 static void forward_store(const tess_attention_job *job, const forward_block *b)
 {
     const tess_attention_shape *shape = &job->layout.shape;
     for (int64_t i = b->i_lo; i < b->i_hi; i++) {
         const float *row = b->out + (i - b->i_lo) * job->layout.vec_dim;
-        const int64_t start = (i * shape->head_numel + b->head) * shape->dim;
+        const int64_t start =
+            i * out_stride(shape, job->forward->out_stride) + b->head * shape->dim;
         for (int64_t d = 0; d < shape->dim; d += VL) {
             const int64_t n = TESS_MIN(VL, shape->dim - d);
             vf_put(job->forward->out.data, start + d, n, vf_load(row + d), job_is_bf16(job));
@@ -301,12 +308,13 @@ static void delta_of_rows(const tess_attention_job *job, const backward_block *b
     const bool is_bf16 = job_is_bf16(job);
     for (int64_t i = b->i_lo; i < b->i_hi; i++) {
         const int64_t row = (i * shape->head_numel + b->head) * shape->dim;
+        const int64_t out_row = i * out_stride(shape, a->out_stride) + b->head * shape->dim;
         vf acc[LANE_VECTORS] = {{0}};
         for (int64_t d = 0; d < shape->dim; d += LANES)
             for (int h = 0; h < LANE_VECTORS && d + h * VL < shape->dim; h++) {
                 const int64_t at = d + h * VL, n = TESS_MIN(VL, shape->dim - at);
                 acc[h] = acc[h] + vf_get(a->d_out.data, row + at, n, is_bf16) *
-                                      vf_get(a->out.data, row + at, n, is_bf16);
+                                      vf_get(a->out.data, out_row + at, n, is_bf16);
             }
         b->delta[i - b->i_lo] = lanes_sum(acc);
     }

@@ -104,6 +104,8 @@ static void plan_split(plan *p)
     p->sum_nbytes = (size_t)(sums_nbytes * p->group_numel);
 }
 
+static int64_t row_stride(const tess_matrix *b) { return b->stride != 0 ? b->stride : b->cols; }
+
 /* A narrow weight gradient (LoRA) is computed as its transpose: C^T = B^T A. Its long side then
  * runs along vectors, and products commute, so the bits are the same. */
 static bool is_better_transposed(const tess_gemm_args *a)
@@ -121,11 +123,12 @@ static void transpose(tess_gemm_args *a)
         tess_gemm_term *term = &a->term[t];
         const tess_view kept = term->a;
         const int64_t stride = term->a_stride != 0 ? term->a_stride : m;
-        const int64_t numel = term->b.rows * term->b.cols;
+        const int64_t numel = term->b.rows * row_stride(&term->b);
         term->a = tess_view_host((void *)(uintptr_t)term->b.part[0], numel, kept.dt);
-        term->a_stride = term->b.cols;
+        term->a_stride = row_stride(&term->b);
         term->b.part[0] = kept.data;
         term->b.cols = stride;
+        term->b.stride = 0;
     }
 }
 
@@ -235,7 +238,7 @@ static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, i
 /* Lines of a panel are far apart in a stored matrix, so the hardware does not foresee them. */
 static void prefetch_line(const tess_matrix *b, int64_t first_idx, int64_t numel)
 {
-    if (b->codec.format != TESS_FORMAT_NF4 || first_idx >= b->rows * b->cols)
+    if (b->codec.format != TESS_FORMAT_NF4 || first_idx >= b->rows * row_stride(b))
         return;
     const char *codes = (const char *)b->part[0] + first_idx / 2;
     for (int64_t i = 0; i < numel / 2; i += 64)
@@ -255,7 +258,7 @@ static void pack_in_place(const worker *w, const tess_matrix *b, tess_gemm_pack 
 {
     pack.is_src_bf16 = b->codec.format == TESS_FORMAT_BF16;
     pack.src = (const char *)b->part[0] + first_idx * (pack.is_src_bf16 ? 2 : 4);
-    pack.stride = b->cols;
+    pack.stride = row_stride(b);
     if (is_along)
         w->ch->p->path->pack_along(&pack);
     else
@@ -276,8 +279,8 @@ static void pack_staged_across(const worker *w, const tess_matrix *b, tess_gemm_
         pack.line_numel = TESS_MIN(TESS_MAX(line_numel - lo, 0), STAGE_LINES);
         pack.fill_numel = TESS_MIN(fill_numel - lo, STAGE_LINES);
         for (int64_t i = 0; i < pack.line_numel; i++) {
-            const int64_t idx = first_idx + (lo + i) * b->cols;
-            prefetch_line(b, idx + STAGE_LINES * b->cols, pack.k_numel);
+            const int64_t idx = first_idx + (lo + i) * row_stride(b);
+            prefetch_line(b, idx + STAGE_LINES * row_stride(b), pack.k_numel);
             stage_line(p, b, idx, pack.k_numel, w->stage + i * pack.k_numel * (p->is_bf16 ? 2 : 4));
         }
         p->path->pack_across(&pack);
@@ -297,8 +300,8 @@ static void pack_staged_along(const worker *w, const tess_matrix *b, tess_gemm_p
     for (int64_t lo = 0; lo < k_numel; lo += SLICE_NUMEL) {
         pack.k_numel = TESS_MIN(k_numel - lo, SLICE_NUMEL);
         for (int64_t i = 0; i < pack.k_numel; i++) {
-            const int64_t idx = first_idx + (lo + i) * b->cols;
-            prefetch_line(b, idx + SLICE_NUMEL * b->cols, pack.line_numel);
+            const int64_t idx = first_idx + (lo + i) * row_stride(b);
+            prefetch_line(b, idx + SLICE_NUMEL * row_stride(b), pack.line_numel);
             stage_line(p, b, idx, pack.line_numel,
                        w->stage + i * pack.line_numel * (p->is_bf16 ? 2 : 4));
         }
@@ -323,8 +326,9 @@ static void pack_panel(const worker *w, int term_idx, const panel *pn, int64_t f
         .dst_stride = pn->width,
         .dst = w->panel,
     };
+    const int64_t stride = row_stride(&term->b);
     const int64_t first_idx =
-        is_along ? first_k * term->b.cols + pn->first_col : pn->first_col * term->b.cols + first_k;
+        is_along ? first_k * stride + pn->first_col : pn->first_col * stride + first_k;
     if (is_packed_in_place(p, &term->b))
         pack_in_place(w, &term->b, pack, first_idx, is_along);
     else if (is_along)

@@ -8,13 +8,28 @@
 
 INLINE vf sigmoid(vf g) { return 1.0f / (vf_exp(-g) + 1.0f); }
 
+/* Elements [i, end) of a flat range that lie in one row of an output with a stride: where it
+ * begins in the output, and the end of the row. */
+INLINE int64_t strided_run(int64_t i, int64_t end, int64_t dim, int64_t stride, int64_t *run_end)
+{
+    *run_end = end;
+    if (stride == 0)
+        return i;
+    const int64_t row = i / dim;
+    *run_end = TESS_MIN(end, (row + 1) * dim);
+    return row * stride + (i - row * dim);
+}
+
 INLINE void swiglu_forward_dt(const tess_swiglu_args *a, int64_t lo, int64_t hi, bool is_bf16)
 {
-    for (int64_t i = lo; i < hi; i += VL) {
-        const int64_t n = TESS_MIN(VL, hi - i);
-        const vf g = vf_get(a->gate.data, i, n, is_bf16);
-        const vf silu = g / (vf_exp(-g) + 1.0f);
-        vf_put(a->out.data, i, n, silu * vf_get(a->up.data, i, n, is_bf16), is_bf16);
+    for (int64_t run = lo, end = lo; run < hi; run = end) {
+        const int64_t shift = strided_run(run, hi, a->dim, a->out_stride, &end) - run;
+        for (int64_t i = run; i < end; i += VL) {
+            const int64_t n = TESS_MIN(VL, end - i);
+            const vf g = vf_get(a->gate.data, i, n, is_bf16);
+            const vf silu = g / (vf_exp(-g) + 1.0f);
+            vf_put(a->out.data, i + shift, n, silu * vf_get(a->up.data, i, n, is_bf16), is_bf16);
+        }
     }
 }
 
@@ -29,15 +44,18 @@ static void swiglu_forward(const tess_swiglu_args *a, int64_t lo, int64_t hi)
 INLINE void swiglu_backward_dt(const tess_swiglu_backward_args *a, int64_t lo, int64_t hi,
                                bool is_bf16)
 {
-    for (int64_t i = lo; i < hi; i += VL) {
-        const int64_t n = TESS_MIN(VL, hi - i);
-        const vf g = vf_get(a->gate.data, i, n, is_bf16);
-        const vf up = vf_get(a->up.data, i, n, is_bf16);
-        const vf d = vf_get(a->d_out.data, i, n, is_bf16);
-        const vf s = sigmoid(g);
-        const vf silu = g * s;
-        vf_put(a->d_up.data, i, n, d * silu, is_bf16);
-        vf_put(a->d_gate.data, i, n, d * up * (s + silu * (1.0f - s)), is_bf16);
+    for (int64_t run = lo, end = lo; run < hi; run = end) {
+        const int64_t shift = strided_run(run, hi, a->dim, a->d_stride, &end) - run;
+        for (int64_t i = run; i < end; i += VL) {
+            const int64_t n = TESS_MIN(VL, end - i);
+            const vf g = vf_get(a->gate.data, i, n, is_bf16);
+            const vf up = vf_get(a->up.data, i, n, is_bf16);
+            const vf d = vf_get(a->d_out.data, i, n, is_bf16);
+            const vf s = sigmoid(g);
+            const vf silu = g * s;
+            vf_put(a->d_up.data, i + shift, n, d * silu, is_bf16);
+            vf_put(a->d_gate.data, i + shift, n, d * up * (s + silu * (1.0f - s)), is_bf16);
+        }
     }
 }
 

@@ -27,12 +27,26 @@ INLINE float sum_of_squares(const void *x, int64_t dim, bool is_bf16)
     return lanes_sum(acc);
 }
 
+INLINE const char *add_residual(const tess_rmsnorm_args *a, int64_t row, bool is_bf16)
+{
+    const char *x = row_at(a->x, row, a->dim), *residual = row_at(a->residual, row, a->dim);
+    char *sum = row_at(a->sum, row, a->dim);
+    for (int64_t i = 0; i < a->dim; i += VL) {
+        const int64_t n = TESS_MIN(VL, a->dim - i);
+        vf_put(sum, i, n, vf_get(x, i, n, is_bf16) + vf_get(residual, i, n, is_bf16), is_bf16);
+    }
+    return sum;
+}
+
 INLINE void rmsnorm_forward_dt(const tess_rmsnorm_args *a, int64_t lo, int64_t hi, bool is_bf16)
 {
     const bool w_bf16 = a->w.dt == TESS_BF16;
+    const int64_t y_stride = a->y_stride != 0 ? a->y_stride : a->dim;
     for (int64_t row = lo; row < hi; row++) {
         const char *x = row_at(a->x, row, a->dim);
-        char *y = row_at(a->y, row, a->dim);
+        char *y = row_at(a->y, row, y_stride);
+        if (a->residual.numel > 0)
+            x = add_residual(a, row, is_bf16);
         const float mean = sum_of_squares(x, a->dim, is_bf16) / (float)a->dim;
         const float inv = 1.0f / sqrtf(mean + a->eps);
         if (a->inv_rms != NULL)

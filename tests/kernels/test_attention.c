@@ -64,17 +64,34 @@ static void problem_destroy(problem *p)
 
 static tess_attention_args forward_args(const problem *p)
 {
-    return (tess_attention_args){p->shape,         p->q.view, p->k.view,   p->v.view,
-                                 p->doc_start,     p->window, scale_of(p), p->out.view,
-                                 p->lse.view.data, p->work};
+    return (tess_attention_args){.shape = p->shape,
+                                 .q = p->q.view,
+                                 .k = p->k.view,
+                                 .v = p->v.view,
+                                 .doc_start = p->doc_start,
+                                 .window = p->window,
+                                 .scale = scale_of(p),
+                                 .out = p->out.view,
+                                 .lse = p->lse.view.data,
+                                 .work = p->work};
 }
 
 static tess_attention_backward_args backward_args(const problem *p)
 {
-    return (tess_attention_backward_args){
-        p->shape,         p->q.view,     p->k.view,    p->v.view, p->out.view,
-        p->lse.view.data, p->d_out.view, p->doc_start, p->window, scale_of(p),
-        p->d_q.view,      p->d_k.view,   p->d_v.view,  p->work};
+    return (tess_attention_backward_args){.shape = p->shape,
+                                          .q = p->q.view,
+                                          .k = p->k.view,
+                                          .v = p->v.view,
+                                          .out = p->out.view,
+                                          .lse = p->lse.view.data,
+                                          .d_out = p->d_out.view,
+                                          .doc_start = p->doc_start,
+                                          .window = p->window,
+                                          .scale = scale_of(p),
+                                          .d_q = p->d_q.view,
+                                          .d_k = p->d_k.view,
+                                          .d_v = p->d_v.view,
+                                          .work = p->work};
 }
 
 /* A workspace of exactly the planned size, filled with NaN: nothing may be read before written. */

@@ -55,15 +55,18 @@ static void run(problem *p, tess_status (*call)(void *, tess_stream *))
 static tess_status call_swiglu(void *ctx, tess_stream *s)
 {
     const problem *p = ctx;
-    const tess_swiglu_args a = {p->in[0].view, p->in[1].view, p->out[0].view};
+    const tess_swiglu_args a = {.gate = p->in[0].view, .up = p->in[1].view, .out = p->out[0].view};
     return tess_cpu_swiglu_forward(&a, s);
 }
 
 static tess_status call_swiglu_backward(void *ctx, tess_stream *s)
 {
     const problem *p = ctx;
-    const tess_swiglu_backward_args a = {p->in[0].view, p->in[1].view, p->in[2].view,
-                                         p->out[0].view, p->out[1].view};
+    const tess_swiglu_backward_args a = {.gate = p->in[0].view,
+                                         .up = p->in[1].view,
+                                         .d_out = p->in[2].view,
+                                         .d_gate = p->out[0].view,
+                                         .d_up = p->out[1].view};
     return tess_cpu_swiglu_backward(&a, s);
 }
 
@@ -98,12 +101,15 @@ static void test_swiglu_extreme_gates_are_finite(void **state)
     float out[4], d_gate[4], d_up[4];
     tess_stream s;
     tess_stream_init_inline(&s, "test", NULL);
-    const tess_swiglu_args f = {tess_view_host(gate, 4, TESS_F32), tess_view_host(up, 4, TESS_F32),
-                                tess_view_host(out, 4, TESS_F32)};
+    const tess_swiglu_args f = {.gate = tess_view_host(gate, 4, TESS_F32),
+                                .up = tess_view_host(up, 4, TESS_F32),
+                                .out = tess_view_host(out, 4, TESS_F32)};
     assert_int_equal(tess_cpu_swiglu_forward(&f, &s), TESS_OK);
-    const tess_swiglu_backward_args b = {f.gate, f.up, tess_view_host(d, 4, TESS_F32),
-                                         tess_view_host(d_gate, 4, TESS_F32),
-                                         tess_view_host(d_up, 4, TESS_F32)};
+    const tess_swiglu_backward_args b = {.gate = f.gate,
+                                         .up = f.up,
+                                         .d_out = tess_view_host(d, 4, TESS_F32),
+                                         .d_gate = tess_view_host(d_gate, 4, TESS_F32),
+                                         .d_up = tess_view_host(d_up, 4, TESS_F32)};
     assert_int_equal(tess_cpu_swiglu_backward(&b, &s), TESS_OK);
     assert_true(out[0] == 0.0f && out[1] == 200.0f && fabsf(out[2]) < 1e-30f && out[3] == 88.0f);
     for (int i = 0; i < 4; i++)
@@ -357,13 +363,17 @@ static void test_elementwise_aliases_give_the_same_bits(void **state)
     tess_stream_init_inline(&s, "test", NULL);
     const size_t nbytes = tess_view_nbytes(p.out[0].view);
     assert_int_equal(call_swiglu(&p, &s), TESS_OK);
-    const tess_swiglu_args over_up = {q.in[0].view, q.in[1].view, q.in[1].view};
+    const tess_swiglu_args over_up = {
+        .gate = q.in[0].view, .up = q.in[1].view, .out = q.in[1].view};
     assert_int_equal(tess_cpu_swiglu_forward(&over_up, &s), TESS_OK);
     assert_memory_equal(q.in[1].view.data, p.out[0].view.data, nbytes);
     buffer_fill(&q.in[1], 21, 3.0);
     assert_int_equal(call_swiglu_backward(&p, &s), TESS_OK);
-    const tess_swiglu_backward_args b = {q.in[0].view, q.in[1].view, q.in[2].view, q.in[0].view,
-                                         q.in[1].view};
+    const tess_swiglu_backward_args b = {.gate = q.in[0].view,
+                                         .up = q.in[1].view,
+                                         .d_out = q.in[2].view,
+                                         .d_gate = q.in[0].view,
+                                         .d_up = q.in[1].view};
     assert_int_equal(tess_cpu_swiglu_backward(&b, &s), TESS_OK);
     assert_memory_equal(q.in[0].view.data, p.out[0].view.data, nbytes);
     assert_memory_equal(q.in[1].view.data, p.out[1].view.data, nbytes);
@@ -379,7 +389,7 @@ static void test_elementwise_wrong_arguments_are_refused(void **state)
 {
     (void)state;
     problem p = problem_create(TESS_F32, 12);
-    tess_swiglu_args swiglu = {p.in[0].view, p.in[1].view, p.out[0].view};
+    tess_swiglu_args swiglu = {.gate = p.in[0].view, .up = p.in[1].view, .out = p.out[0].view};
     swiglu.up.numel = 11;
     assert_refused(tess_swiglu_check(&swiglu), TESS_E_ARG, "up holds 11 elements, expected 12");
     tess_add_args add = {p.in[0].view, p.in[1].view, p.out[0].view};

@@ -28,8 +28,13 @@ static problem problem_create(tess_dtype dt, tess_dtype w_dt, ref_rows rows)
     p.y_ref = doubles(numel);
     p.d_x_ref = doubles(numel);
     p.d_w_ref = doubles(rows.dim);
-    p.forward = (tess_rmsnorm_args){p.x.view, p.w.view, rows.row_numel,     rows.dim,
-                                    eps,      p.y.view, p.inv_rms.view.data};
+    p.forward = (tess_rmsnorm_args){.x = p.x.view,
+                                    .w = p.w.view,
+                                    .row_numel = rows.row_numel,
+                                    .dim = rows.dim,
+                                    .eps = eps,
+                                    .y = p.y.view,
+                                    .inv_rms = p.inv_rms.view.data};
     p.backward = (tess_rmsnorm_backward_args){
         p.x.view, p.w.view,        p.inv_rms.view.data, p.d_y.view,      rows.row_numel,
         rows.dim, p.residual.view, p.d_x.view,          p.d_w.view.data, p.work.view.data};
