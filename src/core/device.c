@@ -47,6 +47,16 @@ static tess_status host_copy(tess_device *d, tess_view dst, tess_view src, tess_
     return TESS_OK;
 }
 
+static tess_status host_copy_rows(tess_device *d, const tess_rows_copy *c, tess_stream *s)
+{
+    (void)d;
+    (void)s;
+    for (int64_t i = 0; i < c->row_numel; i++)
+        memcpy((char *)c->dst + i * c->dst_stride_nbytes,
+               (const char *)c->src + i * c->src_stride_nbytes, (size_t)c->row_nbytes);
+    return TESS_OK;
+}
+
 static tess_status host_zero(tess_device *d, tess_view dst, tess_stream *s)
 {
     (void)d;
@@ -68,6 +78,7 @@ static const tess_device_ops host_ops = {
     .stream_create = host_stream_create,
     .stream_destroy = host_stream_destroy,
     .copy = host_copy,
+    .copy_rows = host_copy_rows,
     .zero = host_zero,
     .memory = host_memory,
 };
@@ -100,6 +111,16 @@ tess_status tess_device_copy(tess_device *d, tess_view dst, tess_view src, tess_
     TESS_CHECK(dst_nbytes == src_nbytes, TESS_E_ARG, "copy of %zu bytes to %zu", src_nbytes,
                dst_nbytes);
     return src_nbytes > 0 ? d->ops->copy(d, dst, src, s) : TESS_OK;
+}
+
+tess_status tess_device_copy_rows(tess_device *d, const tess_rows_copy *c, tess_stream *s)
+{
+    TESS_CHECK(c->row_nbytes >= 0 && c->dst_stride_nbytes >= c->row_nbytes &&
+                   c->src_stride_nbytes >= c->row_nbytes,
+               TESS_E_ARG, "copy of rows of %lld bytes, %lld and %lld bytes apart",
+               (long long)c->row_nbytes, (long long)c->src_stride_nbytes,
+               (long long)c->dst_stride_nbytes);
+    return c->row_numel > 0 && c->row_nbytes > 0 ? d->ops->copy_rows(d, c, s) : TESS_OK;
 }
 
 tess_status tess_device_zero(tess_device *d, tess_view dst, tess_stream *s)

@@ -15,6 +15,14 @@ TESS_BEGIN_DECLS
 
 typedef struct tess_device tess_device;
 
+/** Rows inside the device's own space. */
+typedef struct tess_rows_copy {
+    void *dst;
+    const void *src;
+    int64_t dst_stride_nbytes, src_stride_nbytes; /* between starts of rows, at least row_nbytes */
+    int64_t row_numel, row_nbytes;
+} tess_rows_copy;
+
 typedef struct tess_device_ops {
     /* Memory of `space`, aligned to 256 bytes at least. TESS_HOST: host memory that copies of this
      * device reach without staging (pinned). Contents are undefined. */
@@ -26,6 +34,8 @@ typedef struct tess_device_ops {
     void (*stream_destroy)(tess_device *d, tess_stream *s);
     /* Bytes of `src` to `dst`, of equal size, in any pair of spaces; they do not overlap. */
     tess_status (*copy)(tess_device *d, tess_view dst, tess_view src, tess_stream *s);
+    /* `row_numel` rows of `row_nbytes`, whose starts lie `*_stride` bytes apart. */
+    tess_status (*copy_rows)(tess_device *d, const tess_rows_copy *c, tess_stream *s);
     tess_status (*zero)(tess_device *d, tess_view dst, tess_stream *s);
     tess_status (*memory)(tess_device *d, size_t *free_nbytes, size_t *total_nbytes);
 } tess_device_ops;
@@ -57,6 +67,9 @@ void tess_device_stream_destroy(tess_device *d, tess_stream **s);
  */
 TESS_MUST_CHECK tess_status tess_device_copy(tess_device *d, tess_view dst, tess_view src,
                                              tess_stream *s);
+/** Enqueue a copy of rows. Local. @return TESS_E_ARG rows overlap their neighbours */
+TESS_MUST_CHECK tess_status tess_device_copy_rows(tess_device *d, const tess_rows_copy *c,
+                                                  tess_stream *s);
 /** Enqueue zero bytes. Local. */
 TESS_MUST_CHECK tess_status tess_device_zero(tess_device *d, tess_view dst, tess_stream *s);
 /** Free and whole memory of the device's own space. Local. */

@@ -64,11 +64,14 @@ static tess_format plain_format(tess_dtype dt)
     return dt == TESS_F32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16;
 }
 
-tess_matrix tess_view_matrix(tess_view v, int64_t rows, int64_t cols)
+tess_matrix tess_rows_matrix(const tess_rows *m)
 {
-    const tess_matrix m = {
-        .codec = {.format = plain_format(v.dt)}, .rows = rows, .cols = cols, .part = {v.data}};
-    return m;
+    const tess_matrix out = {.codec = {.format = plain_format(m->view.dt)},
+                             .rows = m->rows,
+                             .cols = m->cols,
+                             .stride = tess_rows_gap(m),
+                             .part = {m->view.data}};
+    return out;
 }
 
 tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx)
@@ -117,4 +120,50 @@ tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args)
 tess_status tess_exec_zero(const tess_exec *ex, tess_view v)
 {
     return ex->is_plan ? TESS_OK : tess_device_zero(ex->call->device, v, ex->stream);
+}
+
+static int64_t span(int64_t rows, int64_t cols, int64_t stride)
+{
+    return rows > 0 ? (rows - 1) * stride + cols : 0;
+}
+
+tess_rows tess_rows_cols(tess_rows m, int64_t first, int64_t cols)
+{
+    if (m.view.data != NULL)
+        m.view = tess_view_slice(m.view, first, 0);
+    m.cols = cols;
+    m.view.numel = span(m.rows, cols, m.stride);
+    return m;
+}
+
+tess_rows tess_rows_slice(tess_rows m, int64_t first, int64_t rows)
+{
+    if (m.view.data != NULL)
+        m.view = tess_view_slice(m.view, first * m.stride, 0);
+    m.rows = rows;
+    m.view.numel = span(rows, m.cols, m.stride);
+    return m;
+}
+
+tess_status tess_carve_take_rows(tess_carve *carve, int64_t rows, int64_t cols, tess_dtype dt,
+                                 tess_rows *out)
+{
+    tess_view v = {0};
+    TESS_TRY(tess_carve_take_2d(carve, rows, cols, dt, &v));
+    *out = tess_rows_of(v, rows, cols);
+    return TESS_OK;
+}
+
+tess_status tess_exec_copy_rows(const tess_exec *ex, tess_rows dst, tess_rows src)
+{
+    const int64_t item = (int64_t)tess_dtype_block_nbytes(src.view.dt);
+    if (ex->is_plan)
+        return TESS_OK;
+    const tess_rows_copy copy = {.dst = dst.view.data,
+                                 .src = src.view.data,
+                                 .dst_stride_nbytes = dst.stride * item,
+                                 .src_stride_nbytes = src.stride * item,
+                                 .row_numel = src.rows,
+                                 .row_nbytes = src.cols * item};
+    return tess_device_copy_rows(ex->call->device, &copy, ex->stream);
 }

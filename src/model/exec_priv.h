@@ -22,6 +22,12 @@ typedef struct tess_carve {
     size_t used_nbytes, peak_nbytes;
 } tess_carve;
 
+/** A matrix of activations: rows of `cols` elements, `stride` elements apart. */
+typedef struct tess_rows {
+    tess_view view; /* from the first element to the last, gaps included; numel 0: absent */
+    int64_t rows, cols, stride;
+} tess_rows;
+
 /** What layers need of a call. Borrowed for the call. */
 typedef struct tess_exec {
     const tess_kernels *kernels;
@@ -32,9 +38,10 @@ typedef struct tess_exec {
     tess_dtype dt;               /* compute dtype */
     int thread_numel;
     bool is_plan;
-    float dropout;            /* LoRA dropout of this call; 0 in evaluation */
-    int64_t row_numel;        /* tokens of the micro-batch */
-    int64_t longest_numel;    /* sequence length */
+    bool is_padded;        /* operands of one product lie side by side; see [Note: side by side] */
+    float dropout;         /* LoRA dropout of this call; 0 in evaluation */
+    int64_t row_numel;     /* tokens of the micro-batch */
+    int64_t longest_numel; /* sequence length */
     const int32_t *positions; /* [row_numel] */
     const int32_t *doc_start; /* [row_numel] */
     tess_carve saved, work;
@@ -66,14 +73,34 @@ TESS_MUST_CHECK tess_status tess_carve_take_2d(tess_carve *carve, int64_t rows, 
 static inline size_t tess_carve_mark(const tess_carve *carve) { return carve->used_nbytes; }
 static inline void tess_carve_release(tess_carve *carve, size_t mark) { carve->used_nbytes = mark; }
 
+/** Contiguous rows over a view. Local. */
+static inline tess_rows tess_rows_of(tess_view v, int64_t rows, int64_t cols)
+{
+    return (tess_rows){v, rows, cols, cols};
+}
+/** Columns [first, first + cols) of all rows; legal while planning. Local. */
+tess_rows tess_rows_cols(tess_rows m, int64_t first, int64_t cols);
+/** Rows [first, first + rows); legal while planning. Local. */
+tess_rows tess_rows_slice(tess_rows m, int64_t first, int64_t rows);
+/** Next rows of `cols` elements, contiguous. Local. @return as tess_carve_take */
+TESS_MUST_CHECK tess_status tess_carve_take_rows(tess_carve *carve, int64_t rows, int64_t cols,
+                                                 tess_dtype dt, tess_rows *out);
+/** 0 for contiguous rows, as kernels take it. Local. */
+static inline int64_t tess_rows_gap(const tess_rows *m)
+{
+    return m->stride == m->cols ? 0 : m->stride;
+}
+/** Enqueue a copy between rows of equal extents, or nothing while planning. Local. */
+TESS_MUST_CHECK tess_status tess_exec_copy_rows(const tess_exec *ex, tess_rows dst, tess_rows src);
+
 /** Rows [first, first + rows) of a [?, cols] view; legal while planning. Local. */
 tess_view tess_view_rows(tess_view v, int64_t first_row, int64_t row_numel, int64_t col_numel);
 /** Typed alias of the first `numel` elements of a U8_OPAQUE view. Local. @return TESS_E_ARG too
  * small */
 TESS_MUST_CHECK tess_status tess_exec_typed(const tess_exec *ex, const char *what, tess_view bytes,
                                             int64_t numel, tess_dtype dt, tess_view *out);
-/** An activation [rows, cols] as a matrix operand. Local. */
-tess_matrix tess_view_matrix(tess_view v, int64_t rows, int64_t cols);
+/** An activation as a matrix operand. Local. */
+tess_matrix tess_rows_matrix(const tess_rows *m);
 /** Parameter of this call as a stored matrix; shape only while planning. Local. */
 tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx);
 /** Parameter with plain storage as a view [numel] f32 or bf16. Local. @return TESS_E_DTYPE when

@@ -37,13 +37,12 @@ tess_status tess_embed_backward(tess_exec *ex, int table_idx, const int32_t *tok
 typedef struct head_run {
     const tess_head *head;
     tess_labels labels;
-    tess_view n;        /* [T, H] dt: normed input */
+    tess_group_input n; /* [T, H] dt: normed input */
     tess_view inv_rms;  /* [T] f32 */
     tess_view d_n;      /* [T, H] dt; numel 0: loss only */
     tess_view row_loss; /* [T] f64 */
     tess_view logits;   /* [chunk, V] f32 */
     tess_view d_logits; /* [chunk, V] dt; the logits themselves when dt is f32 */
-    tess_view u;        /* [chunk, r] dt */
 } head_run;
 
 static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gradient)
@@ -52,11 +51,11 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
     const int64_t vocab_numel = head->linear.out_numel;
     run->d_n = tess_exec_view(ex, NULL, 0, ex->dt);
     run->d_logits = run->d_n;
-    TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &run->n));
+    const tess_group group = {.numel = 1, .linear = {&head->linear}};
+    TESS_TRY(tess_group_take_input(ex, &group, ex->row_numel, true, &ex->work, &run->n));
     TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F32, &run->inv_rms));
     TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F64, &run->row_loss));
     TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, TESS_F32, &run->logits));
-    TESS_TRY(tess_linear_take_u(ex, &head->linear, head->chunk_numel, &ex->work, &run->u));
     if (has_gradient) {
         TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &run->d_n));
         run->d_logits = run->logits;
@@ -64,7 +63,8 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
             TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, ex->dt,
                                         &run->d_logits));
     }
-    return tess_norm_forward(ex, &head->norm, h, run->n, run->inv_rms);
+    const tess_norm_io io = {.x = h, .y = run->n.x, .inv_rms = run->inv_rms};
+    return tess_norm_forward(ex, &head->norm, &io);
 }
 
 static bool has_label(const int32_t *labels, int64_t row_numel)
@@ -81,17 +81,15 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
 {
     const tess_linear *linear = &run->head->linear;
     const int64_t vocab_numel = linear->out_numel;
-    const tess_linear_input in = {
-        .x = tess_view_rows(run->n, first_row, row_numel, linear->in_numel),
-        .row_numel = row_numel,
-        .first_row = first_row};
-    tess_linear_io io = {.linear = linear};
-    io.y = tess_view_rows(run->logits, 0, row_numel, vocab_numel);
-    io.u = tess_view_rows(run->u, 0, row_numel, linear->lora_rank);
-    TESS_TRY(tess_linear_forward(ex, &in, &io));
+    tess_group group = {.numel = 1, .linear = {linear}, .first_row = first_row};
+    const tess_view logits = tess_view_rows(run->logits, 0, row_numel, vocab_numel);
+    group.in.x = tess_rows_slice(run->n.x, first_row, row_numel);
+    group.in.u[0] = tess_rows_slice(run->n.u[0], first_row, row_numel);
+    group.y[0] = tess_rows_of(logits, row_numel, vocab_numel);
+    TESS_TRY(tess_group_forward(ex, &group));
 
     tess_cross_entropy_args args = {
-        .logits = io.y, .row_numel = row_numel, .vocab_numel = vocab_numel};
+        .logits = logits, .row_numel = row_numel, .vocab_numel = vocab_numel};
     args.d_logits = run->d_logits;
     if (!ex->is_plan) {
         args.labels = run->labels.label + first_row;
@@ -103,9 +101,9 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
     TESS_TRY(TESS_EXEC_RUN(ex, cross_entropy, &args));
     if (run->d_n.numel == 0)
         return TESS_OK;
-    io.y = args.d_logits;
-    return tess_linear_group_backward(
-        ex, &in, &io, 1, tess_view_rows(run->d_n, first_row, row_numel, linear->in_numel));
+    group.y[0] = tess_rows_of(args.d_logits, row_numel, vocab_numel);
+    return tess_group_backward(ex, &group,
+                               tess_view_rows(run->d_n, first_row, row_numel, linear->in_numel));
 }
 
 static tess_status skip(const tess_exec *ex, const head_run *run, int64_t first_row,
@@ -173,16 +171,14 @@ tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h, 
 {
     const size_t mark = tess_carve_mark(&ex->work);
     const int64_t hidden_numel = head->linear.in_numel;
-    tess_view n = {0}, u = {0}, row = {0};
-    const tess_view inv_rms = {.dt = TESS_F32};
-    TESS_TRY(tess_carve_take(&ex->work, hidden_numel, ex->dt, &n));
-    TESS_TRY(tess_linear_take_u(ex, &head->linear, 1, &ex->work, &u));
-    TESS_TRY(tess_norm_forward(ex, &head->norm, tess_view_rows(h, row_idx, 1, hidden_numel), n,
-                               inv_rms));
-    const tess_linear_input in = {.x = n, .row_numel = 1, .first_row = row_idx};
+    tess_group group = {.numel = 1, .linear = {&head->linear}, .first_row = row_idx};
+    tess_view row = {0};
+    TESS_TRY(tess_group_take_input(ex, &group, 1, true, &ex->work, &group.in));
+    const tess_norm_io io = {.x = tess_view_rows(h, row_idx, 1, hidden_numel), .y = group.in.x};
+    TESS_TRY(tess_norm_forward(ex, &head->norm, &io));
     TESS_TRY(tess_carve_take(&ex->work, head->linear.out_numel, TESS_F32, &row));
-    const tess_linear_io io = {&head->linear, row, u};
-    TESS_TRY(tess_linear_forward(ex, &in, &io));
+    group.y[0] = tess_rows_of(row, 1, head->linear.out_numel);
+    TESS_TRY(tess_group_forward(ex, &group));
     if (!ex->is_plan)
         TESS_TRY(tess_device_copy(ex->call->device, tess_view_host(logits, row.numel, TESS_F32),
                                   row, ex->stream));

@@ -7,15 +7,17 @@ enum { NORM_CHUNK_NUMEL = 16 };
 
 static const tess_view none = {.dt = TESS_F32};
 
-tess_status tess_norm_forward(tess_exec *ex, const tess_norm *norm, tess_view x, tess_view y,
-                              tess_view inv_rms)
+tess_status tess_norm_forward(tess_exec *ex, const tess_norm *norm, const tess_norm_io *io)
 {
-    tess_rmsnorm_args args = {.x = x,
-                              .row_numel = x.numel / norm->dim,
+    tess_rmsnorm_args args = {.x = io->x,
+                              .row_numel = io->x.numel / norm->dim,
                               .dim = norm->dim,
                               .eps = norm->eps,
-                              .y = y,
-                              .inv_rms = inv_rms.data};
+                              .y = io->y.view,
+                              .y_stride = tess_rows_gap(&io->y),
+                              .inv_rms = io->inv_rms.data,
+                              .residual = io->residual,
+                              .sum = io->sum};
     TESS_TRY(tess_exec_vector(ex, norm->weight_idx, &args.w));
     return TESS_EXEC_RUN(ex, rmsnorm_forward, &args);
 }
@@ -58,20 +60,34 @@ static tess_status rotate(tess_exec *ex, const tess_rope_table *rope, tess_view 
     return TESS_EXEC_RUN(ex, rope, &args);
 }
 
+static tess_group projections(const tess_attention *layer)
+{
+    return (tess_group){.numel = 3, .linear = {&layer->q, &layer->k, &layer->v}};
+}
+
+static tess_group one(const tess_linear *linear)
+{
+    return (tess_group){.numel = 1, .linear = {linear}};
+}
+
+tess_status tess_attention_take_input(const tess_exec *ex, const tess_attention *layer,
+                                      bool wants_x, tess_carve *carve, tess_group_input *in)
+{
+    const tess_group group = projections(layer);
+    return tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in);
+}
+
 tess_status tess_attention_take_saved(tess_exec *ex, const tess_attention *layer,
                                       tess_attention_saved *saved)
 {
     tess_carve *carve = &ex->saved;
     const int64_t rows = ex->row_numel;
+    const tess_group out = one(&layer->o);
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->q.out_numel, ex->dt, &saved->q));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->k.out_numel, ex->dt, &saved->k));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->v.out_numel, ex->dt, &saved->v));
-    TESS_TRY(tess_carve_take_2d(carve, rows, layer->o.in_numel, ex->dt, &saved->mixed));
-    TESS_TRY(tess_carve_take_2d(carve, layer->head_numel, rows, TESS_F32, &saved->lse));
-    TESS_TRY(tess_linear_take_u(ex, &layer->q, rows, carve, &saved->u_q));
-    TESS_TRY(tess_linear_take_u(ex, &layer->k, rows, carve, &saved->u_k));
-    TESS_TRY(tess_linear_take_u(ex, &layer->v, rows, carve, &saved->u_v));
-    return tess_linear_take_u(ex, &layer->o, rows, carve, &saved->u_o);
+    TESS_TRY(tess_group_take_input(ex, &out, rows, true, carve, &saved->mixed));
+    return tess_carve_take_2d(carve, layer->head_numel, rows, TESS_F32, &saved->lse);
 }
 
 /* q and k as attention reads them, with what their norms need. */
@@ -90,7 +106,9 @@ static tess_status norm_and_rotate(tess_exec *ex, const tess_norm *norm,
     if (norm->weight_idx >= 0) {
         TESS_TRY(tess_carve_take(&ex->work, x.numel, ex->dt, y));
         TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, head_numel, TESS_F32, inv));
-        TESS_TRY(tess_norm_forward(ex, norm, x, *y, *inv));
+        const tess_norm_io io = {
+            .x = x, .y = tess_rows_of(*y, x.numel / norm->dim, norm->dim), .inv_rms = *inv};
+        TESS_TRY(tess_norm_forward(ex, norm, &io));
     }
     return rotate(ex, rope, *y, head_numel, false);
 }
@@ -121,7 +139,8 @@ static tess_status mix(tess_exec *ex, const tess_attention *layer, const rotated
                                 .doc_start = ex->doc_start,
                                 .window = layer->window,
                                 .scale = scale_of(layer),
-                                .out = saved->mixed,
+                                .out = saved->mixed.x.view,
+                                .out_stride = tess_rows_gap(&saved->mixed.x),
                                 .lse = saved->lse.data};
     const size_t mark = tess_carve_mark(&ex->work);
     const size_t nbytes = ex->kernels->attention_work_nbytes(&args.shape, ex->thread_numel);
@@ -132,25 +151,27 @@ static tess_status mix(tess_exec *ex, const tess_attention *layer, const rotated
 }
 
 tess_status tess_attention_forward(tess_exec *ex, const tess_attention *layer,
-                                   const tess_rope_table *rope, tess_view x,
+                                   const tess_rope_table *rope, const tess_group_input *in,
                                    const tess_attention_saved *saved, tess_view y)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    const tess_linear_input in = {.x = x, .row_numel = ex->row_numel};
-    const tess_linear_io io[] = {{&layer->q, saved->q, saved->u_q},
-                                 {&layer->k, saved->k, saved->u_k},
-                                 {&layer->v, saved->v, saved->u_v}};
-    for (int i = 0; i < TESS_NELEM(io); i++)
-        TESS_TRY(tess_linear_forward(ex, &in, &io[i]));
+    const int64_t rows = ex->row_numel;
+    tess_group group = projections(layer);
+    group.in = *in;
+    group.y[0] = tess_rows_of(saved->q, rows, layer->q.out_numel);
+    group.y[1] = tess_rows_of(saved->k, rows, layer->k.out_numel);
+    group.y[2] = tess_rows_of(saved->v, rows, layer->v.out_numel);
+    TESS_TRY(tess_group_forward(ex, &group));
     rotated r = {0};
     TESS_TRY(
         norm_and_rotate(ex, &layer->q_norm, rope, saved->q, layer->head_numel, &r.q, &r.inv_q));
     TESS_TRY(
         norm_and_rotate(ex, &layer->k_norm, rope, saved->k, layer->kv_head_numel, &r.k, &r.inv_k));
     TESS_TRY(mix(ex, layer, &r, saved));
-    const tess_linear_input mixed = {.x = saved->mixed, .row_numel = ex->row_numel};
-    const tess_linear_io out = {&layer->o, y, saved->u_o};
-    TESS_TRY(tess_linear_forward(ex, &mixed, &out));
+    tess_group out = one(&layer->o);
+    out.in = saved->mixed;
+    out.y[0] = tess_rows_of(y, rows, layer->o.out_numel);
+    TESS_TRY(tess_group_forward(ex, &out));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -171,7 +192,8 @@ static tess_status mix_backward(tess_exec *ex, const tess_attention *layer, cons
                                          .q = r->q,
                                          .k = r->k,
                                          .v = saved->v,
-                                         .out = saved->mixed,
+                                         .out = saved->mixed.x.view,
+                                         .out_stride = tess_rows_gap(&saved->mixed.x),
                                          .lse = saved->lse.data,
                                          .d_out = d_mixed,
                                          .doc_start = ex->doc_start,
@@ -220,10 +242,11 @@ static tess_status core_backward(tess_exec *ex, const tess_attention *layer,
 }
 
 tess_status tess_attention_backward(tess_exec *ex, const tess_attention *layer,
-                                    const tess_rope_table *rope, tess_view x,
+                                    const tess_rope_table *rope, const tess_group_input *in,
                                     const tess_attention_saved *saved, tess_view d_y, tess_view d_x)
 {
     const size_t mark = tess_carve_mark(&ex->work);
+    const int64_t rows = ex->row_numel;
     attention_grads g = {0};
     TESS_TRY(tess_carve_take(&ex->work, saved->q.numel, ex->dt, &g.d_q));
     TESS_TRY(tess_carve_take(&ex->work, saved->k.numel, ex->dt, &g.d_k));
@@ -231,79 +254,100 @@ tess_status tess_attention_backward(tess_exec *ex, const tess_attention *layer,
 
     const size_t inner_mark = tess_carve_mark(&ex->work);
     tess_view d_mixed = {0};
-    TESS_TRY(tess_carve_take(&ex->work, saved->mixed.numel, ex->dt, &d_mixed));
-    const tess_linear_input mixed = {.x = saved->mixed, .row_numel = ex->row_numel};
-    const tess_linear_io out = {&layer->o, d_y, saved->u_o};
-    TESS_TRY(tess_linear_group_backward(ex, &mixed, &out, 1, d_mixed));
+    TESS_TRY(tess_carve_take_2d(&ex->work, rows, layer->o.in_numel, ex->dt, &d_mixed));
+    tess_group out = one(&layer->o);
+    out.in = saved->mixed;
+    out.y[0] = tess_rows_of(d_y, rows, layer->o.out_numel);
+    TESS_TRY(tess_group_backward(ex, &out, d_mixed));
     TESS_TRY(core_backward(ex, layer, rope, saved, d_mixed, &g));
     tess_carve_release(&ex->work, inner_mark);
 
-    const tess_linear_input in = {.x = x, .row_numel = ex->row_numel};
-    const tess_linear_io io[] = {{&layer->q, g.d_q, saved->u_q},
-                                 {&layer->k, g.d_k, saved->u_k},
-                                 {&layer->v, g.d_v, saved->u_v}};
-    TESS_TRY(tess_linear_group_backward(ex, &in, io, TESS_NELEM(io), d_x));
+    tess_group group = projections(layer);
+    group.in = *in;
+    group.y[0] = tess_rows_of(g.d_q, rows, layer->q.out_numel);
+    group.y[1] = tess_rows_of(g.d_k, rows, layer->k.out_numel);
+    group.y[2] = tess_rows_of(g.d_v, rows, layer->v.out_numel);
+    TESS_TRY(tess_group_backward(ex, &group, d_x));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
+}
+
+static tess_group gate_and_up(const tess_mlp *layer)
+{
+    return (tess_group){.numel = 2, .linear = {&layer->gate, &layer->up}};
+}
+
+tess_status tess_mlp_take_input(const tess_exec *ex, const tess_mlp *layer, bool wants_x,
+                                tess_carve *carve, tess_group_input *in)
+{
+    const tess_group group = gate_and_up(layer);
+    return tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in);
 }
 
 tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer, tess_mlp_saved *saved)
 {
     tess_carve *carve = &ex->saved;
     const int64_t rows = ex->row_numel;
-    saved->product = none;
+    const tess_group down = one(&layer->down);
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->gate.out_numel, ex->dt, &saved->gate));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->up.out_numel, ex->dt, &saved->up));
-    if (tess_linear_learns(&layer->down))
-        TESS_TRY(tess_carve_take_2d(carve, rows, layer->down.in_numel, ex->dt, &saved->product));
-    TESS_TRY(tess_linear_take_u(ex, &layer->gate, rows, carve, &saved->u_gate));
-    TESS_TRY(tess_linear_take_u(ex, &layer->up, rows, carve, &saved->u_up));
-    return tess_linear_take_u(ex, &layer->down, rows, carve, &saved->u_down);
+    return tess_group_take_input(ex, &down, rows, tess_linear_learns(&layer->down), carve,
+                                 &saved->product);
 }
 
-tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, tess_view x,
+tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, const tess_group_input *in,
                              const tess_mlp_saved *saved, tess_view y)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    const tess_linear_input in = {.x = x, .row_numel = ex->row_numel};
-    const tess_linear_io gate = {&layer->gate, saved->gate, saved->u_gate};
-    const tess_linear_io up = {&layer->up, saved->up, saved->u_up};
-    TESS_TRY(tess_linear_forward(ex, &in, &gate));
-    TESS_TRY(tess_linear_forward(ex, &in, &up));
-    tess_view product = saved->product;
-    if (product.numel == 0)
-        TESS_TRY(tess_carve_take(&ex->work, saved->gate.numel, ex->dt, &product));
-    const tess_swiglu_args args = {.gate = saved->gate, .up = saved->up, .out = product};
+    const int64_t rows = ex->row_numel, inner_numel = layer->gate.out_numel;
+    tess_group group = gate_and_up(layer);
+    group.in = *in;
+    group.y[0] = tess_rows_of(saved->gate, rows, inner_numel);
+    group.y[1] = tess_rows_of(saved->up, rows, inner_numel);
+    TESS_TRY(tess_group_forward(ex, &group));
+    tess_group down = one(&layer->down);
+    down.in = saved->product;
+    down.y[0] = y.numel > 0 ? tess_rows_of(y, rows, layer->down.out_numel) : (tess_rows){0};
+    if (down.in.x.view.numel == 0)
+        TESS_TRY(tess_carve_take_rows(&ex->work, rows, inner_numel, ex->dt, &down.in.x));
+    const tess_swiglu_args args = {.gate = saved->gate,
+                                   .up = saved->up,
+                                   .out = down.in.x.view,
+                                   .dim = inner_numel,
+                                   .out_stride = tess_rows_gap(&down.in.x)};
     TESS_TRY(TESS_EXEC_RUN(ex, swiglu_forward, &args));
-    const tess_linear_input inner = {.x = product, .row_numel = ex->row_numel};
-    const tess_linear_io down = {&layer->down, y, saved->u_down};
-    TESS_TRY(tess_linear_forward(ex, &inner, &down));
+    TESS_TRY(tess_group_forward(ex, &down));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
 
-tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer, tess_view x,
+tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer, const tess_group_input *in,
                               const tess_mlp_saved *saved, tess_view d_y, tess_view d_x)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_view d_gate = {0}, d_up = {0}, d_product = {0};
-    TESS_TRY(tess_carve_take(&ex->work, saved->gate.numel, ex->dt, &d_gate));
-    TESS_TRY(tess_carve_take(&ex->work, saved->up.numel, ex->dt, &d_up));
+    const int64_t rows = ex->row_numel, inner_numel = layer->gate.out_numel;
+    tess_group group = gate_and_up(layer);
+    group.in = *in;
+    TESS_TRY(tess_group_take_gradient(ex, &group, rows));
 
     const size_t inner_mark = tess_carve_mark(&ex->work);
+    tess_view d_product = {0};
     TESS_TRY(tess_carve_take(&ex->work, saved->gate.numel, ex->dt, &d_product));
-    const tess_linear_input inner = {.x = saved->product, .row_numel = ex->row_numel};
-    const tess_linear_io down = {&layer->down, d_y, saved->u_down};
-    TESS_TRY(tess_linear_group_backward(ex, &inner, &down, 1, d_product));
-    const tess_swiglu_backward_args args = {
-        .gate = saved->gate, .up = saved->up, .d_out = d_product, .d_gate = d_gate, .d_up = d_up};
+    tess_group down = one(&layer->down);
+    down.in = saved->product;
+    down.y[0] = tess_rows_of(d_y, rows, layer->down.out_numel);
+    TESS_TRY(tess_group_backward(ex, &down, d_product));
+    const tess_swiglu_backward_args args = {.gate = saved->gate,
+                                            .up = saved->up,
+                                            .d_out = d_product,
+                                            .d_gate = group.y[0].view,
+                                            .d_up = group.y[1].view,
+                                            .dim = inner_numel,
+                                            .d_stride = tess_rows_gap(&group.y[0])};
     TESS_TRY(TESS_EXEC_RUN(ex, swiglu_backward, &args));
     tess_carve_release(&ex->work, inner_mark);
 
-    const tess_linear_input in = {.x = x, .row_numel = ex->row_numel};
-    const tess_linear_io io[] = {{&layer->gate, d_gate, saved->u_gate},
-                                 {&layer->up, d_up, saved->u_up}};
-    TESS_TRY(tess_linear_group_backward(ex, &in, io, TESS_NELEM(io), d_x));
+    TESS_TRY(tess_group_backward(ex, &group, d_x));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }

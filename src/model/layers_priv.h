@@ -31,19 +31,31 @@ typedef struct tess_linear {
     bool is_trainable;    /* weight and bias learn */
 } tess_linear;
 
-/** Input shared by the linears of a group. */
-typedef struct tess_linear_input {
-    tess_view x;       /* [R, in] dt; backward of a group in which nothing learns: unused */
-    int64_t row_numel; /* R */
-    int64_t first_row; /* of the micro-batch: where R rows lie in the [T, in] dropout mask */
-} tess_linear_input;
+/**
+ * Input shared by the linears of a group, and their adapters' activations.
+ *
+ * [Note: side by side] A product of several terms runs as one where their A's are columns of the
+ * same rows (kernels.h, wants_adjacent_terms). For such backends the buffer is
+ * [x | u_0 | u_1 | ...], so that x W^T + u B^T is one product, and backward works on
+ * [dy_0 | dy_1 | ... | du_0 | ...]. Elsewhere every part is a buffer of its own. Values and their
+ * roundings are the same.
+ */
+typedef struct tess_group_input {
+    tess_rows x;                 /* [R, in] dt */
+    tess_rows u[TESS_GROUP_MAX]; /* [R, r] dt; numel 0 without adapter */
+} tess_group_input;
 
-/** One linear of a group during a call. */
-typedef struct tess_linear_io {
-    const tess_linear *linear;
-    tess_view y; /* forward: [R, out] dt or f32, written; backward: gradient of it, dt */
-    tess_view u; /* [R, r] dt: forward writes, backward reads; numel 0 without adapter */
-} tess_linear_io;
+/** A group of linears during a call. */
+typedef struct tess_group {
+    int numel;
+    const tess_linear *linear[TESS_GROUP_MAX]; /* all with the same in_numel */
+    tess_group_input in;                       /* forward writes u, backward reads x and u */
+    tess_rows y[TESS_GROUP_MAX]; /* forward: [R, out] dt or f32, written, numel 0: only u;
+                                    backward: gradient of it, dt */
+    tess_rows d_out;   /* backward: [R, sum of out and of r] that holds y from its front, or numel 0
+                        */
+    int64_t first_row; /* of the micro-batch: where R rows lie in the [T, in] dropout mask */
+} tess_group;
 
 /** y = n * w; n = x / rms(x). */
 typedef struct tess_norm {
@@ -69,11 +81,10 @@ typedef struct tess_attention {
 /** q and k are the projections when they are normed (norm and rotation are repeated in backward),
  * else rotated. */
 typedef struct tess_attention_saved {
-    tess_view q;                  /* [T, heads, D] dt */
-    tess_view k, v;               /* [T, kv_heads, D] dt */
-    tess_view mixed;              /* [T, heads, D] dt: attention output, input of o */
-    tess_view lse;                /* [heads, T] f32 */
-    tess_view u_q, u_k, u_v, u_o; /* [T, r] dt */
+    tess_view q;            /* [T, heads, D] dt */
+    tess_view k, v;         /* [T, kv_heads, D] dt */
+    tess_group_input mixed; /* [T, heads * D] dt: attention output, input of o */
+    tess_view lse;          /* [heads, T] f32 */
 } tess_attention_saved;
 
 /** down(silu(gate(x)) * up(x)). */
@@ -82,55 +93,77 @@ typedef struct tess_mlp {
 } tess_mlp;
 
 typedef struct tess_mlp_saved {
-    tess_view gate, up; /* [T, I] dt */
-    tess_view product;  /* [T, I] dt: input of down; numel 0 when nothing of down learns */
-    tess_view u_gate, u_up, u_down;
+    tess_view gate, up;       /* [T, I] dt */
+    tess_group_input product; /* [T, I] dt: input of down; x numel 0 when nothing of down learns */
 } tess_mlp_saved;
 
 /** Whether backward needs the layer's input: its weight or its adapter learns. Local. */
 bool tess_linear_learns(const tess_linear *linear);
-/** Take the saved LoRA activation of `row_numel` rows. Local. */
-TESS_MUST_CHECK tess_status tess_linear_take_u(const tess_exec *ex, const tess_linear *linear,
-                                               int64_t row_numel, tess_carve *carve, tess_view *u);
-/** y numel 0: only u, for a backward that does not read y. Local. */
-TESS_MUST_CHECK tess_status tess_linear_forward(tess_exec *ex, const tess_linear_input *in,
-                                                const tess_linear_io *io);
+/**
+ * Take the input of a group of `row_numel` rows, its adapters' activations with it. `wants_x`
+ * false: somebody else holds x, if no product wants it beside u. Local.
+ */
+TESS_MUST_CHECK tess_status tess_group_take_input(const tess_exec *ex, const tess_group *group,
+                                                  int64_t row_numel, bool wants_x,
+                                                  tess_carve *carve, tess_group_input *in);
+/** Rows for the gradients of a group's outputs, y of every linear among them. Local. */
+TESS_MUST_CHECK tess_status tess_group_take_gradient(tess_exec *ex, tess_group *group,
+                                                     int64_t row_numel);
+TESS_MUST_CHECK tess_status tess_group_forward(tess_exec *ex, const tess_group *group);
 /**
  * Gradients of the parameters of a group, and dx = sum over its linears, rounded once. Local.
- * @param[out] d_x  [R, in] dt; numel 0: not wanted
+ * @param[out] d_x  [R, in] dt, contiguous; numel 0: not wanted
  */
-TESS_MUST_CHECK tess_status tess_linear_group_backward(tess_exec *ex, const tess_linear_input *in,
-                                                       const tess_linear_io *io, int io_numel,
-                                                       tess_view d_x);
+TESS_MUST_CHECK tess_status tess_group_backward(tess_exec *ex, const tess_group *group,
+                                                tess_view d_x);
 
-/** Rows x numel / dim of `x`; y may alias x; inv_rms numel 0: not wanted. Local. */
-TESS_MUST_CHECK tess_status tess_norm_forward(tess_exec *ex, const tess_norm *norm, tess_view x,
-                                              tess_view y, tess_view inv_rms);
+/** Operands of one norm; rows are x.numel / dim. */
+typedef struct tess_norm_io {
+    tess_view x;        /* contiguous */
+    tess_rows y;        /* may alias x */
+    tess_view inv_rms;  /* numel 0: not wanted */
+    tess_view residual; /* numel 0: none */
+    tess_view sum;      /* with a residual: x + residual, takes the place of x; may alias either */
+} tess_norm_io;
+
+TESS_MUST_CHECK tess_status tess_norm_forward(tess_exec *ex, const tess_norm *norm,
+                                              const tess_norm_io *io);
 /** residual numel 0: none; d_x may alias d_y or residual. Local. */
 TESS_MUST_CHECK tess_status tess_norm_backward(tess_exec *ex, const tess_norm *norm, tess_view x,
                                                tess_view inv_rms, tess_view d_y, tess_view residual,
                                                tess_view d_x);
 
-/** Buffers that the backward of these layers reads; the same order in forward and backward. Local.
- */
+/** Input of the projections of a layer; see tess_group_take_input(). Local. */
+TESS_MUST_CHECK tess_status tess_attention_take_input(const tess_exec *ex,
+                                                      const tess_attention *layer, bool wants_x,
+                                                      tess_carve *carve, tess_group_input *in);
+TESS_MUST_CHECK tess_status tess_mlp_take_input(const tess_exec *ex, const tess_mlp *layer,
+                                                bool wants_x, tess_carve *carve,
+                                                tess_group_input *in);
+/** Buffers that the backward of these layers reads beside their input; the same order in forward
+ * and backward. Local. */
 TESS_MUST_CHECK tess_status tess_attention_take_saved(tess_exec *ex, const tess_attention *layer,
                                                       tess_attention_saved *saved);
-/** @param[in] x [T, H] dt  @param[out] y [T, H] dt */
+/** @param[in] in x [T, H] dt; u is written  @param[out] y [T, H] dt */
 TESS_MUST_CHECK tess_status tess_attention_forward(tess_exec *ex, const tess_attention *layer,
-                                                   const tess_rope_table *rope, tess_view x,
+                                                   const tess_rope_table *rope,
+                                                   const tess_group_input *in,
                                                    const tess_attention_saved *saved, tess_view y);
 /** @param[in] d_y [T, H] dt  @param[out] d_x [T, H] dt, numel 0: not wanted */
 TESS_MUST_CHECK tess_status tess_attention_backward(tess_exec *ex, const tess_attention *layer,
-                                                    const tess_rope_table *rope, tess_view x,
+                                                    const tess_rope_table *rope,
+                                                    const tess_group_input *in,
                                                     const tess_attention_saved *saved,
                                                     tess_view d_y, tess_view d_x);
 
 TESS_MUST_CHECK tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer,
                                                 tess_mlp_saved *saved);
 /** @param[out] y [T, H] dt; numel 0: only what backward reads, without the product of down */
-TESS_MUST_CHECK tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, tess_view x,
+TESS_MUST_CHECK tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer,
+                                             const tess_group_input *in,
                                              const tess_mlp_saved *saved, tess_view y);
-TESS_MUST_CHECK tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer, tess_view x,
+TESS_MUST_CHECK tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer,
+                                              const tess_group_input *in,
                                               const tess_mlp_saved *saved, tess_view d_y,
                                               tess_view d_x);
 

@@ -1,5 +1,6 @@
 #include "model/layers_priv.h"
 
+#include "core/arith.h"
 #include "core/rng.h"
 
 bool tess_linear_learns(const tess_linear *linear)
@@ -7,50 +8,127 @@ bool tess_linear_learns(const tess_linear *linear)
     return linear->is_trainable || linear->lora_rank > 0;
 }
 
-tess_status tess_linear_take_u(const tess_exec *ex, const tess_linear *linear, int64_t row_numel,
-                               tess_carve *carve, tess_view *u)
+/* ---- buffers ---- */
+
+/* Rows start at multiples of 16 bytes, which vector loads and matrix libraries like. */
+static int64_t padded(const tess_exec *ex, int64_t cols)
 {
-    *u = tess_exec_view(ex, NULL, 0, ex->dt);
-    if (linear->lora_rank == 0)
-        return TESS_OK;
-    return tess_carve_take_2d(carve, row_numel, linear->lora_rank, ex->dt, u);
+    return tess_round_up(cols, 16 / (int64_t)tess_dtype_block_nbytes(ex->dt));
 }
 
-static tess_gemm_term term_of(tess_view a, tess_matrix b, int64_t k, float scale)
+static tess_status take_wide(const tess_exec *ex, int64_t rows, int64_t cols, tess_carve *carve,
+                             tess_rows *out)
 {
-    const tess_gemm_term term = {.a = a, .b = b, .k = k, .scale = scale};
+    TESS_TRY(tess_carve_take_rows(carve, rows, padded(ex, cols), ex->dt, out));
+    *out = tess_rows_cols(*out, 0, cols);
+    return TESS_OK;
+}
+
+static int64_t rank_sum(const tess_group *group)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < group->numel; i++)
+        sum += group->linear[i]->lora_rank;
+    return sum;
+}
+
+static int64_t out_sum(const tess_group *group)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < group->numel; i++)
+        sum += group->linear[i]->out_numel;
+    return sum;
+}
+
+tess_status tess_group_take_input(const tess_exec *ex, const tess_group *group, int64_t row_numel,
+                                  bool wants_x, tess_carve *carve, tess_group_input *in)
+{
+    const int64_t in_numel = group->linear[0]->in_numel;
+    const bool is_padded = ex->is_padded && rank_sum(group) > 0;
+    tess_rows wide = {.view = tess_exec_view(ex, NULL, 0, ex->dt), .rows = row_numel};
+    *in = (tess_group_input){.x = tess_rows_of(wide.view, row_numel, in_numel)};
+    if (is_padded)
+        TESS_TRY(take_wide(ex, row_numel, in_numel + rank_sum(group), carve, &wide));
+    else if (wants_x)
+        TESS_TRY(tess_carve_take_rows(carve, row_numel, in_numel, ex->dt, &in->x));
+    if (is_padded)
+        in->x = tess_rows_cols(wide, 0, in_numel);
+    for (int i = 0, at = 0; i < group->numel; i++) {
+        const int64_t rank = group->linear[i]->lora_rank;
+        in->u[i] = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), row_numel, 0);
+        if (is_padded && rank > 0)
+            in->u[i] = tess_rows_cols(wide, in_numel + at, rank);
+        else if (rank > 0)
+            TESS_TRY(tess_carve_take_rows(carve, row_numel, rank, ex->dt, &in->u[i]));
+        at += (int)rank;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_group_take_gradient(tess_exec *ex, tess_group *group, int64_t row_numel)
+{
+    group->d_out = (tess_rows){.view = tess_exec_view(ex, NULL, 0, ex->dt)};
+    if (ex->is_padded)
+        TESS_TRY(
+            take_wide(ex, row_numel, out_sum(group) + rank_sum(group), &ex->work, &group->d_out));
+    int64_t at = 0;
+    for (int i = 0; i < group->numel; i++) {
+        const int64_t out_numel = group->linear[i]->out_numel;
+        if (ex->is_padded)
+            group->y[i] = tess_rows_cols(group->d_out, at, out_numel);
+        else
+            TESS_TRY(tess_carve_take_rows(&ex->work, row_numel, out_numel, ex->dt, &group->y[i]));
+        at += out_numel;
+    }
+    return TESS_OK;
+}
+
+/* ---- products ---- */
+
+static tess_gemm_term term_of(const tess_rows *a, tess_matrix b, int64_t k, float scale)
+{
+    const tess_gemm_term term = {
+        .a = a->view, .a_stride = tess_rows_gap(a), .b = b, .k = k, .scale = scale};
     return term;
 }
 
 /* c = scale * a op b, one term. */
 static tess_status product(tess_exec *ex, tess_gemm_kind kind, const tess_gemm_term *term,
-                           int64_t m, int64_t n, tess_view c)
+                           const tess_rows *c)
 {
-    tess_gemm_args args = {.kind = kind, .m = m, .n = n, .term_numel = 1, .c = c};
+    tess_gemm_args args = {.kind = kind,
+                           .m = c->rows,
+                           .n = c->cols,
+                           .term_numel = 1,
+                           .c = c->view,
+                           .c_stride = tess_rows_gap(c)};
     args.term[0] = *term;
     return tess_exec_gemm(ex, &args);
 }
 
 /* grad += a^T b over the rows. */
-static tess_status weight_grad(tess_exec *ex, tess_view a, tess_view b, int64_t row_numel,
-                               int param_idx)
+static tess_status weight_grad(tess_exec *ex, const tess_rows *a, const tess_rows *b,
+                               tess_view grad)
 {
-    const int64_t m = a.numel / row_numel, n = b.numel / row_numel;
-    tess_gemm_args args = {.kind = TESS_GEMM_TN, .m = m, .n = n, .term_numel = 1};
-    args.term[0] = term_of(a, tess_view_matrix(b, row_numel, n), row_numel, 1.0f);
-    args.c = tess_exec_grad(ex, param_idx);
+    tess_gemm_args args = {.kind = TESS_GEMM_TN, .m = a->cols, .n = b->cols, .term_numel = 1};
+    args.term[0] = term_of(a, tess_rows_matrix(b), a->rows, 1.0f);
+    args.c = grad;
     args.accumulate = true;
     return tess_exec_gemm(ex, &args);
 }
 
-static tess_status bias_grad(tess_exec *ex, const tess_linear *linear, tess_view d_y,
-                             int64_t row_numel)
+static tess_status bias_grad(tess_exec *ex, const tess_linear *linear, const tess_rows *d_y)
 {
     const size_t mark = tess_carve_mark(&ex->work);
     tess_view work = {0};
+    tess_rows x = *d_y;
+    if (tess_rows_gap(d_y) != 0) {
+        TESS_TRY(tess_carve_take_rows(&ex->work, d_y->rows, d_y->cols, ex->dt, &x));
+        TESS_TRY(tess_exec_copy_rows(ex, x, *d_y));
+    }
     TESS_TRY(tess_carve_take_2d(&ex->work, 16, linear->out_numel, TESS_F32, &work));
-    const tess_sum_rows_args args = {.x = d_y,
-                                     .row_numel = row_numel,
+    const tess_sum_rows_args args = {.x = x.view,
+                                     .row_numel = x.rows,
                                      .dim = linear->out_numel,
                                      .out = tess_exec_grad(ex, linear->bias_idx).data,
                                      .work = work.data};
@@ -59,12 +137,14 @@ static tess_status bias_grad(tess_exec *ex, const tess_linear *linear, tess_view
     return TESS_OK;
 }
 
+/* ---- adapters ---- */
+
 /* out = add + mask * x / (1 - p) with the mask of this adapter and micro-batch; x is [R, in]. */
-static tess_status drop(tess_exec *ex, const tess_linear *linear, const tess_linear_input *in,
+static tess_status drop(tess_exec *ex, const tess_group *group, const tess_linear *linear,
                         tess_view x, tess_view add, tess_view out)
 {
     tess_dropout_args args = {.x = x, .add = add, .out = out, .p = ex->dropout};
-    args.first_idx = in->first_row * linear->in_numel;
+    args.first_idx = group->first_row * linear->in_numel;
     if (!ex->is_plan)
         args.rng = tess_rng_make(ex->call->seed, TESS_RNG_DROPOUT, linear->adapter_idx,
                                  (uint32_t)ex->call->micro_batch_idx);
@@ -72,46 +152,77 @@ static tess_status drop(tess_exec *ex, const tess_linear *linear, const tess_lin
 }
 
 /* Input of the adapter: x itself, or its dropped copy in `work`. */
-static tess_status adapter_input(tess_exec *ex, const tess_linear *linear,
-                                 const tess_linear_input *in, tess_view *out)
+static tess_status adapter_input(tess_exec *ex, const tess_group *group, const tess_linear *linear,
+                                 tess_rows *out)
 {
-    *out = in->x;
+    const tess_rows *x = &group->in.x;
+    const tess_view none = tess_exec_view(ex, NULL, 0, ex->dt);
+    *out = *x;
     if (ex->dropout == 0.0f)
         return TESS_OK;
-    TESS_TRY(tess_carve_take_2d(&ex->work, in->row_numel, linear->in_numel, ex->dt, out));
-    return drop(ex, linear, in, in->x, tess_exec_view(ex, NULL, 0, ex->dt), *out);
+    TESS_TRY(tess_carve_take_rows(&ex->work, x->rows, x->cols, ex->dt, out));
+    if (tess_rows_gap(x) == 0)
+        return drop(ex, group, linear, x->view, none, out->view);
+    TESS_TRY(tess_exec_copy_rows(ex, *out, *x));
+    return drop(ex, group, linear, out->view, none, out->view);
 }
 
-static tess_status adapter_down(tess_exec *ex, const tess_linear_input *in,
-                                const tess_linear_io *io)
+/* Adapters [first, first + n) whose matrices A follow each other in the slab, as do their columns
+ * of u: one product makes all of them. */
+static int adapters_in_row(const tess_exec *ex, const tess_group *group, int first)
 {
-    const tess_linear *linear = io->linear;
+    const tess_linear *a = group->linear[first];
+    int n = 1;
+    for (; ex->is_padded && ex->dropout == 0.0f && first + n < group->numel; n++) {
+        const tess_linear *b = group->linear[first + n];
+        if (b->lora_rank == 0 || b->lora_scale != a->lora_scale)
+            break;
+        const tess_param *last = &ex->registry->param[group->linear[first + n - 1]->lora_a_idx];
+        const tess_param *next = &ex->registry->param[b->lora_a_idx];
+        if (next->unit_idx != last->unit_idx ||
+            next->slab_first_idx != last->slab_first_idx + last->numel)
+            break;
+    }
+    return n;
+}
+
+static int64_t ranks_of(const tess_group *group, int first, int numel)
+{
+    int64_t sum = 0;
+    for (int i = first; i < first + numel; i++)
+        sum += group->linear[i]->lora_rank;
+    return sum;
+}
+
+/* u = s x A^T of adapters in a row. */
+static tess_status adapters_down(tess_exec *ex, const tess_group *group, int first, int numel)
+{
+    const tess_linear *linear = group->linear[first];
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_view x = {0};
-    TESS_TRY(adapter_input(ex, linear, in, &x));
-    const tess_gemm_term term =
-        term_of(x, tess_exec_matrix(ex, linear->lora_a_idx), linear->in_numel, linear->lora_scale);
-    TESS_TRY(product(ex, TESS_GEMM_NT, &term, in->row_numel, linear->lora_rank, io->u));
+    tess_rows x = {0};
+    TESS_TRY(adapter_input(ex, group, linear, &x));
+    const int64_t rank = ranks_of(group, first, numel);
+    tess_matrix a = tess_exec_matrix(ex, linear->lora_a_idx);
+    a.rows = rank;
+    const tess_gemm_term term = term_of(&x, a, linear->in_numel, linear->lora_scale);
+    const tess_rows u = tess_rows_cols(group->in.u[first], 0, rank);
+    TESS_TRY(product(ex, TESS_GEMM_NT, &term, &u));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
 
-tess_status tess_linear_forward(tess_exec *ex, const tess_linear_input *in,
-                                const tess_linear_io *io)
+static tess_status output(tess_exec *ex, const tess_group *group, int i)
 {
-    const tess_linear *linear = io->linear;
-    if (linear->lora_rank > 0)
-        TESS_TRY(adapter_down(ex, in, io));
-    if (io->y.numel == 0)
-        return TESS_OK;
-    tess_gemm_args args = {.kind = TESS_GEMM_NT, .m = in->row_numel, .n = linear->out_numel};
-    args.c = io->y;
+    const tess_linear *linear = group->linear[i];
+    const tess_rows *x = &group->in.x, *y = &group->y[i];
+    tess_gemm_args args = {.kind = TESS_GEMM_NT, .m = x->rows, .n = linear->out_numel};
+    args.c = y->view;
+    args.c_stride = tess_rows_gap(y);
     args.term[args.term_numel++] =
-        term_of(in->x, tess_exec_matrix(ex, linear->weight_idx), linear->in_numel, 1.0f);
-    if (linear->lora_rank > 0) {
-        args.term[args.term_numel++] =
-            term_of(io->u, tess_exec_matrix(ex, linear->lora_b_idx), linear->lora_rank, 1.0f);
-    }
+        term_of(x, tess_exec_matrix(ex, linear->weight_idx), linear->in_numel, 1.0f);
+    if (linear->lora_rank > 0)
+        args.term[args.term_numel++] = term_of(
+            &group->in.u[i], tess_exec_matrix(ex, linear->lora_b_idx), linear->lora_rank, 1.0f);
     tess_matrix bias = {0};
     if (linear->bias_idx >= 0) {
         bias = tess_exec_matrix(ex, linear->bias_idx);
@@ -120,65 +231,118 @@ tess_status tess_linear_forward(tess_exec *ex, const tess_linear_input *in,
     return tess_exec_gemm(ex, &args);
 }
 
-/* du = round(s dy B); dB += dy^T u; dA += du^T drop(x). `d_u` stays in work for the input gradient.
- */
-static tess_status adapter_backward(tess_exec *ex, const tess_linear_input *in,
-                                    const tess_linear_io *io, tess_view *d_u)
+tess_status tess_group_forward(tess_exec *ex, const tess_group *group)
 {
-    const tess_linear *linear = io->linear;
-    TESS_TRY(tess_carve_take_2d(&ex->work, in->row_numel, linear->lora_rank, ex->dt, d_u));
-    const tess_gemm_term term = term_of(io->y, tess_exec_matrix(ex, linear->lora_b_idx),
+    for (int i = 0, n = 1; i < group->numel; i += n) {
+        n = 1;
+        if (group->linear[i]->lora_rank == 0)
+            continue;
+        n = adapters_in_row(ex, group, i);
+        TESS_TRY(adapters_down(ex, group, i, n));
+    }
+    for (int i = 0; i < group->numel; i++)
+        if (group->y[i].view.numel > 0)
+            TESS_TRY(output(ex, group, i));
+    return TESS_OK;
+}
+
+/* ---- backward ---- */
+
+/* What backward works on: the caller's gradients, side by side where the backend wants them so. */
+typedef struct gradients {
+    tess_rows d_y[TESS_GROUP_MAX];
+    tess_rows d_u[TESS_GROUP_MAX];
+} gradients;
+
+static tess_status gather_gradients(tess_exec *ex, const tess_group *group, gradients *g)
+{
+    const int64_t rows = group->y[0].rows, out_numel = out_sum(group), rank = rank_sum(group);
+    const bool is_padded = ex->is_padded && (group->numel > 1 || rank > 0);
+    tess_rows wide = group->d_out;
+    if (is_padded && wide.view.numel == 0)
+        TESS_TRY(take_wide(ex, rows, out_numel + rank, &ex->work, &wide));
+    int64_t at = 0, u_at = out_numel;
+    for (int i = 0; i < group->numel; i++) {
+        const tess_linear *linear = group->linear[i];
+        g->d_y[i] = group->y[i];
+        g->d_u[i] = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), rows, 0);
+        if (is_padded && group->d_out.view.numel == 0) {
+            g->d_y[i] = tess_rows_cols(wide, at, linear->out_numel);
+            TESS_TRY(tess_exec_copy_rows(ex, g->d_y[i], group->y[i]));
+        }
+        if (is_padded && linear->lora_rank > 0)
+            g->d_u[i] = tess_rows_cols(wide, u_at, linear->lora_rank);
+        else if (linear->lora_rank > 0)
+            TESS_TRY(tess_carve_take_rows(&ex->work, rows, linear->lora_rank, ex->dt, &g->d_u[i]));
+        at += linear->out_numel;
+        u_at += linear->lora_rank;
+    }
+    return TESS_OK;
+}
+
+/* du = round(s dy B); dB += dy^T u. */
+static tess_status adapter_up(tess_exec *ex, const tess_group *group, const gradients *g, int i)
+{
+    const tess_linear *linear = group->linear[i];
+    const tess_gemm_term term = term_of(&g->d_y[i], tess_exec_matrix(ex, linear->lora_b_idx),
                                         linear->out_numel, linear->lora_scale);
-    TESS_TRY(product(ex, TESS_GEMM_NN, &term, in->row_numel, linear->lora_rank, *d_u));
-    TESS_TRY(weight_grad(ex, io->y, io->u, in->row_numel, linear->lora_b_idx));
+    TESS_TRY(product(ex, TESS_GEMM_NN, &term, &g->d_u[i]));
+    return weight_grad(ex, &g->d_y[i], &group->in.u[i], tess_exec_grad(ex, linear->lora_b_idx));
+}
+
+/* dA += du^T drop(x) of adapters in a row: their gradients follow each other as they do. */
+static tess_status adapters_grad(tess_exec *ex, const tess_group *group, const gradients *g,
+                                 int first, int numel)
+{
+    const tess_linear *linear = group->linear[first];
+    const int64_t rank = ranks_of(group, first, numel);
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_view x = {0};
-    TESS_TRY(adapter_input(ex, linear, in, &x));
-    TESS_TRY(weight_grad(ex, *d_u, x, in->row_numel, linear->lora_a_idx));
+    tess_rows x = {0};
+    TESS_TRY(adapter_input(ex, group, linear, &x));
+    const tess_rows d_u = tess_rows_cols(g->d_u[first], 0, rank);
+    tess_view grad = tess_exec_grad(ex, linear->lora_a_idx);
+    grad.numel = rank * linear->in_numel;
+    TESS_TRY(weight_grad(ex, &d_u, &x, grad));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
 
 /* Adapter part of dx under dropout: every branch is masked by itself and added in f32; the last
  * addition rounds. */
-static tess_status dropped_branches(tess_exec *ex, const tess_linear_input *in,
-                                    const tess_linear_io *io, const tess_view *d_u, int io_numel,
+static tess_status dropped_branches(tess_exec *ex, const tess_group *group, const gradients *g,
                                     tess_view sum, tess_view d_x)
 {
-    tess_view branch = {0};
-    TESS_TRY(tess_carve_take(&ex->work, sum.numel, TESS_F32, &branch));
+    tess_rows branch = {0};
+    TESS_TRY(tess_carve_take_rows(&ex->work, g->d_y[0].rows, group->linear[0]->in_numel, TESS_F32,
+                                  &branch));
     int last = -1;
-    for (int i = 0; i < io_numel; i++)
-        last = io[i].linear->lora_rank > 0 ? i : last;
+    for (int i = 0; i < group->numel; i++)
+        last = group->linear[i]->lora_rank > 0 ? i : last;
     for (int i = 0; i <= last; i++) {
-        const tess_linear *linear = io[i].linear;
+        const tess_linear *linear = group->linear[i];
         if (linear->lora_rank == 0)
             continue;
         const tess_gemm_term term =
-            term_of(d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
-        TESS_TRY(product(ex, TESS_GEMM_NN, &term, in->row_numel, linear->in_numel, branch));
-        TESS_TRY(drop(ex, linear, in, branch, sum, i == last ? d_x : sum));
+            term_of(&g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
+        TESS_TRY(product(ex, TESS_GEMM_NN, &term, &branch));
+        TESS_TRY(drop(ex, group, linear, branch.view, sum, i == last ? d_x : sum));
     }
     return TESS_OK;
 }
 
-static tess_status input_grad(tess_exec *ex, const tess_linear_input *in, const tess_linear_io *io,
-                              const tess_view *d_u, int io_numel, tess_view d_x)
+static tess_status input_grad(tess_exec *ex, const tess_group *group, const gradients *g,
+                              tess_view d_x)
 {
-    const int64_t in_numel = io[0].linear->in_numel;
-    tess_gemm_args args = {.kind = TESS_GEMM_NN, .m = in->row_numel, .n = in_numel, .c = d_x};
-    bool is_split = false;
-    for (int i = 0; i < io_numel; i++) {
-        const tess_linear *linear = io[i].linear;
+    const int64_t in_numel = group->linear[0]->in_numel;
+    tess_gemm_args args = {.kind = TESS_GEMM_NN, .m = g->d_y[0].rows, .n = in_numel, .c = d_x};
+    const bool is_split = ex->dropout > 0.0f && rank_sum(group) > 0;
+    for (int i = 0; i < group->numel; i++) {
+        const tess_linear *linear = group->linear[i];
         args.term[args.term_numel++] =
-            term_of(io[i].y, tess_exec_matrix(ex, linear->weight_idx), linear->out_numel, 1.0f);
-        if (linear->lora_rank == 0)
-            continue;
-        if (ex->dropout > 0.0f)
-            is_split = true;
-        else
-            args.term[args.term_numel++] =
-                term_of(d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
+            term_of(&g->d_y[i], tess_exec_matrix(ex, linear->weight_idx), linear->out_numel, 1.0f);
+        if (linear->lora_rank > 0 && !is_split)
+            args.term[args.term_numel++] = term_of(
+                &g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
     }
     if (!is_split)
         return tess_exec_gemm(ex, &args);
@@ -186,28 +350,41 @@ static tess_status input_grad(tess_exec *ex, const tess_linear_input *in, const 
     TESS_TRY(tess_carve_take(&ex->work, d_x.numel, TESS_F32, &sum));
     args.c = sum;
     TESS_TRY(tess_exec_gemm(ex, &args));
-    return dropped_branches(ex, in, io, d_u, io_numel, sum, d_x);
+    return dropped_branches(ex, group, g, sum, d_x);
 }
 
-tess_status tess_linear_group_backward(tess_exec *ex, const tess_linear_input *in,
-                                       const tess_linear_io *io, int io_numel, tess_view d_x)
+static tess_status parameter_grads(tess_exec *ex, const tess_group *group, const gradients *g)
 {
-    TESS_CHECK(io_numel >= 1 && io_numel <= TESS_GROUP_MAX, TESS_E_ARG,
-               "group of %d linears: expected 1 to %d", io_numel, TESS_GROUP_MAX);
-    const size_t mark = tess_carve_mark(&ex->work);
-    tess_view d_u[TESS_GROUP_MAX] = {0};
-    for (int i = 0; i < io_numel; i++) {
-        const tess_linear *linear = io[i].linear;
+    for (int i = 0; i < group->numel; i++) {
+        const tess_linear *linear = group->linear[i];
         if (linear->lora_rank > 0)
-            TESS_TRY(adapter_backward(ex, in, &io[i], &d_u[i]));
+            TESS_TRY(adapter_up(ex, group, g, i));
         if (!linear->is_trainable)
             continue;
-        TESS_TRY(weight_grad(ex, io[i].y, in->x, in->row_numel, linear->weight_idx));
+        TESS_TRY(weight_grad(ex, &g->d_y[i], &group->in.x, tess_exec_grad(ex, linear->weight_idx)));
         if (linear->bias_idx >= 0)
-            TESS_TRY(bias_grad(ex, linear, io[i].y, in->row_numel));
+            TESS_TRY(bias_grad(ex, linear, &g->d_y[i]));
     }
+    for (int i = 0, n = 1; i < group->numel; i += n) {
+        n = 1;
+        if (group->linear[i]->lora_rank == 0)
+            continue;
+        n = adapters_in_row(ex, group, i);
+        TESS_TRY(adapters_grad(ex, group, g, i, n));
+    }
+    return TESS_OK;
+}
+
+tess_status tess_group_backward(tess_exec *ex, const tess_group *group, tess_view d_x)
+{
+    TESS_CHECK(group->numel >= 1 && group->numel <= TESS_GROUP_MAX, TESS_E_ARG,
+               "group of %d linears: expected 1 to %d", group->numel, TESS_GROUP_MAX);
+    const size_t mark = tess_carve_mark(&ex->work);
+    gradients g = {0};
+    TESS_TRY(gather_gradients(ex, group, &g));
+    TESS_TRY(parameter_grads(ex, group, &g));
     if (d_x.numel > 0)
-        TESS_TRY(input_grad(ex, in, io, d_u, io_numel, d_x));
+        TESS_TRY(input_grad(ex, group, &g, d_x));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }

@@ -104,11 +104,13 @@ static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_
                     .random_init = TESS_INIT_UNIFORM,
                     .random_scale = bound,
                     .learning_rate_ratio = 1.0,
-                    .has_weight_decay = true};
+                    .has_weight_decay = true,
+                    .is_in_front = true}; /* matrices A of a group in a row: one product */
     TESS_TRY(name_param(&p, path, ".lora_A.weight"));
     TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_a_idx));
     p.shape[0] = linear->out_numel;
     p.shape[1] = choice.rank;
+    p.is_in_front = false;
     p.init = p.random_init = TESS_INIT_ZERO;
     p.init_scale = p.random_scale = 0.0;
     p.learning_rate_ratio = o->lora_plus_ratio;

@@ -8,18 +8,13 @@ static const tess_view none = {.dt = TESS_F32};
 
 /* What the backward of a block reads, in the order it is carved. */
 typedef struct block_saved {
-    tess_view n1, n2; /* [T, H] dt: normed inputs; numel 0 when no weight that reads them learns */
-    tess_view inv1, inv2; /* [T] f32 */
-    tess_view h2;         /* [T, H] dt: after attention */
+    tess_group_input n1, n2; /* [T, H] dt: normed inputs; x numel 0 when no weight that reads them
+                                learns */
+    tess_view inv1, inv2;    /* [T] f32 */
+    tess_view h2;            /* [T, H] dt: after attention */
     tess_attention_saved attention;
     tess_mlp_saved mlp;
 } block_saved;
-
-static tess_status take_if(tess_exec *ex, bool is_wanted, int64_t numel, tess_view *out)
-{
-    *out = tess_exec_view(ex, NULL, 0, ex->dt);
-    return is_wanted ? tess_carve_take(&ex->saved, numel, ex->dt, out) : TESS_OK;
-}
 
 static tess_status take_saved(tess_exec *ex, const tess_llama *m, const tess_llama_block *block,
                               block_saved *saved)
@@ -30,8 +25,8 @@ static tess_status take_saved(tess_exec *ex, const tess_llama *m, const tess_lla
         tess_linear_learns(&at->q) || tess_linear_learns(&at->k) || tess_linear_learns(&at->v);
     const bool reads_n2 =
         tess_linear_learns(&block->mlp.gate) || tess_linear_learns(&block->mlp.up);
-    TESS_TRY(take_if(ex, reads_n1, numel, &saved->n1));
-    TESS_TRY(take_if(ex, reads_n2, numel, &saved->n2));
+    TESS_TRY(tess_attention_take_input(ex, at, reads_n1, &ex->saved, &saved->n1));
+    TESS_TRY(tess_mlp_take_input(ex, &block->mlp, reads_n2, &ex->saved, &saved->n2));
     TESS_TRY(tess_carve_take(&ex->saved, ex->row_numel, TESS_F32, &saved->inv1));
     TESS_TRY(tess_carve_take(&ex->saved, ex->row_numel, TESS_F32, &saved->inv2));
     TESS_TRY(tess_carve_take(&ex->saved, numel, ex->dt, &saved->h2));
@@ -54,17 +49,23 @@ static tess_status block_forward(const tess_llama *m, tess_exec *ex, const tess_
     block_saved saved = {0};
     TESS_TRY(take_saved(ex, m, block, &saved));
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_view scratch = none;
-    if (saved.n1.numel == 0 || saved.n2.numel == 0)
-        TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &scratch));
-    const tess_view n1 = saved.n1.numel > 0 ? saved.n1 : scratch;
-    const tess_view n2 = saved.n2.numel > 0 ? saved.n2 : scratch;
-    TESS_TRY(tess_norm_forward(ex, &block->norm1, h, n1, saved.inv1));
+    const int64_t rows = ex->row_numel;
+    tess_rows scratch = {.view = none};
+    tess_group_input n1 = saved.n1, n2 = saved.n2;
+    if (n1.x.view.numel == 0 || n2.x.view.numel == 0)
+        TESS_TRY(tess_carve_take_rows(&ex->work, rows, m->hidden_numel, ex->dt, &scratch));
+    if (n1.x.view.numel == 0)
+        n1.x = scratch;
+    if (n2.x.view.numel == 0)
+        n2.x = scratch;
+    const tess_norm_io norm1 = {.x = h, .y = n1.x, .inv_rms = saved.inv1};
+    TESS_TRY(tess_norm_forward(ex, &block->norm1, &norm1));
     TESS_TRY(
-        tess_attention_forward(ex, &block->attention, &m->rope, n1, &saved.attention, saved.h2));
-    TESS_TRY(add(ex, h, saved.h2, saved.h2));
-    TESS_TRY(tess_norm_forward(ex, &block->norm2, saved.h2, n2, saved.inv2));
-    TESS_TRY(tess_mlp_forward(ex, &block->mlp, n2, &saved.mlp, out));
+        tess_attention_forward(ex, &block->attention, &m->rope, &n1, &saved.attention, saved.h2));
+    const tess_norm_io norm2 = {
+        .x = saved.h2, .y = n2.x, .inv_rms = saved.inv2, .residual = h, .sum = saved.h2};
+    TESS_TRY(tess_norm_forward(ex, &block->norm2, &norm2));
+    TESS_TRY(tess_mlp_forward(ex, &block->mlp, &n2, &saved.mlp, out));
     if (out.numel > 0)
         TESS_TRY(add(ex, saved.h2, out, out));
     tess_carve_release(&ex->work, mark);
@@ -81,9 +82,9 @@ static tess_status block_backward(const tess_llama *m, tess_exec *ex, const tess
     const size_t mark = tess_carve_mark(&ex->work);
     tess_view d_h2 = {0};
     TESS_TRY(tess_carve_take(&ex->work, h.numel, ex->dt, &d_h2));
-    TESS_TRY(tess_mlp_backward(ex, &block->mlp, saved.n2, &saved.mlp, d_out, d_h2));
+    TESS_TRY(tess_mlp_backward(ex, &block->mlp, &saved.n2, &saved.mlp, d_out, d_h2));
     TESS_TRY(tess_norm_backward(ex, &block->norm2, saved.h2, saved.inv2, d_h2, d_out, d_h2));
-    TESS_TRY(tess_attention_backward(ex, &block->attention, &m->rope, saved.n1, &saved.attention,
+    TESS_TRY(tess_attention_backward(ex, &block->attention, &m->rope, &saved.n1, &saved.attention,
                                      d_h2, d_h));
     if (d_h.numel > 0)
         TESS_TRY(tess_norm_backward(ex, &block->norm1, h, saved.inv1, d_h, d_h2, d_h));
@@ -151,6 +152,7 @@ tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int s
                     .dt = m->dt,
                     .thread_numel = m->thread_numel,
                     .is_plan = true,
+                    .is_padded = m->kernels->wants_adjacent_terms,
                     .dropout = m->dropout,
                     .row_numel = m->token_numel,
                     .longest_numel = m->sequence_length};
@@ -192,6 +194,7 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
                       .call = call,
                       .stream = call->stream,
                       .space = call->device->space,
+                      .is_padded = call->kernels->wants_adjacent_terms,
                       .dt = m->dt,
                       .thread_numel = m->thread_numel,
                       .dropout = call->mode == TESS_CALL_TRAIN ? m->dropout : 0.0f,

@@ -99,21 +99,29 @@ static tess_status place_frozen(tess_param *p, tess_unit *unit)
     return TESS_OK;
 }
 
-tess_status tess_registry_lay_out(tess_registry *reg)
+static tess_status place_trainable(tess_registry *reg, bool is_in_front)
 {
-    TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "registry laid out twice");
     for (int i = 0; i < reg->param_numel; i++) {
         tess_param *p = &reg->param[i];
         tess_unit *unit = &reg->unit[p->unit_idx];
-        if (p->role == TESS_ROLE_FROZEN) {
-            TESS_TRY(place_frozen(p, unit));
+        if (p->role != TESS_ROLE_TRAINABLE || p->is_in_front != is_in_front)
             continue;
-        }
         p->slab_first_idx = unit->trainable_numel;
         TESS_TRY(tess_add_i64(unit->trainable_numel,
                               tess_round_up(p->numel, TESS_TRAINABLE_BLOCK_NUMEL),
                               &unit->trainable_numel));
     }
+    return TESS_OK;
+}
+
+tess_status tess_registry_lay_out(tess_registry *reg)
+{
+    TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "registry laid out twice");
+    for (int i = 0; i < reg->param_numel; i++)
+        if (reg->param[i].role == TESS_ROLE_FROZEN)
+            TESS_TRY(place_frozen(&reg->param[i], &reg->unit[reg->param[i].unit_idx]));
+    TESS_TRY(place_trainable(reg, true));
+    TESS_TRY(place_trainable(reg, false));
     for (int u = 0; u < reg->unit_numel; u++)
         TESS_CHECK(reg->unit[u].stage_numel > 0, TESS_E_ARG, "unit '%s' is used by no stage",
                    reg->unit[u].name);

@@ -51,6 +51,8 @@ typedef struct tess_param {
     double random_scale;
     double learning_rate_ratio; /* 1; LoRA+ ratio on B */
     bool has_weight_decay;
+    bool is_in_front; /* trainable: lies before those of its unit that are not, in registration
+                         order among its like */
 
     int64_t numel;          /* product of shape */
     int64_t slab_first_idx; /* trainable: element in the unit's slab, a multiple of 256 */

@@ -98,6 +98,22 @@ static void test_backward_two_threads_gives_same_bits(void **state)
     }
 }
 
+/* Operands of one product side by side, adapters in a row fused: the layout of devices. */
+static void test_operands_side_by_side_give_same_bits(void **state)
+{
+    (void)state;
+    tess_kernels kernels = tess_kernels_cpu;
+    kernels.wants_adjacent_terms = true;
+    for (int i = 0; i < 4 * TESS_NELEM(case_name); i++) {
+        tess_llama_case c = open_case(case_name[i / 4], dtype[i % 2]);
+        c.options.dropout = i / 2 % 2 != 0 ? 0.25 : 0.0;
+        tess_llama_case padded = c;
+        padded.options.kernels = &kernels;
+        expect_same_step(&c, &padded);
+        tess_llama_case_close(&c);
+    }
+}
+
 /* The dense weights that a stored NF4 tensor stands for. */
 typedef struct dense_source {
     const tess_run_model *quantized;
@@ -278,6 +294,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_backward_recomputed_gives_same_bits),
         cmocka_unit_test(test_backward_two_threads_gives_same_bits),
+        cmocka_unit_test(test_operands_side_by_side_give_same_bits),
         cmocka_unit_test(test_nf4_base_equals_dequantized_dense_bitwise),
         cmocka_unit_test(test_adapters_on_some_modules_equal_all_with_zero_b),
         cmocka_unit_test(test_logits_ignore_other_documents),

@@ -115,6 +115,7 @@ static tess_status build(tess_run_model *run, const tess_llm_config *config)
     tess_stream_init_inline(&run->stream, "compute", run->pool);
     tess_host_device_init(&run->device, run->pool);
     const tess_model_options options = {.compute_dt = o->compute_dt,
+                                        .kernels = o->kernels,
                                         .is_full = o->is_full,
                                         .sequence_length = o->sequence_length,
                                         .micro_batch = o->micro_batch,
@@ -234,13 +235,18 @@ static tess_view bytes_view(char *data, size_t nbytes)
     return tess_view_host(nbytes == 0 ? NULL : data, (int64_t)nbytes, TESS_U8_OPAQUE);
 }
 
+static const tess_kernels *kernels_of(const tess_run_model *run)
+{
+    return run->options.kernels != NULL ? run->options.kernels : &tess_kernels_cpu;
+}
+
 static tess_stage_call call_of(tess_run_model *run, int s, tess_call_mode mode,
                                const tess_token_batch *batch, int64_t number)
 {
     const tess_stage *stage = &run->reg.stage[s];
     const int u = stage->unit_idx;
     tess_stage_call call = {.registry = &run->reg,
-                            .kernels = &tess_kernels_cpu,
+                            .kernels = kernels_of(run),
                             .device = &run->device.base,
                             .stream = &run->stream,
                             .stage_idx = s,

@@ -26,6 +26,7 @@ typedef struct tess_run_options {
     int thread_numel;
     int64_t sequence_length, micro_batch;
     uint64_t seed;
+    const tess_kernels *kernels; /* NULL: tess_kernels_cpu */
 } tess_run_options;
 
 /** Value of a parameter: fills [numel] f32. */
