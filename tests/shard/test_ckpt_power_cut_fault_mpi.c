@@ -7,6 +7,8 @@
  * cut there could have left, and each is loaded as a run loads it. At one rank the same is then
  * done with one fsync after the other left out of the record. A loss must be found, but where
  * another fsync does the same: so the test shows that it can fail, and what each fsync is for.
+ *
+ * Chooses the communication thread itself: none, it makes no difference to files.
  */
 #include <stdio.h>
 #include <stdlib.h>
