@@ -30,7 +30,9 @@ static const struct argp train_argp = {
     .args_doc = "RUN.yaml [KEY=VALUE...]",
     .doc = "Train or resume the run that RUN.yaml describes. Alone it is one rank, under mpirun "
            "many. KEY=VALUE changes a key of the run file, as in train.steps=200.\v"
-           "SIGUSR1 saves at the next step and stops with exit code 75. 'tessera help run-file' "
+           "SIGUSR1 saves at the next step and stops with exit code 75. SIGUSR2 shows the latest "
+           "collectives and the stack of every rank on stderr, and training goes on. 'tessera help "
+           "run-file' "
            "lists the keys.",
 };
 

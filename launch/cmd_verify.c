@@ -29,8 +29,9 @@ static const struct argp verify_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "PATH",
-    .doc = "Read everything and compare every digest. Exit code 0: all match; 65: damage, with the "
-           "first place; 66: no valid checkpoint in a run folder. Models and adapters keep no "
+    .doc = "Read everything and compare every digest. Exit code 0: all match; 65: damage or a "
+           "missing part, with the first place; 66: no valid checkpoint in a run folder; 74: a "
+           "file cannot be read. Models and adapters keep no "
            "digests: their structure is checked and the SHA-256 of each file printed.",
 };
 

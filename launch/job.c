@@ -25,6 +25,12 @@ static void listen_for_signals(void)
     (void)sigaction(SIGXFSZ, &action,
                     NULL); /* a full quota is an error of the write, not a death */
     (void)sigaction(SIGPIPE, &action, NULL);
+    /* Before any thread starts, so that all of them inherit it: the watchdog's listener takes it.
+     */
+    sigset_t asked;
+    sigemptyset(&asked);
+    sigaddset(&asked, SIGUSR2);
+    (void)pthread_sigmask(SIG_BLOCK, &asked, NULL);
 }
 
 static void show_on_stderr(void *arg, const char *text)

@@ -29,6 +29,8 @@ struct tess_io {
     atomic_int_fast64_t call_numel[TESS_IO_OP_NUMEL];
     atomic_int_fast64_t total_numel;
     io_fault fault;
+    tess_io_observer observer; /* NULL: nobody looks */
+    void *observer_arg;
 };
 
 static const char *const op_name[TESS_IO_OP_NUMEL] = {
@@ -116,6 +118,18 @@ int64_t tess_io_calls(const tess_io *io, tess_io_op op)
                                   : atomic_load(&io->call_numel[op]);
 }
 
+void tess_io_observe(tess_io *io, tess_io_observer observer, void *arg)
+{
+    io->observer = observer;
+    io->observer_arg = arg;
+}
+
+static void tell(const tess_io *io, tess_io_change change)
+{
+    if (io->observer != NULL)
+        io->observer(io->observer_arg, &change);
+}
+
 /* Count one call; true when it must fail with errno set. FAULT_SHORT is left to pread and pwrite.
  */
 static bool is_failing(tess_io *io, tess_io_op op, bool *is_short)
@@ -163,6 +177,7 @@ tess_status tess_io_open_new(tess_io *io, const char *path, int *fd)
     const int opened = is_failing(io, TESS_IO_OPEN, NULL) ? -1 : open(path, flags, 0644);
     if (opened < 0)
         return fail(TESS_IO_OPEN, path);
+    tell(io, (tess_io_change){.op = TESS_IO_OPEN, .path = path});
     *fd = opened;
     return TESS_OK;
 }
@@ -222,6 +237,11 @@ tess_status tess_io_pwrite(tess_io *io, const char *path, int fd, const void *sr
             continue;
         if (n <= 0)
             return fail(TESS_IO_PWRITE, path);
+        tell(io, (tess_io_change){.op = TESS_IO_PWRITE,
+                                  .path = path,
+                                  .bytes = (const char *)src + done,
+                                  .nbytes = n,
+                                  .offset_nbytes = offset_nbytes + (int64_t)done});
         done += (size_t)n;
     }
     return TESS_OK;
@@ -231,6 +251,7 @@ tess_status tess_io_fsync(tess_io *io, const char *path, int fd)
 {
     if (is_failing(io, TESS_IO_FSYNC, NULL) || fsync(fd) != 0)
         return fail(TESS_IO_FSYNC, path);
+    tell(io, (tess_io_change){.op = TESS_IO_FSYNC, .path = path});
     return TESS_OK;
 }
 
@@ -244,14 +265,17 @@ tess_status tess_io_fallocate(tess_io *io, const char *path, int fd, int64_t nby
         return TESS_FAIL(TESS_E_IO, "cannot reserve %lld bytes for '%s': %s", (long long)nbytes,
                          path, strerror(error));
     }
+    tell(io, (tess_io_change){.op = TESS_IO_FALLOCATE, .path = path, .nbytes = nbytes});
     return TESS_OK;
 }
 
 tess_status tess_io_link(tess_io *io, const char *from, const char *to, bool *already_there)
 {
     *already_there = false;
-    if (!is_failing(io, TESS_IO_LINK, NULL) && link(from, to) == 0)
+    if (!is_failing(io, TESS_IO_LINK, NULL) && link(from, to) == 0) {
+        tell(io, (tess_io_change){.op = TESS_IO_LINK, .path = to, .from = from});
         return TESS_OK;
+    }
     if (errno == EEXIST) {
         *already_there = true;
         return TESS_OK;
@@ -261,8 +285,10 @@ tess_status tess_io_link(tess_io *io, const char *from, const char *to, bool *al
 
 tess_status tess_io_unlink(tess_io *io, const char *path, bool missing_is_fine)
 {
-    if (!is_failing(io, TESS_IO_UNLINK, NULL) && unlink(path) == 0)
+    if (!is_failing(io, TESS_IO_UNLINK, NULL) && unlink(path) == 0) {
+        tell(io, (tess_io_change){.op = TESS_IO_UNLINK, .path = path});
         return TESS_OK;
+    }
     return errno == ENOENT && missing_is_fine ? TESS_OK : fail(TESS_IO_UNLINK, path);
 }
 
@@ -270,19 +296,54 @@ tess_status tess_io_rename(tess_io *io, const char *from, const char *to)
 {
     if (is_failing(io, TESS_IO_RENAME, NULL) || rename(from, to) != 0)
         return fail(TESS_IO_RENAME, to);
+    tell(io, (tess_io_change){.op = TESS_IO_RENAME, .path = to, .from = from});
     return TESS_OK;
 }
 
-tess_status tess_io_mkdir(tess_io *io, const char *path, bool exist_ok)
+static tess_status make_dir(tess_io *io, const char *path, bool exist_ok, bool *is_new)
 {
-    if (!is_failing(io, TESS_IO_MKDIR, NULL) && mkdir(path, 0755) == 0)
+    *is_new = !is_failing(io, TESS_IO_MKDIR, NULL) && mkdir(path, 0755) == 0;
+    if (*is_new) {
+        tell(io, (tess_io_change){.op = TESS_IO_MKDIR, .path = path});
         return TESS_OK;
+    }
     const int error = errno;
     struct stat info;
     if (error == EEXIST && exist_ok && stat(path, &info) == 0 && S_ISDIR(info.st_mode))
         return TESS_OK;
     errno = error;
     return fail(TESS_IO_MKDIR, path);
+}
+
+tess_status tess_io_mkdir(tess_io *io, const char *path, bool exist_ok)
+{
+    bool is_new = false;
+    return make_dir(io, path, exist_ok, &is_new);
+}
+
+static void parent_of(const char *path, char folder[PATH_MAX])
+{
+    snprintf(folder, PATH_MAX, "%s", path);
+    size_t nbytes = strlen(folder);
+    while (nbytes > 1 && folder[nbytes - 1] == '/')
+        folder[--nbytes] = '\0';
+    char *slash = strrchr(folder, '/');
+    if (slash == NULL)
+        snprintf(folder, PATH_MAX, ".");
+    else
+        slash[slash == folder] = '\0';
+}
+
+/* A folder whose name is lost takes with it all that was made durable inside. */
+static tess_status make_durable_dir(tess_io *io, const char *path)
+{
+    char folder[PATH_MAX];
+    bool is_new = false;
+    TESS_TRY(make_dir(io, path, true, &is_new));
+    if (!is_new)
+        return TESS_OK;
+    parent_of(path, folder);
+    return tess_io_fsync_dir(io, folder);
 }
 
 tess_status tess_io_mkdirs(tess_io *io, const char *path)
@@ -295,16 +356,17 @@ tess_status tess_io_mkdirs(tess_io *io, const char *path)
         if (*p != '/')
             continue;
         *p = '\0';
-        TESS_TRY(tess_io_mkdir(io, part, true));
+        TESS_TRY(make_durable_dir(io, part));
         *p = '/';
     }
-    return tess_io_mkdir(io, part, true);
+    return make_durable_dir(io, part);
 }
 
 tess_status tess_io_rmdir(tess_io *io, const char *path)
 {
     if (is_failing(io, TESS_IO_RMDIR, NULL) || rmdir(path) != 0)
         return fail(TESS_IO_RMDIR, path);
+    tell(io, (tess_io_change){.op = TESS_IO_RMDIR, .path = path});
     return TESS_OK;
 }
 
@@ -366,6 +428,7 @@ tess_status tess_io_lock(tess_io *io, const char *path, int *fd, bool *is_taken)
     if (opened < 0)
         return fail(TESS_IO_OPEN, path);
     if (flock(opened, LOCK_EX | LOCK_NB) == 0) {
+        tell(io, (tess_io_change){.op = TESS_IO_OPEN, .path = path});
         *fd = opened;
         *is_taken = false;
         return TESS_OK;
@@ -475,17 +538,13 @@ tess_status tess_io_write_all(tess_io *io, const char *path, const void *src, si
     TESS_CHECK(strlen(path) + 5 < sizeof temporary, TESS_E_ARG, "path of %zu bytes is too long",
                strlen(path));
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash == NULL)
-        snprintf(folder, sizeof folder, ".");
-    else
-        slash[slash == folder] = '\0';
+    parent_of(path, folder);
     tess_status st = write_durable(io, temporary, src, nbytes);
     if (st == TESS_OK)
         st = tess_io_rename(io, temporary, path);
     if (st != TESS_OK) {
-        unlink(temporary);
+        if (unlink(temporary) == 0)
+            tell(io, (tess_io_change){.op = TESS_IO_UNLINK, .path = temporary});
         return st;
     }
     return tess_io_fsync_dir(io, folder);

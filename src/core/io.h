@@ -19,9 +19,10 @@ TESS_BEGIN_DECLS
 #define TESS_IO_OP_LIST(X)                                                                         \
     X(OPEN, "open")                                                                                \
     X(PREAD, "pread")                                                                              \
-    X(PWRITE, "pwrite") X(FSYNC, "fsync") X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink")    \
-        X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate")          \
-            X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
+    X(PWRITE, "pwrite")                                                                            \
+    X(FSYNC, "fsync") X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename")    \
+        X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate") X(STATVFS, "statvfs")        \
+            X(STAT, "stat") X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,
@@ -32,12 +33,31 @@ typedef enum tess_io_op {
 
 typedef struct tess_io tess_io;
 
+/** One call that changed files or made them durable, told after it succeeded. */
+typedef struct tess_io_change {
+    tess_io_op op;     /* OPEN (created or there already), PWRITE, FALLOCATE, FSYNC (of a file or a
+                          directory), LINK, UNLINK, RENAME, MKDIR, RMDIR */
+    const char *path;  /* what it acted on; the new name of LINK and RENAME */
+    const char *from;  /* the old name of LINK and RENAME, else NULL */
+    const void *bytes; /* [nbytes] of PWRITE, else NULL */
+    int64_t nbytes;    /* of PWRITE and FALLOCATE */
+    int64_t offset_nbytes; /* of PWRITE */
+} tess_io_change;
+
+/** Called on the thread that made the call, so perhaps on several at once. */
+typedef void (*tess_io_observer)(void *arg, const tess_io_change *change);
+
 /** Table over the system calls; reads TESSERA_FAULT for `rank`. Local. @return TESS_E_CONFIG bad
  * TESSERA_FAULT */
 TESS_MUST_CHECK tess_status tess_io_create(int rank, tess_io **out);
 void tess_io_destroy(tess_io **io);
 /** Calls made so far of one kind. Local. */
 int64_t tess_io_calls(const tess_io *io, tess_io_op op);
+/**
+ * Tell `observer` every change from now on; NULL ends it. Set before other threads use `io`. Local.
+ * Tests replay what a power cut would have left (tests/support/disk_model.h).
+ */
+void tess_io_observe(tess_io *io, tess_io_observer observer, void *arg);
 
 /** Open a regular file read-only (O_CLOEXEC; symlinks only if `follow`). @return TESS_E_IO names
  * path and cause */
@@ -62,7 +82,7 @@ TESS_MUST_CHECK tess_status tess_io_unlink(tess_io *io, const char *path, bool m
 TESS_MUST_CHECK tess_status tess_io_rename(tess_io *io, const char *from, const char *to);
 /** Create one directory; an existing directory is fine only with `exist_ok`. */
 TESS_MUST_CHECK tess_status tess_io_mkdir(tess_io *io, const char *path, bool exist_ok);
-/** Create a directory and its missing parents. */
+/** Create a directory and its missing parents, each durable in the one above it. */
 TESS_MUST_CHECK tess_status tess_io_mkdirs(tess_io *io, const char *path);
 TESS_MUST_CHECK tess_status tess_io_rmdir(tess_io *io, const char *path);
 /** fsync of a directory by name. */

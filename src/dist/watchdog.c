@@ -1,10 +1,12 @@
 #include "dist/watchdog.h"
 
+#include <errno.h>
 #include <execinfo.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +20,10 @@ struct tess_watchdog {
     tess_comm *comm;
     tess_watchdog_options options;
     pthread_t thread;
-    pthread_t watched; /* the thread that created it */
+    pthread_t watched;  /* the thread that created it */
+    pthread_t listener; /* waits for the signal, where there is one */
+    bool has_listener;
+    atomic_bool is_deaf; /* the next signal ends the listener */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool is_stopping;
@@ -67,23 +72,26 @@ static void *killer_main(void *arg)
 
 static void print_stack(int signal_number)
 {
+    const int error = errno;
     void *frame[48];
     (void)signal_number;
     backtrace_symbols_fd(frame, backtrace(frame, TESS_NELEM(frame)), STDERR_FILENO);
+    errno = error;
 }
 
-/* Where the watched thread stands. It works inside MPI calls too; the process is about to end, so a
- * handler that interrupts anything is no loss. */
-static void show_stack(tess_watchdog *w)
+/* Where the watched thread stands. It works inside MPI calls too, and the thread goes on where it
+ * was. */
+static void show_stack(tess_watchdog *w, const char *what)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = print_stack;
+    action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGURG, &action, NULL) != 0)
         return;
-    tess_fd_line(STDERR_FILENO,
-                 "rank %d: stack of the late thread:", tess_comm_launch_rank(w->comm));
+    tess_fd_line(STDERR_FILENO, "rank %d: stack of the %s thread:", tess_comm_launch_rank(w->comm),
+                 what);
     if (pthread_kill(w->watched, SIGURG) != 0)
         return;
     const struct timespec nap = {0, 200000000};
@@ -95,7 +103,7 @@ static void end_job(tess_watchdog *w)
     pthread_t killer;
     if (pthread_create(&killer, NULL, killer_main, &w->options.grace_s) != 0)
         (void)alarm((unsigned)w->options.grace_s + 1);
-    show_stack(w);
+    show_stack(w, "late");
     tess_comm_abort(w->comm, TESS_WATCHDOG_EXIT_CODE);
     _exit(TESS_WATCHDOG_EXIT_CODE);
 }
@@ -140,6 +148,35 @@ static void *watchdog_main(void *arg)
     return NULL;
 }
 
+/* A thread of its own: the watchdog may be asleep until a deadline, and the main thread in a call
+ * that never returns. */
+static void *listener_main(void *arg)
+{
+    tess_watchdog *w = arg;
+    sigset_t asked;
+    int number = 0;
+    sigemptyset(&asked);
+    sigaddset(&asked, w->options.dump_signal);
+    while (sigwait(&asked, &number) == 0 && !atomic_load(&w->is_deaf)) {
+        const int fd = w->options.dump_fd >= 0 ? w->options.dump_fd : STDERR_FILENO;
+        show_stack(w,
+                   "main"); /* first: a dump holds the engine, and the thread would wait for it */
+        tess_comm_describe(w->comm, fd);
+        tess_comm_dump(w->comm, fd);
+    }
+    return NULL;
+}
+
+static void stop_listener(tess_watchdog *w)
+{
+    if (!w->has_listener)
+        return;
+    atomic_store(&w->is_deaf, true);
+    (void)pthread_kill(w->listener, w->options.dump_signal);
+    pthread_join(w->listener, NULL);
+    w->has_listener = false;
+}
+
 static int start(tess_watchdog *w)
 {
     pthread_condattr_t attr;
@@ -152,7 +189,14 @@ static int start(tess_watchdog *w)
     sigset_t before;
     sigfillset(&all); /* signals are for the main thread */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int rc = pthread_create(&w->thread, NULL, watchdog_main, w);
+    int rc = 0;
+    if (w->options.dump_signal != 0)
+        rc = pthread_create(&w->listener, NULL, listener_main, w);
+    w->has_listener = rc == 0 && w->options.dump_signal != 0;
+    if (rc == 0)
+        rc = pthread_create(&w->thread, NULL, watchdog_main, w);
+    if (rc != 0)
+        stop_listener(w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
 }
@@ -210,6 +254,7 @@ void tess_watchdog_destroy(tess_watchdog **watchdog)
     pthread_cond_signal(&w->changed);
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->thread, NULL);
+    stop_listener(w);
     watchdog_free(w);
     *watchdog = NULL;
 }

@@ -25,6 +25,9 @@ typedef struct tess_watchdog_options {
     int dump_fd;
     /** Seconds between asking MPI to end the job and ending this process (0: 10). */
     double grace_s;
+    /** A signal that makes this rank show its collective records and the stack of the thread that
+     * created the watchdog, and go on; 0: none. Every thread of the process has it blocked. */
+    int dump_signal;
     /** Called instead of ending the job; NULL: end it with exit code 86. For tests. */
     void (*on_expiry)(void *arg);
 } tess_watchdog_options;

@@ -369,7 +369,7 @@ tess_status ckpt_manifest_read_bytes(tess_io *io, const char *dir, char **text, 
     int64_t file_nbytes = 0;
     void *memory = NULL;
     TESS_TRY(ckpt_join(path, dir, "MANIFEST"));
-    TESS_TRY(tess_io_open_read(io, path, false, &fd, &file_nbytes));
+    TESS_TRY(ckpt_open_part(io, path, &fd, &file_nbytes));
     tess_status st = TESS_OK;
     if (file_nbytes > CKPT_MANIFEST_NBYTES_MAX)
         st = TESS_FAIL(TESS_E_FORMAT, "'%s': %" PRId64 " bytes, at most %d", path, file_nbytes,

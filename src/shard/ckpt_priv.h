@@ -206,6 +206,11 @@ TESS_MUST_CHECK tess_status ckpt_shard_write(ckpt_shard_job *job);
 TESS_MUST_CHECK tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
                                              ckpt_chunk **chunks, int64_t *chunk_numel);
 
+/* Open a file that a published checkpoint must have. @return TESS_E_FORMAT it is not there, or is a
+ * symbolic link: the checkpoint is damaged; TESS_E_IO it cannot be read */
+TESS_MUST_CHECK tess_status ckpt_open_part(tess_io *io, const char *path, int *fd,
+                                           int64_t *file_nbytes);
+
 /* ---- reading a whole checkpoint, any ranges ---- */
 
 typedef struct ckpt_reader_shard {

@@ -146,7 +146,7 @@ static tess_status open_file(ckpt_reader *r, int shard_rank)
     int64_t file_nbytes = 0;
     close_file(r);
     TESS_TRY(shard_path(r, shard_rank, r->path));
-    TESS_TRY(tess_io_open_read(r->io, r->path, false, &r->fd, &file_nbytes));
+    TESS_TRY(ckpt_open_part(r->io, r->path, &r->fd, &file_nbytes));
     r->open_rank = shard_rank;
     return TESS_OK;
 }

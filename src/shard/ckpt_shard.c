@@ -376,12 +376,30 @@ static tess_status check_open_file(tess_io *io, const char *path, int fd, const 
     return TESS_OK;
 }
 
+tess_status ckpt_open_part(tess_io *io, const char *path, int *fd, int64_t *file_nbytes)
+{
+    const tess_status st = tess_io_open_read(io, path, false, fd, file_nbytes);
+    const int error = errno;
+    if (st != TESS_E_IO || (error != ENOENT && error != ELOOP))
+        return st;
+    tess_error_clear();
+    return error == ENOENT
+               ? TESS_FAIL(TESS_E_FORMAT,
+                           "'%s' is missing, and the checkpoint cannot be used without it; restore "
+                           "the file or use another checkpoint",
+                           path)
+               : TESS_FAIL(TESS_E_FORMAT,
+                           "'%s' is a symbolic link, expected a regular file: a checkpoint folder "
+                           "holds no links",
+                           path);
+}
+
 tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
                              ckpt_chunk **chunks, int64_t *chunk_numel)
 {
     int fd = -1;
     int64_t file_nbytes = 0;
-    TESS_TRY(tess_io_open_read(io, path, false, &fd, &file_nbytes));
+    TESS_TRY(ckpt_open_part(io, path, &fd, &file_nbytes));
     const tess_status st =
         file_nbytes == file->file_nbytes
             ? check_open_file(io, path, fd, file, chunks)

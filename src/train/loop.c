@@ -1,6 +1,7 @@
 /* The step loop: data, step, metrics, evaluation, checkpoints, requests to stop. */
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <string.h>
 
 #include "core/clock.h"
@@ -361,7 +362,7 @@ static tess_status write_texts(loop *l)
 static tess_status start(loop *l)
 {
     tess_session *s = l->s;
-    const tess_watchdog_options watch = {.dump_fd = 2};
+    const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
     const bool is_root = tess_comm_rank(s->world) == 0;
     const tess_progress_options progress = {.write =
                                                 is_root && s->options.show != NULL ? show : NULL,

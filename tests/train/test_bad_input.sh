@@ -183,6 +183,16 @@ truncate -s -1 "ck/$good_step/shard-00000-of-00001.h5"
 refuse 66 "none verifies|shard-00000-of-00001.h5|bytes" train run.yaml train.steps=2 output.dir=ck
 rm "ck/$good_step/shard-00000-of-00001.h5"
 refuse 66 "none verifies|shard-00000-of-00001.h5" train run.yaml train.steps=2 output.dir=ck
+# a part that is missing is damage, as help and docs/errors.md say
+for file in "$good_step/shard-00000-of-00001.h5" "base/$good_base/shard-00000-of-00001.h5" \
+    "base/$good_base/MANIFEST"; do
+    rm -rf ck
+    cp -r good ck
+    rm "ck/$file"
+    ranks=1 refuse 65 "$file' is missing" verify "ck/$good_step"
+    ranks=3 refuse 65 "$file' is missing" train run.yaml train.steps=2 output.dir=ck \
+        output.resume="ck/$good_step"
+done
 refuse_key 66 "'nosuch'|MANIFEST" output.resume=nosuch
 refuse 65 "train.learning_rate: 0.02 -> 0.01|--accept-config-change" \
     train run.yaml train.steps=2 train.learning_rate=0.01 output.dir=good

@@ -125,6 +125,27 @@ kill -USR1 $(mpirun_of "$job")
 finish
 [ "$rc" -eq 75 ] || fail "SIGUSR1 while it starts: exit code $rc, expected 75"
 
+# ---- SIGUSR2: every rank shows its collectives and its stack, and the run goes on ----
+start 3 train run.yaml train.steps=100000
+await 'resumed from' 60
+await 'checkpoint step=' 60
+kill -USR2 $(mpirun_of "$job")
+for ((i = 0; i < 3; i++)); do
+    await "# collectives of rank $i: [1-9][0-9]* made" 10
+    await "rank $i: stack of the main thread:" 10
+done
+saved="$(grep -c 'checkpoint step=' log)"
+await '^[0-9]* gather [0-9]* 3 all_gather [0-9]* done ' 1
+await 'bin/tessera(.*\[0x' 5
+for ((i = 0; i < 500; i++)); do
+    [ "$(grep -c 'checkpoint step=' log)" -le "$saved" ] || break
+    sleep 0.02
+done
+[ "$i" -lt 500 ] || fail "SIGUSR2: no checkpoint within 10 s after it"
+kill -USR1 $(mpirun_of "$job")
+finish
+[ "$rc" -eq 75 ] || fail "SIGUSR2, then SIGUSR1: exit code $rc, expected 75"
+
 # ---- two jobs in one directory ----
 start 1 train run.yaml train.steps=100000
 await 'checkpoint step=' 60

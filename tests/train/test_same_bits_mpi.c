@@ -1,11 +1,11 @@
 /*
- * The bits of a run do not depend on ranks, gather groups, prefetch, checkpointing, resharding or
- * threads.
+ * The bits of a run do not depend on ranks, gather groups, prefetch, checkpointing, resharding,
+ * threads or a communication thread.
  *
  * NF4 double-quantized base, packed data with masked prompts, dropout, weight decay, clipping. Each
  * variant is compared with the plainest run: one rank, everything off.
  *
- * Runs at 5 and 8 ranks too.
+ * Runs at 5 and 8 ranks too. Chooses the communication thread itself.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,15 +18,23 @@ typedef struct variant {
     const char *micro_batches;
     const char *group; /* "2" is the world where 2 does not divide it */
     const char *prefetch, *checkpointing, *reshard, *threads;
+    bool has_comm_thread;
 } variant;
 
-/* Pairs of choices, each value of each key with several values of the others; M = 7 and 12 give
- * rounds in which some ranks have nothing to do. */
+/* A pairwise cover: any two choices of two keys meet in a row. M = 7 and 12 give rounds in which
+ * some ranks have nothing to do. */
 static const variant variants[] = {
-    {"8", "world", "1", "on", "on", "1"},   {"8", "1", "0", "off", "off", "2"},
-    {"7", "2", "0", "on", "on", "2"},       {"7", "1", "1", "on", "off", "1"},
-    {"7", "world", "1", "off", "off", "1"}, {"12", "2", "1", "off", "on", "2"},
+    {"8", "1", "0", "off", "off", "1", true},      {"8", "2", "1", "on", "on", "1", false},
+    {"8", "world", "1", "off", "on", "2", false},  {"7", "1", "1", "on", "off", "2", true},
+    {"7", "2", "0", "off", "on", "1", true},       {"7", "world", "0", "on", "off", "2", false},
+    {"12", "1", "1", "on", "on", "1", false},      {"12", "2", "1", "on", "off", "2", true},
+    {"12", "world", "0", "off", "off", "1", true},
 };
+
+/* The engine of a communicator has a thread or none; both lie over one MPI and are used in turn. */
+typedef struct world_pair {
+    tess_comm *plain, *threaded;
+} world_pair;
 
 static tess_status reference(tess_comm *self, tiny_run *t, const char *micro_batches,
                              tiny_outcome *out)
@@ -51,13 +59,14 @@ static tess_status check_reference(const tiny_outcome *r)
     return TESS_OK;
 }
 
-static tess_status run_variant(tess_comm *comm, tiny_run *t, const variant *v, int idx,
+static tess_status run_variant(const world_pair *w, tiny_run *t, const variant *v, int idx,
                                const tiny_outcome *want)
 {
+    tess_comm *comm = v->has_comm_thread ? w->threaded : w->plain;
     const int world = tess_comm_world(comm);
     const bool is_pair = strcmp(v->group, "2") == 0;
     const char *group = is_pair && world % 2 != 0 ? "world" : v->group;
-    char text[6][64], name[64];
+    char text[7][64], name[64];
     tiny_outcome got;
     snprintf(text[0], sizeof text[0], "train.micro_batches=%s", v->micro_batches);
     snprintf(text[1], sizeof text[1], "shard.gather_group=%s", group);
@@ -65,8 +74,10 @@ static tess_status run_variant(tess_comm *comm, tiny_run *t, const variant *v, i
     snprintf(text[3], sizeof text[3], "compute.activation_checkpointing=%s", v->checkpointing);
     snprintf(text[4], sizeof text[4], "shard.reshard_after_forward=%s", v->reshard);
     snprintf(text[5], sizeof text[5], "compute.threads=%s", v->threads);
+    snprintf(text[6], sizeof text[6], "compute.comm_thread=%s", v->has_comm_thread ? "on" : "off");
     snprintf(name, sizeof name, "variant-%d", idx);
-    const char *const overrides[] = {text[0], text[1], text[2], text[3], text[4], text[5], NULL};
+    const char *const overrides[] = {text[0], text[1], text[2], text[3],
+                                     text[4], text[5], text[6], NULL};
     TESS_TRY(tiny_run_train(comm, t, name, overrides, &got));
     TESS_CHECK(tess_sha256_is_equal(&got.losses, &want->losses), TESS_E_STATE,
                "variant %d (M %s, group %s): losses differ; last %.17g, one rank has %.17g", idx,
@@ -86,29 +97,31 @@ static const tiny_outcome *wanted(const tiny_outcome *want, const char *micro_ba
     return NULL;
 }
 
-static tess_status run_cover(tess_comm *comm, tiny_run *t, const tiny_outcome *want)
+static tess_status run_cover(const world_pair *w, tiny_run *t, const tiny_outcome *want)
 {
     for (int i = 0; i < TESS_NELEM(variants); i++)
-        TESS_TRY(run_variant(comm, t, &variants[i], i, wanted(want, variants[i].micro_batches)));
+        TESS_TRY(run_variant(w, t, &variants[i], i, wanted(want, variants[i].micro_batches)));
     return TESS_OK;
 }
 
 /* Every combination: the target check-same-bits. */
-static tess_status run_product(tess_comm *comm, tiny_run *t, const tiny_outcome *want)
+static tess_status run_product(const world_pair *w, tiny_run *t, const tiny_outcome *want)
 {
     static const char *const groups[] = {"1", "2", "world"}, *const bits[] = {"0", "1"};
     static const char *const switches[] = {"off", "on"}, *const threads[] = {"1", "2"};
-    for (int i = 0; i < 3 * 3 * 16; i++) {
+    for (int i = 0; i < 3 * 3 * 32; i++) {
         const variant v = {numels[i % 3],        groups[i / 3 % 3],    bits[i / 9 & 1],
-                           switches[i / 18 & 1], switches[i / 36 & 1], threads[i / 72 & 1]};
-        TESS_TRY(run_variant(comm, t, &v, 100 + i, wanted(want, v.micro_batches)));
+                           switches[i / 18 & 1], switches[i / 36 & 1], threads[i / 72 & 1],
+                           (i / 144 & 1) != 0};
+        TESS_TRY(run_variant(w, t, &v, 100 + i, wanted(want, v.micro_batches)));
     }
     return TESS_OK;
 }
 
 /* Rank 0 alone makes the references; the others wait in the agreement. */
-static tess_status run_all(tess_comm *comm, tess_comm *self, tiny_run *t)
+static tess_status run_all(const world_pair *w, tess_comm *self, tiny_run *t)
 {
+    tess_comm *comm = w->plain;
     tiny_outcome want[TESS_NELEM(numels)] = {0};
     tess_status st = TESS_OK;
     for (int i = 0; i < TESS_NELEM(numels) && st == TESS_OK && tess_comm_rank(comm) == 0; i++)
@@ -117,21 +130,23 @@ static tess_status run_all(tess_comm *comm, tess_comm *self, tiny_run *t)
         st = check_reference(&want[0]);
     TESS_TRY(tess_agree(comm, st));
     TESS_TRY(tess_comm_bcast(comm, 0, want, sizeof want));
-    return getenv("TESS_TEST_PRODUCT") != NULL ? run_product(comm, t, want)
-                                               : run_cover(comm, t, want);
+    return getenv("TESS_TEST_PRODUCT") != NULL ? run_product(w, t, want) : run_cover(w, t, want);
 }
 
 static tess_status run(tess_comm *comm)
 {
+    world_pair w = {.plain = comm};
     tess_comm *self = NULL;
     tiny_run t;
+    TESS_TRY(tess_comm_create_mpi(NULL, NULL, TESS_COMM_THREAD_ON, NULL, &w.threaded));
     TESS_TRY(tess_comm_create_self(&self));
     tess_status st = tiny_run_create(comm, &t);
     if (st == TESS_OK) {
-        st = run_all(comm, self, &t);
+        st = run_all(&w, self, &t);
         tiny_run_destroy(comm, &t);
     }
     tess_comm_destroy(&self);
+    tess_comm_destroy(&w.threaded);
     return st;
 }
 
