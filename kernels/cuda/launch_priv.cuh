@@ -13,17 +13,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-/** The CUDA stream behind a stream of the device. */
-cudaStream_t tess_cuda_stream(const tess_stream *s);
-/** Put a CUDA error into the error record: which call, what CUDA says. */
-tess_status tess_cuda_fail(cudaError_t e, const char *file, int line, const char *call);
-
-#define TESS_CUDA_TRY(call)                                                                        \
-    do {                                                                                           \
-        const cudaError_t tess_cuda_e_ = (call);                                                   \
-        if (TESS_UNLIKELY(tess_cuda_e_ != cudaSuccess))                                            \
-            return tess_cuda_fail(tess_cuda_e_, __FILE__, __LINE__, #call);                        \
-    } while (0)
+#include "kernels/cuda/cuda_priv.h"
 
 /** Start `kernel` on stream `s` and return its launch status. */
 #define TESS_LAUNCH(kernel, grid, block, shared_nbytes, s, ...)                                    \

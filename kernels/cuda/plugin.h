@@ -19,6 +19,11 @@ typedef struct tess_cuda_host {
     uint32_t abi;
     /* Put a message into the calling thread's error record. */
     tess_status (*error_set)(tess_status st, const char *file, int line, const char *text);
+    /* Add a line to that record's trace. */
+    tess_status (*error_trace)(tess_status st, const char *file, int line, const char *call);
+    /* The program's counted allocator; refused while a step runs. */
+    tess_status (*alloc)(size_t nbytes, void **out);
+    void (*free)(void *ptr);
     double (*now_s)(void);
 } tess_cuda_host;
 

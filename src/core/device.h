@@ -40,11 +40,22 @@ typedef struct tess_device_ops {
     tess_status (*memory)(tess_device *d, size_t *free_nbytes, size_t *total_nbytes);
 } tess_device_ops;
 
+/**
+ * Who is asked while a thread waits for work of a device: communicators, whose peers may never
+ * come. `look` is called again and again; a status that is not TESS_OK ends the wait with it.
+ */
+typedef struct tess_device_watch {
+    /* `waited_s` since the wait began, `slice_s` since the last look. */
+    tess_status (*look)(void *self, const tess_stream *s, double waited_s, double slice_s);
+    void *self;
+} tess_device_watch;
+
 /** Base object; backends embed it as first member. */
 struct tess_device {
     const tess_device_ops *ops;
     const char *name; /* "cpu", "cuda:0" */
     tess_space space; /* of planned memory that kernels use */
+    tess_device_watch watch;
 };
 
 /** The host as a device, in the caller's memory. */

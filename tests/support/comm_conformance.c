@@ -11,6 +11,8 @@ enum { GUARD_NBYTES = 64, GUARD_BYTE = 0xa5, MAX_PIECES = 64 };
 
 typedef struct suite {
     tess_comm *comm;
+    tess_device *device;  /* whose memory the views are in, NULL: the host's */
+    tess_stream *copying; /* of the device */
     int rank;
     int world;
     int failures;
@@ -27,23 +29,66 @@ typedef struct suite {
     } while (0)
 #define EXPECT_OK(t, call) EXPECT(t, (call) == TESS_OK)
 
-/* A buffer between two guards, `skew` bytes off the allocator's alignment. */
+/* A buffer between two guards, `skew` bytes off the allocator's alignment; on a device with a
+ * mirror on the host, which push() and pull() keep equal. */
 typedef struct guarded {
     unsigned char *base;
     unsigned char *data;
     size_t nbytes;
+    unsigned char *far; /* of the device, as long as `base`; NULL on the host */
 } guarded;
 
-static guarded guarded_make(size_t nbytes, size_t skew)
+static size_t guarded_span(const guarded *g)
 {
-    guarded g = {NULL, NULL, nbytes};
+    return (size_t)(g->data - g->base) + g->nbytes + GUARD_NBYTES;
+}
+
+static guarded guarded_make(suite *t, size_t nbytes, size_t skew)
+{
+    guarded g = {NULL, NULL, nbytes, NULL};
     void *memory = NULL;
+    void *far = NULL;
     if (tess_alloc(nbytes + 2 * GUARD_NBYTES + skew, &memory) != TESS_OK)
         return g;
     g.base = memory;
     g.data = g.base + GUARD_NBYTES + skew;
-    memset(g.base, GUARD_BYTE, nbytes + 2 * GUARD_NBYTES + skew);
+    memset(g.base, GUARD_BYTE, guarded_span(&g));
+    if (t->device != NULL)
+        EXPECT_OK(t, t->device->ops->alloc(t->device, TESS_DEVICE, guarded_span(&g), &far));
+    g.far = far;
     return g;
+}
+
+static tess_view far_view(const suite *t, const guarded *g)
+{
+    return (tess_view){g->far, (int64_t)guarded_span(g), TESS_U8, t->device->space};
+}
+
+static void push(suite *t, const guarded *g)
+{
+    if (t->device == NULL)
+        return;
+    const tess_view near = tess_view_host(g->base, (int64_t)guarded_span(g), TESS_U8);
+    EXPECT_OK(t, tess_device_copy(t->device, far_view(t, g), near, t->copying));
+    EXPECT_OK(t, tess_stream_finish(t->copying));
+}
+
+static void pull(suite *t, const guarded *g)
+{
+    if (t->device == NULL)
+        return;
+    const tess_view near = tess_view_host(g->base, (int64_t)guarded_span(g), TESS_U8);
+    EXPECT_OK(t, tess_device_copy(t->device, near, far_view(t, g), t->copying));
+    EXPECT_OK(t, tess_stream_finish(t->copying));
+}
+
+/* Elements at `data` of the mirror, where the communicator wants them. */
+static tess_view view_of(const suite *t, const guarded *g, unsigned char *data, int64_t numel,
+                         tess_dtype dt)
+{
+    if (t->device == NULL)
+        return tess_view_host(data, numel, dt);
+    return (tess_view){g->far + (data - g->base), numel, dt, t->device->space};
 }
 
 static bool guarded_is_whole(const guarded *g)
@@ -57,7 +102,12 @@ static bool guarded_is_whole(const guarded *g)
     return true;
 }
 
-static void guarded_free(guarded *g) { tess_free(g->base); }
+static void guarded_free(suite *t, guarded *g)
+{
+    if (g->far != NULL)
+        t->device->ops->release(t->device, TESS_DEVICE, g->far, guarded_span(g));
+    tess_free(g->base);
+}
 
 /* A byte that depends on who made it and where it stands. */
 static unsigned char pattern(int maker, int receiver, size_t at)
@@ -84,25 +134,30 @@ static tess_wire wire_make(tess_comm_op op, tess_dtype dt, int64_t numel_per_ran
 
 static void gather_case(suite *t, size_t nbytes, size_t skew, bool is_alias)
 {
-    guarded full = guarded_make(nbytes * (size_t)t->world, skew);
-    guarded shard = guarded_make(nbytes, skew);
+    guarded full = guarded_make(t, nbytes * (size_t)t->world, skew);
+    guarded shard = guarded_make(t, nbytes, skew);
     unsigned char *src = is_alias ? full.data + (size_t)t->rank * nbytes : shard.data;
     for (size_t i = 0; i < nbytes; i++)
         src[i] = pattern(t->rank, 0, i);
     const tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, (int64_t)nbytes, 1);
     tess_stream *s = tess_comm_gather_stream(t->comm);
-    EXPECT_OK(
-        t, tess_comm_all_gather(t->comm, &w, tess_view_host(src, (int64_t)nbytes, TESS_U8),
-                                tess_view_host(full.data, (int64_t)nbytes * t->world, TESS_U8), s));
+    const guarded *from = is_alias ? &full : &shard;
+    push(t, &full);
+    push(t, &shard);
+    EXPECT_OK(t, tess_comm_all_gather(
+                     t->comm, &w, view_of(t, from, src, (int64_t)nbytes, TESS_U8),
+                     view_of(t, &full, full.data, (int64_t)nbytes * t->world, TESS_U8), s));
     EXPECT_OK(t, tess_stream_finish(s));
+    pull(t, &full);
+    pull(t, &shard);
     size_t wrong = 0;
     for (int r = 0; r < t->world; r++)
         for (size_t i = 0; i < nbytes; i++)
             wrong += full.data[(size_t)r * nbytes + i] != pattern(r, 0, i);
     EXPECT(t, wrong == 0);
     EXPECT(t, guarded_is_whole(&full) && guarded_is_whole(&shard));
-    guarded_free(&full);
-    guarded_free(&shard);
+    guarded_free(t, &full);
+    guarded_free(t, &shard);
 }
 
 static void test_all_gather(suite *t)
@@ -122,9 +177,11 @@ static size_t piece_nbytes(int a, int b, int k)
     return (size_t)((a * 5 + b * 3 + k * 7) % 4) * 1237;
 }
 
-static int fill_lists(suite *t, tess_piece *sends, tess_piece *receives, unsigned char *out,
-                      unsigned char *in)
+static int fill_lists(suite *t, tess_piece *sends, tess_piece *receives, const guarded *give_to,
+                      const guarded *take_from)
 {
+    unsigned char *out = give_to->data;
+    unsigned char *in = take_from->data;
     /* receives are listed in the opposite order of peers: only the order of one pair counts */
     int n = 0;
     for (int k = 0; k < 3; k++)
@@ -134,19 +191,21 @@ static int fill_lists(suite *t, tess_piece *sends, tess_piece *receives, unsigne
             const size_t take = piece_nbytes(q, t->rank, k);
             for (size_t i = 0; i < give; i++)
                 out[i] = pattern(t->rank, p, i + (size_t)k);
-            sends[n] = (tess_piece){p, tess_view_host(out, (int64_t)give, TESS_U8)};
-            receives[n] = (tess_piece){q, tess_view_host(in, (int64_t)take, TESS_U8)};
+            sends[n] = (tess_piece){p, view_of(t, give_to, out, (int64_t)give, TESS_U8)};
+            receives[n] = (tess_piece){q, view_of(t, take_from, in, (int64_t)take, TESS_U8)};
             out += give;
             in += take + 5; /* a gap that must stay as it is */
         }
     return n;
 }
 
-static size_t count_wrong(suite *t, const tess_piece *receives, int n)
+static size_t count_wrong(suite *t, const tess_piece *receives, int n, const guarded *in)
 {
     size_t wrong = 0;
     for (int i = 0; i < n; i++) {
         const unsigned char *at = receives[i].view.data;
+        if (in->far != NULL)
+            at = in->base + (at - in->far);
         const size_t nbytes = tess_view_nbytes(receives[i].view);
         for (size_t b = 0; b < nbytes; b++)
             wrong += at[b] != pattern(receives[i].peer_rank, t->rank, b + (size_t)(i / t->world));
@@ -161,44 +220,49 @@ static void test_exchange_uneven(suite *t)
     if (3 * t->world > MAX_PIECES)
         return;
     const size_t room = (size_t)t->world * 3 * (3 * 1237 + 5);
-    guarded out = guarded_make(room, 3);
-    guarded in = guarded_make(room, 1);
+    guarded out = guarded_make(t, room, 3);
+    guarded in = guarded_make(t, room, 1);
     tess_piece sends[MAX_PIECES];
     tess_piece receives[MAX_PIECES];
-    const int n = fill_lists(t, sends, receives, out.data, in.data);
+    const int n = fill_lists(t, sends, receives, &out, &in);
     const tess_wire w = wire_make(TESS_COMM_EXCHANGE, TESS_U8, (int64_t)room, 2);
     tess_stream *s = tess_comm_reduce_stream(t->comm);
+    push(t, &out);
+    push(t, &in);
     EXPECT_OK(t, tess_comm_exchange(t->comm, &w, sends, n, receives, n, s));
     EXPECT_OK(t, tess_comm_exchange(t->comm, &w, NULL, 0, NULL, 0, s));
     EXPECT_OK(t, tess_stream_finish(s));
-    EXPECT(t, count_wrong(t, receives, n) == 0);
+    pull(t, &in);
+    EXPECT(t, count_wrong(t, receives, n, &in) == 0);
     EXPECT(t, guarded_is_whole(&in));
-    guarded_free(&in);
-    guarded_free(&out);
+    guarded_free(t, &in);
+    guarded_free(t, &out);
 }
 
 /* One rank gives, everybody else only takes. */
 static void test_exchange_one_sided(suite *t)
 {
     enum { NBYTES = 70001 };
-    guarded buf = guarded_make(NBYTES, 0);
+    guarded buf = guarded_make(t, NBYTES, 0);
     tess_piece sends[MAX_PIECES];
-    tess_piece receive = {0, tess_view_host(buf.data, NBYTES, TESS_U8)};
+    tess_piece receive = {0, view_of(t, &buf, buf.data, NBYTES, TESS_U8)};
     int n = 0;
     if (t->rank == 0)
         for (size_t i = 0; i < NBYTES; i++)
             buf.data[i] = pattern(0, 9, i);
     for (int p = 1; t->rank == 0 && p < t->world && p < MAX_PIECES; p++)
-        sends[n++] = (tess_piece){p, tess_view_host(buf.data, NBYTES, TESS_U8)};
+        sends[n++] = (tess_piece){p, view_of(t, &buf, buf.data, NBYTES, TESS_U8)};
     const tess_wire w = wire_make(TESS_COMM_EXCHANGE, TESS_U8, NBYTES, 3);
     tess_stream *s = tess_comm_reduce_stream(t->comm);
+    push(t, &buf);
     EXPECT_OK(t, tess_comm_exchange(t->comm, &w, sends, n, &receive, t->rank > 0, s));
     EXPECT_OK(t, tess_stream_finish(s));
+    pull(t, &buf);
     size_t wrong = 0;
     for (size_t i = 0; i < NBYTES; i++)
         wrong += buf.data[i] != pattern(0, 9, i);
     EXPECT(t, wrong == 0 && guarded_is_whole(&buf));
-    guarded_free(&buf);
+    guarded_free(t, &buf);
 }
 
 /* ---- reduce_scatter ---- */
@@ -211,8 +275,8 @@ static float value(int maker, int64_t row, int64_t i)
 
 static void reduce_case(suite *t, int64_t numel, size_t skew, bool is_alias)
 {
-    guarded full = guarded_make((size_t)(numel * t->world) * sizeof(float), skew);
-    guarded shard = guarded_make((size_t)numel * sizeof(float), skew);
+    guarded full = guarded_make(t, (size_t)(numel * t->world) * sizeof(float), skew);
+    guarded shard = guarded_make(t, (size_t)numel * sizeof(float), skew);
     for (int64_t r = 0; r < t->world; r++)
         for (int64_t i = 0; i < numel; i++) {
             const float v = value(t->rank, r, i);
@@ -222,10 +286,15 @@ static void reduce_case(suite *t, int64_t numel, size_t skew, bool is_alias)
         is_alias ? full.data + (size_t)(t->rank * numel) * sizeof(float) : shard.data;
     const tess_wire w = wire_make(TESS_COMM_REDUCE_SCATTER, TESS_F32, numel, 4);
     tess_stream *s = tess_comm_reduce_stream(t->comm);
+    const guarded *to = is_alias ? &full : &shard;
+    push(t, &full);
+    push(t, &shard);
     EXPECT_OK(t, tess_comm_reduce_scatter(t->comm, &w,
-                                          tess_view_host(full.data, numel * t->world, TESS_F32),
-                                          tess_view_host(dst, numel, TESS_F32), s));
+                                          view_of(t, &full, full.data, numel * t->world, TESS_F32),
+                                          view_of(t, to, dst, numel, TESS_F32), s));
     EXPECT_OK(t, tess_stream_finish(s));
+    pull(t, &full);
+    pull(t, &shard);
     int64_t wrong = 0;
     for (int64_t i = 0; i < numel; i++) {
         float want = 0.0f;
@@ -236,8 +305,8 @@ static void reduce_case(suite *t, int64_t numel, size_t skew, bool is_alias)
         wrong += got != want;
     }
     EXPECT(t, wrong == 0 && guarded_is_whole(&full) && guarded_is_whole(&shard));
-    guarded_free(&shard);
-    guarded_free(&full);
+    guarded_free(t, &shard);
+    guarded_free(t, &full);
 }
 
 static void test_reduce_scatter(suite *t)
@@ -256,8 +325,8 @@ static void test_reduce_scatter(suite *t)
 static void test_streams_are_chained_by_events(suite *t)
 {
     enum { NBYTES = 40000, ROUNDS = 12 };
-    guarded full = guarded_make((size_t)t->world * NBYTES, 0);
-    guarded got = guarded_make(NBYTES, 0);
+    guarded full = guarded_make(t, (size_t)t->world * NBYTES, 0);
+    guarded got = guarded_make(t, NBYTES, 0);
     tess_stream *g = tess_comm_gather_stream(t->comm);
     tess_stream *r = tess_comm_reduce_stream(t->comm);
     tess_event gathered;
@@ -274,11 +343,13 @@ static void test_streams_are_chained_by_events(suite *t)
         const tess_wire wx = wire_make(TESS_COMM_EXCHANGE, TESS_U8, NBYTES, 6);
         /* send on the row of the rank before, two away from its maker at the receiver */
         const tess_piece send = {
-            next, tess_view_host(full.data + (size_t)before * NBYTES, NBYTES, TESS_U8)};
-        const tess_piece receive = {before, tess_view_host(got.data, NBYTES, TESS_U8)};
-        EXPECT_OK(t,
-                  tess_comm_all_gather(t->comm, &wg, tess_view_host(mine, NBYTES, TESS_U8),
-                                       tess_view_host(full.data, NBYTES * t->world, TESS_U8), g));
+            next, view_of(t, &full, full.data + (size_t)before * NBYTES, NBYTES, TESS_U8)};
+        const tess_piece receive = {before, view_of(t, &got, got.data, NBYTES, TESS_U8)};
+        push(t, &full);
+        push(t, &got);
+        EXPECT_OK(t, tess_comm_all_gather(t->comm, &wg, view_of(t, &full, mine, NBYTES, TESS_U8),
+                                          view_of(t, &full, full.data, NBYTES * t->world, TESS_U8),
+                                          g));
         EXPECT_OK(t, tess_event_record(&gathered, g));
         EXPECT_OK(t, tess_stream_wait(r, &gathered));
         EXPECT_OK(t, tess_comm_exchange(t->comm, &wx, &send, 1, &receive, 1, r));
@@ -286,6 +357,8 @@ static void test_streams_are_chained_by_events(suite *t)
         EXPECT_OK(t, tess_stream_wait(g, &passed_on)); /* the next gather writes what was sent */
         tess_stream_poke(g);
         EXPECT_OK(t, tess_event_finish(&passed_on));
+        pull(t, &full);
+        pull(t, &got);
         const int maker = (before + t->world - 1) % t->world;
         size_t wrong = 0;
         for (size_t i = 0; i < NBYTES; i++)
@@ -295,8 +368,8 @@ static void test_streams_are_chained_by_events(suite *t)
     tess_event_fini(&passed_on, r);
     tess_event_fini(&gathered, g);
     EXPECT(t, guarded_is_whole(&full) && guarded_is_whole(&got));
-    guarded_free(&got);
-    guarded_free(&full);
+    guarded_free(t, &got);
+    guarded_free(t, &full);
 }
 
 /* An event of a host stream, one that was never recorded, and one long past. */
@@ -316,26 +389,29 @@ static void test_events_of_other_kinds(suite *t)
     EXPECT_OK(t, tess_event_record(&past, g));
     EXPECT_OK(t, tess_stream_wait(&compute, &past));
     EXPECT_OK(t, tess_event_finish(&past));
+    tess_event_fini(&past, g);
 }
 
 /* More operations than a queue holds, nothing allocated while they are enqueued. */
 static void test_enqueue_allocates_nothing_and_pushes_back(suite *t)
 {
     enum { ROUNDS = 1300, NBYTES = 24 };
-    guarded full = guarded_make((size_t)t->world * NBYTES, 0);
+    guarded full = guarded_make(t, (size_t)t->world * NBYTES, 0);
     memset(full.data, t->rank, full.nbytes);
     const tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, NBYTES, 7);
     tess_stream *g = tess_comm_gather_stream(t->comm);
     tess_stream *r = tess_comm_reduce_stream(t->comm);
+    tess_event ev;
+    EXPECT_OK(t, tess_event_init(&ev, g));
+    push(t, &full);
     const int64_t before = tess_alloc_events();
     tess_alloc_freeze();
-    tess_event ev = {NULL, 0, NULL};
     for (int i = 0; i < ROUNDS; i++) {
         tess_stream *s = i % 3 == 0 ? r : g;
         EXPECT_OK(t, tess_comm_all_gather(
                          t->comm, &w,
-                         tess_view_host(full.data + (size_t)t->rank * NBYTES, NBYTES, TESS_U8),
-                         tess_view_host(full.data, NBYTES * t->world, TESS_U8), s));
+                         view_of(t, &full, full.data + (size_t)t->rank * NBYTES, NBYTES, TESS_U8),
+                         view_of(t, &full, full.data, NBYTES * t->world, TESS_U8), s));
         if (i % 5 == 0) {
             EXPECT_OK(t, tess_event_record(&ev, s));
             EXPECT_OK(t, tess_stream_wait(s == g ? r : g, &ev));
@@ -345,10 +421,12 @@ static void test_enqueue_allocates_nothing_and_pushes_back(suite *t)
     EXPECT_OK(t, tess_stream_finish(r));
     tess_alloc_thaw();
     EXPECT(t, tess_alloc_events() == before);
+    tess_event_fini(&ev, g);
+    pull(t, &full);
     for (int k = 0; k < t->world; k++)
         EXPECT(t, full.data[(size_t)k * NBYTES + NBYTES - 1] == k);
     EXPECT(t, guarded_is_whole(&full));
-    guarded_free(&full);
+    guarded_free(t, &full);
 }
 
 /* ---- host collectives ---- */
@@ -379,8 +457,8 @@ static void test_control(suite *t)
 static void test_bcast_and_gather_bytes(suite *t)
 {
     enum { NBYTES = 100003 };
-    guarded data = guarded_make(NBYTES, 1);
-    guarded all = guarded_make((size_t)t->world * 7, 0);
+    guarded data = guarded_make(t, NBYTES, 1);
+    guarded all = guarded_make(t, (size_t)t->world * 7, 0);
     for (int root = 0; root < t->world; root++) {
         for (size_t i = 0; i < NBYTES; i++)
             data.data[i] = t->rank == root ? pattern(root, 1, i) : 0;
@@ -401,8 +479,8 @@ static void test_bcast_and_gather_bytes(suite *t)
     }
     EXPECT_OK(t, tess_comm_bcast(t->comm, 0, NULL, 0));
     EXPECT(t, guarded_is_whole(&data) && guarded_is_whole(&all));
-    guarded_free(&all);
-    guarded_free(&data);
+    guarded_free(t, &all);
+    guarded_free(t, &data);
 }
 
 /* ---- refusals ---- */
@@ -419,12 +497,12 @@ static void expect_refusal(suite *t, tess_status got, tess_status want, const ch
 
 static void test_views_are_checked_against_the_contract(suite *t)
 {
-    float data[64];
+    guarded data = guarded_make(t, 64 * sizeof(float), 0);
     tess_stream *s = tess_comm_gather_stream(t->comm);
     tess_wire w = wire_make(TESS_COMM_ALL_GATHER, TESS_BF16, 4, 8);
-    const tess_view bf16 = tess_view_host(data, 4, TESS_BF16);
-    const tess_view f32 = tess_view_host(data, 4, TESS_F32);
-    const tess_view full = tess_view_host(data + 8, 4 * t->world, TESS_BF16);
+    const tess_view bf16 = view_of(t, &data, data.data, 4, TESS_BF16);
+    const tess_view f32 = view_of(t, &data, data.data, 4, TESS_F32);
+    const tess_view full = view_of(t, &data, data.data + 32, 4 * t->world, TESS_BF16);
     tess_error_clear();
     expect_refusal(t, tess_comm_all_gather(t->comm, &w, f32, full, s), TESS_E_DTYPE,
                    "all_gather 'blk.8/test': wire dtype bf16 but shard view is f32 (numel 4");
@@ -434,9 +512,13 @@ static void test_views_are_checked_against_the_contract(suite *t)
     longer.numel++;
     expect_refusal(t, tess_comm_all_gather(t->comm, &w, bf16, longer, s), TESS_E_DTYPE,
                    "elements of bf16, the contract says");
-    expect_refusal(t,
-                   tess_comm_all_gather(t->comm, &w, tess_view_host(NULL, 4, TESS_BF16), full, s),
-                   TESS_E_ARG, "shard view is NULL but has 4 elements");
+    const tess_view null = {NULL, 4, TESS_BF16, bf16.space};
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, null, full, s), TESS_E_ARG,
+                   "shard view is NULL but has 4 elements");
+    tess_view elsewhere = bf16;
+    elsewhere.space = bf16.space == TESS_HOST ? TESS_DEVICE : TESS_HOST;
+    expect_refusal(t, tess_comm_all_gather(t->comm, &w, elsewhere, full, s), TESS_E_ARG,
+                   bf16.space == TESS_HOST ? "needs host memory" : "needs device memory");
     tess_stream other;
     tess_stream_init_inline(&other, "compute", NULL);
     expect_refusal(t, tess_comm_all_gather(t->comm, &w, bf16, full, &other), TESS_E_ARG,
@@ -461,6 +543,7 @@ static void test_views_are_checked_against_the_contract(suite *t)
     const tess_piece wide = {t->rank, f32};
     expect_refusal(t, tess_comm_exchange(t->comm, &w, NULL, 0, &wide, 1, s), TESS_E_DTYPE,
                    "wire dtype bf16 but receive view is f32");
+    guarded_free(t, &data);
 }
 
 /* ---- agreement ---- */
@@ -515,9 +598,13 @@ static void test_dump_lists_the_records(suite *t)
     EXPECT(t, tess_comm_blocked_s(t->comm) >= 0.0);
 }
 
-int comm_conformance(tess_comm *comm)
+int comm_conformance(tess_comm *comm) { return comm_conformance_on(comm, NULL); }
+
+int comm_conformance_on(tess_comm *comm, tess_device *device)
 {
-    suite t = {comm, tess_comm_rank(comm), tess_comm_world(comm), 0};
+    suite t = {comm, device, NULL, tess_comm_rank(comm), tess_comm_world(comm), 0};
+    if (device != NULL)
+        EXPECT_OK(&t, tess_device_stream_create(device, "test", false, &t.copying));
     test_all_gather(&t);
     test_exchange_uneven(&t);
     test_exchange_one_sided(&t);
@@ -531,5 +618,7 @@ int comm_conformance(tess_comm *comm)
     test_dump_lists_the_records(&t);
     if (tess_comm_launch_rank(comm) == tess_comm_rank(comm))
         test_agree_with_each_rank_failing(&t);
+    if (device != NULL)
+        tess_device_stream_destroy(device, &t.copying);
     return t.failures;
 }

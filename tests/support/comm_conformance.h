@@ -1,7 +1,10 @@
-/** What every communicator must do; one source for self, mpi and spy at any world size. */
+/** What every communicator must do; one source for all kinds at any world size. */
 #pragma once
 
+#include "core/device.h"
 #include "dist/comm.h"
 
 /** Runs all cases; prints each violation on stderr. Collective over `comm`. @return their number */
 int comm_conformance(tess_comm *comm);
+/** The same for a communicator over memory of `device`; NULL: the host's. */
+int comm_conformance_on(tess_comm *comm, tess_device *device);
