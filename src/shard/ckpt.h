@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "core/ctx.h"
+#include "core/device.h"
 #include "core/digest.h"
 #include "core/view.h"
 #include "dist/comm.h"
@@ -45,7 +46,7 @@ typedef struct tess_ckpt_record {
         align_numel; /* slabs are cut at multiples of this (256 bytes frozen, 256 elements else) */
     int64_t lo_idx;  /* this rank's range of the slab, without padding */
     int64_t hi_idx;
-    tess_view view; /* [hi_idx - lo_idx] dt, host */
+    tess_view view; /* [hi_idx - lo_idx] dt, host or the store's device */
     const char
         *contract;     /* "stored=f32 logical=f32 compute=bf16 reduce=f32", shown by HDF5 tools */
     const char *quant; /* "none" or scheme, block, code table digest, packing */
@@ -107,7 +108,7 @@ void tess_ckpt_sources(const tess_ckpt_record *record, int stored_world, int64_t
                        int64_t hi_idx, int *first_rank, int *end_rank);
 
 typedef struct tess_ckpt_sizes {
-    size_t staging_nbytes;  /* host snapshot of this rank, 0 for the base */
+    size_t staging_nbytes;  /* host snapshot of this rank; the base needs none */
     size_t payload_nbytes;  /* of this rank's file, exact */
     size_t file_nbytes_max; /* of this rank's file: payload, chunk table and an upper bound of
                                metadata */
@@ -130,6 +131,8 @@ typedef struct tess_ckpt_config {
     const char *config_digest;
     const char *binary_id;
     int gather_group;    /* mesh: ranks per copy of the base */
+    tess_device *device; /* whose memory views may lie in; NULL: the host's only. Until close */
+    tess_stream *after;  /* of that device: what a save or load finds enqueued there comes first */
     tess_comm *comm;     /* borrowed until close */
     const tess_ctx *ctx; /* borrowed until close */
 } tess_ckpt_config;
@@ -206,7 +209,7 @@ typedef struct tess_ckpt_report {
     char dir[160];       /* name inside the run directory */
     char message[1024];  /* why it was dropped, with the rank; empty when committed */
     int64_t disk_nbytes; /* of all files */
-    double snapshot_s;
+    double snapshot_s;   /* the call that takes it; on a device copies go on after it */
     double hash_s;
     double write_s;
     double fsync_s;
@@ -214,7 +217,8 @@ typedef struct tess_ckpt_report {
 } tess_ckpt_report;
 
 /**
- * Take the snapshot and start the writer; the records may change as soon as this returns.
+ * Take the snapshot and start the writer; the records may change as soon as this returns, those in
+ * memory of a device as soon as tess_ckpt_snapshot_event() is reached.
  *
  * Collective over the store's communicator. One save in flight: while tess_ckpt_poll() is not IDLE
  * on all ranks this is TESS_E_STATE (the caller commits first, or skips).
@@ -223,7 +227,13 @@ typedef struct tess_ckpt_report {
 TESS_MUST_CHECK tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step,
                                                  const tess_ckpt_value *state, int64_t state_numel,
                                                  tess_ckpt_report *report);
-/** State of this rank's writer. Local. */
+/**
+ * The end of the last snapshot's copies: work that changes records on a device waits for it. NULL
+ * on the host, where begin returns when they are made. Valid until close. Local.
+ */
+const tess_event *tess_ckpt_snapshot_event(const tess_ckpt_store *store);
+/** State of this rank's writer; on a device it is started here, once its snapshot has arrived.
+ * Local. */
 tess_ckpt_state tess_ckpt_poll(tess_ckpt_store *store);
 /**
  * Agree, publish the manifest or drop the attempt; waits for writers that still run. Old
@@ -239,7 +249,8 @@ void tess_ckpt_drain(tess_ckpt_store *store);
 
 /**
  * Write base/<id>/ unless a valid one is there (`*was_there`). Synchronous, straight from the
- * views. Collective. @return TESS_E_IO on all ranks when any rank failed
+ * views (a device's through one chunk). Collective. @return TESS_E_IO on all ranks when any rank
+ * failed
  */
 TESS_MUST_CHECK tess_status tess_ckpt_save_base(tess_ckpt_store *store, const char *id,
                                                 const tess_ckpt_set *set, bool *was_there);

@@ -9,7 +9,7 @@ typedef struct base_save {
     char base_root[PATH_MAX];
     char dir[PATH_MAX];
     ckpt_index index;
-    const void **data;
+    tess_view *views;
     tess_logical_hash *hashes;
     int64_t *sums;
     ckpt_file *files;
@@ -20,7 +20,7 @@ typedef struct base_save {
 static void free_save(base_save *b)
 {
     ckpt_index_destroy(&b->index);
-    tess_free(b->data);
+    tess_free(b->views);
     tess_free(b->hashes);
     tess_free(b->sums);
     tess_free(b->files);
@@ -43,11 +43,12 @@ static tess_status prepare_save(tess_ckpt_store *s, const char *id, const tess_c
     TESS_TRY(ckpt_join(b->base_root, s->dir, "base"));
     TESS_TRY(ckpt_join(b->dir, b->base_root, id));
     TESS_TRY(ckpt_index_create("base", set, &b->index));
-    TESS_TRY(ckpt_check_views(set, tess_comm_rank(s->comm)));
-    TESS_TRY(tess_alloc_array(set->record_numel, sizeof(void *), &memory));
-    b->data = memory;
+    TESS_TRY(ckpt_check_views(s, set));
+    TESS_TRY(tess_alloc_array(set->record_numel, sizeof(tess_view), &memory));
+    b->views = memory;
     for (int64_t i = 0; i < set->record_numel; i++)
-        b->data[i] = set->records[i].view.data;
+        b->views[i] = set->records[i].view;
+    TESS_TRY(ckpt_window_follow(&s->window));
     TESS_TRY(tess_alloc_array(b->index.pair_numel, sizeof(tess_logical_hash), &memory));
     b->hashes = memory;
     TESS_TRY(tess_alloc_array(b->index.pair_numel, 4 * sizeof(int64_t), &memory));
@@ -108,7 +109,8 @@ static tess_status write_shard(tess_ckpt_store *s, const base_save *b, ckpt_shar
                                    .rank = rank,
                                    .set = b->index.set},
                             .index = &b->index,
-                            .data = b->data,
+                            .views = b->views,
+                            .window = &s->window,
                             .hashes = b->hashes};
     return rank < b->index.set->shard_world ? ckpt_store_write(s, job) : TESS_OK;
 }

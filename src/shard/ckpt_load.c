@@ -121,6 +121,7 @@ tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const
 typedef struct load_part {
     const tess_ckpt_set *set; /* NULL: not wanted */
     ckpt_index index;
+    tess_view *views; /* [record_numel] */
     tess_logical_hash *hashes;
     int64_t *sums;
     ckpt_reader *reader;
@@ -147,7 +148,11 @@ static tess_status prepare_part(const load *l, const char *where, const tess_ckp
                set->shard_world, world);
     TESS_TRY(ckpt_index_create(where, set, &part->index));
     part->set = set;
-    TESS_TRY(ckpt_check_views(set, tess_comm_rank(l->store->comm)));
+    TESS_TRY(ckpt_check_views(l->store, set));
+    TESS_TRY(tess_alloc_array(set->record_numel, sizeof(tess_view), &memory));
+    part->views = memory;
+    for (int64_t i = 0; i < set->record_numel; i++)
+        part->views[i] = set->records[i].view;
     TESS_TRY(tess_alloc_array(part->index.pair_numel, sizeof(tess_logical_hash), &memory));
     part->hashes = memory;
     TESS_TRY(tess_alloc_array(part->index.pair_numel, 4 * sizeof(int64_t), &memory));
@@ -168,6 +173,7 @@ static void free_part(load_part *part)
 {
     close_reader(part);
     ckpt_index_destroy(&part->index);
+    tess_free(part->views);
     tess_free(part->hashes);
     tess_free(part->sums);
 }
@@ -247,12 +253,12 @@ static tess_status check_part(load_part *part)
     return TESS_OK;
 }
 
-static tess_status read_part(load_part *part)
+static tess_status read_part(load *l, load_part *part)
 {
     for (int64_t i = 0; part->reader != NULL && i < part->set->record_numel; i++) {
         const tess_ckpt_record *r = &part->set->records[i];
         const int64_t at = ckpt_index_record(&part->reader->manifest.index, r->unit, r->role);
-        TESS_TRY(ckpt_reader_read(part->reader, at, r->lo_idx, r->hi_idx, r->view.data));
+        TESS_TRY(ckpt_reader_load(part->reader, at, r->lo_idx, r->view, &l->store->window));
     }
     return TESS_OK;
 }
@@ -283,12 +289,10 @@ static tess_status check_hashes(load *l, load_part *part)
     if (part->reader == NULL)
         return TESS_OK;
     tess_comm *comm = l->store->comm;
-    for (int64_t p = 0; p < part->index.pair_numel; p++) {
-        const ckpt_pair pair = part->index.pairs[p];
-        const tess_ckpt_record *r = &part->set->records[pair.record_idx];
-        part->hashes[p] = (tess_logical_hash){{0, 0}};
-        ckpt_hash_pair(part->set, pair, r->view.data, r->lo_idx, r->hi_idx, &part->hashes[p]);
-    }
+    const ckpt_shard_views from = {&part->index, part->views, &l->store->window,
+                                   tess_comm_rank(comm) % part->set->shard_world};
+    /* Of what lies in the views now, so that also the way there is checked. */
+    TESS_TRY(tess_agree(comm, ckpt_hash_records(&from, NULL, NULL, part->hashes)));
     TESS_TRY(ckpt_hash_reduce(comm, true, part->hashes, part->index.pair_numel, part->sums));
     return compare_sums(part, tess_comm_world(comm) / part->set->shard_world);
 }
@@ -309,9 +313,9 @@ static tess_status try_candidate(load *l)
     if (st == TESS_OK)
         st = check_part(&l->base);
     TESS_TRY(tess_agree(comm, st));
-    st = read_part(&l->step);
+    st = read_part(l, &l->step);
     if (st == TESS_OK)
-        st = read_part(&l->base);
+        st = read_part(l, &l->base);
     TESS_TRY(tess_agree(comm, st));
     TESS_TRY(check_hashes(l, &l->step));
     return check_hashes(l, &l->base);
@@ -441,6 +445,7 @@ static void adopt(load *l, int64_t entry_idx)
 static tess_status prepare_load(load *l)
 {
     TESS_CHECK(l->request->set != NULL, TESS_E_ARG, "load: no records wanted");
+    TESS_TRY(ckpt_window_follow(&l->store->window));
     TESS_TRY(prepare_part(l, "load", l->request->set, &l->step));
     return prepare_part(l, "load of the base", l->request->base, &l->base);
 }

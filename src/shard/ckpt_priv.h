@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "core/arith.h"
+#include "core/device.h"
 #include "core/memory.h"
 #include "format/json.h"
 #include "shard/ckpt.h"
@@ -77,6 +78,49 @@ int64_t ckpt_index_tensor(const ckpt_index *index, const char *name);
 void ckpt_hash_pair(const tess_ckpt_set *set, ckpt_pair pair, const void *data, int64_t lo_idx,
                     int64_t hi_idx, tess_logical_hash *hash);
 size_t ckpt_record_nbytes(const tess_ckpt_record *record, int world, int rank);
+
+/* ---- memory of records ---- */
+
+/* How the store reaches memory that is a device's; all zero on the host. */
+typedef struct ckpt_window {
+    tess_device *device;
+    tess_stream *after;  /* work enqueued on it comes before what a snapshot sees; borrowed */
+    tess_stream *stream; /* of all copies */
+    tess_event ready, copied;
+    bool has_events;
+    tess_arena *arena; /* one chunk of host memory */
+    void *memory;
+} ckpt_window;
+
+/* Nothing to do for the host. */
+TESS_MUST_CHECK tess_status ckpt_window_open(tess_device *device, tess_stream *after,
+                                             ckpt_window *w);
+/* Waits for copies under way. */
+void ckpt_window_close(ckpt_window *w);
+/* Later copies come after what is enqueued on `after` now. */
+TESS_MUST_CHECK tess_status ckpt_window_follow(ckpt_window *w);
+/* Bytes [offset, +nbytes) of a view, at most a chunk, where the host can read them until the next
+ * call. */
+TESS_MUST_CHECK tess_status ckpt_window_read(ckpt_window *w, tess_view v, int64_t offset_nbytes,
+                                             int64_t nbytes, const void **out);
+/* At most a chunk of host memory into a view; done on return. */
+TESS_MUST_CHECK tess_status ckpt_window_write(ckpt_window *w, tess_view v, int64_t offset_nbytes,
+                                              const void *src, int64_t nbytes);
+
+/* What one rank holds of a set. */
+typedef struct ckpt_shard_views {
+    const ckpt_index *index;
+    const tess_view *views; /* [record_numel] */
+    ckpt_window *window;
+    int rank; /* of shard_world */
+} ckpt_shard_views;
+
+/* Sees every chunk, in order of records. */
+typedef void (*ckpt_chunk_fn)(void *arg, int64_t record_idx, int64_t at_nbytes, const void *data,
+                              int64_t nbytes);
+/* Hash what a rank holds, each byte read once; `fn` may be NULL. hashes [pair_numel] */
+TESS_MUST_CHECK tess_status ckpt_hash_records(const ckpt_shard_views *from, ckpt_chunk_fn fn,
+                                              void *arg, tess_logical_hash *hashes);
 
 /* ---- manifest ---- */
 
@@ -193,7 +237,8 @@ typedef struct ckpt_shard_job {
     const char *dir; /* exists */
     ckpt_h5_spec h5;
     const ckpt_index *index;
-    const void *const *data;   /* [record_numel] this rank's elements */
+    const tess_view *views;    /* [record_numel] this rank's elements */
+    ckpt_window *window;       /* to read them */
     tess_logical_hash *hashes; /* [pair_numel] out: this rank's parts */
     ckpt_file file;            /* out */
     bool is_h5_failed;         /* out: HDF5 itself failed */
@@ -242,7 +287,10 @@ TESS_MUST_CHECK tess_status ckpt_reader_check(ckpt_reader *r, int shard_rank);
 /* Check every file that holds a part of [lo, hi) of a record. */
 TESS_MUST_CHECK tess_status ckpt_reader_check_range(ckpt_reader *r, int64_t record_idx,
                                                     int64_t lo_idx, int64_t hi_idx);
-/* Elements [lo, hi) of a record into `dst`, every chunk verified. */
+/* Elements [lo, hi) of a record into a view of as many, every chunk verified. */
+TESS_MUST_CHECK tess_status ckpt_reader_load(ckpt_reader *r, int64_t record_idx, int64_t lo_idx,
+                                             tess_view dst, ckpt_window *window);
+/* The same into host memory. */
 TESS_MUST_CHECK tess_status ckpt_reader_read(ckpt_reader *r, int64_t record_idx, int64_t lo_idx,
                                              int64_t hi_idx, void *dst);
 /* Every chunk of one file. */
@@ -311,6 +359,7 @@ struct tess_ckpt_store {
     bool has_parent;
     int64_t parent_step;
     tess_sha256 parent_manifest;
+    ckpt_window window;
 
     /* prepared for saving */
     bool is_prepared;
@@ -320,8 +369,7 @@ struct tess_ckpt_store {
     tess_sha256 base_manifest;
     tess_arena *staging;
     int64_t disk_nbytes_max;   /* of one checkpoint, all ranks */
-    void **snapshot;           /* [record_numel] places in staging */
-    const void **data;         /* the same, for readers */
+    tess_view *snapshot;       /* [record_numel] places in staging */
     tess_logical_hash *hashes; /* [pair_numel] */
     int64_t *sums;             /* [pair_numel * 4] */
     ckpt_file *files;          /* [world] rank 0 */
@@ -334,6 +382,7 @@ struct tess_ckpt_store {
 
     /* the save in flight */
     bool is_in_flight;
+    bool is_copying; /* the snapshot is on its way: the writer starts when it is there */
     int64_t step;
     char attempt[CKPT_ATTEMPT_NBYTES];
     char attempt_name[CKPT_DIR_NAME_NBYTES];
@@ -396,8 +445,8 @@ TESS_MUST_CHECK tess_status ckpt_bcast_manifest(tess_comm *comm, tess_io *io, co
 /* What a manifest holds is what `wanted` has, no more and no less; ranks may differ. */
 TESS_MUST_CHECK tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted,
                                               const ckpt_manifest *m);
-/* Views of a rank against the ranges it must hold. */
-TESS_MUST_CHECK tess_status ckpt_check_views(const tess_ckpt_set *set, int rank);
+/* Views of this rank against the ranges it must hold, and against where the store reaches. */
+TESS_MUST_CHECK tess_status ckpt_check_views(const tess_ckpt_store *s, const tess_ckpt_set *set);
 /* Epoch that LOCK shows now; -1 when unreadable. Allocates nothing. */
 int64_t ckpt_lock_epoch(tess_ckpt_store *s);
 /* Sum hashes over the ranks whose `is_counted`; `sums` [4 * numel] is scratch. Collective. */

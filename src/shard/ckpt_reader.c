@@ -169,33 +169,34 @@ static tess_status read_chunk(ckpt_reader *r, int shard_rank, int64_t record_idx
     return TESS_OK;
 }
 
-/* Elements [lo, hi), all of them in one shard. */
+/* Elements from `lo` on into `dst`, all of them in one shard. */
 static tess_status read_from_shard(ckpt_reader *r, int shard_rank, int64_t record_idx,
-                                   int64_t lo_idx, int64_t hi_idx, uint8_t *dst)
+                                   int64_t lo_idx, tess_view dst, ckpt_window *window)
 {
     const tess_ckpt_record *record = &r->manifest.set.records[record_idx];
     const int64_t elem_nbytes = (int64_t)tess_dtype_block_nbytes(record->dt);
     int64_t shard_lo = 0, shard_hi = 0;
     tess_ckpt_range(record, r->manifest.set.shard_world, shard_rank, &shard_lo, &shard_hi);
     const int64_t first = (lo_idx - shard_lo) * elem_nbytes;
-    const int64_t end = (hi_idx - shard_lo) * elem_nbytes;
+    const int64_t end = first + dst.numel * elem_nbytes;
     TESS_TRY(open_file(r, shard_rank));
     for (int64_t at = first / TESS_CKPT_CHUNK_NBYTES * TESS_CKPT_CHUNK_NBYTES; at < end;
          at += TESS_CKPT_CHUNK_NBYTES) {
         int64_t nbytes = 0;
         TESS_TRY(read_chunk(r, shard_rank, record_idx, at, &nbytes));
         const int64_t from = TESS_MAX(first, at), to = TESS_MIN(end, at + nbytes);
-        memcpy(dst + (from - first), (const uint8_t *)r->buffer + (from - at), (size_t)(to - from));
+        TESS_TRY(ckpt_window_write(window, dst, from - first,
+                                   (const uint8_t *)r->buffer + (from - at), to - from));
     }
     return TESS_OK;
 }
 
-tess_status ckpt_reader_read(ckpt_reader *r, int64_t record_idx, int64_t lo_idx, int64_t hi_idx,
-                             void *dst)
+tess_status ckpt_reader_load(ckpt_reader *r, int64_t record_idx, int64_t lo_idx, tess_view dst,
+                             ckpt_window *window)
 {
     const tess_ckpt_record *record = &r->manifest.set.records[record_idx];
     const int stored_world = r->manifest.set.shard_world;
-    const size_t elem_nbytes = tess_dtype_block_nbytes(record->dt);
+    const int64_t hi_idx = lo_idx + dst.numel;
     int first = 0, end = 0;
     TESS_CHECK(lo_idx >= 0 && lo_idx <= hi_idx && hi_idx <= record->total_numel, TESS_E_RANGE,
                "'%s': range [%" PRId64 ", %" PRId64 ") of %s/%s is outside its %" PRId64
@@ -208,10 +209,19 @@ tess_status ckpt_reader_read(ckpt_reader *r, int64_t record_idx, int64_t lo_idx,
         from = TESS_MAX(from, lo_idx);
         to = TESS_MIN(to, hi_idx);
         TESS_TRY(ckpt_reader_check(r, i));
-        TESS_TRY(read_from_shard(r, i, record_idx, from, to,
-                                 (uint8_t *)dst + (size_t)(from - lo_idx) * elem_nbytes));
+        if (from < to)
+            TESS_TRY(read_from_shard(r, i, record_idx, from,
+                                     tess_view_slice(dst, from - lo_idx, to - from), window));
     }
     return TESS_OK;
+}
+
+tess_status ckpt_reader_read(ckpt_reader *r, int64_t record_idx, int64_t lo_idx, int64_t hi_idx,
+                             void *dst)
+{
+    ckpt_window host = {0};
+    const tess_dtype dt = r->manifest.set.records[record_idx].dt;
+    return ckpt_reader_load(r, record_idx, lo_idx, tess_view_host(dst, hi_idx - lo_idx, dt), &host);
 }
 
 /* ---- everything ---- */

@@ -17,8 +17,10 @@ static bool is_writer(const tess_ckpt_store *s, const tess_ckpt_set *set)
 }
 
 /* Views against ranges: a rank holds what tess_ckpt_range() says. */
-tess_status ckpt_check_views(const tess_ckpt_set *set, int rank)
+tess_status ckpt_check_views(const tess_ckpt_store *s, const tess_ckpt_set *set)
 {
+    const int rank = tess_comm_rank(s->comm);
+    const tess_device *device = s->window.device;
     for (int64_t i = 0; i < set->record_numel; i++) {
         const tess_ckpt_record *r = &set->records[i];
         int64_t lo_idx = 0, hi_idx = 0;
@@ -28,11 +30,14 @@ tess_status ckpt_check_views(const tess_ckpt_set *set, int rank)
                    "), the cut over %d ranks is [%" PRId64 ", %" PRId64 ")",
                    r->unit, r->role, r->lo_idx, r->hi_idx, set->shard_world, lo_idx, hi_idx);
         TESS_CHECK(r->view.dt == r->dt && r->view.numel == hi_idx - lo_idx &&
-                       r->view.space == TESS_HOST && (r->view.data != NULL || r->view.numel == 0),
-                   TESS_E_DTYPE,
-                   "record '%s/%s': view of %" PRId64 " %s, expected %" PRId64 " %s on the host",
+                       (r->view.data != NULL || r->view.numel == 0),
+                   TESS_E_DTYPE, "record '%s/%s': view of %" PRId64 " %s, expected %" PRId64 " %s",
                    r->unit, r->role, r->view.numel, tess_dtype_name(r->view.dt), hi_idx - lo_idx,
                    tess_dtype_name(r->dt));
+        TESS_CHECK(r->view.space == TESS_HOST || device != NULL, TESS_E_DTYPE,
+                   "record '%s/%s': view in memory of a device, the store was opened for the host; "
+                   "set tess_ckpt_config.device",
+                   r->unit, r->role);
     }
     return TESS_OK;
 }
@@ -51,9 +56,7 @@ static tess_status check_base(const tess_ckpt_base *base)
 static tess_status alloc_lists(tess_ckpt_store *s)
 {
     void *memory = NULL;
-    TESS_TRY(tess_alloc_array(s->set.record_numel, sizeof(void *), &memory));
-    s->data = memory;
-    TESS_TRY(tess_alloc_array(s->set.record_numel, sizeof(void *), &memory));
+    TESS_TRY(tess_alloc_array(s->set.record_numel, sizeof(tess_view), &memory));
     s->snapshot = memory;
     TESS_TRY(tess_alloc_array(s->index.pair_numel, sizeof(tess_logical_hash), &memory));
     s->hashes = memory;
@@ -85,7 +88,11 @@ static tess_status alloc_staging(tess_ckpt_store *s)
     tess_ckpt_sizes sizes;
     const int rank = tess_comm_rank(s->comm);
     TESS_TRY(tess_ckpt_plan(&s->set, rank, &sizes));
-    TESS_TRY(tess_arena_create("checkpoint staging", sizes.staging_nbytes, &s->staging));
+    if (s->window.device == NULL)
+        TESS_TRY(tess_arena_create("checkpoint staging", sizes.staging_nbytes, &s->staging));
+    else
+        TESS_TRY(tess_device_arena_create(s->window.device, TESS_HOST, "checkpoint staging",
+                                          sizes.staging_nbytes, &s->staging));
     s->disk_nbytes_max = (int64_t)sizes.disk_nbytes_max;
     size_t offset_nbytes = 0;
     for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
@@ -94,8 +101,7 @@ static tess_status alloc_staging(tess_ckpt_store *s)
         TESS_TRY(tess_arena_view(s->staging, offset_nbytes, r->view.numel, r->dt, &place));
         /* Fresh pages cost more than copying: the first snapshot must not pay for them. */
         memset(place.data, 0, tess_view_nbytes(place));
-        s->snapshot[i] = place.data;
-        s->data[i] = place.data;
+        s->snapshot[i] = place;
         offset_nbytes +=
             (size_t)tess_round_up((int64_t)tess_view_nbytes(place), TESS_ARENA_ALIGN_NBYTES);
     }
@@ -123,7 +129,7 @@ static tess_status prepare_local(tess_ckpt_store *s)
                s->dir, s->is_reader ? "open for reading only" : "prepared already");
     TESS_TRY(check_base(&s->base));
     TESS_TRY(ckpt_index_create("checkpoint", &s->set, &s->index));
-    TESS_TRY(ckpt_check_views(&s->set, tess_comm_rank(s->comm)));
+    TESS_TRY(ckpt_check_views(s, &s->set));
     TESS_TRY(alloc_lists(s));
     TESS_TRY(alloc_staging(s));
     TESS_TRY(read_base_digest(s));
@@ -226,15 +232,30 @@ static tess_status copy_state(tess_ckpt_store *s, const tess_ckpt_value *state, 
     return TESS_OK;
 }
 
-static void copy_snapshot(tess_ckpt_store *s)
+/* On a device: enqueued behind what `after` holds, so that the next step may begin at once. What
+ * the host holds is copied here and now. */
+static tess_status copy_snapshot(tess_ckpt_store *s)
 {
-    const double start_s = ckpt_now_s();
+    ckpt_window *w = &s->window;
     for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
         const tess_view v = s->set.records[i].view;
-        if (v.numel > 0)
-            memcpy(s->snapshot[i], v.data, tess_view_nbytes(v));
+        if (v.space != TESS_HOST)
+            TESS_TRY(tess_device_copy(w->device, s->snapshot[i], v, w->stream));
+        else if (v.numel > 0)
+            memcpy(s->snapshot[i].data, v.data, tess_view_nbytes(v));
     }
+    return w->device != NULL ? tess_event_record(&w->copied, w->stream) : TESS_OK;
+}
+
+static tess_status take_snapshot(tess_ckpt_store *s)
+{
+    const double start_s = ckpt_now_s();
+    tess_status st = ckpt_window_follow(&s->window);
+    if (st == TESS_OK)
+        st = copy_snapshot(s);
     s->times = (ckpt_times){.snapshot_s = ckpt_now_s() - start_s};
+    /* Copies inside the host's memory cannot fail, so nothing is to be agreed on there. */
+    return s->window.device != NULL ? tess_agree(s->comm, st) : st;
 }
 
 static tess_status name_attempt(tess_ckpt_store *s, const char *attempt)
@@ -313,8 +334,14 @@ tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tes
     TESS_TRY(tess_comm_bcast(s->comm, 0, attempt, sizeof attempt));
     TESS_TRY(name_attempt(s, attempt));
     start_report(s, report);
-    copy_snapshot(s);
+    st = take_snapshot(s);
     report->snapshot_s = s->times.snapshot_s;
+    if (st != TESS_OK && tess_status_is_fatal(st))
+        return st;
+    if (st != TESS_OK) {
+        drop(s, report);
+        return TESS_OK;
+    }
     s->is_in_flight = true;
     s->job_status = TESS_OK;
     if (!is_writer(s, &s->set))
@@ -330,16 +357,48 @@ tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tes
                                      .state = s->state,
                                      .state_numel = s->state_numel},
                               .index = &s->index,
-                              .data = s->data,
+                              .views = s->snapshot,
+                              .window = &s->window,
                               .hashes = s->hashes};
-    ckpt_thread_post(s, CKPT_JOB_WRITE);
+    s->is_copying = s->window.device != NULL;
+    if (!s->is_copying)
+        ckpt_thread_post(s, CKPT_JOB_WRITE);
     return TESS_OK;
+}
+
+const tess_event *tess_ckpt_snapshot_event(const tess_ckpt_store *store)
+{
+    return store->window.device != NULL ? &store->window.copied : NULL;
+}
+
+/* Start the writer once the snapshot has arrived. Devices are asked by the calling thread only. */
+static void follow_copy(tess_ckpt_store *s, bool waits)
+{
+    bool is_reached = false;
+    if (!s->is_copying)
+        return;
+    tess_status st = waits ? tess_event_finish(&s->window.copied) : TESS_OK;
+    if (st == TESS_OK)
+        st = tess_event_query(&s->window.copied, &is_reached);
+    if (st == TESS_OK && !is_reached)
+        return;
+    s->is_copying = false;
+    if (st == TESS_OK) {
+        ckpt_thread_post(s, CKPT_JOB_WRITE);
+        return;
+    }
+    s->job_status = st; /* told by the commit, to all ranks */
+    snprintf(s->job_message, sizeof s->job_message, "snapshot: %.1900s", tess_error_message());
+    tess_error_clear();
 }
 
 tess_ckpt_state tess_ckpt_poll(tess_ckpt_store *store)
 {
     if (!store->is_in_flight)
         return TESS_CKPT_IDLE;
+    follow_copy(store, false);
+    if (store->is_copying)
+        return TESS_CKPT_WRITING;
     (void)pthread_mutex_lock(&store->mutex);
     const bool is_busy = store->todo != CKPT_JOB_NONE;
     (void)pthread_mutex_unlock(&store->mutex);
@@ -352,6 +411,7 @@ void tess_ckpt_drain(tess_ckpt_store *store) { ckpt_thread_wait(store); }
 
 static tess_status job_result(tess_ckpt_store *s)
 {
+    follow_copy(s, true);
     ckpt_thread_wait(s);
     if (s->job_status == TESS_OK)
         return TESS_OK;

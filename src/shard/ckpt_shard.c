@@ -159,6 +159,7 @@ typedef struct shard_plan {
     ckpt_chunk *chunks;     /* [chunk_numel] by offset */
     uint8_t *table;
     int64_t chunk_numel;
+    int64_t digested_numel;
     char skeleton_path[512];
     int skeleton_fd;
 } shard_plan;
@@ -224,44 +225,47 @@ static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_la
     return TESS_OK;
 }
 
-/* Digests of the snapshot, before anything is written. */
-static void digest_payload(ckpt_shard_job *job, shard_plan *p)
+static void digest_chunk(void *arg, int64_t record_idx, int64_t at_nbytes, const void *data,
+                         int64_t nbytes)
 {
-    const ckpt_index *x = job->index;
-    int64_t n = 0;
-    for (int64_t i = 0; i < job->h5.set->record_numel; i++) {
-        const int64_t nbytes = (int64_t)own_nbytes(job, i);
-        for (int64_t at = 0; at < nbytes; at += TESS_CKPT_CHUNK_NBYTES) {
-            ckpt_chunk *c = &p->chunks[n++];
-            c->offset_nbytes = p->offset_nbytes[i] + at;
-            c->nbytes = TESS_MIN(nbytes - at, (int64_t)TESS_CKPT_CHUNK_NBYTES);
-            c->digest = tess_xxh128_of((const uint8_t *)job->data[i] + at, (size_t)c->nbytes);
-        }
-    }
-    if (n > 1)
-        qsort(p->chunks, (size_t)n, sizeof *p->chunks, by_offset);
-    for (int64_t i = 0; i < n; i++)
+    shard_plan *p = arg;
+    p->chunks[p->digested_numel++] =
+        (ckpt_chunk){.offset_nbytes = p->offset_nbytes[record_idx] + at_nbytes,
+                     .nbytes = nbytes,
+                     .digest = tess_xxh128_of(data, (size_t)nbytes)};
+}
+
+/* Digests of what will be written, before any of it is. */
+static tess_status digest_payload(ckpt_shard_job *job, shard_plan *p)
+{
+    const ckpt_shard_views from = {job->index, job->views, job->window, job->h5.rank};
+    TESS_TRY(ckpt_hash_records(&from, digest_chunk, p, job->hashes));
+    if (p->chunk_numel > 1)
+        qsort(p->chunks, (size_t)p->chunk_numel, sizeof *p->chunks, by_offset);
+    for (int64_t i = 0; i < p->chunk_numel; i++)
         encode_chunk(&p->chunks[i], p->table + i * CKPT_CHUNK_ENTRY_NBYTES);
-    for (int64_t k = 0; k < x->pair_numel; k++) {
-        const tess_ckpt_record *r = &x->set->records[x->pairs[k].record_idx];
-        int64_t lo_idx = 0, hi_idx = 0;
-        tess_ckpt_range(r, x->set->shard_world, job->h5.rank, &lo_idx, &hi_idx);
-        job->hashes[k] = (tess_logical_hash){{0, 0}};
-        ckpt_hash_pair(x->set, x->pairs[k], job->data[x->pairs[k].record_idx], lo_idx, hi_idx,
-                       &job->hashes[k]);
+    return TESS_OK;
+}
+
+static tess_status write_record(const ckpt_shard_job *job, const shard_plan *p, const char *path,
+                                int fd, int64_t record_idx)
+{
+    const int64_t end = (int64_t)own_nbytes(job, record_idx);
+    for (int64_t at = 0; at < end; at += TESS_CKPT_CHUNK_NBYTES) {
+        const int64_t nbytes = TESS_MIN(end - at, (int64_t)TESS_CKPT_CHUNK_NBYTES);
+        const void *data = NULL;
+        TESS_TRY(ckpt_window_read(job->window, job->views[record_idx], at, nbytes, &data));
+        TESS_TRY(tess_io_pwrite(job->io, path, fd, data, (size_t)nbytes,
+                                p->offset_nbytes[record_idx] + at));
     }
+    return TESS_OK;
 }
 
 static tess_status write_payload(const ckpt_shard_job *job, const shard_plan *p, const char *path,
                                  int fd)
 {
-    for (int64_t i = 0; i < job->h5.set->record_numel; i++) {
-        const int64_t nbytes = (int64_t)own_nbytes(job, i);
-        for (int64_t at = 0; at < nbytes; at += TESS_CKPT_CHUNK_NBYTES)
-            TESS_TRY(tess_io_pwrite(job->io, path, fd, (const uint8_t *)job->data[i] + at,
-                                    (size_t)TESS_MIN(nbytes - at, (int64_t)TESS_CKPT_CHUNK_NBYTES),
-                                    p->offset_nbytes[i] + at));
-    }
+    for (int64_t i = 0; i < job->h5.set->record_numel; i++)
+        TESS_TRY(write_record(job, p, path, fd, i));
     if (job->file.table_nbytes > 0)
         TESS_TRY(tess_io_pwrite(job->io, path, fd, p->table, (size_t)job->file.table_nbytes,
                                 job->file.table_offset_nbytes));
@@ -306,7 +310,7 @@ static tess_status write_steps(ckpt_shard_job *job, shard_plan *p)
     ckpt_h5_layout layout = {0};
     TESS_TRY(build_skeleton(job, p, &layout));
     const double start_s = ckpt_now_s();
-    digest_payload(job, p);
+    TESS_TRY(digest_payload(job, p));
     job->times.hash_s = ckpt_now_s() - start_s;
     job->file.file_nbytes = layout.file_nbytes;
     job->file.table_nbytes = p->chunk_numel * CKPT_CHUNK_ENTRY_NBYTES;

@@ -149,7 +149,8 @@ tess_status tess_ckpt_store_open(const tess_ckpt_config *config, tess_ckpt_store
         copy_text(s->plan_digest, sizeof s->plan_digest, config->plan_digest);
         copy_text(s->config_digest, sizeof s->config_digest, config->config_digest);
         copy_text(s->binary_id, sizeof s->binary_id, config->binary_id);
-        if (tess_comm_rank(s->comm) == 0)
+        st = ckpt_window_open(config->device, config->after, &s->window);
+        if (st == TESS_OK && tess_comm_rank(s->comm) == 0)
             st = open_rank0(s);
     }
     st = tess_agree(config->comm, st);
@@ -178,9 +179,9 @@ void tess_ckpt_store_close(tess_ckpt_store **store)
     if (s == NULL)
         return;
     ckpt_thread_stop(s);
+    ckpt_window_close(&s->window);
     ckpt_index_destroy(&s->index);
     tess_arena_destroy(&s->staging);
-    tess_free(s->data);
     tess_free(s->snapshot);
     tess_free(s->hashes);
     tess_free(s->sums);

@@ -5,6 +5,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "shard/ckpt.h"
 #include "shard/plan_priv.h"
 
 enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL, ALIGN = TESS_ARENA_ALIGN_NBYTES };
@@ -490,7 +491,7 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
         return st;
     plan->total_nbytes = plan->options.outside_nbytes;
     if (plan->options.is_device)
-        plan->host_nbytes = plan->options.load_nbytes;
+        plan->host_nbytes = plan->options.load_nbytes + TESS_CKPT_CHUNK_NBYTES;
     for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
         if (plan->options.is_device && tess_lifetime_is_host((tess_lifetime)i))
             plan->host_nbytes += plan->arena_nbytes[i];

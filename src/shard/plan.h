@@ -127,7 +127,8 @@ typedef struct tess_plan {
     int wire_numel;
     size_t arena_nbytes[TESS_LIFE_NUMEL];
     size_t total_nbytes; /* arenas and outside_nbytes; with a device: those in its memory */
-    size_t host_nbytes;  /* with a device: arenas in host memory and load staging; else 0 */
+    size_t host_nbytes;  /* with a device: arenas in host memory, load staging and the
+                            checkpoint store's chunk; else 0 */
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;

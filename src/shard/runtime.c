@@ -600,6 +600,16 @@ static tess_status clear_record(tess_runtime *rt)
     return tess_device_zero(rt->device, record, rt->compute);
 }
 
+void tess_runtime_hold(tess_runtime *rt, const tess_event *event) { rt->held = event; }
+
+/* State may still be on its way into a snapshot. */
+static tess_status wait_for_hold(tess_runtime *rt)
+{
+    const tess_event *held = rt->held;
+    rt->held = NULL;
+    return held != NULL ? tess_stream_wait(rt->compute, held) : TESS_OK;
+}
+
 static tess_status run_step(tess_runtime *rt, tess_step_result *result)
 {
     TESS_TRY(clear_record(rt));
@@ -608,6 +618,7 @@ static tess_status run_step(tess_runtime *rt, tess_step_result *result)
     TESS_TRY(agree_on_step(rt, result));
     if (result->nonfinite_numel > 0)
         return TESS_OK;
+    TESS_TRY(wait_for_hold(rt));
     TESS_TRY(optimizer_update(rt, result));
     return gather_kept(rt);
 }

@@ -98,6 +98,11 @@ tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life); /* u8_opaque
  */
 TESS_MUST_CHECK tess_status tess_runtime_publish(tess_runtime *rt);
 /**
+ * The next update waits for `event`, somebody's copy of the state it changes; NULL: for nothing.
+ * `event` is borrowed until that update. Local.
+ */
+void tess_runtime_hold(tess_runtime *rt, const tess_event *event);
+/**
  * Forward and backward of all M micro-batches, ordered reduction, control record, clipping, update,
  * publish. Collective over `world`. @return fatal statuses; anything wrong inside a step is
  * reported as such

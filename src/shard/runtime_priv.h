@@ -48,9 +48,10 @@ struct tess_runtime {
     update_segment *segment;
     int segment_numel;
     tess_event published;
-    tess_event drained;    /* the last gather of a program */
-    tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
-    tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
+    tess_event drained;     /* the last gather of a program */
+    tess_event joined[2];   /* the gather lane before, the world's stream after a slab's gather */
+    tess_event cleared[2];  /* the reduce lane before, the compute lane after a clearing */
+    const tess_event *held; /* what the next update waits for, NULL */
 
     /* the step that runs */
     const tess_step_request *request;

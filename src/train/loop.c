@@ -155,6 +155,7 @@ static tess_status begin_save(loop *l)
     };
     tess_ckpt_report report;
     TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
+    tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
     l->asked_step = s->step;
     if (!l->is_saving)

@@ -286,6 +286,8 @@ static tess_status open_store(tess_session *s)
                                      .config_digest = hex,
                                      .binary_id = "tessera " TESS_VERSION,
                                      .gather_group = s->d.plan->options.gather_group_numel,
+                                     .device = tess_runtime_device(s->rt),
+                                     .after = tess_runtime_stream(s->rt),
                                      .comm = s->world,
                                      .ctx = s->ctx};
     return tess_ckpt_store_open(&config, &s->store);
