@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/arith.h"
 #include "core/rng.h"
 
 static tess_status add_matrix(tess_registry *reg, int unit_idx, const char *name, tess_role role,
@@ -22,19 +23,83 @@ static tess_status add_matrix(tess_registry *reg, int unit_idx, const char *name
     return tess_registry_add_param(reg, &p, idx);
 }
 
-static tess_stage make_stage(const char *name, int unit_idx, int64_t output_numel, bool is_last)
+/* ---- scratch ---- */
+
+/* What a call carves from its work: fixed places, all multiples of 256 bytes. */
+typedef struct scratch {
+    size_t input, d_a, d_b, logits, row_loss, gemm, end;
+} scratch;
+
+static tess_gemm_args product(tess_gemm_kind kind, int64_t m, int64_t n, int64_t k)
 {
+    const tess_codec f32 = {.format = TESS_FORMAT_F32};
+    tess_gemm_args args = {.kind = kind, .m = m, .n = n, .term_numel = 1};
+    args.term[0].a.dt = TESS_F32;
+    args.term[0].k = k;
+    args.term[0].scale = 1.0f;
+    args.term[0].b = (tess_matrix){
+        .codec = f32, .rows = kind == TESS_GEMM_NT ? n : k, .cols = kind == TESS_GEMM_NT ? k : n};
+    args.c.dt = TESS_F32;
+    args.term[1] = args.term[0];
+    return args;
+}
+
+static size_t gemm_nbytes(const two_matrices *m)
+{
+    const int64_t r = m->row_numel, in = m->in_numel, mid = m->mid_numel, out = m->out_numel;
+    tess_gemm_args args[] = {
+        product(TESS_GEMM_NT, r, mid, in),  product(TESS_GEMM_NT, r, out, mid),
+        product(TESS_GEMM_NN, r, mid, out), product(TESS_GEMM_TN, mid, in, r),
+        product(TESS_GEMM_TN, out, mid, r),
+    };
+    size_t most = 0;
+    for (int i = 0; i < TESS_NELEM(args); i++) {
+        args[i].term_numel = args[i].kind == TESS_GEMM_TN ? 1 : 2;
+        most = TESS_MAX(most, tess_kernels_cpu.gemm_work_nbytes(&args[i], 1));
+    }
+    return most;
+}
+
+static scratch scratch_of(const two_matrices *m)
+{
+    const int64_t numel[] = {m->row_numel * m->in_numel, m->row_numel * m->mid_numel,
+                             m->row_numel * m->mid_numel, m->row_numel * m->out_numel,
+                             2 * m->row_numel};
+    size_t at[TESS_NELEM(numel) + 1] = {0};
+    for (int i = 0; i < TESS_NELEM(numel); i++)
+        at[i + 1] = at[i] + (size_t)tess_round_up(numel[i] * 4, 256);
+    return (scratch){at[0], at[1], at[2], at[3], at[4], at[5], at[5] + gemm_nbytes(m)};
+}
+
+static tess_stage make_stage(const two_matrices *m, const char *name, int unit_idx,
+                             int64_t output_numel)
+{
+    const bool is_last = output_numel == 0;
     tess_stage s = {.unit_idx = unit_idx, .is_fused_loss = is_last};
     snprintf(s.name, sizeof s.name, "%s", name);
     s.output_nbytes = (size_t)output_numel * sizeof(float);
-    s.saved_nbytes = is_last ? 0 : (size_t)output_numel * sizeof(float);
-    s.work_nbytes = 4096;
+    s.saved_nbytes = (size_t)output_numel * sizeof(float);
+    s.work_nbytes = scratch_of(m).end;
     return s;
+}
+
+static tess_status fill_table(two_matrices *m)
+{
+    TESS_CHECK(m->row_numel * m->in_numel <= TWO_MATRICES_INPUT_MAX &&
+                   m->row_numel <= TWO_MATRICES_ROW_MAX,
+               TESS_E_ARG, "input of %d rows, %d columns", (int)m->row_numel, (int)m->in_numel);
+    for (int i = 0; i < TWO_MATRICES_INPUT_MAX; i++)
+        m->table.one[i] = 1.0f;
+    for (int i = 0; i < TWO_MATRICES_ROW_MAX; i++)
+        m->table.label[i] = (int32_t)(i % m->out_numel);
+    m->table.nan = NAN;
+    return TESS_OK;
 }
 
 tess_status two_matrices_describe(two_matrices *m, tess_registry *reg)
 {
     int unit[2] = {0, 0};
+    TESS_TRY(fill_table(m));
     TESS_TRY(tess_registry_add_unit(reg, "first", &unit[0]));
     if (!m->is_tied)
         TESS_TRY(tess_registry_add_unit(reg, "second", &unit[1]));
@@ -51,101 +116,186 @@ tess_status two_matrices_describe(two_matrices *m, tess_registry *reg)
         TESS_TRY(add_matrix(reg, unit[1], "t1", TESS_ROLE_TRAINABLE, m->out_numel, m->mid_numel,
                             &m->trainable[1]));
     }
-    const tess_stage first = make_stage("first", unit[0], m->row_numel * m->mid_numel, false);
-    const tess_stage second = make_stage("second", unit[1], 0, true);
+    const tess_stage first = make_stage(m, "first", unit[0], m->row_numel * m->mid_numel);
+    const tess_stage second = make_stage(m, "second", unit[1], 0);
     TESS_TRY(tess_registry_add_stage(reg, &first));
     TESS_TRY(tess_registry_add_stage(reg, &second));
     return tess_registry_lay_out(reg);
 }
 
-/* The two matrices of a stage; element i of its weight is their sum. */
-typedef struct pair {
-    const float *frozen, *trainable;
-} pair;
+/* ---- calls ---- */
 
-static pair weights_of(const tess_stage_call *call, const two_matrices *m, int which)
+/* A call with its scratch. */
+typedef struct run {
+    const two_matrices *m;
+    const tess_stage_call *call;
+    const tess_kernels *kernels;
+    const two_matrices_table *table;
+    scratch at;
+} run;
+
+static run begin(const two_matrices *m, const tess_stage_call *call)
 {
-    return (pair){tess_call_matrix(call, m->frozen[which]).part[0],
-                  tess_call_matrix(call, m->trainable[which]).part[0]};
+    return (run){m, call, call->kernels, m->place != NULL ? m->place : &m->table, scratch_of(m)};
 }
 
-static float weight(pair w, int64_t i) { return w.frozen[i] + w.trainable[i]; }
-
-static float input_at(const tess_stage_call *call, int64_t i)
+static tess_view view_of(const run *r, const void *data, int64_t numel, tess_dtype dt)
 {
-    const two_matrices_batch *b = call->batch;
-    const tess_rng rng = tess_rng_make(11, TESS_RNG_TEST, 0, (uint32_t)b->micro_batch_idx);
-    return tess_rng_uniform(&rng, (uint64_t)i) - 0.5f;
+    return (tess_view){(void *)(uintptr_t)data, numel, dt, r->call->device->space};
 }
 
-static void first_forward(const two_matrices *m, const tess_stage_call *call)
+static tess_view work_at(const run *r, size_t offset_nbytes, int64_t numel, tess_dtype dt)
 {
-    const pair w = weights_of(call, m, 0);
-    float *out = call->output.data, *saved = call->saved.data;
-    for (int64_t r = 0; r < m->row_numel; r++)
-        for (int64_t o = 0; o < m->mid_numel; o++) {
-            float sum = 0.0f;
-            for (int64_t i = 0; i < m->in_numel; i++)
-                sum += input_at(call, r * m->in_numel + i) * weight(w, o * m->in_numel + i);
-            out[r * m->mid_numel + o] = tanhf(sum);
-            saved[r * m->mid_numel + o] = tanhf(sum);
-        }
+    return view_of(r, (char *)r->call->work.data + offset_nbytes, numel, dt);
+}
+
+static tess_view typed(const run *r, tess_view bytes)
+{
+    return view_of(r, bytes.data, (int64_t)tess_view_nbytes(bytes) / 4, TESS_F32);
+}
+
+/* c = a (F + T) with the two matrices of a stage; NT: the transposed matrices. */
+static tess_status through_pair(const run *r, tess_gemm_args args, tess_view a, int which,
+                                tess_view c)
+{
+    const int idx[2] = {r->m->frozen[which], r->m->trainable[which]};
+    args.term_numel = 2;
+    for (int i = 0; i < 2; i++) {
+        args.term[i].a = a;
+        args.term[i].b = tess_call_matrix(r->call, idx[i]);
+    }
+    args.c = c;
+    args.work = work_at(r, r->at.gemm, (int64_t)(r->at.end - r->at.gemm), TESS_U8_OPAQUE);
+    return r->kernels->gemm(&args, r->call->stream);
+}
+
+/* grad += a^T b over the rows. */
+static tess_status weight_grad(const run *r, tess_view a, tess_view b, int which)
+{
+    const int64_t rows = r->m->row_numel, m = a.numel / rows, n = b.numel / rows;
+    tess_gemm_args args = product(TESS_GEMM_TN, m, n, rows);
+    args.term[0].a = a;
+    args.term[0].b.part[0] = b.data;
+    args.c = view_of(r, tess_call_grad(r->call, r->m->trainable[which]), m * n, TESS_F32);
+    args.accumulate = true;
+    args.work = work_at(r, r->at.gemm, (int64_t)(r->at.end - r->at.gemm), TESS_U8_OPAQUE);
+    return r->kernels->gemm(&args, r->call->stream);
+}
+
+/* Each element of ones kept, and doubled, or dropped. */
+static tess_status make_input(const run *r, tess_view *x)
+{
+    const two_matrices_batch *b = r->call->batch;
+    const int64_t numel = r->m->row_numel * r->m->in_numel;
+    *x = work_at(r, r->at.input, numel, TESS_F32);
+    const tess_dropout_args args = {
+        .x = view_of(r, r->table->one, numel, TESS_F32),
+        .add = {.dt = TESS_F32},
+        .out = *x,
+        .p = 0.5f,
+        .rng = tess_rng_make(11, TESS_RNG_TEST, 0, (uint32_t)b->micro_batch_idx)};
+    return r->kernels->dropout(&args, r->call->stream);
+}
+
+static tess_status first_forward(const run *r)
+{
+    const two_matrices *m = r->m;
+    const tess_view z = typed(r, r->call->saved), h = typed(r, r->call->output);
+    const tess_swiglu_args act = {.gate = z, .up = z, .out = h};
+    tess_view x = {0};
+    TESS_TRY(make_input(r, &x));
+    TESS_TRY(
+        through_pair(r, product(TESS_GEMM_NT, m->row_numel, m->mid_numel, m->in_numel), x, 0, z));
+    return r->kernels->swiglu_forward(&act, r->call->stream);
+}
+
+/* Losses of all rows and their sum; the gradient over the logits where one is wanted. */
+static tess_status second_loss(const run *r, bool has_gradient, tess_view *logits)
+{
+    const two_matrices *m = r->m;
+    *logits = work_at(r, r->at.logits, m->row_numel * m->out_numel, TESS_F32);
+    const tess_view row_loss = work_at(r, r->at.row_loss, m->row_numel, TESS_F64);
+    const tess_cross_entropy_args loss = {.logits = *logits,
+                                          .row_numel = m->row_numel,
+                                          .vocab_numel = m->out_numel,
+                                          .labels = r->table->label,
+                                          .row_loss = row_loss.data,
+                                          .grad_scale = r->call->grad_scale,
+                                          .d_logits = has_gradient ? *logits : (tess_view){0}};
+    const tess_sum_args sum = {.x = row_loss.data, .numel = m->row_numel, .out = r->call->loss_sum};
+    TESS_TRY(through_pair(r, product(TESS_GEMM_NT, m->row_numel, m->out_numel, m->mid_numel),
+                          typed(r, r->call->input), 1, *logits));
+    TESS_TRY(r->kernels->cross_entropy(&loss, r->call->stream));
+    return r->kernels->sum(&sum, r->call->stream);
 }
 
 static tess_status forward(void *model, const tess_stage_call *call)
 {
-    const two_matrices *m = model;
-    if (call->stage_idx == 0)
-        first_forward(m, call);
-    return TESS_OK;
+    const run r = begin(model, call);
+    tess_view logits = {0};
+    return call->stage_idx == 0 ? first_forward(&r) : second_loss(&r, false, &logits);
 }
 
-static void second_backward(const two_matrices *m, const tess_stage_call *call)
+static tess_status second_backward(const run *r)
 {
-    const pair w = weights_of(call, m, 1);
-    const float *h = call->input.data;
-    float *d_h = call->d_input.data;
-    float *grad = tess_call_grad(call, m->trainable[1]);
-    double loss = 0.0;
-    memset(d_h, 0, (size_t)(m->row_numel * m->mid_numel) * sizeof *d_h);
-    for (int64_t r = 0; r < m->row_numel; r++)
-        for (int64_t o = 0; o < m->out_numel; o++) {
-            float y = 0.0f;
-            for (int64_t i = 0; i < m->mid_numel; i++)
-                y += h[r * m->mid_numel + i] * weight(w, o * m->mid_numel + i);
-            loss += 0.5 * (double)y * (double)y;
-            const float d_y = y * call->grad_scale;
-            for (int64_t i = 0; i < m->mid_numel; i++) {
-                grad[o * m->mid_numel + i] += d_y * h[r * m->mid_numel + i];
-                d_h[r * m->mid_numel + i] += d_y * weight(w, o * m->mid_numel + i);
-            }
-        }
-    *call->loss_sum = loss;
+    const two_matrices *m = r->m;
+    tess_view d = {0};
+    TESS_TRY(second_loss(r, true, &d));
+    TESS_TRY(weight_grad(r, d, typed(r, r->call->input), 1));
+    return through_pair(r, product(TESS_GEMM_NN, m->row_numel, m->mid_numel, m->out_numel), d, 1,
+                        typed(r, r->call->d_input));
 }
 
-static void first_backward(const two_matrices *m, const tess_stage_call *call)
+/* h = silu(z) z: both factors' gradients together. */
+static tess_status first_backward(const run *r)
 {
-    const float *h = call->saved.data, *d_h = call->d_output.data;
-    float *grad = tess_call_grad(call, m->trainable[0]);
-    for (int64_t r = 0; r < m->row_numel; r++)
-        for (int64_t o = 0; o < m->mid_numel; o++) {
-            const float value = h[r * m->mid_numel + o];
-            const float d = d_h[r * m->mid_numel + o] * (1.0f - value * value);
-            for (int64_t i = 0; i < m->in_numel; i++)
-                grad[o * m->in_numel + i] += d * input_at(call, r * m->in_numel + i);
-        }
+    const tess_view z = typed(r, r->call->saved);
+    const tess_view a = work_at(r, r->at.d_a, z.numel, TESS_F32);
+    const tess_view b = work_at(r, r->at.d_b, z.numel, TESS_F32);
+    const tess_swiglu_backward_args act = {
+        .gate = z, .up = z, .d_out = typed(r, r->call->d_output), .d_gate = a, .d_up = b};
+    const tess_add_args both = {.a = a, .b = b, .out = a};
+    tess_view x = {0};
+    TESS_TRY(make_input(r, &x));
+    TESS_TRY(r->kernels->swiglu_backward(&act, r->call->stream));
+    TESS_TRY(r->kernels->add(&both, r->call->stream));
+    return weight_grad(r, a, x, 0);
+}
+
+static tess_status poison(const run *r)
+{
+    float *at = tess_call_grad(r->call, r->m->trainable[0]) + r->m->in_numel;
+    const tess_fold_args args = {.a = at, .b = &r->table->nan, .dst = at, .numel = 1};
+    return r->kernels->fold(&args, r->call->stream);
 }
 
 static tess_status backward(void *model, const tess_stage_call *call)
 {
     const two_matrices *m = model;
-    if (call->stage_idx == 0) {
-        first_backward(m, call);
-        if (m->is_poisoned && call->micro_batch_idx == m->poisoned_idx)
-            tess_call_grad(call, m->trainable[0])[m->in_numel] = NAN;
-    } else
-        second_backward(m, call);
-    return TESS_OK;
+    const run r = begin(m, call);
+    if (call->stage_idx != 0)
+        return second_backward(&r);
+    TESS_TRY(first_backward(&r));
+    return m->is_poisoned && call->micro_batch_idx == m->poisoned_idx ? poison(&r) : TESS_OK;
 }
 
-const tess_stage_ops two_matrices_ops = {.forward = forward, .backward = backward};
+static size_t constant_nbytes(const void *model)
+{
+    (void)model;
+    return (size_t)tess_round_up(sizeof(two_matrices_table), 256);
+}
+
+static tess_status place_constants(void *model, tess_device *device, tess_view place,
+                                   tess_stream *stream)
+{
+    two_matrices *m = model;
+    m->place = place.data;
+    place.numel = sizeof m->table;
+    return tess_device_copy(device, place,
+                            tess_view_host(&m->table, sizeof m->table, TESS_U8_OPAQUE), stream);
+}
+
+const tess_stage_ops two_matrices_ops = {.forward = forward,
+                                         .backward = backward,
+                                         .constant_nbytes = constant_nbytes,
+                                         .place_constants = place_constants};

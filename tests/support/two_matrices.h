@@ -2,13 +2,23 @@
  * The smallest model with everything the runtime handles: two units with a frozen and a trainable
  * matrix each.
  *
- * Stage 0: h = tanh(x (F0 + T0)^T); stage 1: y = h (F1 + T1)^T, loss = 0.5 sum y^2. Plain f32
- * loops, fixed order. The micro-batch's input comes from its global number, so it does not depend
- * on ranks.
+ * Stage 0: z = x (F0 + T0)^T, h = silu(z) z; stage 1: logits = h (F1 + T1)^T, loss = cross-entropy
+ * with label r % out_numel of row r. All f32, all by kernels of the call's table, so that it runs
+ * on any device. The micro-batch's input (zeros and twos) is drawn from its global number, so it
+ * does not depend on ranks.
  */
 #pragma once
 
 #include "shard/registry.h"
+
+enum { TWO_MATRICES_INPUT_MAX = 512, TWO_MATRICES_ROW_MAX = 16 };
+
+/** What calls read beside parameters; copied to a device as a whole. */
+typedef struct two_matrices_table {
+    float one[TWO_MATRICES_INPUT_MAX];
+    int32_t label[TWO_MATRICES_ROW_MAX];
+    float nan;
+} two_matrices_table;
 
 typedef struct two_matrices {
     int64_t row_numel, in_numel, mid_numel, out_numel;
@@ -16,6 +26,8 @@ typedef struct two_matrices {
     bool is_tied;                /* both stages use unit 0 (in = mid = out) */
     bool is_poisoned; /* micro-batch `poisoned_idx` gives one NaN in the first stage's gradient */
     int64_t poisoned_idx;
+    two_matrices_table table;        /* the host's */
+    const two_matrices_table *place; /* where a device has it; NULL: the host's */
 } two_matrices;
 
 typedef struct two_matrices_batch {
