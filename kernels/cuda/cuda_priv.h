@@ -1,49 +1,49 @@
-/** What every file of the plugin needs of its device: streams, errors. C and C++. */
+/**
+ * Entry points of the CUDA backend: one function per entry of tess_kernels, named tess_cuda_ +
+ * entry. table.c puts them in tess_kernels_cuda; nothing outside this folder and its tests calls
+ * them by name.
+ *
+ * Every entry checks its arguments as the CPU twin does, enqueues on `s` and returns. Views are in
+ * TESS_DEVICE space, so values of indices are not read here.
+ */
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include "kernels/cuda/plugin.h"
+#include "kernels/kernels.h"
 
 TESS_BEGIN_DECLS
 
-/** The CUDA stream behind a stream of the device. */
-cudaStream_t tess_cuda_stream(const tess_stream *s);
-/** Put a CUDA error into the error record: which call, what CUDA says. */
-tess_status tess_cuda_fail(cudaError_t e, const char *file, int line, const char *call);
-
-#define TESS_CUDA_TRY(call)                                                                        \
-    do {                                                                                           \
-        const cudaError_t tess_cuda_e_ = (call);                                                   \
-        if (TESS_UNLIKELY(tess_cuda_e_ != cudaSuccess))                                            \
-            return tess_cuda_fail(tess_cuda_e_, __FILE__, __LINE__, #call);                        \
-    } while (0)
-
-/** The device a stream belongs to, and what plans depend on. */
-int tess_cuda_device_idx(const tess_device *d);
-/** The device of a stream. */
-tess_device *tess_cuda_stream_device(const tess_stream *s);
-/** Compute capability, 10 * major + minor. */
-int tess_cuda_capability(const tess_device *d);
-/** "sm_90": of the device this process has open. Local. */
-const char *tess_cuda_path(void);
-/** Make `d` the calling thread's current device. Local. */
-TESS_MUST_CHECK tess_status tess_cuda_enter(const tess_device *d);
-
-/** device.c */
-TESS_MUST_CHECK tess_status tess_cuda_device_numel(int *numel);
-TESS_MUST_CHECK tess_status tess_cuda_device_info(int idx, tess_cuda_info *out);
-TESS_MUST_CHECK tess_status tess_cuda_device_open(int idx, tess_device **out);
-void tess_cuda_device_close(tess_device **d);
-
-/** host.c: remember the program's services; false when they are of another version. */
-bool tess_cuda_host_set(const tess_cuda_host *host);
-/** Seconds of the program's clock. */
-double tess_cuda_now_s(void);
-
-/** table.c */
+/** The table that the plugin hands out. */
 extern const tess_kernels tess_kernels_cuda;
-/** nccl.c */
-extern const tess_gpu_collectives tess_nccl_collectives;
+
+/** "sm_90": architecture of the open device, part of the numerics digest. */
+const char *tess_cuda_path(void);
+
+tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
+size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
+/** Waits for the stream: a value that is not finite is refused by name, as on the CPU. */
+tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s);
+tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+
+tess_status tess_cuda_embedding_forward(const tess_embedding_args *a, tess_stream *s);
+tess_status tess_cuda_embedding_backward(const tess_embedding_backward_args *a, tess_stream *s);
+tess_status tess_cuda_rmsnorm_forward(const tess_rmsnorm_args *a, tess_stream *s);
+tess_status tess_cuda_rmsnorm_backward(const tess_rmsnorm_backward_args *a, tess_stream *s);
+tess_status tess_cuda_rope(const tess_rope_args *a, tess_stream *s);
+tess_status tess_cuda_attention_forward(const tess_attention_args *a, tess_stream *s);
+tess_status tess_cuda_attention_backward(const tess_attention_backward_args *a, tess_stream *s);
+size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
+tess_status tess_cuda_swiglu_forward(const tess_swiglu_args *a, tess_stream *s);
+tess_status tess_cuda_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s);
+tess_status tess_cuda_add(const tess_add_args *a, tess_stream *s);
+tess_status tess_cuda_add_bias(const tess_add_bias_args *a, tess_stream *s);
+tess_status tess_cuda_sum_rows(const tess_sum_rows_args *a, tess_stream *s);
+tess_status tess_cuda_dropout(const tess_dropout_args *a, tess_stream *s);
+tess_status tess_cuda_cast(const tess_cast_args *a, tess_stream *s);
+tess_status tess_cuda_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
+tess_status tess_cuda_fold(const tess_fold_args *a, tess_stream *s);
+tess_status tess_cuda_square_norm(const tess_square_norm_args *a, tess_stream *s);
+tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s);
+tess_status tess_cuda_exact_add(const tess_exact_add_args *a, tess_stream *s);
+tess_status tess_cuda_adamw(const tess_adamw_args *a, tess_stream *s);
 
 TESS_END_DECLS
