@@ -1,0 +1,63 @@
+/**
+ * Matrix products of the CUDA backend: what gemm.c (C, no CUDA) needs of gemm.cu, and what whoever
+ * plans a step calls.
+ *
+ * [Note: one rounding] Terms whose A lie side by side in one buffer (term i + 1 begins where the
+ * columns of term i end, equal strides and scales) are one product: their B's are written beside
+ * each other (NT) or below each other (NN) into scratch, so a LoRA branch costs r / K more work and
+ * the sum is rounded once. Terms that lie apart run one after another; with a bf16 C they add up in
+ * an f32 scratch that a small kernel rounds, in chunks of rows so that the scratch stays bounded.
+ * That costs 4 bytes written per element of C and term, 4 read per further term, and 4 read + 2
+ * written at the end: 18 bytes for two terms against 2 when they lie together.
+ *
+ * [Note: distance to the twin] Products are exact in f32, sums are f32 in an order of the
+ * library's; so a result is within the bound of tests/kernels/test_gemm.c. Joined terms of equal
+ * scale s give s * (own + own) where the twin has s * own + s * own; an accumulated f32 C is added
+ * first and the bias last. Each is one f32 rounding less or elsewhere, which that bound covers.
+ */
+#pragma once
+
+#include "kernels/cuda/library_priv.h"
+#include "kernels/nf4.h"
+
+TESS_BEGIN_DECLS
+
+tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
+/** An upper bound for any placement of the operands; reads no pointer. Local, pure. */
+size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
+/**
+ * Choose the algorithms of a product; `a` may have views without data, then terms that could lie
+ * side by side are planned both ways. Local. @return TESS_E_UNSUPPORTED the library has none
+ */
+TESS_MUST_CHECK tess_status tess_cuda_gemm_plan(const tess_gemm_args *a,
+                                                const tess_cuda_library *library);
+
+/** A stored matrix as rows of the compute dtype, `dst_stride` elements apart. */
+typedef struct tess_gemm_expand_args {
+    tess_codec codec;
+    const void *part[TESS_CODEC_PART_MAX];
+    int64_t rows, cols;
+    void *dst; /* [rows, cols] dt; aligned to its elements */
+    int64_t dst_stride;
+    tess_dtype dt; /* f32 or bf16: the value in f32, then one rounding */
+} tess_gemm_expand_args;
+
+/** C = sum + bias [+ old C], f32 additions in that order, then one rounding. */
+typedef struct tess_gemm_finish_args {
+    const float *sum; /* [rows, cols]; NULL: zeros; may be C itself when that is f32 */
+    int64_t sum_stride;
+    const void *bias; /* [cols] or NULL */
+    void *c;          /* [rows, cols] */
+    int64_t c_stride;
+    int64_t rows, cols;
+    tess_dtype bias_dt, c_dt; /* f32 or bf16 */
+    bool is_added;            /* the old C is added; only with an f32 C */
+} tess_gemm_finish_args;
+
+/** Device entry points of gemm.cu; enqueued on `s`. */
+TESS_MUST_CHECK tess_status tess_cuda_gemm_expand(const tess_gemm_expand_args *a, tess_stream *s);
+TESS_MUST_CHECK tess_status tess_cuda_gemm_finish(const tess_gemm_finish_args *a, tess_stream *s);
+/** Entry point of nf4.cu. */
+tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+
+TESS_END_DECLS
