@@ -163,7 +163,7 @@ static __device__ __forceinline__ void forward_store(forward_state<D, MT> *w, in
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
             inverse[r] = 1.0f / sum;
             if (row + 8 * r < p->token_numel && (threadIdx.x & 3) == 0)
-                p->lse[static_cast<int64_t>(head) * p->token_numel + row + 8 * r] =
+                p->lse_dst[static_cast<int64_t>(head) * p->token_numel + row + 8 * r] =
                     fmaf(w->max[m][r], FLASH_LN2, logf(sum));
         }
         flash_store<D>(w->out[m], inverse, out, p->stride.out, row, p);
@@ -274,7 +274,8 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
         plain_store<IS_BF16>(out[r], 1.0f / sum[r], p->out_dst,
                              q.head_offset + (row + r) * p->stride.out, p->dim);
         if (lane == 0)
-            p->lse[static_cast<int64_t>(head) * p->token_numel + row + r] = max[r] + logf(sum[r]);
+            p->lse_dst[static_cast<int64_t>(head) * p->token_numel + row + r] =
+                max[r] + logf(sum[r]);
     }
 }
 
@@ -321,7 +322,7 @@ tess_status tess_flash_forward_strided(const tess_attention_args *a,
     p.k = a->k.data;
     p.v = a->v.data;
     p.out_dst = a->out.data;
-    p.lse = a->lse;
+    p.lse_dst = a->lse;
     p.doc_start = a->doc_start;
     p.scale = a->scale;
     if (a->shape.dt == TESS_F32)

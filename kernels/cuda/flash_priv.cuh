@@ -22,7 +22,9 @@
 typedef struct flash_params {
     const void *q, *k, *v, *out, *d_out;
     void *out_dst, *d_q, *d_k, *d_v;
-    float *lse, *delta; /* [heads, T]; delta: row sums of d_out * out */
+    float *lse_dst;   /* [heads, T] */
+    const float *lse; /* [heads, T] */
+    float *delta;     /* [heads, T] row sums of d_out * out */
     const int32_t *doc_start;
     tess_flash_strides stride;
     int token_numel, head_numel, kv_head_numel, group_numel, dim;
