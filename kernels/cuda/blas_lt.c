@@ -13,6 +13,7 @@
 #include "core/memory.h"
 #include "kernels/cuda/blas_priv.h"
 #include "kernels/cuda/cuda_priv.h"
+#include "kernels/cuda/device_priv.h"
 
 typedef struct blas_lt {
     tess_blas base;

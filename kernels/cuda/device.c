@@ -13,6 +13,7 @@
 
 #include "core/memory.h"
 #include "kernels/cuda/cuda_priv.h"
+#include "kernels/cuda/device_priv.h"
 
 enum { LEAST_CAPABILITY = 80 };
 

@@ -13,7 +13,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/cuda_priv.h"
+#include "kernels/cuda/device_priv.h"
 
 /** Start `kernel` on stream `s` and return its launch status. */
 #define TESS_LAUNCH(kernel, grid, block, shared_nbytes, s, ...)                                    \

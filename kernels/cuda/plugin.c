@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels/cuda/cuda_priv.h"
+#include "kernels/cuda/device_priv.h"
 
 static char versions[128];
 

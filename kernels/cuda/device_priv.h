@@ -1,0 +1,45 @@
+/** What every file of the plugin needs of its device: streams, errors. C and C++. */
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/plugin.h"
+
+TESS_BEGIN_DECLS
+
+/** The CUDA stream behind a stream of the device. */
+cudaStream_t tess_cuda_stream(const tess_stream *s);
+/** Put a CUDA error into the error record: which call, what CUDA says. */
+tess_status tess_cuda_fail(cudaError_t e, const char *file, int line, const char *call);
+
+#define TESS_CUDA_TRY(call)                                                                        \
+    do {                                                                                           \
+        const cudaError_t tess_cuda_e_ = (call);                                                   \
+        if (TESS_UNLIKELY(tess_cuda_e_ != cudaSuccess))                                            \
+            return tess_cuda_fail(tess_cuda_e_, __FILE__, __LINE__, #call);                        \
+    } while (0)
+
+/** The device a stream belongs to, and what plans depend on. */
+int tess_cuda_device_idx(const tess_device *d);
+/** The device of a stream. */
+tess_device *tess_cuda_stream_device(const tess_stream *s);
+/** Compute capability, 10 * major + minor. */
+int tess_cuda_capability(const tess_device *d);
+/** Make `d` the calling thread's current device. Local. */
+TESS_MUST_CHECK tess_status tess_cuda_enter(const tess_device *d);
+
+/** device.c */
+TESS_MUST_CHECK tess_status tess_cuda_device_numel(int *numel);
+TESS_MUST_CHECK tess_status tess_cuda_device_info(int idx, tess_cuda_info *out);
+TESS_MUST_CHECK tess_status tess_cuda_device_open(int idx, tess_device **out);
+void tess_cuda_device_close(tess_device **d);
+
+/** host.c: remember the program's services; false when they are of another version. */
+bool tess_cuda_host_set(const tess_cuda_host *host);
+/** Seconds of the program's clock. */
+double tess_cuda_now_s(void);
+
+/** nccl.c */
+extern const tess_gpu_collectives tess_nccl_collectives;
+
+TESS_END_DECLS
