@@ -28,6 +28,24 @@ const float tess_nf4_threshold[15] = {
     0.5016634166240692F,   0.6427869200706482F,   0.8614784178118011F,
 };
 
+/* Bit 3 is the sign; magnitudes in twelfths: 0, 1/16, 8, 12, 4, 6, 2, 3. */
+const float tess_fp4_table[16] = {
+    0.0F,  0x1.555556p-8F,  0x1.555556p-1F,  1.0F,  0x1.555556p-2F,  0.5F,  0x1.555556p-3F,  0.25F,
+    -0.0F, -0x1.555556p-8F, -0x1.555556p-1F, -1.0F, -0x1.555556p-2F, -0.5F, -0x1.555556p-3F, -0.25F,
+};
+
+const float tess_fp4_threshold[7] = {
+    0x1.555572p-9F, 0x1.6p-4F,     0x1.aaaaaap-3F, 0x1.2aaaaap-2F,
+    0x1.aaaaacp-2F, 0x1.2aaaap-1F, 0x1.aaaaaap-1F,
+};
+
+const uint8_t tess_fp4_code[8] = {0, 1, 6, 7, 4, 5, 2, 3};
+
+const float *tess_codec_table16(tess_format format)
+{
+    return format == TESS_FORMAT_NF4 ? tess_nf4_table : tess_fp4_table;
+}
+
 /* bitsandbytes create_dynamic_map(signed=True), computed with a fused multiply-add where torch's
  * linspace has one; the test rebuilds it from that rule. */
 static const float dynamic_map_signed[256] = {
@@ -104,7 +122,8 @@ static tess_status parts_check(const tess_codec *codec, int64_t numel, const voi
 {
     tess_codec_part expected[TESS_CODEC_PART_MAX];
     int part_numel = 0;
-    TESS_CHECK(codec->format == TESS_FORMAT_NF4, TESS_E_ARG, "%s: codec is %s, expected nf4", what,
+    TESS_CHECK(tess_format_is_quantized(codec->format), TESS_E_ARG,
+               "%s: codec is %s, expected a quantized format", what,
                tess_format_name(codec->format));
     TESS_TRY(tess_codec_parts(codec, numel, expected, &part_numel));
     for (int i = 0; i < part_numel; i++)
@@ -129,7 +148,7 @@ tess_status tess_nf4_quantize_check(const tess_nf4_quantize_args *a)
     TESS_TRY(view_check(&a->src, name, "src"));
     TESS_TRY(parts_check(&a->codec, a->src.numel, (const void *const *)a->part, name));
     TESS_CHECK(!a->codec.double_quant || a->absmax_work != NULL || a->src.numel == 0, TESS_E_ARG,
-               "%s: double quantization needs absmax_work [ceil(numel/%d)] f32", name,
+               "%s: double quantization needs absmax_work [ceil(numel/%" PRId64 ")] f32", name,
                a->codec.block_numel);
     return TESS_OK;
 }

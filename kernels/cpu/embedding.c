@@ -4,7 +4,7 @@ static tess_status copy_row(const tess_embedding_args *a, int64_t t, tess_stream
 {
     const int64_t cols = a->table.cols, first_idx = a->tokens[t] * cols;
     const tess_view dst = tess_view_slice(a->out, t * cols, cols);
-    if (a->table.codec.format == TESS_FORMAT_NF4) {
+    if (tess_format_is_quantized(a->table.codec.format)) {
         tess_nf4_dequantize_args args = {
             .codec = a->table.codec, .first_idx = first_idx, .dst = dst};
         for (int i = 0; i < TESS_CODEC_PART_MAX; i++)

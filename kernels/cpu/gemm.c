@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "kernels/cpu/codec_priv.h"
 #include "kernels/cpu/gemm_priv.h"
 
 enum {
@@ -228,9 +229,10 @@ static void round_line(const float *src, uint16_t *dst, int64_t numel)
 static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, int64_t numel,
                        void *dst)
 {
-    if (b->codec.format == TESS_FORMAT_NF4)
-        tess_nf4_range(p->path, &b->codec, b->part, first_idx,
-                       tess_view_host(dst, numel, p->is_bf16 ? TESS_BF16 : TESS_F32));
+    const tess_cpu_codec *codec = tess_cpu_codec_of(b->codec.format);
+    if (codec != NULL)
+        codec->decode(&b->codec, b->part, first_idx,
+                      tess_view_host(dst, numel, p->is_bf16 ? TESS_BF16 : TESS_F32));
     else
         round_line((const float *)b->part[0] + first_idx, dst, numel);
 }
@@ -238,7 +240,9 @@ static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, i
 /* Lines of a panel are far apart in a stored matrix, so the hardware does not foresee them. */
 static void prefetch_line(const tess_matrix *b, int64_t first_idx, int64_t numel)
 {
-    if (b->codec.format != TESS_FORMAT_NF4 || first_idx >= b->rows * row_stride(b))
+    /* Formats of 4 bits: their codes are the bulk of what is read. */
+    if ((b->codec.format != TESS_FORMAT_NF4 && b->codec.format != TESS_FORMAT_FP4) ||
+        first_idx >= b->rows * row_stride(b))
         return;
     const char *codes = (const char *)b->part[0] + first_idx / 2;
     for (int64_t i = 0; i < numel / 2; i += 64)

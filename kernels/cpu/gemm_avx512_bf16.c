@@ -19,5 +19,5 @@ const tess_gemm_path tess_gemm_path_avx512_bf16 = {
     .pack_along = tess_avx512_pack_along,
     .add_scaled = tess_avx512_add_scaled,
     .write = tess_avx512_write,
-    .nf4_run = tess_avx512_nf4_run,
+    .lut16_run = tess_avx512_lut16_run,
 };

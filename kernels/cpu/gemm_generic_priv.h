@@ -115,27 +115,27 @@ static inline void generic_write(const tess_gemm_out *o)
                           (char *)o->c + i * o->c_stride * elem_nbytes);
 }
 
-static inline void generic_nf4_lut(float absmax, float f32[16], uint16_t bf16[16])
+static inline void generic_lut16(const tess_lut16_run *r, float f32[16], uint16_t bf16[16])
 {
     for (int i = 0; i < 16; i++) {
-        f32[i] = tess_nf4_table[i] * absmax;
+        f32[i] = r->table[i] * r->absmax;
         bf16[i] = tess_bf16_from_f32(f32[i]);
     }
 }
 
-static inline unsigned generic_nf4_code(const uint8_t *codes, int64_t idx)
+static inline unsigned generic_code4(const uint8_t *codes, int64_t idx)
 {
     const unsigned byte = codes[idx >> 1];
     return (idx & 1) != 0 ? byte & 15U : byte >> 4;
 }
 
-static inline void generic_nf4_run(const tess_nf4_run *r)
+static inline void generic_lut16_run(const tess_lut16_run *r)
 {
     float f32[16];
     uint16_t bf16[16];
-    generic_nf4_lut(r->absmax, f32, bf16);
+    generic_lut16(r, f32, bf16);
     for (int64_t i = 0; i < r->numel; i++) {
-        const unsigned code = generic_nf4_code(r->codes, r->first_idx + i);
+        const unsigned code = generic_code4(r->codes, r->first_idx + i);
         if (r->is_dst_bf16)
             ((uint16_t *)r->dst)[i] = bf16[code];
         else

@@ -263,7 +263,8 @@ TESS_INLINE __m512 avx512_nf4_f32(__m128i bytes, __m512 lut)
     return _mm512_permutexvar_ps(idx, lut);
 }
 
-TESS_INLINE void avx512_nf4_run_bf16(const uint8_t *codes, int64_t numel, __m512 lut, uint16_t *dst)
+TESS_INLINE void avx512_lut16_run_bf16(const uint8_t *codes, int64_t numel, __m512 lut,
+                                       uint16_t *dst)
 {
     const __m512i words = _mm512_broadcast_i64x4(avx512_round_bf16(lut));
     int64_t i = 0;
@@ -277,7 +278,7 @@ TESS_INLINE void avx512_nf4_run_bf16(const uint8_t *codes, int64_t numel, __m512
     }
 }
 
-TESS_INLINE void avx512_nf4_run_f32(const uint8_t *codes, int64_t numel, __m512 lut, float *dst)
+TESS_INLINE void avx512_lut16_run_f32(const uint8_t *codes, int64_t numel, __m512 lut, float *dst)
 {
     int64_t i = 0;
     for (; i + 16 <= numel; i += 16)
@@ -290,24 +291,24 @@ TESS_INLINE void avx512_nf4_run_f32(const uint8_t *codes, int64_t numel, __m512 
     }
 }
 
-void tess_avx512_nf4_run(const tess_nf4_run *r)
+void tess_avx512_lut16_run(const tess_lut16_run *r)
 {
     int64_t first = r->first_idx;
     int64_t numel = r->numel;
     char *dst = r->dst;
     if ((first & 1) != 0) { /* the low half of a byte that belongs to the run before */
-        tess_nf4_run one = *r;
+        tess_lut16_run one = *r;
         one.numel = 1;
-        generic_nf4_run(&one);
+        generic_lut16_run(&one);
         first++;
         numel--;
         dst += r->is_dst_bf16 ? 2 : 4;
     }
-    const __m512 lut = _mm512_mul_ps(_mm512_loadu_ps(tess_nf4_table), _mm512_set1_ps(r->absmax));
+    const __m512 lut = _mm512_mul_ps(_mm512_loadu_ps(r->table), _mm512_set1_ps(r->absmax));
     if (r->is_dst_bf16)
-        avx512_nf4_run_bf16(r->codes + first / 2, numel, lut, (uint16_t *)(void *)dst);
+        avx512_lut16_run_bf16(r->codes + first / 2, numel, lut, (uint16_t *)(void *)dst);
     else
-        avx512_nf4_run_f32(r->codes + first / 2, numel, lut, (float *)(void *)dst);
+        avx512_lut16_run_f32(r->codes + first / 2, numel, lut, (float *)(void *)dst);
 }
 
 /* -------- results -------- */

@@ -77,14 +77,15 @@ typedef struct tess_gemm_out {
     int64_t row_numel, col_numel;
 } tess_gemm_out;
 
-/** One run of NF4 elements that share an absmax. */
-typedef struct tess_nf4_run {
+/** One run of 4-bit elements that stand for 16 values times one scale. */
+typedef struct tess_lut16_run {
+    const float *table;   /* [16] */
     const uint8_t *codes; /* of the whole tensor */
     int64_t first_idx, numel;
     float absmax;
     bool is_dst_bf16;
     void *dst;
-} tess_nf4_run;
+} tess_lut16_run;
 
 typedef struct tess_gemm_path {
     tess_gemm_unit bf16_unit; /* what bf16 operands become */
@@ -97,7 +98,7 @@ typedef struct tess_gemm_path {
     void (*pack_along)(const tess_gemm_pack *p);  /* src [k_numel, line_numel] */
     void (*add_scaled)(float *dst, const float *src, float scale, int64_t numel);
     void (*write)(const tess_gemm_out *o);
-    void (*nf4_run)(const tess_nf4_run *r);
+    void (*lut16_run)(const tess_lut16_run *r);
 } tess_gemm_path;
 
 extern const tess_gemm_path tess_gemm_path_portable;
@@ -107,10 +108,5 @@ extern const tess_gemm_path tess_gemm_path_avx512_bf16;
 
 /** Kernels of the current instruction path. Local. */
 const tess_gemm_path *tess_gemm_path_current(void);
-
-/** Elements [first_idx, first_idx + numel) of an NF4 tensor, f32(table * absmax) rounded once.
- * Local. */
-void tess_nf4_range(const tess_gemm_path *path, const tess_codec *codec, const void *const *part,
-                    int64_t first_idx, tess_view dst);
 
 TESS_END_DECLS

@@ -1,39 +1,17 @@
 #include "core/codec.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/arith.h"
 
-static const struct {
-    const char *name;
+/** How the tensors of a family of formats are laid out. */
+typedef struct codec_family {
     bool is_quantized;
-} table[TESS_FORMAT_NUMEL] = {
-#define X(name, text, quantized) [TESS_FORMAT_##name] = {text, quantized},
-    TESS_FORMAT_LIST(X)
-#undef X
-};
-
-const char *tess_format_name(tess_format format)
-{
-    return (unsigned)format < TESS_FORMAT_NUMEL ? table[format].name : "unknown";
-}
-
-bool tess_format_is_quantized(tess_format format)
-{
-    return (unsigned)format < TESS_FORMAT_NUMEL && table[format].is_quantized;
-}
-
-tess_status tess_format_parse(const char *name, tess_format *out)
-{
-    for (int i = 0; i < TESS_FORMAT_NUMEL; i++) {
-        if (strcmp(table[i].name, name) == 0) {
-            *out = (tess_format)i;
-            return TESS_OK;
-        }
-    }
-    return TESS_FAIL(TESS_E_UNSUPPORTED, "unknown base format '%s' (known: f32, bf16, nf4)", name);
-}
+    tess_status (*parts)(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                         int *part_numel);
+} codec_family;
 
 static tess_status add_part(tess_codec_part *parts, int *part_numel, const char *name,
                             tess_dtype dt, int64_t numel)
@@ -45,12 +23,13 @@ static tess_status add_part(tess_codec_part *parts, int *part_numel, const char 
     return tess_nbytes(dt, numel, &p->nbytes);
 }
 
-static tess_status nf4_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
-                             int *part_numel)
+static tess_status bnb4_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                              int *part_numel)
 {
-    const int bs = codec->block_numel;
+    const int64_t bs = codec->block_numel;
     TESS_CHECK(bs >= 32 && bs <= 4096 && (bs & (bs - 1)) == 0, TESS_E_UNSUPPORTED,
-               "nf4 block size %d: expected a power of two from 32 to 4096", bs);
+               "%s block size %" PRId64 ": expected a power of two from 32 to 4096",
+               tess_format_name(codec->format), bs);
     const int64_t block_numel = tess_ceil_div(numel, bs);
     TESS_TRY(add_part(parts, part_numel, "codes", TESS_U8, tess_ceil_div(numel, 2)));
     if (!codec->double_quant)
@@ -61,29 +40,85 @@ static tess_status nf4_parts(const tess_codec *codec, int64_t numel, tess_codec_
     return add_part(parts, part_numel, "nested_offset", TESS_F32, 1);
 }
 
+static tess_status plain_f32_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                                   int *part_numel)
+{
+    (void)codec;
+    return add_part(parts, part_numel, "values", TESS_F32, numel);
+}
+
+static tess_status plain_bf16_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                                    int *part_numel)
+{
+    (void)codec;
+    return add_part(parts, part_numel, "values", TESS_BF16, numel);
+}
+
+static const codec_family plain_f32 = {false, plain_f32_parts};
+static const codec_family plain_bf16 = {false, plain_bf16_parts};
+static const codec_family bnb4 = {true, bnb4_parts};
+
+static const struct {
+    const char *name;
+    const codec_family *family;
+} table[TESS_FORMAT_NUMEL] = {
+#define X(name, text, family) [TESS_FORMAT_##name] = {text, &family},
+    TESS_FORMAT_LIST(X)
+#undef X
+};
+
+const char *tess_format_name(tess_format format)
+{
+    return (unsigned)format < TESS_FORMAT_NUMEL ? table[format].name : "unknown";
+}
+
+const char *tess_format_names(void)
+{
+    return ""
+#define X(name, text, family) text ", "
+        TESS_FORMAT_LIST(X)
+#undef X
+            "keep";
+}
+
+bool tess_format_is_quantized(tess_format format)
+{
+    return (unsigned)format < TESS_FORMAT_NUMEL && table[format].family->is_quantized;
+}
+
+tess_status tess_format_parse(const char *name, tess_format *out)
+{
+    for (int i = 0; i < TESS_FORMAT_NUMEL; i++) {
+        if (strcmp(table[i].name, name) == 0) {
+            *out = (tess_format)i;
+            return TESS_OK;
+        }
+    }
+    return TESS_FAIL(TESS_E_UNSUPPORTED, "unknown base format '%s' (known: %s)", name,
+                     tess_format_names());
+}
+
 tess_status tess_codec_parts(const tess_codec *codec, int64_t numel,
                              tess_codec_part parts[TESS_CODEC_PART_MAX], int *part_numel)
 {
     TESS_CHECK(numel >= 0, TESS_E_RANGE, "negative element count");
+    TESS_CHECK((unsigned)codec->format < TESS_FORMAT_NUMEL, TESS_E_ARG,
+               "base format number %d is not in the table", (int)codec->format);
     *part_numel = 0;
-    switch (codec->format) {
-    case TESS_FORMAT_F32:
-        return add_part(parts, part_numel, "values", TESS_F32, numel);
-    case TESS_FORMAT_BF16:
-        return add_part(parts, part_numel, "values", TESS_BF16, numel);
-    case TESS_FORMAT_NF4:
-        return nf4_parts(codec, numel, parts, part_numel);
-    case TESS_FORMAT_NUMEL:
-        break;
-    }
-    return TESS_FAIL(TESS_E_ARG, "base format number %d is not in the table", (int)codec->format);
+    return table[codec->format].family->parts(codec, numel, parts, part_numel);
 }
 
-void tess_codec_describe(const tess_codec *codec, char text[32])
+bool tess_codec_is_equal(const tess_codec *a, const tess_codec *b)
+{
+    return a->format == b->format && a->block_numel == b->block_numel &&
+           a->double_quant == b->double_quant;
+}
+
+void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYTES])
 {
     if (tess_format_is_quantized(codec->format))
-        snprintf(text, 32, "%s/%d%s", tess_format_name(codec->format), codec->block_numel,
-                 codec->double_quant ? "/double" : "");
+        snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s/%" PRId64 "%s", tess_format_name(codec->format),
+                 codec->block_numel, codec->double_quant ? "/double" : "");
     else
-        snprintf(text, 32, "%s", tess_format_name(codec->format));
+        snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s", tess_format_name(codec->format));
 }

@@ -4,6 +4,11 @@
  * A tensor is a list of parts (codes first, then constants); each part starts at a multiple of 256
  * bytes in the unit's byte string. Pure arithmetic: sizes here, layouts of foreign files in
  * src/format, math in kernels/.
+ *
+ * [Note: a new format] One row of the list below, the layout of its family in codec.c, its decoder
+ * and encoder in kernels/cpu/codec_<family>.c, its words in the run schema, and where files hold it
+ * a reader in src/format. In every format constants belong to consecutive elements of the row-major
+ * tensor: blocks of `block_numel`, which is the row length where a format has constants per row.
  */
 #pragma once
 
@@ -14,26 +19,27 @@
 
 TESS_BEGIN_DECLS
 
-/* X(NAME, "name in run files", quantized) */
+/* X(NAME, "name in run files", family of layouts). A plain format is an array of its dtype. */
 #define TESS_FORMAT_LIST(X)                                                                        \
-    X(F32, "f32", false)                                                                           \
-    X(BF16, "bf16", false)                                                                         \
-    X(NF4, "nf4", true)
+    X(F32, "f32", plain_f32)                                                                       \
+    X(BF16, "bf16", plain_bf16)                                                                    \
+    X(NF4, "nf4", bnb4)                                                                            \
+    X(FP4, "fp4", bnb4)
 
 typedef enum tess_format {
-#define X(name, text, quantized) TESS_FORMAT_##name,
+#define X(name, text, family) TESS_FORMAT_##name,
     TESS_FORMAT_LIST(X)
 #undef X
         TESS_FORMAT_NUMEL
 } tess_format;
 
-enum { TESS_CODEC_PART_MAX = 4, TESS_NESTED_BLOCK_NUMEL = 256 };
+enum { TESS_CODEC_PART_MAX = 4, TESS_NESTED_BLOCK_NUMEL = 256, TESS_CODEC_TEXT_NBYTES = 48 };
 
 /** How one tensor is stored. Plain data, compared field by field. */
 typedef struct tess_codec {
     tess_format format;
-    int block_numel;   /* NF4: elements that share one absmax; 0 for plain formats */
-    bool double_quant; /* NF4: absmax themselves in 8 bits */
+    int64_t block_numel; /* elements that share constants; 0: plain formats, or one block in all */
+    bool double_quant;   /* nf4, fp4: absmax themselves in 8 bits */
 } tess_codec;
 
 /** One part of a stored tensor. */
@@ -49,15 +55,18 @@ TESS_MUST_CHECK tess_status tess_format_parse(const char *name, tess_format *out
 bool tess_format_is_quantized(tess_format format);
 /**
  * Parts of a tensor of `numel` elements, in canonical order. Local.
- * NF4: codes u8 [ceil(numel/2)]; absmax f32 [nb], or with double_quant absmax u8 [nb],
- * nested_absmax f32 [ceil(nb/256)], nested_offset f32 [1]; nb = ceil(numel/block_numel). Plain:
- * values [numel].
+ * Plain: values [numel]. NF4, FP4: codes u8 [ceil(numel/2)]; absmax f32 [nb], or with double_quant
+ * absmax u8 [nb], nested_absmax f32 [ceil(nb/256)], nested_offset f32 [1]; nb =
+ * ceil(numel/block_numel).
  * @return TESS_E_RANGE overflow; TESS_E_UNSUPPORTED illegal block size (legal: 32, 64, ..., 4096)
  */
 TESS_MUST_CHECK tess_status tess_codec_parts(const tess_codec *codec, int64_t numel,
                                              tess_codec_part parts[TESS_CODEC_PART_MAX],
                                              int *part_numel);
 /** "nf4/64/double", "nf4/64", "bf16": as in adapter metadata and plans. Local. */
-void tess_codec_describe(const tess_codec *codec, char text[32]);
+void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYTES]);
+bool tess_codec_is_equal(const tess_codec *a, const tess_codec *b);
+/** Name of every format, separated by ", ": for messages. Local. */
+const char *tess_format_names(void);
 
 TESS_END_DECLS

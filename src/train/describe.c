@@ -65,18 +65,14 @@ static tess_status codec_of_choice(const tess_run *run, tess_run_base_format cho
         *out = (tess_codec){.format = TESS_FORMAT_BF16};
         return TESS_OK;
     case TESS_RUN_BASE_NF4:
-        *out = (tess_codec){.format = TESS_FORMAT_NF4,
-                            .block_numel = (int)run->base.block_size,
-                            .double_quant = run->base.double_quant};
+    case TESS_RUN_BASE_FP4:
+        *out =
+            (tess_codec){.format = choice == TESS_RUN_BASE_NF4 ? TESS_FORMAT_NF4 : TESS_FORMAT_FP4,
+                         .block_numel = run->base.block_size,
+                         .double_quant = run->base.double_quant};
         return TESS_OK;
     }
     return TESS_FAIL(TESS_E_STATE, "base.format: choice %d is not in the schema", (int)choice);
-}
-
-static bool is_equal_codec(const tess_codec *a, const tess_codec *b)
-{
-    return a->format == b->format && a->block_numel == b->block_numel &&
-           a->double_quant == b->double_quant;
 }
 
 static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_codec source,
@@ -95,7 +91,7 @@ static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_co
         }
     }
     TESS_TRY(codec_of_choice(run, choice, source, out));
-    if (!is_equal_codec(out, &source))
+    if (!tess_codec_is_equal(out, &source))
         c->d->is_base_as_source = false;
     return TESS_OK;
 }

@@ -157,9 +157,9 @@ static tess_status list_adapters(peft_export *e)
 }
 
 /* Format of most frozen weights: that of the first quantized one, else of the first. */
-static void describe_base(const tess_session *s, char text[32])
+static void describe_base(const tess_session *s, char text[TESS_CODEC_TEXT_NBYTES])
 {
-    snprintf(text, 32, "none");
+    snprintf(text, TESS_CODEC_TEXT_NBYTES, "none");
     for (int i = s->d.registry.param_numel - 1; i >= 0; i--) {
         const tess_param *p = &s->d.registry.param[i];
         if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 &&
@@ -171,7 +171,7 @@ static void describe_base(const tess_session *s, char text[32])
 static tess_status start_peft(peft_export *e, const tess_export_request *request)
 {
     tess_session *s = e->s;
-    char base_quant[32];
+    char base_quant[TESS_CODEC_TEXT_NBYTES];
     TESS_TRY(list_adapters(e));
     describe_base(s, base_quant);
     const tess_peft_content content = {

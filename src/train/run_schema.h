@@ -40,7 +40,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
-#define TESS_RUN_BASE_LIST(X) X(KEEP, "keep") X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4")
+#define TESS_RUN_BASE_LIST(X) X(KEEP, "keep") X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4")
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
 #define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
 #define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")
@@ -158,9 +158,9 @@ typedef struct tess_run_rules {
       "How frozen linear layers are stored; keep: as in the file. With train.mode full the " \
       "default is keep.") \
     X(base, block_size, "block_size", int64_t, INT, "", "64", 32, 4096, NUMERICS, \
-      "Elements of a row-major tensor that share one absmax (nf4); a power of two.") \
+      "Elements of a row-major tensor that share one absmax (nf4, fp4); a power of two.") \
     X(base, double_quant, "double_quant", bool, BOOL, "", "true", 0, 0, NUMERICS, \
-      "Store the absmax values in 8 bits as well (nf4).") \
+      "Store the absmax values in 8 bits as well (nf4, fp4).") \
     X(base, overrides, "overrides", tess_run_rules, RULES, "", TESS_RUN_UNSET, 0, 1024, NUMERICS, \
       "Rules [{match: REGEX, format: FORMAT}]: the first that matches a tensor's name " \
       "decides its format.")

@@ -19,7 +19,7 @@ typedef struct session_records {
     tess_ckpt_set state, base;
     tess_ckpt_record *state_record, *base_record;
     tess_ckpt_tensor *state_tensor, *base_tensor;
-    char (*quant)[32]; /* [param_numel] */
+    char (*quant)[TESS_CODEC_TEXT_NBYTES]; /* [param_numel] */
 } session_records;
 
 struct tess_session {

@@ -244,6 +244,45 @@ static void test_quantize_vector_t_has_published_digests(void **state)
     quantized_fini(&q);
 }
 
+/* The table and thresholds of bitsandbytes on the same examples. */
+static void test_fp4_worked_examples_and_vector_t(void **state)
+{
+    (void)state;
+    const float x[8] = {-2.0F, -1.0F, -0.25F, 0.0F, 0.1F, 0.5F, 1.0F, 2.0F};
+    const uint8_t codes[4] = {0xbd, 0xe0, 0x17, 0x53}, begin[4] = {0xb3, 0x32, 0x25, 0x54};
+    float t[256], got[256], zero[64] = {0}, tiny[2] = {-0x1p-30F, 1.0F};
+    quantized q;
+    quantized_init(&q, 8, 64, false);
+    q.codec.format = TESS_FORMAT_FP4;
+    quantize(&q, x);
+    assert_memory_equal(q.data[0], codes, 4);
+    quantized_fini(&q);
+    fill_t(t, 256);
+    quantized_init(&q, 256, 64, false);
+    q.codec.format = TESS_FORMAT_FP4;
+    quantize(&q, t);
+    assert_memory_equal(q.data[0], begin, sizeof begin);
+    assert_int_equal(crc_of(q.data[0], 128), 0x88a890c8);
+    for (int path = 0; path <= (int)tess_cpu_path_highest(); path++) {
+        path_set(path);
+        dequantize_f32(&q, got);
+        assert_int_equal(crc_of(got, sizeof got), 0x40ec946c);
+    }
+    quantized_fini(&q);
+    quantized_init(&q, 64, 64, false);
+    q.codec.format = TESS_FORMAT_FP4;
+    quantize(&q, zero); /* all codes of zero, and absmax 0 */
+    for (int i = 0; i < 32; i++)
+        assert_int_equal(((const uint8_t *)q.data[0])[i], 0);
+    assert_true(*(float *)q.data[1] == 0.0F);
+    quantized_fini(&q);
+    quantized_init(&q, 2, 64, false);
+    q.codec.format = TESS_FORMAT_FP4;
+    quantize(&q, tiny); /* a tiny negative is minus zero */
+    assert_int_equal(*(const uint8_t *)q.data[0], 0x83);
+    quantized_fini(&q);
+}
+
 static unsigned code_at(const quantized *q, int64_t idx)
 {
     const uint8_t byte = ((const uint8_t *)q->data[0])[idx / 2];
@@ -512,7 +551,8 @@ static void test_wrong_arguments_are_refused(void **state)
         .codec = {TESS_FORMAT_BF16, 0, false},
         .dst = tess_view_host(x, 8, TESS_F32),
     };
-    assert_message(tess_nf4_dequantize_check(&d), TESS_E_ARG, "codec is bf16, expected nf4");
+    assert_message(tess_nf4_dequantize_check(&d), TESS_E_ARG,
+                   "codec is bf16, expected a quantized format");
     d.codec = a.codec;
     d.first_idx = -1;
     assert_message(tess_nf4_dequantize_check(&d), TESS_E_ARG, "first_idx is -1");
@@ -681,6 +721,7 @@ int main(void)
         cmocka_unit_test(test_dynamic_map_follows_its_rule),
         cmocka_unit_test_teardown(test_quantize_worked_examples, teardown),
         cmocka_unit_test_teardown(test_quantize_vector_t_has_published_digests, teardown),
+        cmocka_unit_test_teardown(test_fp4_worked_examples_and_vector_t, teardown),
         cmocka_unit_test(test_quantize_at_threshold_takes_lower_code),
         cmocka_unit_test_teardown(test_quantize_zero_and_subnormal_blocks, teardown),
         cmocka_unit_test(test_quantize_non_finite_is_refused),

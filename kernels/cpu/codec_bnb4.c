@@ -1,10 +1,18 @@
+/* NF4 and FP4 of bitsandbytes; see kernels/nf4.h. */
 #include <inttypes.h>
 #include <math.h>
 
 #include "core/arith.h"
-#include "kernels/cpu/cpu_priv.h"
+#include "kernels/cpu/codec_priv.h"
+#include "kernels/cpu/gemm_priv.h"
 
-enum { SLICE_NUMEL = 64, CODE_OF_ZERO = 7, NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
+enum {
+    SLICE_NUMEL = 64,
+    NF4_CODE_OF_ZERO = 7,
+    FP4_CODE_OF_ZERO = 0,
+    NESTED_CODE_OF_ZERO = 127,
+    NESTED_CODE_MAX = 255
+};
 
 /* 1/absmax overflows at and below this. */
 static const float smallest_inverted = 0x1p-128F;
@@ -39,35 +47,54 @@ static float block_absmax(const tess_view *src, int64_t first_idx, int64_t numel
     return absmax;
 }
 
-/* Codes of at most 64 scaled elements: number of thresholds below each. */
-static void slice_encode(const float *scaled, int numel, uint8_t *codes)
+static void nf4_codes(const float *u, int32_t *code)
+{
+    for (int t = 0; t < TESS_NELEM(tess_nf4_threshold); t++) {
+        for (int i = 0; i < SLICE_NUMEL; i++)
+            code[i] += u[i] > tess_nf4_threshold[t];
+    }
+}
+
+static void fp4_codes(const float *u, int32_t *code)
+{
+    for (int t = 0; t < TESS_NELEM(tess_fp4_threshold); t++) {
+        for (int i = 0; i < SLICE_NUMEL; i++)
+            code[i] += fabsf(u[i]) > tess_fp4_threshold[t];
+    }
+    for (int i = 0; i < SLICE_NUMEL; i++)
+        code[i] = tess_fp4_code[code[i]] | (u[i] < 0.0F ? 8 : 0);
+}
+
+/* Codes of at most 64 scaled elements. */
+static void slice_encode(tess_format format, const float *scaled, int numel, uint8_t *codes)
 {
     int32_t code[SLICE_NUMEL] = {0};
     float u[SLICE_NUMEL] = {0};
     for (int i = 0; i < numel; i++)
         u[i] = scaled[i];
-    for (int t = 0; t < TESS_NELEM(tess_nf4_threshold); t++) {
-        for (int i = 0; i < SLICE_NUMEL; i++)
-            code[i] += u[i] > tess_nf4_threshold[t];
-    }
+    if (format == TESS_FORMAT_NF4)
+        nf4_codes(u, code);
+    else
+        fp4_codes(u, code);
     for (int i = numel; i < SLICE_NUMEL; i++)
-        code[i] = CODE_OF_ZERO;
+        code[i] = format == TESS_FORMAT_NF4 ? NF4_CODE_OF_ZERO : FP4_CODE_OF_ZERO;
     for (int i = 0; i < numel; i += 2)
         codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]);
 }
 
-static void block_encode(const tess_view *src, int64_t first_idx, int64_t numel, float absmax,
-                         uint8_t *codes)
+static void block_encode(const tess_nf4_quantize_args *a, int64_t first_idx, int64_t numel,
+                         float absmax)
 {
+    uint8_t *codes = (uint8_t *)a->part[0] + first_idx / 2;
     const bool is_divided = absmax <= smallest_inverted;
     const float inverse = is_divided ? 0.0F : 1.0F / absmax;
     for (int64_t done = 0; done < numel; done += SLICE_NUMEL) {
         const int slice_numel = (int)TESS_MIN(numel - done, SLICE_NUMEL);
         float x[SLICE_NUMEL];
-        slice_read(src, first_idx + done, slice_numel, x);
+        slice_read(&a->src, first_idx + done, slice_numel, x);
         for (int i = 0; i < slice_numel; i++)
             x[i] = is_divided ? (absmax > 0.0F ? x[i] / absmax : 0.0F) : x[i] * inverse;
-        slice_encode(x, slice_numel, codes + done / 2);
+        slice_encode(a->codec.format, x, slice_numel, codes + done / 2);
     }
 }
 
@@ -97,7 +124,7 @@ static void quantize_body(void *arg, int part_idx, int part_numel)
             return;
         }
         j->absmax[idx / block_numel] = absmax;
-        block_encode(&a->src, idx, numel, absmax, (uint8_t *)a->part[0] + idx / 2);
+        block_encode(a, idx, numel, absmax);
     }
 }
 
@@ -151,25 +178,59 @@ static void nested_encode(const tess_nf4_quantize_args *a, int64_t block_numel)
             (uint8_t *)a->part[1] + i, (float *)a->part[2] + i / TESS_NESTED_BLOCK_NUMEL);
 }
 
-tess_status tess_cpu_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+static tess_status encode(const tess_nf4_quantize_args *a, tess_pool *pool)
 {
-    tess_pool *pool = s != NULL ? s->pool : NULL;
     const int part_numel = tess_pool_thread_numel(pool);
     job j = {.a = a};
-    TESS_TRY(tess_nf4_quantize_check(a));
-    TESS_CHECK(a->src.space == TESS_HOST, TESS_E_ARG,
-               "nf4 quantize: the cpu backend was given device memory");
     j.absmax = a->codec.double_quant ? a->absmax_work : a->part[1];
     tess_pool_run(pool, part_numel, quantize_body, &j);
     for (int i = 0; i < part_numel; i++) {
         TESS_CHECK(j.bad_idx[i] < 0, TESS_E_FORMAT,
-                   "tensor '%s': element %" PRId64
-                   " is %f, expected finite values; nf4 cannot hold "
+                   "tensor '%s': element %" PRId64 " is %f, expected finite values; %s cannot hold "
                    "it, so repair the source or keep this tensor in bf16",
                    a->tensor_name != NULL ? a->tensor_name : "", j.bad_idx[i],
-                   (double)element_get(&a->src, j.bad_idx[i]));
+                   (double)element_get(&a->src, j.bad_idx[i]), tess_format_name(a->codec.format));
     }
     if (a->codec.double_quant)
         nested_encode(a, tess_ceil_div(a->src.numel, a->codec.block_numel));
     return TESS_OK;
 }
+
+/* ---- decoding ---- */
+
+static float absmax_get(const tess_codec *codec, const void *const *part, int64_t block_idx)
+{
+    if (!codec->double_quant)
+        return ((const float *)part[1])[block_idx];
+    const uint8_t code = ((const uint8_t *)part[1])[block_idx];
+    const float nested = ((const float *)part[2])[block_idx / TESS_NESTED_BLOCK_NUMEL];
+    const float offset = ((const float *)part[3])[0];
+    const float scaled = tess_dynamic_map_signed()[code] * nested;
+    return scaled + offset;
+}
+
+static void decode(const tess_codec *codec, const void *const *part, int64_t first_idx,
+                   tess_view dst)
+{
+    const tess_gemm_path *path = tess_gemm_path_current();
+    const int64_t block_numel = codec->block_numel;
+    const size_t elem_nbytes = tess_dtype_block_nbytes(dst.dt);
+    int64_t done = 0;
+    while (done < dst.numel) {
+        const int64_t idx = first_idx + done;
+        const int64_t block_idx = idx / block_numel;
+        const tess_lut16_run run = {
+            .table = tess_codec_table16(codec->format),
+            .codes = part[0],
+            .first_idx = idx,
+            .numel = TESS_MIN((block_idx + 1) * block_numel - idx, dst.numel - done),
+            .absmax = absmax_get(codec, part, block_idx),
+            .is_dst_bf16 = dst.dt == TESS_BF16,
+            .dst = (char *)dst.data + (size_t)done * elem_nbytes,
+        };
+        path->lut16_run(&run);
+        done += run.numel;
+    }
+}
+
+const tess_cpu_codec tess_cpu_codec_bnb4 = {.decode = decode, .encode = encode};

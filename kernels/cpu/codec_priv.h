@@ -1,0 +1,21 @@
+/** What a family of quantized formats does on the CPU. */
+#pragma once
+
+#include "kernels/cpu/cpu_priv.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct tess_cpu_codec {
+    /* Elements [first_idx, first_idx + dst.numel) in f32 or bf16, rounded once. */
+    void (*decode)(const tess_codec *codec, const void *const *part, int64_t first_idx,
+                   tess_view dst);
+    /* Arguments are checked. @return TESS_E_FORMAT an element that the format cannot hold */
+    tess_status (*encode)(const tess_nf4_quantize_args *a, tess_pool *pool);
+} tess_cpu_codec;
+
+extern const tess_cpu_codec tess_cpu_codec_bnb4;
+
+/** The family of a quantized format. Local. */
+const tess_cpu_codec *tess_cpu_codec_of(tess_format format);
+
+TESS_END_DECLS
