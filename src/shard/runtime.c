@@ -77,6 +77,7 @@ static tess_status create_arenas(tess_runtime *rt)
 static tess_status create_events(tess_runtime *rt)
 {
     const tess_runtime_parts *parts = &rt->parts;
+    TESS_TRY(tess_event_init(&rt->updated, rt->compute));
     TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
@@ -89,12 +90,22 @@ static void destroy_events(tess_runtime *rt)
 {
     if (rt->lane[TESS_LANE_GATHER] == NULL)
         return;
+    tess_event_fini(&rt->updated, rt->compute);
     tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->cleared[1], rt->compute);
+}
+
+/* What the host's pages are from the start: moments begin at zero, and padding travels. */
+static tess_status clear_memory(tess_runtime *rt)
+{
+    static const tess_lifetime life[] = {TESS_LIFE_BASE, TESS_LIFE_PARAM, TESS_LIFE_STATE};
+    for (int i = 0; i < TESS_NELEM(life) && rt->device->space != TESS_HOST; i++)
+        TESS_TRY(tess_device_zero(rt->device, tess_runtime_arena(rt, life[i]), rt->compute));
+    return tess_stream_finish(rt->compute);
 }
 
 /* The family's tables, to the front of the mirror; a host reads its own. */
@@ -136,6 +147,7 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(create_events(rt));
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
+    TESS_TRY(clear_memory(rt));
     TESS_TRY(place_constants(rt));
     return optimizer_plan(rt);
 }
@@ -159,11 +171,22 @@ tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **
     return TESS_OK;
 }
 
+/* Nothing uses the memory any more: the compute stream comes after all other work of a step. What
+ * failed may never end, and is not waited for. */
+static void drain(tess_runtime *rt)
+{
+    const bool was_well = tess_error_status() == TESS_OK;
+    if (rt->compute != NULL && !rt->is_broken && tess_stream_finish(rt->compute) != TESS_OK &&
+        was_well)
+        tess_error_clear();
+}
+
 void tess_runtime_destroy(tess_runtime **inout)
 {
     tess_runtime *rt = *inout;
     if (rt == NULL)
         return;
+    drain(rt);
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
@@ -257,11 +280,13 @@ static tess_view whole_slab(tess_runtime *rt, int unit_idx)
                         u->slab_shard_numel * rt->world, dt);
 }
 
-/* In LoRA mode: every rank receives all slabs; own rows are in place already. */
+/* Slabs travel, now or in the next step, as the compute stream leaves them. In LoRA mode every rank
+ * receives all of them here; own rows are in place already. */
 static tess_status gather_kept(tess_runtime *rt)
 {
     const tess_plan *plan = rt->parts.plan;
     tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
+    TESS_TRY(runtime_follow(rt->compute, stream, &rt->updated));
     if (plan->options.is_full)
         return TESS_OK;
     for (int i = 0; i < plan->unit_numel; i++) {
@@ -627,6 +652,7 @@ tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request
     tess_alloc_freeze();
     const tess_status st = run_step(rt, result);
     tess_alloc_thaw();
+    rt->is_broken = rt->is_broken || st != TESS_OK;
     rt->request = NULL;
     result->blocked_s = tess_comm_blocked_s(rt->parts.world) - blocked_before_s;
     return st;
@@ -664,5 +690,6 @@ tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode, const vo
     tess_alloc_freeze();
     const tess_status st = forward_only(rt, loss_sum);
     tess_alloc_thaw();
+    rt->is_broken = rt->is_broken || st != TESS_OK;
     return st;
 }
