@@ -79,7 +79,8 @@ static tess_status create_events(tess_runtime *rt)
     const tess_runtime_parts *parts = &rt->parts;
     TESS_TRY(tess_event_init(&rt->updated, rt->compute));
     TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
-    TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->drained[0], rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]));
@@ -92,7 +93,8 @@ static void destroy_events(tess_runtime *rt)
         return;
     tess_event_fini(&rt->updated, rt->compute);
     tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
-    tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->drained[0], rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]);
@@ -522,14 +524,15 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
 }
 
 /*
- * A rank without a micro-batch uses nothing that it gathers, so no operation of its schedule waits
- * for the gathers of such a round. They must still be over before the optimizer writes the shards
- * they read, and before the slots they fill are freed.
+ * A rank without a micro-batch uses nothing that it gathers, and one that receives no pieces waits
+ * for none of its sends: no operation of its schedule comes after them. They must still be over
+ * before the optimizer writes the shards they read, before the next step writes gradients, and
+ * before their memory is freed.
  */
-static tess_status drain_gathers(tess_runtime *rt)
+static tess_status drain_lanes(tess_runtime *rt)
 {
-    TESS_TRY(tess_event_record(&rt->drained, rt->lane[TESS_LANE_GATHER]));
-    return tess_stream_wait(rt->compute, &rt->drained);
+    TESS_TRY(runtime_follow(rt->lane[TESS_LANE_GATHER], rt->compute, &rt->drained[0]));
+    return runtime_follow(rt->lane[TESS_LANE_REDUCE], rt->compute, &rt->drained[1]);
 }
 
 static tess_status run_program(tess_runtime *rt, program *p,
@@ -544,7 +547,7 @@ static tess_status run_program(tess_runtime *rt, program *p,
         if (op->is_recorded)
             TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
     }
-    return drain_gathers(rt);
+    return drain_lanes(rt);
 }
 
 /* ---- a step ---- */

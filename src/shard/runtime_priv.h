@@ -49,7 +49,7 @@ struct tess_runtime {
     int segment_numel;
     tess_event updated;    /* the compute lane, once it has written the slabs' own rows */
     tess_event published;  /* the world's stream, once all ranks' rows are there */
-    tess_event drained;    /* the last gather of a program */
+    tess_event drained[2]; /* the last gather, the last send of a program */
     tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
     tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
 
