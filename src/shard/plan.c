@@ -335,6 +335,8 @@ typedef struct spec_arrays {
     bool *unit_is_gathered;
     bool *unit_has_grad;
     int *unit_stage_numel;
+    bool *unit_is_sent, *unit_is_owned;
+    bool *round_has_peer;
 } spec_arrays;
 
 static void spec_arrays_fini(spec_arrays *a)
@@ -344,6 +346,29 @@ static void spec_arrays_fini(spec_arrays *a)
     tess_free(a->unit_is_gathered);
     tess_free(a->unit_has_grad);
     tess_free(a->unit_stage_numel);
+    tess_free(a->unit_is_sent);
+    tess_free(a->unit_is_owned);
+    tess_free(a->round_has_peer);
+}
+
+/* What exchanges move on `rank`. */
+static tess_status list_traffic(const tess_plan *plan, int rank, spec_arrays *a)
+{
+    const int64_t m = plan->options.micro_batch_numel, world = plan->options.world;
+    TESS_TRY(tess_alloc_array(plan->unit_numel, sizeof(bool), (void **)&a->unit_is_sent));
+    TESS_TRY(tess_alloc_array(plan->unit_numel, sizeof(bool), (void **)&a->unit_is_owned));
+    TESS_TRY(tess_alloc_array(plan->round_numel, sizeof(bool), (void **)&a->round_has_peer));
+    for (int i = 0; i < plan->unit_numel; i++) {
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, i, rank, &lo, &hi);
+        a->unit_is_owned[i] = hi > lo;
+        a->unit_is_sent[i] = hi - lo < plan->unit[i].slab_numel;
+    }
+    for (int r = 0; r < plan->round_numel; r++) {
+        const int64_t sender_numel = TESS_MIN(m - r * world, world);
+        a->round_has_peer[r] = sender_numel > (rank < sender_numel ? 1 : 0);
+    }
+    return TESS_OK;
 }
 
 static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *reg, spec_arrays *a)
@@ -365,11 +390,14 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
     return TESS_OK;
 }
 
-static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg,
+/* `spec` holds the rounds of `rank`. */
+static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg, int rank,
                                  tess_sched_spec spec, tess_schedule *out)
 {
     spec_arrays arrays = {0};
     tess_status st = spec_arrays_init(plan, reg, &arrays);
+    if (st == TESS_OK)
+        st = list_traffic(plan, rank, &arrays);
     spec.stage_numel = reg->stage_numel;
     spec.stage_unit = arrays.stage_unit;
     spec.stage_checkpoints = arrays.stage_checkpoints;
@@ -378,6 +406,9 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.unit_is_gathered = arrays.unit_is_gathered;
     spec.unit_has_grad = arrays.unit_has_grad;
     spec.unit_stage_numel = arrays.unit_stage_numel;
+    spec.unit_is_sent = arrays.unit_is_sent;
+    spec.unit_is_owned = arrays.unit_is_owned;
+    spec.round_has_peer = arrays.round_has_peer;
     spec.slot_numel = plan->slot_numel;
     spec.prefetch = plan->options.prefetch;
     spec.is_library = plan->options.is_library;
@@ -402,7 +433,7 @@ tess_status tess_plan_schedule(const tess_plan *plan, const tess_registry *reg, 
                                   .active_round_numel =
                                       is_eval ? 1 : tess_plan_active_rounds(plan, rank),
                                   .is_eval = is_eval};
-    return make_schedule(plan, reg, spec, out);
+    return make_schedule(plan, reg, rank, spec, out);
 }
 
 void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_idx,
@@ -480,7 +511,7 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     list_base(plan, reg);
     TESS_TRY(plan_state(plan, reg));
     const tess_sched_spec sizing = {.round_numel = 1, .active_round_numel = 1};
-    TESS_TRY(make_schedule(plan, reg, sizing, &sched));
+    TESS_TRY(make_schedule(plan, reg, 0, sizing, &sched));
     tess_status st = plan_gradients(plan, &sched);
     tess_schedule_fini(&sched);
     if (st == TESS_OK)

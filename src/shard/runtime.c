@@ -77,8 +77,10 @@ static tess_status create_arenas(tess_runtime *rt)
 static tess_status create_events(tess_runtime *rt)
 {
     const tess_runtime_parts *parts = &rt->parts;
+    TESS_TRY(tess_event_init(&rt->updated, rt->compute));
     TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
-    TESS_TRY(tess_event_init(&rt->drained, rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->drained[0], rt->lane[TESS_LANE_GATHER]));
+    TESS_TRY(tess_event_init(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]));
@@ -89,12 +91,23 @@ static void destroy_events(tess_runtime *rt)
 {
     if (rt->lane[TESS_LANE_GATHER] == NULL)
         return;
+    tess_event_fini(&rt->updated, rt->compute);
     tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
-    tess_event_fini(&rt->drained, rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->drained[0], rt->lane[TESS_LANE_GATHER]);
+    tess_event_fini(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->cleared[1], rt->compute);
+}
+
+/* What the host's pages are from the start: moments begin at zero, and padding travels. */
+static tess_status clear_memory(tess_runtime *rt)
+{
+    static const tess_lifetime life[] = {TESS_LIFE_BASE, TESS_LIFE_PARAM, TESS_LIFE_STATE};
+    for (int i = 0; i < TESS_NELEM(life) && rt->device->space != TESS_HOST; i++)
+        TESS_TRY(tess_device_zero(rt->device, tess_runtime_arena(rt, life[i]), rt->compute));
+    return tess_stream_finish(rt->compute);
 }
 
 /* The family's tables, to the front of the mirror; a host reads its own. */
@@ -136,6 +149,7 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(create_events(rt));
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
+    TESS_TRY(clear_memory(rt));
     TESS_TRY(place_constants(rt));
     return optimizer_plan(rt);
 }
@@ -159,11 +173,22 @@ tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **
     return TESS_OK;
 }
 
+/* Nothing uses the memory any more: the compute stream comes after all other work of a step. What
+ * failed may never end, and is not waited for. */
+static void drain(tess_runtime *rt)
+{
+    const bool was_well = tess_error_status() == TESS_OK;
+    if (rt->compute != NULL && !rt->is_broken && tess_stream_finish(rt->compute) != TESS_OK &&
+        was_well)
+        tess_error_clear();
+}
+
 void tess_runtime_destroy(tess_runtime **inout)
 {
     tess_runtime *rt = *inout;
     if (rt == NULL)
         return;
+    drain(rt);
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
@@ -257,11 +282,13 @@ static tess_view whole_slab(tess_runtime *rt, int unit_idx)
                         u->slab_shard_numel * rt->world, dt);
 }
 
-/* In LoRA mode: every rank receives all slabs; own rows are in place already. */
+/* Slabs travel, now or in the next step, as the compute stream leaves them. In LoRA mode every rank
+ * receives all of them here; own rows are in place already. */
 static tess_status gather_kept(tess_runtime *rt)
 {
     const tess_plan *plan = rt->parts.plan;
     tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
+    TESS_TRY(runtime_follow(rt->compute, stream, &rt->updated));
     if (plan->options.is_full)
         return TESS_OK;
     for (int i = 0; i < plan->unit_numel; i++) {
@@ -497,14 +524,15 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
 }
 
 /*
- * A rank without a micro-batch uses nothing that it gathers, so no operation of its schedule waits
- * for the gathers of such a round. They must still be over before the optimizer writes the shards
- * they read, and before the slots they fill are freed.
+ * A rank without a micro-batch uses nothing that it gathers, and one that receives no pieces waits
+ * for none of its sends: no operation of its schedule comes after them. They must still be over
+ * before the optimizer writes the shards they read, before the next step writes gradients, and
+ * before their memory is freed.
  */
-static tess_status drain_gathers(tess_runtime *rt)
+static tess_status drain_lanes(tess_runtime *rt)
 {
-    TESS_TRY(tess_event_record(&rt->drained, rt->lane[TESS_LANE_GATHER]));
-    return tess_stream_wait(rt->compute, &rt->drained);
+    TESS_TRY(runtime_follow(rt->lane[TESS_LANE_GATHER], rt->compute, &rt->drained[0]));
+    return runtime_follow(rt->lane[TESS_LANE_REDUCE], rt->compute, &rt->drained[1]);
 }
 
 static tess_status run_program(tess_runtime *rt, program *p,
@@ -519,7 +547,7 @@ static tess_status run_program(tess_runtime *rt, program *p,
         if (op->is_recorded)
             TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
     }
-    return drain_gathers(rt);
+    return drain_lanes(rt);
 }
 
 /* ---- a step ---- */
@@ -638,6 +666,7 @@ tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request
     tess_alloc_freeze();
     const tess_status st = run_step(rt, result);
     tess_alloc_thaw();
+    rt->is_broken = rt->is_broken || st != TESS_OK;
     rt->request = NULL;
     result->blocked_s = tess_comm_blocked_s(rt->parts.world) - blocked_before_s;
     return st;
@@ -675,5 +704,6 @@ tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode, const vo
     tess_alloc_freeze();
     const tess_status st = forward_only(rt, loss_sum);
     tess_alloc_thaw();
+    rt->is_broken = rt->is_broken || st != TESS_OK;
     return st;
 }

@@ -47,11 +47,14 @@ struct tess_runtime {
     int d_parity; /* which of the two gradient activations holds d_output */
     update_segment *segment;
     int segment_numel;
-    tess_event published;
-    tess_event drained;     /* the last gather of a program */
-    tess_event joined[2];   /* the gather lane before, the world's stream after a slab's gather */
-    tess_event cleared[2];  /* the reduce lane before, the compute lane after a clearing */
+    tess_event updated;    /* the compute lane, once it has written the slabs' own rows */
+    tess_event published;  /* the world's stream, once all ranks' rows are there */
+    tess_event drained[2]; /* the last gather, the last send of a program */
+    tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
+    tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
     const tess_event *held; /* what the next update waits for, NULL */
+
+    bool is_broken; /* a step failed: its work may never end */
 
     /* the step that runs */
     const tess_step_request *request;

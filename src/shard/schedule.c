@@ -95,6 +95,31 @@ static void read_by(builder *b, int resource_idx, tess_lane lane)
     b->resources[resource_idx].reader[lane] = b->out->op_numel;
 }
 
+static bool holds(const bool *list, int idx) { return list == NULL || list[idx]; }
+
+/* Whether a send reads this rank's gradient buffer; a library reduction always does. */
+static bool gives(const builder *b, const tess_sched_op *op)
+{
+    const tess_sched_spec *spec = b->spec;
+    return op->kind == TESS_SCHED_REDUCE ||
+           (op->round_idx < spec->active_round_numel && holds(spec->unit_is_sent, op->unit_idx));
+}
+
+/* Whether a send, or the sum behind it, uses the receive buffer. */
+static bool takes(const builder *b, const tess_sched_op *op)
+{
+    const tess_sched_spec *spec = b->spec;
+    const bool is_owned = holds(spec->unit_is_owned, op->unit_idx);
+    if (spec->is_library) /* it writes the padding too */
+        return op->kind == TESS_SCHED_REDUCE || is_owned;
+    return is_owned && holds(spec->round_has_peer, op->round_idx);
+}
+
+static bool is_send(const tess_sched_op *op)
+{
+    return op->kind == TESS_SCHED_SEND || op->kind == TESS_SCHED_REDUCE;
+}
+
 static void touch_all(builder *b, const tess_sched_op *op, int *need_op)
 {
     if (op->slot_idx >= 0) {
@@ -103,15 +128,15 @@ static void touch_all(builder *b, const tess_sched_op *op, int *need_op)
         if (op->kind != TESS_SCHED_GATHER)
             read_by(b, slot, op->lane);
     }
-    if (op->grad_idx >= 0) {
+    if (op->grad_idx >= 0 && (!is_send(op) || gives(b, op))) {
         const int grad = grad_resource(b, op->grad_idx);
         touch(b, need_op, grad, op->kind == TESS_SCHED_BACKWARD);
         if (op->kind != TESS_SCHED_BACKWARD)
             read_by(b, grad, op->lane);
     }
-    if (op->kind == TESS_SCHED_SEND || op->kind == TESS_SCHED_REDUCE)
+    if (is_send(op) && takes(b, op))
         touch(b, need_op, receive_resource(b), true);
-    if (op->kind == TESS_SCHED_FOLD) {
+    if (op->kind == TESS_SCHED_FOLD && takes(b, op)) {
         touch(b, need_op, receive_resource(b), false);
         read_by(b, receive_resource(b), op->lane);
     }

@@ -60,7 +60,12 @@ typedef struct tess_sched_spec {
     const bool *unit_is_gathered; /* [unit_numel] lives in a slot */
     const bool *unit_has_grad;    /* [unit_numel] */
     const int *unit_stage_numel;  /* [unit_numel] stages using it */
-    int round_numel;              /* ceil(M / W) */
+    /* What an exchange of gradients moves on this rank, so that nothing waits for what is not
+     * there. NULL: all of it. */
+    const bool *unit_is_sent;   /* [unit_numel] other ranks own a part */
+    const bool *unit_is_owned;  /* [unit_numel] this rank owns a part */
+    const bool *round_has_peer; /* [round_numel] another rank has a micro-batch too */
+    int round_numel;            /* ceil(M / W) */
     int active_round_numel; /* rounds in which this rank has a micro-batch: round_numel or one less
                              */
     int slot_numel;         /* >= 2 when anything is gathered */

@@ -1,0 +1,283 @@
+/*
+ * The list of byte ranges that each kernel reads and writes: what the happens-before checker knows
+ * of kernels. Scratch counts as read and written. A range that is missing here is one that the
+ * emulation does not map, so the twin that touches it ends in a fault.
+ */
+#include "emulation/emu_ranges.h"
+
+#include "core/arith.h"
+
+static void rows(const emu_visitor *v, void *pointer_at, emu_operand o)
+{
+    void **at = pointer_at;
+    if (*at == NULL || o.row_numel <= 0 || o.row_nbytes == 0)
+        return;
+    if (o.stride_nbytes == o.row_nbytes || o.row_numel == 1) {
+        o.row_nbytes *= (size_t)o.row_numel;
+        o.row_numel = 1;
+    }
+    o.pointer_at = at;
+    v->operand(v->arg, &o);
+}
+
+static void array(const emu_visitor *v, void *pointer_at, int64_t numel, size_t elem_nbytes,
+                  emu_access access)
+{
+    rows(
+        v, pointer_at,
+        (emu_operand){.row_numel = 1, .row_nbytes = (size_t)numel * elem_nbytes, .access = access});
+}
+
+static void view(const emu_visitor *v, tess_view *w, emu_access access)
+{
+    array(v, &w->data, w->numel, tess_dtype_block_nbytes(w->dt), access);
+    if (v->makes_host)
+        w->space = TESS_HOST;
+}
+
+/* [row_numel, col_numel] with `stride` elements between rows, 0: contiguous. */
+static void strided(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t col_numel,
+                    int64_t stride, emu_access access)
+{
+    const size_t elem_nbytes = tess_dtype_block_nbytes(w->dt);
+    rows(v, &w->data,
+         (emu_operand){.row_numel = row_numel,
+                       .row_nbytes = (size_t)col_numel * elem_nbytes,
+                       .stride_nbytes = (size_t)(stride != 0 ? stride : col_numel) * elem_nbytes,
+                       .access = access});
+    if (v->makes_host)
+        w->space = TESS_HOST;
+}
+
+static void parts(const emu_visitor *v, const tess_codec *codec, int64_t numel, void *pointers,
+                  emu_access access)
+{
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    int part_numel = 0;
+    void **at = pointers;
+    if (tess_codec_parts(codec, numel, part, &part_numel) != TESS_OK)
+        return; /* the kernel's own check refuses it */
+    for (int i = 0; i < part_numel; i++)
+        array(v, &at[i], 1, part[i].nbytes, access);
+}
+
+static void matrix(const emu_visitor *v, tess_matrix *m)
+{
+    parts(v, &m->codec, m->rows * m->cols, m->part, EMU_READ);
+}
+
+/* ---- one function a kernel ---- */
+
+static void visit_gemm(tess_gemm_args *a, const emu_visitor *v)
+{
+    for (int i = 0; i < a->term_numel; i++) {
+        tess_gemm_term *t = &a->term[i];
+        const bool is_tn = a->kind == TESS_GEMM_TN;
+        strided(v, &t->a, is_tn ? t->k : a->m, is_tn ? a->m : t->k, t->a_stride, EMU_READ);
+        matrix(v, &t->b);
+    }
+    strided(v, &a->c, a->m, a->n, a->c_stride, a->accumulate ? EMU_UPDATE : EMU_WRITE);
+    view(v, &a->work, EMU_UPDATE);
+}
+
+static void visit_nf4_quantize(tess_nf4_quantize_args *a, const emu_visitor *v)
+{
+    view(v, &a->src, EMU_READ);
+    parts(v, &a->codec, a->src.numel, a->part, EMU_WRITE);
+    if (a->codec.double_quant)
+        array(v, &a->absmax_work, tess_ceil_div(a->src.numel, a->codec.block_numel), 4, EMU_UPDATE);
+}
+
+/* From the first element of the tensor on: the parts of a prefix are prefixes of the parts. */
+static void visit_nf4_dequantize(tess_nf4_dequantize_args *a, const emu_visitor *v)
+{
+    parts(v, &a->codec, a->first_idx + a->dst.numel, a->part, EMU_READ);
+    view(v, &a->dst, EMU_WRITE);
+}
+
+static void visit_embedding_forward(tess_embedding_args *a, const emu_visitor *v)
+{
+    array(v, &a->tokens, a->token_numel, 4, EMU_READ);
+    matrix(v, &a->table);
+    view(v, &a->out, EMU_WRITE);
+}
+
+static void visit_embedding_backward(tess_embedding_backward_args *a, const emu_visitor *v)
+{
+    array(v, &a->tokens, a->token_numel, 4, EMU_READ);
+    view(v, &a->d_out, EMU_READ);
+    array(v, &a->d_table, a->vocab_numel * a->hidden_numel, 4, EMU_UPDATE);
+}
+
+static void visit_rmsnorm_forward(tess_rmsnorm_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    view(v, &a->w, EMU_READ);
+    view(v, &a->y, EMU_WRITE);
+    array(v, &a->inv_rms, a->row_numel, 4, EMU_WRITE);
+}
+
+static void visit_rmsnorm_backward(tess_rmsnorm_backward_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    view(v, &a->w, EMU_READ);
+    array(v, &a->inv_rms, a->row_numel, 4, EMU_READ);
+    view(v, &a->d_y, EMU_READ);
+    view(v, &a->residual, EMU_READ);
+    view(v, &a->d_x, EMU_WRITE);
+    array(v, &a->d_w, a->dim, 4, EMU_UPDATE);
+    array(v, &a->work, 16 * a->dim, 4, EMU_UPDATE);
+}
+
+static void visit_rope(tess_rope_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_UPDATE);
+    array(v, &a->positions, a->token_numel, 4, EMU_READ);
+    array(v, &a->cos_table, a->table_rows * (a->dim / 2), 4, EMU_READ);
+    array(v, &a->sin_table, a->table_rows * (a->dim / 2), 4, EMU_READ);
+}
+
+static void visit_attention_forward(tess_attention_args *a, const emu_visitor *v)
+{
+    view(v, &a->q, EMU_READ);
+    view(v, &a->k, EMU_READ);
+    view(v, &a->v, EMU_READ);
+    array(v, &a->doc_start, a->shape.token_numel, 4, EMU_READ);
+    view(v, &a->out, EMU_WRITE);
+    array(v, &a->lse, a->shape.head_numel * a->shape.token_numel, 4, EMU_WRITE);
+    view(v, &a->work, EMU_UPDATE);
+}
+
+static void visit_attention_backward(tess_attention_backward_args *a, const emu_visitor *v)
+{
+    view(v, &a->q, EMU_READ);
+    view(v, &a->k, EMU_READ);
+    view(v, &a->v, EMU_READ);
+    view(v, &a->out, EMU_READ);
+    array(v, &a->lse, a->shape.head_numel * a->shape.token_numel, 4, EMU_READ);
+    view(v, &a->d_out, EMU_READ);
+    array(v, &a->doc_start, a->shape.token_numel, 4, EMU_READ);
+    view(v, &a->d_q, EMU_WRITE);
+    view(v, &a->d_k, EMU_WRITE);
+    view(v, &a->d_v, EMU_WRITE);
+    view(v, &a->work, EMU_UPDATE);
+}
+
+static void visit_swiglu_forward(tess_swiglu_args *a, const emu_visitor *v)
+{
+    view(v, &a->gate, EMU_READ);
+    view(v, &a->up, EMU_READ);
+    view(v, &a->out, EMU_WRITE);
+}
+
+static void visit_swiglu_backward(tess_swiglu_backward_args *a, const emu_visitor *v)
+{
+    view(v, &a->gate, EMU_READ);
+    view(v, &a->up, EMU_READ);
+    view(v, &a->d_out, EMU_READ);
+    view(v, &a->d_gate, EMU_WRITE);
+    view(v, &a->d_up, EMU_WRITE);
+}
+
+static void visit_add(tess_add_args *a, const emu_visitor *v)
+{
+    view(v, &a->a, EMU_READ);
+    view(v, &a->b, EMU_READ);
+    view(v, &a->out, EMU_WRITE);
+}
+
+static void visit_add_bias(tess_add_bias_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_UPDATE);
+    view(v, &a->bias, EMU_READ);
+}
+
+static void visit_sum_rows(tess_sum_rows_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    array(v, &a->out, a->dim, 4, EMU_UPDATE);
+    array(v, &a->work, 16 * a->dim, 4, EMU_UPDATE);
+}
+
+static void visit_dropout(tess_dropout_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    view(v, &a->add, EMU_READ);
+    view(v, &a->out, EMU_WRITE);
+}
+
+static void visit_cast(tess_cast_args *a, const emu_visitor *v)
+{
+    view(v, &a->src, EMU_READ);
+    view(v, &a->dst, EMU_WRITE);
+}
+
+static void visit_cross_entropy(tess_cross_entropy_args *a, const emu_visitor *v)
+{
+    view(v, &a->logits, EMU_READ);
+    array(v, &a->labels, a->row_numel, 4, EMU_READ);
+    array(v, &a->row_loss, a->row_numel, 8, EMU_WRITE);
+    view(v, &a->d_logits, EMU_WRITE);
+}
+
+static void visit_fold(tess_fold_args *a, const emu_visitor *v)
+{
+    array(v, &a->a, a->numel, 4, EMU_READ);
+    array(v, &a->b, a->numel, 4, EMU_READ);
+    array(v, &a->dst, a->numel, 4, EMU_WRITE);
+}
+
+static void visit_square_norm(tess_square_norm_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, a->numel, 4, EMU_READ);
+    array(v, &a->acc, 1, sizeof *a->acc, EMU_UPDATE);
+    array(v, &a->nonfinite_numel, 1, 8, EMU_UPDATE);
+}
+
+static void visit_sum(tess_sum_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, a->numel, 8, EMU_READ);
+    array(v, &a->out, 1, 8, EMU_WRITE);
+}
+
+static void visit_exact_add(tess_exact_add_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, 1, 8, EMU_READ);
+    array(v, &a->acc, 1, sizeof *a->acc, EMU_UPDATE);
+    array(v, &a->nonfinite_numel, 1, 8, EMU_UPDATE);
+}
+
+static void visit_adamw(tess_adamw_args *a, const emu_visitor *v)
+{
+    array(v, &a->master, a->numel, 4, EMU_UPDATE);
+    array(v, &a->exp_avg, a->numel, 4, EMU_UPDATE);
+    array(v, &a->exp_avg_sq, a->numel, 4, EMU_UPDATE);
+    array(v, &a->grad, a->numel, 4, EMU_READ);
+    view(v, &a->param, EMU_WRITE);
+}
+
+void emu_visit(emu_kernel_call *call, const emu_visitor *v)
+{
+    switch (call->kernel) {
+#define X(name, type)                                                                              \
+    case EMU_KERNEL_##name:                                                                        \
+        visit_##name(&call->args.name, v);                                                         \
+        break;
+        EMU_KERNEL_LIST(X)
+#undef X
+    case EMU_KERNEL_NUMEL:
+        break;
+    }
+    if (call->kernel == EMU_KERNEL_gemm && call->args.gemm.bias != NULL)
+        matrix(v, &call->bias);
+}
+
+const char *emu_kernel_name(emu_kernel kernel)
+{
+    static const char *const name[] = {
+#define X(entry, type) #entry,
+        EMU_KERNEL_LIST(X)
+#undef X
+    };
+    return kernel < EMU_KERNEL_NUMEL ? name[kernel] : "unknown kernel";
+}

@@ -1,0 +1,68 @@
+/** What each kernel reads and writes, byte for byte; see emu_ranges.c. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+/* X(entry of the table, type of its arguments): every kernel that is enqueued. */
+#define EMU_KERNEL_LIST(X)                                                                         \
+    X(gemm, tess_gemm_args)                                                                        \
+    X(nf4_quantize, tess_nf4_quantize_args)                                                        \
+    X(nf4_dequantize, tess_nf4_dequantize_args)                                                    \
+    X(embedding_forward, tess_embedding_args)                                                      \
+    X(embedding_backward, tess_embedding_backward_args)                                            \
+    X(rmsnorm_forward, tess_rmsnorm_args)                                                          \
+    X(rmsnorm_backward, tess_rmsnorm_backward_args)                                                \
+    X(rope, tess_rope_args)                                                                        \
+    X(attention_forward, tess_attention_args)                                                      \
+    X(attention_backward, tess_attention_backward_args)                                            \
+    X(swiglu_forward, tess_swiglu_args)                                                            \
+    X(swiglu_backward, tess_swiglu_backward_args)                                                  \
+    X(add, tess_add_args)                                                                          \
+    X(add_bias, tess_add_bias_args)                                                                \
+    X(sum_rows, tess_sum_rows_args)                                                                \
+    X(dropout, tess_dropout_args)                                                                  \
+    X(cast, tess_cast_args)                                                                        \
+    X(cross_entropy, tess_cross_entropy_args)                                                      \
+    X(fold, tess_fold_args)                                                                        \
+    X(square_norm, tess_square_norm_args)                                                          \
+    X(sum, tess_sum_args)                                                                          \
+    X(exact_add, tess_exact_add_args)                                                              \
+    X(adamw, tess_adamw_args)
+
+typedef enum emu_kernel {
+#define X(name, args) EMU_KERNEL_##name,
+    EMU_KERNEL_LIST(X)
+#undef X
+        EMU_KERNEL_NUMEL
+} emu_kernel;
+
+/** Arguments of any kernel, with room for the one thing that arguments point to beside memory. */
+typedef struct emu_kernel_call {
+    emu_kernel kernel;
+    union {
+#define X(name, args) args name;
+        EMU_KERNEL_LIST(X)
+#undef X
+    } args;
+    tess_matrix bias; /* of a gemm */
+} emu_kernel_call;
+
+typedef enum emu_access { EMU_READ = 1, EMU_WRITE = 2, EMU_UPDATE = 3 } emu_access;
+
+/** `row_numel` rows of `row_nbytes`, `stride_nbytes` apart, from `*pointer_at` on. */
+typedef struct emu_operand {
+    void **pointer_at; /* the field that holds the address */
+    int64_t row_numel;
+    size_t row_nbytes, stride_nbytes;
+    emu_access access;
+} emu_operand;
+
+typedef struct emu_visitor {
+    void (*operand)(void *arg, const emu_operand *o);
+    void *arg;
+    bool makes_host; /* views of the call become views of host memory */
+} emu_visitor;
+
+/** Show every operand of a call to the visitor, which may move its pointer. */
+void emu_visit(emu_kernel_call *call, const emu_visitor *v);
+const char *emu_kernel_name(emu_kernel kernel);
