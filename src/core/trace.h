@@ -16,7 +16,8 @@ typedef enum tess_trace_lane {
     TESS_TRACE_DEQUANTIZE, /* weights expanded in front of a product, where that is its own work */
     TESS_TRACE_GATHER,
     TESS_TRACE_REDUCE,
-    TESS_TRACE_COPY, /* snapshots of state */
+    TESS_TRACE_PUBLISH, /* updated slabs to all ranks */
+    TESS_TRACE_COPY,    /* snapshots of state */
     TESS_TRACE_HOST,
     TESS_TRACE_LANE_NUMEL
 } tess_trace_lane;

@@ -254,7 +254,7 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
                                        .token_numel = token_numel,
                                        .tokens_per_s = (double)token_numel / step_s,
                                        .step_s = step_s,
-                                       .exposed_comm_s = r->blocked_s,
+                                       .exposed_comm_s = r->exposed_comm_s,
                                        .mem_host_peak_nbytes = r->flags[FLAG_HOST_PEAK]};
     const tess_progress_row shown = {.step = s->step,
                                      .loss = r->loss,
