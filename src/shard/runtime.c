@@ -647,7 +647,12 @@ static tess_status wait_for_hold(tess_runtime *rt)
 {
     const tess_event *held = rt->held;
     rt->held = NULL;
-    return held != NULL ? tess_stream_wait(rt->compute, held) : TESS_OK;
+    if (held == NULL)
+        return TESS_OK;
+    const int span = runtime_span(rt, "wait snapshot");
+    TESS_TRY(tess_stream_wait(rt->compute, held));
+    runtime_span_end(rt, span);
+    return TESS_OK;
 }
 
 static tess_status run_step(tess_runtime *rt, tess_step_result *result)
