@@ -38,6 +38,9 @@ typedef struct tess_device_ops {
     tess_status (*copy_rows)(tess_device *d, const tess_rows_copy *c, tess_stream *s);
     tess_status (*zero)(tess_device *d, tess_view dst, tess_stream *s);
     tess_status (*memory)(tess_device *d, size_t *free_nbytes, size_t *total_nbytes);
+    /* Named ranges of the calling thread for a profiler of the device; NULL: there is none. */
+    void (*range_push)(tess_device *d, const char *name);
+    void (*range_pop)(tess_device *d);
 } tess_device_ops;
 
 /**

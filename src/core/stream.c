@@ -2,6 +2,8 @@
 
 #include <stddef.h>
 
+#include "core/clock.h"
+
 static tess_status inline_record(tess_stream *s, tess_event *ev)
 {
     ev->stream = s;
@@ -43,6 +45,7 @@ void tess_stream_init_inline(tess_stream *s, const char *name, tess_pool *pool)
     s->ops = &inline_ops;
     s->name = name;
     s->pool = pool;
+    s->tracer = NULL;
 }
 
 tess_status tess_event_init(tess_event *ev, tess_stream *s)
@@ -92,4 +95,33 @@ void tess_stream_poke(tess_stream *s)
 {
     if (s->ops->poke != NULL)
         s->ops->poke(s);
+}
+
+tess_status tess_mark_init(tess_mark *m, tess_stream *s)
+{
+    *m = (tess_mark){0};
+    return s->ops->mark_init != NULL ? s->ops->mark_init(s, m) : TESS_OK;
+}
+
+void tess_mark_fini(tess_mark *m, tess_stream *s)
+{
+    if (s->ops->mark_fini != NULL)
+        s->ops->mark_fini(s, m);
+}
+
+tess_status tess_mark_record(tess_mark *m, tess_stream *s)
+{
+    if (s->ops->mark_record != NULL)
+        return s->ops->mark_record(s, m);
+    m->time_s = tess_clock_s();
+    return TESS_OK;
+}
+
+tess_status tess_mark_elapsed(tess_stream *s, const tess_mark *from, const tess_mark *to,
+                              double *elapsed_s)
+{
+    if (s->ops->mark_elapsed != NULL)
+        return s->ops->mark_elapsed(s, from, to, elapsed_s);
+    *elapsed_s = to->time_s - from->time_s;
+    return TESS_OK;
 }

@@ -25,6 +25,12 @@ typedef struct tess_event {
     void *handle;        /* device event, NULL on the host */
 } tess_event;
 
+/** A timed point in a stream's order. Plain data in the caller's memory. */
+typedef struct tess_mark {
+    double time_s; /* on the host: when it was passed */
+    void *handle;  /* timed device event, NULL on the host */
+} tess_mark;
+
 typedef struct tess_stream_ops {
     tess_status (*event_init)(tess_stream *s, tess_event *ev); /* may be NULL: nothing to attach */
     void (*event_fini)(tess_stream *s, tess_event *ev);        /* may be NULL */
@@ -39,13 +45,25 @@ typedef struct tess_stream_ops {
     /* Drive queued work without blocking; may be NULL. Compute kernels of long calls may poll it.
      */
     void (*poke)(tess_stream *s);
+    /* Timed points of streams whose work runs behind the calls; all NULL: the host's clock tells.
+     * A mark made on one stream of a device serves all its streams. */
+    tess_status (*mark_init)(tess_stream *s, tess_mark *m);
+    void (*mark_fini)(tess_stream *s, tess_mark *m);
+    tess_status (*mark_record)(tess_stream *s, tess_mark *m);
+    /* Seconds from one mark to the other, on any streams of one device; returns when both are
+     * reached. */
+    tess_status (*mark_elapsed)(tess_stream *s, const tess_mark *from, const tess_mark *to,
+                                double *elapsed_s);
 } tess_stream_ops;
+
+typedef struct tess_tracer tess_tracer;
 
 /** Base object; communicators embed it as first member of their own streams. */
 struct tess_stream {
     const tess_stream_ops *ops;
-    const char *name; /* "compute", "gather", "reduce": for traces and messages */
-    tess_pool *pool;  /* threads for kernels enqueued here; NULL: the calling thread alone */
+    const char *name;    /* "compute", "gather", "reduce": for traces and messages */
+    tess_pool *pool;     /* threads for kernels enqueued here; NULL: the calling thread alone */
+    tess_tracer *tracer; /* of the step that runs here (core/trace.h), NULL: none */
 };
 
 /** Host compute stream in the caller's memory; `pool` is borrowed and may be NULL. Local. */
@@ -61,5 +79,18 @@ TESS_MUST_CHECK tess_status tess_event_query(const tess_event *ev, bool *is_reac
 /** Record and finish: the calling thread returns when all work of `s` so far is done. */
 TESS_MUST_CHECK tess_status tess_stream_finish(tess_stream *s);
 void tess_stream_poke(tess_stream *s);
+
+/** Whether marks of `s` tell when work was done and not when it was enqueued. Local. */
+static inline bool tess_stream_is_timed(const tess_stream *s)
+{
+    return s != NULL && s->ops->mark_record != NULL;
+}
+TESS_MUST_CHECK tess_status tess_mark_init(tess_mark *m, tess_stream *s);
+void tess_mark_fini(tess_mark *m, tess_stream *s);
+TESS_MUST_CHECK tess_status tess_mark_record(tess_mark *m, tess_stream *s);
+/** Seconds between two marks recorded on streams of the device of `s`; waits until both are
+ * reached. */
+TESS_MUST_CHECK tess_status tess_mark_elapsed(tess_stream *s, const tess_mark *from,
+                                              const tess_mark *to, double *elapsed_s);
 
 TESS_END_DECLS

@@ -378,5 +378,13 @@ tess_stream *tess_comm_reduce_stream(tess_comm *comm) { return comm->reduce; }
 void tess_comm_abort(tess_comm *comm, int exit_code) { comm->ops->abort(comm, exit_code); }
 double tess_comm_blocked_s(const tess_comm *comm) { return comm->ops->blocked_s(comm); }
 void tess_comm_dump(const tess_comm *comm, int fd) { comm->ops->dump(comm, fd); }
+uint64_t tess_comm_collective_numel(const tess_comm *comm)
+{
+    return comm->ops->collective_numel != NULL ? comm->ops->collective_numel(comm) : 0;
+}
+bool tess_comm_collective_times(const tess_comm *comm, uint64_t serial, tess_comm_times *out)
+{
+    return comm->ops->collective_times != NULL && comm->ops->collective_times(comm, serial, out);
+}
 void tess_comm_describe(const tess_comm *comm, int fd) { comm->ops->describe(comm, fd); }
 void tess_comm_set_checking(tess_comm *comm, bool is_on) { comm->ops->set_checking(comm, is_on); }

@@ -165,6 +165,16 @@ int tess_comm_launch_rank(const tess_comm *comm);
 /** Write this rank's last 4,096 collective records as text lines. May be called from any thread.
  * Local. */
 void tess_comm_dump(const tess_comm *comm, int fd);
+/** When a data collective of this rank ran, in seconds of tess_clock_s(). */
+typedef struct tess_comm_times {
+    double queued_s, started_s, done_s;
+} tess_comm_times;
+/** Data collectives that this rank has enqueued on `comm` and what shares its engine; 0 always
+ * where no such record is kept (collectives between devices). Local. */
+uint64_t tess_comm_collective_numel(const tess_comm *comm);
+/** Times of collective `serial` of that count; false when it is not done, or too long ago. Local.
+ */
+bool tess_comm_collective_times(const tess_comm *comm, uint64_t serial, tess_comm_times *out);
 /** Write one line per stream that has work: what it waits for and which ranks were heard from. May
  * be called from any thread. Local. */
 void tess_comm_describe(const tess_comm *comm, int fd);

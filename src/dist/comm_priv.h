@@ -12,7 +12,8 @@ typedef struct tess_comm_exchange_args {
     int receive_numel;
 } tess_comm_exchange_args;
 
-/** What a communicator can do. Arguments were checked by comm.c. Every entry is required. */
+/** What a communicator can do. Arguments were checked by comm.c. Every entry is required but the
+ * last two. */
 typedef struct tess_comm_ops {
     tess_status (*all_gather)(tess_comm *comm, const tess_wire *wire, tess_view shard,
                               tess_view full, tess_stream *s);
@@ -32,6 +33,9 @@ typedef struct tess_comm_ops {
     void (*dump)(const tess_comm *comm, int fd);
     void (*describe)(const tess_comm *comm, int fd); /* what runs now, one line per busy stream */
     void (*set_checking)(tess_comm *comm, bool is_on);
+    /* Both or none. */
+    uint64_t (*collective_numel)(const tess_comm *comm);
+    bool (*collective_times)(const tess_comm *comm, uint64_t serial, tess_comm_times *out);
 } tess_comm_ops;
 
 enum { TESS_COMM_STREAM_NUMEL = 2 };

@@ -192,6 +192,8 @@ void engine_op_describe(const engine_queue *q, char *text, size_t nbytes);
 /* engine_record.c */
 uint64_t engine_record_add(engine_queue *q, const engine_op *op);
 void engine_record_mark(engine *e, uint64_t serial, engine_record_state state);
+uint64_t engine_record_count(engine *e);
+bool engine_record_times(engine *e, uint64_t serial, tess_comm_times *out);
 void engine_record_dump(engine *e, int rank, int fd);
 /** Lock for a reader that must not hang; false: read anyway. */
 bool engine_try_lock(engine *e, double limit_s);

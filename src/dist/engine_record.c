@@ -38,6 +38,28 @@ void engine_record_mark(engine *e, uint64_t serial, engine_record_state state)
         r->done_s = now_s;
 }
 
+uint64_t engine_record_count(engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    const uint64_t numel = e->record_serial;
+    pthread_mutex_unlock(&e->lock);
+    return numel;
+}
+
+bool engine_record_times(engine *e, uint64_t serial, tess_comm_times *out)
+{
+    pthread_mutex_lock(&e->lock);
+    const engine_record *r = &e->records[serial % ENGINE_RECORD_NUMEL];
+    const bool is_known =
+        r->serial == serial && serial < e->record_serial && r->state == ENGINE_DONE;
+    if (is_known)
+        *out = (tess_comm_times){.queued_s = e->created_s + r->queued_s,
+                                 .started_s = e->created_s + r->started_s,
+                                 .done_s = e->created_s + r->done_s};
+    pthread_mutex_unlock(&e->lock);
+    return is_known;
+}
+
 void tess_fd_line(int fd, const char *fmt, ...)
 {
     char line[2048];

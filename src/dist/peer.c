@@ -316,6 +316,16 @@ static void peer_dump(const tess_comm *comm, int fd)
     engine_record_dump(peer_of_const(comm)->engine, tess_comm_launch_rank(comm), fd);
 }
 
+static uint64_t peer_collective_numel(const tess_comm *comm)
+{
+    return engine_record_count(peer_of_const(comm)->engine);
+}
+
+static bool peer_collective_times(const tess_comm *comm, uint64_t serial, tess_comm_times *out)
+{
+    return engine_record_times(peer_of_const(comm)->engine, serial, out);
+}
+
 static void peer_set_checking(tess_comm *comm, bool is_on)
 {
     comm->is_checking = is_on;
@@ -382,6 +392,8 @@ static const tess_comm_ops peer_ops = {
     .abort = peer_abort,
     .blocked_s = peer_blocked_s,
     .dump = peer_dump,
+    .collective_numel = peer_collective_numel,
+    .collective_times = peer_collective_times,
     .describe = peer_describe,
     .set_checking = peer_set_checking,
 };

@@ -141,6 +141,16 @@ static double spy_blocked_s(const tess_comm *comm)
     return tess_comm_blocked_s(spy_of_const(comm)->inner);
 }
 
+static uint64_t spy_collective_numel(const tess_comm *comm)
+{
+    return tess_comm_collective_numel(spy_of_const(comm)->inner);
+}
+
+static bool spy_collective_times(const tess_comm *comm, uint64_t serial, tess_comm_times *out)
+{
+    return tess_comm_collective_times(spy_of_const(comm)->inner, serial, out);
+}
+
 static void spy_dump(const tess_comm *comm, int fd)
 {
     tess_comm_dump(spy_of_const(comm)->inner, fd);
@@ -168,6 +178,8 @@ static const tess_comm_ops spy_ops = {
     .abort = spy_abort,
     .blocked_s = spy_blocked_s,
     .dump = spy_dump,
+    .collective_numel = spy_collective_numel,
+    .collective_times = spy_collective_times,
     .describe = spy_describe,
     .set_checking = spy_set_checking,
 };

@@ -17,6 +17,7 @@
 #include "core/ctx.h"
 #include "core/device.h"
 #include "core/digest.h"
+#include "core/trace.h"
 #include "core/view.h"
 #include "dist/comm.h"
 
@@ -232,6 +233,8 @@ TESS_MUST_CHECK tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t
  * on the host, where begin returns when they are made. Valid until close. Local.
  */
 const tess_event *tess_ckpt_snapshot_event(const tess_ckpt_store *store);
+/** Later snapshots record spans; borrowed, NULL for none. Local. */
+void tess_ckpt_trace(tess_ckpt_store *store, tess_tracer *tracer);
 /** State of this rank's writer; on a device it is started here, once its snapshot has arrived.
  * Local. */
 tess_ckpt_state tess_ckpt_poll(tess_ckpt_store *store);

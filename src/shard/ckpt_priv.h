@@ -363,6 +363,7 @@ struct tess_ckpt_store {
 
     /* prepared for saving */
     bool is_prepared;
+    tess_tracer *tracer;
     tess_ckpt_set set;
     ckpt_index index;
     tess_ckpt_base base;

@@ -232,11 +232,21 @@ static tess_status copy_state(tess_ckpt_store *s, const tess_ckpt_value *state, 
     return TESS_OK;
 }
 
+static size_t snapshot_nbytes(const tess_ckpt_store *s)
+{
+    size_t nbytes = 0;
+    for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++)
+        nbytes += tess_view_nbytes(s->snapshot[i]);
+    return nbytes;
+}
+
 /* On a device: enqueued behind what `after` holds, so that the next step may begin at once. What
  * the host holds is copied here and now. */
 static tess_status copy_snapshot(tess_ckpt_store *s)
 {
     ckpt_window *w = &s->window;
+    const int span = tess_trace_begin(s->tracer, TESS_TRACE_COPY, "snapshot",
+                                      (int64_t)snapshot_nbytes(s), w->stream);
     for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++) {
         const tess_view v = s->set.records[i].view;
         if (v.space != TESS_HOST)
@@ -244,6 +254,7 @@ static tess_status copy_snapshot(tess_ckpt_store *s)
         else if (v.numel > 0)
             memcpy(s->snapshot[i].data, v.data, tess_view_nbytes(v));
     }
+    tess_trace_end(s->tracer, span, w->stream);
     return w->device != NULL ? tess_event_record(&w->copied, w->stream) : TESS_OK;
 }
 
@@ -365,6 +376,8 @@ tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tes
         ckpt_thread_post(s, CKPT_JOB_WRITE);
     return TESS_OK;
 }
+
+void tess_ckpt_trace(tess_ckpt_store *store, tess_tracer *tracer) { store->tracer = tracer; }
 
 const tess_event *tess_ckpt_snapshot_event(const tess_ckpt_store *store)
 {

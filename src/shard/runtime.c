@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/clock.h"
+
 #include "core/memory.h"
 #include "shard/runtime_priv.h"
 
@@ -150,6 +152,7 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
     TESS_TRY(clear_memory(rt));
+    TESS_TRY(runtime_timing_create(rt));
     TESS_TRY(place_constants(rt));
     return optimizer_plan(rt);
 }
@@ -192,6 +195,7 @@ void tess_runtime_destroy(tess_runtime **inout)
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
+    runtime_timing_destroy(rt);
     for (int i = 0; i < 2; i++)
         tess_free(rt->pieces[i]);
     tess_free(rt->segment);
@@ -286,6 +290,7 @@ static tess_view whole_slab(tess_runtime *rt, int unit_idx)
  * receives all of them here; own rows are in place already. */
 static tess_status gather_kept(tess_runtime *rt)
 {
+    tess_tracer *tracer = tess_trace_tracer(rt->trace);
     const tess_plan *plan = rt->parts.plan;
     tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
     TESS_TRY(runtime_follow(rt->compute, stream, &rt->updated));
@@ -298,11 +303,15 @@ static tess_status gather_kept(tess_runtime *rt)
         const tess_view full = whole_slab(rt, i);
         const tess_view shard =
             tess_view_slice(full, u->slab_shard_numel * rt->rank, u->slab_shard_numel);
+        const int span =
+            tess_trace_begin(tracer, TESS_TRACE_PUBLISH, rt->parts.registry->unit[i].name,
+                             (int64_t)tess_view_nbytes(shard) * (rt->world - 1), stream);
         TESS_TRY(tess_comm_all_gather(rt->parts.world, &plan->wire[u->slab_wire_idx], shard, full,
                                       stream));
+        tess_trace_end(tracer, span, stream);
     }
     TESS_TRY(tess_event_record(&rt->published, stream));
-    return tess_stream_wait(rt->compute, &rt->published);
+    return runtime_wait(rt, &rt->published, TESS_LANE_GATHER);
 }
 
 tess_status tess_runtime_publish(tess_runtime *rt)
@@ -416,7 +425,10 @@ static tess_status load_batch(tess_runtime *rt, int round_idx)
         return TESS_OK;
     rt->batch_round_idx = round_idx;
     const int64_t m = (int64_t)round_idx * rt->world + rt->rank;
-    return rt->request->batch_of(rt->request->arg, m, &rt->batch);
+    const double start_s = tess_clock_s();
+    const tess_status st = rt->request->batch_of(rt->request->arg, m, &rt->batch);
+    tess_trace_host(rt->trace, "batch", start_s, tess_clock_s());
+    return st;
 }
 
 static tess_stage_call make_train_call(tess_runtime *rt, const tess_sched_op *op)
@@ -459,7 +471,6 @@ static tess_status read_record(tess_runtime *rt, const step_record **out)
 
 static tess_status run_forward(tess_runtime *rt, const tess_sched_op *op)
 {
-    TESS_TRY(load_batch(rt, op->round_idx));
     tess_stage_call call = make_train_call(rt, op);
     call.loss_sum = &record_of(rt)->loss_sum;
     TESS_TRY(rt->parts.ops->forward(rt->parts.model, &call));
@@ -481,7 +492,6 @@ static tess_status run_backward(tess_runtime *rt, const tess_sched_op *op)
     const tess_registry *reg = rt->parts.registry;
     const int s = op->stage_idx;
     const bool is_last = s == reg->stage_numel - 1;
-    TESS_TRY(load_batch(rt, op->round_idx));
     tess_stage_call call = make_train_call(rt, op);
     if (op->clears_grad) {
         const int64_t numel = plan->unit[op->unit_idx].slab_shard_numel * rt->world;
@@ -523,6 +533,13 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
     return TESS_FAIL(TESS_E_STATE, "operation %d is not in the schedule's list", (int)op->kind);
 }
 
+static tess_status run_train_op(tess_runtime *rt, const tess_sched_op *op)
+{
+    if (op->kind == TESS_SCHED_FORWARD || op->kind == TESS_SCHED_BACKWARD)
+        TESS_TRY(load_batch(rt, op->round_idx));
+    return runtime_traced_op(rt, op, run_op);
+}
+
 /*
  * A rank without a micro-batch uses nothing that it gathers, and one that receives no pieces waits
  * for none of its sends: no operation of its schedule comes after them. They must still be over
@@ -531,8 +548,28 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
  */
 static tess_status drain_lanes(tess_runtime *rt)
 {
-    TESS_TRY(runtime_follow(rt->lane[TESS_LANE_GATHER], rt->compute, &rt->drained[0]));
-    return runtime_follow(rt->lane[TESS_LANE_REDUCE], rt->compute, &rt->drained[1]);
+    const int from[2] = {TESS_LANE_GATHER, TESS_LANE_REDUCE};
+    for (int i = 0; i < 2; i++) {
+        if (rt->lane[from[i]] == rt->compute)
+            continue;
+        TESS_TRY(tess_event_record(&rt->drained[i], rt->lane[from[i]]));
+        TESS_TRY(runtime_wait(rt, &rt->drained[i], (tess_lane)from[i]));
+    }
+    return TESS_OK;
+}
+
+static tess_status wait_for_lanes(tess_runtime *rt, program *p, const tess_sched_op *op)
+{
+    for (int i = 0; i < TESS_LANE_NUMEL; i++) {
+        if (op->wait[i] < 0)
+            continue;
+        const tess_event *ev = &p->event[op->wait[i]];
+        if (op->lane == TESS_LANE_COMPUTE && i != TESS_LANE_COMPUTE)
+            TESS_TRY(runtime_wait(rt, ev, (tess_lane)i));
+        else
+            TESS_TRY(tess_stream_wait(rt->lane[op->lane], ev));
+    }
+    return TESS_OK;
 }
 
 static tess_status run_program(tess_runtime *rt, program *p,
@@ -540,13 +577,13 @@ static tess_status run_program(tess_runtime *rt, program *p,
 {
     for (int i = 0; i < p->schedule.op_numel; i++) {
         const tess_sched_op *op = &p->schedule.op[i];
-        for (int lane = 0; lane < TESS_LANE_NUMEL; lane++)
-            if (op->wait[lane] >= 0)
-                TESS_TRY(tess_stream_wait(rt->lane[op->lane], &p->event[op->wait[lane]]));
+        runtime_trace_place(rt, rt->request != NULL ? op : NULL);
+        TESS_TRY(wait_for_lanes(rt, p, op));
         TESS_TRY(run(rt, op));
         if (op->is_recorded)
             TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
     }
+    runtime_trace_place(rt, NULL);
     return drain_lanes(rt);
 }
 
@@ -561,8 +598,9 @@ typedef struct control_sum {
 
 typedef struct control_record {
     control_sum sum;
-    int64_t max[TESS_FLAG_MAX +
-                1]; /* flags, then minus the lowest (rank, unit) with a non-finite value */
+    /* flags, then minus the lowest (rank, unit) with a non-finite value, then exposed nanoseconds
+     */
+    int64_t max[TESS_FLAG_MAX + 2];
 } control_record;
 
 _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
@@ -573,6 +611,7 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
 {
     const int64_t units = rt->parts.plan->unit_numel;
     step_record *record = record_of(rt);
+    const int span = runtime_span(rt, "gradient norm");
     for (int i = 0; i < units; i++) {
         const tess_square_norm_args args = {.x = gradient_sum(rt, i),
                                             .numel = runtime_owned_numel(rt, i),
@@ -581,8 +620,12 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
         if (args.numel > 0)
             TESS_TRY(rt->parts.kernels->square_norm(&args, rt->compute));
     }
+    runtime_span_end(rt, span);
     const step_record *found = NULL;
     TESS_TRY(read_record(rt, &found));
+    double exposed_s = 0.0;
+    TESS_TRY(runtime_exposed(rt, &exposed_s));
+    c->max[TESS_FLAG_MAX + 1] = (int64_t)(1e9 * exposed_s);
     c->sum = (control_sum){.loss = found->loss,
                            .norm = found->norm,
                            .nonfinite_numel = found->nonfinite_loss_numel,
@@ -604,8 +647,11 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
     TESS_TRY(measure_gradients(rt, &c));
     for (int i = 0; i < rt->request->flag_numel; i++)
         c.max[i] = rt->request->flags[i];
+    const double start_s = tess_clock_s();
     TESS_TRY(tess_comm_control(rt->parts.world, (int64_t *)(void *)&c.sum,
-                               (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_FLAG_MAX + 1));
+                               (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_NELEM(c.max)));
+    tess_trace_host(rt->trace, "agree on step", start_s, tess_clock_s());
+    result->exposed_comm_s = 1e-9 * (double)c.max[TESS_FLAG_MAX + 1];
     const int64_t units = rt->parts.plan->unit_numel;
     result->loss = tess_exact_round(&c.sum.loss) / (double)rt->request->loss_token_numel;
     if (c.sum.nonfinite_loss_numel > 0)
@@ -635,26 +681,34 @@ static tess_status wait_for_hold(tess_runtime *rt)
 {
     const tess_event *held = rt->held;
     rt->held = NULL;
-    return held != NULL ? tess_stream_wait(rt->compute, held) : TESS_OK;
+    if (held == NULL)
+        return TESS_OK;
+    const int span = runtime_span(rt, "wait snapshot");
+    TESS_TRY(tess_stream_wait(rt->compute, held));
+    runtime_span_end(rt, span);
+    return TESS_OK;
 }
 
 static tess_status run_step(tess_runtime *rt, tess_step_result *result)
 {
     TESS_TRY(clear_record(rt));
-    TESS_TRY(run_program(rt, &rt->train, run_op));
+    TESS_TRY(run_program(rt, &rt->train, run_train_op));
+    int span = runtime_span(rt, "sum gradients");
     TESS_TRY(gradient_finish(rt));
+    runtime_span_end(rt, span);
     TESS_TRY(agree_on_step(rt, result));
     if (result->nonfinite_numel > 0)
         return TESS_OK;
     TESS_TRY(wait_for_hold(rt));
+    span = runtime_span(rt, "optimizer");
     TESS_TRY(optimizer_update(rt, result));
+    runtime_span_end(rt, span);
     return gather_kept(rt);
 }
 
 tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request,
                               tess_step_result *result)
 {
-    const double blocked_before_s = tess_comm_blocked_s(rt->parts.world);
     TESS_CHECK(request->flag_numel >= 0 && request->flag_numel <= TESS_FLAG_MAX, TESS_E_ARG,
                "step flags: at most %d, found %d", TESS_FLAG_MAX, request->flag_numel);
     TESS_CHECK(request->loss_token_numel > 0, TESS_E_FORMAT,
@@ -663,12 +717,13 @@ tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request
     memset(result, 0, sizeof *result);
     rt->request = request;
     rt->batch_round_idx = -1;
+    rt->compute->tracer = tess_trace_tracer(rt->trace);
     tess_alloc_freeze();
     const tess_status st = run_step(rt, result);
     tess_alloc_thaw();
     rt->is_broken = rt->is_broken || st != TESS_OK;
+    rt->compute->tracer = NULL;
     rt->request = NULL;
-    result->blocked_s = tess_comm_blocked_s(rt->parts.world) - blocked_before_s;
     return st;
 }
 

@@ -10,6 +10,7 @@
 #include "core/pool.h"
 #include "dist/comm.h"
 #include "shard/plan.h"
+#include "shard/trace.h"
 
 TESS_BEGIN_DECLS
 
@@ -59,7 +60,8 @@ typedef struct tess_step_result {
                                 everywhere */
     int nonfinite_rank, nonfinite_unit; /* lowest owner rank and unit with one, -1 */
     int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
-    double blocked_s;                   /* this rank waited for communication */
+    double exposed_comm_s; /* the compute lane stood still for gathers and gradient traffic: the
+                              most of any rank; what follows an update counts with the next step */
 } tess_step_result;
 
 /** Local (no communication). @return TESS_E_MEMORY; TESS_E_ARG parts that do not fit together */
@@ -102,6 +104,10 @@ TESS_MUST_CHECK tess_status tess_runtime_publish(tess_runtime *rt);
  * `event` is borrowed until that update. Local.
  */
 void tess_runtime_hold(tess_runtime *rt, const tess_event *event);
+/** Steps record spans in `trace`, borrowed until another one or NULL is given. Local. */
+void tess_runtime_trace(tess_runtime *rt, tess_trace *trace);
+/** Room that a trace needs for the spans of a step. Local. */
+int tess_runtime_span_numel(const tess_runtime *rt);
 /**
  * Forward and backward of all M micro-batches, ordered reduction, control record, clipping, update,
  * publish. Collective over `world`. @return fatal statuses; anything wrong inside a step is

@@ -53,6 +53,10 @@ struct tess_runtime {
     tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
     tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
     const tess_event *held; /* what the next update waits for, NULL */
+    tess_mark *wait_mark;   /* [wait_mark_numel] pairs around waits, see runtime_trace.c */
+    int wait_mark_numel;
+    int wait_used;     /* marks passed and not read */
+    tess_trace *trace; /* of the caller, NULL */
 
     bool is_broken; /* a step failed: its work may never end */
 
@@ -72,6 +76,25 @@ int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx);
 tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, tess_dtype dt);
 /** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */
 TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev);
+
+/* runtime_trace.c */
+TESS_MUST_CHECK tess_status runtime_timing_create(tess_runtime *rt);
+void runtime_timing_destroy(tess_runtime *rt);
+/** The compute lane waits for `ev` of another lane; in a step the time counts as exposed. */
+TESS_MUST_CHECK tess_status runtime_wait(tess_runtime *rt, const tess_event *ev, tess_lane lane);
+/** Sum of the waits since the last call; all of them are over. */
+TESS_MUST_CHECK tess_status runtime_exposed(tess_runtime *rt, double *exposed_s);
+/** What follows belongs to an operation of the training program; NULL: to none. */
+void runtime_trace_place(tess_runtime *rt, const tess_sched_op *op);
+/** Bytes an operation moves between ranks as the plan counts them; -1: it moves none. */
+int64_t runtime_op_nbytes(const tess_runtime *rt, const tess_sched_op *op);
+/** Run one operation of a step inside its span and range. */
+TESS_MUST_CHECK tess_status runtime_traced_op(tess_runtime *rt, const tess_sched_op *op,
+                                              tess_status (*run)(tess_runtime *,
+                                                                 const tess_sched_op *));
+/** A span of the compute lane. */
+int runtime_span(tess_runtime *rt, const char *name);
+void runtime_span_end(tess_runtime *rt, int span_idx);
 
 TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op);

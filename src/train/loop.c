@@ -9,6 +9,7 @@
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/session_priv.h"
+#include "train/trace_file.h"
 
 /* Flags of the control record; maxima over ranks come back. */
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
@@ -21,6 +22,8 @@ static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
 typedef struct loop {
     tess_session *s;
     tess_metrics *metrics; /* rank 0 */
+    tess_trace *trace;     /* NULL: not asked for, or given up */
+    tess_trace_file *trace_file;
     tess_progress progress;
     tess_watchdog *watchdog;
     char *run_yaml;
@@ -84,6 +87,70 @@ static void note_metrics(const loop *l, tess_status st)
     tess_error_clear();
 }
 
+/* ---- trace ---- */
+
+static tess_status stop_trace(loop *l)
+{
+    tess_runtime_trace(l->s->rt, NULL);
+    tess_ckpt_trace(l->s->store, NULL);
+    tess_trace_destroy(&l->trace);
+    return tess_trace_file_close(&l->trace_file);
+}
+
+/* Every rank writes its own file; one that cannot goes on without. */
+static void give_up_trace(loop *l)
+{
+    tess_log_write(&l->s->ctx->log, TESS_LOG_WARN, "trace: %s", tess_error_message());
+    tess_error_clear();
+    if (stop_trace(l) != TESS_OK)
+        tess_error_clear(); /* said already that there is something wrong with the file */
+}
+
+static tess_status open_trace(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_trace_config config = {.clock = tess_runtime_stream(s->rt),
+                                      .comm = s->world,
+                                      .span_numel = tess_runtime_span_numel(s->rt),
+                                      .step_numel = s->run->output.trace_steps};
+    TESS_TRY(tess_trace_create(&config, &l->trace));
+    return tess_trace_file_open(s->ctx, s->run->output.dir, tess_comm_rank(s->world),
+                                &l->trace_file);
+}
+
+/* Collective: the ranks' times begin at one moment. */
+static tess_status start_trace(loop *l)
+{
+    if (!l->s->run->output.trace)
+        return TESS_OK;
+    if (open_trace(l) != TESS_OK)
+        give_up_trace(l);
+    TESS_TRY(tess_comm_barrier(l->s->world));
+    if (l->trace == NULL)
+        return TESS_OK;
+    tess_trace_start(l->trace);
+    tess_runtime_trace(l->s->rt, l->trace);
+    return TESS_OK;
+}
+
+/* What was recorded since the last step goes to the file. */
+static void flush_trace(loop *l)
+{
+    if (tess_trace_is_on(l->trace) && tess_trace_file_flush(l->trace_file, l->trace) != TESS_OK)
+        give_up_trace(l);
+}
+
+static tess_status begin_traced_step(loop *l)
+{
+    flush_trace(l);
+    if (l->trace == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_trace_step(l->trace, l->s->step + 1));
+    if (!tess_trace_is_on(l->trace) && stop_trace(l) != TESS_OK)
+        give_up_trace(l);
+    return TESS_OK;
+}
+
 /* ---- checkpoints ---- */
 
 static tess_ckpt_value number(const char *name, int64_t value)
@@ -122,7 +189,9 @@ static tess_status commit(loop *l)
         return TESS_OK;
     beat_files(l, "commit");
     l->is_saving = false;
+    const double start_s = tess_clock_s();
     TESS_TRY(tess_ckpt_commit(l->s->store, &report));
+    tess_trace_host(l->trace, "commit checkpoint", start_s, tess_clock_s());
     report_save(l, &report);
     return TESS_OK;
 }
@@ -154,7 +223,10 @@ static tess_status begin_save(loop *l)
         words("model_config", s->d.config_text),
     };
     tess_ckpt_report report;
+    const double start_s = tess_clock_s();
+    tess_ckpt_trace(s->store, tess_trace_tracer(l->trace));
     TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
+    tess_trace_host(l->trace, "begin checkpoint", start_s, tess_clock_s());
     tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
     l->asked_step = s->step;
@@ -173,7 +245,9 @@ static tess_status evaluate(loop *l)
     tess_eval_result result;
     if (s->eval_data == NULL)
         return TESS_OK;
+    const double start_s = tess_clock_s();
     TESS_TRY(session_eval_loss(s, beat_evaluation, l, &result));
+    tess_trace_host(l->trace, "evaluate", start_s, tess_clock_s());
     if (tess_comm_rank(s->world) == 0) {
         const tess_metrics_eval_row row = {
             .step = s->step, .loss = result.loss, .loss_token_numel = result.loss_token_numel};
@@ -255,7 +329,7 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
                                        .token_numel = token_numel,
                                        .tokens_per_s = (double)token_numel / step_s,
                                        .step_s = step_s,
-                                       .exposed_comm_s = r->blocked_s,
+                                       .exposed_comm_s = r->exposed_comm_s,
                                        .mem_host_peak_nbytes = r->flags[FLAG_HOST_PEAK]};
     const tess_progress_row shown = {.step = s->step,
                                      .loss = r->loss,
@@ -290,7 +364,10 @@ static tess_status run_step(loop *l)
                                  .flag_numel = FLAG_NUMEL};
     tess_step_result result;
     beat(l, "step");
+    TESS_TRY(session_section(s, begin_traced_step(l)));
+    const double count_s = tess_clock_s();
     TESS_TRY(count_loss_tokens(l, &request.loss_token_numel));
+    tess_trace_host(l->trace, "count tokens", count_s, tess_clock_s());
     TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
     s->step++;
     const double step_s = tess_clock_s() - start_s;
@@ -321,6 +398,7 @@ static tess_status run_steps(loop *l)
             TESS_TRY(begin_save(l));
     }
     TESS_TRY(commit(l));
+    flush_trace(l);
     beat_files(l, "removal of old checkpoints");
     tess_ckpt_drain(s->store);
     return TESS_OK;
@@ -393,6 +471,9 @@ static void note_metrics_close(loop *l, tess_status st)
 
 static tess_status finish(loop *l, tess_status st)
 {
+    const tess_status stopped = stop_trace(l);
+    if (st == TESS_OK && stopped != TESS_OK)
+        give_up_trace(l);
     tess_watchdog_destroy(&l->watchdog);
     tess_progress_fini(&l->progress);
     note_metrics_close(l, st);
@@ -415,6 +496,8 @@ tess_status tess_session_train(tess_session *s)
 {
     loop l = {.s = s, .asked_step = -1, .committed_step = -1};
     tess_status st = session_agree(s, start(&l));
+    if (st == TESS_OK)
+        st = start_trace(&l);
     if (st == TESS_OK)
         st = run_steps(&l);
     st = finish(&l, st);

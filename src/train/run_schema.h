@@ -293,6 +293,11 @@ typedef struct tess_run_rules {
     X(output, base, "base", tess_run_store, ENUM, TESS_RUN_WORDS_(STORE), "auto", 0, 0, FREE, \
       "auto: checkpoints refer to the source files where the trained bytes are theirs, and " \
       "copy them where they were quantized; copy: always copy.") \
+    X(output, trace, "trace", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Write output.dir/trace.<rank>.json, a Chrome trace (Perfetto opens it) of what every rank " \
+      "does in its first steps; same bits.") \
+    X(output, trace_steps, "trace_steps", int64_t, INT, "", "20", 1, 1000000, FREE, \
+      "Steps of a launch that are traced.") \
     X(output, export_as, "export", tess_run_export, ENUM, TESS_RUN_WORDS_(EXPORT), "auto", 0, \
       0, FREE, \
       "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode" \

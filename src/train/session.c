@@ -208,9 +208,12 @@ tess_status session_send_batch(tess_session *s)
     tess_stream *stream = tess_runtime_stream(s->rt);
     const tess_view dst = {(void *)(uintptr_t)s->batch.tokens, s->batch_numel, TESS_I32,
                            tess_runtime_device(s->rt)->space};
+    const int span = tess_trace_begin(stream->tracer, TESS_TRACE_COMPUTE, "copy batch",
+                                      (int64_t)tess_view_nbytes(dst), stream);
     TESS_TRY(tess_device_copy(tess_runtime_device(s->rt), dst,
                               tess_view_host(s->batch_in.tokens, s->batch_numel, TESS_I32),
                               stream));
+    tess_trace_end(stream->tracer, span, stream);
     return tess_event_record(&s->batch_read, stream);
 }
 
