@@ -1,51 +1,21 @@
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/arith.h"
 #include "core/memory.h"
-#include "kernels/cuda/device_priv.h"
 #include "kernels/cuda/sdpa_library_priv.h"
 
-enum {
-    PLAN_MAX = 32,
-    CONFIG_MAX = 16,
-    ALIGN_NBYTES = 256,
-    DIM_STEP = 8, /* of a head's dim */
-};
-
-/* A compiled graph. */
-typedef struct plan {
-    tess_sdpa_case c;
-    cudnnBackendDescriptor_t execution;
-    cudnnBackendDescriptor_t variant; /* its addresses are set anew for each call */
-    size_t work_nbytes;
-    tess_sdpa_engine engine;
-} plan;
-
-struct tess_sdpa {
-    tess_cudnn lib;
-    tess_sdpa_settings settings;
-    cudnnHandle_t handle;               /* NULL for a described device */
-    cudnnBackendDescriptor_t described; /* NULL for one that is there */
-    char version[32];
-    plan plan[PLAN_MAX];
-    int plan_numel;
-    size_t library_nbytes;
-    void *library_work;
-    size_t library_work_nbytes;
-    char refusal[TESS_SDPA_REASON_NBYTES]; /* of the latest case that could not be planned */
-};
+enum { CONFIG_MAX = 16 };
 
 /* -------- life -------- */
 
 static tess_status describe_device(tess_sdpa *sdpa, const char *json)
 {
-    TESS_CUDNN_TRY(&sdpa->lib, BackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR,
-                                                       &sdpa->described));
-    TESS_CUDNN_TRY(&sdpa->lib, BackendSetAttribute(sdpa->described,
-                                                   CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
-                                                   CUDNN_TYPE_CHAR, (int64_t)strlen(json), json));
+    TESS_CUDNN_TRY(&sdpa->lib,
+                   BackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &sdpa->described));
+    TESS_CUDNN_TRY(&sdpa->lib,
+                   BackendSetAttribute(sdpa->described, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
+                                       CUDNN_TYPE_CHAR, (int64_t)strlen(json), json));
     TESS_CUDNN_TRY(&sdpa->lib, BackendFinalize(sdpa->described));
     return TESS_OK;
 }
@@ -69,6 +39,7 @@ tess_status tess_sdpa_create(const tess_sdpa_settings *settings, const char *dev
     TESS_TRY(tess_alloc(sizeof(tess_sdpa), &memory));
     tess_sdpa *sdpa = memory;
     sdpa->settings = *settings;
+    sdpa->settings.document_max = TESS_MIN(settings->document_max, TESS_SDPA_DOCUMENT_MAX);
     const tess_status st = open_device(sdpa, device_json);
     if (st != TESS_OK) {
         tess_sdpa_destroy(&sdpa);
@@ -78,10 +49,8 @@ tess_status tess_sdpa_create(const tess_sdpa_settings *settings, const char *dev
     return TESS_OK;
 }
 
-static void plan_release(tess_sdpa *sdpa, plan *p)
+static void plan_release(tess_sdpa *sdpa, tess_sdpa_compiled *p)
 {
-    if (p->variant != NULL)
-        (void)sdpa->lib.BackendDestroyDescriptor(p->variant);
     if (p->execution != NULL)
         (void)sdpa->lib.BackendDestroyDescriptor(p->execution);
     memset(p, 0, sizeof(*p));
@@ -113,7 +82,7 @@ typedef struct search {
     const tess_sdpa_graph *graph;
     cudnnBackendDescriptor_t heuristic;
     cudnnBackendDescriptor_t config[CONFIG_MAX];
-    int config_numel;   /* created */
+    int config_numel;    /* created */
     int64_t found_numel; /* filled by the library, best first */
 } search;
 
@@ -129,13 +98,12 @@ static tess_status ask_heuristic(search *f)
     TESS_CUDNN_TRY(lib, BackendSetAttribute(f->heuristic, CUDNN_ATTR_ENGINEHEUR_MODE,
                                             CUDNN_TYPE_HEUR_MODE, 1, &mode));
     if (f->sdpa->described != NULL)
-        TESS_CUDNN_TRY(lib, BackendSetAttribute(f->heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP,
-                                                CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
-                                                &f->sdpa->described));
+        TESS_CUDNN_TRY(lib,
+                       BackendSetAttribute(f->heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP,
+                                           CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &f->sdpa->described));
     TESS_CUDNN_TRY(lib, BackendFinalize(f->heuristic));
-    TESS_CUDNN_TRY(lib,
-                   BackendGetAttribute(f->heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                       CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, &offered, NULL));
+    TESS_CUDNN_TRY(lib, BackendGetAttribute(f->heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                            CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, &offered, NULL));
     const int64_t asked = TESS_MIN(offered, CONFIG_MAX);
     for (; f->config_numel < asked; f->config_numel++)
         TESS_CUDNN_TRY(lib, BackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
@@ -210,7 +178,7 @@ static tess_status work_of(const tess_cudnn *lib, cudnnBackendDescriptor_t execu
 
 /* The first configuration that compiles; its execution plan stays with `out`. A described device
  * compiles nothing: its engine is the first one offered. */
-static tess_status take_first(search *f, plan *out)
+static tess_status take_first(search *f, tess_sdpa_compiled *out)
 {
     const tess_cudnn *lib = &f->sdpa->lib;
     out->engine.engine_numel = f->found_numel;
@@ -225,12 +193,10 @@ static tess_status take_first(search *f, plan *out)
                "%s: none of %" PRId64 " configurations compiles for this attention",
                f->sdpa->version, f->found_numel);
     out->engine.is_compiled = true;
-    TESS_TRY(work_of(lib, out->execution, &out->work_nbytes));
-    out->engine.work_nbytes = out->work_nbytes;
-    return TESS_OK;
+    return work_of(lib, out->execution, &out->engine.work_nbytes);
 }
 
-static tess_status plan_build(tess_sdpa *sdpa, const tess_sdpa_case *c, plan *out)
+static tess_status plan_build(tess_sdpa *sdpa, const tess_sdpa_case *c, tess_sdpa_compiled *out)
 {
     tess_sdpa_graph graph;
     search f = {.sdpa = sdpa, .graph = &graph};
@@ -250,9 +216,108 @@ static tess_status plan_build(tess_sdpa *sdpa, const tess_sdpa_case *c, plan *ou
 
 tess_status tess_sdpa_probe(tess_sdpa *sdpa, const tess_sdpa_case *c, tess_sdpa_engine *out)
 {
-    plan p;
+    tess_sdpa_compiled p;
     TESS_TRY(plan_build(sdpa, c, &p));
     *out = p.engine;
     plan_release(sdpa, &p);
     return TESS_OK;
+}
+
+/* -------- plans -------- */
+
+tess_sdpa_case tess_sdpa_case_of(const tess_sdpa *sdpa, const tess_attention_shape *shape,
+                                 bool is_packed, bool is_backward)
+{
+    tess_sdpa_case c;
+    memset(&c, 0, sizeof(c));
+    c.batch_numel = is_packed ? sdpa->settings.document_max : 1;
+    c.length_numel =
+        is_packed ? TESS_MIN(shape->longest_numel, shape->token_numel) : shape->token_numel;
+    c.dim = shape->dim;
+    c.head_numel = shape->head_numel;
+    c.kv_head_numel = shape->kv_head_numel;
+    c.is_packed = is_packed;
+    c.is_backward = is_backward;
+    c.is_deterministic = is_backward && sdpa->settings.is_deterministic;
+    return c;
+}
+
+const tess_sdpa_compiled *tess_sdpa_find(const tess_sdpa *sdpa, const tess_sdpa_case *c)
+{
+    for (int i = 0; i < sdpa->plan_numel; i++) {
+        tess_sdpa_case planned = sdpa->plan[i].c;
+        planned.group_kv_numel = c->group_kv_numel;
+        if (memcmp(&planned, c, sizeof(planned)) == 0)
+            return &sdpa->plan[i];
+    }
+    return NULL;
+}
+
+/* What the deterministic form stores at least: all scores of the group in bf16. */
+static bool is_group_small(const tess_sdpa *sdpa, const tess_sdpa_case *c)
+{
+    const double heads = (double)c->group_kv_numel * (double)(c->head_numel / c->kv_head_numel);
+    const double scores =
+        (double)c->batch_numel * heads * (double)c->length_numel * (double)c->length_numel;
+    return !c->is_deterministic || 2.0 * scores <= (double)sdpa->settings.work_max_nbytes;
+}
+
+/* Build with as many heads at a time as the limit allows. */
+static tess_status plan_groups(tess_sdpa *sdpa, tess_sdpa_case *c, tess_sdpa_compiled *out)
+{
+    for (int64_t split = 1; split <= c->kv_head_numel; split++) {
+        if (c->kv_head_numel % split != 0)
+            continue;
+        c->group_kv_numel = c->kv_head_numel / split;
+        if (!is_group_small(sdpa, c))
+            continue;
+        TESS_TRY(plan_build(sdpa, c, out));
+        if (out->engine.work_nbytes <= sdpa->settings.work_max_nbytes)
+            return TESS_OK;
+        plan_release(sdpa, out);
+    }
+    return TESS_FAIL(TESS_E_UNSUPPORTED, "one head at a time needs more than %zu MiB of workspace",
+                     sdpa->settings.work_max_nbytes >> 20);
+}
+
+static tess_status plan_case(tess_sdpa *sdpa, tess_sdpa_case c)
+{
+    if (tess_sdpa_find(sdpa, &c) != NULL)
+        return TESS_OK;
+    TESS_CHECK(sdpa->plan_numel < TESS_SDPA_PLAN_MAX, TESS_E_RANGE,
+               "attention: more than %d different shapes in a plan; use fewer sizes",
+               TESS_SDPA_PLAN_MAX);
+    tess_sdpa_compiled *p = &sdpa->plan[sdpa->plan_numel++];
+    if (plan_groups(sdpa, &c, p) == TESS_OK) {
+        sdpa->library_nbytes = TESS_MAX(sdpa->library_nbytes, p->engine.work_nbytes);
+        return TESS_OK;
+    }
+    /* own kernels take it: not a failure of the plan */
+    memset(p, 0, sizeof(*p));
+    c.group_kv_numel = 0;
+    p->c = c;
+    (void)snprintf(p->refusal, sizeof(p->refusal), "%s", tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
+tess_status tess_sdpa_plan(tess_sdpa *sdpa, const tess_attention_shape *shape)
+{
+    if (shape->dt != TESS_BF16 || shape->token_numel == 0)
+        return TESS_OK;
+    for (int back = 0; back < 2; back++) {
+        if (shape->longest_numel >= shape->token_numel)
+            TESS_TRY(plan_case(sdpa, tess_sdpa_case_of(sdpa, shape, false, back != 0)));
+        if (sdpa->settings.document_max > 1)
+            TESS_TRY(plan_case(sdpa, tess_sdpa_case_of(sdpa, shape, true, back != 0)));
+    }
+    return TESS_OK;
+}
+
+size_t tess_sdpa_library_nbytes(const tess_sdpa *sdpa) { return sdpa->library_nbytes; }
+
+void tess_sdpa_library_set(tess_sdpa *sdpa, void *memory, size_t nbytes)
+{
+    sdpa->library_work = memory;
+    sdpa->library_work_nbytes = nbytes;
 }

@@ -92,9 +92,8 @@ static desc tensor_make(tess_sdpa_graph *g, const tensor *t)
 static desc inner(tess_sdpa_graph *g, cudnnDataType_t type, int64_t b, int64_t h, int64_t rows,
                   int64_t cols)
 {
-    const tensor t = {.type = type,
-                      .dim = {b, h, rows, cols},
-                      .stride = {h * rows * cols, rows * cols, cols, 1}};
+    const tensor t = {
+        .type = type, .dim = {b, h, rows, cols}, .stride = {h * rows * cols, rows * cols, cols, 1}};
     return tensor_make(g, &t);
 }
 
@@ -112,8 +111,8 @@ static void add_op(tess_sdpa_graph *g, desc op, const char *what)
 {
     (void)finalize(g, op, what);
     if (g->st == TESS_OK && g->op_numel == TESS_SDPA_OP_MAX)
-        g->st = TESS_FAIL(TESS_E_RANGE, "attention graph: more than %d operations",
-                          TESS_SDPA_OP_MAX);
+        g->st =
+            TESS_FAIL(TESS_E_RANGE, "attention graph: more than %d operations", TESS_SDPA_OP_MAX);
     if (g->st == TESS_OK)
         g->op[g->op_numel++] = op;
 }
@@ -351,18 +350,15 @@ static void build_forward(tess_sdpa_graph *g, const axes *x)
     s = mask_padding(g, x, s, length, minus_infinity);
     s = mask_future(g, x, s, minus_infinity);
 
-    desc max = reduce(g, CUDNN_REDUCE_TENSOR_MAX, s,
-                      inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, 1));
+    desc max =
+        reduce(g, CUDNN_REDUCE_TENSOR_MAX, s, inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, 1));
     desc e = on_scores(g, x, CUDNN_POINTWISE_SUB, s, max);
     e = on_scores(g, x, CUDNN_POINTWISE_EXP, e, NULL);
-    desc sum = reduce(g, CUDNN_REDUCE_TENSOR_ADD, e,
-                      inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, 1));
+    desc sum =
+        reduce(g, CUDNN_REDUCE_TENSOR_ADD, e, inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, 1));
     desc log_sum = on_rows(g, x, CUDNN_POINTWISE_LOG, sum, NULL);
-    const pointwise_args add = {.mode = CUDNN_POINTWISE_ADD,
-                                .type = CUDNN_DATA_FLOAT,
-                                .x = max,
-                                .b = log_sum,
-                                .y = stats};
+    const pointwise_args add = {
+        .mode = CUDNN_POINTWISE_ADD, .type = CUDNN_DATA_FLOAT, .x = max, .b = log_sum, .y = stats};
     (void)pointwise(g, &add);
     const pointwise_args divide = {.mode = CUDNN_POINTWISE_DIV,
                                    .type = CUDNN_DATA_FLOAT,
@@ -482,8 +478,7 @@ static void build_backward(tess_sdpa_graph *g, const axes *x)
     query_gradient(g, x, d_s, k, length, at_q);
 }
 
-tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib,
-                                 const tess_sdpa_case *c)
+tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib, const tess_sdpa_case *c)
 {
     memset(g, 0, sizeof(*g));
     g->lib = lib;

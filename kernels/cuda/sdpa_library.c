@@ -35,8 +35,8 @@ static tess_status find_functions(tess_cudnn *lib)
 tess_status tess_cudnn_open(tess_cudnn *out)
 {
     tess_cudnn lib = {.library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL)};
-    TESS_CHECK(lib.library != NULL, TESS_E_UNSUPPORTED,
-               "no cuDNN (%s); attention uses own kernels", dlerror());
+    TESS_CHECK(lib.library != NULL, TESS_E_UNSUPPORTED, "no cuDNN (%s); attention uses own kernels",
+               dlerror());
     const tess_status st = find_functions(&lib);
     if (st != TESS_OK) {
         tess_cudnn_close(&lib);

@@ -94,4 +94,32 @@ TESS_MUST_CHECK tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_
                                                  const tess_sdpa_case *c);
 void tess_sdpa_graph_fini(tess_sdpa_graph *g);
 
+/** A compiled graph; or a case that own kernels must take, and why. */
+typedef struct tess_sdpa_compiled {
+    tess_sdpa_case c;
+    cudnnBackendDescriptor_t execution; /* NULL: refused, or a described device */
+    tess_sdpa_engine engine;
+    char refusal[TESS_SDPA_REASON_NBYTES]; /* empty: none */
+} tess_sdpa_compiled;
+
+enum { TESS_SDPA_PLAN_MAX = 32 };
+struct tess_sdpa {
+    tess_cudnn lib;
+    tess_sdpa_settings settings;
+    cudnnHandle_t handle;               /* NULL for a described device */
+    cudnnBackendDescriptor_t described; /* NULL for one that is there */
+    char version[32];
+    tess_sdpa_compiled plan[TESS_SDPA_PLAN_MAX];
+    int plan_numel;
+    size_t library_nbytes; /* the most that a plan needs */
+    void *library_work;
+    size_t library_work_nbytes;
+};
+
+/** The plan of a case, whatever its group; NULL: nobody planned it. */
+const tess_sdpa_compiled *tess_sdpa_find(const tess_sdpa *sdpa, const tess_sdpa_case *c);
+/** The case of a call, with its group zero. */
+tess_sdpa_case tess_sdpa_case_of(const tess_sdpa *sdpa, const tess_attention_shape *shape,
+                                 bool is_packed, bool is_backward);
+
 TESS_END_DECLS

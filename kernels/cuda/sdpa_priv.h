@@ -1,10 +1,11 @@
 /**
  * Attention by cuDNN's graphs, through its backend C interface, opened with dlopen.
  *
- * [Note: packs] Documents of a pack are a batch of ragged sequences: offsets into the token rows and
- * lengths, computed on the device from doc_start by one small kernel. A plan is built for the most
- * documents a pack may have; places without a document have length 0 and lie behind the last token
- * (as Transformer Engine passes them). A pack of one document takes a plan without any of this.
+ * [Note: packs] Documents of a pack are a batch of ragged sequences: offsets into the token rows
+ * and lengths, computed on the device from doc_start by one small kernel. A plan is built for the
+ * most documents a pack may have; places without a document have length 0 and lie behind the last
+ * token (as Transformer Engine passes them). A pack of one document takes a plan without any of
+ * this.
  *
  * [Note: row statistics] The library keeps log-sum-exp token by token in ragged graphs; kernels/
  * attention.h wants [heads, T]. A transposition of 4 bytes per token and head on both sides keeps
@@ -24,7 +25,7 @@ TESS_BEGIN_DECLS
 
 typedef struct tess_sdpa tess_sdpa;
 
-enum { TESS_SDPA_REASON_NBYTES = 160 };
+enum { TESS_SDPA_REASON_NBYTES = 256, TESS_SDPA_DOCUMENT_MAX = 1024 };
 
 /** What graphs depend on. Zero all of it before filling it in: compared as bytes. */
 typedef struct tess_sdpa_case {
@@ -38,12 +39,12 @@ typedef struct tess_sdpa_case {
 } tess_sdpa_case;
 
 typedef struct tess_sdpa_settings {
-    int64_t document_max;   /* of a pack */
+    int64_t document_max;   /* of a pack, at most TESS_SDPA_DOCUMENT_MAX */
     size_t work_max_nbytes; /* of the library's workspace: plans that need more are refused */
     bool is_deterministic;  /* of the backward; the forward always is */
 } tess_sdpa_settings;
 
-/** A device described by cuDNN's JSON instead of being there, for planning and tests. */
+/** The engine that a case gets. */
 typedef struct tess_sdpa_engine {
     int64_t engine_idx;   /* global index of the engine; engines differ by architecture */
     int64_t engine_numel; /* configurations the heuristic offers */
@@ -52,7 +53,8 @@ typedef struct tess_sdpa_engine {
 } tess_sdpa_engine;
 
 /**
- * Open cuDNN for the calling thread's device, or, with `device_json`, for one that is not there.
+ * Open cuDNN for the calling thread's device, or, with `device_json` (cuDNN's description of one),
+ * for a device that is not there: then graphs are finalized and engines found, but nothing runs.
  * Local. @return TESS_E_UNSUPPORTED it is absent, too old or unusable, said in one line
  */
 TESS_MUST_CHECK tess_status tess_sdpa_create(const tess_sdpa_settings *settings,
@@ -68,8 +70,8 @@ TESS_MUST_CHECK tess_status tess_sdpa_probe(tess_sdpa *sdpa, const tess_sdpa_cas
                                             tess_sdpa_engine *out);
 
 /**
- * Build the plans of a shape, forward and backward; takes seconds. What cannot be planned is left to
- * own kernels, with the reason kept. Local. @return TESS_E_MEMORY
+ * Build the plans of a shape, forward and backward; takes seconds. What cannot be planned is left
+ * to own kernels, with the reason kept. Local. @return TESS_E_MEMORY
  */
 TESS_MUST_CHECK tess_status tess_sdpa_plan(tess_sdpa *sdpa, const tess_attention_shape *shape);
 /** Library workspace of all plans so far. */
@@ -94,16 +96,16 @@ TESS_MUST_CHECK tess_status tess_sdpa_backward(tess_sdpa *sdpa,
 
 /**
  * Offsets of documents for ragged tensors, from doc_start [T] on the device.
- * `start` [documents + 1] first tokens, T behind the last; `length` [documents], 0 behind the last;
- * `offset` [scaled_numel][documents + 1] start * scale of each tensor.
+ * Places behind the last document have length 0 and start at T. A pack with more documents than
+ * `document_max` is the caller's mistake: what is behind them is left out.
  */
 enum { TESS_SDPA_SCALE_MAX = 5 };
 typedef struct tess_sdpa_offsets_args {
     const int32_t *doc_start;
     int64_t token_numel, document_max;
-    int32_t *length;                          /* [document_max] */
-    int32_t *offset[TESS_SDPA_SCALE_MAX];     /* [document_max + 1] each */
-    int32_t scale[TESS_SDPA_SCALE_MAX];       /* elements of a token's row */
+    int32_t *length;                      /* [document_max] */
+    int32_t *offset[TESS_SDPA_SCALE_MAX]; /* [document_max + 1] each */
+    int32_t scale[TESS_SDPA_SCALE_MAX];   /* elements of a token's row */
     int scaled_numel;
 } tess_sdpa_offsets_args;
 TESS_MUST_CHECK tess_status tess_cuda_sdpa_offsets(const tess_sdpa_offsets_args *a, tess_stream *s);
