@@ -18,7 +18,9 @@ typedef struct tess_attention_shape {
     int64_t token_numel; /* T of the micro-batch (sequences one after another; doc_start separates
                             them) */
     int64_t head_numel, kv_head_numel, dim;
-    int64_t longest_numel; /* no token sees further back than this: sequence_length */
+    int64_t longest_numel;  /* no token sees further back than this: sequence_length */
+    int64_t document_numel; /* documents of the micro-batch as the host counted them, 0: unknown;
+                               libraries that plan for a most need it */
 } tess_attention_shape;
 
 typedef struct tess_attention_args {

@@ -387,7 +387,8 @@ tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s)
     TESS_CHECK(tess_view_nbytes(a->work) >= needed, TESS_E_ARG,
                "gemm: work has %zu bytes, expected %zu; take it from gemm_work_nbytes",
                tess_view_nbytes(a->work), needed);
-    gemm_call call = {.p = &p, .library = tess_cuda_stream_library(s), .stream = s};
+    gemm_call call = {.p = &p, .stream = s};
+    TESS_TRY(tess_cuda_stream_library(s, &call.library));
     const uintptr_t work = (uintptr_t)a->work.data;
     char *scratch = a->work.data;
     scratch += (ALIGN_NBYTES - work % ALIGN_NBYTES) % ALIGN_NBYTES;

@@ -44,7 +44,10 @@ static inline size_t tess_cuda_library_work_nbytes(int capability)
     return (size_t)(capability >= 90 ? 32 : 4) << 20;
 }
 
-/** The device implements it, and so does the emulation. Never NULL. */
-const tess_cuda_library *tess_cuda_stream_library(const tess_stream *s);
+/**
+ * The libraries of a stream, opened when first asked for: at plan time. The device implements it,
+ * and so does the emulation. Local. @return TESS_E_MEMORY; TESS_E_UNSUPPORTED
+ */
+TESS_MUST_CHECK tess_status tess_cuda_stream_library(tess_stream *s, const tess_cuda_library **out);
 
 TESS_END_DECLS

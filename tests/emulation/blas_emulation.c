@@ -30,8 +30,8 @@ static void emulation_identify(const tess_blas *b, char text[TESS_BLAS_IDENTITY_
                    ((const tess_blas_emulation *)b)->identity);
 }
 
-static tess_status emulation_choose(tess_blas *b, const tess_blas_product *p,
-                                    tess_blas_choice *out, int choice_max, int *choice_numel)
+static tess_status emulation_choose(tess_blas *b, const tess_blas_product *p, tess_blas_choice *out,
+                                    int choice_max, int *choice_numel)
 {
     TESS_CHECK(p->m >= 1 && p->n >= 1 && p->k >= 1 && choice_max >= 1, TESS_E_ARG,
                "product [%" PRId64 ", %" PRId64 "] over %" PRId64 " has no elements", p->m, p->n,
@@ -42,8 +42,8 @@ static tess_status emulation_choose(tess_blas *b, const tess_blas_product *p,
     return TESS_OK;
 }
 
-static tess_status fetch(operand *o, const void *device, int64_t rows, int64_t cols,
-                         int64_t stride, size_t elem_nbytes)
+static tess_status fetch(operand *o, const void *device, int64_t rows, int64_t cols, int64_t stride,
+                         size_t elem_nbytes)
 {
     o->device = (void *)(uintptr_t)device;
     o->nbytes = (size_t)((rows - 1) * stride + cols) * elem_nbytes;

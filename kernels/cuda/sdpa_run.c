@@ -1,0 +1,288 @@
+/* Calls of attention through compiled graphs. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "kernels/cuda/device_priv.h"
+#include "kernels/cuda/sdpa_library_priv.h"
+
+enum { ALIGN_NBYTES = 256, DIM_STEP = 8, OFFSET_KIND_NUMEL = 5, PLACE_NUMEL = 1056 };
+
+/* The workspace of a call, cut up. */
+typedef struct scratch {
+    int32_t *length;                    /* [documents] */
+    int32_t *offset[OFFSET_KIND_NUMEL]; /* [documents + 1] */
+    float *stats;                       /* [T, heads] */
+    float *sum;                         /* [T, heads] */
+    float *d_q_sum;                     /* [T, heads, D] */
+} scratch;
+
+static size_t aligned(size_t nbytes)
+{
+    return (nbytes + ALIGN_NBYTES - 1) / ALIGN_NBYTES * ALIGN_NBYTES;
+}
+
+static size_t places_nbytes(void) { return aligned(PLACE_NUMEL * sizeof(int32_t)); }
+
+static size_t rows_nbytes(const tess_attention_shape *shape)
+{
+    return aligned((size_t)shape->token_numel * (size_t)shape->head_numel * sizeof(float));
+}
+
+size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape)
+{
+    if (shape->dt != TESS_BF16)
+        return 0;
+    const size_t sums = aligned((size_t)shape->token_numel * (size_t)shape->head_numel *
+                                (size_t)shape->dim * sizeof(float));
+    return ALIGN_NBYTES + (1 + OFFSET_KIND_NUMEL) * places_nbytes() + 2 * rows_nbytes(shape) + sums;
+}
+
+static tess_status scratch_take(tess_view work, const tess_attention_shape *shape, scratch *out)
+{
+    const size_t needed = tess_sdpa_work_nbytes(shape);
+    TESS_CHECK(tess_view_nbytes(work) >= needed, TESS_E_ARG,
+               "attention: work has %zu bytes, expected %zu; take it from attention_work_nbytes",
+               tess_view_nbytes(work), needed);
+    char *at = work.data;
+    at += (ALIGN_NBYTES - (uintptr_t)at % ALIGN_NBYTES) % ALIGN_NBYTES;
+    out->length = (int32_t *)(void *)at;
+    for (int i = 0; i < OFFSET_KIND_NUMEL; i++)
+        out->offset[i] = (int32_t *)(void *)(at += places_nbytes());
+    out->stats = (float *)(void *)(at += places_nbytes());
+    out->sum = (float *)(void *)(at += rows_nbytes(shape));
+    out->d_q_sum = (float *)(void *)(at + rows_nbytes(shape));
+    return TESS_OK;
+}
+
+/* -------- what is covered -------- */
+
+static bool refuse(char why[TESS_SDPA_REASON_NBYTES], const char *text)
+{
+    (void)snprintf(why, TESS_SDPA_REASON_NBYTES, "%s", text);
+    return false;
+}
+
+static bool is_packed(const tess_attention_shape *shape)
+{
+    return shape->document_numel != 1 || shape->longest_numel < shape->token_numel;
+}
+
+/* Reasons that lie in the call. */
+static bool is_usable(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
+                      char why[TESS_SDPA_REASON_NBYTES])
+{
+    if (shape->dt != TESS_BF16)
+        return refuse(why, "cuDNN's attention takes bf16");
+    if (window != 0 && window < shape->longest_numel)
+        return refuse(why, "sliding windows are not in cuDNN's graphs here");
+    if (shape->dim % DIM_STEP != 0)
+        return refuse(why, "cuDNN's attention takes head dims that are multiples of 8");
+    if (shape->document_numel == 0)
+        return refuse(why, "the number of documents is not known");
+    if (is_packed(shape) && shape->document_numel > sdpa->settings.document_max) {
+        (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
+                       "%" PRId64 " documents in the pack, cuDNN's plan is for %" PRId64,
+                       shape->document_numel, sdpa->settings.document_max);
+        return false;
+    }
+    const double last = (double)shape->token_numel * (double)shape->head_numel * (double)shape->dim;
+    if (last > (double)INT32_MAX)
+        return refuse(why, "offsets of cuDNN's ragged tensors have 32 bits");
+    return true;
+}
+
+bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
+                      bool is_backward, char why[TESS_SDPA_REASON_NBYTES])
+{
+    if (!is_usable(sdpa, shape, window, why))
+        return false;
+    const tess_sdpa_case c = tess_sdpa_case_of(sdpa, shape, is_packed(shape), is_backward);
+    const tess_sdpa_compiled *p = tess_sdpa_find(sdpa, &c);
+    if (p == NULL)
+        return refuse(why, "cuDNN has no plan for this shape");
+    if (p->refusal[0] != '\0')
+        return refuse(why, p->refusal);
+    if (p->engine.work_nbytes > sdpa->library_work_nbytes)
+        return refuse(why, "cuDNN's workspace was not given");
+    (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
+                   "%s, engine %" PRId64 ", %" PRId64 " of %" PRId64 " key-value heads at a time",
+                   sdpa->version, p->engine.engine_idx, p->c.group_kv_numel, p->c.kv_head_numel);
+    return true;
+}
+
+/* -------- execution -------- */
+
+/* Addresses of one execution. */
+typedef struct bindings {
+    int64_t uid[TESS_SDPA_UID_END];
+    const void *data[TESS_SDPA_UID_END];
+    int64_t numel;
+    float scale, minus_infinity, one;
+} bindings;
+
+static void bind(bindings *b, tess_sdpa_uid uid, const void *data)
+{
+    b->uid[b->numel] = uid;
+    b->data[b->numel++] = data;
+}
+
+static void bind_scalars(bindings *b, float scale)
+{
+    b->scale = scale;
+    b->minus_infinity = -INFINITY;
+    b->one = 1.0F;
+    bind(b, TESS_SDPA_SCALE, &b->scale);
+    bind(b, TESS_SDPA_MINUS_INFINITY, &b->minus_infinity);
+}
+
+static void bind_documents(bindings *b, const scratch *w, const tess_sdpa_case *c)
+{
+    if (!c->is_packed)
+        return;
+    bind(b, TESS_SDPA_LENGTH, w->length);
+    bind(b, TESS_SDPA_OFFSET_Q, w->offset[0]);
+    bind(b, TESS_SDPA_OFFSET_KV, w->offset[1]);
+    bind(b, TESS_SDPA_OFFSET_STATS, w->offset[2]);
+    if (!c->is_backward)
+        return;
+    bind(b, TESS_SDPA_OFFSET_SUM, w->offset[3]);
+    if (!c->is_deterministic)
+        bind(b, TESS_SDPA_OFFSET_D_Q_SUM, w->offset[4]);
+}
+
+static tess_status variant_fill(const tess_sdpa *sdpa, const bindings *b,
+                                cudnnBackendDescriptor_t variant)
+{
+    const tess_cudnn *lib = &sdpa->lib;
+    TESS_CUDNN_TRY(lib, BackendSetAttribute(variant, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS,
+                                            CUDNN_TYPE_INT64, b->numel, b->uid));
+    TESS_CUDNN_TRY(lib, BackendSetAttribute(variant, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS,
+                                            CUDNN_TYPE_VOID_PTR, b->numel, b->data));
+    TESS_CUDNN_TRY(lib, BackendSetAttribute(variant, CUDNN_ATTR_VARIANT_PACK_WORKSPACE,
+                                            CUDNN_TYPE_VOID_PTR, 1, &sdpa->library_work));
+    TESS_CUDNN_TRY(lib, BackendFinalize(variant));
+    return TESS_OK;
+}
+
+static tess_status execute(const tess_sdpa *sdpa, const tess_sdpa_compiled *p, const bindings *b)
+{
+    const tess_cudnn *lib = &sdpa->lib;
+    cudnnBackendDescriptor_t variant = NULL;
+    TESS_CUDNN_TRY(lib, BackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &variant));
+    tess_status st = variant_fill(sdpa, b, variant);
+    if (st == TESS_OK) {
+        const cudnnStatus_t e = lib->BackendExecute(sdpa->handle, p->execution, variant);
+        if (e != CUDNN_STATUS_SUCCESS)
+            st = tess_cudnn_fail(lib, e, __FILE__, __LINE__, "attention");
+    }
+    (void)lib->BackendDestroyDescriptor(variant);
+    return st;
+}
+
+/* The compiled graph of a call, with the library on its stream. */
+static tess_status begin(tess_sdpa *sdpa, const tess_attention_shape *shape, bool is_backward,
+                         tess_stream *s, const tess_sdpa_compiled **out)
+{
+    const tess_sdpa_case c = tess_sdpa_case_of(sdpa, shape, is_packed(shape), is_backward);
+    const tess_sdpa_compiled *p = tess_sdpa_find(sdpa, &c);
+    TESS_CHECK(p != NULL && p->execution != NULL, TESS_E_STATE,
+               "attention of %" PRId64 " tokens: no compiled graph; ask tess_sdpa_covers first",
+               shape->token_numel);
+    TESS_CUDNN_TRY(&sdpa->lib, SetStream(sdpa->handle, tess_cuda_stream(s)));
+    *out = p;
+    return TESS_OK;
+}
+
+static tess_status offsets_make(const tess_sdpa_compiled *p, const tess_attention_shape *shape,
+                                const int32_t *doc_start, const scratch *w, tess_stream *s)
+{
+    const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
+    const int64_t group = p->c.group_kv_numel * ratio;
+    const int64_t scale[OFFSET_KIND_NUMEL] = {shape->head_numel * shape->dim,
+                                              shape->kv_head_numel * shape->dim, shape->head_numel,
+                                              group, group * shape->dim};
+    if (!p->c.is_packed)
+        return TESS_OK;
+    tess_sdpa_offsets_args args = {.doc_start = doc_start,
+                                   .token_numel = shape->token_numel,
+                                   .document_max = p->c.batch_numel,
+                                   .length = w->length,
+                                   .scaled_numel = p->c.is_backward ? OFFSET_KIND_NUMEL : 3};
+    for (int i = 0; i < OFFSET_KIND_NUMEL; i++) {
+        args.offset[i] = w->offset[i];
+        args.scale[i] = (int32_t)scale[i];
+    }
+    return tess_cuda_sdpa_offsets(&args, s);
+}
+
+/* First element of a head in [T, heads, D] bf16. */
+static const void *head_of(tess_view v, int64_t head_idx, int64_t dim)
+{
+    return (const char *)v.data + (size_t)(head_idx * dim) * tess_dtype_block_nbytes(TESS_BF16);
+}
+
+tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a, tess_stream *s)
+{
+    const tess_attention_shape *shape = &a->shape;
+    const tess_sdpa_compiled *p = NULL;
+    scratch w;
+    TESS_TRY(begin(sdpa, shape, false, s, &p));
+    TESS_TRY(scratch_take(a->work, shape, &w));
+    TESS_TRY(offsets_make(p, shape, a->doc_start, &w, s));
+    const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
+    float *stats = p->c.is_packed ? w.stats : a->lse;
+    const int64_t stats_step = p->c.is_packed ? 1 : shape->token_numel;
+    for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
+        bindings b = {.numel = 0};
+        bind_scalars(&b, a->scale);
+        bind_documents(&b, &w, &p->c);
+        bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
+        bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(a->out, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
+        TESS_TRY(execute(sdpa, p, &b));
+    }
+    if (!p->c.is_packed)
+        return TESS_OK;
+    return tess_cuda_sdpa_transpose(w.stats, shape->token_numel, shape->head_numel, a->lse, s);
+}
+
+tess_status tess_sdpa_backward(tess_sdpa *sdpa, const tess_attention_backward_args *a,
+                               tess_stream *s)
+{
+    const tess_attention_shape *shape = &a->shape;
+    const tess_sdpa_compiled *p = NULL;
+    scratch w;
+    TESS_TRY(begin(sdpa, shape, true, s, &p));
+    TESS_TRY(scratch_take(a->work, shape, &w));
+    TESS_TRY(offsets_make(p, shape, a->doc_start, &w, s));
+    if (p->c.is_packed)
+        TESS_TRY(
+            tess_cuda_sdpa_transpose(a->lse, shape->head_numel, shape->token_numel, w.stats, s));
+    const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
+    const float *stats = p->c.is_packed ? w.stats : a->lse;
+    const int64_t stats_step = p->c.is_packed ? 1 : shape->token_numel;
+    for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
+        bindings b = {.numel = 0};
+        bind_scalars(&b, a->scale);
+        bind(&b, TESS_SDPA_ONE, &b.one);
+        bind_documents(&b, &w, &p->c);
+        bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
+        bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(a->out, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_D_O, head_of(a->d_out, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
+        bind(&b, TESS_SDPA_D_Q, head_of(a->d_q, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_D_K, head_of(a->d_k, kv, shape->dim));
+        bind(&b, TESS_SDPA_D_V, head_of(a->d_v, kv, shape->dim));
+        bind(&b, TESS_SDPA_SUM, w.sum);
+        if (!p->c.is_deterministic)
+            bind(&b, TESS_SDPA_D_Q_SUM, w.d_q_sum);
+        TESS_TRY(execute(sdpa, p, &b));
+    }
+    return TESS_OK;
+}

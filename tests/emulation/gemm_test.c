@@ -1,0 +1,846 @@
+/*
+ * Matrix products of the CUDA backend with its kernels in the emulation and the C twin for the
+ * library's products: how terms become products, scratch, rounding, bias, accumulation, strides.
+ *
+ * Bound: as in tests/kernels/test_gemm.c, (L + 8) * 2^-23 * (S + |bias| + |old|) with L products of
+ * absolute sum S, and half a unit in the last place of a bf16 result, 2^-8 relative. It holds for
+ * any order of the additions and for a scale applied to a joint sum. With small integers every sum
+ * is exact, so that the bits must be those of tess_cpu_gemm().
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "kernels/cpu/cpu_priv.h"
+#include "kernels/cuda/gemm_priv.h"
+#include "tests/emulation/blas_emulation.h"
+#include "tests/emulation/emulation.h"
+
+enum { TERM_MAX = 4, PAD_BYTE = 0xa5, LIBRARY_WORK_NBYTES = 4096 };
+
+typedef struct spec {
+    tess_gemm_kind kind;
+    tess_dtype dt, c_dt;
+    int64_t m, n;
+    int term_numel;
+    int64_t k[TERM_MAX];
+    tess_codec codec[TERM_MAX];
+    float scale[TERM_MAX]; /* 0: 1 */
+    bool is_adjacent;      /* the A's are columns of one buffer */
+    bool is_integer;       /* small integers, not NF4 */
+    bool is_accumulating;
+    bool has_bias;
+    tess_dtype bias_dt;
+    int64_t pad;           /* elements behind each row of A and C */
+    int64_t product_numel; /* library calls expected, 0: not checked */
+} spec;
+
+/* One operand on the host and its copy on the device. */
+typedef struct twins {
+    void *host, *device;
+    size_t nbytes;
+} twins;
+
+enum { TWINS_MAX = 32 };
+
+typedef struct problem {
+    spec s;
+    tess_gemm_args host, device;
+    tess_matrix host_bias, device_bias;
+    twins all[TWINS_MAX];
+    int twins_numel;
+    twins *c;
+    void *a_host[TERM_MAX];
+    int64_t a_stride[TERM_MAX];
+    float *b_value[TERM_MAX]; /* as the compute dtype sees it */
+} problem;
+
+static tess_blas_emulation blas;
+static tess_cuda_library library;
+static uint64_t random_state;
+
+tess_status tess_cuda_stream_library(tess_stream *s, const tess_cuda_library **out)
+{
+    (void)s;
+    *out = &library;
+    return TESS_OK;
+}
+
+static uint32_t random_u32(void)
+{
+    random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return (uint32_t)(random_state >> 32);
+}
+
+static float random_value(const spec *s)
+{
+    if (s->is_integer)
+        return (float)((int)(random_u32() % 7) - 3);
+    const float x = ldexpf(1.0F + (float)(random_u32() >> 9) * 0x1p-23F, -(int)(random_u32() % 7));
+    return (random_u32() & 1) != 0 ? x : -x;
+}
+
+static void *zeroed(int64_t numel, size_t elem_nbytes)
+{
+    void *p = NULL;
+    assert_int_equal(tess_alloc_array(numel, elem_nbytes, &p), TESS_OK);
+    return p;
+}
+
+static void stored(tess_dtype dt, void *dst, int64_t idx, float x)
+{
+    if (dt == TESS_BF16)
+        ((uint16_t *)dst)[idx] = tess_bf16_from_f32(x);
+    else
+        ((float *)dst)[idx] = x;
+}
+
+static double loaded(tess_dtype dt, const void *src, int64_t idx)
+{
+    return dt == TESS_BF16 ? (double)tess_bf16_to_f32(((const uint16_t *)src)[idx])
+                           : (double)((const float *)src)[idx];
+}
+
+/* `offset_nbytes` shifts the device's copy, so that alignments vary. */
+static twins *twins_make(problem *p, size_t nbytes, size_t offset_nbytes)
+{
+    twins *t = &p->all[p->twins_numel++];
+    void *base = NULL;
+    assert_true(p->twins_numel <= TWINS_MAX);
+    t->nbytes = nbytes;
+    t->host = zeroed((int64_t)nbytes + 1, 1);
+    assert_int_equal(tess_emulation_alloc("operand", nbytes + offset_nbytes + 16, &base), TESS_OK);
+    t->device = (char *)base + offset_nbytes;
+    return t;
+}
+
+static void upload(const twins *t)
+{
+    if (t->nbytes > 0)
+        assert_int_equal(tess_emulation_write(t->device, t->host, t->nbytes), TESS_OK);
+}
+
+static tess_dtype dtype_of(const tess_codec *codec)
+{
+    return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
+}
+
+static void part_fill(const spec *s, const tess_codec *codec, const tess_codec_part *part, int idx,
+                      void *dst)
+{
+    for (int64_t j = 0; j < part->numel; j++) {
+        if (part->dt == TESS_U8)
+            ((uint8_t *)dst)[j] = (uint8_t)random_u32();
+        else if (codec->format == TESS_FORMAT_NF4)
+            ((float *)dst)[j] = idx == 3 ? 1.5F : 0.5F + fabsf(random_value(s)) / 8.0F;
+        else
+            stored(part->dt, dst, j, random_value(s));
+    }
+}
+
+static void matrix_make(problem *p, const tess_codec *codec, int64_t rows, int64_t cols,
+                        tess_matrix *host, tess_matrix *device)
+{
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    int part_numel = 0;
+    *host = (tess_matrix){.codec = *codec, .rows = rows, .cols = cols};
+    *device = *host;
+    assert_int_equal(tess_codec_parts(codec, rows * cols, part, &part_numel), TESS_OK);
+    for (int i = 0; i < part_numel; i++) {
+        twins *t = twins_make(p, part[i].nbytes, 0);
+        part_fill(&p->s, codec, &part[i], i, t->host);
+        upload(t);
+        host->part[i] = t->host;
+        device->part[i] = t->device;
+    }
+}
+
+/* B of a term in f32, after the rounding that the compute dtype asks for. */
+static float *values_of(const tess_matrix *b, tess_dtype dt)
+{
+    const int64_t numel = b->rows * b->cols;
+    float *value = zeroed(numel + 1, sizeof(float));
+    if (b->codec.format == TESS_FORMAT_NF4) {
+        tess_nf4_dequantize_args args = {.codec = b->codec,
+                                         .dst = tess_view_host(value, numel, TESS_F32)};
+        memcpy(args.part, b->part, sizeof(args.part));
+        assert_int_equal(tess_cpu_nf4_dequantize(&args, NULL), TESS_OK);
+    }
+    for (int64_t i = 0; i < numel; i++) {
+        if (b->codec.format != TESS_FORMAT_NF4)
+            value[i] = (float)loaded(dtype_of(&b->codec), b->part[0], i);
+        if (dt == TESS_BF16)
+            value[i] = tess_bf16_to_f32(tess_bf16_from_f32(value[i]));
+    }
+    return value;
+}
+
+/* A's: buffers of their own, or columns of one. */
+static void a_make(problem *p)
+{
+    const spec *s = &p->s;
+    const bool is_tn = s->kind == TESS_GEMM_TN;
+    const size_t nbytes = tess_dtype_block_nbytes(s->dt);
+    int64_t k_sum = 0, before = 0;
+    for (int t = 0; t < s->term_numel; t++)
+        k_sum += s->k[t];
+    twins *shared = NULL;
+    for (int t = 0; t < s->term_numel; t++) {
+        const int64_t rows = is_tn ? s->k[t] : s->m;
+        const int64_t cols = is_tn ? s->m : s->is_adjacent ? k_sum : s->k[t];
+        const int64_t stride = cols + s->pad;
+        twins *own = shared;
+        if (own == NULL) {
+            own = twins_make(p, (size_t)(rows * stride) * nbytes, (size_t)(t % 2) * nbytes);
+            for (int64_t i = 0; i < rows * stride; i++)
+                stored(s->dt, own->host, i, i % stride >= cols ? NAN : random_value(s));
+            upload(own);
+        }
+        shared = s->is_adjacent ? own : NULL;
+        const size_t skip = s->is_adjacent ? (size_t)before * nbytes : 0;
+        const int64_t used_cols = is_tn ? s->m : s->k[t];
+        const int64_t numel = rows == 0 || used_cols == 0 ? 0 : (rows - 1) * stride + used_cols;
+        p->a_host[t] = (char *)own->host + skip;
+        p->a_stride[t] = stride;
+        p->host.term[t].a = tess_view_host(p->a_host[t], numel, s->dt);
+        p->device.term[t].a = (tess_view){(char *)own->device + skip, numel, s->dt, TESS_DEVICE};
+        p->host.term[t].a_stride = p->device.term[t].a_stride =
+            s->pad != 0 || s->is_adjacent ? stride : 0;
+        before += s->k[t];
+    }
+}
+
+static void c_make(problem *p)
+{
+    const spec *s = &p->s;
+    const int64_t stride = s->n + s->pad;
+    p->c = twins_make(p, (size_t)(s->m * stride) * tess_dtype_block_nbytes(s->c_dt), 0);
+    memset(p->c->host, PAD_BYTE, p->c->nbytes);
+    for (int64_t i = 0; s->is_accumulating && i < s->m * stride; i++)
+        if (i % stride < s->n)
+            ((float *)p->c->host)[i] = random_value(s);
+    upload(p->c);
+    p->host.c = tess_view_host(p->c->host, s->m * stride, s->c_dt);
+    p->device.c = (tess_view){p->c->device, s->m * stride, s->c_dt, TESS_DEVICE};
+    p->host.c_stride = p->device.c_stride = s->pad != 0 ? stride : 0;
+}
+
+static problem *problem_create(const spec *s)
+{
+    problem *p = zeroed(1, sizeof(*p));
+    p->s = *s;
+    tess_gemm_args *sides[] = {&p->host, &p->device};
+    for (int i = 0; i < 2; i++) {
+        sides[i]->kind = s->kind;
+        sides[i]->m = s->m;
+        sides[i]->n = s->n;
+        sides[i]->term_numel = s->term_numel;
+        sides[i]->accumulate = s->is_accumulating;
+    }
+    a_make(p);
+    for (int t = 0; t < s->term_numel; t++) {
+        const bool is_nt = s->kind == TESS_GEMM_NT;
+        matrix_make(p, &s->codec[t], is_nt ? s->n : s->k[t], is_nt ? s->k[t] : s->n,
+                    &p->host.term[t].b, &p->device.term[t].b);
+        p->b_value[t] = values_of(&p->host.term[t].b, s->dt);
+        p->host.term[t].k = p->device.term[t].k = s->k[t];
+        p->host.term[t].scale = p->device.term[t].scale = s->scale[t] == 0.0F ? 1.0F : s->scale[t];
+    }
+    if (s->has_bias) {
+        const tess_codec codec = {s->bias_dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0,
+                                  false};
+        matrix_make(p, &codec, 1, s->n, &p->host_bias, &p->device_bias);
+        p->host.bias = &p->host_bias;
+        p->device.bias = &p->device_bias;
+    }
+    c_make(p);
+    return p;
+}
+
+static void problem_destroy(problem *p)
+{
+    for (int i = 0; i < p->twins_numel; i++)
+        tess_free(p->all[i].host);
+    for (int t = 0; t < p->s.term_numel; t++)
+        tess_free(p->b_value[t]);
+    tess_free(p);
+}
+
+/* The exact result of one element, and its bound. */
+static double exact(const problem *p, int64_t row, int64_t col, double *bound)
+{
+    const spec *s = &p->s;
+    const bool is_tn = s->kind == TESS_GEMM_TN, is_nt = s->kind == TESS_GEMM_NT;
+    double sum = 0.0, size = 0.0;
+    int64_t length = 0;
+    for (int t = 0; t < s->term_numel; t++) {
+        for (int64_t k = 0; k < s->k[t]; k++) {
+            const int64_t a_idx = is_tn ? k * p->a_stride[t] + row : row * p->a_stride[t] + k;
+            const int64_t b_idx = is_nt ? col * s->k[t] + k : k * s->n + col;
+            const double product = (double)p->host.term[t].scale *
+                                   loaded(s->dt, p->a_host[t], a_idx) *
+                                   (double)p->b_value[t][b_idx];
+            sum += product;
+            size += fabs(product);
+        }
+        length += s->k[t];
+    }
+    const double bias = s->has_bias ? loaded(s->bias_dt, p->host_bias.part[0], col) : 0.0;
+    const double old =
+        s->is_accumulating ? loaded(s->c_dt, p->c->host, row * (s->n + s->pad) + col) : 0.0;
+    const double want = sum + bias + old;
+    *bound = (double)(length + 8) * 0x1p-23 * (size + fabs(bias) + fabs(old));
+    if (s->c_dt == TESS_BF16)
+        *bound += 0x1p-8 * fabs(want) + *bound;
+    return want;
+}
+
+static void check_bound(const problem *p, const void *got)
+{
+    const spec *s = &p->s;
+    const int64_t stride = s->n + s->pad;
+    const size_t nbytes = tess_dtype_block_nbytes(s->c_dt);
+    for (int64_t i = 0; i < s->m * stride; i++) {
+        if (i % stride >= s->n) {
+            for (size_t j = 0; j < nbytes; j++)
+                assert_int_equal(((const uint8_t *)got)[(size_t)i * nbytes + j], PAD_BYTE);
+            continue;
+        }
+        double bound = 0.0;
+        const double want = exact(p, i / stride, i % stride, &bound);
+        const double x = loaded(s->c_dt, got, i);
+        if (!(fabs(x - want) <= bound))
+            fail_msg("kind %d %s [%d, %d]: C[%d, %d] is %.9g, expected %.9g +- %.3g", (int)s->kind,
+                     tess_dtype_name(s->dt), (int)s->m, (int)s->n, (int)(i / stride),
+                     (int)(i % stride), x, want, bound);
+    }
+}
+
+static void must(tess_status st)
+{
+    if (st != TESS_OK)
+        fail_msg("%s", tess_error_message());
+}
+
+static void run_device(problem *p)
+{
+    tess_stream s;
+    void *work = NULL;
+    const size_t work_nbytes = tess_cuda_gemm_work_nbytes(&p->device, 1);
+    if (work_nbytes > 0)
+        must(tess_emulation_alloc("work", work_nbytes, &work));
+    p->device.work = (tess_view){work, (int64_t)work_nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
+    tess_stream_init_inline(&s, "compute", NULL);
+    blas.run_numel = 0;
+    must(tess_cuda_gemm(&p->device, &s));
+}
+
+static void run_host(problem *p)
+{
+    tess_stream s;
+    void *work = NULL;
+    const size_t work_nbytes = tess_cpu_gemm_work_nbytes(&p->host, 1);
+    work = zeroed((int64_t)work_nbytes, 1);
+    p->host.work = tess_view_host(work, (int64_t)work_nbytes, TESS_U8_OPAQUE);
+    tess_stream_init_inline(&s, "compute", NULL);
+    must(tess_cpu_gemm(&p->host, &s));
+    tess_free(work);
+}
+
+/* Run on the device; within the bound, equal bits where sums are exact, twice the same. */
+static void check(const spec *s)
+{
+    problem *p = problem_create(s);
+    void *got = zeroed((int64_t)p->c->nbytes + 1, 1);
+    void *again = zeroed((int64_t)p->c->nbytes + 1, 1);
+    run_device(p);
+    if (s->product_numel != 0)
+        assert_int_equal(blas.run_numel, s->product_numel);
+    if (p->c->nbytes > 0)
+        must(tess_emulation_read(got, p->c->device, p->c->nbytes));
+    check_bound(p, got);
+    upload(p->c);
+    run_device(p);
+    if (p->c->nbytes > 0)
+        must(tess_emulation_read(again, p->c->device, p->c->nbytes));
+    assert_memory_equal(got, again, p->c->nbytes);
+    if (s->is_integer) {
+        run_host(p);
+        assert_memory_equal(got, p->c->host, p->c->nbytes);
+    }
+    tess_free(got);
+    tess_free(again);
+    problem_destroy(p);
+    tess_emulation_release_all();
+    must(tess_emulation_alloc("workspace", LIBRARY_WORK_NBYTES, &library.work));
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    random_state = 1;
+    const tess_emulation_settings settings = {.order = TESS_EMULATION_REVERSED,
+                                              .dropped_barrier = -1};
+    tess_emulation_set(&settings);
+    must(tess_blas_emulation_init(&blas, "emulation"));
+    library = (tess_cuda_library){.blas = &blas.base, .work_nbytes = LIBRARY_WORK_NBYTES};
+    must(tess_emulation_alloc("workspace", LIBRARY_WORK_NBYTES, &library.work));
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    tess_blas_emulation_fini(&blas);
+    tess_emulation_release_all();
+    return 0;
+}
+
+static tess_codec plain(tess_dtype dt)
+{
+    return (tess_codec){dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0, false};
+}
+
+static tess_codec nf4(int block_numel, bool double_quant)
+{
+    return (tess_codec){TESS_FORMAT_NF4, block_numel, double_quant};
+}
+
+static spec spec_of(tess_gemm_kind kind, tess_dtype dt, int64_t m, int64_t n, int64_t k)
+{
+    return (spec){.kind = kind,
+                  .dt = dt,
+                  .c_dt = dt,
+                  .m = m,
+                  .n = n,
+                  .term_numel = 1,
+                  .k = {k},
+                  .codec = {plain(dt)},
+                  .bias_dt = TESS_F32};
+}
+
+static const int64_t sizes[][3] = {
+    {1, 1, 1}, {3, 17, 2}, {5, 33, 31}, {6, 64, 64}, {13, 48, 136}, {9, 24, 257},
+};
+
+static const tess_dtype dtypes[] = {TESS_F32, TESS_BF16};
+static const tess_gemm_kind kinds[] = {TESS_GEMM_NT, TESS_GEMM_NN, TESS_GEMM_TN};
+
+static void test_gemm_plain_any_size_runs_where_it_lies(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 3; kind++) {
+        for (int dt = 0; dt < 2; dt++) {
+            for (int i = 0; i < TESS_NELEM(sizes); i++) {
+                spec s = spec_of(kinds[kind], dtypes[dt], sizes[i][0], sizes[i][1], sizes[i][2]);
+                s.product_numel = 1;
+                s.pad = i % 2 == 0 ? 0 : 3;
+                s.is_integer = i % 3 == 0;
+                check(&s);
+                s.c_dt = TESS_F32;
+                s.is_accumulating = true;
+                check(&s);
+            }
+        }
+    }
+}
+
+static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **state)
+{
+    (void)state;
+    const tess_codec codecs[] = {nf4(64, false), nf4(64, true), nf4(32, true), nf4(128, false)};
+    for (int kind = 0; kind < 2; kind++) {
+        for (int dt = 0; dt < 2; dt++) {
+            for (int i = 0; i < TESS_NELEM(sizes); i++) {
+                spec s = spec_of(kinds[kind], dtypes[dt], sizes[i][0], sizes[i][1], sizes[i][2]);
+                s.product_numel = 1;
+                s.codec[0] = codecs[i % TESS_NELEM(codecs)];
+                check(&s);
+                s.codec[0] = plain(dtypes[1 - dt]);
+                check(&s);
+            }
+        }
+    }
+}
+
+/* [x | u] times [W | B]^T and [dy | du] times [W; A]: one product, whatever the widths. */
+static void test_gemm_adjacent_terms_are_one_product(void **state)
+{
+    (void)state;
+    const int64_t ks[][3] = {{64, 16, 0}, {72, 8, 8}, {33, 5, 7}, {128, 0, 16}};
+    for (int kind = 0; kind < 2; kind++) {
+        for (int dt = 0; dt < 2; dt++) {
+            for (int i = 0; i < TESS_NELEM(ks); i++) {
+                spec s = spec_of(kinds[kind], dtypes[dt], 11, i % 2 == 0 ? 40 : 23, ks[i][0]);
+                s.term_numel = ks[i][2] == 0 ? 2 : 3;
+                s.k[1] = ks[i][1];
+                s.k[2] = ks[i][2];
+                s.codec[0] = nf4(64, i % 2 == 0);
+                s.codec[1] = s.codec[2] = plain(dtypes[(dt + i) % 2]);
+                s.is_adjacent = true;
+                /* neighbours in memory, but a term without elements lies between them */
+                s.product_numel = ks[i][1] == 0 ? 2 : 1;
+                s.pad = i % 3;
+                check(&s);
+                s.scale[0] = s.scale[1] = s.scale[2] = 0.3F;
+                check(&s);
+                s.is_integer = true;
+                s.scale[0] = s.scale[1] = s.scale[2] = 2.0F;
+                s.codec[0] = plain(TESS_BF16);
+                check(&s);
+            }
+        }
+    }
+}
+
+static void test_gemm_terms_apart_are_rounded_once(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 3; kind++) {
+        for (int dt = 0; dt < 2; dt++) {
+            spec s = spec_of(kinds[kind], dtypes[dt], 10, 36, 64);
+            s.term_numel = 3;
+            s.k[1] = 7;
+            s.k[2] = 33;
+            s.codec[0] = kinds[kind] == TESS_GEMM_TN ? plain(dtypes[dt]) : nf4(64, true);
+            s.codec[1] = s.codec[2] = plain(dtypes[dt]);
+            s.product_numel = 3;
+            check(&s);
+            s.pad = 5;
+            s.scale[1] = 0.7F;
+            check(&s);
+            s.has_bias = true;
+            check(&s);
+            s.bias_dt = TESS_BF16;
+            s.is_accumulating = true;
+            s.c_dt = TESS_F32;
+            check(&s);
+            s.is_integer = true;
+            s.codec[0] = plain(dtypes[dt]);
+            s.scale[1] = -2.0F;
+            check(&s);
+        }
+    }
+}
+
+/* 3 joined, then 1: a scale of its own parts neighbours. */
+static void test_gemm_other_scale_parts_neighbours(void **state)
+{
+    (void)state;
+    spec s = spec_of(TESS_GEMM_NN, TESS_BF16, 7, 24, 32);
+    s.term_numel = 3;
+    s.k[1] = s.k[2] = 8;
+    s.codec[0] = nf4(64, false);
+    s.codec[1] = s.codec[2] = plain(TESS_BF16);
+    s.is_adjacent = true;
+    s.scale[2] = 0.5F;
+    s.product_numel = 2;
+    check(&s);
+}
+
+static void test_gemm_bias_of_any_dtype_is_added_before_rounding(void **state)
+{
+    (void)state;
+    for (int dt = 0; dt < 2; dt++) {
+        for (int bias = 0; bias < 2; bias++) {
+            for (int c = 0; c <= dt; c++) {
+                spec s = spec_of(TESS_GEMM_NT, dtypes[dt], 9, 21, 40);
+                s.c_dt = dtypes[c];
+                s.has_bias = true;
+                s.bias_dt = dtypes[bias];
+                s.product_numel = 1;
+                check(&s);
+                s.is_integer = true;
+                s.n = 32;
+                check(&s);
+                s.is_accumulating = s.c_dt == TESS_F32;
+                s.pad = 4;
+                check(&s);
+            }
+        }
+    }
+}
+
+static void test_gemm_empty_sums_and_results(void **state)
+{
+    (void)state;
+    for (int dt = 0; dt < 2; dt++) {
+        spec s = spec_of(TESS_GEMM_NT, dtypes[dt], 6, 10, 0);
+        check(&s);
+        s.has_bias = true;
+        check(&s);
+        s.c_dt = TESS_F32;
+        s.is_accumulating = true;
+        check(&s);
+        s = spec_of(TESS_GEMM_NT, dtypes[dt], 0, 10, 8);
+        check(&s);
+        assert_int_equal(blas.run_numel, 0);
+        s = spec_of(TESS_GEMM_TN, dtypes[dt], 4, 0, 8);
+        check(&s);
+        assert_int_equal(blas.run_numel, 0);
+    }
+}
+
+/* More rows than the f32 scratch takes at a time: 1,024 with 32,768 columns and more. */
+static void test_gemm_many_rows_apart_run_in_chunks(void **state)
+{
+    (void)state;
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 1030, 33000, 1);
+    s.term_numel = 2;
+    s.k[1] = 1;
+    s.codec[1] = plain(TESS_BF16);
+    const size_t sums_nbytes = 1024u * 33000u * 4u;
+    problem *p = zeroed(1, sizeof(*p));
+    p->device = (tess_gemm_args){.kind = s.kind, .m = s.m, .n = s.n, .term_numel = 2};
+    for (int t = 0; t < 2; t++) {
+        p->device.term[t].a.dt = TESS_BF16;
+        p->device.term[t].k = 1;
+        p->device.term[t].scale = 1.0F;
+        p->device.term[t].b = (tess_matrix){.codec = plain(TESS_BF16), .rows = s.n, .cols = 1};
+    }
+    p->device.c.dt = TESS_BF16;
+    /* B's of one column are rows of 8 in scratch */
+    const size_t b_nbytes = 2u * 33000u * 8u * 2u;
+    assert_in_range(tess_cuda_gemm_work_nbytes(&p->device, 1), sums_nbytes + b_nbytes,
+                    sums_nbytes + b_nbytes + 4096);
+    /* both ways of joining, and the rest of 6 rows */
+    const int64_t before = blas.choose_numel;
+    must(tess_cuda_gemm_plan(&p->device, &library));
+    assert_int_equal(blas.choose_numel - before, 1 + 2 * 2);
+    tess_free(p);
+}
+
+/* What was planned without addresses is what runs: nothing is late. */
+static void test_gemm_planned_products_are_those_that_run(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        spec s = spec_of(i % 2 == 0 ? TESS_GEMM_NT : TESS_GEMM_NN, TESS_BF16, 16, 24, 64);
+        s.term_numel = 2;
+        s.k[1] = 16;
+        s.codec[0] = nf4(64, true);
+        s.codec[1] = plain(TESS_BF16);
+        s.is_adjacent = i < 2;
+        problem *p = problem_create(&s);
+        tess_gemm_args plan = p->device;
+        for (int t = 0; t < 2; t++) {
+            plan.term[t].a.data = NULL;
+            memset(plan.term[t].b.part, 0, sizeof(plan.term[t].b.part));
+        }
+        plan.c.data = NULL;
+        if (!s.is_adjacent) { /* own buffers of even addresses */
+            p->device.term[1].a = p->device.term[0].a;
+            p->device.term[1].a.numel = 16 * 64;
+            p->device.term[1].a_stride = plan.term[1].a_stride = 64;
+        }
+        must(tess_cuda_gemm_plan(&plan, &library));
+        tess_blas_settle(&blas.base);
+        run_device(p);
+        assert_int_equal(blas.run_numel, s.is_adjacent ? 1 : 2);
+        assert_int_equal(blas.base.late_numel, 0);
+        blas.base.is_settled = false;
+        problem_destroy(p);
+    }
+}
+
+static void test_blas_late_product_runs_and_is_counted(void **state)
+{
+    (void)state;
+    tess_blas_settle(&blas.base);
+    spec s = spec_of(TESS_GEMM_NT, TESS_F32, 4, 5, 6);
+    check(&s);
+    assert_int_equal(blas.base.late_numel, 1);
+}
+
+static void test_blas_weight_gradient_alone_may_split(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 3; kind++) {
+        spec s = spec_of(kinds[kind], TESS_BF16, 4, 5, 6);
+        s.c_dt = TESS_F32;
+        check(&s);
+        assert_int_equal(blas.last.may_split, kinds[kind] == TESS_GEMM_TN);
+        assert_int_equal(blas.last.work_nbytes, LIBRARY_WORK_NBYTES);
+    }
+}
+
+static tess_blas_product product_of(int64_t m)
+{
+    tess_blas_product p;
+    memset(&p, 0, sizeof(p));
+    p.m = m;
+    p.n = p.k = p.a_stride = p.b_stride = p.c_stride = 8;
+    return p;
+}
+
+static void test_blas_import_takes_the_choices_of_another_rank(void **state)
+{
+    (void)state;
+    tess_blas_emulation other;
+    must(tess_blas_emulation_init(&other, "emulation"));
+    for (int64_t m = 1; m <= 300; m++) {
+        const tess_blas_product p = product_of(m);
+        must(tess_blas_plan(&blas.base, &p));
+    }
+    const tess_blas_product first = product_of(1);
+    must(tess_blas_plan(&other.base, &first));
+    const size_t nbytes = tess_blas_export_nbytes(&blas.base);
+    uint8_t *data = zeroed((int64_t)nbytes, 1);
+    tess_blas_export(&blas.base, data);
+    must(tess_blas_import(&other.base, data, nbytes));
+    assert_int_equal(other.base.entry_numel, 300);
+    assert_int_equal(tess_blas_export_nbytes(&other.base), nbytes);
+    for (int64_t m = 1; m <= 300; m++) {
+        const tess_blas_product p = product_of(m);
+        must(tess_blas_plan(&other.base, &p));
+    }
+    assert_int_equal(other.choose_numel, 1);
+
+    data[nbytes - 1] ^= 1;
+    assert_int_equal(tess_blas_import(&other.base, data, nbytes), TESS_E_FORMAT);
+    assert_non_null(strstr(tess_error_message(), "damaged"));
+    tess_error_clear();
+    assert_int_equal(tess_blas_import(&other.base, data, nbytes - 1), TESS_E_FORMAT);
+    tess_error_clear();
+    data[nbytes - 1] ^= 1;
+    other.identity = "another device";
+    assert_int_equal(tess_blas_import(&other.base, data, nbytes), TESS_E_CONTRACT);
+    assert_non_null(strstr(tess_error_message(), "'another device'"));
+    tess_error_clear();
+    tess_free(data);
+    tess_blas_emulation_fini(&other);
+}
+
+static void test_blas_full_cache_still_runs(void **state)
+{
+    (void)state;
+    tess_status st = TESS_OK;
+    int64_t m = 1;
+    for (; st == TESS_OK && m < 5000; m++) {
+        const tess_blas_product p = product_of(m);
+        st = tess_blas_plan(&blas.base, &p);
+    }
+    assert_int_equal(st, TESS_E_RANGE);
+    assert_non_null(strstr(tess_error_message(), "more than 768 different products"));
+    tess_error_clear();
+    spec s = spec_of(TESS_GEMM_NT, TESS_F32, 4, 5, 6);
+    check(&s);
+}
+
+static void test_gemm_small_work_is_refused(void **state)
+{
+    (void)state;
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 4, 8, 64);
+    s.codec[0] = nf4(64, false);
+    problem *p = problem_create(&s);
+    tess_stream stream;
+    tess_stream_init_inline(&stream, "compute", NULL);
+    assert_int_equal(tess_cuda_gemm(&p->device, &stream), TESS_E_ARG);
+    assert_non_null(strstr(tess_error_message(), "take it from gemm_work_nbytes"));
+    tess_error_clear();
+    problem_destroy(p);
+}
+
+/* What was asked of streams. */
+static char spy_log[256];
+
+static void spy_note(const char *verb, const tess_stream *s, const tess_event *ev)
+{
+    const tess_dequant_slot *slot = library.lane->slot;
+    const size_t used = strlen(spy_log);
+    const int idx = ev == &slot[0].ready || ev == &slot[0].free ? 0 : 1;
+    const bool is_ready = ev == &slot[idx].ready;
+    (void)snprintf(spy_log + used, sizeof(spy_log) - used, "%s %s %s%d; ", s->name, verb,
+                   is_ready ? "ready" : "free", idx);
+}
+
+static tess_status spy_record(tess_stream *s, tess_event *ev)
+{
+    spy_note("records", s, ev);
+    return TESS_OK;
+}
+
+static tess_status spy_wait(tess_stream *s, const tess_event *ev)
+{
+    spy_note("waits", s, ev);
+    return TESS_OK;
+}
+
+static const tess_stream_ops spy_ops = {.record = spy_record, .wait = spy_wait};
+
+static void test_gemm_with_a_lane_takes_slots_in_turn(void **state)
+{
+    (void)state;
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 5, 24, 64);
+    s.term_numel = 2;
+    s.k[1] = 16;
+    s.codec[0] = nf4(64, true);
+    s.codec[1] = plain(TESS_BF16);
+    s.is_adjacent = true;
+    problem *p = problem_create(&s);
+    tess_stream compute = {.ops = &spy_ops, .name = "compute"};
+    tess_stream lane_stream = {.ops = &spy_ops, .name = "lane"};
+    tess_dequant_lane lane = {.stream = &lane_stream};
+    void *work = NULL, *got = zeroed((int64_t)p->c->nbytes, 1);
+    for (int i = 0; i < 2; i++) {
+        lane.slot[i].nbytes = 24 * 80 * 2;
+        lane.slot[i].ready.stream = lane.slot[i].free.stream = &compute;
+        must(tess_emulation_alloc("slot", lane.slot[i].nbytes, &lane.slot[i].data));
+    }
+    const size_t work_nbytes = tess_cuda_gemm_work_nbytes(&p->device, 1);
+    must(tess_emulation_alloc("work", work_nbytes, &work));
+    p->device.work = (tess_view){work, (int64_t)work_nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
+    library.lane = &lane;
+    spy_log[0] = '\0';
+    must(tess_cuda_gemm(&p->device, &compute));
+    must(tess_cuda_gemm(&p->device, &compute));
+    assert_string_equal(spy_log, "lane waits free0; lane records ready0; compute waits ready0; "
+                                 "compute records free0; lane waits free1; lane records ready1; "
+                                 "compute waits ready1; compute records free1; ");
+    must(tess_emulation_read(got, p->c->device, p->c->nbytes));
+    check_bound(p, got);
+    /* too small: on the stream itself */
+    lane.slot[0].nbytes--;
+    spy_log[0] = '\0';
+    must(tess_cuda_gemm(&p->device, &compute));
+    assert_string_equal(spy_log, "");
+    tess_free(got);
+    problem_destroy(p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_gemm_plain_any_size_runs_where_it_lies, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_quantized_and_other_dtypes_pass_through_scratch,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_adjacent_terms_are_one_product, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_terms_apart_are_rounded_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_other_scale_parts_neighbours, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_bias_of_any_dtype_is_added_before_rounding, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_empty_sums_and_results, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_many_rows_apart_run_in_chunks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_planned_products_are_those_that_run, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_blas_late_product_runs_and_is_counted, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_blas_weight_gradient_alone_may_split, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_blas_import_takes_the_choices_of_another_rank, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_blas_full_cache_still_runs, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_small_work_is_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_with_a_lane_takes_slots_in_turn, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
