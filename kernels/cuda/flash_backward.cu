@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_delta(flash_params params
     const int64_t d_out_at = row * p->stride.d_out + head * p->dim;
     float sum = 0.0f;
     for (int d = 2 * (threadIdx.x % 32); d < p->dim; d += 64)
-        for (int e = d; e < min(d + 2, p->dim); e++)
+        for (int e = d; e < TESS_MIN(d + 2, p->dim); e++)
             sum = fmaf(plain_get<IS_BF16>(p->out, out_at + e),
                        plain_get<IS_BF16>(p->d_out, d_out_at + e), sum);
     sum = plain_sum(sum);
@@ -94,7 +94,7 @@ static __device__ __forceinline__ int stage_first(const query_stage<D> *stage, i
                                                   const flash_params *p)
 {
     const int start = stage->doc_start[at];
-    return p->window > 0 ? max(start, row_lo + at - p->window + 1) : start;
+    return p->window > 0 ? TESS_MAX(start, row_lo + at - p->window + 1) : start;
 }
 
 /* Transposed scores to probabilities: 0 where the row is past T or does not see the key. */
@@ -152,7 +152,7 @@ keys_tile(float (*d_v)[4], float (*d_k)[4], const keys_shared<D> *m, const query
 {
     enum { TILE = backward_size<D>::TILE, NT = backward_size<D>::NT };
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16, last_key = key_lo + 15;
-    const int row_last = min(row_lo + TILE, p->token_numel) - 1;
+    const int row_last = TESS_MIN(row_lo + TILE, p->token_numel) - 1;
     if (row_last < key_lo || stage_first(stage, 0, row_lo, p) > last_key)
         return;
     const bool sees_all = row_lo >= last_key && row_lo + TILE <= p->token_numel &&
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_keys(flash_pa
     /* the first keys are seen most: they start first */
     const int kv_head = static_cast<int>(blockIdx.x) % p->kv_head_numel;
     const int block_lo = static_cast<int>(blockIdx.x) / p->kv_head_numel * ROWS;
-    const int block_last = min(block_lo + ROWS, p->token_numel) - 1;
+    const int block_last = TESS_MIN(block_lo + ROWS, p->token_numel) - 1;
     const int key_lo = block_lo + static_cast<int>(threadIdx.x) / 32 * 16;
     const int row_begin = block_lo / TILE * TILE;
     const int tile_numel =
@@ -250,7 +250,7 @@ static __device__ __forceinline__ void queries_mask(float (*d_s)[4], int row_lo,
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int row =
-            min(row_lo + 8 * r + static_cast<int>(threadIdx.x & 31) / 4, p->token_numel - 1);
+            TESS_MIN(row_lo + 8 * r + static_cast<int>(threadIdx.x & 31) / 4, p->token_numel - 1);
         const int first = flash_first(p, row);
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -281,10 +281,10 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_queries(flash
     const uint16_t *const d_out = static_cast<const uint16_t *>(p->d_out) + head_at;
     const uint16_t *const k = static_cast<const uint16_t *>(p->k) + kv_at;
     const uint16_t *const v = static_cast<const uint16_t *>(p->v) + kv_at;
-    const int i_lo = tile * ROWS, i_hi = min(i_lo + ROWS, p->token_numel);
+    const int i_lo = tile * ROWS, i_hi = TESS_MIN(i_lo + ROWS, p->token_numel);
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16, warp_lo = i_lo + warp_row;
-    const int warp_last = min(warp_lo + 16, p->token_numel) - 1;
-    const int warp_first = flash_first(p, min(warp_lo, p->token_numel - 1));
+    const int warp_last = TESS_MIN(warp_lo + 16, p->token_numel) - 1;
+    const int warp_first = flash_first(p, TESS_MIN(warp_lo, p->token_numel - 1));
     const int warp_first_of_last = flash_first(p, warp_last);
     const float scale_log2 = p->scale * FLASH_LOG2E;
     const int row = warp_lo + static_cast<int>(threadIdx.x & 31) / 4;
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_queries(flash
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int64_t at =
-            static_cast<int64_t>(head) * p->token_numel + min(row + 8 * r, p->token_numel - 1);
+            static_cast<int64_t>(head) * p->token_numel + TESS_MIN(row + 8 * r, p->token_numel - 1);
         rows.lse_log2[r] = p->lse[at] * FLASH_LOG2E;
         rows.delta[r] = p->delta[at];
     }
@@ -463,6 +463,6 @@ tess_status tess_flash_backward_strided(const tess_attention_backward_args *a,
 
 tess_status tess_flash_backward(const tess_attention_backward_args *a, tess_stream *s)
 {
-    const tess_flash_strides dense = tess_flash_strides_dense(&a->shape);
-    return tess_flash_backward_strided(a, &dense, s);
+    const tess_flash_strides strides = tess_flash_strides_plain(&a->shape, a->out_stride);
+    return tess_flash_backward_strided(a, &strides, s);
 }

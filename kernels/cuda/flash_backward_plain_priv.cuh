@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_keys_plain(flash_params p
     float *const d_out_tile = q_tile + PLAIN_TILE * plain_pitch(p->dim);
     const int kv_head = static_cast<int>(blockIdx.x) % p->kv_head_numel;
     const int j_lo = static_cast<int>(blockIdx.x) / p->kv_head_numel * PLAIN_ROWS;
-    const int j_last = min(j_lo + PLAIN_ROWS, p->token_numel) - 1;
+    const int j_last = TESS_MIN(j_lo + PLAIN_ROWS, p->token_numel) - 1;
     const int i_end = flash_rows_end(p, j_last, j_last);
     const int key = j_lo + static_cast<int>(threadIdx.x) / 32 * PLAIN_OWN;
     const int lane = threadIdx.x % 32;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_queries_plain(flash_param
     const int head = static_cast<int>(blockIdx.x) % p->head_numel;
     const int kv_head = head / p->group_numel;
     const int64_t head_at = static_cast<int64_t>(head) * p->token_numel;
-    const int i_lo = tile * PLAIN_ROWS, i_hi = min(i_lo + PLAIN_ROWS, p->token_numel);
+    const int i_lo = tile * PLAIN_ROWS, i_hi = TESS_MIN(i_lo + PLAIN_ROWS, p->token_numel);
     const int row = i_lo + static_cast<int>(threadIdx.x) / 32 * PLAIN_OWN;
     const int lane = threadIdx.x % 32;
     float d_q[PLAIN_OWN][PLAIN_COLUMNS] = {{0.0f}};

@@ -46,7 +46,7 @@ static __device__ __forceinline__ void forward_scores(float (*s)[FORWARD_NT][4],
         uint32_t a[MT][4];
 #pragma unroll
         for (int m = 0; m < MT; m++)
-            flash_frag_a<D>(a[m], q, row + 16 * m, 2 * step);
+            flash_frag_a<D>(a[m], q, row, 16 * m, 2 * step);
 #pragma unroll
         for (int n = 0; n < FORWARD_NT; n += 2) {
             uint32_t b[4];
@@ -72,7 +72,7 @@ static __device__ __forceinline__ void forward_mask(float (*s)[FORWARD_NT][4], i
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = row_lo + 16 * m + 8 * r + (threadIdx.x & 31) / 4;
-            const int last = min(row, p->token_numel - 1), first = flash_first(p, last);
+            const int last = TESS_MIN(row, p->token_numel - 1), first = flash_first(p, last);
 #pragma unroll
             for (int n = 0; n < FORWARD_NT; n++)
 #pragma unroll
@@ -186,11 +186,11 @@ __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params pa
     const uint16_t *const q = static_cast<const uint16_t *>(p->q) + head * p->dim;
     const uint16_t *const k = static_cast<const uint16_t *>(p->k) + kv_head * p->dim;
     const uint16_t *const v = static_cast<const uint16_t *>(p->v) + kv_head * p->dim;
-    const int i_lo = tile * ROWS, i_hi = min(i_lo + ROWS, p->token_numel);
+    const int i_lo = tile * ROWS, i_hi = TESS_MIN(i_lo + ROWS, p->token_numel);
     const int warp_lo = i_lo + static_cast<int>(threadIdx.x) / 32 * 16 * MT;
-    const int warp_last = min(warp_lo + 16 * MT, p->token_numel) - 1;
-    const int warp_first = flash_first(p, min(warp_lo, p->token_numel - 1));
-    const int warp_first_of_last = flash_first(p, max(warp_last, 0));
+    const int warp_last = TESS_MIN(warp_lo + 16 * MT, p->token_numel) - 1;
+    const int warp_first = flash_first(p, TESS_MIN(warp_lo, p->token_numel - 1));
+    const int warp_first_of_last = flash_first(p, TESS_MAX(warp_last, 0));
     const float scale_log2 = p->scale * FLASH_LOG2E;
     forward_state<D, MT> w;
     forward_init(&w);
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
     const int64_t kv_offset = static_cast<int64_t>(head / p->group_numel) * p->dim;
     const plain_operand q = {p->q, static_cast<int64_t>(head) * p->dim, p->stride.q};
     const plain_operand k = {p->k, kv_offset, p->stride.k}, v = {p->v, kv_offset, p->stride.v};
-    const int i_lo = tile * PLAIN_ROWS, i_hi = min(i_lo + PLAIN_ROWS, p->token_numel);
+    const int i_lo = tile * PLAIN_ROWS, i_hi = TESS_MIN(i_lo + PLAIN_ROWS, p->token_numel);
     const int row = i_lo + static_cast<int>(threadIdx.x) / 32 * PLAIN_OWN;
     const int lane = threadIdx.x % 32;
     float out[PLAIN_OWN][PLAIN_COLUMNS] = {{0.0f}};
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
         plain_scores(score, q_rows, k_tile, p->dim);
 #pragma unroll
         for (int r = 0; r < PLAIN_OWN; r++) {
-            const int i = min(row + r, p->token_numel - 1);
+            const int i = TESS_MIN(row + r, p->token_numel - 1);
             const bool sees = col + lane >= flash_first(p, i) && col + lane <= i;
             const float x = sees ? score[r] * p->scale : -INFINITY;
             const float largest = fmaxf(max[r], plain_largest(x));
@@ -345,6 +345,6 @@ tess_status tess_flash_forward_strided(const tess_attention_args *a,
 
 tess_status tess_flash_forward(const tess_attention_args *a, tess_stream *s)
 {
-    const tess_flash_strides dense = tess_flash_strides_dense(&a->shape);
-    return tess_flash_forward_strided(a, &dense, s);
+    const tess_flash_strides strides = tess_flash_strides_plain(&a->shape, a->out_stride);
+    return tess_flash_forward_strided(a, &strides, s);
 }

@@ -36,7 +36,7 @@ typedef struct flash_params {
 static __device__ __forceinline__ int flash_first(const flash_params *p, int i)
 {
     const int start = p->doc_start[i];
-    return p->window > 0 ? max(start, i - p->window + 1) : start;
+    return p->window > 0 ? TESS_MAX(start, i - p->window + 1) : start;
 }
 
 /** Offset of chunk `chunk` of row `row` in a tile, in elements. */
@@ -46,28 +46,49 @@ template <int D> static __device__ __forceinline__ int flash_place(int row, int 
     return row * D + (chunk ^ key) * 8;
 }
 
-/** Begin to copy rows first .. first + ROWS - 1 of one head into a tile. */
+/** Begin to copy rows first .. first + ROWS - 1 of one head into a tile. A thread keeps its column
+ * of chunks, so that its addresses advance by constants. */
 template <int D, int ROWS, int THREADS>
 static __device__ __forceinline__ void flash_load(uint16_t *tile, const uint16_t *src,
                                                   int64_t stride, int first, const flash_params *p)
 {
-    enum { CHUNKS = D / 8 };
+    enum { CHUNKS = D / 8, LINE = CHUNKS % 3 == 0 ? CHUNKS / 3 : CHUNKS, STEP = THREADS / LINE };
+    const int row = static_cast<int>(threadIdx.x) / LINE;
+    const int row_end = p->token_numel - first;
 #pragma unroll
-    for (int at = threadIdx.x; at < ROWS * CHUNKS; at += THREADS) {
-        const int row = at / CHUNKS, chunk = at % CHUNKS;
-        const bool has = first + row < p->token_numel && chunk * 8 < p->dim;
-        const uint16_t *const from = has ? src + (first + row) * stride + chunk * 8 : src;
-        tess_cp_async_16(tile + flash_place<D>(row, chunk), from, has);
+    for (int c = 0; c < CHUNKS; c += LINE) {
+        const int chunk = static_cast<int>(threadIdx.x) % LINE + c;
+        const int limit = chunk * 8 < p->dim ? row_end : 0;
+        const uint16_t *from = src + (first + row) * stride + chunk * 8;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += STEP) {
+            const bool has = row + r < limit;
+            tess_cp_async_16(tile + flash_place<D>(row + r, chunk), has ? from : src, has);
+            from += STEP * stride;
+        }
     }
+}
+
+/** flash_place() of row + fixed_row, chunk + fixed_chunk, where `row` and `chunk` (0 or 1) depend
+ * on the lane, fixed_row is a multiple of 8 and fixed_chunk even: the fixed parts cost one xor. */
+template <int D>
+static __device__ __forceinline__ int flash_lane_place(int row, int chunk, int fixed_row,
+                                                       int fixed_chunk)
+{
+    enum { LOW = D % 64 == 0 ? 7 : 3 };
+    const int key = D % 64 == 0 ? row & 7 : row >> 1 & 3;
+    const int lane = (chunk ^ key) * 8;
+    return row * D + (lane ^ (fixed_chunk & LOW) * 8) + fixed_row * D + (fixed_chunk & ~LOW) * 8;
 }
 
 /** A fragment: rows row .. row+15, columns 8 chunk .. 8 chunk + 15. */
 template <int D>
 static __device__ __forceinline__ void flash_frag_a(uint32_t *a, const uint16_t *tile, int row,
-                                                    int chunk)
+                                                    int fixed_row, int chunk)
 {
     const int lane = threadIdx.x & 31;
-    tess_ldmatrix(a, tile + flash_place<D>(row + (lane & 15), chunk + (lane >> 4)));
+    const int at = flash_lane_place<D>(row + (lane & 15), lane >> 4, fixed_row, chunk);
+    tess_ldmatrix(a, tile + at);
 }
 
 /** Two B fragments of the transposed tile: n = rows row .. row+15, k = 16 columns from chunk. */
@@ -75,9 +96,8 @@ template <int D>
 static __device__ __forceinline__ void flash_frag_b_rows(uint32_t *b, const uint16_t *tile, int row,
                                                          int chunk)
 {
-    const int lane = threadIdx.x & 31;
-    const int at = row + (lane >> 4) * 8 + (lane & 7);
-    tess_ldmatrix(b, tile + flash_place<D>(at, chunk + (lane >> 3 & 1)));
+    const int lane = threadIdx.x & 31, lane_row = (lane >> 4) * 8 + (lane & 7);
+    tess_ldmatrix(b, tile + flash_lane_place<D>(lane_row, lane >> 3 & 1, row, chunk));
 }
 
 /** Two B fragments of the tile as it stands: k = rows row .. row+15, n = 16 columns from chunk. */
@@ -86,7 +106,7 @@ static __device__ __forceinline__ void flash_frag_b(uint32_t *b, const uint16_t 
                                                     int chunk)
 {
     const int lane = threadIdx.x & 31;
-    tess_ldmatrix_trans(b, tile + flash_place<D>(row + (lane & 15), chunk + (lane >> 4)));
+    tess_ldmatrix_trans(b, tile + flash_lane_place<D>(lane & 15, lane >> 4, row, chunk));
 }
 
 /** s [16, 8 NT] = rows a_row .. of tile a times the transposed tile b of 8 NT rows. */
@@ -100,7 +120,7 @@ static __device__ __forceinline__ void flash_scores(float (*s)[4], const uint16_
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
         uint32_t a[4];
-        flash_frag_a<D>(a, a_tile, a_row, 2 * k);
+        flash_frag_a<D>(a, a_tile, a_row, 0, 2 * k);
 #pragma unroll
         for (int n = 0; n < NT; n += 2) {
             uint32_t b[4];

@@ -18,12 +18,15 @@ typedef struct tess_flash_strides {
     int64_t d_out, d_q, d_k, d_v; /* backward only */
 } tess_flash_strides;
 
-/** Rows without padding. Local. */
-static inline tess_flash_strides tess_flash_strides_dense(const tess_attention_shape *shape)
+/** Rows as the arguments of attention have them: only `out` may have gaps, of `out_stride` (0:
+ * none). Local. */
+static inline tess_flash_strides tess_flash_strides_plain(const tess_attention_shape *shape,
+                                                          int64_t out_stride)
 {
     const int64_t query = shape->head_numel * shape->dim, key = shape->kv_head_numel * shape->dim;
-    const tess_flash_strides dense = {query, key, key, query, query, query, key, key};
-    return dense;
+    const int64_t out = out_stride != 0 ? out_stride : query;
+    const tess_flash_strides strides = {query, key, key, out, query, query, key, key};
+    return strides;
 }
 
 /** Bytes of `work` of the backward; the forward needs none. Local. */
@@ -45,8 +48,8 @@ TESS_MUST_CHECK tess_status tess_flash_forward(const tess_attention_args *a, tes
 TESS_MUST_CHECK tess_status tess_flash_backward(const tess_attention_backward_args *a,
                                                 tess_stream *s);
 
-/** The same over rows with padding: views hold the first element of each operand and the numel of
- * the dense operand. Local. */
+/** The same with rows of any operand apart: `strides` in place of `out_stride`; views hold the
+ * first element of each operand and the numel it has without gaps. Local. */
 TESS_MUST_CHECK tess_status tess_flash_forward_strided(const tess_attention_args *a,
                                                        const tess_flash_strides *strides,
                                                        tess_stream *s);

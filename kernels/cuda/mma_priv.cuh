@@ -12,14 +12,15 @@
 
 #include "kernels/cuda/launch_priv.cuh"
 
+/** Let `kernel` have `nbytes` of dynamic shared memory. */
+#define TESS_ALLOW_SHARED(kernel, nbytes)                                                          \
+    TESS_CUDA_TRY(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),                     \
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize,                \
+                                       static_cast<int>(nbytes)))
+
 #ifdef TESS_EMULATE
 #include "tests/emulation/mma_emulation.hpp"
 #else
-
-/** Let `kernel` have `nbytes` of dynamic shared memory. */
-#define TESS_ALLOW_SHARED(kernel, nbytes)                                                          \
-    TESS_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,        \
-                                       static_cast<int>(nbytes)))
 
 static __device__ __forceinline__ uint32_t tess_shared_address(const void *p)
 {
