@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "tests/support/plain_device.h"
 
-enum { REQUEST_MAX = 1024, TAG = 11, POLLS_UNTIL_READY = 3 };
+enum { REQUEST_MAX = 1024, TAG = 11, READY_TAG = 12, POLLS_UNTIL_READY = 3 };
 
 struct tess_gpu_group {
     tess_device *device;
@@ -17,6 +17,8 @@ struct tess_gpu_group {
     int rank;
     int world;
     int polls_left;
+    bool is_ready; /* all ranks are here */
+    char here[2];  /* what tells so, and where it is received */
     bool is_aborted;
     bool is_open;        /* between group_begin and group_end */
     tess_stream *stream; /* of the open group's calls */
@@ -93,7 +95,7 @@ static bool step(void *arg)
 static tess_status begin(tess_gpu_group *g, tess_stream *s)
 {
     TESS_CHECK(!g->is_aborted, TESS_E_COMM, "a collective on an aborted group");
-    TESS_CHECK(g->polls_left == 0, TESS_E_COMM, "a collective on a group that is not ready");
+    TESS_CHECK(g->is_ready, TESS_E_COMM, "a collective on a group that is not ready");
     begun_numel++;
     g->is_hung = is_faulty("hang");
     return tess_stream_finish(s);
@@ -222,7 +224,7 @@ static tess_status emu_split(tess_gpu_group *parent, int color, int key, const c
     MPI_Comm mpi = MPI_COMM_NULL;
     int rank = 0, world = 1;
     (void)name;
-    TESS_CHECK(parent->polls_left == 0, TESS_E_COMM, "a split of a group that is not ready");
+    TESS_CHECK(parent->is_ready, TESS_E_COMM, "a split of a group that is not ready");
     if (parent->mpi != MPI_COMM_NULL) {
         TESS_TRY(check_mpi(MPI_Comm_split(parent->mpi, color, key, &mpi), "split"));
         MPI_Comm_rank(mpi, &rank);
@@ -231,12 +233,35 @@ static tess_status emu_split(tess_gpu_group *parent, int color, int key, const c
     return make(parent->device, mpi, rank, world, out);
 }
 
+/* A byte to and from everybody. */
+static tess_status tell_peers(tess_gpu_group *g)
+{
+    for (int p = 0; p < g->world; p++) {
+        MPI_Request *request = &g->request[g->request_numel];
+        if (p == g->rank)
+            continue;
+        TESS_TRY(
+            check_mpi(MPI_Irecv(&g->here[1], 1, MPI_BYTE, p, READY_TAG, g->mpi, request), "poll"));
+        TESS_TRY(check_mpi(MPI_Isend(&g->here[0], 1, MPI_BYTE, p, READY_TAG, g->mpi, request + 1),
+                           "poll"));
+        g->request_numel += 2;
+    }
+    return TESS_OK;
+}
+
 static tess_status emu_poll(tess_gpu_group *g, bool *is_ready)
 {
+    int is_done = 0;
     TESS_CHECK(!is_faulty("fail"), TESS_E_COMM, "emulated failure: unhandled system error");
-    if (g->polls_left > 0 && !is_faulty("join"))
-        g->polls_left--;
-    *is_ready = g->polls_left == 0;
+    if (g->polls_left > 0 && !is_faulty("join") && --g->polls_left == 0)
+        TESS_TRY(tell_peers(g));
+    if (!g->is_ready && g->polls_left == 0) {
+        TESS_TRY(check_mpi(MPI_Testall(g->request_numel, g->request, &is_done, MPI_STATUSES_IGNORE),
+                           "poll"));
+        g->is_ready = is_done != 0;
+        g->request_numel = is_done ? 0 : g->request_numel;
+    }
+    *is_ready = g->is_ready;
     return TESS_OK;
 }
 
