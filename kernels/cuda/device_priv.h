@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/cuda/plugin.h"
+#include "kernels/cuda/host_priv.h"
 
 TESS_BEGIN_DECLS
 
@@ -33,11 +33,6 @@ TESS_MUST_CHECK tess_status tess_cuda_device_numel(int *numel);
 TESS_MUST_CHECK tess_status tess_cuda_device_info(int idx, tess_cuda_info *out);
 TESS_MUST_CHECK tess_status tess_cuda_device_open(int idx, tess_device **out);
 void tess_cuda_device_close(tess_device **d);
-
-/** host.c: remember the program's services; false when they are of another version. */
-bool tess_cuda_host_set(const tess_cuda_host *host);
-/** Seconds of the program's clock. */
-double tess_cuda_now_s(void);
 
 /** nccl.c */
 extern const tess_gpu_collectives tess_nccl_collectives;

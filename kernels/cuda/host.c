@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "kernels/cuda/device_priv.h"
+#include "kernels/cuda/host_priv.h"
 
 static tess_cuda_host services;
 

@@ -30,6 +30,9 @@ static tess_cuda_plugin plugin = {
     .device_open = tess_cuda_device_open,
     .device_close = tess_cuda_device_close,
     .kernels = kernels_of,
+#ifdef TESS_HAS_NCCL
+    .collectives = &tess_nccl_collectives,
+#endif
 };
 
 static void describe_versions(void)

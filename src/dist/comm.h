@@ -160,6 +160,8 @@ double tess_comm_blocked_s(const tess_comm *comm);
 bool tess_comm_is_launched(void);
 /** Ranks of this launch on this node as the launcher says, at least 1. Local. */
 int tess_comm_node_rank_numel(void);
+/** Number of this process among them as the launcher says, 0 where it does not. Local. */
+int tess_comm_node_rank(void);
 /** Number of this rank in the whole launch (differs from tess_comm_rank in a group). Local. */
 int tess_comm_launch_rank(const tess_comm *comm);
 /** Write this rank's last 4,096 collective records as text lines. May be called from any thread.

@@ -1,4 +1,4 @@
-#include "dist/engine_priv.h"
+#include "dist/alarm_priv.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -173,6 +173,8 @@ static bool run_front(engine_queue *q, bool *moved)
 bool engine_drive(engine *e)
 {
     bool moved = false;
+    if (e->alarm != NULL)
+        engine_alarm_hear(e);
     for (engine_queue *q = e->queues; q != NULL; q = q->next)
         while (atomic_load(&e->failed) == TESS_OK && atomic_load(&q->done) < q->enqueued) {
             if (!run_front(q, &moved))

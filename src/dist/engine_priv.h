@@ -75,6 +75,7 @@ typedef struct engine_posted {
 } engine_posted;
 
 typedef struct engine engine;
+typedef struct engine_alarm engine_alarm;
 
 typedef struct engine_queue {
     tess_stream base; /* first: a stream of this kind is a queue */
@@ -139,7 +140,8 @@ struct engine {
     double created_s;
     double moved_s; /* last time anything moved */
     double blocked_s;
-    atomic_int failed; /* tess_status; not TESS_OK: only destroy is legal */
+    engine_alarm *alarm; /* see alarm_priv.h; NULL: none */
+    atomic_int failed;   /* tess_status; not TESS_OK: only destroy is legal */
     char failure[ENGINE_FAILURE_NBYTES];
     engine_record *records; /* [ENGINE_RECORD_NUMEL] */
     uint64_t record_serial; /* records made */

@@ -27,6 +27,13 @@ TESS_MUST_CHECK tess_status tess_comm_create_gpu(tess_comm *host, tess_device *d
                                                  const tess_gpu_collectives *collectives,
                                                  const tess_deadlines *deadlines, tess_comm **out);
 
+/**
+ * Let the library's collectives reach `memory`, of the device, without copies. The same memory in
+ * the same order on all ranks, which stays until `comm` is destroyed. Nothing for other kinds of
+ * communicators. Collective over `comm`.
+ */
+TESS_MUST_CHECK tess_status tess_comm_enroll(tess_comm *comm, tess_view memory);
+
 /** `chunk_nbytes` of tess_comm_create_staged() for the default. */
 enum { TESS_STAGED_CHUNK_AUTO = 0 };
 

@@ -30,6 +30,15 @@ int tess_comm_node_rank_numel(void)
     return numel >= 1 && numel <= 1 << 20 ? (int)numel : 1;
 }
 
+int tess_comm_node_rank(void)
+{
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    if (local == NULL)
+        local = getenv("SLURM_LOCALID");
+    const long rank = local != NULL ? strtol(local, NULL, 10) : 0;
+    return rank >= 0 && rank <= 1 << 20 ? (int)rank : 0;
+}
+
 static int cores_here(void)
 {
     cpu_set_t set;

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "dist/engine_priv.h"
+#include "dist/alarm_priv.h"
 
 enum { TREE_FANOUT = 32, CONTROL_NUMEL = 4096 };
 
@@ -397,6 +397,11 @@ static const tess_comm_ops peer_ops = {
     .describe = peer_describe,
     .set_checking = peer_set_checking,
 };
+
+engine *engine_of_comm(const tess_comm *comm)
+{
+    return comm->ops == &peer_ops ? peer_of_const(comm)->engine : NULL;
+}
 
 static tess_status peer_alloc(peer_comm *p, const engine_queue_args *where, const MPI_Comm mpi[3])
 {

@@ -253,6 +253,9 @@ typedef struct tess_run_rules {
     X(compute, device, "device", tess_run_device, ENUM, TESS_RUN_WORDS_(DEVICE), "auto", 0, \
       0, FREE, \
       "Where ranks compute; the backend that was taken enters the numerics digest.") \
+    X(compute, share_device, "share_device", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Let several ranks of a node use one GPU, for tests; they exchange data through host " \
+      "memory.") \
     X(compute, dtype, "dtype", tess_run_dtype, ENUM, TESS_RUN_WORDS_(DTYPE), "bf16", 0, 0, \
       NUMERICS, \
       "Dtype of activations and of the inputs of matrix products.") \

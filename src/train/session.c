@@ -74,12 +74,11 @@ static tess_status parse_run(tess_session *s)
 static tess_status choose_kernels(tess_session *s)
 {
     int64_t lowest = -(int64_t)tess_cpu_path_best();
-    if (s->run->compute.device == TESS_RUN_DEVICE_CUDA)
-        return TESS_FAIL(
-            TESS_E_UNSUPPORTED,
-            "compute.device: cuda was asked for, this build has no CUDA backend; set cpu");
+    TESS_TRY(session_choose_device(s));
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));
     TESS_TRY(session_agree(s, tess_kernels_cpu_select((tess_cpu_path)-lowest)));
+    if (s->device != NULL)
+        return tess_kernels_check(s->kernels);
     s->kernels = s->options.kernels != NULL ? s->options.kernels : &tess_kernels_cpu;
     snprintf(s->kernel_path, sizeof s->kernel_path, "cpu/%s",
              tess_cpu_path_name((tess_cpu_path)-lowest));
@@ -89,6 +88,11 @@ static tess_status choose_kernels(tess_session *s)
 static tess_status memory_limit(tess_session *s, size_t *limit_nbytes)
 {
     int64_t least = -(int64_t)(tess_memory_free_nbytes() / (size_t)tess_comm_node_rank_numel());
+    if (s->device != NULL) {
+        size_t nbytes = 0;
+        TESS_TRY(session_agree(s, session_device_limit(s, &nbytes)));
+        least = -(int64_t)nbytes;
+    }
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &least, 1));
     *limit_nbytes = (size_t)-least;
     if (s->run->compute.memory_limit != TESS_RUN_AUTO)
@@ -231,10 +235,12 @@ static tess_status create_runtime(tess_session *s)
 {
     const int group_numel = s->d.plan->options.gather_group_numel;
     const int world = tess_comm_world(s->world);
+    TESS_TRY(session_connect_devices(s));
+    tess_comm *fabric = s->fabric != NULL ? s->fabric : s->world;
     if (group_numel == world && world > 1)
-        s->group = s->world;
+        s->group = fabric;
     else if (group_numel > 1) {
-        TESS_TRY(tess_comm_split_group(s->world, group_numel, &s->group));
+        TESS_TRY(tess_comm_split_group(fabric, group_numel, &s->group));
         s->owns_group = true;
     }
     tess_status st = TESS_OK;
@@ -245,7 +251,7 @@ static tess_status create_runtime(tess_session *s)
                                       .device = s->device,
                                       .kernels = s->kernels,
                                       .pool = s->pool,
-                                      .world = s->world,
+                                      .world = fabric,
                                       .group = s->group,
                                       .ops = tess_model_stage_ops(s->d.model),
                                       .model = tess_model_self(s->d.model),
@@ -301,6 +307,7 @@ void tess_session_close(tess_session **inout)
     tess_runtime_destroy(&s->rt);
     if (s->owns_group)
         tess_comm_destroy(&s->group);
+    session_close_device(s);
     tess_pool_destroy(&s->pool);
     tess_dataset_close(&s->train_data);
     tess_dataset_close(&s->eval_data);

@@ -30,7 +30,10 @@ struct tess_session {
     tess_session_options options;
     tess_run *run;
     tess_description d;
-    tess_device *device; /* NULL: the host */
+    tess_device *device;                   /* NULL: the host */
+    const struct tess_cuda_plugin *plugin; /* that opened it */
+    int device_share_numel;                /* ranks that share a device, 1: each has its own */
+    tess_comm *fabric;                     /* all ranks, over the device's memory; NULL: `world` */
     const tess_kernels *kernels;
     char kernel_path[48];
     tess_pool *pool;
@@ -56,6 +59,15 @@ struct tess_session {
     bool was_resumed;
     bool is_broken; /* a collective section failed on this rank alone */
 };
+
+/** Take the device of compute.device, or stay on the host; all ranks alike. Collective. */
+TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
+/** Bytes a rank may take of its device: what is free less a margin. Local. */
+TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
+/** Make `fabric`. Collective. */
+TESS_MUST_CHECK tess_status session_connect_devices(tess_session *s);
+/** Give fabric and device back; NULLs are fine. Collective as tess_comm_destroy(). */
+void session_close_device(tess_session *s);
 
 /** Pass on the verdict of a section in which peers may now wait for this rank. */
 tess_status session_section(tess_session *s, tess_status st);

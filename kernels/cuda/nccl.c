@@ -1,0 +1,268 @@
+/**
+ * tess_gpu_collectives over NCCL. Communicators never block: every call may say that it is still in
+ * progress, and the caller polls until it is not before the stream is used again.
+ */
+#include <nccl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/memory.h"
+#include "kernels/cuda/device_priv.h"
+
+/* Thread blocks of a collective are pinned, so that its pieces do not depend on the moment; 16 keep
+ * the links of both architectures busy and leave the rest to matrix products. */
+enum { GROUP_CTAS = 16, ENROLLED_MAX = 16 };
+static const double LEAVE_LIMIT_S = 30.0;
+
+_Static_assert(sizeof(ncclUniqueId) == TESS_CUDA_UNIQUE_ID_NBYTES, "plugin.h has NCCL's size");
+
+struct tess_gpu_group {
+    tess_device *device;
+    ncclComm_t comm; /* NULL after an abort */
+    void *enrolled[ENROLLED_MAX];
+    int enrolled_numel;
+    char name[64];
+};
+
+static tess_status fail(const tess_gpu_group *g, ncclResult_t r, const char *call)
+{
+    const ncclComm_t comm = g != NULL ? g->comm : NULL;
+    const char *detail = ncclGetLastError(comm);
+    return TESS_FAIL(TESS_E_COMM, "%s%s%s: NCCL says %s%s%s", g != NULL ? g->name : "",
+                     g != NULL ? ": " : "", call, ncclGetErrorString(r),
+                     detail != NULL && detail[0] != '\0' ? ": " : "", detail != NULL ? detail : "");
+}
+
+#define TRY_NCCL(g, call)                                                                          \
+    do {                                                                                           \
+        const ncclResult_t r_ = (call);                                                            \
+        if (r_ != ncclSuccess && r_ != ncclInProgress)                                             \
+            return fail((g), r_, #call);                                                           \
+    } while (0)
+
+static tess_status check_alive(const tess_gpu_group *g)
+{
+    TESS_CHECK(g->comm != NULL, TESS_E_COMM, "%s: its communicator was aborted", g->name);
+    return TESS_OK;
+}
+
+/* ---- groups ---- */
+
+/* 2.28.3 to 2.28.8 can crash when communicators are made again in a process. */
+static tess_status check_version(void)
+{
+    int v = 0;
+    TRY_NCCL(NULL, ncclGetVersion(&v));
+    TESS_CHECK(v < 22803 || v > 22808, TESS_E_UNSUPPORTED,
+               "NCCL %d.%d.%d has a known defect; use 2.28.9 or newer", v / 10000, v % 10000 / 100,
+               v % 100);
+    TESS_CHECK(v >= 22700, TESS_E_UNSUPPORTED, "NCCL %d.%d.%d is older than 2.27", v / 10000,
+               v % 10000 / 100, v % 100);
+    return TESS_OK;
+}
+
+static tess_status nccl_unique_id(uint8_t id[TESS_CUDA_UNIQUE_ID_NBYTES])
+{
+    ncclUniqueId made;
+    TESS_TRY(check_version());
+    TRY_NCCL(NULL, ncclGetUniqueId(&made));
+    memcpy(id, made.internal, TESS_CUDA_UNIQUE_ID_NBYTES);
+    return TESS_OK;
+}
+
+static ncclConfig_t config_of(const tess_gpu_group *g)
+{
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    config.minCTAs = config.maxCTAs = GROUP_CTAS;
+    config.commName = g->name;
+    config.splitShare = 0; /* gathers and reductions are under way together */
+    return config;
+}
+
+static tess_status make_group(tess_device *d, const char *name, tess_gpu_group **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_cuda_enter(d));
+    TESS_TRY(tess_alloc(sizeof(tess_gpu_group), &object));
+    tess_gpu_group *g = object;
+    g->device = d;
+    snprintf(g->name, sizeof g->name, "%s", name);
+    *out = g;
+    return TESS_OK;
+}
+
+/* Collectives of several communicators run on the device in the order of the host's calls. */
+static void order_launches(void) { (void)setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0); }
+
+static tess_status nccl_join(tess_device *d, const uint8_t id[TESS_CUDA_UNIQUE_ID_NBYTES], int rank,
+                             int world, const char *name, tess_gpu_group **out)
+{
+    ncclUniqueId given;
+    tess_gpu_group *g = NULL;
+    memcpy(given.internal, id, TESS_CUDA_UNIQUE_ID_NBYTES);
+    TESS_TRY(check_version());
+    TESS_TRY(make_group(d, name, &g));
+    order_launches();
+    ncclConfig_t config = config_of(g);
+    const ncclResult_t r = ncclCommInitRankConfig(&g->comm, world, given, rank, &config);
+    if (r != ncclSuccess && r != ncclInProgress) {
+        const tess_status st = fail(NULL, r, "ncclCommInitRankConfig");
+        tess_free(g);
+        return st;
+    }
+    *out = g;
+    return TESS_OK;
+}
+
+static tess_status nccl_split(tess_gpu_group *parent, int color, int key, const char *name,
+                              tess_gpu_group **out)
+{
+    tess_gpu_group *g = NULL;
+    TESS_TRY(check_alive(parent));
+    TESS_TRY(make_group(parent->device, name, &g));
+    ncclConfig_t config = config_of(g);
+    const ncclResult_t r = ncclCommSplit(parent->comm, color, key, &g->comm, &config);
+    if (r != ncclSuccess && r != ncclInProgress) {
+        const tess_status st = fail(parent, r, "ncclCommSplit");
+        tess_free(g);
+        return st;
+    }
+    *out = g;
+    return TESS_OK;
+}
+
+static tess_status nccl_poll(tess_gpu_group *g, bool *is_ready)
+{
+    ncclResult_t state = ncclSuccess;
+    /* A split writes the new communicator when the parent gets to it. */
+    if (g->comm == NULL) {
+        *is_ready = false;
+        return TESS_OK;
+    }
+    TRY_NCCL(g, ncclCommGetAsyncError(g->comm, &state));
+    if (state != ncclSuccess && state != ncclInProgress)
+        return fail(g, state, "a collective or its peers");
+    *is_ready = state == ncclSuccess;
+    return TESS_OK;
+}
+
+/* ---- collectives ---- */
+
+static tess_status nccl_group_begin(tess_gpu_group *g)
+{
+    TESS_TRY(check_alive(g));
+    TESS_TRY(tess_cuda_enter(g->device));
+    TRY_NCCL(g, ncclGroupStart());
+    return TESS_OK;
+}
+
+static tess_status nccl_group_end(tess_gpu_group *g)
+{
+    TRY_NCCL(g, ncclGroupEnd());
+    return TESS_OK;
+}
+
+static tess_status nccl_all_gather(tess_gpu_group *g, const void *shard, void *full, size_t nbytes,
+                                   tess_stream *s)
+{
+    TESS_TRY(check_alive(g));
+    TESS_TRY(tess_cuda_enter(g->device));
+    TRY_NCCL(g, ncclAllGather(shard, full, nbytes, ncclUint8, g->comm, tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+static tess_status nccl_send(tess_gpu_group *g, const void *data, size_t nbytes, int peer,
+                             tess_stream *s)
+{
+    TESS_TRY(check_alive(g));
+    TRY_NCCL(g, ncclSend(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+static tess_status nccl_receive(tess_gpu_group *g, void *data, size_t nbytes, int peer,
+                                tess_stream *s)
+{
+    TESS_TRY(check_alive(g));
+    TRY_NCCL(g, ncclRecv(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+static tess_status nccl_reduce_scatter(tess_gpu_group *g, const float *full, float *shard,
+                                       int64_t numel, tess_stream *s)
+{
+    TESS_TRY(check_alive(g));
+    TESS_TRY(tess_cuda_enter(g->device));
+    TRY_NCCL(g, ncclReduceScatter(full, shard, (size_t)numel, ncclFloat32, ncclSum, g->comm,
+                                  tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+static tess_status nccl_enroll(tess_gpu_group *g, void *memory, size_t nbytes)
+{
+    TESS_TRY(check_alive(g));
+    TESS_CHECK(g->enrolled_numel < ENROLLED_MAX, TESS_E_STATE, "%s: more than %d arenas enrolled",
+               g->name, ENROLLED_MAX);
+    TRY_NCCL(g, ncclCommRegister(g->comm, memory, nbytes, &g->enrolled[g->enrolled_numel]));
+    g->enrolled_numel++;
+    return TESS_OK;
+}
+
+/* ---- end ---- */
+
+static void nccl_abort(tess_gpu_group *g)
+{
+    const ncclComm_t comm = g->comm;
+    g->comm = NULL;
+    if (comm != NULL)
+        (void)ncclCommAbort(comm);
+}
+
+/* Whether the communicator came to rest in time. */
+static bool rest(ncclComm_t comm)
+{
+    const double until_s = tess_cuda_now_s() + LEAVE_LIMIT_S;
+    const struct timespec nap = {0, 100000};
+    ncclResult_t state = ncclInProgress;
+    while (ncclCommGetAsyncError(comm, &state) == ncclSuccess && state == ncclInProgress) {
+        if (tess_cuda_now_s() > until_s)
+            return false;
+        nanosleep(&nap, NULL);
+    }
+    return state == ncclSuccess;
+}
+
+static void nccl_leave(tess_gpu_group *g)
+{
+    if (g == NULL)
+        return;
+    if (g->comm != NULL) {
+        for (int i = 0; i < g->enrolled_numel; i++)
+            (void)ncclCommDeregister(g->comm, g->enrolled[i]);
+        const ncclResult_t r = ncclCommFinalize(g->comm);
+        if ((r == ncclSuccess || r == ncclInProgress) && rest(g->comm))
+            (void)ncclCommDestroy(g->comm);
+        else
+            nccl_abort(g);
+    }
+    tess_free(g);
+}
+
+const tess_gpu_collectives tess_nccl_collectives = {
+    .name = "NCCL",
+    .unique_id = nccl_unique_id,
+    .join = nccl_join,
+    .split = nccl_split,
+    .poll = nccl_poll,
+    .group_begin = nccl_group_begin,
+    .group_end = nccl_group_end,
+    .all_gather = nccl_all_gather,
+    .send = nccl_send,
+    .receive = nccl_receive,
+    .reduce_scatter = nccl_reduce_scatter,
+    .enroll = nccl_enroll,
+    .abort = nccl_abort,
+    .leave = nccl_leave,
+};

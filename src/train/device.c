@@ -1,0 +1,288 @@
+/**
+ * Where a session computes: the CUDA plugin is looked for, opened and asked for the device of this
+ * rank's place on its node; all ranks take the same kind of device or none.
+ */
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/memory.h"
+#include "dist/gpu.h"
+#include "train/session_priv.h"
+
+/* Left to the libraries: cuBLASLt's and NCCL's own buffers, code loaded late. */
+enum { MARGIN_NBYTES = 512 << 20 };
+static const size_t MARGIN_SHARE = 50; /* and this part of the whole memory */
+
+/* ---- the program's side of the table ---- */
+
+static tess_status host_error_set(tess_status st, const char *file, int line, const char *text)
+{
+    return tess_error_set(st, file, line, "%s", text);
+}
+
+static double host_now_s(void) { return tess_clock_s(); }
+
+static const tess_cuda_host services = {
+    .abi = TESS_CUDA_ABI,
+    .error_set = host_error_set,
+    .error_trace = tess_error_trace,
+    .alloc = tess_alloc,
+    .free = tess_free,
+    .now_s = host_now_s,
+};
+
+/* ---- finding the plugin ---- */
+
+static const char PLUGIN_NAME[] = "libtessera_cuda.so";
+
+/* Beside the program, or in the lib folder beside its own. */
+static tess_status find_plugin(tess_session *s, char path[PATH_MAX])
+{
+    static const char *const place[] = {".", "../lib"};
+    const char *chosen = getenv("TESSERA_CUDA_PLUGIN");
+    if (chosen != NULL && chosen[0] != '\0') {
+        snprintf(path, PATH_MAX, "%s", chosen);
+        return TESS_OK;
+    }
+    char folder[PATH_MAX - 64];
+    const ssize_t n = readlink("/proc/self/exe", folder, sizeof folder - 1);
+    TESS_CHECK(n > 0, TESS_E_UNSUPPORTED, "the program's own folder is unknown: no /proc/self/exe");
+    folder[n] = '\0';
+    *strrchr(folder, '/') = '\0';
+    for (int i = 0; i < TESS_NELEM(place); i++) {
+        tess_io_kind kind = TESS_IO_MISSING;
+        int64_t nbytes = 0;
+        snprintf(path, PATH_MAX, "%s/%s/%s", folder, place[i], PLUGIN_NAME);
+        TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
+        if (kind != TESS_IO_MISSING)
+            return TESS_OK;
+    }
+    return TESS_FAIL(TESS_E_UNSUPPORTED,
+                     "this program was built without CUDA: no %s in '%s'; build with TESS_CUDA=ON, "
+                     "or name the file in TESSERA_CUDA_PLUGIN",
+                     PLUGIN_NAME, folder);
+}
+
+/* The libraries behind the plugin take 0.1 s and 200 MB: not without a driver. */
+static tess_status look_for_driver(const tess_session *s)
+{
+    if (s->run->compute.device != TESS_RUN_DEVICE_AUTO || getenv("TESSERA_CUDA_PLUGIN") != NULL)
+        return TESS_OK;
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    TESS_CHECK(driver != NULL, TESS_E_UNSUPPORTED, "no CUDA driver (libcuda.so.1) on this machine");
+    return TESS_OK; /* it stays: the plugin opens it too */
+}
+
+/* Never closed: the runtime inside does not survive that. */
+static tess_status open_plugin(tess_session *s)
+{
+    char path[PATH_MAX];
+    TESS_TRY(find_plugin(s, path));
+    TESS_TRY(look_for_driver(s));
+    void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    TESS_CHECK(object != NULL, TESS_E_UNSUPPORTED, "the CUDA part cannot be loaded: %s", dlerror());
+    union {
+        void *symbol;
+        tess_cuda_plugin_open_fn open;
+    } entry = {dlsym(object, "tess_cuda_plugin_open")};
+    TESS_CHECK(entry.symbol != NULL, TESS_E_UNSUPPORTED,
+               "'%s' is not the CUDA part of this program: no tess_cuda_plugin_open", path);
+    const tess_cuda_plugin *plugin = entry.open(&services);
+    TESS_CHECK(plugin != NULL && plugin->abi == TESS_CUDA_ABI, TESS_E_UNSUPPORTED,
+               "'%s' was built from another version (interface %u, the program's is %d); build "
+               "both from the same sources",
+               path, plugin != NULL ? plugin->abi : 0, TESS_CUDA_ABI);
+    s->plugin = plugin;
+    return TESS_OK;
+}
+
+/* What makes `auto` stay on the CPU. */
+static tess_status find_devices(tess_session *s, int *numel)
+{
+    if (s->plugin == NULL)
+        TESS_TRY(open_plugin(s));
+    TESS_TRY(s->plugin->device_numel(numel));
+    TESS_CHECK(*numel > 0, TESS_E_UNSUPPORTED,
+               "the CUDA driver shows no device; look at CUDA_VISIBLE_DEVICES");
+    return TESS_OK;
+}
+
+/* ---- one device a rank ---- */
+
+/* What ranks tell rank 0 of their device. Plain bytes: it travels. */
+typedef struct device_card {
+    tess_cuda_info info;
+    char host[64];
+    int32_t visible_numel;
+    int32_t idx;
+} device_card;
+
+static tess_status take_device(tess_session *s, int visible_numel, device_card *card)
+{
+    const int idx = tess_comm_node_rank() % visible_numel;
+    memset(card, 0, sizeof *card);
+    card->visible_numel = visible_numel;
+    card->idx = idx;
+    (void)gethostname(card->host, sizeof card->host - 1);
+    TESS_TRY(s->plugin->device_info(idx, &card->info));
+    TESS_TRY(s->plugin->device_open(idx, &s->device));
+    s->kernels = s->plugin->kernels(s->device);
+    TESS_CHECK(s->kernels != NULL, TESS_E_UNSUPPORTED,
+               "%s: the CUDA part was built without kernels", s->device->name);
+    snprintf(s->kernel_path, sizeof s->kernel_path, "cuda/%s", s->kernels->path());
+    return TESS_OK;
+}
+
+static tess_status compare_models(const device_card *card, int world)
+{
+    const tess_cuda_info *a = &card[0].info;
+    for (int r = 1; r < world; r++) {
+        const tess_cuda_info *b = &card[r].info;
+        TESS_CHECK(strcmp(a->name, b->name) == 0 && a->capability == b->capability &&
+                       a->sm_numel == b->sm_numel,
+                   TESS_E_CONTRACT,
+                   "rank %d has a %s (sm_%d, %d multiprocessors) on '%s', rank 0 a %s (sm_%d, %d) "
+                   "on '%s': results differ between models of GPU; choose equal ones with "
+                   "CUDA_VISIBLE_DEVICES",
+                   r, b->name, b->capability, b->sm_numel, card[r].host, a->name, a->capability,
+                   a->sm_numel, card[0].host);
+    }
+    return TESS_OK;
+}
+
+static bool is_same_device(const device_card *a, const device_card *b)
+{
+    return strcmp(a->host, b->host) == 0 && strcmp(a->info.bus_id, b->info.bus_id) == 0;
+}
+
+/* @param most  ranks on the device that has most */
+static tess_status count_shares(const tess_session *s, const device_card *card, int *most)
+{
+    const int world = tess_comm_world(s->world);
+    *most = 1;
+    for (int r = 0; r < world; r++) {
+        int numel = 1;
+        for (int q = r + 1; q < world; q++) {
+            if (!is_same_device(&card[r], &card[q]))
+                continue;
+            numel++;
+            TESS_CHECK(s->run->compute.share_device, TESS_E_CONFIG,
+                       "ranks %d and %d would share the GPU %s on '%s', which shows them %d; start "
+                       "as many ranks as GPUs, or set compute.share_device: true",
+                       r, q, card[r].info.bus_id, card[r].host, card[q].visible_numel);
+        }
+        *most = TESS_MAX(*most, numel);
+    }
+    return TESS_OK;
+}
+
+/* Rank 0 looks at all cards; everybody hears its verdict. */
+static tess_status compare_devices(tess_session *s, const device_card *mine)
+{
+    const int world = tess_comm_world(s->world);
+    const bool is_root = tess_comm_rank(s->world) == 0;
+    void *room = NULL;
+    tess_status st = is_root ? tess_alloc_array(world, sizeof(device_card), &room) : TESS_OK;
+    device_card *card = room;
+    int64_t share_numel = 1;
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = tess_comm_gather_bytes(s->world, 0, mine, sizeof *mine, card);
+    if (st != TESS_OK) {
+        tess_free(room);
+        return st;
+    }
+    if (is_root) {
+        int most = 1;
+        st = compare_models(card, world);
+        if (st == TESS_OK)
+            st = count_shares(s, card, &most);
+        share_numel = most;
+    }
+    tess_free(room);
+    TESS_TRY(session_agree(s, st));
+    TESS_TRY(tess_comm_control(s->world, NULL, 0, &share_numel, 1));
+    s->device_share_numel = (int)share_numel;
+    return TESS_OK;
+}
+
+static void say_device(const tess_session *s, const device_card *card)
+{
+    tess_log_root(
+        &s->ctx->log, TESS_LOG_INFO, "device: %s, %s (sm_%d, %.1f GiB, %s), %s, on %d rank%s",
+        s->device->name, card->info.name, card->info.capability,
+        (double)card->info.memory_nbytes / (double)(1 << 30), card->info.bus_id,
+        s->plugin->versions, tess_comm_world(s->world), tess_comm_world(s->world) == 1 ? "" : "s");
+}
+
+tess_status session_choose_device(tess_session *s)
+{
+    const tess_run_device asked = s->run->compute.device;
+    device_card card;
+    int visible_numel = 0;
+    if (asked == TESS_RUN_DEVICE_CPU || s->options.kernels != NULL)
+        return TESS_OK;
+    const tess_status found = session_agree(s, find_devices(s, &visible_numel));
+    if (found != TESS_OK && !tess_status_is_fatal(found) && asked == TESS_RUN_DEVICE_AUTO) {
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO, "device: cpu; rank %d: %s", tess_error_rank(),
+                      tess_error_message());
+        tess_error_clear();
+        return TESS_OK;
+    }
+    TESS_TRY(found);
+    TESS_TRY(session_agree(s, take_device(s, visible_numel, &card)));
+    TESS_TRY(compare_devices(s, &card));
+    say_device(s, &card);
+    return TESS_OK;
+}
+
+/* ---- memory ---- */
+
+tess_status session_device_limit(tess_session *s, size_t *nbytes)
+{
+    size_t free_nbytes = 0;
+    size_t total_nbytes = 0;
+    TESS_TRY(tess_device_memory(s->device, &free_nbytes, &total_nbytes));
+    const size_t margin =
+        TESS_MAX(TESS_MIN((size_t)MARGIN_NBYTES, total_nbytes / 8), total_nbytes / MARGIN_SHARE);
+    TESS_CHECK(free_nbytes > margin, TESS_E_FIT,
+               "%s: %zu of %zu bytes are free, %zu are kept for its libraries; end the programs "
+               "that use it, or choose another with CUDA_VISIBLE_DEVICES",
+               s->device->name, free_nbytes, total_nbytes, margin);
+    *nbytes = (free_nbytes - margin) / (size_t)s->device_share_numel;
+    return TESS_OK;
+}
+
+/* ---- collectives ---- */
+
+/* Libraries refuse two ranks on a device, unless told otherwise where they can. */
+static bool has_own_devices(const tess_session *s)
+{
+    const char *multi = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    return s->device_share_numel == 1 || (multi != NULL && strcmp(multi, "1") == 0);
+}
+
+tess_status session_connect_devices(tess_session *s)
+{
+    if (s->device == NULL)
+        return TESS_OK;
+    const char *why = s->plugin->collectives == NULL ? "the CUDA part has no NCCL"
+                      : !has_own_devices(s)          ? "ranks share a GPU"
+                                                     : NULL;
+    if (why == NULL)
+        return TESS_FAIL(TESS_E_UNSUPPORTED, "NCCL");
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "collectives: through host memory and MPI; %s", why);
+    return tess_comm_create_staged(s->world, s->device, TESS_STAGED_CHUNK_AUTO, &s->fabric);
+}
+
+void session_close_device(tess_session *s)
+{
+    tess_comm_destroy(&s->fabric);
+    if (s->device != NULL)
+        s->plugin->device_close(&s->device);
+}

@@ -1,0 +1,125 @@
+/*
+ * A CUDA part without CUDA, opened by the program in place of the real one (TESSERA_CUDA_PLUGIN):
+ * devices with memory of their own, the CPU's kernels, collectives over MPI. The environment says
+ * what it shows:
+ *
+ *   FAKE_CUDA_FAULT    abi: of another version; driver: device_numel fails; open: a device that
+ *                      another program holds; kernels: none
+ *   FAKE_CUDA_DEVICES  how many (1)
+ *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
+ *   FAKE_CUDA_MEMORY   bytes of a device (64 GiB)
+ *   FAKE_CUDA_NCCL     none: no collectives; else as collectives_mpi.h
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/host_priv.h"
+#include "tests/support/plain_device.h"
+
+static tess_kernels kernels;
+
+static const char *setting(const char *name, const char *otherwise)
+{
+    const char *text = getenv(name);
+    return text != NULL ? text : otherwise;
+}
+
+static bool has_fault(const char *name)
+{
+    return strcmp(setting("FAKE_CUDA_FAULT", ""), name) == 0;
+}
+
+/* ---- kernels: the CPU's, which refuse views in device memory where it may not be theirs ---- */
+
+static tess_status near_gemm(const tess_gemm_args *a, tess_stream *s)
+{
+    tess_gemm_args near = *a;
+    (void)s;
+    near.c.space = near.work.space = TESS_HOST;
+    for (int t = 0; t < near.term_numel; t++)
+        near.term[t].a.space = TESS_HOST;
+    return tess_kernels_cpu.gemm(&near, NULL);
+}
+
+static tess_status near_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+{
+    tess_nf4_quantize_args near = *a;
+    (void)s;
+    near.src.space = TESS_HOST;
+    return tess_kernels_cpu.nf4_quantize(&near, NULL);
+}
+
+static const char *path(void) { return "sm_90"; }
+
+static const tess_kernels *fake_kernels(tess_device *d)
+{
+    (void)d;
+    if (has_fault("kernels") || tess_kernels_cpu_select(tess_cpu_path_best()) != TESS_OK)
+        return NULL;
+    kernels = tess_kernels_cpu;
+    kernels.name = "cuda";
+    kernels.path = path;
+    kernels.gemm = near_gemm;
+    kernels.nf4_quantize = near_nf4_quantize;
+    return &kernels;
+}
+
+/* ---- devices ---- */
+
+static tess_status fake_device_numel(int *numel)
+{
+    TESS_CHECK(!has_fault("driver"), TESS_E_UNSUPPORTED,
+               "the CUDA driver supports CUDA 12.4, this program needs 13.0");
+    *numel = atoi(setting("FAKE_CUDA_DEVICES", "1"));
+    return TESS_OK;
+}
+
+static size_t memory_nbytes(void)
+{
+    return (size_t)strtoull(setting("FAKE_CUDA_MEMORY", "68719476736"), NULL, 10);
+}
+
+static tess_status fake_device_info(int idx, tess_cuda_info *out)
+{
+    const char *model = setting("FAKE_CUDA_MODELS", "Fake H100");
+    for (int i = 0; i < idx && strchr(model, ',') != NULL; i++)
+        model = strchr(model, ',') + 1;
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "%.*s", (int)strcspn(model, ","), model);
+    snprintf(out->bus_id, sizeof out->bus_id, "0000:%02x:00.0", idx + 1);
+    out->capability = 90;
+    out->sm_numel = 132;
+    out->memory_nbytes = memory_nbytes();
+    return TESS_OK;
+}
+
+static tess_status fake_device_open(int idx, tess_device **out)
+{
+    char name[32];
+    TESS_CHECK(!has_fault("open"), TESS_E_UNSUPPORTED, "cuda:%d: CUDA says all devices are busy",
+               idx);
+    snprintf(name, sizeof name, "cuda:%d", idx);
+    TESS_TRY(plain_device_create(name, false, out));
+    plain_device_set_memory(*out, memory_nbytes());
+    return TESS_OK;
+}
+
+static tess_cuda_plugin plugin = {
+    .abi = TESS_CUDA_ABI,
+    .versions = "Fake CUDA 13.0",
+    .device_numel = fake_device_numel,
+    .device_info = fake_device_info,
+    .device_open = fake_device_open,
+    .device_close = plain_device_destroy,
+    .kernels = fake_kernels,
+};
+
+TESS_EXPORT const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host);
+
+const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host)
+{
+    if (has_fault("abi") || !tess_cuda_host_set(host))
+        return NULL;
+    return &plugin;
+}
