@@ -218,3 +218,42 @@ TESS_MUST_CHECK static inline tess_status tess_chunks_launch(const ARGS &a, int6
                     0, s, a, numel, is_aligned);
     return TESS_OK;
 }
+
+/** The same for ops with an output whose rows of `dim` are `stride` apart: a block per row, and
+ * OP::chunk_at<IS_WHOLE>(a, i, n, shift) with how far the row has moved in the output. */
+template <typename OP, typename ARGS>
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
+    tess_rows_kernel(const ARGS a, int64_t row_numel, int64_t dim, int64_t stride, bool is_aligned)
+{
+    for (int64_t row = blockIdx.x; row < row_numel; row += gridDim.x) {
+        const int64_t shift = row * (stride - dim);
+        for (int64_t i = (int64_t)threadIdx.x * OP::NUMEL; i < dim;
+             i += (int64_t)blockDim.x * OP::NUMEL) {
+            if (is_aligned)
+                OP::template chunk_at<true>(a, row * dim + i, OP::NUMEL, shift);
+            else
+                OP::template chunk_at<false>(a, row * dim + i,
+                                             (int)TESS_MIN(dim - i, (int64_t)OP::NUMEL), shift);
+        }
+    }
+}
+
+/** Where an op with such an output writes: `stride` 0 is contiguous. */
+typedef struct tess_layout {
+    int64_t numel, dim, stride;
+} tess_layout;
+
+template <typename OP, typename ARGS>
+TESS_MUST_CHECK static inline tess_status tess_rows_launch(const ARGS &a, tess_layout layout,
+                                                           bool is_aligned, tess_stream *s)
+{
+    if (layout.numel == 0)
+        return TESS_OK;
+    if (layout.stride == 0)
+        return tess_chunks_launch<OP>(a, layout.numel, is_aligned, s);
+    const int64_t row_numel = layout.numel / layout.dim;
+    const bool is_whole = layout.dim % OP::NUMEL == 0 && layout.stride % OP::NUMEL == 0;
+    TESS_LAUNCH((tess_rows_kernel<OP, ARGS>), tess_grid(row_numel, 1), TESS_BLOCK_THREADS, 0, s, a,
+                row_numel, layout.dim, layout.stride, is_aligned && is_whole);
+    return TESS_OK;
+}
