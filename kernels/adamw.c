@@ -22,3 +22,30 @@ tess_status tess_adamw_check(const tess_adamw_args *a)
     TESS_CHECK(a->eps >= 0.0, TESS_E_RANGE, "adamw: eps is %g, expected at least 0", a->eps);
     return TESS_OK;
 }
+
+/* By squaring, so that the bits do not depend on a C library's pow. */
+static double power(double base, int64_t exponent)
+{
+    double result = 1.0;
+    for (; exponent > 0; exponent /= 2) {
+        if (exponent % 2 != 0)
+            result = result * base;
+        base = base * base;
+    }
+    return result;
+}
+
+tess_adamw_scalars tess_adamw_scalars_make(const tess_adamw_args *a)
+{
+    const tess_adamw_scalars scalars = {
+        .decay = (float)(1.0 - a->learning_rate * a->weight_decay),
+        .beta1 = (float)a->beta1,
+        .one_minus_beta1 = (float)(1.0 - a->beta1),
+        .beta2 = (float)a->beta2,
+        .one_minus_beta2 = (float)(1.0 - a->beta2),
+        .step_size = (float)(a->learning_rate / (1.0 - power(a->beta1, a->step))),
+        .bias2 = (float)(1.0 - power(a->beta2, a->step)),
+        .eps = (float)a->eps,
+    };
+    return scalars;
+}

@@ -25,6 +25,15 @@ typedef struct tess_adamw_args {
     int64_t step; /* t, from 1 */
 } tess_adamw_args;
 
+/** Scalars of one step, derived in fp64 and rounded once. */
+typedef struct tess_adamw_scalars {
+    float decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
+    float step_size, bias2, eps;
+} tess_adamw_scalars;
+
+/** Shared by all backends. Local. */
+tess_adamw_scalars tess_adamw_scalars_make(const tess_adamw_args *a);
+
 TESS_MUST_CHECK tess_status tess_adamw_check(const tess_adamw_args *a);
 
 TESS_END_DECLS

@@ -63,7 +63,7 @@ typedef struct tess_cast_args {
     tess_view src, dst; /* [numel]; must not overlap */
 } tess_cast_args;
 
-static inline uint16_t tess_bf16_from_f32(float x)
+TESS_HD static inline uint16_t tess_bf16_from_f32(float x)
 {
     union {
         float f;
@@ -74,7 +74,7 @@ static inline uint16_t tess_bf16_from_f32(float x)
     return (uint16_t)((v.u + 0x7fffu + (v.u >> 16 & 1u)) >> 16);
 }
 
-static inline float tess_bf16_to_f32(uint16_t x)
+TESS_HD static inline float tess_bf16_to_f32(uint16_t x)
 {
     union {
         uint32_t u;

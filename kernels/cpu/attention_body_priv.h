@@ -195,7 +195,7 @@ INLINE float softmax_row(const tess_attention_job *job, float *score, const row_
     const bool is_bf16 = job_is_bf16(job);
     for (int64_t c = span->lo; c < span->hi; c += VL)
         store_operand((operand *)(void *)score + c, vf_load(score + c) * inv, is_bf16);
-    return sum < 0x1p100f ? max + (float)log_f64((double)sum) : sum;
+    return sum < 0x1p100f ? max + (float)tess_log_f64((double)sum) : sum;
 }
 
 /* One block of rows of the forward: what it sees, and where its buffers are. */

@@ -8,24 +8,9 @@
 #pragma once
 
 #include "kernels/cpu/cpu_priv.h"
+#include "kernels/math_priv.h"
 
 TESS_BEGIN_DECLS
-
-/** Fixed row chunks of sums over rows (rmsnorm d_w, sum_rows). */
-enum { TESS_ROW_CHUNK_NUMEL = 16 };
-
-/** Rows of chunk `chunk_idx` of TESS_ROW_CHUNK_NUMEL. Local. */
-static inline void tess_row_chunk(int64_t row_numel, int chunk_idx, int64_t *lo, int64_t *hi)
-{
-    *lo = row_numel * chunk_idx / TESS_ROW_CHUNK_NUMEL;
-    *hi = row_numel * (chunk_idx + 1) / TESS_ROW_CHUNK_NUMEL;
-}
-
-/** Scalars of one AdamW step, derived in fp64 and rounded once. */
-typedef struct tess_adamw_scalars {
-    float decay, beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float step_size, bias2, eps;
-} tess_adamw_scalars;
 
 /** Inner loops over a range, one table per instruction path. Ranges are rows, tokens, elements or
  * columns as named. */

@@ -89,7 +89,7 @@ static void cross_entropy(const tess_cross_entropy_args *a, int64_t lo, int64_t 
         const float max = row_max(z, a->vocab_numel);
         const double sum = sum_exp(z, a->vocab_numel, max);
         /* A row with NaN or infinity has no finite sum: the loss must say so, not log of bits. */
-        const double lse = sum < 0x1p1000 ? (double)max + log_f64(sum) : (double)sum;
+        const double lse = sum < 0x1p1000 ? (double)max + tess_log_f64(sum) : (double)sum;
         a->row_loss[row] = lse - (double)z[a->labels[row]];
         if (a->d_logits.numel == 0)
             continue;

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/base.h"
+#include "kernels/math_priv.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -139,38 +140,35 @@ INLINE vi vi_iota(int32_t first)
 }
 
 /** x = n ln2 + r: `n` as the low bits of `shifted`, and e^r. */
-typedef struct exp_parts {
+typedef struct vf_exp_parts {
     vf shifted;
     vf power;
-} exp_parts;
+} vf_exp_parts;
 
-/**
- * Two exact steps of reduction, then 1 + r + r^2 q(r), q of degree 4: minimax over |r| <= ln2 / 2,
- * relative error 3.1e-9. ln2 in two pieces: Cephes, expf.c.
- */
-INLINE exp_parts exp_split(vf x)
+/* As tess_exp_split in kernels/math_priv.h. */
+INLINE vf_exp_parts vf_exp_split(vf x)
 {
-    const vf shifter = vf_set1(12582912.0f); /* 1.5 * 2^23: its low bits hold the rounded sum */
-    const vf shifted = x * 1.44269504088896341f + shifter;
+    const vf shifter = vf_set1(TESS_EXP_SHIFTER);
+    const vf shifted = x * TESS_EXP_LOG2E + shifter;
     const vf n = shifted - shifter;
-    vf r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vf q = r * 1.381454012148654e-3f + 8.368745177051832e-3f;
-    q = q * r + 4.166839078982087e-2f;
-    q = q * r + 1.6666520398478435e-1f;
-    q = q * r + 4.999999343208714e-1f;
-    const exp_parts parts = {shifted, (q * (r * r) + r) + 1.0f};
+    vf r = x - n * TESS_EXP_LN2_HIGH;
+    r = r + n * TESS_EXP_LN2_LOW;
+    vf q = r * TESS_EXP_Q4 + TESS_EXP_Q3;
+    q = q * r + TESS_EXP_Q2;
+    q = q * r + TESS_EXP_Q1;
+    q = q * r + TESS_EXP_Q0;
+    const vf_exp_parts parts = {shifted, (q * (r * r) + r) + 1.0f};
     return parts;
 }
 
 /** e^x within 2 ulp; results below the smallest normal number are 0. */
 INLINE vf vf_exp(vf x)
 {
-    const exp_parts parts = exp_split(x);
+    const vf_exp_parts parts = vf_exp_split(x);
     const vu exponent = (vu)parts.shifted - 0x4b400000u;
     vf y = (vf)((vu)parts.power + (exponent << 23));
-    y = (vf)((vi)y & ~(x < -87.33654f));
-    y = vf_select(x > 88.72284f, vf_set1(__builtin_inff()), y);
+    y = (vf)((vi)y & ~(x < TESS_EXP_LEAST));
+    y = vf_select(x > TESS_EXP_MOST, vf_set1(__builtin_inff()), y);
     return vf_select(x != x, x, y);
 }
 
@@ -178,10 +176,10 @@ INLINE vf vf_exp(vf x)
  * difference). */
 INLINE vf vf_exp_below(vf x)
 {
-    const exp_parts parts = exp_split(x);
+    const vf_exp_parts parts = vf_exp_split(x);
     const vf scale = (vf)(((vu)parts.shifted - (0x4b400000u - 127u)) << 23);
     const vf y = parts.power * scale;
-    return (vf)((vi)y & ~(x < -87.33654f));
+    return (vf)((vi)y & ~(x < TESS_EXP_LEAST));
 }
 
 /** vf_round_bf16 of a value whose NaN, if any, is quiet and of bf16 origin. */
@@ -210,33 +208,4 @@ INLINE double lanes_sum_f64(const double lane_in[LANES])
         for (int l = 0; l < step; l++)
             lane[l] = lane[l] + lane[l + step];
     return lane[0];
-}
-
-/** Natural logarithm of a normal x > 0, within 1 ulp of fp64. Method and constants: fdlibm,
- * e_log.c (Sun Microsystems, 1993). */
-INLINE double log_f64(double x)
-{
-    uint64_t bits = 0;
-    memcpy(&bits, &x, sizeof bits);
-    int exponent = (int)(bits >> 52) - 1023;
-    uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
-    /* x = 2^exponent * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)) */
-    const uint64_t is_upper = fraction >= UINT64_C(0x6a09e667f3bcd) ? 1 : 0;
-    exponent += (int)is_upper;
-    fraction |= (UINT64_C(1023) - is_upper) << 52;
-    double m = 0.0;
-    memcpy(&m, &fraction, sizeof m);
-    const double f = m - 1.0;
-    const double s = f / (2.0 + f);
-    const double z = s * s, w = z * z;
-    const double odd = w * (3.999999999940941908e-01 +
-                            w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-    const double even = z * (6.666666666666735130e-01 +
-                             w * (2.857142874366239149e-01 +
-                                  w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
-    const double half_square = 0.5 * f * f;
-    const double k = (double)exponent;
-    return k * 6.93147180369123816490e-01 -
-           ((half_square - (s * (half_square + (odd + even)) + k * 1.90821492927058770002e-10)) -
-            f);
 }

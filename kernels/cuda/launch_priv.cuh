@@ -26,4 +26,7 @@
 #define TESS_DYN_SHARED(T, name)                                                                   \
     extern __shared__ __align__(16) unsigned char tess_dyn_shared_[];                              \
     T *name = reinterpret_cast<T *>(tess_dyn_shared_)
+
+/** An array of T in shared memory; the emulation puts canaries behind it. */
+#define TESS_SHARED(T, name, numel) __shared__ T name[numel]
 #endif

@@ -15,6 +15,13 @@
 #define TESS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TESS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* Functions that kernels of a device call too. */
+#ifdef __CUDACC__
+#define TESS_HD __host__ __device__
+#else
+#define TESS_HD
+#endif
+
 #define TESS_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define TESS_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define TESS_NELEM(array) ((int)(sizeof(array) / sizeof((array)[0])))

@@ -1,24 +1,15 @@
 #include "core/exact.h"
 
 #include <math.h>
-#include <string.h>
 
 bool tess_exact_add(tess_exact *acc, double x)
 {
-    uint64_t bits = 0;
-    memcpy(&bits, &x, sizeof bits);
-    const int exponent = (int)(bits >> 52) & 0x7ff;
-    if (exponent == 0x7ff)
+    int limb_idx = 0;
+    int64_t piece[TESS_EXACT_PIECE_NUMEL];
+    if (!tess_exact_split(x, &limb_idx, piece))
         return false;
-    const uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
-    const uint64_t significand = exponent == 0 ? fraction : fraction | UINT64_C(1) << 52;
-    const int shift = exponent == 0 ? 0 : exponent - 1; /* x = significand * 2^(shift - 1074) */
-    const int limb_idx = shift / 32;
-    const unsigned __int128 wide = (unsigned __int128)significand << (shift % 32);
-    const int64_t sign = bits >> 63 ? -1 : 1;
-    acc->limb[limb_idx] += sign * (int64_t)(uint32_t)wide;
-    acc->limb[limb_idx + 1] += sign * (int64_t)(uint32_t)(wide >> 32);
-    acc->limb[limb_idx + 2] += sign * (int64_t)(uint32_t)(wide >> 64);
+    for (int i = 0; i < TESS_EXACT_PIECE_NUMEL; i++)
+        acc->limb[limb_idx + i] += piece[i];
     return true;
 }
 

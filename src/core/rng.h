@@ -39,7 +39,7 @@ static inline tess_rng tess_rng_make(uint64_t seed, tess_rng_purpose purpose, ui
 }
 
 /** The four 32-bit words of elements 4*quad .. 4*quad+3. Local. */
-static inline void tess_rng_quad(const tess_rng *rng, uint64_t quad, uint32_t out[4])
+TESS_HD static inline void tess_rng_quad(const tess_rng *rng, uint64_t quad, uint32_t out[4])
 {
     uint32_t c0 = (uint32_t)quad, c1 = (uint32_t)(quad >> 32), c2 = rng->index,
              c3 = rng->purpose_layer;

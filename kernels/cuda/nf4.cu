@@ -1,0 +1,308 @@
+#include "core/arith.h"
+#include "kernels/cuda/nf4_priv.cuh"
+
+enum { THREADS = 256, WARPS = THREADS / 32, CHUNK = 8, BATCH = 4 };
+
+/* Batches of four chunks per thread, a block's width apart: loads and stores are whole lines, and
+ * four of each are under way. */
+template <bool IS_BF16>
+__global__ static void __launch_bounds__(THREADS)
+    dequantize_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
+                      int64_t first_idx, void *dst, int64_t numel)
+{
+    TESS_SHARED(tess_nf4_tables, tables, 1);
+    tess_nf4_tables_fill(tables, constants);
+    __syncthreads();
+    const unsigned *words = reinterpret_cast<const unsigned *>(src.codes + first_idx / 2);
+    const int64_t chunk_numel = numel / CHUNK;
+    const int64_t step = (int64_t)gridDim.x * THREADS * BATCH;
+    for (int64_t c = (int64_t)blockIdx.x * THREADS * BATCH + threadIdx.x; c < chunk_numel;
+         c += step) {
+        unsigned word[BATCH];
+        float absmax[BATCH];
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const int64_t at = TESS_MIN(c + b * THREADS, chunk_numel - 1);
+            word[b] = __ldg(words + at);
+            absmax[b] = tess_nf4_absmax(src, tables, first_idx + at * CHUNK);
+        }
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            float v[CHUNK];
+            if (c + b * THREADS >= chunk_numel)
+                break;
+            tess_nf4_decode(tables, word[b], absmax[b], v);
+            tess_store<IS_BF16, true, CHUNK>(dst, (c + b * THREADS) * CHUNK, CHUNK, v);
+        }
+    }
+    const int64_t tail = chunk_numel * CHUNK + threadIdx.x;
+    if (blockIdx.x == 0 && tail < numel) {
+        float v[CHUNK];
+        tess_nf4_read(src, tables, first_idx + tail, 1, v);
+        tess_store<IS_BF16, false, CHUNK>(dst, tail, 1, v);
+    }
+}
+
+/* Any start and any alignment. */
+template <bool IS_BF16>
+__global__ static void __launch_bounds__(THREADS)
+    dequantize_any_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
+                          int64_t first_idx, void *dst, int64_t numel)
+{
+    TESS_SHARED(tess_nf4_tables, tables, 1);
+    tess_nf4_tables_fill(tables, constants);
+    __syncthreads();
+    const int64_t stride = (int64_t)gridDim.x * THREADS * CHUNK;
+    for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * CHUNK; i < numel;
+         i += stride) {
+        const int n = (int)TESS_MIN(numel - i, (int64_t)CHUNK);
+        float v[CHUNK];
+        tess_nf4_read(src, tables, first_idx + i, n, v);
+        tess_store<IS_BF16, false, CHUNK>(dst, i, n, v);
+    }
+}
+
+template <bool IS_BF16>
+static tess_status dequantize_launch(const tess_nf4_dequantize_args *a, tess_stream *s)
+{
+    const tess_nf4_constants constants = tess_nf4_constants_get();
+    const tess_nf4_source src = tess_nf4_source_make(&a->codec, a->part);
+    const bool is_aligned =
+        a->first_idx % CHUNK == 0 && (uintptr_t)a->part[0] % 4 == 0 && tess_is_aligned(a->dst.data);
+    if (is_aligned)
+        TESS_LAUNCH(dequantize_kernel<IS_BF16>,
+                    tess_grid(a->dst.numel, (int64_t)THREADS * CHUNK * BATCH), THREADS, 0, s,
+                    constants, src, a->first_idx, a->dst.data, a->dst.numel);
+    else
+        TESS_LAUNCH(dequantize_any_kernel<IS_BF16>,
+                    tess_grid(a->dst.numel, (int64_t)THREADS * CHUNK), THREADS, 0, s, constants,
+                    src, a->first_idx, a->dst.data, a->dst.numel);
+    return TESS_OK;
+}
+
+extern "C" tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_nf4_dequantize_check(a));
+    if (a->dst.numel == 0)
+        return TESS_OK;
+    return a->dst.dt == TESS_BF16 ? dequantize_launch<true>(a, s) : dequantize_launch<false>(a, s);
+}
+
+/* 1/absmax overflows at and below this, 2^-128. */
+#define SMALLEST_INVERTED 2.938735877055719e-39f
+
+enum { CODE_OF_ZERO = 7, NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
+
+/* First element that is not finite; quantize waits for its stream, so one cell is enough. */
+static __device__ unsigned long long bad_idx_dev;
+
+struct quantize_job {
+    const void *src;
+    int64_t numel;
+    int block_numel;
+    uint8_t *codes;
+    float *absmax;
+    float threshold[15];
+};
+
+__global__ static void bad_reset_kernel(int64_t none) { bad_idx_dev = (unsigned long long)none; }
+
+__device__ static inline float warp_max(float x)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+__device__ static inline unsigned code_of(const quantize_job &j, float x, float absmax,
+                                          float inverse)
+{
+    float u = x * inverse;
+    if (absmax <= SMALLEST_INVERTED)
+        u = absmax > 0.0f ? x / absmax : 0.0f;
+    unsigned code = 0;
+#pragma unroll
+    for (int t = 0; t < 15; t++)
+        code += u > j.threshold[t];
+    return code;
+}
+
+/* A warp per block of elements: its largest magnitude, then the codes, a byte per lane. */
+template <bool IS_BF16>
+__global__ static void __launch_bounds__(THREADS) quantize_kernel(const quantize_job j)
+{
+    const int lane = threadIdx.x % 32;
+    const int64_t block_numel = (j.numel + j.block_numel - 1) / j.block_numel;
+    int64_t block = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    for (; block < block_numel; block += (int64_t)gridDim.x * WARPS) {
+        const int64_t first = block * j.block_numel;
+        const int n = (int)TESS_MIN(j.numel - first, (int64_t)j.block_numel);
+        float absmax = 0.0f;
+        for (int i = lane; i < n; i += 32) {
+            const float x = fabsf(tess_get<IS_BF16>(j.src, first + i));
+            if (x < tess_f32_of_bits(0x7f800000u))
+                absmax = fmaxf(absmax, x);
+            else
+                atomicMin(&bad_idx_dev, (unsigned long long)(first + i));
+        }
+        absmax = warp_max(absmax);
+        const float inverse = absmax <= SMALLEST_INVERTED ? 0.0f : 1.0f / absmax;
+        if (lane == 0)
+            j.absmax[block] = absmax;
+        for (int i = 2 * lane; i < n; i += 64) {
+            const unsigned high = code_of(j, tess_get<IS_BF16>(j.src, first + i), absmax, inverse);
+            const unsigned low =
+                i + 1 < n ? code_of(j, tess_get<IS_BF16>(j.src, first + i + 1), absmax, inverse)
+                          : (unsigned)CODE_OF_ZERO;
+            j.codes[(first + i) / 2] = (uint8_t)(high << 4 | low);
+        }
+    }
+}
+
+/* offset = mean of the absmax: fp64, ascending. All threads load, the first one adds. */
+__global__ static void __launch_bounds__(THREADS)
+    nested_offset_kernel(const float *absmax, int64_t block_numel, float *offset)
+{
+    TESS_SHARED(float, tile, 2 * THREADS);
+    double sum = 0.0;
+    int half = 0;
+    for (int64_t first = 0; first < block_numel; first += THREADS) {
+        float *const part = tile + half * THREADS;
+        const int n = (int)TESS_MIN(block_numel - first, (int64_t)THREADS);
+        if ((int)threadIdx.x < n)
+            part[threadIdx.x] = absmax[first + threadIdx.x];
+        __syncthreads();
+        if (threadIdx.x == 0)
+            for (int i = 0; i < n; i++)
+                sum = sum + (double)part[i];
+        half = 1 - half;
+    }
+    if (threadIdx.x == 0)
+        *offset = block_numel > 0 ? (float)(sum / (double)block_numel) : 0.0f;
+}
+
+/* Nearest entry of the map by the f32 midpoint; a tie takes the even index. */
+__device__ static inline unsigned nested_code(const float *map, float u)
+{
+    unsigned lo = 0, hi = NESTED_CODE_MAX;
+    if (!(u > map[0]))
+        return 0;
+    while (hi - lo > 1) {
+        const unsigned mid = (lo + hi) / 2;
+        if (map[mid] < u)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const float middle = (map[lo] + map[hi]) * 0.5f;
+    if (u == middle)
+        return lo % 2 == 0 ? lo : hi;
+    return u < middle ? lo : hi;
+}
+
+struct nested_job {
+    const float *absmax;
+    int64_t block_numel;
+    const float *offset;
+    uint8_t *codes;
+    float *nested_absmax;
+    float map[256];
+};
+
+/* A warp per 256 absmax. */
+__global__ static void __launch_bounds__(THREADS) nested_kernel(const nested_job j)
+{
+    TESS_SHARED(float, map, 256);
+    const int lane = threadIdx.x % 32;
+    const float offset = *j.offset;
+    for (int i = (int)threadIdx.x; i < 256; i += THREADS)
+        map[i] = j.map[i];
+    __syncthreads();
+    int64_t group = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    for (; group * TESS_NESTED_BLOCK_NUMEL < j.block_numel; group += (int64_t)gridDim.x * WARPS) {
+        const int64_t first = group * TESS_NESTED_BLOCK_NUMEL;
+        const int n = (int)TESS_MIN(j.block_numel - first, (int64_t)TESS_NESTED_BLOCK_NUMEL);
+        float largest = 0.0f;
+        for (int i = lane; i < n; i += 32)
+            largest = fmaxf(largest, fabsf(j.absmax[first + i] - offset));
+        largest = warp_max(largest);
+        if (lane == 0)
+            j.nested_absmax[group] = largest;
+        const bool is_divided = largest <= SMALLEST_INVERTED;
+        const float inverse = is_divided ? 0.0f : 1.0f / largest;
+        for (int i = lane; i < n; i += 32) {
+            const float x = j.absmax[first + i] - offset;
+            unsigned code = NESTED_CODE_OF_ZERO;
+            if (largest > 0.0f)
+                code = nested_code(map, is_divided ? x / largest : x * inverse);
+            j.codes[first + i] = (uint8_t)code;
+        }
+    }
+}
+
+static tess_status nested_launch(const tess_nf4_quantize_args *a, int64_t block_numel,
+                                 tess_stream *s)
+{
+    float *const offset = static_cast<float *>(a->part[3]);
+    nested_job job = {a->absmax_work,
+                      block_numel,
+                      offset,
+                      static_cast<uint8_t *>(a->part[1]),
+                      static_cast<float *>(a->part[2]),
+                      {}};
+    memcpy(job.map, tess_dynamic_map_signed(), sizeof job.map);
+    TESS_LAUNCH(nested_offset_kernel, 1, THREADS, 0, s, a->absmax_work, block_numel, offset);
+    if (block_numel > 0)
+        TESS_LAUNCH(nested_kernel, tess_grid(block_numel, TESS_NESTED_BLOCK_NUMEL * WARPS), THREADS,
+                    0, s, job);
+    return TESS_OK;
+}
+
+/* Refuse by name what NF4 cannot hold, as the CPU twin does. */
+static tess_status finite_check(const tess_nf4_quantize_args *a, tess_stream *s)
+{
+    unsigned long long bad_idx = 0;
+    TESS_CUDA_TRY(cudaMemcpyFromSymbolAsync(&bad_idx, bad_idx_dev, sizeof bad_idx, 0,
+                                            cudaMemcpyDeviceToHost, tess_cuda_stream(s)));
+    TESS_CUDA_TRY(cudaStreamSynchronize(tess_cuda_stream(s)));
+    if (bad_idx == (unsigned long long)a->src.numel)
+        return TESS_OK;
+    const bool is_bf16 = a->src.dt == TESS_BF16;
+    const size_t elem_nbytes = is_bf16 ? sizeof(uint16_t) : sizeof(float);
+    uint32_t bits = 0;
+    TESS_CUDA_TRY(cudaMemcpyAsync(&bits,
+                                  static_cast<const char *>(a->src.data) + bad_idx * elem_nbytes,
+                                  elem_nbytes, cudaMemcpyDeviceToHost, tess_cuda_stream(s)));
+    TESS_CUDA_TRY(cudaStreamSynchronize(tess_cuda_stream(s)));
+    const float value = is_bf16 ? tess_bf16_to_f32((uint16_t)bits) : tess_f32_of_bits(bits);
+    return TESS_FAIL(
+        TESS_E_FORMAT,
+        "tensor '%s': element %" PRId64 " is %f, expected finite values; nf4 cannot hold "
+        "it, so repair the source or keep this tensor in bf16",
+        a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx, (double)value);
+}
+
+extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_nf4_quantize_check(a));
+    const bool is_double = a->codec.double_quant;
+    const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
+    quantize_job job = {a->src.data,
+                        numel,
+                        a->codec.block_numel,
+                        static_cast<uint8_t *>(a->part[0]),
+                        is_double ? a->absmax_work : static_cast<float *>(a->part[1]),
+                        {}};
+    memcpy(job.threshold, tess_nf4_threshold, sizeof job.threshold);
+    if (numel > 0) {
+        const unsigned grid = tess_grid(block_numel, WARPS);
+        TESS_LAUNCH(bad_reset_kernel, 1, 1, 0, s, numel);
+        if (a->src.dt == TESS_BF16)
+            TESS_LAUNCH(quantize_kernel<true>, grid, THREADS, 0, s, job);
+        else
+            TESS_LAUNCH(quantize_kernel<false>, grid, THREADS, 0, s, job);
+        TESS_TRY(finite_check(a, s));
+    }
+    return is_double ? nested_launch(a, block_numel, s) : TESS_OK;
+}

@@ -1,0 +1,104 @@
+/**
+ * Reading NF4 on the device: f32(table * absmax), then one rounding, as the CPU twin.
+ *
+ * [Note: table in lanes] The 16 values are kept once per lane of a warp, so that lookups with 32
+ * different codes hit 32 different banks.
+ */
+#pragma once
+
+#include "kernels/cuda/common_priv.cuh"
+
+/** The tables, by value into a kernel. */
+typedef struct tess_nf4_constants {
+    float value[16];
+    float map[256];
+} tess_nf4_constants;
+
+/** A stored tensor as a kernel reads it. */
+typedef struct tess_nf4_source {
+    const uint8_t *codes;
+    const float *absmax;         /* [nb], NULL: double quantization */
+    const uint8_t *absmax_codes; /* [nb] */
+    const float *nested_absmax;  /* [ceil(nb / 256)] */
+    const float *nested_offset;  /* [1] */
+    int block_shift;             /* log2 of the elements per block */
+} tess_nf4_source;
+
+/** The tables in shared memory. */
+typedef struct tess_nf4_tables {
+    float value[16 * 32];
+    float map[256];
+} tess_nf4_tables;
+
+static inline tess_nf4_constants tess_nf4_constants_get(void)
+{
+    tess_nf4_constants c;
+    memcpy(c.value, tess_nf4_table, sizeof c.value);
+    memcpy(c.map, tess_dynamic_map_signed(), sizeof c.map);
+    return c;
+}
+
+static inline tess_nf4_source tess_nf4_source_make(const tess_codec *codec, const void *const *part)
+{
+    const bool is_double = codec->double_quant;
+    const tess_nf4_source s = {
+        static_cast<const uint8_t *>(part[0]),
+        is_double ? nullptr : static_cast<const float *>(part[1]),
+        is_double ? static_cast<const uint8_t *>(part[1]) : nullptr,
+        is_double ? static_cast<const float *>(part[2]) : nullptr,
+        is_double ? static_cast<const float *>(part[3]) : nullptr,
+        __builtin_ctz((unsigned)codec->block_numel),
+    };
+    return s;
+}
+
+/** All threads of the block; a barrier has to follow. */
+__device__ static inline void tess_nf4_tables_fill(tess_nf4_tables *t, const tess_nf4_constants &c)
+{
+    for (int i = (int)threadIdx.x; i < 16 * 32; i += (int)blockDim.x)
+        t->value[i] = c.value[i / 32];
+    for (int i = (int)threadIdx.x; i < 256; i += (int)blockDim.x)
+        t->map[i] = c.map[i];
+}
+
+__device__ static inline float tess_nf4_absmax(const tess_nf4_source &s, const tess_nf4_tables *t,
+                                               int64_t idx)
+{
+    const int64_t block = idx >> s.block_shift;
+    if (s.absmax != nullptr)
+        return s.absmax[block];
+    const float scaled =
+        t->map[s.absmax_codes[block]] * s.nested_absmax[block / TESS_NESTED_BLOCK_NUMEL];
+    return scaled + s.nested_offset[0];
+}
+
+__device__ static inline float tess_nf4_value(const tess_nf4_tables *t, unsigned code)
+{
+    return t->value[code * 32 + threadIdx.x % 32];
+}
+
+/** Elements idx .. idx+n-1 (n <= 8), wherever they start. */
+__device__ static inline void tess_nf4_read(const tess_nf4_source &s, const tess_nf4_tables *t,
+                                            int64_t idx, int n, float v[8])
+{
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        v[k] = 0.0f;
+        if (k >= n)
+            continue;
+        const unsigned byte = s.codes[(idx + k) / 2];
+        const unsigned code = (idx + k) % 2 == 0 ? byte >> 4 : byte & 15u;
+        v[k] = tess_nf4_value(t, code) * tess_nf4_absmax(s, t, idx + k);
+    }
+}
+
+/** Eight elements of one block from the word of their codes. */
+__device__ static inline void tess_nf4_decode(const tess_nf4_tables *t, unsigned word, float absmax,
+                                              float v[8])
+{
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0);
+        v[k] = tess_nf4_value(t, word >> shift & 15u) * absmax;
+    }
+}
