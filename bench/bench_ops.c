@@ -260,7 +260,12 @@ static void measure(bench *b, const char *name, const char *shape, tess_status (
 static void measure_attention(bench *b, const char *text, int64_t heads, int64_t kv_heads)
 {
     const int thread_numel = tess_pool_thread_numel(b->stream.pool);
-    b->shape = (tess_attention_shape){b->dt, TOKENS, heads, kv_heads, 64, TOKENS};
+    b->shape = (tess_attention_shape){.dt = b->dt,
+                                      .token_numel = TOKENS,
+                                      .head_numel = heads,
+                                      .kv_head_numel = kv_heads,
+                                      .dim = 64,
+                                      .longest_numel = TOKENS};
     void *work = NULL;
     const size_t nbytes = tess_kernels_cpu.attention_work_nbytes(&b->shape, thread_numel);
     must(tess_alloc(nbytes, &work));

@@ -45,7 +45,7 @@ __global__ static void __launch_bounds__(THREADS)
 
 static tess_status forward_nf4(const tess_embedding_args *a, tess_stream *s)
 {
-    const tess_nf4_constants constants = tess_nf4_constants_get();
+    const tess_nf4_constants constants = tess_nf4_constants_get(a->table.codec.format);
     const tess_nf4_source src = tess_nf4_source_make(&a->table.codec, a->table.part);
     const unsigned grid = tess_grid(a->token_numel, 1);
     if (a->out.dt == TESS_BF16)
@@ -76,6 +76,7 @@ extern "C" tess_status tess_cuda_embedding_forward(const tess_embedding_args *a,
     const bool to_bf16 = a->out.dt == TESS_BF16;
     switch (a->table.codec.format) {
     case TESS_FORMAT_NF4:
+    case TESS_FORMAT_FP4:
         return forward_nf4(a, s);
     case TESS_FORMAT_BF16:
         return to_bf16 ? forward_plain<true, true>(a, s) : forward_plain<true, false>(a, s);

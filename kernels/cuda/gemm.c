@@ -285,7 +285,7 @@ static tess_status expand_term(const gemm_call *call, const gemm_run *run, int t
     const tess_dtype dt = dtype_of(a);
     const int64_t skip = a->kind == TESS_GEMM_NT ? k_before : k_before * run->b_stride;
     char *dst = call->b_scratch + run->offset_nbytes + (size_t)skip * tess_dtype_block_nbytes(dt);
-    if (b->codec.format == TESS_FORMAT_NF4 && run->b_stride == b->cols) {
+    if (tess_format_is_quantized(b->codec.format) && run->b_stride == b->cols) {
         tess_nf4_dequantize_args args = {.codec = b->codec,
                                          .dst = {dst, b->rows * b->cols, dt, a->c.space}};
         memcpy(args.part, b->part, sizeof(args.part));

@@ -65,7 +65,7 @@ __global__ static void __launch_bounds__(THREADS)
 template <bool IS_BF16>
 static tess_status dequantize_launch(const tess_nf4_dequantize_args *a, tess_stream *s)
 {
-    const tess_nf4_constants constants = tess_nf4_constants_get();
+    const tess_nf4_constants constants = tess_nf4_constants_get(a->codec.format);
     const tess_nf4_source src = tess_nf4_source_make(&a->codec, a->part);
     const bool is_aligned =
         a->first_idx % CHUNK == 0 && (uintptr_t)a->part[0] % 4 == 0 && tess_is_aligned(a->dst.data);
@@ -96,13 +96,17 @@ enum { CODE_OF_ZERO = 7, NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
 /* First element that is not finite; quantize waits for its stream, so one cell is enough. */
 static __device__ unsigned long long bad_idx_dev;
 
+/* tess_fp4_code, a nibble each. */
+static constexpr unsigned FP4_CODES = 0x32547610u;
+
 struct quantize_job {
     const void *src;
     int64_t numel;
     int block_numel;
     uint8_t *codes;
     float *absmax;
-    float threshold[15];
+    bool is_fp4;
+    float threshold[15]; /* FP4: the first 7, of magnitudes */
 };
 
 __global__ static void bad_reset_kernel(int64_t none) { bad_idx_dev = (unsigned long long)none; }
@@ -122,6 +126,12 @@ __device__ static inline unsigned code_of(const quantize_job &j, float x, float 
     if (absmax <= SMALLEST_INVERTED)
         u = absmax > 0.0f ? x / absmax : 0.0f;
     unsigned code = 0;
+    if (j.is_fp4) {
+#pragma unroll
+        for (int t = 0; t < 7; t++)
+            code += fabsf(u) > j.threshold[t];
+        return (FP4_CODES >> (4 * code) & 7u) | (u < 0.0f ? 8u : 0u);
+    }
 #pragma unroll
     for (int t = 0; t < 15; t++)
         code += u > j.threshold[t];
@@ -154,7 +164,7 @@ __global__ static void __launch_bounds__(THREADS) quantize_kernel(const quantize
             const unsigned high = code_of(j, tess_get<IS_BF16>(j.src, first + i), absmax, inverse);
             const unsigned low =
                 i + 1 < n ? code_of(j, tess_get<IS_BF16>(j.src, first + i + 1), absmax, inverse)
-                          : (unsigned)CODE_OF_ZERO;
+                          : (j.is_fp4 ? 0u : (unsigned)CODE_OF_ZERO);
             j.codes[(first + i) / 2] = (uint8_t)(high << 4 | low);
         }
     }
@@ -276,11 +286,12 @@ static tess_status finite_check(const tess_nf4_quantize_args *a, tess_stream *s)
                                   elem_nbytes, cudaMemcpyDeviceToHost, tess_cuda_stream(s)));
     TESS_CUDA_TRY(cudaStreamSynchronize(tess_cuda_stream(s)));
     const float value = is_bf16 ? tess_bf16_to_f32((uint16_t)bits) : tess_f32_of_bits(bits);
-    return TESS_FAIL(
-        TESS_E_FORMAT,
-        "tensor '%s': element %" PRId64 " is %f, expected finite values; nf4 cannot hold "
-        "it, so repair the source or keep this tensor in bf16",
-        a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx, (double)value);
+    return TESS_FAIL(TESS_E_FORMAT,
+                     "tensor '%s': element %" PRId64
+                     " is %f, expected finite values; %s cannot hold "
+                     "it, so repair the source or keep this tensor in bf16",
+                     a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx,
+                     (double)value, tess_format_name(a->codec.format));
 }
 
 extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
@@ -290,11 +301,15 @@ extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, t
     const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
     quantize_job job = {a->src.data,
                         numel,
-                        a->codec.block_numel,
+                        (int)a->codec.block_numel,
                         static_cast<uint8_t *>(a->part[0]),
                         is_double ? a->absmax_work : static_cast<float *>(a->part[1]),
+                        a->codec.format == TESS_FORMAT_FP4,
                         {}};
-    memcpy(job.threshold, tess_nf4_threshold, sizeof job.threshold);
+    if (job.is_fp4)
+        memcpy(job.threshold, tess_fp4_threshold, sizeof tess_fp4_threshold);
+    else
+        memcpy(job.threshold, tess_nf4_threshold, sizeof tess_nf4_threshold);
     if (numel > 0) {
         const unsigned grid = tess_grid(block_numel, WARPS);
         TESS_LAUNCH(bad_reset_kernel, 1, 1, 0, s, numel);

@@ -1,5 +1,5 @@
 /**
- * Reading NF4 on the device: f32(table * absmax), then one rounding, as the CPU twin.
+ * Reading NF4 and FP4 on the device: f32(table * absmax), then one rounding, as the CPU twin.
  *
  * [Note: table in lanes] The 16 values are kept once per lane of a warp, so that lookups with 32
  * different codes hit 32 different banks.
@@ -30,10 +30,10 @@ typedef struct tess_nf4_tables {
     float map[256];
 } tess_nf4_tables;
 
-static inline tess_nf4_constants tess_nf4_constants_get(void)
+static inline tess_nf4_constants tess_nf4_constants_get(tess_format format)
 {
     tess_nf4_constants c;
-    memcpy(c.value, tess_nf4_table, sizeof c.value);
+    memcpy(c.value, tess_codec_table16(format), sizeof c.value);
     memcpy(c.map, tess_dynamic_map_signed(), sizeof c.map);
     return c;
 }

@@ -38,10 +38,11 @@ typedef struct tess_exec {
     tess_dtype dt;               /* compute dtype */
     int thread_numel;
     bool is_plan;
-    bool is_padded;        /* operands of one product lie side by side; see [Note: side by side] */
-    float dropout;         /* LoRA dropout of this call; 0 in evaluation */
-    int64_t row_numel;     /* tokens of the micro-batch */
-    int64_t longest_numel; /* sequence length */
+    bool is_padded;         /* operands of one product lie side by side; see [Note: side by side] */
+    float dropout;          /* LoRA dropout of this call; 0 in evaluation */
+    int64_t row_numel;      /* tokens of the micro-batch */
+    int64_t longest_numel;  /* sequence length */
+    int64_t document_numel; /* of the micro-batch; 0: unknown */
     const int32_t *positions; /* [row_numel] */
     const int32_t *doc_start; /* [row_numel] */
     tess_carve saved, work;

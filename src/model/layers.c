@@ -120,7 +120,8 @@ static tess_attention_shape shape_of(const tess_exec *ex, const tess_attention *
                                         .head_numel = layer->head_numel,
                                         .kv_head_numel = layer->kv_head_numel,
                                         .dim = layer->head_dim,
-                                        .longest_numel = ex->longest_numel};
+                                        .longest_numel = ex->longest_numel,
+                                        .document_numel = ex->document_numel};
     return shape;
 }
 

@@ -200,6 +200,7 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
                       .dropout = call->mode == TESS_CALL_TRAIN ? m->dropout : 0.0f,
                       .row_numel = batch->token_numel,
                       .longest_numel = m->sequence_length,
+                      .document_numel = batch->document_numel,
                       .positions = batch->positions,
                       .doc_start = batch->doc_start};
     ex->saved = tess_carve_make("saved", call->saved, false);

@@ -18,6 +18,7 @@ typedef struct tess_token_batch {
     const int32_t *positions;   /* restart at every document */
     const int32_t
         *doc_start; /* index in this micro-batch of the first token of the token's document */
+    int64_t document_numel;   /* tokens that are the first of their document; 0: not counted */
     int64_t logits_token_idx; /* TESS_CALL_LOGITS: token whose logits are wanted */
     float *logits;            /* TESS_CALL_LOGITS: [vocab] f32 out, host memory; there when the
                                  stream has passed the call */

@@ -207,6 +207,9 @@ tess_status session_begin_batch(tess_session *s) { return tess_event_finish(&s->
 
 tess_status session_send_batch(tess_session *s)
 {
+    s->batch.document_numel = 0;
+    for (int64_t i = 0; i < s->batch.token_numel; i++)
+        s->batch.document_numel += s->batch_in.doc_start[i] == i;
     if (s->batch.tokens == s->batch_in.tokens)
         return TESS_OK;
     tess_stream *stream = tess_runtime_stream(s->rt);

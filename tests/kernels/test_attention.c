@@ -192,7 +192,12 @@ static void check_problem(tess_attention_shape shape, int64_t window, int64_t do
 
 static tess_attention_shape shape_of(tess_dtype dt, int64_t t, const int64_t heads_kv_dim[3])
 {
-    return (tess_attention_shape){dt, t, heads_kv_dim[0], heads_kv_dim[1], heads_kv_dim[2], t};
+    return (tess_attention_shape){.dt = dt,
+                                  .token_numel = t,
+                                  .head_numel = heads_kv_dim[0],
+                                  .kv_head_numel = heads_kv_dim[1],
+                                  .dim = heads_kv_dim[2],
+                                  .longest_numel = t};
 }
 
 /* Odd token counts (panel and block tails), head dims of every residue, group sizes 1, 3, 4. */

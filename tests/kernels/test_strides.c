@@ -162,7 +162,12 @@ static void check_gemm(tess_dtype dt, int64_t dim)
 static void check_attention(tess_dtype dt, int64_t head_dim)
 {
     tess_stream s = stream();
-    const tess_attention_shape shape = {dt, ROWS, 2, 1, head_dim, ROWS};
+    const tess_attention_shape shape = {.dt = dt,
+                                        .token_numel = ROWS,
+                                        .head_numel = 2,
+                                        .kv_head_numel = 1,
+                                        .dim = head_dim,
+                                        .longest_numel = ROWS};
     const size_t work_nbytes = tess_cpu_attention_work_nbytes(&shape, 1);
     void *work = must_alloc(work_nbytes);
     int32_t doc_start[ROWS] = {0};
