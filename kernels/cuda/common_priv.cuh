@@ -176,6 +176,21 @@ __device__ static inline void tess_store(void *p, int64_t i, int n, const float 
     }
 }
 
+/** dst[to + k] = src[from + k] for k < n <= N, the bits as they are. */
+template <bool IS_BF16, bool IS_WHOLE, int N>
+__device__ static inline void tess_copy(void *dst, int64_t to, const void *src, int64_t from, int n)
+{
+    using element = typename tess_element<IS_BF16>::type;
+    element *d = static_cast<element *>(dst) + to;
+    const element *s = static_cast<const element *>(src) + from;
+    if constexpr (IS_WHOLE) {
+        tess_words_store(d, tess_words_load < IS_BF16 ? N / 2 : N > (s));
+    } else {
+        for (int k = 0; k < n; k++)
+            d[k] = s[k];
+    }
+}
+
 /** A scalar of an f32 or bf16 array. */
 template <bool IS_BF16> __device__ static inline float tess_get(const void *p, int64_t i)
 {
