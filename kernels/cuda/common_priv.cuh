@@ -76,6 +76,7 @@ template <int WORDS> struct tess_words {
 template <int WORDS> __device__ static inline tess_words<WORDS> tess_words_load(const void *p)
 {
     tess_words<WORDS> r;
+    TESS_ALIGNED(p, TESS_MIN(WORDS, 4) * 4);
     static_assert(WORDS == 1 || WORDS == 2 || WORDS % 4 == 0, "vectors of 4, 8 or 16 bytes");
     if constexpr (WORDS == 1) {
         r.w[0] = *static_cast<const unsigned *>(p);
@@ -94,6 +95,7 @@ template <int WORDS> __device__ static inline tess_words<WORDS> tess_words_load(
 
 template <int WORDS> __device__ static inline void tess_words_store(void *p, tess_words<WORDS> r)
 {
+    TESS_ALIGNED(p, TESS_MIN(WORDS, 4) * 4);
     if constexpr (WORDS == 1) {
         *static_cast<unsigned *>(p) = r.w[0];
     } else if constexpr (WORDS == 2) {

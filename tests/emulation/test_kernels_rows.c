@@ -1,4 +1,4 @@
-/* Kernels over rows in the emulation, against the C twins: norms, rope, loss, embedding. */
+/* Kernels over rows in the emulation, against the C twins: norms, rope, loss. */
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
 
@@ -178,48 +178,11 @@ static tess_status loss_call(twin *t, tess_stream *s)
     return CALL(t, cross_entropy, &a);
 }
 
-/* rows are tokens, stride the vocabulary; w is the dtype of the table */
-static const shape tables[] = {
-    {TESS_F32, TESS_F32, 0, 8, 0, 5},       {TESS_F32, TESS_F32, 1, 1, 0, 1},
-    {TESS_F32, TESS_BF16, 700, 13, 0, 9},   {TESS_F32, TESS_F32, 300, 64, 0, 3},
-    {TESS_BF16, TESS_F32, 40, 40, 0, 7},    {TESS_BF16, TESS_BF16, 5, 2056, 0, 11},
-    {TESS_BF16, TESS_BF16, 600, 31, 1, 400}};
-
-static void table_make(twin *t, int case_idx)
-{
-    const shape *c = &tables[case_idx];
-    t->ctx = c;
-    t->shift = c->shift;
-    twin_index(t, "tokens", c->rows, c->stride);
-    twin_random(t, "table", c->w, c->stride * c->dim, 1.0);
-    twin_output(t, "out", c->dt, c->rows * c->dim);
-    twin_random(t, "d_out", c->dt, c->rows * c->dim, 1.0);
-    twin_random(t, "d_table", TESS_F32, c->stride * c->dim, 1.0);
-}
-
-static tess_status table_call(twin *t, tess_stream *s)
-{
-    const shape *c = t->ctx;
-    const tess_embedding_args forward = {
-        .tokens = t->x[0].data,
-        .token_numel = c->rows,
-        .table = {.codec = {c->w == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0, false},
-                  .rows = c->stride,
-                  .cols = c->dim,
-                  .part = {t->x[1].data}},
-        .out = twin_view(t, 2)};
-    const tess_embedding_backward_args backward = {t->x[0].data, c->rows, twin_view(t, 3),
-                                                   c->stride,    c->dim,  t->x[4].data};
-    TESS_TRY(CALL(t, embedding_forward, &forward));
-    return CALL(t, embedding_backward, &backward);
-}
-
 static const twin_op ops[] = {
     {"rmsnorm", norm_make, norm_call, TESS_NELEM(norms)},
     {"rmsnorm with a sum", norm_make, norm_sum_call, TESS_NELEM(norms)},
     {"rope", rope_make, rope_call, TESS_NELEM(ropes)},
     {"cross_entropy", loss_make, loss_call, TESS_NELEM(losses)},
-    {"embedding", table_make, table_call, TESS_NELEM(tables)},
 };
 
 static const twin_suite suite = {

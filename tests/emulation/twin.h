@@ -247,6 +247,8 @@ static inline void twin_check_barriers(const twin_suite *suite)
             for (int c = 0; c < suite->ops[i].case_numel && !is_noticed; c++)
                 is_noticed = twin_notices(&suite->ops[i], c, b);
         const tess_emulation_barrier barrier = tess_emulation_barrier_get(b);
+        print_message("%s of %s:%d taken out: %s\n", barrier.kind, barrier.file, barrier.line,
+                      is_noticed ? "noticed" : "not noticed");
         if (!is_noticed)
             fail_msg("%s of %s:%d can be taken out and nothing shows it: another case has to, or "
                      "the kernel does not need it",
