@@ -76,6 +76,7 @@ template <int WORDS> struct tess_words {
 template <int WORDS> __device__ static inline tess_words<WORDS> tess_words_load(const void *p)
 {
     tess_words<WORDS> r;
+    TESS_ALIGNED(p, TESS_MIN(WORDS, 4) * 4);
     static_assert(WORDS == 1 || WORDS == 2 || WORDS % 4 == 0, "vectors of 4, 8 or 16 bytes");
     if constexpr (WORDS == 1) {
         r.w[0] = *static_cast<const unsigned *>(p);
@@ -94,6 +95,7 @@ template <int WORDS> __device__ static inline tess_words<WORDS> tess_words_load(
 
 template <int WORDS> __device__ static inline void tess_words_store(void *p, tess_words<WORDS> r)
 {
+    TESS_ALIGNED(p, TESS_MIN(WORDS, 4) * 4);
     if constexpr (WORDS == 1) {
         *static_cast<unsigned *>(p) = r.w[0];
     } else if constexpr (WORDS == 2) {
@@ -173,6 +175,21 @@ __device__ static inline void tess_store(void *p, int64_t i, int n, const float 
         for (int k = 0; k < N; k++)
             if (k < n)
                 dst[k] = v[k];
+    }
+}
+
+/** dst[to + k] = src[from + k] for k < n <= N, the bits as they are. */
+template <bool IS_BF16, bool IS_WHOLE, int N>
+__device__ static inline void tess_copy(void *dst, int64_t to, const void *src, int64_t from, int n)
+{
+    using element = typename tess_element<IS_BF16>::type;
+    element *d = static_cast<element *>(dst) + to;
+    const element *s = static_cast<const element *>(src) + from;
+    if constexpr (IS_WHOLE) {
+        tess_words_store(d, tess_words_load < IS_BF16 ? N / 2 : N > (s));
+    } else {
+        for (int k = 0; k < n; k++)
+            d[k] = s[k];
     }
 }
 

@@ -6,24 +6,31 @@ template <bool IS_BF16> struct swiglu_forward_op {
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const tess_swiglu_args &a, int64_t i, int n)
     {
+        chunk_at<IS_WHOLE>(a, i, n, 0);
+    }
+    template <bool IS_WHOLE>
+    __device__ static inline void chunk_at(const tess_swiglu_args &a, int64_t i, int n,
+                                           int64_t shift)
+    {
         float g[NUMEL], up[NUMEL];
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.gate.data, i, n, g);
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.up.data, i, n, up);
 #pragma unroll
         for (int k = 0; k < NUMEL; k++)
             g[k] = g[k] / (tess_exp_f32(-g[k]) + 1.0f) * up[k];
-        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.out.data, i, n, g);
+        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.out.data, i + shift, n, g);
     }
 };
 
 extern "C" tess_status tess_cuda_swiglu_forward(const tess_swiglu_args *a, tess_stream *s)
 {
     TESS_TRY(tess_swiglu_check(a));
+    const tess_layout layout = {a->gate.numel, a->dim, a->out_stride};
     const bool is_aligned = tess_is_aligned(a->gate.data, a->up.data, a->out.data);
     if (a->gate.dt == TESS_BF16)
-        TESS_TRY(tess_chunks_launch<swiglu_forward_op<true>>(*a, a->gate.numel, is_aligned, s));
+        TESS_TRY(tess_rows_launch<swiglu_forward_op<true>>(*a, layout, is_aligned, s));
     else
-        TESS_TRY(tess_chunks_launch<swiglu_forward_op<false>>(*a, a->gate.numel, is_aligned, s));
+        TESS_TRY(tess_rows_launch<swiglu_forward_op<false>>(*a, layout, is_aligned, s));
     return TESS_OK;
 }
 
@@ -31,6 +38,12 @@ template <bool IS_BF16> struct swiglu_backward_op {
     enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const tess_swiglu_backward_args &a, int64_t i, int n)
+    {
+        chunk_at<IS_WHOLE>(a, i, n, 0);
+    }
+    template <bool IS_WHOLE>
+    __device__ static inline void chunk_at(const tess_swiglu_backward_args &a, int64_t i, int n,
+                                           int64_t shift)
     {
         float g[NUMEL], up[NUMEL], d[NUMEL];
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.gate.data, i, n, g);
@@ -43,20 +56,21 @@ template <bool IS_BF16> struct swiglu_backward_op {
             g[k] = d[k] * up[k] * (s + silu * (1.0f - s));
             up[k] = d[k] * silu;
         }
-        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_up.data, i, n, up);
-        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_gate.data, i, n, g);
+        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_up.data, i + shift, n, up);
+        tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_gate.data, i + shift, n, g);
     }
 };
 
 extern "C" tess_status tess_cuda_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s)
 {
     TESS_TRY(tess_swiglu_backward_check(a));
+    const tess_layout layout = {a->gate.numel, a->dim, a->d_stride};
     const bool is_aligned =
         tess_is_aligned(a->gate.data, a->up.data, a->d_out.data, a->d_gate.data, a->d_up.data);
     if (a->gate.dt == TESS_BF16)
-        TESS_TRY(tess_chunks_launch<swiglu_backward_op<true>>(*a, a->gate.numel, is_aligned, s));
+        TESS_TRY(tess_rows_launch<swiglu_backward_op<true>>(*a, layout, is_aligned, s));
     else
-        TESS_TRY(tess_chunks_launch<swiglu_backward_op<false>>(*a, a->gate.numel, is_aligned, s));
+        TESS_TRY(tess_rows_launch<swiglu_backward_op<false>>(*a, layout, is_aligned, s));
     return TESS_OK;
 }
 
@@ -262,15 +276,12 @@ template <bool IS_SRC_BF16> struct cast_op {
     }
 };
 
-/* The bits as they are. */
 template <bool IS_BF16> struct copy_op {
     enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const tess_cast_args &a, int64_t i, int n)
     {
-        float v[NUMEL];
-        tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.src.data, i, n, v);
-        tess_store<IS_BF16, IS_WHOLE, NUMEL, true>(a.dst.data, i, n, v);
+        tess_copy<IS_BF16, IS_WHOLE, NUMEL>(a.dst.data, i, a.src.data, i, n);
     }
 };
 

@@ -2,6 +2,19 @@
 
 enum { THREADS = 256, WARPS = THREADS / 32, CHUNK = 8 };
 
+template <bool FROM_BF16, bool TO_BF16, bool IS_WHOLE>
+__device__ static inline void forward_chunk(const void *table, int64_t from, void *out, int64_t to,
+                                            int n)
+{
+    if constexpr (FROM_BF16 == TO_BF16) {
+        tess_copy<FROM_BF16, IS_WHOLE, CHUNK>(out, to, table, from, n);
+    } else {
+        float v[CHUNK];
+        tess_load<FROM_BF16, IS_WHOLE, CHUNK>(table, from, n, v);
+        tess_store<TO_BF16, IS_WHOLE, CHUNK, true>(out, to, n, v);
+    }
+}
+
 /* A block per token, its threads over the columns. */
 template <bool FROM_BF16, bool TO_BF16>
 __global__ static void __launch_bounds__(THREADS)
@@ -12,14 +25,10 @@ __global__ static void __launch_bounds__(THREADS)
         const int64_t from = tokens[t] * cols;
         for (int64_t i = (int64_t)threadIdx.x * CHUNK; i < cols; i += THREADS * CHUNK) {
             const int n = (int)TESS_MIN(cols - i, (int64_t)CHUNK);
-            float v[CHUNK];
-            if (is_aligned) {
-                tess_load<FROM_BF16, true, CHUNK>(table, from + i, n, v);
-                tess_store<TO_BF16, true, CHUNK, true>(out, t * cols + i, n, v);
-            } else {
-                tess_load<FROM_BF16, false, CHUNK>(table, from + i, n, v);
-                tess_store<TO_BF16, false, CHUNK, true>(out, t * cols + i, n, v);
-            }
+            if (is_aligned)
+                forward_chunk<FROM_BF16, TO_BF16, true>(table, from + i, out, t * cols + i, n);
+            else
+                forward_chunk<FROM_BF16, TO_BF16, false>(table, from + i, out, t * cols + i, n);
         }
     }
 }

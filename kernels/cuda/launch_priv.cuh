@@ -27,6 +27,9 @@
     extern __shared__ __align__(16) unsigned char tess_dyn_shared_[];                              \
     T *name = reinterpret_cast<T *>(tess_dyn_shared_)
 
+/** In the emulation, an address that is no multiple of `nbytes` fails the launch. */
+#define TESS_ALIGNED(p, nbytes) ((void)(p))
+
 /** An array of T in shared memory; the emulation puts canaries behind it. */
 #define TESS_SHARED(T, name, numel) __shared__ T name[numel]
 #endif

@@ -3,17 +3,39 @@
 /* Rows up to here are summed by 16 threads each, straight from memory. */
 enum { SHORT_ROW_NUMEL = 256, ROWS_PER_BLOCK = TESS_ROW_THREADS / TESS_ROW_LANES };
 
+/* What is normalized: x, or the sum with the residual once that is stored. */
+__device__ static inline const void *normal_source(const tess_rmsnorm_args &a)
+{
+    return a.residual.numel > 0 ? a.sum.data : a.x.data;
+}
+
+/* Elements of the row to normalize; makes and stores the sum where there is a residual. */
+template <bool IS_BF16, bool IS_WHOLE, int N>
+__device__ static inline void source_chunk(const tess_rmsnorm_args &a, int64_t i, int n, float x[N])
+{
+    tess_load<IS_BF16, IS_WHOLE, N>(a.x.data, i, n, x);
+    if (a.residual.numel == 0)
+        return;
+    float residual[N];
+    tess_load<IS_BF16, IS_WHOLE, N>(a.residual.data, i, n, residual);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        x[k] = tess_round<IS_BF16>(x[k] + residual[k]);
+    tess_store<IS_BF16, IS_WHOLE, N>(a.sum.data, i, n, x);
+}
+
 template <bool IS_BF16, bool IS_W_BF16, bool IS_WHOLE, int N>
-__device__ static inline void forward_chunk(const tess_rmsnorm_args &a, int64_t first, int64_t i,
+__device__ static inline void forward_chunk(const tess_rmsnorm_args &a, int64_t row, int64_t i,
                                             int n, float inv)
 {
     float x[N], w[N];
-    tess_load<IS_BF16, IS_WHOLE, N>(a.x.data, first + i, n, x);
+    const int64_t y_stride = a.y_stride != 0 ? a.y_stride : a.dim;
+    tess_load<IS_BF16, IS_WHOLE, N>(normal_source(a), row * a.dim + i, n, x);
     tess_load<IS_W_BF16, IS_WHOLE, N>(a.w.data, i, n, w);
 #pragma unroll
     for (int k = 0; k < N; k++)
         x[k] = tess_round<IS_BF16>(x[k] * inv) * w[k];
-    tess_store<IS_BF16, IS_WHOLE, N>(a.y.data, first + i, n, x);
+    tess_store<IS_BF16, IS_WHOLE, N>(a.y.data, row * y_stride + i, n, x);
 }
 
 __device__ static inline float inverse_rms(float sum, int64_t dim, float eps)
@@ -33,8 +55,9 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
         const bool is_row = row < a.row_numel;
         float sum = 0.0f;
         for (int64_t i = lane; is_row && i < a.dim; i += TESS_ROW_LANES) {
-            const float v = tess_get<IS_BF16>(a.x.data, row * a.dim + i);
-            sum = sum + v * v;
+            float v[2];
+            source_chunk<IS_BF16, false, 2>(a, row * a.dim + i, 1, v);
+            sum = sum + v[0] * v[0];
         }
         sum = tess_lanes_sum(sum);
         sum = __shfl_sync(0xffffffffu, sum, 0, TESS_ROW_LANES);
@@ -43,12 +66,8 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
         const float inv = inverse_rms(sum, a.dim, a.eps);
         if (lane == 0 && a.inv_rms != nullptr)
             a.inv_rms[row] = inv;
-        for (int64_t i = lane; i < a.dim; i += TESS_ROW_LANES) {
-            float y[2] = {tess_round<IS_BF16>(tess_get<IS_BF16>(a.x.data, row * a.dim + i) * inv) *
-                              tess_get<IS_W_BF16>(a.w.data, i),
-                          0.0f};
-            tess_store<IS_BF16, false, 2>(a.y.data, row * a.dim + i, 1, y);
-        }
+        for (int64_t i = lane; i < a.dim; i += TESS_ROW_LANES)
+            forward_chunk<IS_BF16, IS_W_BF16, false, 2>(a, row, i, 1, inv);
     }
 }
 
@@ -92,7 +111,7 @@ template <bool IS_BF16> struct square_term {
     __device__ static inline void chunk(const tess_rmsnorm_args &a, int64_t row, int64_t i, int n,
                                         float v[NUMEL])
     {
-        tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.x.data, row * a.dim + i, n, v);
+        source_chunk<IS_BF16, IS_WHOLE, NUMEL>(a, row * a.dim + i, n, v);
 #pragma unroll
         for (int k = 0; k < NUMEL; k++)
             v[k] = v[k] * v[k];
@@ -113,7 +132,7 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS) forward_kernel(const 
             a.inv_rms[row] = inv;
         for (int64_t i = (int64_t)threadIdx.x * N; i < a.dim; i += (int64_t)blockDim.x * N)
             forward_chunk<IS_BF16, IS_W_BF16, IS_WHOLE, N>(
-                a, row * a.dim, i, (int)TESS_MIN(a.dim - i, (int64_t)N), inv);
+                a, row, i, (int)TESS_MIN(a.dim - i, (int64_t)N), inv);
     }
 }
 
@@ -121,8 +140,12 @@ template <bool IS_BF16, bool IS_W_BF16>
 static tess_status forward_launch(const tess_rmsnorm_args *a, tess_stream *s)
 {
     const tess_rmsnorm_args args = *a;
-    const bool is_whole = tess_is_aligned(a->x.data, a->w.data, a->y.data) &&
-                          a->dim % tess_chunk<IS_BF16>::NUMEL == 0;
+    constexpr int N = tess_chunk<IS_BF16>::NUMEL;
+    const bool has_residual = a->residual.numel > 0;
+    const bool is_whole =
+        tess_is_aligned(a->x.data, a->w.data, a->y.data, has_residual ? a->residual.data : nullptr,
+                        has_residual ? a->sum.data : nullptr) &&
+        a->dim % N == 0 && a->y_stride % N == 0;
     if (a->dim <= SHORT_ROW_NUMEL)
         TESS_LAUNCH((forward_short_kernel<IS_BF16, IS_W_BF16>),
                     tess_grid(a->row_numel, ROWS_PER_BLOCK), TESS_ROW_THREADS, 0, s, args);

@@ -17,6 +17,7 @@ enum { TESS_ROW_THREADS = 256, TESS_ROW_LANES = 16, TESS_TILE_NUMEL = 2048 };
 template <int N>
 __device__ static inline void tess_tile_put(float *tile, int first, const float v[N])
 {
+    TESS_ALIGNED(tile + first, 16);
 #pragma unroll
     for (int k = 0; k < N; k += 4)
         *reinterpret_cast<float4 *>(tile + first + k) =

@@ -196,22 +196,41 @@ std::string describe_block()
     return text;
 }
 
+/* AddressSanitizer has to know which stack is in use. */
 #if defined(__SANITIZE_ADDRESS__)
-void switch_announce(fiber *to)
+struct stack_range {
+    const void *bottom;
+    size_t nbytes;
+};
+stack_range home_stack = {nullptr, 0};
+
+void switch_announce(const fiber *to)
 {
-    static void *unused;
     if (to != nullptr)
-        __sanitizer_start_switch_fiber(&unused, to->stack + PAGE_NBYTES,
+        __sanitizer_start_switch_fiber(nullptr, to->stack + PAGE_NBYTES,
                                        STACK_NBYTES - PAGE_NBYTES);
     else
-        __sanitizer_start_switch_fiber(&unused, home_stack.bottom, home_stack.nbytes);
+        __sanitizer_start_switch_fiber(nullptr, home_stack.bottom, home_stack.nbytes);
 }
+
+/* The first switch of all comes from home. */
+void switch_finish()
+{
+    stack_range from = {nullptr, 0};
+    __sanitizer_finish_switch_fiber(nullptr, &from.bottom, &from.nbytes);
+    if (home_stack.bottom == nullptr)
+        home_stack = from;
+}
+#else
+void switch_announce(const fiber *) {}
+void switch_finish() {}
 #endif
 
 [[noreturn]] void enter(fiber *f)
 {
     block_state &b = emu().block;
     b.current = f;
+    switch_announce(f);
     if (f == nullptr)
         _longjmp(b.home, 1);
     here.thread = f->tid;
@@ -227,6 +246,7 @@ void switch_to(fiber *to)
     fiber *self = emu().block.current;
     if (_setjmp(self->at) == 0)
         enter(to);
+    switch_finish();
 }
 
 /* Stop the launch: fibers that have begun are given up with their stacks. */
@@ -293,6 +313,7 @@ void wait_as(state st)
 /* Body of every fiber, for all blocks of all launches. */
 void fiber_main()
 {
+    switch_finish();
     for (;;) {
         emulator &e = emu();
         e.launch->body(e.launch->closure);
@@ -619,6 +640,7 @@ void block_run(uint3 block_idx)
     }
     if (_setjmp(b.home) == 0)
         enter(next_ready());
+    switch_finish();
     std::string &error = emu().error;
     if (error.empty())
         error = shared_check();
@@ -668,6 +690,13 @@ std::string launch_check(const launch_args &a)
 }
 
 } // namespace
+
+void check_aligned(const void *p, size_t nbytes)
+{
+    if (reinterpret_cast<uintptr_t>(p) % nbytes != 0)
+        fail(format("thread (%u, %u, %u) makes an access of %zu bytes at %p", here.thread.x,
+                    here.thread.y, here.thread.z, nbytes, p));
+}
 
 void *dynamic_shared() { return emu().shared[0].data; }
 

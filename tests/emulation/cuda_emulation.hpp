@@ -82,6 +82,9 @@ typedef void (*warp_body)(void *const operand[32], unsigned mask);
 void warp_collective(site *s, unsigned mask, void *operand, warp_body body);
 unsigned lane_idx();
 
+/** Fails the launch when a vector access at `p` is not aligned to its size. */
+void check_aligned(const void *p, size_t nbytes);
+
 void *dynamic_shared();
 /** The block's shared array behind `key`; the first thread to ask makes it. */
 void *static_shared(const void *key, size_t nbytes);
@@ -375,6 +378,8 @@ cudaError_t cudaMemcpyFromSymbolAsync(void *dst, const T &symbol, size_t nbytes,
                                                  ::tess_emulation::extent(block), (shared_nbytes), \
                                                  (kernel), __VA_ARGS__));                          \
     } while (0)
+
+#define TESS_ALIGNED(p, nbytes) ::tess_emulation::check_aligned((p), (nbytes))
 
 #define TESS_DYN_SHARED(T, name) T *name = static_cast<T *>(::tess_emulation::dynamic_shared())
 

@@ -1,0 +1,285 @@
+/**
+ * An op on emulated device memory against its C twin, bit for bit, in several orders of threads;
+ * and with each barrier of its kernels taken out in turn.
+ */
+#pragma once
+
+#include <stdio.h>
+
+#include "kernels/cuda/cuda_priv.h"
+#include "tests/emulation/emulation.h"
+#include "tests/kernels/op_support.h"
+
+enum { TWIN_OPERAND_MAX = 12, TWIN_BARRIER_MAX = 64, TWIN_LINE_NBYTES = 256 };
+
+typedef struct twin_operand {
+    const char *name;
+    tess_dtype dt;
+    int64_t numel;
+    size_t nbytes, lead_nbytes; /* `lead`: how far it starts behind an aligned address */
+    void *initial, *want, *got;
+    void *data; /* of the call under way */
+} twin_operand;
+
+/** One call: operands and the numbers of its shape. */
+typedef struct twin {
+    twin_operand x[TWIN_OPERAND_MAX];
+    int operand_numel;
+    int64_t shift; /* elements that the operands made next start behind an aligned address */
+    bool is_cuda;
+    bool has_nan_bits; /* the op defines which NaN it gives */
+    const void *ctx;
+} twin;
+
+/** The twins of one op and its shapes. */
+typedef struct twin_op {
+    const char *name;
+    void (*make)(twin *t, int case_idx); /* operands and ctx */
+    tess_status (*call)(twin *t, tess_stream *s);
+    int case_numel;
+} twin_op;
+
+typedef struct twin_suite {
+    const twin_op *ops;
+    int op_numel;
+    const char *sources[8]; /* of which every barrier has to be passed, NULL after the last */
+} twin_suite;
+
+static inline twin_operand *twin_add(twin *t, const char *name, tess_dtype dt, int64_t numel)
+{
+    if (t->operand_numel == TWIN_OPERAND_MAX)
+        fail_msg("%s: too many operands", name);
+    twin_operand *x = &t->x[t->operand_numel++];
+    const size_t elem_nbytes = tess_dtype_block_nbytes(dt);
+    x->name = name;
+    x->dt = dt;
+    x->numel = numel;
+    x->nbytes = (size_t)numel * elem_nbytes;
+    x->lead_nbytes = (size_t)t->shift * elem_nbytes;
+    x->initial = must_alloc(x->nbytes);
+    x->want = must_alloc(x->nbytes);
+    x->got = must_alloc(x->nbytes);
+    return x;
+}
+
+/** Normal values times `scale`. */
+static inline twin_operand *twin_random(twin *t, const char *name, tess_dtype dt, int64_t numel,
+                                        double scale)
+{
+    twin_operand *x = twin_add(t, name, dt, numel);
+    const tess_rng rng = tess_rng_make((uint64_t)t->operand_numel, TESS_RNG_TEST, 0, 7);
+    for (int64_t i = 0; i < numel; i++) {
+        const double v = tess_rng_normal(&rng, (uint64_t)i) * scale;
+        if (dt == TESS_BF16)
+            ((uint16_t *)x->initial)[i] = tess_bf16_from_f32((float)v);
+        else if (dt == TESS_F32)
+            ((float *)x->initial)[i] = (float)v;
+        else
+            ((double *)x->initial)[i] = v;
+    }
+    return x;
+}
+
+/** Output that starts as NaN. */
+static inline twin_operand *twin_output(twin *t, const char *name, tess_dtype dt, int64_t numel)
+{
+    twin_operand *x = twin_add(t, name, dt, numel);
+    memset(x->initial, 0xff, x->nbytes);
+    return x;
+}
+
+/** Integers in [0, bound). */
+static inline twin_operand *twin_index(twin *t, const char *name, int64_t numel, int64_t bound)
+{
+    twin_operand *x = twin_add(t, name, TESS_I32, numel);
+    const tess_rng rng = tess_rng_make(99, TESS_RNG_TEST, 0, 0);
+    for (int64_t i = 0; i < numel; i++)
+        ((int32_t *)x->initial)[i] = (int32_t)tess_rng_below(&rng, (uint64_t)i, (uint64_t)bound);
+    return x;
+}
+
+static inline tess_view twin_view(const twin *t, int i)
+{
+    const twin_operand *x = &t->x[i];
+    const tess_view v = {x->data, x->numel, x->dt, t->is_cuda ? TESS_DEVICE : TESS_HOST};
+    return v;
+}
+
+static inline void twin_destroy(twin *t)
+{
+    for (int i = 0; i < t->operand_numel; i++) {
+        tess_free(t->x[i].initial);
+        tess_free(t->x[i].want);
+        tess_free(t->x[i].got);
+    }
+}
+
+static inline twin twin_make(const twin_op *op, int case_idx)
+{
+    twin t = {0};
+    op->make(&t, case_idx);
+    return t;
+}
+
+/** What the C twin makes of the initial contents. */
+static inline void twin_expect(twin *t, const twin_op *op, int case_idx)
+{
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    t->is_cuda = false;
+    for (int i = 0; i < t->operand_numel; i++) {
+        memcpy(t->x[i].want, t->x[i].initial, t->x[i].nbytes);
+        t->x[i].data = t->x[i].want;
+    }
+    tess_error_clear();
+    if (op->call(t, &s) != TESS_OK)
+        fail_msg("%s, case %d: the C twin refused: %s", op->name, case_idx, tess_error_message());
+}
+
+static inline bool is_nan_at(const void *data, tess_dtype dt, int64_t i)
+{
+    if (dt == TESS_BF16)
+        return (((const uint16_t *)data)[i] & 0x7fff) > 0x7f80;
+    if (dt == TESS_F32)
+        return isnan(((const float *)data)[i]);
+    return dt == TESS_F64 && isnan(((const double *)data)[i]);
+}
+
+/** First difference in words, or nothing in `text`. */
+static inline void twin_compare(const twin *t, char text[TWIN_LINE_NBYTES])
+{
+    text[0] = '\0';
+    for (int i = 0; i < t->operand_numel && text[0] == '\0'; i++) {
+        const twin_operand *x = &t->x[i];
+        const size_t elem_nbytes = tess_dtype_block_nbytes(x->dt);
+        for (int64_t k = 0; k < x->numel && text[0] == '\0'; k++) {
+            const size_t at = (size_t)k * elem_nbytes;
+            if (memcmp((char *)x->want + at, (char *)x->got + at, elem_nbytes) == 0)
+                continue;
+            if (!t->has_nan_bits && is_nan_at(x->want, x->dt, k) && is_nan_at(x->got, x->dt, k))
+                continue;
+            uint64_t want = 0, got = 0;
+            memcpy(&want, (char *)x->want + at, elem_nbytes);
+            memcpy(&got, (char *)x->got + at, elem_nbytes);
+            snprintf(text, TWIN_LINE_NBYTES,
+                     "%s[%" PRId64 "] is %" PRIx64 ", the twin has %" PRIx64, x->name, k, got,
+                     want);
+        }
+    }
+}
+
+/** One run of the kernels; `text` says what is wrong with it, or nothing. */
+static inline void twin_run(twin *t, const twin_op *op, const tess_emulation_settings *settings,
+                            char text[TWIN_LINE_NBYTES])
+{
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    tess_emulation_set(settings);
+    t->is_cuda = true;
+    for (int i = 0; i < t->operand_numel; i++) {
+        twin_operand *x = &t->x[i];
+        void *base = NULL;
+        assert_int_equal(tess_emulation_alloc(x->name, x->lead_nbytes + x->nbytes, &base), TESS_OK);
+        x->data = (char *)base + x->lead_nbytes;
+        assert_int_equal(tess_emulation_write(x->data, x->initial, x->nbytes), TESS_OK);
+    }
+    tess_error_clear();
+    if (op->call(t, &s) != TESS_OK) {
+        snprintf(text, TWIN_LINE_NBYTES, "%s", tess_error_message());
+    } else {
+        for (int i = 0; i < t->operand_numel; i++)
+            assert_int_equal(tess_emulation_read(t->x[i].got, t->x[i].data, t->x[i].nbytes),
+                             TESS_OK);
+        twin_compare(t, text);
+    }
+    tess_error_clear();
+    tess_emulation_release_all();
+}
+
+static const tess_emulation_settings twin_orders[] = {
+    {TESS_EMULATION_FORWARD, 0, 0, -1}, {TESS_EMULATION_REVERSED, 0, 2, -1},
+    {TESS_EMULATION_SEEDED, 1, 3, -1},  {TESS_EMULATION_SEEDED, 2, 1, -1},
+    {TESS_EMULATION_SEEDED, 3, 0, -1},  {TESS_EMULATION_SEEDED, 4, 2, -1},
+};
+
+/** All shapes in the first four orders. */
+static inline void twin_check_op(const twin_op *op)
+{
+    for (int c = 0; c < op->case_numel; c++) {
+        twin t = twin_make(op, c);
+        twin_expect(&t, op, c);
+        for (int o = 0; o < 4; o++) {
+            char text[TWIN_LINE_NBYTES];
+            twin_run(&t, op, &twin_orders[o], text);
+            if (text[0] != '\0')
+                fail_msg("%s, case %d, order %d: %s", op->name, c, o, text);
+        }
+        twin_destroy(&t);
+    }
+}
+
+/** Whether taking out `barrier` shows in this case. */
+static inline bool twin_notices(const twin_op *op, int case_idx, int barrier)
+{
+    bool is_noticed = false;
+    twin t = twin_make(op, case_idx);
+    twin_expect(&t, op, case_idx);
+    for (int o = 0; o < TESS_NELEM(twin_orders) && !is_noticed; o++) {
+        char text[TWIN_LINE_NBYTES];
+        tess_emulation_settings settings = twin_orders[o];
+        settings.dropped_barrier = barrier;
+        twin_run(&t, op, &settings, text);
+        is_noticed = text[0] != '\0';
+        /* Not this one's barrier: the other orders pass it no more than this. */
+        if (tess_emulation_barrier_get(barrier).pass_numel == 0)
+            break;
+    }
+    twin_destroy(&t);
+    return is_noticed;
+}
+
+/** Every barrier that the suite passes, taken out, changes a result or trips a check. */
+static inline void twin_check_barriers(const twin_suite *suite)
+{
+    for (int b = 0; b < tess_emulation_barrier_numel(); b++) {
+        bool is_noticed = false;
+        for (int i = 0; i < suite->op_numel && !is_noticed; i++)
+            for (int c = 0; c < suite->ops[i].case_numel && !is_noticed; c++)
+                is_noticed = twin_notices(&suite->ops[i], c, b);
+        const tess_emulation_barrier barrier = tess_emulation_barrier_get(b);
+        print_message("%s of %s:%d taken out: %s\n", barrier.kind, barrier.file, barrier.line,
+                      is_noticed ? "noticed" : "not noticed");
+        if (!is_noticed)
+            fail_msg("%s of %s:%d can be taken out and nothing shows it: another case has to, or "
+                     "the kernel does not need it",
+                     barrier.kind, barrier.file, barrier.line);
+    }
+}
+
+static inline bool is_known_barrier(const char *source, int line)
+{
+    for (int b = 0; b < tess_emulation_barrier_numel(); b++) {
+        const tess_emulation_barrier barrier = tess_emulation_barrier_get(b);
+        const char *name = strrchr(barrier.file, '/');
+        if (barrier.line == line && strcmp(name != NULL ? name + 1 : barrier.file, source) == 0)
+            return true;
+    }
+    return false;
+}
+
+/** The cases reach every barrier that stands in the sources. */
+static inline void twin_check_reach(const twin_suite *suite)
+{
+    for (int i = 0; suite->sources[i] != NULL; i++) {
+        char path[1024], text[512];
+        snprintf(path, sizeof path, "%s/kernels/cuda/%s", TESS_TEST_SOURCE_DIR, suite->sources[i]);
+        FILE *f = fopen(path, "r");
+        if (f == NULL)
+            fail_msg("cannot read %s", path);
+        for (int line = 1; fgets(text, sizeof text, f) != NULL; line++)
+            if ((strstr(text, "__syncthreads()") != NULL || strstr(text, "__syncwarp(") != NULL) &&
+                !is_known_barrier(suite->sources[i], line))
+                fail_msg("%s:%d: no case passes this barrier", suite->sources[i], line);
+        fclose(f);
+    }
+}
