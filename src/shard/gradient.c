@@ -61,20 +61,11 @@ tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op)
                               rt->lane[TESS_LANE_REDUCE]);
 }
 
-/* A rank without a micro-batch has nothing to add: its part of a library reduction must be zero. */
-static bool is_stale(const tess_runtime *rt, const tess_sched_op *op)
+tess_status gradient_clear(tess_runtime *rt, const tess_sched_op *op)
 {
-    const int active = tess_plan_active_rounds(rt->parts.plan, rt->rank);
-    return rt->parts.plan->is_library_once ? active == 0 : op->round_idx >= active;
-}
-
-/* The reduce lane may still read the buffer, and will read the zeros. */
-static tess_status clear_stale(tess_runtime *rt, float *grad, int64_t numel)
-{
-    tess_stream *lane = rt->lane[TESS_LANE_REDUCE];
-    TESS_TRY(runtime_follow(lane, rt->compute, &rt->cleared[0]));
-    TESS_TRY(tess_device_zero(rt->device, runtime_view(rt, grad, numel, TESS_F32), rt->compute));
-    return runtime_follow(rt->compute, lane, &rt->cleared[1]);
+    const int64_t numel = rt->parts.plan->unit[op->unit_idx].slab_shard_numel * rt->world;
+    const tess_view grad = runtime_view(rt, grad_buffer(rt, op->grad_idx), numel, TESS_F32);
+    return tess_device_zero(rt->device, grad, rt->compute);
 }
 
 tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op)
@@ -83,8 +74,6 @@ tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op)
     const tess_unit_plan *u = &plan->unit[op->unit_idx];
     float *grad = grad_buffer(rt, op->grad_idx);
     const int64_t padded_numel = u->slab_shard_numel * rt->world;
-    if (is_stale(rt, op))
-        TESS_TRY(clear_stale(rt, grad, padded_numel));
     return tess_comm_reduce_scatter(
         rt->parts.world, &plan->wire[u->grad_wire_idx],
         runtime_view(rt, grad, padded_numel, TESS_F32),

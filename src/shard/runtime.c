@@ -84,9 +84,7 @@ static tess_status create_events(tess_runtime *rt)
     TESS_TRY(tess_event_init(&rt->drained[0], rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
-    TESS_TRY(tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world)));
-    TESS_TRY(tess_event_init(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]));
-    return tess_event_init(&rt->cleared[1], rt->compute);
+    return tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world));
 }
 
 static void destroy_events(tess_runtime *rt)
@@ -99,8 +97,6 @@ static void destroy_events(tess_runtime *rt)
     tess_event_fini(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
-    tess_event_fini(&rt->cleared[0], rt->lane[TESS_LANE_REDUCE]);
-    tess_event_fini(&rt->cleared[1], rt->compute);
 }
 
 /* What the host's pages are from the start: moments begin at zero, and padding travels. */
@@ -525,6 +521,8 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
         return run_backward(rt, op);
     case TESS_SCHED_SEND:
         return gradient_send(rt, op);
+    case TESS_SCHED_CLEAR:
+        return gradient_clear(rt, op);
     case TESS_SCHED_REDUCE:
         return gradient_reduce(rt, op);
     case TESS_SCHED_FOLD:

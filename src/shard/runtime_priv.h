@@ -51,7 +51,6 @@ struct tess_runtime {
     tess_event published;  /* the world's stream, once all ranks' rows are there */
     tess_event drained[2]; /* the last gather, the last send of a program */
     tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
-    tess_event cleared[2]; /* the reduce lane before, the compute lane after a clearing */
     const tess_event *held; /* what the next update waits for, NULL */
     tess_mark *wait_mark;   /* [wait_mark_numel] pairs around waits, see runtime_trace.c */
     int wait_mark_numel;
@@ -97,6 +96,7 @@ int runtime_span(tess_runtime *rt, const char *name);
 void runtime_span_end(tess_runtime *rt, int span_idx);
 
 TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
+TESS_MUST_CHECK tess_status gradient_clear(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_fold(tess_runtime *rt, const tess_sched_op *op);
 /** Merge the leftover subtrees; the sum then lies in the top level. */

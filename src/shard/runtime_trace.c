@@ -113,6 +113,7 @@ int64_t runtime_op_nbytes(const tess_runtime *rt, const tess_sched_op *op)
     case TESS_SCHED_FORWARD:
     case TESS_SCHED_BACKWARD:
     case TESS_SCHED_FOLD:
+    case TESS_SCHED_CLEAR:
         break;
     }
     return -1;

@@ -47,6 +47,8 @@ const char *tess_sched_kind_name(tess_sched_kind kind)
         return "send";
     case TESS_SCHED_FOLD:
         return "fold";
+    case TESS_SCHED_CLEAR:
+        return "clear";
     case TESS_SCHED_REDUCE:
         return "reduce";
     }
@@ -130,8 +132,9 @@ static void touch_all(builder *b, const tess_sched_op *op, int *need_op)
     }
     if (op->grad_idx >= 0 && (!is_send(op) || gives(b, op))) {
         const int grad = grad_resource(b, op->grad_idx);
-        touch(b, need_op, grad, op->kind == TESS_SCHED_BACKWARD);
-        if (op->kind != TESS_SCHED_BACKWARD)
+        const bool is_write = op->kind == TESS_SCHED_BACKWARD || op->kind == TESS_SCHED_CLEAR;
+        touch(b, need_op, grad, is_write);
+        if (!is_write)
             read_by(b, grad, op->lane);
     }
     if (is_send(op) && takes(b, op))
@@ -280,6 +283,15 @@ static tess_status flush_fold(builder *b)
     return emit(b, b->pending_fold);
 }
 
+/* A rank without a micro-batch has nothing to add: its part of a library reduction must be zero. */
+static bool is_stale(const tess_sched_spec *spec, int round_idx)
+{
+    if (!spec->is_library)
+        return false;
+    return spec->is_library_once ? spec->active_round_numel == 0
+                                 : round_idx >= spec->active_round_numel;
+}
+
 static tess_status emit_gradient(builder *b, int round_idx, int unit_idx, int grad_idx)
 {
     const tess_sched_spec *spec = b->spec;
@@ -290,6 +302,11 @@ static tess_status emit_gradient(builder *b, int round_idx, int unit_idx, int gr
     tess_sched_op op = make_op(spec->is_library ? TESS_SCHED_REDUCE : TESS_SCHED_SEND,
                                TESS_LANE_REDUCE, round_idx, unit_idx);
     op.grad_idx = grad_idx;
+    if (is_stale(spec, round_idx)) {
+        tess_sched_op clear = make_op(TESS_SCHED_CLEAR, TESS_LANE_COMPUTE, round_idx, unit_idx);
+        clear.grad_idx = grad_idx;
+        TESS_TRY(emit(b, clear));
+    }
     TESS_TRY(emit(b, op));
     b->pending_fold = make_op(TESS_SCHED_FOLD, TESS_LANE_COMPUTE, round_idx, unit_idx);
     b->pending_fold.grad_idx = grad_idx;

@@ -33,6 +33,7 @@ typedef enum tess_sched_kind {
     TESS_SCHED_BACKWARD, /* stage, compute lane; recomputes first where asked */
     TESS_SCHED_SEND,     /* unit's gradient pieces to their owners, reduce lane */
     TESS_SCHED_FOLD,     /* received pieces into the ordered sum, compute lane */
+    TESS_SCHED_CLEAR,    /* zeros where a library reduction has no gradient, compute lane */
     TESS_SCHED_REDUCE,   /* library reduce-scatter of a unit's gradient, reduce lane */
 } tess_sched_kind;
 
@@ -43,7 +44,7 @@ typedef struct tess_sched_op {
     int stage_idx; /* FORWARD, BACKWARD; else -1 */
     int unit_idx;
     int slot_idx;              /* GATHER, FORWARD, BACKWARD of a gathered unit; else -1 */
-    int grad_idx;              /* gradient buffer of BACKWARD, SEND, FOLD, REDUCE; else -1 */
+    int grad_idx;              /* gradient buffer of BACKWARD, SEND, FOLD, CLEAR, REDUCE; else -1 */
     bool clears_grad;          /* BACKWARD: the buffer starts from zero */
     bool is_recomputed;        /* BACKWARD: run the stage's forward first */
     bool is_recorded;          /* somebody waits for this operation */

@@ -188,6 +188,16 @@ void emu_touch_call(emu_device *d, uint32_t entry, emu_kernel_call *call)
     emu_visit(call, &(emu_visitor){.operand = touch_operand, .arg = &t});
 }
 
+void emu_touch_rows(emu_device *d, uint32_t entry, const tess_rows_copy *c)
+{
+    for (int64_t i = 0; i < c->row_numel; i++) {
+        touch_device(d, entry, (const char *)c->src + i * c->src_stride_nbytes,
+                     (size_t)c->row_nbytes, EMU_READ);
+        touch_device(d, entry, (const char *)c->dst + i * c->dst_stride_nbytes,
+                     (size_t)c->row_nbytes, EMU_WRITE);
+    }
+}
+
 /* ---- host memory ---- */
 
 static uint64_t hash_of(const char *data, size_t nbytes)

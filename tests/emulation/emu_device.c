@@ -253,6 +253,14 @@ static void run_kernel(emu_device *d, emu_op *op)
     tess_error_clear(); /* of whichever rank's thread ran it */
 }
 
+static void run_copy_rows(const emu_device *d, const tess_rows_copy *c)
+{
+    const size_t nbytes = (size_t)c->row_nbytes;
+    for (int64_t i = 0; i < c->row_numel; i++)
+        memcpy(emu_alias(d, (char *)c->dst + i * c->dst_stride_nbytes, nbytes),
+               emu_alias(d, (const char *)c->src + i * c->src_stride_nbytes, nbytes), nbytes);
+}
+
 void emu_execute(emu_stream *s)
 {
     emu_device *d = s->device;
@@ -264,6 +272,9 @@ void emu_execute(emu_stream *s)
         break;
     case EMU_OP_COPY:
         emu_deliver(d, op->entry, op->dst, emu_source(d, op->src));
+        break;
+    case EMU_OP_COPY_ROWS:
+        run_copy_rows(d, &op->rows);
         break;
     case EMU_OP_ZERO:
         memset(emu_alias(d, op->dst.data, tess_view_nbytes(op->dst)), 0, tess_view_nbytes(op->dst));
@@ -435,6 +446,18 @@ static tess_status enqueue_copy(tess_device *base, tess_view dst, tess_view src,
     return emu_enqueue(s, op);
 }
 
+static tess_status enqueue_copy_rows(tess_device *base, const tess_rows_copy *c, tess_stream *to)
+{
+    emu_stream *s = NULL;
+    emu_op *op = NULL;
+    (void)base;
+    TESS_TRY(emu_stream_of("copy of rows", to, &s));
+    TESS_TRY(emu_begin(s, EMU_OP_COPY_ROWS, "copy of rows", &op));
+    op->rows = *c;
+    emu_touch_rows(s->device, op->entry, c);
+    return emu_enqueue(s, op);
+}
+
 static tess_status enqueue_zero(tess_device *base, tess_view dst, tess_stream *to)
 {
     emu_stream *s = NULL;
@@ -461,6 +484,7 @@ static const tess_device_ops device_ops = {
     .stream_create = create_stream,
     .stream_destroy = destroy_stream,
     .copy = enqueue_copy,
+    .copy_rows = enqueue_copy_rows,
     .zero = enqueue_zero,
     .memory = free_memory,
 };

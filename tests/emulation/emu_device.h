@@ -59,6 +59,7 @@ typedef struct emu_host_range {
 typedef enum emu_op_kind {
     EMU_OP_KERNEL,
     EMU_OP_COPY,
+    EMU_OP_COPY_ROWS,
     EMU_OP_ZERO,
     EMU_OP_COLLECTIVE,
     EMU_OP_RECORD,
@@ -70,6 +71,7 @@ typedef struct emu_op {
     uint32_t entry;        /* its own; WAIT: the record's */
     emu_kernel_call *call; /* KERNEL */
     tess_view dst, src;    /* COPY, ZERO */
+    tess_rows_copy rows;   /* COPY_ROWS */
     emu_collective *collective;
     uint64_t issue; /* COLLECTIVE: number on its device */
     struct emu_op *next;
@@ -167,6 +169,7 @@ void emu_deliver(emu_device *d, uint32_t entry, tess_view dst, const char *bytes
 void emu_memory_init(emu_memory *m);
 /** An operation touches bytes of a device's memory or the host's. */
 void emu_touch_view(emu_device *d, uint32_t entry, tess_view v, emu_access access);
+void emu_touch_rows(emu_device *d, uint32_t entry, const tess_rows_copy *c);
 void emu_touch_call(emu_device *d, uint32_t entry, emu_kernel_call *call);
 /** Host memory that operations still read has not changed. */
 void emu_check_host_reads(emu_device *d);

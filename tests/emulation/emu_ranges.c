@@ -63,7 +63,26 @@ static void parts(const emu_visitor *v, const tess_codec *codec, int64_t numel, 
 
 static void matrix(const emu_visitor *v, tess_matrix *m)
 {
+    if (m->stride != 0) { /* plain */
+        const size_t elem_nbytes = m->codec.format == TESS_FORMAT_F32 ? 4 : 2;
+        rows(v, &m->part[0],
+             (emu_operand){.row_numel = m->rows,
+                           .row_nbytes = (size_t)m->cols * elem_nbytes,
+                           .stride_nbytes = (size_t)m->stride * elem_nbytes,
+                           .access = EMU_READ});
+        return;
+    }
     parts(v, &m->codec, m->rows * m->cols, m->part, EMU_READ);
+}
+
+/* All of a view, in rows of `dim` elements where it has a stride. */
+static void spaced(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t dim,
+                   int64_t stride, emu_access access)
+{
+    if (stride == 0)
+        view(v, w, access);
+    else
+        strided(v, w, row_numel, dim, stride, access);
 }
 
 /* ---- one function a kernel ---- */
@@ -113,7 +132,9 @@ static void visit_rmsnorm_forward(tess_rmsnorm_args *a, const emu_visitor *v)
 {
     view(v, &a->x, EMU_READ);
     view(v, &a->w, EMU_READ);
-    view(v, &a->y, EMU_WRITE);
+    view(v, &a->residual, EMU_READ);
+    view(v, &a->sum, EMU_WRITE);
+    spaced(v, &a->y, a->row_numel, a->dim, a->y_stride, EMU_WRITE);
     array(v, &a->inv_rms, a->row_numel, 4, EMU_WRITE);
 }
 
@@ -143,7 +164,8 @@ static void visit_attention_forward(tess_attention_args *a, const emu_visitor *v
     view(v, &a->k, EMU_READ);
     view(v, &a->v, EMU_READ);
     array(v, &a->doc_start, a->shape.token_numel, 4, EMU_READ);
-    view(v, &a->out, EMU_WRITE);
+    spaced(v, &a->out, a->shape.token_numel, a->shape.head_numel * a->shape.dim, a->out_stride,
+           EMU_WRITE);
     array(v, &a->lse, a->shape.head_numel * a->shape.token_numel, 4, EMU_WRITE);
     view(v, &a->work, EMU_UPDATE);
 }
@@ -153,7 +175,8 @@ static void visit_attention_backward(tess_attention_backward_args *a, const emu_
     view(v, &a->q, EMU_READ);
     view(v, &a->k, EMU_READ);
     view(v, &a->v, EMU_READ);
-    view(v, &a->out, EMU_READ);
+    spaced(v, &a->out, a->shape.token_numel, a->shape.head_numel * a->shape.dim, a->out_stride,
+           EMU_READ);
     array(v, &a->lse, a->shape.head_numel * a->shape.token_numel, 4, EMU_READ);
     view(v, &a->d_out, EMU_READ);
     array(v, &a->doc_start, a->shape.token_numel, 4, EMU_READ);
@@ -163,11 +186,13 @@ static void visit_attention_backward(tess_attention_backward_args *a, const emu_
     view(v, &a->work, EMU_UPDATE);
 }
 
+static int64_t row_count(const tess_view *w, int64_t dim) { return dim > 0 ? w->numel / dim : 1; }
+
 static void visit_swiglu_forward(tess_swiglu_args *a, const emu_visitor *v)
 {
     view(v, &a->gate, EMU_READ);
     view(v, &a->up, EMU_READ);
-    view(v, &a->out, EMU_WRITE);
+    spaced(v, &a->out, row_count(&a->gate, a->dim), a->dim, a->out_stride, EMU_WRITE);
 }
 
 static void visit_swiglu_backward(tess_swiglu_backward_args *a, const emu_visitor *v)
@@ -175,8 +200,8 @@ static void visit_swiglu_backward(tess_swiglu_backward_args *a, const emu_visito
     view(v, &a->gate, EMU_READ);
     view(v, &a->up, EMU_READ);
     view(v, &a->d_out, EMU_READ);
-    view(v, &a->d_gate, EMU_WRITE);
-    view(v, &a->d_up, EMU_WRITE);
+    spaced(v, &a->d_gate, row_count(&a->gate, a->dim), a->dim, a->d_stride, EMU_WRITE);
+    spaced(v, &a->d_up, row_count(&a->gate, a->dim), a->dim, a->d_stride, EMU_WRITE);
 }
 
 static void visit_add(tess_add_args *a, const emu_visitor *v)

@@ -81,6 +81,7 @@ static void check_ranks(int rank_numel)
                                 .group = group_of(rank_numel, case_numel),
                                 .prefetch = variant & 1,
                                 .is_full = (variant & 2) != 0,
+                                .between_numel = case_numel % 4 == 1 ? 2 : 0,
                                 .is_tied = (variant & 4) != 0,
                                 .checkpoints = (variant & 8) != 0,
                                 .keeps = variant >= 16};

@@ -1,6 +1,7 @@
 /*
- * Every wait is needed and every missing wait is found: each one that the schedule generates, each
- * event after which a slot is free, and each that the runtime holds by hand is taken away in turn.
+ * Every wait is needed and every missing wait is found: each one that the schedule generates (those
+ * after which a slot is free are among them), and each that the runtime holds by hand, is taken
+ * away in turn, and the checker must name what is not ordered then.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,93 +16,239 @@
 #include "emulation/emu_case.h"
 #include "shard/runtime_priv.h"
 
-typedef struct place {
-    int rank, op_idx, lane;
-} place;
+static void check_whole(const emu_case *c, const emu_options *o, const emu_report *r)
+{
+    if (r->status != TESS_OK || r->violation_numel != 0)
+        fail_msg("%d ranks, M %d, group %d: nothing was taken away, but: %s %s", o->rank_numel,
+                 (int)c->m, c->group, r->violation, r->error);
+}
 
-enum { PLACE_MAX = 4096 };
+/* ---- generated waits ---- */
+
+enum { PLACE_MAX = 1024 };
+
+typedef struct place {
+    int rank; /* -1: none */
+    bool is_eval;
+    int op_idx, lane;
+} place;
 
 typedef struct removal {
     place list[PLACE_MAX]; /* all waits of a setting */
-    int numel;
-    place taken; /* rank -1: none */
+    int numel, slot_numel; /* slot: of gathers for the last use of what they replace */
+    place taken;
     char what[160];
 } removal;
 
-static void list_waits(removal *r, int rank, const tess_schedule *s)
+static void list_waits(removal *r, int rank, bool is_eval, const tess_schedule *s)
 {
     for (int i = 0; i < s->op_numel; i++)
-        for (int lane = 0; lane < TESS_LANE_NUMEL; lane++)
-            if (s->op[i].wait[lane] >= 0) {
-                assert_true(r->numel < PLACE_MAX);
-                r->list[r->numel++] = (place){rank, i, lane};
-            }
+        for (int lane = 0; lane < TESS_LANE_NUMEL; lane++) {
+            if (s->op[i].wait[lane] < 0)
+                continue;
+            assert_true(r->numel < PLACE_MAX);
+            r->list[r->numel++] = (place){rank, is_eval, i, lane};
+            r->slot_numel += s->op[i].kind == TESS_SCHED_GATHER;
+        }
 }
 
-static void begin(void *arg, const emu_rank *rank, tess_runtime *rt)
+static void take_away(void *arg, const emu_rank *rank, tess_runtime *rt)
 {
     removal *r = arg;
-    if (r->taken.rank < 0)
-        list_waits(r, rank->rank, &rt->train.schedule);
+    if (r->taken.rank < 0) {
+        list_waits(r, rank->rank, false, &rt->train.schedule);
+        list_waits(r, rank->rank, true, &rt->eval.schedule);
+    }
     if (r->taken.rank != rank->rank)
         return;
-    tess_sched_op *op = &rt->train.schedule.op[r->taken.op_idx];
-    const tess_sched_op *from = &rt->train.schedule.op[op->wait[r->taken.lane]];
+    const tess_schedule *s = r->taken.is_eval ? &rt->eval.schedule : &rt->train.schedule;
+    tess_sched_op *op = &s->op[r->taken.op_idx];
+    const tess_sched_op *from = &s->op[op->wait[r->taken.lane]];
     snprintf(r->what, sizeof r->what,
-             "rank %d: %s of unit %d, round %d, for %s of unit %d, round %d", rank->rank,
+             "rank %d: %s of unit %d, round %d, after %s of unit %d, round %d", rank->rank,
              tess_sched_kind_name(op->kind), op->unit_idx, op->round_idx,
              tess_sched_kind_name(from->kind), from->unit_idx, from->round_idx);
     op->wait[r->taken.lane] = -1;
 }
 
-static int check_case(emu_case c, int rank_numel, uint64_t seed)
+typedef struct tally {
+    int wait_numel, slot_numel;
+} tally;
+
+static void take_each(emu_case c, int rank_numel, uint64_t seed, tally *sum)
 {
     static removal r;
     emu_report report;
     emu_outcome out;
     const emu_options o = {.rank_numel = rank_numel, .seed = seed};
-    int missed = 0;
     memset(&r, 0, sizeof r);
-    c.begin = begin;
+    c.begin = take_away;
     c.arg = &r;
     r.taken.rank = -1;
     emu_case_run(&o, &c, &report, &out);
-    assert_int_equal(report.status, TESS_OK);
-    if (report.violation_numel != 0) fail_msg("W %d M %d: %s", rank_numel, (int)c.m, report.violation);
+    check_whole(&c, &o, &report);
     for (int i = 0; i < r.numel; i++) {
         r.taken = r.list[i];
         emu_case_run(&o, &c, &report, &out);
-        if (report.violation_numel > 0)
-            continue;
-        missed++;
-        print_message("W %d M %d group %d full %d: not missed: %s\n", rank_numel, (int)c.m, c.group,
-                      c.is_full, r.what);
+        if (report.violation_numel == 0)
+            fail_msg("%d ranks, M %d, group %d, full %d, library %d: nothing shows without the "
+                     "wait of %s; the generator must not make it",
+                     rank_numel, (int)c.m, c.group, c.is_full, c.is_library, r.what);
+        assert_non_null(strstr(report.violation, "nothing orders the two"));
     }
-    print_message("W %d M %d group %d full %d lib %d: %d waits\n", rank_numel, (int)c.m, c.group,
-                  c.is_full, c.is_library, r.numel);
-    return missed;
+    sum->wait_numel += r.numel;
+    sum->slot_numel += r.slot_numel;
 }
 
-static void test_generated(void **state)
+static void take_all(int rank_numel)
+{
+    static const int64_t m[] = {1, 3, 5};
+    tally sum = {0};
+    for (int variant = 0; variant < 32; variant++) {
+        const emu_case c = {.step_numel = 2,
+                            .m = m[variant % 3],
+                            .group = variant & 1           ? rank_numel
+                                     : rank_numel % 2 == 0 ? 2
+                                                           : 1,
+                            .is_full = (variant & 2) != 0,
+                            .between_numel = variant % 5 == 0 ? 0 : 2,
+                            .prefetch = (variant & 4) != 0,
+                            .is_tied = variant >= 24,
+                            .keeps = variant >= 16,
+                            .checkpoints = (variant & 8) != 0};
+        take_each(c, rank_numel, (uint64_t)variant, &sum);
+    }
+    print_message("%d ranks: %d waits taken away, %d of them for slots\n", rank_numel,
+                  sum.wait_numel, sum.slot_numel);
+    assert_true(rank_numel == 1 || sum.slot_numel > 0);
+}
+
+static void test_generated_1(void **state)
 {
     (void)state;
-    int missed = 0;
-    for (int w = 1; w <= 3; w++)
-        for (int v = 0; v < 16; v++) {
+    take_all(1);
+}
+
+static void test_generated_2(void **state)
+{
+    (void)state;
+    take_all(2);
+}
+
+static void test_generated_3(void **state)
+{
+    (void)state;
+    take_all(3);
+}
+
+static void test_generated_library(void **state)
+{
+    (void)state;
+    tally sum = {0};
+    for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
+        for (int variant = 0; variant < 16; variant++) {
             const emu_case c = {.step_numel = 2,
-                                .m = v & 4 ? 5 : 1,
-                                .group = v & 1 ? w : 1,
-                                .is_full = (v & 2) != 0,
-                                .prefetch = (v & 8) != 0};
-            missed += check_case(c, w, (uint64_t)v);
+                                .m = variant & 8 ? 2 : 5,
+                                .group = variant & 1 ? rank_numel : 1,
+                                .is_full = (variant & 2) != 0,
+                                .is_library = true,
+                                .is_once = (variant & 4) != 0};
+            take_each(c, rank_numel, (uint64_t)variant, &sum);
         }
-    assert_int_equal(missed, 0);
+    print_message("library: %d waits taken away\n", sum.wait_numel);
+}
+
+/* ---- waits that the runtime holds by hand ---- */
+
+typedef struct by_hand {
+    size_t offset; /* of the event in the runtime */
+    int rank;      /* where its waits are taken away */
+    int64_t ignored_numel;
+} by_hand;
+
+static void ignore_event(void *arg, const emu_rank *rank, tess_runtime *rt)
+{
+    const by_hand *h = arg;
+    if (rank->rank == h->rank)
+        emu_ignore_event(rank, (const tess_event *)(const void *)((const char *)rt + h->offset));
+}
+
+static void count_ignored(void *arg, const emu_rank *rank)
+{
+    by_hand *h = arg;
+    if (rank->rank == h->rank)
+        h->ignored_numel = emu_ignored_numel(rank);
+    emu_ignore_event(rank, NULL);
+}
+
+/* `want`: what the report names; every seed finds it. */
+static void check_by_hand(emu_case c, int rank_numel, by_hand h, const char *want)
+{
+    for (uint64_t seed = 0; seed < 12; seed++) {
+        emu_report report;
+        emu_outcome out;
+        const emu_options o = {.rank_numel = rank_numel, .seed = seed};
+        c.begin = NULL;
+        c.end = NULL;
+        emu_case_run(&o, &c, &report, &out);
+        check_whole(&c, &o, &report);
+        c.begin = ignore_event;
+        c.end = count_ignored;
+        c.arg = &h;
+        emu_case_run(&o, &c, &report, &out);
+        assert_true(h.ignored_numel > 0);
+        if (report.violation_numel == 0 || strstr(report.violation, want) == NULL)
+            fail_msg("seed %llu: expected a report of '%s', found '%s'", (unsigned long long)seed,
+                     want, report.violation);
+    }
+}
+
+#define EVENT(name) offsetof(struct tess_runtime, name)
+
+/* Compute copies are written before they travel, kept ones are there before they are read. */
+static void test_updated_and_published(void **state)
+{
+    (void)state;
+    const emu_case lora = {.step_numel = 2, .m = 2, .group = 1};
+    const emu_case full = {.step_numel = 2, .m = 2, .group = 1, .is_full = true};
+    check_by_hand(lora, 1, (by_hand){.offset = EVENT(updated)}, "which 'cast'");
+    check_by_hand(lora, 2, (by_hand){.offset = EVENT(updated), .rank = 1}, "'all_gather");
+    check_by_hand(full, 2, (by_hand){.offset = EVENT(updated), .rank = 1}, "'all_gather");
+    check_by_hand(lora, 2, (by_hand){.offset = EVENT(published)}, "which 'all_gather");
+}
+
+/* A rank without a micro-batch gathers what it does not use: the optimizer writes it. */
+static void test_drained_gathers(void **state)
+{
+    (void)state;
+    const emu_case full = {.step_numel = 2, .m = 1, .group = 1, .is_full = true};
+    check_by_hand(full, 2, (by_hand){.offset = EVENT(drained[0]), .rank = 1}, "all_gather");
+}
+
+/* A rank that sends and receives nothing: the next step writes what it sends. */
+static void test_drained_sends(void **state)
+{
+    (void)state;
+    const emu_case lora = {.step_numel = 2, .m = 1, .group = 1};
+    check_by_hand(lora, 2, (by_hand){.offset = EVENT(drained[1]), .rank = 0}, "'exchange");
+}
+
+/* Slabs travel on the world's stream beside the lane of a smaller group. */
+static void test_joined(void **state)
+{
+    (void)state;
+    const emu_case c = {.step_numel = 2, .m = 4, .group = 2, .is_full = true, .between_numel = 2};
+    check_by_hand(c, 4, (by_hand){.offset = EVENT(joined[0]), .rank = 3}, "'all_gather");
+    check_by_hand(c, 4, (by_hand){.offset = EVENT(joined[1]), .rank = 3}, "which 'all_gather");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_generated),
+        cmocka_unit_test(test_generated_1),           cmocka_unit_test(test_generated_2),
+        cmocka_unit_test(test_generated_3),           cmocka_unit_test(test_generated_library),
+        cmocka_unit_test(test_updated_and_published), cmocka_unit_test(test_drained_gathers),
+        cmocka_unit_test(test_drained_sends),         cmocka_unit_test(test_joined),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

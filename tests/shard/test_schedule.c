@@ -29,6 +29,7 @@ typedef struct model {
     bool stage_checkpoints[STAGE_MAX];
     bool unit_is_gathered[STAGE_MAX], unit_has_grad[STAGE_MAX];
     int unit_stage_numel[STAGE_MAX];
+    bool unit_is_sent[STAGE_MAX], unit_is_owned[STAGE_MAX], round_has_peer[STAGE_MAX];
     tess_sched_spec spec;
 } model;
 
@@ -39,6 +40,9 @@ static void point(model *m)
     m->spec.unit_is_gathered = m->unit_is_gathered;
     m->spec.unit_has_grad = m->unit_has_grad;
     m->spec.unit_stage_numel = m->unit_stage_numel;
+    m->spec.unit_is_sent = m->unit_is_sent;
+    m->spec.unit_is_owned = m->unit_is_owned;
+    m->spec.round_has_peer = m->round_has_peer;
 }
 
 /* One unit per stage, everything gathered and trained. */
@@ -48,6 +52,7 @@ static void make_chain(model *m, int stage_numel, int slot_numel, int prefetch, 
     for (int s = 0; s < stage_numel; s++) {
         m->stage_unit[s] = s;
         m->unit_is_gathered[s] = m->unit_has_grad[s] = true;
+        m->unit_is_sent[s] = m->unit_is_owned[s] = true;
         m->unit_stage_numel[s] = 1;
     }
     m->spec = (tess_sched_spec){.stage_numel = stage_numel,
@@ -56,6 +61,8 @@ static void make_chain(model *m, int stage_numel, int slot_numel, int prefetch, 
                                 .active_round_numel = round_numel,
                                 .slot_numel = slot_numel,
                                 .prefetch = prefetch};
+    for (int r = 0; r < round_numel; r++)
+        m->round_has_peer[r] = true;
     point(m);
 }
 
@@ -82,12 +89,16 @@ static void make_random(model *m, uint32_t seed)
         m->unit_is_gathered[u] = below(&rng, &draw, 5) != 0;
         m->unit_has_grad[u] = below(&rng, &draw, 5) != 0;
         gathered_numel += m->unit_is_gathered[u];
+        m->unit_is_sent[u] = below(&rng, &draw, 4) != 0;
+        m->unit_is_owned[u] = below(&rng, &draw, 4) != 0;
     }
     if (gathered_numel > 0)
         s->slot_numel = 2 + below(&rng, &draw, gathered_numel);
     s->prefetch = below(&rng, &draw, s->slot_numel > 0 ? s->slot_numel : 2);
     s->round_numel = 1 + below(&rng, &draw, 4);
     s->active_round_numel = s->round_numel - below(&rng, &draw, 2);
+    for (int r = 0; r < s->round_numel; r++)
+        m->round_has_peer[r] = r + 1 < s->round_numel || below(&rng, &draw, 2) == 0;
     s->is_last_fused = below(&rng, &draw, 2) == 0;
     s->is_library = below(&rng, &draw, 3) == 0;
     s->is_library_once = s->is_library && below(&rng, &draw, 2) == 0;
@@ -120,8 +131,10 @@ static uint64_t slot_bit(int slot_idx) { return (uint64_t)1 << slot_idx; }
 static uint64_t grad_bit(int grad_idx) { return (uint64_t)1 << (24 + grad_idx); }
 static const uint64_t RECEIVE_BIT = (uint64_t)1 << 62;
 
-static access access_of(const tess_sched_op *op)
+static access access_of(const model *m, const tess_sched_op *op)
 {
+    const bool is_owned = m->unit_is_owned[op->unit_idx];
+    const bool is_received = is_owned && m->round_has_peer[op->round_idx];
     access a = {0, 0};
     switch (op->kind) {
     case TESS_SCHED_GATHER:
@@ -134,13 +147,22 @@ static access access_of(const tess_sched_op *op)
         if (op->grad_idx >= 0)
             a.writes = grad_bit(op->grad_idx);
         break;
-    case TESS_SCHED_SEND:
+    case TESS_SCHED_SEND: /* moves pieces to and from other ranks only */
+        if (m->unit_is_sent[op->unit_idx] && op->round_idx < m->spec.active_round_numel)
+            a.reads = grad_bit(op->grad_idx);
+        a.writes = is_received ? RECEIVE_BIT : 0;
+        break;
+    case TESS_SCHED_CLEAR:
+        a.writes = grad_bit(op->grad_idx);
+        break;
     case TESS_SCHED_REDUCE:
         a.reads = grad_bit(op->grad_idx);
         a.writes = RECEIVE_BIT;
         break;
     case TESS_SCHED_FOLD:
-        a.reads = RECEIVE_BIT | grad_bit(op->grad_idx);
+        a.reads = grad_bit(op->grad_idx);
+        if (m->spec.is_library ? is_owned : is_received)
+            a.reads |= RECEIVE_BIT;
         break;
     }
     return a;
@@ -185,12 +207,13 @@ static void replay(const tess_schedule *s, int skip_op, int skip_lane)
 }
 
 /* The first pair of operations that touch one buffer with nothing between them; false: none. */
-static bool find_hazard(const tess_schedule *s, int skip_op, int skip_lane, int pair[2])
+static bool find_hazard(const model *m, const tess_schedule *s, int skip_op, int skip_lane,
+                        int pair[2])
 {
     replay(s, skip_op, skip_lane);
     for (int b = 0; b < s->op_numel; b++)
         for (int a = 0; a < b; a++)
-            if (is_conflict(access_of(&s->op[a]), access_of(&s->op[b])) &&
+            if (is_conflict(access_of(m, &s->op[a]), access_of(m, &s->op[b])) &&
                 scratch.over[b][s->op[a].lane] < a) {
                 pair[0] = a;
                 pair[1] = b;
@@ -199,7 +222,7 @@ static bool find_hazard(const tess_schedule *s, int skip_op, int skip_lane, int 
     return false;
 }
 
-static void check_waits(const tess_schedule *s, const char *name)
+static void check_waits(const model *m, const tess_schedule *s, const char *name)
 {
     int pair[2] = {NO_OP, NO_OP};
     bool is_waited_for[OP_MAX] = {false};
@@ -217,13 +240,13 @@ static void check_waits(const tess_schedule *s, const char *name)
         if (s->op[i].is_recorded != is_waited_for[i])
             fail_msg("%s: op %d recorded %d, waited for %d", name, i, s->op[i].is_recorded,
                      is_waited_for[i]);
-    if (find_hazard(s, NO_OP, NO_OP, pair))
+    if (find_hazard(m, s, NO_OP, NO_OP, pair))
         fail_msg("%s: %s (op %d) and %s (op %d) are not ordered", name,
                  tess_sched_kind_name(s->op[pair[0]].kind), pair[0],
                  tess_sched_kind_name(s->op[pair[1]].kind), pair[1]);
     for (int i = 0; i < s->op_numel; i++)
         for (int lane = 0; lane < TESS_LANE_NUMEL; lane++)
-            if (s->op[i].wait[lane] != NO_OP && !find_hazard(s, i, lane, pair))
+            if (s->op[i].wait[lane] != NO_OP && !find_hazard(m, s, i, lane, pair))
                 fail_msg("%s: op %d (%s) waits for op %d without need", name, i,
                          tess_sched_kind_name(s->op[i].kind), s->op[i].wait[lane]);
 }
@@ -233,7 +256,7 @@ static void check_waits(const tess_schedule *s, const char *name)
 typedef struct grad_content {
     int unit_idx;   /* -1: nothing yet */
     int part_numel; /* backward calls added since the clearing */
-    bool is_sent, is_folded;
+    bool is_sent, is_folded, is_cleared;
 } grad_content;
 
 typedef struct place_state {
@@ -297,6 +320,17 @@ static void place_compute(place_state *p, const tess_sched_op *op)
     g->part_numel++;
 }
 
+/* A library reduction of a rank that has nothing to add reads zeros. */
+static void place_clear(place_state *p, const tess_sched_op *op)
+{
+    const tess_sched_spec *spec = &p->m->spec;
+    assert_int_equal(op->lane, TESS_LANE_COMPUTE);
+    assert_true(spec->is_library);
+    assert_true(spec->is_library_once ? spec->active_round_numel == 0
+                                      : op->round_idx >= spec->active_round_numel);
+    p->grad[op->grad_idx] = (grad_content){.unit_idx = op->unit_idx, .is_cleared = true};
+}
+
 static void place_send(place_state *p, int op_idx)
 {
     const tess_sched_spec *spec = &p->m->spec;
@@ -313,8 +347,9 @@ static void place_send(place_state *p, int op_idx)
                             : op->round_idx < spec->active_round_numel ? 1
                                                                        : 0;
     const int want = round_numel * spec->unit_stage_numel[op->unit_idx];
-    if (want == 0)
-        *g = (grad_content){.unit_idx = op->unit_idx}; /* the runtime clears what it sends */
+    if (want == 0 && !spec->is_library)
+        *g = (grad_content){.unit_idx = op->unit_idx}; /* nothing of it is sent */
+    assert_int_equal(g->is_cleared, want == 0 && spec->is_library);
     if (g->unit_idx != op->unit_idx || g->part_numel != want || g->is_sent)
         fail_msg("%s: op %d sends unit %d with %d of %d parts", p->name, op_idx, g->unit_idx,
                  g->part_numel, want);
@@ -382,6 +417,8 @@ static void check_places(const model *m, const tess_schedule *s, const char *nam
             gather_numel++;
         } else if (is_compute(op)) {
             place_compute(&p, op);
+        } else if (op->kind == TESS_SCHED_CLEAR) {
+            place_clear(&p, op);
         } else if (is_send(op)) {
             place_send(&p, i);
         } else {
@@ -470,7 +507,7 @@ static void check_model(const model *m)
     assert_int_equal(tess_schedule_create(&m->spec, &s), TESS_OK);
     assert_in_range(s.op_numel, 0, OP_MAX);
     check_places(m, &s, name);
-    check_waits(&s, name);
+    check_waits(m, &s, name);
     check_prefetch(m, &s, name);
     check_collectives(m, &s, name);
     tess_schedule_fini(&s);
@@ -616,7 +653,7 @@ static void test_checker_sees_missing_waits(void **state)
             s.op[i].wait[lane] = NO_OP;
         }
     assert_true(wait_numel > 10);
-    assert_true(find_hazard(&s, NO_OP, NO_OP, pair));
+    assert_true(find_hazard(&m, &s, NO_OP, NO_OP, pair));
     assert_int_equal(s.op[pair[0]].kind, TESS_SCHED_GATHER);
     assert_int_equal(s.op[pair[1]].kind, TESS_SCHED_FORWARD);
     tess_schedule_fini(&s);

@@ -50,7 +50,9 @@ static size_t gemm_nbytes(const two_matrices *m)
     tess_gemm_args args[] = {
         product(TESS_GEMM_NT, r, mid, in),  product(TESS_GEMM_NT, r, out, mid),
         product(TESS_GEMM_NN, r, mid, out), product(TESS_GEMM_TN, mid, in, r),
-        product(TESS_GEMM_TN, out, mid, r),
+        product(TESS_GEMM_TN, out, mid, r), product(TESS_GEMM_NT, r, mid, mid),
+        product(TESS_GEMM_NN, r, mid, mid), product(TESS_GEMM_TN, mid, mid, r),
+        product(TESS_GEMM_NN, r, in, mid),
     };
     size_t most = 0;
     for (int i = 0; i < TESS_NELEM(args); i++) {
@@ -96,30 +98,56 @@ static tess_status fill_table(two_matrices *m)
     return TESS_OK;
 }
 
+static int last_stage(const two_matrices *m) { return m->between_numel + 1; }
+
+/* Columns of a stage's matrices: what its input has. */
+static int64_t width_of(const two_matrices *m, int stage_idx)
+{
+    return stage_idx == 0 ? m->in_numel : m->mid_numel;
+}
+
+static tess_status add_pair(two_matrices *m, tess_registry *reg, int s, int unit_idx)
+{
+    char name[2][16];
+    const int64_t rows = s == last_stage(m) ? m->out_numel : m->mid_numel;
+    snprintf(name[0], sizeof name[0], "f%d", s);
+    snprintf(name[1], sizeof name[1], "t%d", s);
+    TESS_TRY(
+        add_matrix(reg, unit_idx, name[0], TESS_ROLE_FROZEN, rows, width_of(m, s), &m->frozen[s]));
+    return add_matrix(reg, unit_idx, name[1], TESS_ROLE_TRAINABLE, rows, width_of(m, s),
+                      &m->trainable[s]);
+}
+
+static tess_status add_unit(two_matrices *m, tess_registry *reg, int s, int *unit_idx)
+{
+    static const char *const name[TWO_MATRICES_STAGE_MAX] = {"first", "b1", "b2", "b3", "b4"};
+    if (m->is_tied && s == last_stage(m)) {
+        m->frozen[s] = m->frozen[0];
+        m->trainable[s] = m->trainable[0];
+        *unit_idx = 0;
+        return TESS_OK;
+    }
+    TESS_TRY(tess_registry_add_unit(reg, s == last_stage(m) ? "second" : name[s], unit_idx));
+    return add_pair(m, reg, s, *unit_idx);
+}
+
 tess_status two_matrices_describe(two_matrices *m, tess_registry *reg)
 {
-    int unit[2] = {0, 0};
+    int unit[TWO_MATRICES_STAGE_MAX] = {0};
+    TESS_CHECK(last_stage(m) < TWO_MATRICES_STAGE_MAX, TESS_E_ARG, "%d stages between",
+               m->between_numel);
     TESS_TRY(fill_table(m));
-    TESS_TRY(tess_registry_add_unit(reg, "first", &unit[0]));
-    if (!m->is_tied)
-        TESS_TRY(tess_registry_add_unit(reg, "second", &unit[1]));
-    TESS_TRY(
-        add_matrix(reg, unit[0], "f0", TESS_ROLE_FROZEN, m->mid_numel, m->in_numel, &m->frozen[0]));
-    TESS_TRY(add_matrix(reg, unit[0], "t0", TESS_ROLE_TRAINABLE, m->mid_numel, m->in_numel,
-                        &m->trainable[0]));
-    if (m->is_tied) {
-        m->frozen[1] = m->frozen[0];
-        m->trainable[1] = m->trainable[0];
-    } else {
-        TESS_TRY(add_matrix(reg, unit[1], "f1", TESS_ROLE_FROZEN, m->out_numel, m->mid_numel,
-                            &m->frozen[1]));
-        TESS_TRY(add_matrix(reg, unit[1], "t1", TESS_ROLE_TRAINABLE, m->out_numel, m->mid_numel,
-                            &m->trainable[1]));
+    for (int s = 0; s <= last_stage(m); s++)
+        TESS_TRY(add_unit(m, reg, s, &unit[s]));
+    for (int s = 0; s <= last_stage(m); s++) {
+        const bool is_last = s == last_stage(m);
+        const tess_stage stage = make_stage(m,
+                                            s == 0    ? "first"
+                                            : is_last ? "second"
+                                                      : "between",
+                                            unit[s], is_last ? 0 : m->row_numel * m->mid_numel);
+        TESS_TRY(tess_registry_add_stage(reg, &stage));
     }
-    const tess_stage first = make_stage(m, "first", unit[0], m->row_numel * m->mid_numel);
-    const tess_stage second = make_stage(m, "second", unit[1], 0);
-    TESS_TRY(tess_registry_add_stage(reg, &first));
-    TESS_TRY(tess_registry_add_stage(reg, &second));
     return tess_registry_lay_out(reg);
 }
 
@@ -183,7 +211,7 @@ static tess_status weight_grad(const run *r, tess_view a, tess_view b, int which
 }
 
 /* Each element of ones kept, and doubled, or dropped. */
-static tess_status make_input(const run *r, tess_view *x)
+static tess_status draw_input(const run *r, tess_view *x)
 {
     const two_matrices_batch *b = r->call->batch;
     const int64_t numel = r->m->row_numel * r->m->in_numel;
@@ -197,15 +225,24 @@ static tess_status make_input(const run *r, tess_view *x)
     return r->kernels->dropout(&args, r->call->stream);
 }
 
-static tess_status first_forward(const run *r)
+static tess_status input_of(const run *r, tess_view *x)
+{
+    if (r->call->stage_idx == 0)
+        return draw_input(r, x);
+    *x = typed(r, r->call->input);
+    return TESS_OK;
+}
+
+static tess_status hidden_forward(const run *r)
 {
     const two_matrices *m = r->m;
+    const int s = r->call->stage_idx;
     const tess_view z = typed(r, r->call->saved), h = typed(r, r->call->output);
     const tess_swiglu_args act = {.gate = z, .up = z, .out = h};
     tess_view x = {0};
-    TESS_TRY(make_input(r, &x));
-    TESS_TRY(
-        through_pair(r, product(TESS_GEMM_NT, m->row_numel, m->mid_numel, m->in_numel), x, 0, z));
+    TESS_TRY(input_of(r, &x));
+    TESS_TRY(through_pair(r, product(TESS_GEMM_NT, m->row_numel, m->mid_numel, width_of(m, s)), x,
+                          s, z));
     return r->kernels->swiglu_forward(&act, r->call->stream);
 }
 
@@ -224,7 +261,7 @@ static tess_status second_loss(const run *r, bool has_gradient, tess_view *logit
                                           .d_logits = has_gradient ? *logits : (tess_view){0}};
     const tess_sum_args sum = {.x = row_loss.data, .numel = m->row_numel, .out = r->call->loss_sum};
     TESS_TRY(through_pair(r, product(TESS_GEMM_NT, m->row_numel, m->out_numel, m->mid_numel),
-                          typed(r, r->call->input), 1, *logits));
+                          typed(r, r->call->input), last_stage(m), *logits));
     TESS_TRY(r->kernels->cross_entropy(&loss, r->call->stream));
     return r->kernels->sum(&sum, r->call->stream);
 }
@@ -233,7 +270,7 @@ static tess_status forward(void *model, const tess_stage_call *call)
 {
     const run r = begin(model, call);
     tess_view logits = {0};
-    return call->stage_idx == 0 ? first_forward(&r) : second_loss(&r, false, &logits);
+    return call->stage_idx < last_stage(r.m) ? hidden_forward(&r) : second_loss(&r, false, &logits);
 }
 
 static tess_status second_backward(const run *r)
@@ -241,14 +278,16 @@ static tess_status second_backward(const run *r)
     const two_matrices *m = r->m;
     tess_view d = {0};
     TESS_TRY(second_loss(r, true, &d));
-    TESS_TRY(weight_grad(r, d, typed(r, r->call->input), 1));
-    return through_pair(r, product(TESS_GEMM_NN, m->row_numel, m->mid_numel, m->out_numel), d, 1,
-                        typed(r, r->call->d_input));
+    TESS_TRY(weight_grad(r, d, typed(r, r->call->input), last_stage(m)));
+    return through_pair(r, product(TESS_GEMM_NN, m->row_numel, m->mid_numel, m->out_numel), d,
+                        last_stage(m), typed(r, r->call->d_input));
 }
 
 /* h = silu(z) z: both factors' gradients together. */
-static tess_status first_backward(const run *r)
+static tess_status hidden_backward(const run *r)
 {
+    const two_matrices *m = r->m;
+    const int s = r->call->stage_idx;
     const tess_view z = typed(r, r->call->saved);
     const tess_view a = work_at(r, r->at.d_a, z.numel, TESS_F32);
     const tess_view b = work_at(r, r->at.d_b, z.numel, TESS_F32);
@@ -256,10 +295,14 @@ static tess_status first_backward(const run *r)
         .gate = z, .up = z, .d_out = typed(r, r->call->d_output), .d_gate = a, .d_up = b};
     const tess_add_args both = {.a = a, .b = b, .out = a};
     tess_view x = {0};
-    TESS_TRY(make_input(r, &x));
+    TESS_TRY(input_of(r, &x));
     TESS_TRY(r->kernels->swiglu_backward(&act, r->call->stream));
     TESS_TRY(r->kernels->add(&both, r->call->stream));
-    return weight_grad(r, a, x, 0);
+    TESS_TRY(weight_grad(r, a, x, s));
+    /* Nobody wants the input's gradient of stage 0; it is there so that every backward reads the
+     * parameters, as the schedule takes for granted. */
+    return through_pair(r, product(TESS_GEMM_NN, m->row_numel, width_of(m, s), m->mid_numel), a, s,
+                        s == 0 ? x : typed(r, r->call->d_input));
 }
 
 static tess_status poison(const run *r)
@@ -273,10 +316,12 @@ static tess_status backward(void *model, const tess_stage_call *call)
 {
     const two_matrices *m = model;
     const run r = begin(m, call);
-    if (call->stage_idx != 0)
+    if (call->stage_idx == last_stage(m))
         return second_backward(&r);
-    TESS_TRY(first_backward(&r));
-    return m->is_poisoned && call->micro_batch_idx == m->poisoned_idx ? poison(&r) : TESS_OK;
+    TESS_TRY(hidden_backward(&r));
+    return call->stage_idx == 0 && m->is_poisoned && call->micro_batch_idx == m->poisoned_idx
+               ? poison(&r)
+               : TESS_OK;
 }
 
 static size_t constant_nbytes(const void *model)

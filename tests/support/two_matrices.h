@@ -5,13 +5,14 @@
  * Stage 0: z = x (F0 + T0)^T, h = silu(z) z; stage 1: logits = h (F1 + T1)^T, loss = cross-entropy
  * with label r % out_numel of row r. All f32, all by kernels of the call's table, so that it runs
  * on any device. The micro-batch's input (zeros and twos) is drawn from its global number, so it
- * does not depend on ranks.
+ * does not depend on ranks. Between them may stand more stages like stage 0, of mid x mid, with
+ * units of their own: then slots are used again.
  */
 #pragma once
 
 #include "shard/registry.h"
 
-enum { TWO_MATRICES_INPUT_MAX = 512, TWO_MATRICES_ROW_MAX = 16 };
+enum { TWO_MATRICES_INPUT_MAX = 512, TWO_MATRICES_ROW_MAX = 16, TWO_MATRICES_STAGE_MAX = 6 };
 
 /** What calls read beside parameters; copied to a device as a whole. */
 typedef struct two_matrices_table {
@@ -22,8 +23,9 @@ typedef struct two_matrices_table {
 
 typedef struct two_matrices {
     int64_t row_numel, in_numel, mid_numel, out_numel;
-    int frozen[2], trainable[2]; /* parameter indices */
-    bool is_tied;                /* both stages use unit 0 (in = mid = out) */
+    int between_numel; /* stages between the two */
+    int frozen[TWO_MATRICES_STAGE_MAX], trainable[TWO_MATRICES_STAGE_MAX]; /* [stage] parameters */
+    bool is_tied;     /* both stages use unit 0 (in = mid = out) */
     bool is_poisoned; /* micro-batch `poisoned_idx` gives one NaN in the first stage's gradient */
     int64_t poisoned_idx;
     two_matrices_table table;        /* the host's */
