@@ -274,10 +274,26 @@ tess_status session_connect_devices(tess_session *s)
     const char *why = s->plugin->collectives == NULL ? "the CUDA part has no NCCL"
                       : !has_own_devices(s)          ? "ranks share a GPU"
                                                      : NULL;
-    if (why == NULL)
-        return TESS_FAIL(TESS_E_UNSUPPORTED, "NCCL");
+    if (why == NULL) {
+        const tess_deadlines deadlines = {s->options.deadline_s, s->options.deadline_s};
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO, "collectives: %s", s->plugin->collectives->name);
+        return tess_comm_create_gpu(s->world, s->device, s->plugin->collectives, &deadlines,
+                                    &s->fabric);
+    }
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "collectives: through host memory and MPI; %s", why);
     return tess_comm_create_staged(s->world, s->device, TESS_STAGED_CHUNK_AUTO, &s->fabric);
+}
+
+/* What collectives read and write, in this order on all ranks. */
+tess_status session_enroll_arenas(tess_session *s)
+{
+    static const tess_lifetime life[] = {TESS_LIFE_BASE, TESS_LIFE_SLOT, TESS_LIFE_PARAM,
+                                         TESS_LIFE_GRAD};
+    tess_comm *comm[2] = {s->fabric, s->owns_group ? s->group : NULL};
+    for (int c = 0; c < 2; c++)
+        for (int i = 0; i < TESS_NELEM(life) && comm[c] != NULL; i++)
+            TESS_TRY(tess_comm_enroll(comm[c], tess_runtime_arena(s->rt, life[i])));
+    return TESS_OK;
 }
 
 void session_close_device(tess_session *s)

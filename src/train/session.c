@@ -261,6 +261,9 @@ static tess_status create_runtime(tess_session *s)
                                       .seed = (uint64_t)s->run->train.seed};
     if (st == TESS_OK)
         st = tess_runtime_create(&parts, &s->rt);
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = session_enroll_arenas(s);
     if (st == TESS_OK)
         st = session_records_create(s);
     return session_agree(s, st);

@@ -66,6 +66,8 @@ TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
 /** Make `fabric`. Collective. */
 TESS_MUST_CHECK tess_status session_connect_devices(tess_session *s);
+/** Tell the fabric of the runtime's arenas. Collective. */
+TESS_MUST_CHECK tess_status session_enroll_arenas(tess_session *s);
 /** Give fabric and device back; NULLs are fine. Collective as tess_comm_destroy(). */
 void session_close_device(tess_session *s);
 

@@ -4,7 +4,8 @@
  * what it shows:
  *
  *   FAKE_CUDA_FAULT    abi: of another version; driver: device_numel fails; open: a device that
- *                      another program holds; kernels: none
+ *                      another program holds; kernels: none; alloc: no more than 1 MiB
+ *                      although more is said to be free
  *   FAKE_CUDA_DEVICES  how many (1)
  *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
  *   FAKE_CUDA_MEMORY   bytes of a device (64 GiB)
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #include "kernels/cuda/host_priv.h"
+#include "tests/emulation/collectives_mpi.h"
 #include "tests/support/plain_device.h"
 
 static tess_kernels kernels;
@@ -101,7 +103,8 @@ static tess_status fake_device_open(int idx, tess_device **out)
                idx);
     snprintf(name, sizeof name, "cuda:%d", idx);
     TESS_TRY(plain_device_create(name, false, out));
-    plain_device_set_memory(*out, memory_nbytes());
+    plain_device_set_memory(*out, memory_nbytes(),
+                            has_fault("alloc") ? (size_t)1 << 20 : memory_nbytes());
     return TESS_OK;
 }
 
@@ -121,5 +124,8 @@ const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host)
 {
     if (has_fault("abi") || !tess_cuda_host_set(host))
         return NULL;
+    const char *nccl = setting("FAKE_CUDA_NCCL", "");
+    plugin.collectives = strcmp(nccl, "none") == 0 ? NULL : &collectives_mpi;
+    collectives_mpi_inject(nccl);
     return &plugin;
 }

@@ -15,6 +15,7 @@ typedef struct plain_device {
     tess_device base; /* first */
     bool is_far;
     size_t total_nbytes;
+    size_t limit_nbytes;
     size_t held_nbytes;
     char name[32];
 } plain_device;
@@ -159,8 +160,8 @@ static tess_status plain_alloc(tess_device *d, tess_space space, size_t nbytes, 
 {
     plain_device *p = (plain_device *)d;
     const bool is_far = p->is_far && space == TESS_DEVICE;
-    TESS_CHECK(space == TESS_HOST || p->total_nbytes == 0 ||
-                   p->held_nbytes + nbytes <= p->total_nbytes,
+    TESS_CHECK(space == TESS_HOST || p->limit_nbytes == 0 ||
+                   p->held_nbytes + nbytes <= p->limit_nbytes,
                TESS_E_MEMORY, "%s: cannot allocate %zu bytes of device memory", d->name, nbytes);
     const size_t offset = is_far ? FAR_NBYTES : 0;
     char *base = mmap(NULL, offset + span_of(nbytes), PROT_NONE,
@@ -222,9 +223,10 @@ static const tess_device_ops plain_ops = {
     .memory = plain_memory,
 };
 
-void plain_device_set_memory(tess_device *d, size_t total_nbytes)
+void plain_device_set_memory(tess_device *d, size_t total_nbytes, size_t limit_nbytes)
 {
     ((plain_device *)d)->total_nbytes = total_nbytes;
+    ((plain_device *)d)->limit_nbytes = limit_nbytes;
 }
 
 tess_status plain_device_create(const char *name, bool is_far, tess_device **out)

@@ -16,8 +16,8 @@ TESS_MUST_CHECK tess_status plain_device_create(const char *name, bool is_far, t
 void plain_device_destroy(tess_device **d);
 /** Where the host finds what `data` of device memory is. Local. */
 void *plain_device_near(const tess_device *d, const void *data);
-/** Memory that device_memory() reports as whole, less what is allocated. Local. */
-void plain_device_set_memory(tess_device *d, size_t total_nbytes);
+/** Memory that is reported as whole, and what can be had of it; 0: no limit. Local. */
+void plain_device_set_memory(tess_device *d, size_t total_nbytes, size_t limit_nbytes);
 
 /** Put work on a stream: it is done when `step` returns true, and what follows on `s` waits for it.
  * Local.
