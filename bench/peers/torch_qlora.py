@@ -2,10 +2,13 @@
 
     python bench/peers/torch_qlora.py --shape 135m --threads 2 [--base nf4|bnb] [--dtype bf16|f32]
     torchrun --nproc-per-node 2 bench/peers/torch_qlora.py --shape 135m --threads 1
+    python bench/peers/torch_qlora.py --shape 135m --threads 1 --base bnb --dtype f32 --profile 3
 
 Random weights; every linear but the head is NF4 with double quantization and carries LoRA of rank 16.
 `bnb` is bitsandbytes' own Linear4bit; `nf4` dequantizes the same codes with one table lookup and one multiplication
 and then uses torch's matrix product. Prints one JSON line per step: {"t": end, "step_s": seconds, "tokens": tokens}.
+With --profile N prints instead the shares of the operator time of N steps: matrix products, attention, making weights
+from NF4 codes, and the largest of the rest.
 """
 import argparse
 import json
@@ -106,6 +109,33 @@ def materialize(model):
                 module._parameters[key] = torch.nn.Parameter(torch.randn(p.shape) * 0.01)
 
 
+# Operators by their own time, without what they call.
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul",
+                 "mkldnn::_linear_pointwise", "aten::mkldnn_linear"),
+    "attention": ("aten::_scaled_dot_product", "aten::scaled_dot_product"),
+    "dequantize": ("bitsandbytes::", "MatMul4Bit", "Dequantize"),
+}
+
+
+def shares(profile, steps, seconds):
+    """Share of the self time of all operators, by kind; `other` names the five largest of the rest."""
+    total = sum(e.self_cpu_time_total for e in profile.key_averages())
+    found, rest = dict.fromkeys(KINDS, 0), {}
+    for e in profile.key_averages():
+        kind = next((k for k, names in KINDS.items()
+                     if any(e.key == n or (k != "products" and e.key.startswith(n)) for n in names)), None)
+        if kind is None:
+            rest[e.key] = e.self_cpu_time_total
+        else:
+            found[kind] += e.self_cpu_time_total
+    largest = sorted(rest, key=rest.get, reverse=True)[:5]
+    return {"bench": "torch_qlora profile", "steps": steps, "step_s": round(seconds / steps, 4),
+            "operators_s": round(total / 1e6 / steps, 4),
+            "share": {k: round(v / total, 4) for k, v in found.items()},
+            "other": {k: round(rest[k] / total, 4) for k in largest}}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=SHAPES, required=True)
@@ -115,6 +145,7 @@ def main():
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of activations and products")
     parser.add_argument("--steps", type=int, default=1000000)
     parser.add_argument("--micro-batches", type=int, default=1, help="per process and step")
+    parser.add_argument("--profile", type=int, default=0, help="steps to look at, after two that are not")
     args = parser.parse_args()
     args.dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
     torch.manual_seed(0)
@@ -128,8 +159,8 @@ def main():
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4)
     vocab = SHAPES[args.shape]["vocab_size"]
-    for _ in range(args.steps):
-        start = time.monotonic()
+
+    def step():
         for _ in range(args.micro_batches):
             tokens = torch.randint(0, vocab, (1, 512))
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == torch.bfloat16):
@@ -141,6 +172,19 @@ def main():
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
+
+    if args.profile > 0:
+        for _ in range(2):
+            step()
+        start = time.monotonic()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(args.profile):
+                step()
+        print(json.dumps(shares(profile, args.profile, time.monotonic() - start)))
+        return
+    for _ in range(args.steps):
+        start = time.monotonic()
+        step()
         end = time.monotonic()
         if world == 1 or dist.get_rank() == 0:
             print(json.dumps({"t": end, "step_s": end - start, "tokens": 512 * args.micro_batches * world}), flush=True)

@@ -42,6 +42,18 @@ static tess_status check_agreement(tess_comm *comm, const ckpt_session *s)
     return TESS_OK;
 }
 
+typedef struct first_write {
+    const tess_io *io;
+    int64_t call;
+} first_write;
+
+static void note_write(void *arg, const tess_io_change *change)
+{
+    first_write *w = arg;
+    if (change->op == TESS_IO_PWRITE && w->call == INT64_MAX)
+        w->call = tess_io_calls(w->io, TESS_IO_OP_NUMEL);
+}
+
 tess_status ckpt_session_run(tess_comm *comm, const char *dir, const char *fault, ckpt_session *out)
 {
     ckpt_fixture *f = NULL;
@@ -52,7 +64,10 @@ tess_status ckpt_session_run(tess_comm *comm, const char *dir, const char *fault
     tess_status st = ckpt_fixture_create(world, tess_comm_rank(comm), group_of(world), 1, &f);
     (void)unsetenv("TESSERA_FAULT");
     TESS_TRY(tess_agree(comm, st));
+    first_write w = {f->io, INT64_MAX};
+    tess_io_observe(f->io, note_write, &w);
     out->status = live(f, comm, dir, out);
+    out->first_write_call = w.call;
     out->call_numel = tess_io_calls(f->io, TESS_IO_OP_NUMEL);
     out->is_noticed = out->status != TESS_OK || out->committed_numel < 2 || f->log[0] != '\0';
     ckpt_fixture_destroy(&f);

@@ -8,8 +8,9 @@ typedef struct ckpt_session {
     int64_t committed;       /* newest step that was reported committed by this life, -1 none */
     int64_t committed_numel; /* of two saves */
     int64_t call_numel;
-    bool is_noticed;    /* something failed or was logged */
-    tess_status status; /* how it ended */
+    int64_t first_write_call; /* number of the first call that wrote: LOCK; INT64_MAX none */
+    bool is_noticed;          /* something failed or was logged */
+    tess_status status;       /* how it ended */
 } ckpt_session;
 
 /**

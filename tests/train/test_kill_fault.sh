@@ -10,8 +10,41 @@ echo "TESS_KILL_SEED=$seed"
 worlds=(1 3 2 4 5)
 lives=0
 last_step=0 # that a life said was committed
-# What a job may need to be gone after a kill: 5 s are promised; the rest is for a loaded machine.
-limit_ms=10000
+# All ranks must be gone 5 s after one of them was killed. In 720 kills on two cores with a load of 5
+# to 12 the slowest took 0.4 s, half of them 0.02 s: the promised 5 s are ten times that.
+limit_ms=5000
+# mpirun itself may not end: Open MPI 4.1.4 with PMIx 4.2 was seen, with all ranks dead, in
+# PMIx_server_finalize, where its main thread joins a progress thread that waits for a lock for ever.
+# It is ended then, and counted.
+launcher_hangs=0
+
+# instant of the kill: wait for the end of all ranks, then of the job
+finish_killed() {
+    local p state until_ms=$(($1 + limit_ms)) alive=1
+    while [ -n "$alive" ]; do
+        alive=
+        for p in $(ranks_of "$job"); do
+            state="$(sed 's/.*) //' "/proc/$p/stat" 2> /dev/null | cut -c 1)"
+            [ -z "$state" ] || [ "$state" = Z ] || alive="$alive $p"
+        done
+        took_ms=$(($(now_ms) - $1))
+        [ -z "$alive" ] || [ "$(now_ms)" -lt "$until_ms" ] ||
+            fail "ranks$alive live on $took_ms ms after a kill$2"
+        [ -z "$alive" ] || sleep 0.02
+    done
+    until_ms=$(($(now_ms) + limit_ms))
+    while kill -0 "$job" 2> /dev/null && [ -n "$(mpirun_of "$job")" ]; do
+        if [ "$(now_ms)" -ge "$until_ms" ]; then
+            launcher_hangs=$((launcher_hangs + 1))
+            echo "mpirun does not end, its ranks have$2"
+            kill -KILL $(mpirun_of "$job")
+        fi
+        sleep 0.02
+    done
+    is_killed=1
+    finish
+    is_killed=
+}
 
 check_resumed() {
     local at
@@ -44,6 +77,7 @@ bits_of whole > bits.want
 
 # ---- SIGKILL at uniform instants ----
 killed=0
+slowest_ms=0
 declare -A span_ms
 while [ "$killed" -lt "$kill_numel" ]; do
     n="${worlds[$((lives % 5))]}"
@@ -53,7 +87,6 @@ while [ "$killed" -lt "$kill_numel" ]; do
     limit="${span_ms[$n]:-1500}"
     at_ms=$(((RANDOM * 32768 + RANDOM) % limit))
     start_ms="$(now_ms)"
-    is_killed=1
     start "$n" train run.yaml
     sleep "$((at_ms / 1000)).$(printf %03d $((at_ms % 1000)))"
     pids=($(ranks_of "$job"))
@@ -62,26 +95,19 @@ while [ "$killed" -lt "$kill_numel" ]; do
     else
         kill -KILL $(mpirun_of "$job") "$job" 2> /dev/null
     fi
-    kill_ms="$(now_ms)"
-    finish
-    is_killed=
-    took_ms=$(($(now_ms) - kill_ms))
+    finish_killed "$(now_ms)" " (n=$n, at $at_ms ms, ${#pids[@]} ranks seen)"
+    slowest_ms=$((took_ms > slowest_ms ? took_ms : slowest_ms))
     check_resumed
     if [ "$rc" -eq 0 ]; then
         span_ms[$n]=$(($(now_ms) - start_ms))
         check_finished out
         continue
     fi
-    # Seen once in about 150 kills, cause unknown: 10.5 s at n=3. Such lives are told apart here, so
-    # that they can be found: the instant says whether start, training or end was hit.
-    note="n=$n: the job lived on for $took_ms ms after a kill at $at_ms ms, ${#pids[@]} ranks seen"
-    [ "$took_ms" -lt 5000 ] || { echo "SLOW: $note"; tail -n 5 log; }
-    [ "$took_ms" -lt $((2 * limit_ms)) ] || fail "$note"
     # lives that end early were short: the instants of the next one reach further
     span_ms[$n]=$((limit + 300))
     killed=$((killed + 1))
 done
-echo "$killed kills in $lives lives at uniform instants"
+echo "$killed kills in $lives lives at uniform instants; the ranks were gone after $slowest_ms ms at most"
 launch 3 train run.yaml
 [ "$rc" -eq 0 ] || fail "the life after the last kill: exit code $rc"
 check_resumed
@@ -159,9 +185,7 @@ job="$first"
 grep -q "tessera: error: .*$(hostname).*pid" log || fail "the holder is not named"
 [ "$(grep -c 'tessera: error:' log)" -eq 1 ] || fail "more than one error line"
 kill -KILL "${pids[0]}"
-is_killed=1
-finish
-is_killed=
+finish_killed "$(now_ms)" " of the first job"
 start 2 train run.yaml train.steps=100000
 await 'resumed from' 60
 kill -USR1 $(mpirun_of "$job")
@@ -173,13 +197,9 @@ rm -rf out
 start 3 train run.yaml train.steps=100000 output.checkpoint_every=0
 await 'step 1/' 60
 pids=($(ranks_of "$job"))
-kill_ms="$(now_ms)"
 kill -KILL "${pids[1]}"
-is_killed=1
-finish
-is_killed=
-took_ms=$(($(now_ms) - kill_ms))
-[ "$rc" -ne 0 ] && [ "$took_ms" -lt "$limit_ms" ] || fail "a killed rank: code $rc, $took_ms ms"
+finish_killed "$(now_ms)" " of rank 1"
+[ "$rc" -ne 0 ] || fail "a killed rank: code 0"
 rm -rf out
 export TESSERA_DEADLINE_S=5
 start 3 train run.yaml train.steps=100000 output.checkpoint_every=0
@@ -233,3 +253,4 @@ if unshare -m true 2> /dev/null && unshare -m mount -t tmpfs none "$work/model" 
 else
     echo "full and read-only disks: skipped, needs root and mount namespaces"
 fi
+[ "$launcher_hangs" -le 2 ] || fail "mpirun did not end $launcher_hangs times"
