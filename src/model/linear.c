@@ -336,11 +336,14 @@ static tess_status input_grad(tess_exec *ex, const tess_group *group, const grad
     const int64_t in_numel = group->linear[0]->in_numel;
     tess_gemm_args args = {.kind = TESS_GEMM_NN, .m = g->d_y[0].rows, .n = in_numel, .c = d_x};
     const bool is_split = ex->dropout > 0.0f && rank_sum(group) > 0;
-    for (int i = 0; i < group->numel; i++) {
-        const tess_linear *linear = group->linear[i];
+    for (int i = 0; i < group->numel; i++)
         args.term[args.term_numel++] =
-            term_of(&g->d_y[i], tess_exec_matrix(ex, linear->weight_idx), linear->out_numel, 1.0f);
-        if (linear->lora_rank > 0 && !is_split)
+            term_of(&g->d_y[i], tess_exec_matrix(ex, group->linear[i]->weight_idx),
+                    group->linear[i]->out_numel, 1.0f);
+    /* Behind them, in the order of columns where they lie side by side. */
+    for (int i = 0; i < group->numel && !is_split; i++) {
+        const tess_linear *linear = group->linear[i];
+        if (linear->lora_rank > 0)
             args.term[args.term_numel++] = term_of(
                 &g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
     }

@@ -267,8 +267,12 @@ static void exact_backward(problem *p)
 
 static tess_attention_shape shape_of(const problem *p)
 {
-    return (tess_attention_shape){p->c.dt,  p->c.token_numel, p->c.head_numel, p->c.kv_head_numel,
-                                  p->c.dim, p->longest_numel};
+    return (tess_attention_shape){.dt = p->c.dt,
+                                  .token_numel = p->c.token_numel,
+                                  .head_numel = p->c.head_numel,
+                                  .kv_head_numel = p->c.kv_head_numel,
+                                  .dim = p->c.dim,
+                                  .longest_numel = p->longest_numel};
 }
 
 static tess_view view_of(const problem *p, int which, bool is_device)
