@@ -30,6 +30,7 @@ typedef struct cuda_stream {
     tess_stream base; /* first */
     cuda_device *device;
     cudaStream_t stream;
+    struct stream_library *library; /* opened when first asked for, or prepared */
     char name[32];
 } cuda_stream;
 
@@ -166,7 +167,18 @@ static tess_status stream_wait(tess_stream *s, const tess_event *ev)
         return tess_event_finish(ev); /* the device cannot wait for a queue of the host */
     TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
     TESS_CUDA_TRY(cudaStreamWaitEvent(tess_cuda_stream(s), ev->handle, cudaEventWaitDefault));
+    /* weights that are dequantized ahead for this stream come from what it waits for */
+    const struct stream_library *library = ((cuda_stream *)s)->library;
+    tess_stream *lane = library != NULL ? tess_cuda_library_lane(library) : NULL;
+    if (lane != NULL && ev->stream != lane)
+        TESS_CUDA_TRY(
+            cudaStreamWaitEvent(tess_cuda_stream(lane), ev->handle, cudaEventWaitDefault));
     return TESS_OK;
+}
+
+struct stream_library **tess_cuda_stream_slot(tess_stream *s)
+{
+    return &((cuda_stream *)s)->library;
 }
 
 static tess_status stream_query(tess_stream *s, const tess_event *ev, bool *is_reached)
@@ -247,6 +259,7 @@ static tess_status device_stream_create(tess_device *d, const char *name, bool i
 static void device_stream_destroy(tess_device *d, tess_stream *s)
 {
     (void)d;
+    tess_cuda_library_close(&((cuda_stream *)s)->library);
     (void)cudaStreamDestroy(tess_cuda_stream(s));
     tess_free(s);
 }

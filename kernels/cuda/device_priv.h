@@ -28,6 +28,17 @@ int tess_cuda_capability(const tess_device *d);
 /** Make `d` the calling thread's current device. Local. */
 TESS_MUST_CHECK tess_status tess_cuda_enter(const tess_device *d);
 
+/** A stream's libraries, NULL: not opened; see library.c. */
+struct stream_library **tess_cuda_stream_slot(tess_stream *s);
+/** library.c: the stream on which weights are dequantized ahead for `s`, NULL: none. */
+tess_stream *tess_cuda_library_lane(const struct stream_library *library);
+/** library.c: NULL is fine. */
+void tess_cuda_library_close(struct stream_library **library);
+TESS_MUST_CHECK tess_status tess_cuda_prepare(tess_device *d, tess_stream *compute,
+                                              const tess_cuda_work *work,
+                                              char note[TESS_CUDA_NOTE_NBYTES]);
+size_t tess_cuda_prepare_nbytes(const tess_cuda_work *work);
+
 /** device.c */
 TESS_MUST_CHECK tess_status tess_cuda_device_numel(int *numel);
 TESS_MUST_CHECK tess_status tess_cuda_device_info(int idx, tess_cuda_info *out);

@@ -37,6 +37,9 @@ tess_status tess_error_trace(tess_status st, const char *file, int line, const c
     return services.error_trace(st, file, line, call);
 }
 
+const char *tess_error_message(void) { return services.error_message(); }
+void tess_error_clear(void) { services.error_clear(); }
+
 tess_status tess_alloc(size_t nbytes, void **out) { return services.alloc(nbytes, out); }
 void tess_free(void *ptr) { services.free(ptr); }
 

@@ -13,9 +13,6 @@
 
 static char versions[128];
 
-/* Bound late, so that the plugin links while kernels are still being written. */
-#pragma weak tess_kernels_cuda
-
 static const tess_kernels *kernels_of(tess_device *d)
 {
     (void)d; /* one table serves all capabilities */
@@ -30,6 +27,8 @@ static tess_cuda_plugin plugin = {
     .device_open = tess_cuda_device_open,
     .device_close = tess_cuda_device_close,
     .kernels = kernels_of,
+    .prepare = tess_cuda_prepare,
+    .prepare_nbytes = tess_cuda_prepare_nbytes,
 #ifdef TESS_HAS_NCCL
     .collectives = &tess_nccl_collectives,
 #endif

@@ -21,6 +21,9 @@ typedef struct tess_cuda_host {
     tess_status (*error_set)(tess_status st, const char *file, int line, const char *text);
     /* Add a line to that record's trace. */
     tess_status (*error_trace)(tess_status st, const char *file, int line, const char *call);
+    /* That record's message, and an end to it: a failure that was dealt with. */
+    const char *(*error_message)(void);
+    void (*error_clear)(void);
     /* The program's counted allocator; refused while a step runs. */
     tess_status (*alloc)(size_t nbytes, void **out);
     void (*free)(void *ptr);
@@ -34,6 +37,17 @@ typedef struct tess_cuda_info {
     char bus_id[32]; /* "0000:1b:00.0" */
     size_t memory_nbytes;
 } tess_cuda_info;
+
+/** What a step will ask of the libraries, so that nothing is opened or allocated inside one. */
+typedef struct tess_cuda_work {
+    tess_attention_shape attention;
+    int64_t document_max;    /* documents a micro-batch may have for the library's attention */
+    bool is_deterministic;   /* attention's backward pass */
+    size_t slot_nbytes;      /* of the largest matrix that is dequantized; 0: none */
+    size_t attention_nbytes; /* most that the library's attention may take */
+} tess_cuda_work;
+
+enum { TESS_CUDA_NOTE_NBYTES = 384 };
 
 typedef struct tess_gpu_group tess_gpu_group; /* a communicator of the collective library */
 
@@ -82,6 +96,12 @@ typedef struct tess_cuda_plugin {
     void (*device_close)(tess_device **d);
     /* Kernels of an open device; `path` is "sm_90". */
     const tess_kernels *(*kernels)(tess_device *d);
+    /* Open the libraries of `compute` for `work`; may take seconds. `note`: in one line, what
+     * attention will use and why. @return TESS_E_MEMORY */
+    tess_status (*prepare)(tess_device *d, tess_stream *compute, const tess_cuda_work *work,
+                           char note[TESS_CUDA_NOTE_NBYTES]);
+    /* Memory of the device that prepare() takes. Pure. */
+    size_t (*prepare_nbytes)(const tess_cuda_work *work);
     const tess_gpu_collectives *collectives; /* NULL: built without the library */
 } tess_cuda_plugin;
 

@@ -313,6 +313,31 @@ static size_t export_nbytes(const tess_registry *reg)
     return (size_t)most_numel * sizeof(float);
 }
 
+size_t tess_description_slot_nbytes(const tess_description *d)
+{
+    const tess_run *run = d->run;
+    const size_t elem_nbytes = run->compute.dtype == TESS_RUN_DTYPE_F32 ? 4 : 2;
+    const int64_t rank = run->train.mode == TESS_RUN_MODE_LORA ? run->lora.rank : 0;
+    int64_t most_numel = 0;
+    for (int i = 0; i < d->registry.param_numel; i++) {
+        const tess_param *p = &d->registry.param[i];
+        if (p->role == TESS_ROLE_TRAINABLE || !tess_format_is_quantized(p->codec.format) ||
+            p->shape_rank != 2)
+            continue;
+        /* an adapter's product is joined with its layer's: rank more rows or columns */
+        most_numel = TESS_MAX(most_numel, p->numel + rank * (p->shape[0] + p->shape[1]));
+    }
+    const int64_t nbytes = most_numel * (int64_t)elem_nbytes;
+    return (size_t)tess_round_up(nbytes, TESS_ARENA_ALIGN_NBYTES);
+}
+
+static size_t outside_nbytes(const tess_description *d, const tess_launch_shape *launch)
+{
+    if (!launch->is_device)
+        return TESS_OUTSIDE_NBYTES;
+    return TESS_OUTSIDE_NBYTES + launch->library_nbytes + 2 * tess_description_slot_nbytes(d);
+}
+
 static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
 {
     const tess_run *run = d->run;
@@ -330,7 +355,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .is_full = run->train.mode == TESS_RUN_MODE_FULL,
         .micro_batch_numel = run->train.micro_batches,
         .memory_limit_nbytes = launch->memory_limit_nbytes,
-        .outside_nbytes = TESS_OUTSIDE_NBYTES,
+        .outside_nbytes = outside_nbytes(d, launch),
         .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
         .staging_nbytes_per_block = 3 * 4 * TESS_TRAINABLE_BLOCK_NUMEL,
         .kernel_path = launch->kernel_path,
@@ -415,5 +440,6 @@ tess_load_request tess_description_load(const tess_description *d, const tess_lo
                                .is_random = d->run->model.init == TESS_RUN_INIT_RANDOM,
                                .wants_frozen = true,
                                .wants_trainable = true,
+                               .is_device = d->plan != NULL && d->plan->options.is_device,
                                .seed = (uint64_t)d->run->train.seed};
 }

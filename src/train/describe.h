@@ -28,6 +28,7 @@ typedef struct tess_launch_shape {
     size_t memory_limit_nbytes;  /* of a rank; 0: none */
     const char *kernel_path;     /* "cpu/avx512_bf16" */
     bool is_device;              /* kernels use memory of a device, not the host's */
+    size_t library_nbytes;       /* workspaces of its libraries, without slots for weights */
     const tess_kernels *kernels; /* whose workspaces are planned; NULL: tess_kernels_cpu */
 } tess_launch_shape;
 
@@ -54,6 +55,11 @@ typedef struct tess_description {
 TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
                                           const tess_launch_shape *launch, tess_description *out);
 void tess_description_fini(tess_description *d);
+/**
+ * Bytes of the largest matrix as a device dequantizes it ahead of a product, adapters beside it;
+ * 0: nothing is quantized. There are two such slots. Local.
+ */
+size_t tess_description_slot_nbytes(const tess_description *d);
 /**
  * Where a small file of the model (config.json, tokenizer.json) is: in model.path, else in the copy
  * beside the checkpoints. `path` is the place in model.path when it is in neither. Local.

@@ -14,8 +14,10 @@
 #include "dist/gpu.h"
 #include "train/session_priv.h"
 
-/* Left to the libraries: cuBLASLt's and NCCL's own buffers, code loaded late. */
+/* Left beside what the plan counts: NCCL's own buffers, code loaded late. */
 enum { MARGIN_NBYTES = 512 << 20 };
+/* Attention's library may take so much; documents per sequence that its plans have places for. */
+enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
 static const size_t MARGIN_SHARE = 50; /* and this part of the whole memory */
 
 /* ---- the program's side of the table ---- */
@@ -31,6 +33,8 @@ static const tess_cuda_host services = {
     .abi = TESS_CUDA_ABI,
     .error_set = host_error_set,
     .error_trace = tess_error_trace,
+    .error_message = tess_error_message,
+    .error_clear = tess_error_clear,
     .alloc = tess_alloc,
     .free = tess_free,
     .now_s = host_now_s,
@@ -255,6 +259,45 @@ tess_status session_device_limit(tess_session *s, size_t *nbytes)
                "that use it, or choose another with CUDA_VISIBLE_DEVICES",
                s->device->name, free_nbytes, total_nbytes, margin);
     *nbytes = (free_nbytes - margin) / (size_t)s->device_share_numel;
+    return TESS_OK;
+}
+
+/* ---- libraries ---- */
+
+static tess_cuda_work work_of(const tess_session *s)
+{
+    const tess_run *run = s->run;
+    const tess_attention_shape shape = {
+        .dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
+        .token_numel = run->train.micro_batch * run->data.sequence_length,
+        .head_numel = s->d.config.head_numel,
+        .kv_head_numel = s->d.config.kv_head_numel,
+        .dim = s->d.config.head_dim,
+        .longest_numel = run->data.sequence_length};
+    /* a plan has room for every place of a pack, so more of them cost memory */
+    const int64_t document_numel =
+        run->data.packing ? PACK_DOCUMENTS * run->train.micro_batch : run->train.micro_batch;
+    return (tess_cuda_work){.attention = shape,
+                            .document_max = document_numel,
+                            .is_deterministic = run->shard.reduction == TESS_RUN_REDUCTION_EXACT,
+                            .attention_nbytes = ATTENTION_NBYTES};
+}
+
+size_t session_library_nbytes(const tess_session *s)
+{
+    const tess_cuda_work work = {.attention_nbytes = ATTENTION_NBYTES};
+    return s->device != NULL ? s->plugin->prepare_nbytes(&work) : 0;
+}
+
+tess_status session_prepare_device(tess_session *s)
+{
+    char note[TESS_CUDA_NOTE_NBYTES] = "";
+    if (s->device == NULL)
+        return TESS_OK;
+    tess_cuda_work work = work_of(s);
+    work.slot_nbytes = tess_description_slot_nbytes(&s->d);
+    TESS_TRY(s->plugin->prepare(s->device, tess_runtime_stream(s->rt), &work, note));
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "attention: %s", note);
     return TESS_OK;
 }
 

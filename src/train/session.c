@@ -106,6 +106,7 @@ static tess_status make_description(tess_session *s)
                                 .node_rank_numel = tess_comm_node_rank_numel(),
                                 .kernel_path = s->kernel_path,
                                 .is_device = s->device != NULL,
+                                .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels};
     TESS_TRY(memory_limit(s, &launch.memory_limit_nbytes));
     return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
@@ -261,6 +262,8 @@ static tess_status create_runtime(tess_session *s)
                                       .seed = (uint64_t)s->run->train.seed};
     if (st == TESS_OK)
         st = tess_runtime_create(&parts, &s->rt);
+    if (st == TESS_OK)
+        st = session_prepare_device(s);
     st = session_agree(s, st);
     if (st == TESS_OK)
         st = session_enroll_arenas(s);

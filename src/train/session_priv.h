@@ -64,6 +64,10 @@ struct tess_session {
 TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 /** Bytes a rank may take of its device: what is free less a margin. Local. */
 TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
+/** What the device's libraries take beside the slots for weights; 0 on the host. Local. */
+size_t session_library_nbytes(const tess_session *s);
+/** Open them for the runtime's stream. Local. */
+TESS_MUST_CHECK tess_status session_prepare_device(tess_session *s);
 /** Make `fabric`. Collective. */
 TESS_MUST_CHECK tess_status session_connect_devices(tess_session *s);
 /** Tell the fabric of the runtime's arenas. Collective. */

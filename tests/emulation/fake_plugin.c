@@ -108,6 +108,22 @@ static tess_status fake_device_open(int idx, tess_device **out)
     return TESS_OK;
 }
 
+static tess_status fake_prepare(tess_device *d, tess_stream *compute, const tess_cuda_work *work,
+                                char note[TESS_CUDA_NOTE_NBYTES])
+{
+    TESS_CHECK(strcmp(compute->name, "compute") == 0 && work->attention.token_numel > 0,
+               TESS_E_STATE, "%s: prepared for stream '%s'", d->name, compute->name);
+    snprintf(note, TESS_CUDA_NOTE_NBYTES, "the CPU's kernels, slots of %zu bytes",
+             work->slot_nbytes);
+    return TESS_OK;
+}
+
+static size_t fake_prepare_nbytes(const tess_cuda_work *work)
+{
+    (void)work;
+    return 0;
+}
+
 static tess_cuda_plugin plugin = {
     .abi = TESS_CUDA_ABI,
     .versions = "Fake CUDA 13.0",
@@ -116,6 +132,8 @@ static tess_cuda_plugin plugin = {
     .device_open = fake_device_open,
     .device_close = plain_device_destroy,
     .kernels = fake_kernels,
+    .prepare = fake_prepare,
+    .prepare_nbytes = fake_prepare_nbytes,
 };
 
 TESS_EXPORT const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host);
