@@ -94,6 +94,8 @@ static tess_status run_with(parts *p, emu_outcome *out)
         c->begin(c->arg, p->rank, p->rt);
     TESS_TRY(tess_load(p->rt, &load, NULL));
     TESS_TRY(tess_runtime_publish(p->rt));
+    if (c->loaded != NULL && p->rank != NULL)
+        TESS_TRY(c->loaded(c->arg, p->rank, p->rt));
     TESS_TRY(run_steps(p->rt, c, out));
     return hash_masters(p->world, p->rt, p->plan, out);
 }

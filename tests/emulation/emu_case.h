@@ -22,6 +22,8 @@ typedef struct emu_case {
     /* Called on every rank when its runtime is there, and before it goes; may be NULL. */
     void (*begin)(void *arg, const emu_rank *rank, tess_runtime *rt);
     void (*end)(void *arg, const emu_rank *rank);
+    /* On every emulated rank before the first step; may be NULL. */
+    tess_status (*loaded)(void *arg, const emu_rank *rank, tess_runtime *rt);
     void *arg;
 } emu_case;
 
