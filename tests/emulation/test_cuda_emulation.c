@@ -66,7 +66,7 @@ static const struct {
     {PROBE_THREAD_LEAVES, {"thread 5: left the kernel", "at __syncthreads", "of 64 threads"}},
     {PROBE_MASKS_DIFFER, {"lanes of a warp meet with different", "fffffffe", "ffffffff"}},
     {PROBE_SITES_DIFFER, {"lanes of a warp meet with different", "__shfl_sync", "cpp:"}},
-    {PROBE_LANE_LEAVES, {"left the kernel", "__shfl_sync", "kernel lane_leaves_kernel"}},
+    {PROBE_LANE_LEAVES, {"kernel lane_leaves_kernel", "__shfl_sync", "lane"}},
     {PROBE_NAMED_NUMBERS, {"threads expect different numbers", "barrier 3 of 48", "of 64 threads"}},
     {PROBE_WRITES_BEHIND_SHARED, {"wrote behind a shared array of 256 bytes", "kernel", ""}},
     {PROBE_WRITES_BEHIND_DYNAMIC, {"wrote behind a shared array of 64 bytes", "kernel", ""}},
