@@ -33,7 +33,8 @@ __global__ static void __launch_bounds__(THREADS)
     }
 }
 
-template <bool TO_BF16>
+/* IS_WHOLE: rows are whole chunks, so that no chunk crosses into another block of the format. */
+template <bool TO_BF16, bool IS_WHOLE>
 __global__ static void __launch_bounds__(THREADS)
     forward_nf4_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
                        const int32_t *tokens, int64_t token_numel, int64_t cols, void *out)
@@ -41,28 +42,35 @@ __global__ static void __launch_bounds__(THREADS)
     TESS_SHARED(tess_nf4_tables, tables, 1);
     tess_nf4_tables_fill(tables, constants);
     __syncthreads();
+    constexpr int N = IS_WHOLE ? CHUNK : 1;
     for (int64_t t = blockIdx.x; t < token_numel; t += gridDim.x) {
-        const int64_t from = tokens[t] * cols;
-        for (int64_t i = (int64_t)threadIdx.x * CHUNK; i < cols; i += THREADS * CHUNK) {
-            const int n = (int)TESS_MIN(cols - i, (int64_t)CHUNK);
-            float v[CHUNK];
-            tess_nf4_read(src, tables, from + i, n, v);
-            tess_store<TO_BF16, false, CHUNK>(out, t * cols + i, n, v);
+        for (int64_t i = (int64_t)threadIdx.x * N; i < cols; i += THREADS * N) {
+            const int64_t from = tokens[t] * cols + i, to = t * cols + i;
+            if constexpr (IS_WHOLE) {
+                float v[CHUNK];
+                const unsigned word = *reinterpret_cast<const unsigned *>(src.codes + from / 2);
+                tess_nf4_decode(tables, word, tess_nf4_absmax(src, tables, from), v);
+                tess_store<TO_BF16, true, CHUNK>(out, to, CHUNK, v);
+            } else {
+                tess_nf4_store<TO_BF16>(out, to, tess_nf4_element(src, tables, from));
+            }
         }
     }
 }
 
-static tess_status forward_nf4(const tess_embedding_args *a, tess_stream *s)
+template <bool TO_BF16> static tess_status forward_nf4(const tess_embedding_args *a, tess_stream *s)
 {
     const tess_nf4_constants constants = tess_nf4_constants_get(a->table.codec.format);
     const tess_nf4_source src = tess_nf4_source_make(&a->table.codec, a->table.part);
     const unsigned grid = tess_grid(a->token_numel, 1);
-    if (a->out.dt == TESS_BF16)
-        TESS_LAUNCH(forward_nf4_kernel<true>, grid, THREADS, 0, s, constants, src, a->tokens,
-                    a->token_numel, a->table.cols, a->out.data);
+    const bool is_whole = a->table.cols % CHUNK == 0 && (uintptr_t)a->table.part[0] % 4 == 0 &&
+                          tess_is_aligned(a->out.data);
+    if (is_whole)
+        TESS_LAUNCH((forward_nf4_kernel<TO_BF16, true>), grid, THREADS, 0, s, constants, src,
+                    a->tokens, a->token_numel, a->table.cols, a->out.data);
     else
-        TESS_LAUNCH(forward_nf4_kernel<false>, grid, THREADS, 0, s, constants, src, a->tokens,
-                    a->token_numel, a->table.cols, a->out.data);
+        TESS_LAUNCH((forward_nf4_kernel<TO_BF16, false>), grid, THREADS, 0, s, constants, src,
+                    a->tokens, a->token_numel, a->table.cols, a->out.data);
     return TESS_OK;
 }
 
@@ -83,19 +91,11 @@ extern "C" tess_status tess_cuda_embedding_forward(const tess_embedding_args *a,
     if (a->token_numel == 0)
         return TESS_OK;
     const bool to_bf16 = a->out.dt == TESS_BF16;
-    switch (a->table.codec.format) {
-    case TESS_FORMAT_NF4:
-    case TESS_FORMAT_FP4:
-        return forward_nf4(a, s);
-    case TESS_FORMAT_BF16:
+    if (tess_format_is_quantized(a->table.codec.format))
+        return to_bf16 ? forward_nf4<true>(a, s) : forward_nf4<false>(a, s);
+    if (a->table.codec.format == TESS_FORMAT_BF16)
         return to_bf16 ? forward_plain<true, true>(a, s) : forward_plain<true, false>(a, s);
-    case TESS_FORMAT_F32:
-        return to_bf16 ? forward_plain<false, true>(a, s) : forward_plain<false, false>(a, s);
-    case TESS_FORMAT_NUMEL:
-        break;
-    }
-    return TESS_FAIL(TESS_E_ARG, "embedding: base format number %d is not in the table",
-                     (int)a->table.codec.format);
+    return to_bf16 ? forward_plain<false, true>(a, s) : forward_plain<false, false>(a, s);
 }
 
 struct backward_job {

@@ -37,9 +37,7 @@ __global__ static void __launch_bounds__(THREADS)
     }
     const int64_t tail = chunk_numel * CHUNK + threadIdx.x;
     if (blockIdx.x == 0 && tail < numel) {
-        float v[CHUNK];
-        tess_nf4_read(src, tables, first_idx + tail, 1, v);
-        tess_store<IS_BF16, false, CHUNK>(dst, tail, 1, v);
+        tess_nf4_store<IS_BF16>(dst, tail, tess_nf4_element(src, tables, first_idx + tail));
     }
 }
 
@@ -52,14 +50,9 @@ __global__ static void __launch_bounds__(THREADS)
     TESS_SHARED(tess_nf4_tables, tables, 1);
     tess_nf4_tables_fill(tables, constants);
     __syncthreads();
-    const int64_t stride = (int64_t)gridDim.x * THREADS * CHUNK;
-    for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * CHUNK; i < numel;
-         i += stride) {
-        const int n = (int)TESS_MIN(numel - i, (int64_t)CHUNK);
-        float v[CHUNK];
-        tess_nf4_read(src, tables, first_idx + i, n, v);
-        tess_store<IS_BF16, false, CHUNK>(dst, i, n, v);
-    }
+    const int64_t stride = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < numel; i += stride)
+        tess_nf4_store<IS_BF16>(dst, i, tess_nf4_element(src, tables, first_idx + i));
 }
 
 template <bool IS_BF16>
@@ -74,9 +67,8 @@ static tess_status dequantize_launch(const tess_nf4_dequantize_args *a, tess_str
                     tess_grid(a->dst.numel, (int64_t)THREADS * CHUNK * BATCH), THREADS, 0, s,
                     constants, src, a->first_idx, a->dst.data, a->dst.numel);
     else
-        TESS_LAUNCH(dequantize_any_kernel<IS_BF16>,
-                    tess_grid(a->dst.numel, (int64_t)THREADS * CHUNK), THREADS, 0, s, constants,
-                    src, a->first_idx, a->dst.data, a->dst.numel);
+        TESS_LAUNCH(dequantize_any_kernel<IS_BF16>, tess_grid(a->dst.numel, THREADS), THREADS, 0, s,
+                    constants, src, a->first_idx, a->dst.data, a->dst.numel);
     return TESS_OK;
 }
 
@@ -91,13 +83,10 @@ extern "C" tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *
 /* 1/absmax overflows at and below this, 2^-128. */
 #define SMALLEST_INVERTED 2.938735877055719e-39f
 
-enum { CODE_OF_ZERO = 7, NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
+enum { NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
 
 /* First element that is not finite; quantize waits for its stream, so one cell is enough. */
 static __device__ unsigned long long bad_idx_dev;
-
-/* tess_fp4_code, a nibble each. */
-static constexpr unsigned FP4_CODES = 0x32547610u;
 
 struct quantize_job {
     const void *src;
@@ -105,8 +94,9 @@ struct quantize_job {
     int block_numel;
     uint8_t *codes;
     float *absmax;
-    bool is_fp4;
-    float threshold[15]; /* FP4: the first 7, of magnitudes */
+    float threshold[15];
+    unsigned magnitude_codes; /* FP4: 4 bits by the number of thresholds below */
+    unsigned code_of_zero;
 };
 
 __global__ static void bad_reset_kernel(int64_t none) { bad_idx_dev = (unsigned long long)none; }
@@ -119,27 +109,24 @@ __device__ static inline float warp_max(float x)
     return x;
 }
 
+template <bool IS_FP4>
 __device__ static inline unsigned code_of(const quantize_job &j, float x, float absmax,
                                           float inverse)
 {
     float u = x * inverse;
     if (absmax <= SMALLEST_INVERTED)
         u = absmax > 0.0f ? x / absmax : 0.0f;
-    unsigned code = 0;
-    if (j.is_fp4) {
+    const float v = IS_FP4 ? fabsf(u) : u;
+    unsigned below_numel = 0;
 #pragma unroll
-        for (int t = 0; t < 7; t++)
-            code += fabsf(u) > j.threshold[t];
-        return (FP4_CODES >> (4 * code) & 7u) | (u < 0.0f ? 8u : 0u);
-    }
-#pragma unroll
-    for (int t = 0; t < 15; t++)
-        code += u > j.threshold[t];
-    return code;
+    for (int t = 0; t < (IS_FP4 ? 7 : 15); t++)
+        below_numel += v > j.threshold[t];
+    return IS_FP4 ? (j.magnitude_codes >> 4 * below_numel & 15u) | (u < 0.0f ? 8u : 0u)
+                  : below_numel;
 }
 
 /* A warp per block of elements: its largest magnitude, then the codes, a byte per lane. */
-template <bool IS_BF16>
+template <bool IS_BF16, bool IS_FP4>
 __global__ static void __launch_bounds__(THREADS) quantize_kernel(const quantize_job j)
 {
     const int lane = threadIdx.x % 32;
@@ -161,10 +148,12 @@ __global__ static void __launch_bounds__(THREADS) quantize_kernel(const quantize
         if (lane == 0)
             j.absmax[block] = absmax;
         for (int i = 2 * lane; i < n; i += 64) {
-            const unsigned high = code_of(j, tess_get<IS_BF16>(j.src, first + i), absmax, inverse);
+            const unsigned high =
+                code_of<IS_FP4>(j, tess_get<IS_BF16>(j.src, first + i), absmax, inverse);
             const unsigned low =
-                i + 1 < n ? code_of(j, tess_get<IS_BF16>(j.src, first + i + 1), absmax, inverse)
-                          : (j.is_fp4 ? 0u : (unsigned)CODE_OF_ZERO);
+                i + 1 < n
+                    ? code_of<IS_FP4>(j, tess_get<IS_BF16>(j.src, first + i + 1), absmax, inverse)
+                    : j.code_of_zero;
             j.codes[(first + i) / 2] = (uint8_t)(high << 4 | low);
         }
     }
@@ -286,12 +275,42 @@ static tess_status finite_check(const tess_nf4_quantize_args *a, tess_stream *s)
                                   elem_nbytes, cudaMemcpyDeviceToHost, tess_cuda_stream(s)));
     TESS_CUDA_TRY(cudaStreamSynchronize(tess_cuda_stream(s)));
     const float value = is_bf16 ? tess_bf16_to_f32((uint16_t)bits) : tess_f32_of_bits(bits);
-    return TESS_FAIL(TESS_E_FORMAT,
-                     "tensor '%s': element %" PRId64
-                     " is %f, expected finite values; %s cannot hold "
-                     "it, so repair the source or keep this tensor in bf16",
-                     a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx,
-                     (double)value, tess_format_name(a->codec.format));
+    return TESS_FAIL(
+        TESS_E_FORMAT,
+        "tensor '%s': element %" PRId64 " is %f, expected finite values; nf4 cannot hold "
+        "it, so repair the source or keep this tensor in bf16",
+        a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx, (double)value);
+}
+
+static quantize_job quantize_job_make(const tess_nf4_quantize_args *a)
+{
+    const bool is_fp4 = a->codec.format == TESS_FORMAT_FP4;
+    quantize_job job = {};
+    job.src = a->src.data;
+    job.numel = a->src.numel;
+    job.block_numel = (int)a->codec.block_numel;
+    job.codes = static_cast<uint8_t *>(a->part[0]);
+    job.absmax = a->codec.double_quant ? a->absmax_work : static_cast<float *>(a->part[1]);
+    if (is_fp4)
+        memcpy(job.threshold, tess_fp4_threshold, sizeof tess_fp4_threshold);
+    else
+        memcpy(job.threshold, tess_nf4_threshold, sizeof tess_nf4_threshold);
+    for (int i = 0; i < TESS_NELEM(tess_fp4_code); i++)
+        job.magnitude_codes |= (unsigned)tess_fp4_code[i] << 4 * i;
+    job.code_of_zero = is_fp4 ? 0 : 7;
+    return job;
+}
+
+template <bool IS_FP4>
+static tess_status quantize_launch(const quantize_job &job, bool is_bf16, int64_t block_numel,
+                                   tess_stream *s)
+{
+    const unsigned grid = tess_grid(block_numel, WARPS);
+    if (is_bf16)
+        TESS_LAUNCH((quantize_kernel<true, IS_FP4>), grid, THREADS, 0, s, job);
+    else
+        TESS_LAUNCH((quantize_kernel<false, IS_FP4>), grid, THREADS, 0, s, job);
+    return TESS_OK;
 }
 
 extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
@@ -299,24 +318,13 @@ extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, t
     TESS_TRY(tess_nf4_quantize_check(a));
     const bool is_double = a->codec.double_quant;
     const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
-    quantize_job job = {a->src.data,
-                        numel,
-                        (int)a->codec.block_numel,
-                        static_cast<uint8_t *>(a->part[0]),
-                        is_double ? a->absmax_work : static_cast<float *>(a->part[1]),
-                        a->codec.format == TESS_FORMAT_FP4,
-                        {}};
-    if (job.is_fp4)
-        memcpy(job.threshold, tess_fp4_threshold, sizeof tess_fp4_threshold);
-    else
-        memcpy(job.threshold, tess_nf4_threshold, sizeof tess_nf4_threshold);
+    const quantize_job job = quantize_job_make(a);
     if (numel > 0) {
-        const unsigned grid = tess_grid(block_numel, WARPS);
         TESS_LAUNCH(bad_reset_kernel, 1, 1, 0, s, numel);
-        if (a->src.dt == TESS_BF16)
-            TESS_LAUNCH(quantize_kernel<true>, grid, THREADS, 0, s, job);
+        if (a->codec.format == TESS_FORMAT_FP4)
+            TESS_TRY(quantize_launch<true>(job, a->src.dt == TESS_BF16, block_numel, s));
         else
-            TESS_LAUNCH(quantize_kernel<false>, grid, THREADS, 0, s, job);
+            TESS_TRY(quantize_launch<false>(job, a->src.dt == TESS_BF16, block_numel, s));
         TESS_TRY(finite_check(a, s));
     }
     return is_double ? nested_launch(a, block_numel, s) : TESS_OK;

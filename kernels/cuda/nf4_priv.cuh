@@ -47,7 +47,7 @@ static inline tess_nf4_source tess_nf4_source_make(const tess_codec *codec, cons
         is_double ? static_cast<const uint8_t *>(part[1]) : nullptr,
         is_double ? static_cast<const float *>(part[2]) : nullptr,
         is_double ? static_cast<const float *>(part[3]) : nullptr,
-        __builtin_ctz((unsigned)codec->block_numel),
+        __builtin_ctzll((unsigned long long)codec->block_numel),
     };
     return s;
 }
@@ -77,19 +77,13 @@ __device__ static inline float tess_nf4_value(const tess_nf4_tables *t, unsigned
     return t->value[code * 32 + threadIdx.x % 32];
 }
 
-/** Elements idx .. idx+n-1 (n <= 8), wherever they start. */
-__device__ static inline void tess_nf4_read(const tess_nf4_source &s, const tess_nf4_tables *t,
-                                            int64_t idx, int n, float v[8])
+/** One element, wherever it lies. */
+__device__ static inline float tess_nf4_element(const tess_nf4_source &s, const tess_nf4_tables *t,
+                                                int64_t idx)
 {
-#pragma unroll
-    for (int k = 0; k < 8; k++) {
-        v[k] = 0.0f;
-        if (k >= n)
-            continue;
-        const unsigned byte = s.codes[(idx + k) / 2];
-        const unsigned code = (idx + k) % 2 == 0 ? byte >> 4 : byte & 15u;
-        v[k] = tess_nf4_value(t, code) * tess_nf4_absmax(s, t, idx + k);
-    }
+    const unsigned byte = s.codes[idx / 2];
+    const unsigned code = idx % 2 == 0 ? byte >> 4 : byte & 15u;
+    return tess_nf4_value(t, code) * tess_nf4_absmax(s, t, idx);
 }
 
 /** Eight elements of one block from the word of their codes. */
@@ -101,4 +95,11 @@ __device__ static inline void tess_nf4_decode(const tess_nf4_tables *t, unsigned
         const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0);
         v[k] = tess_nf4_value(t, word >> shift & 15u) * absmax;
     }
+}
+
+/** Store one element. */
+template <bool IS_BF16> __device__ static inline void tess_nf4_store(void *dst, int64_t i, float x)
+{
+    const float pair[2] = {x, 0.0f};
+    tess_store<IS_BF16, false, 2>(dst, i, 1, pair);
 }

@@ -10,18 +10,22 @@ typedef struct shape {
     int block_numel;
     bool is_double;
     int64_t shift;
+    bool is_fp4;
 } shape;
 
 static const shape shapes[] = {
-    {TESS_F32, 0, 64, true, 0},
-    {TESS_F32, 1, 64, false, 0},
-    {TESS_F32, 4097, 64, true, 0},
-    {TESS_BF16, 999, 32, true, 1},
-    {TESS_BF16, 32 * 600, 32, true, 0},
-    {TESS_BF16, 8192, 4096, false, 0},
-    {TESS_F32, 9001, 4096, true, 3},
-    {TESS_BF16, 5120, 64, false, 0},
-    {TESS_F32, 32 * 300 + 5, 32, true, 0},
+    {TESS_F32, 0, 64, true, 0, false},
+    {TESS_F32, 1, 64, false, 0, false},
+    {TESS_F32, 4097, 64, true, 0, false},
+    {TESS_BF16, 999, 32, true, 1, false},
+    {TESS_BF16, 32 * 600, 32, true, 0, false},
+    {TESS_BF16, 8192, 4096, false, 0, false},
+    {TESS_F32, 9001, 4096, true, 3, false},
+    {TESS_BF16, 5120, 64, false, 0, false},
+    {TESS_F32, 32 * 300 + 5, 32, true, 0, false},
+    {TESS_F32, 4097, 64, true, 0, true},
+    {TESS_BF16, 3200, 32, false, 0, true},
+    {TESS_BF16, 1001, 128, true, 1, true},
 };
 
 enum { SRC, CODES, ABSMAX, NESTED, OFFSET, WORK, DST };
@@ -45,6 +49,8 @@ static void special_fill(const twin_operand *x, int block_numel)
         element_set(x, 1 * block_numel + i, 0.0f);
         element_set(x, 2 * block_numel + i, (float)i * 0x1p-140f);
         element_set(x, 3 * block_numel + i, i % 2 == 0 ? 1.0f : tess_nf4_threshold[i % 15]);
+        if (i % 4 == 1)
+            element_set(x, 3 * block_numel + i, -tess_fp4_threshold[i % 7]);
     }
     element_set(x, 0, 3e38f);
     element_set(x, x->numel - 1, -0.0f);
@@ -75,7 +81,8 @@ static void codes_make(twin *t, int case_idx)
 
 static tess_codec codec_of(const shape *c)
 {
-    const tess_codec codec = {TESS_FORMAT_NF4, c->block_numel, c->is_double};
+    const tess_codec codec = {c->is_fp4 ? TESS_FORMAT_FP4 : TESS_FORMAT_NF4, c->block_numel,
+                              c->is_double};
     return codec;
 }
 
@@ -122,10 +129,11 @@ typedef struct table_shape {
 } table_shape;
 
 static const table_shape tables[] = {
-    {{TESS_F32, 9 * 40, 64, true, 0}, 9, 40, 21},
-    {{TESS_BF16, 5 * 33, 32, false, 1}, 5, 33, 8},
-    {{TESS_BF16, 3 * 2056, 64, true, 0}, 3, 2056, 0},
-    {{TESS_BF16, 3 * 2056, 64, true, 0}, 3, 2056, 4},
+    {{TESS_F32, 9 * 40, 64, true, 0, false}, 9, 40, 21},
+    {{TESS_BF16, 5 * 33, 32, false, 1, false}, 5, 33, 8},
+    {{TESS_BF16, 3 * 2056, 64, true, 0, false}, 3, 2056, 0},
+    {{TESS_BF16, 3 * 2056, 64, true, 0, false}, 3, 2056, 4},
+    {{TESS_BF16, 9 * 40, 64, true, 0, true}, 9, 40, 21},
 };
 
 static void table_make(twin *t, int case_idx)
