@@ -16,13 +16,20 @@
 #include "support/tiny_run.h"
 #include "train/session_priv.h"
 
-enum { STEP_NUMEL = 3 };
+enum { STEP_NUMEL = 3, VOCAB_NUMEL = 61 };
 
 /* Bits that a run leaves. */
 typedef struct trained {
     double loss[STEP_NUMEL], norm[STEP_NUMEL], eval_loss;
-    tess_sha256 adapter;
+    float logits[VOCAB_NUMEL];
+    tess_sha256 exported; /* tensors */
 } trained;
+
+static const char full_text[] =
+    "model: {path: MODEL, init: random}\n"
+    "data: {path: TRAIN, sequence_length: 32}\n"
+    "train: {mode: full, steps: 3, micro_batch: 2, micro_batches: 5, clip_norm: 0.05, seed: 3}\n"
+    "output: {dir: OUT, checkpoint_every: 0}\n";
 
 /* ---- steps by hand: no checkpoints, any number of ranks ---- */
 
@@ -68,21 +75,34 @@ static tess_status hash_export(tiny_run *t, tess_session *s, trained *out)
         .dir = dir, .format = TESS_RUN_EXPORT_AUTO, .dt = s->d.registry.compute_dt};
     TESS_TRY(tess_session_export(s, &request));
     TESS_TRY(tess_comm_barrier(s->world));
-    snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir);
+    snprintf(path, sizeof path, "%s/%s", dir,
+             s->run->train.mode == TESS_RUN_MODE_FULL ? "model.safetensors"
+                                                      : "adapter_model.safetensors");
     TESS_TRY(tess_io_read_all(t->ctx.io, path, 16 << 20, &text, &nbytes));
     uint64_t header_nbytes = 0; /* it names the folder of the model */
     memcpy(&header_nbytes, text, sizeof header_nbytes);
     const size_t front = sizeof header_nbytes + (size_t)header_nbytes;
-    const tess_status st =
-        front < nbytes ? tess_sha256_of(text + front, nbytes - front, &out->adapter)
-                       : TESS_FAIL(TESS_E_FORMAT, "adapter of %zu bytes", nbytes);
+    const tess_status st = front < nbytes
+                               ? tess_sha256_of(text + front, nbytes - front, &out->exported)
+                               : TESS_FAIL(TESS_E_FORMAT, "adapter of %zu bytes", nbytes);
     tess_free(text);
     return st;
 }
 
+/* What a sample asks for: logits of one token, in host memory once the call is over. */
+static tess_status take_logits(tess_session *s, float *logits)
+{
+    double loss_sum = 0.0;
+    TESS_TRY(session_fill_batch(s, 0));
+    s->batch.logits_token_idx = 5;
+    s->batch.logits = logits;
+    return tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum);
+}
+
 typedef struct job {
     const char *const *overrides;
-    bool ignores_upload; /* the wait for a batch's copy is taken away */
+    const char *run_text; /* NULL: LoRA on NF4 */
+    bool ignores_upload;  /* the wait for a batch's copy is taken away */
     trained out[EMU_RANK_MAX];
     tiny_outcome outcome[EMU_RANK_MAX];
 } job;
@@ -96,6 +116,7 @@ static tess_status use_session(const job *j, const emu_rank *rank, tiny_run *t, 
     TESS_TRY(train_by_hand(s, out));
     TESS_TRY(tess_session_evaluate(s, &eval));
     out->eval_loss = eval.loss;
+    TESS_TRY(take_logits(s, out->logits));
     return hash_export(t, s, out);
 }
 
@@ -105,6 +126,7 @@ static tess_status run_by_hand(const job *j, const emu_rank *rank, tess_comm *co
     tiny_run t;
     tess_session *s = NULL;
     const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+                                          .run_text = j->run_text,
                                           .device = rank != NULL ? rank->device : NULL,
                                           .kernels =
                                               rank != NULL ? &emu_kernels : &tess_kernels_cpu};
@@ -125,9 +147,9 @@ static tess_status body_by_hand(void *arg, const emu_rank *rank)
     return run_by_hand(j, rank, rank->comm, &j->out[rank->rank]);
 }
 
-static void on_host(const char *const *overrides, trained *out)
+static void on_host(const char *run_text, trained *out)
 {
-    const job j = {.overrides = overrides};
+    const job j = {.run_text = run_text};
     tess_comm *self = NULL;
     memset(out, 0, sizeof *out);
     assert_int_equal(tess_comm_create_self(&self), TESS_OK);
@@ -154,11 +176,15 @@ static void check_bits(const trained *want, const trained *got, const char *wher
                      got->loss[i], got->norm[i], want->loss[i], want->norm[i]);
     if (memcmp(&want->eval_loss, &got->eval_loss, 8) != 0)
         fail_msg("%s: evaluation %.17g, the host %.17g", where, got->eval_loss, want->eval_loss);
-    if (!tess_sha256_is_equal(&want->adapter, &got->adapter))
-        fail_msg("%s: another adapter than the host's", where);
+    if (memcmp(want->logits, got->logits, sizeof want->logits) != 0)
+        fail_msg("%s: logits %.9g.., the host %.9g", where, (double)got->logits[0],
+                 (double)want->logits[0]);
+    if (!tess_sha256_is_equal(&want->exported, &got->exported))
+        fail_msg("%s: other tensors are exported than the host's", where);
 }
 
-static void check_settings(int rank_numel, const char *const *overrides, const trained *want)
+static void check_settings(int rank_numel, const char *const *overrides, const char *run_text,
+                           const trained *want)
 {
     for (uint64_t seed = 0; seed < 6; seed++) {
         static job j;
@@ -166,6 +192,7 @@ static void check_settings(int rank_numel, const char *const *overrides, const t
         const emu_options o = {.rank_numel = rank_numel, .seed = seed, .is_serial = seed % 2 == 1};
         memset(&j, 0, sizeof j);
         j.overrides = overrides;
+        j.run_text = run_text;
         emu_run(&o, body_by_hand, &j, &report);
         check_report(&o, &report);
         for (int r = 0; r < rank_numel; r++) {
@@ -183,21 +210,119 @@ static void check_settings(int rank_numel, const char *const *overrides, const t
 static void test_lora(void **state)
 {
     (void)state;
-    const char *const plain[] = {"compute.threads=1", NULL};
-    const char *const grouped[] = {"compute.threads=1", "shard.gather_group=world",
-                                   "shard.prefetch=1", "compute.activation_checkpointing=on", NULL};
+    const char *const plain[] = {NULL};
+    const char *const grouped[] = {"shard.gather_group=world",
+                                   "compute.activation_checkpointing=on", NULL};
+    const char *const late[] = {"shard.gather_group=world", "shard.prefetch=0",
+                                "shard.reshard_after_forward=on", NULL};
     trained want;
-    on_host(plain, &want);
+    on_host(NULL, &want);
     assert_true(want.loss[STEP_NUMEL - 1] < want.loss[0]);
-    check_settings(1, plain, &want);
-    check_settings(2, grouped, &want);
-    check_settings(3, grouped, &want);
+    check_settings(1, plain, NULL, &want);
+    check_settings(2, grouped, NULL, &want);
+    check_settings(3, late, NULL, &want);
+}
+
+static void test_full(void **state)
+{
+    (void)state;
+    const char *const whole[] = {NULL};
+    const char *const grouped[] = {"shard.gather_group=world", NULL};
+    trained want;
+    on_host(full_text, &want);
+    check_settings(1, whole, full_text, &want);
+    check_settings(2, grouped, full_text, &want);
+    check_settings(3, whole, full_text, &want);
+}
+
+/* A batch is written into the array that the last copy still reads: found on every seed. */
+static void test_missing_wait_for_upload(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        static job j;
+        emu_report report;
+        const emu_options o = {.rank_numel = 1, .seed = seed};
+        memset(&j, 0, sizeof j);
+        j.ignores_upload = true;
+        emu_run(&o, body_by_hand, &j, &report);
+        assert_true(report.violation_numel > 0);
+        assert_non_null(strstr(report.violation, "bytes of host memory changed after 'copy of"));
+    }
+}
+
+/* ---- tess_session_train() with checkpoints, one rank: their writers are threads ---- */
+
+static tess_status train_in(tess_comm *comm, const emu_rank *rank, tiny_run *t, const char *steps,
+                            tiny_outcome *out)
+{
+    const char *const overrides[] = {steps, "output.checkpoint_every=2", "train.eval_every=2",
+                                     NULL};
+    const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+                                          .accept_config_change = true,
+                                          .device = rank != NULL ? rank->device : NULL,
+                                          .kernels =
+                                              rank != NULL ? &emu_kernels : &tess_kernels_cpu};
+    tess_session *s = NULL;
+    TESS_TRY(tiny_run_open_as(comm, t, "run", overrides, &options, &s));
+    const tess_status st = tess_session_train(s);
+    tess_session_close(&s);
+    TESS_TRY(st);
+    return tiny_run_outcome(t, "run", out);
+}
+
+typedef struct whole_run {
+    bool is_resumed;
+    tiny_outcome out;
+} whole_run;
+
+static tess_status train_whole(tess_comm *comm, const emu_rank *rank, whole_run *w)
+{
+    tiny_run t;
+    TESS_TRY(tiny_run_create(comm, &t));
+    tess_status st = TESS_OK;
+    if (w->is_resumed)
+        st = train_in(comm, rank, &t, "train.steps=2", &w->out);
+    if (st == TESS_OK)
+        st = train_in(comm, rank, &t, "train.steps=5", &w->out);
+    tiny_run_destroy(comm, &t);
+    return st;
+}
+
+static tess_status body_whole(void *arg, const emu_rank *rank)
+{
+    return train_whole(rank->comm, rank, arg);
+}
+
+static void test_checkpoints(void **state)
+{
+    (void)state;
+    for (int resumed = 0; resumed < 2; resumed++) {
+        whole_run want = {.is_resumed = resumed != 0};
+        tess_comm *self = NULL;
+        assert_int_equal(tess_comm_create_self(&self), TESS_OK);
+        if (train_whole(self, NULL, &want) != TESS_OK)
+            fail_msg("on the host: %s", tess_error_message());
+        tess_comm_destroy(&self);
+        for (uint64_t seed = 0; seed < 4; seed++) {
+            whole_run got = {.is_resumed = resumed != 0};
+            emu_report report;
+            const emu_options o = {.rank_numel = 1, .seed = seed};
+            emu_run(&o, body_whole, &got, &report);
+            check_report(&o, &report);
+            assert_int_equal(got.out.step_numel, 5);
+            assert_true(tess_sha256_is_equal(&got.out.losses, &want.out.losses));
+        }
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lora),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_missing_wait_for_upload),
+        cmocka_unit_test(test_checkpoints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
