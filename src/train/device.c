@@ -224,11 +224,31 @@ static void say_device(const tess_session *s, const device_card *card)
         s->plugin->versions, tess_comm_world(s->world), tess_comm_world(s->world) == 1 ? "" : "s");
 }
 
+/* The caller brought a device. */
+static bool is_given(const tess_session *s)
+{
+    return s->device != NULL && s->device == s->options.device;
+}
+
+static tess_status take_given(tess_session *s)
+{
+    TESS_CHECK(s->options.kernels != NULL, TESS_E_ARG,
+               "device '%s' was given without its kernels; pass their table too",
+               s->options.device->name);
+    s->device = s->options.device;
+    s->kernels = s->options.kernels;
+    s->device_share_numel = 1;
+    snprintf(s->kernel_path, sizeof s->kernel_path, "%s/%s", s->kernels->name, s->kernels->path());
+    return TESS_OK;
+}
+
 tess_status session_choose_device(tess_session *s)
 {
     const tess_run_device asked = s->run->compute.device;
     device_card card;
     int visible_numel = 0;
+    if (s->options.device != NULL)
+        return take_given(s);
     if (asked == TESS_RUN_DEVICE_CPU || s->options.kernels != NULL)
         return TESS_OK;
     const tess_status found = session_agree(s, find_devices(s, &visible_numel));
@@ -312,7 +332,7 @@ static bool has_own_devices(const tess_session *s)
 
 tess_status session_connect_devices(tess_session *s)
 {
-    if (s->device == NULL)
+    if (s->device == NULL || is_given(s))
         return TESS_OK;
     const char *why = s->plugin->collectives == NULL ? "the CUDA part has no NCCL"
                       : !has_own_devices(s)          ? "ranks share a GPU"
@@ -342,6 +362,6 @@ tess_status session_enroll_arenas(tess_session *s)
 void session_close_device(tess_session *s)
 {
     tess_comm_destroy(&s->fabric);
-    if (s->device != NULL)
+    if (s->device != NULL && !is_given(s))
         s->plugin->device_close(&s->device);
 }

@@ -47,6 +47,7 @@ static tess_status load_from_source(tess_session *s, bool wants_trainable)
     tess_load_request request = tess_description_load(&s->d, &source);
     void *array = NULL;
     request.wants_trainable = wants_trainable;
+    request.is_device = s->device != NULL;
     tess_status st = tess_alloc_array(s->d.registry.param_numel, sizeof(tess_sha256), &array);
     TESS_TRY(session_agree(s, st));
     st = tess_load(s->rt, &request, array);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "core/ctx.h"
+#include "core/device.h"
 #include "dist/comm.h"
 #include "kernels/kernels.h"
 #include "train/run_file.h"
@@ -39,6 +40,9 @@ typedef struct tess_session_options {
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
     const tess_kernels *kernels; /* NULL: the table of compute.device; outlives the session */
+    /* NULL: what compute.device says. A device of the caller's, with `kernels` of its own, whose
+     * memory the session's communicator reaches; outlives the session. */
+    tess_device *device;
     /* Progress goes here on rank 0, as text for a terminal of `columns` or as lines; NULL: none. */
     void (*show)(void *arg, const char *text);
     void *show_arg;
