@@ -2,6 +2,8 @@
 
 #include <inttypes.h>
 
+#include "core/arith.h"
+
 const float tess_nf4_table[16] = {
     -1.0F,
     -0.6961928009986877F,
@@ -162,5 +164,8 @@ tess_status tess_nf4_dequantize_check(const tess_nf4_dequantize_args *a)
     TESS_CHECK(!__builtin_add_overflow(a->first_idx, a->dst.numel, &end_idx), TESS_E_ARG,
                "nf4 dequantize: range %" PRId64 " + %" PRId64 " overflows", a->first_idx,
                a->dst.numel);
+    const int64_t block_numel = tess_format_block(a->codec.format).numel;
+    if (block_numel > 0) /* its last block may be used in part */
+        end_idx = tess_round_up(end_idx, block_numel);
     return parts_check(&a->codec, end_idx, a->part, "nf4 dequantize");
 }

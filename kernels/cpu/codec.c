@@ -8,6 +8,8 @@
 #define CODEC_plain_f32 NULL
 #define CODEC_plain_bf16 NULL
 #define CODEC_bnb4 &tess_cpu_codec_bnb4
+#define CODEC_half &tess_cpu_codec_half
+#define CODEC_gguf &tess_cpu_codec_gguf
 
 static const tess_cpu_codec *const table[TESS_FORMAT_NUMEL] = {
 #define X(name, text, family) [TESS_FORMAT_##name] = CODEC_##family,

@@ -54,9 +54,31 @@ static tess_status plain_bf16_parts(const tess_codec *codec, int64_t numel, tess
     return add_part(parts, part_numel, "values", TESS_BF16, numel);
 }
 
+static tess_status half_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                              int *part_numel)
+{
+    (void)codec;
+    return add_part(parts, part_numel, "values", TESS_F16, numel);
+}
+
+static tess_status gguf_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                              int *part_numel)
+{
+    const tess_block_size block = tess_format_block(codec->format);
+    int64_t nbytes = 0;
+    TESS_CHECK(codec->block_numel == block.numel, TESS_E_UNSUPPORTED,
+               "%s block size %" PRId64 ": expected %" PRId64, tess_format_name(codec->format),
+               codec->block_numel, block.numel);
+    TESS_TRY(tess_codec_check_rows(codec, numel));
+    TESS_TRY(tess_mul_i64(numel / block.numel, (int64_t)block.nbytes, &nbytes));
+    return add_part(parts, part_numel, "blocks", TESS_U8, nbytes);
+}
+
 static const codec_family plain_f32 = {false, plain_f32_parts};
 static const codec_family plain_bf16 = {false, plain_bf16_parts};
 static const codec_family bnb4 = {true, bnb4_parts};
+static const codec_family half = {true, half_parts};
+static const codec_family gguf = {true, gguf_parts};
 
 static const struct {
     const char *name;
@@ -84,6 +106,32 @@ const char *tess_format_names(void)
 bool tess_format_is_quantized(tess_format format)
 {
     return (unsigned)format < TESS_FORMAT_NUMEL && table[format].family->is_quantized;
+}
+
+tess_block_size tess_format_block(tess_format format)
+{
+    static const tess_block_size block[TESS_FORMAT_NUMEL] = {
+        [TESS_FORMAT_Q8_0] = {32, 34},   [TESS_FORMAT_Q4_0] = {32, 18},
+        [TESS_FORMAT_Q4_1] = {32, 20},   [TESS_FORMAT_Q5_0] = {32, 22},
+        [TESS_FORMAT_Q5_1] = {32, 24},   [TESS_FORMAT_Q2_K] = {256, 84},
+        [TESS_FORMAT_Q3_K] = {256, 110}, [TESS_FORMAT_Q4_K] = {256, 144},
+        [TESS_FORMAT_Q5_K] = {256, 176}, [TESS_FORMAT_Q6_K] = {256, 210},
+    };
+    return (unsigned)format < TESS_FORMAT_NUMEL ? block[format] : (tess_block_size){0, 0};
+}
+
+tess_codec tess_codec_of_format(tess_format format)
+{
+    return (tess_codec){.format = format, .block_numel = tess_format_block(format).numel};
+}
+
+tess_status tess_codec_check_rows(const tess_codec *codec, int64_t col_numel)
+{
+    const int64_t block_numel = tess_format_block(codec->format).numel;
+    TESS_CHECK(block_numel == 0 || col_numel % block_numel == 0, TESS_E_UNSUPPORTED,
+               "%s: a row of %" PRId64 " elements is not a whole number of blocks of %" PRId64,
+               tess_format_name(codec->format), col_numel, block_numel);
+    return TESS_OK;
 }
 
 tess_status tess_format_parse(const char *name, tess_format *out)
@@ -116,7 +164,8 @@ bool tess_codec_is_equal(const tess_codec *a, const tess_codec *b)
 
 void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYTES])
 {
-    if (tess_format_is_quantized(codec->format))
+    if (tess_format_is_quantized(codec->format) && codec->block_numel > 0 &&
+        tess_format_block(codec->format).numel == 0)
         snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s/%" PRId64 "%s", tess_format_name(codec->format),
                  codec->block_numel, codec->double_quant ? "/double" : "");
     else

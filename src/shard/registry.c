@@ -62,6 +62,13 @@ tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param,
                    copy.name, i, copy.shape[i]);
         TESS_TRY(tess_mul_i64(copy.numel, copy.shape[i], &copy.numel));
     }
+    const int64_t row_numel = copy.shape[copy.shape_rank - 1];
+    const int64_t block_numel = tess_format_block(copy.codec.format).numel;
+    TESS_CHECK(copy.role != TESS_ROLE_FROZEN || block_numel == 0 || row_numel % block_numel == 0,
+               TESS_E_UNSUPPORTED,
+               "tensor '%s': %s needs rows of whole blocks of %" PRId64 " elements, found %" PRId64
+               "; choose another format for it in base.overrides",
+               copy.name, tess_format_name(copy.codec.format), block_numel, row_numel);
     const int idx = reg->param_numel;
     void *array = reg->param;
     TESS_TRY(append(&array, &reg->param_numel, sizeof copy, &copy));
