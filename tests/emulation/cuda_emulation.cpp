@@ -93,6 +93,12 @@ struct block_state {
     int arrived_numel; /* at the block barrier */
 };
 
+/* No heap: a launch that fails leaves its fibers without running destructors. */
+struct line {
+    char text[800] = "";
+    bool empty() const { return text[0] == '\0'; }
+};
+
 struct emulator {
     tess_emulation_settings settings = {TESS_EMULATION_FORWARD, 0, 0, -1};
     std::vector<site> barriers;
@@ -106,8 +112,8 @@ struct emulator {
     size_t region_used = 0;
     uint64_t random = 1;
     const launch_args *launch = nullptr;
-    std::string error;
-    block_state block;
+    line error;
+    block_state block = {};
 };
 
 constexpr size_t REGION_NBYTES = size_t(1) << 32;
@@ -141,15 +147,15 @@ int poison_byte()
     return 0x40 + static_cast<int>(emu().settings.seed % 32);
 }
 
-std::string format(const char *fmt, ...) TESS_PRINTF(1, 2);
-std::string format(const char *fmt, ...)
+line format(const char *fmt, ...) TESS_PRINTF(1, 2);
+line format(const char *fmt, ...)
 {
-    char text[512];
+    line l;
     va_list args;
     va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
+    vsnprintf(l.text, sizeof l.text, fmt, args);
     va_end(args);
-    return text;
+    return l;
 }
 
 const char *base_name(const char *file)
@@ -158,13 +164,13 @@ const char *base_name(const char *file)
     return slash != nullptr ? slash + 1 : file;
 }
 
-std::string describe(const fiber &f)
+line describe(const fiber &f)
 {
     switch (f.st) {
     case state::DONE:
-        return "left the kernel";
+        return format("left the kernel");
     case state::READY:
-        return "can run";
+        return format("can run");
     case state::AT_NAMED:
         return format("at barrier %d of %d threads, %s:%d", f.barrier_id, f.barrier_numel,
                       base_name(f.where->file), f.where->line);
@@ -178,22 +184,24 @@ std::string describe(const fiber &f)
 }
 
 /* "threads 0-31: at __syncthreads, x.cu:12; thread 32: left the kernel" */
-std::string describe_block()
+line describe_block()
 {
     const block_state &b = emu().block;
-    std::string text;
+    line all;
     int group_numel = 0;
     for (unsigned i = 0; i < b.numel && group_numel < 6; group_numel++) {
-        const std::string what = describe(b.fibers[i]);
+        const line what = describe(b.fibers[i]);
         unsigned end = i + 1;
-        while (end < b.numel && describe(b.fibers[end]) == what)
+        while (end < b.numel && strcmp(describe(b.fibers[end]).text, what.text) == 0)
             end++;
-        text += text.empty() ? "" : "; ";
-        text += end - i == 1 ? format("thread %u: ", i) : format("threads %u-%u: ", i, end - 1);
-        text += what;
+        const line name =
+            end - i == 1 ? format("thread %u", i) : format("threads %u-%u", i, end - 1);
+        const size_t used = strlen(all.text);
+        snprintf(all.text + used, sizeof all.text - used, "%s%s: %s", used == 0 ? "" : "; ",
+                 name.text, what.text);
         i = end;
     }
-    return text;
+    return all;
 }
 
 /* AddressSanitizer has to know which stack is in use. */
@@ -250,13 +258,12 @@ void switch_to(fiber *to)
 }
 
 /* Stop the launch: fibers that have begun are given up with their stacks. */
-[[noreturn]] void fail(const std::string &text)
+[[noreturn]] void fail(const line &l)
 {
     emulator &e = emu();
     const launch_args &a = *e.launch;
-    e.error = format("kernel %s, block (%u, %u, %u) of %u threads: ", a.kernel, here.block.x,
-                     here.block.y, here.block.z, e.block.numel) +
-              text;
+    e.error = format("kernel %s, block (%u, %u, %u) of %u threads: %s", a.kernel, here.block.x,
+                     here.block.y, here.block.z, e.block.numel, l.text);
     for (unsigned i = 0; i < e.block.numel; i++)
         if (e.block.fibers[i].st != state::DONE || &e.block.fibers[i] == e.block.current)
             e.block.fibers[i].has_context = false;
@@ -296,7 +303,7 @@ fiber *next_ready()
     const bool is_seeded = emu().settings.order == TESS_EMULATION_SEEDED;
     fiber *f = first_ready(is_seeded ? static_cast<unsigned>(random_next() % b.numel) : 0);
     if (f == nullptr && b.live_numel > 0)
-        fail("no thread can go on: " + describe_block());
+        fail(format("no thread can go on: %s", describe_block().text));
     return f;
 }
 
@@ -377,7 +384,7 @@ void block_release()
     block_state &b = emu().block;
     for (unsigned i = 0; i < b.numel; i++)
         if (!is_same_place(b.fibers[i].where, b.fibers[0].where))
-            fail("threads wait at different barriers: " + describe_block());
+            fail(format("threads wait at different barriers: %s", describe_block().text));
     b.arrived_numel = 0;
     b.sum_result = b.sum;
     b.sum = 0;
@@ -433,7 +440,8 @@ void named_barrier(site *s, int id, int thread_numel)
             continue;
         arrived_numel++;
         if (f.barrier_numel != thread_numel)
-            fail("threads expect different numbers at one barrier: " + describe_block());
+            fail(format("threads expect different numbers at one barrier: %s",
+                        describe_block().text));
     }
     if (arrived_numel == thread_numel)
         for (unsigned i = 0; i < b.numel; i++)
@@ -460,22 +468,23 @@ void warp_collective(site *s, unsigned mask, void *operand, warp_body body)
     self->body = body;
     self->st = state::AT_WARP;
     if ((mask >> lane & 1) == 0)
-        fail(format("lane %u is not in its own mask: ", lane) + describe_block());
+        fail(format("lane %u is not in its own mask: %s", lane, describe_block().text));
     void *operands[WARP] = {};
     bool is_complete = true;
     for (unsigned l = 0; l < WARP; l++) {
         if ((mask >> l & 1) == 0)
             continue;
         if (first + l >= b.numel || b.fibers[first + l].st == state::DONE)
-            fail(format("%s waits for lane %u, which is not there: ", s->kind, l) +
-                 describe_block());
+            fail(format("%s waits for lane %u, which is not there: %s", s->kind, l,
+                        describe_block().text));
         fiber &f = b.fibers[first + l];
         if (f.st != state::AT_WARP || (f.mask >> lane & 1) == 0) {
             is_complete = false;
             continue;
         }
         if (!is_same_place(f.where, s) || f.mask != mask || f.body != body)
-            fail("lanes of a warp meet with different operations: " + describe_block());
+            fail(format("lanes of a warp meet with different operations: %s",
+                        describe_block().text));
         operands[l] = f.operand;
     }
     if (is_complete) {
@@ -557,7 +566,7 @@ bool is_canary(const char *p, size_t nbytes)
     return true;
 }
 
-std::string shared_check()
+line shared_check()
 {
     size_t sum = 0;
     for (const shared_array &a : emu().shared) {
@@ -567,7 +576,7 @@ std::string shared_check()
     }
     return sum > SHARED_MAX_NBYTES
                ? format("%zu bytes of shared memory, expected at most %zu", sum, SHARED_MAX_NBYTES)
-               : "";
+               : line();
 }
 
 const allocation *allocation_find(const void *p, size_t nbytes)
@@ -594,11 +603,11 @@ void canary_guard(const allocation &a)
     __asan_poison_memory_region(a.data + a.nbytes, CANARY_NBYTES);
 }
 /* Touching them stops the process, so there is nothing left to compare. */
-std::string memory_check() { return ""; }
+line memory_check() { return line(); }
 #else
 void canary_guard(const allocation &) {}
 
-std::string memory_check()
+line memory_check()
 {
     for (const allocation &a : emu().memory) {
         if (!is_canary(a.data - CANARY_NBYTES, CANARY_NBYTES))
@@ -606,7 +615,7 @@ std::string memory_check()
         if (!is_canary(a.data + a.nbytes, CANARY_NBYTES))
             return format("wrote behind '%s' of %zu bytes", a.name.c_str(), a.nbytes);
     }
-    return "";
+    return line();
 }
 #endif
 
@@ -641,7 +650,7 @@ void block_run(uint3 block_idx)
     if (_setjmp(b.home) == 0)
         enter(next_ready());
     switch_finish();
-    std::string &error = emu().error;
+    line &error = emu().error;
     if (error.empty())
         error = shared_check();
 }
@@ -669,7 +678,7 @@ void blocks_run()
     }
 }
 
-std::string launch_check(const launch_args &a)
+line launch_check(const launch_args &a)
 {
     const uint64_t thread_numel = static_cast<uint64_t>(a.block.x) * a.block.y * a.block.z;
     if (thread_numel < 1 || thread_numel > THREAD_MAX)
@@ -686,7 +695,7 @@ std::string launch_check(const launch_args &a)
         return format("%zu bytes of dynamic shared memory, expected at most %zu (set the kernel's "
                       "attribute for more)",
                       a.shared_nbytes, most);
-    return "";
+    return line();
 }
 
 } // namespace
@@ -728,9 +737,9 @@ tess_status launch(const launch_args &a)
     }
     if (e.error.empty())
         return TESS_OK;
-    const bool is_named = e.error.compare(0, 7, "kernel ") == 0;
+    const bool is_named = strncmp(e.error.text, "kernel ", 7) == 0;
     return TESS_FAIL(TESS_E_STATE, "%s%s%s%s", is_named ? "" : "kernel ", is_named ? "" : a.kernel,
-                     is_named ? "" : ": ", e.error.c_str());
+                     is_named ? "" : ": ", e.error.text);
 }
 
 tess_status check_pointer(const char *kernel, int arg_idx, const void *p)
@@ -745,10 +754,11 @@ tess_status check_struct(const char *kernel, int arg_idx, const void *value, siz
     for (size_t at = 0; at + sizeof(uintptr_t) <= nbytes; at += sizeof(uintptr_t)) {
         uintptr_t word = 0;
         memcpy(&word, static_cast<const char *>(value) + at, sizeof word);
-        /* A number that happens to be the address of a mapped page is most unlikely. */
+        /* Programs and their memory lie above 2^45; a number that happens to be the address of a
+         * mapped page there is most unlikely. */
         unsigned char unused = 0;
         void *page = reinterpret_cast<void *>(word / PAGE_NBYTES * PAGE_NBYTES);
-        if (word < (UINT64_C(1) << 32) || word >> 47 != 0 || mincore(page, 1, &unused) != 0)
+        if (word >> 45 == 0 || word >> 47 != 0 || mincore(page, 1, &unused) != 0)
             continue;
         TESS_CHECK(allocation_find(reinterpret_cast<void *>(word), 0) != nullptr, TESS_E_STATE,
                    "kernel %s: argument %d holds the host address %p at byte %zu", kernel, arg_idx,

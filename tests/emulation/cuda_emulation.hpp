@@ -112,10 +112,14 @@ template <typename T> tess_status check_arg(const char *kernel, int arg_idx, con
 {
     if constexpr (std::is_pointer_v<T>)
         return check_pointer(kernel, arg_idx, value);
-    else if constexpr (std::is_class_v<T>)
-        return check_struct(kernel, arg_idx, &value, sizeof value);
-    else
-        return TESS_OK;
+#if __has_builtin(__builtin_clear_padding)
+    if constexpr (std::is_class_v<T>) {
+        T copy = value;
+        __builtin_clear_padding(&copy); /* or half a number and garbage make an address */
+        return check_struct(kernel, arg_idx, &copy, sizeof copy);
+    }
+#endif
+    return TESS_OK;
 }
 
 template <typename... P> struct closure {
