@@ -12,7 +12,8 @@ enum {
     TABLE_NUMEL = 16,
 };
 
-typedef enum source_kind { SOURCE_F32, SOURCE_BF16, SOURCE_NF4, SOURCE_NF4_DOUBLE } source_kind;
+/* SOURCE_BNB4: 4-bit codes with absmax in f32; SOURCE_BNB4_DOUBLE: absmax in 8 bits. */
+typedef enum source_kind { SOURCE_F32, SOURCE_BF16, SOURCE_BNB4, SOURCE_BNB4_DOUBLE } source_kind;
 
 /* By value: 1.2 KB of parameters, so that no table has to be uploaded first. */
 typedef struct expand_params {
@@ -58,7 +59,7 @@ static __device__ __forceinline__ float absmax_of(const expand_params &p, const 
                                                   int64_t idx)
 {
     const int64_t block = idx >> p.block_shift;
-    if (SOURCE != SOURCE_NF4_DOUBLE)
+    if (SOURCE != SOURCE_BNB4_DOUBLE)
         return ((const float *)p.part[1])[block];
     const float nested = ((const float *)p.part[2])[block / TESS_NESTED_BLOCK_NUMEL];
     const float scaled = map[((const unsigned char *)p.part[1])[block]] * nested;
@@ -135,7 +136,7 @@ static __device__ __forceinline__ void line_store(void *dst, int64_t at, const f
 template <source_kind SOURCE>
 static __device__ __forceinline__ void tables_load(const expand_params &p, float *shared)
 {
-    if (SOURCE == SOURCE_NF4 || SOURCE == SOURCE_NF4_DOUBLE) {
+    if (SOURCE == SOURCE_BNB4 || SOURCE == SOURCE_BNB4_DOUBLE) {
         for (int i = (int)threadIdx.x; i < TABLE_NUMEL; i += THREAD_NUMEL)
             shared[i] = p.table[i];
         for (int i = (int)threadIdx.x; i < MAP_NUMEL; i += THREAD_NUMEL)
@@ -269,7 +270,7 @@ static bool is_aligned(const void *p, uintptr_t nbytes) { return (uintptr_t)p % 
 template <source_kind SOURCE, bool IS_BF16>
 static tess_status expand_launch(expand_params *p, tess_stream *s)
 {
-    const bool is_quantized = SOURCE == SOURCE_NF4 || SOURCE == SOURCE_NF4_DOUBLE;
+    const bool is_quantized = SOURCE == SOURCE_BNB4 || SOURCE == SOURCE_BNB4_DOUBLE;
     const bool is_whole = p->cols % LINE_NUMEL == 0 && p->dst_stride % LINE_NUMEL == 0;
     const bool is_placed = is_aligned(p->dst, 16) && is_aligned(p->part[0], is_quantized ? 4 : 16);
     const size_t shared_nbytes = (TABLE_NUMEL + MAP_NUMEL) * sizeof(float);
@@ -308,14 +309,18 @@ extern "C" tess_status tess_cuda_gemm_expand(const tess_gemm_expand_args *a, tes
         return expand_to<SOURCE_F32>(&p, is_bf16, s);
     if (a->codec.format == TESS_FORMAT_BF16)
         return expand_to<SOURCE_BF16>(&p, is_bf16, s);
-    while (1 << p.block_shift < a->codec.block_numel)
+    TESS_CHECK(a->codec.format == TESS_FORMAT_NF4 || a->codec.format == TESS_FORMAT_FP4,
+               TESS_E_UNSUPPORTED,
+               "gemm: the device has no kernel for weights in %s; use nf4, fp4, bf16 or f32",
+               tess_format_name(a->codec.format));
+    while ((int64_t)1 << p.block_shift < a->codec.block_numel)
         p.block_shift++;
     for (int i = 0; i < TABLE_NUMEL; i++)
-        p.table[i] = tess_nf4_table[i];
+        p.table[i] = tess_codec_table16(a->codec.format)[i];
     for (int i = 0; i < MAP_NUMEL; i++)
         p.map[i] = tess_dynamic_map_signed()[i];
-    return a->codec.double_quant ? expand_to<SOURCE_NF4_DOUBLE>(&p, is_bf16, s)
-                                 : expand_to<SOURCE_NF4>(&p, is_bf16, s);
+    return a->codec.double_quant ? expand_to<SOURCE_BNB4_DOUBLE>(&p, is_bf16, s)
+                                 : expand_to<SOURCE_BNB4>(&p, is_bf16, s);
 }
 
 extern "C" tess_status tess_cuda_gemm_finish(const tess_gemm_finish_args *a, tess_stream *s)

@@ -140,7 +140,7 @@ static void part_fill(const spec *s, const tess_codec *codec, const tess_codec_p
     for (int64_t j = 0; j < part->numel; j++) {
         if (part->dt == TESS_U8)
             ((uint8_t *)dst)[j] = (uint8_t)random_u32();
-        else if (codec->format == TESS_FORMAT_NF4)
+        else if (tess_format_is_quantized(codec->format))
             ((float *)dst)[j] = idx == 3 ? 1.5F : 0.5F + fabsf(random_value(s)) / 8.0F;
         else
             stored(part->dt, dst, j, random_value(s));
@@ -169,14 +169,14 @@ static float *values_of(const tess_matrix *b, tess_dtype dt)
 {
     const int64_t numel = b->rows * b->cols;
     float *value = zeroed(numel + 1, sizeof(float));
-    if (b->codec.format == TESS_FORMAT_NF4) {
+    if (tess_format_is_quantized(b->codec.format)) {
         tess_nf4_dequantize_args args = {.codec = b->codec,
                                          .dst = tess_view_host(value, numel, TESS_F32)};
         memcpy(args.part, b->part, sizeof(args.part));
         assert_int_equal(tess_cpu_nf4_dequantize(&args, NULL), TESS_OK);
     }
     for (int64_t i = 0; i < numel; i++) {
-        if (b->codec.format != TESS_FORMAT_NF4)
+        if (!tess_format_is_quantized(b->codec.format))
             value[i] = (float)loaded(dtype_of(&b->codec), b->part[0], i);
         if (dt == TESS_BF16)
             value[i] = tess_bf16_to_f32(tess_bf16_from_f32(value[i]));
@@ -410,7 +410,7 @@ static tess_codec plain(tess_dtype dt)
     return (tess_codec){dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0, false};
 }
 
-static tess_codec nf4(int block_numel, bool double_quant)
+static tess_codec nf4(int64_t block_numel, bool double_quant)
 {
     return (tess_codec){TESS_FORMAT_NF4, block_numel, double_quant};
 }
@@ -457,7 +457,9 @@ static void test_gemm_plain_any_size_runs_where_it_lies(void **state)
 static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **state)
 {
     (void)state;
-    const tess_codec codecs[] = {nf4(64, false), nf4(64, true), nf4(32, true), nf4(128, false)};
+    const tess_codec fp4 = {TESS_FORMAT_FP4, 64, true};
+    const tess_codec codecs[] = {nf4(64, false), nf4(64, true), fp4, nf4(32, true),
+                                 nf4(128, false)};
     for (int kind = 0; kind < 2; kind++) {
         for (int dt = 0; dt < 2; dt++) {
             for (int i = 0; i < TESS_NELEM(sizes); i++) {
