@@ -454,7 +454,7 @@ static tess_status start(loop *l)
     tess_progress_init(&l->progress, &progress);
     size_t yaml_nbytes = 0;
     TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, &yaml_nbytes));
-    TESS_TRY(tess_watchdog_create(s->world, &watch, &l->watchdog));
+    TESS_TRY(tess_watchdog_create(s->fabric != NULL ? s->fabric : s->world, &watch, &l->watchdog));
     if (!is_root)
         return TESS_OK;
     TESS_TRY(write_texts(l));

@@ -1,0 +1,91 @@
+#!/bin/bash
+# Whole runs on a device with memory of its own (tests/emulation/fake_plugin.c), through the same
+# plugin door as CUDA: the CPU's bits with both kinds of collectives at 1 to 3 ranks, checkpoints
+# that move between host and device, failures of collectives in the middle of a run.
+# shellcheck source=tests/support/cli_run.sh
+source "${TESS_SOURCE_DIR:?set by ctest}/tests/support/cli_run.sh"
+export TESSERA_CUDA_PLUGIN="${TESS_FAKE_CUDA:?set by ctest}"
+[ -f "$TESSERA_CUDA_PLUGIN" ] || { echo "skipped: needs $TESSERA_CUDA_PLUGIN"; exit 77; }
+steps=(train.steps=6 output.checkpoint_every=3)
+
+# folder, ranks, arguments: a run that must succeed
+run_in() {
+    local dir="$1" ranks="$2"
+    shift 2
+    launch "$ranks" train run.yaml "${steps[@]}" "output.dir=$dir" "$@"
+    [ "$rc" -eq 0 ] || fail "$dir: exit code $rc"
+}
+
+# folder, folder of the expectation
+expect_bits() {
+    bits_of "$2" > want || fail "no results in $2"
+    bits_of "$1" > got || fail "no results in $1"
+    [ "$(wc -l < want)" -ge 7 ] || fail "$2 has too few steps"
+    diff want got > difference || { cat difference; fail "$1 differs from $2"; }
+}
+
+run_in host 1 compute.device=cpu
+run_in host_f32 1 compute.device=cpu compute.dtype=f32 base.format=keep
+
+# ---- the same bits on a device ----
+export FAKE_CUDA_DEVICES=3
+for n in 1 2 3; do
+    run_in "direct$n" "$n" compute.device=cuda
+    grep -q "collectives: emulated collectives" log || fail "direct$n: other collectives"
+    grep -q "device: cuda:0, Fake H100 (sm_90, 64.0 GiB" log || fail "direct$n: no device line"
+    expect_bits "direct$n" host
+    export FAKE_CUDA_DEVICES=1
+    run_in "shared$n" "$n" compute.share_device=true compute.activation_checkpointing=on
+    [ "$n" -eq 1 ] || grep -q "collectives: through host memory and MPI; ranks share a GPU" log ||
+        fail "shared$n: other collectives"
+    expect_bits "shared$n" host
+    export FAKE_CUDA_DEVICES=3
+done
+run_in gathered 2 shard.gather_group=2 shard.reshard_after_forward=on shard.prefetch=0
+expect_bits gathered host
+run_in groups 2 shard.gather_group=1
+expect_bits groups host
+FAKE_CUDA_NCCL=none
+export FAKE_CUDA_NCCL
+run_in staged_f32 2 compute.dtype=f32 base.format=keep shard.gather_group=2
+grep -q "collectives: through host memory and MPI; the CUDA part has no NCCL" log || fail "staged_f32"
+unset FAKE_CUDA_NCCL
+expect_bits staged_f32 host_f32
+
+# ---- checkpoints move ----
+forget_step_6() {
+    local newest
+    newest="$(find "$1" -maxdepth 2 -type d -name 'step-0000000006.*')"
+    [ -d "$newest" ] || fail "$1 has no checkpoint of step 6"
+    rm -rf "$newest" "$1/export"
+}
+run_in moved 2 compute.device=cuda
+forget_step_6 moved
+launch 1 train run.yaml "${steps[@]}" output.dir=moved compute.device=cpu
+[ "$rc" -eq 65 ] || fail "a resume on another backend was not refused: $rc"
+grep -q "accept-config-change" log || fail "the refusal names no way out"
+launch 1 train run.yaml "${steps[@]}" output.dir=moved compute.device=cpu --accept-config-change
+[ "$rc" -eq 0 ] || fail "resume on the host: exit code $rc"
+cmp -s moved/export/adapter_model.safetensors host/export/adapter_model.safetensors ||
+    fail "device to host: another adapter"
+cp -r host back
+forget_step_6 back
+run_in back 3 compute.device=cuda --accept-config-change
+cmp -s back/export/adapter_model.safetensors host/export/adapter_model.safetensors ||
+    fail "host to device: another adapter"
+run_in again 2 compute.device=cuda
+forget_step_6 again
+run_in again 3 compute.device=cuda
+expect_bits again host
+
+# ---- collectives that fail in the middle ----
+export FAKE_CUDA_NCCL=fail:1:10
+launch 2 train run.yaml "${steps[@]}" output.dir=failing compute.device=cuda shard.gather_group=2
+[ "$rc" -eq 86 ] || fail "failing: exit code $rc"
+grep -q "rank 1: emulated collectives, .*emulated failure: unhandled system error" log ||
+    fail "failing: rank 1 is not named"
+export FAKE_CUDA_NCCL=hang:1:10 TESSERA_DEADLINE_S=3
+launch 2 train run.yaml "${steps[@]}" output.dir=hanging compute.device=cuda shard.gather_group=2
+[ "$rc" -eq 86 ] || fail "hanging: exit code $rc"
+grep -Eq "rank [01] waited [0-9.]+ s: (all_gather|exchange|reduce_scatter) '" log ||
+    fail "hanging: no collective is named"
