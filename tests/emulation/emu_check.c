@@ -163,6 +163,7 @@ void emu_check_release(emu_device *d, const emu_memory *m)
                           "(stream %s, number %u), which uses bytes [%zu, %zu) of it",
                           m->idx, e->what, d->stream_name[e->stream_idx], e->seq, m->segment[i].lo,
                           m->segment[i].hi);
+            emu_fail(d->world, "memory that work uses was released");
             return;
         }
 }

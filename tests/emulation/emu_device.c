@@ -74,6 +74,9 @@ static void unmap(emu_device *d, emu_memory *m)
     if (m->base != m->alias)
         munmap(m->base - PAGE_NBYTES, whole);
     free(m->segment);
+    free(m->before);
+    free(m->after);
+    free(m->access);
     free(m);
 }
 
@@ -220,13 +223,6 @@ emu_op *emu_startable(emu_stream *s)
 
 /* ---- running ---- */
 
-static void move_operand(void *arg, const emu_operand *o)
-{
-    const emu_device *d = arg;
-    const size_t nbytes = (size_t)(o->row_numel - 1) * o->stride_nbytes + o->row_nbytes;
-    *o->pointer_at = emu_alias(d, *o->pointer_at, nbytes);
-}
-
 static tess_status call_twin(const emu_kernel_call *call, tess_stream *s)
 {
     switch (call->kernel) {
@@ -241,12 +237,30 @@ static tess_status call_twin(const emu_kernel_call *call, tess_stream *s)
     return TESS_FAIL(TESS_E_STATE, "no such kernel");
 }
 
+static void move_operand(void *arg, const emu_operand *o)
+{
+    const emu_device *d = arg;
+    const size_t nbytes = (size_t)(o->row_numel - 1) * o->stride_nbytes + o->row_nbytes;
+    *o->pointer_at = emu_alias(d, *o->pointer_at, nbytes);
+}
+
+tess_status emu_run_twin(const emu_device *d, const emu_kernel_call *call)
+{
+    emu_kernel_call moved = *call;
+    tess_stream host;
+    if (call->kernel == EMU_KERNEL_gemm && call->args.gemm.bias != NULL)
+        moved.args.gemm.bias = &moved.bias;
+    tess_stream_init_inline(&host, "emulated", NULL);
+    emu_visit(
+        &moved,
+        &(emu_visitor){.operand = move_operand, .arg = (void *)(uintptr_t)d, .makes_host = true});
+    return call_twin(&moved, &host);
+}
+
 static void run_kernel(emu_device *d, emu_op *op)
 {
-    tess_stream host;
-    tess_stream_init_inline(&host, "emulated", NULL);
-    emu_visit(op->call, &(emu_visitor){.operand = move_operand, .arg = d, .makes_host = true});
-    if (call_twin(op->call, &host) == TESS_OK)
+    const bool is_audited = d->world->options.is_audited;
+    if ((is_audited ? emu_audit(d, op) : emu_run_twin(d, op->call)) == TESS_OK)
         return;
     emu_fail(d->world, "'%s' of rank %d: %s", d->entry[op->entry - 1].what, d->rank,
              tess_error_message());

@@ -40,7 +40,9 @@ typedef struct emu_memory {
     size_t nbytes;
     int idx;
     tess_space space;
-    emu_segment *segment; /* ascending, without gaps */
+    char *before, *after;  /* audit: bytes around a kernel */
+    unsigned char *access; /* audit: emu_access of every byte */
+    emu_segment *segment;  /* ascending, without gaps */
     int segment_numel, segment_room;
     struct emu_memory *next;
 } emu_memory;
@@ -178,6 +180,13 @@ void emu_host_joins(emu_device *d, const emu_clock *clock);
 /** Nothing uses the memory any more as far as the host knows. */
 void emu_check_release(emu_device *d, const emu_memory *m);
 void emu_clock_join(emu_clock *a, const emu_clock *b);
+
+/* ---- emu_audit.c ---- */
+
+/** Run a kernel, and once more with every byte changed that it does not read. */
+TESS_MUST_CHECK tess_status emu_audit(emu_device *d, const emu_op *op);
+/** The twin of a call, on the aliases of its operands. */
+TESS_MUST_CHECK tess_status emu_run_twin(const emu_device *d, const emu_kernel_call *call);
 
 /* ---- emu_comm.c ---- */
 

@@ -25,6 +25,9 @@ typedef struct emu_options {
     /* A device runs one collective at a time, in the order its host issued them: what a GPU that is
      * full does. Orders that differ between ranks then end in a deadlock. */
     bool is_serial;
+    /* Every kernel is held to its list of operands (emu_ranges.c): it runs twice, the second time
+     * with all bytes changed that are not listed as read. Slow. */
+    bool is_audited;
 } emu_options;
 
 /** One rank as its body sees it. */

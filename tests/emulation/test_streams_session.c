@@ -183,6 +183,19 @@ static void check_bits(const trained *want, const trained *got, const char *wher
         fail_msg("%s: other tensors are exported than the host's", where);
 }
 
+/* Every kernel of the model and the runtime touches what emu_ranges.c lists, and nothing else. */
+static void check_operands(const char *const *overrides, const char *run_text)
+{
+    static job j;
+    emu_report report;
+    const emu_options o = {.rank_numel = 1, .is_audited = true};
+    memset(&j, 0, sizeof j);
+    j.overrides = overrides;
+    j.run_text = run_text;
+    emu_run(&o, body_by_hand, &j, &report);
+    check_report(&o, &report);
+}
+
 static void check_settings(int rank_numel, const char *const *overrides, const char *run_text,
                            const trained *want)
 {
@@ -233,6 +246,16 @@ static void test_full(void **state)
     check_settings(1, whole, full_text, &want);
     check_settings(2, grouped, full_text, &want);
     check_settings(3, whole, full_text, &want);
+}
+
+static void test_operands(void **state)
+{
+    (void)state;
+    const char *const lora[] = {"train.micro_batches=1", "compute.activation_checkpointing=on",
+                                NULL};
+    const char *const full[] = {"train.micro_batches=1", NULL};
+    check_operands(lora, NULL);
+    check_operands(full, full_text);
 }
 
 /* A batch is written into the array that the last copy still reads: found on every seed. */
@@ -319,9 +342,8 @@ static void test_checkpoints(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lora),
-        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_missing_wait_for_upload),
+        cmocka_unit_test(test_lora),        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_operands),    cmocka_unit_test(test_missing_wait_for_upload),
         cmocka_unit_test(test_checkpoints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
