@@ -44,7 +44,8 @@ base: {{format: keep}}
 train: {{mode: full, steps: 1000000, micro_batch: 1, micro_batches: {ranks}, eval_every: 0}}
 data: {{path: {folder}/train.h5, sequence_length: {args.sequence}}}
 compute: {{threads: {threads}}}
-output: {{dir: {folder}/run, checkpoint_every: {args.every}, keep: 2, export: none}}
+output: {{dir: {folder}/run, checkpoint_every: {args.every}, when_busy: skip, keep: 2,
+         export: none}}
 """)
     command = ["mpirun", "--oversubscribe", "-n", str(ranks), str(args.tessera), "train", str(folder / "run.yaml")]
     log = open(folder / "tessera.log", "w")
@@ -80,7 +81,7 @@ def main():
     parser.add_argument("--tessera", type=pathlib.Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="135m")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--every", type=int, default=4, help="steps between saves")
+    parser.add_argument("--every", type=int, default=4, help="steps between saves; one that is due too early is skipped")
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--ours", default="1x1", help="ranks x threads")
     parser.add_argument("--dir", help="on the file system in question")

@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of activations and products")
     parser.add_argument("--steps", type=int, default=1000000)
     parser.add_argument("--micro-batches", type=int, default=1, help="per process and step")
-    parser.add_argument("--profile", type=int, default=0, help="steps to look at, after two that are not")
+    parser.add_argument("--profile", type=int, default=0, help="steps to look at, after one that is not")
     args = parser.parse_args()
     args.dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[args.dtype]
     torch.manual_seed(0)
@@ -174,8 +174,7 @@ def main():
         optimizer.zero_grad(set_to_none=False)
 
     if args.profile > 0:
-        for _ in range(2):
-            step()
+        step()
         start = time.monotonic()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for _ in range(args.profile):
