@@ -86,10 +86,13 @@ TESS_MUST_CHECK tess_status tess_hf_config_parse(const tess_json *root, tess_llm
 /** Read `dir`/config.json. Local. @return as tess_hf_config_parse, TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_hf_config_read(tess_io *io, const char *dir, tess_llm_config *out);
 /**
- * Write `dir`/config.json so that transformers builds the same model. Local.
+ * A config.json from which transformers builds the same model. Local.
  * @param torch_dtype  "bfloat16" or "float32": of the weights beside it
  * @return TESS_E_CONFIG a combination that the family's class cannot express
  */
+TESS_MUST_CHECK tess_status tess_hf_config_json(const tess_llm_config *config,
+                                                const char *torch_dtype, tess_json **out);
+/** The same as `dir`/config.json. Local. */
 TESS_MUST_CHECK tess_status tess_hf_config_write(tess_io *io, const char *dir,
                                                  const tess_llm_config *config,
                                                  const char *torch_dtype);

@@ -144,18 +144,28 @@ static tess_status put_all(tess_json *root, const tess_llm_config *c, const char
     return put_ids(root, c);
 }
 
+tess_status tess_hf_config_json(const tess_llm_config *config, const char *torch_dtype,
+                                tess_json **out)
+{
+    tess_json *root = NULL;
+    TESS_CHECK(strcmp(torch_dtype, "bfloat16") == 0 || strcmp(torch_dtype, "float32") == 0,
+               TESS_E_ARG, "torch_dtype '%s': expected bfloat16 or float32", torch_dtype);
+    TESS_TRY(check_expressible(config));
+    TESS_TRY(tess_json_create_object(&root));
+    const tess_status st = put_all(root, config, torch_dtype);
+    if (st != TESS_OK)
+        tess_json_destroy(&root);
+    *out = root;
+    return st;
+}
+
 tess_status tess_hf_config_write(tess_io *io, const char *dir, const tess_llm_config *config,
                                  const char *torch_dtype)
 {
     tess_json *root = NULL;
     char *path = NULL;
-    TESS_CHECK(strcmp(torch_dtype, "bfloat16") == 0 || strcmp(torch_dtype, "float32") == 0,
-               TESS_E_ARG, "torch_dtype '%s': expected bfloat16 or float32", torch_dtype);
-    TESS_TRY(check_expressible(config));
-    TESS_TRY(tess_json_create_object(&root));
-    tess_status st = put_all(root, config, torch_dtype);
-    if (st == TESS_OK)
-        st = tess_asprintf(&path, "%s/config.json", dir);
+    TESS_TRY(tess_hf_config_json(config, torch_dtype, &root));
+    tess_status st = tess_asprintf(&path, "%s/config.json", dir);
     if (st == TESS_OK)
         st = tess_json_write(io, path, root, 2);
     tess_free(path);

@@ -26,6 +26,9 @@ struct tess_model_dir {
     int64_t tensor_numel;
     tess_model_tensor *extra; /* [extra_numel] in files, not in the index; by name */
     int64_t extra_numel;
+    tess_gguf *gguf;                        /* NULL: a directory */
+    tess_st_tensor *shape;                  /* [tensor_numel] of a GGUF file */
+    char (*name)[TESS_GGUF_HF_NAME_NBYTES]; /* [tensor_numel] likewise */
 };
 
 static int by_name(const void *a, const void *b)
@@ -251,13 +254,81 @@ static tess_status refuse_no_weights(const tess_model_dir *dir)
                      dir->path);
 }
 
+/* ---- GGUF ---- */
+
+static tess_status describe_tensor(const tess_model_dir *dir, const tess_llm_config *config,
+                                   int64_t idx, tess_model_tensor *t)
+{
+    const tess_gguf_tensor *g = tess_gguf_at(dir->gguf, idx);
+    tess_st_tensor *s = &dir->shape[dir->tensor_numel];
+    char *name = dir->name[dir->tensor_numel];
+    TESS_CHECK(tess_gguf_hf_name(g->name, name), TESS_E_UNSUPPORTED,
+               "'%s': tensor '%s' belongs to no %s model that is known here",
+               tess_gguf_path(dir->gguf), g->name, tess_llm_family_name(config->family));
+    *s = (tess_st_tensor){.name = name,
+                          .dtype = g->format == TESS_FORMAT_F32    ? TESS_ST_F32
+                                   : g->format == TESS_FORMAT_F16  ? TESS_ST_F16
+                                   : g->format == TESS_FORMAT_BF16 ? TESS_ST_BF16
+                                                                   : TESS_ST_U8,
+                          .dim_numel = g->dim_numel,
+                          .numel = g->numel,
+                          .offset_nbytes = g->offset_nbytes,
+                          .nbytes = g->nbytes};
+    memcpy(s->dim, g->dim, (size_t)g->dim_numel * sizeof *g->dim);
+    *t = (tess_model_tensor){
+        .name = name, .st = s, .gguf = g, .head_dim = tess_gguf_interleaved(config, g->name)};
+    return TESS_OK;
+}
+
+static tess_status list_gguf(tess_model_dir *dir, const tess_llm_config *config)
+{
+    void *tensor = NULL, *shape = NULL, *name = NULL, *claimed = NULL;
+    const int64_t numel = tess_gguf_tensor_numel(dir->gguf);
+    TESS_TRY(tess_alloc_array(numel, sizeof *dir->tensor, &tensor));
+    dir->tensor = tensor;
+    TESS_TRY(tess_alloc_array(numel, sizeof *dir->shape, &shape));
+    dir->shape = shape;
+    TESS_TRY(tess_alloc_array(numel, sizeof *dir->name, &name));
+    dir->name = name;
+    TESS_TRY(tess_alloc_array(numel, sizeof(bool), &claimed));
+    dir->is_claimed = claimed;
+    for (int64_t i = 0; i < numel; i++) {
+        if (strcmp(tess_gguf_at(dir->gguf, i)->name, "rope_freqs.weight") == 0)
+            continue; /* part of the configuration */
+        TESS_TRY(describe_tensor(dir, config, i, &dir->tensor[dir->tensor_numel]));
+        dir->tensor_numel++;
+    }
+    if (dir->tensor_numel > 1)
+        qsort(dir->tensor, (size_t)dir->tensor_numel, sizeof *dir->tensor, by_name);
+    return TESS_OK;
+}
+
+/* `path` is the folder from now on, and the file its only one. */
+static tess_status open_gguf(tess_model_dir *dir)
+{
+    tess_llm_config config;
+    TESS_TRY(tess_gguf_open(dir->ctx->io, dir->path, &dir->gguf));
+    char *slash = strrchr(dir->path, '/');
+    dir->file_numel = 1;
+    TESS_TRY(tess_strdup(slash != NULL ? slash + 1 : dir->path, &dir->file[0].name));
+    if (slash == NULL)
+        snprintf(dir->path, strlen(dir->path) + 1, ".");
+    else
+        slash[slash == dir->path] = '\0';
+    TESS_TRY(tess_gguf_llm_config(dir->gguf, &config));
+    return list_gguf(dir, &config);
+}
+
 static tess_status open_weights(tess_model_dir *dir)
 {
     tess_io_kind kind = TESS_IO_MISSING, single = TESS_IO_MISSING, index = TESS_IO_MISSING;
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(dir->ctx->io, dir->path, &kind, &nbytes));
-    TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT, "'%s': expected a model directory, found %s",
-               dir->path, kind == TESS_IO_MISSING ? "nothing" : "a file");
+    if (kind == TESS_IO_FILE && tess_gguf_is_path(dir->path))
+        return open_gguf(dir);
+    TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT,
+               "'%s': expected a model directory or a .gguf file, found %s", dir->path,
+               kind == TESS_IO_MISSING ? "nothing" : "another file");
     TESS_TRY(kind_of(dir, "model.safetensors", &single));
     TESS_TRY(kind_of(dir, "model.safetensors.index.json", &index));
     if (single != TESS_IO_MISSING) { /* transformers prefers it too */
@@ -302,6 +373,9 @@ void tess_model_dir_close(tess_model_dir **dir)
         tess_safetensors_close(&d->file[i].st);
         tess_free(d->file[i].name);
     }
+    tess_gguf_close(&d->gguf);
+    tess_free(d->shape);
+    tess_free(d->name);
     tess_free(d->tensor);
     tess_free(d->extra);
     tess_free(d->is_claimed);
@@ -311,6 +385,30 @@ void tess_model_dir_close(tess_model_dir **dir)
 }
 
 const char *tess_model_dir_path(const tess_model_dir *dir) { return dir->path; }
+
+const tess_gguf *tess_model_dir_gguf(const tess_model_dir *dir) { return dir->gguf; }
+
+tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out)
+{
+    static const struct {
+        tess_st_dtype dtype;
+        tess_format format;
+    } plain[] = {{TESS_ST_F32, TESS_FORMAT_F32},
+                 {TESS_ST_BF16, TESS_FORMAT_BF16},
+                 {TESS_ST_F16, TESS_FORMAT_F16}};
+    if (t->gguf != NULL) {
+        *out = tess_codec_of_format(t->gguf->format);
+        return TESS_OK;
+    }
+    for (int i = 0; i < TESS_NELEM(plain); i++) {
+        if (plain[i].dtype == t->st->dtype) {
+            *out = tess_codec_of_format(plain[i].format);
+            return TESS_OK;
+        }
+    }
+    return TESS_FAIL(TESS_E_UNSUPPORTED, "tensor '%s': expected F32, BF16 or F16 weights, found %s",
+                     t->name, tess_st_dtype_name(t->st->dtype));
+}
 
 int64_t tess_model_dir_tensor_numel(const tess_model_dir *dir) { return dir->tensor_numel; }
 
@@ -340,8 +438,8 @@ tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name, const in
         is_equal = t->st->dim[i] == dim[i];
     tess_st_shape_text(t->st->dim, t->st->dim_numel, found, sizeof found);
     TESS_CHECK(is_equal, TESS_E_FORMAT,
-               "'%s/%s': tensor '%s': expected shape %s from config.json, found %s", dir->path,
-               dir->file[t->file_idx].name, name, expected, found);
+               "'%s/%s': tensor '%s': expected shape %s from the model's configuration, found %s",
+               dir->path, dir->file[t->file_idx].name, name, expected, found);
     dir->is_claimed[t - dir->tensor] = true;
     *out = t;
     return TESS_OK;
@@ -366,6 +464,9 @@ const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int
 tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tensor *tensor,
                                 int64_t first_nbytes, size_t nbytes, void *dst)
 {
+    if (tensor->gguf != NULL)
+        return tess_gguf_read_rows(dir->gguf, tensor->gguf, tensor->head_dim, first_nbytes, nbytes,
+                                   dst);
     return tess_safetensors_read(dir->file[tensor->file_idx].st, tensor->st, first_nbytes, nbytes,
                                  dst);
 }
@@ -379,7 +480,8 @@ const char *tess_model_dir_file_name(const tess_model_dir *dir, int file_idx)
 
 int64_t tess_model_dir_file_nbytes(const tess_model_dir *dir, int file_idx)
 {
-    return tess_safetensors_file_nbytes(dir->file[file_idx].st);
+    return dir->gguf != NULL ? tess_gguf_file_nbytes(dir->gguf)
+                             : tess_safetensors_file_nbytes(dir->file[file_idx].st);
 }
 
 tess_status tess_model_dir_file_sha256(tess_model_dir *dir, int file_idx, tess_sha256 *out)
@@ -388,7 +490,8 @@ tess_status tess_model_dir_file_sha256(tess_model_dir *dir, int file_idx, tess_s
                dir->path, file_idx, dir->file_numel);
     weight_file *file = &dir->file[file_idx];
     if (!file->has_sha) {
-        TESS_TRY(tess_safetensors_sha256(file->st, &file->sha));
+        TESS_TRY(dir->gguf != NULL ? tess_gguf_sha256(dir->gguf, &file->sha)
+                                   : tess_safetensors_sha256(file->st, &file->sha));
         file->has_sha = true;
     }
     *out = file->sha;

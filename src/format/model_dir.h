@@ -1,8 +1,9 @@
 /**
  * Hugging Face model directories: where each tensor lies, whatever the number of files.
  *
- * Either one model.safetensors, or model.safetensors.index.json with its files. Weights are read by
- * range; nothing is kept in memory but the tables.
+ * Either one model.safetensors, or model.safetensors.index.json with its files, or a single GGUF
+ * file in place of a directory. Weights are read by range; nothing is kept in memory but the
+ * tables.
  */
 #pragma once
 
@@ -11,6 +12,7 @@
 
 #include "core/ctx.h"
 #include "core/digest.h"
+#include "format/gguf_llm.h"
 #include "format/safetensors.h"
 
 TESS_BEGIN_DECLS
@@ -20,22 +22,34 @@ enum { TESS_MODEL_DIR_FILE_MAX = 1024 };
 /** One tensor of the directory: plain data, borrowed from it. */
 typedef struct tess_model_tensor {
     const char *name;
-    const tess_st_tensor *st; /* dtype, shape, bytes */
+    const tess_st_tensor *st; /* shape and bytes; dtype, U8 where a GGUF file has blocks */
     int file_idx;
+    const tess_gguf_tensor *gguf; /* NULL: safetensors */
+    int64_t head_dim;             /* tess_gguf_interleaved() */
 } tess_model_tensor;
 
 typedef struct tess_model_dir tess_model_dir;
 
 /**
- * Open a directory and check all its weight files' headers. Local. `ctx` is kept (view). A
- * total_size that differs and tensors that the index does not list are logged as warnings.
+ * How a weight is stored: f32, bf16, f16, or the blocks of a GGUF file. Local.
+ * @return TESS_E_UNSUPPORTED integers and others that are no weights
+ */
+TESS_MUST_CHECK tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out);
+
+/**
+ * Open a directory, or a GGUF file, and check all its weight files' headers. Local. `ctx` is kept
+ * (view). A total_size that differs and tensors that the index does not list are logged as
+ * warnings.
  * @return TESS_E_FORMAT no directory, no weights in it, or damaged; TESS_E_UNSUPPORTED other kinds
  * of weights; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path,
                                                 tess_model_dir **out);
 void tess_model_dir_close(tess_model_dir **dir);
+/** The directory; that of a GGUF file. */
 const char *tess_model_dir_path(const tess_model_dir *dir);
+/** The open GGUF file, NULL for a directory. */
+const tess_gguf *tess_model_dir_gguf(const tess_model_dir *dir);
 int64_t tess_model_dir_tensor_numel(const tess_model_dir *dir);
 /** Tensor `idx` in bytewise order of names, NULL outside. */
 const tess_model_tensor *tess_model_dir_at(const tess_model_dir *dir, int64_t idx);
@@ -54,7 +68,8 @@ TESS_MUST_CHECK tess_status tess_model_dir_claim(tess_model_dir *dir, const char
  * @param idx  0, 1, ... until the result is NULL
  */
 const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int64_t idx);
-/** Read bytes [first, first + nbytes) of a tensor. Local. @return as tess_safetensors_read */
+/** Read bytes [first, first + nbytes) of a tensor, rows in Hugging Face order. Local. @return as
+ * tess_safetensors_read, tess_gguf_read_rows */
 TESS_MUST_CHECK tess_status tess_model_dir_read(const tess_model_dir *dir,
                                                 const tess_model_tensor *tensor,
                                                 int64_t first_nbytes, size_t nbytes, void *dst);

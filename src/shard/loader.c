@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/half.h"
 #include "core/memory.h"
 #include "core/rng.h"
 #include "shard/runtime_priv.h"
@@ -63,15 +64,45 @@ static size_t up(size_t nbytes)
     return (size_t)tess_round_up((int64_t)nbytes, TESS_ARENA_ALIGN_NBYTES);
 }
 
+/* What is read of a tensor: an array of `dt`, or the parts of a quantized codec. */
+typedef struct stored {
+    bool is_coded; /* parts of `codec` */
+    bool is_kept;  /* they are what the parameter stores */
+    tess_codec codec;
+    tess_dtype dt;
+    size_t nbytes;
+} stored;
+
+static tess_status stored_of(const tess_param *p, const tess_load_request *q, stored *out)
+{
+    *out = (stored){.dt = TESS_F32};
+    if (init_of(p, q->is_random) == TESS_INIT_SOURCE) {
+        if (q->source->codec_of != NULL)
+            TESS_TRY(q->source->codec_of(q->source->arg, p, &out->codec));
+        out->is_coded = q->source->codec_of != NULL && tess_format_is_quantized(out->codec.format);
+        if (!out->is_coded)
+            TESS_TRY(q->source->dtype_of(q->source->arg, p, &out->dt));
+    }
+    if (!out->is_coded)
+        return tess_nbytes(out->dt, p->numel, &out->nbytes);
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    int part_numel = 0;
+    TESS_TRY(tess_codec_parts(&out->codec, p->numel, part, &part_numel));
+    for (int i = 0; i < part_numel; i++)
+        out->nbytes += part[i].nbytes;
+    out->is_kept = p->role == TESS_ROLE_FROZEN && tess_codec_is_equal(&out->codec, &p->codec);
+    return TESS_OK;
+}
+
 /* Sizes of the four staging areas for one tensor. */
 static tess_status size_staging(const tess_param *p, const tess_load_request *q, size_t size[4])
 {
-    tess_dtype dt = TESS_F32;
-    if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
-        TESS_TRY(q->source->dtype_of(q->source->arg, p, &dt));
-    TESS_TRY(tess_nbytes(dt, p->numel, &size[0]));
-    TESS_TRY(tess_nbytes(TESS_F32, p->role == TESS_ROLE_TRAINABLE || dt == TESS_F16 ? p->numel : 0,
-                         &size[1]));
+    stored from;
+    TESS_TRY(stored_of(p, q, &from));
+    const bool is_widened =
+        p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 || (from.is_coded && !from.is_kept);
+    size[0] = from.nbytes;
+    TESS_TRY(tess_nbytes(TESS_F32, is_widened ? p->numel : 0, &size[1]));
     size[2] = p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : 0;
     size[3] = 0;
     if (p->role == TESS_ROLE_FROZEN && p->codec.double_quant)
@@ -141,30 +172,11 @@ static void draw(const tess_param *p, uint32_t param_idx, const tess_load_reques
     }
 }
 
-static float f16_to_f32(uint16_t h)
-{
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    const uint32_t exponent = h >> 10 & 31u, fraction = h & 1023u;
-    union {
-        uint32_t u;
-        float f;
-    } v;
-    if (exponent == 31)
-        v.u = sign | 0x7f800000u | fraction << 13;
-    else if (exponent != 0)
-        v.u = sign | (exponent + 112u) << 23 | fraction << 13;
-    else {
-        v.f = (float)fraction * 0x1p-24f;
-        v.u |= sign;
-    }
-    return v.f;
-}
-
 static tess_status widen(loader *l, const void *src, tess_dtype dt, float *dst, int64_t numel)
 {
     if (dt == TESS_F16) {
         for (int64_t i = 0; i < numel; i++)
-            dst[i] = f16_to_f32(((const uint16_t *)src)[i]);
+            dst[i] = tess_f16_to_f32(((const uint16_t *)src)[i]);
         return TESS_OK;
     }
     const tess_cast_args args = {.src = tess_view_host((void *)(uintptr_t)src, numel, dt),
@@ -172,12 +184,18 @@ static tess_status widen(loader *l, const void *src, tess_dtype dt, float *dst, 
     return l->kernels->cast(&args, &l->stream);
 }
 
+/* The places of a tensor's parts in its staging. */
+static void parts_of(const tess_param *p, const staging *s, void *part[TESS_CODEC_PART_MAX])
+{
+    for (int i = 0; i < p->part_numel; i++)
+        part[i] = s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]);
+}
+
 static tess_status encode(loader *l, const tess_param *p, const staging *s, tess_view values)
 {
     void *part[TESS_CODEC_PART_MAX] = {0};
     memset(s->encoded, 0, encoded_nbytes(p));
-    for (int i = 0; i < p->part_numel; i++)
-        part[i] = s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]);
+    parts_of(p, s, part);
     if (tess_format_is_quantized(p->codec.format)) {
         tess_nf4_quantize_args args = {
             .codec = p->codec, .src = values, .absmax_work = s->absmax, .tensor_name = p->name};
@@ -187,6 +205,40 @@ static tess_status encode(loader *l, const tess_param *p, const staging *s, tess
     const tess_cast_args args = {.src = values,
                                  .dst = tess_view_host(part[0], p->numel, p->part[0].dt)};
     return l->kernels->cast(&args, &l->stream);
+}
+
+/* The source's own codes and constants. */
+static void keep(const tess_param *p, const staging *s)
+{
+    void *part[TESS_CODEC_PART_MAX] = {0};
+    const char *from = s->source;
+    memset(s->encoded, 0, encoded_nbytes(p));
+    parts_of(p, s, part);
+    for (int i = 0; i < p->part_numel; i++) {
+        memcpy(part[i], from, p->part[i].nbytes);
+        from += p->part[i].nbytes;
+    }
+}
+
+/* Values of what was read in f32, or where they lie when they need no widening. */
+static tess_status values_of(loader *l, const tess_param *p, const staging *s, const stored *from,
+                             tess_view *values)
+{
+    *values = tess_view_host(s->plain, p->numel, TESS_F32);
+    if (from->is_coded) {
+        tess_codec_part part[TESS_CODEC_PART_MAX];
+        tess_nf4_dequantize_args args = {.codec = from->codec, .dst = *values};
+        int part_numel = 0;
+        size_t at = 0;
+        TESS_TRY(tess_codec_parts(&from->codec, p->numel, part, &part_numel));
+        for (int i = 0; i < part_numel; at += part[i++].nbytes)
+            args.part[i] = s->source + at;
+        return l->kernels->nf4_dequantize(&args, &l->stream);
+    }
+    if (p->role == TESS_ROLE_TRAINABLE || from->dt == TESS_F16)
+        return widen(l, s->source, from->dt, s->plain, p->numel);
+    *values = tess_view_host(s->source, p->numel, from->dt);
+    return TESS_OK;
 }
 
 static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256 *out)
@@ -210,23 +262,21 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
     const tess_load_request *q = l->q;
     const tess_param *p = &l->rt->parts.registry->param[param_idx];
     staging s;
-    tess_dtype dt = TESS_F32;
+    stored from;
+    tess_view values;
     TESS_TRY(carve(l, p, &s, NULL));
-    if (init_of(p, q->is_random) == TESS_INIT_SOURCE) {
-        size_t nbytes = 0;
-        TESS_TRY(q->source->dtype_of(q->source->arg, p, &dt));
-        TESS_TRY(tess_nbytes(dt, p->numel, &nbytes));
-        TESS_TRY(q->source->read(q->source->arg, p, s.source, nbytes));
-    } else {
+    TESS_TRY(stored_of(p, q, &from));
+    if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
+        TESS_TRY(q->source->read(q->source->arg, p, s.source, from.nbytes));
+    else
         draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
+    if (from.is_kept) {
+        keep(p, &s);
+        return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
     }
+    TESS_TRY(values_of(l, p, &s, &from, &values));
     if (p->role == TESS_ROLE_TRAINABLE)
-        return widen(l, s.source, dt, s.plain, p->numel);
-    tess_view values = tess_view_host(s.source, p->numel, dt);
-    if (dt == TESS_F16) {
-        TESS_TRY(widen(l, s.source, dt, s.plain, p->numel));
-        values = tess_view_host(s.plain, p->numel, TESS_F32);
-    }
+        return TESS_OK;
     TESS_TRY(encode(l, p, &s, values));
     return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
 }

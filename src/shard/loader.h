@@ -18,7 +18,11 @@ typedef struct tess_load_source {
     void *arg;
     /* dtype of the tensor in the files: f32, bf16 or f16. Pure. */
     tess_status (*dtype_of)(void *arg, const tess_param *p, tess_dtype *dt);
-    /* All bytes of the tensor, row-major, into `dst`. */
+    /* How the tensor is stored in the files; NULL, or a plain codec: an array of dtype_of. Where a
+     * quantized codec equals the parameter's, the bytes are kept as they are; else the values are
+     * decoded, then stored as the parameter says. Pure. */
+    tess_status (*codec_of)(void *arg, const tess_param *p, tess_codec *codec);
+    /* All bytes of the tensor, row-major; of a quantized codec its parts one after the other. */
     tess_status (*read)(void *arg, const tess_param *p, void *dst, size_t nbytes);
 } tess_load_source;
 

@@ -10,6 +10,9 @@
 
 enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
 
+/* In a config.json that was made of a GGUF file: how each of its tensors is kept. */
+static const char formats_key[] = "tessera_formats";
+
 /* What the callbacks of the model description see. */
 typedef struct choices {
     tess_description *d;
@@ -18,36 +21,50 @@ typedef struct choices {
 
 /* ---- formats ---- */
 
-/* dtype of a weight in the files; integers and opaque bytes are no weights. */
-static tess_status weight_dtype(const tess_model_tensor *t, tess_dtype *dt)
+/* How a weight is kept when nothing else is asked. Half precision of safetensors widens exactly to
+ * f32 (bf16 would lose fraction bits), and so do vectors, which kernels read as plain arrays. */
+static tess_codec kept_codec(const tess_model_tensor *t, tess_codec stored)
 {
-    const tess_st_dtype stored = t->st->dtype;
-    TESS_TRY(tess_st_dtype_to_core(stored, dt));
-    TESS_CHECK(*dt == TESS_F32 || *dt == TESS_BF16 || *dt == TESS_F16, TESS_E_UNSUPPORTED,
-               "tensor '%s': expected F32, BF16 or F16 weights, found %s", t->name,
-               tess_st_dtype_name(stored));
-    return TESS_OK;
+    const bool is_matrix_of_gguf = t->gguf != NULL && t->st->dim_numel > 1;
+    if (tess_format_is_quantized(stored.format) && !is_matrix_of_gguf)
+        return (tess_codec){.format = TESS_FORMAT_F32};
+    return stored;
 }
 
-/* Half precision widens exactly to f32; bf16 would lose fraction bits. */
-static tess_codec plain_codec(tess_dtype dt)
+/* What the kept config.json says of a tensor of a GGUF file that may be gone. */
+static tess_status kept_format(const tess_description *d, const char *name, bool *is_known,
+                               tess_codec *out)
 {
-    return (tess_codec){.format = dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32};
+    const tess_json *formats = NULL;
+    const char *text = NULL;
+    tess_format format = TESS_FORMAT_F32;
+    *is_known = false;
+    TESS_TRY(tess_json_opt_object(d->config_root, formats_key, &formats));
+    if (formats == NULL || tess_json_find(formats, name) == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_json_get_string(formats, name, &text));
+    TESS_TRY(tess_format_parse(text, &format));
+    *out = tess_codec_of_format(format);
+    *is_known = true;
+    return TESS_OK;
 }
 
 static tess_status source_of(void *arg, const char *name, tess_codec *out)
 {
     const choices *c = arg;
     const tess_model_tensor *t = c->d->dir != NULL ? tess_model_dir_find(c->d->dir, name) : NULL;
+    bool is_known = false;
     if (t != NULL) {
-        tess_dtype dt = TESS_F32;
-        TESS_TRY(weight_dtype(t, &dt));
-        *out = plain_codec(dt);
+        TESS_TRY(tess_model_tensor_codec(t, out));
+        *out = kept_codec(t, *out);
         return TESS_OK;
     }
+    TESS_TRY(kept_format(c->d, name, &is_known, out));
+    if (is_known)
+        return TESS_OK;
     const bool is_f32 = strcmp(c->d->config.dtype_hint, "float32") == 0 ||
                         strcmp(c->d->config.dtype_hint, "float16") == 0;
-    *out = plain_codec(is_f32 ? TESS_F32 : TESS_BF16);
+    *out = (tess_codec){.format = is_f32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};
     return TESS_OK;
 }
 
@@ -71,6 +88,15 @@ static tess_status codec_of_choice(const tess_run *run, tess_run_base_format cho
                          .block_numel = run->base.block_size,
                          .double_quant = run->base.double_quant};
         return TESS_OK;
+    case TESS_RUN_BASE_F16:
+        *out = tess_codec_of_format(TESS_FORMAT_F16);
+        return TESS_OK;
+    case TESS_RUN_BASE_Q8_0:
+        *out = tess_codec_of_format(TESS_FORMAT_Q8_0);
+        return TESS_OK;
+    case TESS_RUN_BASE_Q4_0:
+        *out = tess_codec_of_format(TESS_FORMAT_Q4_0);
+        return TESS_OK;
     }
     return TESS_FAIL(TESS_E_STATE, "base.format: choice %d is not in the schema", (int)choice);
 }
@@ -91,6 +117,12 @@ static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_co
         }
     }
     TESS_TRY(codec_of_choice(run, choice, source, out));
+    TESS_CHECK(tess_codec_is_equal(out, &source) || tess_format_block(source.format).numel == 0 ||
+                   !tess_format_is_quantized(out->format),
+               TESS_E_CONFIG,
+               "base.format: tensor '%s' is %s in the file and would be quantized again to %s; set "
+               "base.format to keep (or bf16, f32), or add a rule to base.overrides",
+               name, tess_format_name(source.format), tess_format_name(out->format));
     if (!tess_codec_is_equal(out, &source))
         c->d->is_base_as_source = false;
     return TESS_OK;
@@ -174,8 +206,16 @@ tess_status tess_describe_file(const tess_ctx *ctx, const tess_run *run, const c
                                char path[PATH_MAX], bool *is_there)
 {
     char kept[PATH_MAX];
+    char beside[PATH_MAX];
     const char *dir = run->model.path;
     bool was_begun = false;
+    if (tess_gguf_is_path(dir)) { /* small files lie beside it */
+        TESS_CHECK(strlen(dir) < sizeof beside, TESS_E_CONFIG, "model.path is too long");
+        snprintf(beside, sizeof beside, "%s", dir);
+        char *slash = strrchr(beside, '/');
+        snprintf(slash != NULL ? slash + 1 : beside, 2, ".");
+        dir = beside;
+    }
     TESS_TRY(is_file(ctx, dir, name, is_there));
     if (!*is_there) {
         TESS_TRY(find_kept(ctx, run, kept, &was_begun));
@@ -187,26 +227,67 @@ tess_status tess_describe_file(const tess_ctx *ctx, const tess_run *run, const c
     return TESS_OK;
 }
 
-static tess_status read_config(const tess_ctx *ctx, tess_description *d)
+static tess_status check_family(const tess_description *d, const char *path)
 {
-    char path[PATH_MAX], dir[PATH_MAX];
-    bool is_there = false;
-    size_t text_nbytes = 0;
-    TESS_TRY(tess_describe_file(ctx, d->run, "config.json", path, &is_there));
-    TESS_CHECK(
-        is_there, TESS_E_CONFIG,
-        "model.path: '%s' has no config.json and '%s' keeps no copy of it; give a Hugging Face "
-        "model directory",
-        d->run->model.path, d->run->output.dir);
-    snprintf(dir, sizeof dir, "%.*s", (int)(strrchr(path, '/') - path), path);
-    TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
-    TESS_TRY(tess_hf_config_read(ctx->io, dir, &d->config));
     const tess_run_family family = d->run->model.family;
     TESS_CHECK(family == TESS_RUN_FAMILY_AUTO || (int)family - 1 == (int)d->config.family,
                TESS_E_CONFIG,
                "model.family: the run file's choice differs from model_type '%s' of '%s'",
                tess_llm_family_name(d->config.family), path);
     return TESS_OK;
+}
+
+static tess_status read_config(const tess_ctx *ctx, tess_description *d)
+{
+    char path[PATH_MAX], kept[PATH_MAX];
+    bool is_there = false;
+    size_t text_nbytes = 0;
+    if (tess_gguf_is_path(d->run->model.path)) { /* never a config.json that lies beside it */
+        TESS_TRY(find_kept(ctx, d->run, kept, &is_there));
+        TESS_CHECK(snprintf(path, sizeof path, "%s/config.json", kept) < (int)sizeof path,
+                   TESS_E_CONFIG, "path of %zu bytes is too long", strlen(kept));
+    } else {
+        TESS_TRY(tess_describe_file(ctx, d->run, "config.json", path, &is_there));
+    }
+    TESS_CHECK(
+        is_there, TESS_E_CONFIG,
+        "model.path: '%s' has no config.json and '%s' keeps no copy of it; give a Hugging Face "
+        "model directory or a GGUF file",
+        d->run->model.path, d->run->output.dir);
+    TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
+    TESS_TRY(tess_json_parse(path, d->config_text, text_nbytes, &d->config_root));
+    TESS_TRY(tess_hf_config_parse(d->config_root, &d->config));
+    return check_family(d, path);
+}
+
+/* config.json of a model that has none: its configuration, and how its tensors are kept. */
+static tess_status make_config(tess_description *d)
+{
+    tess_json *formats = NULL;
+    size_t text_nbytes = 0;
+    TESS_TRY(tess_gguf_llm_config(tess_model_dir_gguf(d->dir), &d->config));
+    TESS_TRY(check_family(d, d->run->model.path));
+    TESS_TRY(tess_hf_config_json(&d->config, "bfloat16", &d->config_root));
+    TESS_TRY(tess_json_add_object(d->config_root, formats_key, &formats));
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir); i++) {
+        const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
+        tess_codec codec;
+        TESS_TRY(tess_model_tensor_codec(t, &codec));
+        codec = kept_codec(t, codec);
+        TESS_TRY(tess_json_add_string(formats, t->name, tess_format_name(codec.format)));
+    }
+    return tess_json_dump(d->config_root, 2, &d->config_text, &text_nbytes);
+}
+
+static tess_status open_gguf(const tess_ctx *ctx, tess_description *d)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(ctx->io, d->run->model.path, &kind, &nbytes));
+    if (kind == TESS_IO_MISSING) /* a run that was begun goes on with what it kept */
+        return read_config(ctx, d);
+    TESS_TRY(tess_model_dir_open(ctx, d->run->model.path, &d->dir));
+    return make_config(d);
 }
 
 /* Weights are looked for only where the run reads them. A run that was begun before (it keeps a
@@ -374,8 +455,12 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
                             tess_description *d)
 {
-    TESS_TRY(read_config(ctx, d));
-    TESS_TRY(open_weights(ctx, d));
+    if (tess_gguf_is_path(d->run->model.path)) {
+        TESS_TRY(open_gguf(ctx, d));
+    } else {
+        TESS_TRY(read_config(ctx, d));
+        TESS_TRY(open_weights(ctx, d));
+    }
     if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
     TESS_TRY(make_model(d, launch->kernels));
@@ -401,22 +486,29 @@ void tess_description_fini(tess_description *d)
     tess_registry_fini(&d->registry);
     tess_peft_spec_destroy(&d->spec);
     tess_model_dir_close(&d->dir);
+    tess_json_destroy(&d->config_root);
     tess_free(d->config_text);
     d->config_text = NULL;
 }
 
 /* ---- loading ---- */
 
-static tess_status source_dtype(void *arg, const tess_param *p, tess_dtype *dt)
+/* How a tensor lies in the files. */
+static tess_status source_codec(void *arg, const tess_param *p, tess_codec *codec)
 {
     tess_description *d = arg;
     const tess_model_tensor *t = d->dir != NULL ? tess_model_dir_find(d->dir, p->name) : NULL;
-    if (t != NULL)
-        return weight_dtype(t, dt);
     choices c = {.d = d};
+    return t != NULL ? tess_model_tensor_codec(t, codec) : source_of(&c, p->name, codec);
+}
+
+static tess_status source_dtype(void *arg, const tess_param *p, tess_dtype *dt)
+{
     tess_codec codec = {.format = TESS_FORMAT_BF16};
-    TESS_TRY(source_of(&c, p->name, &codec));
-    *dt = codec.format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16;
+    TESS_TRY(source_codec(arg, p, &codec));
+    *dt = codec.format == TESS_FORMAT_F32   ? TESS_F32
+          : codec.format == TESS_FORMAT_F16 ? TESS_F16
+                                            : TESS_BF16;
     return TESS_OK;
 }
 
@@ -431,7 +523,8 @@ static tess_status read_source(void *arg, const tess_param *p, void *dst, size_t
 
 tess_load_source tess_description_source(tess_description *d)
 {
-    return (tess_load_source){.arg = d, .dtype_of = source_dtype, .read = read_source};
+    return (tess_load_source){
+        .arg = d, .dtype_of = source_dtype, .codec_of = source_codec, .read = read_source};
 }
 
 tess_load_request tess_description_load(const tess_description *d, const tess_load_source *source)

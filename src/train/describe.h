@@ -9,6 +9,7 @@
 #include <limits.h>
 
 #include "core/ctx.h"
+#include "format/json.h"
 #include "format/model_dir.h"
 #include "format/peft.h"
 #include "model/model.h"
@@ -36,8 +37,9 @@ typedef struct tess_launch_shape {
 typedef struct tess_description {
     const tess_run *run; /* borrowed */
     tess_llm_config config;
-    char *config_text;    /* config.json as read: kept in the run directory for resumes without the
-                             source */
+    char *config_text; /* config.json as read: kept in the run directory for resumes without the
+                          source */
+    tess_json *config_root;
     tess_model_dir *dir;  /* NULL when there are no weights (init: random, or the source is gone) */
     tess_peft_spec *spec; /* NULL in full mode */
     tess_registry registry;
@@ -50,6 +52,8 @@ typedef struct tess_description {
  * Describe a run and plan it.
  *
  * Local. When `model.path` has no config.json but the run directory keeps a copy, the copy is used.
+ * A GGUF file describes itself: `config_text` is made of it and names how each tensor is kept, so
+ * that a resume does without the file.
  * @return TESS_E_CONFIG, TESS_E_FORMAT, TESS_E_IO, TESS_E_FIT
  */
 TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
