@@ -197,8 +197,10 @@ line describe_block()
         const line name =
             end - i == 1 ? format("thread %u", i) : format("threads %u-%u", i, end - 1);
         const size_t used = strlen(all.text);
-        snprintf(all.text + used, sizeof all.text - used, "%s%s: %s", used == 0 ? "" : "; ",
-                 name.text, what.text);
+        /* What does not fit is cut. */
+        if (snprintf(all.text + used, sizeof all.text - used, "%s%s: %s", used == 0 ? "" : "; ",
+                     name.text, what.text) < 0)
+            break;
         i = end;
     }
     return all;
