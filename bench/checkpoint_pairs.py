@@ -94,6 +94,8 @@ def main():
         try:
             seen = len(await_save(process, folder, 0))  # the first one warms up
             for _ in range(args.pairs):
+                # one that was in flight at the last stop has the time of dd in it
+                seen = len(await_save(process, folder, seen))
                 saves.append(await_save(process, folder, seen)[-1])
                 tell(process, signal.SIGSTOP)
                 seen = len(await_save(process, folder, seen))
