@@ -306,13 +306,13 @@ static tess_cuda_work work_of(const tess_session *s)
 size_t session_library_nbytes(const tess_session *s)
 {
     const tess_cuda_work work = {.attention_nbytes = ATTENTION_NBYTES};
-    return s->device != NULL ? s->plugin->prepare_nbytes(&work) : 0;
+    return s->device != NULL && !is_given(s) ? s->plugin->prepare_nbytes(&work) : 0;
 }
 
 tess_status session_prepare_device(tess_session *s)
 {
     char note[TESS_CUDA_NOTE_NBYTES] = "";
-    if (s->device == NULL)
+    if (s->device == NULL || is_given(s))
         return TESS_OK;
     tess_cuda_work work = work_of(s);
     work.slot_nbytes = tess_description_slot_nbytes(&s->d);

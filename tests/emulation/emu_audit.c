@@ -38,19 +38,29 @@ static void prepare(emu_device *d, emu_kernel_call *call)
     emu_visit(call, &(emu_visitor){.operand = mark_operand, .arg = d});
 }
 
+/* First byte that is listed as written, or is not, and differs between two states; -1: none. */
+static ptrdiff_t first_difference(const emu_memory *m, const char *a, const char *b,
+                                  bool is_written)
+{
+    unsigned char any = 0;
+    for (size_t i = 0; i < m->nbytes; i++) /* without branches: it runs over all memory */
+        any |= (unsigned char)((((m->access[i] & EMU_WRITE) != 0) == is_written) & (a[i] != b[i]));
+    for (size_t i = 0; any != 0 && i < m->nbytes; i++)
+        if (((m->access[i] & EMU_WRITE) != 0) == is_written && a[i] != b[i])
+            return (ptrdiff_t)i;
+    return -1;
+}
+
 static void check_writes(emu_device *d, const emu_op *op)
 {
     for (emu_memory *m = d->memory; m != NULL; m = m->next) {
         if (m->space != TESS_DEVICE)
             continue;
         memcpy(m->after, m->alias, m->nbytes);
-        for (size_t b = 0; b < m->nbytes; b++) {
-            if ((m->access[b] & EMU_WRITE) != 0 || m->after[b] == m->before[b])
-                continue;
-            emu_violation(d, "'%s' wrote byte %zu of allocation %d, which is no operand's to write",
-                          d->entry[op->entry - 1].what, b, m->idx);
-            return;
-        }
+        const ptrdiff_t at = first_difference(m, m->after, m->before, false);
+        if (at >= 0)
+            emu_violation(d, "'%s' wrote byte %td of allocation %d, which is no operand's to write",
+                          d->entry[op->entry - 1].what, at, m->idx);
     }
 }
 
@@ -64,19 +74,16 @@ static void disturb(emu_device *d)
 
 static void check_reads(emu_device *d, const emu_op *op)
 {
-    bool is_told = false;
     for (emu_memory *m = d->memory; m != NULL; m = m->next) {
-        for (size_t b = 0; m->space == TESS_DEVICE && !is_told && b < m->nbytes; b++) {
-            if ((m->access[b] & EMU_WRITE) == 0 || m->alias[b] == m->after[b])
-                continue;
+        if (m->space != TESS_DEVICE)
+            continue;
+        const ptrdiff_t at = first_difference(m, m->alias, m->after, true);
+        if (at >= 0)
             emu_violation(d,
-                          "'%s': byte %zu of allocation %d depends on bytes that are not listed as "
+                          "'%s': byte %td of allocation %d depends on bytes that are not listed as "
                           "read, or is not written",
-                          d->entry[op->entry - 1].what, b, m->idx);
-            is_told = true;
-        }
-        if (m->space == TESS_DEVICE)
-            memcpy(m->alias, m->after, m->nbytes);
+                          d->entry[op->entry - 1].what, at, m->idx);
+        memcpy(m->alias, m->after, m->nbytes);
     }
 }
 
