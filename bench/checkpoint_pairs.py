@@ -81,7 +81,8 @@ def main():
     parser.add_argument("--tessera", type=pathlib.Path, required=True)
     parser.add_argument("--shape", choices=SHAPES, default="135m")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--every", type=int, default=4, help="steps between saves; one that is due too early is skipped")
+    parser.add_argument("--every", type=int, default=4,
+                        help="steps between saves; one that is due too early is skipped")
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--ours", default="1x1", help="ranks x threads")
     parser.add_argument("--dir", help="on the file system in question")

@@ -57,6 +57,14 @@ typedef struct tess_kernels {
     tess_status (*sum)(const tess_sum_args *a, tess_stream *s);
     tess_status (*exact_add)(const tess_exact_add_args *a, tess_stream *s);
     tess_status (*adamw)(const tess_adamw_args *a, tess_stream *s);
+
+    /* Only of backends that choose among algorithms, all four or none. Before the first step
+     * `gemm_prepare` announces every product of one; the choices of one rank then go to all as
+     * bytes, so that they run the same algorithms. After an import nothing is chosen unnoticed. */
+    tess_status (*gemm_prepare)(const tess_gemm_args *a, tess_stream *s);
+    size_t (*choices_nbytes)(tess_stream *s);
+    tess_status (*choices_export)(tess_stream *s, void *data);
+    tess_status (*choices_import)(tess_stream *s, const void *data, size_t nbytes);
 } tess_kernels;
 
 /** CPU backend; `path` is fixed by tess_kernels_cpu_select before the first use. */

@@ -62,7 +62,7 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->exact_add != NULL,
         k->adamw != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 2 * sizeof(const char *) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 6 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,

@@ -46,4 +46,9 @@ tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cuda_exact_add(const tess_exact_add_args *a, tess_stream *s);
 tess_status tess_cuda_adamw(const tess_adamw_args *a, tess_stream *s);
 
+tess_status tess_cuda_gemm_prepare(const tess_gemm_args *a, tess_stream *s);
+size_t tess_cuda_choices_nbytes(tess_stream *s);
+tess_status tess_cuda_choices_export(tess_stream *s, void *data);
+tess_status tess_cuda_choices_import(tess_stream *s, const void *data, size_t nbytes);
+
 TESS_END_DECLS

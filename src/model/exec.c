@@ -112,14 +112,19 @@ tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args)
     const size_t mark = tess_carve_mark(&ex->work);
     const size_t nbytes = ex->kernels->gemm_work_nbytes(args, ex->thread_numel);
     TESS_TRY(tess_carve_take(&ex->work, (int64_t)nbytes, TESS_U8_OPAQUE, &args->work));
-    TESS_TRY(TESS_EXEC_RUN(ex, gemm, args));
+    if (ex->is_announced)
+        TESS_TRY(ex->kernels->gemm_prepare(args, ex->stream));
+    else
+        TESS_TRY(TESS_EXEC_RUN(ex, gemm, args));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
 
 tess_status tess_exec_zero(const tess_exec *ex, tess_view v)
 {
-    return ex->is_plan ? TESS_OK : tess_device_zero(ex->call->device, v, ex->stream);
+    if (ex->is_plan || ex->is_announced)
+        return TESS_OK;
+    return tess_device_zero(ex->call->device, v, ex->stream);
 }
 
 static int64_t span(int64_t rows, int64_t cols, int64_t stride)
@@ -157,7 +162,7 @@ tess_status tess_carve_take_rows(tess_carve *carve, int64_t rows, int64_t cols, 
 tess_status tess_exec_copy_rows(const tess_exec *ex, tess_rows dst, tess_rows src)
 {
     const int64_t item = (int64_t)tess_dtype_block_nbytes(src.view.dt);
-    if (ex->is_plan)
+    if (ex->is_plan || ex->is_announced)
         return TESS_OK;
     const tess_rows_copy copy = {.dst = dst.view.data,
                                  .src = src.view.data,

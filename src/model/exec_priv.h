@@ -38,6 +38,7 @@ typedef struct tess_exec {
     tess_dtype dt;               /* compute dtype */
     int thread_numel;
     bool is_plan;
+    bool is_announced;        /* TESS_CALL_PREPARE_*: real addresses, no work but gemm_prepare */
     bool is_padded;         /* operands of one product lie side by side; see [Note: side by side] */
     float dropout;          /* LoRA dropout of this call; 0 in evaluation */
     int64_t row_numel;      /* tokens of the micro-batch */
@@ -50,7 +51,7 @@ typedef struct tess_exec {
 
 /** Run a kernel of the table, or nothing while planning. */
 #define TESS_EXEC_RUN(ex, op, args)                                                                \
-    ((ex)->is_plan ? TESS_OK : (ex)->kernels->op((args), (ex)->stream))
+    ((ex)->is_plan || (ex)->is_announced ? TESS_OK : (ex)->kernels->op((args), (ex)->stream))
 
 /** A view in the space of a call's kernels. Local. */
 static inline tess_view tess_exec_view(const tess_exec *ex, void *data, int64_t numel,

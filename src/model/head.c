@@ -33,6 +33,11 @@ tess_status tess_embed_backward(tess_exec *ex, int table_idx, const int32_t *tok
     return TESS_EXEC_RUN(ex, embedding_backward, &args);
 }
 
+static const int32_t *at(const int32_t *labels, int64_t row)
+{
+    return labels != NULL ? labels + row : NULL;
+}
+
 /* Buffers of the head for one call. */
 typedef struct head_run {
     const tess_head *head;
@@ -67,8 +72,11 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
     return tess_norm_forward(ex, &head->norm, &io);
 }
 
+/* Every chunk has one when products are announced. */
 static bool has_label(const int32_t *labels, int64_t row_numel)
 {
+    if (labels == NULL)
+        return true;
     for (int64_t i = 0; i < row_numel; i++)
         if (labels[i] >= 0)
             return true;
@@ -92,7 +100,7 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
         .logits = logits, .row_numel = row_numel, .vocab_numel = vocab_numel};
     args.d_logits = run->d_logits;
     if (!ex->is_plan) {
-        args.labels = run->labels.label + first_row;
+        args.labels = at(run->labels.label, first_row);
         args.row_loss = (double *)run->row_loss.data + first_row;
         args.grad_scale = ex->call->grad_scale;
     }
@@ -132,13 +140,13 @@ static tess_status all_chunks(tess_exec *ex, const head_run *run, double *loss_s
         return plan_chunks(ex, run);
     for (int64_t row = 0; row < ex->row_numel; row += run->head->chunk_numel) {
         const int64_t row_numel = TESS_MIN(run->head->chunk_numel, ex->row_numel - row);
-        if (has_label(run->labels.host + row, row_numel))
+        if (has_label(at(run->labels.host, row), row_numel))
             TESS_TRY(chunk(ex, run, row, row_numel));
         else
             TESS_TRY(skip(ex, run, row, row_numel));
     }
     const tess_sum_args args = {.x = run->row_loss.data, .numel = ex->row_numel, .out = loss_sum};
-    return ex->kernels->sum(&args, ex->stream);
+    return TESS_EXEC_RUN(ex, sum, &args);
 }
 
 tess_status tess_head_loss(tess_exec *ex, const tess_head *head, tess_view h, tess_labels labels,
@@ -179,7 +187,7 @@ tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h, 
     TESS_TRY(tess_carve_take(&ex->work, head->linear.out_numel, TESS_F32, &row));
     group.y[0] = tess_rows_of(row, 1, head->linear.out_numel);
     TESS_TRY(tess_group_forward(ex, &group));
-    if (!ex->is_plan)
+    if (!ex->is_plan && !ex->is_announced)
         TESS_TRY(tess_device_copy(ex->call->device, tess_view_host(logits, row.numel, TESS_F32),
                                   row, ex->stream));
     tess_carve_release(&ex->work, mark);

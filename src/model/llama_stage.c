@@ -182,7 +182,10 @@ tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int s
 
 static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_exec *ex)
 {
-    const tess_token_batch *batch = call->batch;
+    /* Announced calls have no batch: kernels that would read one are not run. */
+    const tess_token_batch full = {.token_numel = m->token_numel};
+    const bool is_announced = tess_call_is_announced(call->mode);
+    const tess_token_batch *batch = is_announced ? &full : call->batch;
     TESS_CHECK(call->stage_idx >= 0 && call->stage_idx < m->layer_numel + 2, TESS_E_ARG,
                "stage %d of %d", call->stage_idx, m->layer_numel + 2);
     TESS_CHECK(batch != NULL && batch->token_numel > 0 && batch->token_numel <= m->token_numel,
@@ -194,10 +197,11 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
                       .call = call,
                       .stream = call->stream,
                       .space = call->device->space,
+                      .is_announced = is_announced,
                       .is_padded = call->kernels->wants_adjacent_terms,
                       .dt = m->dt,
                       .thread_numel = m->thread_numel,
-                      .dropout = call->mode == TESS_CALL_TRAIN ? m->dropout : 0.0f,
+                      .dropout = tess_call_is_training(call->mode) ? m->dropout : 0.0f,
                       .row_numel = batch->token_numel,
                       .longest_numel = m->sequence_length,
                       .document_numel = batch->document_numel,
@@ -206,6 +210,12 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
     ex->saved = tess_carve_make("saved", call->saved, false);
     ex->work = tess_carve_make("work", call->work, false);
     return TESS_OK;
+}
+
+static const tess_token_batch *batch_of(const tess_stage_call *call)
+{
+    static const tess_token_batch none_there = {0};
+    return tess_call_is_announced(call->mode) ? &none_there : call->batch;
 }
 
 /* [T, H] of the compute dtype over the bytes of a call. */
@@ -223,10 +233,10 @@ static tess_status call_forward(void *model, const tess_stage_call *call)
     TESS_TRY(begin(m, call, &ex));
     if (call->stage_idx > 0)
         TESS_TRY(hidden(m, &ex, "input", call->input, &v.input));
-    const bool is_repeated = call->mode == TESS_CALL_TRAIN && call->output.numel == 0;
+    const bool is_repeated = tess_call_is_training(call->mode) && call->output.numel == 0;
     if (!is_head(m, call->stage_idx) && !is_repeated)
         TESS_TRY(hidden(m, &ex, "output", call->output, &v.output));
-    return forward(m, &ex, call->stage_idx, call->batch, &v);
+    return forward(m, &ex, call->stage_idx, batch_of(call), &v);
 }
 
 static tess_status call_backward(void *model, const tess_stage_call *call)
@@ -242,7 +252,7 @@ static tess_status call_backward(void *model, const tess_stage_call *call)
     }
     if (!is_head(m, call->stage_idx))
         TESS_TRY(hidden(m, &ex, "d_output", call->d_output, &v.d_output));
-    return backward(m, &ex, call->stage_idx, call->batch, &v);
+    return backward(m, &ex, call->stage_idx, batch_of(call), &v);
 }
 
 /* ---- constants ---- */

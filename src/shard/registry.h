@@ -91,8 +91,22 @@ typedef struct tess_stage {
 typedef enum tess_call_mode {
     TESS_CALL_TRAIN, /* forward of a training micro-batch, or its recomputation */
     TESS_CALL_EVAL,  /* forward only; the last stage writes the loss */
-    TESS_CALL_LOGITS /* forward only; the last stage writes logits of one token (see family) */
+    TESS_CALL_LOGITS, /* forward only; the last stage writes logits of one token (see family) */
+    /* Nothing is computed: the products of a full micro-batch, of training or of evaluation, are
+     * announced to the backend. There is no batch. */
+    TESS_CALL_PREPARE_TRAIN,
+    TESS_CALL_PREPARE_EVAL
 } tess_call_mode;
+
+static inline bool tess_call_is_announced(tess_call_mode mode)
+{
+    return mode == TESS_CALL_PREPARE_TRAIN || mode == TESS_CALL_PREPARE_EVAL;
+}
+/** Whether a stage keeps what its backward reads, and drops out. */
+static inline bool tess_call_is_training(tess_call_mode mode)
+{
+    return mode == TESS_CALL_TRAIN || mode == TESS_CALL_PREPARE_TRAIN;
+}
 
 typedef struct tess_registry tess_registry;
 

@@ -392,7 +392,7 @@ static void point_at_params(tess_runtime *rt, const tess_sched_op *op, tess_stag
                                                  plan->grad_buffer_offset_nbytes[op->grad_idx]);
 }
 
-static tess_stage_call make_call(tess_runtime *rt, const tess_sched_op *op, tess_call_mode mode)
+tess_stage_call runtime_call(tess_runtime *rt, const tess_sched_op *op, tess_call_mode mode)
 {
     const tess_plan *plan = rt->parts.plan;
     const tess_registry *reg = rt->parts.registry;
@@ -429,7 +429,7 @@ static tess_status load_batch(tess_runtime *rt, int round_idx)
 
 static tess_stage_call make_train_call(tess_runtime *rt, const tess_sched_op *op)
 {
-    tess_stage_call call = make_call(rt, op, TESS_CALL_TRAIN);
+    tess_stage_call call = runtime_call(rt, op, TESS_CALL_TRAIN);
     call.micro_batch_idx =
         rt->request->first_micro_batch_idx + (int64_t)op->round_idx * rt->world + rt->rank;
     call.grad_scale = (float)(1.0 / (double)rt->request->loss_token_numel);
@@ -733,7 +733,7 @@ static tess_status run_forward_only(tess_runtime *rt, const tess_sched_op *op)
         return gather_unit(rt, op);
     if (rt->batch == NULL)
         return TESS_OK;
-    tess_stage_call call = make_call(rt, op, rt->forward_mode);
+    tess_stage_call call = runtime_call(rt, op, rt->forward_mode);
     call.loss_sum = &record_of(rt)->loss_sum;
     return rt->parts.ops->forward(rt->parts.model, &call);
 }

@@ -109,6 +109,11 @@ void tess_runtime_trace(tess_runtime *rt, tess_trace *trace);
 /** Room that a trace needs for the spans of a step. Local. */
 int tess_runtime_span_numel(const tess_runtime *rt);
 /**
+ * Announce every matrix product of a step to a backend that chooses among algorithms, and take rank
+ * 0's choices on all ranks. Does nothing on others. Collective over `world`.
+ */
+TESS_MUST_CHECK tess_status tess_runtime_prepare(tess_runtime *rt);
+/**
  * Forward and backward of all M micro-batches, ordered reduction, control record, clipping, update,
  * publish. Collective over `world`. @return fatal statuses; anything wrong inside a step is
  * reported as such

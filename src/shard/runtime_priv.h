@@ -71,6 +71,8 @@ struct tess_runtime {
 /** Address of an element count into an arena. */
 char *runtime_at(tess_runtime *rt, tess_lifetime life, size_t offset_nbytes);
 int64_t runtime_owned_numel(const tess_runtime *rt, int unit_idx);
+/** What a stage of an operation sees. */
+tess_stage_call runtime_call(tess_runtime *rt, const tess_sched_op *op, tess_call_mode mode);
 /** Elements at an address in memory of the device. */
 tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, tess_dtype dt);
 /** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */

@@ -268,6 +268,8 @@ static tess_status create_runtime(tess_session *s)
     if (st == TESS_OK)
         st = session_enroll_arenas(s);
     if (st == TESS_OK)
+        st = tess_runtime_prepare(s->rt);
+    if (st == TESS_OK)
         st = session_records_create(s);
     return session_agree(s, st);
 }
