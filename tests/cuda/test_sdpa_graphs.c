@@ -72,10 +72,10 @@ static void expect_engine(tess_sdpa *sdpa, const described *d, const tess_sdpa_c
     tess_sdpa_engine engine = {0};
     tess_error_clear();
     const tess_status st = tess_sdpa_probe(sdpa, c, &engine);
-    const bool is_expected = engine_idx == NONE
-                                 ? st == TESS_E_UNSUPPORTED &&
-                                       strstr(tess_error_message(), "no engine") != NULL
-                                 : st == TESS_OK && engine.engine_idx == engine_idx;
+    const bool is_expected =
+        engine_idx == NONE
+            ? st == TESS_E_UNSUPPORTED && strstr(tess_error_message(), "no engine") != NULL
+            : st == TESS_OK && engine.engine_idx == engine_idx;
     if (!is_expected)
         fail_msg("%s, %s, packed %d, %d kv heads, dim %d, deterministic %d: engine %d of %d, "
                  "expected %d: %s",
@@ -189,7 +189,8 @@ static void test_plan_says_what_it_covers_and_why_not(void **state)
     tess_sdpa_destroy(&sdpa);
 }
 
-/* 1 GiB holds 32 heads of one document of 4,096 (2 * 32 * 4096^2), and 2 heads of 16 documents. */
+/* 1 GiB holds the scores of 32 heads of one document of 4,096 (2 * 32 * 4096^2), but of 16
+ * documents not even those of the 4 heads that share a key-value head. */
 static void test_plan_deterministic_stays_below_the_limit(void **state)
 {
     (void)state;

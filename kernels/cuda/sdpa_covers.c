@@ -1,0 +1,57 @@
+/* Which calls compiled graphs can take, and why not the others. */
+#include <stdio.h>
+
+#include "core/arith.h"
+#include "kernels/cuda/sdpa_library_priv.h"
+
+enum { DIM_STEP = 8 };
+
+static bool refuse(char why[TESS_SDPA_REASON_NBYTES], const char *text)
+{
+    (void)snprintf(why, TESS_SDPA_REASON_NBYTES, "%s", text);
+    return false;
+}
+
+/* Reasons that lie in the call. */
+static bool is_usable(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
+                      char why[TESS_SDPA_REASON_NBYTES])
+{
+    if (shape->dt != TESS_BF16)
+        return refuse(why, "cuDNN's attention takes bf16");
+    if (window != 0 && window < shape->longest_numel)
+        return refuse(why, "sliding windows are not in cuDNN's graphs here");
+    if (shape->dim % DIM_STEP != 0)
+        return refuse(why, "cuDNN's attention takes head dims that are multiples of 8");
+    if (shape->document_numel == 0)
+        return refuse(why, "the number of documents is not known");
+    if (tess_sdpa_is_packed(shape) && shape->document_numel > sdpa->settings.document_max) {
+        (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
+                       "%" PRId64 " documents in the pack, cuDNN's plan is for %" PRId64,
+                       shape->document_numel, sdpa->settings.document_max);
+        return false;
+    }
+    const double last = (double)shape->token_numel * (double)shape->head_numel * (double)shape->dim;
+    if (last > (double)INT32_MAX)
+        return refuse(why, "offsets of cuDNN's ragged tensors have 32 bits");
+    return true;
+}
+
+bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
+                      bool is_backward, char why[TESS_SDPA_REASON_NBYTES])
+{
+    if (!is_usable(sdpa, shape, window, why))
+        return false;
+    const tess_sdpa_case c =
+        tess_sdpa_case_of(sdpa, shape, tess_sdpa_is_packed(shape), is_backward);
+    const tess_sdpa_compiled *p = tess_sdpa_find(sdpa, &c);
+    if (p == NULL)
+        return refuse(why, "cuDNN has no plan for this shape");
+    if (p->refusal[0] != '\0')
+        return refuse(why, p->refusal);
+    if (p->engine.work_nbytes > sdpa->library_work_nbytes)
+        return refuse(why, "cuDNN's workspace was not given");
+    (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
+                   "%s, engine %" PRId64 ", %" PRId64 " of %" PRId64 " key-value heads at a time",
+                   sdpa->version, p->engine.engine_idx, p->c.group_kv_numel, p->c.kv_head_numel);
+    return true;
+}
