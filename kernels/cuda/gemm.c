@@ -11,6 +11,7 @@ enum {
         128 << 20, /* of the f32 scratch, unless that is fewer rows than SUM_ROWS_MIN */
     SUM_ROWS_MIN = 1024,
     SUM_ROWS_STEP = 256,
+    GAP_MAX = 256, /* columns between two terms of a run that are multiplied by zeros */
 };
 
 typedef enum join_mode {
@@ -32,13 +33,14 @@ typedef struct gemm_plan {
     const tess_gemm_args *args;
     gemm_run run[TESS_GEMM_TERM_MAX];
     int run_numel;
-    bool has_sum;       /* products add up in f32 scratch */
-    bool has_epilogue;  /* the last product adds the bias */
-    bool is_finished;   /* the small kernel has work to do */
-    bool has_quantized; /* something is dequantized */
-    int64_t chunk_rows; /* of C at a time */
-    size_t sum_nbytes;  /* f32 scratch, first in the workspace */
-    size_t b_nbytes;    /* B's, behind it */
+    int64_t first_k[TESS_GEMM_TERM_MAX]; /* of a term in its run */
+    bool has_sum;                        /* products add up in f32 scratch */
+    bool has_epilogue;                   /* the last product adds the bias */
+    bool is_finished;                    /* the small kernel has work to do */
+    bool has_quantized;                  /* something is dequantized */
+    int64_t chunk_rows;                  /* of C at a time */
+    size_t sum_nbytes;                   /* f32 scratch, first in the workspace */
+    size_t b_nbytes;                     /* B's, behind it */
 } gemm_plan;
 
 /* What a call runs with. */
@@ -69,20 +71,23 @@ static bool is_stored_as(const tess_matrix *b, tess_dtype dt)
     return !tess_format_is_quantized(b->codec.format) && plain_dtype(&b->codec) == dt;
 }
 
-/* Whether the columns of `next` follow those of a run that ends with `last` and sums over k. */
-static bool can_join(const tess_gemm_args *a, const gemm_run *run, const tess_gemm_term *next,
-                     join_mode mode)
+/* Where the columns of `next` lie in a run that sums over k so far; -1: in another one. */
+static int64_t column_in(const tess_gemm_args *a, const gemm_run *run, const tess_gemm_term *next,
+                         join_mode mode)
 {
     const tess_gemm_term *first = &a->term[run->first_term];
     const int64_t stride = a_stride_of(a, first);
     if (mode == JOIN_NONE || a->kind == TESS_GEMM_TN || first->scale != next->scale)
-        return false;
+        return -1;
     if (mode == JOIN_ASSUMED)
-        return true;
-    const size_t k_nbytes = (size_t)run->k * tess_dtype_block_nbytes(dtype_of(a));
-    const bool is_row = stride >= run->k + next->k && a_stride_of(a, next) == stride;
-    return is_row && first->a.data != NULL &&
-           (const char *)next->a.data == (const char *)first->a.data + k_nbytes;
+        return run->k;
+    const intptr_t distance = (intptr_t)next->a.data - (intptr_t)first->a.data;
+    const int64_t elem_nbytes = (int64_t)tess_dtype_block_nbytes(dtype_of(a));
+    const int64_t column = (int64_t)distance / elem_nbytes;
+    const bool is_row = first->a.data != NULL && a_stride_of(a, next) == stride &&
+                        (int64_t)distance % elem_nbytes == 0;
+    const bool is_behind = column >= run->k && column - run->k <= GAP_MAX;
+    return is_row && is_behind && column + next->k <= stride ? column : -1;
 }
 
 static void plan_runs(gemm_plan *p, join_mode mode)
@@ -90,16 +95,20 @@ static void plan_runs(gemm_plan *p, join_mode mode)
     const tess_gemm_args *a = p->args;
     for (int t = 0; t < a->term_numel; t++) {
         gemm_run *run = p->run_numel > 0 ? &p->run[p->run_numel - 1] : NULL;
+        int64_t column = -1;
         if (a->term[t].k == 0)
             continue;
         /* a term without elements between two others must not hide that they are neighbours */
-        const bool is_next = run != NULL && run->first_term + run->term_numel == t;
-        if (!is_next || !can_join(a, run, &a->term[t], mode)) {
+        if (run != NULL && run->first_term + run->term_numel == t)
+            column = column_in(a, run, &a->term[t], mode);
+        if (column < 0) {
             run = &p->run[p->run_numel++];
             *run = (gemm_run){.first_term = t};
+            column = 0;
         }
         run->term_numel++;
-        run->k += a->term[t].k;
+        run->k = column + a->term[t].k;
+        p->first_k[t] = column;
     }
 }
 
@@ -167,8 +176,9 @@ size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
         const tess_gemm_term *term = &a->term[t];
         if (a->term_numel == 1 && is_stored_as(&term->b, dt))
             continue;
-        const int64_t rows = is_nt ? a->n : term->k;
-        const int64_t cols = tess_round_up(is_nt ? term->k : a->n, LINE_NUMEL);
+        const int64_t k = term->k + (t > 0 ? GAP_MAX : 0);
+        const int64_t rows = is_nt ? a->n : k;
+        const int64_t cols = tess_round_up(is_nt ? k : a->n, LINE_NUMEL);
         const int64_t b_nbytes = rows * cols * (int64_t)tess_dtype_block_nbytes(dt);
         nbytes += (size_t)tess_round_up(b_nbytes, ALIGN_NBYTES);
     }
@@ -276,15 +286,37 @@ tess_status tess_cuda_gemm_plan(const tess_gemm_args *a, const tess_cuda_library
 
 /* -------- scratch -------- */
 
-/* Matrix of one term to its place in the scratch of its run; `k_before` of the run's terms. */
+static char *scratch_at(const gemm_call *call, const gemm_run *run, int64_t k)
+{
+    const tess_gemm_args *a = call->p->args;
+    const int64_t skip = a->kind == TESS_GEMM_NT ? k : k * run->b_stride;
+    return call->b_scratch + run->offset_nbytes +
+           (size_t)skip * tess_dtype_block_nbytes(dtype_of(a));
+}
+
+/* Zeros for the columns of A between two terms: what lies there is finite and does not count. */
+static tess_status clear_gap(const gemm_call *call, const gemm_run *run, int64_t first_k,
+                             int64_t k_numel, tess_stream *s)
+{
+    const tess_gemm_args *a = call->p->args;
+    const bool is_nt = a->kind == TESS_GEMM_NT;
+    const tess_gemm_expand_args args = {.codec = {.format = TESS_FORMAT_F32},
+                                        .rows = is_nt ? a->n : k_numel,
+                                        .cols = is_nt ? k_numel : a->n,
+                                        .dst = scratch_at(call, run, first_k),
+                                        .dst_stride = run->b_stride,
+                                        .dt = dtype_of(a)};
+    return tess_cuda_gemm_expand(&args, s);
+}
+
+/* Matrix of one term to its place in the scratch of its run. */
 static tess_status expand_term(const gemm_call *call, const gemm_run *run, int term_idx,
-                               int64_t k_before, tess_stream *s)
+                               tess_stream *s)
 {
     const tess_gemm_args *a = call->p->args;
     const tess_matrix *b = &a->term[term_idx].b;
     const tess_dtype dt = dtype_of(a);
-    const int64_t skip = a->kind == TESS_GEMM_NT ? k_before : k_before * run->b_stride;
-    char *dst = call->b_scratch + run->offset_nbytes + (size_t)skip * tess_dtype_block_nbytes(dt);
+    char *dst = scratch_at(call, run, call->p->first_k[term_idx]);
     if (tess_format_is_quantized(b->codec.format) && run->b_stride == b->cols) {
         tess_nf4_dequantize_args args = {.codec = b->codec,
                                          .dst = {dst, b->rows * b->cols, dt, a->c.space}};
@@ -307,12 +339,17 @@ static tess_status expand_all(const gemm_call *call, bool is_quantized, tess_str
     const gemm_plan *p = call->p;
     for (int r = 0; r < p->run_numel; r++) {
         const gemm_run *run = &p->run[r];
-        int64_t k_before = 0;
+        int64_t end_k = 0;
         for (int i = 0; i < run->term_numel && !run->is_direct; i++) {
-            const tess_gemm_term *term = &p->args->term[run->first_term + i];
+            const int t = run->first_term + i;
+            const tess_gemm_term *term = &p->args->term[t];
+            if (term->k == 0)
+                continue;
             if (tess_format_is_quantized(term->b.codec.format) == is_quantized)
-                TESS_TRY(expand_term(call, run, run->first_term + i, k_before, s));
-            k_before += term->k;
+                TESS_TRY(expand_term(call, run, t, s));
+            if (!is_quantized && p->first_k[t] > end_k)
+                TESS_TRY(clear_gap(call, run, end_k, p->first_k[t] - end_k, s));
+            end_k = p->first_k[t] + term->k;
         }
     }
     return TESS_OK;

@@ -193,7 +193,9 @@ static __global__ void __launch_bounds__(THREAD_NUMEL)
         const int64_t row = idx / p.cols;
         const int64_t at = row * p.dst_stride + (idx - row * p.cols);
         float value = 0.0f;
-        if (SOURCE == SOURCE_F32) {
+        if (p.part[0] == NULL) {
+            value = 0.0f;
+        } else if (SOURCE == SOURCE_F32) {
             value = ((const float *)p.part[0])[idx];
         } else if (SOURCE == SOURCE_BF16) {
             value = f32_of_bits(((const unsigned short *)p.part[0])[idx]);
@@ -272,7 +274,8 @@ static tess_status expand_launch(expand_params *p, tess_stream *s)
 {
     const bool is_quantized = SOURCE == SOURCE_BNB4 || SOURCE == SOURCE_BNB4_DOUBLE;
     const bool is_whole = p->cols % LINE_NUMEL == 0 && p->dst_stride % LINE_NUMEL == 0;
-    const bool is_placed = is_aligned(p->dst, 16) && is_aligned(p->part[0], is_quantized ? 4 : 16);
+    const bool is_placed = p->part[0] != NULL && is_aligned(p->dst, 16) &&
+                           is_aligned(p->part[0], is_quantized ? 4 : 16);
     const size_t shared_nbytes = (TABLE_NUMEL + MAP_NUMEL) * sizeof(float);
     if (is_whole && is_placed) {
         p->lane_shift = lane_shift_of(p->cols / LINE_NUMEL);

@@ -3,12 +3,14 @@
  * plans a step calls.
  *
  * [Note: one rounding] Terms whose A lie side by side in one buffer (term i + 1 begins where the
- * columns of term i end, equal strides and scales) are one product: their B's are written beside
- * each other (NT) or below each other (NN) into scratch, so a LoRA branch costs r / K more work and
- * the sum is rounded once. Terms that lie apart run one after another; with a bf16 C they add up in
- * an f32 scratch that a small kernel rounds, in chunks of rows so that the scratch stays bounded.
- * That costs 4 bytes written per element of C and term, 4 read per further term, and 4 read + 2
- * written at the end: 18 bytes for two terms against 2 when they lie together.
+ * columns of term i end or up to 256 columns later, equal strides and scales) are one product:
+ * their B's are written beside each other (NT) or below each other (NN) into scratch, zeros for the
+ * columns between them, so a LoRA branch costs r / K more work and the sum is rounded once. What
+ * lies between must be finite: in [x | u_q | u_k | u_v] it is the activations of other adapters.
+ * Terms that lie apart run one after another; with a bf16 C they add up in an f32 scratch that a
+ * small kernel rounds, in chunks of rows so that the scratch stays bounded. That costs 4 bytes
+ * written per element of C and term, 4 read per further term, and 4 read + 2 written at the end: 18
+ * bytes for two terms against 2 when they lie together.
  *
  * [Note: distance to the twin] Products are exact in f32, sums are f32 in an order of the
  * library's; so a result is within the bound of tests/kernels/test_gemm.c. Joined terms of equal
@@ -35,7 +37,7 @@ TESS_MUST_CHECK tess_status tess_cuda_gemm_plan(const tess_gemm_args *a,
 /** A stored matrix as rows of the compute dtype, `dst_stride` elements apart. */
 typedef struct tess_gemm_expand_args {
     tess_codec codec;
-    const void *part[TESS_CODEC_PART_MAX];
+    const void *part[TESS_CODEC_PART_MAX]; /* the first is NULL: zeros */
     int64_t rows, cols;
     void *dst; /* [rows, cols] dt; aligned to its elements */
     int64_t dst_stride;

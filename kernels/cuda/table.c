@@ -2,6 +2,7 @@
 
 const tess_kernels tess_kernels_cuda = {
     .name = "cuda",
+    .wants_adjacent_terms = true,
     .path = tess_cuda_path,
     .gemm = tess_cuda_gemm,
     .gemm_work_nbytes = tess_cuda_gemm_work_nbytes,
@@ -28,4 +29,8 @@ const tess_kernels tess_kernels_cuda = {
     .sum = tess_cuda_sum,
     .exact_add = tess_cuda_exact_add,
     .adamw = tess_cuda_adamw,
+    .gemm_prepare = tess_cuda_gemm_prepare,
+    .choices_nbytes = tess_cuda_choices_nbytes,
+    .choices_export = tess_cuda_choices_export,
+    .choices_import = tess_cuda_choices_import,
 };

@@ -38,7 +38,7 @@ typedef struct tess_exec {
     tess_dtype dt;               /* compute dtype */
     int thread_numel;
     bool is_plan;
-    bool is_announced;        /* TESS_CALL_PREPARE_*: real addresses, no work but gemm_prepare */
+    bool is_announced;      /* TESS_CALL_PREPARE_*: real addresses, no work but gemm_prepare */
     bool is_padded;         /* operands of one product lie side by side; see [Note: side by side] */
     float dropout;          /* LoRA dropout of this call; 0 in evaluation */
     int64_t row_numel;      /* tokens of the micro-batch */

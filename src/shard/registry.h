@@ -89,8 +89,8 @@ typedef struct tess_stage {
 } tess_stage;
 
 typedef enum tess_call_mode {
-    TESS_CALL_TRAIN, /* forward of a training micro-batch, or its recomputation */
-    TESS_CALL_EVAL,  /* forward only; the last stage writes the loss */
+    TESS_CALL_TRAIN,  /* forward of a training micro-batch, or its recomputation */
+    TESS_CALL_EVAL,   /* forward only; the last stage writes the loss */
     TESS_CALL_LOGITS, /* forward only; the last stage writes logits of one token (see family) */
     /* Nothing is computed: the products of a full micro-batch, of training or of evaluation, are
      * announced to the backend. There is no batch. */

@@ -47,10 +47,10 @@ struct tess_runtime {
     int d_parity; /* which of the two gradient activations holds d_output */
     update_segment *segment;
     int segment_numel;
-    tess_event updated;    /* the compute lane, once it has written the slabs' own rows */
-    tess_event published;  /* the world's stream, once all ranks' rows are there */
-    tess_event drained[2]; /* the last gather, the last send of a program */
-    tess_event joined[2];  /* the gather lane before, the world's stream after a slab's gather */
+    tess_event updated;     /* the compute lane, once it has written the slabs' own rows */
+    tess_event published;   /* the world's stream, once all ranks' rows are there */
+    tess_event drained[2];  /* the last gather, the last send of a program */
+    tess_event joined[2];   /* the gather lane before, the world's stream after a slab's gather */
     const tess_event *held; /* what the next update waits for, NULL */
     tess_mark *wait_mark;   /* [wait_mark_numel] pairs around waits, see runtime_trace.c */
     int wait_mark_numel;
