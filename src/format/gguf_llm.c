@@ -185,7 +185,10 @@ static tess_status read_heads(const reader *r, tess_llm_config *c)
 {
     TESS_TRY(get_i64(r, "attention.head_count", &c->head_numel));
     TESS_TRY(opt_i64(r, "attention.head_count_kv", c->head_numel, &c->kv_head_numel));
-    const bool is_even = c->head_numel > 0 && c->hidden_numel % c->head_numel == 0;
+    TESS_CHECK(c->head_numel >= 1, TESS_E_FORMAT,
+               "'%s': '%s.attention.head_count': expected 1 or more, found %" PRId64,
+               tess_gguf_path(r->file), r->arch, c->head_numel);
+    const bool is_even = c->hidden_numel % c->head_numel == 0;
     TESS_TRY(opt_i64(r, "attention.key_length", is_even ? c->hidden_numel / c->head_numel : 0,
                      &c->head_dim));
     TESS_TRY(expect_i64(r, "attention.value_length", c->head_dim, "heads of k and v differ"));
