@@ -7,6 +7,7 @@
  * any order of the additions and for a scale applied to a joint sum. With small integers every sum
  * is exact, so that the bits must be those of tess_cpu_gemm().
  */
+#include "tests/emulation/emulation.h"
 #include "tests/emulation/gemm_problem.h"
 
 /* The exact result of one element, and its bound. */
