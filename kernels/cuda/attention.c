@@ -45,9 +45,3 @@ tess_status tess_cuda_attention_backward(const tess_attention_backward_args *a, 
     return is_library(&a->shape, a->window, true, library) ? tess_sdpa_backward(library->sdpa, a, s)
                                                            : tess_flash_backward(a, s);
 }
-
-size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel)
-{
-    (void)thread_numel;
-    return TESS_MAX(tess_flash_work_nbytes(shape), tess_sdpa_work_nbytes(shape));
-}

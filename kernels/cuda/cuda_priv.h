@@ -8,7 +8,7 @@
  */
 #pragma once
 
-#include "kernels/kernels.h"
+#include "kernels/cuda_work.h"
 
 TESS_BEGIN_DECLS
 
@@ -19,7 +19,6 @@ extern const tess_kernels tess_kernels_cuda;
 const char *tess_cuda_path(void);
 
 tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
-size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
 /** Waits for the stream: a value that is not finite is refused by name, as on the CPU. */
 tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s);
 tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
@@ -31,7 +30,6 @@ tess_status tess_cuda_rmsnorm_backward(const tess_rmsnorm_backward_args *a, tess
 tess_status tess_cuda_rope(const tess_rope_args *a, tess_stream *s);
 tess_status tess_cuda_attention_forward(const tess_attention_args *a, tess_stream *s);
 tess_status tess_cuda_attention_backward(const tess_attention_backward_args *a, tess_stream *s);
-size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
 tess_status tess_cuda_swiglu_forward(const tess_swiglu_args *a, tess_stream *s);
 tess_status tess_cuda_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s);
 tess_status tess_cuda_add(const tess_add_args *a, tess_stream *s);

@@ -402,12 +402,6 @@ static bool backward_is_aligned(const flash_params *p)
            flash_is_aligned(p->d_k, p->stride.d_k) && flash_is_aligned(p->d_v, p->stride.d_v);
 }
 
-size_t tess_flash_work_nbytes(const tess_attention_shape *shape)
-{
-    const size_t row_numel = static_cast<size_t>(shape->token_numel * shape->head_numel);
-    return (row_numel * sizeof(float) + 255) / 256 * 256;
-}
-
 static tess_status backward_params(flash_params *p, const tess_attention_backward_args *a,
                                    const tess_flash_strides *strides)
 {

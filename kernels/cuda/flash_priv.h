@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/cuda_work.h"
 
 TESS_BEGIN_DECLS
 
@@ -28,9 +28,6 @@ static inline tess_flash_strides tess_flash_strides_plain(const tess_attention_s
     const tess_flash_strides strides = {query, key, key, out, query, query, key, key};
     return strides;
 }
-
-/** Bytes of `work` of the backward; the forward needs none. Local. */
-size_t tess_flash_work_nbytes(const tess_attention_shape *shape);
 
 /**
  * Enqueue the forward. Local.

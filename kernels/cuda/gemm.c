@@ -4,15 +4,7 @@
 
 #include "core/arith.h"
 
-enum {
-    ALIGN_NBYTES = 256,
-    LINE_NUMEL = 8, /* rows of scratch are multiples: 16 bytes of bf16 */
-    SUM_NBYTES_MAX =
-        128 << 20, /* of the f32 scratch, unless that is fewer rows than SUM_ROWS_MIN */
-    SUM_ROWS_MIN = 1024,
-    SUM_ROWS_STEP = 256,
-    GAP_MAX = 256, /* columns between two terms of a run that are multiplied by zeros */
-};
+enum { ALIGN_NBYTES = 256 };
 
 typedef enum join_mode {
     JOIN_SEEN,    /* terms whose addresses say so */
@@ -66,11 +58,6 @@ static int64_t a_stride_of(const tess_gemm_args *a, const tess_gemm_term *t)
     return a->kind == TESS_GEMM_TN ? a->m : t->k;
 }
 
-static bool is_stored_as(const tess_matrix *b, tess_dtype dt)
-{
-    return !tess_format_is_quantized(b->codec.format) && plain_dtype(&b->codec) == dt;
-}
-
 /* Where the columns of `next` lie in a run that sums over k so far; -1: in another one. */
 static int64_t column_in(const tess_gemm_args *a, const gemm_run *run, const tess_gemm_term *next,
                          join_mode mode)
@@ -86,7 +73,7 @@ static int64_t column_in(const tess_gemm_args *a, const gemm_run *run, const tes
     const int64_t column = (int64_t)distance / elem_nbytes;
     const bool is_row = first->a.data != NULL && a_stride_of(a, next) == stride &&
                         (int64_t)distance % elem_nbytes == 0;
-    const bool is_behind = column >= run->k && column - run->k <= GAP_MAX;
+    const bool is_behind = column >= run->k && column - run->k <= TESS_CUDA_GEMM_GAP_MAX;
     return is_row && is_behind && column + next->k <= stride ? column : -1;
 }
 
@@ -119,7 +106,7 @@ static void plan_scratch(gemm_plan *p)
     for (int r = 0; r < p->run_numel; r++) {
         gemm_run *run = &p->run[r];
         const tess_matrix *b = &a->term[run->first_term].b;
-        run->is_direct = run->term_numel == 1 && is_stored_as(b, dtype_of(a));
+        run->is_direct = run->term_numel == 1 && tess_cuda_gemm_is_stored_as(b, dtype_of(a));
         run->b_stride = b->cols;
         for (int t = 0; t < run->term_numel; t++)
             if (tess_format_is_quantized(a->term[run->first_term + t].b.codec.format))
@@ -128,27 +115,16 @@ static void plan_scratch(gemm_plan *p)
             continue;
         const bool is_nt = a->kind == TESS_GEMM_NT;
         const int64_t row_numel = is_nt ? a->n : run->k;
-        run->b_stride = tess_round_up(is_nt ? run->k : a->n, LINE_NUMEL);
+        run->b_stride = tess_round_up(is_nt ? run->k : a->n, TESS_CUDA_GEMM_LINE_NUMEL);
         run->offset_nbytes = p->b_nbytes;
         const int64_t nbytes = row_numel * run->b_stride * (int64_t)elem_nbytes;
         p->b_nbytes += (size_t)tess_round_up(nbytes, ALIGN_NBYTES);
     }
 }
 
-static int64_t sum_rows(const tess_gemm_args *a)
-{
-    const int64_t fit = SUM_NBYTES_MAX / 4 / TESS_MAX(a->n, 1) / SUM_ROWS_STEP * SUM_ROWS_STEP;
-    return TESS_MIN(a->m, TESS_MAX(fit, SUM_ROWS_MIN));
-}
-
 static bool is_bias_of(const tess_gemm_args *a, tess_dtype dt)
 {
     return a->bias != NULL && plain_dtype(&a->bias->codec) == dt;
-}
-
-static size_t sum_nbytes_of(const tess_gemm_args *a)
-{
-    return (size_t)tess_round_up(sum_rows(a) * a->n * 4, ALIGN_NBYTES);
 }
 
 static void plan_make(gemm_plan *p, const tess_gemm_args *a, join_mode mode)
@@ -162,30 +138,8 @@ static void plan_make(gemm_plan *p, const tess_gemm_args *a, join_mode mode)
     p->has_sum = a->c.dt == TESS_BF16 && p->run_numel > 0 && (p->run_numel > 1 || !is_plain_bias);
     p->has_epilogue = has_bias && is_plain_bias && !p->has_sum && p->run_numel > 0;
     p->is_finished = p->has_sum || p->run_numel == 0 || (has_bias && !p->has_epilogue);
-    p->chunk_rows = p->has_sum ? sum_rows(a) : a->m;
-    p->sum_nbytes = p->has_sum ? sum_nbytes_of(a) : 0;
-}
-
-size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
-{
-    (void)thread_numel;
-    const tess_dtype dt = dtype_of(a);
-    const bool is_nt = a->kind == TESS_GEMM_NT;
-    size_t nbytes = 0;
-    for (int t = 0; t < a->term_numel && a->kind != TESS_GEMM_TN; t++) {
-        const tess_gemm_term *term = &a->term[t];
-        if (a->term_numel == 1 && is_stored_as(&term->b, dt))
-            continue;
-        const int64_t k = term->k + (t > 0 ? GAP_MAX : 0);
-        const int64_t rows = is_nt ? a->n : k;
-        const int64_t cols = tess_round_up(is_nt ? k : a->n, LINE_NUMEL);
-        const int64_t b_nbytes = rows * cols * (int64_t)tess_dtype_block_nbytes(dt);
-        nbytes += (size_t)tess_round_up(b_nbytes, ALIGN_NBYTES);
-    }
-    const bool is_plain_bias = a->bias == NULL || is_bias_of(a, a->c.dt);
-    if (a->c.dt == TESS_BF16 && (a->term_numel > 1 || !is_plain_bias))
-        nbytes += sum_nbytes_of(a);
-    return nbytes == 0 ? 0 : nbytes + ALIGN_NBYTES;
+    p->chunk_rows = p->has_sum ? tess_cuda_gemm_sum_rows(a) : a->m;
+    p->sum_nbytes = p->has_sum ? tess_cuda_gemm_sum_nbytes(a) : 0;
 }
 
 /* -------- one product -------- */

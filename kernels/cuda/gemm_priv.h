@@ -20,13 +20,12 @@
 #pragma once
 
 #include "kernels/cuda/library_priv.h"
+#include "kernels/cuda_work.h"
 #include "kernels/nf4.h"
 
 TESS_BEGIN_DECLS
 
 tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
-/** An upper bound for any placement of the operands; reads no pointer. Local, pure. */
-size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
 /**
  * Choose the algorithms of a product; `a` may have views without data, then terms that could lie
  * side by side are planned both ways. Local. @return TESS_E_UNSUPPORTED the library has none

@@ -64,12 +64,6 @@ bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, 
     return false;
 }
 
-size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape)
-{
-    (void)shape;
-    return 0;
-}
-
 tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a, tess_stream *s)
 {
     (void)sdpa;

@@ -19,7 +19,7 @@
 #pragma once
 
 #include "core/stream.h"
-#include "kernels/attention.h"
+#include "kernels/cuda_work.h"
 
 TESS_BEGIN_DECLS
 
@@ -85,8 +85,6 @@ void tess_sdpa_library_set(tess_sdpa *sdpa, void *memory, size_t nbytes);
 bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
                       bool is_backward, char why[TESS_SDPA_REASON_NBYTES]);
 
-/** Part of attention_work_nbytes: an upper bound from the shape alone. Pure. */
-size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape);
 /** Enqueue what tess_sdpa_covers() has confirmed. */
 TESS_MUST_CHECK tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a,
                                               tess_stream *s);

@@ -7,15 +7,15 @@
 #include "kernels/cuda/device_priv.h"
 #include "kernels/cuda/sdpa_library_priv.h"
 
-enum { ALIGN_NBYTES = 256, OFFSET_KIND_NUMEL = 5, PLACE_NUMEL = 1056 };
+enum { ALIGN_NBYTES = 256 };
 
 /* The workspace of a call, cut up. */
 typedef struct scratch {
-    int32_t *length;                    /* [documents] */
-    int32_t *offset[OFFSET_KIND_NUMEL]; /* [documents + 1] */
-    float *stats;                       /* [T, heads] */
-    float *sum;                         /* [T, heads] */
-    float *d_q_sum;                     /* [T, heads, D] */
+    int32_t *length;                              /* [documents] */
+    int32_t *offset[TESS_SDPA_OFFSET_KIND_NUMEL]; /* [documents + 1] */
+    float *stats;                                 /* [T, heads] */
+    float *sum;                                   /* [T, heads] */
+    float *d_q_sum;                               /* [T, heads, D] */
 } scratch;
 
 static size_t aligned(size_t nbytes)
@@ -23,20 +23,11 @@ static size_t aligned(size_t nbytes)
     return (nbytes + ALIGN_NBYTES - 1) / ALIGN_NBYTES * ALIGN_NBYTES;
 }
 
-static size_t places_nbytes(void) { return aligned(PLACE_NUMEL * sizeof(int32_t)); }
+static size_t places_nbytes(void) { return aligned(TESS_SDPA_PLACE_NUMEL * sizeof(int32_t)); }
 
 static size_t rows_nbytes(const tess_attention_shape *shape)
 {
     return aligned((size_t)shape->token_numel * (size_t)shape->head_numel * sizeof(float));
-}
-
-size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape)
-{
-    if (shape->dt != TESS_BF16)
-        return 0;
-    const size_t sums = aligned((size_t)shape->token_numel * (size_t)shape->head_numel *
-                                (size_t)shape->dim * sizeof(float));
-    return ALIGN_NBYTES + (1 + OFFSET_KIND_NUMEL) * places_nbytes() + 2 * rows_nbytes(shape) + sums;
 }
 
 static tess_status scratch_take(tess_view work, const tess_attention_shape *shape, scratch *out)
@@ -48,7 +39,7 @@ static tess_status scratch_take(tess_view work, const tess_attention_shape *shap
     char *at = work.data;
     at += (ALIGN_NBYTES - (uintptr_t)at % ALIGN_NBYTES) % ALIGN_NBYTES;
     out->length = (int32_t *)(void *)at;
-    for (int i = 0; i < OFFSET_KIND_NUMEL; i++)
+    for (int i = 0; i < TESS_SDPA_OFFSET_KIND_NUMEL; i++)
         out->offset[i] = (int32_t *)(void *)(at += places_nbytes());
     out->stats = (float *)(void *)(at += places_nbytes());
     out->sum = (float *)(void *)(at += rows_nbytes(shape));
@@ -145,17 +136,18 @@ static tess_status offsets_make(const tess_sdpa_compiled *p, const tess_attentio
 {
     const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
     const int64_t group = p->c.group_kv_numel * ratio;
-    const int64_t scale[OFFSET_KIND_NUMEL] = {shape->head_numel * shape->dim,
-                                              shape->kv_head_numel * shape->dim, shape->head_numel,
-                                              group, group * shape->dim};
+    const int64_t scale[TESS_SDPA_OFFSET_KIND_NUMEL] = {
+        shape->head_numel * shape->dim, shape->kv_head_numel * shape->dim, shape->head_numel, group,
+        group * shape->dim};
     if (!p->c.is_packed)
         return TESS_OK;
     tess_sdpa_offsets_args args = {.doc_start = doc_start,
                                    .token_numel = shape->token_numel,
                                    .document_max = p->c.batch_numel,
                                    .length = w->length,
-                                   .scaled_numel = p->c.is_backward ? OFFSET_KIND_NUMEL : 3};
-    for (int i = 0; i < OFFSET_KIND_NUMEL; i++) {
+                                   .scaled_numel =
+                                       p->c.is_backward ? TESS_SDPA_OFFSET_KIND_NUMEL : 3};
+    for (int i = 0; i < TESS_SDPA_OFFSET_KIND_NUMEL; i++) {
         args.offset[i] = w->offset[i];
         args.scale[i] = (int32_t)scale[i];
     }

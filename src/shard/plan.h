@@ -63,6 +63,7 @@ typedef struct tess_plan_options {
     int64_t micro_batch_numel;        /* M */
     size_t memory_limit_nbytes;       /* per rank; 0: none */
     size_t outside_nbytes;            /* memory outside arenas that counts against the limit */
+    size_t library_nbytes;            /* of it, an estimate of what a device's libraries take */
     size_t load_nbytes;               /* staging of tensors while they are loaded or exported */
     size_t data_nbytes;               /* batches and data window */
     bool is_device;                   /* kernels use memory of a device, not the host's */

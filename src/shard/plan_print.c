@@ -82,6 +82,8 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
         TESS_TRY(tess_json_add_i64(v, tess_lifetime_name((tess_lifetime)i),
                                    (int64_t)plan->arena_nbytes[i]));
     TESS_TRY(tess_json_add_i64(v, "outside_arenas", (int64_t)plan->options.outside_nbytes));
+    TESS_TRY(tess_json_add_i64(v, "libraries", (int64_t)plan->options.library_nbytes));
+    TESS_TRY(tess_json_add_i64(v, "host", (int64_t)plan->host_nbytes));
     TESS_TRY(tess_json_add_i64(v, "total", (int64_t)plan->total_nbytes));
     TESS_TRY(tess_json_add_array(root, "buffers", &list));
     for (int i = 0; i < plan->buffer_numel; i++)
@@ -300,6 +302,37 @@ static tess_status say_reductions(text_buffer *t, const tess_plan *plan)
     return TESS_OK;
 }
 
+static tess_status say_arenas(text_buffer *t, const tess_plan *plan, bool is_host)
+{
+    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
+        if (!plan->options.is_device || tess_lifetime_is_host((tess_lifetime)i) == is_host)
+            TESS_TRY(
+                say_size(t, tess_lifetime_name((tess_lifetime)i), (double)plan->arena_nbytes[i]));
+    return TESS_OK;
+}
+
+static tess_status say_memory(text_buffer *t, const tess_plan *plan)
+{
+    const tess_plan_options *o = &plan->options;
+    TESS_TRY(say(t, "memory of every rank%s\n", o->is_device ? ", on its device" : ""));
+    TESS_TRY(say_arenas(t, plan, false));
+    if (o->library_nbytes > 0)
+        TESS_TRY(say_size(t, "libraries, dequantized weights", (double)o->library_nbytes));
+    TESS_TRY(
+        say_size(t, "outside arenas (at most)", (double)(o->outside_nbytes - o->library_nbytes)));
+    TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
+    if (!o->is_device)
+        return TESS_OK;
+    TESS_TRY(say(t, "memory of every rank, on the host\n"));
+    TESS_TRY(say_arenas(t, plan, true));
+    TESS_TRY(say_size(t, "loading and checkpoints",
+                      (double)(plan->host_nbytes - plan->arena_nbytes[TESS_LIFE_DATA] -
+                               plan->arena_nbytes[TESS_LIFE_STAGING])));
+    TESS_TRY(say_size(t, "total", (double)plan->host_nbytes));
+    return say(t, "attention\n  cuDNN where the machine has it and it covers the shape, else own "
+                  "kernels; a run says which and why\n");
+}
+
 static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
 {
     const tess_plan_options *o = &plan->options;
@@ -315,11 +348,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
                  o->kernel_path != NULL ? o->kernel_path : "-"));
     TESS_TRY(say_units(t, plan, reg));
     TESS_TRY(say_contracts(t, plan));
-    TESS_TRY(say(t, "memory of every rank\n"));
-    for (int i = 0; i < TESS_LIFE_NUMEL; i++)
-        TESS_TRY(say_size(t, tess_lifetime_name((tess_lifetime)i), (double)plan->arena_nbytes[i]));
-    TESS_TRY(say_size(t, "outside arenas (at most)", (double)o->outside_nbytes));
-    TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
+    TESS_TRY(say_memory(t, plan));
     TESS_TRY(say(t, "traffic of rank 0 in a step\n"));
     TESS_TRY(say_size(t, "unit gathers received", plan->gather_nbytes_per_step));
     TESS_TRY(say_size(t, "gradients sent", plan->grad_nbytes_per_step));

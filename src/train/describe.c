@@ -437,6 +437,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .micro_batch_numel = run->train.micro_batches,
         .memory_limit_nbytes = launch->memory_limit_nbytes,
         .outside_nbytes = outside_nbytes(d, launch),
+        .library_nbytes = outside_nbytes(d, launch) - TESS_OUTSIDE_NBYTES,
         .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
         .staging_nbytes_per_block = 3 * 4 * TESS_TRAINABLE_BLOCK_NUMEL,
         .kernel_path = launch->kernel_path,

@@ -18,6 +18,8 @@
 enum { MARGIN_NBYTES = 512 << 20 };
 /* Attention's library may take so much; documents per sequence that its plans have places for. */
 enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
+/* Workspace of the products' library on one stream, as the plugin takes it on sm_90. */
+enum { LIBRARY_NBYTES = 32 << 20 };
 static const size_t MARGIN_SHARE = 50; /* and this part of the whole memory */
 
 /* ---- the program's side of the table ---- */
@@ -302,6 +304,8 @@ static tess_cuda_work work_of(const tess_session *s)
                             .is_deterministic = run->shard.reduction == TESS_RUN_REDUCTION_EXACT,
                             .attention_nbytes = ATTENTION_NBYTES};
 }
+
+size_t session_planned_library_nbytes(void) { return (size_t)LIBRARY_NBYTES + ATTENTION_NBYTES; }
 
 size_t session_library_nbytes(const tess_session *s)
 {

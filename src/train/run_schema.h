@@ -40,9 +40,10 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
-#define TESS_RUN_BASE_LIST(X) \
-    X(KEEP, "keep") X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4") \
-    X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0")
+#define TESS_RUN_BASE_LIST(X)                                                                      \
+    X(KEEP, "keep")                                                                                \
+    X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0")        \
+        X(Q4_0, "q4_0")
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
 #define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
 #define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")

@@ -6,6 +6,7 @@
 #include "core/arith.h"
 #include "core/memory.h"
 #include "shard/plan_device.h"
+#include "kernels/cuda_work.h"
 #include "train/session_priv.h"
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
@@ -375,11 +376,15 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run,
     const size_t memory = device != NULL ? device->memory_nbytes : 0;
     const int node = device != NULL ? device->node_rank_numel : 8;
     snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
+    const bool is_device = device != NULL && device->kernel_path != NULL;
     const tess_launch_shape launch = {
         .world = request->rank_numel,
         .node_rank_numel = TESS_MIN(request->rank_numel, node),
         .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
-        .kernel_path = device != NULL && device->kernel_path != NULL ? device->kernel_path : path};
+        .kernel_path = is_device ? device->kernel_path : path,
+        .is_device = is_device,
+        .kernels = is_device ? tess_kernels_cuda_planned() : NULL,
+        .library_nbytes = is_device ? session_planned_library_nbytes() : 0};
     TESS_TRY(tess_describe(ctx, run, &launch, &d));
     tess_prediction p = {.device = NULL};
     if (device != NULL)

@@ -66,6 +66,8 @@ TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
 /** What the device's libraries take beside the slots for weights; 0 on the host. Local. */
 size_t session_library_nbytes(const tess_session *s);
+/** The same before there is a device: on sm_90. Local. */
+size_t session_planned_library_nbytes(void);
 /** Open them for the runtime's stream. Local. */
 TESS_MUST_CHECK tess_status session_prepare_device(tess_session *s);
 /** Make `fabric`. Collective. */

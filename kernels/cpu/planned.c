@@ -1,0 +1,12 @@
+#include "kernels/cuda_work.h"
+
+const tess_kernels *tess_kernels_cuda_planned(void)
+{
+    static _Thread_local tess_kernels planned;
+    planned = tess_kernels_cpu;
+    planned.name = "cuda";
+    planned.wants_adjacent_terms = true;
+    planned.gemm_work_nbytes = tess_cuda_gemm_work_nbytes;
+    planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
+    return &planned;
+}

@@ -1,0 +1,35 @@
+/**
+ * Workspaces that calls of the CUDA backend take. Pure arithmetic that the program and the plugin
+ * share, so that a plan for a GPU needs neither.
+ */
+#pragma once
+
+#include "kernels/kernels.h"
+
+TESS_BEGIN_DECLS
+
+enum {
+    TESS_CUDA_GEMM_LINE_NUMEL = 8, /* rows of scratch are multiples: 16 bytes of bf16 */
+    TESS_CUDA_GEMM_GAP_MAX = 256,  /* columns between two terms that are multiplied by zeros */
+    TESS_SDPA_PLACE_NUMEL = 1056,  /* places for documents and their ends */
+    TESS_SDPA_OFFSET_KIND_NUMEL = 5
+};
+
+/** An upper bound for any placement of the operands; reads no pointer. Local. */
+size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
+/** Rows of C whose f32 sums exist at once, and their bytes. Local. */
+int64_t tess_cuda_gemm_sum_rows(const tess_gemm_args *a);
+size_t tess_cuda_gemm_sum_nbytes(const tess_gemm_args *a);
+/** Whether B is used where it lies, in dtype `dt`. Local. */
+bool tess_cuda_gemm_is_stored_as(const tess_matrix *b, tess_dtype dt);
+
+/** Either implementation of attention may be taken: the larger of both. Local. */
+size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
+size_t tess_flash_work_nbytes(const tess_attention_shape *shape);
+size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape);
+
+/** A table to plan with: workspaces and wishes of the CUDA backend. Its kernels are the CPU's and
+ * are not run. Local. */
+const tess_kernels *tess_kernels_cuda_planned(void);
+
+TESS_END_DECLS
