@@ -34,8 +34,8 @@ typedef struct tess_kernels {
 
     tess_status (*gemm)(const tess_gemm_args *a, tess_stream *s);
     size_t (*gemm_work_nbytes)(const tess_gemm_args *a, int thread_numel);
-    tess_status (*nf4_quantize)(const tess_nf4_quantize_args *a, tess_stream *s);
-    tess_status (*nf4_dequantize)(const tess_nf4_dequantize_args *a, tess_stream *s);
+    tess_status (*quantize)(const tess_quantize_args *a, tess_stream *s);
+    tess_status (*dequantize)(const tess_dequantize_args *a, tess_stream *s);
     tess_status (*embedding_forward)(const tess_embedding_args *a, tess_stream *s);
     tess_status (*embedding_backward)(const tess_embedding_backward_args *a, tess_stream *s);
     tess_status (*rmsnorm_forward)(const tess_rmsnorm_args *a, tess_stream *s);

@@ -14,26 +14,9 @@
  */
 #pragma once
 
-#include "core/codec.h"
-#include "core/stream.h"
-#include "core/view.h"
+#include "kernels/quantize.h"
 
 TESS_BEGIN_DECLS
-
-typedef struct tess_nf4_quantize_args {
-    tess_codec codec;
-    tess_view src;                   /* [numel] f32 or bf16 */
-    void *part[TESS_CODEC_PART_MAX]; /* as tess_codec_parts() */
-    float *absmax_work;              /* [ceil(numel/block)] f32, only with double_quant */
-    const char *tensor_name;         /* for messages */
-} tess_nf4_quantize_args;
-
-typedef struct tess_nf4_dequantize_args {
-    tess_codec codec;
-    const void *part[TESS_CODEC_PART_MAX];
-    int64_t first_idx; /* element to start at */
-    tess_view dst;     /* [numel] f32 or bf16: f32(table * absmax), then one rounding */
-} tess_nf4_dequantize_args;
 
 /** The 16 table values, ascending. */
 extern const float tess_nf4_table[16];
@@ -48,9 +31,5 @@ extern const uint8_t tess_fp4_code[8];
 const float *tess_codec_table16(tess_format format);
 /** The signed dynamic map: 256 ascending values. Local. */
 const float *tess_dynamic_map_signed(void);
-
-/** @return TESS_E_ARG sizes */
-TESS_MUST_CHECK tess_status tess_nf4_quantize_check(const tess_nf4_quantize_args *a);
-TESS_MUST_CHECK tess_status tess_nf4_dequantize_check(const tess_nf4_dequantize_args *a);
 
 TESS_END_DECLS

@@ -20,14 +20,14 @@ static const tess_cpu_codec *const table[TESS_FORMAT_NUMEL] = {
 const tess_cpu_codec *tess_cpu_codec_of(tess_format format) { return table[format]; }
 
 typedef struct dequantize_job {
-    const tess_nf4_dequantize_args *a;
+    const tess_dequantize_args *a;
     int64_t grain_numel;
 } dequantize_job;
 
 static void dequantize_body(void *arg, int part_idx, int part_numel)
 {
     const dequantize_job *job = arg;
-    const tess_nf4_dequantize_args *a = job->a;
+    const tess_dequantize_args *a = job->a;
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->dst.numel, job->grain_numel, part_idx, part_numel, &lo, &hi);
     if (lo < hi)
@@ -35,18 +35,18 @@ static void dequantize_body(void *arg, int part_idx, int part_numel)
                                        tess_view_slice(a->dst, lo, hi - lo));
 }
 
-tess_status tess_cpu_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s)
+tess_status tess_cpu_dequantize(const tess_dequantize_args *a, tess_stream *s)
 {
     tess_pool *pool = s != NULL ? s->pool : NULL;
-    TESS_TRY(tess_nf4_dequantize_check(a));
+    TESS_TRY(tess_dequantize_check(a));
     dequantize_job job = {a, a->codec.block_numel > 0 ? a->codec.block_numel : 256};
     tess_pool_run(pool, tess_pool_thread_numel(pool), dequantize_body, &job);
     return TESS_OK;
 }
 
-tess_status tess_cpu_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+tess_status tess_cpu_quantize(const tess_quantize_args *a, tess_stream *s)
 {
-    TESS_TRY(tess_nf4_quantize_check(a));
+    TESS_TRY(tess_quantize_check(a));
     TESS_CHECK(a->src.space == TESS_HOST, TESS_E_ARG,
                "quantize: the cpu backend was given device memory");
     return table[a->codec.format]->encode(a, s != NULL ? s->pool : NULL);

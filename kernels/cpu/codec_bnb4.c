@@ -18,7 +18,7 @@ enum {
 static const float smallest_inverted = 0x1p-128F;
 
 typedef struct job {
-    const tess_nf4_quantize_args *a;
+    const tess_quantize_args *a;
     float *absmax;         /* [nb], part 1 or the caller's workspace */
     int64_t bad_idx[1024]; /* per part: first element that is not finite, or -1 */
 } job;
@@ -82,7 +82,7 @@ static void slice_encode(tess_format format, const float *scaled, int numel, uin
         codes[i / 2] = (uint8_t)(code[i] << 4 | code[i + 1]);
 }
 
-static void block_encode(const tess_nf4_quantize_args *a, int64_t first_idx, int64_t numel,
+static void block_encode(const tess_quantize_args *a, int64_t first_idx, int64_t numel,
                          float absmax)
 {
     uint8_t *codes = (uint8_t *)a->part[0] + first_idx / 2;
@@ -110,7 +110,7 @@ static int64_t first_not_finite(const tess_view *src, int64_t first_idx, int64_t
 static void quantize_body(void *arg, int part_idx, int part_numel)
 {
     job *j = arg;
-    const tess_nf4_quantize_args *a = j->a;
+    const tess_quantize_args *a = j->a;
     const int64_t block_numel = a->codec.block_numel;
     int64_t lo = 0;
     int64_t hi = 0;
@@ -165,7 +165,7 @@ static void nested_block_encode(const float *absmax, float offset, int64_t numel
     }
 }
 
-static void nested_encode(const tess_nf4_quantize_args *a, int64_t block_numel)
+static void nested_encode(const tess_quantize_args *a, int64_t block_numel)
 {
     double sum = 0.0;
     for (int64_t i = 0; i < block_numel; i++)
@@ -178,7 +178,7 @@ static void nested_encode(const tess_nf4_quantize_args *a, int64_t block_numel)
             (uint8_t *)a->part[1] + i, (float *)a->part[2] + i / TESS_NESTED_BLOCK_NUMEL);
 }
 
-static tess_status encode(const tess_nf4_quantize_args *a, tess_pool *pool)
+static tess_status encode(const tess_quantize_args *a, tess_pool *pool)
 {
     const int part_numel = tess_pool_thread_numel(pool);
     job j = {.a = a};

@@ -81,7 +81,7 @@ static void half_decode(const tess_codec *codec, const void *const *part, int64_
 /* ---- encoding ---- */
 
 typedef struct encode_job {
-    const tess_nf4_quantize_args *a;
+    const tess_quantize_args *a;
     int64_t unit_numel;        /* elements encoded together */
     int64_t bad_idx[PART_MAX]; /* per part: first element of a block that cannot be held, or -1 */
 } encode_job;
@@ -149,7 +149,7 @@ static bool half_encode(const float *x, int64_t numel, uint16_t *y)
     return is_held;
 }
 
-static bool unit_encode(const tess_nf4_quantize_args *a, int64_t idx, int64_t numel)
+static bool unit_encode(const tess_quantize_args *a, int64_t idx, int64_t numel)
 {
     const tess_block_size size = tess_format_block(a->codec.format);
     float x[STAGE_NUMEL];
@@ -177,7 +177,7 @@ static void encode_body(void *arg, int part_idx, int part_numel)
 /* Name the element of a block that cannot be held: not finite, or else the largest. */
 static tess_status refuse(const encode_job *j, int64_t first_idx)
 {
-    const tess_nf4_quantize_args *a = j->a;
+    const tess_quantize_args *a = j->a;
     const int64_t numel = TESS_MIN(j->unit_numel, a->src.numel - first_idx);
     int64_t worst = 0;
     float x[STAGE_NUMEL];
@@ -194,7 +194,7 @@ static tess_status refuse(const encode_job *j, int64_t first_idx)
                      tess_format_name(a->codec.format));
 }
 
-static tess_status encode(const tess_nf4_quantize_args *a, tess_pool *pool)
+static tess_status encode(const tess_quantize_args *a, tess_pool *pool)
 {
     const int part_numel = tess_pool_thread_numel(pool);
     const tess_format format = a->codec.format;

@@ -10,7 +10,7 @@ typedef struct tess_cpu_codec {
     void (*decode)(const tess_codec *codec, const void *const *part, int64_t first_idx,
                    tess_view dst);
     /* Arguments are checked. @return TESS_E_FORMAT an element that the format cannot hold */
-    tess_status (*encode)(const tess_nf4_quantize_args *a, tess_pool *pool);
+    tess_status (*encode)(const tess_quantize_args *a, tess_pool *pool);
 } tess_cpu_codec;
 
 extern const tess_cpu_codec tess_cpu_codec_bnb4, tess_cpu_codec_half, tess_cpu_codec_gguf;

@@ -21,8 +21,8 @@ void tess_cpu_path_reset(void);
 
 tess_status tess_cpu_gemm(const tess_gemm_args *a, tess_stream *s);
 size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
-tess_status tess_cpu_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s);
-tess_status tess_cpu_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+tess_status tess_cpu_quantize(const tess_quantize_args *a, tess_stream *s);
+tess_status tess_cpu_dequantize(const tess_dequantize_args *a, tess_stream *s);
 
 tess_status tess_cpu_embedding_forward(const tess_embedding_args *a, tess_stream *s);
 tess_status tess_cpu_embedding_backward(const tess_embedding_backward_args *a, tess_stream *s);

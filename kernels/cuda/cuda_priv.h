@@ -20,8 +20,8 @@ const char *tess_cuda_path(void);
 
 tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
 /** Waits for the stream: a value that is not finite is refused by name, as on the CPU. */
-tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s);
-tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+tess_status tess_cuda_quantize(const tess_quantize_args *a, tess_stream *s);
+tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s);
 
 tess_status tess_cuda_embedding_forward(const tess_embedding_args *a, tess_stream *s);
 tess_status tess_cuda_embedding_backward(const tess_embedding_backward_args *a, tess_stream *s);

@@ -272,10 +272,10 @@ static tess_status expand_term(const gemm_call *call, const gemm_run *run, int t
     const tess_dtype dt = dtype_of(a);
     char *dst = scratch_at(call, run, call->p->first_k[term_idx]);
     if (tess_format_is_quantized(b->codec.format) && run->b_stride == b->cols) {
-        tess_nf4_dequantize_args args = {.codec = b->codec,
+        tess_dequantize_args args = {.codec = b->codec,
                                          .dst = {dst, b->rows * b->cols, dt, a->c.space}};
         memcpy(args.part, b->part, sizeof(args.part));
-        return tess_cuda_nf4_dequantize(&args, s);
+        return tess_cuda_dequantize(&args, s);
     }
     tess_gemm_expand_args args = {.codec = b->codec,
                                   .rows = b->rows,

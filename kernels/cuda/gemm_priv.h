@@ -59,6 +59,6 @@ typedef struct tess_gemm_finish_args {
 TESS_MUST_CHECK tess_status tess_cuda_gemm_expand(const tess_gemm_expand_args *a, tess_stream *s);
 TESS_MUST_CHECK tess_status tess_cuda_gemm_finish(const tess_gemm_finish_args *a, tess_stream *s);
 /** Entry point of nf4.cu. */
-tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s);
+tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s);
 
 TESS_END_DECLS

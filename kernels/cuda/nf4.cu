@@ -56,7 +56,7 @@ __global__ static void __launch_bounds__(THREADS)
 }
 
 template <bool IS_BF16>
-static tess_status dequantize_launch(const tess_nf4_dequantize_args *a, tess_stream *s)
+static tess_status dequantize_launch(const tess_dequantize_args *a, tess_stream *s)
 {
     const tess_nf4_constants constants = tess_nf4_constants_get(a->codec.format);
     const tess_nf4_source src = tess_nf4_source_make(&a->codec, a->part);
@@ -72,9 +72,9 @@ static tess_status dequantize_launch(const tess_nf4_dequantize_args *a, tess_str
     return TESS_OK;
 }
 
-extern "C" tess_status tess_cuda_nf4_dequantize(const tess_nf4_dequantize_args *a, tess_stream *s)
+extern "C" tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s)
 {
-    TESS_TRY(tess_nf4_dequantize_check(a));
+    TESS_TRY(tess_dequantize_check(a));
     if (a->dst.numel == 0)
         return TESS_OK;
     return a->dst.dt == TESS_BF16 ? dequantize_launch<true>(a, s) : dequantize_launch<false>(a, s);
@@ -240,7 +240,7 @@ __global__ static void __launch_bounds__(THREADS) nested_kernel(const nested_job
     }
 }
 
-static tess_status nested_launch(const tess_nf4_quantize_args *a, int64_t block_numel,
+static tess_status nested_launch(const tess_quantize_args *a, int64_t block_numel,
                                  tess_stream *s)
 {
     float *const offset = static_cast<float *>(a->part[3]);
@@ -259,7 +259,7 @@ static tess_status nested_launch(const tess_nf4_quantize_args *a, int64_t block_
 }
 
 /* Refuse by name what NF4 cannot hold, as the CPU twin does. */
-static tess_status finite_check(const tess_nf4_quantize_args *a, tess_stream *s)
+static tess_status finite_check(const tess_quantize_args *a, tess_stream *s)
 {
     unsigned long long bad_idx = 0;
     TESS_CUDA_TRY(cudaMemcpyFromSymbolAsync(&bad_idx, bad_idx_dev, sizeof bad_idx, 0,
@@ -282,7 +282,7 @@ static tess_status finite_check(const tess_nf4_quantize_args *a, tess_stream *s)
         a->tensor_name != nullptr ? a->tensor_name : "", (int64_t)bad_idx, (double)value);
 }
 
-static quantize_job quantize_job_make(const tess_nf4_quantize_args *a)
+static quantize_job quantize_job_make(const tess_quantize_args *a)
 {
     const bool is_fp4 = a->codec.format == TESS_FORMAT_FP4;
     quantize_job job = {};
@@ -313,9 +313,9 @@ static tess_status quantize_launch(const quantize_job &job, bool is_bf16, int64_
     return TESS_OK;
 }
 
-extern "C" tess_status tess_cuda_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+extern "C" tess_status tess_cuda_quantize(const tess_quantize_args *a, tess_stream *s)
 {
-    TESS_TRY(tess_nf4_quantize_check(a));
+    TESS_TRY(tess_quantize_check(a));
     const bool is_double = a->codec.double_quant;
     const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
     const quantize_job job = quantize_job_make(a);

@@ -197,10 +197,10 @@ static tess_status encode(loader *l, const tess_param *p, const staging *s, tess
     memset(s->encoded, 0, encoded_nbytes(p));
     parts_of(p, s, part);
     if (tess_format_is_quantized(p->codec.format)) {
-        tess_nf4_quantize_args args = {
+        tess_quantize_args args = {
             .codec = p->codec, .src = values, .absmax_work = s->absmax, .tensor_name = p->name};
         memcpy(args.part, part, sizeof part);
-        return l->kernels->nf4_quantize(&args, &l->stream);
+        return l->kernels->quantize(&args, &l->stream);
     }
     const tess_cast_args args = {.src = values,
                                  .dst = tess_view_host(part[0], p->numel, p->part[0].dt)};
@@ -227,13 +227,13 @@ static tess_status values_of(loader *l, const tess_param *p, const staging *s, c
     *values = tess_view_host(s->plain, p->numel, TESS_F32);
     if (from->is_coded) {
         tess_codec_part part[TESS_CODEC_PART_MAX];
-        tess_nf4_dequantize_args args = {.codec = from->codec, .dst = *values};
+        tess_dequantize_args args = {.codec = from->codec, .dst = *values};
         int part_numel = 0;
         size_t at = 0;
         TESS_TRY(tess_codec_parts(&from->codec, p->numel, part, &part_numel));
         for (int i = 0; i < part_numel; at += part[i++].nbytes)
             args.part[i] = s->source + at;
-        return l->kernels->nf4_dequantize(&args, &l->stream);
+        return l->kernels->dequantize(&args, &l->stream);
     }
     if (p->role == TESS_ROLE_TRAINABLE || from->dt == TESS_F16)
         return widen(l, s->source, from->dt, s->plain, p->numel);

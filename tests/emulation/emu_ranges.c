@@ -99,7 +99,7 @@ static void visit_gemm(tess_gemm_args *a, const emu_visitor *v)
     view(v, &a->work, EMU_UPDATE);
 }
 
-static void visit_nf4_quantize(tess_nf4_quantize_args *a, const emu_visitor *v)
+static void visit_quantize(tess_quantize_args *a, const emu_visitor *v)
 {
     view(v, &a->src, EMU_READ);
     parts(v, &a->codec, a->src.numel, a->part, EMU_WRITE);
@@ -108,7 +108,7 @@ static void visit_nf4_quantize(tess_nf4_quantize_args *a, const emu_visitor *v)
 }
 
 /* From the first element of the tensor on: the parts of a prefix are prefixes of the parts. */
-static void visit_nf4_dequantize(tess_nf4_dequantize_args *a, const emu_visitor *v)
+static void visit_dequantize(tess_dequantize_args *a, const emu_visitor *v)
 {
     parts(v, &a->codec, a->first_idx + a->dst.numel, a->part, EMU_READ);
     view(v, &a->dst, EMU_WRITE);

@@ -6,8 +6,8 @@
 /* X(entry of the table, type of its arguments): every kernel that is enqueued. */
 #define EMU_KERNEL_LIST(X)                                                                         \
     X(gemm, tess_gemm_args)                                                                        \
-    X(nf4_quantize, tess_nf4_quantize_args)                                                        \
-    X(nf4_dequantize, tess_nf4_dequantize_args)                                                    \
+    X(quantize, tess_quantize_args)                                                                \
+    X(dequantize, tess_dequantize_args)                                                            \
     X(embedding_forward, tess_embedding_args)                                                      \
     X(embedding_backward, tess_embedding_backward_args)                                            \
     X(rmsnorm_forward, tess_rmsnorm_args)                                                          \

@@ -44,12 +44,12 @@ static tess_status near_gemm(const tess_gemm_args *a, tess_stream *s)
     return tess_kernels_cpu.gemm(&near, NULL);
 }
 
-static tess_status near_nf4_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+static tess_status near_quantize(const tess_quantize_args *a, tess_stream *s)
 {
-    tess_nf4_quantize_args near = *a;
+    tess_quantize_args near = *a;
     (void)s;
     near.src.space = TESS_HOST;
-    return tess_kernels_cpu.nf4_quantize(&near, NULL);
+    return tess_kernels_cpu.quantize(&near, NULL);
 }
 
 static const char *path(void) { return "sm_90"; }
@@ -63,7 +63,7 @@ static const tess_kernels *fake_kernels(tess_device *d)
     kernels.name = "cuda";
     kernels.path = path;
     kernels.gemm = near_gemm;
-    kernels.nf4_quantize = near_nf4_quantize;
+    kernels.quantize = near_quantize;
     return &kernels;
 }
 

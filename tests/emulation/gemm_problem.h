@@ -165,10 +165,10 @@ static float *values_of(const tess_matrix *b, tess_dtype dt)
     const int64_t numel = b->rows * b->cols;
     float *value = zeroed(numel + 1, sizeof(float));
     if (tess_format_is_quantized(b->codec.format)) {
-        tess_nf4_dequantize_args args = {.codec = b->codec,
+        tess_dequantize_args args = {.codec = b->codec,
                                          .dst = tess_view_host(value, numel, TESS_F32)};
         memcpy(args.part, b->part, sizeof(args.part));
-        assert_int_equal(tess_cpu_nf4_dequantize(&args, NULL), TESS_OK);
+        assert_int_equal(tess_cpu_dequantize(&args, NULL), TESS_OK);
     }
     for (int64_t i = 0; i < numel; i++) {
         if (!tess_format_is_quantized(b->codec.format))

@@ -88,26 +88,26 @@ static tess_codec codec_of(const shape *c)
 
 static tess_status dequantize(twin *t, tess_stream *s, int64_t first_idx, tess_view dst)
 {
-    const tess_nf4_dequantize_args a = {
+    const tess_dequantize_args a = {
         .codec = codec_of(t->ctx),
         .part = {t->x[CODES].data, t->x[ABSMAX].data, t->x[NESTED].data, t->x[OFFSET].data},
         .first_idx = first_idx,
         .dst = dst,
     };
-    return CALL(t, nf4_dequantize, &a);
+    return CALL(t, dequantize, &a);
 }
 
 static tess_status codes_call(twin *t, tess_stream *s)
 {
     const shape *c = t->ctx;
-    const tess_nf4_quantize_args a = {
+    const tess_quantize_args a = {
         .codec = codec_of(c),
         .src = twin_view(t, SRC),
         .part = {t->x[CODES].data, t->x[ABSMAX].data, t->x[NESTED].data, t->x[OFFSET].data},
         .absmax_work = t->x[WORK].data,
         .tensor_name = "w",
     };
-    TESS_TRY(CALL(t, nf4_quantize, &a));
+    TESS_TRY(CALL(t, quantize, &a));
     for (int i = 0; i < 2; i++) {
         /* All of it; then from an odd place, from a multiple of 8, and one element. */
         const tess_view whole = twin_view(t, DST + i), part = twin_view(t, DST + 2 + i);

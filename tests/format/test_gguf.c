@@ -502,8 +502,8 @@ static void decode(const tess_codec *codec, const void *stored, int64_t numel, f
     tess_stream stream;
     tess_stream_init_inline(&stream, "test", NULL);
     if (tess_format_is_quantized(codec->format)) {
-        const tess_nf4_dequantize_args a = {.codec = *codec, .part = {stored}, .dst = dst};
-        assert_ok(tess_kernels_cpu.nf4_dequantize(&a, &stream));
+        const tess_dequantize_args a = {.codec = *codec, .part = {stored}, .dst = dst};
+        assert_ok(tess_kernels_cpu.dequantize(&a, &stream));
         return;
     }
     const tess_dtype dt = codec->format == TESS_FORMAT_F32 ? TESS_F32 : TESS_BF16;

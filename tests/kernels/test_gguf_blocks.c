@@ -39,18 +39,18 @@ static uint32_t bits_of(float x)
 
 static void dequantize(tess_format format, const void *blocks, int64_t first, tess_view dst)
 {
-    const tess_nf4_dequantize_args a = {
+    const tess_dequantize_args a = {
         .codec = tess_codec_of_format(format), .part = {blocks}, .first_idx = first, .dst = dst};
-    assert_int_equal(tess_kernels_cpu.nf4_dequantize(&a, NULL), TESS_OK);
+    assert_int_equal(tess_kernels_cpu.dequantize(&a, NULL), TESS_OK);
 }
 
 static tess_status quantize(tess_format format, const float *x, int64_t numel, void *blocks)
 {
-    const tess_nf4_quantize_args a = {.codec = tess_codec_of_format(format),
+    const tess_quantize_args a = {.codec = tess_codec_of_format(format),
                                       .src = tess_view_host((void *)(uintptr_t)x, numel, TESS_F32),
                                       .part = {blocks},
                                       .tensor_name = "w"};
-    return tess_kernels_cpu.nf4_quantize(&a, NULL);
+    return tess_kernels_cpu.quantize(&a, NULL);
 }
 
 /* The values of tests/golden/make_gguf_blocks.py. */

@@ -87,7 +87,7 @@ static tess_status quantize_view(quantized *q, tess_view src, int thread_numel)
 {
     tess_pool *pool = NULL;
     tess_stream stream;
-    tess_nf4_quantize_args a = {
+    tess_quantize_args a = {
         .codec = q->codec,
         .src = src,
         .absmax_work = q->absmax_work,
@@ -97,7 +97,7 @@ static tess_status quantize_view(quantized *q, tess_view src, int thread_numel)
     assert_int_equal(tess_pool_create(thread_numel, &pool), TESS_OK);
     tess_stream_init_inline(&stream, "compute", pool);
     tess_alloc_freeze();
-    const tess_status st = tess_kernels_cpu.nf4_quantize(&a, &stream);
+    const tess_status st = tess_kernels_cpu.quantize(&a, &stream);
     tess_alloc_thaw();
     tess_pool_destroy(&pool);
     return st;
@@ -113,12 +113,12 @@ static void dequantize(const quantized *q, int64_t first_idx, tess_view dst, int
 {
     tess_pool *pool = NULL;
     tess_stream stream;
-    tess_nf4_dequantize_args a = {.codec = q->codec, .first_idx = first_idx, .dst = dst};
+    tess_dequantize_args a = {.codec = q->codec, .first_idx = first_idx, .dst = dst};
     for (int i = 0; i < q->part_numel; i++)
         a.part[i] = q->data[i];
     assert_int_equal(tess_pool_create(thread_numel, &pool), TESS_OK);
     tess_stream_init_inline(&stream, "compute", pool);
-    assert_int_equal(tess_kernels_cpu.nf4_dequantize(&a, &stream), TESS_OK);
+    assert_int_equal(tess_kernels_cpu.dequantize(&a, &stream), TESS_OK);
     tess_pool_destroy(&pool);
 }
 
@@ -533,29 +533,29 @@ static void test_wrong_arguments_are_refused(void **state)
     float x[8] = {0.0F};
     uint8_t codes[4];
     float absmax[1];
-    tess_nf4_quantize_args a = {
+    tess_quantize_args a = {
         .codec = {TESS_FORMAT_NF4, 64, false},
         .src = tess_view_host(x, 8, TESS_F32),
         .part = {codes, NULL},
         .tensor_name = "w",
     };
     tess_error_clear();
-    assert_message(tess_nf4_quantize_check(&a), TESS_E_ARG, "w: part 1 ('absmax') is missing");
+    assert_message(tess_quantize_check(&a), TESS_E_ARG, "w: part 1 ('absmax') is missing");
     a.part[1] = absmax;
     a.codec.block_numel = 48;
-    assert_message(tess_nf4_quantize_check(&a), TESS_E_UNSUPPORTED, "nf4 block size 48");
+    assert_message(tess_quantize_check(&a), TESS_E_UNSUPPORTED, "nf4 block size 48");
     a.codec.block_numel = 64;
     a.src.dt = TESS_F64;
-    assert_message(tess_nf4_quantize_check(&a), TESS_E_DTYPE, "src is f64, expected f32 or bf16");
-    tess_nf4_dequantize_args d = {
+    assert_message(tess_quantize_check(&a), TESS_E_DTYPE, "src is f64, expected f32 or bf16");
+    tess_dequantize_args d = {
         .codec = {TESS_FORMAT_BF16, 0, false},
         .dst = tess_view_host(x, 8, TESS_F32),
     };
-    assert_message(tess_nf4_dequantize_check(&d), TESS_E_ARG,
+    assert_message(tess_dequantize_check(&d), TESS_E_ARG,
                    "codec is bf16, expected a quantized format");
     d.codec = a.codec;
     d.first_idx = -1;
-    assert_message(tess_nf4_dequantize_check(&d), TESS_E_ARG, "first_idx is -1");
+    assert_message(tess_dequantize_check(&d), TESS_E_ARG, "first_idx is -1");
 }
 
 /* -------- against bitsandbytes' pure PyTorch backend -------- */

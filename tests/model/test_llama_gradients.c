@@ -129,13 +129,13 @@ static void dense_value(void *arg, const tess_param *param, float *value)
         tess_llama_case_value(NULL, param, value);
         return;
     }
-    tess_nf4_dequantize_args args = {.codec = p->codec,
+    tess_dequantize_args args = {.codec = p->codec,
                                      .dst = tess_view_host(value, p->numel, TESS_F32)};
     for (int i = 0; i < p->part_numel; i++)
         args.part[i] = from->frozen[p->unit_idx] + p->part_offset_nbytes[i];
     tess_stream stream;
     tess_stream_init_inline(&stream, "compute", NULL);
-    expect_ok(tess_kernels_cpu.nf4_dequantize(&args, &stream));
+    expect_ok(tess_kernels_cpu.dequantize(&args, &stream));
 }
 
 static void expect_nf4_as_dense(tess_dtype dt, int block_numel, bool double_quant)

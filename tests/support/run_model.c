@@ -184,13 +184,13 @@ static tess_status cast_to(tess_run_model *run, float *src, int64_t numel, tess_
 static tess_status encode_nf4(tess_run_model *run, const tess_param *p, float *value)
 {
     char *base = run->frozen[p->unit_idx];
-    tess_nf4_quantize_args args = {.codec = p->codec,
+    tess_quantize_args args = {.codec = p->codec,
                                    .src = tess_view_host(value, p->numel, TESS_F32),
                                    .tensor_name = p->name};
     for (int i = 0; i < p->part_numel; i++)
         args.part[i] = base + p->part_offset_nbytes[i];
     TESS_TRY(alloc_zero(tess_ceil_div(p->numel, p->codec.block_numel), &args.absmax_work));
-    const tess_status st = tess_kernels_cpu.nf4_quantize(&args, &run->stream);
+    const tess_status st = tess_kernels_cpu.quantize(&args, &run->stream);
     tess_free(args.absmax_work);
     return st;
 }

@@ -46,12 +46,12 @@ static void stop_after(void *arg, tess_log_level level, const char *line)
 static int64_t quantized_numel;
 static bool is_quantizer_refusing;
 
-static tess_status count_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+static tess_status count_quantize(const tess_quantize_args *a, tess_stream *s)
 {
     quantized_numel++;
     TESS_CHECK(!is_quantizer_refusing, TESS_E_STATE, "tensor '%s' is quantized a second time",
                a->tensor_name);
-    return tess_kernels_cpu.nf4_quantize(a, s);
+    return tess_kernels_cpu.quantize(a, s);
 }
 
 /* ---- lives ---- */
@@ -269,7 +269,7 @@ static tess_status check_quantized(world_pair *w, const char *source)
     int64_t numel = 0;
     tiny_outcome want;
     tess_kernels kernels = tess_kernels_cpu;
-    kernels.nf4_quantize = count_quantize;
+    kernels.quantize = count_quantize;
     const char *const overrides[] = {"model.init=weights", "shard.gather_group=world", NULL};
     const char *const regrouped[] = {"model.init=weights", "shard.gather_group=1", NULL};
     is_quantizer_refusing = false;
