@@ -21,7 +21,11 @@ struct engine_alarm {
     MPI_Request *told; /* [world] */
     alarm_note in;
     alarm_note out;
+    engine_alarm *next; /* of those kept below */
 };
+
+/* Alarms of failed engines: sends to ranks that may be gone still read them. */
+static engine_alarm *kept;
 
 static tess_status open_alarm(engine_alarm *a, MPI_Comm mpi)
 {
@@ -76,8 +80,13 @@ void engine_alarm_destroy(engine *e)
         (void)MPI_Comm_free(&a->mpi);
     pthread_mutex_unlock(&e->lock);
     tess_free(a->told);
-    if (is_healthy) /* else sends may still read it; the process is about to end */
+    a->told = NULL;
+    if (is_healthy) {
         tess_free(a);
+        return;
+    }
+    a->next = kept;
+    kept = a;
 }
 
 void engine_alarm_hear(engine *e)

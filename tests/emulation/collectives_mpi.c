@@ -29,7 +29,11 @@ struct tess_gpu_group {
     float *rows; /* reduce-scatter: [world, numel] */
     float *sum;
     int64_t numel;
+    tess_gpu_group *next; /* of those kept below */
 };
+
+/* Aborted groups: late messages may still land in them. */
+static tess_gpu_group *kept;
 
 static struct {
     char kind[16];
@@ -291,8 +295,12 @@ static void emu_leave(tess_gpu_group *g)
         return;
     if (!g->is_aborted && g->mpi != MPI_COMM_NULL)
         MPI_Comm_free(&g->mpi);
-    if (!g->is_aborted) /* late messages of an aborted one may still land in it */
+    if (!g->is_aborted) {
         tess_free(g);
+        return;
+    }
+    g->next = kept;
+    kept = g;
 }
 
 const tess_gpu_collectives collectives_mpi = {
