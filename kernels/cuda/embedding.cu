@@ -91,11 +91,13 @@ extern "C" tess_status tess_cuda_embedding_forward(const tess_embedding_args *a,
     if (a->token_numel == 0)
         return TESS_OK;
     const bool to_bf16 = a->out.dt == TESS_BF16;
-    if (tess_format_is_quantized(a->table.codec.format))
-        return to_bf16 ? forward_nf4<true>(a, s) : forward_nf4<false>(a, s);
-    if (a->table.codec.format == TESS_FORMAT_BF16)
+    const tess_format format = a->table.codec.format;
+    if (format == TESS_FORMAT_BF16)
         return to_bf16 ? forward_plain<true, true>(a, s) : forward_plain<true, false>(a, s);
-    return to_bf16 ? forward_plain<false, true>(a, s) : forward_plain<false, false>(a, s);
+    if (format == TESS_FORMAT_F32)
+        return to_bf16 ? forward_plain<false, true>(a, s) : forward_plain<false, false>(a, s);
+    TESS_TRY(tess_nf4_format_check("embedding", format));
+    return to_bf16 ? forward_nf4<true>(a, s) : forward_nf4<false>(a, s);
 }
 
 struct backward_job {

@@ -75,6 +75,7 @@ static tess_status dequantize_launch(const tess_dequantize_args *a, tess_stream 
 extern "C" tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s)
 {
     TESS_TRY(tess_dequantize_check(a));
+    TESS_TRY(tess_nf4_format_check("dequantize", a->codec.format));
     if (a->dst.numel == 0)
         return TESS_OK;
     return a->dst.dt == TESS_BF16 ? dequantize_launch<true>(a, s) : dequantize_launch<false>(a, s);
@@ -240,8 +241,7 @@ __global__ static void __launch_bounds__(THREADS) nested_kernel(const nested_job
     }
 }
 
-static tess_status nested_launch(const tess_quantize_args *a, int64_t block_numel,
-                                 tess_stream *s)
+static tess_status nested_launch(const tess_quantize_args *a, int64_t block_numel, tess_stream *s)
 {
     float *const offset = static_cast<float *>(a->part[3]);
     nested_job job = {a->absmax_work,
@@ -316,6 +316,8 @@ static tess_status quantize_launch(const quantize_job &job, bool is_bf16, int64_
 extern "C" tess_status tess_cuda_quantize(const tess_quantize_args *a, tess_stream *s)
 {
     TESS_TRY(tess_quantize_check(a));
+    TESS_TRY(tess_nf4_format_check(a->tensor_name != nullptr ? a->tensor_name : "quantize",
+                                   a->codec.format));
     const bool is_double = a->codec.double_quant;
     const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
     const quantize_job job = quantize_job_make(a);

@@ -30,6 +30,18 @@ typedef struct tess_nf4_tables {
     float map[256];
 } tess_nf4_tables;
 
+/** Whether these kernels read a format: other families have no decoder on the device.
+ * @return TESS_E_UNSUPPORTED */
+TESS_MUST_CHECK static inline tess_status tess_nf4_format_check(const char *op, tess_format format)
+{
+    TESS_CHECK(
+        format == TESS_FORMAT_NF4 || format == TESS_FORMAT_FP4, TESS_E_UNSUPPORTED,
+        "%s: base format %s has no decoder on a CUDA device, expected f32, bf16, nf4 or fp4; "
+        "choose one of these or run on the CPU",
+        op, tess_format_name(format));
+    return TESS_OK;
+}
+
 static inline tess_nf4_constants tess_nf4_constants_get(tess_format format)
 {
     tess_nf4_constants c;
