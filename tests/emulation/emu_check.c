@@ -263,7 +263,7 @@ void emu_check_host_reads(emu_device *d)
 static bool host_knows(const emu_device *d, const emu_host_range *r)
 {
     const emu_entry *e = &d->entry[r->entry - 1];
-    return d->host.seq[e->stream_idx] >= e->seq;
+    return d->seen.seq[e->stream_idx] >= e->seq;
 }
 
 static void drop_known(emu_device *d, emu_host_range **list)
@@ -282,10 +282,12 @@ static void drop_known(emu_device *d, emu_host_range **list)
     }
 }
 
-void emu_host_joins(emu_device *d, const emu_clock *clock)
+void emu_host_joins(emu_device *d, const emu_clock *clock, bool has_waited)
 {
     emu_check_host_reads(d);
-    emu_clock_join(&d->host, clock);
+    emu_clock_join(&d->seen, clock);
+    if (has_waited)
+        emu_clock_join(&d->host, clock);
     drop_known(d, &d->reads);
     drop_known(d, &d->writes);
 }

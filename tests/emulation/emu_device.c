@@ -367,7 +367,7 @@ static tess_status stream_finish(tess_stream *base, const tess_event *ev)
     if (is_ignored(d, ev))
         return TESS_OK;
     TESS_TRY(emu_block(d, base->name, is_reached_now, &a));
-    emu_host_joins(d, &d->entry[ev->mark - 1].clock);
+    emu_host_joins(d, &d->entry[ev->mark - 1].clock, true);
     return TESS_OK;
 }
 
@@ -377,7 +377,7 @@ static tess_status stream_query(tess_stream *base, const tess_event *ev, bool *i
     TESS_TRY(emu_block(d, "query", NULL, NULL));
     *is_reached = d->entry[ev->mark - 1].is_done;
     if (*is_reached)
-        emu_host_joins(d, &d->entry[ev->mark - 1].clock);
+        emu_host_joins(d, &d->entry[ev->mark - 1].clock, false);
     return TESS_OK;
 }
 

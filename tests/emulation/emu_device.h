@@ -99,6 +99,7 @@ struct emu_device {
     emu_entry *entry; /* [entry_numel], number 1 first */
     uint32_t entry_numel, entry_room;
     emu_clock host; /* what the host has waited for */
+    emu_clock seen; /* and what a query showed: bytes are there, but the order was luck */
     emu_memory *memory;
     int memory_numel;
     emu_host_range *reads, *writes;
@@ -175,8 +176,9 @@ void emu_touch_rows(emu_device *d, uint32_t entry, const tess_rows_copy *c);
 void emu_touch_call(emu_device *d, uint32_t entry, emu_kernel_call *call);
 /** Host memory that operations still read has not changed. */
 void emu_check_host_reads(emu_device *d);
-/** The host has waited for `clock`. */
-void emu_host_joins(emu_device *d, const emu_clock *clock);
+/** The host has waited for `clock`, or a query has shown that it is over: then host memory may be
+ * used, but other runs may find it not over, so later operations are not ordered by it. */
+void emu_host_joins(emu_device *d, const emu_clock *clock, bool has_waited);
 /** Nothing uses the memory any more as far as the host knows. */
 void emu_check_release(emu_device *d, const emu_memory *m);
 void emu_clock_join(emu_clock *a, const emu_clock *b);
