@@ -107,7 +107,7 @@ static void plan_scratch(gemm_plan *p)
         gemm_run *run = &p->run[r];
         const tess_matrix *b = &a->term[run->first_term].b;
         run->is_direct = run->term_numel == 1 && tess_cuda_gemm_is_stored_as(b, dtype_of(a));
-        run->b_stride = b->cols;
+        run->b_stride = b->stride != 0 ? b->stride : b->cols;
         for (int t = 0; t < run->term_numel; t++)
             if (tess_format_is_quantized(a->term[run->first_term + t].b.codec.format))
                 p->has_quantized = true;

@@ -144,6 +144,24 @@ typedef struct outcome {
     int64_t late_numel; /* products that nobody announced */
 } outcome;
 
+/* Tensors of the adapter: the file's header names the folder of the model. */
+static tess_status hash_adapter(tiny_run *t, tess_sha256 *out)
+{
+    char path[400];
+    char *text = NULL;
+    size_t nbytes = 0;
+    uint64_t header_nbytes = 0;
+    snprintf(path, sizeof path, "%s/run/export/adapter_model.safetensors", t->dir);
+    TESS_TRY(tess_io_read_all(t->ctx.io, path, 16 << 20, &text, &nbytes));
+    memcpy(&header_nbytes, text, sizeof header_nbytes);
+    const size_t front = sizeof header_nbytes + (size_t)header_nbytes;
+    const tess_status st = front < nbytes
+                               ? tess_sha256_of(text + front, nbytes - front, out)
+                               : TESS_FAIL(TESS_E_FORMAT, "adapter of %zu bytes", nbytes);
+    tess_free(text);
+    return st;
+}
+
 static tess_status train(tess_comm *comm, const tess_session_options *options,
                          const char *const *overrides, tiny_outcome *out)
 {
@@ -155,6 +173,8 @@ static tess_status train(tess_comm *comm, const tess_session_options *options,
         st = tess_session_train(s);
     if (st == TESS_OK)
         st = tiny_run_outcome(&t, "run", out);
+    if (st == TESS_OK)
+        st = hash_adapter(&t, &out->adapter);
     tess_session_close(&s);
     st = tess_agree(comm, st);
     tiny_run_destroy(comm, &t);
