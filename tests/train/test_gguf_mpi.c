@@ -243,6 +243,70 @@ static tess_status check_model(world_pair *w, const char *name)
     return compare(w, run[3], &want);
 }
 
+/* ---- adapter ---- */
+
+enum { RANK_NUMEL = 4 };
+
+/* Matrix B of q_proj: 64 rows of 4, in heads of 16 that interleave in the GGUF file. */
+static tess_status compare_adapter(world_pair *w, const char *peft_path, const char *gguf_path)
+{
+    static const char hf_name[] = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight";
+    tess_safetensors *peft = NULL;
+    tess_gguf *gguf = NULL;
+    float want[64 * RANK_NUMEL], got[64 * RANK_NUMEL], sum = 0.0F;
+    int64_t numel = 0;
+    double alpha = 0.0;
+    TESS_TRY(tess_safetensors_open(w->t.ctx.io, peft_path, &peft));
+    TESS_TRY(tess_gguf_open(w->t.ctx.io, gguf_path, &gguf));
+    numel = tess_gguf_tensor_numel(gguf);
+    const tess_st_tensor *t = tess_safetensors_find(peft, hf_name);
+    const tess_gguf_tensor *g = tess_gguf_find(gguf, "blk.1.attn_q.weight.lora_b");
+    tess_status st = tess_gguf_get_f64(gguf, "adapter.lora.alpha", &alpha);
+    if (st == TESS_OK && (t == NULL || g == NULL || t->nbytes != sizeof want ||
+                          g->nbytes != sizeof got || alpha != 8.0 || g->dim[0] != 64))
+        st = TESS_FAIL(TESS_E_STATE, "no matrix B of q_proj in both, or alpha %g", alpha);
+    if (st == TESS_OK)
+        st = tess_safetensors_read(peft, t, 0, sizeof want, want);
+    if (st == TESS_OK)
+        st = tess_gguf_read(gguf, g, 0, sizeof got, got);
+    const bool is_all = numel == tess_safetensors_numel(peft);
+    tess_safetensors_close(&peft);
+    tess_gguf_close(&gguf);
+    TESS_TRY(st);
+    TESS_CHECK(is_all, TESS_E_STATE, "%lld tensors in adapter.gguf", (long long)numel);
+    for (int64_t row = 0; row < 64; row++) { /* file row 2i of a head is row i, 2i + 1 is i + 8 */
+        const int64_t i = row % 16, hf = row - i + (i % 2 == 0 ? i / 2 : 8 + i / 2);
+        for (int k = 0; k < RANK_NUMEL; k++) {
+            TESS_CHECK(got[row * RANK_NUMEL + k] == want[hf * RANK_NUMEL + k], TESS_E_STATE,
+                       "row %lld of adapter.gguf is not row %lld", (long long)row, (long long)hf);
+            sum += fabsf(want[hf * RANK_NUMEL + k]);
+        }
+    }
+    TESS_CHECK(sum > 0.0F, TESS_E_STATE, "matrix B is zero");
+    return TESS_OK;
+}
+
+static tess_status check_adapter(world_pair *w, const char *name, const char *const *overrides)
+{
+    const tess_session_options o = {.kind = TESS_SESSION_READER};
+    char peft_dir[320], gguf_dir[320], peft_path[400], gguf_path[400];
+    tess_session *session = NULL;
+    snprintf(peft_dir, sizeof peft_dir, "%.200s/as-peft", w->t.dir);
+    snprintf(gguf_dir, sizeof gguf_dir, "%.200s/as-gguf", w->t.dir);
+    snprintf(peft_path, sizeof peft_path, "%s/adapter_model.safetensors", peft_dir);
+    snprintf(gguf_path, sizeof gguf_path, "%s/adapter.gguf", gguf_dir);
+    TESS_TRY(tiny_run_open_as(w->comm, &w->t, name, overrides, &o, &session));
+    tess_status st = tess_session_export(
+        session, &(tess_export_request){peft_dir, TESS_RUN_EXPORT_PEFT, TESS_F32});
+    if (st == TESS_OK)
+        st = tess_session_export(session,
+                                 &(tess_export_request){gguf_dir, TESS_RUN_EXPORT_GGUF, TESS_F32});
+    tess_session_close(&session);
+    TESS_TRY(st);
+    const bool is_root = tess_comm_rank(w->comm) == 0;
+    return tess_agree(w->comm, is_root ? compare_adapter(w, peft_path, gguf_path) : TESS_OK);
+}
+
 /* ---- refusals ---- */
 
 static tess_status expect_refusal(world_pair *w, const char *const *overrides, tess_status want,
@@ -276,7 +340,15 @@ static tess_status check_refusals(world_pair *w)
 static tess_status run_all(world_pair *w)
 {
     TESS_TRY(check_losses(w));
+    static const char *const kept[] = {"model.init=weights",
+                                       "base.format=keep",
+                                       "train.steps=6",
+                                       "train.schedule=constant",
+                                       "shard.gather_group=world",
+                                       "output.base=copy",
+                                       NULL};
     TESS_TRY(check_model(w, "llama"));
+    TESS_TRY(check_adapter(w, "llama-3", kept));
     TESS_TRY(check_model(w, "llama_k"));
     return check_refusals(w);
 }
