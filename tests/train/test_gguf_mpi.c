@@ -21,7 +21,7 @@ typedef struct world_pair {
     tiny_run t;
 } world_pair;
 
-static tess_status refuse_quantize(const tess_nf4_quantize_args *a, tess_stream *s)
+static tess_status refuse_quantize(const tess_quantize_args *a, tess_stream *s)
 {
     (void)s;
     return TESS_FAIL(TESS_E_STATE, "tensor '%s' is quantized", a->tensor_name);
@@ -218,7 +218,7 @@ static tess_status check_model(world_pair *w, const char *name)
     char source[300], run[4][40];
     tess_kernels kernels = tess_kernels_cpu;
     tiny_outcome want;
-    kernels.nf4_quantize = refuse_quantize;
+    kernels.quantize = refuse_quantize;
     snprintf(source, sizeof source, "%s/tests/golden/gguf/%s.gguf", TESS_TEST_SOURCE_DIR, name);
     snprintf(w->t.model, sizeof w->t.model, "%.200s/%s.gguf", w->t.dir, name);
     for (int i = 0; i < 4; i++)
