@@ -50,8 +50,9 @@ tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_ar
     TESS_TRY(tess_io_stat(ctx->io, path, &found, &nbytes));
     *kind = TESS_ARTIFACT_CHECKPOINT;
     if (found == TESS_IO_FILE)
-        *kind =
-            ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS : TESS_ARTIFACT_TOKEN_FILE;
+        *kind = ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
+                : ends_in(path, ".gguf")      ? TESS_ARTIFACT_MODEL
+                                              : TESS_ARTIFACT_TOKEN_FILE;
     for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
         bool is_there = false;
         TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
@@ -70,13 +71,14 @@ static tess_status add_hex(tess_json *to, const char *key, const void *digest, s
     return tess_json_add_string(to, key, hex);
 }
 
-static tess_status add_tensor(tess_json *list, const char *name, const tess_st_tensor *st)
+static tess_status add_tensor(tess_json *list, const char *name, const char *dtype,
+                              const tess_st_tensor *st)
 {
     tess_json *tensor = NULL;
     tess_json *shape = NULL;
     TESS_TRY(tess_json_add_object(list, NULL, &tensor));
     TESS_TRY(tess_json_add_string(tensor, "name", name));
-    TESS_TRY(tess_json_add_string(tensor, "dtype", tess_st_dtype_name(st->dtype)));
+    TESS_TRY(tess_json_add_string(tensor, "dtype", dtype));
     TESS_TRY(tess_json_add_i64(tensor, "nbytes", st->nbytes));
     TESS_TRY(tess_json_add_array(tensor, "shape", &shape));
     for (int i = 0; i < st->dim_numel; i++)
@@ -108,7 +110,7 @@ static tess_status fill_safetensors(const tess_safetensors *file, bool is_verify
     TESS_TRY(tess_json_add_array(to, "tensors", &tensors));
     for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
         const tess_st_tensor *st = tess_safetensors_at(file, i);
-        TESS_TRY(add_tensor(tensors, st->name, st));
+        TESS_TRY(add_tensor(tensors, st->name, tess_st_dtype_name(st->dtype), st));
     }
     return TESS_OK;
 }
@@ -164,7 +166,10 @@ static tess_status fill_model(tess_model_dir *dir, bool is_verify, tess_json *to
     int64_t nbytes = 0;
     for (int64_t i = 0; i < tess_model_dir_tensor_numel(dir); i++) {
         const tess_model_tensor *tensor = tess_model_dir_at(dir, i);
-        TESS_TRY(add_tensor(tensors, tensor->name, tensor->st));
+        TESS_TRY(add_tensor(tensors, tensor->name,
+                            tensor->gguf != NULL ? tess_format_name(tensor->gguf->format)
+                                                 : tess_st_dtype_name(tensor->st->dtype),
+                            tensor->st));
         nbytes += tensor->st->nbytes;
     }
     return tess_json_add_i64(to, "nbytes", nbytes);

@@ -1,4 +1,4 @@
-/* tessera export CHECKPOINT --format peft|hf -o OUT */
+/* tessera export CHECKPOINT --format peft|gguf|hf -o OUT */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,10 +13,18 @@
 
 static error_t set_format(struct argp_state *state, const char *arg, tess_run_export *format)
 {
-    if (strcmp(arg, "peft") != 0 && strcmp(arg, "hf") != 0)
-        return tess_launch_refuse(state, "--format: expected peft or hf, found '%.100s'", arg);
-    *format = *arg == 'p' ? TESS_RUN_EXPORT_PEFT : TESS_RUN_EXPORT_HF;
-    return 0;
+    static const struct {
+        const char *name;
+        tess_run_export format;
+    } known[] = {
+        {"peft", TESS_RUN_EXPORT_PEFT}, {"hf", TESS_RUN_EXPORT_HF}, {"gguf", TESS_RUN_EXPORT_GGUF}};
+    for (int i = 0; i < TESS_NELEM(known); i++) {
+        if (strcmp(arg, known[i].name) == 0) {
+            *format = known[i].format;
+            return 0;
+        }
+    }
+    return tess_launch_refuse(state, "--format: expected peft, hf or gguf, found '%.100s'", arg);
 }
 
 static error_t set_dtype(struct argp_state *state, const char *arg, tess_run_dtype *dtype)
@@ -52,7 +60,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"format", 'f', "FORMAT", 0,
-     "peft (adapter) or hf (model directory); without it what the checkpoint holds", 0},
+     "peft or gguf (adapter), or hf (model directory); without it what the checkpoint holds", 0},
     {"output", 'o', "OUT", 0, "Folder to write; it must not exist", 0},
     {"dtype", 'd', "DTYPE", 0,
      "bf16 (default): the copy that was trained with and evaluated; f32: the masters", 0},

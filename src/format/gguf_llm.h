@@ -40,6 +40,12 @@ static inline int64_t tess_gguf_row(int64_t row, int64_t head_dim)
     const int64_t i = row % head_dim, half = head_dim / 2;
     return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
+/** The inverse: the row that row `row` of the file holds. Local. */
+static inline int64_t tess_gguf_hf_row(int64_t row, int64_t head_dim)
+{
+    const int64_t i = row % head_dim;
+    return row - i + i / 2 + (i % 2) * (head_dim / 2);
+}
 /**
  * Read bytes [first, first + nbytes) of a tensor in Hugging Face order, and check the scales of
  * whole blocks. Local.

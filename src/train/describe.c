@@ -244,6 +244,9 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     size_t text_nbytes = 0;
     if (tess_gguf_is_path(d->run->model.path)) { /* never a config.json that lies beside it */
         TESS_TRY(find_kept(ctx, d->run, kept, &is_there));
+        TESS_CHECK(is_there, TESS_E_CONFIG,
+                   "model.path: '%s' is missing, and '%s' holds nothing to go on from",
+                   d->run->model.path, d->run->output.dir);
         TESS_CHECK(snprintf(path, sizeof path, "%s/config.json", kept) < (int)sizeof path,
                    TESS_E_CONFIG, "path of %zu bytes is too long", strlen(kept));
     } else {

@@ -66,10 +66,7 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
     return tess_stream_finish(stream);
 }
 
-typedef tess_status (*tensor_sink)(void *arg, int param_idx, const void *data, size_t nbytes);
-
-/* All trainable tensors in order; `sink` is called on rank 0. */
-static tess_status collect_all(tess_session *s, tess_dtype dt, tensor_sink sink, void *arg)
+tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink sink, void *arg)
 {
     void *pieces = NULL;
     tess_view work = {0};
@@ -204,7 +201,7 @@ static tess_status export_peft(tess_session *s, const tess_export_request *reque
     const bool is_root = tess_comm_rank(s->world) == 0;
     tess_status st = session_agree(s, is_root ? start_peft(&e, request) : TESS_OK);
     if (st == TESS_OK)
-        st = collect_all(s, request->dt, write_peft_tensor, &e);
+        st = session_collect(s, request->dt, write_peft_tensor, &e);
     if (st == TESS_OK)
         st = session_agree(s, is_root ? tess_peft_writer_finish(e.writer) : TESS_OK);
     tess_peft_writer_destroy(&e.writer);
@@ -278,7 +275,7 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
     const bool is_root = tess_comm_rank(s->world) == 0;
     tess_status st = session_agree(s, is_root ? start_hf(&e, request) : TESS_OK);
     if (st == TESS_OK)
-        st = collect_all(s, request->dt, write_hf_tensor, &e);
+        st = session_collect(s, request->dt, write_hf_tensor, &e);
     if (st == TESS_OK)
         st = session_agree(s, is_root ? finish_hf(&e, request) : TESS_OK);
     tess_safetensors_writer_destroy(&e.writer);
@@ -297,7 +294,12 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
                "export peft: the run trains every weight and has no adapter; use hf");
     TESS_CHECK(request->format != TESS_RUN_EXPORT_HF || is_full, TESS_E_CONFIG,
                "export hf: the run trains an adapter; use peft");
-    TESS_TRY(is_full ? export_hf(s, request) : export_peft(s, request));
+    const bool is_gguf = request->format == TESS_RUN_EXPORT_GGUF;
+    TESS_CHECK(!is_gguf || !is_full, TESS_E_CONFIG,
+               "export gguf: the run trains every weight and has no adapter; use hf");
+    TESS_TRY(is_full   ? export_hf(s, request)
+             : is_gguf ? session_export_gguf(s, request)
+                       : export_peft(s, request));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
                   is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));
     return TESS_OK;

@@ -208,6 +208,9 @@ static tess_status check_mode(const tess_run *run)
                           "has no meaning with train.mode full, which trains every weight and "
                           "freezes none: remove it or set train.mode to lora");
     }
+    if (run->output.export_as == TESS_RUN_EXPORT_GGUF)
+        return refuse(run, TESS_RUN_KEY_output_export_as,
+                      "gguf writes an adapter, and train.mode full has none: use hf");
     if (run->output.export_as == TESS_RUN_EXPORT_PEFT)
         return refuse(run, TESS_RUN_KEY_output_export_as,
                       "peft writes an adapter, and train.mode full has none: use hf");

@@ -53,7 +53,8 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_DTYPE_LIST(X) X(BF16, "bf16") X(F32, "f32")
 #define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
 #define TESS_RUN_STORE_LIST(X) X(AUTO, "auto") X(COPY, "copy")
-#define TESS_RUN_EXPORT_LIST(X) X(AUTO, "auto") X(PEFT, "peft") X(HF, "hf") X(NONE, "none")
+#define TESS_RUN_EXPORT_LIST(X)                                                                    \
+    X(AUTO, "auto") X(PEFT, "peft") X(HF, "hf") X(GGUF, "gguf") X(NONE, "none")
 
 #define TESS_RUN_WORD_(name, text) "|" text
 #define TESS_RUN_WORDS_(NAME) TESS_RUN_##NAME##_LIST(TESS_RUN_WORD_)
@@ -145,7 +146,7 @@ typedef struct tess_run_rules {
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
-      "HF directory or model file. The weights' identity (base id) is checked by content, " \
+      "HF directory or GGUF file. The weights' identity (base id) is checked by content, " \
       "not by path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
       FREE, \
@@ -159,7 +160,7 @@ typedef struct tess_run_rules {
     X(base, format, "format", tess_run_base_format, ENUM, TESS_RUN_WORDS_(BASE), "nf4", 0, \
       0, NUMERICS, \
       "How frozen linear layers are stored; keep: as in the file. With train.mode full the " \
-      "default is keep.") \
+      "default is keep. Blocks of a GGUF file are kept or widened, never quantized again.") \
     X(base, block_size, "block_size", int64_t, INT, "", "64", 32, 4096, NUMERICS, \
       "Elements of a row-major tensor that share one absmax (nf4, fp4); a power of two.") \
     X(base, double_quant, "double_quant", bool, BOOL, "", "true", 0, 0, NUMERICS, \

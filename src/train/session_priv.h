@@ -120,6 +120,16 @@ TESS_MUST_CHECK tess_status session_keep_tokenizer(tess_session *s, const char *
 /** Module path of an adapter tensor, and which of the two it is; false for other names. Local. */
 bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part);
 
+typedef tess_status (*session_tensor_sink)(void *arg, int param_idx, const void *data,
+                                           size_t nbytes);
+/** All trainable tensors in `dt`, in order; `sink` is called on rank 0. Collective. */
+TESS_MUST_CHECK tess_status session_collect(tess_session *s, tess_dtype dt,
+                                            session_tensor_sink sink, void *arg);
+/** The adapter as `dir`/adapter.gguf. Collective. @return TESS_E_UNSUPPORTED a module that has no
+ * name there, or alpha that GGUF cannot say */
+TESS_MUST_CHECK tess_status session_export_gguf(tess_session *s,
+                                                const tess_export_request *request);
+
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
 

@@ -482,6 +482,8 @@ static void test_names_and_rows(void **state)
         assert_false(tess_gguf_hf_name(other[i], hf));
     for (int64_t i = 0; i < 16; i++)
         assert_int_equal(tess_gguf_row(i, 8), i / 8 * 8 + order[i % 8]);
+    for (int64_t i = 0; i < 24; i++)
+        assert_int_equal(tess_gguf_hf_row(tess_gguf_row(i, 12), 12), i);
 }
 
 static uint32_t crc_of(const void *data, size_t nbytes)

@@ -29,6 +29,48 @@ def entry(dtype, shape, begin, end):
     return dict(dtype=dtype, shape=shape, data_offsets=[begin, end])
 
 
+def gguf_string(text):
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+def gguf(pairs, infos, data=b"", version=3):
+    """pairs: (key, type, bytes); infos: (name, ne, type, offset)"""
+    out = b"GGUF" + version.to_bytes(4, "little") + len(infos).to_bytes(8, "little")
+    out += len(pairs).to_bytes(8, "little")
+    for key, kind, value in pairs:
+        out += gguf_string(key) + kind.to_bytes(4, "little") + value
+    for name, ne, kind, offset in infos:
+        out += gguf_string(name) + len(ne).to_bytes(4, "little")
+        out += b"".join(n.to_bytes(8, "little") for n in ne)
+        out += kind.to_bytes(4, "little") + offset.to_bytes(8, "little")
+    return out + bytes(-len(out) % 32) + data
+
+
+def u32(value):
+    return value.to_bytes(4, "little")
+
+
+LLAMA = [("general.architecture", 8, gguf_string("llama"))] + [
+    ("llama." + key, 4, u32(value)) for key, value in (
+        ("embedding_length", 32), ("feed_forward_length", 32), ("block_count", 1),
+        ("attention.head_count", 2), ("rope.dimension_count", 16))]
+
+put("gguf", "minimal", gguf([("general.alignment", 4, u32(32))], [("w", [2], 0, 0)], bytes(8)))
+put("gguf", "version2", gguf([], [("w", [2], 0, 0)], bytes(8), version=2))
+put("gguf", "kinds", gguf([(f"k{i}", i, bytes(n)) for i, n in enumerate((1, 1, 2, 2, 4, 4, 4, 1, 8))] + [
+    ("a", 9, u32(4) + (2).to_bytes(8, "little") + bytes(8)), ("b", 9, u32(8) + (1).to_bytes(8, "little") + bytes(8)),
+    ("c", 10, bytes(8)), ("d", 11, b"\xff" * 8), ("e", 12, bytes(8))], []))
+for kind in (0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30, 39):
+    put("gguf", f"type{kind}", gguf([], [("t", [256], kind, 0)], bytes(1024)))
+put("gguf", "llama", gguf(LLAMA, [("token_embd.weight", [32, 2], 0, 0), ("blk.0.attn_q.weight", [32, 32], 8, 256)],
+                          bytes(256 + 1088)))
+put("gguf", "divisors", gguf(LLAMA, [("token_embd.weight", [32, 2], 0, 0), ("rope_freqs.weight", [8], 0, 256)],
+                             bytes(256) + b"\0\0\x80\x3f" * 8))
+for i, n in enumerate((2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)):
+    put("gguf", f"extent{i}", gguf([], [("w", [n, 2], 0, 0)], bytes(8)))
+    put("gguf", f"offset{i}", gguf([], [("w", [2], 0, n)], bytes(8)))
+    put("gguf", f"array{i}", gguf([("a", 9, u32(4) + n.to_bytes(8, "little"))], []))
+
 put("safetensors", "minimal", tensors({"a": entry("BF16", [2], 0, 4)}, b"\x80\x3f\x00\xc0"))
 put("safetensors", "mixed", tensors({
     "__metadata__": {"format": "pt", "k": "v"}, "x": entry("F32", [2, 1], 0, 8), "s": entry("F16", [], 8, 10),

@@ -65,7 +65,7 @@ expect 64 "verify: one argument too many: 'b'" verify a b
 expect 64 "diff: two paths are needed" diff a
 expect 64 "diff: one argument too many: 'c'" diff a b c
 expect 64 "export: -o OUT is missing" export a
-expect 64 "export: --format: expected peft or hf, found 'gguf'" export a -o b --format gguf
+expect 64 "export: --format: expected peft, hf or gguf, found 'onnx'" export a -o b --format onnx
 expect 64 "export: --dtype: expected bf16 or f32, found 'f16'" export a -o b --dtype f16
 expect 64 "tokenize: no tokenizer given" tokenize
 expect 64 "tokenize: no input file given" tokenize t.json
