@@ -11,6 +11,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <nvtx3/nvToolsExt.h>
+
 #include "core/memory.h"
 #include "kernels/cuda/cuda_priv.h"
 #include "kernels/cuda/device_priv.h"
@@ -225,6 +227,44 @@ static tess_status stream_finish(tess_stream *s, const tess_event *ev)
     }
 }
 
+/* ---- marks ---- */
+
+static tess_status stream_mark_init(tess_stream *s, tess_mark *m)
+{
+    cudaEvent_t event = NULL;
+    TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
+    TESS_CUDA_TRY(cudaEventCreate(&event));
+    m->handle = event;
+    return TESS_OK;
+}
+
+static void stream_mark_fini(tess_stream *s, tess_mark *m)
+{
+    (void)s;
+    if (m->handle != NULL)
+        (void)cudaEventDestroy(m->handle);
+    m->handle = NULL;
+}
+
+static tess_status stream_mark_record(tess_stream *s, tess_mark *m)
+{
+    TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
+    TESS_CUDA_TRY(cudaEventRecord(m->handle, tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+static tess_status stream_mark_elapsed(tess_stream *s, const tess_mark *from, const tess_mark *to,
+                                       double *elapsed_s)
+{
+    float elapsed_ms = 0.0F;
+    TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
+    TESS_CUDA_TRY(cudaEventSynchronize(from->handle));
+    TESS_CUDA_TRY(cudaEventSynchronize(to->handle));
+    TESS_CUDA_TRY(cudaEventElapsedTime(&elapsed_ms, from->handle, to->handle));
+    *elapsed_s = (double)elapsed_ms * 1e-3;
+    return TESS_OK;
+}
+
 static const tess_stream_ops stream_ops = {
     .event_init = stream_event_init,
     .event_fini = stream_event_fini,
@@ -232,6 +272,10 @@ static const tess_stream_ops stream_ops = {
     .wait = stream_wait,
     .finish = stream_finish,
     .query = stream_query,
+    .mark_init = stream_mark_init,
+    .mark_fini = stream_mark_fini,
+    .mark_record = stream_mark_record,
+    .mark_elapsed = stream_mark_elapsed,
 };
 
 static tess_status device_stream_create(tess_device *d, const char *name, bool is_urgent,
@@ -307,6 +351,29 @@ static tess_status device_copy(tess_device *d, tess_view dst, tess_view src, tes
     return TESS_OK;
 }
 
+static tess_status device_copy_rows(tess_device *d, const tess_rows_copy *c, tess_stream *s)
+{
+    TESS_TRY(tess_cuda_enter(d));
+    TESS_CUDA_TRY(cudaMemcpy2DAsync(c->dst, (size_t)c->dst_stride_nbytes, c->src,
+                                    (size_t)c->src_stride_nbytes, (size_t)c->row_nbytes,
+                                    (size_t)c->row_numel, cudaMemcpyDeviceToDevice,
+                                    tess_cuda_stream(s)));
+    return TESS_OK;
+}
+
+/* Ranges of the host thread, for profilers: nothing without one. */
+static void device_range_push(tess_device *d, const char *name)
+{
+    (void)d;
+    (void)nvtxRangePushA(name);
+}
+
+static void device_range_pop(tess_device *d)
+{
+    (void)d;
+    (void)nvtxRangePop();
+}
+
 static tess_status device_zero(tess_device *d, tess_view dst, tess_stream *s)
 {
     TESS_TRY(tess_cuda_enter(d));
@@ -327,6 +394,9 @@ static const tess_device_ops device_ops = {
     .stream_create = device_stream_create,
     .stream_destroy = device_stream_destroy,
     .copy = device_copy,
+    .copy_rows = device_copy_rows,
+    .range_push = device_range_push,
+    .range_pop = device_range_pop,
     .zero = device_zero,
     .memory = device_memory,
 };

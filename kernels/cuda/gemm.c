@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/trace.h"
 
 enum { ALIGN_NBYTES = 256 };
 
@@ -273,7 +274,7 @@ static tess_status expand_term(const gemm_call *call, const gemm_run *run, int t
     char *dst = scratch_at(call, run, call->p->first_k[term_idx]);
     if (tess_format_is_quantized(b->codec.format) && run->b_stride == b->cols) {
         tess_dequantize_args args = {.codec = b->codec,
-                                         .dst = {dst, b->rows * b->cols, dt, a->c.space}};
+                                     .dst = {dst, b->rows * b->cols, dt, a->c.space}};
         memcpy(args.part, b->part, sizeof(args.part));
         return tess_cuda_dequantize(&args, s);
     }
@@ -307,6 +308,17 @@ static tess_status expand_all(const gemm_call *call, bool is_quantized, tess_str
         }
     }
     return TESS_OK;
+}
+
+/* The quantized ones, which is work of its own on the device. */
+static tess_status dequantize_all(const gemm_call *call, tess_stream *s)
+{
+    tess_tracer *tracer = call->p->has_quantized ? call->stream->tracer : NULL;
+    const int span =
+        tess_trace_begin(tracer, TESS_TRACE_DEQUANTIZE, "weights", (int64_t)call->p->b_nbytes, s);
+    const tess_status st = expand_all(call, true, s);
+    tess_trace_end(tracer, span, s);
+    return st;
 }
 
 /* -------- the call -------- */
@@ -359,7 +371,7 @@ static tess_status run_ahead(gemm_call *call, tess_dequant_lane *lane)
     lane->next_idx = (lane->next_idx + 1) % TESS_NELEM(lane->slot);
     call->b_scratch = slot->data;
     TESS_TRY(tess_stream_wait(lane->stream, &slot->free));
-    TESS_TRY(expand_all(call, true, lane->stream));
+    TESS_TRY(dequantize_all(call, lane->stream));
     TESS_TRY(tess_event_record(&slot->ready, lane->stream));
     TESS_TRY(tess_stream_wait(call->stream, &slot->ready));
     TESS_TRY(expand_all(call, false, call->stream));
@@ -388,7 +400,7 @@ tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s)
     tess_dequant_lane *lane = call.library->lane;
     if (lane != NULL && p.has_quantized && p.b_nbytes <= lane->slot[0].nbytes)
         return run_ahead(&call, lane);
-    TESS_TRY(expand_all(&call, true, s));
+    TESS_TRY(dequantize_all(&call, s));
     TESS_TRY(expand_all(&call, false, s));
     return run_products(&call);
 }

@@ -197,6 +197,17 @@ static tess_status plain_copy(tess_device *d, tess_view dst, tess_view src, tess
     return TESS_OK;
 }
 
+static tess_status plain_copy_rows(tess_device *d, const tess_rows_copy *c, tess_stream *stream)
+{
+    plain_stream *s = (plain_stream *)stream;
+    TESS_TRY(drain(s, s->begun));
+    for (int64_t i = 0; i < c->row_numel; i++)
+        memcpy((char *)plain_device_near(d, c->dst) + i * c->dst_stride_nbytes,
+               (const char *)plain_device_near(d, c->src) + i * c->src_stride_nbytes,
+               (size_t)c->row_nbytes);
+    return TESS_OK;
+}
+
 static tess_status plain_zero(tess_device *d, tess_view dst, tess_stream *stream)
 {
     plain_stream *s = (plain_stream *)stream;
@@ -219,6 +230,7 @@ static const tess_device_ops plain_ops = {
     .stream_create = plain_stream_create,
     .stream_destroy = plain_stream_destroy,
     .copy = plain_copy,
+    .copy_rows = plain_copy_rows,
     .zero = plain_zero,
     .memory = plain_memory,
 };
