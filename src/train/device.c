@@ -274,6 +274,7 @@ tess_status session_device_limit(tess_session *s, size_t *nbytes)
     size_t free_nbytes = 0;
     size_t total_nbytes = 0;
     TESS_TRY(tess_device_memory(s->device, &free_nbytes, &total_nbytes));
+    s->device_before_nbytes = total_nbytes - free_nbytes;
     const size_t margin =
         TESS_MAX(TESS_MIN((size_t)MARGIN_NBYTES, total_nbytes / 8), total_nbytes / MARGIN_SHARE);
     TESS_CHECK(free_nbytes > margin, TESS_E_FIT,
@@ -282,6 +283,19 @@ tess_status session_device_limit(tess_session *s, size_t *nbytes)
                s->device->name, free_nbytes, total_nbytes, margin);
     *nbytes = (free_nbytes - margin) / (size_t)s->device_share_numel;
     return TESS_OK;
+}
+
+size_t session_device_used_nbytes(const tess_session *s)
+{
+    size_t free_nbytes = 0, total_nbytes = 0;
+    if (s->device == NULL)
+        return 0;
+    if (tess_device_memory(s->device, &free_nbytes, &total_nbytes) != TESS_OK) {
+        tess_error_clear(); /* a figure for the report: the step has its own errors */
+        return 0;
+    }
+    const size_t now_nbytes = total_nbytes - free_nbytes;
+    return now_nbytes > s->device_before_nbytes ? now_nbytes - s->device_before_nbytes : 0;
 }
 
 /* ---- libraries ---- */

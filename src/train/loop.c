@@ -12,7 +12,7 @@
 #include "train/trace_file.h"
 
 /* Flags of the control record; maxima over ranks come back. */
-enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
 
 enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
 
@@ -30,8 +30,9 @@ typedef struct loop {
     bool is_saving;
     bool is_stopping;
     double longest_step_s;
-    int64_t asked_step;     /* of the last save that was asked for, -1: none */
-    int64_t committed_step; /* of the last one that is on disk, -1: none by this process */
+    int64_t asked_step;         /* of the last save that was asked for, -1: none */
+    int64_t committed_step;     /* of the last one that is on disk, -1: none by this process */
+    int64_t device_peak_nbytes; /* of this rank, so far */
 } loop;
 
 /* ---- learning rate ---- */
@@ -330,6 +331,7 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
                                        .tokens_per_s = (double)token_numel / step_s,
                                        .step_s = step_s,
                                        .exposed_comm_s = r->exposed_comm_s,
+                                       .mem_device_peak_nbytes = r->flags[FLAG_DEVICE_PEAK],
                                        .mem_host_peak_nbytes = r->flags[FLAG_HOST_PEAK]};
     const tess_progress_row shown = {.step = s->step,
                                      .loss = r->loss,
@@ -340,16 +342,32 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
     return tess_metrics_step(l->metrics, &row);
 }
 
+/* What the plan said of a device's memory, and what was taken. */
+static void tell_device_memory(const loop *l)
+{
+    const tess_session *s = l->s;
+    if (s->device != NULL)
+        tess_log_root(
+            &s->ctx->log, TESS_LOG_INFO,
+            "device memory: planned %.1f MiB, of it %.1f MiB for libraries; taken %.1f MiB",
+            (double)s->d.plan->total_nbytes / (1 << 20),
+            (double)s->d.plan->options.library_nbytes / (1 << 20),
+            (double)l->device_peak_nbytes / (1 << 20));
+}
+
 static tess_status run_step(loop *l)
 {
     tess_session *s = l->s;
     const tess_run *run = s->run;
     const double start_s = tess_clock_s(), lr = learning_rate(run, s->step);
     const bool is_asked = s->options.stop_request != NULL && *s->options.stop_request != 0;
+    const int64_t used_nbytes = (int64_t)session_device_used_nbytes(l->s);
+    l->device_peak_nbytes = TESS_MAX(l->device_peak_nbytes, used_nbytes);
     const int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = is_asked,
                                        [FLAG_WRITING] =
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
-                                       [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
+                                       [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
+                                       [FLAG_DEVICE_PEAK] = l->device_peak_nbytes};
     tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
                                  .update = {.step = s->update_numel + 1,
                                             .learning_rate = lr,
@@ -399,6 +417,7 @@ static tess_status run_steps(loop *l)
     }
     TESS_TRY(commit(l));
     flush_trace(l);
+    tell_device_memory(l);
     beat_files(l, "removal of old checkpoints");
     tess_ckpt_drain(s->store);
     return TESS_OK;

@@ -33,6 +33,7 @@ struct tess_session {
     tess_device *device;                   /* NULL: the host */
     const struct tess_cuda_plugin *plugin; /* that opened it */
     int device_share_numel;                /* ranks that share a device, 1: each has its own */
+    size_t device_before_nbytes;           /* of the device, taken when this session began */
     tess_comm *fabric;                     /* all ranks, over the device's memory; NULL: `world` */
     const tess_kernels *kernels;
     char kernel_path[48];
@@ -64,6 +65,9 @@ struct tess_session {
 TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 /** Bytes a rank may take of its device: what is free less a margin. Local. */
 TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
+/** Bytes of the device that were taken since the session began, by this rank and those that share
+ * it; 0 on the host. Local. */
+size_t session_device_used_nbytes(const tess_session *s);
 /** What the device's libraries take beside the slots for weights; 0 on the host. Local. */
 size_t session_library_nbytes(const tess_session *s);
 /** The same before there is a device: on sm_90. Local. */
