@@ -129,7 +129,6 @@ tess_device *tess_cuda_stream_device(const tess_stream *s)
     return &((const cuda_stream *)s)->device->base;
 }
 
-int tess_cuda_device_idx(const tess_device *d) { return ((const cuda_device *)d)->idx; }
 int tess_cuda_capability(const tess_device *d) { return ((const cuda_device *)d)->capability; }
 
 static tess_status stream_event_init(tess_stream *s, tess_event *ev)

@@ -19,8 +19,6 @@ tess_status tess_cuda_fail(cudaError_t e, const char *file, int line, const char
             return tess_cuda_fail(tess_cuda_e_, __FILE__, __LINE__, #call);                        \
     } while (0)
 
-/** The device a stream belongs to, and what plans depend on. */
-int tess_cuda_device_idx(const tess_device *d);
 /** The device of a stream. */
 tess_device *tess_cuda_stream_device(const tess_stream *s);
 /** Compute capability, 10 * major + minor. */

@@ -30,16 +30,3 @@ int tess_byte_of_char(uint32_t code_point)
         return (int)(0x7f + (n - 0x21));
     return n == 0x21 + 0x22 ? 0xad : -1;
 }
-
-size_t tess_char_of_byte(uint8_t byte, char text[3])
-{
-    const unsigned code_point = maps_to_itself(byte) ? byte : 0x100 + moved_below(byte);
-    text[0] = text[1] = text[2] = '\0';
-    if (code_point < 0x80) {
-        text[0] = (char)code_point;
-        return 1;
-    }
-    text[0] = (char)(0xc0 | code_point >> 6);
-    text[1] = (char)(0x80 | (code_point & 0x3f));
-    return 2;
-}

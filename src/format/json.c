@@ -469,13 +469,6 @@ tess_status tess_json_get_f64(const tess_json *object, const char *key, double *
     return tess_json_as_f64(v, out);
 }
 
-tess_status tess_json_get_bool(const tess_json *object, const char *key, bool *out)
-{
-    const tess_json *v = NULL;
-    TESS_TRY(require(object, key, "a boolean", &v));
-    return tess_json_as_bool(v, out);
-}
-
 static tess_status get_list(const tess_json *object, const char *key, tess_json_type type,
                             const tess_json **out)
 {

@@ -76,7 +76,6 @@ TESS_MUST_CHECK tess_status tess_json_get_i64(const tess_json *object, const cha
                                               int64_t *out);
 TESS_MUST_CHECK tess_status tess_json_get_f64(const tess_json *object, const char *key,
                                               double *out);
-TESS_MUST_CHECK tess_status tess_json_get_bool(const tess_json *object, const char *key, bool *out);
 TESS_MUST_CHECK tess_status tess_json_get_object(const tess_json *object, const char *key,
                                                  const tess_json **out);
 TESS_MUST_CHECK tess_status tess_json_get_array(const tess_json *object, const char *key,

@@ -180,14 +180,6 @@ int32_t tess_tokenizer_find(const tess_tokenizer *t, const char *text)
     return tess_token_map_find(&t->by_text, t->pool, t->text, text, strlen(text));
 }
 
-const char *tess_tokenizer_token(const tess_tokenizer *t, int32_t id, size_t *nbytes)
-{
-    if (id < 0 || id >= t->vocab_numel || !t->text[id].is_present)
-        return NULL;
-    *nbytes = t->text[id].nbytes;
-    return t->pool + t->text[id].offset;
-}
-
 bool tess_tokenizer_is_special(const tess_tokenizer *t, int32_t id)
 {
     return id >= 0 && id < t->vocab_numel && t->special[id];

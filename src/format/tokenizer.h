@@ -67,8 +67,6 @@ const char *tess_tokenizer_kind(const tess_tokenizer *tokenizer);
 /** Id of a token by its exact text in the file (added tokens first); -1 when there is none. Local.
  */
 int32_t tess_tokenizer_find(const tess_tokenizer *tokenizer, const char *text);
-/** Text of a token as in the file, NULL for an id without token; `*nbytes` its length. Local. */
-const char *tess_tokenizer_token(const tess_tokenizer *tokenizer, int32_t id, size_t *nbytes);
 /** Whether the id is an added token marked special. Local. */
 bool tess_tokenizer_is_special(const tess_tokenizer *tokenizer, int32_t id);
 /** Ids that the post-processor puts in front of and behind one text. Local. */

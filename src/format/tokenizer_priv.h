@@ -166,8 +166,6 @@ const tess_merge *tess_merge_map_find(const tess_merge_map *map, int32_t left, i
 /* byte_level.c */
 /** The byte that a mapped character stands for, -1: none. */
 int tess_byte_of_char(uint32_t code_point);
-/** UTF-8 of the character of a byte (1 or 2 bytes) into text[3]; returns its length. */
-size_t tess_char_of_byte(uint8_t byte, char text[3]);
 
 /* unicode.c */
 /** Code point at `at` (UTF-8 known to be valid); `*nbytes` its length. */

@@ -51,13 +51,6 @@ tess_status tess_strbuf_add(tess_strbuf *buf, const char *fmt, ...)
     return TESS_OK;
 }
 
-void tess_strbuf_clear(tess_strbuf *buf)
-{
-    buf->nbytes = 0;
-    if (buf->text != NULL)
-        buf->text[0] = '\0';
-}
-
 void tess_strbuf_fini(tess_strbuf *buf)
 {
     tess_free(buf->text);

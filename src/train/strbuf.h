@@ -21,8 +21,6 @@ TESS_MUST_CHECK tess_status tess_strbuf_add(tess_strbuf *buf, const char *fmt, .
     TESS_PRINTF(2, 3);
 /** Append bytes. Local. @return TESS_E_MEMORY; the buffer is unchanged */
 TESS_MUST_CHECK tess_status tess_strbuf_add_bytes(tess_strbuf *buf, const void *src, size_t nbytes);
-/** Forget the text, keep the memory. Local. */
-void tess_strbuf_clear(tess_strbuf *buf);
 void tess_strbuf_fini(tess_strbuf *buf);
 
 /**

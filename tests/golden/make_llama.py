@@ -159,7 +159,7 @@ def rms_forward(self, x):
     return self.weight * n.to(x.dtype)
 
 
-# formats.md 1.2: table and thresholds as f32 bit patterns.
+# Table and thresholds of bitsandbytes as f32 bit patterns.
 NF4_TABLE = np.array([0xBF800000, 0xBF3239B1, 0xBF066B30, 0xBECA32A0, 0xBE91A24D, 0xBE3D353F, 0xBDBA7871, 0,
                       0x3DA2FAFF, 0x3E24CAE3, 0x3E7C04DD, 0x3EAD033A, 0x3EE1A4B8, 0x3F1007AB, 0x3F3913B3,
                       0x3F800000], np.uint32).view(np.float32)
