@@ -10,6 +10,7 @@
 #define CODEC_bnb4 &tess_cpu_codec_bnb4
 #define CODEC_half &tess_cpu_codec_half
 #define CODEC_gguf &tess_cpu_codec_gguf
+#define CODEC_int8 &tess_cpu_codec_int8
 
 static const tess_cpu_codec *const table[TESS_FORMAT_NUMEL] = {
 #define X(name, text, family) [TESS_FORMAT_##name] = CODEC_##family,

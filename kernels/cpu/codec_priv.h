@@ -13,7 +13,8 @@ typedef struct tess_cpu_codec {
     tess_status (*encode)(const tess_quantize_args *a, tess_pool *pool);
 } tess_cpu_codec;
 
-extern const tess_cpu_codec tess_cpu_codec_bnb4, tess_cpu_codec_half, tess_cpu_codec_gguf;
+extern const tess_cpu_codec tess_cpu_codec_bnb4, tess_cpu_codec_half, tess_cpu_codec_gguf,
+    tess_cpu_codec_int8;
 
 /** The family of a quantized format. Local. */
 const tess_cpu_codec *tess_cpu_codec_of(tess_format format);

@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/arith.h"
@@ -74,11 +75,21 @@ static tess_status gguf_parts(const tess_codec *codec, int64_t numel, tess_codec
     return add_part(parts, part_numel, "blocks", TESS_U8, nbytes);
 }
 
+static tess_status int8_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                              int *part_numel)
+{
+    TESS_CHECK(codec->block_numel > 0, TESS_E_UNSUPPORTED,
+               "int8 block size %" PRId64 ": expected the row length", codec->block_numel);
+    TESS_TRY(add_part(parts, part_numel, "codes", TESS_U8, numel));
+    return add_part(parts, part_numel, "scb", TESS_F32, tess_ceil_div(numel, codec->block_numel));
+}
+
 static const codec_family plain_f32 = {false, plain_f32_parts};
 static const codec_family plain_bf16 = {false, plain_bf16_parts};
 static const codec_family bnb4 = {true, bnb4_parts};
 static const codec_family half = {true, half_parts};
 static const codec_family gguf = {true, gguf_parts};
+static const codec_family int8 = {true, int8_parts};
 
 static const struct {
     const char *name;
@@ -170,4 +181,26 @@ void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYT
                  codec->block_numel, codec->double_quant ? "/double" : "");
     else
         snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s", tess_format_name(codec->format));
+}
+
+tess_status tess_codec_parse(const char *text, tess_codec *out)
+{
+    char name[TESS_CODEC_TEXT_NBYTES] = "", again[TESS_CODEC_TEXT_NBYTES];
+    const char *slash = strchr(text, '/');
+    const size_t name_nbytes = slash != NULL ? (size_t)(slash - text) : strlen(text);
+    TESS_CHECK(name_nbytes < sizeof name, TESS_E_UNSUPPORTED, "base format of %zu bytes",
+               strlen(text));
+    memcpy(name, text, name_nbytes);
+    tess_codec codec = {0};
+    TESS_TRY(tess_format_parse(name, &codec.format));
+    codec.block_numel = tess_format_block(codec.format).numel;
+    if (slash != NULL) {
+        codec.block_numel = strtoll(slash + 1, NULL, 10);
+        codec.double_quant = strstr(slash, "/double") != NULL;
+    }
+    tess_codec_describe(&codec, again);
+    TESS_CHECK(strcmp(again, text) == 0, TESS_E_UNSUPPORTED,
+               "base format '%.64s': expected a format as in '%s' or 'nf4/64/double'", text, again);
+    *out = codec;
+    return TESS_OK;
 }

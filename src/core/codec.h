@@ -35,7 +35,8 @@ TESS_BEGIN_DECLS
     X(Q3_K, "q3_k", gguf)                                                                          \
     X(Q4_K, "q4_k", gguf)                                                                          \
     X(Q5_K, "q5_k", gguf)                                                                          \
-    X(Q6_K, "q6_k", gguf)
+    X(Q6_K, "q6_k", gguf)                                                                          \
+    X(INT8, "int8", int8)
 
 typedef enum tess_format {
 #define X(name, text, family) TESS_FORMAT_##name,
@@ -55,8 +56,9 @@ typedef struct tess_codec {
 
 /** One part of a stored tensor. */
 typedef struct tess_codec_part {
-    const char *name; /* "codes", "absmax", "nested_absmax", "nested_offset", "values", "blocks" */
-    tess_dtype dt;    /* of its elements */
+    const char
+        *name; /* "codes", "absmax", "nested_absmax", "nested_offset", "values", "blocks", "scb" */
+    tess_dtype dt; /* of its elements */
     int64_t numel;
     size_t nbytes;
 } tess_codec_part;
@@ -84,15 +86,18 @@ TESS_MUST_CHECK tess_status tess_codec_check_rows(const tess_codec *codec, int64
  * Parts of a tensor of `numel` elements, in canonical order. Local.
  * Plain: values [numel]. NF4, FP4: codes u8 [ceil(numel/2)]; absmax f32 [nb], or with double_quant
  * absmax u8 [nb], nested_absmax f32 [ceil(nb/256)], nested_offset f32 [1]; nb =
- * ceil(numel/block_numel). F16: values. GGUF: blocks u8, as they lie in the file.
+ * ceil(numel/block_numel). F16: values. GGUF: blocks u8, as they lie in the file. INT8: codes, int8
+ * in u8 [numel]; scb f32 [nb].
  * @return TESS_E_RANGE overflow; TESS_E_UNSUPPORTED illegal block size (legal: 32, 64, ..., 4096;
- * GGUF: the format's own), or GGUF blocks that are not whole
+ * GGUF: the format's own; INT8: the row length), or GGUF blocks that are not whole
  */
 TESS_MUST_CHECK tess_status tess_codec_parts(const tess_codec *codec, int64_t numel,
                                              tess_codec_part parts[TESS_CODEC_PART_MAX],
                                              int *part_numel);
 /** "nf4/64/double", "nf4/64", "bf16", "q4_k": as in adapter metadata and plans. Local. */
 void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYTES]);
+/** Inverse of tess_codec_describe. Local. @return TESS_E_UNSUPPORTED any other text */
+TESS_MUST_CHECK tess_status tess_codec_parse(const char *text, tess_codec *out);
 bool tess_codec_is_equal(const tess_codec *a, const tess_codec *b);
 /** Name of every format, separated by ", ": for messages. Local. */
 const char *tess_format_names(void);

@@ -134,13 +134,28 @@ static tess_status read_family(const tess_json *root, tess_llm_family *out)
                      tess_text_tame(text, tame, sizeof tame));
 }
 
+/* Weights of bitsandbytes say themselves how they are packed. */
+static tess_status check_quantization(const tess_json *root)
+{
+    static const char key[] = "quantization_config";
+    static const char expected[] =
+        "weights of bitsandbytes, or unquantized ones (Tessera quantizes while it loads)";
+    const tess_json *quantization = tess_json_find(root, key);
+    const char *method = NULL;
+    if (quantization == NULL || tess_json_type_of(quantization) == TESS_JSON_NULL)
+        return TESS_OK;
+    if (tess_json_type_of(quantization) != TESS_JSON_OBJECT)
+        return unsupported(root, key, expected);
+    TESS_TRY(tess_json_opt_string(quantization, "quant_method", "", &method));
+    return strcmp(method, "bitsandbytes") == 0 ? TESS_OK : unsupported(root, key, expected);
+}
+
 /* Fields whose other values would change the arithmetic. */
 static tess_status refuse_others(const tess_json *root)
 {
     const char *text = NULL;
     int64_t number = 0;
     double real = 0.0;
-    const tess_json *quantization = tess_json_find(root, "quantization_config");
     TESS_TRY(tess_json_opt_string(root, "hidden_act", "silu", &text));
     if (strcmp(text, "silu") != 0)
         return unsupported(root, "hidden_act", "silu");
@@ -153,10 +168,7 @@ static tess_status refuse_others(const tess_json *root)
     TESS_TRY(tess_json_opt_f64(root, "partial_rotary_factor", 1.0, &real));
     if (real != 1.0)
         return unsupported(root, "partial_rotary_factor", "1");
-    if (quantization != NULL && tess_json_type_of(quantization) != TESS_JSON_NULL)
-        return unsupported(root, "quantization_config",
-                           "unquantized weights (Tessera quantizes while it loads)");
-    return TESS_OK;
+    return check_quantization(root);
 }
 
 static tess_status read_extents(const tess_json *root, tess_llm_config *c)

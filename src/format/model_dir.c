@@ -7,29 +7,8 @@
 
 #include "core/memory.h"
 #include "format/json.h"
+#include "format/model_dir_priv.h"
 #include "format/text_priv.h"
-
-typedef struct weight_file {
-    char *name; /* base name */
-    tess_safetensors *st;
-    bool has_sha;
-    tess_sha256 sha;
-} weight_file;
-
-struct tess_model_dir {
-    const tess_ctx *ctx;
-    char *path;
-    weight_file file[TESS_MODEL_DIR_FILE_MAX];
-    int file_numel;
-    tess_model_tensor *tensor; /* [tensor_numel] listed tensors by name */
-    bool *is_claimed;          /* [tensor_numel] */
-    int64_t tensor_numel;
-    tess_model_tensor *extra; /* [extra_numel] in files, not in the index; by name */
-    int64_t extra_numel;
-    tess_gguf *gguf;                        /* NULL: a directory */
-    tess_st_tensor *shape;                  /* [tensor_numel] of a GGUF file */
-    char (*name)[TESS_GGUF_HF_NAME_NBYTES]; /* [tensor_numel] likewise */
-};
 
 static int by_name(const void *a, const void *b)
 {
@@ -180,8 +159,11 @@ static tess_status warn_about_index(const tess_model_dir *dir, const tess_json *
     double total = -1.0;
     int64_t nbytes = 0;
     const tess_log *log = &dir->ctx->log;
-    for (int64_t i = 0; i < dir->tensor_numel; i++)
-        nbytes += dir->tensor[i].st->nbytes;
+    for (int i = 0; i < dir->file_numel; i++)
+        for (int64_t j = 0; j < tess_safetensors_numel(dir->file[i].st); j++)
+            nbytes += tess_safetensors_at(dir->file[i].st, j)->nbytes;
+    for (int64_t i = 0; i < dir->extra_numel; i++)
+        nbytes -= dir->extra[i].st->nbytes;
     TESS_TRY(tess_json_opt_object(root, "metadata", &metadata));
     if (metadata != NULL) /* a double: some writers store one */
         TESS_TRY(tess_json_opt_f64(metadata, "total_size", -1.0, &total));
@@ -205,7 +187,7 @@ static tess_status open_with_map(tess_model_dir *dir, const tess_json *map)
     if (st == TESS_OK)
         st = split_listed(dir, map, all, all_numel);
     tess_free(all);
-    return st;
+    return st == TESS_OK ? tess_packed_join(dir) : st;
 }
 
 static tess_status open_sharded(tess_model_dir *dir, const char *index_path)
@@ -374,6 +356,7 @@ void tess_model_dir_close(tess_model_dir **dir)
         tess_free(d->file[i].name);
     }
     tess_gguf_close(&d->gguf);
+    tess_free(d->packed);
     tess_free(d->shape);
     tess_free(d->name);
     tess_free(d->tensor);
@@ -398,6 +381,10 @@ tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out)
                  {TESS_ST_F16, TESS_FORMAT_F16}};
     if (t->gguf != NULL) {
         *out = tess_codec_of_format(t->gguf->format);
+        return TESS_OK;
+    }
+    if (t->packed != NULL) {
+        *out = t->packed->codec;
         return TESS_OK;
     }
     for (int i = 0; i < TESS_NELEM(plain); i++) {
@@ -467,6 +454,8 @@ tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tens
     if (tensor->gguf != NULL)
         return tess_gguf_read_rows(dir->gguf, tensor->gguf, tensor->head_dim, first_nbytes, nbytes,
                                    dst);
+    if (tensor->packed != NULL)
+        return tess_packed_read(dir, tensor, first_nbytes, nbytes, dst);
     return tess_safetensors_read(dir->file[tensor->file_idx].st, tensor->st, first_nbytes, nbytes,
                                  dst);
 }

@@ -2,8 +2,9 @@
  * Hugging Face model directories: where each tensor lies, whatever the number of files.
  *
  * Either one model.safetensors, or model.safetensors.index.json with its files, or a single GGUF
- * file in place of a directory. Weights are read by range; nothing is kept in memory but the
- * tables.
+ * file in place of a directory. A weight that bitsandbytes has packed is one tensor here, of the
+ * shape it stands for; its bytes are the parts of its codec. Weights are read by range; nothing is
+ * kept in memory but the tables.
  */
 #pragma once
 
@@ -19,19 +20,24 @@ TESS_BEGIN_DECLS
 
 enum { TESS_MODEL_DIR_FILE_MAX = 1024 };
 
+/** Codes and constants that lie as tensors of their own: private. */
+typedef struct tess_packed tess_packed;
+
 /** One tensor of the directory: plain data, borrowed from it. */
 typedef struct tess_model_tensor {
     const char *name;
-    const tess_st_tensor *st; /* shape and bytes; dtype, U8 where a GGUF file has blocks */
+    const tess_st_tensor *st; /* shape and bytes; dtype, U8 where values are coded */
     int file_idx;
     const tess_gguf_tensor *gguf; /* NULL: safetensors */
     int64_t head_dim;             /* tess_gguf_interleaved() */
+    const tess_packed *packed;    /* NULL: one tensor of the file; else its parts, joined */
 } tess_model_tensor;
 
 typedef struct tess_model_dir tess_model_dir;
 
 /**
- * How a weight is stored: f32, bf16, f16, or the blocks of a GGUF file. Local.
+ * How a weight is stored: f32, bf16, f16, the blocks of a GGUF file, or the codes and constants of
+ * bitsandbytes (nf4, fp4, int8). Local.
  * @return TESS_E_UNSUPPORTED integers and others that are no weights
  */
 TESS_MUST_CHECK tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out);

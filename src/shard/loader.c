@@ -9,6 +9,8 @@
 #include "core/rng.h"
 #include "shard/runtime_priv.h"
 
+enum { PART_ALIGN_NBYTES = 16 };
+
 /* A load under way. Tensors are made on the host whatever device they go to. */
 typedef struct loader {
     tess_runtime *rt;
@@ -102,6 +104,8 @@ static tess_status size_staging(const tess_param *p, const tess_load_request *q,
     const bool is_widened =
         p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 || (from.is_coded && !from.is_kept);
     size[0] = from.nbytes;
+    if (from.is_coded && !from.is_kept) /* decoders want parts at their own alignment */
+        size[0] += TESS_CODEC_PART_MAX * PART_ALIGN_NBYTES;
     TESS_TRY(tess_nbytes(TESS_F32, is_widened ? p->numel : 0, &size[1]));
     size[2] = p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : 0;
     size[3] = 0;
@@ -220,6 +224,21 @@ static void keep(const tess_param *p, const staging *s)
     }
 }
 
+/* Parts lie one after the other; from the last on they move up to aligned places. */
+static void align_parts(char *source, const tess_codec_part *part, int part_numel,
+                        const void **place)
+{
+    size_t from[TESS_CODEC_PART_MAX] = {0}, to[TESS_CODEC_PART_MAX] = {0};
+    for (int i = 1; i < part_numel; i++) {
+        from[i] = from[i - 1] + part[i - 1].nbytes;
+        to[i] = (size_t)tess_round_up((int64_t)(to[i - 1] + part[i - 1].nbytes), PART_ALIGN_NBYTES);
+    }
+    for (int i = part_numel - 1; i >= 0; i--) {
+        memmove(source + to[i], source + from[i], part[i].nbytes);
+        place[i] = source + to[i];
+    }
+}
+
 /* Values of what was read in f32, or where they lie when they need no widening. */
 static tess_status values_of(loader *l, const tess_param *p, const staging *s, const stored *from,
                              tess_view *values)
@@ -229,10 +248,8 @@ static tess_status values_of(loader *l, const tess_param *p, const staging *s, c
         tess_codec_part part[TESS_CODEC_PART_MAX];
         tess_dequantize_args args = {.codec = from->codec, .dst = *values};
         int part_numel = 0;
-        size_t at = 0;
         TESS_TRY(tess_codec_parts(&from->codec, p->numel, part, &part_numel));
-        for (int i = 0; i < part_numel; at += part[i++].nbytes)
-            args.part[i] = s->source + at;
+        align_parts(s->source, part, part_numel, args.part);
         return l->kernels->dequantize(&args, &l->stream);
     }
     if (p->role == TESS_ROLE_TRAINABLE || from->dt == TESS_F16)

@@ -10,7 +10,7 @@
 
 enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
 
-/* In a config.json that was made of a GGUF file: how each of its tensors is kept. */
+/* In the config.json of a GGUF file or of packed weights: how each of its tensors is kept. */
 static const char formats_key[] = "tessera_formats";
 
 /* What the callbacks of the model description see. */
@@ -25,26 +25,24 @@ typedef struct choices {
  * f32 (bf16 would lose fraction bits), and so do vectors, which kernels read as plain arrays. */
 static tess_codec kept_codec(const tess_model_tensor *t, tess_codec stored)
 {
-    const bool is_matrix_of_gguf = t->gguf != NULL && t->st->dim_numel > 1;
-    if (tess_format_is_quantized(stored.format) && !is_matrix_of_gguf)
+    const bool is_coded_matrix = (t->gguf != NULL || t->packed != NULL) && t->st->dim_numel > 1;
+    if (tess_format_is_quantized(stored.format) && !is_coded_matrix)
         return (tess_codec){.format = TESS_FORMAT_F32};
     return stored;
 }
 
-/* What the kept config.json says of a tensor of a GGUF file that may be gone. */
+/* What the kept config.json says of a tensor of a file that may be gone. */
 static tess_status kept_format(const tess_description *d, const char *name, bool *is_known,
                                tess_codec *out)
 {
     const tess_json *formats = NULL;
     const char *text = NULL;
-    tess_format format = TESS_FORMAT_F32;
     *is_known = false;
     TESS_TRY(tess_json_opt_object(d->config_root, formats_key, &formats));
     if (formats == NULL || tess_json_find(formats, name) == NULL)
         return TESS_OK;
     TESS_TRY(tess_json_get_string(formats, name, &text));
-    TESS_TRY(tess_format_parse(text, &format));
-    *out = tess_codec_of_format(format);
+    TESS_TRY(tess_codec_parse(text, out));
     *is_known = true;
     return TESS_OK;
 }
@@ -107,6 +105,7 @@ static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_co
     const choices *c = arg;
     const tess_run *run = c->d->run;
     const bool is_head = strcmp(name, "lm_head.weight") == 0;
+    char found[TESS_CODEC_TEXT_NBYTES], asked[TESS_CODEC_TEXT_NBYTES];
     tess_run_base_format choice = is_linear && !is_head ? run->base.format : TESS_RUN_BASE_KEEP;
     for (int64_t i = 0; i < run->base.overrides.item_numel; i++) {
         bool is_match = false;
@@ -117,12 +116,15 @@ static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_co
         }
     }
     TESS_TRY(codec_of_choice(run, choice, source, out));
-    TESS_CHECK(tess_codec_is_equal(out, &source) || tess_format_block(source.format).numel == 0 ||
+    tess_codec_describe(&source, found);
+    tess_codec_describe(out, asked);
+    TESS_CHECK(tess_codec_is_equal(out, &source) || source.format == TESS_FORMAT_F16 ||
+                   !tess_format_is_quantized(source.format) ||
                    !tess_format_is_quantized(out->format),
                TESS_E_CONFIG,
                "base.format: tensor '%s' is %s in the file and would be quantized again to %s; set "
                "base.format to keep (or bf16, f32), or add a rule to base.overrides",
-               name, tess_format_name(source.format), tess_format_name(out->format));
+               name, found, asked);
     if (!tess_codec_is_equal(out, &source))
         c->d->is_base_as_source = false;
     return TESS_OK;
@@ -263,23 +265,75 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     return check_family(d, path);
 }
 
+/* How each tensor of the open files is kept, for a resume without them. */
+static tess_status add_formats(const tess_description *d, tess_json *root)
+{
+    tess_json *formats = NULL;
+    TESS_TRY(tess_json_add_object(root, formats_key, &formats));
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir); i++) {
+        const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
+        tess_codec codec;
+        char text[TESS_CODEC_TEXT_NBYTES];
+        TESS_TRY(tess_model_tensor_codec(t, &codec));
+        codec = kept_codec(t, codec);
+        tess_codec_describe(&codec, text);
+        TESS_TRY(tess_json_add_string(formats, t->name, text));
+    }
+    return TESS_OK;
+}
+
 /* config.json of a model that has none: its configuration, and how its tensors are kept. */
 static tess_status make_config(tess_description *d)
 {
-    tess_json *formats = NULL;
     size_t text_nbytes = 0;
     TESS_TRY(tess_gguf_llm_config(tess_model_dir_gguf(d->dir), &d->config));
     TESS_TRY(check_family(d, d->run->model.path));
     TESS_TRY(tess_hf_config_json(&d->config, "bfloat16", &d->config_root));
-    TESS_TRY(tess_json_add_object(d->config_root, formats_key, &formats));
-    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir); i++) {
-        const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
-        tess_codec codec;
-        TESS_TRY(tess_model_tensor_codec(t, &codec));
-        codec = kept_codec(t, codec);
-        TESS_TRY(tess_json_add_string(formats, t->name, tess_format_name(codec.format)));
-    }
+    TESS_TRY(add_formats(d, d->config_root));
     return tess_json_dump(d->config_root, 2, &d->config_text, &text_nbytes);
+}
+
+/* The config.json of packed weights, with how its tensors are kept. */
+static tess_status extend_config(tess_description *d)
+{
+    tess_json *root = NULL;
+    char *text = NULL;
+    size_t text_nbytes = 0;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = TESS_OK;
+    for (int64_t i = 0; i < tess_json_numel(d->config_root) && st == TESS_OK; i++) {
+        const tess_json *member = tess_json_at(d->config_root, i);
+        if (strcmp(tess_json_key(member), formats_key) != 0)
+            st = tess_json_add_copy(root, tess_json_key(member), member);
+    }
+    if (st == TESS_OK)
+        st = add_formats(d, root);
+    if (st == TESS_OK)
+        st = tess_json_dump(root, 2, &text, &text_nbytes);
+    if (st != TESS_OK) {
+        tess_json_destroy(&root);
+        return st;
+    }
+    tess_json_destroy(&d->config_root);
+    tess_free(d->config_text);
+    d->config_root = root;
+    d->config_text = text;
+    return TESS_OK;
+}
+
+/* Weights and config.json agree on whether bitsandbytes has packed them. */
+static tess_status check_packed(tess_description *d)
+{
+    const tess_json *stated = tess_json_find(d->config_root, "quantization_config");
+    const bool is_stated = stated != NULL && tess_json_type_of(stated) != TESS_JSON_NULL;
+    bool is_packed = false;
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir) && !is_packed; i++)
+        is_packed = tess_model_dir_at(d->dir, i)->packed != NULL;
+    TESS_CHECK(is_packed || !is_stated, TESS_E_FORMAT,
+               "model.path: '%s': config.json has a quantization_config, but no tensor is packed; "
+               "remove it (Tessera quantizes while it loads, see base.format)",
+               d->run->model.path);
+    return is_packed ? extend_config(d) : TESS_OK;
 }
 
 static tess_status open_gguf(const tess_ctx *ctx, tess_description *d)
@@ -306,7 +360,8 @@ static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
     TESS_TRY(find_kept(ctx, d->run, kept, &was_begun));
     if (!has_single && !has_index && was_begun)
         return TESS_OK;
-    return tess_model_dir_open(ctx, d->run->model.path, &d->dir);
+    TESS_TRY(tess_model_dir_open(ctx, d->run->model.path, &d->dir));
+    return check_packed(d);
 }
 
 static tess_status compile_overrides(const tess_run *run, choices *c)

@@ -1,0 +1,415 @@
+/* Weights of bitsandbytes in model directories: values, ranges, and everything that is refused. */
+#include "format_test.h"
+
+#include <math.h>
+
+#include "core/arith.h"
+#include "format/model_dir.h"
+#include "kernels/kernels.h"
+
+#define GOLDEN TESS_TEST_SOURCE_DIR "/tests/golden/bnb/"
+
+enum { NUMEL_MAX = 80 * 48, MEMBER_MAX = 12, BYTES_MAX = 8192 };
+
+static uint32_t crc_of(const void *data, size_t nbytes)
+{
+    uint32_t crc = 0xffffffffU;
+    for (size_t i = 0; i < nbytes; i++) {
+        crc ^= ((const uint8_t *)data)[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320U : 0);
+    }
+    return ~crc;
+}
+
+/* ---- golden models ---- */
+
+static void decode(const tess_codec *codec, const char *stored, int64_t numel, float *out)
+{
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    static float place[TESS_CODEC_PART_MAX][NUMEL_MAX]; /* aligned */
+    tess_dequantize_args a = {.codec = *codec, .dst = tess_view_host(out, numel, TESS_F32)};
+    tess_stream stream;
+    int part_numel = 0;
+    tess_stream_init_inline(&stream, "test", NULL);
+    assert_ok(tess_codec_parts(codec, numel, part, &part_numel));
+    for (int i = 0; i < part_numel; stored += part[i++].nbytes) {
+        memcpy(place[i], stored, part[i].nbytes);
+        a.part[i] = place[i];
+    }
+    assert_ok(tess_kernels_cpu.dequantize(&a, &stream));
+}
+
+static void check_tensor(const tess_model_dir *dir, const char *name, uint32_t crc)
+{
+    static char stored[4 * NUMEL_MAX], again[4 * NUMEL_MAX];
+    static float value[NUMEL_MAX];
+    const tess_model_tensor *t = tess_model_dir_find(dir, name);
+    tess_codec codec;
+    assert_non_null(t);
+    assert_non_null(t->packed);
+    assert_ok(tess_model_tensor_codec(t, &codec));
+    assert_int_equal(t->st->dim_numel, 2);
+    assert_true(t->st->numel <= NUMEL_MAX);
+    assert_ok(tess_model_dir_read(dir, t, 0, (size_t)t->st->nbytes, stored));
+    decode(&codec, stored, t->st->numel, value);
+    const uint32_t found = crc_of(value, (size_t)t->st->numel * sizeof *value);
+    if (found != crc)
+        fail_msg("%s: crc %08x, expected %08x", name, found, crc);
+    for (int64_t first = 0; first < t->st->nbytes; first += 333) {
+        const int64_t nbytes = TESS_MIN(t->st->nbytes - first, INT64_C(333));
+        assert_ok(tess_model_dir_read(dir, t, first, (size_t)nbytes, again + first));
+    }
+    assert_memory_equal(again, stored, (size_t)t->st->nbytes);
+    assert_refused(tess_model_dir_read(dir, t, 1, (size_t)t->st->nbytes, again), TESS_E_RANGE,
+                   name);
+}
+
+static void test_golden_models_decode_to_the_bits_of_bitsandbytes(void **state)
+{
+    const fixture *f = *state;
+    const tess_ctx ctx = {.io = f->io};
+    char model[64], name[256], path[512], open_name[64] = "";
+    unsigned crc = 0;
+    int seen = 0;
+    tess_model_dir *dir = NULL;
+    FILE *file = fopen(GOLDEN "values.txt", "r");
+    assert_non_null(file);
+    while (fscanf(file, "%63s %255s %x", model, name, &crc) == 3) {
+        if (strcmp(model, open_name) != 0) {
+            tess_model_dir_close(&dir);
+            snprintf(path, sizeof path, GOLDEN "%s", model);
+            assert_ok(tess_model_dir_open(&ctx, path, &dir));
+            assert_int_equal(tess_model_dir_tensor_numel(dir), 11); /* seven are packed */
+            snprintf(open_name, sizeof open_name, "%s", model);
+        }
+        check_tensor(dir, name, crc);
+        seen++;
+    }
+    fclose(file);
+    tess_model_dir_close(&dir);
+    assert_int_equal(seen, 7 * 7);
+}
+
+/* The four labels of quant_storage are the same bytes. */
+static void test_storage_labels_do_not_change_bytes(void **state)
+{
+    static const char *const label[] = {"uint8", "bfloat16", "float16", "float32"};
+    static char bytes[TESS_NELEM(label)][BYTES_MAX];
+    const fixture *f = *state;
+    const tess_ctx ctx = {.io = f->io};
+    for (int i = 0; i < TESS_NELEM(label); i++) {
+        char path[512], text[TESS_CODEC_TEXT_NBYTES];
+        const int64_t dim[2] = {48, 80};
+        tess_model_dir *dir = NULL;
+        const tess_model_tensor *t = NULL;
+        tess_codec codec;
+        snprintf(path, sizeof path, GOLDEN "double_%s", label[i]);
+        assert_ok(tess_model_dir_open(&ctx, path, &dir));
+        assert_ok(tess_model_dir_claim(dir, "model.layers.0.mlp.down_proj.weight", dim, 2, &t));
+        assert_ok(tess_model_tensor_codec(t, &codec));
+        tess_codec_describe(&codec, text);
+        assert_string_equal(text, "nf4/64/double");
+        assert_true(t->st->nbytes <= BYTES_MAX);
+        assert_ok(tess_model_dir_read(dir, t, 0, (size_t)t->st->nbytes, bytes[i]));
+        assert_memory_equal(bytes[i], bytes[0], BYTES_MAX);
+        tess_model_dir_close(&dir);
+    }
+}
+
+/* ---- damage ---- */
+
+/* One tensor of a file that a test may change before it is written. */
+typedef struct member {
+    char name[128];
+    tess_st_tensor st;
+    char bytes[BYTES_MAX];
+} member;
+
+typedef struct weight {
+    member list[MEMBER_MAX];
+    int numel;
+} weight;
+
+/* The tensors of k_proj of a golden model, under the name "x.weight". */
+static void take(const fixture *f, const char *model, weight *w)
+{
+    static const char base[] = "model.layers.0.self_attn.k_proj.";
+    char path[512];
+    tess_safetensors *file = NULL;
+    snprintf(path, sizeof path, GOLDEN "%s/model.safetensors", model);
+    assert_ok(tess_safetensors_open(f->io, path, &file));
+    w->numel = 0;
+    for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
+        const tess_st_tensor *t = tess_safetensors_at(file, i);
+        if (strncmp(t->name, base, sizeof base - 1) != 0)
+            continue;
+        member *m = &w->list[w->numel++];
+        m->st = *t;
+        snprintf(m->name, sizeof m->name, "x.%.100s", t->name + sizeof base - 1);
+        assert_true(t->nbytes < BYTES_MAX);
+        assert_ok(tess_safetensors_read(file, t, 0, (size_t)t->nbytes, m->bytes));
+        m->bytes[t->nbytes] = '\0';
+    }
+    tess_safetensors_close(&file);
+    assert_true(w->numel >= 3);
+}
+
+static member *find(weight *w, const char *name)
+{
+    for (int i = 0; i < w->numel; i++)
+        if (strcmp(w->list[i].name, name) == 0)
+            return &w->list[i];
+    fail_msg("no %s", name);
+    return &w->list[0];
+}
+
+static void drop(weight *w, const char *name)
+{
+    member *m = find(w, name);
+    memmove(m, m + 1, (size_t)(&w->list[--w->numel] - m) * sizeof *m);
+}
+
+static void add_copy(weight *w, const char *name, const char *as)
+{
+    w->list[w->numel] = *find(w, name);
+    snprintf(w->list[w->numel++].name, sizeof w->list->name, "%s", as);
+}
+
+/* Replace text in the state by text; the shape of the tensor follows. */
+static void edit_state(weight *w, const char *from, const char *to)
+{
+    member *m = find(w, "x.weight.quant_state.bitsandbytes__nf4");
+    char *place = strstr(m->bytes, from);
+    char rest[BYTES_MAX];
+    assert_non_null(place);
+    snprintf(rest, sizeof rest, "%s", place + strlen(from));
+    snprintf(place, BYTES_MAX - (size_t)(place - m->bytes), "%s%s", to, rest);
+    m->st.dim[0] = (int64_t)strlen(m->bytes);
+}
+
+/* Write, open and read it whole. */
+static tess_status try_read(const fixture *f, weight *w)
+{
+    const tess_ctx ctx = {.io = f->io};
+    tess_st_tensor list[MEMBER_MAX];
+    tess_safetensors_writer *writer = NULL;
+    static char bytes[4 * BYTES_MAX];
+    tess_model_dir *dir = NULL;
+    for (int i = 0; i < w->numel; i++) {
+        list[i] = w->list[i].st;
+        list[i].name = w->list[i].name;
+    }
+    assert_ok(tess_safetensors_writer_create(f->io, at(f, "model.safetensors"), list, w->numel,
+                                             NULL, 0, &writer));
+    for (int i = 0; i < w->numel; i++) {
+        int64_t numel = 1;
+        for (int k = 0; k < list[i].dim_numel; k++)
+            numel *= list[i].dim[k];
+        const size_t elem_nbytes = list[i].dtype == TESS_ST_F32    ? 4
+                                   : list[i].dtype == TESS_ST_BF16 ? 2
+                                                                   : 1;
+        assert_ok(tess_safetensors_writer_append(writer, i, w->list[i].bytes,
+                                                 (size_t)numel * elem_nbytes));
+    }
+    assert_ok(tess_safetensors_writer_finish(writer));
+    tess_safetensors_writer_destroy(&writer);
+    tess_status st = tess_model_dir_open(&ctx, f->dir, &dir);
+    const tess_model_tensor *t = st == TESS_OK ? tess_model_dir_find(dir, "x.weight") : NULL;
+    if (st == TESS_OK) {
+        assert_non_null(t);
+        assert_int_equal(tess_model_dir_tensor_numel(dir), 1);
+        st = tess_model_dir_read(dir, t, 0, (size_t)t->st->nbytes, bytes);
+    }
+    tess_model_dir_close(&dir);
+    return st;
+}
+
+static void put_f32(weight *w, const char *name, int idx, float value)
+{
+    memcpy(find(w, name)->bytes + idx * 4, &value, sizeof value);
+}
+
+static void test_sound_weights_are_read(void **state)
+{
+    static const char *const model[] = {"nf4", "double_uint8", "double_float32", "int8"};
+    static weight w;
+    for (int i = 0; i < TESS_NELEM(model); i++) {
+        take(*state, model[i], &w);
+        assert_ok(try_read(*state, &w));
+    }
+    drop(&w, "x.weight_format"); /* older files have none */
+    assert_ok(try_read(*state, &w));
+}
+
+static void test_states_that_differ_are_refused(void **state)
+{
+    static const struct {
+        const char *from, *to;
+        tess_status status;
+        const char *words;
+    } rows[] = {
+        {"\"nf4\"", "\"fp4\"", TESS_E_UNSUPPORTED, "quant_type"},
+        {"\"blocksize\": 64", "\"blocksize\": 48", TESS_E_UNSUPPORTED, "power of two"},
+        {"\"blocksize\": 64", "\"blocksize\": 8192", TESS_E_UNSUPPORTED, "power of two"},
+        {"\"blocksize\": 64", "\"blocksize\": 32", TESS_E_FORMAT, "absmax"},
+        {"\"blocksize\": 64", "\"blocksize\": 1e3", TESS_E_FORMAT, "blocksize"},
+        {"bfloat16", "int8", TESS_E_UNSUPPORTED, "dtype"},
+        {"[16, 48]", "[16, 49]", TESS_E_FORMAT, "384"},
+        {"[16, 48]", "[768]", TESS_E_UNSUPPORTED, "shape"},
+        {"[16, 48]", "[-16, -48]", TESS_E_FORMAT, "shape"},
+        {"[16, 48]", "[4294967296, 4294967296]", TESS_E_RANGE, ""},
+        {"[16, 48]", "null", TESS_E_FORMAT, "shape"},
+        {"\"nested_blocksize\": 256", "\"nested_blocksize\": 64", TESS_E_UNSUPPORTED,
+         "nested_blocksize"},
+        {"float32", "float16", TESS_E_UNSUPPORTED, "nested_dtype"},
+        {"\"nested_offset\": ", "\"nested_offset\": 1e300, \"x\": ", TESS_E_UNSUPPORTED, "unknown"},
+        {"\"nested_offset\": 0", "\"nested_offset\": 1e300, \"q\": 0", TESS_E_UNSUPPORTED, ".q"},
+        {"{", "", TESS_E_FORMAT, "x.weight.quant_state"},
+    };
+    static weight w;
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        take(*state, "double_uint8", &w);
+        edit_state(&w, rows[i].from, rows[i].to);
+        assert_refused(try_read(*state, &w), rows[i].status, rows[i].words);
+    }
+}
+
+static void test_members_that_do_not_fit_are_refused(void **state)
+{
+    static const char *const needed[] = {"x.weight.absmax", "x.weight.quant_map",
+                                         "x.weight.nested_quant_map",
+                                         "x.weight.quant_state.bitsandbytes__nf4"};
+    static weight w;
+    for (int i = 0; i < TESS_NELEM(needed); i++) {
+        take(*state, "double_uint8", &w);
+        drop(&w, needed[i]);
+        assert_refused(try_read(*state, &w), TESS_E_FORMAT, "model.safetensors", "missing",
+                       "x.weight");
+    }
+    take(*state, "double_uint8", &w);
+    drop(&w, "x.weight.nested_absmax");
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "nested_absmax");
+    take(*state, "double_uint8", &w);
+    find(&w, "x.weight.absmax")->st.dim[0]--;
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.weight.absmax", "[12]", "[11]");
+    take(*state, "double_uint8", &w);
+    find(&w, "x.weight")->st.dim[0]--;
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "'x.weight'", "384", "383");
+    take(*state, "double_uint8", &w);
+    find(&w, "x.weight")->st.dtype = TESS_ST_I8;
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "'x.weight'", "I8");
+    take(*state, "double_uint8", &w);
+    add_copy(&w, "x.weight.absmax", "x.weight.other");
+    assert_refused(try_read(*state, &w), TESS_E_UNSUPPORTED, "'x.weight.other'");
+    take(*state, "double_uint8", &w);
+    add_copy(&w, "x.weight.quant_state.bitsandbytes__nf4",
+             "x.weight.quant_state.bitsandbytes__fp4");
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "second quant_state");
+}
+
+static void test_other_tables_are_refused(void **state)
+{
+    static weight w;
+    take(*state, "nf4", &w);
+    put_f32(&w, "x.weight.quant_map", 3, -0.394F);
+    assert_refused(try_read(*state, &w), TESS_E_UNSUPPORTED, "x.weight.quant_map", "another table");
+    take(*state, "double_uint8", &w);
+    put_f32(&w, "x.weight.nested_quant_map", 0, -1.0F);
+    assert_refused(try_read(*state, &w), TESS_E_UNSUPPORTED, "x.weight.nested_quant_map");
+}
+
+static void test_scales_that_are_no_scales_are_refused(void **state)
+{
+    static weight w;
+    take(*state, "nf4", &w);
+    put_f32(&w, "x.weight.absmax", 5, -1.0F);
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.weight.absmax", "scale 5 is -1");
+    take(*state, "double_uint8", &w);
+    put_f32(&w, "x.weight.nested_absmax", 0, (float)INFINITY);
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.weight.nested_absmax", "inf");
+    take(*state, "int8", &w);
+    put_f32(&w, "x.SCB", 2, (float)NAN);
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.SCB", "scale 2");
+}
+
+static void test_int8_layouts_are_refused(void **state)
+{
+    static weight w;
+    for (char layout = 1; layout <= 3; layout++) {
+        take(*state, "int8", &w);
+        find(&w, "x.weight_format")->bytes[0] = layout;
+        assert_refused(try_read(*state, &w), TESS_E_UNSUPPORTED, "x.weight_format", "expected 0");
+    }
+    take(*state, "int8", &w);
+    drop(&w, "x.SCB");
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.weight", "SCB");
+    take(*state, "int8", &w);
+    find(&w, "x.SCB")->st.dim[0] = 15;
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.SCB", "[16]", "[15]");
+    take(*state, "int8", &w);
+    find(&w, "x.weight")->st.dtype = TESS_ST_U8;
+    assert_refused(try_read(*state, &w), TESS_E_FORMAT, "x.SCB", "U8");
+}
+
+/* ---- codecs by name, and the encoder of int8 ---- */
+
+static void test_codecs_are_parsed_as_described(void **state)
+{
+    static const char *const text[] = {"nf4/64/double", "fp4/4096", "int8/48", "bf16", "q4_k"};
+    static const char *const bad[] = {"nf4/64/doubled", "nf4/064", "bf16/64", "nf3", "nf4/x", ""};
+    char again[TESS_CODEC_TEXT_NBYTES];
+    tess_codec codec;
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(text); i++) {
+        assert_ok(tess_codec_parse(text[i], &codec));
+        tess_codec_describe(&codec, again);
+        assert_string_equal(again, text[i]);
+    }
+    for (int i = 0; i < TESS_NELEM(bad); i++)
+        assert_refused(tess_codec_parse(bad[i], &codec), TESS_E_UNSUPPORTED, "base format");
+}
+
+/* formats.md 1.11, a row of zeros, and what fp16 cannot hold. */
+static void test_int8_rows_encode_as_bitsandbytes_does(void **state)
+{
+    float x[2][4] = {{.1F, -.5F, .25F, 0.0F}, {0}}, scb[2], y[4];
+    int8_t code[2][4];
+    const int8_t want[2][4] = {{25, -127, 64, 0}, {0}};
+    tess_quantize_args a = {.codec = {.format = TESS_FORMAT_INT8, .block_numel = 4},
+                            .src = tess_view_host(x, 8, TESS_F32),
+                            .part = {code, scb},
+                            .tensor_name = "w"};
+    const tess_dequantize_args d = {.codec = a.codec,
+                                    .part = {code, scb},
+                                    .first_idx = 1,
+                                    .dst = tess_view_host(y, 4, TESS_F32)};
+    tess_stream stream;
+    (void)state;
+    tess_stream_init_inline(&stream, "test", NULL);
+    assert_ok(tess_kernels_cpu.quantize(&a, &stream));
+    assert_memory_equal(code, want, sizeof code);
+    assert_true(scb[0] == 0.5F && scb[1] == 0.0F);
+    assert_ok(tess_kernels_cpu.dequantize(&d, &stream));
+    assert_true(y[0] == -0.5F && y[1] == 32.0F / 127.0F && y[2] == 0.0F && y[3] == 0.0F);
+    x[1][2] = 1e6F;
+    assert_refused(tess_kernels_cpu.quantize(&a, &stream), TESS_E_FORMAT, "'w'", "element 6",
+                   "fp16");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        format_test(test_golden_models_decode_to_the_bits_of_bitsandbytes),
+        format_test(test_storage_labels_do_not_change_bytes),
+        format_test(test_sound_weights_are_read),
+        format_test(test_states_that_differ_are_refused),
+        format_test(test_members_that_do_not_fit_are_refused),
+        format_test(test_other_tables_are_refused),
+        format_test(test_scales_that_are_no_scales_are_refused),
+        format_test(test_int8_layouts_are_refused),
+        format_test(test_codecs_are_parsed_as_described),
+        format_test(test_int8_rows_encode_as_bitsandbytes_does),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
