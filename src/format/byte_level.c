@@ -7,18 +7,6 @@ static bool maps_to_itself(unsigned byte)
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
 }
 
-/* Number of bytes below `byte` that do not map to themselves. */
-static unsigned moved_below(unsigned byte)
-{
-    if (byte <= 0x20)
-        return byte;
-    if (byte <= 0x7e)
-        return 0x21;
-    if (byte <= 0xa0)
-        return 0x21 + (byte - 0x7f);
-    return 0x21 + 0x22; /* only 0xad is left */
-}
-
 int tess_byte_of_char(uint32_t code_point)
 {
     if (code_point < 0x100)

@@ -201,13 +201,14 @@ static void settle(emu_device *d)
 
 tess_status emu_enqueue(emu_stream *s, emu_op *op)
 {
+    const bool is_work = !is_mark(op); /* a mark may be gone once the device has settled */
     if (s->tail != NULL)
         s->tail->next = op;
     else
         s->head = op;
     s->tail = op;
     settle(s->device);
-    return is_mark(op) ? TESS_OK : emu_may_yield(s->device);
+    return is_work ? emu_may_yield(s->device) : TESS_OK;
 }
 
 emu_op *emu_startable(emu_stream *s)
