@@ -166,10 +166,14 @@ static tess_status fill_model(tess_model_dir *dir, bool is_verify, tess_json *to
     int64_t nbytes = 0;
     for (int64_t i = 0; i < tess_model_dir_tensor_numel(dir); i++) {
         const tess_model_tensor *tensor = tess_model_dir_at(dir, i);
-        TESS_TRY(add_tensor(tensors, tensor->name,
-                            tensor->gguf != NULL ? tess_format_name(tensor->gguf->format)
-                                                 : tess_st_dtype_name(tensor->st->dtype),
-                            tensor->st));
+        char format[TESS_CODEC_TEXT_NBYTES];
+        snprintf(format, sizeof format, "%s", tess_st_dtype_name(tensor->st->dtype));
+        if (tensor->gguf != NULL || tensor->packed != NULL) {
+            tess_codec codec;
+            TESS_TRY(tess_model_tensor_codec(tensor, &codec));
+            tess_codec_describe(&codec, format);
+        }
+        TESS_TRY(add_tensor(tensors, tensor->name, format, tensor->st));
         nbytes += tensor->st->nbytes;
     }
     return tess_json_add_i64(to, "nbytes", nbytes);

@@ -128,11 +128,12 @@ static tess_status read_shape(const tess_json *root, tess_st_tensor *whole)
     whole->dim_numel = 2;
     for (int i = 0; i < 2; i++) {
         TESS_TRY(tess_json_as_i64(tess_json_at(shape, i), &whole->dim[i]));
-        TESS_CHECK(whole->dim[i] > 0, TESS_E_FORMAT,
-                   "%s: extent %d: expected a positive number, found %" PRId64, where, i,
+        TESS_CHECK(whole->dim[i] > 0 && whole->dim[i] <= INT32_MAX, TESS_E_FORMAT,
+                   "%s: extent %d: expected 1 to 2^31 - 1, found %" PRId64, where, i,
                    whole->dim[i]);
     }
-    return tess_mul_i64(whole->dim[0], whole->dim[1], &whole->numel);
+    whole->numel = whole->dim[0] * whole->dim[1];
+    return TESS_OK;
 }
 
 static tess_status read_nested(const tess_json *root, tess_packed *to)

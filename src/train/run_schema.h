@@ -160,7 +160,8 @@ typedef struct tess_run_rules {
     X(base, format, "format", tess_run_base_format, ENUM, TESS_RUN_WORDS_(BASE), "nf4", 0, \
       0, NUMERICS, \
       "How frozen linear layers are stored; keep: as in the file. With train.mode full the " \
-      "default is keep. Blocks of a GGUF file are kept or widened, never quantized again.") \
+      "default is keep. Blocks of a GGUF file and weights of bitsandbytes are kept or widened, " \
+      "never quantized again.") \
     X(base, block_size, "block_size", int64_t, INT, "", "64", 32, 4096, NUMERICS, \
       "Elements of a row-major tensor that share one absmax (nf4, fp4); a power of two.") \
     X(base, double_quant, "double_quant", bool, BOOL, "", "true", 0, 0, NUMERICS, \
