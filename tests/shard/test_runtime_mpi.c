@@ -1,6 +1,7 @@
 /* The two-matrix model gives the same bits at every world size, group, prefetch and reshard choice.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -200,56 +201,162 @@ static tess_status check_library(tess_comm *comm)
     return TESS_OK;
 }
 
-/* One NaN on whichever rank computes micro-batch 2 stops the update everywhere and is named. */
-static tess_status poisoned_step(tess_comm *comm, tess_runtime *rt, const tess_plan *plan)
+/* ---- steps that are skipped ---- */
+
+/* What a step may change, over all ranks. */
+typedef struct state_hash {
+    tess_logical_hash state[TESS_STATE_NUMEL];
+    tess_logical_hash published;
+} state_hash;
+
+static tess_status hash_state(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
+                              state_hash *out)
+{
+    memset(out, 0, sizeof *out);
+    for (int u = 0; u < plan->unit_numel; u++) {
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, u, tess_comm_rank(comm), &lo, &hi);
+        lo += (int64_t)u << 40;
+        for (int kind = 0; kind < TESS_STATE_NUMEL; kind++) {
+            const tess_view v = tess_runtime_state(rt, u, (tess_state_kind)kind);
+            tess_logical_hash_add(&out->state[kind], v.data, v.numel, 4, lo);
+        }
+        const tess_view shard = tess_runtime_param_shard(rt, u);
+        tess_logical_hash_add(&out->published, shard.data, shard.numel, 4, lo);
+    }
+    return tess_comm_control(comm, (int64_t *)(void *)out, (int)(sizeof *out / sizeof(int64_t)),
+                             NULL, 0);
+}
+
+/* Every part of the state changed, or none did. */
+static tess_status compare_state(const state_hash *before, const state_hash *after, bool is_skipped,
+                                 const char *what)
+{
+    static const char *const names[] = {"masters", "exp_avg", "exp_avg_sq", "published parameters"};
+    const tess_logical_hash *a = before->state, *b = after->state;
+    for (int i = 0; i < TESS_NELEM(names); i++) {
+        const bool is_published = i == TESS_STATE_NUMEL;
+        const bool is_equal = memcmp(is_published ? &before->published : &a[i],
+                                     is_published ? &after->published : &b[i], sizeof *a) == 0;
+        TESS_CHECK(is_equal == is_skipped, TESS_E_STATE, "%s: %s %s", what, names[i],
+                   is_equal ? "did not change" : "changed in a step that was to be skipped");
+    }
+    return TESS_OK;
+}
+
+/* The micro-batch whose loss is a NaN, and the one that is computed. */
+static int64_t nan_loss_idx = -1, current_idx;
+
+static tess_status watch_batch(void *arg, int64_t m, const void **batch)
+{
+    current_idx = m;
+    return batch_of(arg, m, batch);
+}
+
+static tess_status sum_or_nan(const tess_sum_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_kernels_cpu.sum(a, s));
+    if (current_idx == nan_loss_idx)
+        *a->out = NAN;
+    return TESS_OK;
+}
+
+enum { POISONED_M = 5, POISONED_IDX = 2 };
+
+static tess_status one_step(tess_runtime *rt, int64_t step, tess_step_result *result)
 {
     feed f = {0};
-    outcome before = {0}, after = {0};
-    tess_step_result result;
     const tess_step_request request = {
         .loss_token_numel = 1,
-        .update = {.step = 1, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},
+        .update = {.step = step, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},
         .arg = &f,
-        .batch_of = batch_of,
+        .batch_of = watch_batch,
     };
-    TESS_TRY(hash_masters(comm, rt, plan, &before));
-    TESS_TRY(tess_runtime_step(rt, &request, &result));
-    TESS_CHECK(result.nonfinite_numel == 1 && result.nonfinite_unit == 0, TESS_E_STATE,
-               "%" PRId64 " non-finite values, unit %d", result.nonfinite_numel,
-               result.nonfinite_unit);
-    TESS_CHECK(result.nonfinite_rank >= 0 && result.nonfinite_rank < tess_comm_world(comm),
-               TESS_E_STATE, "rank %d", result.nonfinite_rank);
-    TESS_TRY(hash_masters(comm, rt, plan, &after));
-    TESS_CHECK(memcmp(&before.master, &after.master, sizeof after.master) == 0, TESS_E_STATE,
-               "masters changed in a step that was to be skipped");
-    return TESS_OK;
+    return tess_runtime_step(rt, &request, result);
+}
+
+/* A step with `numel` (0 or 1) bad values, the lowest found by `rank` in `unit`. */
+static tess_status check_step(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
+                              int64_t numel, int rank, int unit)
+{
+    char what[80];
+    state_hash before, after;
+    tess_step_result result;
+    snprintf(what, sizeof what, "%d bad values of rank %d, unit %d", (int)numel, rank, unit);
+    TESS_TRY(hash_state(comm, rt, plan, &before));
+    TESS_TRY(one_step(rt, 1, &result));
+    TESS_CHECK(result.nonfinite_numel == numel && result.nonfinite_rank == rank &&
+                   result.nonfinite_unit == unit,
+               TESS_E_STATE, "%s: found %" PRId64 " of rank %d, unit %d", what,
+               result.nonfinite_numel, result.nonfinite_rank, result.nonfinite_unit);
+    TESS_TRY(hash_state(comm, rt, plan, &after));
+    return compare_state(&before, &after, numel > 0, what);
+}
+
+static int owner_of(const tess_plan *plan, int unit, int64_t idx, int world)
+{
+    for (int rank = 0; rank < world; rank++) {
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, unit, rank, &lo, &hi);
+        if (idx >= lo && idx < hi)
+            return rank;
+    }
+    return -1;
+}
+
+/* One NaN from whichever rank computes micro-batch 2. A gradient's is found by the rank that owns
+ * the element, in its unit; a loss's by the rank that computed it, in the last unit. Between two
+ * bad steps a good one changes everything: the state that stays is not the first one. */
+static tess_status check_skips(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
+                               two_matrices *model)
+{
+    const int world = tess_comm_world(comm);
+    int most = 0;
+    for (int unit = 0; unit < plan->unit_numel; unit++) {
+        const int64_t numel =
+            unit == 0 ? model->mid_numel * model->in_numel : model->out_numel * model->mid_numel;
+        const int64_t at[] = {0, model->in_numel, numel / 2, numel - 1};
+        for (int i = 0; i < TESS_NELEM(at); i++) {
+            const int owner = owner_of(plan, unit, at[i], world);
+            most = owner > most ? owner : most;
+            TESS_TRY(check_step(comm, rt, plan, 0, -1, -1));
+            model->is_poisoned = true;
+            model->poisoned_idx = POISONED_IDX;
+            model->poisoned_stage = unit;
+            model->poisoned_element = at[i];
+            TESS_TRY(check_step(comm, rt, plan, 1, owner, unit));
+            model->is_poisoned = false;
+        }
+    }
+    TESS_CHECK(most > 0 || world == 1, TESS_E_STATE, "all poisoned elements are rank 0's");
+    nan_loss_idx = POISONED_IDX;
+    TESS_TRY(check_step(comm, rt, plan, 1, POISONED_IDX % world, plan->unit_numel - 1));
+    nan_loss_idx = -1;
+    return check_step(comm, rt, plan, 0, -1, -1);
 }
 
 static tess_status check_nonfinite(tess_comm *comm)
 {
-    two_matrices model = {.row_numel = 3,
-                          .in_numel = 19,
-                          .mid_numel = 33,
-                          .out_numel = 29,
-                          .is_poisoned = true,
-                          .poisoned_idx = 2};
+    two_matrices model = {.row_numel = 3, .in_numel = 19, .mid_numel = 33, .out_numel = 29};
     tess_registry reg;
     tess_plan *plan = NULL;
     tess_runtime *rt = NULL;
+    tess_kernels kernels = tess_kernels_cpu;
     const tess_plan_options o = {.world = tess_comm_world(comm),
                                  .gather_group_numel = 1,
                                  .reshard = TESS_ON,
                                  .checkpointing = TESS_OFF,
-                                 .micro_batch_numel = 5,
+                                 .micro_batch_numel = POISONED_M,
                                  .load_nbytes = 1 << 16};
     const tess_load_request load = {.wants_frozen = true, .wants_trainable = true, .seed = 5};
+    kernels.sum = sum_or_nan;
     tess_registry_init(&reg, TESS_F32);
     tess_status st = two_matrices_describe(&model, &reg);
     if (st == TESS_OK)
         st = tess_plan_create(&reg, &o, &plan);
     const tess_runtime_parts parts = {.plan = plan,
                                       .registry = &reg,
-                                      .kernels = &tess_kernels_cpu,
+                                      .kernels = &kernels,
                                       .world = comm,
                                       .ops = &two_matrices_ops,
                                       .model = &model};
@@ -260,7 +367,7 @@ static tess_status check_nonfinite(tess_comm *comm)
     if (st == TESS_OK)
         st = tess_runtime_publish(rt);
     if (st == TESS_OK)
-        st = poisoned_step(comm, rt, plan);
+        st = check_skips(comm, rt, plan, &model);
     tess_runtime_destroy(&rt);
     tess_plan_destroy(&plan);
     tess_registry_fini(&reg);

@@ -307,7 +307,8 @@ static tess_status hidden_backward(const run *r)
 
 static tess_status poison(const run *r)
 {
-    float *at = tess_call_grad(r->call, r->m->trainable[0]) + r->m->in_numel;
+    const two_matrices *m = r->m;
+    float *at = tess_call_grad(r->call, m->trainable[m->poisoned_stage]) + m->poisoned_element;
     const tess_fold_args args = {.a = at, .b = &r->table->nan, .dst = at, .numel = 1};
     return r->kernels->fold(&args, r->call->stream);
 }
@@ -316,10 +317,9 @@ static tess_status backward(void *model, const tess_stage_call *call)
 {
     const two_matrices *m = model;
     const run r = begin(m, call);
-    if (call->stage_idx == last_stage(m))
-        return second_backward(&r);
-    TESS_TRY(hidden_backward(&r));
-    return call->stage_idx == 0 && m->is_poisoned && call->micro_batch_idx == m->poisoned_idx
+    TESS_TRY(call->stage_idx == last_stage(m) ? second_backward(&r) : hidden_backward(&r));
+    return call->stage_idx == m->poisoned_stage && m->is_poisoned &&
+                   call->micro_batch_idx == m->poisoned_idx
                ? poison(&r)
                : TESS_OK;
 }

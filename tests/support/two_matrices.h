@@ -25,9 +25,12 @@ typedef struct two_matrices {
     int64_t row_numel, in_numel, mid_numel, out_numel;
     int between_numel; /* stages between the two */
     int frozen[TWO_MATRICES_STAGE_MAX], trainable[TWO_MATRICES_STAGE_MAX]; /* [stage] parameters */
-    bool is_tied;     /* both stages use unit 0 (in = mid = out) */
-    bool is_poisoned; /* micro-batch `poisoned_idx` gives one NaN in the first stage's gradient */
-    int64_t poisoned_idx;
+    bool is_tied; /* both stages use unit 0 (in = mid = out) */
+    /* Micro-batch `poisoned_idx` gives one NaN: element `poisoned_element` of the gradient of stage
+     * `poisoned_stage`. */
+    bool is_poisoned;
+    int64_t poisoned_idx, poisoned_element;
+    int poisoned_stage;
     two_matrices_table table;        /* the host's */
     const two_matrices_table *place; /* where a device has it; NULL: the host's */
 } two_matrices;
