@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # A short run on one rank in which one I/O call fails or kills, for calls all over the run: it ends
 # well or with one line and code 74, and the next start ends with the bits of a run without faults.
-# TESS_SWEEP_STRIDE sets how many calls are passed over (1: every call).
+# TESS_SWEEP_STRIDE sets how many calls are passed over (1: every call), TESS_SWEEP_SEED which.
 . "${TESS_SOURCE_DIR:?set by ctest}/tests/support/cli_run.sh"
 stride="${TESS_SWEEP_STRIDE:-5}"
+seed="${TESS_SWEEP_SEED:-$(date +%s)}"
+RANDOM=$((seed % 32768))
+echo "TESS_SWEEP_SEED=$seed"
 run=("$tessera" train run.yaml train.steps=6)
 
 "${run[@]}" output.dir=whole > log 2>&1 || fail "the run in one go failed"

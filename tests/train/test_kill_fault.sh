@@ -9,6 +9,8 @@ RANDOM=$((seed % 32768))
 echo "TESS_KILL_SEED=$seed"
 worlds=(1 3 2 4 5)
 lives=0
+resumed_lives=0 # that said where they went on from
+late_kills=0    # after a checkpoint was committed
 last_step=0 # that a life said was committed
 # All ranks must be gone 5 s after one of them was killed. In 720 kills on two cores with a load of 5
 # to 12 the slowest took 0.4 s, half of them 0.02 s: the promised 5 s are ten times that.
@@ -55,6 +57,7 @@ check_resumed() {
             fail "step $last_step was committed and the next life began anew"
     else
         [ "$at" -ge "$last_step" ] || fail "step $last_step was committed, the next life is at $at"
+        resumed_lives=$((resumed_lives + 1))
     fi
     at="$(sed -n 's/.*checkpoint step=\([0-9]*\) .*/\1/p' log | tail -n 1)"
     last_step="${at:-$last_step}"
@@ -75,14 +78,15 @@ launch 1 train run.yaml output.dir=whole
 bits_of whole > bits.want
 [ "$(wc -l < bits.want)" -eq 31 ] || fail "expected 30 steps and a digest"
 
-# ---- SIGKILL at uniform instants ----
+# ---- SIGKILL at uniform instants, 8 of 20 or more after a committed checkpoint ----
 killed=0
 slowest_ms=0
 declare -A span_ms
-while [ "$killed" -lt "$kill_numel" ]; do
+while [ "$killed" -lt "$kill_numel" ] || [ $((late_kills * 20)) -lt $((kill_numel * 8)) ]; do
     n="${worlds[$((lives % 5))]}"
     lives=$((lives + 1))
-    [ "$lives" -lt $((kill_numel * 6)) ] || fail "only $killed of $lives lives were killed"
+    [ "$lives" -lt $((kill_numel * 6)) ] ||
+        fail "only $killed of $lives lives were killed, $late_kills of them after a committed checkpoint"
     # the first life of a size is timed, as far as a kill lets it
     limit="${span_ms[$n]:-1500}"
     at_ms=$(((RANDOM * 32768 + RANDOM) % limit))
@@ -103,31 +107,78 @@ while [ "$killed" -lt "$kill_numel" ]; do
         check_finished out
         continue
     fi
+    # on the disk, not as the log has it: its last lines may be lost
+    [ -z "$(ls out/step-*/MANIFEST 2> /dev/null)" ] || late_kills=$((late_kills + 1))
     # lives that end early were short: the instants of the next one reach further
     span_ms[$n]=$((limit + 300))
     killed=$((killed + 1))
 done
-echo "$killed kills in $lives lives at uniform instants; the ranks were gone after $slowest_ms ms at most"
+echo "$killed kills in $lives lives at uniform instants, $late_kills after a committed checkpoint; the ranks" \
+    "were gone after $slowest_ms ms at most"
 launch 3 train run.yaml
 [ "$rc" -eq 0 ] || fail "the life after the last kill: exit code $rc"
 check_resumed
 check_finished out
+# A life after a late kill may be killed itself before it says so.
+echo "$resumed_lives lives said that they resumed"
+[ $((resumed_lives * 20)) -ge $((kill_numel * 4)) ] ||
+    fail "only $resumed_lives lives resumed after $late_kills late kills"
 
 # ---- a kill in each phase of a save, on rank 0 and on another ----
+# What the life since file `mark` was at when it died, as its directory shows.
+phase_of() {
+    local changed newest d
+    changed="$(find out -maxdepth 1 -name 'step-*' -newer mark | sort)"
+    newest="$(echo "$changed" | tail -n 1)"
+    for d in $changed; do # an older checkpoint that has lost its manifest
+        [ -e "$d/MANIFEST" ] || [ -z "$(ls -d out/step-*/MANIFEST 2> /dev/null | tail -n 1)" ] ||
+            [[ ! "$d" < "$(ls -d out/step-*/MANIFEST | tail -n 1)" ]] || { echo removal && return; }
+    done
+    if [ -n "$(find out -maxdepth 1 -name LATEST.tmp -newer mark)" ]; then
+        echo latest
+    elif [ -z "$newest" ]; then
+        echo before
+    elif [ -e "$newest/MANIFEST.tmp" ]; then
+        [ -e "$newest/MANIFEST" ] && echo committed || echo manifest
+    elif [ -e "$newest/MANIFEST" ]; then
+        echo between
+    else
+        [ -n "$(ls "$newest")" ] && echo shards || echo attempt
+    fi
+}
+
+# rank:operation:first call:phase. Which call of a life is in which phase depends on ranks and on
+# what a life finds; calls are tried upwards from the first until the directory shows the phase.
 phases=0
-for phase in 0:mkdir:6 0:mkdir:8 1:open:16 1:fallocate:3 1:pwrite:30 2:fsync:4 0:fsync:20 0:link:2 0:unlink:9 \
-    0:rename:6 0:rmdir:1 0:close:16; do
+kills=0
+for target in 0:mkdir:8:between 0:fsync:18:attempt 1:open:16:shards 1:fallocate:3:shards 1:pwrite:30:shards \
+    2:fsync:4:shards 0:pwrite:20:manifest 0:link:2:manifest 0:unlink:9:committed 0:rename:6:latest \
+    0:unlink:14:removal 0:rmdir:1:removal; do
+    IFS=: read -r rank op call want <<< "$target"
     n="${worlds[$((1 + phases % 4))]}"
-    [ "$n" -gt "${phase%%:*}" ] || n=3
-    is_killed=1
-    TESSERA_FAULT="$phase:kill" launch "$n" train run.yaml
-    is_killed=
-    [ "$rc" -ne 0 ] || fail "$phase at n=$n: nobody was killed"
-    check_resumed
+    [ "$n" -gt "$rank" ] || n=3
+    for ((tries = 0; tries < 25; tries++, call++)); do
+        touch mark
+        sleep 0.02
+        is_killed=1
+        TESSERA_FAULT="$rank:$op:$call:kill" launch "$n" train run.yaml
+        is_killed=
+        check_resumed
+        if [ "$rc" -eq 0 ]; then # it made fewer calls than that
+            check_finished out
+            continue
+        fi
+        kills=$((kills + 1))
+        [ "$rc" -eq 137 ] || fail "$rank:$op:$call at n=$n: exit code $rc"
+        found="$(phase_of)"
+        [ "$found" != "$want" ] || break
+    done
+    [ "$tries" -lt 25 ] || fail "$target at n=$n: 25 kills and none in that phase, the last: $found"
+    echo "$rank:$op:$call at n=$n: killed in phase $want"
     phases=$((phases + 1))
     if [ $((phases % 3)) -eq 0 ]; then
         launch "${worlds[$((phases / 3 % 5))]}" train run.yaml
-        [ "$rc" -eq 0 ] || fail "after $phase: exit code $rc"
+        [ "$rc" -eq 0 ] || fail "after $target: exit code $rc"
         check_resumed
         check_finished out
     fi
@@ -135,7 +186,7 @@ done
 launch 2 train run.yaml
 [ "$rc" -eq 0 ] || fail "after all phases: exit code $rc"
 check_finished out
-echo "$phases kills in phases of a save, $done_numel finished runs with equal bits"
+echo "$kills kills to meet $phases phases of a save, $done_numel finished runs with equal bits"
 
 # ---- SIGUSR1: save, 75, and go on ----
 start 2 train run.yaml train.steps=100000
