@@ -8,11 +8,11 @@ grep -q '^VmHWM:' /proc/self/status || { echo "skipped: no VmHWM"; exit 77; }
 # Shadow memory and quarantined blocks: a resident set says nothing.
 ! grep -aq '__asan_init\|__tsan_init\|__msan_init' "$tessera" || { echo "skipped: sanitized"; exit 77; }
 
-# About 30 million parameters, 60 MiB in the file: as much as all that a run may take beside its
-# arenas, so that a loader that holds the file, or the weights in f32, is found out.
+# About 85 million parameters, 160 MiB in the file: far more than the 64 MiB that a run may take
+# beside its arenas, so that a loader that holds the file is found out.
 cat > model/config.json << 'JSON'
 {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 512,
- "intermediate_size": 1792, "num_hidden_layers": 8, "num_attention_heads": 8,
+ "intermediate_size": 1792, "num_hidden_layers": 24, "num_attention_heads": 8,
  "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4096, "rms_norm_eps": 1e-6,
  "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
  "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16"}
@@ -20,13 +20,14 @@ JSON
 head -n 20 text.jsonl > held.jsonl
 "$tessera" tokenize "$source_dir/examples/base" held.jsonl -o eval.h5 > log 2>&1 || fail "cannot tokenize"
 sed '/^base:/d; /^lora:/d; s/train: {/train: {mode: full, /' run.yaml > full.yaml
-launch 2 train full.yaml output.dir=whole train.steps=1 train.warmup_steps=0 output.checkpoint_every=0 output.export=hf
+launch 2 train full.yaml output.dir=whole train.steps=1 train.warmup_steps=0 \
+    train.micro_batches=1 output.checkpoint_every=0 output.export=hf
 [ "$rc" -eq 0 ] || fail "the run that makes the model: exit code $rc"
 mkdir source
 mv whole/export/* source/
 rm -rf whole
 file_nbytes="$(cat source/*.safetensors | wc -c)"
-[ "$file_nbytes" -gt $((50 << 20)) ] || fail "the model has only $file_nbytes bytes"
+[ "$file_nbytes" -gt $((150 << 20)) ] || fail "the model has only $file_nbytes bytes"
 
 number() { sed -n "s/^ *\"$1\": \([0-9]*\),\{0,1\}\$/\1/p" out/plan.json | head -n 1; }
 
@@ -46,8 +47,6 @@ check_peak() {
     # Half a byte a weight and the constants, beside the bf16 embedding, over the ranks.
     [ $((base * $2)) -gt $((file_nbytes / 4)) ] && [ $((base * $2)) -lt $((file_nbytes * 2 / 5)) ] ||
         fail "$1: base of $base bytes on $2 ranks for a file of $file_nbytes"
-    # The test can tell: with the file beside what was taken the plan would be exceeded.
-    [ $((peak + file_nbytes)) -gt "$total" ] || fail "$1: room for the whole file in the plan"
 }
 
 options=(model.path=source model.init=weights data.eval_path=eval.h5 train.eval_every=1
