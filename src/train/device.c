@@ -70,7 +70,7 @@ static tess_status find_plugin(tess_session *s, char path[PATH_MAX])
     }
     return TESS_FAIL(TESS_E_UNSUPPORTED,
                      "this program was built without CUDA: no %s in '%s'; build with TESS_CUDA=ON, "
-                     "or name the file in TESSERA_CUDA_PLUGIN",
+                     "name the file in TESSERA_CUDA_PLUGIN, or set compute.device: cpu",
                      PLUGIN_NAME, folder);
 }
 

@@ -153,7 +153,7 @@ done
 # ---- launch ----
 ranks=3 refuse_key 65 "shard.gather_group|2|3 ranks" shard.gather_group=2
 refuse_key 65 "compute.memory_limit|cheapest changes|ranks" compute.memory_limit=2MiB
-refuse_key 65 "compute.device|cuda|set cpu" compute.device=cuda
+refuse_key 65 "CUDA|set compute.device: cpu" compute.device=cuda
 
 # ---- checkpoints ----
 "$tessera" train run.yaml train.steps=2 output.dir=good > log 2>&1 || fail "cannot make a checkpoint"
