@@ -389,7 +389,10 @@ static bool own_part(const loader *l, const load_batch *b, int maker, tess_view 
     return true;
 }
 
-static tess_status route_batch(const loader *l, const load_batch *b, tess_view landing)
+/* @param[out] landed  what became of the copy from the landing to the device: this rank's alone, so
+ * it still takes part in what follows */
+static tess_status route_batch(const loader *l, const load_batch *b, tess_view landing,
+                               tess_status *landed)
 {
     const tess_wire wire = {.op = TESS_COMM_EXCHANGE,
                             .entry_idx = UINT32_MAX,
@@ -411,17 +414,19 @@ static tess_status route_batch(const loader *l, const load_batch *b, tess_view l
     TESS_TRY(tess_comm_exchange(l->world, &wire, rt->pieces[0], send_numel, receives, receive_numel,
                                 stream));
     TESS_TRY(tess_stream_finish(stream));
-    return landing.numel > 0 && receive_numel > 0 ? tess_runtime_copy(rt, home, receives[0].view)
-                                                  : TESS_OK;
+    if (landing.numel > 0 && receive_numel > 0 && *landed == TESS_OK)
+        *landed = tess_runtime_copy(rt, home, receives[0].view);
+    return TESS_OK;
 }
 
 /* Rank r made list[r]. On the host all tensors travel at once, straight to their places; beside a
  * device one after another, through the landing. */
 static tess_status route_tensors(const loader *l, const int *list, int numel)
 {
+    tess_status landed = TESS_OK;
     if (!l->is_device)
         return route_batch(l, &(load_batch){list, 0, numel},
-                           tess_view_host(NULL, 0, TESS_U8_OPAQUE));
+                           tess_view_host(NULL, 0, TESS_U8_OPAQUE), &landed);
     char *behind = l->work.data;
     if (l->rt->rank < numel) {
         staging s;
@@ -430,8 +435,8 @@ static tess_status route_tensors(const loader *l, const int *list, int numel)
     const tess_view landing = tess_view_slice(l->work, behind - (char *)l->work.data,
                                               l->work.numel - (behind - (char *)l->work.data));
     for (int maker = 0; maker < numel; maker++)
-        TESS_TRY(route_batch(l, &(load_batch){list + maker, maker, 1}, landing));
-    return TESS_OK;
+        TESS_TRY(route_batch(l, &(load_batch){list + maker, maker, 1}, landing, &landed));
+    return tess_agree(l->rt->parts.world, landed);
 }
 
 /* Elements [first, first + master.numel) of a tensor, drawn where they belong. */
@@ -533,6 +538,9 @@ tess_status tess_load(tess_runtime *rt, const tess_load_request *request, tess_s
     tess_free(list);
     if (st != TESS_OK)
         return st;
-    TESS_TRY(draw_owned(&l));
+    st = draw_owned(&l);
+    if (l.is_device) /* on the host drawing cannot fail */
+        st = tess_agree(rt->parts.world, st);
+    TESS_TRY(st);
     return tensor_sha != NULL ? share_digests(rt, tensor_sha) : TESS_OK;
 }

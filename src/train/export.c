@@ -44,6 +44,7 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
                             .config_key = "output.export"};
     tess_piece send = {0};
     int64_t first = 0, numel = 0, lo = 0, hi = 0;
+    tess_status copied = TESS_OK;
     int send_numel = 0, receive_numel = 0;
     tess_plan_owned(s->d.plan, p->unit_idx, rank, &lo, &hi);
     if (overlap(s, p, rank, &first, &numel)) {
@@ -52,8 +53,8 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
         if (send.view.space != TESS_HOST) {
             own.numel = numel;
             own.dt = dst.dt;
-            TESS_TRY(tess_runtime_copy(s->rt, own, send.view));
-            send.view = own;
+            copied = tess_runtime_copy(s->rt, own, send.view);
+            send.view = own; /* also when it failed: peers wait for the piece */
         }
     }
     for (int peer = 0; rank == 0 && peer < tess_comm_world(s->world); peer++)
@@ -63,7 +64,8 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
     tess_comm *world = tess_comm_host(s->world);
     tess_stream *stream = tess_comm_reduce_stream(world);
     TESS_TRY(tess_comm_exchange(world, &wire, &send, send_numel, pieces, receive_numel, stream));
-    return tess_stream_finish(stream);
+    TESS_TRY(tess_stream_finish(stream));
+    return copied;
 }
 
 tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink sink, void *arg)

@@ -267,7 +267,7 @@ static tess_status create_runtime(tess_session *s)
         st = session_prepare_device(s);
     st = session_agree(s, st);
     if (st == TESS_OK)
-        st = session_enroll_arenas(s);
+        st = session_agree(s, session_enroll_arenas(s));
     if (st == TESS_OK)
         st = tess_runtime_prepare(s->rt);
     if (st == TESS_OK)
