@@ -9,6 +9,7 @@
 #include "core/arith.h"
 #include "core/device.h"
 #include "core/memory.h"
+#include "dist/alarm_priv.h"
 #include "dist/gpu.h"
 #include "dist/over_priv.h"
 
@@ -24,7 +25,9 @@ typedef struct flow {
 } flow;
 
 typedef struct staged_comm {
-    over_comm over; /* first */
+    over_comm over;  /* first */
+    engine *engine;  /* of the host communicator; NULL: it has none to tell others by */
+    bool owns_alarm; /* the engine's: groups share it */
     size_t chunk_nbytes;
     tess_arena *arena;
     char *give;           /* [world, chunk_nbytes] pinned */
@@ -53,6 +56,22 @@ static tess_status copy(const staged_comm *c, tess_view dst, tess_view src)
     return tess_device_copy(c->over.device, dst, src, c->copying);
 }
 
+/* A copy that fails on this rank alone, in the middle of a collective: peers wait for its part, so
+ * the collective has failed for all, with this cause. */
+static tess_status settle(staged_comm *c, const tess_wire *wire, tess_status st)
+{
+    if (st == TESS_OK || c->engine == NULL)
+        return st;
+    if (engine_verdict(c->engine) == TESS_OK) {
+        char text[ENGINE_FAILURE_NBYTES];
+        snprintf(text, sizeof text, "rank %d: '%s' through host memory: %.1200s",
+                 tess_comm_launch_rank(&c->over.base), wire->name, tess_error_message());
+        tess_error_clear(); /* what all ranks will say replaces it */
+        engine_alarm_raise(c->engine, TESS_E_COMM, text);
+    }
+    return engine_verdict(c->engine);
+}
+
 /* ---- rows ---- */
 
 static tess_status gather_chunk(staged_comm *c, const tess_wire *wire, tess_view shard,
@@ -78,11 +97,12 @@ static tess_status staged_all_gather(tess_comm *comm, const tess_wire *wire, tes
     staged_comm *c = staged_of(comm);
     const int64_t most = (int64_t)(c->chunk_nbytes / tess_dtype_block_nbytes(shard.dt));
     tess_wire part = *wire;
-    for (int64_t at = 0; at < shard.numel; at += part.numel_per_rank) {
+    tess_status st = TESS_OK;
+    for (int64_t at = 0; at < shard.numel && st == TESS_OK; at += part.numel_per_rank) {
         part.numel_per_rank = TESS_MIN(most, shard.numel - at);
-        TESS_TRY(gather_chunk(c, &part, shard, full, at, host_stream(c, s)));
+        st = gather_chunk(c, &part, shard, full, at, host_stream(c, s));
     }
-    return TESS_OK;
+    return settle(c, wire, st);
 }
 
 static tess_status reduce_chunk(staged_comm *c, const tess_wire *wire, tess_view full,
@@ -107,11 +127,12 @@ static tess_status staged_reduce_scatter(tess_comm *comm, const tess_wire *wire,
     staged_comm *c = staged_of(comm);
     const int64_t most = (int64_t)(c->chunk_nbytes / tess_dtype_block_nbytes(shard.dt));
     tess_wire part = *wire;
-    for (int64_t at = 0; at < shard.numel; at += part.numel_per_rank) {
+    tess_status st = TESS_OK;
+    for (int64_t at = 0; at < shard.numel && st == TESS_OK; at += part.numel_per_rank) {
         part.numel_per_rank = TESS_MIN(most, shard.numel - at);
-        TESS_TRY(reduce_chunk(c, &part, full, shard, at, host_stream(c, s)));
+        st = reduce_chunk(c, &part, full, shard, at, host_stream(c, s));
     }
-    return TESS_OK;
+    return settle(c, wire, st);
 }
 
 /* ---- exchange ---- */
@@ -220,11 +241,12 @@ static tess_status staged_exchange(tess_comm *comm, const tess_wire *wire,
     int64_t rounds = rounds_of(c, args->sends, args->send_numel, c->send);
     rounds = TESS_MAX(rounds, rounds_of(c, args->receives, args->receive_numel, c->receive));
     TESS_TRY(tess_comm_control(c->over.base.host, NULL, 0, &rounds, 1));
-    TESS_TRY(over_copy_own(&c->over, args, c->copying));
-    TESS_TRY(tess_stream_finish(c->copying));
-    for (int64_t k = 0; k < rounds; k++)
-        TESS_TRY(exchange_round(c, &bytes, args, host_stream(c, s)));
-    return TESS_OK;
+    tess_status st = over_copy_own(&c->over, args, c->copying);
+    if (st == TESS_OK)
+        st = tess_stream_finish(c->copying);
+    for (int64_t k = 0; k < rounds && st == TESS_OK; k++)
+        st = exchange_round(c, &bytes, args, host_stream(c, s));
+    return settle(c, wire, st);
 }
 
 /* ---- life ---- */
@@ -232,6 +254,8 @@ static tess_status staged_exchange(tess_comm *comm, const tess_wire *wire,
 static void staged_destroy(tess_comm *comm)
 {
     staged_comm *c = staged_of(comm);
+    if (c->owns_alarm)
+        engine_alarm_destroy(c->engine);
     tess_device_stream_destroy(c->over.device, &c->copying);
     tess_arena_destroy(&c->arena);
     tess_free(c->send);
@@ -313,6 +337,7 @@ static tess_status staged_create(tess_comm *host, bool owns_host, tess_device *d
     TESS_TRY(tess_alloc(sizeof(staged_comm), &object));
     staged_comm *c = object;
     over_init(&c->over, &staged_ops, host, d, "staged");
+    c->engine = engine_of_comm(host);
     c->chunk_nbytes = chunk_of(host->world, chunk_nbytes);
     tess_stream_init_inline(&c->gather, "gather", NULL);
     tess_stream_init_inline(&c->reduce, "reduce", NULL);
@@ -332,7 +357,11 @@ tess_status tess_comm_create_staged(tess_comm *host, tess_device *d, size_t chun
                                     tess_comm **out)
 {
     tess_comm *comm = NULL;
-    const tess_status st = tess_agree(host, staged_create(host, false, d, chunk_nbytes, &comm));
+    tess_status st = tess_agree(host, staged_create(host, false, d, chunk_nbytes, &comm));
+    if (st == TESS_OK && staged_of(comm)->engine != NULL) {
+        st = engine_alarm_create(host);
+        staged_of(comm)->owns_alarm = st == TESS_OK;
+    }
     if (st != TESS_OK) {
         tess_comm_destroy(&comm);
         return st;

@@ -89,3 +89,33 @@ launch 2 train run.yaml "${steps[@]}" output.dir=hanging compute.device=cuda sha
 [ "$rc" -eq 86 ] || fail "hanging: exit code $rc"
 grep -Eq "rank [01] waited [0-9.]+ s: (all_gather|exchange|reduce_scatter) '" log ||
     fail "hanging: no collective is named"
+
+# ---- copies that fail on one rank, until a run makes fewer ----
+# Whatever copy or collective is hit, all ranks leave at once, with the cause; none waits for its
+# deadline.
+unset FAKE_CUDA_NCCL
+export TESSERA_DEADLINE_S=60
+for n in 1 2 3; do
+    for devices in 3 1; do # collectives between devices; through host memory
+        export FAKE_CUDA_DEVICES="$devices"
+        failed=0
+        for ((at = 0; ; at += 1 + at / 3)); do
+            what="copy $at of rank $((n - 1)), $n ranks on $devices devices"
+            export FAKE_CUDA_FAULT="copy:$((n - 1)):$at"
+            rm -rf copies
+            began="$(now_ms)"
+            launch "$n" train run.yaml "${steps[@]}" output.dir=copies compute.device=cuda \
+                compute.share_device=true shard.gather_group="$n"
+            took=$(($(now_ms) - began))
+            [ "$rc" -ne 0 ] || break
+            [ "$rc" -eq 70 ] || [ "$rc" -eq 86 ] || fail "$what: exit code $rc"
+            grep -q "error: .*rank $((n - 1)): .*emulated failure of a copy" log ||
+                { [ "$n" -eq 1 ] && grep -q "error: .*emulated failure of a copy" log; } ||
+                fail "$what: the rank and its cause are not named"
+            [ "$took" -lt 30000 ] || fail "$what: ended after $took ms"
+            failed=$((failed + 1))
+            echo "$what: $rc after $took ms"
+        done
+        [ "$failed" -ge 10 ] || fail "only $failed copies failed on $n ranks, $devices devices"
+    done
+done
