@@ -94,6 +94,7 @@ static void fail_while_running(tess_device *d, const char *fault, tess_status wa
     collectives_mpi_inject(fault);
     EXPECT(tess_comm_create_gpu(host, d, &collectives_mpi, &SHORT, &comm) == TESS_OK);
     EXPECT(tess_device_stream_create(d, "compute", false, &compute) == TESS_OK);
+    MPI_Barrier(MPI_COMM_WORLD); /* a rank that still joins would hear of the failure there */
     EXPECT(run(comm, d, compute) == want);
     expect_message(part[0]);
     expect_message(part[1]);
@@ -115,6 +116,7 @@ static void test_error_reaches_a_rank_that_waits_for_the_host(tess_device *d)
     collectives_mpi_inject("fail:0:0");
     EXPECT(tess_comm_create_gpu(host, d, &collectives_mpi, &SHORT, &comm) == TESS_OK);
     EXPECT(tess_device_stream_create(d, "compute", false, &compute) == TESS_OK);
+    MPI_Barrier(MPI_COMM_WORLD); /* a rank that still joins would hear of the failure there */
     if (tess_comm_rank(host) == last && last > 0)
         EXPECT(tess_comm_barrier(host) == TESS_E_COMM);
     else
