@@ -10,13 +10,18 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'c':
         eval->checkpoint = arg;
         return 0;
+    case 'a':
+        eval->adapter = arg;
+        return 0;
     case 'j':
         eval->is_json = true;
         return 0;
     case ARGP_KEY_ARG:
         return tess_launch_run_arg(state, arg, &eval->run);
     case ARGP_KEY_END:
-        return eval->run.path == NULL ? tess_launch_refuse(state, "no run file given") : 0;
+        if (eval->run.path == NULL)
+            return tess_launch_refuse(state, "no run file given");
+        return tess_launch_one_source(state, eval->checkpoint, eval->adapter);
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -25,6 +30,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"checkpoint", 'c', "DIR", 0,
      "Evaluate this checkpoint; none: the base alone; without it the newest of output.dir", 0},
+    {"adapter", 'a', "DIR", 0,
+     "Evaluate this PEFT adapter over the base that the run file describes, whatever its format",
+     0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},
 };
@@ -61,6 +69,7 @@ static tess_status run(tess_eval_options *eval)
 {
     tess_session_options o = tess_launch_session(&eval->run, TESS_SESSION_READER, eval->checkpoint);
     o.needs_data = true;
+    o.adapter = eval->adapter;
     return tess_launch_job(&eval->common, &o, work, eval);
 }
 

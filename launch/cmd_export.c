@@ -27,12 +27,16 @@ static error_t set_format(struct argp_state *state, const char *arg, tess_run_ex
     return tess_launch_refuse(state, "--format: expected peft, hf or gguf, found '%.100s'", arg);
 }
 
-static error_t set_dtype(struct argp_state *state, const char *arg, tess_run_dtype *dtype)
+static error_t set_dtype(struct argp_state *state, const char *arg, tess_dtype *dtype)
 {
-    if (strcmp(arg, "bf16") != 0 && strcmp(arg, "f32") != 0)
-        return tess_launch_refuse(state, "--dtype: expected bf16 or f32, found '%.100s'", arg);
-    *dtype = *arg == 'b' ? TESS_RUN_DTYPE_BF16 : TESS_RUN_DTYPE_F32;
-    return 0;
+    static const tess_dtype known[] = {TESS_BF16, TESS_F32, TESS_F16};
+    for (int i = 0; i < TESS_NELEM(known); i++) {
+        if (strcmp(arg, tess_dtype_name(known[i])) == 0) {
+            *dtype = known[i];
+            return 0;
+        }
+    }
+    return tess_launch_refuse(state, "--dtype: expected bf16, f32 or f16, found '%.100s'", arg);
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -63,7 +67,9 @@ static const struct argp_option options[] = {
      "peft or gguf (adapter), or hf (model directory); without it what the checkpoint holds", 0},
     {"output", 'o', "OUT", 0, "Folder to write; it must not exist", 0},
     {"dtype", 'd', "DTYPE", 0,
-     "bf16 (default): the copy that was trained with and evaluated; f32: the masters", 0},
+     "bf16 (default): the copy that was trained with and evaluated; f32: the masters; f16: the "
+     "masters, rounded",
+     0},
     {0},
 };
 static const struct argp export_argp = {
@@ -120,10 +126,9 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     const tess_export_options *export = arg;
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
-    const bool is_f32 =
-        export->dtype == TESS_RUN_DTYPE_F32 || run->compute.dtype == TESS_RUN_DTYPE_F32;
+    const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
     const tess_export_request request = {
-        .dir = export->output, .format = export->format, .dt = is_f32 ? TESS_F32 : TESS_BF16};
+        .dir = export->output, .format = export->format, .dt = is_f32 ? TESS_F32 : export->dtype};
     return tess_session_export(session, &request);
 }
 
@@ -157,7 +162,7 @@ static tess_status run(tess_export_options *export)
 
 int tess_cmd_export(int argc, char **argv)
 {
-    tess_export_options export = {.format = TESS_RUN_EXPORT_AUTO, .dtype = TESS_RUN_DTYPE_BF16};
+    tess_export_options export = {.format = TESS_RUN_EXPORT_AUTO, .dtype = TESS_BF16};
     tess_status st = tess_launch_parse(&export_argp, argc, argv, &export, &export.common);
     if (st == TESS_OK && !export.common.is_help)
         st = run(&export);

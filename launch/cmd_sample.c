@@ -38,6 +38,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'c':
         sample->checkpoint = arg;
         return 0;
+    case 'a':
+        sample->adapter = arg;
+        return 0;
     case 'j':
         sample->is_json = true;
         return 0;
@@ -46,7 +49,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (sample->run.path == NULL)
             return tess_launch_refuse(state, "no run file given");
-        return sample->prompt == NULL ? tess_launch_refuse(state, "--prompt is missing") : 0;
+        if (sample->prompt == NULL)
+            return tess_launch_refuse(state, "--prompt is missing");
+        return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
     default:
         return parse_number(key, arg, state);
     }
@@ -56,6 +61,8 @@ static const struct argp_option options[] = {
     {"prompt", 'p', "TEXT", 0, "The text to continue", 0},
     {"checkpoint", 'c', "DIR", 0,
      "Use this checkpoint; none: the base alone; without it the newest of output.dir", 0},
+    {"adapter", 'a', "DIR", 0,
+     "Use this PEFT adapter over the base that the run file describes, whatever its format", 0},
     {"tokens", 'n', "N", 0, "Write at most N tokens (default 64)", 0},
     {"temperature", 't', "T", 0,
      "Flatten (above 1) or sharpen the choice (default 0.8); 0 takes "
@@ -110,8 +117,9 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 
 static tess_status run(tess_sample_options *sample)
 {
-    const tess_session_options o =
+    tess_session_options o =
         tess_launch_session(&sample->run, TESS_SESSION_READER, sample->checkpoint);
+    o.adapter = sample->adapter;
     return tess_launch_job(&sample->common, &o, work, sample);
 }
 

@@ -33,6 +33,9 @@ error_t tess_launch_f64(const struct argp_state *state, const char *option, cons
 /** Take one positional argument of "RUN.yaml [KEY=VALUE ...]". */
 error_t tess_launch_run_arg(const struct argp_state *state, const char *arg, tess_run_options *run);
 void tess_launch_run_fini(tess_run_options *run);
+/** Refuse a checkpoint beside an adapter. */
+error_t tess_launch_one_source(const struct argp_state *state, const char *checkpoint,
+                               const char *adapter);
 /** Store a positional argument in the first free slot; refuses one too many. */
 error_t tess_launch_positional(const struct argp_state *state, const char *arg, const char **slot[],
                                int slot_numel);

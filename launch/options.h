@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/dtype.h"
 #include "train/run_file.h"
 
 TESS_BEGIN_DECLS
@@ -39,6 +40,7 @@ typedef struct tess_eval_options {
     tess_common_options common;
     tess_run_options run;
     const char *checkpoint; /* directory, "none": the base alone, NULL: the newest of output.dir */
+    const char *adapter;    /* PEFT directory in place of a checkpoint, NULL: none */
     bool is_json;
 } tess_eval_options;
 
@@ -46,6 +48,7 @@ typedef struct tess_sample_options {
     tess_common_options common;
     tess_run_options run;
     const char *checkpoint; /* as in tess_eval_options */
+    const char *adapter;    /* same */
     const char *prompt;
     int64_t token_numel; /* --tokens: at most so many new ones */
     double temperature;  /* 0: always the likeliest token */
@@ -73,7 +76,7 @@ typedef struct tess_export_options {
     const char *checkpoint;
     const char *output;
     tess_run_export format; /* peft or hf; auto: what the checkpoint holds */
-    tess_run_dtype dtype;   /* bf16: the copy that was evaluated; f32: the masters */
+    tess_dtype dtype;       /* bf16: the copy that was evaluated; f32: the masters; f16: rounded */
 } tess_export_options;
 
 TESS_END_DECLS

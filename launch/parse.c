@@ -213,6 +213,14 @@ void tess_launch_run_fini(tess_run_options *run)
     *run = (tess_run_options){0};
 }
 
+error_t tess_launch_one_source(const struct argp_state *state, const char *checkpoint,
+                               const char *adapter)
+{
+    return checkpoint == NULL || adapter == NULL
+               ? 0
+               : tess_launch_refuse(state, "--checkpoint and --adapter: give one of them");
+}
+
 error_t tess_launch_positional(const struct argp_state *state, const char *arg, const char **slot[],
                                int slot_numel)
 {

@@ -158,6 +158,21 @@ static tess_peft_modules modules_of(const tess_run_names *names)
     return m;
 }
 
+/* The rules by which an adapter was made. */
+static tess_status adopt_spec(const tess_ctx *ctx, const char *path, tess_description *d)
+{
+    tess_peft_dir *dir = NULL;
+    TESS_CHECK(d->run->train.mode == TESS_RUN_MODE_LORA, TESS_E_CONFIG,
+               "adapter '%s': train.mode is full, and an adapter lies over a frozen base; set "
+               "train.mode=lora",
+               path);
+    TESS_TRY(tess_peft_dir_open(ctx->io, path, &dir));
+    const tess_status st =
+        tess_peft_spec_create(tess_peft_spec_options(tess_peft_dir_spec(dir)), &d->spec);
+    tess_peft_dir_close(&dir);
+    return st;
+}
+
 static tess_status make_spec(tess_description *d)
 {
     const tess_run *run = d->run;
@@ -520,7 +535,9 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
         TESS_TRY(read_config(ctx, d));
         TESS_TRY(open_weights(ctx, d));
     }
-    if (d->run->train.mode == TESS_RUN_MODE_LORA)
+    if (launch->adapter != NULL)
+        TESS_TRY(adopt_spec(ctx, launch->adapter, d));
+    else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
     TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(check_weights(d));

@@ -22,7 +22,7 @@ TESS_BEGIN_DECLS
 /** What a plan allows for outside its arenas, and how much of it the data sets may take. */
 enum { TESS_OUTSIDE_NBYTES = 64 << 20, TESS_DATA_NBYTES = 40 << 20 };
 
-/** What the launch is, as far as a plan depends on it. */
+/** What the launch is and was asked for, as far as a plan depends on it. */
 typedef struct tess_launch_shape {
     int world;
     int node_rank_numel;         /* ranks on a node, for gather_group: node */
@@ -31,6 +31,7 @@ typedef struct tess_launch_shape {
     bool is_device;              /* kernels use memory of a device, not the host's */
     size_t library_nbytes;       /* workspaces of its libraries, without slots for weights */
     const tess_kernels *kernels; /* whose workspaces are planned; NULL: tess_kernels_cpu */
+    const char *adapter; /* PEFT directory whose own rules replace section lora; NULL: none */
 } tess_launch_shape;
 
 /** A described run. Owned parts; free with tess_description_fini. */

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/half.h"
 #include "core/memory.h"
 #include "train/session_priv.h"
 
@@ -68,8 +69,27 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
     return copied;
 }
 
+/* In place: what is written lies never behind what is still to be read. */
+static tess_status round_to_half(const tess_param *p, tess_view *v)
+{
+    char *bytes = v->data;
+    for (int64_t i = 0; i < v->numel; i++) {
+        float x;
+        memcpy(&x, bytes + i * 4, sizeof x);
+        const uint16_t half = tess_f16_from_f32(x);
+        TESS_CHECK((half & 0x7fff) < 0x7c00, TESS_E_RANGE,
+                   "export of '%s': element %lld is %g, beyond the range of f16 (65504); export "
+                   "bf16 or f32",
+                   p->name, (long long)i, (double)x);
+        memcpy(bytes + i * 2, &half, sizeof half);
+    }
+    v->dt = TESS_F16;
+    return TESS_OK;
+}
+
 tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink sink, void *arg)
 {
+    const tess_dtype held = dt == TESS_F16 ? TESS_F32 : dt; /* fp16 is rounded from the masters */
     void *pieces = NULL;
     tess_view work = {0};
     tess_status st = tess_runtime_host_work(s->rt, &work);
@@ -78,7 +98,7 @@ tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink 
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++) {
         const tess_param *p = &s->d.registry.param[i];
-        const tess_view dst = tess_view_host(work.data, p->numel, dt);
+        tess_view dst = tess_view_host(work.data, p->numel, held);
         if (p->role != TESS_ROLE_TRAINABLE)
             continue;
         if (tess_view_nbytes(dst) > (size_t)work.numel)
@@ -87,7 +107,10 @@ tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink 
                            tess_view_nbytes(dst), (long long)work.numel);
         else
             st = collect(s, p, dst, tess_view_slice(work, work.numel / 2, 0), pieces);
-        if (st == TESS_OK && tess_comm_rank(s->world) == 0)
+        const bool is_root = st == TESS_OK && tess_comm_rank(s->world) == 0;
+        if (is_root && dt == TESS_F16)
+            st = round_to_half(p, &dst);
+        if (is_root && st == TESS_OK)
             st = sink(arg, i, dst.data, tess_view_nbytes(dst));
         st = session_agree(s, st);
     }
@@ -251,7 +274,9 @@ static tess_status start_hf(hf_export *e, const tess_export_request *request)
     const tess_st_pair metadata = {"format", "pt"};
     TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));
     TESS_TRY(tess_hf_config_write(s->ctx->io, request->dir, &s->d.config,
-                                  request->dt == TESS_F32 ? "float32" : "bfloat16"));
+                                  request->dt == TESS_F32   ? "float32"
+                                  : request->dt == TESS_F16 ? "float16"
+                                                            : "bfloat16"));
     TESS_TRY(list_tensors(e, request->dt));
     const int n = snprintf(path, sizeof path, "%s/model.safetensors", request->dir);
     TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_ARG, "export folder: path is too long");
@@ -289,8 +314,11 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
 tess_status tess_session_export(tess_session *s, const tess_export_request *request)
 {
     const bool is_full = s->run->train.mode == TESS_RUN_MODE_FULL;
-    TESS_CHECK(request->dt == TESS_F32 || request->dt == s->d.registry.compute_dt, TESS_E_ARG,
-               "export dtype %s: expected %s (the copy that was evaluated) or f32 (the masters)",
+    TESS_CHECK(request->dt == TESS_F32 || request->dt == TESS_F16 ||
+                   request->dt == s->d.registry.compute_dt,
+               TESS_E_ARG,
+               "export dtype %s: expected %s (the copy that was evaluated), f32 (the masters) or "
+               "f16 (the masters, rounded)",
                tess_dtype_name(request->dt), tess_dtype_name(s->d.registry.compute_dt));
     TESS_CHECK(request->format != TESS_RUN_EXPORT_PEFT || !is_full, TESS_E_CONFIG,
                "export peft: the run trains every weight and has no adapter; use hf");

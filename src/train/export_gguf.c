@@ -59,7 +59,9 @@ static tess_status list_tensors(gguf_export *e, tess_dtype dt)
         TESS_TRY(name_tensor(e, path, part, e->name[e->tensor_numel]));
         e->tensor[e->tensor_numel] =
             (tess_gguf_tensor){.name = e->name[e->tensor_numel],
-                               .format = dt == TESS_F32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16,
+                               .format = dt == TESS_F32   ? TESS_FORMAT_F32
+                                         : dt == TESS_F16 ? TESS_FORMAT_F16
+                                                          : TESS_FORMAT_BF16,
                                .dim_numel = 2,
                                .dim = {p->shape[0], p->shape[1]}};
         e->tensor_numel++;

@@ -2,20 +2,34 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/half.h"
 #include "core/memory.h"
 #include "train/session_priv.h"
+
+static const char *path_of(const tess_session *s)
+{
+    return s->options.adapter != NULL ? s->options.adapter : s->run->adapter.resume;
+}
 
 /* ---- does it fit ---- */
 
 static tess_status check_base(const tess_session *s, const tess_peft_dir *dir)
 {
     const char *id = tess_peft_dir_metadata(dir, "base.identity");
-    const bool is_other = id == NULL || strcmp(id, s->base_id) != 0;
-    TESS_CHECK(!is_other || s->run->adapter.allow_base_change, TESS_E_CONFIG,
-               "adapter.resume: '%s' was trained on base %.16s, this run's base is %.16s; set "
-               "adapter.allow_base_change=true to accept that",
-               s->run->adapter.resume, id != NULL ? id : "(not stated)", s->base_id);
-    return TESS_OK;
+    const char *quant = tess_peft_dir_metadata(dir, "base.quant");
+    const char *was = id != NULL ? id : "(not stated)", *as = quant != NULL ? quant : "not stated";
+    if (id != NULL && strcmp(id, s->base_id) == 0)
+        return TESS_OK;
+    if (s->options.adapter != NULL || s->run->adapter.allow_base_change) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "adapter '%s' was trained on base %.16s (%s), this run's base is %.16s",
+                      path_of(s), was, as, s->base_id);
+        return TESS_OK;
+    }
+    return TESS_FAIL(TESS_E_CONFIG,
+                     "adapter.resume: '%s' was trained on base %.16s (%s), this run's base is "
+                     "%.16s; set adapter.allow_base_change=true to accept that",
+                     path_of(s), was, as, s->base_id);
 }
 
 /* Rank and scale may come from patterns: they are compared where they end up. */
@@ -25,21 +39,21 @@ static tess_status check_module(const tess_session *s, const tess_peft_dir *dir,
                                      .is_output_embedding = strcmp(path, "lm_head") == 0};
     tess_peft_match want, found;
     TESS_CHECK(tess_peft_dir_find(dir, path) != NULL, TESS_E_CONFIG,
-               "adapter.resume: '%s' has no adapter of '%s'; change lora.targets",
-               s->run->adapter.resume, path);
+               "adapter.resume: '%s' has no adapter of '%s'; change lora.targets", path_of(s),
+               path);
     TESS_TRY(tess_peft_spec_match(s->d.spec, &module, &want));
     TESS_TRY(tess_peft_spec_match(tess_peft_dir_spec(dir), &module, &found));
     TESS_CHECK(found.is_target, TESS_E_FORMAT,
                "adapter.resume: '%s' holds an adapter of '%s', its adapter_config.json does not "
                "target it",
-               s->run->adapter.resume, path);
+               path_of(s), path);
     TESS_CHECK(found.rank == want.rank, TESS_E_CONFIG,
-               "adapter.resume: '%s' of '%s' has rank %lld, lora.rank is %lld", path,
-               s->run->adapter.resume, (long long)found.rank, (long long)want.rank);
+               "adapter.resume: '%s' of '%s' has rank %lld, lora.rank is %lld", path, path_of(s),
+               (long long)found.rank, (long long)want.rank);
     TESS_CHECK(found.scale == want.scale, TESS_E_CONFIG,
                "adapter.resume: '%s' of '%s' is scaled by %g (alpha %g, rank %lld%s), the run by "
                "%g (lora.alpha %g, lora.rank %lld); set lora.alpha=%g",
-               path, s->run->adapter.resume, found.scale, found.alpha, (long long)found.rank,
+               path, path_of(s), found.scale, found.alpha, (long long)found.rank,
                tess_peft_spec_options(tess_peft_dir_spec(dir))->use_rslora ? ", rslora" : "",
                want.scale, want.alpha, (long long)want.rank, found.scale * (double)want.rank);
     return TESS_OK;
@@ -64,12 +78,22 @@ static tess_status check_targets(const tess_session *s, const tess_peft_dir *dir
         TESS_CHECK(has_module(s, path), TESS_E_CONFIG,
                    "adapter.resume: '%s' adapts '%s', which this run does not; change lora.targets "
                    "or lora.exclude",
-                   s->run->adapter.resume, path);
+                   path_of(s), path);
     }
     return TESS_OK;
 }
 
 /* ---- weights ---- */
+
+static tess_status widen(tess_view stored, tess_view wide)
+{
+    const tess_cast_args args = {.src = stored, .dst = wide};
+    if (stored.dt != TESS_F16)
+        return tess_kernels_cpu.cast(&args, &(tess_stream){0});
+    for (int64_t i = 0; i < wide.numel; i++)
+        ((float *)wide.data)[i] = tess_f16_to_f32(((const uint16_t *)stored.data)[i]);
+    return TESS_OK;
+}
 
 static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
 {
@@ -86,11 +110,9 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
     TESS_CHECK(a->rank == rank && a->rank * width == p->numel, TESS_E_CONFIG,
                "adapter.resume: '%s' of '%s' has rank %lld and %lld features, the run's has rank "
                "%lld and %lld",
-               path, s->run->adapter.resume, (long long)a->rank, (long long)width, (long long)rank,
+               path, path_of(s), (long long)a->rank, (long long)width, (long long)rank,
                (long long)(p->numel / rank));
     TESS_TRY(tess_peft_dir_dtype(dir, a, part, &dt));
-    TESS_CHECK(dt != TESS_F16, TESS_E_UNSUPPORTED,
-               "adapter.resume: '%s' is f16; convert it to f32 or bf16", s->run->adapter.resume);
     tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
     const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
     const size_t item = tess_dtype_block_nbytes(dt);
@@ -102,8 +124,7 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
         const tess_view wide = tess_view_host((char *)work.data + numel * 4, numel, TESS_F32);
         TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
                                     (size_t)numel * item, work.data));
-        const tess_cast_args args = {.src = tess_view_host(work.data, numel, dt), .dst = wide};
-        TESS_TRY(tess_kernels_cpu.cast(&args, &(tess_stream){0}));
+        TESS_TRY(widen(tess_view_host(work.data, numel, dt), wide));
         TESS_TRY(tess_runtime_copy(s->rt, tess_view_slice(master, at - lo, numel), wide));
         at += numel;
     }
@@ -113,7 +134,7 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
 tess_status session_import_adapter(tess_session *s)
 {
     tess_peft_dir *dir = NULL;
-    TESS_TRY(tess_peft_dir_open(s->ctx->io, s->run->adapter.resume, &dir));
+    TESS_TRY(tess_peft_dir_open(s->ctx->io, path_of(s), &dir));
     tess_status st = check_base(s, dir);
     if (st == TESS_OK)
         st = check_targets(s, dir);

@@ -143,10 +143,12 @@ static tess_status start_fresh(tess_session *s)
                "model.path: '%s' has no weights, and '%s' holds no checkpoint to go on from",
                s->run->model.path, s->run->output.dir);
     TESS_TRY(load_from_source(s, true));
-    if (s->options.kind != TESS_SESSION_TRAIN)
-        return TESS_OK; /* the base alone, without the adapter that the run would start from */
-    if (s->run->adapter.resume != NULL)
+    const bool is_reader = s->options.kind != TESS_SESSION_TRAIN;
+    /* a reader of the base alone does without the adapter that the run would start from */
+    if (is_reader ? s->options.adapter != NULL : s->run->adapter.resume != NULL)
         TESS_TRY(session_agree(s, session_import_adapter(s)));
+    if (is_reader)
+        return TESS_OK;
     TESS_TRY(session_agree(s, keep_model(s)));
     return store_base(s);
 }
@@ -322,8 +324,10 @@ tess_status session_load(tess_session *s)
 {
     bool is_loaded = false;
     const bool is_reader = s->options.kind == TESS_SESSION_READER;
+    const char *checkpoint = s->options.checkpoint;
     const bool is_base_only =
-        is_reader && s->options.checkpoint != NULL && strcmp(s->options.checkpoint, "none") == 0;
+        is_reader &&
+        (s->options.adapter != NULL || (checkpoint != NULL && strcmp(checkpoint, "none") == 0));
     if (!is_base_only) {
         TESS_TRY(open_store(s));
         TESS_TRY(try_resume(s, &is_loaded));

@@ -108,7 +108,8 @@ static tess_status make_description(tess_session *s)
                                 .kernel_path = s->kernel_path,
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),
-                                .kernels = s->kernels};
+                                .kernels = s->kernels,
+                                .adapter = s->options.adapter};
     TESS_TRY(memory_limit(s, &launch.memory_limit_nbytes));
     return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
 }

@@ -36,7 +36,10 @@ typedef struct tess_session_options {
     bool accept_config_change;
     const char
         *checkpoint; /* reader: a directory; "none": the base alone; NULL: newest of output.dir */
-    bool needs_data; /* open the data sets */
+    /* reader: a PEFT adapter directory over the run's base, in place of a checkpoint; its own rules
+     * replace section lora. NULL: none. */
+    const char *adapter;
+    bool needs_data;                           /* open the data sets */
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
     const tess_kernels *kernels; /* NULL: the table of compute.device; outlives the session */
@@ -87,7 +90,8 @@ typedef struct tess_export_request {
     const char *dir;
     tess_run_export format; /* auto: what the run's mode says */
     tess_dtype
-        dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters */
+        dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters; f16:
+               these, rounded */
 } tess_export_request;
 
 /** Write the adapter (PEFT) or the model (HF directory). */

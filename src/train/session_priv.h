@@ -100,7 +100,8 @@ TESS_MUST_CHECK tess_status session_agree_on_contract(tess_session *s);
 TESS_MUST_CHECK tess_status session_accept_numerics(tess_session *s, const char *path,
                                                     const char *stored);
 
-/** Fill the masters from adapter.resume. Local; ranks may differ. */
+/** Fill the masters from the session's adapter, or from adapter.resume: a reader may lay an adapter
+ * over any base, and is told when it is another. Local; ranks may differ. */
 TESS_MUST_CHECK tess_status session_import_adapter(tess_session *s);
 
 /** Load or resume parameters, then publish them. */
@@ -126,7 +127,8 @@ bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft
 
 typedef tess_status (*session_tensor_sink)(void *arg, int param_idx, const void *data,
                                            size_t nbytes);
-/** All trainable tensors in `dt`, in order; `sink` is called on rank 0. Collective. */
+/** All trainable tensors in `dt` (as in tess_export_request), in order; `sink` is called on rank 0.
+ * Collective. @return TESS_E_RANGE a value that f16 cannot hold */
 TESS_MUST_CHECK tess_status session_collect(tess_session *s, tess_dtype dt,
                                             session_tensor_sink sink, void *arg);
 /** The adapter as `dir`/adapter.gguf. Collective. @return TESS_E_UNSUPPORTED a module that has no

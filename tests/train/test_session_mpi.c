@@ -2,6 +2,7 @@
  * How a session opens: an adapter of another run as the start, readers of a checkpoint, ranks that
  * see other files, data sets that are larger than their share of the plan.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,7 @@ typedef struct opening {
     const char *overrides[6];
     tess_session_kind kind;
     const char *checkpoint;
+    const char *adapter;
     const char *run_text;
 } opening;
 
@@ -55,6 +57,7 @@ static tess_status open_as(bench *b, const opening *o, tess_session **out)
     static const volatile sig_atomic_t always = 1;
     const tess_session_options options = {.kind = o->kind,
                                           .checkpoint = o->checkpoint,
+                                          .adapter = o->adapter,
                                           .run_text = o->run_text,
                                           .stop_request = &always};
     return tiny_run_open_as(b->comm, &b->t, o->name, o->overrides, &options, out);
@@ -185,6 +188,92 @@ static tess_status check_adapter_on_resume(bench *b)
     TESS_TRY(refuse(b, &o, TESS_E_CONFIG, words));
     TESS_TRY(shell(b, "rm -r \"$d/ad\" && mv \"$d/ad.away\" \"$d/ad\""));
     return one_step(b, &o, 3);
+}
+
+/* ---- an adapter over any base ---- */
+
+static tess_status export_as(bench *b, const char *folder, tess_dtype dt)
+{
+    char dir[340];
+    tess_session *session = NULL;
+    snprintf(dir, sizeof dir, "%s/%s", b->t.dir, folder);
+    const tess_export_request request = {.dir = dir, .format = TESS_RUN_EXPORT_PEFT, .dt = dt};
+    TESS_TRY(open_as(b, &(opening){.name = "x", .kind = TESS_SESSION_READER}, &session));
+    const tess_status st = tess_session_export(session, &request);
+    tess_session_close(&session);
+    return st;
+}
+
+/* The last value of the f32 export becomes 1e5, which f16 cannot hold. */
+static tess_status check_half_overflow(bench *b)
+{
+    char wide[340], large[340];
+    tess_session *session = NULL;
+    snprintf(wide, sizeof wide, "%s/wide", b->t.dir);
+    snprintf(large, sizeof large, "%s/large", b->t.dir);
+    const tess_export_request request = {
+        .dir = large, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F16};
+    TESS_TRY(
+        shell(b, "f=\"$d/wide/adapter_model.safetensors\" && printf '\\000\\120\\303\\107' | "
+                 "dd of=\"$f\" bs=1 seek=$(($(stat -c %s \"$f\") - 4)) conv=notrunc 2> /dev/null"));
+    TESS_TRY(open_as(b, &(opening){.name = "none", .kind = TESS_SESSION_READER, .adapter = wide},
+                     &session));
+    const tess_status found = tess_session_export(session, &request);
+    tess_session_close(&session);
+    const bool is_named =
+        strstr(tess_error_message(), "is 100000, beyond the range of f16") != NULL;
+    tess_status st = TESS_OK;
+    if (found != TESS_E_RANGE || !is_named)
+        st = TESS_FAIL(TESS_E_STATE, "1e5 in f16: %s, %.900s", tess_status_name(found),
+                       tess_error_message());
+    else
+        tess_error_clear();
+    return tess_agree(b->comm, st);
+}
+
+static tess_status check_adapter_reader(bench *b, double trained)
+{
+    const char *const full[3] = {"train.mode is full", "train.mode=lora", NULL};
+    char adapter[340], half[340], text[1500];
+    double loss = 0.0, other = 0.0;
+    snprintf(adapter, sizeof adapter, "%s/ad", b->t.dir);
+    snprintf(half, sizeof half, "%s/half", b->t.dir);
+    opening o = {.name = "none", .kind = TESS_SESSION_READER, .adapter = adapter};
+    wanted_line = "was trained on base";
+    wanted_numel = 0;
+    b->t.ctx.log.sink = count_lines;
+    /* the adapter's own rules count, not those of the run file */
+    o.overrides[0] = "lora.alpha=3";
+    TESS_TRY(loss_of(b, &o, &loss));
+    TESS_TRY(expect_equal("an adapter over its own base", loss, trained));
+    o.overrides[0] = "base.block_size=32";
+    TESS_TRY(loss_of(b, &o, &other));
+    const int64_t want = tess_comm_rank(b->comm) == 0;
+    TESS_TRY(
+        tess_agree(b->comm, wanted_numel == want && other != trained && other < trained + 0.1
+                                ? TESS_OK
+                                : TESS_FAIL(TESS_E_STATE,
+                                            "over another base: loss %.9f after %.9f, %lld lines",
+                                            other, trained, (long long)wanted_numel)));
+    snprintf(text, sizeof text,
+             "model: {path: %s, init: random}\ndata: {path: %s}\ntrain: {mode: full}\n"
+             "output: {dir: %s/none}\n",
+             b->t.model, b->t.train, b->t.dir);
+    o.overrides[0] = NULL;
+    o.run_text = text;
+    TESS_TRY(refuse(b, &o, TESS_E_CONFIG, full));
+    /* halves of masters differ from the bf16 copy by less than its rounding */
+    TESS_TRY(export_as(b, "half", TESS_F16));
+    TESS_TRY(export_as(b, "wide", TESS_F32));
+    o = (opening){.name = "none", .kind = TESS_SESSION_READER, .adapter = half};
+    TESS_TRY(loss_of(b, &o, &loss));
+    snprintf(half, sizeof half, "%s/wide", b->t.dir);
+    TESS_TRY(loss_of(b, &o, &other));
+    /* both are rounded to bf16 where they are read: fp16 first moves few of them */
+    TESS_CHECK(fabs(loss - other) < 1e-3 && fabs(other - trained) < 1e-9, TESS_E_STATE,
+               "loss %.9f from f16, %.9f from f32, %.9f from bf16", loss, other, trained);
+    TESS_TRY(check_half_overflow(b));
+    return shell(b, "rm -r \"$d/half\" \"$d/wide\" \"$d/large\"");
 }
 
 /* ---- readers ---- */
@@ -360,6 +449,7 @@ static tess_status run_all(bench *b)
     TESS_TRY(loss_of(b, &(opening){.name = "x", .kind = TESS_SESSION_READER}, &trained));
     TESS_TRY(check_import(b, trained));
     TESS_TRY(check_import_refusals(b));
+    TESS_TRY(check_adapter_reader(b, trained));
     TESS_TRY(check_adapter_on_resume(b));
     TESS_TRY(check_readers(b));
     TESS_TRY(check_sample(b));
