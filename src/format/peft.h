@@ -100,6 +100,7 @@ typedef struct tess_peft_identity {
     const char *base_sha256;   /* base.sha256: of the original weight file(s) */
     const char *base_quant;    /* base.quant: "nf4/64/double" */
     const char *base_id;       /* base.identity: hex of format/identity.h */
+    const char *base_previous; /* base.previous: ids of bases trained on before, by commas */
     const char *compute_dtype; /* compute.dtype */
     const char *master_dtype;  /* adapter.master_dtype */
 } tess_peft_identity;

@@ -186,7 +186,7 @@ static tess_status start_weights(tess_peft_writer *w, const char *path,
 {
     const tess_peft_options *o = tess_peft_spec_options(content->spec);
     const tess_peft_identity *id = &content->identity;
-    tess_st_pair pair[12];
+    tess_st_pair pair[16];
     int64_t pair_numel = 0;
     char rank[32], alpha[32];
     json_sink target = {0};
@@ -203,6 +203,7 @@ static tess_status start_weights(tess_peft_writer *w, const char *path,
     add_pair(pair, &pair_numel, "base.sha256", id->base_sha256);
     add_pair(pair, &pair_numel, "base.quant", id->base_quant);
     add_pair(pair, &pair_numel, "base.identity", id->base_id);
+    add_pair(pair, &pair_numel, "base.previous", id->base_previous);
     add_pair(pair, &pair_numel, "compute.dtype", id->compute_dtype);
     add_pair(pair, &pair_numel, "adapter.master_dtype", id->master_dtype);
     if (st == TESS_OK)

@@ -283,9 +283,11 @@ typedef struct tess_ckpt_loaded {
 /**
  * Judge a verified manifest before any payload is read (numerics digest, base id, ...). Called on
  * all ranks with equal contents and must answer the same. Any failure ends the load: it is no
- * reason to fall back to an older checkpoint.
+ * reason to fall back to an older checkpoint. `*wants_base` is true where the request has a base;
+ * false leaves the stored one alone.
  */
-typedef tess_status (*tess_ckpt_accept)(void *arg, const tess_ckpt_loaded *manifest);
+typedef tess_status (*tess_ckpt_accept)(void *arg, const tess_ckpt_loaded *manifest,
+                                        bool *wants_base);
 
 typedef struct tess_ckpt_load_request {
     const char *path;          /* one checkpoint directory; NULL: auto, newest valid of the store */

@@ -131,6 +131,7 @@ typedef struct load {
     tess_ckpt_store *store;
     const tess_ckpt_load_request *request;
     load_part step, base;
+    bool wants_base;    /* of this candidate */
     char dir[PATH_MAX]; /* of the candidate */
     bool is_final;      /* a failure says nothing about older checkpoints */
     tess_ckpt_loaded *out;
@@ -201,7 +202,7 @@ static tess_status open_base(load *l)
 {
     const ckpt_manifest *m = &l->step.reader->manifest;
     char dir[PATH_MAX] = "";
-    if (l->base.set == NULL || m->base.mode != TESS_CKPT_BASE_COPY)
+    if (!l->wants_base || m->base.mode != TESS_CKPT_BASE_COPY)
         return TESS_OK;
     TESS_TRY(ckpt_base_dir(l->dir, m->base.id, dir));
     TESS_TRY(open_part(l, dir, "base", &l->base));
@@ -236,8 +237,12 @@ static tess_status judge(load *l)
     const ckpt_manifest *m = &l->step.reader->manifest;
     fill_loaded(l);
     if (l->request->accept != NULL)
-        TESS_TRY(l->request->accept(l->request->accept_arg, l->out));
-    TESS_TRY(ckpt_compare_sets(l->dir, &l->step.index, m));
+        TESS_TRY(l->request->accept(l->request->accept_arg, l->out, &l->wants_base));
+    return ckpt_compare_sets(l->dir, &l->step.index, m);
+}
+
+static tess_status judge_base(const load *l)
+{
     if (l->base.reader == NULL)
         return TESS_OK;
     return ckpt_compare_sets(l->base.reader->dir, &l->base.index, &l->base.reader->manifest);
@@ -303,11 +308,15 @@ static tess_status try_candidate(load *l)
     tess_comm *comm = l->store->comm;
     close_reader(&l->step);
     close_reader(&l->base);
+    l->wants_base = l->base.set != NULL;
     l->is_final = false;
     TESS_TRY(open_part(l, l->dir, "step", &l->step));
-    TESS_TRY(open_base(l));
     l->is_final = true;
     TESS_TRY(tess_agree(comm, judge(l)));
+    l->is_final = false;
+    TESS_TRY(open_base(l));
+    l->is_final = true;
+    TESS_TRY(tess_agree(comm, judge_base(l)));
     l->is_final = false;
     tess_status st = check_part(&l->step);
     if (st == TESS_OK)

@@ -204,6 +204,7 @@ static tess_status start_peft(peft_export *e, const tess_export_request *request
         .identity = {.base_name = s->run->model.path,
                      .base_quant = base_quant,
                      .base_id = s->base_id,
+                     .base_previous = s->base_previous,
                      .compute_dtype = tess_dtype_name(s->d.registry.compute_dt),
                      .master_dtype = "f32"}};
     TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));

@@ -13,18 +13,20 @@ static const char *path_of(const tess_session *s)
 
 /* ---- does it fit ---- */
 
-static tess_status check_base(const tess_session *s, const tess_peft_dir *dir)
+static tess_status check_base(tess_session *s, const tess_peft_dir *dir)
 {
     const char *id = tess_peft_dir_metadata(dir, "base.identity");
     const char *quant = tess_peft_dir_metadata(dir, "base.quant");
+    const char *previous = tess_peft_dir_metadata(dir, "base.previous");
     const char *was = id != NULL ? id : "(not stated)", *as = quant != NULL ? quant : "not stated";
     if (id != NULL && strcmp(id, s->base_id) == 0)
-        return TESS_OK;
+        return previous != NULL ? tess_strdup(previous, &s->base_previous) : TESS_OK;
     if (s->options.adapter != NULL || s->run->adapter.allow_base_change) {
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "adapter '%s' was trained on base %.16s (%s), this run's base is %.16s",
                       path_of(s), was, as, s->base_id);
-        return TESS_OK;
+        return tess_asprintf(&s->base_previous, "%s%s%s", previous != NULL ? previous : "",
+                             previous != NULL ? "," : "", id != NULL ? id : "unknown");
     }
     return TESS_FAIL(TESS_E_CONFIG,
                      "adapter.resume: '%s' was trained on base %.16s (%s), this run's base is "

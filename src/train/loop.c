@@ -221,6 +221,7 @@ static tess_status begin_save(loop *l)
         words("numerics", s->numerics),
         words("run", l->run_yaml),
         words("base_id", s->base_id),
+        words("base_previous", s->base_previous != NULL ? s->base_previous : ""),
         words("model_config", s->d.config_text),
     };
     tess_ckpt_report report;

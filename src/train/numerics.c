@@ -247,28 +247,41 @@ static tess_status adopt_adapter(tess_session *s, const char *stored)
     return TESS_OK;
 }
 
-/* The lines whose keys begin with one of `keys`, as a listing of its own. */
-static tess_status pick_lines(const char *listing, const char *const *keys, char **out)
+/* Keys that some lines begin with: those lines, or all others. */
+typedef struct line_choice {
+    const char *const *key; /* ends with NULL */
+    bool is_others;
+} line_choice;
+
+static bool is_chosen(const line_choice *choice, const char *line)
+{
+    for (int i = 0; choice->key[i] != NULL; i++)
+        if (strncmp(line, choice->key[i], strlen(choice->key[i])) == 0)
+            return !choice->is_others;
+    return choice->is_others;
+}
+
+/* Chosen lines as a listing of its own. */
+static tess_status pick_lines(const char *listing, const line_choice *choice, char **out)
 {
     tess_strbuf b = {0};
     tess_status st = tess_strbuf_add(&b, "%s", "");
     for (const char *line = listing; *line != '\0' && st == TESS_OK; line = next_line(line))
-        for (int i = 0; keys[i] != NULL && st == TESS_OK; i++)
-            if (strncmp(line, keys[i], strlen(keys[i])) == 0)
-                st = tess_strbuf_add(&b, "%.*s\n", (int)strcspn(line, "\n"), line);
+        if (is_chosen(choice, line))
+            st = tess_strbuf_add(&b, "%.*s\n", (int)strcspn(line, "\n"), line);
     if (st == TESS_OK)
         st = tess_strdup(b.text, out);
     tess_strbuf_fini(&b);
     return st;
 }
 
-static tess_status diff_picked(const tess_session *s, const char *stored, const char *const *keys,
+static tess_status diff_picked(const tess_session *s, const char *stored, line_choice choice,
                                char **text, int64_t *numel)
 {
     char *a = NULL, *b = NULL;
-    tess_status st = pick_lines(stored, keys, &a);
+    tess_status st = pick_lines(stored, &choice, &a);
     if (st == TESS_OK)
-        st = pick_lines(s->numerics, keys, &b);
+        st = pick_lines(s->numerics, &choice, &b);
     if (st == TESS_OK)
         st = tess_run_numerics_diff(a, b, text, numel);
     tess_free(a);
@@ -284,12 +297,12 @@ static tess_status accept_read(tess_session *s, const char *path, const char *st
     static const char *const rounding[] = {"compute.dtype=", NULL};
     char *text = NULL;
     int64_t numel = 0;
-    TESS_TRY(diff_picked(s, stored, rounding, &text, &numel));
+    TESS_TRY(diff_picked(s, stored, (line_choice){rounding, false}, &text, &numel));
     if (numel > 0)
         tess_log_root(&s->ctx->log, TESS_LOG_WARN, "checkpoint '%s' was trained with another %s",
                       path, text);
     tess_free(text);
-    TESS_TRY(diff_picked(s, stored, deciding, &text, &numel));
+    TESS_TRY(diff_picked(s, stored, (line_choice){deciding, false}, &text, &numel));
     tess_status st = TESS_OK;
     if (numel > 0 && !s->options.accept_config_change)
         st = TESS_FAIL(TESS_E_CONFIG,
@@ -300,14 +313,36 @@ static tess_status accept_read(tess_session *s, const char *path, const char *st
     return st;
 }
 
+/* What describes the base: another one where that is allowed. */
+static const char *const of_base[] = {"base.", "model.config=", NULL};
+
+static tess_status accept_base(tess_session *s, const char *path, const char *stored)
+{
+    char *text = NULL;
+    int64_t numel = 0;
+    s->is_base_changed = false;
+    if (!s->run->adapter.allow_base_change || s->run->train.mode != TESS_RUN_MODE_LORA)
+        return TESS_OK;
+    TESS_TRY(diff_picked(s, stored, (line_choice){of_base, false}, &text, &numel));
+    s->is_base_changed = numel > 0;
+    if (numel > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "checkpoint '%s' was trained on another base: %s", path, text);
+    tess_free(text);
+    return TESS_OK;
+}
+
 tess_status session_accept_numerics(tess_session *s, const char *path, const char *stored)
 {
+    static const char *const nothing[] = {NULL};
     char *text = NULL;
     int64_t difference_numel = 0;
     if (s->options.kind != TESS_SESSION_TRAIN)
         return accept_read(s, path, stored);
     TESS_TRY(adopt_adapter(s, stored));
-    TESS_TRY(tess_run_numerics_diff(stored, s->numerics, &text, &difference_numel));
+    TESS_TRY(accept_base(s, path, stored));
+    const line_choice rest = {s->is_base_changed ? of_base : nothing, true};
+    TESS_TRY(diff_picked(s, stored, rest, &text, &difference_numel));
     tess_status st = TESS_OK;
     if (difference_numel > 0 && !s->options.accept_config_change)
         st = TESS_FAIL(

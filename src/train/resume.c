@@ -155,12 +155,15 @@ static tess_status start_fresh(tess_session *s)
 
 /* ---- resume ---- */
 
-static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m)
+static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m, bool *wants_base)
 {
+    tess_session *s = arg;
     const tess_ckpt_value *listing = tess_ckpt_loaded_value(m, "numerics");
     TESS_CHECK(listing != NULL && listing->kind == TESS_CKPT_TEXT, TESS_E_FORMAT,
                "checkpoint '%s' has no numerics listing", m->path);
-    return session_accept_numerics(arg, m->path, listing->text);
+    TESS_TRY(session_accept_numerics(s, m->path, listing->text));
+    *wants_base = *wants_base && !s->is_base_changed;
+    return TESS_OK;
 }
 
 static tess_status number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
@@ -192,6 +195,36 @@ static const char *changed_file(const tess_session *s, const tess_ckpt_base *sto
             return file_name(s->base.files[i].path);
     }
     return "";
+}
+
+/* ---- over another base ---- */
+
+/* Bases that were left before this checkpoint, and `left` behind them where it is another. */
+static tess_status list_previous(tess_session *s, const tess_ckpt_loaded *m, const char *left)
+{
+    const tess_ckpt_value *known = tess_ckpt_loaded_value(m, "base_previous");
+    const char *before = known != NULL && known->kind == TESS_CKPT_TEXT ? known->text : "";
+    if (*before == '\0' && left == NULL)
+        return TESS_OK;
+    return tess_asprintf(&s->base_previous, "%s%s%s", before,
+                         *before != '\0' && left != NULL ? "," : "", left != NULL ? left : "");
+}
+
+/* Masters and moments are the checkpoint's, the frozen weights those of the run file. */
+static tess_status change_base(tess_session *s, const tess_ckpt_loaded *m)
+{
+    TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,
+               "model.path: '%s' has no weights to make another base of; give the model's folder, "
+               "or the base settings of checkpoint '%s'",
+               s->run->model.path, m->path);
+    TESS_TRY(load_from_source(s, false));
+    const char *left =
+        m->base.id != NULL && strcmp(m->base.id, s->base_id) != 0 ? m->base.id : NULL;
+    tess_log_root(&s->ctx->log, TESS_LOG_WARN, "base %.16s takes the place of %.16s", s->base_id,
+                  m->base.id != NULL ? m->base.id : "(none)");
+    TESS_TRY(session_agree(s, list_previous(s, m, left)));
+    TESS_TRY(session_agree(s, keep_model(s)));
+    return store_base(s);
 }
 
 /* The trained bytes are the source's own: read them again, and refuse any others. */
@@ -231,6 +264,9 @@ static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
     TESS_TRY(number_of(m, "updates", &s->update_numel));
     TESS_TRY(number_of(m, "skipped", &s->skipped_numel));
     TESS_TRY(number_of(m, "skipped_in_row", &s->skipped_in_row));
+    if (s->is_base_changed)
+        return change_base(s, m);
+    TESS_TRY(session_agree(s, list_previous(s, m, NULL)));
     if (m->base.mode == TESS_CKPT_BASE_REFERENCE)
         return reload_source(s, m);
     snprintf(s->base_id, sizeof s->base_id, "%s", m->base.id != NULL ? m->base.id : "");

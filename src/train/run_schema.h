@@ -282,7 +282,8 @@ typedef struct tess_run_rules {
       "PEFT adapter directory whose weights the run starts from (mode lora); their digest, not " \
       "the path, enters the numerics digest.") \
     X(adapter, allow_base_change, "allow_base_change", bool, BOOL, "", "false", 0, 0, FREE, \
-      "Accept an adapter that was trained on another base.")
+      "Go on over another base than the adapter, or the checkpoint, was trained on: masters and " \
+      "moments are kept, and the export names all of them.")
 
 #define TESS_RUN_OUTPUT_KEYS(X) \
     X(output, dir, "dir", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \

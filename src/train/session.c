@@ -328,6 +328,7 @@ void tess_session_close(tess_session **inout)
     tess_free(s->source_file);
     tess_free(s->source_path);
     tess_free(s->numerics);
+    tess_free(s->base_previous);
     tess_run_destroy(&s->run);
     tess_free(s);
     *inout = NULL;

@@ -50,6 +50,8 @@ struct tess_session {
     tess_ckpt_source_file *source_file;
     char (*source_path)[1024];
     char base_id[TESS_SHA256_HEX_NBYTES]; /* "" when nothing is frozen */
+    char *base_previous;                  /* ids of bases trained on before, by commas, or NULL */
+    bool is_base_changed;                 /* the checkpoint resumed from has another */
     char *numerics;                       /* listing of what decides bits */
     char contract_digest[TESS_SHA256_HEX_NBYTES];
     int64_t step;          /* completed */
@@ -95,6 +97,7 @@ TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);
 TESS_MUST_CHECK tess_status session_agree_on_contract(tess_session *s);
 /**
  * Judge the numerics listing of a checkpoint: training must have the same, a reader the same model.
+ * With adapter.allow_base_change training goes on over another base: then `is_base_changed` is set.
  * Local; the same answer on all ranks. @return TESS_E_CONFIG with every key and both values
  */
 TESS_MUST_CHECK tess_status session_accept_numerics(tess_session *s, const char *path,

@@ -410,10 +410,11 @@ static void test_load_is_strict_about_tensors(void **state)
     assert_null(strstr(f->log, "older one"));
 }
 
-static tess_status refuse_seed(void *arg, const tess_ckpt_loaded *manifest)
+static tess_status refuse_seed(void *arg, const tess_ckpt_loaded *manifest, bool *wants_base)
 {
     int *calls = arg;
     (*calls)++;
+    assert_true(*wants_base);
     return TESS_FAIL(TESS_E_CONFIG, "step %lld: seed changed", (long long)manifest->step);
 }
 
