@@ -60,7 +60,7 @@ def start_tessera(args, folder):
     ranks, threads = args.ours
     (folder / "run.yaml").write_text(f"""
 model: {{path: {model}, init: random}}
-base: {{format: nf4, block_size: 64, double_quant: true}}
+base: {{{getattr(args, "base", "format: nf4, block_size: 64, double_quant: true")}}}
 lora: {{rank: 16, alpha: 32, targets: all-linear}}
 data: {{path: {folder}/train.h5, sequence_length: 512}}
 train: {{steps: 1000000, micro_batch: 1, micro_batches: {ranks * args.micro_batches}, eval_every: 0}}
