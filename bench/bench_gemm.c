@@ -76,10 +76,11 @@ static int shape_parse(const char *text, shape *out)
                                           : TESS_GEMM_TN;
     const bool is_nf4 = strncmp(format, "nf4", 3) == 0;
     const bool is_double = strcmp(format, "nf4double") == 0;
-    out->codec = (tess_codec){TESS_FORMAT_NF4, 64, is_double};
+    out->codec =
+        (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = is_double};
     if (!is_nf4)
         out->codec =
-            (tess_codec){strcmp(format, "f32") == 0 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16, 0, false};
+            tess_codec_of_format(strcmp(format, "f32") == 0 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16);
     out->dt = strcmp(dt, "f32") == 0 ? TESS_F32 : TESS_BF16;
     return 0;
 }

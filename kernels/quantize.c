@@ -47,8 +47,13 @@ tess_status tess_dequantize_check(const tess_dequantize_args *a)
     TESS_CHECK(a->first_idx >= 0, TESS_E_ARG, "dequantize: first_idx is %" PRId64, a->first_idx);
     TESS_CHECK(!__builtin_add_overflow(a->first_idx, a->dst.numel, &end_idx), TESS_E_ARG,
                "dequantize: range %" PRId64 " + %" PRId64 " overflows", a->first_idx, a->dst.numel);
+    TESS_CHECK(a->numel == 0 || a->numel >= end_idx, TESS_E_ARG,
+               "dequantize: range %" PRId64 " + %" PRId64 " of %" PRId64 " elements", a->first_idx,
+               a->dst.numel, a->numel);
     const int64_t block_numel = tess_format_block(a->codec.format).numel;
-    if (block_numel > 0) /* its last block may be used in part */
+    if (a->numel > 0)
+        end_idx = a->numel;
+    else if (block_numel > 0) /* its last block may be used in part */
         end_idx = tess_round_up(end_idx, block_numel);
     return parts_check(&a->codec, end_idx, a->part, "dequantize");
 }

@@ -21,8 +21,9 @@ typedef struct tess_quantize_args {
 typedef struct tess_dequantize_args {
     tess_codec codec;
     const void *part[TESS_CODEC_PART_MAX];
+    int64_t numel;     /* elements of the whole tensor; 0: the range ends with it */
     int64_t first_idx; /* element to start at */
-    tess_view dst;     /* [numel] f32 or bf16: the value in f32, then one rounding */
+    tess_view dst;     /* the range, f32 or bf16: the value in f32, then one rounding */
 } tess_dequantize_args;
 
 /** @return TESS_E_ARG sizes */

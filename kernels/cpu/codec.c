@@ -11,6 +11,9 @@
 #define CODEC_half &tess_cpu_codec_half
 #define CODEC_gguf &tess_cpu_codec_gguf
 #define CODEC_int8 &tess_cpu_codec_int8
+#define CODEC_quanto8 &tess_cpu_codec_quanto8
+#define CODEC_quanto &tess_cpu_codec_quanto
+#define CODEC_fp8 &tess_cpu_codec_fp8
 
 static const tess_cpu_codec *const table[TESS_FORMAT_NUMEL] = {
 #define X(name, text, family) [TESS_FORMAT_##name] = CODEC_##family,
@@ -29,10 +32,12 @@ static void dequantize_body(void *arg, int part_idx, int part_numel)
 {
     const dequantize_job *job = arg;
     const tess_dequantize_args *a = job->a;
+    const tess_coded from = {&a->codec, a->part,
+                             a->numel > 0 ? a->numel : a->first_idx + a->dst.numel};
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->dst.numel, job->grain_numel, part_idx, part_numel, &lo, &hi);
     if (lo < hi)
-        table[a->codec.format]->decode(&a->codec, a->part, a->first_idx + lo,
+        table[a->codec.format]->decode(&from, a->first_idx + lo,
                                        tess_view_slice(a->dst, lo, hi - lo));
 }
 

@@ -209,9 +209,9 @@ static float absmax_get(const tess_codec *codec, const void *const *part, int64_
     return scaled + offset;
 }
 
-static void decode(const tess_codec *codec, const void *const *part, int64_t first_idx,
-                   tess_view dst)
+static void decode(const tess_coded *from, int64_t first_idx, tess_view dst)
 {
+    const tess_codec *codec = from->codec;
     const tess_gemm_path *path = tess_gemm_path_current();
     const int64_t block_numel = codec->block_numel;
     const size_t elem_nbytes = tess_dtype_block_nbytes(dst.dt);
@@ -221,10 +221,10 @@ static void decode(const tess_codec *codec, const void *const *part, int64_t fir
         const int64_t block_idx = idx / block_numel;
         const tess_lut16_run run = {
             .table = tess_codec_table16(codec->format),
-            .codes = part[0],
+            .codes = from->part[0],
             .first_idx = idx,
             .numel = TESS_MIN((block_idx + 1) * block_numel - idx, dst.numel - done),
-            .absmax = absmax_get(codec, part, block_idx),
+            .absmax = absmax_get(codec, from->part, block_idx),
             .is_dst_bf16 = dst.dt == TESS_BF16,
             .dst = (char *)dst.data + (size_t)done * elem_nbytes,
         };

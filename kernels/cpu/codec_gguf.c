@@ -36,12 +36,12 @@ static void put(const tess_gguf_path *path, tess_view dst, int64_t at, const flo
         memcpy((float *)dst.data + at, x, (size_t)numel * sizeof *x);
 }
 
-static void decode(const tess_codec *codec, const void *const *part, int64_t first_idx,
-                   tess_view dst)
+static void decode(const tess_coded *coded, int64_t first_idx, tess_view dst)
 {
     const tess_gguf_path *path = path_current();
-    const tess_block_size size = tess_format_block(codec->format);
-    const uint8_t *block = part[0];
+    const tess_format format = coded->codec->format;
+    const tess_block_size size = tess_format_block(format);
+    const uint8_t *block = coded->part[0];
     float stage[STAGE_NUMEL];
     for (int64_t done = 0, numel = 0; done < dst.numel; done += numel) {
         const int64_t idx = first_idx + done, skip = idx % size.numel, left = dst.numel - done;
@@ -49,24 +49,22 @@ static void decode(const tess_codec *codec, const void *const *part, int64_t fir
         const int64_t whole_numel = skip == 0 ? left / size.numel : 0;
         if (whole_numel > 0 && dst.dt == TESS_F32) {
             numel = whole_numel * size.numel;
-            path->decode[codec->format](from, whole_numel, (float *)dst.data + done);
+            path->decode[format](from, whole_numel, (float *)dst.data + done);
             continue;
         }
         const int64_t block_numel =
             TESS_MAX(TESS_MIN(whole_numel, STAGE_NUMEL / size.numel), INT64_C(1));
-        path->decode[codec->format](from, block_numel, stage);
+        path->decode[format](from, block_numel, stage);
         numel = TESS_MIN(block_numel * size.numel - skip, left);
         put(path, dst, done, stage + skip, numel);
     }
 }
 
-static void half_decode(const tess_codec *codec, const void *const *part, int64_t first_idx,
-                        tess_view dst)
+static void half_decode(const tess_coded *coded, int64_t first_idx, tess_view dst)
 {
     const tess_gguf_path *path = path_current();
-    const uint16_t *x = (const uint16_t *)part[0] + first_idx;
+    const uint16_t *x = (const uint16_t *)coded->part[0] + first_idx;
     float stage[STAGE_NUMEL];
-    (void)codec;
     if (dst.dt == TESS_F32) {
         path->half(x, dst.numel, dst.data);
         return;

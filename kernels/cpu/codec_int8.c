@@ -27,14 +27,13 @@ static void run_bf16(const int8_t *code, float scb, int64_t numel, uint16_t *y)
         y[i] = tess_bf16_from_f32((float)code[i] * scb / (float)CODE_MAX);
 }
 
-static void decode(const tess_codec *codec, const void *const *part, int64_t first_idx,
-                   tess_view dst)
+static void decode(const tess_coded *from, int64_t first_idx, tess_view dst)
 {
-    const int64_t row_numel = codec->block_numel;
+    const int64_t row_numel = from->codec->block_numel;
     for (int64_t done = 0, numel = 0; done < dst.numel; done += numel) {
         const int64_t idx = first_idx + done, row_idx = idx / row_numel;
-        const int8_t *code = (const int8_t *)part[0] + idx;
-        const float scb = ((const float *)part[1])[row_idx];
+        const int8_t *code = (const int8_t *)from->part[0] + idx;
+        const float scb = ((const float *)from->part[1])[row_idx];
         numel = TESS_MIN((row_idx + 1) * row_numel - idx, dst.numel - done);
         if (dst.dt == TESS_BF16)
             run_bf16(code, scb, numel, (uint16_t *)dst.data + done);

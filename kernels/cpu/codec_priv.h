@@ -5,16 +5,22 @@
 
 TESS_BEGIN_DECLS
 
+/** A stored tensor. */
+typedef struct tess_coded {
+    const tess_codec *codec;
+    const void *const *part; /* as tess_codec_parts() of `numel` elements */
+    int64_t numel;
+} tess_coded;
+
 typedef struct tess_cpu_codec {
     /* Elements [first_idx, first_idx + dst.numel) in f32 or bf16, rounded once. */
-    void (*decode)(const tess_codec *codec, const void *const *part, int64_t first_idx,
-                   tess_view dst);
+    void (*decode)(const tess_coded *from, int64_t first_idx, tess_view dst);
     /* Arguments are checked. @return TESS_E_FORMAT an element that the format cannot hold */
     tess_status (*encode)(const tess_quantize_args *a, tess_pool *pool);
 } tess_cpu_codec;
 
 extern const tess_cpu_codec tess_cpu_codec_bnb4, tess_cpu_codec_half, tess_cpu_codec_gguf,
-    tess_cpu_codec_int8;
+    tess_cpu_codec_int8, tess_cpu_codec_quanto8, tess_cpu_codec_quanto, tess_cpu_codec_fp8;
 
 /** The family of a quantized format. Local. */
 const tess_cpu_codec *tess_cpu_codec_of(tess_format format);

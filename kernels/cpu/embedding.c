@@ -5,8 +5,10 @@ static tess_status copy_row(const tess_embedding_args *a, int64_t t, tess_stream
     const int64_t cols = a->table.cols, first_idx = a->tokens[t] * cols;
     const tess_view dst = tess_view_slice(a->out, t * cols, cols);
     if (tess_format_is_quantized(a->table.codec.format)) {
-        tess_dequantize_args args = {
-            .codec = a->table.codec, .first_idx = first_idx, .dst = dst};
+        tess_dequantize_args args = {.codec = a->table.codec,
+                                     .numel = a->table.rows * cols,
+                                     .first_idx = first_idx,
+                                     .dst = dst};
         for (int i = 0; i < TESS_CODEC_PART_MAX; i++)
             args.part[i] = a->table.part[i];
         return tess_cpu_dequantize(&args, s);

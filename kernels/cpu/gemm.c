@@ -230,8 +230,9 @@ static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, i
                        void *dst)
 {
     const tess_cpu_codec *codec = tess_cpu_codec_of(b->codec.format);
+    const tess_coded from = {&b->codec, b->part, b->rows * b->cols};
     if (codec != NULL)
-        codec->decode(&b->codec, b->part, first_idx,
+        codec->decode(&from, first_idx,
                       tess_view_host(dst, numel, p->is_bf16 ? TESS_BF16 : TESS_F32));
     else
         round_line((const float *)b->part[0] + first_idx, dst, numel);

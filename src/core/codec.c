@@ -1,8 +1,6 @@
 #include "core/codec.h"
 
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/arith.h"
@@ -84,12 +82,69 @@ static tess_status int8_parts(const tess_codec *codec, int64_t numel, tess_codec
     return add_part(parts, part_numel, "scb", TESS_F32, tess_ceil_div(numel, codec->block_numel));
 }
 
+/* A scale per block, with or without a shift. */
+static tess_status scale_parts(const tess_codec *codec, int64_t scale_numel, bool has_shift,
+                               tess_codec_part *parts, int *part_numel)
+{
+    const tess_dtype dt = codec->scale_dt;
+    TESS_CHECK(dt == TESS_F32 || dt == TESS_BF16 || dt == TESS_F16, TESS_E_UNSUPPORTED,
+               "%s with scales in %s: expected f32, bf16 or f16", tess_format_name(codec->format),
+               tess_dtype_name(dt));
+    TESS_TRY(add_part(parts, part_numel, "scale", dt, scale_numel));
+    return has_shift ? add_part(parts, part_numel, "shift", dt, scale_numel) : TESS_OK;
+}
+
+static tess_status check_block(const tess_codec *codec, const char *expected)
+{
+    TESS_CHECK(codec->block_numel > 0, TESS_E_UNSUPPORTED, "%s block size %" PRId64 ": expected %s",
+               tess_format_name(codec->format), codec->block_numel, expected);
+    return TESS_OK;
+}
+
+static tess_status quanto8_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                                 int *part_numel)
+{
+    TESS_TRY(check_block(codec, "the row length"));
+    TESS_TRY(add_part(parts, part_numel, "codes", TESS_U8, numel));
+    return scale_parts(codec, tess_ceil_div(numel, codec->block_numel), false, parts, part_numel);
+}
+
+static tess_status quanto_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                                int *part_numel)
+{
+    TESS_TRY(check_block(codec, "a divisor of the row length"));
+    TESS_TRY(tess_codec_check_rows(codec, numel));
+    TESS_TRY(add_part(parts, part_numel, "codes", TESS_U8,
+                      tess_codec_plane_rows(codec, numel) * codec->block_numel));
+    return scale_parts(codec, numel / codec->block_numel, true, parts, part_numel);
+}
+
+static tess_status fp8_parts(const tess_codec *codec, int64_t numel, tess_codec_part *parts,
+                             int *part_numel)
+{
+    TESS_TRY(add_part(parts, part_numel, "codes", TESS_U8, numel));
+    switch (codec->scaling) {
+    case TESS_SCALING_RAW:
+        return TESS_OK;
+    case TESS_SCALING_TENSOR:
+        return scale_parts(codec, 1, false, parts, part_numel);
+    case TESS_SCALING_ROW:
+        TESS_TRY(check_block(codec, "the row length"));
+        return scale_parts(codec, tess_ceil_div(numel, codec->block_numel), false, parts,
+                           part_numel);
+    }
+    return TESS_FAIL(TESS_E_ARG, "scaling number %d is not in the table", (int)codec->scaling);
+}
+
 static const codec_family plain_f32 = {false, plain_f32_parts};
 static const codec_family plain_bf16 = {false, plain_bf16_parts};
 static const codec_family bnb4 = {true, bnb4_parts};
 static const codec_family half = {true, half_parts};
 static const codec_family gguf = {true, gguf_parts};
 static const codec_family int8 = {true, int8_parts};
+static const codec_family quanto8 = {true, quanto8_parts};
+static const codec_family quanto = {true, quanto_parts};
+static const codec_family fp8 = {true, fp8_parts};
 
 static const struct {
     const char *name;
@@ -136,12 +191,48 @@ tess_codec tess_codec_of_format(tess_format format)
     return (tess_codec){.format = format, .block_numel = tess_format_block(format).numel};
 }
 
+int tess_format_code_bits(tess_format format)
+{
+    static const int bits[TESS_FORMAT_NUMEL] = {
+        [TESS_FORMAT_NF4] = 4,   [TESS_FORMAT_FP4] = 4,          [TESS_FORMAT_INT8] = 8,
+        [TESS_FORMAT_QINT8] = 8, [TESS_FORMAT_QFLOAT8] = 8,      [TESS_FORMAT_QINT4] = 4,
+        [TESS_FORMAT_QINT2] = 2, [TESS_FORMAT_QFLOAT8_E5M2] = 8, [TESS_FORMAT_E4M3] = 8,
+        [TESS_FORMAT_E5M2] = 8,
+    };
+    return (unsigned)format < TESS_FORMAT_NUMEL ? bits[format] : 0;
+}
+
+int64_t tess_codec_group_numel(int64_t col_numel)
+{
+    int64_t numel = 128;
+    while (col_numel > 128 && col_numel % numel != 0 && numel > 32)
+        numel -= 32;
+    return col_numel % numel == 0 ? numel : col_numel;
+}
+
+int64_t tess_codec_plane_rows(const tess_codec *codec, int64_t numel)
+{
+    return tess_ceil_div(numel / codec->block_numel, 8 / tess_format_code_bits(codec->format));
+}
+
+static bool is_grouped(tess_format format)
+{
+    return format == TESS_FORMAT_QINT4 || format == TESS_FORMAT_QINT2;
+}
+
 tess_status tess_codec_check_rows(const tess_codec *codec, int64_t col_numel)
 {
-    const int64_t block_numel = tess_format_block(codec->format).numel;
+    const char *name = tess_format_name(codec->format);
+    const int64_t block_numel =
+        is_grouped(codec->format) ? codec->block_numel : tess_format_block(codec->format).numel;
     TESS_CHECK(block_numel == 0 || col_numel % block_numel == 0, TESS_E_UNSUPPORTED,
                "%s: a row of %" PRId64 " elements is not a whole number of blocks of %" PRId64,
-               tess_format_name(codec->format), col_numel, block_numel);
+               name, col_numel, block_numel);
+    const bool is_by_row = tess_format_code_bits(codec->format) == 8 && codec->scale_dt != 0 &&
+                           codec->block_numel != 0;
+    TESS_CHECK(!is_by_row || codec->block_numel == col_numel, TESS_E_UNSUPPORTED,
+               "%s: a row of %" PRId64 " elements has one scale, but blocks have %" PRId64, name,
+               col_numel, codec->block_numel);
     return TESS_OK;
 }
 
@@ -170,37 +261,6 @@ tess_status tess_codec_parts(const tess_codec *codec, int64_t numel,
 bool tess_codec_is_equal(const tess_codec *a, const tess_codec *b)
 {
     return a->format == b->format && a->block_numel == b->block_numel &&
-           a->double_quant == b->double_quant;
-}
-
-void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYTES])
-{
-    if (tess_format_is_quantized(codec->format) && codec->block_numel > 0 &&
-        tess_format_block(codec->format).numel == 0)
-        snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s/%" PRId64 "%s", tess_format_name(codec->format),
-                 codec->block_numel, codec->double_quant ? "/double" : "");
-    else
-        snprintf(text, TESS_CODEC_TEXT_NBYTES, "%s", tess_format_name(codec->format));
-}
-
-tess_status tess_codec_parse(const char *text, tess_codec *out)
-{
-    char name[TESS_CODEC_TEXT_NBYTES] = "", again[TESS_CODEC_TEXT_NBYTES];
-    const char *slash = strchr(text, '/');
-    const size_t name_nbytes = slash != NULL ? (size_t)(slash - text) : strlen(text);
-    TESS_CHECK(name_nbytes < sizeof name, TESS_E_UNSUPPORTED, "base format of %zu bytes",
-               strlen(text));
-    memcpy(name, text, name_nbytes);
-    tess_codec codec = {0};
-    TESS_TRY(tess_format_parse(name, &codec.format));
-    codec.block_numel = tess_format_block(codec.format).numel;
-    if (slash != NULL) {
-        codec.block_numel = strtoll(slash + 1, NULL, 10);
-        codec.double_quant = strstr(slash, "/double") != NULL;
-    }
-    tess_codec_describe(&codec, again);
-    TESS_CHECK(strcmp(again, text) == 0, TESS_E_UNSUPPORTED,
-               "base format '%.64s': expected a format as in '%s' or 'nf4/64/double'", text, again);
-    *out = codec;
-    return TESS_OK;
+           a->double_quant == b->double_quant && a->scale_dt == b->scale_dt && a->rule == b->rule &&
+           a->scaling == b->scaling && a->meaning == b->meaning;
 }

@@ -52,10 +52,10 @@ static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *id
     p->has_weight_decay = p->shape_rank > 1;
     tess_codec source = {.format = TESS_FORMAT_BF16};
     if (o->source_of != NULL)
-        TESS_TRY(o->source_of(o->arg, p->name, &source));
+        TESS_TRY(o->source_of(o->arg, p, &source));
     p->codec = source;
     if (!o->is_full && p->shape_rank == 2 && o->codec_of != NULL)
-        TESS_TRY(o->codec_of(o->arg, p->name, is_linear, source, &p->codec));
+        TESS_TRY(o->codec_of(o->arg, p, is_linear, source, &p->codec));
     return tess_registry_add_param(b->reg, p, idx);
 }
 

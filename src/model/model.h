@@ -45,10 +45,11 @@ typedef struct tess_model_options {
     /* Adapter of the linear layer at `module_path` ("model.layers.0.self_attn.q_proj"). */
     tess_status (*lora_of)(void *arg, const char *module_path, bool is_head, tess_lora_choice *out);
     /* Stored format of a frozen 2-D weight; `source` is its format in the model files. */
-    tess_status (*codec_of)(void *arg, const char *tensor_name, bool is_linear, tess_codec source,
+    tess_status (*codec_of)(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                             tess_codec *out);
-    /* Plain format of a tensor in the model files (bf16 when weights are random). */
-    tess_status (*source_of)(void *arg, const char *tensor_name, tess_codec *out);
+    /* Format of a tensor in the model files (bf16 when weights are random). Of the parameter,
+     * both callbacks read name and shape. */
+    tess_status (*source_of)(void *arg, const tess_param *p, tess_codec *out);
 } tess_model_options;
 
 typedef struct tess_model tess_model;

@@ -26,7 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/base.h"
+#include "core/codec.h"
 
 TESS_BEGIN_DECLS
 
@@ -42,8 +42,15 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
     X(KEEP, "keep")                                                                                \
-    X(F32, "f32") X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0")        \
-        X(Q4_0, "q4_0")
+    X(F32, "f32")                                                                                  \
+    X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0")      \
+        X(INT8, "int8") X(QINT8, "qint8") X(QINT4, "qint4") X(QINT2, "qint2")                      \
+            X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2") X(INT4, "int4") X(INT2, "int2")  \
+                X(E4M3, "e4m3") X(E5M2, "e5m2")
+/* The choices of core/codec.h. */
+#define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
+#define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
+#define TESS_RUN_MEANING_LIST(X) TESS_SCALE_MEANING_LIST(X)
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
 #define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
 #define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")
@@ -160,12 +167,27 @@ typedef struct tess_run_rules {
     X(base, format, "format", tess_run_base_format, ENUM, TESS_RUN_WORDS_(BASE), "nf4", 0, \
       0, NUMERICS, \
       "How frozen linear layers are stored; keep: as in the file. With train.mode full the " \
-      "default is keep. Blocks of a GGUF file and weights of bitsandbytes are kept or widened, " \
-      "never quantized again.") \
+      "default is keep. Weights that a file holds in few bits (GGUF, bitsandbytes, quanto, fp8) " \
+      "are kept or widened, never quantized again. int4 and int2 are other words for qint4 and " \
+      "qint2.") \
     X(base, block_size, "block_size", int64_t, INT, "", "64", 32, 4096, NUMERICS, \
       "Elements of a row-major tensor that share one absmax (nf4, fp4); a power of two.") \
     X(base, double_quant, "double_quant", bool, BOOL, "", "true", 0, 0, NUMERICS, \
       "Store the absmax values in 8 bits as well (nf4, fp4).") \
+    X(base, group_size, "group_size", int64_t, INT, "auto", "auto", 2, 1048576, NUMERICS, \
+      "Elements of a row that share scale and shift (qint4, qint2); divides the row. auto: 128, " \
+      "96, 64 or 32, whichever divides the row first, else the whole row.") \
+    X(base, rule, "rule", tess_scale_rule, ENUM, TESS_RUN_WORDS_(RULE), "minmax", 0, 0, NUMERICS, \
+      "How scale and shift of a group are chosen (qint4, qint2): minmax spans its values, mse " \
+      "has the least squared error, hqq is half-quadratic quantization.") \
+    X(base, scaling, "scaling", tess_scaling, ENUM, TESS_RUN_WORDS_(SCALING), "row", 0, 0, \
+      NUMERICS, \
+      "What has a scale of its own (e4m3, e5m2): nothing (raw, a plain cast), the tensor, or " \
+      "every row.") \
+    X(base, scale_meaning, "scale_meaning", tess_scale_meaning, ENUM, TESS_RUN_WORDS_(MEANING), \
+      "dequant_scale", 0, 0, NUMERICS, \
+      "Which scale is stored (e4m3, e5m2): dequant_scale multiplies codes, quant_scale is what " \
+      "weights were multiplied with.") \
     X(base, overrides, "overrides", tess_run_rules, RULES, "", TESS_RUN_UNSET, 0, 1024, NUMERICS, \
       "Rules [{match: REGEX, format: FORMAT}]: the first that matches a tensor's name " \
       "decides its format.")

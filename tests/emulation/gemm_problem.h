@@ -166,7 +166,7 @@ static float *values_of(const tess_matrix *b, tess_dtype dt)
     float *value = zeroed(numel + 1, sizeof(float));
     if (tess_format_is_quantized(b->codec.format)) {
         tess_dequantize_args args = {.codec = b->codec,
-                                         .dst = tess_view_host(value, numel, TESS_F32)};
+                                     .dst = tess_view_host(value, numel, TESS_F32)};
         memcpy(args.part, b->part, sizeof(args.part));
         assert_int_equal(tess_cpu_dequantize(&args, NULL), TESS_OK);
     }
@@ -251,8 +251,8 @@ static problem *problem_create(const spec *s)
         p->host.term[t].scale = p->device.term[t].scale = s->scale[t] == 0.0F ? 1.0F : s->scale[t];
     }
     if (s->has_bias) {
-        const tess_codec codec = {s->bias_dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0,
-                                  false};
+        const tess_codec codec =
+            tess_codec_of_format(s->bias_dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32);
         matrix_make(p, &codec, 1, s->n, &p->host_bias, &p->device_bias);
         p->host.bias = &p->host_bias;
         p->device.bias = &p->device_bias;

@@ -142,12 +142,13 @@ static int teardown(void **state)
 
 static tess_codec plain(tess_dtype dt)
 {
-    return (tess_codec){dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0, false};
+    return tess_codec_of_format(dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32);
 }
 
 static tess_codec nf4(int64_t block_numel, bool double_quant)
 {
-    return (tess_codec){TESS_FORMAT_NF4, block_numel, double_quant};
+    return (tess_codec){
+        .format = TESS_FORMAT_NF4, .block_numel = block_numel, .double_quant = double_quant};
 }
 
 static spec spec_of(tess_gemm_kind kind, tess_dtype dt, int64_t m, int64_t n, int64_t k)
@@ -192,7 +193,7 @@ static void test_gemm_plain_any_size_runs_where_it_lies(void **state)
 static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **state)
 {
     (void)state;
-    const tess_codec fp4 = {TESS_FORMAT_FP4, 64, true};
+    const tess_codec fp4 = {.format = TESS_FORMAT_FP4, .block_numel = 64, .double_quant = true};
     const tess_codec codecs[] = {nf4(64, false), nf4(64, true), fp4, nf4(32, true),
                                  nf4(128, false)};
     for (int kind = 0; kind < 2; kind++) {

@@ -81,9 +81,9 @@ static void codes_make(twin *t, int case_idx)
 
 static tess_codec codec_of(const shape *c)
 {
-    const tess_codec codec = {c->is_fp4 ? TESS_FORMAT_FP4 : TESS_FORMAT_NF4, c->block_numel,
-                              c->is_double};
-    return codec;
+    return (tess_codec){.format = c->is_fp4 ? TESS_FORMAT_FP4 : TESS_FORMAT_NF4,
+                        .block_numel = c->block_numel,
+                        .double_quant = c->is_double};
 }
 
 static tess_status dequantize(twin *t, tess_stream *s, int64_t first_idx, tess_view dst)
@@ -272,7 +272,8 @@ static void test_other_formats_are_refused(void **state)
     tess_stream s;
     tess_stream_init_inline(&s, "test", NULL);
     const tess_view out = {bytes, 32, TESS_F32, TESS_DEVICE};
-    const tess_codec q8 = {TESS_FORMAT_Q8_0, 32, false}, half = {TESS_FORMAT_F16, 0, false};
+    const tess_codec q8 = {.format = TESS_FORMAT_Q8_0, .block_numel = 32},
+                     half = {.format = TESS_FORMAT_F16};
     const tess_dequantize_args dequantize_args = {
         .codec = q8, .part = {bytes, bytes, bytes, bytes}, .dst = out};
     const tess_quantize_args quantize_args = {

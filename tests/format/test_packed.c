@@ -356,18 +356,57 @@ static void test_int8_layouts_are_refused(void **state)
 
 static void test_codecs_are_parsed_as_described(void **state)
 {
-    static const char *const text[] = {"nf4/64/double", "fp4/4096", "int8/48", "bf16", "q4_k"};
-    static const char *const bad[] = {"nf4/64/doubled", "nf4/064", "bf16/64", "nf3", "nf4/x", ""};
+    static const char *const text[] = {"nf4/64/double",
+                                       "fp4/4096",
+                                       "int8/48",
+                                       "bf16",
+                                       "q4_k",
+                                       "qint8/row/bf16",
+                                       "qfloat8/row/f16",
+                                       "qfloat8_e5m2/row/f32",
+                                       "qint4/128/bf16",
+                                       "qint2/128/bf16/hqq",
+                                       "qint2/48/f32/mse",
+                                       "e4m3/raw",
+                                       "e5m2/raw",
+                                       "e4m3/row/dequant_scale",
+                                       "e5m2/tensor/quant_scale",
+                                       "e4m3/row/dequant_scale/bf16"};
+    static const char *const bad[] = {"nf4/64/doubled",
+                                      "nf4/064",
+                                      "bf16/64",
+                                      "nf3",
+                                      "nf4/x",
+                                      "",
+                                      "nf4/64/f32",
+                                      "q4_k/hqq",
+                                      "qint8/48/bf16",
+                                      "qint8/row",
+                                      "qint8/row/i32",
+                                      "qint4/128/bf16/minmax",
+                                      "qint4/128/bf16/double",
+                                      "qint4/row/bf16",
+                                      "qint8/row/bf16/mse",
+                                      "int8/48/double",
+                                      "e4m3",
+                                      "e4m3/raw/f32",
+                                      "e4m3/row",
+                                      "e4m3/row/dequant_scale/f32",
+                                      "e4m3/raw/dequant_scale",
+                                      "e4m3/row/row",
+                                      "e4m3/48",
+                                      "nf4/64/64",
+                                      "nf4/64/"};
     char again[TESS_CODEC_TEXT_NBYTES];
     tess_codec codec;
     (void)state;
     for (int i = 0; i < TESS_NELEM(text); i++) {
-        assert_ok(tess_codec_parse(text[i], &codec));
+        assert_ok(tess_codec_parse(text[i], 48, &codec));
         tess_codec_describe(&codec, again);
         assert_string_equal(again, text[i]);
     }
     for (int i = 0; i < TESS_NELEM(bad); i++)
-        assert_refused(tess_codec_parse(bad[i], &codec), TESS_E_UNSUPPORTED, "base format");
+        assert_refused(tess_codec_parse(bad[i], 48, &codec), TESS_E_UNSUPPORTED, "base format");
 }
 
 /* formats.md 1.11, a row of zeros, and what fp16 cannot hold. */

@@ -102,9 +102,9 @@ static void test_dequantize_counts_the_parts(void **state)
 {
     (void)state;
     tess_cost cost;
-    const tess_codec nf4 = {TESS_FORMAT_NF4, 64, false};
-    const tess_codec twice = {TESS_FORMAT_NF4, 64, true};
-    const tess_codec bf16 = {TESS_FORMAT_BF16, 0, false};
+    const tess_codec nf4 = {.format = TESS_FORMAT_NF4, .block_numel = 64};
+    const tess_codec twice = {.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true};
+    const tess_codec bf16 = {.format = TESS_FORMAT_BF16};
     const int64_t numel = 64 * 256 * 10;
     assert_int_equal(tess_cost_dequantize(&nf4, numel, 2, &cost), TESS_OK);
     assert_same(cost.nbytes, (0.5 + 4.0 / 64.0 + 2.0) * (double)numel);
@@ -112,7 +112,7 @@ static void test_dequantize_counts_the_parts(void **state)
     assert_same(cost.nbytes, (0.5 + 1.0 / 64.0 + 4.0 / 16384.0 + 2.0) * (double)numel + 4.0);
     assert_int_equal(tess_cost_dequantize(&bf16, numel, 2, &cost), TESS_OK);
     assert_same(cost.nbytes, 0.0);
-    const tess_codec odd = {TESS_FORMAT_NF4, 48, false};
+    const tess_codec odd = {.format = TESS_FORMAT_NF4, .block_numel = 48};
     assert_int_equal(tess_cost_dequantize(&odd, numel, 2, &cost), TESS_E_UNSUPPORTED);
     tess_error_clear();
 }
@@ -138,16 +138,17 @@ static void test_elementwise_counts_its_vectors(void **state)
 
 static tess_cost_model llama3_8b(void)
 {
-    const tess_cost_model m = {.layer_numel = 32,
-                               .hidden_numel = 4096,
-                               .ffn_numel = 14336,
-                               .vocab_numel = 128256,
-                               .head_numel = 32,
-                               .kv_head_numel = 8,
-                               .head_dim = 128,
-                               .lora_rank = 16,
-                               .codec = {TESS_FORMAT_NF4, 64, true},
-                               .elem_nbytes = 2};
+    const tess_cost_model m = {
+        .layer_numel = 32,
+        .hidden_numel = 4096,
+        .ffn_numel = 14336,
+        .vocab_numel = 128256,
+        .head_numel = 32,
+        .kv_head_numel = 8,
+        .head_dim = 128,
+        .lora_rank = 16,
+        .codec = {.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true},
+        .elem_nbytes = 2};
     return m;
 }
 

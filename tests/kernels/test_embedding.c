@@ -109,7 +109,8 @@ static void check_nf4(bool double_quant, int64_t cols)
         absmax[i] = 0.1f + tess_rng_uniform(&rng, 9000 + i);
     }
     problem p = problem_create(TESS_FORMAT_F32, TESS_F32, cols, TOKENS);
-    p.forward.table.codec = (tess_codec){TESS_FORMAT_NF4, BLOCK, double_quant};
+    p.forward.table.codec =
+        (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = BLOCK, .double_quant = double_quant};
     p.forward.table.part[0] = codes;
     p.forward.table.part[1] = double_quant ? (const void *)absmax_code : absmax;
     p.forward.table.part[2] = double_quant ? nested_absmax : NULL;

@@ -395,7 +395,8 @@ static tess_codec plain(tess_dtype dt)
 
 static tess_codec nf4(int block_numel, bool double_quant)
 {
-    const tess_codec codec = {TESS_FORMAT_NF4, block_numel, double_quant};
+    const tess_codec codec = {
+        .format = TESS_FORMAT_NF4, .block_numel = block_numel, .double_quant = double_quant};
     return codec;
 }
 

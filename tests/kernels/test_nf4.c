@@ -63,7 +63,8 @@ static void *zeroed(size_t nbytes)
 static void quantized_init(quantized *q, int64_t numel, int block_numel, bool double_quant)
 {
     memset(q, 0, sizeof(*q));
-    q->codec = (tess_codec){TESS_FORMAT_NF4, block_numel, double_quant};
+    q->codec = (tess_codec){
+        .format = TESS_FORMAT_NF4, .block_numel = block_numel, .double_quant = double_quant};
     q->numel = numel;
     assert_int_equal(tess_codec_parts(&q->codec, numel, q->part, &q->part_numel), TESS_OK);
     for (int i = 0; i < q->part_numel; i++) {
@@ -534,7 +535,7 @@ static void test_wrong_arguments_are_refused(void **state)
     uint8_t codes[4];
     float absmax[1];
     tess_quantize_args a = {
-        .codec = {TESS_FORMAT_NF4, 64, false},
+        .codec = {.format = TESS_FORMAT_NF4, .block_numel = 64},
         .src = tess_view_host(x, 8, TESS_F32),
         .part = {codes, NULL},
         .tensor_name = "w",
@@ -548,7 +549,7 @@ static void test_wrong_arguments_are_refused(void **state)
     a.src.dt = TESS_F64;
     assert_message(tess_quantize_check(&a), TESS_E_DTYPE, "src is f64, expected f32 or bf16");
     tess_dequantize_args d = {
-        .codec = {TESS_FORMAT_BF16, 0, false},
+        .codec = {.format = TESS_FORMAT_BF16},
         .dst = tess_view_host(x, 8, TESS_F32),
     };
     assert_message(tess_dequantize_check(&d), TESS_E_ARG,

@@ -130,7 +130,7 @@ static void dense_value(void *arg, const tess_param *param, float *value)
         return;
     }
     tess_dequantize_args args = {.codec = p->codec,
-                                     .dst = tess_view_host(value, p->numel, TESS_F32)};
+                                 .dst = tess_view_host(value, p->numel, TESS_F32)};
     for (int i = 0; i < p->part_numel; i++)
         args.part[i] = from->frozen[p->unit_idx] + p->part_offset_nbytes[i];
     tess_stream stream;
@@ -141,7 +141,8 @@ static void dense_value(void *arg, const tess_param *param, float *value)
 static void expect_nf4_as_dense(tess_dtype dt, int block_numel, bool double_quant)
 {
     tess_llama_case c = open_case("qwen3", dt);
-    c.options.base = (tess_codec){TESS_FORMAT_NF4, block_numel, double_quant};
+    c.options.base = (tess_codec){
+        .format = TESS_FORMAT_NF4, .block_numel = block_numel, .double_quant = double_quant};
     double loss[2], dense_loss[2];
     tess_run_model *quantized = run_step(&c, loss), *dense = NULL;
     c.options.base = (tess_codec){.format = dt == TESS_F32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};

@@ -48,12 +48,13 @@ static tess_status lora_rank8(void *arg, const char *path, bool is_head, tess_lo
     return TESS_OK;
 }
 
-static tess_status nf4_linears(void *arg, const char *name, bool is_linear, tess_codec source,
+static tess_status nf4_linears(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                                tess_codec *out)
 {
     (void)arg;
-    *out = is_linear && strstr(name, "lm_head") == NULL ? (tess_codec){TESS_FORMAT_NF4, 64, true}
-                                                        : source;
+    *out = is_linear && strstr(p->name, "lm_head") == NULL
+               ? (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true}
+               : source;
     return TESS_OK;
 }
 
@@ -202,12 +203,12 @@ static tess_status lora_negative(void *arg, const char *path, bool is_head, tess
     return TESS_OK;
 }
 
-static tess_status nf4_odd_block(void *arg, const char *name, bool is_linear, tess_codec source,
+static tess_status nf4_odd_block(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                                  tess_codec *out)
 {
     (void)arg;
-    (void)name;
-    *out = is_linear ? (tess_codec){TESS_FORMAT_NF4, 48, false} : source;
+    (void)p;
+    *out = is_linear ? (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 48} : source;
     return TESS_OK;
 }
 

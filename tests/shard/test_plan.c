@@ -566,12 +566,12 @@ static tess_status rank_16(void *arg, const char *path, bool is_head, tess_lora_
     return TESS_OK;
 }
 
-static tess_status nf4_linears(void *arg, const char *name, bool is_linear, tess_codec source,
+static tess_status nf4_linears(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                                tess_codec *out)
 {
     (void)arg;
-    *out = is_linear && strcmp(name, "lm_head.weight") != 0
-               ? (tess_codec){TESS_FORMAT_NF4, 64, true}
+    *out = is_linear && strcmp(p->name, "lm_head.weight") != 0
+               ? (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true}
                : source;
     return TESS_OK;
 }

@@ -23,18 +23,18 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
     return TESS_OK;
 }
 
-static tess_status codec_of(void *arg, const char *name, bool is_linear, tess_codec source,
+static tess_status codec_of(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                             tess_codec *out)
 {
     const tess_run_options *o = arg;
-    *out = is_linear && strcmp(name, "lm_head.weight") != 0 ? o->base : source;
+    *out = is_linear && strcmp(p->name, "lm_head.weight") != 0 ? o->base : source;
     return TESS_OK;
 }
 
-static tess_status source_of(void *arg, const char *name, tess_codec *out)
+static tess_status source_of(void *arg, const tess_param *p, tess_codec *out)
 {
     const tess_run_options *o = arg;
-    (void)name;
+    (void)p;
     *out = o->source;
     return TESS_OK;
 }
@@ -185,8 +185,8 @@ static tess_status encode_nf4(tess_run_model *run, const tess_param *p, float *v
 {
     char *base = run->frozen[p->unit_idx];
     tess_quantize_args args = {.codec = p->codec,
-                                   .src = tess_view_host(value, p->numel, TESS_F32),
-                                   .tensor_name = p->name};
+                               .src = tess_view_host(value, p->numel, TESS_F32),
+                               .tensor_name = p->name};
     for (int i = 0; i < p->part_numel; i++)
         args.part[i] = base + p->part_offset_nbytes[i];
     TESS_TRY(alloc_zero(tess_ceil_div(p->numel, p->codec.block_numel), &args.absmax_work));
