@@ -5,6 +5,7 @@
 #include "format/gguf_llm.h"
 #include "format/model_dir.h"
 #include "kernels/kernels.h"
+#include "support/crc32.h"
 
 /* One key general.alignment = 32 and one F32 tensor `w` of {1, -2}: the example of the format. */
 static const char minimal_hex[] =
@@ -484,17 +485,6 @@ static void test_names_and_rows(void **state)
         assert_int_equal(tess_gguf_row(i, 8), i / 8 * 8 + order[i % 8]);
     for (int64_t i = 0; i < 24; i++)
         assert_int_equal(tess_gguf_hf_row(tess_gguf_row(i, 12), 12), i);
-}
-
-static uint32_t crc_of(const void *data, size_t nbytes)
-{
-    uint32_t crc = 0xffffffffU;
-    for (size_t i = 0; i < nbytes; i++) {
-        crc ^= ((const uint8_t *)data)[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320U : 0);
-    }
-    return ~crc;
 }
 
 /* Values of a tensor in f32. */

@@ -6,21 +6,11 @@
 #include "core/arith.h"
 #include "format/model_dir.h"
 #include "kernels/kernels.h"
+#include "support/crc32.h"
 
 #define GOLDEN TESS_TEST_SOURCE_DIR "/tests/golden/bnb/"
 
 enum { NUMEL_MAX = 80 * 48, MEMBER_MAX = 12, BYTES_MAX = 8192 };
-
-static uint32_t crc_of(const void *data, size_t nbytes)
-{
-    uint32_t crc = 0xffffffffU;
-    for (size_t i = 0; i < nbytes; i++) {
-        crc ^= ((const uint8_t *)data)[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320U : 0);
-    }
-    return ~crc;
-}
 
 /* ---- golden models ---- */
 

@@ -220,8 +220,8 @@ static problem *problem_create(const spec *s)
         term_fill(p, t);
     p->bias_value = zeroed(s->n, sizeof(double));
     if (s->has_bias) {
-        const tess_codec codec = {s->bias_dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0,
-                                  false};
+        const tess_codec codec =
+            tess_codec_of_format(s->bias_dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32);
         matrix_fill(&p->bias, &codec, 1, s->n);
         p->args.bias = &p->bias;
         for (int64_t j = 0; j < s->n; j++)
@@ -389,8 +389,7 @@ static spec spec_of(tess_gemm_kind kind, tess_dtype dt, int64_t m, int64_t n, in
 
 static tess_codec plain(tess_dtype dt)
 {
-    const tess_codec codec = {dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32, 0, false};
-    return codec;
+    return tess_codec_of_format(dt == TESS_BF16 ? TESS_FORMAT_BF16 : TESS_FORMAT_F32);
 }
 
 static tess_codec nf4(int block_numel, bool double_quant)

@@ -16,19 +16,9 @@
 #include "kernels/cpu/codec_gguf_priv.h"
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
+#include "support/crc32.h"
 
 enum { BLOCK_MAX = 256, CASE_NUMEL = 16 };
-
-static uint32_t crc_of(const void *data, size_t nbytes)
-{
-    uint32_t crc = 0xffffffffU;
-    for (size_t i = 0; i < nbytes; i++) {
-        crc ^= ((const uint8_t *)data)[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320U : 0);
-    }
-    return ~crc;
-}
 
 static uint32_t bits_of(float x)
 {

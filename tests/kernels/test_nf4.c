@@ -14,6 +14,7 @@
 #include "core/arith.h"
 #include "core/memory.h"
 #include "kernels/cpu/cpu_priv.h"
+#include "support/crc32.h"
 
 enum { CANARY = 0x5a, CANARY_NBYTES = 64, BLOCK_MAX = 20000 };
 
@@ -39,18 +40,6 @@ static float from_bits(uint32_t bits)
     float x = 0.0F;
     memcpy(&x, &bits, sizeof(x));
     return x;
-}
-
-/* CRC-32 as in zlib. */
-static uint32_t crc_of(const void *data, size_t nbytes)
-{
-    uint32_t crc = 0xffffffffU;
-    for (size_t i = 0; i < nbytes; i++) {
-        crc ^= ((const uint8_t *)data)[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0xedb88320U : 0);
-    }
-    return ~crc;
 }
 
 static void *zeroed(size_t nbytes)
