@@ -74,12 +74,13 @@ void tess_codec_describe(const tess_codec *codec, char text[TESS_CODEC_TEXT_NBYT
         add(text, tess_dtype_name(codec->scale_dt));
     } else if (tess_format_code_bits(codec->format) > 0) {
         add_number(text, codec->block_numel);
-        if (is_quanto(codec->format))
+        if (is_quanto(codec->format)) {
             add(text, tess_dtype_name(codec->scale_dt));
-        if (is_quanto(codec->format) && codec->rule != TESS_SCALE_RULE_MINMAX)
-            add(text, rule_word[codec->rule]);
-        if (codec->double_quant && codec->format != TESS_FORMAT_INT8)
+            if (codec->rule != TESS_SCALE_RULE_MINMAX)
+                add(text, rule_word[codec->rule]);
+        } else if (codec->double_quant && codec->format != TESS_FORMAT_INT8) {
             add(text, "double");
+        }
     }
 }
 
