@@ -356,6 +356,8 @@ void tess_model_dir_close(tess_model_dir **dir)
         tess_free(d->file[i].name);
     }
     tess_gguf_close(&d->gguf);
+    for (int64_t i = 0; i < d->packed_numel; i++)
+        tess_free(d->packed[i].name);
     tess_free(d->packed);
     tess_free(d->shape);
     tess_free(d->name);
@@ -412,6 +414,17 @@ const tess_model_tensor *tess_model_dir_find(const tess_model_dir *dir, const ch
     return bsearch(&key, dir->tensor, (size_t)dir->tensor_numel, sizeof key, by_name);
 }
 
+/* Groups become rows of whole groups, if they can. */
+static void shape_groups(tess_packed *p, const int64_t *dim, int dim_numel)
+{
+    if (dim_numel != 2 || dim[0] <= 0 || dim[1] <= 0 || dim[1] % p->codec.block_numel != 0 ||
+        p->whole.numel % dim[1] != 0 || p->whole.numel / dim[1] != dim[0])
+        return;
+    p->whole.dim[0] = dim[0];
+    p->whole.dim[1] = dim[1];
+    p->is_grouped = false;
+}
+
 tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name, const int64_t *dim,
                                  int dim_numel, const tess_model_tensor **out)
 {
@@ -420,6 +433,8 @@ tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name, const in
     tess_st_shape_text(dim, dim_numel, expected, sizeof expected);
     TESS_CHECK(t != NULL, TESS_E_FORMAT, "'%s': tensor '%s' %s is missing", dir->path, name,
                expected);
+    if (t->packed != NULL && t->packed->is_grouped)
+        shape_groups(&dir->packed[t->packed - dir->packed], dim, dim_numel);
     bool is_equal = t->st->dim_numel == dim_numel;
     for (int i = 0; is_equal && i < dim_numel; i++)
         is_equal = t->st->dim[i] == dim[i];

@@ -2,9 +2,9 @@
  * Hugging Face model directories: where each tensor lies, whatever the number of files.
  *
  * Either one model.safetensors, or model.safetensors.index.json with its files, or a single GGUF
- * file in place of a directory. A weight that bitsandbytes has packed is one tensor here, of the
- * shape it stands for; its bytes are the parts of its codec. Weights are read by range; nothing is
- * kept in memory but the tables.
+ * file in place of a directory. A weight that bitsandbytes or optimum-quanto has packed, or that is
+ * fp8, is one tensor here, of the shape it stands for; its bytes are the parts of its codec.
+ * Weights are read by range; nothing is kept in memory but the tables.
  */
 #pragma once
 
@@ -19,6 +19,17 @@
 TESS_BEGIN_DECLS
 
 enum { TESS_MODEL_DIR_FILE_MAX = 1024 };
+
+/**
+ * Key of a safetensors file's __metadata__: a JSON object in text, name of a weight in this file to
+ * its identity (tess_codec_describe): {"X.weight": "qint2/128/bf16/hqq"}. Optional. What it says
+ * must be what the tensors are; it alone tells the rule of qint4 and qint2, and which scale
+ * X.weight_scale is.
+ */
+#define TESS_MODEL_FORMATS_KEY "tessera.formats"
+/** fp8: X + this is a scale that weights were multiplied with. X.weight_scale, and X.scale_weight
+ * of ComfyUI, multiply codes unless the metadata says otherwise. */
+#define TESS_MODEL_QUANT_SCALE_SUFFIX ".weight_quant_scale"
 
 /** Codes and constants that lie as tensors of their own: private. */
 typedef struct tess_packed tess_packed;
@@ -37,7 +48,7 @@ typedef struct tess_model_dir tess_model_dir;
 
 /**
  * How a weight is stored: f32, bf16, f16, the blocks of a GGUF file, or the codes and constants of
- * bitsandbytes (nf4, fp4, int8). Local.
+ * bitsandbytes, optimum-quanto or fp8. Local.
  * @return TESS_E_UNSUPPORTED integers and others that are no weights
  */
 TESS_MUST_CHECK tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out);
@@ -62,7 +73,8 @@ const tess_model_tensor *tess_model_dir_at(const tess_model_dir *dir, int64_t id
 /** NULL when absent. O(log tensors). */
 const tess_model_tensor *tess_model_dir_find(const tess_model_dir *dir, const char *name);
 /**
- * Find a tensor that must exist with this shape, and mark it as used. Local.
+ * Find a tensor that must exist with this shape, and mark it as used. Local. Weights that quanto
+ * packs in groups get their shape here: its files do not know it.
  * @return TESS_E_FORMAT absent or another shape: names directory or file, tensor, both shapes
  */
 TESS_MUST_CHECK tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name,

@@ -5,17 +5,28 @@
 
 TESS_BEGIN_DECLS
 
+/** What the numbers of a part must be. */
+typedef enum tess_packed_check {
+    TESS_PACKED_ANY,
+    TESS_PACKED_SCALES,    /* finite, not negative */
+    TESS_PACKED_POSITIVES, /* finite, above 0 */
+    TESS_PACKED_SHIFTS,    /* finite */
+    TESS_PACKED_CODES      /* fp8 codes: finite */
+} tess_packed_check;
+
 /** A weight whose codes and constants are tensors of their own in the files: one tensor of the
  * directory, whose bytes are its parts one after the other. */
 struct tess_packed {
     tess_codec codec;
+    char *name;           /* of the weight, owned */
     tess_st_tensor whole; /* name, shape of the weight, bytes of all parts */
+    bool is_grouped; /* the files know groups alone: shape [groups, block], until it is claimed */
     int part_numel;
     struct {
         const tess_st_tensor *st; /* NULL: nested_offset, which lies in the JSON text */
         int file_idx;
         size_t nbytes;
-        bool has_scales; /* f32 that must be finite and not negative */
+        tess_packed_check check;
     } part[TESS_CODEC_PART_MAX];
     float nested_offset;
 };
