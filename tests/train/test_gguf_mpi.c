@@ -5,38 +5,21 @@
  */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/memory.h"
+#include "format/gguf.h"
+#include "format/safetensors.h"
+#include "support/base_run.h"
 #include "support/rank_test.h"
-#include "support/tiny_run.h"
-#include "train/session_priv.h"
 #include "train/token_file.h"
 
 enum { VOCAB = 61, DOCUMENT_NUMEL = 4, TOKEN_NUMEL = 32 };
-
-typedef struct world_pair {
-    tess_comm *comm, *self;
-    tiny_run t;
-} world_pair;
 
 static tess_status refuse_quantize(const tess_quantize_args *a, tess_stream *s)
 {
     (void)s;
     return TESS_FAIL(TESS_E_STATE, "tensor '%s' is quantized", a->tensor_name);
-}
-
-static tess_status shell(world_pair *w, const char *fmt, const char *a, const char *b)
-{
-    char command[1024];
-    tess_status st = TESS_OK;
-    if (tess_comm_rank(w->comm) == 0) {
-        snprintf(command, sizeof command, fmt, a, b);
-        if (system(command) != 0)
-            st = TESS_FAIL(TESS_E_STATE, "'%s' failed", command);
-    }
-    return tess_agree(w->comm, st);
 }
 
 /* ---- loss ---- */
@@ -77,7 +60,7 @@ static tess_status golden_loss(const char *name, double *loss)
     return TESS_OK;
 }
 
-static tess_status check_loss(world_pair *w, const char *name)
+static tess_status check_loss(base_world *w, const char *name)
 {
     static const char *const overrides[] = {"model.init=weights", "base.format=keep",
                                             "compute.dtype=f32", NULL};
@@ -102,7 +85,7 @@ static tess_status check_loss(world_pair *w, const char *name)
     return TESS_OK;
 }
 
-static tess_status check_losses(world_pair *w)
+static tess_status check_losses(base_world *w)
 {
     static const char *const names[] = {"llama", "llama_k", "qwen2", "qwen3"};
     char eval[300];
@@ -118,50 +101,7 @@ static tess_status check_losses(world_pair *w)
 
 /* ---- same bits ---- */
 
-/* Tensors that a shard ends inside of, of which those inside a block; and the most tensors of a
- * unit that one rank has parts of. */
-static void count_cuts(const tess_session *s, int *cut_numel, int *block_cut_numel, int *most)
-{
-    const tess_registry *reg = &s->d.registry;
-    const int world = tess_comm_world(s->world);
-    *cut_numel = *block_cut_numel = *most = 0;
-    for (int rank = 0; rank < world; rank++) {
-        for (int u = 0; u < reg->unit_numel; u++) {
-            const int64_t c = (int64_t)s->d.plan->unit[u].frozen_shard_nbytes;
-            int part_numel = 0;
-            for (int i = 0; i < reg->param_numel; i++) {
-                const tess_param *p = &reg->param[i];
-                if (p->role != TESS_ROLE_FROZEN || p->unit_idx != u)
-                    continue;
-                const int64_t lo = (int64_t)p->part_offset_nbytes[0];
-                const int64_t hi = lo + (int64_t)p->part[0].nbytes, end = c * (rank + 1);
-                part_numel += lo < end && hi > c * rank;
-                if (lo >= end || hi <= end)
-                    continue;
-                ++*cut_numel;
-                const size_t block_nbytes = tess_format_block(p->codec.format).nbytes;
-                *block_cut_numel += block_nbytes > 0 && (size_t)(end - lo) % block_nbytes != 0;
-            }
-            *most = part_numel > *most ? part_numel : *most;
-        }
-    }
-}
-
-static tess_status check_plan(world_pair *w, const char *const *overrides)
-{
-    tess_session *session = NULL;
-    int cut_numel = 0, block_cut_numel = 0, most = 0;
-    TESS_TRY(tiny_run_open(w->comm, &w->t, "plan", overrides, TESS_SESSION_TRAIN, &session));
-    count_cuts(session, &cut_numel, &block_cut_numel, &most);
-    tess_session_close(&session);
-    TESS_CHECK(tess_comm_world(w->comm) == 1 || (block_cut_numel >= 1 && most >= 2), TESS_E_STATE,
-               "%d tensors are cut, %d inside a block, %d tensors on one rank; expected 1, 1 and 2 "
-               "or more",
-               cut_numel, block_cut_numel, most);
-    return TESS_OK;
-}
-
-static tess_status compare(world_pair *w, const char *name, const tiny_outcome *want)
+static tess_status compare(base_world *w, const char *name, const tiny_outcome *want)
 {
     tiny_outcome got;
     TESS_TRY(tess_agree(w->comm, tiny_run_outcome(&w->t, name, &got)));
@@ -174,7 +114,7 @@ static tess_status compare(world_pair *w, const char *name, const tiny_outcome *
     return TESS_OK;
 }
 
-static tess_status train(world_pair *w, tess_comm *comm, const char *name,
+static tess_status train(base_world *w, tess_comm *comm, const char *name,
                          const char *const *overrides, const tess_kernels *kernels)
 {
     const tess_session_options o = {
@@ -186,7 +126,7 @@ static tess_status train(world_pair *w, tess_comm *comm, const char *name,
     return st;
 }
 
-static tess_status train_alone(world_pair *w, const char *name, const char *const *overrides,
+static tess_status train_alone(base_world *w, const char *name, const char *const *overrides,
                                const tess_kernels *kernels)
 {
     const bool is_root = tess_comm_rank(w->comm) == 0;
@@ -194,7 +134,7 @@ static tess_status train_alone(world_pair *w, const char *name, const char *cons
 }
 
 /* Nothing may be quantized: codes and constants are the file's own, and stay so. */
-static tess_status check_model(world_pair *w, const char *name)
+static tess_status check_model(base_world *w, const char *name)
 {
     static const char *const reference[] = {"model.init=weights", "base.format=keep",
                                             "train.steps=6", "train.schedule=constant", NULL};
@@ -223,9 +163,10 @@ static tess_status check_model(world_pair *w, const char *name)
     snprintf(w->t.model, sizeof w->t.model, "%.200s/%s.gguf", w->t.dir, name);
     for (int i = 0; i < 4; i++)
         snprintf(run[i], sizeof run[i], "%s-%d", name, i);
-    TESS_TRY(shell(w, "cp '%s' '%s'", source, w->t.model));
-    TESS_TRY(check_plan(w, sharded));
-    TESS_TRY(shell(w, "rm -r '%s/plan'%s", w->t.dir, ""));
+    TESS_TRY(base_shell(w, "cp '%s' '%s'", source, w->t.model));
+    TESS_TRY(base_check_cuts(
+        w, &(base_life){.name = name, .overrides = {"model.init=weights", "base.format=keep"}},
+        true));
     TESS_TRY(train_alone(w, run[0], reference, &kernels));
     TESS_TRY(tess_agree(w->comm, tiny_run_outcome(&w->t, run[0], &want)));
     TESS_CHECK(want.step_numel == 6 && want.last_loss < want.first_loss, TESS_E_STATE,
@@ -236,7 +177,7 @@ static tess_status check_model(world_pair *w, const char *name)
     /* Begin on all ranks, end on one; and the other way round; without the file. */
     TESS_TRY(train(w, w->comm, run[2], first, &kernels));
     TESS_TRY(train_alone(w, run[3], first, &kernels));
-    TESS_TRY(shell(w, "rm '%s'%s", w->t.model, ""));
+    TESS_TRY(base_shell(w, "rm '%s'%s", w->t.model, ""));
     TESS_TRY(train_alone(w, run[2], rest, &kernels));
     TESS_TRY(train(w, w->comm, run[3], rest, &kernels));
     TESS_TRY(compare(w, run[2], &want));
@@ -248,7 +189,7 @@ static tess_status check_model(world_pair *w, const char *name)
 enum { RANK_NUMEL = 4 };
 
 /* Matrix B of q_proj: 64 rows of 4, in heads of 16 that interleave in the GGUF file. */
-static tess_status compare_adapter(world_pair *w, const char *peft_path, const char *gguf_path)
+static tess_status compare_adapter(base_world *w, const char *peft_path, const char *gguf_path)
 {
     static const char hf_name[] = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight";
     tess_safetensors *peft = NULL;
@@ -286,7 +227,7 @@ static tess_status compare_adapter(world_pair *w, const char *peft_path, const c
     return TESS_OK;
 }
 
-static tess_status check_adapter(world_pair *w, const char *name, const char *const *overrides)
+static tess_status check_adapter(base_world *w, const char *name, const char *const *overrides)
 {
     const tess_session_options o = {.kind = TESS_SESSION_READER};
     char peft_dir[320], gguf_dir[320], peft_path[400], gguf_path[400];
@@ -309,7 +250,7 @@ static tess_status check_adapter(world_pair *w, const char *name, const char *co
 
 /* ---- refusals ---- */
 
-static tess_status expect_refusal(world_pair *w, const char *const *overrides, tess_status want,
+static tess_status expect_refusal(base_world *w, const char *const *overrides, tess_status want,
                                   const char *words)
 {
     tess_session *session = NULL;
@@ -325,7 +266,7 @@ static tess_status expect_refusal(world_pair *w, const char *const *overrides, t
     return TESS_OK;
 }
 
-static tess_status check_refusals(world_pair *w)
+static tess_status check_refusals(base_world *w)
 {
     static const char *const again[] = {"model.init=weights", "base.format=nf4", NULL};
     static const char *const keep[] = {"model.init=weights", "base.format=keep", NULL};
@@ -337,7 +278,7 @@ static tess_status check_refusals(world_pair *w)
     return expect_refusal(w, keep, TESS_E_CONFIG, "gone.gguf' is missing");
 }
 
-static tess_status run_all(world_pair *w)
+static tess_status run_all(base_world *w)
 {
     TESS_TRY(check_losses(w));
     static const char *const kept[] = {"model.init=weights",
@@ -353,16 +294,6 @@ static tess_status run_all(world_pair *w)
     return check_refusals(w);
 }
 
-static tess_status body(tess_comm *comm)
-{
-    world_pair w = {.comm = comm};
-    TESS_TRY(tess_comm_create_self(&w.self));
-    tess_status st = tiny_run_create(comm, &w.t);
-    if (st == TESS_OK)
-        st = run_all(&w);
-    tiny_run_destroy(comm, &w.t);
-    tess_comm_destroy(&w.self);
-    return st;
-}
+static tess_status body(tess_comm *comm) { return base_world_run(comm, run_all); }
 
 int main(int argc, char **argv) { return rank_test_main(argc, argv, body); }
