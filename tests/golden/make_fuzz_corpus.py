@@ -130,6 +130,25 @@ for name, header in dict(
                "base_model.model.lora_B.weight": entry("F16", [8, 2], 32, 64)}).items():
     put("peft", "weights_" + name, adapter + tensors(header, bytes(64)))
 
+def module(weights, activations="none", **more):
+    return dict(weights=weights, activations=activations, **more)
+
+
+sound = dict(x=module("qint4"), y=module("qint8"))
+for name, table in dict(
+        sound=sound, empty={}, list=[], int2=dict(sound, x=module("qint2")), none=dict(sound, x=module("none")),
+        activations=dict(sound, y=module("qint8", "qint8")), more=dict(sound, y=module("qint8", scale=1)),
+        other=dict(sound, w=module("qint4")), plain=dict(sound, z=module("qfloat8_e4m3fn")),
+        number=dict(sound, y=module(8)), deep=dict(x=dict(weights=dict(weights="qint4")))).items():
+    put("packed_map", name, json.dumps(table))
+put("packed_map", "cut", json.dumps(sound)[:-3])
+for i, formats in enumerate((
+        {"x.weight": "qint4/64/bf16/hqq"}, {"x.weight": "qint4/64/f32"}, {"z.weight": "e4m3/row/quant_scale"},
+        {"z.weight": "e4m3/row/dequant_scale", "y.weight": "qint8/row/f32"}, {"w.weight": "bf16"}, {"x.weight": 4},
+        {"z.weight": "e4m3"}, {"x.weight": "/" * 60}, {"x.weight": "qint4/9223372036854775808/bf16"}, [])):
+    put("packed_map", f"formats{i}", json.dumps(sound) + "\0" + json.dumps(formats))
+put("packed_map", "formats_bytes", json.dumps(sound) + "\0\"\\\x01")
+
 TOKENIZERS = HERE / "tokenizers"
 TEXT = "\0Hello  world's 12345\n\n x<s>e\u0301 \u4e2d\U0001f600 the letter"
 for path in sorted(TOKENIZERS.glob("*.json")):
