@@ -14,8 +14,6 @@
 #include "core/memory.h"
 #include "format/packed_priv.h"
 
-static const char data_suffix[] = "._data";
-
 bool tess_packed_is_quanto(const char *name, size_t *nbytes)
 {
     static const char *const suffix[] = {".weight._data._data", ".weight._data"};
@@ -266,7 +264,7 @@ static tess_status stated_rule(const tess_packing_weight *w, tess_codec *codec)
 tess_status tess_packed_quanto(tess_packing_weight *w)
 {
     const size_t nbytes = strlen(w->codes->name), named = strlen(w->name);
-    const bool is_groups = nbytes > named + sizeof data_suffix - 1;
+    const bool is_groups = nbytes > named + strlen("._data");
     const tess_model_tensor *scale = NULL, *shift = NULL;
     tess_codec *codec = &w->to->codec;
     TESS_TRY(mapped_format(w, &codec->format));
