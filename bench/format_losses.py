@@ -54,15 +54,16 @@ class Bench:
                       str(self.scratch / f"{name}.h5")])
 
     def settings(self, name, seed):
-        return [f"{ROOT}/examples/quickstart.yaml", *self.common, *(f"base.{key}={value}" for key, value in FORMATS[name].items()),
-                f"train.seed={seed}",
+        base = [f"base.{key}={value}" for key, value in FORMATS[name].items()]
+        return [f"{ROOT}/examples/quickstart.yaml", *self.common, *base, f"train.seed={seed}",
                 f"output.dir={self.scratch}/{name}.{seed}"]
 
     def trained(self, name, seed):
         subprocess.run(["rm", "-rf", f"{self.scratch}/{name}.{seed}"], check=True)
         self.run(["train", *self.settings(name, seed)], self.args.ranks)
         rows = [json.loads(line) for line in open(f"{self.scratch}/{name}.{seed}/eval.jsonl")]
-        return {"kind": "trained", "format": name, "seed": seed, "before": rows[0]["eval_loss"], "after": rows[-1]["eval_loss"]}
+        before, after = rows[0]["eval_loss"], rows[-1]["eval_loss"]
+        return {"kind": "trained", "format": name, "seed": seed, "before": before, "after": after}
 
     def moved(self, name, source, seed):
         text = self.run(["eval", *self.settings(name, seed), "--json", "--adapter",

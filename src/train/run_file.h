@@ -85,10 +85,11 @@ TESS_MUST_CHECK tess_status tess_run_yaml(const tess_run *run, char **text, size
 TESS_MUST_CHECK tess_status tess_run_numerics(const tess_run *run, char **text, size_t *nbytes);
 
 /**
- * Compare two listings of "key=value\n" lines sorted by key.
+ * Compare two listings of "key=value\n" lines sorted by key. A key of the schema that `stored` lacks
+ * had its default there: it may be of an older version.
  *
  * Local. @param[out] text one line "train.seed: 0 -> 1, ...", "" when equal; free with tess_free
- * @param[out] difference_numel keys that differ or stand in one listing only
+ * @param[out] difference_numel keys that differ, or stand in one listing only
  */
 TESS_MUST_CHECK tess_status tess_run_numerics_diff(const char *stored, const char *current,
                                                    char **text, int64_t *difference_numel);

@@ -123,7 +123,33 @@ static tess_status write_change(const listing_line *a, const listing_line *b, te
     return TESS_OK;
 }
 
-static tess_status write_diff(const char *a, const char *b, tess_strbuf *out, int64_t *numel)
+/* What a run says that says nothing. */
+static tess_status list_defaults(char **text)
+{
+    static const char minimal[] = "model: {path: x}\ndata: {path: x}\noutput: {dir: x}\n";
+    tess_run *run = NULL;
+    size_t nbytes = 0;
+    TESS_TRY(tess_run_parse(minimal, sizeof minimal - 1, "defaults", NULL, 0, &run));
+    const tess_status st = tess_run_numerics(run, text, &nbytes);
+    tess_run_destroy(&run);
+    return st;
+}
+
+static bool has_line(const char *listing, const listing_line *line)
+{
+    while (*listing != '\0') {
+        const listing_line found = line_at(listing);
+        if (found.nbytes == line->nbytes &&
+            memcmp(found.text, line->text, (size_t)line->nbytes) == 0)
+            return true;
+        listing = after(listing, &found);
+    }
+    return false;
+}
+
+/* A key that `a` does not know, for it is older, had its default there. */
+static tess_status write_diff(const char *a, const char *b, const char *defaults, tess_strbuf *out,
+                              int64_t *numel)
 {
     while (*a != '\0' || *b != '\0') {
         const listing_line left = line_at(a);
@@ -131,7 +157,7 @@ static tess_status write_diff(const char *a, const char *b, tess_strbuf *out, in
         const int order = line_compare(&left, &right);
         const bool is_equal = order == 0 && left.nbytes == right.nbytes &&
                               memcmp(left.text, right.text, (size_t)left.nbytes) == 0;
-        if (!is_equal) {
+        if (!is_equal && !(order > 0 && has_line(defaults, &right))) {
             *numel += 1;
             TESS_TRY(write_change(order <= 0 ? &left : NULL, order >= 0 ? &right : NULL, out));
         }
@@ -147,7 +173,12 @@ tess_status tess_run_numerics_diff(const char *stored, const char *current, char
     tess_strbuf buf = {0};
     int64_t numel = 0;
     size_t nbytes = 0;
-    TESS_TRY(give(&buf, write_diff(stored, current, &buf, &numel), text, &nbytes));
+    char *defaults = NULL;
+    TESS_TRY(list_defaults(&defaults));
+    const tess_status st =
+        give(&buf, write_diff(stored, current, defaults, &buf, &numel), text, &nbytes);
+    tess_free(defaults);
+    TESS_TRY(st);
     *difference_numel = numel;
     return TESS_OK;
 }

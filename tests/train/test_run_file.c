@@ -661,6 +661,9 @@ static void test_run_numerics_diff_lists_every_difference(void **state)
         {"", "a=1\n", "a: absent -> 1", 1},
         {"x=a b\n", "", "x: a b -> absent", 1},
         {"x=long\n", "x=longer\n", "x: long -> longer", 1},
+        {"", "lora.dropout=0\n", "", 0},
+        {"", "lora.dropout=0.1\n", "lora.dropout: absent -> 0.1", 1},
+        {"lora.dropout=0\n", "", "lora.dropout: 0 -> absent", 1},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         char *text = NULL;
