@@ -16,13 +16,15 @@
 
 #define FORCE static inline __attribute__((always_inline))
 
-/* Values are finite but for overflow, so NaN needs no case of its own. */
+/* Infinity stays, and so does the NaN of an fp8 code: its low bits are zero, so nothing is carried
+ * into the sign. */
 FORCE float to_bf16(float x)
 {
     const uint32_t bits = tess_f32_bits(x);
     return tess_f32_of_bits((bits + 0x7fffU + (bits >> 16 & 1U)) & 0xffff0000U);
 }
 
+/* Masks and no choices: compilers leave a choice between sums as a branch. */
 FORCE float to_f16(float x)
 {
     const uint32_t bits = tess_f32_bits(x), sign = bits & 0x80000000U;
@@ -30,8 +32,10 @@ FORCE float to_f16(float x)
     const uint32_t normal = (magnitude + 0xfffU + (magnitude >> 13 & 1U)) & 0xffffe000U;
     /* The last place of 0.5 is the step of f16's subnormals. */
     const uint32_t small = tess_f32_bits((tess_f32_of_bits(magnitude) + 0.5F) - 0.5F);
-    const uint32_t held = magnitude >= 0x477ff000U ? 0x7f800000U : normal;
-    return tess_f32_of_bits(sign | (magnitude < 0x38800000U ? small : held));
+    const uint32_t is_small = 0U - (uint32_t)(magnitude < 0x38800000U);
+    const uint32_t is_over = 0U - (uint32_t)(magnitude >= 0x477ff000U); /* 65520 */
+    const uint32_t held = (small & is_small) | (normal & ~is_small);
+    return tess_f32_of_bits(sign | (0x7f800000U & is_over) | (held & ~is_over));
 }
 
 FORCE float to_dtype(tess_dtype dt, float x)
@@ -86,7 +90,7 @@ FORCE void decode_as(piece p, tess_code_kind kind, tess_dtype dt, bool is_bf16)
     uint16_t *restrict half = p.dst;
     if (is_bf16) {
         for (int64_t i = 0; i < p.numel; i++)
-            half[i] = tess_bf16_from_f32(element_of(&p, i, kind, dt));
+            half[i] = (uint16_t)(tess_f32_bits(to_bf16(element_of(&p, i, kind, dt))) >> 16);
     } else {
         for (int64_t i = 0; i < p.numel; i++)
             wide[i] = element_of(&p, i, kind, dt);

@@ -17,43 +17,30 @@ TESS_BEGIN_DECLS
 #define TESS_E4M3_MAX 448.0F
 #define TESS_E5M2_MAX 57344.0F
 
-/* The widenings are written for compilers to make vector code of: the exponent moves to that of an
- * f32; of a subnormal the implicit one that appears is subtracted again. */
-
-/** Local. */
-static inline float tess_e4m3_to_f32(uint8_t code)
+/* Compilers make vector code of this, for want of branches. The exponent moves to that of an f32; of
+ * a subnormal the implicit one that appears is subtracted again; codes from `least_special` on are
+ * infinity or NaN, whose exponent is all ones. */
+static inline float tess_fp8_to_f32(uint8_t code, unsigned fraction, uint32_t bias,
+                                    uint32_t least_special)
 {
+    typedef union word {
+        uint32_t u;
+        float f;
+    } word;
     const uint32_t magnitude = code & 0x7fU, sign = (uint32_t)(code & 0x80U) << 24;
-    const uint32_t is_small = magnitude < 8U;
-    uint32_t bits = (magnitude << 20) + ((120U + is_small) << 23);
-    float x = 0.0F, one = 0.0F;
-    const uint32_t one_bits = is_small * (121U << 23);
-    memcpy(&x, &bits, sizeof x);
-    memcpy(&one, &one_bits, sizeof one);
-    x -= one;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (magnitude == 0x7fU ? 0x7fc00000U : bits) | sign;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    const uint32_t is_small = magnitude < 1U << fraction, is_special = magnitude >= least_special;
+    const word one = {is_small * ((128U - bias) << 23)};
+    word x = {(magnitude << (23U - fraction)) + ((127U - bias + is_small) << 23)};
+    x.f -= one.f;
+    x.u |= sign | is_special * 0x7f800000U;
+    return x.f;
 }
 
 /** Local. */
-static inline float tess_e5m2_to_f32(uint8_t code)
-{
-    const uint32_t magnitude = code & 0x7fU, sign = (uint32_t)(code & 0x80U) << 24;
-    const uint32_t is_small = magnitude < 4U;
-    uint32_t bits = (magnitude << 21) + ((112U + is_small) << 23);
-    float x = 0.0F, one = 0.0F;
-    const uint32_t one_bits = is_small * (113U << 23);
-    memcpy(&x, &bits, sizeof x);
-    memcpy(&one, &one_bits, sizeof one);
-    x -= one;
-    memcpy(&bits, &x, sizeof bits);
-    bits = magnitude == 0x7cU ? 0x7f800000U : bits;
-    bits = (magnitude > 0x7cU ? 0x7fc00000U : bits) | sign;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+static inline float tess_e4m3_to_f32(uint8_t code) { return tess_fp8_to_f32(code, 3, 7, 0x7fU); }
+
+/** Local. */
+static inline float tess_e5m2_to_f32(uint8_t code) { return tess_fp8_to_f32(code, 2, 15, 0x7cU); }
 
 /* `fraction` bits of fraction; the smallest normal number is 2^least, the largest has bits `most`
  * of an f32 and code `most_code`. */
