@@ -19,8 +19,11 @@ void tess_rewrite_options_fini(tess_rewrite_options *o)
         tess_free((void *)(uintptr_t)o->key[i].text);
     for (int64_t i = 0; i < o->rule_numel; i++)
         tess_free((void *)(uintptr_t)o->rule[i].match);
+    for (int64_t i = 0; i < o->base_rule_numel; i++)
+        tess_free((void *)(uintptr_t)o->base_rule[i].match);
     tess_free(o->key);
     tess_free(o->rule);
+    tess_free(o->base_rule);
 }
 
 error_t tess_rewrite_options_key(const struct argp_state *state, tess_rewrite_options *o,
@@ -38,19 +41,20 @@ error_t tess_rewrite_options_key(const struct argp_state *state, tess_rewrite_op
 }
 
 /* The last '=' divides: expressions may hold others. */
-static error_t add_rule(const struct argp_state *state, tess_rewrite_options *o, const char *arg)
+static error_t add_rule(const struct argp_state *state, tess_rewrite_rule **rule, int64_t *numel,
+                        const char *arg)
 {
     const char *equals = strrchr(arg, '=');
     char *match = NULL;
-    void *grown = o->rule;
+    void *grown = *rule;
     if (equals == NULL || equals == arg || equals[1] == '\0')
-        return tess_launch_refuse(state, "--override: expected REGEX=FORMAT, found '%.100s'", arg);
-    if (tess_realloc_array(o->rule_numel, o->rule_numel + 1, sizeof *o->rule, &grown) != TESS_OK)
+        return tess_launch_refuse(state, "expected REGEX=FORMAT, found '%.100s'", arg);
+    if (tess_realloc_array(*numel, *numel + 1, sizeof **rule, &grown) != TESS_OK)
         return EINVAL;
-    o->rule = grown;
+    *rule = grown;
     if (tess_strndup(arg, (size_t)(equals - arg), &match) != TESS_OK)
         return EINVAL;
-    o->rule[o->rule_numel++] = (tess_rewrite_rule){.match = match, .format = equals + 1};
+    (*rule)[(*numel)++] = (tess_rewrite_rule){.match = match, .format = equals + 1};
     return 0;
 }
 
@@ -113,7 +117,9 @@ error_t tess_rewrite_options_parse(const struct argp_state *state, tess_rewrite_
         return tess_rewrite_options_key(state, o, "base.double_quant",
                                         *arg == 'y' ? "true" : "false");
     case TESS_REWRITE_OVERRIDE:
-        return add_rule(state, o, arg);
+        return add_rule(state, &o->rule, &o->rule_numel, arg);
+    case TESS_REWRITE_BASE_OVERRIDE:
+        return add_rule(state, &o->base_rule, &o->base_rule_numel, arg);
     case TESS_REWRITE_STORAGE:
         return set_storage(state, o, arg);
     case TESS_REWRITE_SHARD:

@@ -15,7 +15,8 @@ enum {
     TESS_REWRITE_OVERRIDE,
     TESS_REWRITE_STORAGE,
     TESS_REWRITE_SHARD,
-    TESS_REWRITE_THREADS
+    TESS_REWRITE_THREADS,
+    TESS_REWRITE_BASE_OVERRIDE
 };
 
 /** For the table of a command's options. */
@@ -61,6 +62,8 @@ typedef struct tess_rewrite_options {
     int64_t key_numel;
     tess_rewrite_rule *rule; /* [rule_numel], matches owned */
     int64_t rule_numel;
+    tess_rewrite_rule *base_rule; /* [base_rule_numel], matches owned: --base-override of merge */
+    int64_t base_rule_numel;
     tess_dtype storage;
     int64_t shard_nbytes;
     int64_t thread_numel;
