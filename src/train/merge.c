@@ -45,15 +45,39 @@ static tess_status make_room(room *r, int64_t numel)
 
 /* ---- which base ---- */
 
-/* Keys of the section base that make what `quant` names, none for what lies in the files. */
-static int64_t trained_keys(const tess_codec *codec, char text[KEY_MAX][KEY_NBYTES])
+/* Keys of the section base that make codec `c` of a layer with rows of `col_numel`. */
+static int64_t trained_keys(const tess_codec *c, int64_t col_numel, char text[KEY_MAX][KEY_NBYTES])
 {
-    snprintf(text[0], KEY_NBYTES, "base.format=%s", tess_format_name(codec->format));
-    if (codec->format != TESS_FORMAT_NF4 && codec->format != TESS_FORMAT_FP4)
-        return 1;
-    snprintf(text[1], KEY_NBYTES, "base.block_size=%" PRId64, codec->block_numel);
-    snprintf(text[2], KEY_NBYTES, "base.double_quant=%s", codec->double_quant ? "true" : "false");
-    return 3;
+    static const char *const rule[] = {
+#define X(name, word) [TESS_SCALE_RULE_##name] = word,
+        TESS_SCALE_RULE_LIST(X)
+#undef X
+    };
+    static const char *const scaling[] = {
+#define X(name, word) [TESS_SCALING_##name] = word,
+        TESS_SCALING_LIST(X)
+#undef X
+    };
+    static const char *const meaning[] = {
+#define X(name, word) [TESS_SCALE_##name] = word,
+        TESS_SCALE_MEANING_LIST(X)
+#undef X
+    };
+    int64_t numel = 0;
+    snprintf(text[numel++], KEY_NBYTES, "base.format=%s", tess_format_name(c->format));
+    if (c->format == TESS_FORMAT_NF4 || c->format == TESS_FORMAT_FP4) {
+        snprintf(text[numel++], KEY_NBYTES, "base.block_size=%" PRId64, c->block_numel);
+        snprintf(text[numel++], KEY_NBYTES, "base.double_quant=%s",
+                 c->double_quant ? "true" : "false");
+    } else if (c->format == TESS_FORMAT_QINT4 || c->format == TESS_FORMAT_QINT2) {
+        snprintf(text[numel++], KEY_NBYTES, "base.rule=%s", rule[c->rule]);
+        if (c->block_numel != tess_codec_group_numel(col_numel)) /* else auto, layer by layer */
+            snprintf(text[numel++], KEY_NBYTES, "base.group_size=%" PRId64, c->block_numel);
+    } else if (c->format == TESS_FORMAT_E4M3 || c->format == TESS_FORMAT_E5M2) {
+        snprintf(text[numel++], KEY_NBYTES, "base.scaling=%s", scaling[c->scaling]);
+        snprintf(text[numel++], KEY_NBYTES, "base.scale_meaning=%s", meaning[c->meaning]);
+    }
+    return numel;
 }
 
 static tess_status open_base(job *j, const char *const *key, int64_t key_numel)
@@ -79,6 +103,16 @@ static bool is_quantized(const tess_description *d)
     return false;
 }
 
+/* Length of the rows of the first linear layer: base.quant is its format. */
+static int64_t first_row_numel(const tess_registry *reg)
+{
+    for (int i = 0; i < reg->param_numel; i++)
+        if (reg->param[i].shape_rank == 2 &&
+            strcmp(reg->param[i].name, "model.embed_tokens.weight") != 0)
+            return reg->param[i].shape[1];
+    return 1;
+}
+
 /* The base as the adapter's metadata says it was trained over. */
 static tess_status open_trained(job *j)
 {
@@ -90,9 +124,10 @@ static tess_status open_trained(job *j)
     TESS_TRY(open_base(j, &keep, 1));
     if (j->options->is_original || quant == NULL || is_quantized(&j->base.d))
         return TESS_OK;
-    TESS_TRY(tess_codec_parse(quant, &codec));
+    const int64_t col_numel = first_row_numel(&j->base.d.registry);
+    TESS_TRY(tess_codec_parse(quant, col_numel, &codec));
     tess_rewrite_base_close(&j->base);
-    return open_base(j, key, trained_keys(&codec, text));
+    return open_base(j, key, trained_keys(&codec, col_numel, text));
 }
 
 static tess_status check_identity(job *j)
