@@ -9,6 +9,7 @@
 tess_status tess_model_writer_create(const tess_ctx *ctx, const tess_model_write_request *request,
                                      tess_model_writer **out)
 {
+    const bool is_gguf = tess_gguf_is_path(request->path);
     tess_io_kind kind = TESS_IO_MISSING;
     int64_t nbytes = 0;
     void *object = NULL;
@@ -17,8 +18,9 @@ tess_status tess_model_writer_create(const tess_ctx *ctx, const tess_model_write
                "'%s' exists; remove it or give another name with -o", request->path);
     TESS_TRY(tess_alloc(sizeof(tess_model_writer), &object));
     tess_model_writer *w = object;
-    w->ops = &tess_model_dir_ops;
-    const tess_status st = tess_model_dir_writer(ctx, request, &w->self);
+    w->ops = is_gguf ? &tess_model_gguf_ops : &tess_model_dir_ops;
+    const tess_status st = is_gguf ? tess_model_gguf_writer(ctx, request, &w->self)
+                                   : tess_model_dir_writer(ctx, request, &w->self);
     if (st != TESS_OK) {
         tess_free(w);
         return st;
