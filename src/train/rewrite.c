@@ -17,6 +17,19 @@ static tess_status put_quoted(tess_strbuf *yaml, const char *text)
     return tess_strbuf_add(yaml, "'");
 }
 
+/* Whether a format is one of base.format's words: the run file's own message is about lists. */
+static tess_status check_word(const char *format)
+{
+    const char *words = tess_run_key_at(TESS_RUN_KEY_base_format)->words;
+    const size_t nbytes = strlen(format);
+    for (const char *p = words; p != NULL; p = strchr(p + 1, '|'))
+        if (nbytes > 0 && strncmp(p + 1, format, nbytes) == 0 &&
+            (p[1 + nbytes] == '|' || p[1 + nbytes] == '\0'))
+            return TESS_OK;
+    return TESS_FAIL(TESS_E_CONFIG, "override: unknown format '%.32s' (known: %s)", format,
+                     words + 1);
+}
+
 /* [Note: a run that never runs] Formats are chosen by the keys of a run file, so that a model is
  * written exactly as a run over it would hold it. Keys that a run needs and this does not get
  * values that are not used. */
@@ -29,6 +42,7 @@ static tess_status put_run(tess_strbuf *yaml, const char *model, const tess_rewr
         return TESS_OK;
     TESS_TRY(tess_strbuf_add(yaml, "base:\n  overrides:\n"));
     for (int64_t i = 0; i < choice->rule_numel; i++) {
+        TESS_TRY(check_word(choice->rule[i].format));
         TESS_TRY(tess_strbuf_add(yaml, "  - {match: "));
         TESS_TRY(put_quoted(yaml, choice->rule[i].match));
         TESS_TRY(tess_strbuf_add(yaml, ", format: "));
