@@ -8,6 +8,7 @@
 
 #include "core/memory.h"
 #include "format/gguf_llm.h"
+#include "format/gguf_priv.h"
 #include "format/gguf_vocab.h"
 #include "format/model_write_priv.h"
 
@@ -143,6 +144,9 @@ static tess_status list_tensors(gguf_writer *w, const tess_model_write_request *
         tess_gguf_tensor *to = &w->tensor[w->tensor_numel++];
         TESS_CHECK(tess_gguf_name_of(from->name, w->name[i]), TESS_E_UNSUPPORTED,
                    "tensor '%s' has no name in GGUF files", from->name);
+        TESS_CHECK(tess_gguf_type_of(from->codec.format) >= 0, TESS_E_UNSUPPORTED,
+                   "tensor '%s': %s has no place in GGUF files; give the name of a directory",
+                   from->name, tess_format_name(from->codec.format));
         *to = (tess_gguf_tensor){
             .name = w->name[i], .format = from->codec.format, .dim_numel = from->dim_numel};
         memcpy(to->dim, from->dim, sizeof from->dim);
