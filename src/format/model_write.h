@@ -1,6 +1,6 @@
 /**
- * Whole models as other programs read them: a Hugging Face directory (plain safetensors, or weights
- * as bitsandbytes packs them) or one GGUF file.
+ * Whole models as other programs read them: a Hugging Face directory (plain safetensors, weights as
+ * bitsandbytes or optimum-quanto packs them, or fp8 with its scales) or one GGUF file.
  *
  * Sizes follow from names, shapes and codecs, so files are laid out at once and tensors come one by
  * one: nothing is kept but tables. What is half written has another name: the folder

@@ -28,7 +28,7 @@ typedef struct dir_writer {
     char *path, *folder; /* the name it gets, and the one it has until then */
     bool is_started;     /* `folder` is ours */
     char *quant;
-    tess_model_write_tensor *tensor; /* [tensor_numel] names are those of the slots */
+    tess_model_write_tensor *tensor; /* [tensor_numel] names are owned */
     int64_t *first_slot;             /* [tensor_numel + 1] */
     int64_t tensor_numel;
     slot *slot; /* [slot_numel] */
@@ -92,12 +92,13 @@ static tess_status list_slots(dir_writer *w, const tess_model_write_request *q)
         w->slot = grown;
         for (int k = 0; k < item_numel; k++)
             w->slot[w->slot_numel++].item = item[k];
+        char *name = NULL;
+        TESS_TRY(tess_strdup(q->tensor[i].name, &name));
         w->tensor[i] = q->tensor[i];
+        w->tensor[i].name = name;
+        w->tensor_numel++;
     }
     w->first_slot[q->tensor_numel] = w->slot_numel;
-    w->tensor_numel = q->tensor_numel;
-    for (int64_t i = 0; i < w->tensor_numel; i++) /* the first slot has the tensor's own name */
-        w->tensor[i].name = w->slot[w->first_slot[i]].item.name;
     return assign_files(w, q->shard_nbytes);
 }
 
@@ -116,8 +117,7 @@ static tess_status start_file(dir_writer *w, int file_idx, tess_st_tensor *st)
     }
     name_file(w, file_idx, name);
     TESS_TRY(path_of(w, name, path));
-    return tess_safetensors_writer_create(w->ctx->io, path, st, numel, metadata,
-                                          TESS_NELEM(metadata), &w->file[file_idx]);
+    return create_file(w, file_idx, st, numel, path);
 }
 
 /* ---- small files ---- */
@@ -162,6 +162,17 @@ static tess_status write_config(const dir_writer *w, const tess_model_write_requ
         st = tess_json_write(w->ctx->io, path, root, 2);
     tess_json_destroy(&root);
     tess_json_destroy(&made);
+    return st;
+}
+
+static tess_status write_map(const dir_writer *w, const tess_model_write_request *q)
+{
+    char path[PATH_MAX];
+    tess_json *map = NULL;
+    TESS_TRY(path_of(w, "quanto_qmap.json", path));
+    TESS_TRY(tess_packed_quanto_map(q, &map));
+    const tess_status st = map != NULL ? tess_json_write(w->ctx->io, path, map, 2) : TESS_OK;
+    tess_json_destroy(&map);
     return st;
 }
 
@@ -259,6 +270,7 @@ static tess_status start_files(dir_writer *w, const tess_model_write_request *q)
     void *st_memory = NULL;
     TESS_TRY(start_folder(w));
     TESS_TRY(write_config(w, q));
+    TESS_TRY(write_map(w, q));
     for (int i = 0; q->source_path != NULL && i < TESS_NELEM(small_file); i++)
         TESS_TRY(copy_small_file(w, q->source_path, small_file[i]));
     TESS_TRY(tess_alloc_array(w->slot_numel, sizeof(tess_st_tensor), &st_memory));
@@ -278,6 +290,8 @@ static void destroy(void *self)
         tess_safetensors_writer_destroy(&w->file[i]);
     if (w->is_started) /* after a failure: its error is the one to keep */
         (void)!remove_folder(w);
+    for (int64_t i = 0; i < w->tensor_numel; i++)
+        tess_free((void *)(uintptr_t)w->tensor[i].name);
     tess_free(w->slot);
     tess_free(w->first_slot);
     tess_free(w->tensor);
@@ -292,7 +306,6 @@ static tess_status put_item(dir_writer *w, const slot *s, const tess_model_write
 {
     char text[TESS_PACKED_TEXT_NBYTES];
     const void *bytes = NULL;
-    const uint8_t zero = 0;
     switch (s->item.source) {
     case TESS_PACKED_PART:
         bytes = part[s->item.part_idx];
@@ -304,8 +317,8 @@ static tess_status put_item(dir_writer *w, const slot *s, const tess_model_write
         tess_packed_state_text(t, t->codec.double_quant ? *(const float *)part[3] : 0.0F, text);
         bytes = text;
         break;
-    case TESS_PACKED_ZERO:
-        bytes = &zero;
+    case TESS_PACKED_CONSTANT: /* little endian, as all of this program is */
+        bytes = &s->item.constant;
         break;
     }
     return tess_safetensors_writer_append(w->file[s->file_idx], s->tensor_idx, bytes,

@@ -33,10 +33,10 @@ TESS_MUST_CHECK tess_status tess_model_gguf_writer(const tess_ctx *ctx,
 
 /** What a tensor of a file is made of. */
 typedef enum tess_packed_source {
-    TESS_PACKED_PART,  /* part `part_idx` */
-    TESS_PACKED_TABLE, /* constants */
-    TESS_PACKED_STATE, /* JSON text */
-    TESS_PACKED_ZERO   /* one byte: rows */
+    TESS_PACKED_PART,    /* part `part_idx` */
+    TESS_PACKED_TABLE,   /* `table` */
+    TESS_PACKED_STATE,   /* JSON text */
+    TESS_PACKED_CONSTANT /* `constant` */
 } tess_packed_source;
 
 /** One tensor of a file that belongs to a tensor of the model. */
@@ -46,7 +46,20 @@ typedef struct tess_packed_item {
     tess_packed_source source;
     int part_idx;
     const float *table;
+    uint32_t constant; /* its first bytes */
 } tess_packed_item;
+
+/** A list of them that is being made for one tensor. */
+typedef struct tess_packed_list {
+    const tess_model_write_tensor *tensor;
+    tess_packed_item *item;
+    int numel;
+} tess_packed_list;
+
+/** Add X + `suffix`, `cut` bytes cut off the end of the tensor's name before: part 0, a vector,
+ * unless the caller says otherwise. Local. */
+tess_packed_item *tess_packed_add(tess_packed_list *l, int cut, const char *suffix,
+                                  tess_st_dtype dtype, int64_t numel);
 
 /** The tensors that stand for one tensor of a model. Local. @return TESS_E_UNSUPPORTED codes that
  * the storage dtype cannot label */
@@ -57,9 +70,18 @@ TESS_MUST_CHECK tess_status tess_packed_items(const tess_model_write_request *re
 /** The quant_state of a 4-bit weight: as many bytes whatever `nested_offset` is. Local. */
 void tess_packed_state_text(const tess_model_write_tensor *tensor, float nested_offset,
                             char text[TESS_PACKED_TEXT_NBYTES]);
+/** Tensors of a weight as optimum-quanto packs it, and of one in fp8. Local. */
+TESS_MUST_CHECK tess_status tess_packed_add_quanto(tess_packed_list *l);
+TESS_MUST_CHECK tess_status tess_packed_add_fp8(tess_packed_list *l);
+/** Whether its codec is one of these. Local. */
+bool tess_packed_is_quanto_codec(const tess_codec *codec);
+bool tess_packed_is_fp8_codec(const tess_codec *codec);
+/** quanto's map of modules to types; NULL when nothing is packed so. Local. */
+TESS_MUST_CHECK tess_status tess_packed_quanto_map(const tess_model_write_request *request,
+                                                   tess_json **out);
 /** Whether its codec is one that bitsandbytes packs. Local. */
 bool tess_packed_is_packed(const tess_codec *codec);
-/** quantization_config of config.json, NULL when nothing is packed. Local. @return
+/** Add quantization_config of bitsandbytes to config.json where something is packed so. Local. @return
  * TESS_E_UNSUPPORTED 4 and 8 bits in one model */
 TESS_MUST_CHECK tess_status tess_packed_config(const tess_model_write_request *request,
                                                tess_json *config);

@@ -49,16 +49,8 @@ void tess_packed_state_text(const tess_model_write_tensor *t, float nested_offse
         snprintf(text + n, TESS_PACKED_TEXT_NBYTES - (size_t)n, "}");
 }
 
-/* A list that is being made. */
-typedef struct items {
-    const tess_model_write_tensor *tensor;
-    tess_packed_item *item;
-    int numel;
-} items;
-
-/* X + `suffix` beside or below X.weight; a vector unless the caller says otherwise. */
-static tess_packed_item *add_item(items *l, int cut, const char *suffix, tess_st_dtype dtype,
-                                  int64_t numel)
+tess_packed_item *tess_packed_add(tess_packed_list *l, int cut, const char *suffix,
+                                  tess_st_dtype dtype, int64_t numel)
 {
     tess_packed_item *it = &l->item[l->numel++];
     *it = (tess_packed_item){.source = TESS_PACKED_PART,
@@ -68,14 +60,14 @@ static tess_packed_item *add_item(items *l, int cut, const char *suffix, tess_st
     return it;
 }
 
-static void add_table(items *l, const char *suffix, const float *table, int64_t numel)
+static void add_table(tess_packed_list *l, const char *suffix, const float *table, int64_t numel)
 {
-    tess_packed_item *it = add_item(l, 0, suffix, TESS_ST_F32, numel);
+    tess_packed_item *it = tess_packed_add(l, 0, suffix, TESS_ST_F32, numel);
     it->source = TESS_PACKED_TABLE;
     it->table = table;
 }
 
-static tess_status list_bnb4(const tess_model_write_request *q, items *l)
+static tess_status list_bnb4(const tess_model_write_request *q, tess_packed_list *l)
 {
     const tess_model_write_tensor *t = l->tensor;
     const int64_t numel = t->dim[0] * t->dim[1];
@@ -89,15 +81,15 @@ static tess_status list_bnb4(const tess_model_write_request *q, items *l)
                "tensor '%s': %" PRId64 " bytes of codes are no whole number of %s elements; use "
                "quant_storage uint8",
                t->name, nbytes, torch_name(q->storage));
-    tess_packed_item *codes = add_item(l, 0, "", label, nbytes / label_nbytes);
+    tess_packed_item *codes = tess_packed_add(l, 0, "", label, nbytes / label_nbytes);
     codes->st.dim_numel = 2;
     codes->st.dim[1] = 1;
     const bool is_double = t->codec.double_quant;
-    add_item(l, 0, ".absmax", is_double ? TESS_ST_U8 : TESS_ST_F32, block_numel)->part_idx = 1;
+    tess_packed_add(l, 0, ".absmax", is_double ? TESS_ST_U8 : TESS_ST_F32, block_numel)->part_idx = 1;
     add_table(l, ".quant_map", t->codec.format == TESS_FORMAT_NF4 ? q->tables.nf4 : q->tables.fp4,
               16);
     if (is_double) {
-        add_item(l, 0, ".nested_absmax", TESS_ST_F32,
+        tess_packed_add(l, 0, ".nested_absmax", TESS_ST_F32,
                  tess_ceil_div(block_numel, TESS_NESTED_BLOCK_NUMEL))
             ->part_idx = 2;
         add_table(l, ".nested_quant_map", q->tables.dynamic, 256);
@@ -105,24 +97,24 @@ static tess_status list_bnb4(const tess_model_write_request *q, items *l)
     snprintf(suffix, sizeof suffix, ".quant_state.bitsandbytes__%s",
              tess_format_name(t->codec.format));
     tess_packed_state_text(t, 0.0F, text);
-    add_item(l, 0, suffix, TESS_ST_U8, (int64_t)strlen(text))->source = TESS_PACKED_STATE;
+    tess_packed_add(l, 0, suffix, TESS_ST_U8, (int64_t)strlen(text))->source = TESS_PACKED_STATE;
     return TESS_OK;
 }
 
-static void list_int8(items *l)
+static void list_int8(tess_packed_list *l)
 {
     static const int weight_nbytes = sizeof ".weight" - 1;
     const tess_model_write_tensor *t = l->tensor;
-    tess_packed_item *codes = add_item(l, 0, "", TESS_ST_I8, t->dim[0]);
+    tess_packed_item *codes = tess_packed_add(l, 0, "", TESS_ST_I8, t->dim[0]);
     codes->st.dim_numel = 2;
     codes->st.dim[1] = t->dim[1];
-    add_item(l, weight_nbytes, ".SCB", TESS_ST_F32, t->dim[0])->part_idx = 1;
-    tess_packed_item *layout = add_item(l, weight_nbytes, ".weight_format", TESS_ST_U8, 0);
+    tess_packed_add(l, weight_nbytes, ".SCB", TESS_ST_F32, t->dim[0])->part_idx = 1;
+    tess_packed_item *layout = tess_packed_add(l, weight_nbytes, ".weight_format", TESS_ST_U8, 0);
     layout->st.dim_numel = 0;
-    layout->source = TESS_PACKED_ZERO;
+    layout->source = TESS_PACKED_CONSTANT; /* 0: rows */
 }
 
-static tess_status list_plain(items *l)
+static tess_status list_plain(tess_packed_list *l)
 {
     const tess_model_write_tensor *t = l->tensor;
     const tess_format format = t->codec.format;
@@ -132,7 +124,7 @@ static tess_status list_plain(items *l)
                TESS_E_UNSUPPORTED,
                "tensor '%s': %s has no place in safetensors; give a file name that ends in .gguf",
                t->name, text);
-    tess_packed_item *it = add_item(l, 0, "",
+    tess_packed_item *it = tess_packed_add(l, 0, "",
                                     format == TESS_FORMAT_F32    ? TESS_ST_F32
                                     : format == TESS_FORMAT_BF16 ? TESS_ST_BF16
                                                                  : TESS_ST_F16,
@@ -147,19 +139,25 @@ tess_status tess_packed_items(const tess_model_write_request *request,
                               tess_packed_item item[TESS_PACKED_ITEM_MAX], int *item_numel)
 {
     const size_t nbytes = strlen(tensor->name);
-    items l = {.tensor = tensor, .item = item};
+    tess_packed_list l = {.tensor = tensor, .item = item};
     TESS_CHECK(nbytes + 64 <= TESS_ST_NAME_MAX_NBYTES, TESS_E_RANGE,
                "tensor name of %zu bytes: expected at most %d", nbytes,
                TESS_ST_NAME_MAX_NBYTES - 64);
-    TESS_CHECK(!tess_packed_is_packed(&tensor->codec) ||
+    const bool is_quanto = tess_packed_is_quanto_codec(&tensor->codec);
+    const bool is_fp8 = tess_packed_is_fp8_codec(&tensor->codec);
+    TESS_CHECK(!(tess_packed_is_packed(&tensor->codec) || is_quanto || is_fp8) ||
                    (tensor->dim_numel == 2 && nbytes > 7 &&
                     strcmp(tensor->name + nbytes - 7, ".weight") == 0),
-               TESS_E_UNSUPPORTED, "tensor '%s': bitsandbytes packs matrices named X.weight only",
-               tensor->name);
+               TESS_E_UNSUPPORTED, "tensor '%s': expected a matrix named X.weight for %s", tensor->name,
+               tess_format_name(tensor->codec.format));
     if (is_4bit(&tensor->codec))
         TESS_TRY(list_bnb4(request, &l));
     else if (tensor->codec.format == TESS_FORMAT_INT8)
         list_int8(&l);
+    else if (is_quanto)
+        TESS_TRY(tess_packed_add_quanto(&l));
+    else if (is_fp8)
+        TESS_TRY(tess_packed_add_fp8(&l));
     else
         TESS_TRY(list_plain(&l));
     for (int i = 0; i < l.numel; i++)
