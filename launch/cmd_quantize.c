@@ -55,7 +55,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"format", 'f', "FORMAT", 0,
-     "Of linear layers but lm_head: nf4 (default), fp4, bf16, f16, f32, q8_0, q4_0, or keep", 0},
+     "Of linear layers but lm_head: nf4 (default), fp4, int8, qint8, qint4, qint2, qfloat8, "
+     "qfloat8_e5m2, e4m3, e5m2, bf16, f16, f32, or keep; in a .gguf file q8_0, q4_0, bf16, f16, "
+     "f32",
+     0},
     TESS_REWRITE_OPTIONS,
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},

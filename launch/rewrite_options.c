@@ -100,16 +100,33 @@ static error_t set_shard(const struct argp_state *state, tess_rewrite_options *o
                               arg);
 }
 
+/* Options that are keys of the run file, which checks their values. */
+static const char *run_key(int key)
+{
+    static const struct {
+        int key;
+        const char *name;
+    } known[] = {{TESS_REWRITE_BLOCK, "base.block_size"},
+                 {TESS_REWRITE_GROUP, "base.group_size"},
+                 {TESS_REWRITE_RULE, "base.rule"},
+                 {TESS_REWRITE_SCALING, "base.scaling"},
+                 {TESS_REWRITE_MEANING, "base.scale_meaning"}};
+    for (int i = 0; i < TESS_NELEM(known); i++)
+        if (known[i].key == key)
+            return known[i].name;
+    return NULL;
+}
+
 error_t tess_rewrite_options_parse(const struct argp_state *state, tess_rewrite_options *o, int key,
                                    const char *arg)
 {
     static const int64_t thread_range[2] = {1, 1024};
+    if (run_key(key) != NULL)
+        return tess_rewrite_options_key(state, o, run_key(key), arg);
     switch (key) {
     case 'o':
         o->output = arg;
         return 0;
-    case TESS_REWRITE_BLOCK:
-        return tess_rewrite_options_key(state, o, "base.block_size", arg);
     case TESS_REWRITE_DOUBLE:
         if (strcmp(arg, "yes") != 0 && strcmp(arg, "no") != 0)
             return tess_launch_refuse(state, "--double-quant: expected yes or no, found '%.100s'",

@@ -12,6 +12,10 @@ TESS_BEGIN_DECLS
 enum {
     TESS_REWRITE_BLOCK = 0x200,
     TESS_REWRITE_DOUBLE,
+    TESS_REWRITE_GROUP,
+    TESS_REWRITE_RULE,
+    TESS_REWRITE_SCALING,
+    TESS_REWRITE_MEANING,
     TESS_REWRITE_OVERRIDE,
     TESS_REWRITE_STORAGE,
     TESS_REWRITE_SHARD,
@@ -20,41 +24,29 @@ enum {
 };
 
 /** For the table of a command's options. */
-#define TESS_REWRITE_OPTIONS                                                                       \
-    {"output", 'o', "OUT", 0, "Directory or .gguf file to write; it must not exist", 0},           \
-        {"block-size",                                                                             \
-         TESS_REWRITE_BLOCK,                                                                       \
-         "N",                                                                                      \
-         0,                                                                                        \
-         "Elements that share a scale in nf4 and fp4 (default 64)",                                \
-         0},                                                                                       \
-        {"double-quant",                                                                           \
-         TESS_REWRITE_DOUBLE,                                                                      \
-         "yes|no",                                                                                 \
-         0,                                                                                        \
-         "Scales of nf4 and fp4 in 8 bits (default yes)",                                          \
-         0},                                                                                       \
-        {"override",                                                                               \
-         TESS_REWRITE_OVERRIDE,                                                                    \
-         "REGEX=FORMAT",                                                                           \
-         0,                                                                                        \
-         "Format of the tensors whose whole name matches; the first that matches decides",         \
-         0},                                                                                       \
-        {"quant-storage",                                                                          \
-         TESS_REWRITE_STORAGE,                                                                     \
-         "DTYPE",                                                                                  \
-         0,                                                                                        \
-         "Label of 4-bit codes in a directory: uint8 (default), bf16, f16 or f32",                 \
-         0},                                                                                       \
-        {"max-shard-size",                                                                         \
-         TESS_REWRITE_SHARD,                                                                       \
-         "SIZE",                                                                                   \
-         0,                                                                                        \
-         "Largest safetensors file, in bytes or as 500MB, 5GB (default 5GB)",                      \
-         0},                                                                                       \
-    {                                                                                              \
-        "threads", TESS_REWRITE_THREADS, "N", 0, "Threads (default 1)", 0                          \
-    }
+/* clang-format off */
+#define TESS_REWRITE_OPTIONS \
+    {"output", 'o', "OUT", 0, "Directory or .gguf file to write; it must not exist", 0}, \
+    {"block-size", TESS_REWRITE_BLOCK, "N", 0, \
+     "Elements that share a scale in nf4 and fp4 (default 64)", 0}, \
+    {"double-quant", TESS_REWRITE_DOUBLE, "yes|no", 0, \
+     "Scales of nf4 and fp4 in 8 bits (default yes)", 0}, \
+    {"group-size", TESS_REWRITE_GROUP, "N", 0, \
+     "Elements of a row that share scale and shift in qint4 and qint2 (default auto)", 0}, \
+    {"rule", TESS_REWRITE_RULE, "RULE", 0, \
+     "How scales of qint4 and qint2 are chosen: minmax (default), mse or hqq", 0}, \
+    {"scaling", TESS_REWRITE_SCALING, "WHAT", 0, \
+     "What has a scale in e4m3 and e5m2: row (default), tensor, or raw: nothing", 0}, \
+    {"scale-meaning", TESS_REWRITE_MEANING, "WHICH", 0, \
+     "Scale stored with e4m3 and e5m2: dequant_scale (default) or quant_scale", 0}, \
+    {"override", TESS_REWRITE_OVERRIDE, "REGEX=FORMAT", 0, \
+     "Format of the tensors whose whole name matches; the first that matches decides", 0}, \
+    {"quant-storage", TESS_REWRITE_STORAGE, "DTYPE", 0, \
+     "Label of nf4 and fp4 codes in a directory: uint8 (default), bf16, f16 or f32", 0}, \
+    {"max-shard-size", TESS_REWRITE_SHARD, "SIZE", 0, \
+     "Largest safetensors file, in bytes or as 500MB, 5GB (default 5GB)", 0}, \
+    {"threads", TESS_REWRITE_THREADS, "N", 0, "Threads (default 1)", 0}
+/* clang-format on */
 
 typedef struct tess_rewrite_options {
     const char *output;

@@ -102,10 +102,45 @@ static tess_status list_slots(dir_writer *w, const tess_model_write_request *q)
     return assign_files(w, q->shard_nbytes);
 }
 
+/* What names and bytes of a file's weights do not tell: TESS_MODEL_FORMATS_KEY, NULL: nothing. */
+static tess_status state_formats(const dir_writer *w, int file_idx, char **text)
+{
+    tess_json *root = NULL;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = TESS_OK;
+    for (int64_t i = 0; i < w->tensor_numel && st == TESS_OK; i++) {
+        const tess_codec *codec = &w->tensor[i].codec;
+        char identity[TESS_CODEC_TEXT_NBYTES];
+        if (w->slot[w->first_slot[i]].file_idx != file_idx ||
+            !(tess_packed_is_quanto_codec(codec) || tess_packed_is_fp8_codec(codec)))
+            continue;
+        tess_codec_describe(codec, identity);
+        st = tess_json_add_string(root, w->tensor[i].name, identity);
+    }
+    if (st == TESS_OK && tess_json_numel(root) > 0)
+        st = tess_json_dump(root, 0, text, NULL);
+    tess_json_destroy(&root);
+    return st;
+}
+
+static tess_status create_file(dir_writer *w, int file_idx, const tess_st_tensor *st, int64_t numel,
+                               const char *path)
+{
+    char *formats = NULL;
+    TESS_TRY(state_formats(w, file_idx, &formats));
+    const tess_st_pair metadata[] = {{"format", "pt"},
+                                     {"base.quant", w->quant},
+                                     {"base.identity", TESS_BASE_ID_UNKNOWN},
+                                     {TESS_MODEL_FORMATS_KEY, formats}};
+    const tess_status result = tess_safetensors_writer_create(
+        w->ctx->io, path, st, numel, metadata,
+        formats != NULL ? TESS_NELEM(metadata) : TESS_NELEM(metadata) - 1, &w->file[file_idx]);
+    tess_free(formats);
+    return result;
+}
+
 static tess_status start_file(dir_writer *w, int file_idx, tess_st_tensor *st)
 {
-    const tess_st_pair metadata[] = {
-        {"format", "pt"}, {"base.quant", w->quant}, {"base.identity", TESS_BASE_ID_UNKNOWN}};
     char name[BASE_NAME_NBYTES], path[PATH_MAX];
     int64_t numel = 0;
     for (int64_t s = 0; s < w->slot_numel; s++) {

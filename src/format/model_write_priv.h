@@ -81,8 +81,8 @@ TESS_MUST_CHECK tess_status tess_packed_quanto_map(const tess_model_write_reques
                                                    tess_json **out);
 /** Whether its codec is one that bitsandbytes packs. Local. */
 bool tess_packed_is_packed(const tess_codec *codec);
-/** Add quantization_config of bitsandbytes to config.json where something is packed so. Local. @return
- * TESS_E_UNSUPPORTED 4 and 8 bits in one model */
+/** Add quantization_config of bitsandbytes to config.json where something is packed so. Local.
+ * @return TESS_E_UNSUPPORTED 4 and 8 bits in one model */
 TESS_MUST_CHECK tess_status tess_packed_config(const tess_model_write_request *request,
                                                tess_json *config);
 

@@ -85,12 +85,13 @@ static tess_status list_bnb4(const tess_model_write_request *q, tess_packed_list
     codes->st.dim_numel = 2;
     codes->st.dim[1] = 1;
     const bool is_double = t->codec.double_quant;
-    tess_packed_add(l, 0, ".absmax", is_double ? TESS_ST_U8 : TESS_ST_F32, block_numel)->part_idx = 1;
+    tess_packed_add(l, 0, ".absmax", is_double ? TESS_ST_U8 : TESS_ST_F32, block_numel)->part_idx =
+        1;
     add_table(l, ".quant_map", t->codec.format == TESS_FORMAT_NF4 ? q->tables.nf4 : q->tables.fp4,
               16);
     if (is_double) {
         tess_packed_add(l, 0, ".nested_absmax", TESS_ST_F32,
-                 tess_ceil_div(block_numel, TESS_NESTED_BLOCK_NUMEL))
+                        tess_ceil_div(block_numel, TESS_NESTED_BLOCK_NUMEL))
             ->part_idx = 2;
         add_table(l, ".nested_quant_map", q->tables.dynamic, 256);
     }
@@ -125,10 +126,10 @@ static tess_status list_plain(tess_packed_list *l)
                "tensor '%s': %s has no place in safetensors; give a file name that ends in .gguf",
                t->name, text);
     tess_packed_item *it = tess_packed_add(l, 0, "",
-                                    format == TESS_FORMAT_F32    ? TESS_ST_F32
-                                    : format == TESS_FORMAT_BF16 ? TESS_ST_BF16
-                                                                 : TESS_ST_F16,
-                                    t->dim[0]);
+                                           format == TESS_FORMAT_F32    ? TESS_ST_F32
+                                           : format == TESS_FORMAT_BF16 ? TESS_ST_BF16
+                                                                        : TESS_ST_F16,
+                                           t->dim[0]);
     it->st.dim_numel = t->dim_numel;
     it->st.dim[1] = t->dim[1];
     return TESS_OK;
@@ -148,8 +149,8 @@ tess_status tess_packed_items(const tess_model_write_request *request,
     TESS_CHECK(!(tess_packed_is_packed(&tensor->codec) || is_quanto || is_fp8) ||
                    (tensor->dim_numel == 2 && nbytes > 7 &&
                     strcmp(tensor->name + nbytes - 7, ".weight") == 0),
-               TESS_E_UNSUPPORTED, "tensor '%s': expected a matrix named X.weight for %s", tensor->name,
-               tess_format_name(tensor->codec.format));
+               TESS_E_UNSUPPORTED, "tensor '%s': expected a matrix named X.weight for %s",
+               tensor->name, tess_format_name(tensor->codec.format));
     if (is_4bit(&tensor->codec))
         TESS_TRY(list_bnb4(request, &l));
     else if (tensor->codec.format == TESS_FORMAT_INT8)

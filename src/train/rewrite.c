@@ -37,7 +37,9 @@ static tess_status put_run(tess_strbuf *yaml, const char *model, const tess_rewr
 {
     TESS_TRY(tess_strbuf_add(yaml, "model: {path: "));
     TESS_TRY(put_quoted(yaml, model));
-    TESS_TRY(tess_strbuf_add(yaml, "}\ndata: {path: none}\noutput: {dir: none}\n"));
+    TESS_TRY(tess_strbuf_add(yaml, "}\ndata: {path: none}\noutput: {dir: "));
+    TESS_TRY(put_quoted(yaml, model)); /* where messages may look for what a run kept */
+    TESS_TRY(tess_strbuf_add(yaml, "}\n"));
     if (choice->rule_numel == 0)
         return TESS_OK;
     TESS_TRY(tess_strbuf_add(yaml, "base:\n  overrides:\n"));
