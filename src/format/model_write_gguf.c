@@ -23,6 +23,8 @@ typedef struct gguf_writer {
     tess_gguf_tensor *tensor;            /* [tensor_numel] */
     int64_t tensor_numel, nbytes;
     bool has_divisors; /* the last tensor is rope_freqs.weight */
+    char *moved;       /* [moved_nbytes] a tensor with its rows in the order of the file */
+    int64_t moved_nbytes;
     tess_gguf_writer *file;
 } gguf_writer;
 
@@ -173,6 +175,20 @@ static tess_status put_divisors(gguf_writer *w)
                                    (size_t)(w->config.head_dim / 2) * sizeof *whole);
 }
 
+static tess_status make_room(gguf_writer *w, int64_t nbytes)
+{
+    void *grown = NULL;
+    if (nbytes <= w->moved_nbytes)
+        return TESS_OK;
+    tess_free(w->moved);
+    w->moved = NULL;
+    w->moved_nbytes = 0;
+    TESS_TRY(tess_alloc((size_t)nbytes, &grown));
+    w->moved = grown;
+    w->moved_nbytes = nbytes;
+    return TESS_OK;
+}
+
 static tess_status put(void *self, int64_t tensor_idx, const void *const *part)
 {
     gguf_writer *w = self;
@@ -181,12 +197,12 @@ static tess_status put(void *self, int64_t tensor_idx, const void *const *part)
     if (head_dim == 0)
         return tess_gguf_writer_append(w->file, tensor_idx, part[0], (size_t)t->nbytes);
     const size_t row_nbytes = (size_t)(t->nbytes / t->dim[0]);
-    for (int64_t row = 0; row < t->dim[0]; row++) {
-        const char *from = (const char *)part[0];
-        from += (size_t)tess_gguf_hf_row(row, head_dim) * row_nbytes;
-        TESS_TRY(tess_gguf_writer_append(w->file, tensor_idx, from, row_nbytes));
-    }
-    return TESS_OK;
+    TESS_TRY(make_room(w, t->nbytes));
+    for (int64_t row = 0; row < t->dim[0]; row++)
+        memcpy(w->moved + (size_t)row * row_nbytes,
+               (const char *)part[0] + (size_t)tess_gguf_hf_row(row, head_dim) * row_nbytes,
+               row_nbytes);
+    return tess_gguf_writer_append(w->file, tensor_idx, w->moved, (size_t)t->nbytes);
 }
 
 static tess_status finish(void *self, const char *base_id)
@@ -202,6 +218,7 @@ static void destroy(void *self)
 {
     gguf_writer *w = self;
     tess_gguf_writer_destroy(&w->file);
+    tess_free(w->moved);
     tess_free(w->tensor);
     tess_free(w->name);
     tess_free(w);
