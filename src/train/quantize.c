@@ -116,6 +116,24 @@ static tess_status start(job *j)
     return tess_rewrite_start(j->ctx, &j->base, j->tensor, &request, &j->writer);
 }
 
+/* A file of another format than was asked for would be a surprise. */
+static tess_status check_changed(const job *j)
+{
+    const tess_quantize_row *ragged = NULL;
+    for (int64_t i = 0; i < j->result->row_numel; i++) {
+        const tess_quantize_row *row = &j->result->row[i];
+        if (row->is_ragged)
+            ragged = row;
+        else if (j->tensor[i].is_linear && strcmp(row->from, row->to) != 0)
+            return TESS_OK;
+    }
+    TESS_CHECK(ragged == NULL, TESS_E_UNSUPPORTED,
+               "no layer of '%s' has rows of whole blocks ('%s': %" PRId64 " elements); choose "
+               "another format",
+               j->options->model, ragged->name, ragged->shape[1]);
+    return TESS_OK;
+}
+
 static tess_status run(job *j)
 {
     /* A GGUF row is a whole number of blocks; a layer that is not keeps its format. */
@@ -129,6 +147,7 @@ static tess_status run(job *j)
         tess_log_root(&j->ctx->log, TESS_LOG_WARN, "tensor '%s' belongs to no %s model: left out",
                       tess_model_dir_unclaimed(j->base.d.dir, i)->name,
                       tess_llm_family_name(j->base.d.config.family));
+    TESS_TRY(check_changed(j));
     TESS_TRY(tess_rewrite_id_text(j->identity, j->result->base_id));
     j->result->relative_rms = j->square > 0.0 ? sqrt(j->error_square / j->square) : 0.0;
     return tess_model_writer_finish(j->writer, j->result->base_id);

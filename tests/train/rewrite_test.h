@@ -7,6 +7,7 @@
 #include "format/model_dir.h"
 #include "train/quantize.h"
 
+#define QUANTO TESS_TEST_SOURCE_DIR "/tests/golden/quanto/"
 #define BNB TESS_TEST_SOURCE_DIR "/tests/golden/bnb/"
 
 static inline int folder_setup(void **state) { return setup(state); }

@@ -87,10 +87,8 @@ static void expect_same_values(const fixture *f, const char *ours, const char *t
     tess_model_dir_close(&dir);
 }
 
-static void expect_golden(const fixture *f, const char *ours, const char *golden)
+static void expect_same_files(const fixture *f, const char *ours, const char *theirs)
 {
-    char theirs[512];
-    snprintf(theirs, sizeof theirs, BNB "%s", golden);
     tess_safetensors *a = open_weights(f, ours), *b = open_weights(f, theirs);
     assert_int_equal(tess_safetensors_numel(a), tess_safetensors_numel(b));
     for (int64_t i = 0; i < tess_safetensors_numel(a); i++) {
@@ -100,6 +98,13 @@ static void expect_golden(const fixture *f, const char *ours, const char *golden
     tess_safetensors_close(&a);
     tess_safetensors_close(&b);
     expect_same_values(f, ours, theirs);
+}
+
+static void expect_golden(const fixture *f, const char *ours, const char *golden)
+{
+    char theirs[512];
+    snprintf(theirs, sizeof theirs, BNB "%s", golden);
+    expect_same_files(f, ours, theirs);
 }
 
 static void test_quantize_bitsandbytes_same_bytes(void **state)
@@ -183,23 +188,48 @@ static void test_quantize_int8_bitsandbytes_codes(void **state)
     tess_quantize_result_fini(&r);
 }
 
+/* Of optimum-quanto's own files too, byte for byte; its maps and those written here name the same
+ * types, so that either is read. */
+static void test_quantize_quanto_same_bytes(void **state)
+{
+    static const struct {
+        const char *golden, *format;
+    } cases[] = {{"qint8", "base.format=qint8"},
+                 {"qint4", "base.format=qint4"},
+                 {"qint2", "base.format=qint2"},
+                 {"qfloat8", "base.format=qfloat8"}};
+    const fixture *f = *state;
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        keys k = keys_of(&cases[i].format, 1);
+        tess_quantize_result r;
+        char output[256], theirs[256];
+        snprintf(output, sizeof output, "%s/%s", f->dir, cases[i].golden);
+        snprintf(theirs, sizeof theirs, QUANTO "%s", cases[i].golden);
+        tess_quantize_options o = quantize_of(&k, BNB "plain", output);
+        quantize(f, &o, &r);
+        expect_same_files(f, output, theirs);
+        tess_quantize_result_fini(&r);
+    }
+}
+
 /* ---- round trips ---- */
 
-/* What the files hold quantized goes on as it is, under another label and in small files. */
+/* What the files hold quantized goes on as it is. */
 static void test_quantize_keep_same_codes(void **state)
 {
-    static const char *const golden[] = {"mixed", "int8", "double_uint8"};
+    static const char *const golden[] = {BNB "mixed",   BNB "int8",       BNB "double_uint8",
+                                         QUANTO "half", QUANTO "fp8_raw", QUANTO "fp8_row",
+                                         QUANTO "qint2"};
     static const char *const key[] = {"base.format=keep"};
     const fixture *f = *state;
     for (int i = 0; i < TESS_NELEM(golden); i++) {
-        char model[256], output[256];
+        char output[256];
         keys k = keys_of(key, 1);
         tess_quantize_result r;
-        snprintf(model, sizeof model, BNB "%s", golden[i]);
-        snprintf(output, sizeof output, "%s/%s", f->dir, golden[i]);
-        tess_quantize_options o = quantize_of(&k, model, output);
+        snprintf(output, sizeof output, "%s/%d", f->dir, i);
+        tess_quantize_options o = quantize_of(&k, golden[i], output);
         quantize(f, &o, &r);
-        expect_golden(f, output, golden[i]);
+        expect_same_files(f, output, golden[i]);
         assert_true(r.relative_rms == 0.0);
         tess_quantize_result_fini(&r);
     }
@@ -379,6 +409,75 @@ static void test_quantize_gguf_same_values(void **state)
     }
 }
 
+/* A tokenizer of SentencePiece's kind with these merges. */
+static void put_tokenizer(const fixture *f, const char *merges)
+{
+    static const char head[] =
+        "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":["
+        "{\"id\":0,\"content\":\"<unk>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+        "\"normalized\":false,\"special\":true}],\"normalizer\":{\"type\":\"Sequence\","
+        "\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\xe2\x96\x81\"},{\"type\":"
+        "\"Replace\","
+        "\"pattern\":{\"String\":\" \"},\"content\":\"\xe2\x96\x81\"}]},\"pre_tokenizer\":null,"
+        "\"post_processor\":null,\"decoder\":null,\"model\":{\"type\":\"BPE\",\"dropout\":null,"
+        "\"unk_token\":\"<unk>\",\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,"
+        "\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,\"\xe2\x96\x81\":1,"
+        "\"a\":2,\"b\":3,\"ab\":4,\"\xe2\x96\x81"
+        "ab\":5,\"\xe2\x96\x81"
+        "a\":6},\"merges\":[";
+    char *text = NULL;
+    assert_ok(tess_asprintf(&text, "%s%s]}}", head, merges));
+    put_text(f, "model/tokenizer.json", text);
+    tess_free(text);
+}
+
+/* What llama.cpp's scores would merge as the ranks do is written, anything else refused. */
+static void test_quantize_gguf_scores_or_refused(void **state)
+{
+    static const char *const key[] = {"base.format=bf16"};
+    static const struct {
+        const char *merges, *text; /* NULL: written */
+    } cases[] = {
+        {"\"a b\",\"\xe2\x96\x81 ab\",\"\xe2\x96\x81"
+         "a b\",\"\xe2\x96\x81 a\"",
+         NULL},
+        {"\"a b\",\"\xe2\x96\x81 ab\",\"\xe2\x96\x81 a\",\"\xe2\x96\x81"
+         "a b\"",
+         "do not follow each other"},
+        {"\"a b\",\"\xe2\x96\x81 ab\",\"\xe2\x96\x81 a\"", "without being a merge"},
+    };
+    const fixture *f = *state;
+    const tess_ctx ctx = ctx_of(f);
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        char model[256], output[256];
+        keys k = keys_of(key, 1);
+        tess_quantize_result r;
+        tess_gguf *file = NULL;
+        const char *kind = NULL;
+        snprintf(model, sizeof model, "%s/model", f->dir);
+        snprintf(output, sizeof output, "%s/%d.gguf", f->dir, i);
+        assert_int_equal(shell(f, "rm -rf model && cp -r " BNB "plain model"), 0);
+        put_tokenizer(f, cases[i].merges);
+        tess_quantize_options o = quantize_of(&k, model, output);
+        if (cases[i].text != NULL) {
+            assert_refused(tess_quantize_model(&ctx, &o, &r), TESS_E_UNSUPPORTED, cases[i].text,
+                           "tokenizer.json");
+            continue;
+        }
+        quantize(f, &o, &r);
+        tess_quantize_result_fini(&r);
+        assert_ok(tess_gguf_open(f->io, output, &file));
+        assert_ok(tess_gguf_get_text(file, "tokenizer.ggml.model", &kind));
+        assert_string_equal(kind, "llama");
+        /* one entry a row of the embedding, whatever the tokenizer has */
+        assert_int_equal(tess_gguf_value_of(file, "tokenizer.ggml.tokens")->numel, 61);
+        assert_int_equal(tess_gguf_value_of(file, "tokenizer.ggml.scores")->numel, 61);
+        assert_int_equal(tess_gguf_value_of(file, "tokenizer.ggml.token_type")->numel, 61);
+        tess_gguf_close(&file);
+        expect_same_values(f, output, BNB "plain"); /* heads of 8 rows: all of them moved */
+    }
+}
+
 /* ---- refusals ---- */
 
 /* The golden model with one element of one tensor replaced. */
@@ -505,12 +604,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         folder_test(test_quantize_bitsandbytes_same_bytes),
         folder_test(test_quantize_int8_bitsandbytes_codes),
+        folder_test(test_quantize_quanto_same_bytes),
         folder_test(test_quantize_keep_same_codes),
         folder_test(test_quantize_small_files_same_model),
         folder_test(test_quantize_widened_same_values),
         folder_test(test_quantize_report_matches_sums),
         folder_test(test_quantize_gguf_small_vocabulary_refused),
         folder_test(test_quantize_gguf_same_values),
+        folder_test(test_quantize_gguf_scores_or_refused),
         folder_test(test_quantize_bad_values_refused),
         folder_test(test_quantize_bad_requests_refused),
         folder_test(test_quantize_existing_output_untouched),
