@@ -69,9 +69,10 @@ static const struct argp quantize_argp = {
     .args_doc = "MODEL -o OUT",
     .doc =
         "Write a model in another format, tensor by tensor, and print what each lost. MODEL is a "
-        "Hugging Face directory or a GGUF file. OUT is a directory that transformers loads as it "
-        "is (nf4 and fp4 as bitsandbytes packs them), or a GGUF file when it ends in .gguf. "
-        "Embeddings, norms, biases and lm_head keep their format unless an override names them.",
+        "Hugging Face directory or a GGUF file. OUT is a directory: nf4, fp4 and int8 as "
+        "bitsandbytes packs them, formats that begin with q as optimum-quanto does, fp8 with its "
+        "scales; or a GGUF file when it ends in .gguf. Embeddings, norms, biases and lm_head keep "
+        "their format unless an override names them.",
 };
 
 /* ---- output ---- */

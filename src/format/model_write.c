@@ -50,8 +50,3 @@ void tess_model_writer_destroy(tess_model_writer **writer)
     tess_free(*writer);
     *writer = NULL;
 }
-
-int64_t tess_model_writer_nbytes(const tess_model_writer *writer)
-{
-    return writer->ops->nbytes(writer->self);
-}

@@ -68,7 +68,5 @@ TESS_MUST_CHECK tess_status tess_model_writer_finish(tess_model_writer *writer,
                                                      const char *base_id);
 /** Free; without a successful finish nothing stays. */
 void tess_model_writer_destroy(tess_model_writer **writer);
-/** Bytes of all tensor data written or to be written, with tables and texts beside it. Local. */
-int64_t tess_model_writer_nbytes(const tess_model_writer *writer);
 
 TESS_END_DECLS

@@ -383,9 +383,7 @@ static tess_status finish(void *self, const char *base_id)
     return tess_io_fsync_parent(w->ctx->io, w->path);
 }
 
-static int64_t nbytes_of(const void *self) { return ((const dir_writer *)self)->nbytes; }
-
-const tess_model_write_ops tess_model_dir_ops = {put, finish, destroy, nbytes_of};
+const tess_model_write_ops tess_model_dir_ops = {put, finish, destroy};
 
 static tess_status fill_writer(dir_writer *w, const tess_model_write_request *q)
 {

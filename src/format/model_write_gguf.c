@@ -21,7 +21,7 @@ typedef struct gguf_writer {
     tess_llm_config config;
     char (*name)[TESS_GGUF_NAME_NBYTES]; /* [tensor_numel] */
     tess_gguf_tensor *tensor;            /* [tensor_numel] */
-    int64_t tensor_numel, nbytes;
+    int64_t tensor_numel;
     bool has_divisors; /* the last tensor is rope_freqs.weight */
     char *moved;       /* [moved_nbytes] a tensor with its rows in the order of the file */
     int64_t moved_nbytes;
@@ -136,6 +136,7 @@ static tess_status check_config(const tess_llm_config *c)
 static tess_status list_tensors(gguf_writer *w, const tess_model_write_request *q)
 {
     void *name = NULL, *tensor = NULL;
+    char where[TESS_ST_NAME_MAX_NBYTES + 16];
     w->has_divisors = q->config->rope.type == TESS_ROPE_LLAMA3;
     TESS_TRY(tess_alloc_array(q->tensor_numel + 1, sizeof *w->name, &name));
     w->name = name;
@@ -152,6 +153,8 @@ static tess_status list_tensors(gguf_writer *w, const tess_model_write_request *
         *to = (tess_gguf_tensor){
             .name = w->name[i], .format = from->codec.format, .dim_numel = from->dim_numel};
         memcpy(to->dim, from->dim, sizeof from->dim);
+        snprintf(where, sizeof where, "tensor '%s'", from->name);
+        TESS_TRY(tess_gguf_sizes(where, TESS_E_UNSUPPORTED, to));
     }
     if (w->has_divisors)
         w->tensor[w->tensor_numel++] = (tess_gguf_tensor){.name = "rope_freqs.weight",
@@ -224,26 +227,7 @@ static void destroy(void *self)
     tess_free(w);
 }
 
-static int64_t nbytes_of(const void *self) { return ((const gguf_writer *)self)->nbytes; }
-
-const tess_model_write_ops tess_model_gguf_ops = {put, finish, destroy, nbytes_of};
-
-/* Sizes of the tensors, which the file's writer computes for itself. */
-static tess_status size_tensors(gguf_writer *w)
-{
-    for (int64_t i = 0; i < w->tensor_numel; i++) {
-        const tess_codec codec = tess_codec_of_format(w->tensor[i].format);
-        tess_codec_part part[TESS_CODEC_PART_MAX];
-        int part_numel = 0;
-        w->tensor[i].numel = w->tensor[i].dim[0];
-        for (int k = 1; k < w->tensor[i].dim_numel; k++)
-            w->tensor[i].numel *= w->tensor[i].dim[k];
-        TESS_TRY(tess_codec_parts(&codec, w->tensor[i].numel, part, &part_numel));
-        w->tensor[i].nbytes = (int64_t)part[0].nbytes;
-        w->nbytes += w->tensor[i].nbytes;
-    }
-    return TESS_OK;
-}
+const tess_model_write_ops tess_model_gguf_ops = {put, finish, destroy};
 
 static tess_status start_file(gguf_writer *w, const tess_model_write_request *q)
 {
@@ -259,7 +243,7 @@ static tess_status start_file(gguf_writer *w, const tess_model_write_request *q)
     const tess_status st = tess_gguf_writer_create(w->ctx->io, q->path, p.pair, p.numel, w->tensor,
                                                    w->tensor_numel, &w->file);
     tess_gguf_vocab_fini(&vocab);
-    return st == TESS_OK ? size_tensors(w) : st;
+    return st;
 }
 
 tess_status tess_model_gguf_writer(const tess_ctx *ctx, const tess_model_write_request *request,

@@ -15,7 +15,6 @@ typedef struct tess_model_write_ops {
     tess_status (*put)(void *self, int64_t tensor_idx, const void *const *part);
     tess_status (*finish)(void *self, const char *base_id);
     void (*destroy)(void *self);
-    int64_t (*nbytes)(const void *self);
 } tess_model_write_ops;
 
 struct tess_model_writer {
