@@ -1,6 +1,7 @@
 #include "format/gguf_vocab.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -257,11 +258,27 @@ static tess_status fill_sentencepiece(tess_gguf_vocab *out)
     return TESS_OK;
 }
 
+static tess_status check_there(tess_io *io, const char *folder)
+{
+    char path[PATH_MAX];
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/tokenizer.json", folder) < (int)sizeof path,
+               TESS_E_CONFIG, "path of %zu bytes is too long", strlen(folder));
+    TESS_TRY(tess_io_stat(io, path, &kind, &nbytes));
+    TESS_CHECK(kind == TESS_IO_FILE, TESS_E_CONFIG,
+               "'%s' has no tokenizer.json, of which a GGUF file takes its vocabulary; put it "
+               "there, or write a directory instead",
+               folder);
+    return TESS_OK;
+}
+
 static tess_status fill(tess_io *io, const char *folder, const tess_llm_config *config,
                         tess_gguf_vocab *out)
 {
     tables *v = out->tables;
     v->numel = config->vocab_numel;
+    TESS_TRY(check_there(io, folder));
     TESS_TRY(tess_tokenizer_open(io, folder, &v->tokenizer));
     TESS_CHECK(v->tokenizer->vocab_numel <= v->numel, TESS_E_FORMAT,
                "tokenizer '%s' has %" PRId64 " tokens, the model %" PRId64 " rows",

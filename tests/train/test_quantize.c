@@ -341,6 +341,50 @@ static void test_quantize_report_matches_sums(void **state)
     assert_int_equal(changed, 2 * 7);
 }
 
+/* fp16 scales below its range become 0, and with them whole blocks: counted. */
+static void test_compare_counts_blocks_that_vanish(void **state)
+{
+    const tess_codec f32 = {.format = TESS_FORMAT_F32};
+    const tess_codec q8_0 = tess_codec_of_format(TESS_FORMAT_Q8_0);
+    tess_stored x = {0}, y = {0};
+    tess_stored_error e;
+    float *value = NULL;
+    (void)state;
+    assert_ok(tess_stored_prepare(&x, &f32, 4 * 32));
+    value = x.at[0];
+    for (int i = 0; i < 4 * 32; i++) /* vanishes, zeros, vanishes, stays */
+        value[i] = i / 32 == 1 ? 0.0F : i / 32 == 3 ? 1.0F : 1e-7F;
+    assert_ok(tess_stored_prepare(&y, &q8_0, 4 * 32));
+    assert_ok(tess_stored_encode(&y, tess_view_host(value, 4 * 32, TESS_F32), "x", NULL));
+    assert_ok(tess_stored_compare(&x, &y, "x", NULL, &e));
+    assert_int_equal(e.zeroed_numel, 2);
+    tess_stored_fini(&x);
+    tess_stored_fini(&y);
+}
+
+/* Memory is that of the largest tensor: its values in f32 twice are more than any needs. */
+static void test_quantize_memory_of_one_tensor(void **state)
+{
+    static const char *const key[] = {"base.format=nf4"};
+    const fixture *f = *state;
+    char output[256];
+    keys k = keys_of(key, 1);
+    tess_quantize_result r;
+    int64_t most_numel = 0, model_nbytes = 0;
+    snprintf(output, sizeof output, "%s/out", f->dir);
+    tess_quantize_options o = quantize_of(&k, TESS_TEST_SOURCE_DIR "/examples/base", output);
+    quantize(f, &o, &r);
+    for (int64_t i = 0; i < r.row_numel; i++) {
+        most_numel = TESS_MAX(most_numel, r.row[i].shape[0] *
+                                              (r.row[i].shape_rank > 1 ? r.row[i].shape[1] : 1));
+        model_nbytes += r.row[i].before_nbytes;
+    }
+    const int64_t peak_nbytes = (int64_t)(tess_alloc_peak_nbytes() - f->before_nbytes);
+    assert_true(peak_nbytes < 8 * most_numel);
+    assert_true(8 * most_numel < model_nbytes); /* so this would have shown a model in memory */
+    tess_quantize_result_fini(&r);
+}
+
 /* ---- GGUF ---- */
 
 static void test_quantize_gguf_small_vocabulary_refused(void **state)
@@ -602,6 +646,7 @@ static void test_quantize_existing_output_untouched(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        folder_test(test_quantize_memory_of_one_tensor), /* the first: a peak does not sink */
         folder_test(test_quantize_bitsandbytes_same_bytes),
         folder_test(test_quantize_int8_bitsandbytes_codes),
         folder_test(test_quantize_quanto_same_bytes),
@@ -609,6 +654,7 @@ int main(void)
         folder_test(test_quantize_small_files_same_model),
         folder_test(test_quantize_widened_same_values),
         folder_test(test_quantize_report_matches_sums),
+        cmocka_unit_test(test_compare_counts_blocks_that_vanish),
         folder_test(test_quantize_gguf_small_vocabulary_refused),
         folder_test(test_quantize_gguf_same_values),
         folder_test(test_quantize_gguf_scores_or_refused),

@@ -35,6 +35,22 @@ for format in nf4 fp4 int8 qint8 qint4 qint2 qfloat8 e4m3 bf16 f32; do
     cmp kept-$format.bits loaded-$format.bits || fail "$format: other losses"
 done
 
+# ---- half precision, which a run widens, stays in the files ----
+"$tessera" quantize plain -o half --format f16 --override '.*=f16' --json > report 2> log ||
+    fail "no half precision"
+sed -i 's/"torch_dtype": *"bfloat16"/"torch_dtype": "float16"/' half/config.json
+train_over half half base.format=keep
+[ "$id" = "$(value base.identity)" ] || fail "half: base id $id"
+for format in nf4 qint4; do
+    "$tessera" quantize half -o "h-$format" --format "$format" --json > report 2> log ||
+        fail "half to $format failed"
+    train_over "h-kept-$format" "h-$format" base.format=keep
+    [ "$id" = "$(value base.identity)" ] || fail "half to $format: base id $id"
+    train_over "h-loaded-$format" half base.format="$format"
+    [ "$id" = "$(value base.identity)" ] || fail "half to $format on load: base id $id"
+    cmp "h-kept-$format.bits" "h-loaded-$format.bits" || fail "half to $format: other losses"
+done
+
 # ---- the labels of quant_storage change neither the id nor a bit ----
 for label in bf16 f16 f32; do
     "$tessera" quantize plain -o "l-$label" --quant-storage "$label" --json > report 2> log ||
@@ -66,6 +82,8 @@ train_over trained plain base.format=nf4
 cmp -s merged.loss base.loss && fail "the adapter left no trace"
 
 # ---- refusals: exit code, texts of the one line separated by '|', arguments; nothing is left ----
+cp -r plain bare
+rm bare/tokenizer.json
 cases=0
 refuse() {
     local want="$1" texts="$2" text line rc
@@ -99,6 +117,7 @@ refuse 65 "'plain' exists" quantize plain -o plain
 refuse 65 "'nosuch'" quantize nosuch -o new
 refuse 65 "q8_0|.gguf" quantize "$source_dir/examples/base" -o new --format q8_0
 refuse 65 "nf4|GGUF" quantize plain -o new.gguf
+refuse 65 "'bare'|no tokenizer.json" quantize bare -o new.gguf --format f16
 refuse 65 "nf4/64/double|again" quantize q-nf4 -o new --format int8
 refuse 65 "'run.yaml'" quantize run.yaml -o new
 refuse 64 "BASE and ADAPTER" merge plain -o new
@@ -108,5 +127,5 @@ refuse 64 "--into" merge plain out/export -o new --block-size 32
 refuse 65 "'plain' exists" merge plain out/export -o plain
 refuse 74 "adapter_config.json" merge plain plain -o new
 refuse 65 "q-fp4|--allow-base-change" merge q-fp4 out/export -o new
-[ "$cases" -eq 26 ] || fail "$cases refusals"
+[ "$cases" -eq 27 ] || fail "$cases refusals"
 [ -f plain/model.safetensors ] || fail "a refused command took its input"
