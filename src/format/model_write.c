@@ -35,6 +35,11 @@ tess_status tess_model_writer_put(tess_model_writer *writer, int64_t tensor_idx,
     return writer->ops->put(writer->self, tensor_idx, part);
 }
 
+tess_status tess_model_writer_set(tess_model_writer *writer, const char *key, const char *value)
+{
+    return writer->ops->set(writer->self, key, value);
+}
+
 tess_status tess_model_writer_finish(tess_model_writer *writer, const char *base_id)
 {
     TESS_CHECK(strlen(base_id) == TESS_BASE_ID_NBYTES, TESS_E_ARG,

@@ -41,11 +41,16 @@ typedef struct tess_model_write_request {
     const char *torch_dtype;               /* stated in config.json; NULL: as in config_root */
     const tess_model_write_tensor *tensor; /* [tensor_numel] */
     int64_t tensor_numel;
-    tess_dtype storage;   /* quant_storage of 4-bit codes: u8, bf16, f16 or f32 */
-    int64_t shard_nbytes; /* largest safetensors file with more than one tensor */
-    const char *quant;    /* metadata base.quant: "nf4/64/double" */
+    tess_dtype storage;        /* quant_storage of 4-bit codes: u8, bf16, f16 or f32 */
+    int64_t shard_nbytes;      /* largest safetensors file with more than one tensor */
+    const char *quant;         /* metadata base.quant: "nf4/64/double" */
+    const tess_st_pair *extra; /* [extra_numel] more metadata of every file */
+    int64_t extra_numel;
     tess_packed_tables tables;
 } tess_model_write_request;
+
+/** A base id before it is known: of as many bytes, for `extra`. */
+#define TESS_BASE_ID_UNKNOWN "0000000000000000000000000000000000000000000000000000000000000000"
 
 typedef struct tess_model_writer tess_model_writer;
 
@@ -62,6 +67,9 @@ TESS_MUST_CHECK tess_status tess_model_writer_create(const tess_ctx *ctx,
  * @param part  parts of its codec, rows in Hugging Face order */
 TESS_MUST_CHECK tess_status tess_model_writer_put(tess_model_writer *writer, int64_t tensor_idx,
                                                   const void *const *part);
+/** Replace a value of `extra` by one of as many bytes. Local. @return TESS_E_ARG */
+TESS_MUST_CHECK tess_status tess_model_writer_set(tess_model_writer *writer, const char *key,
+                                                  const char *value);
 /** Complete everything and give it its name. Local. @param base_id  64 hex digits, for the metadata
  */
 TESS_MUST_CHECK tess_status tess_model_writer_finish(tess_model_writer *writer,

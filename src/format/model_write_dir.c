@@ -14,7 +14,7 @@
 
 enum { FILE_MAX = 512, SMALL_FILE_LIMIT_NBYTES = 256 << 20, BASE_NAME_NBYTES = 48 };
 
-static const char folder_suffix[] = ".tessera-tmp";
+static const char folder_suffix[] = ".tessera-tmp", identity_key[] = "base.identity";
 
 /* A tensor of a file. */
 typedef struct slot {
@@ -123,25 +123,35 @@ static tess_status state_formats(const dir_writer *w, int file_idx, char **text)
     return st;
 }
 
-static tess_status create_file(dir_writer *w, int file_idx, const tess_st_tensor *st, int64_t numel,
-                               const char *path)
+static tess_status create_file(dir_writer *w, const tess_model_write_request *q, int file_idx,
+                               const tess_st_tensor *st, int64_t numel)
 {
-    char *formats = NULL;
-    TESS_TRY(state_formats(w, file_idx, &formats));
-    const tess_st_pair metadata[] = {{"format", "pt"},
-                                     {"base.quant", w->quant},
-                                     {"base.identity", TESS_BASE_ID_UNKNOWN},
-                                     {TESS_MODEL_FORMATS_KEY, formats}};
-    const tess_status result = tess_safetensors_writer_create(
-        w->ctx->io, path, st, numel, metadata,
-        formats != NULL ? TESS_NELEM(metadata) : TESS_NELEM(metadata) - 1, &w->file[file_idx]);
+    char *formats = NULL, name[BASE_NAME_NBYTES], path[PATH_MAX];
+    void *array = NULL;
+    int64_t pair_numel = 0;
+    name_file(w, file_idx, name);
+    TESS_TRY(path_of(w, name, path));
+    TESS_TRY(tess_alloc_array(q->extra_numel + 4, sizeof(tess_st_pair), &array));
+    tess_st_pair *pair = array;
+    tess_status result = state_formats(w, file_idx, &formats);
+    pair[pair_numel++] = (tess_st_pair){"format", "pt"};
+    pair[pair_numel++] = (tess_st_pair){"base.quant", w->quant};
+    pair[pair_numel++] = (tess_st_pair){identity_key, TESS_BASE_ID_UNKNOWN};
+    if (formats != NULL)
+        pair[pair_numel++] = (tess_st_pair){TESS_MODEL_FORMATS_KEY, formats};
+    for (int64_t i = 0; i < q->extra_numel; i++)
+        pair[pair_numel++] = q->extra[i];
+    if (result == TESS_OK)
+        result = tess_safetensors_writer_create(w->ctx->io, path, st, numel, pair, pair_numel,
+                                                &w->file[file_idx]);
+    tess_free(pair);
     tess_free(formats);
     return result;
 }
 
-static tess_status start_file(dir_writer *w, int file_idx, tess_st_tensor *st)
+static tess_status start_file(dir_writer *w, const tess_model_write_request *q, int file_idx,
+                              tess_st_tensor *st)
 {
-    char name[BASE_NAME_NBYTES], path[PATH_MAX];
     int64_t numel = 0;
     for (int64_t s = 0; s < w->slot_numel; s++) {
         if (w->slot[s].file_idx != file_idx)
@@ -150,9 +160,7 @@ static tess_status start_file(dir_writer *w, int file_idx, tess_st_tensor *st)
         st[numel] = w->slot[s].item.st;
         st[numel++].name = w->slot[s].item.name;
     }
-    name_file(w, file_idx, name);
-    TESS_TRY(path_of(w, name, path));
-    return create_file(w, file_idx, st, numel, path);
+    return create_file(w, q, file_idx, st, numel);
 }
 
 /* ---- small files ---- */
@@ -248,7 +256,7 @@ static tess_status fill_index(const dir_writer *w, const char *base_id, tess_jso
     TESS_TRY(tess_json_add_object(root, "metadata", &metadata));
     TESS_TRY(tess_json_add_i64(metadata, "total_size", w->nbytes));
     TESS_TRY(tess_json_add_string(metadata, "base.quant", w->quant));
-    TESS_TRY(tess_json_add_string(metadata, "base.identity", base_id));
+    TESS_TRY(tess_json_add_string(metadata, identity_key, base_id));
     TESS_TRY(tess_json_add_object(root, "weight_map", &map));
     for (int64_t s = 0; s < w->slot_numel; s++) {
         name_file(w, w->slot[s].file_idx, name);
@@ -311,7 +319,7 @@ static tess_status start_files(dir_writer *w, const tess_model_write_request *q)
     TESS_TRY(tess_alloc_array(w->slot_numel, sizeof(tess_st_tensor), &st_memory));
     tess_status st = TESS_OK;
     for (int i = 0; i < w->file_numel && st == TESS_OK; i++)
-        st = start_file(w, i, st_memory);
+        st = start_file(w, q, i, st_memory);
     tess_free(st_memory);
     return st;
 }
@@ -368,13 +376,20 @@ static tess_status put(void *self, int64_t tensor_idx, const void *const *part)
     return TESS_OK;
 }
 
+static tess_status set(void *self, const char *key, const char *value)
+{
+    dir_writer *w = self;
+    for (int i = 0; i < w->file_numel; i++)
+        TESS_TRY(tess_safetensors_writer_set(w->file[i], key, value));
+    return TESS_OK;
+}
+
 static tess_status finish(void *self, const char *base_id)
 {
     dir_writer *w = self;
-    for (int i = 0; i < w->file_numel; i++) {
-        TESS_TRY(tess_safetensors_writer_set(w->file[i], "base.identity", base_id));
+    TESS_TRY(set(w, identity_key, base_id));
+    for (int i = 0; i < w->file_numel; i++)
         TESS_TRY(tess_safetensors_writer_finish(w->file[i]));
-    }
     if (w->file_numel > 1)
         TESS_TRY(write_index(w, base_id));
     TESS_TRY(tess_io_fsync_dir(w->ctx->io, w->folder));
@@ -383,7 +398,7 @@ static tess_status finish(void *self, const char *base_id)
     return tess_io_fsync_parent(w->ctx->io, w->path);
 }
 
-const tess_model_write_ops tess_model_dir_ops = {put, finish, destroy};
+const tess_model_write_ops tess_model_dir_ops = {put, set, finish, destroy};
 
 static tess_status fill_writer(dir_writer *w, const tess_model_write_request *q)
 {

@@ -14,7 +14,7 @@
 
 enum { PAIR_MAX = 40, KEY_NBYTES = 64 };
 
-static const char identity_key[] = "tessera.base.identity";
+static const char identity_key[] = "base.identity", prefix[] = "tessera.";
 
 typedef struct gguf_writer {
     const tess_ctx *ctx;
@@ -46,6 +46,14 @@ static void add(pairs *p, const char *key, tess_gguf_value value)
 static void add_text(pairs *p, const char *key, const char *text)
 {
     add(p, key, (tess_gguf_value){.kind = TESS_GGUF_STRING, .text = text});
+}
+
+/* A text of Tessera's own. */
+static void add_own(pairs *p, const char *name, const char *text)
+{
+    char *key = p->key[p->numel];
+    snprintf(key, KEY_NBYTES, "%s%s", prefix, name);
+    add_text(p, key, text);
 }
 
 static const char *key_of(pairs *p, const char *name)
@@ -114,8 +122,10 @@ static void add_general(pairs *p, const tess_model_write_request *q)
     add_text(p, "general.type", "model");
     add(p, "general.file_type", (tess_gguf_value){.kind = TESS_GGUF_U32, .i64 = file_type(q)});
     add(p, "general.quantization_version", (tess_gguf_value){.kind = TESS_GGUF_U32, .i64 = 2});
-    add_text(p, "tessera.base.quant", q->quant);
-    add_text(p, identity_key, TESS_BASE_ID_UNKNOWN);
+    add_own(p, "base.quant", q->quant);
+    add_own(p, identity_key, TESS_BASE_ID_UNKNOWN);
+    for (int64_t i = 0; i < q->extra_numel; i++)
+        add_own(p, q->extra[i].key, q->extra[i].value);
 }
 
 /* A window of some layers alone has no key that says which. */
@@ -208,12 +218,20 @@ static tess_status put(void *self, int64_t tensor_idx, const void *const *part)
     return tess_gguf_writer_append(w->file, tensor_idx, w->moved, (size_t)t->nbytes);
 }
 
+static tess_status set(void *self, const char *key, const char *value)
+{
+    const gguf_writer *w = self;
+    char full[KEY_NBYTES];
+    snprintf(full, sizeof full, "%s%s", prefix, key);
+    return tess_gguf_writer_set(w->file, full, value);
+}
+
 static tess_status finish(void *self, const char *base_id)
 {
     gguf_writer *w = self;
     if (w->has_divisors)
         TESS_TRY(put_divisors(w));
-    TESS_TRY(tess_gguf_writer_set(w->file, identity_key, base_id));
+    TESS_TRY(set(w, identity_key, base_id));
     return tess_gguf_writer_finish(w->file);
 }
 
@@ -227,7 +245,7 @@ static void destroy(void *self)
     tess_free(w);
 }
 
-const tess_model_write_ops tess_model_gguf_ops = {put, finish, destroy};
+const tess_model_write_ops tess_model_gguf_ops = {put, set, finish, destroy};
 
 static tess_status start_file(gguf_writer *w, const tess_model_write_request *q)
 {

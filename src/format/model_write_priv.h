@@ -7,12 +7,10 @@ TESS_BEGIN_DECLS
 
 enum { TESS_BASE_ID_NBYTES = 64, TESS_PACKED_ITEM_MAX = 8, TESS_PACKED_TEXT_NBYTES = 256 };
 
-/** base.identity before it is known. */
-#define TESS_BASE_ID_UNKNOWN "0000000000000000000000000000000000000000000000000000000000000000"
-
 /** A kind of output. `self` is what its create gave. */
 typedef struct tess_model_write_ops {
     tess_status (*put)(void *self, int64_t tensor_idx, const void *const *part);
+    tess_status (*set)(void *self, const char *key, const char *value);
     tess_status (*finish)(void *self, const char *base_id);
     void (*destroy)(void *self);
 } tess_model_write_ops;

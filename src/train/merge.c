@@ -10,6 +10,9 @@
 
 enum { KEY_MAX = 3, KEY_NBYTES = 96 };
 
+/* In the metadata of the output: the base that the adapter states, and the one it was added to. */
+static const char trained_key[] = "merge.trained.identity", merged_key[] = "merge.base.identity";
+
 /* Memory that grows to the largest tensor. */
 typedef struct room {
     float *value;
@@ -107,8 +110,7 @@ static bool is_quantized(const tess_description *d)
 static int64_t first_row_numel(const tess_registry *reg)
 {
     for (int i = 0; i < reg->param_numel; i++)
-        if (reg->param[i].shape_rank == 2 &&
-            strcmp(reg->param[i].name, "model.embed_tokens.weight") != 0)
+        if (tess_rewrite_is_linear(&reg->param[i]))
             return reg->param[i].shape[1];
     return 1;
 }
@@ -342,7 +344,11 @@ static tess_status start(job *j)
     TESS_TRY(tess_pool_create(o->thread_numel, &j->pool));
     TESS_TRY(tess_identity_create(&j->merged));
     TESS_TRY(tess_identity_create(&j->written));
+    const tess_st_pair extra[] = {{trained_key, id != NULL ? id : "not stated"},
+                                  {merged_key, TESS_BASE_ID_UNKNOWN}};
     const tess_model_write_request request = {.path = o->output,
+                                              .extra = extra,
+                                              .extra_numel = TESS_NELEM(extra),
                                               .storage = o->storage,
                                               .shard_nbytes = o->shard_nbytes,
                                               .torch_dtype = o->into != NULL     ? NULL
@@ -362,6 +368,7 @@ static tess_status run(job *j)
     TESS_TRY(tess_rewrite_id_text(j->merged, j->result->merged_id));
     TESS_TRY(tess_rewrite_id_text(j->written, j->result->base_id));
     TESS_TRY(check_identity(j));
+    TESS_TRY(tess_model_writer_set(j->writer, merged_key, j->result->merged_id));
     return tess_model_writer_finish(j->writer, j->result->base_id);
 }
 

@@ -81,7 +81,7 @@ void tess_rewrite_base_close(tess_rewrite_base *base)
 
 /* ---- tensors ---- */
 
-static bool is_linear(const tess_param *p)
+bool tess_rewrite_is_linear(const tess_param *p)
 {
     return p->shape_rank == 2 && strcmp(p->name, "model.embed_tokens.weight") != 0;
 }
@@ -107,7 +107,7 @@ tess_status tess_rewrite_list(const tess_rewrite_base *base, const char *path,
         tess_rewrite_tensor *t = &tensor[i];
         t->param = &reg->param[i];
         t->source = tess_model_dir_find(base->d.dir, t->param->name);
-        t->is_linear = is_linear(t->param);
+        t->is_linear = tess_rewrite_is_linear(t->param);
         t->made = t->param->codec;
         st = tess_model_tensor_codec(t->source, &t->stored);
         if (st != TESS_OK)

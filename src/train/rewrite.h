@@ -40,6 +40,9 @@ TESS_MUST_CHECK tess_status tess_rewrite_base_open(const tess_ctx *ctx, const ch
                                                    unsigned flags, tess_rewrite_base *out);
 void tess_rewrite_base_close(tess_rewrite_base *base);
 
+/** Whether a parameter is the weight of a linear layer, lm_head among them. Local. */
+bool tess_rewrite_is_linear(const tess_param *p);
+
 /** One tensor of a model on its way. Plain data. */
 typedef struct tess_rewrite_tensor {
     const tess_param *param;

@@ -312,6 +312,14 @@ static void test_merge_other_base_refused(void **state)
     assert_ok(tess_merge_model(&ctx, &o, &r));
     assert_string_equal(r.trained_id, id[0]);
     assert_string_equal(r.merged_id, id[1]);
+    tess_safetensors *file = NULL; /* both are recorded */
+    char path[300];
+    snprintf(path, sizeof path, "%s/model.safetensors", output);
+    assert_ok(tess_safetensors_open(f->io, path, &file));
+    assert_string_equal(tess_safetensors_metadata(file, "merge.trained.identity"), id[0]);
+    assert_string_equal(tess_safetensors_metadata(file, "merge.base.identity"), id[1]);
+    assert_string_equal(tess_safetensors_metadata(file, "base.identity"), r.base_id);
+    tess_safetensors_close(&file);
     tess_merge_result_fini(&r);
     expect_merged(f, output, BNB "nf4");
     /* on request into the weights as they lie there */
