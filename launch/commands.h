@@ -15,6 +15,8 @@ TESS_BEGIN_DECLS
     X(inspect, "show what is in a checkpoint, model, adapter or token file")                       \
     X(verify, "check every digest of a checkpoint, adapter or token file")                         \
     X(diff, "compare two checkpoints tensor by tensor, whatever their sharding")                   \
+    X(quantize, "write a model in another format, and what each tensor loses")                     \
+    X(merge, "add an adapter to the weights it was trained on")                                    \
     X(export, "write a checkpoint as a PEFT adapter or a model directory")                         \
     X(help, "show help of a command, or the run file's keys")
 

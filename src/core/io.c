@@ -334,16 +334,21 @@ static void parent_of(const char *path, char folder[PATH_MAX])
         slash[slash == folder] = '\0';
 }
 
+tess_status tess_io_fsync_parent(tess_io *io, const char *path)
+{
+    char folder[PATH_MAX];
+    TESS_CHECK(strlen(path) < sizeof folder, TESS_E_ARG, "path of %zu bytes is too long",
+               strlen(path));
+    parent_of(path, folder);
+    return tess_io_fsync_dir(io, folder);
+}
+
 /* A folder whose name is lost takes with it all that was made durable inside. */
 static tess_status make_durable_dir(tess_io *io, const char *path)
 {
-    char folder[PATH_MAX];
     bool is_new = false;
     TESS_TRY(make_dir(io, path, true, &is_new));
-    if (!is_new)
-        return TESS_OK;
-    parent_of(path, folder);
-    return tess_io_fsync_dir(io, folder);
+    return is_new ? tess_io_fsync_parent(io, path) : TESS_OK;
 }
 
 tess_status tess_io_mkdirs(tess_io *io, const char *path)
@@ -534,11 +539,10 @@ static tess_status write_durable(tess_io *io, const char *path, const void *src,
 
 tess_status tess_io_write_all(tess_io *io, const char *path, const void *src, size_t nbytes)
 {
-    char temporary[PATH_MAX], folder[PATH_MAX];
+    char temporary[PATH_MAX];
     TESS_CHECK(strlen(path) + 5 < sizeof temporary, TESS_E_ARG, "path of %zu bytes is too long",
                strlen(path));
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    parent_of(path, folder);
     tess_status st = write_durable(io, temporary, src, nbytes);
     if (st == TESS_OK)
         st = tess_io_rename(io, temporary, path);
@@ -547,5 +551,5 @@ tess_status tess_io_write_all(tess_io *io, const char *path, const void *src, si
             tell(io, (tess_io_change){.op = TESS_IO_UNLINK, .path = temporary});
         return st;
     }
-    return tess_io_fsync_dir(io, folder);
+    return tess_io_fsync_parent(io, path);
 }

@@ -20,9 +20,10 @@ TESS_BEGIN_DECLS
     X(OPEN, "open")                                                                                \
     X(PREAD, "pread")                                                                              \
     X(PWRITE, "pwrite")                                                                            \
-    X(FSYNC, "fsync") X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename")    \
-        X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate") X(STATVFS, "statvfs")        \
-            X(STAT, "stat") X(OPENDIR, "opendir")
+    X(FSYNC, "fsync")                                                                              \
+    X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename") X(MKDIR, "mkdir")    \
+        X(RMDIR, "rmdir") X(FALLOCATE, "fallocate") X(STATVFS, "statvfs") X(STAT, "stat")          \
+            X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,
@@ -85,8 +86,9 @@ TESS_MUST_CHECK tess_status tess_io_mkdir(tess_io *io, const char *path, bool ex
 /** Create a directory and its missing parents, each durable in the one above it. */
 TESS_MUST_CHECK tess_status tess_io_mkdirs(tess_io *io, const char *path);
 TESS_MUST_CHECK tess_status tess_io_rmdir(tess_io *io, const char *path);
-/** fsync of a directory by name. */
+/** fsync of a directory by name, and of the one that holds `path`. */
 TESS_MUST_CHECK tess_status tess_io_fsync_dir(tess_io *io, const char *path);
+TESS_MUST_CHECK tess_status tess_io_fsync_parent(tess_io *io, const char *path);
 typedef struct tess_io_space {
     int64_t free_nbytes;
     int64_t free_inodes;

@@ -133,6 +133,10 @@ TESS_MUST_CHECK tess_status tess_gguf_writer_create(tess_io *io, const char *pat
  */
 TESS_MUST_CHECK tess_status tess_gguf_writer_append(tess_gguf_writer *writer, int64_t tensor_idx,
                                                     const void *src, size_t nbytes);
+/** Replace a string of the metadata by one of as many bytes: for what is known only after the data
+ * (a digest). Local. @return TESS_E_ARG no such key, or another length; TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_gguf_writer_set(tess_gguf_writer *writer, const char *key,
+                                                 const char *value);
 /** Check that every tensor is complete, fsync, rename to `path`, fsync the folder. Local.
  * @return TESS_E_STATE a tensor is incomplete; TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_gguf_writer_finish(tess_gguf_writer *writer);

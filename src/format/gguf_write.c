@@ -7,17 +7,17 @@
 #include "core/arith.h"
 #include "core/memory.h"
 #include "format/gguf_priv.h"
+#include "format/partial_file.h"
 #include "format/safetensors.h"
 #include "format/text_priv.h"
 
 struct tess_gguf_writer {
-    tess_io *io;
-    char *path, *temporary;
-    int fd;
+    tess_partial_file file;   /* a range a tensor */
     tess_gguf_tensor *tensor; /* [tensor_numel] names are owned */
     int64_t tensor_numel;
-    int64_t *done_nbytes; /* [tensor_numel] */
     int64_t align_nbytes;
+    uint8_t *header; /* [header_nbytes] as written */
+    int64_t header_nbytes;
 };
 
 /* A growing header. The first failure stays in `st`. */
@@ -107,15 +107,15 @@ static tess_status check_pair(const tess_gguf_writer *w, const tess_gguf_pair *p
     const size_t nbytes = strlen(pair[idx].key);
     TESS_CHECK(nbytes >= 1 && nbytes <= TESS_GGUF_KEY_MAX_NBYTES &&
                    tess_utf8_is_valid(pair[idx].key, nbytes),
-               TESS_E_ARG, "'%s': key %" PRId64 ": expected 1 to %d bytes of UTF-8", w->path, idx,
-               TESS_GGUF_KEY_MAX_NBYTES);
+               TESS_E_ARG, "'%s': key %" PRId64 ": expected 1 to %d bytes of UTF-8", w->file.path,
+               idx, TESS_GGUF_KEY_MAX_NBYTES);
     TESS_CHECK((unsigned)v->kind < TESS_GGUF_KIND_NUMEL &&
                    (v->kind != TESS_GGUF_ARRAY ||
                     ((unsigned)v->of < TESS_GGUF_KIND_NUMEL && v->of != TESS_GGUF_ARRAY)),
-               TESS_E_ARG, "'%s': key '%s': no such kind of value", w->path, pair[idx].key);
+               TESS_E_ARG, "'%s': key '%s': no such kind of value", w->file.path, pair[idx].key);
     for (int64_t i = 0; i < idx; i++)
         TESS_CHECK(strcmp(pair[i].key, pair[idx].key) != 0, TESS_E_ARG,
-                   "'%s': key '%s' is given twice", w->path, pair[idx].key);
+                   "'%s': key '%s' is given twice", w->file.path, pair[idx].key);
     return TESS_OK;
 }
 
@@ -136,7 +136,7 @@ static tess_status check_unique(const tess_gguf_writer *w)
     tess_status st = TESS_OK;
     for (int64_t i = 1; i < w->tensor_numel && st == TESS_OK; i++)
         if (strcmp(name[i - 1], name[i]) == 0)
-            st = TESS_FAIL(TESS_E_ARG, "'%s': tensor '%s' is given twice", w->path, name[i]);
+            st = TESS_FAIL(TESS_E_ARG, "'%s': tensor '%s' is given twice", w->file.path, name[i]);
     tess_free(array);
     return st;
 }
@@ -149,18 +149,18 @@ static tess_status copy_tensor(tess_gguf_writer *w, const tess_gguf_tensor *t)
                TESS_E_ARG,
                "'%s': tensor name '%s': expected 1 to %d bytes, no '..', no leading "
                "'/', no backslash",
-               w->path, t->name, TESS_GGUF_NAME_NBYTES - 1);
+               w->file.path, t->name, TESS_GGUF_NAME_NBYTES - 1);
     TESS_CHECK(tess_gguf_type_of(t->format) >= 0, TESS_E_UNSUPPORTED,
-               "'%s': tensor '%s': GGUF has no type for %s", w->path, t->name,
+               "'%s': tensor '%s': GGUF has no type for %s", w->file.path, t->name,
                tess_format_name(t->format));
     TESS_CHECK(t->dim_numel >= 1 && t->dim_numel <= TESS_GGUF_DIM_MAX, TESS_E_ARG,
-               "'%s': tensor '%s' has %d dimensions, expected 1 to %d", w->path, t->name,
+               "'%s': tensor '%s' has %d dimensions, expected 1 to %d", w->file.path, t->name,
                t->dim_numel, TESS_GGUF_DIM_MAX);
     TESS_TRY(tess_strdup(t->name, &name));
     *copy = *t;
     copy->name = name;
     w->tensor_numel++;
-    snprintf(where, sizeof where, "'%s': tensor '%s'", w->path, t->name);
+    snprintf(where, sizeof where, "'%s': tensor '%s'", w->file.path, t->name);
     return tess_gguf_sizes(where, TESS_E_RANGE, copy);
 }
 
@@ -172,7 +172,7 @@ static tess_status place_tensors(tess_gguf_writer *w, int64_t *data_nbytes)
         w->tensor[i].offset_nbytes = at;
         TESS_TRY(tess_add_i64(at, w->tensor[i].nbytes, &at));
         TESS_CHECK(at <= INT64_MAX - w->align_nbytes, TESS_E_RANGE, "'%s': sizes overflow",
-                   w->path);
+                   w->file.path);
         at = tess_round_up(at, w->align_nbytes);
     }
     *data_nbytes = at;
@@ -181,17 +181,17 @@ static tess_status place_tensors(tess_gguf_writer *w, int64_t *data_nbytes)
 
 /* ---- file ---- */
 
-static tess_status start_file(tess_gguf_writer *w, const sink *header, int64_t data_nbytes)
+static tess_status start_file(tess_gguf_writer *w, int64_t data_nbytes)
 {
-    const int64_t first = tess_round_up(header->nbytes, w->align_nbytes);
+    const int64_t first = tess_round_up(w->header_nbytes, w->align_nbytes);
     int64_t file_nbytes = 0;
     TESS_TRY(tess_add_i64(first, data_nbytes, &file_nbytes));
-    TESS_TRY(tess_io_unlink(w->io, w->temporary, true));
-    TESS_TRY(tess_io_open_new(w->io, w->temporary, &w->fd));
-    TESS_TRY(tess_io_fallocate(w->io, w->temporary, w->fd, file_nbytes)); /* zeros: the padding */
     for (int64_t i = 0; i < w->tensor_numel; i++)
-        w->tensor[i].offset_nbytes += first;
-    return tess_io_pwrite(w->io, w->temporary, w->fd, header->byte, (size_t)header->nbytes, 0);
+        w->file.range[i] = (tess_partial_range){.name = w->tensor[i].name,
+                                                .offset_nbytes = first + w->tensor[i].offset_nbytes,
+                                                .nbytes = w->tensor[i].nbytes};
+    /* new bytes are zeros: the padding */
+    return tess_partial_file_start(&w->file, w->header, (size_t)w->header_nbytes, file_nbytes);
 }
 
 static tess_status start(tess_gguf_writer *w, const tess_gguf_pair *pair, int64_t pair_numel)
@@ -201,7 +201,7 @@ static tess_status start(tess_gguf_writer *w, const tess_gguf_pair *pair, int64_
     for (int64_t i = 0; i < pair_numel; i++) {
         TESS_TRY(check_pair(w, pair, i));
         TESS_CHECK(strcmp(pair[i].key, "general.alignment") != 0, TESS_E_ARG,
-                   "'%s': general.alignment is the writer's own", w->path);
+                   "'%s': general.alignment is the writer's own", w->file.path);
     }
     TESS_TRY(check_unique(w));
     TESS_TRY(place_tensors(w, &data_nbytes));
@@ -213,30 +213,23 @@ static tess_status start(tess_gguf_writer *w, const tess_gguf_pair *pair, int64_
         put_pair(&header, &pair[i]);
     for (int64_t i = 0; i < w->tensor_numel; i++)
         put_tensor(&header, &w->tensor[i]);
-    const tess_status st = header.st == TESS_OK ? start_file(w, &header, data_nbytes) : header.st;
-    tess_free(header.byte);
-    return st;
+    w->header = header.byte;
+    w->header_nbytes = header.nbytes;
+    return header.st == TESS_OK ? start_file(w, data_nbytes) : header.st;
 }
 
 tess_status tess_gguf_writer_create(tess_io *io, const char *path, const tess_gguf_pair *pair,
                                     int64_t pair_numel, const tess_gguf_tensor *tensor,
                                     int64_t tensor_numel, tess_gguf_writer **out)
 {
-    void *object = NULL, *table = NULL, *done = NULL;
+    void *object = NULL, *table = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_gguf_writer), &object));
     tess_gguf_writer *w = object;
-    w->io = io;
-    w->fd = -1;
     w->align_nbytes = TESS_GGUF_ALIGN_NBYTES;
-    tess_status st = tess_strdup(path, &w->path);
-    if (st == TESS_OK)
-        st = tess_asprintf(&w->temporary, "%s.tmp", path);
+    tess_status st = tess_partial_file_init(&w->file, io, path, tensor_numel);
     if (st == TESS_OK)
         st = tess_alloc_array(tensor_numel, sizeof *w->tensor, &table);
     w->tensor = table;
-    if (st == TESS_OK)
-        st = tess_alloc_array(tensor_numel, sizeof(int64_t), &done);
-    w->done_nbytes = done;
     for (int64_t i = 0; st == TESS_OK && i < tensor_numel; i++)
         st = copy_tensor(w, &tensor[i]);
     if (st == TESS_OK)
@@ -252,49 +245,28 @@ tess_status tess_gguf_writer_create(tess_io *io, const char *path, const tess_gg
 tess_status tess_gguf_writer_append(tess_gguf_writer *writer, int64_t tensor_idx, const void *src,
                                     size_t nbytes)
 {
-    TESS_CHECK(writer->fd >= 0, TESS_E_STATE, "'%s' is already finished", writer->path);
-    TESS_CHECK(tensor_idx >= 0 && tensor_idx < writer->tensor_numel, TESS_E_ARG,
-               "'%s': tensor %" PRId64 " of %" PRId64, writer->path, tensor_idx,
-               writer->tensor_numel);
-    const tess_gguf_tensor *t = &writer->tensor[tensor_idx];
-    int64_t *done = &writer->done_nbytes[tensor_idx];
-    TESS_CHECK(nbytes <= (size_t)(t->nbytes - *done), TESS_E_RANGE,
-               "'%s': tensor '%s' has %" PRId64 " bytes, %" PRId64 " are written, %zu more given",
-               writer->path, t->name, t->nbytes, *done, nbytes);
-    TESS_TRY(tess_io_pwrite(writer->io, writer->temporary, writer->fd, src, nbytes,
-                            t->offset_nbytes + *done));
-    *done += (int64_t)nbytes;
-    return TESS_OK;
+    return tess_partial_file_append(&writer->file, tensor_idx, src, nbytes);
 }
 
-static tess_status sync_folder(tess_gguf_writer *w)
+tess_status tess_gguf_writer_set(tess_gguf_writer *writer, const char *key, const char *value)
 {
-    char folder[PATH_MAX];
-    TESS_CHECK(strlen(w->path) < sizeof folder, TESS_E_ARG, "path of %zu bytes is too long",
-               strlen(w->path));
-    snprintf(folder, sizeof folder, "%s", w->path);
-    char *slash = strrchr(folder, '/');
-    if (slash == NULL)
-        snprintf(folder, sizeof folder, ".");
-    else
-        slash[slash == folder] = '\0';
-    return tess_io_fsync_dir(w->io, folder);
+    const tess_gguf_pair pair = {key, {.kind = TESS_GGUF_STRING, .text = value}};
+    const size_t value_nbytes = strlen(value);
+    sink mark = {0};
+    put_pair(&mark, &pair);
+    TESS_TRY(mark.st);
+    /* Key, kind and length: only the bytes of the text differ. */
+    const size_t skip = (size_t)mark.nbytes - value_nbytes;
+    const uint8_t *at = memmem(writer->header, (size_t)writer->header_nbytes, mark.byte, skip);
+    tess_free(mark.byte);
+    TESS_CHECK(at != NULL && tess_utf8_is_valid(value, value_nbytes), TESS_E_ARG,
+               "'%s': key '%s': expected a string of as many bytes", writer->file.path, key);
+    return tess_partial_file_patch(&writer->file, at + skip - writer->header, value, value_nbytes);
 }
 
 tess_status tess_gguf_writer_finish(tess_gguf_writer *writer)
 {
-    TESS_CHECK(writer->fd >= 0, TESS_E_STATE, "'%s' is already finished", writer->path);
-    for (int64_t i = 0; i < writer->tensor_numel; i++)
-        TESS_CHECK(writer->done_nbytes[i] == writer->tensor[i].nbytes, TESS_E_STATE,
-                   "'%s': tensor '%s' has %" PRId64 " bytes, only %" PRId64 " are written",
-                   writer->path, writer->tensor[i].name, writer->tensor[i].nbytes,
-                   writer->done_nbytes[i]);
-    TESS_TRY(tess_io_fsync(writer->io, writer->temporary, writer->fd));
-    TESS_TRY(tess_io_close(writer->io, writer->temporary, &writer->fd));
-    TESS_TRY(tess_io_rename(writer->io, writer->temporary, writer->path));
-    tess_free(writer->temporary);
-    writer->temporary = NULL;
-    return sync_folder(writer);
+    return tess_partial_file_finish(&writer->file);
 }
 
 void tess_gguf_writer_destroy(tess_gguf_writer **writer)
@@ -302,17 +274,11 @@ void tess_gguf_writer_destroy(tess_gguf_writer **writer)
     tess_gguf_writer *w = *writer;
     if (w == NULL)
         return;
-    /* Cleaning up after a failure: the first error is the one to keep. */
-    if (w->fd >= 0)
-        (void)!tess_io_close(w->io, w->path, &w->fd);
-    if (w->temporary != NULL && w->tensor != NULL)
-        (void)!tess_io_unlink(w->io, w->temporary, true);
+    tess_partial_file_fini(&w->file);
     for (int64_t i = 0; i < w->tensor_numel; i++)
         tess_free((void *)(uintptr_t)w->tensor[i].name);
     tess_free(w->tensor);
-    tess_free(w->done_nbytes);
-    tess_free(w->temporary);
-    tess_free(w->path);
+    tess_free(w->header);
     tess_free(w);
     *writer = NULL;
 }

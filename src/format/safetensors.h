@@ -139,6 +139,13 @@ TESS_MUST_CHECK tess_status tess_safetensors_writer_create(
 TESS_MUST_CHECK tess_status tess_safetensors_writer_append(tess_safetensors_writer *writer,
                                                            int64_t tensor_idx, const void *src,
                                                            size_t nbytes);
+/**
+ * Replace a metadata value given to create by one of as many bytes, none of which JSON escapes: for
+ * what is known only after the data (a digest). Local.
+ * @return TESS_E_ARG no such key, or another length; TESS_E_IO
+ */
+TESS_MUST_CHECK tess_status tess_safetensors_writer_set(tess_safetensors_writer *writer,
+                                                        const char *key, const char *value);
 /** Check that every tensor is complete, fsync, rename to `path`, fsync the folder. Local.
  * @return TESS_E_STATE a tensor is incomplete; TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_safetensors_writer_finish(tess_safetensors_writer *writer);

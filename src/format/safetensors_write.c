@@ -1,5 +1,4 @@
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,19 +6,18 @@
 #include "core/arith.h"
 #include "core/memory.h"
 #include "format/json_priv.h"
+#include "format/partial_file.h"
 #include "format/safetensors.h"
 #include "format/safetensors_priv.h"
 #include "format/text_priv.h"
 
 struct tess_safetensors_writer {
-    tess_io *io;
-    char *path;
-    char *temporary; /* NULL once renamed */
-    int fd;
-    tess_st_tensor *tensor; /* [tensor_numel] in the caller's order */
+    tess_partial_file file; /* a range a tensor, in the caller's order */
+    tess_st_tensor *tensor; /* [tensor_numel] likewise */
     char **name;            /* [tensor_numel] what their names point to */
-    int64_t *done_nbytes;   /* [tensor_numel] */
     int64_t tensor_numel;
+    char *header; /* [header_nbytes] as written */
+    int64_t header_nbytes;
 };
 
 /* Order of data in the file, as the official writer sorts: larger dtypes first, then names. */
@@ -45,15 +43,15 @@ static tess_status copy_tensor(tess_safetensors_writer *w, const tess_st_tensor 
 {
     char tame[128], *name = NULL;
     TESS_CHECK(tess_st_name_is_valid(from->name) && strcmp(from->name, "__metadata__") != 0,
-               TESS_E_ARG, "'%s': illegal tensor name '%s'", w->path,
+               TESS_E_ARG, "'%s': illegal tensor name '%s'", w->file.path,
                tess_text_tame(from->name, tame, sizeof tame));
     TESS_CHECK((unsigned)from->dtype < TESS_ST_DTYPE_NUMEL && from->dim_numel >= 0 &&
                    from->dim_numel <= TESS_ST_DIM_MAX,
-               TESS_E_ARG, "'%s': tensor '%s' has dtype %d and %d dimensions", w->path, from->name,
-               (int)from->dtype, from->dim_numel);
+               TESS_E_ARG, "'%s': tensor '%s' has dtype %d and %d dimensions", w->file.path,
+               from->name, (int)from->dtype, from->dim_numel);
     for (int i = 0; i < from->dim_numel; i++)
         TESS_CHECK(from->dim[i] >= 0, TESS_E_ARG, "'%s': tensor '%s' has a negative extent",
-                   w->path, from->name);
+                   w->file.path, from->name);
     TESS_TRY(tess_strdup(from->name, &name));
     w->name[w->tensor_numel] = name;
     tess_st_tensor *t = &w->tensor[w->tensor_numel++];
@@ -68,7 +66,7 @@ static tess_status check_unique(const tess_safetensors_writer *w, tess_st_tensor
         qsort(order, (size_t)w->tensor_numel, sizeof *order, by_tensor_name);
     for (int64_t i = 1; i < w->tensor_numel; i++)
         TESS_CHECK(strcmp(order[i - 1]->name, order[i]->name) != 0, TESS_E_ARG,
-                   "'%s': tensor '%s' is listed twice", w->path, order[i]->name);
+                   "'%s': tensor '%s' is listed twice", w->file.path, order[i]->name);
     return TESS_OK;
 }
 
@@ -155,25 +153,23 @@ static tess_status make_header(const tess_safetensors_writer *w, tess_st_tensor 
     TESS_TRY(s->st);
     const int64_t header_nbytes = s->numel - 8;
     TESS_CHECK(header_nbytes <= TESS_ST_HEADER_MAX_NBYTES, TESS_E_RANGE,
-               "'%s': a header of %" PRId64 " bytes, at most %d are legal", w->path, header_nbytes,
-               TESS_ST_HEADER_MAX_NBYTES);
+               "'%s': a header of %" PRId64 " bytes, at most %d are legal", w->file.path,
+               header_nbytes, TESS_ST_HEADER_MAX_NBYTES);
     for (int i = 0; i < 8; i++)
         s->text[i] = (char)(header_nbytes >> (8 * i) & 0xff);
     return TESS_OK;
 }
 
-static tess_status start_file(tess_safetensors_writer *w, const json_sink *header,
-                              int64_t data_nbytes)
+static tess_status start_file(tess_safetensors_writer *w, int64_t data_nbytes)
 {
     int64_t file_nbytes = 0;
-    TESS_TRY(tess_add_i64(header->numel, data_nbytes, &file_nbytes));
-    TESS_TRY(tess_io_unlink(w->io, w->temporary, true));
-    TESS_TRY(tess_io_open_new(w->io, w->temporary, &w->fd));
-    TESS_TRY(tess_io_fallocate(w->io, w->temporary, w->fd, file_nbytes));
-    TESS_TRY(tess_io_pwrite(w->io, w->temporary, w->fd, header->text, (size_t)header->numel, 0));
+    TESS_TRY(tess_add_i64(w->header_nbytes, data_nbytes, &file_nbytes));
     for (int64_t i = 0; i < w->tensor_numel; i++)
-        w->tensor[i].offset_nbytes += header->numel;
-    return TESS_OK;
+        w->file.range[i] =
+            (tess_partial_range){.name = w->name[i],
+                                 .offset_nbytes = w->header_nbytes + w->tensor[i].offset_nbytes,
+                                 .nbytes = w->tensor[i].nbytes};
+    return tess_partial_file_start(&w->file, w->header, (size_t)w->header_nbytes, file_nbytes);
 }
 
 static tess_status start(tess_safetensors_writer *w, const tess_st_pair *metadata,
@@ -192,7 +188,7 @@ static tess_status start(tess_safetensors_writer *w, const tess_st_pair *metadat
     if (st == TESS_OK && metadata_numel > 0) {
         memcpy(pair, metadata, (size_t)metadata_numel * sizeof *pair);
         qsort(pair, (size_t)metadata_numel, sizeof *pair, by_pair_key);
-        st = check_metadata(w->path, pair, metadata_numel);
+        st = check_metadata(w->file.path, pair, metadata_numel);
     }
     if (st == TESS_OK)
         st = check_unique(w, order);
@@ -200,9 +196,10 @@ static tess_status start(tess_safetensors_writer *w, const tess_st_pair *metadat
         st = assign_offsets(w, order, &data_nbytes);
     if (st == TESS_OK)
         st = make_header(w, order, pair, metadata_numel, &header);
+    w->header = header.text;
+    w->header_nbytes = header.numel;
     if (st == TESS_OK)
-        st = start_file(w, &header, data_nbytes);
-    tess_free(header.text);
+        st = start_file(w, data_nbytes);
     tess_free(pair);
     tess_free(order);
     return st;
@@ -213,23 +210,16 @@ tess_status tess_safetensors_writer_create(tess_io *io, const char *path,
                                            const tess_st_pair *metadata, int64_t metadata_numel,
                                            tess_safetensors_writer **out)
 {
-    void *object = NULL, *table = NULL, *name = NULL, *done = NULL;
+    void *object = NULL, *table = NULL, *name = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_safetensors_writer), &object));
     tess_safetensors_writer *w = object;
-    w->io = io;
-    w->fd = -1;
-    tess_status st = tess_strdup(path, &w->path);
-    if (st == TESS_OK)
-        st = tess_asprintf(&w->temporary, "%s.tmp", path);
+    tess_status st = tess_partial_file_init(&w->file, io, path, tensor_numel);
     if (st == TESS_OK)
         st = tess_alloc_array(tensor_numel, sizeof(tess_st_tensor), &table);
     w->tensor = table;
     if (st == TESS_OK)
         st = tess_alloc_array(tensor_numel, sizeof(char *), &name);
     w->name = name;
-    if (st == TESS_OK)
-        st = tess_alloc_array(tensor_numel, sizeof(int64_t), &done);
-    w->done_nbytes = done;
     for (int64_t i = 0; st == TESS_OK && i < tensor_numel; i++)
         st = copy_tensor(w, &tensor[i]);
     if (st == TESS_OK)
@@ -245,49 +235,33 @@ tess_status tess_safetensors_writer_create(tess_io *io, const char *path,
 tess_status tess_safetensors_writer_append(tess_safetensors_writer *writer, int64_t tensor_idx,
                                            const void *src, size_t nbytes)
 {
-    TESS_CHECK(writer->fd >= 0, TESS_E_STATE, "'%s' is already finished", writer->path);
-    TESS_CHECK(tensor_idx >= 0 && tensor_idx < writer->tensor_numel, TESS_E_ARG,
-               "'%s': tensor %" PRId64 " of %" PRId64, writer->path, tensor_idx,
-               writer->tensor_numel);
-    const tess_st_tensor *t = &writer->tensor[tensor_idx];
-    int64_t *done = &writer->done_nbytes[tensor_idx];
-    TESS_CHECK(nbytes <= (size_t)(t->nbytes - *done), TESS_E_RANGE,
-               "'%s': tensor '%s' has %" PRId64 " bytes, %" PRId64 " are written, %zu more given",
-               writer->path, t->name, t->nbytes, *done, nbytes);
-    TESS_TRY(tess_io_pwrite(writer->io, writer->temporary, writer->fd, src, nbytes,
-                            t->offset_nbytes + *done));
-    *done += (int64_t)nbytes;
-    return TESS_OK;
+    return tess_partial_file_append(&writer->file, tensor_idx, src, nbytes);
 }
 
-static tess_status sync_folder(tess_safetensors_writer *w)
+tess_status tess_safetensors_writer_set(tess_safetensors_writer *writer, const char *key,
+                                        const char *value)
 {
-    char folder[PATH_MAX];
-    TESS_CHECK(strlen(w->path) < sizeof folder, TESS_E_ARG, "path of %zu bytes is too long",
-               strlen(w->path));
-    snprintf(folder, sizeof folder, "%s", w->path);
-    char *slash = strrchr(folder, '/');
-    if (slash == NULL)
-        snprintf(folder, sizeof folder, ".");
-    else
-        slash[slash == folder] = '\0';
-    return tess_io_fsync_dir(w->io, folder);
+    json_sink mark = {0};
+    tess_json_sink_put_string(&mark, key);
+    put_text(&mark, ":\"");
+    const size_t nbytes = strlen(value), skip = (size_t)mark.numel;
+    /* Metadata comes first, and inside strings a quote is never bare: the first match is the key.
+     */
+    const char *at = mark.st == TESS_OK
+                         ? memmem(writer->header, (size_t)writer->header_nbytes, mark.text, skip)
+                         : NULL;
+    tess_free(mark.text);
+    TESS_TRY(mark.st);
+    TESS_CHECK(at != NULL && strcspn(at + skip, "\"") == nbytes &&
+                   strcspn(value, "\"\\") == nbytes && tess_utf8_is_valid(value, nbytes),
+               TESS_E_ARG, "'%s': metadata '%s': expected a value of as many plain bytes",
+               writer->file.path, key);
+    return tess_partial_file_patch(&writer->file, at + skip - writer->header, value, nbytes);
 }
 
 tess_status tess_safetensors_writer_finish(tess_safetensors_writer *writer)
 {
-    TESS_CHECK(writer->fd >= 0, TESS_E_STATE, "'%s' is already finished", writer->path);
-    for (int64_t i = 0; i < writer->tensor_numel; i++)
-        TESS_CHECK(writer->done_nbytes[i] == writer->tensor[i].nbytes, TESS_E_STATE,
-                   "'%s': tensor '%s' has %" PRId64 " bytes, only %" PRId64 " are written",
-                   writer->path, writer->tensor[i].name, writer->tensor[i].nbytes,
-                   writer->done_nbytes[i]);
-    TESS_TRY(tess_io_fsync(writer->io, writer->temporary, writer->fd));
-    TESS_TRY(tess_io_close(writer->io, writer->temporary, &writer->fd));
-    TESS_TRY(tess_io_rename(writer->io, writer->temporary, writer->path));
-    tess_free(writer->temporary);
-    writer->temporary = NULL;
-    return sync_folder(writer);
+    return tess_partial_file_finish(&writer->file);
 }
 
 void tess_safetensors_writer_destroy(tess_safetensors_writer **writer)
@@ -295,19 +269,12 @@ void tess_safetensors_writer_destroy(tess_safetensors_writer **writer)
     tess_safetensors_writer *w = *writer;
     if (w == NULL)
         return;
-    /* Cleaning up after a failure: the first error is the one to keep. */
-    const bool is_opened = w->fd >= 0;
-    if (is_opened)
-        (void)!tess_io_close(w->io, w->path, &w->fd);
-    if (w->temporary != NULL && w->tensor != NULL)
-        (void)!tess_io_unlink(w->io, w->temporary, true);
+    tess_partial_file_fini(&w->file);
     for (int64_t i = 0; i < w->tensor_numel; i++)
         tess_free(w->name[i]);
     tess_free(w->name);
     tess_free(w->tensor);
-    tess_free(w->done_nbytes);
-    tess_free(w->temporary);
-    tess_free(w->path);
+    tess_free(w->header);
     tess_free(w);
     *writer = NULL;
 }

@@ -22,14 +22,18 @@ typedef struct choices {
 
 /* ---- formats ---- */
 
-/* How a weight is kept when nothing else is asked. Half precision of safetensors widens exactly to
- * f32 (bf16 would lose fraction bits), and so do vectors, which kernels read as plain arrays. */
-static tess_codec kept_codec(const tess_model_tensor *t, tess_codec stored)
+/* Half precision of safetensors widens exactly to f32 (bf16 would lose fraction bits), and so do
+ * vectors, which kernels read as plain arrays. */
+tess_codec tess_describe_kept(tess_codec stored, bool is_coded_file, bool is_matrix)
 {
-    const bool is_coded_matrix = (t->gguf != NULL || t->packed != NULL) && t->st->dim_numel > 1;
-    if (tess_format_is_quantized(stored.format) && !is_coded_matrix)
+    if (tess_format_is_quantized(stored.format) && !(is_coded_file && is_matrix))
         return (tess_codec){.format = TESS_FORMAT_F32};
     return stored;
+}
+
+static tess_codec kept_codec(const tess_model_tensor *t, tess_codec stored)
+{
+    return tess_describe_kept(stored, t->gguf != NULL || t->packed != NULL, t->st->dim_numel > 1);
 }
 
 /* What the kept config.json says of a tensor of a file that may be gone. */
@@ -181,6 +185,19 @@ static tess_status codec_of_choice(const choices *c, const tess_param *p,
     return TESS_OK;
 }
 
+tess_status tess_describe_codec(tess_description *d, const tess_param *p,
+                                tess_run_base_format choice, tess_codec source, tess_codec *out)
+{
+    const choices c = {.d = d};
+    return codec_of_choice(&c, p, choice, source, out);
+}
+
+bool tess_describe_is_ragged(const tess_param *p, const tess_codec *codec)
+{
+    const int64_t block_numel = tess_format_block(codec->format).numel;
+    return block_numel > 0 && p->shape[p->shape_rank - 1] % block_numel != 0;
+}
+
 /* A choice never quantizes again what the files hold in few bits. */
 static tess_status check_again(const tess_param *p, const tess_codec *source, const tess_codec *out)
 {
@@ -204,16 +221,21 @@ static tess_status codec_of(void *arg, const tess_param *p, bool is_linear, tess
     const tess_run *run = c->d->run;
     const bool is_head = strcmp(p->name, "lm_head.weight") == 0;
     tess_run_base_format choice = is_linear && !is_head ? run->base.format : TESS_RUN_BASE_KEEP;
+    bool is_rule = false;
     for (int64_t i = 0; i < run->base.overrides.item_numel; i++) {
         bool is_match = false;
         TESS_TRY(tess_regex_matches(c->override[i], p->name, &is_match));
         if (is_match) {
             choice = run->base.overrides.item[i].format;
+            is_rule = true;
             break;
         }
     }
     TESS_TRY(codec_of_choice(c, p, choice, source, out));
-    TESS_TRY(check_again(p, &source, out));
+    if (c->d->keeps_ragged && !is_rule && tess_describe_is_ragged(p, out))
+        *out = source;
+    if (!c->d->requantizes)
+        TESS_TRY(check_again(p, &source, out));
     if (!tess_codec_is_equal(out, &source))
         c->d->is_base_as_source = false;
     return TESS_OK;
@@ -615,15 +637,18 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
     return tess_plan_create(&d->registry, &o, &d->plan);
 }
 
+static tess_status open_model(const tess_ctx *ctx, tess_description *d)
+{
+    if (tess_gguf_is_path(d->run->model.path))
+        return open_gguf(ctx, d);
+    TESS_TRY(read_config(ctx, d));
+    return open_weights(ctx, d);
+}
+
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
                             tess_description *d)
 {
-    if (tess_gguf_is_path(d->run->model.path)) {
-        TESS_TRY(open_gguf(ctx, d));
-    } else {
-        TESS_TRY(read_config(ctx, d));
-        TESS_TRY(open_weights(ctx, d));
-    }
+    TESS_TRY(open_model(ctx, d));
     if (launch->adapter != NULL)
         TESS_TRY(adopt_spec(ctx, launch->adapter, d));
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
@@ -639,6 +664,25 @@ tess_status tess_describe(const tess_ctx *ctx, const tess_run *run, const tess_l
     memset(out, 0, sizeof *out);
     out->run = run;
     const tess_status st = describe(ctx, launch, out);
+    if (st != TESS_OK)
+        tess_description_fini(out);
+    return st;
+}
+
+tess_status tess_describe_base(const tess_ctx *ctx, const tess_run *run, unsigned flags,
+                               tess_description *out)
+{
+    memset(out, 0, sizeof *out);
+    out->run = run;
+    out->keeps_ragged = (flags & TESS_DESCRIBE_KEEP_RAGGED) != 0;
+    out->requantizes = (flags & TESS_DESCRIBE_REQUANTIZE) != 0;
+    tess_status st = open_model(ctx, out);
+    if (st == TESS_OK && out->dir == NULL)
+        st = TESS_FAIL(TESS_E_FORMAT, "'%s' has no weights", run->model.path);
+    if (st == TESS_OK)
+        st = make_model(out, NULL);
+    if (st == TESS_OK)
+        st = check_weights(out);
     if (st != TESS_OK)
         tess_description_fini(out);
     return st;

@@ -46,8 +46,16 @@ typedef struct tess_description {
     tess_registry registry;
     tess_model *model;
     tess_plan *plan;
-    bool is_base_as_source; /* every frozen tensor is stored as in the source files */
+    bool is_base_as_source;         /* every frozen tensor is stored as in the source files */
+    bool keeps_ragged, requantizes; /* TESS_DESCRIBE_KEEP_RAGGED, TESS_DESCRIBE_REQUANTIZE */
 } tess_description;
+
+/** What a model that is only written again may do and a run may not. */
+typedef enum tess_describe_flags {
+    TESS_DESCRIBE_KEEP_RAGGED = 1, /* linear layers whose rows are no whole blocks of base.format
+                                      are kept as they are, unless an override names them */
+    TESS_DESCRIBE_REQUANTIZE = 2   /* what the files hold quantized may be quantized again */
+} tess_describe_flags;
 
 /**
  * Describe a run and plan it.
@@ -59,7 +67,25 @@ typedef struct tess_description {
  */
 TESS_MUST_CHECK tess_status tess_describe(const tess_ctx *ctx, const tess_run *run,
                                           const tess_launch_shape *launch, tess_description *out);
+/**
+ * The frozen model alone: configuration, open weights, a registry of every tensor with the codec
+ * that base.* of the run gives it. No adapters, no plan. Local.
+ * @param flags  tess_describe_flags, combined with |
+ * @return TESS_E_CONFIG, TESS_E_FORMAT, TESS_E_UNSUPPORTED, TESS_E_IO
+ */
+TESS_MUST_CHECK tess_status tess_describe_base(const tess_ctx *ctx, const tess_run *run,
+                                               unsigned flags, tess_description *out);
 void tess_description_fini(tess_description *d);
+/** The codec that a word of base.format or base.overrides stands for, of a parameter that lies in
+ * `source` in the files. Local. */
+TESS_MUST_CHECK tess_status tess_describe_codec(tess_description *d, const tess_param *p,
+                                                tess_run_base_format choice, tess_codec source,
+                                                tess_codec *out);
+/** Whether rows of a parameter are no whole blocks of a GGUF format. Local. */
+bool tess_describe_is_ragged(const tess_param *p, const tess_codec *codec);
+/** How a run keeps a tensor that lies in its files as `stored`; coded files are GGUF and packed
+ * weights. Local. */
+tess_codec tess_describe_kept(tess_codec stored, bool is_coded_file, bool is_matrix);
 /**
  * Bytes of the largest matrix as a device dequantizes it ahead of a product, adapters beside it;
  * 0: nothing is quantized. There are two such slots. Local.
