@@ -21,7 +21,8 @@ def peers(rows, cols):
     for name, qtype in (("qint8/row/bf16", qint8), ("qfloat8/row/bf16", qfloat8)):
         q = quantize_weight(w, qtype, 0, AbsmaxOptimizer()(w, qtype, 0), optimized=False)
         yield "quanto", name, q.dequantize
-    for name, qtype, x in (("qint4/128/bf16", qint4, w), ("qint2/128/bf16", qint2, w), ("qint4/128/f32", qint4, w.float())):
+    for name, qtype, x in (("qint4/128/bf16", qint4, w), ("qint2/128/bf16", qint2, w),
+                           ("qint4/128/f32", qint4, w.float())):
         scale, shift = MaxOptimizer()(x, qtype, 0, 128)
         q = quantize_weight(x, qtype, 0, scale, shift, 128, optimized=False)
         yield "quanto", name, q.dequantize

@@ -17,9 +17,9 @@ TESS_BEGIN_DECLS
 #define TESS_E4M3_MAX 448.0F
 #define TESS_E5M2_MAX 57344.0F
 
-/* Compilers make vector code of this, for want of branches. The exponent moves to that of an f32; of
- * a subnormal the implicit one that appears is subtracted again; codes from `least_special` on are
- * infinity or NaN, whose exponent is all ones. */
+/* Compilers make vector code of this, for want of branches. The exponent moves to that of an f32;
+ * of a subnormal the implicit one that appears is subtracted again; codes from `least_special` on
+ * are infinity or NaN, whose exponent is all ones. */
 static inline float tess_fp8_to_f32(uint8_t code, unsigned fraction, uint32_t bias,
                                     uint32_t least_special)
 {

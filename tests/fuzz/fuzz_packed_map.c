@@ -3,6 +3,7 @@
  * metadata says of them: refused, or the weights are read whole. Module x is qint4 [2, 64], y qint8
  * [2, 16], z e4m3 with a scale per row.
  */
+#include <stdarg.h>
 #include <string.h>
 
 #include "format/model_dir.h"
@@ -19,38 +20,50 @@ static const char members[] =
     "\"z.weight\":{\"dtype\":\"F8_E4M3\",\"shape\":[2,16],\"data_offsets\":[112,144]},"
     "\"z.weight_scale\":{\"dtype\":\"F32\",\"shape\":[2,1],\"data_offsets\":[144,152]}";
 
-/* As a JSON string; bytes that are no UTF-8 stay, and the header is refused. */
-static size_t put_quoted(char *to, const char *text)
+/* A file under construction. */
+static char file[8 * INPUT_MAX_NBYTES];
+static size_t file_nbytes;
+
+static void put(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static void put(const char *format, ...)
 {
-    size_t n = 0;
-    to[n++] = '"';
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(file + file_nbytes, sizeof file - file_nbytes, format, args);
+    va_end(args);
+    fuzz_require(n >= 0 && (size_t)n < sizeof file - file_nbytes, "no room");
+    file_nbytes += (size_t)n;
+}
+
+/* As a JSON string; bytes that are no UTF-8 stay, and the header is refused. */
+static void put_quoted(const char *text)
+{
+    put("\"");
     for (; *text != '\0'; text++) {
         const unsigned char c = (unsigned char)*text;
         if (c < 32 || c == '"' || c == '\\')
-            n += (size_t)sprintf(to + n, "\\u%04x", c);
+            put("\\u%04x", c);
         else
-            to[n++] = (char)c;
+            put("%c", c);
     }
-    to[n++] = '"';
-    return n;
+    put("\"");
 }
 
 static void put_model(const char *formats)
 {
-    static char file[8 * INPUT_MAX_NBYTES];
-    char *header = file + 8;
-    size_t n = 0;
-    header[n++] = '{';
+    file_nbytes = 8;
+    put("{");
     if (formats[0] != '\0') {
-        n += (size_t)sprintf(header + n, "\"__metadata__\":{\"%s\":", TESS_MODEL_FORMATS_KEY);
-        n += put_quoted(header + n, formats);
-        n += (size_t)sprintf(header + n, "},");
+        put("\"__metadata__\":{\"%s\":", TESS_MODEL_FORMATS_KEY);
+        put_quoted(formats);
+        put("},");
     }
-    n += (size_t)sprintf(header + n, "%s}", members);
+    put("%s}", members);
     for (int i = 0; i < 8; i++)
-        file[i] = (char)(i < 4 ? n >> (8 * i) & 255 : 0);
-    memset(header + n, 0, DATA_NBYTES);
-    fuzz_put("model.safetensors", file, 8 + n + DATA_NBYTES);
+        file[i] = (char)(i < 4 ? (file_nbytes - 8) >> (8 * i) & 255 : 0);
+    memset(file + file_nbytes, 0, DATA_NBYTES);
+    fuzz_put("model.safetensors", file, file_nbytes + DATA_NBYTES);
 }
 
 static void read_weights(tess_model_dir *dir)

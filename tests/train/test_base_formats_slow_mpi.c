@@ -13,12 +13,13 @@ typedef struct model_kind {
     const char *name;
     int hidden_numel, intermediate_numel, layer_numel, head_dim;
     bool has_whole_blocks; /* GGUF formats go */
+    const char *dtype;     /* of the weights: quanto's scales have it */
 } model_kind;
 
 static const model_kind kinds[] = {
-    {"odd", 48, 80, 3, 8, false},
-    {"multiples", 256, 256, 1, 64, true},
-    {"indivisible", 40, 72, 1, 10, false},
+    {"odd", 48, 80, 3, 8, false, "bfloat16"},
+    {"multiples", 256, 256, 1, 64, true, "float32"},
+    {"indivisible", 40, 72, 1, 10, false, "float16"},
 };
 
 typedef struct choice {
@@ -53,8 +54,8 @@ static tess_status put_config(base_world *w, const model_kind *k)
         "\"num_hidden_layers\": %d, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
         "\"head_dim\": %d, \"vocab_size\": 61, \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000.0, "
         "\"tie_word_embeddings\": false, \"hidden_act\": \"silu\", \"max_position_embeddings\": "
-        "512, \"bos_token_id\": 0, \"eos_token_id\": 1, \"torch_dtype\": \"bfloat16\"}\n",
-        k->hidden_numel, k->intermediate_numel, k->layer_numel, k->head_dim);
+        "512, \"bos_token_id\": 0, \"eos_token_id\": 1, \"torch_dtype\": \"%s\"}\n",
+        k->hidden_numel, k->intermediate_numel, k->layer_numel, k->head_dim, k->dtype);
     snprintf(path, sizeof path, "%s/config.json", w->t.model);
     if (tess_comm_rank(w->comm) != 0)
         return tess_agree(w->comm, TESS_OK);
