@@ -198,9 +198,26 @@ static tess_status check_magnitudes(const tess_adapter *from, const adapter_grou
     return TESS_OK;
 }
 
+/* Whether all members have one alpha / rank. */
+static bool has_one_scale(const tess_adapter *from, const adapter_group *g)
+{
+    const tess_adapter_module *first = NULL;
+    for (int i = 0; i < g->member_numel; i++) {
+        if (g->member[i] < 0)
+            continue;
+        const tess_adapter_module *m = &from->module[g->member[i]].is;
+        first = first == NULL ? m : first;
+        if (m->alpha * (double)first->rank != first->alpha * (double)m->rank)
+            return false;
+    }
+    return true;
+}
+
+/* One matrix has one alpha. Where its parts differ in alpha / rank, that goes into B. */
 static tess_status fuse(const tess_adapter *from, adapter_group *g)
 {
     const tess_adapter_module *first = NULL, *magnitude = NULL;
+    const bool is_folded = !has_one_scale(from, g);
     int64_t first_idx = -1;
     g->is_shared = true;
     for (int i = 0; i < g->member_numel; i++) {
@@ -216,12 +233,13 @@ static tess_status fuse(const tess_adapter *from, adapter_group *g)
             TESS_TRY(has_same_a(from, first_idx, g->member[i], &is_same));
         g->is_shared = g->is_shared && is_same;
         g->rank += m->rank;
-        g->fold[i] = m->alpha * (double)first->rank / (first->alpha * (double)m->rank);
+        g->fold[i] = is_folded ? m->alpha / (double)m->rank : 1.0;
         magnitude = m->has_magnitude ? m : magnitude;
     }
     if (g->is_shared)
         g->rank = first->rank;
-    g->alpha = first->alpha * (double)g->rank / (double)first->rank;
+    g->alpha =
+        is_folded ? (double)g->rank : first->alpha * (double)g->rank / (double)first->rank;
     g->has_magnitude = magnitude != NULL;
     return magnitude != NULL ? check_magnitudes(from, g, magnitude->path) : TESS_OK;
 }
