@@ -74,18 +74,18 @@ static const key_style *style_of(const char *key)
 }
 
 /* Files without prefix hold top-level modules under their bare name. */
-static size_t prefix_nbytes(const key_style *style, const char *key)
+static bool is_bare(const key_style *style) { return strstr(style->prefix, "_blocks.") != NULL; }
+
+/* Where the module's name starts in a key; false: not a key of this style. */
+static bool cut_prefix(const key_style *style, const char *key, size_t *nbytes)
 {
-    const bool is_bare = strstr(style->prefix, "_blocks.") != NULL;
-    const size_t nbytes = strlen(style->prefix);
-    return is_bare || strncmp(key, style->prefix, nbytes) != 0 ? 0 : nbytes;
+    *nbytes = is_bare(style) ? 0 : strlen(style->prefix);
+    return strncmp(key, style->prefix, *nbytes) == 0;
 }
 
 static bool is_same_style(const key_style *a, const key_style *b)
 {
-    const bool a_is_bare = strstr(a->prefix, "_blocks.") != NULL;
-    const bool b_is_bare = strstr(b->prefix, "_blocks.") != NULL;
-    return a == b || (a_is_bare && b_is_bare);
+    return a == b || (is_bare(a) && is_bare(b));
 }
 
 static tess_status find_style(flux_reader *r)
@@ -130,11 +130,11 @@ static tess_status sort_key(flux_reader *r, const tess_st_tensor *t)
         r->a->skipped_numel++;
         return TESS_OK;
     }
-    const size_t head = prefix_nbytes(r->style, t->name);
+    size_t head = 0;
     const int role = adapter_role_of(t->name, &stem_nbytes);
-    const int64_t at = role < 0 || stem_nbytes <= head
-                           ? -1
-                           : tess_flux_names_find(r->names, t->name + head, stem_nbytes - head);
+    const bool is_ours = role >= 0 && cut_prefix(r->style, t->name, &head) && stem_nbytes > head;
+    const int64_t at =
+        is_ours ? tess_flux_names_find(r->names, t->name + head, stem_nbytes - head) : -1;
     TESS_CHECK(at >= 0, TESS_E_UNSUPPORTED,
                "'%s': key '%s' is not understood: expected <module>.lora_A.weight (or lora_down), "
                "lora_B (lora_up), alpha or dora_scale of a linear layer of FLUX.1 in %s naming",
