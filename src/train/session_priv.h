@@ -134,11 +134,6 @@ typedef tess_status (*session_tensor_sink)(void *arg, int param_idx, const void 
  * Collective. @return TESS_E_RANGE a value that f16 cannot hold */
 TESS_MUST_CHECK tess_status session_collect(tess_session *s, tess_dtype dt,
                                             session_tensor_sink sink, void *arg);
-/** The adapter as `dir`/adapter.gguf. Collective. @return TESS_E_UNSUPPORTED a module that has no
- * name there, or alpha that GGUF cannot say */
-TESS_MUST_CHECK tess_status session_export_gguf(tess_session *s,
-                                                const tess_export_request *request);
-
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
 
