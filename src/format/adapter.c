@@ -348,6 +348,10 @@ tess_status adapter_read_slice(const tess_adapter *a, const adapter_slice *slice
                                                           : item;
     const int64_t nbytes = row_nbytes * slice->row_numel;
     void *raw = NULL;
+    TESS_CHECK(slice->head_dim >= 0, TESS_E_CONFIG,
+               "'%s': rows of '%s' are interleaved by heads, whose size is not in the file; give "
+               "the model it adapts with --base",
+               a->path, slice->gguf->name);
     TESS_TRY(tess_alloc((size_t)nbytes, &raw));
     const int64_t first = slice->first_row * row_nbytes;
     const tess_status st =

@@ -75,7 +75,7 @@ typedef struct tess_adapter_module {
 typedef struct tess_adapter_options {
     bool skip_text_encoders;     /* leave keys of text encoders out and count them */
     const tess_llm_config *base; /* of the model below: GGUF files interleave rows by its heads;
-                                    NULL: not known */
+                                    NULL: not known, and such matrices cannot be read */
 } tess_adapter_options;
 
 typedef struct tess_adapter tess_adapter;
@@ -116,6 +116,7 @@ const char *tess_adapter_base_name(const tess_adapter *adapter);
 /**
  * Read one whole part, widened to f32. Local.
  * @param[out] dst  shape of the part, f32
+ * @return TESS_E_CONFIG its rows are interleaved by heads and the base was not given; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_adapter_read(const tess_adapter *adapter, int64_t idx,
                                               tess_adapter_part part, float *dst);

@@ -125,10 +125,9 @@ static tess_status find_heads(const gguf_reader *r, const tess_gguf_tensor *b, i
     *head_dim = 0;
     if (!is_rotated || strcmp(r->arch, "llama") != 0)
         return TESS_OK;
-    TESS_CHECK(r->base != NULL, TESS_E_CONFIG,
-               "'%s': rows of '%s' are interleaved by heads, whose size is not in the file; give "
-               "the model it adapts with --base",
-               r->a->path, b->name);
+    *head_dim = -1;
+    if (r->base == NULL)
+        return TESS_OK;
     *head_dim = tess_gguf_interleaved(r->base, b->name);
     TESS_CHECK(*head_dim > 0 && b->dim[0] % *head_dim == 0, TESS_E_FORMAT,
                "'%s': tensor '%s': %" PRId64 " rows are not whole heads of %" PRId64, r->a->path,

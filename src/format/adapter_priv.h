@@ -13,7 +13,7 @@ typedef struct adapter_slice {
     const tess_gguf_tensor *gguf;
     int64_t first_row, row_numel;
     int64_t first_col, col_numel;
-    int64_t head_dim; /* rows of heads that the file interleaves, 0: none */
+    int64_t head_dim; /* rows of heads that the file interleaves, 0: none, -1: not known */
     bool is_swapped;  /* the halves of the rows are in the other order */
 } adapter_slice;
 

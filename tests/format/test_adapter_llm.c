@@ -245,7 +245,13 @@ static void test_gguf_bad_files_are_refused(void **state)
     const fixture *f = *state;
     tess_llm_config base = small_llama();
     gguf_case g = whole_case();
-    assert_refused(try_gguf(f, &g, NULL), TESS_E_CONFIG, "interleaved by heads", "--base");
+    tess_adapter *a = case_open(f, put_gguf(f, &g), NULL);
+    const int64_t q = tess_adapter_find(a, "model.layers.0.self_attn.q_proj");
+    float value[2 * HEAD * R];
+    assert_ok(tess_adapter_read(a, q, TESS_ADAPTER_A, value));
+    assert_refused(tess_adapter_read(a, q, TESS_ADAPTER_B, value), TESS_E_CONFIG,
+                   "interleaved by heads", "--base");
+    tess_adapter_close(&a);
     base.family = TESS_LLM_QWEN3;
     assert_refused(try_gguf(f, &g, &base), TESS_E_CONFIG, "architecture 'llama'", "'qwen3'");
     base = small_llama();
