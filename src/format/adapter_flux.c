@@ -148,7 +148,8 @@ static tess_status sort_key(flux_reader *r, const tess_st_tensor *t)
 
 /* ---- alpha ---- */
 
-/* The options that diffusers keeps in the metadata, as an adapter_config.json. */
+/* The options that diffusers keeps in the metadata, as an adapter_config.json. Whether it is DoRA
+ * diffusers tells from the tensors, and so does this. */
 static tess_status read_config(flux_reader *r)
 {
     static const char key[] = "lora_adapter_metadata", prefix[] = "transformer.";
@@ -161,9 +162,11 @@ static tess_status read_config(flux_reader *r)
     for (int64_t i = 0; i < tess_json_numel(root) && st == TESS_OK; i++) {
         const tess_json *v = tess_json_at(root, i);
         const char *name = tess_json_key(v);
-        if (name != NULL && strncmp(name, prefix, sizeof prefix - 1) == 0)
-            st = tess_json_add_copy(r->config, name + sizeof prefix - 1, v);
-        else if (name != NULL && !is_text_encoder(name))
+        const bool is_prefixed = name != NULL && strncmp(name, prefix, sizeof prefix - 1) == 0;
+        if (name == NULL || is_text_encoder(name))
+            continue;
+        name += is_prefixed ? sizeof prefix - 1 : 0;
+        if (strcmp(name, "use_dora") != 0)
             st = tess_json_add_copy(r->config, name, v);
     }
     tess_json_destroy(&root);
