@@ -1,5 +1,6 @@
 /* Files of each dialect, matrix by matrix: no more than one is in memory. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +98,10 @@ static tess_status append_item(const flux_file *f, tess_safetensors_writer *w, i
     const tess_dtype dt = f->o->to->dt;
     if (item->role == ADAPTER_ALPHA) {
         const float alpha = (float)item->group->alpha;
+        TESS_CHECK(isfinite(alpha) && alpha > 0.0F, TESS_E_RANGE,
+                   "export of '%s': alpha %g is outside of what f32 can hold; write diffusers, "
+                   "which folds it",
+                   item->group->stem, item->group->alpha);
         return tess_safetensors_writer_append(w, idx, &alpha, sizeof alpha);
     }
     void *bytes = NULL;
@@ -192,6 +197,8 @@ static tess_status list_gguf_pairs(gguf_file *f, const adapter_metadata *meta)
     const int64_t room = meta->numel + 4;
     TESS_TRY(tess_alloc_array(room, sizeof *f->pair, (void **)&f->pair));
     TESS_TRY(tess_alloc_array(room, sizeof *f->key, (void **)&f->key));
+    TESS_CHECK(isfinite((float)o->group[0].alpha), TESS_E_RANGE,
+               "export gguf: alpha %g is outside of what f32 can hold", o->group[0].alpha);
     f->pair[f->pair_numel++] = text_pair("general.type", "adapter");
     f->pair[f->pair_numel++] = text_pair("general.architecture", tess_gguf_arch_name(o->to->base));
     f->pair[f->pair_numel++] = text_pair("adapter.type", "lora");
