@@ -54,10 +54,10 @@ tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_ar
     bool is_adapter = false;
     TESS_TRY(tess_adapter_is_path(ctx->io, path, &is_adapter));
     if (found == TESS_IO_FILE)
-        *kind = is_adapter                     ? TESS_ARTIFACT_ADAPTER
+        *kind = is_adapter                      ? TESS_ARTIFACT_ADAPTER
                 : ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
-                : ends_in(path, ".gguf")      ? TESS_ARTIFACT_MODEL
-                                              : TESS_ARTIFACT_TOKEN_FILE;
+                : ends_in(path, ".gguf")        ? TESS_ARTIFACT_MODEL
+                                                : TESS_ARTIFACT_TOKEN_FILE;
     for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
         bool is_there = false;
         TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
@@ -146,12 +146,12 @@ static tess_status add_module(tess_json *list, const tess_adapter_module *m)
 static tess_status fill_adapter(const tess_adapter *adapter, tess_json *to)
 {
     tess_json *modules = NULL;
-    TESS_TRY(tess_json_add_string(
-        to, "dialect", tess_adapter_dialect_name(tess_adapter_dialect_of(adapter))));
+    TESS_TRY(tess_json_add_string(to, "dialect",
+                                  tess_adapter_dialect_name(tess_adapter_dialect_of(adapter))));
     TESS_TRY(tess_json_add_string(to, "dtype", tess_dtype_name(tess_adapter_dtype(adapter))));
     if (tess_adapter_skipped_numel(adapter) > 0)
-        TESS_TRY(tess_json_add_i64(to, "text_encoder_tensors",
-                                   tess_adapter_skipped_numel(adapter)));
+        TESS_TRY(
+            tess_json_add_i64(to, "text_encoder_tensors", tess_adapter_skipped_numel(adapter)));
     TESS_TRY(tess_json_add_array(to, "modules", &modules));
     for (int64_t i = 0; i < tess_adapter_numel(adapter); i++)
         TESS_TRY(add_module(modules, tess_adapter_at(adapter, i)));

@@ -153,8 +153,9 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
-    const tess_export_request request = {
-        .dir = export->output, .format = export->run_export, .dt = is_f32 ? TESS_F32 : export->dtype};
+    const tess_export_request request = {.dir = export->output,
+                                         .format = export->run_export,
+                                         .dt = is_f32 ? TESS_F32 : export->dtype};
     return tess_session_export(session, &request);
 }
 
@@ -197,10 +198,11 @@ static tess_status export_any(tess_export_options *export, const tess_ctx *ctx)
     TESS_TRY(tess_adapter_is_path(ctx->io, export->source, &is_adapter));
     if (is_adapter)
         return convert(export, ctx);
-    TESS_CHECK(export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE, TESS_E_CONFIG,
-               "export %s: that is a form of FLUX.1 adapters; what language models train is written "
-               "as peft, gguf or hf",
-               export->format);
+    TESS_CHECK(
+        export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE, TESS_E_CONFIG,
+        "export %s: that is a form of FLUX.1 adapters; what language models train is written "
+        "as peft, gguf or hf",
+        export->format);
     return export_from(export, ctx);
 }
 

@@ -355,8 +355,9 @@ tess_status adapter_read_slice(const tess_adapter *a, const adapter_slice *slice
     TESS_TRY(tess_alloc((size_t)nbytes, &raw));
     const int64_t first = slice->first_row * row_nbytes;
     const tess_status st =
-        slice->gguf != NULL ? tess_gguf_read(a->gguf, slice->gguf, first, (size_t)nbytes, raw)
-                            : tess_safetensors_read(a->weights, slice->st, first, (size_t)nbytes, raw);
+        slice->gguf != NULL
+            ? tess_gguf_read(a->gguf, slice->gguf, first, (size_t)nbytes, raw)
+            : tess_safetensors_read(a->weights, slice->st, first, (size_t)nbytes, raw);
     for (int64_t row = 0; row < slice->row_numel && st == TESS_OK; row++)
         widen(dt,
               (const char *)raw + (row_of(slice, row) - slice->first_row) * row_nbytes +

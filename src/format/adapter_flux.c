@@ -46,7 +46,7 @@ typedef struct flux_reader {
     const key_style *style;
     const char *first_key; /* that showed the style */
     tess_flux_names *names;
-    key_group *group; /* [names] */
+    key_group *group;     /* [names] */
     tess_json *config;    /* of lora_adapter_metadata */
     tess_peft_spec *spec; /* of the same, NULL: alpha = rank */
 } flux_reader;
@@ -55,8 +55,8 @@ typedef struct flux_reader {
 
 static bool is_text_encoder(const char *key)
 {
-    static const char *const prefix[] = {"lora_te_",      "lora_te1_",       "lora_te2_",
-                                         "lora_te3_",     "text_encoder.",   "text_encoder_2.",
+    static const char *const prefix[] = {"lora_te_",      "lora_te1_",     "lora_te2_",
+                                         "lora_te3_",     "text_encoder.", "text_encoder_2.",
                                          "text_encoders."};
     for (int i = 0; i < TESS_NELEM(prefix); i++)
         if (strncmp(key, prefix[i], strlen(prefix[i])) == 0)
@@ -178,10 +178,11 @@ static tess_status read_alpha(const flux_reader *r, const key_group *g, double *
 {
     const tess_st_tensor *t = g->role[ADAPTER_ALPHA];
     float value = 0.0F;
-    TESS_CHECK(t->numel == 1 && (t->dtype == TESS_ST_F32 || t->dtype == TESS_ST_BF16 ||
-                                 t->dtype == TESS_ST_F16),
-               TESS_E_FORMAT, "'%s': tensor '%s': expected one number of F32, BF16 or F16, found "
-                              "%" PRId64 " of %s",
+    TESS_CHECK(t->numel == 1 &&
+                   (t->dtype == TESS_ST_F32 || t->dtype == TESS_ST_BF16 || t->dtype == TESS_ST_F16),
+               TESS_E_FORMAT,
+               "'%s': tensor '%s': expected one number of F32, BF16 or F16, found "
+               "%" PRId64 " of %s",
                r->a->path, t->name, t->numel, tess_st_dtype_name(t->dtype));
     TESS_CHECK(r->spec == NULL, TESS_E_FORMAT,
                "'%s': alpha of '%s' stands twice, as a tensor and in lora_adapter_metadata; which "
@@ -212,8 +213,8 @@ static tess_status find_alpha(const flux_reader *r, const tess_flux_name *name, 
     tess_peft_match m = {.is_target = false};
     TESS_TRY(tess_peft_spec_match(r->spec, &module, &m));
     TESS_CHECK(m.is_target && m.rank == rank, TESS_E_FORMAT,
-               "'%s': module '%s' has rank %" PRId64 ", lora_adapter_metadata says %" PRId64
-               "%s", r->a->path, name->text, rank, m.rank, m.is_target ? "" : " (no target)");
+               "'%s': module '%s' has rank %" PRId64 ", lora_adapter_metadata says %" PRId64 "%s",
+               r->a->path, name->text, rank, m.rank, m.is_target ? "" : " (no target)");
     *alpha = m.scale * (double)rank;
     return TESS_OK;
 }
@@ -300,8 +301,8 @@ static tess_status is_block_diagonal(const flux_reader *r, const tess_flux_name 
     return TESS_OK;
 }
 
-static tess_status add_part(flux_reader *r, const tess_flux_name *name, const key_group *g, int part,
-                            const int64_t *first_row, adapter_module *like)
+static tess_status add_part(flux_reader *r, const tess_flux_name *name, const key_group *g,
+                            int part, const int64_t *first_row, adapter_module *like)
 {
     const tess_st_tensor *magnitude = g->role[TESS_ADAPTER_MAGNITUDE];
     char path[TESS_FLUX_NAME_NBYTES];
@@ -319,8 +320,8 @@ static tess_status add_part(flux_reader *r, const tess_flux_name *name, const ke
         m->part[TESS_ADAPTER_MAGNITUDE].first_row = first_row[part];
         m->part[TESS_ADAPTER_MAGNITUDE].row_numel = m->is.out_numel;
     }
-    const bool is_bfl = r->style->style != TESS_FLUX_DIFFUSERS &&
-                        r->style->style != TESS_FLUX_DIFFUSERS_FLAT;
+    const bool is_bfl =
+        r->style->style != TESS_FLUX_DIFFUSERS && r->style->style != TESS_FLUX_DIFFUSERS_FLAT;
     for (int i = TESS_ADAPTER_B; i < TESS_ADAPTER_PART_NUMEL; i++)
         m->part[i].is_swapped = is_bfl && tess_flux_is_swapped(name->site);
     return TESS_OK;
@@ -367,8 +368,8 @@ static tess_status read_all(flux_reader *r)
 {
     TESS_TRY(find_style(r));
     TESS_TRY(tess_flux_names_create(r->style->style, &r->names));
-    TESS_TRY(tess_alloc_array(tess_flux_names_numel(r->names), sizeof *r->group,
-                              (void **)&r->group));
+    TESS_TRY(
+        tess_alloc_array(tess_flux_names_numel(r->names), sizeof *r->group, (void **)&r->group));
     for (int64_t i = 0; i < tess_safetensors_numel(r->a->weights); i++)
         TESS_TRY(sort_key(r, tess_safetensors_at(r->a->weights, i)));
     TESS_TRY(read_config(r));

@@ -43,10 +43,11 @@ static tess_status check_flux(const tess_adapter *from, const tess_adapter_targe
 
 static tess_status check_llm(const tess_adapter *from, const tess_adapter_target *to)
 {
-    TESS_CHECK(!from->is_flux, TESS_E_UNSUPPORTED,
-               "export %s: '%s' adapts FLUX.1, whose tools read other files; write it as diffusers, "
-               "kohya or comfyui",
-               tess_adapter_dialect_name(to->dialect), from->path);
+    TESS_CHECK(
+        !from->is_flux, TESS_E_UNSUPPORTED,
+        "export %s: '%s' adapts FLUX.1, whose tools read other files; write it as diffusers, "
+        "kohya or comfyui",
+        tess_adapter_dialect_name(to->dialect), from->path);
     return TESS_OK;
 }
 
@@ -73,8 +74,8 @@ static tess_status plan_peft(const tess_adapter *from, const tess_adapter_target
         adapter_group *g = &group[(*numel)++];
         group_of_module(from, i, g);
         TESS_CHECK(strlen(from->module[i].is.path) < sizeof g->stem, TESS_E_RANGE,
-                   "export peft: module '%.64s...' has a name of %zu bytes", from->module[i].is.path,
-                   strlen(from->module[i].is.path));
+                   "export peft: module '%.64s...' has a name of %zu bytes",
+                   from->module[i].is.path, strlen(from->module[i].is.path));
         snprintf(g->stem, sizeof g->stem, "%s", from->module[i].is.path);
     }
     return TESS_OK;
@@ -151,8 +152,7 @@ static tess_status has_same_a(const tess_adapter *from, int64_t x, int64_t y, bo
     if (st == TESS_OK)
         st = read_part(from, y, TESS_ADAPTER_A, &right);
     if (st == TESS_OK)
-        *out =
-            memcmp(left, right, (size_t)(a->row_numel * a->col_numel) * sizeof(float)) == 0;
+        *out = memcmp(left, right, (size_t)(a->row_numel * a->col_numel) * sizeof(float)) == 0;
     tess_free(left);
     tess_free(right);
     return st;
@@ -170,11 +170,12 @@ static tess_status place_parts(const tess_adapter *from, int site, adapter_group
         const int weight = tess_flux_part_weight(site, i);
         first = first == NULL ? m : first;
         unit = unit == 0 ? m->out_numel / weight : unit;
-        TESS_CHECK(m->in_numel == first->in_numel && m->out_numel == unit * weight, TESS_E_FORMAT,
-                   "'%s': modules '%s' and '%s' are parts of one matrix in %s, their extents [%" PRId64
-                   ", %" PRId64 "] and [%" PRId64 ", %" PRId64 "] do not fit",
-                   from->path, first->path, m->path, g->stem, first->out_numel, first->in_numel,
-                   m->out_numel, m->in_numel);
+        TESS_CHECK(
+            m->in_numel == first->in_numel && m->out_numel == unit * weight, TESS_E_FORMAT,
+            "'%s': modules '%s' and '%s' are parts of one matrix in %s, their extents [%" PRId64
+            ", %" PRId64 "] and [%" PRId64 ", %" PRId64 "] do not fit",
+            from->path, first->path, m->path, g->stem, first->out_numel, first->in_numel,
+            m->out_numel, m->in_numel);
     }
     for (int i = 0; i < g->member_numel; i++) {
         g->first_row[i] = row;
@@ -238,8 +239,7 @@ static tess_status fuse(const tess_adapter *from, adapter_group *g)
     }
     if (g->is_shared)
         g->rank = first->rank;
-    g->alpha =
-        is_folded ? (double)g->rank : first->alpha * (double)g->rank / (double)first->rank;
+    g->alpha = is_folded ? (double)g->rank : first->alpha * (double)g->rank / (double)first->rank;
     g->has_magnitude = magnitude != NULL;
     return magnitude != NULL ? check_magnitudes(from, g, magnitude->path) : TESS_OK;
 }
@@ -396,8 +396,8 @@ static tess_status put_member(const making *m, int member, int64_t first_row, in
     const adapter_group *g = m->g;
     const int64_t idx = g->member[member];
     const adapter_slice *slice = &m->from->module[idx].part[m->part];
-    const int64_t width = adapter_group_part_numel(g, m->part) /
-                          (m->part == TESS_ADAPTER_A ? g->rank : g->out_numel);
+    const int64_t width =
+        adapter_group_part_numel(g, m->part) / (m->part == TESS_ADAPTER_A ? g->rank : g->out_numel);
     const double fold = m->part == TESS_ADAPTER_B ? g->fold[member] : 1.0;
     const size_t item = tess_dtype_block_nbytes(m->dt);
     float *value = NULL;
@@ -407,15 +407,15 @@ static tess_status put_member(const making *m, int member, int64_t first_row, in
         const int64_t at = row * width + first_col + i % slice->col_numel;
         if (put_value(m->dt, (double)value[i] * fold, m->bytes + (size_t)at * item))
             continue;
-        const tess_status st = TESS_FAIL(
-            TESS_E_RANGE,
-            "export of '%s': element %" PRId64 " of its %s is %g, which %s cannot hold%s",
-            m->from->module[idx].is.path, i,
-            m->part == TESS_ADAPTER_A   ? "A"
-            : m->part == TESS_ADAPTER_B ? "B"
-                                        : "magnitudes",
-            (double)value[i] * fold, tess_dtype_name(m->dt),
-            m->dt == TESS_F16 ? " (at most 65504); write bf16 or f32" : "");
+        const tess_status st =
+            TESS_FAIL(TESS_E_RANGE,
+                      "export of '%s': element %" PRId64 " of its %s is %g, which %s cannot hold%s",
+                      m->from->module[idx].is.path, i,
+                      m->part == TESS_ADAPTER_A   ? "A"
+                      : m->part == TESS_ADAPTER_B ? "B"
+                                                  : "magnitudes",
+                      (double)value[i] * fold, tess_dtype_name(m->dt),
+                      m->dt == TESS_F16 ? " (at most 65504); write bf16 or f32" : "");
         tess_free(value);
         return st;
     }
@@ -427,8 +427,8 @@ tess_status adapter_make_part(const tess_adapter *from, const adapter_group *g,
                               tess_adapter_part part, tess_dtype dt, void **out)
 {
     void *bytes = NULL;
-    TESS_TRY(tess_alloc_array(adapter_group_part_numel(g, part), tess_dtype_block_nbytes(dt),
-                              &bytes));
+    TESS_TRY(
+        tess_alloc_array(adapter_group_part_numel(g, part), tess_dtype_block_nbytes(dt), &bytes));
     const making m = {from, g, part, dt, bytes};
     int64_t rank = 0; /* of the members so far */
     tess_status st = TESS_OK;

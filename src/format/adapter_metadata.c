@@ -17,8 +17,7 @@ static bool has_key(const adapter_metadata *m, const char *key)
     return false;
 }
 
-/* Add a borrowed pair; a key that is there already stays. */
-static tess_status add(adapter_metadata *m, const char *key, const char *value)
+tess_status adapter_metadata_add(adapter_metadata *m, const char *key, const char *value)
 {
     if (value == NULL || has_key(m, key))
         return TESS_OK;
@@ -46,7 +45,7 @@ static tess_status add_number(adapter_metadata *m, const char *key, double value
     }
     TESS_TRY(tess_strdup(text, &copy));
     m->text[m->text_numel++] = copy;
-    return add(m, key, copy);
+    return adapter_metadata_add(m, key, copy);
 }
 
 void adapter_metadata_fini(adapter_metadata *m)
@@ -82,8 +81,8 @@ static bool is_about_file(const char *key)
 static bool is_kept(const char *key, tess_adapter_dialect dialect)
 {
     const bool is_kohya = strncmp(key, "ss_", 3) == 0 || strncmp(key, "modelspec.", 10) == 0;
-    return !is_about_file(key) && (!is_kohya || dialect == TESS_ADAPTER_KOHYA ||
-                                   dialect == TESS_ADAPTER_COMFYUI);
+    return !is_about_file(key) &&
+           (!is_kohya || dialect == TESS_ADAPTER_KOHYA || dialect == TESS_ADAPTER_COMFYUI);
 }
 
 /* One rank and alpha for all modules, or nothing is said. */
@@ -114,21 +113,24 @@ static tess_status add_kohya(adapter_metadata *m, const tess_adapter *from,
     for (int64_t i = 1; i < group_numel; i++)
         is_uniform =
             is_uniform && group[i].rank == group[0].rank && group[i].alpha == group[0].alpha;
-    TESS_TRY(add(m, "ss_network_module", "networks.lora_flux"));
+    TESS_TRY(adapter_metadata_add(m, "ss_network_module", "networks.lora_flux"));
     if (is_uniform) {
         TESS_TRY(add_number(m, "ss_network_dim", (double)group[0].rank));
         TESS_TRY(add_number(m, "ss_network_alpha", group[0].alpha));
     } else {
-        TESS_TRY(add(m, "ss_network_dim", "Dynamic"));
-        TESS_TRY(add(m, "ss_network_alpha", "Dynamic"));
+        TESS_TRY(adapter_metadata_add(m, "ss_network_dim", "Dynamic"));
+        TESS_TRY(adapter_metadata_add(m, "ss_network_alpha", "Dynamic"));
     }
-    TESS_TRY(add(m, "ss_base_model_version", "flux1"));
+    TESS_TRY(adapter_metadata_add(m, "ss_base_model_version", "flux1"));
     if (compute != NULL)
-        TESS_TRY(add(m, "ss_mixed_precision", strcmp(compute, "bf16") == 0 ? "bf16" : "no"));
+        TESS_TRY(adapter_metadata_add(m, "ss_mixed_precision",
+                                      strcmp(compute, "bf16") == 0 ? "bf16" : "no"));
     if (quant != NULL)
-        TESS_TRY(add(m, "ss_fp8_base", strcmp(quant, "e4m3/raw") == 0 ? "True" : "False"));
-    TESS_TRY(add(m, "ss_sd_model_name", base != NULL ? last_part(base) : NULL));
-    return add(m, "ss_new_sd_model_hash", tess_adapter_metadata(from, "base.sha256"));
+        TESS_TRY(adapter_metadata_add(m, "ss_fp8_base",
+                                      strcmp(quant, "e4m3/raw") == 0 ? "True" : "False"));
+    TESS_TRY(adapter_metadata_add(m, "ss_sd_model_name", base != NULL ? last_part(base) : NULL));
+    return adapter_metadata_add(m, "ss_new_sd_model_hash",
+                                tess_adapter_metadata(from, "base.sha256"));
 }
 
 tess_status adapter_metadata_make(const tess_adapter *from, const tess_adapter_target *to,
@@ -136,14 +138,14 @@ tess_status adapter_metadata_make(const tess_adapter *from, const tess_adapter_t
                                   adapter_metadata *out)
 {
     if (to->dialect != TESS_ADAPTER_GGUF)
-        TESS_TRY(add(out, "format", "pt"));
-    TESS_TRY(add(out, "dialect", tess_adapter_dialect_name(to->dialect)));
+        TESS_TRY(adapter_metadata_add(out, "format", "pt"));
+    TESS_TRY(adapter_metadata_add(out, "dialect", tess_adapter_dialect_name(to->dialect)));
     for (int64_t i = 0; i < from->pair_numel; i++)
         if (is_kept(from->pair[i].key, to->dialect))
-            TESS_TRY(add(out, from->pair[i].key, from->pair[i].value));
+            TESS_TRY(adapter_metadata_add(out, from->pair[i].key, from->pair[i].value));
     TESS_TRY(add_trained(out, from));
-    TESS_TRY(add(out, "base.name", tess_adapter_base_name(from)));
-    TESS_TRY(add(out, "merge.policy", "separate-or-16bit"));
+    TESS_TRY(adapter_metadata_add(out, "base.name", tess_adapter_base_name(from)));
+    TESS_TRY(adapter_metadata_add(out, "merge.policy", "separate-or-16bit"));
     if (to->dialect == TESS_ADAPTER_KOHYA || to->dialect == TESS_ADAPTER_COMFYUI)
         TESS_TRY(add_kohya(out, from, group, group_numel));
     return TESS_OK;

@@ -15,8 +15,8 @@
 #include "format/peft_priv.h"
 
 typedef struct options {
-    const char **path;  /* [numel] targets */
-    char **pattern;     /* [numel] the same, matching themselves alone */
+    const char **path; /* [numel] targets */
+    char **pattern;    /* [numel] the same, matching themselves alone */
     tess_peft_pattern *rank, *alpha;
     tess_peft_options o;
     tess_peft_adapter *adapter;
@@ -77,7 +77,8 @@ static tess_peft_identity identity_of(const tess_adapter *from)
                                 .base_id = tess_adapter_metadata(from, "base.identity"),
                                 .base_previous = tess_adapter_metadata(from, "base.previous"),
                                 .compute_dtype = tess_adapter_metadata(from, "compute.dtype"),
-                                .master_dtype = tess_adapter_metadata(from, "adapter.master_dtype")};
+                                .master_dtype =
+                                    tess_adapter_metadata(from, "adapter.master_dtype")};
 }
 
 static tess_status append_all(const adapter_output *o, tess_peft_writer *w)
@@ -86,11 +87,9 @@ static tess_status append_all(const adapter_output *o, tess_peft_writer *w)
         const adapter_group *g = &o->group[i];
         for (int part = TESS_ADAPTER_A; part <= TESS_ADAPTER_B; part++) {
             void *bytes = NULL;
-            TESS_TRY(
-                adapter_make_part(o->from, g, (tess_adapter_part)part, o->to->dt, &bytes));
-            const size_t nbytes =
-                (size_t)adapter_group_part_numel(g, (tess_adapter_part)part) *
-                tess_dtype_block_nbytes(o->to->dt);
+            TESS_TRY(adapter_make_part(o->from, g, (tess_adapter_part)part, o->to->dt, &bytes));
+            const size_t nbytes = (size_t)adapter_group_part_numel(g, (tess_adapter_part)part) *
+                                  tess_dtype_block_nbytes(o->to->dt);
             const tess_status st =
                 tess_peft_writer_append(w, i, (tess_peft_part)part, bytes, nbytes);
             tess_free(bytes);

@@ -98,6 +98,9 @@ TESS_MUST_CHECK tess_status adapter_metadata_make(const tess_adapter *from,
                                                   const tess_adapter_target *to,
                                                   const adapter_group *group, int64_t group_numel,
                                                   adapter_metadata *out);
+/** Add a borrowed pair; a key that is there already stays, and NULL is no value. */
+TESS_MUST_CHECK tess_status adapter_metadata_add(adapter_metadata *m, const char *key,
+                                                 const char *value);
 void adapter_metadata_fini(adapter_metadata *m);
 
 /* The three kinds of targets. */

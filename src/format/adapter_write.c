@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/digest.h"
 #include "core/memory.h"
 #include "format/adapter_priv.h"
 #include "format/gguf_llm.h"
+#include "format/safetensors_priv.h"
 
 /* ---- safetensors files of FLUX.1 ---- */
 
@@ -28,6 +30,7 @@ static const struct {
 typedef char tensor_name[TESS_ST_NAME_MAX_NBYTES + 1];
 
 typedef struct flux_item {
+    tess_st_tensor tensor;
     const adapter_group *group;
     int role;
 } flux_item;
@@ -35,14 +38,15 @@ typedef struct flux_item {
 typedef struct flux_file {
     const adapter_output *o;
     tensor_name *name;
-    tess_st_tensor *tensor; /* [numel] in the order of the file's data */
-    flux_item *item;        /* [numel] */
+    flux_item *item;        /* [numel] in the order of the file's data */
+    tess_st_tensor *tensor; /* [numel] of the items */
     int64_t numel;
 } flux_file;
 
-static void shape_item(const flux_item *item, tess_adapter_dialect dialect, tess_st_tensor *t)
+static void shape_item(flux_item *item, tess_adapter_dialect dialect)
 {
     const adapter_group *g = item->group;
+    tess_st_tensor *t = &item->tensor;
     switch (item->role) {
     case TESS_ADAPTER_A:
         t->dim_numel = 2;
@@ -64,6 +68,11 @@ static void shape_item(const flux_item *item, tess_adapter_dialect dialect, tess
     }
 }
 
+static int by_file_order(const void *a, const void *b)
+{
+    return tess_st_file_order(&((const flux_item *)a)->tensor, &((const flux_item *)b)->tensor);
+}
+
 /* alpha stays f32: bf16 could not hold every one of them. */
 static tess_status list_items(flux_file *f)
 {
@@ -77,54 +86,90 @@ static tess_status list_items(flux_file *f)
     for (int64_t i = 0; i < o->group_numel; i++)
         for (int role = 0; role < ADAPTER_ROLE_NUMEL; role++) {
             const char *suffix = layout[o->to->dialect].suffix[role];
-            if (suffix == NULL ||
-                (role == TESS_ADAPTER_MAGNITUDE && !o->group[i].has_magnitude))
+            char *name = f->name[f->numel];
+            if (suffix == NULL || (role == TESS_ADAPTER_MAGNITUDE && !o->group[i].has_magnitude))
                 continue;
-            f->item[f->numel] = (flux_item){&o->group[i], role};
-            snprintf(f->name[f->numel], sizeof *f->name, "%s%.400s%s",
-                     layout[o->to->dialect].prefix, o->group[i].stem, suffix);
-            f->tensor[f->numel] =
-                (tess_st_tensor){.name = f->name[f->numel],
-                                 .dtype = role == ADAPTER_ALPHA ? TESS_ST_F32 : dtype};
-            shape_item(&f->item[f->numel], o->to->dialect, &f->tensor[f->numel]);
-            f->numel++;
+            snprintf(name, sizeof *f->name, "%s%.400s%s", layout[o->to->dialect].prefix,
+                     o->group[i].stem, suffix);
+            f->item[f->numel] = (flux_item){
+                .tensor = {.name = name, .dtype = role == ADAPTER_ALPHA ? TESS_ST_F32 : dtype},
+                .group = &o->group[i],
+                .role = role};
+            shape_item(&f->item[f->numel++], o->to->dialect);
         }
+    qsort(f->item, (size_t)f->numel, sizeof *f->item, by_file_order);
+    for (int64_t i = 0; i < f->numel; i++)
+        f->tensor[i] = f->item[i].tensor;
     return TESS_OK;
 }
 
-static tess_status append_item(const flux_file *f, tess_safetensors_writer *w, int64_t idx)
+static tess_status make_alpha(const adapter_group *g, void **bytes)
 {
-    const flux_item *item = &f->item[idx];
-    const tess_dtype dt = f->o->to->dt;
-    if (item->role == ADAPTER_ALPHA) {
-        const float alpha = (float)item->group->alpha;
-        TESS_CHECK(isfinite(alpha) && alpha > 0.0F, TESS_E_RANGE,
-                   "export of '%s': alpha %g is outside of what f32 can hold; write diffusers, "
-                   "which folds it",
-                   item->group->stem, item->group->alpha);
-        return tess_safetensors_writer_append(w, idx, &alpha, sizeof alpha);
+    const float alpha = (float)g->alpha;
+    TESS_CHECK(isfinite(alpha) && alpha > 0.0F, TESS_E_RANGE,
+               "export of '%s': alpha %g is outside of what f32 can hold; write diffusers, which "
+               "folds it",
+               g->stem, g->alpha);
+    TESS_TRY(tess_alloc(sizeof alpha, bytes));
+    memcpy(*bytes, &alpha, sizeof alpha);
+    return TESS_OK;
+}
+
+/* Make every tensor, in order, for the digest or for the file. */
+static tess_status for_each_item(const flux_file *f, tess_sha256_state *digest,
+                                 tess_safetensors_writer *w)
+{
+    for (int64_t i = 0; i < f->numel; i++) {
+        const flux_item *item = &f->item[i];
+        const tess_adapter_part part = (tess_adapter_part)item->role;
+        const bool is_alpha = item->role == ADAPTER_ALPHA;
+        void *bytes = NULL;
+        size_t nbytes = sizeof(float);
+        if (!is_alpha)
+            TESS_TRY(
+                tess_nbytes(f->o->to->dt, adapter_group_part_numel(item->group, part), &nbytes));
+        TESS_TRY(is_alpha ? make_alpha(item->group, &bytes)
+                          : adapter_make_part(f->o->from, item->group, part, f->o->to->dt, &bytes));
+        const tess_status st = w != NULL ? tess_safetensors_writer_append(w, i, bytes, nbytes)
+                                         : tess_sha256_update(digest, bytes, nbytes);
+        tess_free(bytes);
+        TESS_TRY(st);
     }
-    void *bytes = NULL;
-    const tess_adapter_part part = (tess_adapter_part)item->role;
-    TESS_TRY(adapter_make_part(f->o->from, item->group, part, dt, &bytes));
-    const size_t nbytes = (size_t)adapter_group_part_numel(item->group, part) *
-                          tess_dtype_block_nbytes(dt);
-    const tess_status st = tess_safetensors_writer_append(w, idx, bytes, nbytes);
-    tess_free(bytes);
+    return TESS_OK;
+}
+
+/* kohya's name of a file: SHA-256 of its data. The header holds it, so the data is made twice. */
+static tess_status hash_items(const flux_file *f, char hex[TESS_SHA256_HEX_NBYTES])
+{
+    tess_sha256_state *digest = NULL;
+    tess_sha256 sum;
+    TESS_TRY(tess_sha256_create(&digest));
+    tess_status st = for_each_item(f, digest, NULL);
+    if (st == TESS_OK)
+        st = tess_sha256_final(digest, &sum);
+    if (st == TESS_OK)
+        tess_hex(sum.byte, sizeof sum.byte, hex);
+    tess_sha256_destroy(&digest);
     return st;
 }
 
 static tess_status write_items(const flux_file *f, const char *path)
 {
     const adapter_output *o = f->o;
+    char hex[TESS_SHA256_HEX_NBYTES];
     adapter_metadata meta = {0};
     tess_safetensors_writer *w = NULL;
-    tess_status st = adapter_metadata_make(o->from, o->to, o->group, o->group_numel, &meta);
+    const bool is_hashed = o->to->dialect != TESS_ADAPTER_DIFFUSERS;
+    tess_status st = is_hashed ? hash_items(f, hex) : TESS_OK;
+    if (st == TESS_OK)
+        st = adapter_metadata_make(o->from, o->to, o->group, o->group_numel, &meta);
+    if (st == TESS_OK && is_hashed)
+        st = adapter_metadata_add(&meta, "sshs_model_hash", hex);
     if (st == TESS_OK)
         st = tess_safetensors_writer_create(o->io, path, f->tensor, f->numel, meta.pair, meta.numel,
                                             &w);
-    for (int64_t i = 0; i < f->numel && st == TESS_OK; i++)
-        st = append_item(f, w, i);
+    if (st == TESS_OK)
+        st = for_each_item(f, NULL, w);
     if (st == TESS_OK)
         st = tess_safetensors_writer_finish(w);
     tess_safetensors_writer_destroy(&w);
@@ -173,15 +218,15 @@ static tess_status list_gguf_tensors(gguf_file *f)
     for (int64_t i = 0; i < 2 * o->group_numel; i++) {
         const adapter_group *g = &o->group[i / 2];
         const bool is_a = i % 2 == 0;
-        const int n = snprintf(f->name[i], sizeof *f->name, "%.100s.lora_%c", g->stem,
-                               is_a ? 'a' : 'b');
+        const int n =
+            snprintf(f->name[i], sizeof *f->name, "%.100s.lora_%c", g->stem, is_a ? 'a' : 'b');
         TESS_CHECK(n < (int)sizeof *f->name, TESS_E_RANGE,
                    "export gguf: '%s.lora_a' is longer than a tensor name may be", g->stem);
-        f->tensor[i] = (tess_gguf_tensor){.name = f->name[i],
-                                          .format = format_of(o->to->dt),
-                                          .dim_numel = 2,
-                                          .dim = {is_a ? g->rank : g->out_numel,
-                                                  is_a ? g->in_numel : g->rank}};
+        f->tensor[i] = (tess_gguf_tensor){
+            .name = f->name[i],
+            .format = format_of(o->to->dt),
+            .dim_numel = 2,
+            .dim = {is_a ? g->rank : g->out_numel, is_a ? g->in_numel : g->rank}};
     }
     return TESS_OK;
 }
@@ -202,8 +247,8 @@ static tess_status list_gguf_pairs(gguf_file *f, const adapter_metadata *meta)
     f->pair[f->pair_numel++] = text_pair("general.type", "adapter");
     f->pair[f->pair_numel++] = text_pair("general.architecture", tess_gguf_arch_name(o->to->base));
     f->pair[f->pair_numel++] = text_pair("adapter.type", "lora");
-    f->pair[f->pair_numel++] = (tess_gguf_pair){
-        "adapter.lora.alpha", {.kind = TESS_GGUF_F32, .f64 = o->group[0].alpha}};
+    f->pair[f->pair_numel++] =
+        (tess_gguf_pair){"adapter.lora.alpha", {.kind = TESS_GGUF_F32, .f64 = o->group[0].alpha}};
     for (int64_t i = 0; i < meta->numel; i++) {
         char *key = f->key[f->pair_numel];
         const int n =

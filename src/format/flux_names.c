@@ -177,8 +177,8 @@ tess_status tess_flux_names_create(tess_flux_style style, tess_flux_names **out)
     void *object = NULL, *name = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_flux_names), &object));
     tess_flux_names *n = object;
-    const tess_status st = tess_alloc_array((int64_t)SITE_NUMEL * TESS_FLUX_PART_MAX,
-                                            sizeof(tess_flux_name), &name);
+    const tess_status st =
+        tess_alloc_array((int64_t)SITE_NUMEL * TESS_FLUX_PART_MAX, sizeof(tess_flux_name), &name);
     n->name = name;
     if (st != TESS_OK) {
         tess_flux_names_destroy(&n);

@@ -87,8 +87,8 @@ static inline void case_write(const fixture *f, case_file *c, const char *path,
                               const tess_st_pair *pair, int64_t pair_numel)
 {
     tess_safetensors_writer *w = NULL;
-    assert_ok(tess_safetensors_writer_create(f->io, path, c->tensor, c->numel, pair, pair_numel,
-                                             &w));
+    assert_ok(
+        tess_safetensors_writer_create(f->io, path, c->tensor, c->numel, pair, pair_numel, &w));
     for (int64_t i = 0; i < c->numel; i++) {
         case_put(w, i, c);
         free(c->value[i]);
@@ -115,8 +115,8 @@ static inline void case_delta(const tess_adapter *a, int64_t idx, double *delta,
         const int64_t row = i / m->in_numel, col = i % m->in_numel;
         delta[i] = most[i] = 0.0;
         for (int64_t k = 0; k < m->rank; k++) {
-            const double x = scale * (double)b[row * m->rank + k] *
-                             (double)matrix_a[k * m->in_numel + col];
+            const double x =
+                scale * (double)b[row * m->rank + k] * (double)matrix_a[k * m->in_numel + col];
             delta[i] += x;
             most[i] += fabs(x);
         }

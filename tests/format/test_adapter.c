@@ -79,8 +79,8 @@ typedef struct source {
 
 #define DIFFUSERS_CONFIG(rest)                                                                     \
     "{\"transformer.peft_type\": \"LORA\", \"transformer.r\": 4, \"transformer.target_modules\": " \
-    "[\"to_q\", \"to_k\", \"to_v\", \"add_q_proj\", \"add_k_proj\", \"add_v_proj\", \"net.2\", "    \
-    "\"proj_mlp\", \"proj_out\", \"norm_out.linear\", \"linear_2\"], \"text_encoder.r\": 9, " rest  \
+    "[\"to_q\", \"to_k\", \"to_v\", \"add_q_proj\", \"add_k_proj\", \"add_v_proj\", \"net.2\", "   \
+    "\"proj_mlp\", \"proj_out\", \"norm_out.linear\", \"linear_2\"], \"text_encoder.r\": 9, " rest \
     "}"
 
 static const source all_sources[] = {
@@ -88,11 +88,11 @@ static const source all_sources[] = {
      false, 0.0, NULL, false},
     {"diffusers with alpha in metadata", "transformer.", ".lora_A.weight", ".lora_B.weight", true,
      false, false, 0.0, DIFFUSERS_CONFIG("\"transformer.lora_alpha\": 6"), false},
-    {"diffusers with rslora", "transformer.", ".lora_A.weight", ".lora_B.weight", true, false, false,
-     0.0, DIFFUSERS_CONFIG("\"transformer.lora_alpha\": 7, \"transformer.use_rslora\": true"),
-     false},
-    {"diffusers with alpha_pattern", "transformer.", ".lora_A.weight", ".lora_B.weight", true, false,
+    {"diffusers with rslora", "transformer.", ".lora_A.weight", ".lora_B.weight", true, false,
      false, 0.0,
+     DIFFUSERS_CONFIG("\"transformer.lora_alpha\": 7, \"transformer.use_rslora\": true"), false},
+    {"diffusers with alpha_pattern", "transformer.", ".lora_A.weight", ".lora_B.weight", true,
+     false, false, 0.0,
      DIFFUSERS_CONFIG("\"transformer.lora_alpha\": 3, \"transformer.alpha_pattern\": "
                       "{\"to_k\": 5, \"proj_mlp\": 11}"),
      false},
@@ -100,10 +100,10 @@ static const source all_sources[] = {
      NULL, false},
     {"kohya", "lora_unet_", ".lora_down.weight", ".lora_up.weight", false, true, false, 1.0, NULL,
      false},
-    {"kohya without alpha", "lora_unet_", ".lora_down.weight", ".lora_up.weight", false, true, false,
-     0.0, NULL, false},
-    {"kohya of separate adapters", "lora_unet_", ".lora_down.weight", ".lora_up.weight", false, true,
-     true, 3.0, NULL, false},
+    {"kohya without alpha", "lora_unet_", ".lora_down.weight", ".lora_up.weight", false, true,
+     false, 0.0, NULL, false},
+    {"kohya of separate adapters", "lora_unet_", ".lora_down.weight", ".lora_up.weight", false,
+     true, true, 3.0, NULL, false},
     {"comfyui", "diffusion_model.", ".lora_A.weight", ".lora_B.weight", false, false, false, 7.0,
      NULL, false},
     {"lora_transformer", "lora_transformer_", ".lora_down.weight", ".lora_up.weight", true, true,
@@ -183,10 +183,9 @@ static void write_source(const fixture *f, const source *s, tess_st_dtype dtype,
     case_write(f, &c, path, pair, s->metadata != NULL ? 4 : 3);
 }
 
-static const char *const file_of[] = {
-    [TESS_ADAPTER_DIFFUSERS] = "pytorch_lora_weights.safetensors",
-    [TESS_ADAPTER_KOHYA] = "kohya.safetensors",
-    [TESS_ADAPTER_COMFYUI] = "comfyui.safetensors"};
+static const char *const file_of[] = {[TESS_ADAPTER_DIFFUSERS] = "pytorch_lora_weights.safetensors",
+                                      [TESS_ADAPTER_KOHYA] = "kohya.safetensors",
+                                      [TESS_ADAPTER_COMFYUI] = "comfyui.safetensors"};
 
 /* Convert and open what was written. */
 static tess_adapter *converted(const fixture *f, const tess_adapter *from,
@@ -235,9 +234,9 @@ static void test_names_cover_the_transformer(void **state)
 
 /* ---- every pair ---- */
 
-/* [Note: how many roundings] A value of the source fits its dtype. Only diffusers folds alpha / rank
- * into B, and its files have alpha = rank from then on: whatever the chain, B is rounded once. Where
- * parts of one fused matrix differ in scale, the fold moves to them, once too. */
+/* [Note: how many roundings] A value of the source fits its dtype. Only diffusers folds alpha /
+ * rank into B, and its files have alpha = rank from then on: whatever the chain, B is rounded once.
+ * Where parts of one fused matrix differ in scale, the fold moves to them, once too. */
 static void round_trips(const fixture *f, const source *s, tess_dtype dt)
 {
     tess_st_dtype dtype = TESS_ST_F32;
@@ -314,8 +313,8 @@ static void test_open_fused_shares_a_and_cuts_b(void **state)
         assert_int_equal(m->out_numel, sites[3].part_out[part]);
         float *x = case_read(a, idx, TESS_ADAPTER_A), *b = case_read(a, idx, TESS_ADAPTER_B);
         for (int64_t i = 0; i < R * H; i++)
-            assert_true(
-                x[i] == case_value("lora_unet_single_blocks_37_linear1.lora_down.weight", i));
+            assert_true(x[i] ==
+                        case_value("lora_unet_single_blocks_37_linear1.lora_down.weight", i));
         for (int64_t i = 0; i < m->out_numel * R; i++)
             assert_true(b[i] == case_value(up, (int64_t)part * H * R + i));
         free(x);
@@ -399,8 +398,7 @@ static void test_write_split_is_stacked(void **state)
         const int64_t row = i / (4 * R), col = i % (4 * R), part = TESS_MIN(row / H, (int64_t)3);
         char own[128];
         snprintf(own, sizeof own, "transformer.%s.lora_B.weight", sites[3].part[part]);
-        const float want =
-            col / R == part ? case_value(own, (row - part * H) * R + col % R) : 0.0F;
+        const float want = col / R == part ? case_value(own, (row - part * H) * R + col % R) : 0.0F;
         assert_true(b[i] == want);
     }
     assert_ok(tess_safetensors_read(

@@ -118,8 +118,8 @@ static const char *put_gguf(const fixture *f, const gguf_case *g)
         {"tessera.base.quant", {.kind = TESS_GGUF_STRING, .text = "q4_k"}}};
     const char *path = at(f, "source.gguf");
     tess_gguf_writer *w = NULL;
-    assert_ok(tess_gguf_writer_create(f->io, path, pair, TESS_NELEM(pair), g->tensor, g->numel,
-                                      &w));
+    assert_ok(
+        tess_gguf_writer_create(f->io, path, pair, TESS_NELEM(pair), g->tensor, g->numel, &w));
     for (int64_t i = 0; i < g->numel; i++)
         for (int64_t k = 0; k < g->tensor[i].dim[0] * g->tensor[i].dim[1]; k++) {
             const float x = case_value(g->tensor[i].name, k);

@@ -62,7 +62,8 @@ static void test_open_unknown_keys_are_refused(void **state)
     add_kohya(&c, stem);
     case_add(&c, "lora_unet_single_blocks_0_linear2.diff_b", H, 0);
     assert_refused(try_open(f, &c, NULL), TESS_E_UNSUPPORTED,
-                   "'lora_unet_single_blocks_0_linear2.diff_b' is not understood", "in kohya naming");
+                   "'lora_unet_single_blocks_0_linear2.diff_b' is not understood",
+                   "in kohya naming");
     add_kohya(&c, "lora_unet_single_blocks_38_linear2"); /* there are 38 */
     assert_refused(try_open(f, &c, NULL), TESS_E_UNSUPPORTED, "single_blocks_38_linear2");
     add_kohya(&c, stem);
@@ -113,10 +114,12 @@ static void test_open_incomplete_modules_are_refused(void **state)
     assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT, "expected a matrix, found shape [4]");
     case_add(&c, "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", R, H);
     case_add(&c, "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", 3 * H + 1, R);
-    assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT, "has 13 outputs, expected a multiple of 3");
+    assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT,
+                   "has 13 outputs, expected a multiple of 3");
     case_add(&c, "lora_unet_single_blocks_0_linear1.lora_down.weight", R, H);
     case_add(&c, "lora_unet_single_blocks_0_linear1.lora_up.weight", 6 * H, R);
-    assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT, "has 24 outputs, expected a multiple of 7");
+    assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT,
+                   "has 24 outputs, expected a multiple of 7");
     case_add(&c, "lora_unet_final_layer_adaLN_modulation_1.lora_down.weight", R, H);
     case_add(&c, "lora_unet_final_layer_adaLN_modulation_1.lora_up.weight", 7, R);
     assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT, "expected two halves");
