@@ -226,7 +226,7 @@ static void test_names_cover_the_transformer(void **state)
     /* 304 modules are what kohya's trainer adapts; 10 more lie outside of blocks. */
     assert_int_equal(names_of(TESS_FLUX_BFL), 304 + 10);
     assert_int_equal(names_of(TESS_FLUX_BFL_FLAT), 304 + 10);
-    /* 495 (all linear layers of blocks but norm1_context of none): 19 * 14 + 38 * 6, and 10. */
+    /* A double block has 14 linear layers in diffusers, a single block 6: 494 in all blocks. */
     assert_int_equal(names_of(TESS_FLUX_DIFFUSERS), 19 * 14 + 38 * 6 + 10);
     assert_int_equal(names_of(TESS_FLUX_DIFFUSERS_FLAT), 19 * 14 + 38 * 6 + 10);
     assert_int_equal(names_of(TESS_FLUX_XLABS), 19 * 4 + 38 * 2);
@@ -285,6 +285,26 @@ static void test_write_narrower_rounds_each_value_once(void **state)
             case_compare(from, to, unit_of(dts[i]), 2);
             tess_adapter_close(&to);
         }
+    tess_adapter_close(&from);
+}
+
+/* (1 + 2^-20)(1 + 2^-8 - 2^-20) is 2^-28 above the middle of two bf16 numbers: f32 would lose that,
+ * and a second rounding from the middle would go down. */
+static void test_write_folds_and_rounds_once(void **state)
+{
+    const fixture *f = *state;
+    const char *path = at(f, "source.safetensors");
+    case_file c = {.dtype = TESS_ST_F32};
+    case_add(&c, "lora_unet_img_in.lora_down.weight", 1, 1);
+    case_add(&c, "lora_unet_img_in.lora_up.weight", 1, 1)[0] = 1.0F + 0x1p-8F - 0x1p-20F;
+    case_add_scalar(&c, "lora_unet_img_in.alpha", 1.0F + 0x1p-20F);
+    case_write(f, &c, path, NULL, 0);
+    tess_adapter *from = case_open(f, path, NULL);
+    tess_adapter *to = converted(f, from, TESS_ADAPTER_DIFFUSERS, TESS_BF16);
+    float b = 0.0F;
+    assert_ok(tess_adapter_read(to, 0, TESS_ADAPTER_B, &b));
+    assert_true(b == 1.0F + 0x1p-7F);
+    tess_adapter_close(&to);
     tess_adapter_close(&from);
 }
 
@@ -485,6 +505,7 @@ int main(void)
         format_test(test_names_cover_the_transformer),
         format_test(test_write_every_pair_keeps_the_update),
         format_test(test_write_narrower_rounds_each_value_once),
+        format_test(test_write_folds_and_rounds_once),
         format_test(test_open_fused_shares_a_and_cuts_b),
         format_test(test_open_block_diagonal_divides_rank_and_alpha),
         format_test(test_write_shared_a_stays_one_rank),
