@@ -41,7 +41,7 @@ typedef struct tess_eval_options {
     tess_common_options common;
     tess_run_options run;
     const char *checkpoint; /* directory, "none": the base alone, NULL: the newest of output.dir */
-    const char *adapter;    /* PEFT directory in place of a checkpoint, NULL: none */
+    const char *adapter;    /* in place of a checkpoint, NULL: none */
     bool is_json;
 } tess_eval_options;
 

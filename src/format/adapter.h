@@ -30,6 +30,7 @@
 
 #include "core/io.h"
 #include "format/hf_config.h"
+#include "format/peft.h"
 #include "format/safetensors.h"
 
 TESS_BEGIN_DECLS
@@ -120,6 +121,10 @@ const char *tess_adapter_base_name(const tess_adapter *adapter);
  */
 TESS_MUST_CHECK tess_status tess_adapter_read(const tess_adapter *adapter, int64_t idx,
                                               tess_adapter_part part, float *dst);
+
+/** PEFT options that describe exactly its modules: the directory's own, or its modules as targets
+ * with ranks and alphas as patterns. Local. */
+TESS_MUST_CHECK tess_status tess_adapter_spec(const tess_adapter *adapter, tess_peft_spec **out);
 
 /** What is written. */
 typedef struct tess_adapter_target {

@@ -14,59 +14,77 @@
 #include "format/json_priv.h"
 #include "format/peft_priv.h"
 
+/* Options with what they point to. */
 typedef struct options {
     const char **path; /* [numel] targets */
     char **pattern;    /* [numel] the same, matching themselves alone */
+    int64_t numel;
     tess_peft_pattern *rank, *alpha;
     tess_peft_options o;
-    tess_peft_adapter *adapter;
 } options;
 
-static double rank_of(const adapter_group *g) { return (double)g->rank; }
-static double alpha_of(const adapter_group *g) { return g->alpha; }
+static double rank_of(const tess_adapter_module *m) { return (double)m->rank; }
+static double alpha_of(const tess_adapter_module *m) { return m->alpha; }
 
-static double commonest(const adapter_output *o, double (*value_of)(const adapter_group *))
+static double commonest(const tess_adapter *from, double (*value_of)(const tess_adapter_module *))
 {
     double best = 0.0;
     int64_t best_numel = 0;
-    for (int64_t i = 0; i < o->group_numel; i++) {
+    for (int64_t i = 0; i < from->numel; i++) {
+        const double value = value_of(&from->module[i].is);
         int64_t numel = 0;
-        for (int64_t j = 0; j < o->group_numel; j++)
-            numel += value_of(&o->group[j]) == value_of(&o->group[i]);
+        for (int64_t j = 0; j < from->numel; j++)
+            numel += value_of(&from->module[j].is) == value;
         if (numel > best_numel) {
-            best = value_of(&o->group[i]);
+            best = value;
             best_numel = numel;
         }
     }
     return best;
 }
 
-/* Groups are in order of their paths, so patterns come out sorted, as PEFT's file wants them. */
-static tess_status fill_options(const adapter_output *o, options *p)
+static tess_status fill_options(const tess_adapter *from, options *p)
 {
-    const int64_t numel = o->group_numel;
-    TESS_TRY(tess_alloc_array(numel, sizeof *p->path, (void **)&p->path));
-    TESS_TRY(tess_alloc_array(numel, sizeof *p->pattern, (void **)&p->pattern));
-    TESS_TRY(tess_alloc_array(numel, sizeof *p->rank, (void **)&p->rank));
-    TESS_TRY(tess_alloc_array(numel, sizeof *p->alpha, (void **)&p->alpha));
-    p->o.rank = (int64_t)commonest(o, rank_of);
-    p->o.alpha = commonest(o, alpha_of);
-    for (int64_t i = 0; i < numel; i++) {
-        const adapter_group *g = &o->group[i];
-        p->path[i] = g->stem;
-        TESS_TRY(tess_peft_escape_path(g->stem, &p->pattern[i]));
-        if (g->rank != p->o.rank)
+    TESS_TRY(tess_alloc_array(from->numel, sizeof *p->path, (void **)&p->path));
+    TESS_TRY(tess_alloc_array(from->numel, sizeof *p->pattern, (void **)&p->pattern));
+    TESS_TRY(tess_alloc_array(from->numel, sizeof *p->rank, (void **)&p->rank));
+    TESS_TRY(tess_alloc_array(from->numel, sizeof *p->alpha, (void **)&p->alpha));
+    p->o.rank = (int64_t)commonest(from, rank_of);
+    p->o.alpha = commonest(from, alpha_of);
+    for (int64_t i = 0; i < from->numel; i++) {
+        const tess_adapter_module *m = &from->module[i].is;
+        p->path[i] = m->path;
+        TESS_TRY(tess_peft_escape_path(m->path, &p->pattern[i]));
+        p->numel++;
+        if (m->rank != p->o.rank)
             p->rank[p->o.rank_pattern_numel++] =
-                (tess_peft_pattern){p->pattern[i], (double)g->rank};
-        if (g->alpha != p->o.alpha)
-            p->alpha[p->o.alpha_pattern_numel++] = (tess_peft_pattern){p->pattern[i], g->alpha};
+                (tess_peft_pattern){p->pattern[i], (double)m->rank};
+        if (m->alpha != p->o.alpha)
+            p->alpha[p->o.alpha_pattern_numel++] = (tess_peft_pattern){p->pattern[i], m->alpha};
     }
-    int target_numel = 0;
-    TESS_TRY(tess_to_int(numel, &target_numel));
-    p->o.targets = (tess_peft_modules){.name = p->path, .name_numel = target_numel};
+    TESS_TRY(tess_to_int(from->numel, &p->o.targets.name_numel));
+    p->o.targets.name = p->path;
     p->o.rank_pattern = p->rank;
     p->o.alpha_pattern = p->alpha;
     return TESS_OK;
+}
+
+tess_status tess_adapter_spec(const tess_adapter *adapter, tess_peft_spec **out)
+{
+    options p = {0};
+    if (adapter->peft != NULL)
+        return tess_peft_spec_create(tess_peft_spec_options(tess_peft_dir_spec(adapter->peft)),
+                                     out);
+    tess_status st = fill_options(adapter, &p);
+    if (st == TESS_OK)
+        st = tess_peft_spec_create(&p.o, out);
+    for (int64_t i = 0; i < p.numel; i++)
+        tess_free(p.pattern[i]);
+    tess_free(p.pattern);
+    tess_free(p.path);
+    tess_free(p.rank);
+    tess_free(p.alpha);
+    return st;
 }
 
 static tess_peft_identity identity_of(const tess_adapter *from)
@@ -99,16 +117,16 @@ static tess_status append_all(const adapter_output *o, tess_peft_writer *w)
     return tess_peft_writer_finish(w);
 }
 
-static tess_status write_with(const adapter_output *o, const tess_peft_spec *spec, options *p)
+static tess_status write_with(const adapter_output *o, const tess_peft_spec *spec,
+                              tess_peft_adapter *adapter)
 {
     tess_peft_writer *w = NULL;
-    TESS_TRY(tess_alloc_array(o->group_numel, sizeof *p->adapter, (void **)&p->adapter));
     for (int64_t i = 0; i < o->group_numel; i++) {
         const adapter_group *g = &o->group[i];
-        p->adapter[i] = (tess_peft_adapter){g->stem, g->rank, g->in_numel, g->out_numel};
+        adapter[i] = (tess_peft_adapter){g->stem, g->rank, g->in_numel, g->out_numel};
     }
     const tess_peft_content content = {.spec = spec,
-                                       .adapter = p->adapter,
+                                       .adapter = adapter,
                                        .adapter_numel = o->group_numel,
                                        .dt = o->to->dt,
                                        .identity = identity_of(o->from)};
@@ -121,23 +139,14 @@ static tess_status write_with(const adapter_output *o, const tess_peft_spec *spe
 
 tess_status adapter_write_peft(const adapter_output *o)
 {
-    options p = {0};
     tess_peft_spec *spec = NULL;
-    tess_status st = TESS_OK;
-    if (o->from->peft == NULL) {
-        st = fill_options(o, &p);
-        if (st == TESS_OK)
-            st = tess_peft_spec_create(&p.o, &spec);
-    }
+    void *adapter = NULL;
+    tess_status st = tess_adapter_spec(o->from, &spec);
     if (st == TESS_OK)
-        st = write_with(o, spec != NULL ? spec : tess_peft_dir_spec(o->from->peft), &p);
+        st = tess_alloc_array(o->group_numel, sizeof(tess_peft_adapter), &adapter);
+    if (st == TESS_OK)
+        st = write_with(o, spec, adapter);
+    tess_free(adapter);
     tess_peft_spec_destroy(&spec);
-    for (int64_t i = 0; p.pattern != NULL && i < o->group_numel; i++)
-        tess_free(p.pattern[i]);
-    tess_free(p.pattern);
-    tess_free(p.path);
-    tess_free(p.rank);
-    tess_free(p.alpha);
-    tess_free(p.adapter);
     return st;
 }

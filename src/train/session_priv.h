@@ -106,6 +106,17 @@ TESS_MUST_CHECK tess_status session_accept_numerics(tess_session *s, const char 
 /** Fill the masters from the session's adapter, or from adapter.resume: a reader may lay an adapter
  * over any base, and is told when it is another. Local; ranks may differ. */
 TESS_MUST_CHECK tess_status session_import_adapter(tess_session *s);
+/** The same from an adapter in one file. Local. */
+TESS_MUST_CHECK tess_status session_import_file(tess_session *s, const char *path);
+/** What an adapter says of the base it was trained on; NULL: not stated. */
+typedef struct tess_adapter_origin {
+    const char *id, *quant, *previous; /* base.identity, base.quant, base.previous */
+} tess_adapter_origin;
+/** That base is this run's, or another one is allowed. Local. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status session_check_origin(tess_session *s,
+                                                 const tess_adapter_origin *origin);
+/** Whether the run has an adapter on this module. Local. */
+bool session_adapts(const tess_session *s, const char *path);
 
 /** Load or resume parameters, then publish them. */
 TESS_MUST_CHECK tess_status session_load(tess_session *s);
