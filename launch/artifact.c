@@ -10,6 +10,8 @@
 
 #include "core/digest.h"
 #include "core/memory.h"
+#include "format/adapter.h"
+#include "format/gguf.h"
 #include "format/json.h"
 #include "format/model_dir.h"
 #include "format/safetensors.h"
@@ -49,10 +51,13 @@ tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_ar
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(ctx->io, path, &found, &nbytes));
     *kind = TESS_ARTIFACT_CHECKPOINT;
+    bool is_adapter = false;
+    TESS_TRY(tess_adapter_is_path(ctx->io, path, &is_adapter));
     if (found == TESS_IO_FILE)
-        *kind = ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
-                : ends_in(path, ".gguf")      ? TESS_ARTIFACT_MODEL
-                                              : TESS_ARTIFACT_TOKEN_FILE;
+        *kind = is_adapter                      ? TESS_ARTIFACT_ADAPTER
+                : ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
+                : ends_in(path, ".gguf")        ? TESS_ARTIFACT_MODEL
+                                                : TESS_ARTIFACT_TOKEN_FILE;
     for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
         bool is_there = false;
         TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
@@ -125,12 +130,82 @@ static tess_status describe_safetensors(const tess_ctx *ctx, const char *path, b
     return st;
 }
 
-/* The config is copied, so that --json shows rank, alpha and targets. */
+static tess_status add_module(tess_json *list, const tess_adapter_module *m)
+{
+    tess_json *module = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &module));
+    TESS_TRY(tess_json_add_string(module, "name", m->path));
+    TESS_TRY(tess_json_add_i64(module, "rank", m->rank));
+    TESS_TRY(tess_json_add_f64(module, "alpha", m->alpha));
+    TESS_TRY(tess_json_add_f64(module, "scale", m->alpha / (double)m->rank));
+    TESS_TRY(tess_json_add_i64(module, "in", m->in_numel));
+    TESS_TRY(tess_json_add_i64(module, "out", m->out_numel));
+    return tess_json_add_bool(module, "dora", m->has_magnitude);
+}
+
+static tess_status fill_adapter(const tess_adapter *adapter, tess_json *to)
+{
+    tess_json *modules = NULL;
+    TESS_TRY(tess_json_add_string(to, "dialect",
+                                  tess_adapter_dialect_name(tess_adapter_dialect_of(adapter))));
+    TESS_TRY(tess_json_add_string(to, "dtype", tess_dtype_name(tess_adapter_dtype(adapter))));
+    if (tess_adapter_skipped_numel(adapter) > 0)
+        TESS_TRY(
+            tess_json_add_i64(to, "text_encoder_tensors", tess_adapter_skipped_numel(adapter)));
+    TESS_TRY(tess_json_add_array(to, "modules", &modules));
+    for (int64_t i = 0; i < tess_adapter_numel(adapter); i++)
+        TESS_TRY(add_module(modules, tess_adapter_at(adapter, i)));
+    return TESS_OK;
+}
+
+/* Of a dialect that is not read its tensors are still shown, and why it is not. */
+static tess_status add_modules(const tess_ctx *ctx, const char *path, tess_json *to)
+{
+    const tess_adapter_options options = {.skip_text_encoders = true};
+    tess_adapter *adapter = NULL;
+    tess_status st = tess_adapter_open(ctx->io, path, &options, &adapter);
+    if (st == TESS_E_UNSUPPORTED) {
+        st = tess_json_add_string(to, "not_read", tess_error_message());
+        tess_error_clear();
+        return st;
+    }
+    TESS_TRY(st);
+    st = fill_adapter(adapter, to);
+    tess_adapter_close(&adapter);
+    return st;
+}
+
+static tess_status fill_gguf(const tess_gguf *file, bool is_verify, tess_json *to)
+{
+    tess_sha256 digest;
+    TESS_TRY(tess_json_add_i64(to, "nbytes", tess_gguf_file_nbytes(file)));
+    if (!is_verify)
+        return TESS_OK;
+    TESS_TRY(tess_gguf_sha256(file, &digest));
+    return add_hex(to, "sha256", digest.byte, sizeof digest.byte);
+}
+
+static tess_status describe_gguf(const tess_ctx *ctx, const char *path, bool is_verify,
+                                 tess_json *to)
+{
+    tess_gguf *file = NULL;
+    TESS_TRY(tess_gguf_open(ctx->io, path, &file));
+    const tess_status st = fill_gguf(file, is_verify, to);
+    tess_gguf_close(&file);
+    return st;
+}
+
+/* The config is copied, so that --json shows what peft sees. */
 static tess_status describe_adapter(const tess_ctx *ctx, const char *path, bool is_verify,
                                     tess_json *to)
 {
     char name[PATH_NBYTES];
     tess_json *config = NULL;
+    TESS_TRY(add_modules(ctx, path, to));
+    if (ends_in(path, ".gguf"))
+        return describe_gguf(ctx, path, is_verify, to);
+    if (ends_in(path, ".safetensors"))
+        return describe_safetensors(ctx, path, is_verify, to);
     snprintf(name, sizeof name, "%.4096s/adapter_config.json", path);
     TESS_TRY(tess_json_read(ctx->io, name, &config));
     const tess_status st = tess_json_add_copy(to, "config", config);
@@ -281,6 +356,26 @@ static tess_status tensor_text(const tess_json *tensor, tess_strbuf *out)
     return tess_strbuf_add(out, "  %-5s %-20s %s\n", dtype, text, name);
 }
 
+/* "  rank 16    alpha 32     scale 2        [64, 32]  name" for a module. */
+static tess_status module_text(const tess_json *module, tess_strbuf *out)
+{
+    const char *name = NULL;
+    int64_t rank = 0, dim[2] = {0};
+    double alpha = 0.0, scale = 0.0;
+    bool is_dora = false;
+    char shape[SHAPE_NBYTES];
+    TESS_TRY(tess_json_get_string(module, "name", &name));
+    TESS_TRY(tess_json_get_i64(module, "rank", &rank));
+    TESS_TRY(tess_json_get_f64(module, "alpha", &alpha));
+    TESS_TRY(tess_json_get_f64(module, "scale", &scale));
+    TESS_TRY(tess_json_get_i64(module, "out", &dim[0]));
+    TESS_TRY(tess_json_get_i64(module, "in", &dim[1]));
+    TESS_TRY(tess_json_opt_bool(module, "dora", false, &is_dora));
+    tess_st_shape_text(dim, 2, shape, sizeof shape);
+    return tess_strbuf_add(out, "  rank %-4" PRId64 " alpha %-8g scale %-8g %-16s %s%s\n", rank,
+                           alpha, scale, shape, name, is_dora ? " (DoRA)" : "");
+}
+
 static tess_status compact_text(const tess_json *value, tess_strbuf *out)
 {
     char *text = NULL;
@@ -294,10 +389,12 @@ static tess_status compact_text(const tess_json *value, tess_strbuf *out)
 static tess_status member_text(const tess_json *member, tess_strbuf *out)
 {
     const char *key = tess_json_key(member);
-    if (strcmp(key, "tensors") == 0) {
-        TESS_TRY(tess_strbuf_add(out, "tensors: %" PRId64 "\n", tess_json_numel(member)));
+    const bool is_modules = strcmp(key, "modules") == 0;
+    if (is_modules || strcmp(key, "tensors") == 0) {
+        TESS_TRY(tess_strbuf_add(out, "%s: %" PRId64 "\n", key, tess_json_numel(member)));
         for (int64_t i = 0; i < tess_json_numel(member); i++)
-            TESS_TRY(tensor_text(tess_json_at(member, i), out));
+            TESS_TRY(is_modules ? module_text(tess_json_at(member, i), out)
+                                : tensor_text(tess_json_at(member, i), out));
         return TESS_OK;
     }
     TESS_TRY(tess_strbuf_add(out, "%s: ", key));

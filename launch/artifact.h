@@ -17,7 +17,7 @@ typedef enum tess_artifact_kind {
     TESS_ARTIFACT_ADAPTER
 } tess_artifact_kind;
 
-/** What a path is, by name and by what lies in the folder; contents are not read. Local. */
+/** What a path is, by name and by what lies in the folder; of files the header at most. Local. */
 TESS_MUST_CHECK tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path,
                                                   tess_artifact_kind *kind);
 /**

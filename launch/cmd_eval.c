@@ -30,8 +30,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"checkpoint", 'c', "DIR", 0,
      "Evaluate this checkpoint; none: the base alone; without it the newest of output.dir", 0},
-    {"adapter", 'a', "DIR", 0,
-     "Evaluate this PEFT adapter over the base that the run file describes, whatever its format",
+    {"adapter", 'a', "PATH", 0,
+     "Evaluate this adapter (a PEFT directory or a GGUF file) over the base that the run file "
+     "describes, whatever its format",
      0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},

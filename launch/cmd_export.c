@@ -1,4 +1,4 @@
-/* tessera export CHECKPOINT --format peft|gguf|hf -o OUT */
+/* tessera export CHECKPOINT|ADAPTER --format peft|diffusers|kohya|comfyui|gguf|hf -o OUT */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,25 +6,35 @@
 #include "core/memory.h"
 #include "format/json.h"
 #include "launch/commands.h"
+#include "launch/convert.h"
 #include "launch/job.h"
 #include "launch/launch.h"
 #include "shard/ckpt.h"
 #include "train/strbuf.h"
 
-static error_t set_format(struct argp_state *state, const char *arg, tess_run_export *format)
+static error_t set_format(struct argp_state *state, const char *arg, tess_export_options *export)
 {
     static const struct {
         const char *name;
-        tess_run_export format;
-    } known[] = {
-        {"peft", TESS_RUN_EXPORT_PEFT}, {"hf", TESS_RUN_EXPORT_HF}, {"gguf", TESS_RUN_EXPORT_GGUF}};
+        tess_run_export run_export;
+        tess_adapter_dialect dialect;
+    } known[] = {{"peft", TESS_RUN_EXPORT_PEFT, TESS_ADAPTER_PEFT},
+                 {"gguf", TESS_RUN_EXPORT_GGUF, TESS_ADAPTER_GGUF},
+                 {"hf", TESS_RUN_EXPORT_HF, TESS_ADAPTER_DIALECT_NUMEL},
+                 {"diffusers", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_DIFFUSERS},
+                 {"kohya", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_KOHYA},
+                 {"comfyui", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_COMFYUI}};
     for (int i = 0; i < TESS_NELEM(known); i++) {
         if (strcmp(arg, known[i].name) == 0) {
-            *format = known[i].format;
+            export->format = known[i].name;
+            export->run_export = known[i].run_export;
+            export->dialect = known[i].dialect;
             return 0;
         }
     }
-    return tess_launch_refuse(state, "--format: expected peft, hf or gguf, found '%.100s'", arg);
+    return tess_launch_refuse(
+        state, "--format: expected peft, gguf, diffusers, kohya, comfyui or hf, found '%.100s'",
+        arg);
 }
 
 static error_t set_dtype(struct argp_state *state, const char *arg, tess_dtype *dtype)
@@ -42,11 +52,18 @@ static error_t set_dtype(struct argp_state *state, const char *arg, tess_dtype *
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     tess_export_options *export = state->input;
-    const char **slots[] = {&export->checkpoint};
+    const char **slots[] = {&export->source};
     switch (key) {
     case 'f':
-        return set_format(state, arg, &export->format);
+        return set_format(state, arg, export);
+    case 'b':
+        export->base = arg;
+        return 0;
+    case 's':
+        export->skip_text_encoders = true;
+        return 0;
     case 'd':
+        export->has_dtype = true;
         return set_dtype(state, arg, &export->dtype);
     case 'o':
         export->output = arg;
@@ -54,8 +71,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
-        if (export->checkpoint == NULL)
-            return tess_launch_refuse(state, "no checkpoint given");
+        if (export->source == NULL)
+            return tess_launch_refuse(state, "no checkpoint or adapter given");
         return export->output == NULL ? tess_launch_refuse(state, "-o OUT is missing") : 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -64,19 +81,28 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"format", 'f', "FORMAT", 0,
-     "peft or gguf (adapter), or hf (model directory); without it what the checkpoint holds", 0},
+     "Adapters: peft or gguf (language models), diffusers, kohya or comfyui (FLUX.1); hf: a model "
+     "directory; without it what the checkpoint holds",
+     0},
     {"output", 'o', "OUT", 0, "Folder to write; it must not exist", 0},
     {"dtype", 'd', "DTYPE", 0,
      "bf16 (default): the copy that was trained with and evaluated; f32: the masters; f16: the "
-     "masters, rounded",
+     "masters, rounded. An adapter keeps its dtype by default",
      0},
+    {"base", 'b', "MODEL", 0,
+     "Model that an adapter is for, a directory or .gguf file: to read and write gguf adapters; "
+     "without it the model that the adapter names",
+     0},
+    {"skip-text-encoders", 's', NULL, 0,
+     "Leave out what an adapter holds for text encoders, which is refused otherwise", 0},
     {0},
 };
 static const struct argp export_argp = {
     .options = options,
     .parser = parse,
-    .args_doc = "CHECKPOINT -o OUT",
-    .doc = "Write what a checkpoint trained in a form that other programs read.",
+    .args_doc = "CHECKPOINT -o OUT\nADAPTER --format FORMAT -o OUT",
+    .doc = "Write what a checkpoint trained, or an adapter of any dialect, in a form that other "
+           "programs read.",
 };
 
 static tess_status to_buffer(void *arg, const char *text, size_t nbytes)
@@ -127,8 +153,9 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
-    const tess_export_request request = {
-        .dir = export->output, .format = export->format, .dt = is_f32 ? TESS_F32 : export->dtype};
+    const tess_export_request request = {.dir = export->output,
+                                         .format = export->run_export,
+                                         .dt = is_f32 ? TESS_F32 : export->dtype};
     return tess_session_export(session, &request);
 }
 
@@ -136,7 +163,7 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 static tess_status export_from(tess_export_options *export, const tess_ctx *ctx)
 {
     char dir[PATH_MAX], output[PATH_MAX + 16], *text = NULL;
-    TESS_TRY(tess_ckpt_resolve(ctx, export->checkpoint, dir, sizeof dir));
+    TESS_TRY(tess_ckpt_resolve(ctx, export->source, dir, sizeof dir));
     TESS_TRY(read_run(ctx, dir, &text));
     snprintf(output, sizeof output, "output.dir=%s/..", dir);
     const tess_run_override override = {.text = output, .argument_idx = 1};
@@ -151,18 +178,48 @@ static tess_status export_from(tess_export_options *export, const tess_ctx *ctx)
     return st;
 }
 
+/* Rank 0 converts; an adapter has nothing to share out. */
+static tess_status convert(const tess_export_options *export, const tess_ctx *ctx)
+{
+    if (tess_launch_rank() != 0)
+        return TESS_OK;
+    TESS_CHECK(export->format != NULL && export->dialect != TESS_ADAPTER_DIALECT_NUMEL,
+               TESS_E_CONFIG,
+               "export: '%s' is an adapter; choose with --format: peft, gguf, diffusers, kohya or "
+               "comfyui",
+               export->source);
+    TESS_TRY(check_output(export));
+    return tess_convert_adapter(ctx, export);
+}
+
+static tess_status export_any(tess_export_options *export, const tess_ctx *ctx)
+{
+    bool is_adapter = false;
+    TESS_TRY(tess_adapter_is_path(ctx->io, export->source, &is_adapter));
+    if (is_adapter)
+        return convert(export, ctx);
+    TESS_CHECK(
+        export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE, TESS_E_CONFIG,
+        "export %s: that is a form of FLUX.1 adapters; what language models train is written "
+        "as peft, gguf or hf",
+        export->format);
+    return export_from(export, ctx);
+}
+
 static tess_status run(tess_export_options *export)
 {
     tess_ctx ctx;
     TESS_TRY(tess_launch_open(&export->common, tess_launch_rank(), &ctx));
-    const tess_status st = export_from(export, &ctx);
+    const tess_status st = export_any(export, &ctx);
     tess_launch_close(&ctx);
     return st;
 }
 
 int tess_cmd_export(int argc, char **argv)
 {
-    tess_export_options export = {.format = TESS_RUN_EXPORT_AUTO, .dtype = TESS_BF16};
+    tess_export_options export = {.run_export = TESS_RUN_EXPORT_AUTO,
+                                  .dialect = TESS_ADAPTER_DIALECT_NUMEL,
+                                  .dtype = TESS_BF16};
     tess_status st = tess_launch_parse(&export_argp, argc, argv, &export, &export.common);
     if (st == TESS_OK && !export.common.is_help)
         st = run(&export);

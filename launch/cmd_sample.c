@@ -61,8 +61,10 @@ static const struct argp_option options[] = {
     {"prompt", 'p', "TEXT", 0, "The text to continue", 0},
     {"checkpoint", 'c', "DIR", 0,
      "Use this checkpoint; none: the base alone; without it the newest of output.dir", 0},
-    {"adapter", 'a', "DIR", 0,
-     "Use this PEFT adapter over the base that the run file describes, whatever its format", 0},
+    {"adapter", 'a', "PATH", 0,
+     "Use this adapter (a PEFT directory or a GGUF file) over the base that the run file "
+     "describes, whatever its format",
+     0},
     {"tokens", 'n', "N", 0, "Write at most N tokens (default 64)", 0},
     {"temperature", 't', "T", 0,
      "Flatten (above 1) or sharpen the choice (default 0.8); 0 takes "

@@ -17,7 +17,7 @@ TESS_BEGIN_DECLS
     X(diff, "compare two checkpoints tensor by tensor, whatever their sharding")                   \
     X(quantize, "write a model in another format, and what each tensor loses")                     \
     X(merge, "add an adapter to the weights it was trained on")                                    \
-    X(export, "write a checkpoint as a PEFT adapter or a model directory")                         \
+    X(export, "write a checkpoint or an adapter in a form that other programs read")               \
     X(help, "show help of a command, or the run file's keys")
 
 /** Run a subcommand. argv[0] is its name; results go to stdout, the rest to stderr.

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "core/dtype.h"
+#include "format/adapter.h"
 #include "train/run_file.h"
 
 TESS_BEGIN_DECLS
@@ -40,7 +41,7 @@ typedef struct tess_eval_options {
     tess_common_options common;
     tess_run_options run;
     const char *checkpoint; /* directory, "none": the base alone, NULL: the newest of output.dir */
-    const char *adapter;    /* PEFT directory in place of a checkpoint, NULL: none */
+    const char *adapter;    /* in place of a checkpoint, NULL: none */
     bool is_json;
 } tess_eval_options;
 
@@ -73,10 +74,15 @@ typedef struct tess_diff_options {
 
 typedef struct tess_export_options {
     tess_common_options common;
-    const char *checkpoint;
+    const char *source; /* checkpoint or adapter */
     const char *output;
-    tess_run_export format; /* peft or hf; auto: what the checkpoint holds */
-    tess_dtype dtype;       /* bf16: the copy that was evaluated; f32: the masters; f16: rounded */
+    const char *format;           /* as given, NULL: what a checkpoint holds */
+    tess_run_export run_export;   /* of a checkpoint; none: it has no such form */
+    tess_adapter_dialect dialect; /* of an adapter; TESS_ADAPTER_DIALECT_NUMEL: it is none */
+    tess_dtype dtype;        /* bf16: the copy that was evaluated; f32: the masters; f16: rounded */
+    bool has_dtype;          /* it was given; else an adapter keeps its own */
+    const char *base;        /* model that the adapter is for, NULL: as the adapter says */
+    bool skip_text_encoders; /* leave their keys out */
 } tess_export_options;
 
 TESS_END_DECLS

@@ -79,6 +79,12 @@ static bool translate(const char *name, bool to_hf, char *out, size_t out_nbytes
     return false;
 }
 
+const char *tess_gguf_arch_name(const tess_llm_config *config)
+{
+    return tess_llm_family_name(config->family == TESS_LLM_MISTRAL ? TESS_LLM_LLAMA
+                                                                   : config->family);
+}
+
 bool tess_gguf_hf_name(const char *name, char hf_name[TESS_GGUF_HF_NAME_NBYTES])
 {
     return translate(name, true, hf_name, TESS_GGUF_HF_NAME_NBYTES);

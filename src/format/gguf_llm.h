@@ -25,6 +25,8 @@ bool tess_gguf_is_path(const char *path);
  * @return TESS_E_FORMAT a key is missing or wrong; TESS_E_UNSUPPORTED names what is not understood
  */
 TESS_MUST_CHECK tess_status tess_gguf_llm_config(const tess_gguf *file, tess_llm_config *out);
+/** Value of general.architecture for a model: Mistral is a "llama". Local. */
+const char *tess_gguf_arch_name(const tess_llm_config *config);
 /** "model.layers.3.self_attn.q_proj.weight" of "blk.3.attn_q.weight"; false: no weight of ours.
  * Local. */
 bool tess_gguf_hf_name(const char *name, char hf_name[TESS_GGUF_HF_NAME_NBYTES]);

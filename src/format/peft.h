@@ -157,6 +157,8 @@ const tess_peft_spec *tess_peft_dir_spec(const tess_peft_dir *dir);
 const char *tess_peft_dir_base_name(const tess_peft_dir *dir);
 /** Value of a key of 10.5 in the weights' metadata ("base.identity"), NULL when absent. */
 const char *tess_peft_dir_metadata(const tess_peft_dir *dir, const char *key);
+/** The open adapter_model.safetensors, borrowed. */
+const tess_safetensors *tess_peft_dir_weights(const tess_peft_dir *dir);
 int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir);
 /** Adapter `idx` in bytewise order of paths, NULL outside. */
 const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx);

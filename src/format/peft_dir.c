@@ -192,6 +192,8 @@ const char *tess_peft_dir_metadata(const tess_peft_dir *dir, const char *key)
     return tess_safetensors_metadata(dir->weights, key);
 }
 
+const tess_safetensors *tess_peft_dir_weights(const tess_peft_dir *dir) { return dir->weights; }
+
 int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir) { return dir->adapter_numel; }
 
 const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx)

@@ -51,8 +51,7 @@ static tess_status expand_targets(tess_peft_writer *w, const tess_peft_content *
     return TESS_OK;
 }
 
-/* A module path as a pattern for itself alone. */
-static tess_status escape_path(const char *path, char **out)
+tess_status tess_peft_escape_path(const char *path, char **out)
 {
     json_sink s = {0};
     for (const char *p = path; *p != '\0'; p++) {
@@ -86,7 +85,7 @@ static tess_status fill_expansion(const tess_peft_content *content, expansion *e
         const tess_peft_module module = {.path = content->adapter[i].path};
         tess_peft_match m = {.is_target = false};
         TESS_TRY(tess_peft_spec_match(content->spec, &module, &m));
-        TESS_TRY(escape_path(module.path, &e->path[e->numel++]));
+        TESS_TRY(tess_peft_escape_path(module.path, &e->path[e->numel++]));
         const char *pattern = e->path[e->numel - 1];
         if (m.rank != o->rank)
             e->rank[e->rank_numel++] = (tess_peft_pattern){pattern, (double)m.rank};

@@ -20,13 +20,16 @@ struct tess_safetensors_writer {
     int64_t header_nbytes;
 };
 
-/* Order of data in the file, as the official writer sorts: larger dtypes first, then names. */
-static int by_file_order(const void *a, const void *b)
+int tess_st_file_order(const tess_st_tensor *x, const tess_st_tensor *y)
 {
-    const tess_st_tensor *x = *(tess_st_tensor *const *)a, *y = *(tess_st_tensor *const *)b;
     if (x->dtype != y->dtype)
         return x->dtype > y->dtype ? -1 : 1;
     return strcmp(x->name, y->name);
+}
+
+static int by_file_order(const void *a, const void *b)
+{
+    return tess_st_file_order(*(tess_st_tensor *const *)a, *(tess_st_tensor *const *)b);
 }
 
 static int by_pair_key(const void *a, const void *b)

@@ -7,6 +7,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "format/adapter.h"
 #include "format/regex.h"
 #include "train/base_formats_priv.h"
 
@@ -43,15 +44,14 @@ static tess_peft_modules modules_of(const tess_run_names *names)
 /* The rules by which an adapter was made. */
 static tess_status adopt_spec(const tess_ctx *ctx, const char *path, tess_description *d)
 {
-    tess_peft_dir *dir = NULL;
+    tess_adapter *adapter = NULL;
     TESS_CHECK(d->run->train.mode == TESS_RUN_MODE_LORA, TESS_E_CONFIG,
                "adapter '%s': train.mode is full, and an adapter lies over a frozen base; set "
                "train.mode=lora",
                path);
-    TESS_TRY(tess_peft_dir_open(ctx->io, path, &dir));
-    const tess_status st =
-        tess_peft_spec_create(tess_peft_spec_options(tess_peft_dir_spec(dir)), &d->spec);
-    tess_peft_dir_close(&dir);
+    TESS_TRY(tess_adapter_open(ctx->io, path, NULL, &adapter));
+    const tess_status st = tess_adapter_spec(adapter, &d->spec);
+    tess_adapter_close(&adapter);
     return st;
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/half.h"
 #include "core/memory.h"
+#include "format/adapter.h"
 #include "train/session_priv.h"
 
 /* ---- one tensor to rank 0 ---- */
@@ -236,6 +237,42 @@ static tess_status export_peft(tess_session *s, const tess_export_request *reque
     return st;
 }
 
+/* ---- other dialects ---- */
+
+/* Rank 0: the staged directory as one file of the dialect beside it; then the directory goes. */
+static tess_status convert_staged(const tess_session *s, const tess_export_request *request,
+                                  const char *staged)
+{
+    static const char *const file[] = {"adapter_config.json", "adapter_model.safetensors"};
+    const tess_adapter_target to = {
+        .dialect = TESS_ADAPTER_GGUF, .dt = request->dt, .base = &s->d.config};
+    tess_adapter *adapter = NULL;
+    char path[PATH_MAX + 32];
+    TESS_TRY(tess_adapter_open(s->ctx->io, staged, NULL, &adapter));
+    const tess_status st = tess_adapter_write(s->ctx->io, adapter, &to, request->dir);
+    tess_adapter_close(&adapter);
+    TESS_TRY(st);
+    for (int i = 0; i < TESS_NELEM(file); i++) {
+        snprintf(path, sizeof path, "%s/%s", staged, file[i]);
+        TESS_TRY(tess_io_unlink(s->ctx->io, path, false));
+    }
+    return tess_io_rmdir(s->ctx->io, staged);
+}
+
+/* The masters go through a PEFT directory, so that there is one writer of each dialect, and what it
+ * folds is rounded once. */
+static tess_status export_gguf(tess_session *s, const tess_export_request *request)
+{
+    char staged[PATH_MAX];
+    const int n = snprintf(staged, sizeof staged, "%s/peft.tmp", request->dir);
+    TESS_CHECK(n > 0 && n < (int)sizeof staged, TESS_E_ARG, "export folder: path is too long");
+    const tess_export_request masters = {
+        .dir = staged, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F32};
+    TESS_TRY(export_peft(s, &masters));
+    return session_agree(s, tess_comm_rank(s->world) == 0 ? convert_staged(s, request, staged)
+                                                          : TESS_OK);
+}
+
 /* ---- Hugging Face directory ---- */
 
 typedef struct hf_export {
@@ -329,7 +366,7 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
     TESS_CHECK(!is_gguf || !is_full, TESS_E_CONFIG,
                "export gguf: the run trains every weight and has no adapter; use hf");
     TESS_TRY(is_full   ? export_hf(s, request)
-             : is_gguf ? session_export_gguf(s, request)
+             : is_gguf ? export_gguf(s, request)
                        : export_peft(s, request));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
                   is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));

@@ -13,11 +13,9 @@ static const char *path_of(const tess_session *s)
 
 /* ---- does it fit ---- */
 
-static tess_status check_base(tess_session *s, const tess_peft_dir *dir)
+tess_status session_check_origin(tess_session *s, const tess_adapter_origin *origin)
 {
-    const char *id = tess_peft_dir_metadata(dir, "base.identity");
-    const char *quant = tess_peft_dir_metadata(dir, "base.quant");
-    const char *previous = tess_peft_dir_metadata(dir, "base.previous");
+    const char *id = origin->id, *quant = origin->quant, *previous = origin->previous;
     const char *was = id != NULL ? id : "(not stated)", *as = quant != NULL ? quant : "not stated";
     if (id != NULL && strcmp(id, s->base_id) == 0)
         return previous != NULL ? tess_strdup(previous, &s->base_previous) : TESS_OK;
@@ -32,6 +30,14 @@ static tess_status check_base(tess_session *s, const tess_peft_dir *dir)
                      "adapter.resume: '%s' was trained on base %.16s (%s), this run's base is "
                      "%.16s; set adapter.allow_base_change=true to accept that",
                      path_of(s), was, as, s->base_id);
+}
+
+static tess_status check_base(tess_session *s, const tess_peft_dir *dir)
+{
+    const tess_adapter_origin origin = {tess_peft_dir_metadata(dir, "base.identity"),
+                                        tess_peft_dir_metadata(dir, "base.quant"),
+                                        tess_peft_dir_metadata(dir, "base.previous")};
+    return session_check_origin(s, &origin);
 }
 
 /* Rank and scale may come from patterns: they are compared where they end up. */
@@ -61,7 +67,7 @@ static tess_status check_module(const tess_session *s, const tess_peft_dir *dir,
     return TESS_OK;
 }
 
-static bool has_module(const tess_session *s, const char *path)
+bool session_adapts(const tess_session *s, const char *path)
 {
     char own[TESS_NAME_NBYTES];
     tess_peft_part part = TESS_PEFT_A;
@@ -77,7 +83,7 @@ static tess_status check_targets(const tess_session *s, const tess_peft_dir *dir
 {
     for (int64_t i = 0; i < tess_peft_dir_adapter_numel(dir); i++) {
         const char *path = tess_peft_dir_adapter_at(dir, i)->path;
-        TESS_CHECK(has_module(s, path), TESS_E_CONFIG,
+        TESS_CHECK(session_adapts(s, path), TESS_E_CONFIG,
                    "adapter.resume: '%s' adapts '%s', which this run does not; change lora.targets "
                    "or lora.exclude",
                    path_of(s), path);
@@ -136,6 +142,11 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
 tess_status session_import_adapter(tess_session *s)
 {
     tess_peft_dir *dir = NULL;
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(s->ctx->io, path_of(s), &kind, &nbytes));
+    if (kind == TESS_IO_FILE)
+        return session_import_file(s, path_of(s));
     TESS_TRY(tess_peft_dir_open(s->ctx->io, path_of(s), &dir));
     tess_status st = check_base(s, dir);
     if (st == TESS_OK)

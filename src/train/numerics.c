@@ -44,7 +44,9 @@ static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES
     int64_t nbytes = 0;
     int fd = -1;
     tess_sha256 sha;
-    TESS_CHECK(snprintf(path, sizeof path, "%s/adapter_model.safetensors", s->run->adapter.resume) <
+    TESS_TRY(tess_io_stat(s->ctx->io, s->run->adapter.resume, &kind, &nbytes));
+    TESS_CHECK(snprintf(path, sizeof path, "%s%s", s->run->adapter.resume,
+                        kind == TESS_IO_FILE ? "" : "/adapter_model.safetensors") <
                    (int)sizeof path,
                TESS_E_CONFIG, "adapter.resume: path is too long");
     TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));

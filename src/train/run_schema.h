@@ -301,8 +301,8 @@ typedef struct tess_run_rules {
 
 #define TESS_RUN_ADAPTER_KEYS(X) \
     X(adapter, resume, "resume", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "PEFT adapter directory whose weights the run starts from (mode lora); their digest, not " \
-      "the path, enters the numerics digest.") \
+      "PEFT adapter directory, or GGUF adapter, whose weights the run starts from (mode lora); " \
+      "their digest, not the path, enters the numerics digest.") \
     X(adapter, allow_base_change, "allow_base_change", bool, BOOL, "", "false", 0, 0, FREE, \
       "Go on over another base than the adapter, or the checkpoint, was trained on: masters and " \
       "moments are kept, and the export names all of them.")

@@ -106,6 +106,17 @@ TESS_MUST_CHECK tess_status session_accept_numerics(tess_session *s, const char 
 /** Fill the masters from the session's adapter, or from adapter.resume: a reader may lay an adapter
  * over any base, and is told when it is another. Local; ranks may differ. */
 TESS_MUST_CHECK tess_status session_import_adapter(tess_session *s);
+/** The same from an adapter in one file. Local. */
+TESS_MUST_CHECK tess_status session_import_file(tess_session *s, const char *path);
+/** What an adapter says of the base it was trained on; NULL: not stated. */
+typedef struct tess_adapter_origin {
+    const char *id, *quant, *previous; /* base.identity, base.quant, base.previous */
+} tess_adapter_origin;
+/** That base is this run's, or another one is allowed. Local. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status session_check_origin(tess_session *s,
+                                                 const tess_adapter_origin *origin);
+/** Whether the run has an adapter on this module. Local. */
+bool session_adapts(const tess_session *s, const char *path);
 
 /** Load or resume parameters, then publish them. */
 TESS_MUST_CHECK tess_status session_load(tess_session *s);
@@ -134,11 +145,6 @@ typedef tess_status (*session_tensor_sink)(void *arg, int param_idx, const void 
  * Collective. @return TESS_E_RANGE a value that f16 cannot hold */
 TESS_MUST_CHECK tess_status session_collect(tess_session *s, tess_dtype dt,
                                             session_tensor_sink sink, void *arg);
-/** The adapter as `dir`/adapter.gguf. Collective. @return TESS_E_UNSUPPORTED a module that has no
- * name there, or alpha that GGUF cannot say */
-TESS_MUST_CHECK tess_status session_export_gguf(tess_session *s,
-                                                const tess_export_request *request);
-
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
 

@@ -148,6 +148,27 @@ for i, formats in enumerate((
         {"z.weight": "e4m3"}, {"x.weight": "/" * 60}, {"x.weight": "qint4/9223372036854775808/bf16"}, [])):
     put("packed_map", f"formats{i}", json.dumps(sound) + "\0" + json.dumps(formats))
 put("packed_map", "formats_bytes", json.dumps(sound) + "\0\"\\\x01")
+for name in ("kohya_blocks", "comfyui", "lora_transformer", "xlabs"):
+    put("adapter", name, (HERE / "adapter" / f"{name}.safetensors").read_bytes())
+stem = "lora_unet_double_blocks_0_img_attn_qkv"
+for name, header in dict(
+        dora={stem + ".lora_down.weight": entry("F16", [1, 2], 0, 4), stem + ".lora_up.weight": entry("F16", [6, 1], 4, 16),
+              stem + ".dora_scale": entry("F16", [6, 1], 16, 28), stem + ".alpha": entry("F16", [], 28, 30)},
+        swapped={"lora_unet_final_layer_adaLN_modulation_1.lora_down.weight": entry("BF16", [1, 2], 0, 4),
+                 "lora_unet_final_layer_adaLN_modulation_1.lora_up.weight": entry("BF16", [2, 1], 4, 8),
+                 "lora_te1_x.alpha": entry("F32", [], 8, 12)},
+        part={"transformer.transformer_blocks.0.attn.to_k.lora_A.weight": entry("F32", [1, 1], 0, 4),
+              "transformer.transformer_blocks.0.attn.to_k.lora_B.weight": entry("F32", [1, 1], 4, 8),
+              "__metadata__": dict(lora_adapter_metadata=json.dumps({
+                  "transformer.peft_type": "LORA", "transformer.r": 1, "transformer.target_modules": "all-linear"}))},
+        mixed={"diffusion_model.img_in.lora_A.weight": entry("F32", [1, 1], 0, 4),
+               "transformer.x_embedder.lora_B.weight": entry("F32", [1, 1], 4, 8)}).items():
+    end = max(e["data_offsets"][1] for e in header.values() if "data_offsets" in e)
+    put("adapter", name, tensors(header, b"\0\x3c" * (end // 2)))
+put("adapter", "gguf", gguf(
+    [("general.type", 8, gguf_string("adapter")), ("general.architecture", 8, gguf_string("llama")),
+     ("adapter.type", 8, gguf_string("lora")), ("adapter.lora.alpha", 6, b"\0\0\0\x40")],
+    [("blk.0.attn_q.weight.lora_a", [2, 1], 0, 0), ("blk.0.attn_q.weight.lora_b", [1, 4], 0, 32)], bytes(64)))
 
 TOKENIZERS = HERE / "tokenizers"
 TEXT = "\0Hello  world's 12345\n\n x<s>e\u0301 \u4e2d\U0001f600 the letter"

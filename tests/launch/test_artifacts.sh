@@ -83,7 +83,9 @@ good '^  (F32|BF16) +\[[0-9, ]*\] +[a-z]' inspect "$model"
 sum=$(sha256sum "$adapter/adapter_model.safetensors" | cut -d' ' -f1)
 good "^sha256: $sum$" verify "$adapter"
 good '"peft_type":"LORA"' inspect "$adapter" --json
-good '^kind: safetensors file$' inspect "$adapter/adapter_model.safetensors"
+good '^dialect: peft$' inspect "$adapter"
+good '^  rank 2 +alpha 6 +scale 3 +\[16, 16\] +model.layers.0.self_attn.k_proj$' inspect "$adapter"
+good '^not_read: .*give the directory' inspect "$adapter/adapter_model.safetensors"
 size=$(stat -c %s "$adapter/adapter_model.safetensors")
 for i in $(seq 0 15); do
     head -c $((size * i / 16)) "$adapter/adapter_model.safetensors" >"$work/cut.safetensors"

@@ -227,6 +227,52 @@ static tess_status compare_adapter(base_world *w, const char *peft_path, const c
     return TESS_OK;
 }
 
+/* Every tensor of one file is in the other, bit for bit. */
+static tess_status compare_files(base_world *w, const char *path, const char *again_path)
+{
+    tess_safetensors *want = NULL, *found = NULL;
+    char a[4096], b[4096];
+    TESS_TRY(tess_safetensors_open(w->t.ctx.io, path, &want));
+    tess_status st = tess_safetensors_open(w->t.ctx.io, again_path, &found);
+    if (st == TESS_OK && tess_safetensors_numel(want) != tess_safetensors_numel(found))
+        st = TESS_FAIL(TESS_E_STATE, "another number of tensors through adapter.gguf");
+    for (int64_t i = 0; st == TESS_OK && i < tess_safetensors_numel(want); i++) {
+        const tess_st_tensor *t = tess_safetensors_at(want, i);
+        const tess_st_tensor *u = tess_safetensors_find(found, t->name);
+        if (u == NULL || u->nbytes != t->nbytes || t->nbytes > (int64_t)sizeof a)
+            st = TESS_FAIL(TESS_E_STATE, "'%s' is another through adapter.gguf", t->name);
+        if (st == TESS_OK)
+            st = tess_safetensors_read(want, t, 0, (size_t)t->nbytes, a);
+        if (st == TESS_OK)
+            st = tess_safetensors_read(found, u, 0, (size_t)t->nbytes, b);
+        if (st == TESS_OK && memcmp(a, b, (size_t)t->nbytes) != 0)
+            st = TESS_FAIL(TESS_E_STATE, "'%s' has other bits through adapter.gguf", t->name);
+    }
+    tess_safetensors_close(&want);
+    tess_safetensors_close(&found);
+    return st;
+}
+
+/* The GGUF file laid over the base (its file is there again), and exported again. */
+static tess_status check_import(base_world *w, const char *const *overrides, const char *peft_path,
+                                const char *gguf_path)
+{
+    const tess_session_options o = {.kind = TESS_SESSION_READER, .adapter = gguf_path};
+    char dir[320], path[400];
+    tess_session *session = NULL;
+    snprintf(w->t.model, sizeof w->t.model, "%s/tests/golden/gguf/llama.gguf",
+             TESS_TEST_SOURCE_DIR);
+    snprintf(dir, sizeof dir, "%.200s/through-gguf", w->t.dir);
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir);
+    TESS_TRY(tiny_run_open_as(w->comm, &w->t, "import", overrides, &o, &session));
+    tess_status st =
+        tess_session_export(session, &(tess_export_request){dir, TESS_RUN_EXPORT_PEFT, TESS_F32});
+    tess_session_close(&session);
+    TESS_TRY(st);
+    const bool is_root = tess_comm_rank(w->comm) == 0;
+    return tess_agree(w->comm, is_root ? compare_files(w, peft_path, path) : TESS_OK);
+}
+
 static tess_status check_adapter(base_world *w, const char *name, const char *const *overrides)
 {
     const tess_session_options o = {.kind = TESS_SESSION_READER};
@@ -245,7 +291,8 @@ static tess_status check_adapter(base_world *w, const char *name, const char *co
     tess_session_close(&session);
     TESS_TRY(st);
     const bool is_root = tess_comm_rank(w->comm) == 0;
-    return tess_agree(w->comm, is_root ? compare_adapter(w, peft_path, gguf_path) : TESS_OK);
+    TESS_TRY(tess_agree(w->comm, is_root ? compare_adapter(w, peft_path, gguf_path) : TESS_OK));
+    return check_import(w, overrides, peft_path, gguf_path);
 }
 
 /* ---- refusals ---- */
