@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include "kernels/check_priv.h"
+#include "kernels/optimizers.h"
 
 tess_status tess_adamw_check(const tess_adamw_args *a)
 {
@@ -23,18 +24,6 @@ tess_status tess_adamw_check(const tess_adamw_args *a)
     return TESS_OK;
 }
 
-/* By squaring, so that the bits do not depend on a C library's pow. */
-static double power(double base, int64_t exponent)
-{
-    double result = 1.0;
-    for (; exponent > 0; exponent /= 2) {
-        if (exponent % 2 != 0)
-            result = result * base;
-        base = base * base;
-    }
-    return result;
-}
-
 tess_adamw_scalars tess_adamw_scalars_make(const tess_adamw_args *a)
 {
     const tess_adamw_scalars scalars = {
@@ -43,8 +32,8 @@ tess_adamw_scalars tess_adamw_scalars_make(const tess_adamw_args *a)
         .one_minus_beta1 = (float)(1.0 - a->beta1),
         .beta2 = (float)a->beta2,
         .one_minus_beta2 = (float)(1.0 - a->beta2),
-        .step_size = (float)(a->learning_rate / (1.0 - power(a->beta1, a->step))),
-        .bias2 = (float)(1.0 - power(a->beta2, a->step)),
+        .step_size = (float)(a->learning_rate / (1.0 - tess_power_f64(a->beta1, a->step))),
+        .bias2 = (float)(1.0 - tess_power_f64(a->beta2, a->step)),
         .eps = (float)a->eps,
     };
     return scalars;

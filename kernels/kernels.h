@@ -17,6 +17,7 @@
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
 #include "kernels/nf4.h"
+#include "kernels/optimizers.h"
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
@@ -57,6 +58,10 @@ typedef struct tess_kernels {
     tess_status (*sum)(const tess_sum_args *a, tess_stream *s);
     tess_status (*exact_add)(const tess_exact_add_args *a, tess_stream *s);
     tess_status (*adamw)(const tess_adamw_args *a, tess_stream *s);
+    tess_status (*lion)(const tess_lion_args *a, tess_stream *s);
+    tess_status (*adamw_8bit)(const tess_adamw_8bit_args *a, tess_stream *s);
+    tess_status (*schedule_free)(const tess_schedule_free_args *a, tess_stream *s);
+    tess_status (*blend)(const tess_blend_args *a, tess_stream *s);
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

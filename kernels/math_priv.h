@@ -114,6 +114,28 @@ TESS_HD static inline double tess_log_f64(double x)
             f);
 }
 
+enum { TESS_MAP_NUMEL = 256 };
+
+/** Nearest entry of an ascending map of 256 values by the f32 midpoint; a tie takes the even code.
+ */
+TESS_HD static inline unsigned tess_map_code(const float *map, float u)
+{
+    unsigned lo = 0, hi = TESS_MAP_NUMEL - 1;
+    if (!(u > map[0]))
+        return 0;
+    while (hi - lo > 1) { /* map[lo] < u, and hi is the last entry or map[hi] >= u */
+        const unsigned mid = (lo + hi) / 2;
+        if (map[mid] < u)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const float middle = (map[lo] + map[hi]) * 0.5f;
+    if (u == middle)
+        return lo % 2 == 0 ? lo : hi;
+    return u < middle ? lo : hi;
+}
+
 /** Fixed row chunks of sums over rows (rmsnorm d_w, sum_rows). */
 enum { TESS_ROW_CHUNK_NUMEL = 16 };
 

@@ -29,7 +29,8 @@ extern const float tess_fp4_threshold[7];
 extern const uint8_t tess_fp4_code[8];
 /** The 16 values of NF4 or FP4. Local. */
 const float *tess_codec_table16(tess_format format);
-/** The signed dynamic map: 256 ascending values. Local. */
+/** The signed dynamic map: 256 ascending values; the unsigned one. Local. */
 const float *tess_dynamic_map_signed(void);
+const float *tess_dynamic_map_unsigned(void);
 
 TESS_END_DECLS

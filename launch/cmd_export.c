@@ -49,6 +49,15 @@ static error_t set_dtype(struct argp_state *state, const char *arg, tess_dtype *
     return tess_launch_refuse(state, "--dtype: expected bf16, f32 or f16, found '%.100s'", arg);
 }
 
+static error_t set_weights(struct argp_state *state, const char *arg, tess_export_options *export)
+{
+    if (strcmp(arg, "trained") != 0 && strcmp(arg, "ema") != 0)
+        return tess_launch_refuse(state, "--weights: expected trained or ema, found '%.100s'", arg);
+    export->has_weights = true;
+    export->weights = *arg == 'e' ? TESS_RUN_WEIGHTS_EMA : TESS_RUN_WEIGHTS_TRAINED;
+    return 0;
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     tess_export_options *export = state->input;
@@ -65,6 +74,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'd':
         export->has_dtype = true;
         return set_dtype(state, arg, &export->dtype);
+    case 'w':
+        return set_weights(state, arg, export);
     case 'o':
         export->output = arg;
         return 0;
@@ -95,6 +106,10 @@ static const struct argp_option options[] = {
      0},
     {"skip-text-encoders", 's', NULL, 0,
      "Leave out what an adapter holds for text encoders, which is refused otherwise", 0},
+    {"weights", 'w', "WEIGHTS", 0,
+     "trained, or ema: the moving average that train.ema_decay keeps; without it what the run file "
+     "says (output.export_weights)",
+     0},
     {0},
 };
 static const struct argp export_argp = {
@@ -153,9 +168,11 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
-    const tess_export_request request = {.dir = export->output,
-                                         .format = export->run_export,
-                                         .dt = is_f32 ? TESS_F32 : export->dtype};
+    const tess_export_request request = {
+        .dir = export->output,
+        .format = export->run_export,
+        .weights = export->has_weights ? export->weights : run->output.export_weights,
+        .dt = is_f32 ? TESS_F32 : export->dtype};
     return tess_session_export(session, &request);
 }
 

@@ -83,6 +83,8 @@ typedef struct tess_export_options {
     bool has_dtype;          /* it was given; else an adapter keeps its own */
     const char *base;        /* model that the adapter is for, NULL: as the adapter says */
     bool skip_text_encoders; /* leave their keys out */
+    bool has_weights;        /* `weights` were given; else what the run file says */
+    tess_run_weights weights;
 } tess_export_options;
 
 TESS_END_DECLS

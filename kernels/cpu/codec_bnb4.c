@@ -5,14 +5,9 @@
 #include "core/arith.h"
 #include "kernels/cpu/codec_priv.h"
 #include "kernels/cpu/gemm_priv.h"
+#include "kernels/math_priv.h"
 
-enum {
-    SLICE_NUMEL = 64,
-    NF4_CODE_OF_ZERO = 7,
-    FP4_CODE_OF_ZERO = 0,
-    NESTED_CODE_OF_ZERO = 127,
-    NESTED_CODE_MAX = 255
-};
+enum { SLICE_NUMEL = 64, NF4_CODE_OF_ZERO = 7, FP4_CODE_OF_ZERO = 0, NESTED_CODE_OF_ZERO = 127 };
 
 /* 1/absmax overflows at and below this. */
 static const float smallest_inverted = 0x1p-128F;
@@ -128,26 +123,6 @@ static void quantize_body(void *arg, int part_idx, int part_numel)
     }
 }
 
-/* Nearest entry of the map by the f32 midpoint; a tie takes the even index. */
-static uint8_t nested_code(const float *map, float u)
-{
-    int lo = 0;
-    int hi = NESTED_CODE_MAX;
-    if (!(u > map[0]))
-        return 0;
-    while (hi - lo > 1) { /* map[lo] < u, and hi is the last entry or map[hi] >= u */
-        const int mid = (lo + hi) / 2;
-        if (map[mid] < u)
-            lo = mid;
-        else
-            hi = mid;
-    }
-    const float middle = (map[lo] + map[hi]) * 0.5F;
-    if (u == middle)
-        return (uint8_t)(lo % 2 == 0 ? lo : hi);
-    return (uint8_t)(u < middle ? lo : hi);
-}
-
 static void nested_block_encode(const float *absmax, float offset, int64_t numel, uint8_t *codes,
                                 float *nested_absmax)
 {
@@ -160,8 +135,9 @@ static void nested_block_encode(const float *absmax, float offset, int64_t numel
     const float inverse = is_divided ? 0.0F : 1.0F / largest;
     for (int64_t i = 0; i < numel; i++) {
         const float x = absmax[i] - offset;
-        codes[i] = largest > 0.0F ? nested_code(map, is_divided ? x / largest : x * inverse)
-                                  : (uint8_t)NESTED_CODE_OF_ZERO;
+        codes[i] = largest > 0.0F
+                       ? (uint8_t)tess_map_code(map, is_divided ? x / largest : x * inverse)
+                       : (uint8_t)NESTED_CODE_OF_ZERO;
     }
 }
 

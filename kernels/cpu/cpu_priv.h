@@ -45,5 +45,9 @@ tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s)
 tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cpu_exact_add(const tess_exact_add_args *a, tess_stream *s);
 tess_status tess_cpu_adamw(const tess_adamw_args *a, tess_stream *s);
+tess_status tess_cpu_lion(const tess_lion_args *a, tess_stream *s);
+tess_status tess_cpu_adamw_8bit(const tess_adamw_8bit_args *a, tess_stream *s);
+tess_status tess_cpu_schedule_free(const tess_schedule_free_args *a, tess_stream *s);
+tess_status tess_cpu_blend(const tess_blend_args *a, tess_stream *s);
 
 TESS_END_DECLS

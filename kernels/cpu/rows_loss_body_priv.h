@@ -1,4 +1,4 @@
-/** Cross-entropy, gradient folding, squared norms and AdamW; included by rows*.c once per path. */
+/** Cross-entropy, gradient folding and squared norms; included by rows*.c once per path. */
 #pragma once
 
 #include <math.h>
@@ -131,32 +131,5 @@ static void square_blocks(const float *x, int64_t numel, double *out)
         for (int64_t i = block * NORM_BLOCK_NUMEL; i < hi; i++)
             sum = sum + (double)x[i] * (double)x[i];
         out[block] = sum;
-    }
-}
-
-/* One element at a time: the compiler finds the vectors, and sqrt and / are IEEE in each lane. */
-INLINE float adamw_one(float p, float g, float *m, float *v, const tess_adamw_scalars *k)
-{
-    p = p * k->decay;
-    *m = k->beta1 * *m + k->one_minus_beta1 * g;
-    *v = k->beta2 * *v + k->one_minus_beta2 * (g * g);
-    return p - k->step_size * *m / (sqrtf(*v / k->bias2) + k->eps);
-}
-
-static void adamw(const tess_adamw_args *a, const tess_adamw_scalars *scalars, int64_t lo,
-                  int64_t hi)
-{
-    const tess_adamw_scalars k = *scalars;
-    float *restrict p = a->master, *restrict m = a->exp_avg, *restrict v = a->exp_avg_sq;
-    const float *restrict g = a->grad;
-    const float clip = a->clip_factor;
-    for (int64_t i = lo; i < hi; i++)
-        p[i] = adamw_one(p[i], g[i] * clip, &m[i], &v[i], &k);
-    if (a->param.numel == 0)
-        return;
-    const bool is_bf16 = a->param.dt == TESS_BF16;
-    for (int64_t i = lo; i < hi; i += VL) {
-        const int64_t n = TESS_MIN(VL, hi - i);
-        vf_put(a->param.data, i, n, vf_get(p, i, n, false), is_bf16);
     }
 }

@@ -4,6 +4,7 @@
 #include "kernels/cpu/rows_elementwise_body_priv.h"
 #include "kernels/cpu/rows_loss_body_priv.h"
 #include "kernels/cpu/rows_norm_body_priv.h"
+#include "kernels/cpu/rows_update_body_priv.h"
 
 const tess_cpu_rows TESS_ROWS_TABLE = {
     .rmsnorm_forward = rmsnorm_forward,
@@ -22,6 +23,10 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .fold = fold,
     .square_blocks = square_blocks,
     .adamw = adamw,
+    .lion = lion,
+    .adamw_8bit = adamw_8bit,
+    .schedule_free = schedule_free,
+    .blend = blend,
     .exp = exp_array,
     .exp_below = exp_below_array,
 };

@@ -30,6 +30,10 @@ const tess_kernels tess_kernels_cpu = {
     .sum = tess_cpu_sum,
     .exact_add = tess_cpu_exact_add,
     .adamw = tess_cpu_adamw,
+    .lion = tess_cpu_lion,
+    .adamw_8bit = tess_cpu_adamw_8bit,
+    .schedule_free = tess_cpu_schedule_free,
+    .blend = tess_cpu_blend,
 };
 
 tess_status tess_kernels_check(const tess_kernels *k)
@@ -61,6 +65,10 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->sum != NULL,
         k->exact_add != NULL,
         k->adamw != NULL,
+        k->lion != NULL,
+        k->adamw_8bit != NULL,
+        k->schedule_free != NULL,
+        k->blend != NULL,
     };
     _Static_assert(sizeof(tess_kernels) == 6 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");

@@ -43,6 +43,10 @@ tess_status tess_cuda_square_norm(const tess_square_norm_args *a, tess_stream *s
 tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cuda_exact_add(const tess_exact_add_args *a, tess_stream *s);
 tess_status tess_cuda_adamw(const tess_adamw_args *a, tess_stream *s);
+tess_status tess_cuda_lion(const tess_lion_args *a, tess_stream *s);
+tess_status tess_cuda_adamw_8bit(const tess_adamw_8bit_args *a, tess_stream *s);
+tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a, tess_stream *s);
+tess_status tess_cuda_blend(const tess_blend_args *a, tess_stream *s);
 
 tess_status tess_cuda_gemm_prepare(const tess_gemm_args *a, tess_stream *s);
 size_t tess_cuda_choices_nbytes(tess_stream *s);

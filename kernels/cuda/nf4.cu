@@ -84,7 +84,7 @@ extern "C" tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_
 /* 1/absmax overflows at and below this, 2^-128. */
 #define SMALLEST_INVERTED 2.938735877055719e-39f
 
-enum { NESTED_CODE_OF_ZERO = 127, NESTED_CODE_MAX = 255 };
+enum { NESTED_CODE_OF_ZERO = 127 };
 
 /* First element that is not finite; quantize waits for its stream, so one cell is enough. */
 static __device__ unsigned long long bad_idx_dev;
@@ -182,25 +182,6 @@ __global__ static void __launch_bounds__(THREADS)
         *offset = block_numel > 0 ? (float)(sum / (double)block_numel) : 0.0f;
 }
 
-/* Nearest entry of the map by the f32 midpoint; a tie takes the even index. */
-__device__ static inline unsigned nested_code(const float *map, float u)
-{
-    unsigned lo = 0, hi = NESTED_CODE_MAX;
-    if (!(u > map[0]))
-        return 0;
-    while (hi - lo > 1) {
-        const unsigned mid = (lo + hi) / 2;
-        if (map[mid] < u)
-            lo = mid;
-        else
-            hi = mid;
-    }
-    const float middle = (map[lo] + map[hi]) * 0.5f;
-    if (u == middle)
-        return lo % 2 == 0 ? lo : hi;
-    return u < middle ? lo : hi;
-}
-
 struct nested_job {
     const float *absmax;
     int64_t block_numel;
@@ -235,7 +216,7 @@ __global__ static void __launch_bounds__(THREADS) nested_kernel(const nested_job
             const float x = j.absmax[first + i] - offset;
             unsigned code = NESTED_CODE_OF_ZERO;
             if (largest > 0.0f)
-                code = nested_code(map, is_divided ? x / largest : x * inverse);
+                code = tess_map_code(map, is_divided ? x / largest : x * inverse);
             j.codes[first + i] = (uint8_t)code;
         }
     }

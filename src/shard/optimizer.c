@@ -1,7 +1,146 @@
-#include <math.h>
+/* The table of optimizers, and what every update has in common. */
+#include "shard/optimizer.h"
 
+#include <math.h>
+#include <string.h>
+
+#include "core/arith.h"
 #include "core/memory.h"
-#include "shard/runtime_priv.h"
+#include "shard/optimizer_priv.h"
+
+enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL };
+
+/* ---- the table ---- */
+
+static bool has_adamw(const tess_kernels *k) { return k->adamw != NULL; }
+static bool has_adamw_8bit(const tess_kernels *k) { return k->adamw_8bit != NULL; }
+static bool has_lion(const tess_kernels *k) { return k->lion != NULL; }
+static bool has_schedule_free(const tess_kernels *k) { return k->schedule_free != NULL; }
+
+#define MASTER                                                                                     \
+    {                                                                                              \
+        "master", TESS_F32, TESS_GRAIN_ELEMENT, true                                               \
+    }
+#define ELEMENTS(role)                                                                             \
+    {                                                                                              \
+        role, TESS_F32, TESS_GRAIN_ELEMENT, false                                                  \
+    }
+
+static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
+    [TESS_OPTIMIZER_ADAMW] = {.name = "adamw",
+                              .array = {MASTER, ELEMENTS("exp_avg"), ELEMENTS("exp_avg_sq")},
+                              .array_numel = 3,
+                              .has_kernels = has_adamw,
+                              .update = update_adamw},
+    [TESS_OPTIMIZER_ADAMW_8BIT] = {.name = "adamw-8bit",
+                                   .array = {MASTER,
+                                             {"exp_avg", TESS_U8, TESS_GRAIN_ELEMENT, false},
+                                             {"exp_avg_sq", TESS_U8, TESS_GRAIN_ELEMENT, false},
+                                             {"exp_avg_absmax", TESS_F32, TESS_GRAIN_BLOCK, false},
+                                             {"exp_avg_sq_absmax", TESS_F32, TESS_GRAIN_BLOCK,
+                                              false}},
+                                   .array_numel = 5,
+                                   .has_kernels = has_adamw_8bit,
+                                   .update = update_adamw_8bit},
+    [TESS_OPTIMIZER_LION] = {.name = "lion",
+                             .array = {MASTER, ELEMENTS("exp_avg")},
+                             .array_numel = 2,
+                             .has_kernels = has_lion,
+                             .update = update_lion},
+    [TESS_OPTIMIZER_SCHEDULE_FREE] = {.name = "adamw-schedule-free",
+                                      .array = {MASTER,
+                                                {"z", TESS_F32, TESS_GRAIN_ELEMENT, true},
+                                                ELEMENTS("exp_avg_sq")},
+                                      .array_numel = 3,
+                                      .scalar = {"optimizer.rate_max", "optimizer.weight_sum"},
+                                      .scalar_numel = 2,
+                                      .train_array_idx = 1,
+                                      .has_kernels = has_schedule_free,
+                                      .update = update_schedule_free},
+};
+
+const tess_optimizer *tess_optimizer_get(tess_optimizer_kind kind)
+{
+    return &table[(unsigned)kind < TESS_OPTIMIZER_NUMEL ? kind : TESS_OPTIMIZER_ADAMW];
+}
+
+/* ---- places of state ---- */
+
+/* A matrix has a number per row and per column, a vector one per element. */
+static int64_t factor_numel(const tess_param *p)
+{
+    return p->shape_rank == 1 ? p->numel : p->shape[0] + p->numel / p->shape[0];
+}
+
+int64_t tess_state_align_numel(tess_state_grain grain)
+{
+    return grain == TESS_GRAIN_BLOCK ? 1 : BLOCK;
+}
+
+static int64_t factor_room(const tess_registry *reg, int unit_idx, int end_param_idx)
+{
+    int64_t numel = 0;
+    for (int i = 0; i < end_param_idx; i++) {
+        const tess_param *p = &reg->param[i];
+        if (p->role == TESS_ROLE_TRAINABLE && p->unit_idx == unit_idx)
+            numel += tess_round_up(factor_numel(p), BLOCK);
+    }
+    return numel;
+}
+
+int64_t tess_state_total_numel(const tess_registry *reg, int unit_idx, tess_state_grain grain)
+{
+    switch (grain) {
+    case TESS_GRAIN_BLOCK:
+        return reg->unit[unit_idx].trainable_numel / BLOCK;
+    case TESS_GRAIN_FACTOR:
+        return factor_room(reg, unit_idx, reg->param_numel);
+    case TESS_GRAIN_ELEMENT:
+        break;
+    }
+    return reg->unit[unit_idx].trainable_numel;
+}
+
+void tess_state_place(const tess_registry *reg, int param_idx, tess_state_grain grain,
+                      int64_t *first_idx, int64_t *numel)
+{
+    const tess_param *p = &reg->param[param_idx];
+    *first_idx = p->slab_first_idx;
+    *numel = p->numel;
+    if (grain == TESS_GRAIN_BLOCK) {
+        *first_idx /= BLOCK;
+        *numel = tess_ceil_div(p->numel, BLOCK);
+    } else if (grain == TESS_GRAIN_FACTOR) {
+        *first_idx = factor_room(reg, p->unit_idx, param_idx);
+        *numel = factor_numel(p);
+    }
+}
+
+void *optimizer_array(tess_runtime *rt, int array_idx, int64_t idx)
+{
+    const tess_state_plan *s = &rt->parts.plan->state[array_idx];
+    return runtime_at(rt, TESS_LIFE_STATE,
+                      s->offset_nbytes + (size_t)idx * tess_dtype_block_nbytes(s->array.dt));
+}
+
+int64_t optimizer_first(const tess_runtime *rt, int unit_idx, int array_idx)
+{
+    const tess_plan *plan = rt->parts.plan;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    int64_t lo = 0, hi = 0;
+    switch (plan->state[array_idx].array.grain) {
+    case TESS_GRAIN_BLOCK:
+        return u->state_first_idx / BLOCK;
+    case TESS_GRAIN_FACTOR:
+        tess_plan_state_owned(plan, unit_idx, array_idx, rt->rank, &lo, &hi);
+        return u->factor_first_idx + lo;
+    case TESS_GRAIN_ELEMENT:
+        break;
+    }
+    return u->state_first_idx;
+}
+
+/* ---- segments ---- */
 
 /* The parts of every trainable tensor that this rank owns, in order of the STATE arrays. */
 static int visit_segments(const tess_runtime *rt, update_segment *out)
@@ -20,7 +159,9 @@ static int visit_segments(const tess_runtime *rt, update_segment *out)
             continue;
         const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
         if (out != NULL)
-            out[numel] = (update_segment){.state_idx = u->state_first_idx + first - lo,
+            out[numel] = (update_segment){.tensor_idx = i,
+                                          .first_idx = first - p->slab_first_idx,
+                                          .state_idx = u->state_first_idx + first - lo,
                                           .param_idx = u->param_first_idx + row + first - lo,
                                           .numel = end - first,
                                           .learning_rate_ratio = p->learning_rate_ratio,
@@ -30,9 +171,15 @@ static int visit_segments(const tess_runtime *rt, update_segment *out)
     return numel;
 }
 
-tess_status optimizer_plan(tess_runtime *rt)
+static const tess_optimizer *optimizer_of(const tess_runtime *rt)
+{
+    return rt->parts.plan->options.optimizer;
+}
+
+tess_status optimizer_create(tess_runtime *rt)
 {
     void *array = NULL;
+    TESS_TRY(tess_optimizer_check(optimizer_of(rt), rt->parts.kernels));
     rt->segment_numel = visit_segments(rt, NULL);
     TESS_TRY(tess_alloc_array(rt->segment_numel, sizeof *rt->segment, &array));
     rt->segment = array;
@@ -40,36 +187,141 @@ tess_status optimizer_plan(tess_runtime *rt)
     return TESS_OK;
 }
 
-static float *state_array(tess_runtime *rt, tess_state_kind kind)
+tess_status tess_optimizer_check(const tess_optimizer *optimizer, const tess_kernels *kernels)
 {
-    const size_t stride = (size_t)rt->parts.plan->state_numel * sizeof(float);
-    return (float *)(void *)runtime_at(rt, TESS_LIFE_STATE, (size_t)kind * stride);
+    TESS_CHECK(optimizer->has_kernels(kernels), TESS_E_UNSUPPORTED,
+               "train.optimizer: %s has no kernels on %s; choose another one or set "
+               "compute.device to cpu",
+               optimizer->name, kernels->name);
+    return TESS_OK;
 }
 
-static tess_status update_one(tess_runtime *rt, const update_segment *s, float clip_factor)
+float *segment_f32(tess_runtime *rt, const update_segment *s, int array_idx)
 {
-    const tess_update *u = &rt->request->update;
+    const bool is_block = rt->parts.plan->state[array_idx].array.grain == TESS_GRAIN_BLOCK;
+    return optimizer_array(rt, array_idx, is_block ? s->state_idx / BLOCK : s->state_idx);
+}
+
+uint8_t *segment_u8(tess_runtime *rt, const update_segment *s, int array_idx)
+{
+    return optimizer_array(rt, array_idx, s->state_idx);
+}
+
+tess_update_part segment_part(tess_runtime *rt, const update_segment *s, float clip_factor)
+{
     const tess_dtype dt = rt->parts.registry->compute_dt;
-    const tess_plan *plan = rt->parts.plan;
-    char *param =
-        runtime_at(rt, TESS_LIFE_PARAM, 0) + (size_t)s->param_idx * tess_dtype_block_nbytes(dt);
-    const float *grad = gradient_sum(rt, 0) - plan->unit[0].state_first_idx;
-    const tess_adamw_args args = {
-        .master = state_array(rt, TESS_STATE_MASTER) + s->state_idx,
-        .exp_avg = state_array(rt, TESS_STATE_EXP_AVG) + s->state_idx,
-        .exp_avg_sq = state_array(rt, TESS_STATE_EXP_AVG_SQ) + s->state_idx,
+    const size_t param_nbytes = (size_t)s->param_idx * tess_dtype_block_nbytes(dt);
+    const float *grad = gradient_sum(rt, 0) - rt->parts.plan->unit[0].state_first_idx;
+    return (tess_update_part){
+        .master = segment_f32(rt, s, TESS_STATE_MASTER),
         .grad = grad + s->state_idx,
-        .param = runtime_view(rt, param, s->numel, dt),
+        .param = runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, 0) + param_nbytes, s->numel, dt),
         .numel = s->numel,
         .clip_factor = clip_factor,
-        .learning_rate = u->learning_rate * s->learning_rate_ratio,
-        .beta1 = u->beta1,
-        .beta2 = u->beta2,
-        .eps = u->eps,
-        .weight_decay = s->has_weight_decay ? u->weight_decay : 0.0,
-        .step = u->step,
     };
-    return rt->parts.kernels->adamw(&args, rt->compute);
+}
+
+double segment_rate(const tess_runtime *rt, const update_segment *s)
+{
+    return rt->request->update.learning_rate * s->learning_rate_ratio;
+}
+
+double segment_decay(const tess_runtime *rt, const update_segment *s)
+{
+    return s->has_weight_decay ? rt->request->update.weight_decay : 0.0;
+}
+
+/* ---- weights ---- */
+
+int tess_runtime_weights_array(const tess_runtime *rt, tess_weights weights)
+{
+    return weights == TESS_WEIGHTS_EMA ? rt->parts.plan->ema_array_idx : TESS_STATE_MASTER;
+}
+
+tess_status optimizer_copy(tess_runtime *rt, int unit_idx, tess_weights weights)
+{
+    const int beside = optimizer_of(rt)->train_array_idx;
+    const tess_view from =
+        tess_runtime_state(rt, unit_idx, tess_runtime_weights_array(rt, weights));
+    const tess_view to = tess_runtime_param_shard(rt, unit_idx);
+    if (from.numel == 0)
+        return TESS_OK;
+    if (weights == TESS_WEIGHTS_TRAINING && beside != 0) {
+        const tess_blend_args args = {.a = from.data,
+                                      .b = tess_runtime_state(rt, unit_idx, beside).data,
+                                      .dst = to,
+                                      .weight = rt->parts.train_blend};
+        return rt->parts.kernels->blend(&args, rt->compute);
+    }
+    const tess_cast_args args = {.src = from, .dst = to};
+    return rt->parts.kernels->cast(&args, rt->compute);
+}
+
+tess_status tess_runtime_begin(tess_runtime *rt)
+{
+    const tess_plan *plan = rt->parts.plan;
+    for (int i = 1; i < plan->state_array_numel; i++)
+        for (int u = 0; u < plan->unit_numel && plan->state[i].array.starts_as_master; u++) {
+            const tess_view master = tess_runtime_state(rt, u, TESS_STATE_MASTER);
+            if (master.numel > 0)
+                TESS_TRY(tess_device_copy(rt->device, tess_runtime_state(rt, u, i), master,
+                                          rt->compute));
+        }
+    return TESS_OK;
+}
+
+/* Every rank has loaded its own range of them; the others' come as sums with zeros. */
+static tess_status share_factors(tess_runtime *rt, int array_idx)
+{
+    const tess_plan *plan = rt->parts.plan;
+    int64_t word[64];
+    for (int u = 0; u < plan->unit_numel; u++) {
+        float *all = optimizer_array(rt, array_idx, plan->unit[u].factor_first_idx);
+        int64_t lo = 0, hi = 0;
+        tess_plan_state_owned(plan, u, array_idx, rt->rank, &lo, &hi);
+        for (int64_t first = 0; first < plan->unit[u].factor_numel; first += TESS_NELEM(word)) {
+            const int64_t numel =
+                TESS_MIN(plan->unit[u].factor_numel - first, (int64_t)TESS_NELEM(word));
+            for (int64_t i = 0; i < numel; i++) {
+                uint32_t bits = 0;
+                memcpy(&bits, &all[first + i], sizeof bits);
+                word[i] = first + i >= lo && first + i < hi ? (int64_t)bits : 0;
+            }
+            TESS_TRY(tess_comm_control(rt->parts.world, word, (int)numel, NULL, 0));
+            for (int64_t i = 0; i < numel; i++) {
+                const uint32_t bits = (uint32_t)word[i];
+                memcpy(&all[first + i], &bits, sizeof bits);
+            }
+        }
+    }
+    return TESS_OK;
+}
+
+tess_status tess_runtime_resume(tess_runtime *rt)
+{
+    const tess_plan *plan = rt->parts.plan;
+    for (int i = 0; i < plan->state_array_numel; i++)
+        if (plan->state[i].array.grain == TESS_GRAIN_FACTOR)
+            TESS_TRY(share_factors(rt, i));
+    return TESS_OK;
+}
+
+double *tess_runtime_scalars(tess_runtime *rt) { return rt->scalar; }
+
+/* ema += (1 - decay) (master - ema) */
+static tess_status average(tess_runtime *rt)
+{
+    const int array_idx = rt->parts.plan->ema_array_idx;
+    for (int i = 0; i < rt->segment_numel && array_idx != 0; i++) {
+        const update_segment *s = &rt->segment[i];
+        float *ema = segment_f32(rt, s, array_idx);
+        const tess_blend_args args = {.a = ema,
+                                      .b = segment_f32(rt, s, TESS_STATE_MASTER),
+                                      .dst = runtime_view(rt, ema, s->numel, TESS_F32),
+                                      .weight = 1.0 - rt->request->update.ema_decay};
+        TESS_TRY(rt->parts.kernels->blend(&args, rt->compute));
+    }
+    return TESS_OK;
 }
 
 tess_status optimizer_update(tess_runtime *rt, tess_step_result *result)
@@ -78,7 +330,6 @@ tess_status optimizer_update(tess_runtime *rt, tess_step_result *result)
     result->clip_factor = 1.0f;
     if (clip_norm > 0.0)
         result->clip_factor = (float)fmin(1.0, clip_norm / (result->grad_norm + 1e-6));
-    for (int i = 0; i < rt->segment_numel; i++)
-        TESS_TRY(update_one(rt, &rt->segment[i], result->clip_factor));
-    return TESS_OK;
+    TESS_TRY(optimizer_of(rt)->update(rt, result->clip_factor));
+    return average(rt);
 }

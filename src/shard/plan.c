@@ -55,6 +55,8 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
     u->state_first_idx = plan->state_numel;
     plan->state_numel += u->slab_shard_numel;
+    u->factor_first_idx = plan->factor_numel;
+    plan->factor_numel += u->factor_numel;
     u->param_first_idx = plan->param_numel;
     plan->param_numel += plan->options.is_full ? u->slab_shard_numel : u->slab_shard_numel * world;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
@@ -80,6 +82,7 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
     int gathered_numel = 0;
     for (int i = 0; i < reg->unit_numel; i++) {
         tess_unit_plan *u = &plan->unit[i];
+        u->factor_numel = tess_state_total_numel(reg, i, TESS_GRAIN_FACTOR);
         plan_unit(plan, &reg->unit[i], u);
         if (!u->is_gathered)
             continue;
@@ -193,6 +196,27 @@ static void list_base(tess_plan *plan, const tess_registry *reg)
     }
 }
 
+static tess_status plan_state_arrays(tess_plan *plan)
+{
+    static const tess_state_array ema = {"ema", TESS_F32, TESS_GRAIN_ELEMENT, true};
+    const tess_optimizer *o = plan->options.optimizer;
+    for (int i = 0; i < o->array_numel; i++)
+        plan->state[plan->state_array_numel++].array = o->array[i];
+    if (plan->options.has_ema) {
+        plan->ema_array_idx = plan->state_array_numel;
+        plan->state[plan->state_array_numel++].array = ema;
+    }
+    for (int i = 0; i < plan->state_array_numel; i++) {
+        tess_state_plan *s = &plan->state[i];
+        s->numel = s->array.grain == TESS_GRAIN_FACTOR  ? plan->factor_numel
+                   : s->array.grain == TESS_GRAIN_BLOCK ? plan->state_numel / BLOCK
+                                                        : plan->state_numel;
+        s->offset_nbytes = plan->arena_nbytes[TESS_LIFE_STATE];
+        TESS_TRY(add_buffer(plan, s->array.role, TESS_LIFE_STATE, s->array.dt, s->numel));
+    }
+    return TESS_OK;
+}
+
 static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
 {
     char name[96];
@@ -202,9 +226,7 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
             add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE, (int64_t)plan->slot_nbytes));
     }
     TESS_TRY(add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
-    TESS_TRY(add_buffer(plan, "master", TESS_LIFE_STATE, TESS_F32, plan->state_numel));
-    TESS_TRY(add_buffer(plan, "exp_avg", TESS_LIFE_STATE, TESS_F32, plan->state_numel));
-    return add_buffer(plan, "exp_avg_sq", TESS_LIFE_STATE, TESS_F32, plan->state_numel);
+    return plan_state_arrays(plan);
 }
 
 static int64_t padded_slab_numel(const tess_plan *plan, int unit_idx)
@@ -317,6 +339,20 @@ static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
     return TESS_OK;
 }
 
+/* A copy of what a rank saves: a record per unit and array, each at an aligned place. */
+static int64_t snapshot_nbytes(const tess_plan *plan)
+{
+    int64_t nbytes = 0;
+    for (int u = 0; u < plan->unit_numel && plan->options.has_snapshot; u++)
+        for (int i = 0; i < plan->state_array_numel; i++) {
+            int64_t lo = 0, hi = 0;
+            tess_plan_state_owned(plan, u, i, 0, &lo, &hi); /* rank 0 owns the most */
+            const size_t each = tess_dtype_block_nbytes(plan->state[i].array.dt);
+            nbytes += tess_round_up((hi - lo) * (int64_t)each, ALIGN);
+        }
+    return nbytes;
+}
+
 static tess_status plan_rest(tess_plan *plan)
 {
     TESS_TRY(add_buffer(plan, "batch and tables", TESS_LIFE_MIRROR, TESS_U8_OPAQUE,
@@ -324,7 +360,7 @@ static tess_status plan_rest(tess_plan *plan)
     TESS_TRY(add_buffer(plan, "batches and data window", TESS_LIFE_DATA, TESS_U8_OPAQUE,
                         (int64_t)plan->options.data_nbytes));
     return add_buffer(plan, "state snapshot", TESS_LIFE_STAGING, TESS_U8_OPAQUE,
-                      plan->state_numel / BLOCK * plan->options.staging_nbytes_per_block);
+                      snapshot_nbytes(plan));
 }
 
 /* ---- schedule ---- */
@@ -444,6 +480,30 @@ void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_
     *hi_idx = TESS_MIN(u->slab_shard_numel * (rank + 1), u->slab_numel);
 }
 
+int64_t tess_plan_state_total(const tess_plan *plan, int unit_idx, int array_idx)
+{
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    switch (plan->state[array_idx].array.grain) {
+    case TESS_GRAIN_BLOCK:
+        return u->slab_numel / BLOCK;
+    case TESS_GRAIN_FACTOR:
+        return u->factor_numel;
+    case TESS_GRAIN_ELEMENT:
+        break;
+    }
+    return u->slab_numel;
+}
+
+void tess_plan_state_owned(const tess_plan *plan, int unit_idx, int array_idx, int rank,
+                           int64_t *lo_idx, int64_t *hi_idx)
+{
+    const int64_t total = tess_plan_state_total(plan, unit_idx, array_idx);
+    const int64_t align = tess_state_align_numel(plan->state[array_idx].array.grain);
+    const int64_t cut = tess_ceil_div(tess_ceil_div(total, align), plan->options.world) * align;
+    *lo_idx = TESS_MIN(cut * rank, total);
+    *hi_idx = TESS_MIN(cut * (rank + 1), total);
+}
+
 /* ---- the whole ---- */
 
 static tess_status check_options(const tess_registry *reg, const tess_plan_options *o)
@@ -540,6 +600,8 @@ tess_status tess_plan_build(const tess_registry *reg, const tess_plan_options *o
     TESS_TRY(tess_alloc(sizeof(tess_plan), &object));
     tess_plan *plan = object;
     plan->options = *options;
+    if (plan->options.optimizer == NULL)
+        plan->options.optimizer = tess_optimizer_get(TESS_OPTIMIZER_ADAMW);
     const tess_status st = build_parts(plan, reg);
     if (st != TESS_OK) {
         tess_plan_destroy(&plan);

@@ -10,9 +10,10 @@
  * string stays in place and is used there; nothing is gathered.
  *
  * [Note: trainable shards] A unit's slab of n blocks of 256 elements is cut over the world: c =
- * ceil(n / W), rank r owns blocks [r c, min((r+1) c, n)). Masters, moments and gradient sums have
- * that shape. In LoRA mode the compute copy of every slab is gathered once after the optimizer and
- * kept; in full mode slabs go through the slots.
+ * ceil(n / W), rank r owns blocks [r c, min((r+1) c, n)). Masters, an
+ * optimizer's state per element or block (optimizer.h) and gradient sums have that shape. In LoRA
+ * mode the compute copy of every slab is gathered once after the optimizer and kept; in full mode
+ * slabs go through the slots.
  */
 #pragma once
 
@@ -20,6 +21,7 @@
 #include "dist/comm.h"
 #include "dist/contract.h"
 #include "format/json.h"
+#include "shard/optimizer.h"
 #include "shard/registry.h"
 #include "shard/schedule.h"
 
@@ -29,7 +31,7 @@ typedef enum tess_lifetime {
     TESS_LIFE_BASE,    /* this rank's frozen shards: whole run */
     TESS_LIFE_SLOT,    /* gathered units */
     TESS_LIFE_PARAM,   /* compute copies of trainable slabs */
-    TESS_LIFE_STATE,   /* masters and moments */
+    TESS_LIFE_STATE,   /* masters and what the optimizer keeps */
     TESS_LIFE_GRAD,    /* gradient buffers, received pieces, levels of the ordered sum */
     TESS_LIFE_WORK,    /* activations; while loading, staging of tensors */
     TESS_LIFE_MIRROR,  /* on a device: copies of batches and of a model's tables */
@@ -57,20 +59,29 @@ typedef struct tess_plan_options {
     tess_choice reshard;       /* reshard after forward */
     tess_choice checkpointing; /* activation checkpointing */
     int prefetch;
-    bool is_library;                  /* reduction: library */
-    tess_choice library_once;         /* library: one reduction per step; auto: where it fits */
-    bool is_full;                     /* slabs go through the slots */
-    int64_t micro_batch_numel;        /* M */
-    size_t memory_limit_nbytes;       /* per rank; 0: none */
-    size_t outside_nbytes;            /* memory outside arenas that counts against the limit */
-    size_t library_nbytes;            /* of it, an estimate of what a device's libraries take */
-    size_t load_nbytes;               /* staging of tensors while they are loaded or exported */
-    size_t data_nbytes;               /* batches and data window */
-    bool is_device;                   /* kernels use memory of a device, not the host's */
-    size_t mirror_nbytes;             /* device copies of batches and tables; 0 on the host */
-    int64_t staging_nbytes_per_block; /* snapshot bytes per owned block of 256 trainable elements */
-    const char *kernel_path;          /* "cpu/avx512_bf16" */
+    bool is_library;                 /* reduction: library */
+    tess_choice library_once;        /* library: one reduction per step; auto: where it fits */
+    bool is_full;                    /* slabs go through the slots */
+    int64_t micro_batch_numel;       /* M */
+    size_t memory_limit_nbytes;      /* per rank; 0: none */
+    size_t outside_nbytes;           /* memory outside arenas that counts against the limit */
+    size_t library_nbytes;           /* of it, an estimate of what a device's libraries take */
+    size_t load_nbytes;              /* staging of tensors while they are loaded or exported */
+    size_t data_nbytes;              /* batches and data window */
+    bool is_device;                  /* kernels use memory of a device, not the host's */
+    size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
+    bool has_snapshot;               /* of the state, for the checkpoint writer */
+    const tess_optimizer *optimizer; /* NULL: AdamW */
+    bool has_ema;                    /* keep a moving average of the masters */
+    const char *kernel_path;         /* "cpu/avx512_bf16" */
 } tess_plan_options;
+
+/** One array of state over all units. */
+typedef struct tess_state_plan {
+    tess_state_array array;
+    int64_t numel;        /* of a rank */
+    size_t offset_nbytes; /* in the STATE arena */
+} tess_state_plan;
 
 /** Shards of one unit, the same numbers on every rank. */
 typedef struct tess_unit_plan {
@@ -80,6 +91,8 @@ typedef struct tess_unit_plan {
     int64_t slab_numel;             /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;       /* c * 256 */
     int64_t state_first_idx;        /* element in each STATE array and in each level of the sum */
+    int64_t factor_numel;           /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
+    int64_t factor_first_idx;       /* the first of them there */
     int64_t param_first_idx;        /* element in the PARAM arena */
     bool is_gathered;               /* lives in a slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
@@ -133,9 +146,13 @@ typedef struct tess_plan {
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
-    int level_numel;         /* floor(log2 M) + 1; 1 with the library reduction */
-    int receive_row_numel;   /* pieces a rank may receive at once */
-    int64_t state_numel;     /* sum of slab_shard_numel */
+    int level_numel;       /* floor(log2 M) + 1; 1 with the library reduction */
+    int receive_row_numel; /* pieces a rank may receive at once */
+    int64_t state_numel;   /* sum of slab_shard_numel */
+    int64_t factor_numel;  /* sum of factor_numel */
+    tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
+    int state_array_numel;
+    int ema_array_idx;       /* of the average, 0: none */
     int64_t param_numel;     /* elements of the PARAM arena */
     int64_t trainable_numel; /* parameters that learn, without padding */
     bool is_library_once;
@@ -168,6 +185,11 @@ const char *tess_reduction_name(tess_reduction reduction);
 /** Blocks' elements this rank owns of a unit: [lo, hi) of its slab; may be empty. */
 void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_idx,
                      int64_t *hi_idx);
+/** Numbers of a unit in an array of state, and the range of them that `rank` owns: what it saves
+ * and loads. */
+int64_t tess_plan_state_total(const tess_plan *plan, int unit_idx, int array_idx);
+void tess_plan_state_owned(const tess_plan *plan, int unit_idx, int array_idx, int rank,
+                           int64_t *lo_idx, int64_t *hi_idx);
 /** Schedule of a rank that is active in all rounds but perhaps the last. */
 TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess_registry *reg,
                                                int rank, bool is_eval, tess_schedule *out);

@@ -150,7 +150,7 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(clear_memory(rt));
     TESS_TRY(runtime_timing_create(rt));
     TESS_TRY(place_constants(rt));
-    return optimizer_plan(rt);
+    return optimizer_create(rt);
 }
 
 tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **out)
@@ -236,13 +236,14 @@ tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx)
                         (int64_t)u->frozen_shard_nbytes, TESS_U8_OPAQUE);
 }
 
-tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, tess_state_kind kind)
+tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, int array_idx)
 {
     const tess_plan *plan = rt->parts.plan;
-    float *base = (float *)(void *)runtime_at(
-        rt, TESS_LIFE_STATE, (size_t)kind * (size_t)plan->state_numel * sizeof(float));
-    return runtime_view(rt, base + plan->unit[unit_idx].state_first_idx,
-                        runtime_owned_numel(rt, unit_idx), TESS_F32);
+    const tess_dtype dt = plan->state[array_idx].array.dt;
+    int64_t lo = 0, hi = 0;
+    tess_plan_state_owned(plan, unit_idx, array_idx, rt->rank, &lo, &hi);
+    return runtime_view(
+        rt, optimizer_array(rt, array_idx, optimizer_first(rt, unit_idx, array_idx)), hi - lo, dt);
 }
 
 tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx)
@@ -310,15 +311,16 @@ static tess_status gather_kept(tess_runtime *rt)
     return runtime_wait(rt, &rt->published, TESS_LANE_GATHER);
 }
 
+tess_status tess_runtime_publish_as(tess_runtime *rt, tess_weights weights)
+{
+    for (int i = 0; i < rt->parts.plan->unit_numel; i++)
+        TESS_TRY(optimizer_copy(rt, i, weights));
+    return gather_kept(rt);
+}
+
 tess_status tess_runtime_publish(tess_runtime *rt)
 {
-    for (int i = 0; i < rt->parts.plan->unit_numel; i++) {
-        const tess_cast_args args = {.src = tess_runtime_state(rt, i, TESS_STATE_MASTER),
-                                     .dst = tess_runtime_param_shard(rt, i)};
-        if (args.src.numel > 0)
-            TESS_TRY(rt->parts.kernels->cast(&args, rt->compute));
-    }
-    return gather_kept(rt);
+    return tess_runtime_publish_as(rt, TESS_WEIGHTS_TRAINING);
 }
 
 /* ---- operations ---- */

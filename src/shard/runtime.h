@@ -29,14 +29,8 @@ typedef struct tess_runtime_parts {
     const tess_stage_ops *ops;
     void *model;
     uint64_t seed;
+    double train_blend; /* of optimizers that train beside their masters: how far, 1 - beta1 */
 } tess_runtime_parts;
-
-/** Hyperparameters of one update. */
-typedef struct tess_update {
-    int64_t step; /* t of AdamW, from 1 */
-    double learning_rate, beta1, beta2, eps, weight_decay;
-    double clip_norm; /* 0: no clipping */
-} tess_update;
 
 /** One training step. */
 typedef struct tess_step_request {
@@ -83,22 +77,43 @@ TESS_MUST_CHECK tess_status tess_runtime_host_work(tess_runtime *rt, tess_view *
 
 /* Views of this rank's memory, in the space of its device; numel 0 where it has none. Local. */
 tess_view tess_runtime_frozen_shard(tess_runtime *rt, int unit_idx); /* u8 [frozen_shard_nbytes] */
+/** Places of AdamW's arrays in the plan's list of state; of every list the master's. */
 typedef enum tess_state_kind {
     TESS_STATE_MASTER,
     TESS_STATE_EXP_AVG,
     TESS_STATE_EXP_AVG_SQ,
     TESS_STATE_NUMEL
 } tess_state_kind;
-tess_view tess_runtime_state(tess_runtime *rt, int unit_idx,
-                             tess_state_kind kind);                 /* f32 [owned] */
+/** Of array `array_idx` of the plan: its dtype, [tess_plan_state_owned()]. */
+tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, int array_idx);
 tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx); /* compute dtype [owned] */
 tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life); /* u8_opaque, whole arena */
 
+/** Numbers of the whole run that the optimizer keeps, [scalar_numel] of its row, equal on all
+ * ranks; they belong into a checkpoint. Local. */
+double *tess_runtime_scalars(tess_runtime *rt);
+/** After masters were set from something else than a checkpoint: state that begins as a copy of
+ * them becomes one. Local. */
+TESS_MUST_CHECK tess_status tess_runtime_begin(tess_runtime *rt);
+/** After a checkpoint was loaded: arrays that are whole on every rank are put together. Collective
+ * over `world`. */
+TESS_MUST_CHECK tess_status tess_runtime_resume(tess_runtime *rt);
+
+/** Which weights the compute copies hold. */
+typedef enum tess_weights {
+    TESS_WEIGHTS_TRAINING, /* where gradients are taken */
+    TESS_WEIGHTS_TRAINED,  /* the masters: what a run is for */
+    TESS_WEIGHTS_EMA,      /* their moving average */
+} tess_weights;
+
 /**
- * Round masters to the compute copies and, in LoRA mode, gather them on all ranks. Collective over
- * `world`.
+ * Round masters (or what `weights` names) to the compute copies and, in LoRA mode, gather them on
+ * all ranks. Steps want TESS_WEIGHTS_TRAINING, as they leave them. Collective over `world`.
  */
+TESS_MUST_CHECK tess_status tess_runtime_publish_as(tess_runtime *rt, tess_weights weights);
 TESS_MUST_CHECK tess_status tess_runtime_publish(tess_runtime *rt);
+/** Array of state that holds these weights in f32. Local. */
+int tess_runtime_weights_array(const tess_runtime *rt, tess_weights weights);
 /**
  * The next update waits for `event`, somebody's copy of the state it changes; NULL: for nothing.
  * `event` is borrowed until that update. Local.

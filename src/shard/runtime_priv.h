@@ -8,6 +8,8 @@ TESS_BEGIN_DECLS
 
 /** A range of owned elements that one update call covers: one tensor's part of the shard. */
 typedef struct update_segment {
+    int tensor_idx;    /* in the registry */
+    int64_t first_idx; /* of its first element in the tensor, a multiple of 256 */
     int64_t state_idx; /* first element in the STATE arrays */
     int64_t param_idx; /* first element in the PARAM arena */
     int64_t numel;
@@ -47,6 +49,7 @@ struct tess_runtime {
     int d_parity; /* which of the two gradient activations holds d_output */
     update_segment *segment;
     int segment_numel;
+    double scalar[TESS_OPTIMIZER_SCALAR_MAX]; /* of the optimizer */
     tess_event updated;     /* the compute lane, once it has written the slabs' own rows */
     tess_event published;   /* the world's stream, once all ranks' rows are there */
     tess_event drained[2];  /* the last gather, the last send of a program */
@@ -105,7 +108,14 @@ TESS_MUST_CHECK tess_status gradient_fold(tess_runtime *rt, const tess_sched_op 
 TESS_MUST_CHECK tess_status gradient_finish(tess_runtime *rt);
 float *gradient_sum(tess_runtime *rt, int unit_idx);
 
-TESS_MUST_CHECK tess_status optimizer_plan(tess_runtime *rt);
+/** Check that the backend has the kernels and list the segments. */
+TESS_MUST_CHECK tess_status optimizer_create(tess_runtime *rt);
+/** Address of a number of an array of state. */
+void *optimizer_array(tess_runtime *rt, int array_idx, int64_t idx);
+/** Where this rank's own part of a unit begins in an array of state. */
+int64_t optimizer_first(const tess_runtime *rt, int unit_idx, int array_idx);
+/** Round a unit's own weights to the compute dtype. */
+TESS_MUST_CHECK tess_status optimizer_copy(tess_runtime *rt, int unit_idx, tess_weights weights);
 TESS_MUST_CHECK tess_status optimizer_update(tess_runtime *rt, tess_step_result *result);
 
 TESS_END_DECLS

@@ -394,7 +394,9 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .outside_nbytes = outside_nbytes(d, launch),
         .library_nbytes = outside_nbytes(d, launch) - TESS_OUTSIDE_NBYTES,
         .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
-        .staging_nbytes_per_block = 3 * 4 * TESS_TRAINABLE_BLOCK_NUMEL,
+        .has_snapshot = true,
+        .optimizer = tess_optimizer_get(run->train.optimizer),
+        .has_ema = run->train.ema_decay > 0.0,
         .kernel_path = launch->kernel_path,
         .is_device = launch->is_device,
     };
@@ -424,6 +426,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
         TESS_TRY(adopt_spec(ctx, launch->adapter, d));
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
+    TESS_TRY(tess_optimizer_check(tess_optimizer_get(d->run->train.optimizer), launch->kernels));
     TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(check_weights(d));
     return make_plan(d, launch);

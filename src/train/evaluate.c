@@ -59,11 +59,14 @@ tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *ar
     const int world = tess_comm_world(s->world);
     eval_sum sum = {0};
     tess_status read_status = TESS_OK;
+    const tess_weights before = s->shown;
+    TESS_TRY(session_show(s, session_weights(s->run->train.eval_weights)));
     for (int64_t first = 0; first * s->run->train.micro_batch < sequence_numel; first += world) {
         if (tick != NULL)
             tick(arg);
         TESS_TRY(add_micro_batch(s, first + tess_comm_rank(s->world), &sum, &read_status));
     }
+    TESS_TRY(session_show(s, before));
     TESS_TRY(session_agree(s, read_status));
     TESS_TRY(tess_comm_control(s->world, (int64_t *)(void *)&sum,
                                (int)(sizeof sum / sizeof(int64_t)), NULL, 0));

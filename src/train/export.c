@@ -19,7 +19,8 @@ static tess_view shard_of(tess_session *s, const tess_param *p, tess_dtype dt)
 {
     return dt == s->d.registry.compute_dt
                ? tess_runtime_param_shard(s->rt, p->unit_idx)
-               : tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER);
+               : tess_runtime_state(s->rt, p->unit_idx,
+                                    tess_runtime_weights_array(s->rt, s->shown));
 }
 
 static bool overlap(const tess_session *s, const tess_param *p, int rank, int64_t *first,
@@ -365,9 +366,15 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
     const bool is_gguf = request->format == TESS_RUN_EXPORT_GGUF;
     TESS_CHECK(!is_gguf || !is_full, TESS_E_CONFIG,
                "export gguf: the run trains every weight and has no adapter; use hf");
+    TESS_CHECK(request->weights != TESS_RUN_WEIGHTS_EMA || s->run->train.ema_decay > 0.0,
+               TESS_E_CONFIG,
+               "export of ema weights: the run keeps no average (train.ema_decay is 0)");
+    const tess_weights before = s->shown;
+    TESS_TRY(session_show(s, session_weights(request->weights)));
     TESS_TRY(is_full   ? export_hf(s, request)
              : is_gguf ? export_gguf(s, request)
                        : export_peft(s, request));
+    TESS_TRY(session_show(s, before));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
                   is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));
     return TESS_OK;

@@ -1,11 +1,11 @@
 /* The step loop: data, step, metrics, evaluation, checkpoints, requests to stop. */
 #include <inttypes.h>
-#include <math.h>
 #include <signal.h>
 #include <string.h>
 
 #include "core/clock.h"
 #include "core/memory.h"
+#include "train/learning_rate.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/session_priv.h"
@@ -13,6 +13,9 @@
 
 /* Flags of the control record; maxima over ranks come back. */
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
+
+/* Values of the resume block beside the optimizer's. */
+enum { SAVED_NUMEL = 10 };
 
 enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
 
@@ -34,30 +37,6 @@ typedef struct loop {
     int64_t committed_step;     /* of the last one that is on disk, -1: none by this process */
     int64_t device_peak_nbytes; /* of this rank, so far */
 } loop;
-
-/* ---- learning rate ---- */
-
-/* Of step `step` (from 0): linear warm-up to the peak, then the schedule down to the ratio of the
- * peak. */
-static double learning_rate(const tess_run *run, int64_t step)
-{
-    const double peak = run->train.learning_rate, least = run->train.min_learning_rate_ratio;
-    const int64_t warmup = run->train.warmup_steps;
-    if (step < warmup)
-        return peak * (double)(step + 1) / (double)warmup;
-    const int64_t span = TESS_MAX(run->train.steps - warmup, 1);
-    const double progress = (double)(step - warmup) / (double)span;
-    switch (run->train.schedule) {
-    case TESS_RUN_SCHEDULE_CONSTANT:
-        return peak;
-    case TESS_RUN_SCHEDULE_LINEAR:
-        return peak * (least + (1.0 - least) * (1.0 - progress));
-    case TESS_RUN_SCHEDULE_COSINE:
-        return peak *
-               (least + (1.0 - least) * 0.5 * (1.0 + cos(3.14159265358979323846 * progress)));
-    }
-    return peak;
-}
 
 /* ---- watchdog ---- */
 
@@ -211,7 +190,7 @@ static tess_status begin_save(loop *l)
     beat_files(l, "save");
     if (l->metrics != NULL)
         note_metrics(l, tess_metrics_sync(l->metrics));
-    const tess_ckpt_value state[] = {
+    tess_ckpt_value state[SAVED_NUMEL + TESS_OPTIMIZER_SCALAR_MAX] = {
         number("step", s->step),
         number("tokens", s->token_numel),
         number("updates", s->update_numel),
@@ -224,10 +203,11 @@ static tess_status begin_save(loop *l)
         words("base_previous", s->base_previous != NULL ? s->base_previous : ""),
         words("model_config", s->d.config_text),
     };
+    const int state_numel = SAVED_NUMEL + session_optimizer_values(s, state + SAVED_NUMEL);
     tess_ckpt_report report;
     const double start_s = tess_clock_s();
     tess_ckpt_trace(s->store, tess_trace_tracer(l->trace));
-    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
+    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, state_numel, &report));
     tess_trace_host(l->trace, "begin checkpoint", start_s, tess_clock_s());
     tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
@@ -360,7 +340,7 @@ static tess_status run_step(loop *l)
 {
     tess_session *s = l->s;
     const tess_run *run = s->run;
-    const double start_s = tess_clock_s(), lr = learning_rate(run, s->step);
+    const double start_s = tess_clock_s(), lr = tess_learning_rate(run, s->step);
     const bool is_asked = s->options.stop_request != NULL && *s->options.stop_request != 0;
     const int64_t used_nbytes = (int64_t)session_device_used_nbytes(l->s);
     l->device_peak_nbytes = TESS_MAX(l->device_peak_nbytes, used_nbytes);
@@ -376,7 +356,8 @@ static tess_status run_step(loop *l)
                                             .beta2 = run->train.beta2,
                                             .eps = run->train.eps,
                                             .weight_decay = run->train.weight_decay,
-                                            .clip_norm = run->train.clip_norm},
+                                            .clip_norm = run->train.clip_norm,
+                                            .ema_decay = run->train.ema_decay},
                                  .arg = s,
                                  .batch_of = batch_of,
                                  .flags = flags,
@@ -507,8 +488,10 @@ static tess_status export_result(tess_session *s)
     if (s->run->output.export_as == TESS_RUN_EXPORT_NONE)
         return TESS_OK;
     TESS_TRY(session_path(s, "export", path));
-    const tess_export_request request = {
-        .dir = path, .format = s->run->output.export_as, .dt = s->d.registry.compute_dt};
+    const tess_export_request request = {.dir = path,
+                                         .format = s->run->output.export_as,
+                                         .weights = s->run->output.export_weights,
+                                         .dt = s->d.registry.compute_dt};
     return tess_session_export(s, &request);
 }
 

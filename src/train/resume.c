@@ -147,6 +147,7 @@ static tess_status start_fresh(tess_session *s)
     /* a reader of the base alone does without the adapter that the run would start from */
     if (is_reader ? s->options.adapter != NULL : s->run->adapter.resume != NULL)
         TESS_TRY(session_agree(s, session_import_adapter(s)));
+    TESS_TRY(session_agree(s, tess_runtime_begin(s->rt)));
     if (is_reader)
         return TESS_OK;
     TESS_TRY(session_agree(s, keep_model(s)));
@@ -264,6 +265,7 @@ static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
     TESS_TRY(number_of(m, "updates", &s->update_numel));
     TESS_TRY(number_of(m, "skipped", &s->skipped_numel));
     TESS_TRY(number_of(m, "skipped_in_row", &s->skipped_in_row));
+    TESS_TRY(session_optimizer_restore(s, m));
     if (s->is_base_changed)
         return change_base(s, m);
     TESS_TRY(session_agree(s, list_previous(s, m, NULL)));
@@ -371,7 +373,10 @@ tess_status session_load(tess_session *s)
     s->was_resumed = is_loaded;
     if (!is_loaded)
         TESS_TRY(start_fresh(s));
+    else
+        TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
     if (!is_reader)
         TESS_TRY(prepare_saves(s));
-    return session_section(s, tess_runtime_publish(s->rt));
+    s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;
+    return session_section(s, tess_runtime_publish_as(s->rt, s->shown));
 }

@@ -176,8 +176,7 @@ static void resolve(tess_run *run)
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
     if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)
         run->base.format = TESS_RUN_BASE_KEEP;
-    if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given)
-        run->train.warmup_steps = TESS_MIN(run->train.warmup_steps, run->train.steps);
+    run_train_resolve(run);
     if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
         run->output.export_as = is_full ? TESS_RUN_EXPORT_HF : TESS_RUN_EXPORT_PEFT;
 }
@@ -203,7 +202,7 @@ static tess_status check_mode(const tess_run *run)
         const tess_run_key *key = tess_run_key_at((tess_run_key_idx)i);
         const bool is_keep =
             i == TESS_RUN_KEY_base_format && run->base.format == TESS_RUN_BASE_KEEP;
-        if (run->place[i].is_given && !tess_run_key_applies(run, key) && !is_keep)
+        if (run->place[i].is_given && tess_run_key_is_of_adapters(key) && !is_keep)
             return refuse(run, (tess_run_key_idx)i,
                           "has no meaning with train.mode full, which trains every weight and "
                           "freezes none: remove it or set train.mode to lora");
@@ -227,12 +226,7 @@ static tess_status check_fit(const tess_run *run)
                          "%s: expected a power of two from 32 to 4096, found %" PRId64, place,
                          block);
     }
-    if (run->train.warmup_steps > run->train.steps) {
-        tess_run_place_text(run, TESS_RUN_KEY_train_warmup_steps, place);
-        return TESS_FAIL(TESS_E_CONFIG,
-                         "%s: expected at most train.steps (%" PRId64 "), found %" PRId64, place,
-                         run->train.steps, run->train.warmup_steps);
-    }
+    TESS_TRY(run_train_check(run));
     int64_t token_numel = 0;
     if (__builtin_mul_overflow(run->train.micro_batch, run->data.sequence_length, &token_numel) ||
         token_numel > INT32_MAX) {

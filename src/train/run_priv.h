@@ -59,6 +59,13 @@ const char *tess_run_key_nearest(const char *path);
 bool tess_run_section_is_known(const char *section);
 /** Whether a key means something in this run (adapters only exist with train.mode lora, ...). */
 bool tess_run_key_applies(const tess_run *run, const tess_run_key *key);
+/** Whether a key is about adapters and the base they lie on. */
+bool tess_run_key_is_of_adapters(const tess_run_key *key);
+
+/* run_train.c: keys that depend on the optimizer or the schedule */
+bool run_train_applies(const tess_run *run, tess_run_key_idx key);
+void run_train_resolve(tess_run *run);
+TESS_MUST_CHECK tess_status run_train_check(const tess_run *run);
 
 /** What a key expects, in words. */
 enum { RUN_EXPECTED_NBYTES = 256 };

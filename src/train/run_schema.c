@@ -100,12 +100,17 @@ const char *tess_run_key_nearest(const char *path)
     return best;
 }
 
+bool tess_run_key_is_of_adapters(const tess_run_key *key)
+{
+    return strcmp(key->section, "lora") == 0 || strcmp(key->section, "adapter") == 0 ||
+           strcmp(key->section, "base") == 0;
+}
+
 bool tess_run_key_applies(const tess_run *run, const tess_run_key *key)
 {
-    const bool is_adapter_key = strcmp(key->section, "lora") == 0 ||
-                                strcmp(key->section, "adapter") == 0 ||
-                                strcmp(key->section, "base") == 0;
-    return run->train.mode == TESS_RUN_MODE_LORA || !is_adapter_key;
+    if (run->train.mode != TESS_RUN_MODE_LORA && tess_run_key_is_of_adapters(key))
+        return false;
+    return run_train_applies(run, (tess_run_key_idx)(key - key_table));
 }
 
 void tess_run_where_text(const run_where *where, char text[TESS_RUN_PLACE_NBYTES])

@@ -26,7 +26,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/base.h"
 #include "core/codec.h"
+#include "shard/optimizer.h"
 
 TESS_BEGIN_DECLS
 
@@ -52,8 +54,12 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
 #define TESS_RUN_MEANING_LIST(X) TESS_SCALE_MEANING_LIST(X)
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
-#define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
-#define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")
+#define TESS_RUN_SCHEDULE_LIST(X)                                                                  \
+    X(CONSTANT, "constant")                                                                        \
+    X(LINEAR, "linear") X(COSINE, "cosine") X(POLYNOMIAL, "polynomial") X(WSD, "wsd")
+#define TESS_RUN_DECAY_LIST(X) X(COSINE, "cosine") X(LINEAR, "linear") X(ROOT, "1-sqrt")
+#define TESS_RUN_OPTIMIZER_LIST(X) TESS_OPTIMIZER_LIST(X)
+#define TESS_RUN_WEIGHTS_LIST(X) X(TRAINED, "trained") X(EMA, "ema")
 #define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
 #define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
 #define TESS_RUN_DEVICE_LIST(X) X(AUTO, "auto") X(CPU, "cpu") X(CUDA, "cuda")
@@ -91,11 +97,16 @@ typedef enum tess_run_schedule {
     TESS_RUN_SCHEDULE_LIST(X)
 #undef X
 } tess_run_schedule;
-typedef enum tess_run_optimizer {
-#define X(name, text) TESS_RUN_OPTIMIZER_##name,
-    TESS_RUN_OPTIMIZER_LIST(X)
+typedef enum tess_run_decay {
+#define X(name, text) TESS_RUN_DECAY_##name,
+    TESS_RUN_DECAY_LIST(X)
 #undef X
-} tess_run_optimizer;
+} tess_run_decay;
+typedef enum tess_run_weights {
+#define X(name, text) TESS_RUN_WEIGHTS_##name,
+    TESS_RUN_WEIGHTS_LIST(X)
+#undef X
+} tess_run_weights;
 typedef enum tess_run_switch {
 #define X(name, text) TESS_RUN_SWITCH_##name,
     TESS_RUN_SWITCH_LIST(X)
@@ -238,19 +249,37 @@ typedef struct tess_run_rules {
       "Learning rate at the last step over the peak (linear and cosine).") \
     X(train, schedule, "schedule", tess_run_schedule, ENUM, TESS_RUN_WORDS_(SCHEDULE), \
       "cosine", 0, 0, NUMERICS, \
-      "Shape of the learning rate after the warm-up.") \
+      "Shape of the learning rate after the warm-up ([shapes](optimizers.md#learning-rate)); with " \
+      "adamw-schedule-free the default is constant, and so must it be.") \
+    X(train, cycles, "cycles", int64_t, INT, "", "1", 1, 1000000, NUMERICS, \
+      "Times the shape is run through; each begins at the peak again (linear, cosine and " \
+      "polynomial).") \
+    X(train, power, "power", double, F64, "", "1.0", 0.01, 100, NUMERICS, \
+      "Exponent of the polynomial schedule.") \
+    X(train, decay_steps, "decay_steps", int64_t, INT, "auto", "auto", 0, 1000000000, NUMERICS, \
+      "Last steps of the run in which a wsd schedule falls; auto: a tenth of train.steps, but not " \
+      "into the warm-up.") \
+    X(train, decay_shape, "decay_shape", tess_run_decay, ENUM, TESS_RUN_WORDS_(DECAY), "cosine", \
+      0, 0, NUMERICS, \
+      "How a wsd schedule falls.") \
     X(train, warmup_steps, "warmup_steps", int64_t, INT, "", "10", 0, 1000000000, NUMERICS, \
       "Steps of linear warm-up; at most train.steps (where it is not given: the lesser of " \
       "10 and train.steps).") \
-    X(train, optimizer, "optimizer", tess_run_optimizer, ENUM, TESS_RUN_WORDS_(OPTIMIZER), \
+    X(train, optimizer, "optimizer", tess_optimizer_kind, ENUM, TESS_RUN_WORDS_(OPTIMIZER), \
       "adamw", 0, 0, NUMERICS, \
-      "Optimizer.") \
+      "Optimizer ([which one](optimizers.md)).") \
     X(train, beta1, "beta1", double, F64, "", "0.9", 0, 0.999999, NUMERICS, \
       "Decay of the first moment.") \
     X(train, beta2, "beta2", double, F64, "", "0.999", 0, 0.99999999, NUMERICS, \
-      "Decay of the second moment.") \
+      "Decay of the second moment; with lion the default is 0.99.") \
     X(train, eps, "eps", double, F64, "", "1.0e-8", 1e-30, 1, NUMERICS, \
       "Added to the root of the second moment.") \
+    X(train, ema_decay, "ema_decay", double, F64, "", "0.0", 0, 0.99999999, NUMERICS, \
+      "Keep a moving average of the trained weights in f32: average = decay average + (1 - decay) " \
+      "weights after every update; 0: none.") \
+    X(train, eval_weights, "eval_weights", tess_run_weights, ENUM, TESS_RUN_WORDS_(WEIGHTS), \
+      "trained", 0, 0, FREE, \
+      "Weights that are evaluated and sampled from; ema needs train.ema_decay.") \
     X(train, weight_decay, "weight_decay", double, F64, "", "0.0", 0, 10, NUMERICS, \
       "Decoupled weight decay.") \
     X(train, clip_norm, "clip_norm", double, F64, "", "1.0", 0, 1e9, NUMERICS, \
@@ -332,7 +361,10 @@ typedef struct tess_run_rules {
     X(output, export_as, "export", tess_run_export, ENUM, TESS_RUN_WORDS_(EXPORT), "auto", 0, \
       0, FREE, \
       "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode" \
-      " full.")
+      " full.") \
+    X(output, export_weights, "export_weights", tess_run_weights, ENUM, \
+      TESS_RUN_WORDS_(WEIGHTS), "trained", 0, 0, FREE, \
+      "Weights that are exported; ema needs train.ema_decay.")
 
 /** Sections in the order of the file: S(name, NAME, help). */
 #define TESS_RUN_SECTION_LIST(S) \

@@ -261,7 +261,8 @@ static tess_status create_runtime(tess_session *s)
                                       .group = s->group,
                                       .ops = tess_model_stage_ops(s->d.model),
                                       .model = tess_model_self(s->d.model),
-                                      .seed = (uint64_t)s->run->train.seed};
+                                      .seed = (uint64_t)s->run->train.seed,
+                                      .train_blend = 1.0 - s->run->train.beta1};
     if (st == TESS_OK)
         st = tess_runtime_create(&parts, &s->rt);
     if (st == TESS_OK)

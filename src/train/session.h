@@ -92,6 +92,7 @@ typedef struct tess_export_request {
     tess_dtype
         dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters; f16:
                these, rounded */
+    tess_run_weights weights; /* the trained ones or their moving average */
 } tess_export_request;
 
 /** Write the adapter (PEFT) or the model (HF directory). */

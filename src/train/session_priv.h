@@ -20,6 +20,8 @@ typedef struct session_records {
     tess_ckpt_record *state_record, *base_record;
     tess_ckpt_tensor *state_tensor, *base_tensor;
     char (*quant)[TESS_CODEC_TEXT_NBYTES]; /* [param_numel] */
+    char (*name)[TESS_NAME_NBYTES + 16];   /* of units and tensors of coarser state */
+    int64_t name_numel;
 } session_records;
 
 struct tess_session {
@@ -59,6 +61,7 @@ struct tess_session {
     int64_t update_numel;  /* steps that changed parameters: t of AdamW */
     int64_t skipped_numel; /* steps with non-finite values */
     int64_t skipped_in_row;
+    tess_weights shown; /* what the compute copies hold */
     bool was_resumed;
     bool is_broken; /* a collective section failed on this rank alone */
 };
@@ -90,6 +93,18 @@ TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
 
 TESS_MUST_CHECK tess_status session_records_create(tess_session *s);
 void session_records_destroy(tess_session *s);
+/** The optimizer's numbers of the whole run as values of the resume block, at most
+ * TESS_OPTIMIZER_SCALAR_MAX. Local. @return how many */
+int session_optimizer_values(tess_session *s, tess_ckpt_value *out);
+/** Take them back. Local. @return TESS_E_FORMAT one is missing */
+TESS_MUST_CHECK tess_status session_optimizer_restore(tess_session *s, const tess_ckpt_loaded *m);
+
+/** Bring these weights into the compute copies, where others are there. Collective. */
+TESS_MUST_CHECK tess_status session_show(tess_session *s, tess_weights weights);
+static inline tess_weights session_weights(tess_run_weights choice)
+{
+    return choice == TESS_RUN_WEIGHTS_EMA ? TESS_WEIGHTS_EMA : TESS_WEIGHTS_TRAINED;
+}
 
 /** List what decides bits into `numerics`. */
 TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);

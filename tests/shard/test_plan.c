@@ -83,7 +83,7 @@ static tess_plan_options base_options(int world)
                                .outside_nbytes = 64 * MIB,
                                .load_nbytes = 3 * MIB + 5,
                                .data_nbytes = 1000,
-                               .staging_nbytes_per_block = 3072,
+                               .has_snapshot = true,
                                .kernel_path = "cpu/plain"};
 }
 

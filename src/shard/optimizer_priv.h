@@ -1,0 +1,21 @@
+/** What updates of the optimizers share; see optimizer.h. */
+#pragma once
+
+#include "shard/runtime_priv.h"
+
+TESS_BEGIN_DECLS
+
+/** Address of a segment's first number in an array of state, of elements or of blocks. */
+float *segment_f32(tess_runtime *rt, const update_segment *s, int array_idx);
+uint8_t *segment_u8(tess_runtime *rt, const update_segment *s, int array_idx);
+/** Master, gradient and compute copy of a segment. */
+tess_update_part segment_part(tess_runtime *rt, const update_segment *s, float clip_factor);
+double segment_rate(const tess_runtime *rt, const update_segment *s);
+double segment_decay(const tess_runtime *rt, const update_segment *s);
+
+TESS_MUST_CHECK tess_status update_adamw(tess_runtime *rt, float clip_factor);
+TESS_MUST_CHECK tess_status update_adamw_8bit(tess_runtime *rt, float clip_factor);
+TESS_MUST_CHECK tess_status update_lion(tess_runtime *rt, float clip_factor);
+TESS_MUST_CHECK tess_status update_schedule_free(tess_runtime *rt, float clip_factor);
+
+TESS_END_DECLS

@@ -1,0 +1,162 @@
+/* Keys of the section `train` whose meaning or default depends on the optimizer or the schedule. */
+#include <stdio.h>
+
+#include "core/arith.h"
+#include "train/run_file.h"
+#include "train/run_priv.h"
+
+/* ---- which keys mean something ---- */
+
+static bool has_cycles(const tess_run *run)
+{
+    const tess_run_schedule s = run->train.schedule;
+    return s == TESS_RUN_SCHEDULE_LINEAR || s == TESS_RUN_SCHEDULE_COSINE ||
+           s == TESS_RUN_SCHEDULE_POLYNOMIAL;
+}
+
+static bool is_polynomial(const tess_run *run)
+{
+    return run->train.schedule == TESS_RUN_SCHEDULE_POLYNOMIAL;
+}
+
+static bool is_wsd(const tess_run *run) { return run->train.schedule == TESS_RUN_SCHEDULE_WSD; }
+
+static bool has_eps(const tess_run *run) { return run->train.optimizer != TESS_OPTIMIZER_LION; }
+
+static bool always(const tess_run *run)
+{
+    (void)run;
+    return true;
+}
+
+/* A key with a `neutral` value, at which it changes nothing, is not listed then: listings of runs
+ * that do not know it stay as they were. */
+typedef struct key_rule {
+    tess_run_key_idx key;
+    bool (*applies)(const tess_run *run);
+    bool (*is_neutral)(const tess_run *run);
+    const char *needs; /* in words */
+} key_rule;
+
+static bool has_no_ema(const tess_run *run) { return !(run->train.ema_decay > 0.0); }
+static bool has_one_cycle(const tess_run *run) { return run->train.cycles == 1; }
+
+static const key_rule rules[] = {
+    {TESS_RUN_KEY_train_cycles, has_cycles, has_one_cycle,
+     "train.schedule linear, cosine or polynomial"},
+    {TESS_RUN_KEY_train_power, is_polynomial, NULL, "train.schedule polynomial"},
+    {TESS_RUN_KEY_train_decay_steps, is_wsd, NULL, "train.schedule wsd"},
+    {TESS_RUN_KEY_train_decay_shape, is_wsd, NULL, "train.schedule wsd"},
+    {TESS_RUN_KEY_train_eps, has_eps, NULL, "another train.optimizer"},
+    {TESS_RUN_KEY_train_ema_decay, always, has_no_ema, ""},
+};
+
+bool run_train_applies(const tess_run *run, tess_run_key_idx key)
+{
+    for (int i = 0; i < TESS_NELEM(rules); i++)
+        if (rules[i].key == key)
+            return rules[i].applies(run) &&
+                   (rules[i].is_neutral == NULL || !rules[i].is_neutral(run));
+    return true;
+}
+
+/* ---- defaults ---- */
+
+typedef struct key_default {
+    tess_optimizer_kind optimizer;
+    tess_run_key_idx key;
+    double value;
+} key_default;
+
+/* Of the papers and packages that docs/optimizers.md names. */
+static const key_default defaults[] = {
+    {TESS_OPTIMIZER_LION, TESS_RUN_KEY_train_beta2, 0.99},
+};
+
+void run_train_resolve(tess_run *run)
+{
+    for (int i = 0; i < TESS_NELEM(defaults); i++) {
+        const key_default *d = &defaults[i];
+        const tess_run_key *key = tess_run_key_at(d->key);
+        if (d->optimizer == run->train.optimizer && !run->place[d->key].is_given)
+            *(double *)(void *)((char *)run + key->offset_nbytes) = d->value;
+    }
+    if (run->train.optimizer == TESS_OPTIMIZER_SCHEDULE_FREE &&
+        !run->place[TESS_RUN_KEY_train_schedule].is_given)
+        run->train.schedule = TESS_RUN_SCHEDULE_CONSTANT;
+    if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given)
+        run->train.warmup_steps = TESS_MIN(run->train.warmup_steps, run->train.steps);
+    const int64_t after_warmup = TESS_MAX(run->train.steps - run->train.warmup_steps, 0);
+    if (run->train.decay_steps == TESS_RUN_AUTO)
+        run->train.decay_steps = TESS_MIN(tess_ceil_div(run->train.steps, 10), after_warmup);
+}
+
+/* ---- checks ---- */
+
+static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, key, place);
+    return TESS_FAIL(TESS_E_CONFIG, "%s: %s", place, why);
+}
+
+static tess_status check_rules(const tess_run *run)
+{
+    for (int i = 0; i < TESS_NELEM(rules); i++) {
+        const key_rule *r = &rules[i];
+        char why[160];
+        const bool is_harmless = r->is_neutral != NULL && r->is_neutral(run);
+        if (!run->place[r->key].is_given || r->applies(run) || is_harmless)
+            continue;
+        snprintf(why, sizeof why, "has no meaning here: remove it or choose %s", r->needs);
+        return refuse(run, r->key, why);
+    }
+    return TESS_OK;
+}
+
+static tess_status check_weights(const tess_run *run)
+{
+    static const char why[] = "ema needs train.ema_decay above 0, at which an average is kept";
+    if (run->train.ema_decay > 0.0)
+        return TESS_OK;
+    if (run->train.eval_weights == TESS_RUN_WEIGHTS_EMA)
+        return refuse(run, TESS_RUN_KEY_train_eval_weights, why);
+    if (run->output.export_weights == TESS_RUN_WEIGHTS_EMA)
+        return refuse(run, TESS_RUN_KEY_output_export_weights, why);
+    return TESS_OK;
+}
+
+static tess_status check_steps(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_train_warmup_steps, place);
+    TESS_CHECK(run->train.warmup_steps <= run->train.steps, TESS_E_CONFIG,
+               "%s: expected at most train.steps (%" PRId64 "), found %" PRId64, place,
+               run->train.steps, run->train.warmup_steps);
+    tess_run_place_text(run, TESS_RUN_KEY_train_decay_steps, place);
+    TESS_CHECK(!is_wsd(run) || run->train.decay_steps <= run->train.steps - run->train.warmup_steps,
+               TESS_E_CONFIG,
+               "%s: expected at most train.steps - train.warmup_steps (%" PRId64
+               "), found %" PRId64,
+               place, run->train.steps - run->train.warmup_steps, run->train.decay_steps);
+    const int64_t span = TESS_MAX(run->train.steps - run->train.warmup_steps, 1);
+    tess_run_place_text(run, TESS_RUN_KEY_train_cycles, place);
+    TESS_CHECK(!has_cycles(run) || run->train.cycles <= span, TESS_E_CONFIG,
+               "%s: expected at most a cycle per step after the warm-up (%" PRId64
+               "), found %" PRId64,
+               place, span, run->train.cycles);
+    return TESS_OK;
+}
+
+tess_status run_train_check(const tess_run *run)
+{
+    TESS_TRY(check_rules(run));
+    TESS_TRY(check_weights(run));
+    TESS_TRY(check_steps(run));
+    if (run->train.optimizer == TESS_OPTIMIZER_SCHEDULE_FREE &&
+        run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT)
+        return refuse(run, TESS_RUN_KEY_train_schedule,
+                      "adamw-schedule-free averages instead of lowering the learning rate: "
+                      "expected constant; remove it");
+    return TESS_OK;
+}
