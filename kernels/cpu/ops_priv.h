@@ -34,8 +34,10 @@ typedef struct tess_cpu_rows {
     void (*square_blocks)(const float *x, int64_t numel, double *out);
     void (*adamw)(const tess_adamw_args *a, const tess_adamw_scalars *k, int64_t lo, int64_t hi);
     void (*lion)(const tess_lion_args *a, const tess_lion_scalars *k, int64_t lo, int64_t hi);
-    void (*adamw_8bit)(const tess_adamw_8bit_args *a, const tess_adamw_8bit_scalars *k, int64_t lo, int64_t hi);
-    void (*schedule_free)(const tess_schedule_free_args *a, const tess_schedule_free_scalars *k, int64_t lo, int64_t hi);
+    void (*adamw_8bit)(const tess_adamw_8bit_args *a, const tess_adamw_8bit_scalars *k, int64_t lo,
+                       int64_t hi);
+    void (*schedule_free)(const tess_schedule_free_args *a, const tess_schedule_free_scalars *k,
+                          int64_t lo, int64_t hi);
     void (*blend)(const tess_blend_args *a, int64_t lo, int64_t hi);
     /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);

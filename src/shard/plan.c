@@ -163,8 +163,8 @@ static tess_status plan_wires(tess_plan *plan, const tess_registry *reg)
 
 /* ---- buffers ---- */
 
-static tess_status add_buffer(tess_plan *plan, const char *name, tess_lifetime life, tess_dtype dt,
-                              int64_t numel)
+tess_status plan_add_buffer(tess_plan *plan, const char *name, tess_lifetime life, tess_dtype dt,
+                            int64_t numel)
 {
     tess_buffer_plan b = {.life = life, .dt = dt, .numel = numel};
     size_t nbytes = 0;
@@ -196,36 +196,16 @@ static void list_base(tess_plan *plan, const tess_registry *reg)
     }
 }
 
-static tess_status plan_state_arrays(tess_plan *plan)
-{
-    static const tess_state_array ema = {"ema", TESS_F32, TESS_GRAIN_ELEMENT, true};
-    const tess_optimizer *o = plan->options.optimizer;
-    for (int i = 0; i < o->array_numel; i++)
-        plan->state[plan->state_array_numel++].array = o->array[i];
-    if (plan->options.has_ema) {
-        plan->ema_array_idx = plan->state_array_numel;
-        plan->state[plan->state_array_numel++].array = ema;
-    }
-    for (int i = 0; i < plan->state_array_numel; i++) {
-        tess_state_plan *s = &plan->state[i];
-        s->numel = s->array.grain == TESS_GRAIN_FACTOR  ? plan->factor_numel
-                   : s->array.grain == TESS_GRAIN_BLOCK ? plan->state_numel / BLOCK
-                                                        : plan->state_numel;
-        s->offset_nbytes = plan->arena_nbytes[TESS_LIFE_STATE];
-        TESS_TRY(add_buffer(plan, s->array.role, TESS_LIFE_STATE, s->array.dt, s->numel));
-    }
-    return TESS_OK;
-}
-
 static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
 {
     char name[96];
     for (int i = 0; i < plan->slot_numel; i++) {
         snprintf(name, sizeof name, "slot.%d", i);
-        TESS_TRY(
-            add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE, (int64_t)plan->slot_nbytes));
+        TESS_TRY(plan_add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE,
+                                 (int64_t)plan->slot_nbytes));
     }
-    TESS_TRY(add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
+    TESS_TRY(
+        plan_add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
     return plan_state_arrays(plan);
 }
 
@@ -252,7 +232,7 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
         }
         snprintf(name, sizeof name, "grad.%d", i);
         plan->grad_buffer_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_GRAD];
-        TESS_TRY(add_buffer(plan, name, TESS_LIFE_GRAD, TESS_F32, numel));
+        TESS_TRY(plan_add_buffer(plan, name, TESS_LIFE_GRAD, TESS_F32, numel));
     }
     return TESS_OK;
 }
@@ -269,17 +249,17 @@ static tess_status plan_gradients(tess_plan *plan, const tess_schedule *sched)
                               : world == 1             ? 0
                                                        : (int)TESS_MIN((int64_t)world - 1, m);
     plan->receive_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    TESS_TRY(add_buffer(plan, "received", TESS_LIFE_GRAD, TESS_F32,
-                        plan->receive_row_numel * largest_shard_numel));
+    TESS_TRY(plan_add_buffer(plan, "received", TESS_LIFE_GRAD, TESS_F32,
+                             plan->receive_row_numel * largest_shard_numel));
     plan->level_numel = 1;
     for (int64_t left = m; left > 1 && !plan->options.is_library; left /= 2)
         plan->level_numel++;
     plan->level_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    TESS_TRY(add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
-                        plan->level_numel * plan->state_numel));
+    TESS_TRY(plan_add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
+                             plan->level_numel * plan->state_numel));
     plan->record_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    return add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
-                      TESS_STEP_RECORD_NUMEL + plan->unit_numel);
+    return plan_add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
+                           TESS_STEP_RECORD_NUMEL + plan->unit_numel);
 }
 
 static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
@@ -296,14 +276,15 @@ static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
         }
         char name[96];
         snprintf(name, sizeof name, "%.64s/saved", s->name);
-        TESS_TRY(add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->saved_nbytes));
+        TESS_TRY(
+            plan_add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->saved_nbytes));
     }
     plan->shared_saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
     for (int i = 0; i < reg->stage_numel; i++)
         if (plan->stage[i].is_checkpointed)
             plan->stage[i].saved_offset_nbytes = plan->shared_saved_offset_nbytes;
-    return add_buffer(plan, "recomputed/saved", TESS_LIFE_WORK, TESS_U8_OPAQUE,
-                      (int64_t)shared_nbytes);
+    return plan_add_buffer(plan, "recomputed/saved", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+                           (int64_t)shared_nbytes);
 }
 
 static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
@@ -317,50 +298,37 @@ static tess_status plan_activations(tess_plan *plan, const tess_registry *reg)
         char name[96];
         snprintf(name, sizeof name, "%.64s/output", s->name);
         plan->stage[i].output_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
-        TESS_TRY(add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->output_nbytes));
+        TESS_TRY(
+            plan_add_buffer(plan, name, TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)s->output_nbytes));
         plan->work_nbytes = TESS_MAX(plan->work_nbytes, s->work_nbytes);
         plan->d_nbytes = TESS_MAX(plan->d_nbytes, s->output_nbytes);
     }
     TESS_TRY(plan_saved(plan, reg));
     plan->work_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
-    TESS_TRY(
-        add_buffer(plan, "scratch", TESS_LIFE_WORK, TESS_U8_OPAQUE, (int64_t)plan->work_nbytes));
+    TESS_TRY(plan_add_buffer(plan, "scratch", TESS_LIFE_WORK, TESS_U8_OPAQUE,
+                             (int64_t)plan->work_nbytes));
     for (int i = 0; i < 2; i++) {
         plan->d_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_WORK];
-        TESS_TRY(add_buffer(plan, i == 0 ? "d_output" : "d_input", TESS_LIFE_WORK, TESS_U8_OPAQUE,
-                            (int64_t)plan->d_nbytes));
+        TESS_TRY(plan_add_buffer(plan, i == 0 ? "d_output" : "d_input", TESS_LIFE_WORK,
+                                 TESS_U8_OPAQUE, (int64_t)plan->d_nbytes));
     }
     /* Loading and export stage tensors in the same memory before and between steps. */
     const size_t load_nbytes = (size_t)tess_round_up((int64_t)plan->options.load_nbytes, ALIGN);
     if (!plan->options.is_device && load_nbytes > plan->arena_nbytes[TESS_LIFE_WORK])
-        TESS_TRY(add_buffer(plan, "tensor staging beyond activations", TESS_LIFE_WORK,
-                            TESS_U8_OPAQUE,
-                            (int64_t)(load_nbytes - plan->arena_nbytes[TESS_LIFE_WORK])));
+        TESS_TRY(plan_add_buffer(plan, "tensor staging beyond activations", TESS_LIFE_WORK,
+                                 TESS_U8_OPAQUE,
+                                 (int64_t)(load_nbytes - plan->arena_nbytes[TESS_LIFE_WORK])));
     return TESS_OK;
-}
-
-/* A copy of what a rank saves: a record per unit and array, each at an aligned place. */
-static int64_t snapshot_nbytes(const tess_plan *plan)
-{
-    int64_t nbytes = 0;
-    for (int u = 0; u < plan->unit_numel && plan->options.has_snapshot; u++)
-        for (int i = 0; i < plan->state_array_numel; i++) {
-            int64_t lo = 0, hi = 0;
-            tess_plan_state_owned(plan, u, i, 0, &lo, &hi); /* rank 0 owns the most */
-            const size_t each = tess_dtype_block_nbytes(plan->state[i].array.dt);
-            nbytes += tess_round_up((hi - lo) * (int64_t)each, ALIGN);
-        }
-    return nbytes;
 }
 
 static tess_status plan_rest(tess_plan *plan)
 {
-    TESS_TRY(add_buffer(plan, "batch and tables", TESS_LIFE_MIRROR, TESS_U8_OPAQUE,
-                        (int64_t)plan->options.mirror_nbytes));
-    TESS_TRY(add_buffer(plan, "batches and data window", TESS_LIFE_DATA, TESS_U8_OPAQUE,
-                        (int64_t)plan->options.data_nbytes));
-    return add_buffer(plan, "state snapshot", TESS_LIFE_STAGING, TESS_U8_OPAQUE,
-                      snapshot_nbytes(plan));
+    TESS_TRY(plan_add_buffer(plan, "batch and tables", TESS_LIFE_MIRROR, TESS_U8_OPAQUE,
+                             (int64_t)plan->options.mirror_nbytes));
+    TESS_TRY(plan_add_buffer(plan, "batches and data window", TESS_LIFE_DATA, TESS_U8_OPAQUE,
+                             (int64_t)plan->options.data_nbytes));
+    return plan_add_buffer(plan, "state snapshot", TESS_LIFE_STAGING, TESS_U8_OPAQUE,
+                           plan_snapshot_nbytes(plan));
 }
 
 /* ---- schedule ---- */
@@ -478,30 +446,6 @@ void tess_plan_owned(const tess_plan *plan, int unit_idx, int rank, int64_t *lo_
     const tess_unit_plan *u = &plan->unit[unit_idx];
     *lo_idx = TESS_MIN(u->slab_shard_numel * rank, u->slab_numel);
     *hi_idx = TESS_MIN(u->slab_shard_numel * (rank + 1), u->slab_numel);
-}
-
-int64_t tess_plan_state_total(const tess_plan *plan, int unit_idx, int array_idx)
-{
-    const tess_unit_plan *u = &plan->unit[unit_idx];
-    switch (plan->state[array_idx].array.grain) {
-    case TESS_GRAIN_BLOCK:
-        return u->slab_numel / BLOCK;
-    case TESS_GRAIN_FACTOR:
-        return u->factor_numel;
-    case TESS_GRAIN_ELEMENT:
-        break;
-    }
-    return u->slab_numel;
-}
-
-void tess_plan_state_owned(const tess_plan *plan, int unit_idx, int array_idx, int rank,
-                           int64_t *lo_idx, int64_t *hi_idx)
-{
-    const int64_t total = tess_plan_state_total(plan, unit_idx, array_idx);
-    const int64_t align = tess_state_align_numel(plan->state[array_idx].array.grain);
-    const int64_t cut = tess_ceil_div(tess_ceil_div(total, align), plan->options.world) * align;
-    *lo_idx = TESS_MIN(cut * rank, total);
-    *hi_idx = TESS_MIN(cut * (rank + 1), total);
 }
 
 /* ---- the whole ---- */

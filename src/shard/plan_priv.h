@@ -9,4 +9,13 @@ TESS_BEGIN_DECLS
 TESS_MUST_CHECK tess_status tess_plan_build(const tess_registry *reg,
                                             const tess_plan_options *options, tess_plan **out);
 
+/** Place a buffer at the end of an arena; none for no elements. */
+TESS_MUST_CHECK tess_status plan_add_buffer(tess_plan *plan, const char *name, tess_lifetime life,
+                                            tess_dtype dt, int64_t numel);
+
+/* plan_state.c */
+TESS_MUST_CHECK tess_status plan_state_arrays(tess_plan *plan);
+/** A copy of what a rank saves, at most. */
+int64_t plan_snapshot_nbytes(const tess_plan *plan);
+
 TESS_END_DECLS

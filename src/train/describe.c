@@ -426,7 +426,8 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
         TESS_TRY(adopt_spec(ctx, launch->adapter, d));
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
-    TESS_TRY(tess_optimizer_check(tess_optimizer_get(d->run->train.optimizer), launch->kernels));
+    const tess_kernels *kernels = launch->kernels != NULL ? launch->kernels : &tess_kernels_cpu;
+    TESS_TRY(tess_optimizer_check(tess_optimizer_get(d->run->train.optimizer), kernels));
     TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(check_weights(d));
     return make_plan(d, launch);

@@ -249,16 +249,16 @@ typedef struct tess_run_rules {
       "Learning rate at the last step over the peak (linear and cosine).") \
     X(train, schedule, "schedule", tess_run_schedule, ENUM, TESS_RUN_WORDS_(SCHEDULE), \
       "cosine", 0, 0, NUMERICS, \
-      "Shape of the learning rate after the warm-up ([shapes](optimizers.md#learning-rate)); with " \
-      "adamw-schedule-free the default is constant, and so must it be.") \
+      "Shape of the learning rate after the warm-up ([shapes](optimizers.md#learning-rate)); " \
+      "with adamw-schedule-free the default is constant, and so must it be.") \
     X(train, cycles, "cycles", int64_t, INT, "", "1", 1, 1000000, NUMERICS, \
       "Times the shape is run through; each begins at the peak again (linear, cosine and " \
       "polynomial).") \
     X(train, power, "power", double, F64, "", "1.0", 0.01, 100, NUMERICS, \
       "Exponent of the polynomial schedule.") \
     X(train, decay_steps, "decay_steps", int64_t, INT, "auto", "auto", 0, 1000000000, NUMERICS, \
-      "Last steps of the run in which a wsd schedule falls; auto: a tenth of train.steps, but not " \
-      "into the warm-up.") \
+      "Last steps of the run in which a wsd schedule falls; auto: a tenth of train.steps, but " \
+      "not into the warm-up.") \
     X(train, decay_shape, "decay_shape", tess_run_decay, ENUM, TESS_RUN_WORDS_(DECAY), "cosine", \
       0, 0, NUMERICS, \
       "How a wsd schedule falls.") \
@@ -275,8 +275,8 @@ typedef struct tess_run_rules {
     X(train, eps, "eps", double, F64, "", "1.0e-8", 1e-30, 1, NUMERICS, \
       "Added to the root of the second moment.") \
     X(train, ema_decay, "ema_decay", double, F64, "", "0.0", 0, 0.99999999, NUMERICS, \
-      "Keep a moving average of the trained weights in f32: average = decay average + (1 - decay) " \
-      "weights after every update; 0: none.") \
+      "Keep a moving average of the trained weights in f32: average = decay average + " \
+      "(1 - decay) weights after every update; 0: none.") \
     X(train, eval_weights, "eval_weights", tess_run_weights, ENUM, TESS_RUN_WORDS_(WEIGHTS), \
       "trained", 0, 0, FREE, \
       "Weights that are evaluated and sampled from; ema needs train.ema_decay.") \

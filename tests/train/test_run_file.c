@@ -55,7 +55,31 @@ typedef struct change {
     bool is_left_out;
 } change;
 
-/* A file with every key, one of them changed; *line is where that key stands. */
+/* Keys that are refused unless another one has a certain value. */
+static const struct {
+    tess_run_key_idx key, needed;
+    const char *value;
+} needs[] = {
+    {TESS_RUN_KEY_train_power, TESS_RUN_KEY_train_schedule, "polynomial"},
+    {TESS_RUN_KEY_train_decay_steps, TESS_RUN_KEY_train_schedule, "wsd"},
+    {TESS_RUN_KEY_train_decay_shape, TESS_RUN_KEY_train_schedule, "wsd"},
+};
+
+/* Whether a file about `changed` has this key; what another one needs goes into `value`. */
+static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char value[64])
+{
+    bool is_in = true;
+    for (int i = 0; i < TESS_NELEM(needs); i++) {
+        if (needs[i].key == key && key != changed)
+            is_in = false;
+        if (needs[i].key == changed && needs[i].needed == key)
+            snprintf(value, 64, "%s", needs[i].value);
+    }
+    return is_in;
+}
+
+/* A file with every key that may stand beside the others, one of them changed; *line is where that
+ * key stands. */
 static void write_file(const change *c, tess_strbuf *out, int *line)
 {
     const char *section = "";
@@ -72,6 +96,8 @@ static void write_file(const change *c, tess_strbuf *out, int *line)
             continue;
         char value[64];
         sample_value(key, value);
+        if (!is_written((tess_run_key_idx)i, c->key, value))
+            continue;
         for (int n = 0; n < (is_it && c->is_twice ? 2 : 1); n++) {
             at++;
             assert_int_equal(tess_strbuf_add(out, "  %s: %s\n",
