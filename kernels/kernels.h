@@ -62,6 +62,8 @@ typedef struct tess_kernels {
     tess_status (*adamw_8bit)(const tess_adamw_8bit_args *a, tess_stream *s);
     tess_status (*schedule_free)(const tess_schedule_free_args *a, tess_stream *s);
     tess_status (*blend)(const tess_blend_args *a, tess_stream *s);
+    tess_status (*prodigy_measure)(const tess_prodigy_measure_args *a, tess_stream *s);
+    tess_status (*prodigy_apply)(const tess_prodigy_apply_args *a, tess_stream *s);
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

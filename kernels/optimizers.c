@@ -121,6 +121,50 @@ tess_schedule_free_scalars tess_schedule_free_scalars_make(const tess_schedule_f
     return scalars;
 }
 
+tess_status tess_prodigy_measure_check(const tess_prodigy_measure_args *a)
+{
+    static const char op[] = "prodigy";
+    const int64_t numel = a->part.numel;
+    TESS_TRY(check_part(op, &a->part));
+    TESS_TRY(tess_check_pointer(op, "start", a->start, numel));
+    TESS_TRY(tess_check_pointer(op, "exp_avg", a->exp_avg, numel));
+    TESS_TRY(tess_check_pointer(op, "exp_avg_sq", a->exp_avg_sq, numel));
+    TESS_TRY(tess_check_pointer(op, "s", a->s, numel));
+    TESS_TRY(tess_check_pointer(op, "sums", a->sums, 1));
+    TESS_TRY(check_fraction(op, "beta1", a->beta1, true));
+    TESS_TRY(check_fraction(op, "beta2", a->beta2, true));
+    return check_fraction(op, "beta3", a->beta3, true);
+}
+
+tess_prodigy_measure_scalars tess_prodigy_measure_scalars_make(const tess_prodigy_measure_args *a)
+{
+    const tess_prodigy_measure_scalars scalars = {
+        .beta1 = (float)a->beta1,
+        .one_minus_beta1 = (float)(a->d * (1.0 - a->beta1)),
+        .beta2 = (float)a->beta2,
+        .one_minus_beta2 = (float)(a->d * a->d * (1.0 - a->beta2)),
+        .beta3 = (float)a->beta3,
+        .s_rate = (float)a->s_rate,
+    };
+    return scalars;
+}
+
+tess_status tess_prodigy_apply_check(const tess_prodigy_apply_args *a)
+{
+    static const char op[] = "prodigy";
+    TESS_TRY(check_part(op, &a->part));
+    TESS_TRY(tess_check_pointer(op, "exp_avg", a->exp_avg, a->part.numel));
+    TESS_TRY(tess_check_pointer(op, "exp_avg_sq", a->exp_avg_sq, a->part.numel));
+    return check_eps(op, a->eps);
+}
+
+tess_prodigy_apply_scalars tess_prodigy_apply_scalars_make(const tess_prodigy_apply_args *a)
+{
+    const tess_prodigy_apply_scalars scalars = {
+        .decay = (float)(1.0 - a->decay), .rate = (float)a->rate, .eps = (float)a->eps};
+    return scalars;
+}
+
 tess_status tess_blend_check(const tess_blend_args *a)
 {
     static const char op[] = "blend";

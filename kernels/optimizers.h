@@ -66,6 +66,34 @@ typedef struct tess_schedule_free_args {
     int64_t step;   /* t, from 1 */
 } tess_schedule_free_args;
 
+/**
+ * First pass of Prodigy (Mishchenko and Defazio, 2023), as the package prodigyopt orders it: m = b1
+ * m
+ * + d (1-b1) g; v = b2 v + d^2 (1-b2) g^2; s = b3 s + s_rate g. Per block of 256 elements the fp64
+ * sums, ascending, of g (start - p) and of |s| are added to exact accumulators; a block with a sum
+ * that is not finite is counted instead.
+ */
+typedef struct tess_prodigy_sums {
+    tess_exact numerator, denominator;
+    int64_t nonfinite_numel; /* blocks */
+} tess_prodigy_sums;
+
+typedef struct tess_prodigy_measure_args {
+    tess_update_part part;           /* the master is read, `param` is not used */
+    const float *start;              /* [numel] f32, the masters before the first update */
+    float *exp_avg, *exp_avg_sq, *s; /* [numel] f32, in place */
+    tess_prodigy_sums *sums;         /* in and out */
+    double beta1, beta2, beta3;
+    double d, s_rate;
+} tess_prodigy_measure_args;
+
+/** Second pass: p -= decay * p; p -= rate * m / (sqrt(v) + eps), with rate and decay times d. */
+typedef struct tess_prodigy_apply_args {
+    tess_update_part part;
+    const float *exp_avg, *exp_avg_sq; /* [numel] f32 */
+    double rate, decay, eps;
+} tess_prodigy_apply_args;
+
 /** dst = a + weight (b - a): moving averages, points between two. */
 typedef struct tess_blend_args {
     const float *a, *b; /* [numel] f32 */
@@ -83,8 +111,16 @@ typedef struct tess_adamw_8bit_scalars {
 typedef struct tess_schedule_free_scalars {
     float blend, beta2, one_minus_beta2, bias2, eps, decay, rate, average;
 } tess_schedule_free_scalars;
+typedef struct tess_prodigy_measure_scalars {
+    float beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, s_rate;
+} tess_prodigy_measure_scalars;
+typedef struct tess_prodigy_apply_scalars {
+    float decay, rate, eps;
+} tess_prodigy_apply_scalars;
 
 /* Shared by all backends. Local. */
+tess_prodigy_measure_scalars tess_prodigy_measure_scalars_make(const tess_prodigy_measure_args *a);
+tess_prodigy_apply_scalars tess_prodigy_apply_scalars_make(const tess_prodigy_apply_args *a);
 tess_lion_scalars tess_lion_scalars_make(const tess_lion_args *a);
 tess_adamw_8bit_scalars tess_adamw_8bit_scalars_make(const tess_adamw_8bit_args *a);
 tess_schedule_free_scalars tess_schedule_free_scalars_make(const tess_schedule_free_args *a);
@@ -94,6 +130,8 @@ double tess_power_f64(double base, int64_t exponent);
 TESS_MUST_CHECK tess_status tess_lion_check(const tess_lion_args *a);
 TESS_MUST_CHECK tess_status tess_adamw_8bit_check(const tess_adamw_8bit_args *a);
 TESS_MUST_CHECK tess_status tess_schedule_free_check(const tess_schedule_free_args *a);
+TESS_MUST_CHECK tess_status tess_prodigy_measure_check(const tess_prodigy_measure_args *a);
+TESS_MUST_CHECK tess_status tess_prodigy_apply_check(const tess_prodigy_apply_args *a);
 TESS_MUST_CHECK tess_status tess_blend_check(const tess_blend_args *a);
 
 TESS_END_DECLS

@@ -36,6 +36,28 @@ TESS_HD static inline float tess_schedule_free_one(float x, float g, float *z, f
     return tess_blend_one(x, *z, k->average);
 }
 
+/** What one element adds to the two sums of Prodigy. */
+typedef struct tess_prodigy_terms {
+    double numerator, denominator;
+} tess_prodigy_terms;
+
+TESS_HD static inline tess_prodigy_terms
+tess_prodigy_measure_one(float p, float start, float g, float *m, float *v, float *s,
+                         const tess_prodigy_measure_scalars *k)
+{
+    *m = k->beta1 * *m + k->one_minus_beta1 * g;
+    *v = k->beta2 * *v + k->one_minus_beta2 * (g * g);
+    *s = k->beta3 * *s + k->s_rate * g;
+    const tess_prodigy_terms terms = {(double)g * ((double)start - (double)p), fabs((double)*s)};
+    return terms;
+}
+
+TESS_HD static inline float tess_prodigy_apply_one(float p, float m, float v,
+                                                   const tess_prodigy_apply_scalars *k)
+{
+    return p * k->decay - k->rate * m / (sqrtf(v) + k->eps);
+}
+
 /** The moments after a gradient, in f32; both are lost where it is not finite. */
 TESS_HD static inline void tess_adamw_8bit_moments(float g, float *m, float *v,
                                                    const tess_adamw_8bit_scalars *k)

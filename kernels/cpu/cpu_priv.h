@@ -49,5 +49,7 @@ tess_status tess_cpu_lion(const tess_lion_args *a, tess_stream *s);
 tess_status tess_cpu_adamw_8bit(const tess_adamw_8bit_args *a, tess_stream *s);
 tess_status tess_cpu_schedule_free(const tess_schedule_free_args *a, tess_stream *s);
 tess_status tess_cpu_blend(const tess_blend_args *a, tess_stream *s);
+tess_status tess_cpu_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s);
+tess_status tess_cpu_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s);
 
 TESS_END_DECLS

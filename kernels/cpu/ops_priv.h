@@ -39,6 +39,11 @@ typedef struct tess_cpu_rows {
     void (*schedule_free)(const tess_schedule_free_args *a, const tess_schedule_free_scalars *k,
                           int64_t lo, int64_t hi);
     void (*blend)(const tess_blend_args *a, int64_t lo, int64_t hi);
+    void (*prodigy_measure)(const tess_prodigy_measure_args *a,
+                            const tess_prodigy_measure_scalars *k, double (*sums)[2], int64_t lo,
+                            int64_t hi);
+    void (*prodigy_apply)(const tess_prodigy_apply_args *a, const tess_prodigy_apply_scalars *k,
+                          int64_t lo, int64_t hi);
     /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);
     void (*exp_below)(const float *x, float *out, int64_t numel);

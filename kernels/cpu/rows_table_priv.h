@@ -27,6 +27,8 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .adamw_8bit = adamw_8bit,
     .schedule_free = schedule_free,
     .blend = blend,
+    .prodigy_measure = prodigy_measure,
+    .prodigy_apply = prodigy_apply,
     .exp = exp_array,
     .exp_below = exp_below_array,
 };

@@ -119,3 +119,34 @@ static void adamw_8bit(const tess_adamw_8bit_args *a, const tess_adamw_8bit_scal
         adamw_8bit_block(a, k, i / TESS_STATE_BLOCK_NUMEL);
     put_param(a->part.param, a->part.master, lo, hi);
 }
+
+/* The two sums of the blocks in [lo, hi), which starts at one. */
+static void prodigy_measure(const tess_prodigy_measure_args *a,
+                            const tess_prodigy_measure_scalars *scalars, double (*sums)[2],
+                            int64_t lo, int64_t hi)
+{
+    const tess_prodigy_measure_scalars k = *scalars;
+    for (int64_t first = lo; first < hi; first += TESS_STATE_BLOCK_NUMEL) {
+        const int64_t end = TESS_MIN(hi, first + TESS_STATE_BLOCK_NUMEL);
+        double *sum = sums[(first - lo) / TESS_STATE_BLOCK_NUMEL];
+        sum[0] = sum[1] = 0.0;
+        for (int64_t i = first; i < end; i++) {
+            const tess_prodigy_terms t = tess_prodigy_measure_one(
+                a->part.master[i], a->start[i], a->part.grad[i] * a->part.clip_factor,
+                &a->exp_avg[i], &a->exp_avg_sq[i], &a->s[i], &k);
+            sum[0] = sum[0] + t.numerator;
+            sum[1] = sum[1] + t.denominator;
+        }
+    }
+}
+
+static void prodigy_apply(const tess_prodigy_apply_args *a,
+                          const tess_prodigy_apply_scalars *scalars, int64_t lo, int64_t hi)
+{
+    const tess_prodigy_apply_scalars k = *scalars;
+    float *restrict p = a->part.master;
+    const float *restrict m = a->exp_avg, *restrict v = a->exp_avg_sq;
+    for (int64_t i = lo; i < hi; i++)
+        p[i] = tess_prodigy_apply_one(p[i], m[i], v[i], &k);
+    put_param(a->part.param, p, lo, hi);
+}

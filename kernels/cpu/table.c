@@ -34,6 +34,8 @@ const tess_kernels tess_kernels_cpu = {
     .adamw_8bit = tess_cpu_adamw_8bit,
     .schedule_free = tess_cpu_schedule_free,
     .blend = tess_cpu_blend,
+    .prodigy_measure = tess_cpu_prodigy_measure,
+    .prodigy_apply = tess_cpu_prodigy_apply,
 };
 
 tess_status tess_kernels_check(const tess_kernels *k)
@@ -69,6 +71,8 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->adamw_8bit != NULL,
         k->schedule_free != NULL,
         k->blend != NULL,
+        k->prodigy_measure != NULL,
+        k->prodigy_apply != NULL,
     };
     _Static_assert(sizeof(tess_kernels) == 6 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");

@@ -47,6 +47,8 @@ tess_status tess_cuda_lion(const tess_lion_args *a, tess_stream *s);
 tess_status tess_cuda_adamw_8bit(const tess_adamw_8bit_args *a, tess_stream *s);
 tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a, tess_stream *s);
 tess_status tess_cuda_blend(const tess_blend_args *a, tess_stream *s);
+tess_status tess_cuda_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s);
+tess_status tess_cuda_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s);
 
 tess_status tess_cuda_gemm_prepare(const tess_gemm_args *a, tess_stream *s);
 size_t tess_cuda_choices_nbytes(tess_stream *s);

@@ -110,6 +110,112 @@ extern "C" tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a,
     return launch_update<schedule_free_op>(job, p->param, p->numel, is_aligned, s);
 }
 
+/* ---- Prodigy ---- */
+
+struct prodigy_job {
+    const float *master, *grad, *start;
+    float *exp_avg, *exp_avg_sq, *s;
+    int64_t *numerator, *denominator, *nonfinite_numel;
+    int64_t numel;
+    float clip;
+    tess_prodigy_measure_scalars k;
+};
+
+__device__ static inline void limbs_add(int64_t *limb, double x)
+{
+    int limb_idx = 0;
+    int64_t piece[TESS_EXACT_PIECE_NUMEL];
+    if (!tess_exact_split(x, &limb_idx, piece))
+        return;
+    for (int i = 0; i < TESS_EXACT_PIECE_NUMEL; i++)
+        if (piece[i] != 0)
+            atomicAdd((unsigned long long *)&limb[limb_idx + i], (unsigned long long)piece[i]);
+}
+
+/* A thread per block of 256 elements, which are added in ascending order. Limbs are integers: any
+ * order of blocks gives the same ones. */
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
+    prodigy_measure_kernel(const prodigy_job j)
+{
+    const int64_t block_numel = (j.numel + TESS_STATE_BLOCK_NUMEL - 1) / TESS_STATE_BLOCK_NUMEL;
+    int64_t block = (int64_t)blockIdx.x * TESS_BLOCK_THREADS + threadIdx.x;
+    for (; block < block_numel; block += (int64_t)gridDim.x * TESS_BLOCK_THREADS) {
+        const int64_t first = block * TESS_STATE_BLOCK_NUMEL;
+        const int64_t end = TESS_MIN(j.numel, first + TESS_STATE_BLOCK_NUMEL);
+        double sum[2] = {0.0, 0.0};
+        for (int64_t i = first; i < end; i++) {
+            const tess_prodigy_terms t =
+                tess_prodigy_measure_one(j.master[i], j.start[i], j.grad[i] * j.clip, &j.exp_avg[i],
+                                         &j.exp_avg_sq[i], &j.s[i], &j.k);
+            sum[0] = sum[0] + t.numerator;
+            sum[1] = sum[1] + t.denominator;
+        }
+        if (sum[0] - sum[0] == 0.0 && sum[1] - sum[1] == 0.0) {
+            limbs_add(j.numerator, sum[0]);
+            limbs_add(j.denominator, sum[1]);
+        } else {
+            atomicAdd((unsigned long long *)j.nonfinite_numel, 1ull);
+        }
+    }
+}
+
+extern "C" tess_status tess_cuda_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_prodigy_measure_check(a));
+    const tess_update_part *p = &a->part;
+    const prodigy_job job = {p->master,
+                             p->grad,
+                             a->start,
+                             a->exp_avg,
+                             a->exp_avg_sq,
+                             a->s,
+                             a->sums->numerator.limb,
+                             a->sums->denominator.limb,
+                             &a->sums->nonfinite_numel,
+                             p->numel,
+                             p->clip_factor,
+                             tess_prodigy_measure_scalars_make(a)};
+    if (p->numel > 0)
+        TESS_LAUNCH(prodigy_measure_kernel,
+                    tess_grid(p->numel, (int64_t)TESS_STATE_BLOCK_NUMEL * TESS_BLOCK_THREADS),
+                    TESS_BLOCK_THREADS, 0, s, job);
+    return TESS_OK;
+}
+
+struct prodigy_apply_job {
+    float *master;
+    const float *exp_avg, *exp_avg_sq;
+    void *param;
+    tess_prodigy_apply_scalars k;
+};
+
+template <param_kind PARAM> struct prodigy_apply_op {
+    enum { NUMEL = tess_chunk<false>::NUMEL };
+    template <bool IS_WHOLE>
+    __device__ static inline void chunk(const prodigy_apply_job &a, int64_t i, int n)
+    {
+        float p[NUMEL], m[NUMEL], v[NUMEL];
+        tess_load<false, IS_WHOLE, NUMEL>(a.master, i, n, p);
+        tess_load<false, IS_WHOLE, NUMEL>(a.exp_avg, i, n, m);
+        tess_load<false, IS_WHOLE, NUMEL>(a.exp_avg_sq, i, n, v);
+#pragma unroll
+        for (int k = 0; k < NUMEL; k++)
+            p[k] = tess_prodigy_apply_one(p[k], m[k], v[k], &a.k);
+        tess_store<false, IS_WHOLE, NUMEL>(a.master, i, n, p);
+        put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
+    }
+};
+
+extern "C" tess_status tess_cuda_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_prodigy_apply_check(a));
+    const tess_update_part *p = &a->part;
+    const prodigy_apply_job job = {p->master, a->exp_avg, a->exp_avg_sq, p->param.data,
+                                   tess_prodigy_apply_scalars_make(a)};
+    const bool is_aligned = tess_is_aligned(p->master, a->exp_avg, a->exp_avg_sq, p->param.data);
+    return launch_update<prodigy_apply_op>(job, p->param, p->numel, is_aligned, s);
+}
+
 /* ---- a point between two ---- */
 
 struct blend_job {

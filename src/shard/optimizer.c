@@ -17,6 +17,11 @@ static bool has_adamw_8bit(const tess_kernels *k) { return k->adamw_8bit != NULL
 static bool has_lion(const tess_kernels *k) { return k->lion != NULL; }
 static bool has_schedule_free(const tess_kernels *k) { return k->schedule_free != NULL; }
 
+static bool has_prodigy(const tess_kernels *k)
+{
+    return k->prodigy_measure != NULL && k->prodigy_apply != NULL;
+}
+
 #define MASTER                                                                                     \
     {                                                                                              \
         "master", TESS_F32, TESS_GRAIN_ELEMENT, true                                               \
@@ -57,6 +62,18 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
                                       .train_array_idx = 1,
                                       .has_kernels = has_schedule_free,
                                       .update = update_schedule_free},
+    [TESS_OPTIMIZER_PRODIGY] = {.name = "prodigy",
+                                .array = {MASTER,
+                                          ELEMENTS("exp_avg"),
+                                          ELEMENTS("exp_avg_sq"),
+                                          ELEMENTS("s"),
+                                          {"start", TESS_F32, TESS_GRAIN_ELEMENT, true}},
+                                .array_numel = 5,
+                                .scalar = {"optimizer.d", "optimizer.d_numerator"},
+                                .scalar_numel = 2,
+                                .work_nbytes = prodigy_work_nbytes,
+                                .has_kernels = has_prodigy,
+                                .update = update_prodigy},
 };
 
 const tess_optimizer *tess_optimizer_get(tess_optimizer_kind kind)
@@ -121,6 +138,11 @@ void *optimizer_array(tess_runtime *rt, int array_idx, int64_t idx)
     const tess_state_plan *s = &rt->parts.plan->state[array_idx];
     return runtime_at(rt, TESS_LIFE_STATE,
                       s->offset_nbytes + (size_t)idx * tess_dtype_block_nbytes(s->array.dt));
+}
+
+void *optimizer_work(tess_runtime *rt)
+{
+    return runtime_at(rt, TESS_LIFE_GRAD, rt->parts.plan->optimizer_work_offset_nbytes);
 }
 
 int64_t optimizer_first(const tess_runtime *rt, int unit_idx, int array_idx)

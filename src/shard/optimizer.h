@@ -18,7 +18,8 @@ TESS_BEGIN_DECLS
     X(ADAMW, "adamw")                                                                              \
     X(ADAMW_8BIT, "adamw-8bit")                                                                    \
     X(LION, "lion")                                                                                \
-    X(SCHEDULE_FREE, "adamw-schedule-free")
+    X(SCHEDULE_FREE, "adamw-schedule-free")                                                        \
+    X(PRODIGY, "prodigy")
 
 typedef enum tess_optimizer_kind {
 #define X(name, text) TESS_OPTIMIZER_##name,
@@ -44,8 +45,10 @@ typedef struct tess_state_array {
 typedef struct tess_update {
     int64_t step; /* t of AdamW, from 1 */
     double learning_rate, beta1, beta2, eps, weight_decay;
-    double clip_norm; /* 0: no clipping */
-    double ema_decay; /* of the averaged weights, where the plan has them */
+    double clip_norm;  /* 0: no clipping */
+    double ema_decay;  /* of the averaged weights, where the plan has them */
+    double d0, d_coef; /* Prodigy: the first estimate, and what later ones are multiplied by */
+    bool has_bias_correction, has_safeguard; /* Prodigy: of the rate; s without it */
 } tess_update;
 
 enum { TESS_STATE_ARRAY_MAX = 7, TESS_OPTIMIZER_SCALAR_MAX = 3 };
@@ -61,6 +64,8 @@ typedef struct tess_optimizer {
     /** Trains at another point than its master, `blend` of the way from it to this array; the
      * master is what is evaluated. 0: at the master. */
     int train_array_idx;
+    /** Memory of the device for an update's exchanges; NULL: none. */
+    size_t (*work_nbytes)(const tess_registry *reg);
     /** Whether a backend has what it needs. */
     bool (*has_kernels)(const tess_kernels *kernels);
     /** All tensors of this rank; `clip_factor` scales gradients. Collective over the world where it

@@ -18,4 +18,10 @@ TESS_MUST_CHECK tess_status update_adamw_8bit(tess_runtime *rt, float clip_facto
 TESS_MUST_CHECK tess_status update_lion(tess_runtime *rt, float clip_factor);
 TESS_MUST_CHECK tess_status update_schedule_free(tess_runtime *rt, float clip_factor);
 
+size_t prodigy_work_nbytes(const tess_registry *reg);
+TESS_MUST_CHECK tess_status update_prodigy(tess_runtime *rt, float clip_factor);
+
+/** The optimizer's work memory, of the device. */
+void *optimizer_work(tess_runtime *rt);
+
 TESS_END_DECLS

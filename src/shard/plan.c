@@ -237,7 +237,8 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
     return TESS_OK;
 }
 
-static tess_status plan_gradients(tess_plan *plan, const tess_schedule *sched)
+static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
+                                  const tess_schedule *sched)
 {
     const int world = plan->options.world;
     const int64_t m = plan->options.micro_batch_numel;
@@ -258,8 +259,12 @@ static tess_status plan_gradients(tess_plan *plan, const tess_schedule *sched)
     TESS_TRY(plan_add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
                              plan->level_numel * plan->state_numel));
     plan->record_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    return plan_add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
-                           TESS_STEP_RECORD_NUMEL + plan->unit_numel);
+    TESS_TRY(plan_add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
+                             TESS_STEP_RECORD_NUMEL + plan->unit_numel));
+    const tess_optimizer *o = plan->options.optimizer;
+    plan->optimizer_work_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
+    return plan_add_buffer(plan, "optimizer work", TESS_LIFE_GRAD, TESS_U8_OPAQUE,
+                           o->work_nbytes != NULL ? (int64_t)o->work_nbytes(reg) : 0);
 }
 
 static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
@@ -516,7 +521,7 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     TESS_TRY(plan_state(plan, reg));
     const tess_sched_spec sizing = {.round_numel = 1, .active_round_numel = 1};
     TESS_TRY(make_schedule(plan, reg, 0, sizing, &sched));
-    tess_status st = plan_gradients(plan, &sched);
+    tess_status st = plan_gradients(plan, reg, &sched);
     tess_schedule_fini(&sched);
     if (st == TESS_OK)
         st = plan_activations(plan, reg);

@@ -169,6 +169,7 @@ typedef struct tess_plan {
     /* GRAD arena */
     size_t *grad_buffer_offset_nbytes; /* [grad_buffer_numel] */
     size_t receive_offset_nbytes, level_offset_nbytes, record_offset_nbytes;
+    size_t optimizer_work_offset_nbytes;
 } tess_plan;
 
 /**

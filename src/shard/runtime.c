@@ -454,17 +454,24 @@ static tess_status add_loss(tess_runtime *rt)
     return rt->parts.kernels->exact_add(&args, rt->compute);
 }
 
-/* The record as the host reads it; finishes the compute stream. */
-static tess_status read_record(tess_runtime *rt, const step_record **out)
+tess_status runtime_read(tess_runtime *rt, tess_view dev, const void **out)
 {
-    const int64_t nbytes = (int64_t)record_nbytes(rt);
     tess_view copy = {0};
-    *out = record_of(rt);
+    *out = dev.data;
     if (rt->device->space == TESS_HOST)
         return TESS_OK;
-    TESS_TRY(tess_arena_view(rt->record_copy, 0, nbytes, TESS_U8_OPAQUE, &copy));
+    TESS_TRY(tess_arena_view(rt->record_copy, 0, dev.numel, TESS_U8_OPAQUE, &copy));
     *out = copy.data;
-    return tess_runtime_copy(rt, copy, runtime_view(rt, record_of(rt), nbytes, TESS_U8_OPAQUE));
+    return tess_runtime_copy(rt, copy, dev);
+}
+
+static tess_status read_record(tess_runtime *rt, const step_record **out)
+{
+    const void *found = NULL;
+    TESS_TRY(runtime_read(
+        rt, runtime_view(rt, record_of(rt), (int64_t)record_nbytes(rt), TESS_U8_OPAQUE), &found));
+    *out = found;
+    return TESS_OK;
 }
 
 static tess_status run_forward(tess_runtime *rt, const tess_sched_op *op)

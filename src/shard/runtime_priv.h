@@ -81,6 +81,10 @@ tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, 
 /** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */
 TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev);
 
+/** Bytes on the device, at most those of the step record, as the host reads them: finishes the
+ * compute stream; valid until the next call. */
+TESS_MUST_CHECK tess_status runtime_read(tess_runtime *rt, tess_view dev, const void **out);
+
 /* runtime_trace.c */
 TESS_MUST_CHECK tess_status runtime_timing_create(tess_runtime *rt);
 void runtime_timing_destroy(tess_runtime *rt);

@@ -349,19 +349,24 @@ static tess_status run_step(loop *l)
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
                                        [FLAG_DEVICE_PEAK] = l->device_peak_nbytes};
-    tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
-                                 .update = {.step = s->update_numel + 1,
-                                            .learning_rate = lr,
-                                            .beta1 = run->train.beta1,
-                                            .beta2 = run->train.beta2,
-                                            .eps = run->train.eps,
-                                            .weight_decay = run->train.weight_decay,
-                                            .clip_norm = run->train.clip_norm,
-                                            .ema_decay = run->train.ema_decay},
-                                 .arg = s,
-                                 .batch_of = batch_of,
-                                 .flags = flags,
-                                 .flag_numel = FLAG_NUMEL};
+    tess_step_request request = {
+        .first_micro_batch_idx = s->step * run->train.micro_batches,
+        .update = {.step = s->update_numel + 1,
+                   .learning_rate = lr,
+                   .beta1 = run->train.beta1,
+                   .beta2 = run->train.beta2,
+                   .eps = run->train.eps,
+                   .weight_decay = run->train.weight_decay,
+                   .clip_norm = run->train.clip_norm,
+                   .ema_decay = run->train.ema_decay,
+                   .d0 = run->train.prodigy_d0,
+                   .d_coef = run->train.prodigy_d_coef,
+                   .has_bias_correction = run->train.prodigy_bias_correction,
+                   .has_safeguard = run->train.prodigy_safeguard_warmup},
+        .arg = s,
+        .batch_of = batch_of,
+        .flags = flags,
+        .flag_numel = FLAG_NUMEL};
     tess_step_result result;
     beat(l, "step");
     TESS_TRY(session_section(s, begin_traced_step(l)));

@@ -243,7 +243,7 @@ typedef struct tess_run_rules {
       "Micro-batches per step over all ranks (M); results do not depend on the number of " \
       "ranks.") \
     X(train, learning_rate, "learning_rate", double, F64, "", "2.0e-4", 0, 10, NUMERICS, \
-      "Peak learning rate.") \
+      "Peak learning rate; with prodigy, which finds the scale itself, the default is 1.") \
     X(train, min_learning_rate_ratio, "min_learning_rate_ratio", double, F64, "", "0.0", 0, 1, \
       NUMERICS, \
       "Learning rate at the last step over the peak (linear and cosine).") \
@@ -274,6 +274,16 @@ typedef struct tess_run_rules {
       "Decay of the second moment; with lion the default is 0.99.") \
     X(train, eps, "eps", double, F64, "", "1.0e-8", 1e-30, 1, NUMERICS, \
       "Added to the root of the second moment.") \
+    X(train, prodigy_d0, "prodigy_d0", double, F64, "", "1.0e-6", 1e-30, 1, NUMERICS, \
+      "First estimate of the distance to the solution.") \
+    X(train, prodigy_d_coef, "prodigy_d_coef", double, F64, "", "1.0", 1e-6, 1e6, NUMERICS, \
+      "Factor of later estimates.") \
+    X(train, prodigy_bias_correction, "prodigy_bias_correction", bool, BOOL, "", "false", 0, 0, \
+      NUMERICS, \
+      "Correct the bias of the moments as Adam does.") \
+    X(train, prodigy_safeguard_warmup, "prodigy_safeguard_warmup", bool, BOOL, "", "false", 0, 0, \
+      NUMERICS, \
+      "Leave the learning rate out of the estimate's denominator, for runs with a warm-up.") \
     X(train, ema_decay, "ema_decay", double, F64, "", "0.0", 0, 0.99999999, NUMERICS, \
       "Keep a moving average of the trained weights in f32: average = decay average + " \
       "(1 - decay) weights after every update; 0: none.") \

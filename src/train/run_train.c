@@ -23,6 +23,11 @@ static bool is_wsd(const tess_run *run) { return run->train.schedule == TESS_RUN
 
 static bool has_eps(const tess_run *run) { return run->train.optimizer != TESS_OPTIMIZER_LION; }
 
+static bool is_prodigy(const tess_run *run)
+{
+    return run->train.optimizer == TESS_OPTIMIZER_PRODIGY;
+}
+
 static bool always(const tess_run *run)
 {
     (void)run;
@@ -49,6 +54,10 @@ static const key_rule rules[] = {
     {TESS_RUN_KEY_train_decay_shape, is_wsd, NULL, "train.schedule wsd"},
     {TESS_RUN_KEY_train_eps, has_eps, NULL, "another train.optimizer"},
     {TESS_RUN_KEY_train_ema_decay, always, has_no_ema, ""},
+    {TESS_RUN_KEY_train_prodigy_d0, is_prodigy, NULL, "train.optimizer prodigy"},
+    {TESS_RUN_KEY_train_prodigy_d_coef, is_prodigy, NULL, "train.optimizer prodigy"},
+    {TESS_RUN_KEY_train_prodigy_bias_correction, is_prodigy, NULL, "train.optimizer prodigy"},
+    {TESS_RUN_KEY_train_prodigy_safeguard_warmup, is_prodigy, NULL, "train.optimizer prodigy"},
 };
 
 bool run_train_applies(const tess_run *run, tess_run_key_idx key)
@@ -71,6 +80,7 @@ typedef struct key_default {
 /* Of the papers and packages that docs/optimizers.md names. */
 static const key_default defaults[] = {
     {TESS_OPTIMIZER_LION, TESS_RUN_KEY_train_beta2, 0.99},
+    {TESS_OPTIMIZER_PRODIGY, TESS_RUN_KEY_train_learning_rate, 1.0},
 };
 
 void run_train_resolve(tess_run *run)

@@ -57,7 +57,13 @@ static void read_hyperparameters(trial *t)
                               .beta2 = tess_golden_number(t->golden, "beta2"),
                               .eps = tess_golden_number(t->golden, "eps"),
                               .weight_decay = tess_golden_number(t->golden, "weight_decay"),
-                              .ema_decay = tess_golden_number(t->golden, "ema_decay")};
+                              .ema_decay = tess_golden_number(t->golden, "ema_decay"),
+                              .d0 = tess_golden_number(t->golden, "d0"),
+                              .d_coef = tess_golden_number(t->golden, "d_coef"),
+                              .has_bias_correction = true,
+                              .has_safeguard = true};
+    if (t->update.d0 <= 0.0) /* of another optimizer's file */
+        t->update.d0 = t->update.d_coef = 1e-3;
 }
 
 static tess_status open_trial(trial *t, const tess_golden *gradients)
@@ -246,6 +252,16 @@ static double update_terms(const trial *t, int64_t step, const part *x, int64_t 
         const double bias2 = 1.0 - pow(u->beta2, (double)step);
         const double slope = fabs((double)x->grad[i]) / (sqrt(v / bias2) + u->eps);
         return fabs(z) + u->learning_rate * (slope + decay * (fabs(before) + fabs(z)));
+    }
+    case TESS_OPTIMIZER_PRODIGY: {
+        /* m and v carry d and d^2, and the rate d: all three cancel but for one */
+        const double d = fmax(header(t, step - 1, "optimizer.d"), u->d0);
+        const double new_d = header(t, step, "optimizer.d");
+        const double m = u->beta1 * fabs(number(t, step - 1, x, "exp_avg", i)) +
+                         d * (1.0 - u->beta1) * fabs((double)x->grad[i]);
+        const double bias =
+            sqrt(1.0 - pow(u->beta2, (double)step)) / (1.0 - pow(u->beta1, (double)step));
+        return d * bias * (m / (sqrt(v) + new_d * u->eps) + decay * fabs(before));
     }
     case TESS_OPTIMIZER_NUMEL:
         break;

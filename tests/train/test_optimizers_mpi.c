@@ -23,6 +23,9 @@ static const choice choices[] = {
     {"lion", {"train.optimizer=lion", "train.cycles=2", "train.ema_decay=0.75"}},
     {"schedule-free",
      {"train.optimizer=adamw-schedule-free", "train.schedule=constant", "train.ema_decay=0.5"}},
+    {"prodigy",
+     {"train.optimizer=prodigy", "train.learning_rate=1.0", "train.prodigy_d0=1.0e-3",
+      "train.prodigy_safeguard_warmup=true"}},
 };
 
 typedef struct worlds {

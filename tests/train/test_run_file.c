@@ -63,6 +63,10 @@ static const struct {
     {TESS_RUN_KEY_train_power, TESS_RUN_KEY_train_schedule, "polynomial"},
     {TESS_RUN_KEY_train_decay_steps, TESS_RUN_KEY_train_schedule, "wsd"},
     {TESS_RUN_KEY_train_decay_shape, TESS_RUN_KEY_train_schedule, "wsd"},
+    {TESS_RUN_KEY_train_prodigy_d0, TESS_RUN_KEY_train_optimizer, "prodigy"},
+    {TESS_RUN_KEY_train_prodigy_d_coef, TESS_RUN_KEY_train_optimizer, "prodigy"},
+    {TESS_RUN_KEY_train_prodigy_bias_correction, TESS_RUN_KEY_train_optimizer, "prodigy"},
+    {TESS_RUN_KEY_train_prodigy_safeguard_warmup, TESS_RUN_KEY_train_optimizer, "prodigy"},
 };
 
 /* Whether a file about `changed` has this key; what another one needs goes into `value`. */
