@@ -10,12 +10,14 @@
  */
 #pragma once
 
+#include "kernels/adafactor.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/muon.h"
 #include "kernels/nf4.h"
 #include "kernels/optimizers.h"
 #include "kernels/reduce.h"
@@ -64,6 +66,16 @@ typedef struct tess_kernels {
     tess_status (*blend)(const tess_blend_args *a, tess_stream *s);
     tess_status (*prodigy_measure)(const tess_prodigy_measure_args *a, tess_stream *s);
     tess_status (*prodigy_apply)(const tess_prodigy_apply_args *a, tess_stream *s);
+
+    /* Optimizers that a backend may lack, each as a whole: they are then refused by name. */
+    tess_status (*adafactor_most)(const tess_adafactor_args *a, tess_stream *s);
+    tess_status (*adafactor_sum)(const tess_adafactor_args *a, tess_stream *s);
+    tess_status (*adafactor_factor)(const tess_adafactor_args *a, tess_stream *s);
+    tess_status (*adafactor_size)(const tess_adafactor_args *a, tess_stream *s);
+    tess_status (*adafactor_apply)(const tess_adafactor_args *a, tess_stream *s);
+    tess_status (*muon_momentum)(const tess_muon_momentum_args *a, tess_stream *s);
+    tess_status (*muon_apply)(const tess_muon_apply_args *a, tess_stream *s);
+    tess_status (*scale)(const tess_scale_args *a, tess_stream *s);
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

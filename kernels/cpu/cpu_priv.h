@@ -51,5 +51,13 @@ tess_status tess_cpu_schedule_free(const tess_schedule_free_args *a, tess_stream
 tess_status tess_cpu_blend(const tess_blend_args *a, tess_stream *s);
 tess_status tess_cpu_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s);
 tess_status tess_cpu_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s);
+tess_status tess_cpu_adafactor_most(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cpu_adafactor_sum(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cpu_adafactor_factor(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cpu_adafactor_size(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cpu_adafactor_apply(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cpu_muon_momentum(const tess_muon_momentum_args *a, tess_stream *s);
+tess_status tess_cpu_muon_apply(const tess_muon_apply_args *a, tess_stream *s);
+tess_status tess_cpu_scale(const tess_scale_args *a, tess_stream *s);
 
 TESS_END_DECLS

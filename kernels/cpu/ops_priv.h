@@ -60,6 +60,9 @@ const tess_cpu_rows *tess_cpu_rows_get(void);
  * than they give. Local. */
 int tess_cpu_part_numel(const tess_stream *s, int64_t cost_numel);
 
+/** The rounded copy of masters [lo, hi) of a part. Local. */
+void tess_cpu_copy_param(const tess_update_part *part, int64_t lo, int64_t hi);
+
 /** out[i] += sum over the TESS_ROW_CHUNK_NUMEL chunks of work[chunk][i], ascending. Local. */
 void tess_cpu_chunks_add(const float *work, int64_t dim, float *out);
 

@@ -85,3 +85,10 @@ tess_status tess_cpu_blend(const tess_blend_args *a, tess_stream *s)
     tess_pool_run(s->pool, tess_cpu_part_numel(s, a->dst.numel), blend_part, &args);
     return TESS_OK;
 }
+
+void tess_cpu_copy_param(const tess_update_part *part, int64_t lo, int64_t hi)
+{
+    const tess_view master = {part->master, part->numel, TESS_F32, part->param.space};
+    const tess_cast_args cast = {.src = master, .dst = part->param};
+    tess_cpu_rows_get()->cast(&cast, lo, hi);
+}

@@ -7,6 +7,11 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.name = "cuda";
     planned.wants_adjacent_terms = true;
     planned.gemm_work_nbytes = tess_cuda_gemm_work_nbytes;
+    planned.adafactor_most = planned.adafactor_sum = planned.adafactor_factor = NULL;
+    planned.adafactor_size = planned.adafactor_apply = NULL;
+    planned.muon_momentum = NULL;
+    planned.muon_apply = NULL;
+    planned.scale = NULL;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;
 }

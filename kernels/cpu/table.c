@@ -36,6 +36,14 @@ const tess_kernels tess_kernels_cpu = {
     .blend = tess_cpu_blend,
     .prodigy_measure = tess_cpu_prodigy_measure,
     .prodigy_apply = tess_cpu_prodigy_apply,
+    .adafactor_most = tess_cpu_adafactor_most,
+    .adafactor_sum = tess_cpu_adafactor_sum,
+    .adafactor_factor = tess_cpu_adafactor_factor,
+    .adafactor_size = tess_cpu_adafactor_size,
+    .adafactor_apply = tess_cpu_adafactor_apply,
+    .muon_momentum = tess_cpu_muon_momentum,
+    .muon_apply = tess_cpu_muon_apply,
+    .scale = tess_cpu_scale,
 };
 
 tess_status tess_kernels_check(const tess_kernels *k)
@@ -74,7 +82,7 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 6 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 14 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,

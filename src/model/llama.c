@@ -134,6 +134,7 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
     if (weight_idx < 0) {
         tess_param p = {.shape_rank = 2,
                         .shape = {place->out_numel, place->in_numel},
+                        .is_outer = place->is_head,
                         .random_init = TESS_INIT_NORMAL,
                         .random_scale = random_scale};
         if (place->is_residual_end)
@@ -206,6 +207,7 @@ static tess_status add_embed(builder *b)
     const tess_llm_config *c = b->config;
     tess_param p = {.shape_rank = 2,
                     .shape = {c->vocab_numel, c->hidden_numel},
+                    .is_outer = true,
                     .random_init = TESS_INIT_NORMAL,
                     .random_scale = random_scale};
     TESS_TRY(name_param(&p, "model.embed_tokens", ".weight"));

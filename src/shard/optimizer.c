@@ -22,6 +22,10 @@ static bool has_prodigy(const tess_kernels *k)
     return k->prodigy_measure != NULL && k->prodigy_apply != NULL;
 }
 
+static bool has_adafactor(const tess_kernels *k) { return k->adafactor_apply != NULL; }
+
+static bool has_muon(const tess_kernels *k) { return k->muon_momentum != NULL; }
+
 #define MASTER                                                                                     \
     {                                                                                              \
         "master", TESS_F32, TESS_GRAIN_ELEMENT, true                                               \
@@ -74,6 +78,27 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
                                 .work_nbytes = prodigy_work_nbytes,
                                 .has_kernels = has_prodigy,
                                 .update = update_prodigy},
+    [TESS_OPTIMIZER_ADAFACTOR] = {.name = "adafactor",
+                                  .array = {MASTER,
+                                            {"exp_avg_sq", TESS_F32, TESS_GRAIN_FACTOR, false}},
+                                  .array_numel = 2,
+                                  .work_nbytes = adafactor_work_nbytes,
+                                  .has_kernels = has_adafactor,
+                                  .update = update_adafactor},
+    [TESS_OPTIMIZER_ADAFACTOR_MOMENTUM] =
+        {.name = "adafactor-momentum",
+         .array = {MASTER, {"exp_avg_sq", TESS_F32, TESS_GRAIN_FACTOR, false}, ELEMENTS("exp_avg")},
+         .array_numel = 3,
+         .work_nbytes = adafactor_work_nbytes,
+         .has_kernels = has_adafactor,
+         .update = update_adafactor},
+    [TESS_OPTIMIZER_MUON] = {.name = "muon",
+                             .array = {MASTER, ELEMENTS("exp_avg"), ELEMENTS("exp_avg_sq")},
+                             .array_numel = 3,
+                             .work_nbytes = muon_work_nbytes,
+                             .wire_numel = muon_wire_numel,
+                             .has_kernels = has_muon,
+                             .update = update_muon},
 };
 
 const tess_optimizer *tess_optimizer_get(tess_optimizer_kind kind)

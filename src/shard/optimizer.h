@@ -19,7 +19,10 @@ TESS_BEGIN_DECLS
     X(ADAMW_8BIT, "adamw-8bit")                                                                    \
     X(LION, "lion")                                                                                \
     X(SCHEDULE_FREE, "adamw-schedule-free")                                                        \
-    X(PRODIGY, "prodigy")
+    X(PRODIGY, "prodigy")                                                                          \
+    X(ADAFACTOR, "adafactor")                                                                      \
+    X(ADAFACTOR_MOMENTUM, "adafactor-momentum")                                                    \
+    X(MUON, "muon")
 
 typedef enum tess_optimizer_kind {
 #define X(name, text) TESS_OPTIMIZER_##name,
@@ -49,6 +52,10 @@ typedef struct tess_update {
     double ema_decay;  /* of the averaged weights, where the plan has them */
     double d0, d_coef; /* Prodigy: the first estimate, and what later ones are multiplied by */
     bool has_bias_correction, has_safeguard; /* Prodigy: of the rate; s without it */
+    bool has_relative_step,
+        scales_by_param; /* Adafactor: rate / sqrt(t); rate times a tensor's size */
+    double momentum;     /* Muon */
+    bool matches_adamw;  /* Muon: updates of the size that AdamW's have */
 } tess_update;
 
 enum { TESS_STATE_ARRAY_MAX = 7, TESS_OPTIMIZER_SCALAR_MAX = 3 };
@@ -64,8 +71,10 @@ typedef struct tess_optimizer {
     /** Trains at another point than its master, `blend` of the way from it to this array; the
      * master is what is evaluated. 0: at the master. */
     int train_array_idx;
-    /** Memory of the device for an update's exchanges; NULL: none. */
-    size_t (*work_nbytes)(const tess_registry *reg);
+    /** Memory of the device for an update; NULL: none. */
+    size_t (*work_nbytes)(const tess_registry *reg, const tess_kernels *kernels, int thread_numel);
+    /** Elements of f32 that one rank receives at once, and all of an update; NULL: none travel. */
+    int64_t (*wire_numel)(const tess_registry *reg, int64_t *total_numel);
     /** Whether a backend has what it needs. */
     bool (*has_kernels)(const tess_kernels *kernels);
     /** All tensors of this rank; `clip_factor` scales gradients. Collective over the world where it

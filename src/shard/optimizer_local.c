@@ -2,29 +2,32 @@
 #include "core/memory.h"
 #include "shard/optimizer_priv.h"
 
-tess_status update_adamw(tess_runtime *rt, float clip_factor)
+tess_status update_adamw_segment(tess_runtime *rt, const update_segment *s, float clip_factor)
 {
     const tess_update *u = &rt->request->update;
-    for (int i = 0; i < rt->segment_numel; i++) {
-        const update_segment *s = &rt->segment[i];
-        const tess_update_part part = segment_part(rt, s, clip_factor);
-        const tess_adamw_args args = {
-            .master = part.master,
-            .exp_avg = segment_f32(rt, s, TESS_STATE_EXP_AVG),
-            .exp_avg_sq = segment_f32(rt, s, TESS_STATE_EXP_AVG_SQ),
-            .grad = part.grad,
-            .param = part.param,
-            .numel = part.numel,
-            .clip_factor = clip_factor,
-            .learning_rate = segment_rate(rt, s),
-            .beta1 = u->beta1,
-            .beta2 = u->beta2,
-            .eps = u->eps,
-            .weight_decay = segment_decay(rt, s),
-            .step = u->step,
-        };
-        TESS_TRY(rt->parts.kernels->adamw(&args, rt->compute));
-    }
+    const tess_update_part part = segment_part(rt, s, clip_factor);
+    const tess_adamw_args args = {
+        .master = part.master,
+        .exp_avg = segment_f32(rt, s, TESS_STATE_EXP_AVG),
+        .exp_avg_sq = segment_f32(rt, s, TESS_STATE_EXP_AVG_SQ),
+        .grad = part.grad,
+        .param = part.param,
+        .numel = part.numel,
+        .clip_factor = clip_factor,
+        .learning_rate = segment_rate(rt, s),
+        .beta1 = u->beta1,
+        .beta2 = u->beta2,
+        .eps = u->eps,
+        .weight_decay = segment_decay(rt, s),
+        .step = u->step,
+    };
+    return rt->parts.kernels->adamw(&args, rt->compute);
+}
+
+tess_status update_adamw(tess_runtime *rt, float clip_factor)
+{
+    for (int i = 0; i < rt->segment_numel; i++)
+        TESS_TRY(update_adamw_segment(rt, &rt->segment[i], clip_factor));
     return TESS_OK;
 }
 

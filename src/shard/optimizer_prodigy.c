@@ -10,9 +10,11 @@
 
 enum { EXP_AVG = 1, EXP_AVG_SQ, S, START };
 
-size_t prodigy_work_nbytes(const tess_registry *reg)
+size_t prodigy_work_nbytes(const tess_registry *reg, const tess_kernels *kernels, int thread_numel)
 {
     (void)reg;
+    (void)kernels;
+    (void)thread_numel;
     return sizeof(tess_prodigy_sums);
 }
 

@@ -151,14 +151,32 @@ static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, in
     return add_wire(plan, grad, name, "grad", &u->grad_wire_idx);
 }
 
+/* Matrices to the ranks that work on them whole, and back. */
+static tess_status plan_optimizer_wire(tess_plan *plan, const tess_registry *reg)
+{
+    const tess_optimizer *o = plan->options.optimizer;
+    tess_wire wire = {.op = TESS_COMM_EXCHANGE,
+                      .storage = TESS_F32,
+                      .wire = TESS_F32,
+                      .accumulate = TESS_F32,
+                      .config_key = "train.optimizer"};
+    plan->optimizer_wire_idx = -1;
+    if (o->wire_numel == NULL)
+        return TESS_OK;
+    wire.numel_per_rank = o->wire_numel(reg, &wire.numel_total);
+    if (wire.numel_per_rank == 0)
+        return TESS_OK;
+    return add_wire(plan, wire, o->name, "whole matrices", &plan->optimizer_wire_idx);
+}
+
 static tess_status plan_wires(tess_plan *plan, const tess_registry *reg)
 {
     void *array = NULL;
-    TESS_TRY(tess_alloc_array(3 * (int64_t)reg->unit_numel, sizeof *plan->wire, &array));
+    TESS_TRY(tess_alloc_array(3 * (int64_t)reg->unit_numel + 1, sizeof *plan->wire, &array));
     plan->wire = array;
     for (int i = 0; i < reg->unit_numel; i++)
         TESS_TRY(plan_unit_wires(plan, reg, i));
-    return TESS_OK;
+    return plan_optimizer_wire(plan, reg);
 }
 
 /* ---- buffers ---- */
@@ -263,8 +281,11 @@ static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
                              TESS_STEP_RECORD_NUMEL + plan->unit_numel));
     const tess_optimizer *o = plan->options.optimizer;
     plan->optimizer_work_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    return plan_add_buffer(plan, "optimizer work", TESS_LIFE_GRAD, TESS_U8_OPAQUE,
-                           o->work_nbytes != NULL ? (int64_t)o->work_nbytes(reg) : 0);
+    return plan_add_buffer(
+        plan, "optimizer work", TESS_LIFE_GRAD, TESS_U8_OPAQUE,
+        o->work_nbytes != NULL
+            ? (int64_t)o->work_nbytes(reg, plan->options.kernels, plan->options.thread_numel)
+            : 0);
 }
 
 static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
@@ -551,6 +572,9 @@ tess_status tess_plan_build(const tess_registry *reg, const tess_plan_options *o
     plan->options = *options;
     if (plan->options.optimizer == NULL)
         plan->options.optimizer = tess_optimizer_get(TESS_OPTIMIZER_ADAMW);
+    if (plan->options.kernels == NULL)
+        plan->options.kernels = &tess_kernels_cpu;
+    plan->options.thread_numel = TESS_MAX(plan->options.thread_numel, 1);
     const tess_status st = build_parts(plan, reg);
     if (st != TESS_OK) {
         tess_plan_destroy(&plan);

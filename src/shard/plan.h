@@ -72,6 +72,8 @@ typedef struct tess_plan_options {
     size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
     bool has_snapshot;               /* of the state, for the checkpoint writer */
     const tess_optimizer *optimizer; /* NULL: AdamW */
+    const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
+    int thread_numel;                /* of the compute stream; 0: 1 */
     bool has_ema;                    /* keep a moving average of the masters */
     const char *kernel_path;         /* "cpu/avx512_bf16" */
 } tess_plan_options;
@@ -170,6 +172,7 @@ typedef struct tess_plan {
     size_t *grad_buffer_offset_nbytes; /* [grad_buffer_numel] */
     size_t receive_offset_nbytes, level_offset_nbytes, record_offset_nbytes;
     size_t optimizer_work_offset_nbytes;
+    int optimizer_wire_idx; /* contract of what its updates exchange, -1: none */
 } tess_plan;
 
 /**

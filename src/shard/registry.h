@@ -51,6 +51,7 @@ typedef struct tess_param {
     double random_scale;
     double learning_rate_ratio; /* 1; LoRA+ ratio on B */
     bool has_weight_decay;
+    bool is_outer;    /* an embedding or output layer: Muon leaves it to AdamW */
     bool is_in_front; /* trainable: lies before those of its unit that are not, in registration
                          order among its like */
 

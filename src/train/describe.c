@@ -397,6 +397,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .has_snapshot = true,
         .optimizer = tess_optimizer_get(run->train.optimizer),
         .has_ema = run->train.ema_decay > 0.0,
+        .kernels = launch->kernels,
+        .thread_numel = (int)run->compute.threads,
         .kernel_path = launch->kernel_path,
         .is_device = launch->is_device,
     };

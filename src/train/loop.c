@@ -336,11 +336,32 @@ static void tell_device_memory(const loop *l)
             (double)l->device_peak_nbytes / (1 << 20));
 }
 
+static tess_update update_of(const tess_session *s)
+{
+    const tess_run_train_keys *t = &s->run->train;
+    return (tess_update){.step = s->update_numel + 1,
+                         .learning_rate = tess_learning_rate(s->run, s->step),
+                         .beta1 = t->beta1,
+                         .beta2 = t->beta2,
+                         .eps = t->eps,
+                         .weight_decay = t->weight_decay,
+                         .clip_norm = t->clip_norm,
+                         .ema_decay = t->ema_decay,
+                         .d0 = t->prodigy_d0,
+                         .d_coef = t->prodigy_d_coef,
+                         .has_bias_correction = t->prodigy_bias_correction,
+                         .has_safeguard = t->prodigy_safeguard_warmup,
+                         .has_relative_step = t->adafactor_relative_step,
+                         .scales_by_param = t->adafactor_scale_parameter,
+                         .momentum = t->muon_momentum,
+                         .matches_adamw = t->muon_scale == TESS_RUN_MUON_SCALE_MATCH};
+}
+
 static tess_status run_step(loop *l)
 {
     tess_session *s = l->s;
     const tess_run *run = s->run;
-    const double start_s = tess_clock_s(), lr = tess_learning_rate(run, s->step);
+    const double start_s = tess_clock_s();
     const bool is_asked = s->options.stop_request != NULL && *s->options.stop_request != 0;
     const int64_t used_nbytes = (int64_t)session_device_used_nbytes(l->s);
     l->device_peak_nbytes = TESS_MAX(l->device_peak_nbytes, used_nbytes);
@@ -349,24 +370,12 @@ static tess_status run_step(loop *l)
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
                                        [FLAG_DEVICE_PEAK] = l->device_peak_nbytes};
-    tess_step_request request = {
-        .first_micro_batch_idx = s->step * run->train.micro_batches,
-        .update = {.step = s->update_numel + 1,
-                   .learning_rate = lr,
-                   .beta1 = run->train.beta1,
-                   .beta2 = run->train.beta2,
-                   .eps = run->train.eps,
-                   .weight_decay = run->train.weight_decay,
-                   .clip_norm = run->train.clip_norm,
-                   .ema_decay = run->train.ema_decay,
-                   .d0 = run->train.prodigy_d0,
-                   .d_coef = run->train.prodigy_d_coef,
-                   .has_bias_correction = run->train.prodigy_bias_correction,
-                   .has_safeguard = run->train.prodigy_safeguard_warmup},
-        .arg = s,
-        .batch_of = batch_of,
-        .flags = flags,
-        .flag_numel = FLAG_NUMEL};
+    tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
+                                 .update = update_of(s),
+                                 .arg = s,
+                                 .batch_of = batch_of,
+                                 .flags = flags,
+                                 .flag_numel = FLAG_NUMEL};
     tess_step_result result;
     beat(l, "step");
     TESS_TRY(session_section(s, begin_traced_step(l)));
@@ -379,7 +388,7 @@ static tess_status run_step(loop *l)
     l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
     l->is_stopping = result.flags[FLAG_STOP] != 0;
     TESS_TRY(judge_finite(l, &result));
-    note_metrics(l, report_step(l, &result, lr, step_s));
+    note_metrics(l, report_step(l, &result, request.update.learning_rate, step_s));
     return result.flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
 }
 

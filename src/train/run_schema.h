@@ -59,6 +59,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(LINEAR, "linear") X(COSINE, "cosine") X(POLYNOMIAL, "polynomial") X(WSD, "wsd")
 #define TESS_RUN_DECAY_LIST(X) X(COSINE, "cosine") X(LINEAR, "linear") X(ROOT, "1-sqrt")
 #define TESS_RUN_OPTIMIZER_LIST(X) TESS_OPTIMIZER_LIST(X)
+#define TESS_RUN_MUON_SCALE_LIST(X) X(MATCH, "match_rms_adamw") X(ORIGINAL, "original")
 #define TESS_RUN_WEIGHTS_LIST(X) X(TRAINED, "trained") X(EMA, "ema")
 #define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
 #define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
@@ -102,6 +103,11 @@ typedef enum tess_run_decay {
     TESS_RUN_DECAY_LIST(X)
 #undef X
 } tess_run_decay;
+typedef enum tess_run_muon_scale {
+#define X(name, text) TESS_RUN_MUON_SCALE_##name,
+    TESS_RUN_MUON_SCALE_LIST(X)
+#undef X
+} tess_run_muon_scale;
 typedef enum tess_run_weights {
 #define X(name, text) TESS_RUN_WEIGHTS_##name,
     TESS_RUN_WEIGHTS_LIST(X)
@@ -284,6 +290,18 @@ typedef struct tess_run_rules {
     X(train, prodigy_safeguard_warmup, "prodigy_safeguard_warmup", bool, BOOL, "", "false", 0, 0, \
       NUMERICS, \
       "Leave the learning rate out of the estimate's denominator, for runs with a warm-up.") \
+    X(train, adafactor_relative_step, "adafactor_relative_step", bool, BOOL, "", "false", 0, 0, \
+      NUMERICS, \
+      "Multiply the learning rate of step t by min(0.01, 1 / sqrt(t)).") \
+    X(train, adafactor_scale_parameter, "adafactor_scale_parameter", bool, BOOL, "", "false", 0, \
+      0, NUMERICS, \
+      "Multiply the learning rate of a tensor by the root of its mean square, at least 0.001.") \
+    X(train, muon_momentum, "muon_momentum", double, F64, "", "0.95", 0, 0.999999, NUMERICS, \
+      "Momentum of matrices; beta1, beta2 and eps are those of all other tensors.") \
+    X(train, muon_scale, "muon_scale", tess_run_muon_scale, ENUM, TESS_RUN_WORDS_(MUON_SCALE), \
+      "match_rms_adamw", 0, 0, NUMERICS, \
+      "Size of a matrix's update: 0.2 sqrt(max(rows, columns)), with learning rates as for AdamW, " \
+      "or sqrt(max(1, rows / columns)).") \
     X(train, ema_decay, "ema_decay", double, F64, "", "0.0", 0, 0.99999999, NUMERICS, \
       "Keep a moving average of the trained weights in f32: average = decay average + " \
       "(1 - decay) weights after every update; 0: none.") \

@@ -21,7 +21,25 @@ static bool is_polynomial(const tess_run *run)
 
 static bool is_wsd(const tess_run *run) { return run->train.schedule == TESS_RUN_SCHEDULE_WSD; }
 
-static bool has_eps(const tess_run *run) { return run->train.optimizer != TESS_OPTIMIZER_LION; }
+static bool is_adafactor(const tess_run *run)
+{
+    return run->train.optimizer == TESS_OPTIMIZER_ADAFACTOR ||
+           run->train.optimizer == TESS_OPTIMIZER_ADAFACTOR_MOMENTUM;
+}
+
+static bool is_muon(const tess_run *run) { return run->train.optimizer == TESS_OPTIMIZER_MUON; }
+
+static bool has_beta1(const tess_run *run)
+{
+    return run->train.optimizer != TESS_OPTIMIZER_ADAFACTOR;
+}
+
+static bool has_beta2(const tess_run *run) { return !is_adafactor(run); }
+
+static bool has_eps(const tess_run *run)
+{
+    return run->train.optimizer != TESS_OPTIMIZER_LION && !is_adafactor(run);
+}
 
 static bool is_prodigy(const tess_run *run)
 {
@@ -52,7 +70,13 @@ static const key_rule rules[] = {
     {TESS_RUN_KEY_train_power, is_polynomial, NULL, "train.schedule polynomial"},
     {TESS_RUN_KEY_train_decay_steps, is_wsd, NULL, "train.schedule wsd"},
     {TESS_RUN_KEY_train_decay_shape, is_wsd, NULL, "train.schedule wsd"},
+    {TESS_RUN_KEY_train_beta1, has_beta1, NULL, "another train.optimizer"},
+    {TESS_RUN_KEY_train_beta2, has_beta2, NULL, "another train.optimizer"},
     {TESS_RUN_KEY_train_eps, has_eps, NULL, "another train.optimizer"},
+    {TESS_RUN_KEY_train_adafactor_relative_step, is_adafactor, NULL, "train.optimizer adafactor"},
+    {TESS_RUN_KEY_train_adafactor_scale_parameter, is_adafactor, NULL, "train.optimizer adafactor"},
+    {TESS_RUN_KEY_train_muon_momentum, is_muon, NULL, "train.optimizer muon"},
+    {TESS_RUN_KEY_train_muon_scale, is_muon, NULL, "train.optimizer muon"},
     {TESS_RUN_KEY_train_ema_decay, always, has_no_ema, ""},
     {TESS_RUN_KEY_train_prodigy_d0, is_prodigy, NULL, "train.optimizer prodigy"},
     {TESS_RUN_KEY_train_prodigy_d_coef, is_prodigy, NULL, "train.optimizer prodigy"},

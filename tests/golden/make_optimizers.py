@@ -19,7 +19,7 @@ may begin any step at the stored numbers of the step before. Clipping is off; th
 | lion | bitsandbytes' default backend, in float32 as it is |
 | adamw-schedule-free | schedulefree.AdamWScheduleFree; its y is set so that x is a float32 number |
 | prodigy | prodigyopt.Prodigy |
-| adafactor | transformers.Adafactor |
+| adafactor, adafactor-momentum | transformers.Adafactor without and with beta1 |
 | ema | torch.optim.swa_utils.get_ema_avg_fn, of the weights of adamw |
 
 schedules.golden holds 40 multipliers of each of transformers' get_*_schedule.
@@ -218,12 +218,13 @@ def prodigy(start, grads):
     return out
 
 
-def adafactor(start, grads):
+def adafactor(start, grads, beta1=None):
     def make(params):
         return transformers.Adafactor(groups(params), lr=LR, eps=(1e-30, 1e-3), clip_threshold=1.0, decay_rate=-0.8,
-                                      beta1=None, scale_parameter=False, relative_step=False, warmup_init=False)
+                                      beta1=beta1, scale_parameter=False, relative_step=False, warmup_init=False)
 
-    roles = {"exp_avg_sq_row": "row", "exp_avg_sq_col": "col", "exp_avg_sq": "exp_avg_sq"}
+    roles = {"exp_avg_sq_row": "row", "exp_avg_sq_col": "col", "exp_avg_sq": "exp_avg_sq",
+             "exp_avg": "exp_avg"}
     out = run_torch(start, grads, make, roles)
     for step in range(1, STEPS + 1):
         for n, shape in SHAPES.items():
@@ -293,7 +294,8 @@ def main():
     flat = {f"{i + 1}.{n}": g.reshape(-1) for i, step in enumerate(grads) for n, g in step.items()}
     write(outdir / "gradients.golden", {}, flat)
     makers = {"adamw": adamw, "adamw-8bit": adamw_8bit, "lion": lion, "adamw-schedule-free": schedule_free,
-              "prodigy": prodigy, "adafactor": adafactor, "muon": muon, "ema": ema}
+              "prodigy": prodigy, "adafactor": adafactor, "muon": muon, "ema": ema,
+              "adafactor-momentum": lambda s, g: adafactor(s, g, BETA1)}
     for name, make in makers.items():
         out = make(start, grads)
         write(outdir / f"{name}.golden", out.keys, {k: v.reshape(-1) for k, v in out.tensors.items()})

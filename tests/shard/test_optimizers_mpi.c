@@ -61,7 +61,9 @@ static void read_hyperparameters(trial *t)
                               .d0 = tess_golden_number(t->golden, "d0"),
                               .d_coef = tess_golden_number(t->golden, "d_coef"),
                               .has_bias_correction = true,
-                              .has_safeguard = true};
+                              .has_safeguard = true,
+                              .momentum = tess_golden_number(t->golden, "momentum"),
+                              .matches_adamw = true};
     if (t->update.d0 <= 0.0) /* of another optimizer's file */
         t->update.d0 = t->update.d_coef = 1e-3;
 }
@@ -262,6 +264,18 @@ static double update_terms(const trial *t, int64_t step, const part *x, int64_t 
         const double bias =
             sqrt(1.0 - pow(u->beta2, (double)step)) / (1.0 - pow(u->beta1, (double)step));
         return d * bias * (m / (sqrt(v) + new_d * u->eps) + decay * fabs(before));
+    }
+    case TESS_OPTIMIZER_ADAFACTOR:
+    case TESS_OPTIMIZER_ADAFACTOR_MOMENTUM: /* no cancellation: the update itself */
+        return fabs(number(t, step, x, "master", i) - before) +
+               u->learning_rate * decay * fabs(before);
+    case TESS_OPTIMIZER_MUON: {
+        /* Rounding in one step of the iteration, a sum of at most 41 products beside two terms,
+         * grows by the polynomial's slope at zero, 3.4445, in each later one: 3.4445^5 < 485. */
+        const double sides[] = {(double)x->p->shape[0], (double)x->p->shape[1]};
+        if (x->p->shape_rank == 1)
+            return adam_terms(t, step, x, i, number(t, step - 1, x, "exp_avg", i), v);
+        return 485.0 * 43.0 / 44.0 * u->learning_rate * 0.2 * sqrt(fmax(sides[0], sides[1]));
     }
     case TESS_OPTIMIZER_NUMEL:
         break;

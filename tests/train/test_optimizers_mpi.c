@@ -26,6 +26,11 @@ static const choice choices[] = {
     {"prodigy",
      {"train.optimizer=prodigy", "train.learning_rate=1.0", "train.prodigy_d0=1.0e-3",
       "train.prodigy_safeguard_warmup=true"}},
+    {"adafactor",
+     {"train.optimizer=adafactor", "train.adafactor_scale_parameter=true", "train.schedule=wsd",
+      "train.learning_rate=0.3", "train.ema_decay=0.75"}},
+    {"adafactor-momentum", {"train.optimizer=adafactor-momentum"}},
+    {"muon", {"train.optimizer=muon", "train.ema_decay=0.75"}},
 };
 
 typedef struct worlds {

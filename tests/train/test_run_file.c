@@ -67,6 +67,12 @@ static const struct {
     {TESS_RUN_KEY_train_prodigy_d_coef, TESS_RUN_KEY_train_optimizer, "prodigy"},
     {TESS_RUN_KEY_train_prodigy_bias_correction, TESS_RUN_KEY_train_optimizer, "prodigy"},
     {TESS_RUN_KEY_train_prodigy_safeguard_warmup, TESS_RUN_KEY_train_optimizer, "prodigy"},
+    {TESS_RUN_KEY_train_adafactor_relative_step, TESS_RUN_KEY_train_optimizer,
+     "adafactor-momentum"},
+    {TESS_RUN_KEY_train_adafactor_scale_parameter, TESS_RUN_KEY_train_optimizer,
+     "adafactor-momentum"},
+    {TESS_RUN_KEY_train_muon_momentum, TESS_RUN_KEY_train_optimizer, "muon"},
+    {TESS_RUN_KEY_train_muon_scale, TESS_RUN_KEY_train_optimizer, "muon"},
 };
 
 /* Whether a file about `changed` has this key; what another one needs goes into `value`. */
