@@ -93,7 +93,9 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
          .has_kernels = has_adafactor,
          .update = update_adafactor},
     [TESS_OPTIMIZER_MUON] = {.name = "muon",
-                             .array = {MASTER, ELEMENTS("exp_avg"), ELEMENTS("exp_avg_sq")},
+                             .array = {MASTER,
+                                       ELEMENTS("exp_avg"),
+                                       {"exp_avg_sq", TESS_F32, TESS_GRAIN_REST, false}},
                              .array_numel = 3,
                              .work_nbytes = muon_work_nbytes,
                              .wire_numel = muon_wire_numel,
@@ -119,6 +121,22 @@ int64_t tess_state_align_numel(tess_state_grain grain)
     return grain == TESS_GRAIN_BLOCK ? 1 : BLOCK;
 }
 
+bool tess_param_is_hidden_matrix(const tess_param *p)
+{
+    return p->role == TESS_ROLE_TRAINABLE && p->shape_rank == 2 && !p->is_outer;
+}
+
+static bool has_rest(const tess_registry *reg, int unit_idx)
+{
+    for (int i = 0; i < reg->param_numel; i++) {
+        const tess_param *p = &reg->param[i];
+        if (p->unit_idx == unit_idx && p->role == TESS_ROLE_TRAINABLE &&
+            !tess_param_is_hidden_matrix(p))
+            return true;
+    }
+    return false;
+}
+
 static int64_t factor_room(const tess_registry *reg, int unit_idx, int end_param_idx)
 {
     int64_t numel = 0;
@@ -137,6 +155,8 @@ int64_t tess_state_total_numel(const tess_registry *reg, int unit_idx, tess_stat
         return reg->unit[unit_idx].trainable_numel / BLOCK;
     case TESS_GRAIN_FACTOR:
         return factor_room(reg, unit_idx, reg->param_numel);
+    case TESS_GRAIN_REST:
+        return has_rest(reg, unit_idx) ? reg->unit[unit_idx].trainable_numel : 0;
     case TESS_GRAIN_ELEMENT:
         break;
     }
@@ -181,6 +201,8 @@ int64_t optimizer_first(const tess_runtime *rt, int unit_idx, int array_idx)
     case TESS_GRAIN_FACTOR:
         tess_plan_state_owned(plan, unit_idx, array_idx, rt->rank, &lo, &hi);
         return u->factor_first_idx + lo;
+    case TESS_GRAIN_REST:
+        return u->rest_first_idx;
     case TESS_GRAIN_ELEMENT:
         break;
     }
@@ -245,8 +267,12 @@ tess_status tess_optimizer_check(const tess_optimizer *optimizer, const tess_ker
 
 float *segment_f32(tess_runtime *rt, const update_segment *s, int array_idx)
 {
-    const bool is_block = rt->parts.plan->state[array_idx].array.grain == TESS_GRAIN_BLOCK;
-    return optimizer_array(rt, array_idx, is_block ? s->state_idx / BLOCK : s->state_idx);
+    const tess_plan *plan = rt->parts.plan;
+    const int unit_idx = rt->parts.registry->param[s->tensor_idx].unit_idx;
+    const int64_t into = s->state_idx - plan->unit[unit_idx].state_first_idx;
+    const bool is_block = plan->state[array_idx].array.grain == TESS_GRAIN_BLOCK;
+    return optimizer_array(
+        rt, array_idx, optimizer_first(rt, unit_idx, array_idx) + (is_block ? into / BLOCK : into));
 }
 
 uint8_t *segment_u8(tess_runtime *rt, const update_segment *s, int array_idx)

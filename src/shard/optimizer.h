@@ -35,6 +35,7 @@ typedef enum tess_state_grain {
     TESS_GRAIN_ELEMENT, /* as the slab */
     TESS_GRAIN_BLOCK,   /* one number per 256 elements of the slab */
     TESS_GRAIN_FACTOR,  /* rows, then columns of each tensor; whole on every rank */
+    TESS_GRAIN_REST,    /* as the slab, but only of units with a tensor that is no hidden matrix */
 } tess_state_grain;
 
 typedef struct tess_state_array {
@@ -87,6 +88,8 @@ const tess_optimizer *tess_optimizer_get(tess_optimizer_kind kind);
 TESS_MUST_CHECK tess_status tess_optimizer_check(const tess_optimizer *optimizer,
                                                  const tess_kernels *kernels);
 
+/** A trainable matrix that is not an embedding or output layer. Local. */
+bool tess_param_is_hidden_matrix(const tess_param *p);
 /** Numbers that a unit's part of an array has in all. Local. */
 int64_t tess_state_total_numel(const tess_registry *reg, int unit_idx, tess_state_grain grain);
 /** Numbers of a tensor, and the place of the first in its unit's part. Local. */

@@ -16,11 +16,6 @@ enum { EXP_AVG = 1, STEP_NUMEL = 5 };
 static const float coefficient_a = 3.4445f, coefficient_b = -4.7750f, coefficient_c = 2.0315f;
 static const double eps_norm = 1e-7;
 
-static bool is_matrix(const tess_param *p)
-{
-    return p->role == TESS_ROLE_TRAINABLE && p->shape_rank == 2 && !p->is_outer;
-}
-
 /* ---- memory of an owner ---- */
 
 /* X, its successor, A = X X^T or X^T X, and b A + c A^2, in multiples of 64 elements; then the
@@ -81,7 +76,7 @@ static places places_of(const tess_registry *reg, const tess_kernels *kernels, i
     for (int i = 0; i < reg->param_numel; i++) {
         const tess_param *p = &reg->param[i];
         tess_gemm_args products[3];
-        if (!is_matrix(p))
+        if (!tess_param_is_hidden_matrix(p))
             continue;
         most = TESS_MAX(most, p->numel);
         side = TESS_MAX(side, least_side(p));
@@ -184,7 +179,7 @@ static float *own_gradient(tess_runtime *rt, const tess_param *p)
 /* The matrices of one deal: [rank] index of its tensor, -1: none. */
 static int next_matrix(const tess_registry *reg, int idx)
 {
-    while (idx < reg->param_numel && !is_matrix(&reg->param[idx]))
+    while (idx < reg->param_numel && !tess_param_is_hidden_matrix(&reg->param[idx]))
         idx++;
     return idx;
 }
@@ -247,7 +242,7 @@ int64_t muon_wire_numel(const tess_registry *reg, int64_t *total_numel)
     int64_t most = 0;
     *total_numel = 0;
     for (int i = 0; i < reg->param_numel; i++)
-        if (is_matrix(&reg->param[i])) {
+        if (tess_param_is_hidden_matrix(&reg->param[i])) {
             most = TESS_MAX(most, reg->param[i].numel);
             *total_numel += reg->param[i].numel;
         }
@@ -267,7 +262,7 @@ tess_status update_muon(tess_runtime *rt, float clip_factor)
     const tess_registry *reg = rt->parts.registry;
     for (int i = 0; i < rt->segment_numel; i++) {
         const update_segment *s = &rt->segment[i];
-        if (!is_matrix(&reg->param[s->tensor_idx])) {
+        if (!tess_param_is_hidden_matrix(&reg->param[s->tensor_idx])) {
             TESS_TRY(update_adamw_segment(rt, s, clip_factor));
             continue;
         }
@@ -286,7 +281,7 @@ tess_status update_muon(tess_runtime *rt, float clip_factor)
         const tess_muon_apply_args args = {.part = segment_part(rt, s, 1.0f),
                                            .rate = rate * adjust(u, p),
                                            .decay = rate * segment_decay(rt, s)};
-        if (is_matrix(p))
+        if (tess_param_is_hidden_matrix(p))
             TESS_TRY(rt->parts.kernels->muon_apply(&args, rt->compute));
     }
     return TESS_OK;

@@ -57,6 +57,8 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     plan->state_numel += u->slab_shard_numel;
     u->factor_first_idx = plan->factor_numel;
     plan->factor_numel += u->factor_numel;
+    u->rest_first_idx = plan->rest_numel;
+    plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
     u->param_first_idx = plan->param_numel;
     plan->param_numel += plan->options.is_full ? u->slab_shard_numel : u->slab_shard_numel * world;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
@@ -83,6 +85,7 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
     for (int i = 0; i < reg->unit_numel; i++) {
         tess_unit_plan *u = &plan->unit[i];
         u->factor_numel = tess_state_total_numel(reg, i, TESS_GRAIN_FACTOR);
+        u->rest_numel = tess_state_total_numel(reg, i, TESS_GRAIN_REST);
         plan_unit(plan, &reg->unit[i], u);
         if (!u->is_gathered)
             continue;

@@ -87,14 +87,16 @@ typedef struct tess_state_plan {
 
 /** Shards of one unit, the same numbers on every rank. */
 typedef struct tess_unit_plan {
-    size_t frozen_nbytes;           /* length of the byte string */
-    size_t frozen_shard_nbytes;     /* c, a multiple of 256; 0 when the unit has none */
-    size_t base_offset_nbytes;      /* in the BASE arena */
-    int64_t slab_numel;             /* trainable elements, a multiple of 256 */
-    int64_t slab_shard_numel;       /* c * 256 */
-    int64_t state_first_idx;        /* element in each STATE array and in each level of the sum */
-    int64_t factor_numel;           /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
-    int64_t factor_first_idx;       /* the first of them there */
+    size_t frozen_nbytes;       /* length of the byte string */
+    size_t frozen_shard_nbytes; /* c, a multiple of 256; 0 when the unit has none */
+    size_t base_offset_nbytes;  /* in the BASE arena */
+    int64_t slab_numel;         /* trainable elements, a multiple of 256 */
+    int64_t slab_shard_numel;   /* c * 256 */
+    int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
+    int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
+    int64_t factor_first_idx;   /* the first of them there */
+    int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
+    int64_t rest_first_idx;
     int64_t param_first_idx;        /* element in the PARAM arena */
     bool is_gathered;               /* lives in a slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
@@ -152,6 +154,7 @@ typedef struct tess_plan {
     int receive_row_numel; /* pieces a rank may receive at once */
     int64_t state_numel;   /* sum of slab_shard_numel */
     int64_t factor_numel;  /* sum of factor_numel */
+    int64_t rest_numel;    /* sum of slab_shard_numel where there is a rest */
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */

@@ -27,6 +27,8 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
     TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
+    TESS_TRY(tess_json_add_string(v, "optimizer", o->optimizer->name));
+    TESS_TRY(tess_json_add_bool(v, "ema", o->has_ema));
     TESS_TRY(tess_json_add_i64(v, "micro_batches", o->micro_batch_numel));
     TESS_TRY(tess_json_add_i64(v, "slots", plan->slot_numel));
     TESS_TRY(tess_json_add_i64(v, "rounds", plan->round_numel));
@@ -333,6 +335,22 @@ static tess_status say_memory(text_buffer *t, const tess_plan *plan)
                   "kernels; a run says which and why\n");
 }
 
+/* What the optimizer keeps, in bytes over all parameters of a rank. */
+static tess_status say_state(text_buffer *t, const tess_plan *plan)
+{
+    double nbytes = 0;
+    TESS_TRY(say(t, "optimizer %s keeps", plan->options.optimizer->name));
+    for (int i = 0; i < plan->state_array_numel; i++) {
+        const tess_state_plan *s = &plan->state[i];
+        if (s->numel == 0)
+            continue;
+        nbytes += (double)s->numel * (double)tess_dtype_block_nbytes(s->array.dt);
+        TESS_TRY(say(t, "%s %s %s", i > 0 ? "," : "", s->array.role, tess_dtype_name(s->array.dt)));
+    }
+    const double each = plan->state_numel > 0 ? nbytes / (double)plan->state_numel : 0.0;
+    return say(t, ": %.2f bytes a parameter\n", each);
+}
+
 static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
 {
     const tess_plan_options *o = &plan->options;
@@ -346,6 +364,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
             choice_name(o->reshard), choice_name(o->checkpointing), o->prefetch, plan->slot_numel));
     TESS_TRY(say(t, "%" PRId64 " trainable parameters, kernels %s\n", plan->trainable_numel,
                  o->kernel_path != NULL ? o->kernel_path : "-"));
+    TESS_TRY(say_state(t, plan));
     TESS_TRY(say_units(t, plan, reg));
     TESS_TRY(say_contracts(t, plan));
     TESS_TRY(say_memory(t, plan));

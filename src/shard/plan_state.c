@@ -12,6 +12,8 @@ int64_t tess_plan_state_total(const tess_plan *plan, int unit_idx, int array_idx
         return u->slab_numel / BLOCK;
     case TESS_GRAIN_FACTOR:
         return u->factor_numel;
+    case TESS_GRAIN_REST:
+        return u->rest_numel;
     case TESS_GRAIN_ELEMENT:
         break;
     }
@@ -28,6 +30,21 @@ void tess_plan_state_owned(const tess_plan *plan, int unit_idx, int array_idx, i
     *hi_idx = TESS_MIN(cut * (rank + 1), total);
 }
 
+static int64_t rank_numel(const tess_plan *plan, tess_state_grain grain)
+{
+    switch (grain) {
+    case TESS_GRAIN_BLOCK:
+        return plan->state_numel / BLOCK;
+    case TESS_GRAIN_FACTOR:
+        return plan->factor_numel;
+    case TESS_GRAIN_REST:
+        return plan->rest_numel;
+    case TESS_GRAIN_ELEMENT:
+        break;
+    }
+    return plan->state_numel;
+}
+
 tess_status plan_state_arrays(tess_plan *plan)
 {
     static const tess_state_array ema = {"ema", TESS_F32, TESS_GRAIN_ELEMENT, true};
@@ -40,9 +57,7 @@ tess_status plan_state_arrays(tess_plan *plan)
     }
     for (int i = 0; i < plan->state_array_numel; i++) {
         tess_state_plan *s = &plan->state[i];
-        s->numel = s->array.grain == TESS_GRAIN_FACTOR  ? plan->factor_numel
-                   : s->array.grain == TESS_GRAIN_BLOCK ? plan->state_numel / BLOCK
-                                                        : plan->state_numel;
+        s->numel = rank_numel(plan, s->array.grain);
         s->offset_nbytes = plan->arena_nbytes[TESS_LIFE_STATE];
         TESS_TRY(plan_add_buffer(plan, s->array.role, TESS_LIFE_STATE, s->array.dt, s->numel));
     }

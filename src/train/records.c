@@ -9,8 +9,10 @@
  * the slab, and tensors lie elsewhere in them: they are units of their own, "blk.3.blocks" and
  * "blk.3.factors", whose tensors carry the same ending.
  */
-static const char *const ending[] = {
-    [TESS_GRAIN_ELEMENT] = "", [TESS_GRAIN_BLOCK] = ".blocks", [TESS_GRAIN_FACTOR] = ".factors"};
+static const char *const ending[] = {[TESS_GRAIN_ELEMENT] = "",
+                                     [TESS_GRAIN_BLOCK] = ".blocks",
+                                     [TESS_GRAIN_FACTOR] = ".factors",
+                                     [TESS_GRAIN_REST] = ""};
 
 static const char *coarse_name(session_records *r, const char *name, tess_state_grain grain)
 {
@@ -28,7 +30,7 @@ static void add_state_record(tess_session *s, int unit_idx, int array_idx)
     int64_t lo = 0, hi = 0;
     tess_plan_state_owned(plan, unit_idx, array_idx, tess_comm_rank(s->world), &lo, &hi);
     const char *unit = s->d.registry.unit[unit_idx].name;
-    if (array->grain != TESS_GRAIN_ELEMENT)
+    if (*ending[array->grain] != '\0')
         unit = coarse_name(r, unit, array->grain);
     r->state_record[r->state.record_numel++] = (tess_ckpt_record){
         .unit = unit,
@@ -50,8 +52,9 @@ static void add_state_record(tess_session *s, int unit_idx, int array_idx)
 static void add_state_records(tess_session *s, int unit_idx)
 {
     const tess_plan *plan = s->d.plan;
-    for (int i = 0; i < plan->state_array_numel && plan->unit[unit_idx].slab_numel > 0; i++)
-        add_state_record(s, unit_idx, i);
+    for (int i = 0; i < plan->state_array_numel; i++)
+        if (tess_plan_state_total(plan, unit_idx, i) > 0)
+            add_state_record(s, unit_idx, i);
 }
 
 /* Where a tensor lies in the arrays of a coarser grain, if there are any. */

@@ -150,10 +150,52 @@ static tess_status adamw_8bit_call(twin *t, tess_stream *s)
     return CALL(t, adamw_8bit, &a);
 }
 
+/* ---- Prodigy ---- */
+
+static void prodigy_make(twin *t, int case_idx)
+{
+    const shape *c = make_part(t, case_idx);
+    twin_random(t, "exp_avg", TESS_F32, c->numel, 0.1);
+    make_squares(t, "exp_avg_sq", c->numel);
+    twin_random(t, "s", TESS_F32, c->numel, 0.1);
+    twin_random(t, "start", TESS_F32, c->numel, 1.0);
+    t->shift = 0;
+    twin_operand *sums =
+        twin_add(t, "sums", TESS_I64, (int64_t)(sizeof(tess_prodigy_sums) / sizeof(int64_t)));
+    memset(sums->initial, 0, sums->nbytes);
+    if (c->numel > 600)
+        ((float *)t->x[STATE + 3].initial)[600] = INFINITY; /* its block is counted */
+}
+
+static tess_status prodigy_call(twin *t, tess_stream *s)
+{
+    const tess_prodigy_measure_args measure = {.part = part_of(t),
+                                               .start = t->x[STATE + 3].data,
+                                               .exp_avg = t->x[STATE].data,
+                                               .exp_avg_sq = t->x[STATE + 1].data,
+                                               .s = t->x[STATE + 2].data,
+                                               .sums = t->x[STATE + 4].data,
+                                               .beta1 = 0.9,
+                                               .beta2 = 0.999,
+                                               .beta3 = 0.99,
+                                               .d = 0.125,
+                                               .s_rate = 0.5};
+    const tess_prodigy_apply_args apply = {.part = part_of(t),
+                                           .exp_avg = t->x[STATE].data,
+                                           .exp_avg_sq = t->x[STATE + 1].data,
+                                           .rate = 1e-2,
+                                           .decay = 1e-3,
+                                           .eps = 1e-9};
+    TESS_TRY(CALL(t, prodigy_measure, &measure));
+    TESS_TRY(CALL(t, prodigy_apply, &apply));
+    return CALL(t, prodigy_measure, &measure);
+}
+
 static const twin_op ops[] = {
     {"lion", lion_make, lion_call, TESS_NELEM(shapes)},
     {"schedule_free", schedule_free_make, schedule_free_call, TESS_NELEM(shapes)},
     {"blend", blend_make, blend_call, TESS_NELEM(shapes)},
+    {"prodigy", prodigy_make, prodigy_call, TESS_NELEM(shapes)},
     {"adamw_8bit", adamw_8bit_make, adamw_8bit_call, TESS_NELEM(shapes)},
 };
 

@@ -77,6 +77,25 @@ for part in '4 ranks, gather group 4, 6 micro-batches in 2 rounds, reduction exa
 $text"
 done
 
+# Optimizers: what is kept is listed, and one that a device lacks is refused by name.
+for optimizer in adamw-8bit lion adamw-schedule-free prodigy adafactor adafactor-momentum muon; do
+    run=$work/run.yaml
+    compare 2 "lora-$optimizer" "train.optimizer=$optimizer" train.schedule=constant train.ema_decay=0.5
+    run=$work/full.yaml
+    compare 3 "full-$optimizer" "train.optimizer=$optimizer" train.schedule=constant
+done
+text=$("$tessera" plan "$work/run.yaml" train.optimizer=adamw-8bit train.ema_decay=0.9)
+grep -qF 'optimizer adamw-8bit keeps master f32, exp_avg u8, exp_avg_sq u8, exp_avg_absmax f32, exp_avg_sq_absmax f32, ema f32: 10.03 bytes a parameter' \
+    <<<"$text" || fail "plan of adamw-8bit: $text"
+text=$("$tessera" plan "$work/run.yaml" train.optimizer=muon)
+grep -qF 'optimizer muon keeps master f32, exp_avg f32: 8.00 bytes a parameter' <<<"$text" ||
+    fail "plan of muon over adapters: $text"
+! "$tessera" plan "$work/run.yaml" --device h100-80g train.optimizer=muon >"$work/out" 2>"$work/err" ||
+    fail "muon is planned on a GPU"
+grep -q 'train.optimizer: muon has no kernels on cuda; choose another one or set compute.device to cpu' \
+    "$work/err" || fail "muon on a GPU: $(cat "$work/err")"
+"$tessera" plan "$work/run.yaml" --device h100-80g train.optimizer=lion >"$work/out" || fail "lion on a GPU"
+
 # 70B: no weights, no device, no ranks.
 cat >"$work/big/config.json" <<'JSON'
 {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192,
