@@ -300,8 +300,8 @@ typedef struct tess_run_rules {
       "Momentum of matrices; beta1, beta2 and eps are those of all other tensors.") \
     X(train, muon_scale, "muon_scale", tess_run_muon_scale, ENUM, TESS_RUN_WORDS_(MUON_SCALE), \
       "match_rms_adamw", 0, 0, NUMERICS, \
-      "Size of a matrix's update: 0.2 sqrt(max(rows, columns)), with learning rates as for AdamW, " \
-      "or sqrt(max(1, rows / columns)).") \
+      "Size of a matrix's update: 0.2 sqrt(max(rows, columns)), with learning rates as for " \
+      "AdamW, or sqrt(max(1, rows / columns)).") \
     X(train, ema_decay, "ema_decay", double, F64, "", "0.0", 0, 0.99999999, NUMERICS, \
       "Keep a moving average of the trained weights in f32: average = decay average + " \
       "(1 - decay) weights after every update; 0: none.") \

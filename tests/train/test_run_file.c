@@ -85,7 +85,10 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
         if (needs[i].key == changed && needs[i].needed == key)
             snprintf(value, 64, "%s", needs[i].value);
     }
-    return is_in;
+    const bool is_of_adafactor = changed == TESS_RUN_KEY_train_adafactor_relative_step ||
+                                 changed == TESS_RUN_KEY_train_adafactor_scale_parameter;
+    const bool is_of_others = key == TESS_RUN_KEY_train_beta2 || key == TESS_RUN_KEY_train_eps;
+    return is_in && !(is_of_adafactor && is_of_others);
 }
 
 /* A file with every key that may stand beside the others, one of them changed; *line is where that
