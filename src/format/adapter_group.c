@@ -291,6 +291,11 @@ tess_status adapter_plan_groups(const tess_adapter *from, const tess_adapter_tar
 {
     void *memory = NULL;
     int64_t numel = 0;
+    TESS_CHECK(
+        from->whole == NULL, TESS_E_UNSUPPORTED,
+        "export %s: '%s' holds '%s', a module that was trained whole (modules_to_save); only "
+        "matrices of adapters are converted; merge it",
+        tess_adapter_dialect_name(to->dialect), from->path, from->whole);
     tess_status st = tess_alloc_array(from->numel + 1, sizeof **group, &memory);
     TESS_TRY(st);
     switch (to->dialect) {

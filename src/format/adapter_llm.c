@@ -61,11 +61,22 @@ static tess_status find_family(tess_adapter *a)
     return TESS_OK;
 }
 
+/* What is no part of an adapter: a module that was trained whole. */
+static const char *find_whole(const tess_adapter *a)
+{
+    size_t nbytes = 0;
+    for (int64_t i = 0; i < tess_safetensors_numel(a->weights); i++)
+        if (adapter_role_of(tess_safetensors_at(a->weights, i)->name, &nbytes) < 0)
+            return tess_safetensors_at(a->weights, i)->name;
+    return NULL;
+}
+
 tess_status adapter_open_peft(tess_adapter *a)
 {
     a->dialect = TESS_ADAPTER_PEFT;
     for (int64_t i = 0; i < tess_peft_dir_adapter_numel(a->peft); i++)
         TESS_TRY(add_peft(a, tess_peft_dir_adapter_at(a->peft, i)));
+    a->whole = find_whole(a);
     return find_family(a);
 }
 

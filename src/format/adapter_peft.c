@@ -103,7 +103,8 @@ static tess_status append_all(const adapter_output *o, tess_peft_writer *w)
 {
     for (int64_t i = 0; i < o->group_numel; i++) {
         const adapter_group *g = &o->group[i];
-        for (int part = TESS_ADAPTER_A; part <= TESS_ADAPTER_B; part++) {
+        const int part_numel = g->has_magnitude ? TESS_ADAPTER_PART_NUMEL : TESS_ADAPTER_MAGNITUDE;
+        for (int part = TESS_ADAPTER_A; part < part_numel; part++) {
             void *bytes = NULL;
             TESS_TRY(adapter_make_part(o->from, g, (tess_adapter_part)part, o->to->dt, &bytes));
             const size_t nbytes = (size_t)adapter_group_part_numel(g, (tess_adapter_part)part) *

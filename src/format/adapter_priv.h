@@ -34,6 +34,7 @@ struct tess_adapter {
     adapter_module *module; /* [numel] by path */
     int64_t numel, room;
     int64_t skipped_numel;
+    const char *whole; /* a tensor of a module that is stored whole (modules_to_save), NULL: none */
     tess_st_pair *pair; /* [pair_numel] borrowed from the file */
     int64_t pair_numel;
 };

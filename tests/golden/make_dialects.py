@@ -12,6 +12,7 @@ transcript.txt           versions; every file that PROGRAM wrote, the peer that 
 
 A term of delta W is s b a. Where `n` of its factors were rounded to a dtype of unit u (half a unit in the last place:
 2^-24, 2^-11, 2^-8), it differs by at most (1 + u)^n - 1 of its magnitude; sums in f32 and f64 of a peer add its own.
+Made again, files of diffusers may differ in the order of their metadata, which safetensors leaves open.
 ComfyUI and llama.cpp are not on PyPI: their rules are repeated here from formats.md 10.2 and llama-adapter.cpp: scale is
 alpha / rank, and 1 where alpha is absent or 0.
 """
