@@ -86,11 +86,11 @@ static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_
         TESS_TRY(o->lora_of(o->arg, path, is_head, &choice));
     if (choice.rank == 0)
         return TESS_OK;
-    TESS_CHECK(choice.rank > 0 && isfinite(choice.alpha), TESS_E_CONFIG,
-               "adapter of '%s': rank %d, alpha %g; expected a rank above 0 and a finite alpha",
-               path, choice.rank, choice.alpha);
+    TESS_CHECK(choice.rank > 0 && isfinite(choice.scale), TESS_E_CONFIG,
+               "adapter of '%s': rank %d, scale %g; expected a rank above 0 and a finite scale",
+               path, choice.rank, choice.scale);
     linear->lora_rank = choice.rank;
-    linear->lora_scale = (float)(choice.alpha / choice.rank);
+    linear->lora_scale = (float)choice.scale;
     linear->adapter_idx = b->adapter_numel++;
     TESS_CHECK(linear->adapter_idx < 1u << 24, TESS_E_RANGE, "more than 2^24 adapters");
     /* kaiming_uniform(a = sqrt 5) of a [r, in] matrix is U(-1/sqrt(in), 1/sqrt(in)). */

@@ -27,7 +27,7 @@ typedef struct tess_token_batch {
 /** LoRA of one module; rank 0 means none. */
 typedef struct tess_lora_choice {
     int rank;
-    double alpha;
+    double scale; /* of its product: alpha / r, or alpha / sqrt(r) */
 } tess_lora_choice;
 
 /** Choices of a run that shape the model. Callbacks are pure and borrowed for the describe call. */

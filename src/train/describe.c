@@ -229,7 +229,7 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
         return TESS_OK;
     TESS_TRY(tess_peft_spec_match(c->d->spec, &module, &match));
     if (match.is_target)
-        *out = (tess_lora_choice){(int)match.rank, match.alpha};
+        *out = (tess_lora_choice){(int)match.rank, match.scale};
     return TESS_OK;
 }
 
@@ -262,15 +262,53 @@ static tess_status adopt_spec(const tess_ctx *ctx, const char *path, tess_descri
     return st;
 }
 
+static tess_status patterns_of(const tess_run_patterns *from, tess_peft_pattern **out)
+{
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(from->item_numel, sizeof **out, &memory));
+    *out = memory;
+    for (int64_t i = 0; i < from->item_numel; i++)
+        (*out)[i] = (tess_peft_pattern){from->item[i].pattern, from->item[i].value};
+    return TESS_OK;
+}
+
 static tess_status make_spec(tess_description *d)
 {
-    const tess_run *run = d->run;
-    const tess_peft_options options = {.rank = run->lora.rank,
-                                       .alpha = run->lora.alpha,
-                                       .dropout = run->lora.dropout,
-                                       .targets = modules_of(&run->lora.targets),
-                                       .excludes = modules_of(&run->lora.exclude)};
-    return tess_peft_spec_create(&options, &d->spec);
+    const tess_run_lora_keys *lora = &d->run->lora;
+    tess_peft_pattern *rank = NULL, *alpha = NULL;
+    tess_status st = patterns_of(&lora->rank_pattern, &rank);
+    if (st == TESS_OK)
+        st = patterns_of(&lora->alpha_pattern, &alpha);
+    const tess_peft_options options = {
+        .rank = lora->rank,
+        .alpha = lora->alpha,
+        .dropout = lora->dropout,
+        .use_rslora = lora->rslora,
+        .targets = modules_of(&lora->targets),
+        .excludes = modules_of(&lora->exclude),
+        .layer = lora->layers.item,
+        .layer_numel = (int)lora->layers.item_numel,
+        .layers_pattern = (const char *const *)lora->layers_pattern.item,
+        .layers_pattern_numel = (int)lora->layers_pattern.item_numel,
+        .rank_pattern = rank,
+        .rank_pattern_numel = (int)lora->rank_pattern.item_numel,
+        .alpha_pattern = alpha,
+        .alpha_pattern_numel = (int)lora->alpha_pattern.item_numel,
+    };
+    if (st == TESS_OK)
+        st = tess_peft_spec_create(&options, &d->spec);
+    tess_free(rank);
+    tess_free(alpha);
+    return st;
+}
+
+/* The largest rank of an adapter; 0: there is none. */
+static int64_t rank_max(const tess_run *run)
+{
+    int64_t most = run->train.mode == TESS_RUN_MODE_LORA ? run->lora.rank : 0;
+    for (int64_t i = 0; i < run->lora.rank_pattern.item_numel; i++)
+        most = TESS_MAX(most, (int64_t)run->lora.rank_pattern.item[i].value);
+    return most;
 }
 
 /* ---- model ---- */
@@ -560,7 +598,7 @@ size_t tess_description_slot_nbytes(const tess_description *d)
 {
     const tess_run *run = d->run;
     const size_t elem_nbytes = run->compute.dtype == TESS_RUN_DTYPE_F32 ? 4 : 2;
-    const int64_t rank = run->train.mode == TESS_RUN_MODE_LORA ? run->lora.rank : 0;
+    const int64_t rank = rank_max(run);
     int64_t most_numel = 0;
     for (int i = 0; i < d->registry.param_numel; i++) {
         const tess_param *p = &d->registry.param[i];

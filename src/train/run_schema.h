@@ -15,6 +15,8 @@
  * | PATH  | char *            | as TEXT, a file or folder                                        |
  * | NAMES | tess_run_names    | one string or a list of strings                                  |
  * | RULES | tess_run_rules    | a list of {match: REGEX, format: FORMAT}                         |
+ * | INTS  | tess_run_ints     | one integer or a list of integers in [lo, hi]                    |
+ * | PATTERNS | tess_run_patterns | a mapping {PATTERN: number in [lo, hi]}, in its order         |
  *
  * `default` is the text that would stand in the file; TESS_RUN_REQUIRED and TESS_RUN_UNSET are the
  * two others. `class`: NUMERICS keys decide the bits of a result and enter the numerics digest,
@@ -150,6 +152,23 @@ typedef struct tess_run_rules {
     int64_t item_numel;
 } tess_run_rules;
 
+/** One or several integers. */
+typedef struct tess_run_ints {
+    int64_t *item; /* [item_numel], owned */
+    int64_t item_numel;
+} tess_run_ints;
+
+/** One entry of lora.rank_pattern or lora.alpha_pattern. */
+typedef struct tess_run_pattern {
+    char *pattern; /* regular expression on the end of a path, owned */
+    double value;
+} tess_run_pattern;
+
+typedef struct tess_run_patterns {
+    tess_run_pattern *item; /* [item_numel], owned; the first match wins */
+    int64_t item_numel;
+} tess_run_patterns;
+
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
@@ -204,6 +223,21 @@ typedef struct tess_run_rules {
       "Layers that get no adapter although targets names them; same forms.") \
     X(lora, dropout, "dropout", double, F64, "", "0.0", 0, 0.99, NUMERICS, \
       "Probability of dropping an element of the adapter's input.") \
+    X(lora, rslora, "rslora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "Scale by alpha / sqrt(rank) instead (rsLoRA).") \
+    X(lora, rank_pattern, "rank_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1, 4096, \
+      NUMERICS, \
+      "Ranks of some layers: the first pattern that matches the end of a layer's path, from a dot " \
+      "on, decides.") \
+    X(lora, alpha_pattern, "alpha_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1e-6, \
+      1e6, NUMERICS, \
+      "Alpha of some layers, by the same rule.") \
+    X(lora, layers, "layers", tess_run_ints, INTS, "", TESS_RUN_UNSET, 0, 1000000, NUMERICS, \
+      "Decoder blocks that get adapters, from 0 (layers_to_transform of PEFT); targets must then " \
+      "be a list. Not set: all.") \
+    X(lora, layers_pattern, "layers_pattern", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, \
+      NUMERICS, \
+      "What stands in front of a block's number in paths; not set: any name.") \
     X(lora, plus_ratio, "plus_ratio", double, F64, "", "1.0", 1e-3, 1e3, NUMERICS, \
       "LoRA+: learning rate of B over that of A.")
 

@@ -123,14 +123,36 @@ static tess_status write_change(const listing_line *a, const listing_line *b, te
     return TESS_OK;
 }
 
+/* Whether a line that the stored listing lacks says what was so before there was such a key. */
+static tess_status is_default(const listing_line *line, bool *out)
+{
+    char path[64];
+    tess_strbuf value = {0};
+    snprintf(path, sizeof path, "%.*s", TESS_MIN(line->key_nbytes, (int)sizeof path - 1),
+             line->text);
+    const tess_run_key_idx idx = tess_run_key_find(path);
+    *out = false;
+    if (idx == TESS_RUN_KEY_NUMEL || line->key_nbytes == line->nbytes)
+        return TESS_OK;
+    const tess_status st = tess_run_default_write(tess_run_key_at(idx), &value);
+    const char *stated = line->text + line->key_nbytes + 1;
+    const size_t stated_nbytes = (size_t)(line->nbytes - line->key_nbytes - 1);
+    *out = st == TESS_OK && value.nbytes == stated_nbytes &&
+           memcmp(value.text, stated, stated_nbytes) == 0;
+    tess_strbuf_fini(&value);
+    return st;
+}
+
 static tess_status write_diff(const char *a, const char *b, tess_strbuf *out, int64_t *numel)
 {
     while (*a != '\0' || *b != '\0') {
         const listing_line left = line_at(a);
         const listing_line right = line_at(b);
         const int order = line_compare(&left, &right);
-        const bool is_equal = order == 0 && left.nbytes == right.nbytes &&
-                              memcmp(left.text, right.text, (size_t)left.nbytes) == 0;
+        bool is_equal = order == 0 && left.nbytes == right.nbytes &&
+                        memcmp(left.text, right.text, (size_t)left.nbytes) == 0;
+        if (order > 0)
+            TESS_TRY(is_default(&right, &is_equal));
         if (!is_equal) {
             *numel += 1;
             TESS_TRY(write_change(order <= 0 ? &left : NULL, order >= 0 ? &right : NULL, out));

@@ -19,7 +19,7 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
                 : length >= suffix &&
                       (suffix == 0 || strcmp(path + length - suffix, o->lora_suffix) == 0);
     out->rank = is_wanted ? o->lora_rank : 0;
-    out->alpha = o->lora_alpha;
+    out->scale = is_wanted ? o->lora_alpha / o->lora_rank : 0.0;
     return TESS_OK;
 }
 
