@@ -45,7 +45,8 @@ static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *id
 {
     const tess_model_options *o = b->options;
     p->unit_idx = b->unit_idx;
-    p->role = o->is_full ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
+    const bool is_saved = o->is_saved != NULL && o->is_saved(o->arg, p->name);
+    p->role = o->is_full || is_saved ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
     p->init = o->is_random ? p->random_init : TESS_INIT_SOURCE;
     p->init_scale = o->is_random ? p->random_scale : 0.0;
     p->learning_rate_ratio = 1.0;
@@ -54,9 +55,14 @@ static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *id
     if (o->source_of != NULL)
         TESS_TRY(o->source_of(o->arg, p, &source));
     p->codec = source;
-    if (!o->is_full && p->shape_rank == 2 && o->codec_of != NULL)
+    if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 && o->codec_of != NULL)
         TESS_TRY(o->codec_of(o->arg, p, is_linear, source, &p->codec));
     return tess_registry_add_param(b->reg, p, idx);
+}
+
+static bool learns(const builder *b, int idx)
+{
+    return b->reg->param[idx].role == TESS_ROLE_TRAINABLE;
 }
 
 static tess_status add_vector(builder *b, const char *name, int64_t numel, tess_init_kind init,
@@ -74,8 +80,9 @@ static tess_status add_norm(builder *b, const char *prefix, const char *module, 
     snprintf(name, sizeof name, "%s%s.weight", prefix, module);
     norm->dim = dim;
     norm->eps = (float)b->config->rms_eps;
-    norm->is_trainable = b->options->is_full;
-    return add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx);
+    TESS_TRY(add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx));
+    norm->is_trainable = learns(b, norm->weight_idx);
+    return TESS_OK;
 }
 
 static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_linear *linear)
@@ -86,6 +93,10 @@ static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_
         TESS_TRY(o->lora_of(o->arg, path, is_head, &choice));
     if (choice.rank == 0)
         return TESS_OK;
+    TESS_CHECK(
+        !linear->is_trainable, TESS_E_CONFIG,
+        "lora: '%s' is named by lora.modules_to_save and by lora.targets: take it out of one",
+        path);
     TESS_CHECK(choice.rank > 0 && isfinite(choice.scale), TESS_E_CONFIG,
                "adapter of '%s': rank %d, scale %g; expected a rank above 0 and a finite scale",
                path, choice.rank, choice.scale);
@@ -129,8 +140,7 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
                             .lora_a_idx = -1,
                             .lora_b_idx = -1,
                             .in_numel = place->in_numel,
-                            .out_numel = place->out_numel,
-                            .is_trainable = b->options->is_full};
+                            .out_numel = place->out_numel};
     if (weight_idx < 0) {
         tess_param p = {.shape_rank = 2,
                         .shape = {place->out_numel, place->in_numel},
@@ -141,6 +151,7 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
         TESS_TRY(name_param(&p, path, ".weight"));
         TESS_TRY(add_source(b, &p, true, &linear->weight_idx));
     }
+    linear->is_trainable = learns(b, linear->weight_idx);
     if (place->has_bias) {
         char name[TESS_NAME_NBYTES + 8];
         snprintf(name, sizeof name, "%s.bias", path);
@@ -200,6 +211,20 @@ static tess_status add_block(builder *b, int layer_idx, tess_llama_block *block)
     return add_mlp(b, prefix, &block->mlp);
 }
 
+/* PEFT trains a copy of one of the two, so that they are tied no more: not what was asked for. */
+static tess_status check_tied(const builder *b)
+{
+    static const char *const name[] = {"model.embed_tokens.weight", "lm_head.weight"};
+    const tess_model_options *o = b->options;
+    for (int i = 0; i < TESS_NELEM(name) && b->config->is_tied && o->is_saved != NULL; i++)
+        TESS_CHECK(
+            !o->is_saved(o->arg, name[i]), TESS_E_UNSUPPORTED,
+            "lora.modules_to_save: '%s' is tied (tie_word_embeddings): '%s' and '%s' are one "
+            "tensor; leave it out, or untie it in the model's files",
+            name[i], name[0], name[1]);
+    return TESS_OK;
+}
+
 /* Embedding table; when tied also norm and head, in the same unit. */
 static tess_status add_embed(builder *b)
 {
@@ -210,8 +235,10 @@ static tess_status add_embed(builder *b)
                     .random_scale = random_scale};
     TESS_TRY(name_param(&p, "model.embed_tokens", ".weight"));
     TESS_TRY(tess_registry_add_unit(b->reg, "embed", &b->unit_idx));
-    b->m->is_embed_trainable = b->options->is_full;
-    return add_source(b, &p, false, &b->m->embed_idx);
+    TESS_TRY(check_tied(b));
+    TESS_TRY(add_source(b, &p, false, &b->m->embed_idx));
+    b->m->is_embed_trainable = learns(b, b->m->embed_idx);
+    return TESS_OK;
 }
 
 static tess_status add_head(builder *b)

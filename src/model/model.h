@@ -44,6 +44,8 @@ typedef struct tess_model_options {
     void *arg;
     /* Adapter of the linear layer at `module_path` ("model.layers.0.self_attn.q_proj"). */
     tess_status (*lora_of)(void *arg, const char *module_path, bool is_head, tess_lora_choice *out);
+    /* Whether a tensor of the model files is trained as a whole beside the adapters; NULL: none. */
+    bool (*is_saved)(void *arg, const char *tensor_name);
     /* Stored format of a frozen 2-D weight; `source` is its format in the model files. */
     tess_status (*codec_of)(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                             tess_codec *out);

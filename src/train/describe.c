@@ -233,6 +233,12 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
     return TESS_OK;
 }
 
+static bool is_saved(void *arg, const char *name)
+{
+    const choices *c = arg;
+    return c->d->spec != NULL && tess_peft_spec_saves(c->d->spec, name);
+}
+
 /* ---- LoRA ---- */
 
 static tess_peft_modules modules_of(const tess_run_names *names)
@@ -284,6 +290,7 @@ static tess_status make_spec(tess_description *d)
         .alpha = lora->alpha,
         .dropout = lora->dropout,
         .use_rslora = lora->rslora,
+        .use_dora = lora->dora,
         .targets = modules_of(&lora->targets),
         .excludes = modules_of(&lora->exclude),
         .layer = lora->layers.item,
@@ -294,6 +301,8 @@ static tess_status make_spec(tess_description *d)
         .rank_pattern_numel = (int)lora->rank_pattern.item_numel,
         .alpha_pattern = alpha,
         .alpha_pattern_numel = (int)lora->alpha_pattern.item_numel,
+        .saved = (const char *const *)lora->modules_to_save.item,
+        .saved_numel = (int)lora->modules_to_save.item_numel,
     };
     if (st == TESS_OK)
         st = tess_peft_spec_create(&options, &d->spec);
@@ -533,6 +542,7 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
         .lora_plus_ratio = run->lora.plus_ratio,
         .arg = &c,
         .lora_of = lora_of,
+        .is_saved = is_saved,
         .codec_of = codec_of,
         .source_of = source_of,
     };
@@ -544,6 +554,37 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
         tess_regex_destroy(&c.override[i]);
     tess_free(c.override);
     return st;
+}
+
+/* Modules that are trained whole: each entry names one, and they start from values of the files
+ * that are not quantized there, as PEFT asks too. */
+static tess_status check_saved(tess_description *d)
+{
+    const tess_run_names *saved = &d->run->lora.modules_to_save;
+    char text[TESS_CODEC_TEXT_NBYTES];
+    choices c = {.d = d};
+    for (int64_t i = 0; d->spec != NULL && i < saved->item_numel; i++) {
+        bool is_found = false;
+        for (int k = 0; k < d->registry.param_numel; k++) {
+            const tess_param *p = &d->registry.param[k];
+            tess_codec source = {.format = TESS_FORMAT_BF16};
+            if (p->role != TESS_ROLE_TRAINABLE || !tess_peft_entry_saves(saved->item[i], p->name))
+                continue;
+            is_found = true;
+            TESS_TRY(source_of(&c, p, &source));
+            tess_codec_describe(&source, text);
+            TESS_CHECK(!tess_format_is_quantized(source.format) || source.format == TESS_FORMAT_F16,
+                       TESS_E_UNSUPPORTED,
+                       "lora.modules_to_save: '%s' names '%s', which is %s in the model files: a "
+                       "module that is trained whole needs weights of 16 or 32 bits",
+                       saved->item[i], p->name, text);
+        }
+        TESS_CHECK(is_found, TESS_E_CONFIG,
+                   "lora.modules_to_save: no module's path ends in '%s'; `tessera inspect` lists "
+                   "the tensors of a model",
+                   saved->item[i]);
+    }
+    return TESS_OK;
 }
 
 static tess_status check_weights(tess_description *d)
@@ -667,6 +708,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
     TESS_TRY(make_model(d, launch->kernels));
+    TESS_TRY(check_saved(d));
     TESS_TRY(check_weights(d));
     return make_plan(d, launch);
 }

@@ -125,18 +125,22 @@ typedef struct peft_export {
     tess_peft_adapter *adapter;
     char (*path)[TESS_NAME_NBYTES];
     int64_t adapter_numel;
+    tess_peft_saved *saved; /* tensors of modules that are trained whole */
+    int64_t saved_numel;
     tess_peft_writer *writer;
 } peft_export;
 
 bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
 {
-    static const char *const suffix[] = {".lora_A.weight", ".lora_B.weight"};
+    static const char *const suffix[] = {[TESS_PEFT_A] = ".lora_A.weight",
+                                         [TESS_PEFT_B] = ".lora_B.weight",
+                                         [TESS_PEFT_MAGNITUDE] = ".lora_magnitude_vector"};
     const size_t nbytes = strlen(name);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < TESS_NELEM(suffix); i++) {
         const size_t end = strlen(suffix[i]);
         if (nbytes > end && strcmp(name + nbytes - end, suffix[i]) == 0) {
             snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(nbytes - end), name);
-            *part = i == 0 ? TESS_PEFT_A : TESS_PEFT_B;
+            *part = (tess_peft_part)i;
             return true;
         }
     }
@@ -156,12 +160,18 @@ static tess_status list_adapters(peft_export *e)
     const tess_registry *reg = &e->s->d.registry;
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *e->adapter, (void **)&e->adapter));
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *e->path, (void **)&e->path));
+    TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *e->saved, (void **)&e->saved));
     for (int i = 0; i < reg->param_numel; i++) {
         const tess_param *p = &reg->param[i];
         char path[TESS_NAME_NBYTES];
         tess_peft_part part = TESS_PEFT_A;
-        if (p->role != TESS_ROLE_TRAINABLE || !session_parse_lora(p->name, path, &part))
+        if (p->role != TESS_ROLE_TRAINABLE)
             continue;
+        if (!session_parse_lora(p->name, path, &part)) {
+            e->saved[e->saved_numel++] =
+                (tess_peft_saved){p->name, p->shape_rank, {p->shape[0], p->shape[1]}};
+            continue;
+        }
         int64_t at = adapter_of(e, path);
         if (at < 0) {
             at = e->adapter_numel++;
@@ -172,7 +182,7 @@ static tess_status list_adapters(peft_export *e)
             e->adapter[at].rank = p->shape[0];
             e->adapter[at].in_numel = p->shape[1];
         } else {
-            e->adapter[at].out_numel = p->shape[0];
+            e->adapter[at].out_numel = p->shape[0]; /* of B and of the magnitude */
         }
     }
     return TESS_OK;
@@ -200,6 +210,8 @@ static tess_status start_peft(peft_export *e, const tess_export_request *request
         .spec = s->d.spec,
         .adapter = e->adapter,
         .adapter_numel = e->adapter_numel,
+        .saved = e->saved,
+        .saved_numel = e->saved_numel,
         .dt = request->dt,
         .identity = {.base_name = s->run->model.path,
                      .base_quant = base_quant,
@@ -214,11 +226,15 @@ static tess_status start_peft(peft_export *e, const tess_export_request *request
 static tess_status write_peft_tensor(void *arg, int param_idx, const void *data, size_t nbytes)
 {
     peft_export *e = arg;
+    const char *name = e->s->d.registry.param[param_idx].name;
     char path[TESS_NAME_NBYTES];
     tess_peft_part part = TESS_PEFT_A;
-    if (!session_parse_lora(e->s->d.registry.param[param_idx].name, path, &part))
-        return TESS_OK;
-    return tess_peft_writer_append(e->writer, adapter_of(e, path), part, data, nbytes);
+    int64_t idx = 0;
+    if (session_parse_lora(name, path, &part))
+        return tess_peft_writer_append(e->writer, adapter_of(e, path), part, data, nbytes);
+    while (idx < e->saved_numel && strcmp(e->saved[idx].name, name) != 0)
+        idx++;
+    return tess_peft_writer_append_saved(e->writer, idx, data, nbytes);
 }
 
 static tess_status export_peft(tess_session *s, const tess_export_request *request)
@@ -233,6 +249,7 @@ static tess_status export_peft(tess_session *s, const tess_export_request *reque
     tess_peft_writer_destroy(&e.writer);
     tess_free(e.adapter);
     tess_free(e.path);
+    tess_free(e.saved);
     return st;
 }
 

@@ -53,8 +53,12 @@ static tess_status list_tensors(gguf_export *e, tess_dtype dt)
         char path[TESS_NAME_NBYTES];
         tess_peft_part part = TESS_PEFT_A;
         e->tensor_of[i] = -1;
-        if (p->role != TESS_ROLE_TRAINABLE || !session_parse_lora(p->name, path, &part))
+        if (p->role != TESS_ROLE_TRAINABLE)
             continue;
+        TESS_CHECK(session_parse_lora(p->name, path, &part) && part != TESS_PEFT_MAGNITUDE,
+                   TESS_E_UNSUPPORTED,
+                   "export gguf: a GGUF adapter has no place for '%s' (%s); use peft", p->name,
+                   part == TESS_PEFT_MAGNITUDE ? "lora.dora" : "lora.modules_to_save");
         e->tensor_of[i] = e->tensor_numel;
         TESS_TRY(name_tensor(e, path, part, e->name[e->tensor_numel]));
         e->tensor[e->tensor_numel] =

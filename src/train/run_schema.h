@@ -225,10 +225,10 @@ typedef struct tess_run_patterns {
       "Probability of dropping an element of the adapter's input.") \
     X(lora, rslora, "rslora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
       "Scale by alpha / sqrt(rank) instead (rsLoRA).") \
-    X(lora, rank_pattern, "rank_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1, 4096, \
-      NUMERICS, \
-      "Ranks of some layers: the first pattern that matches the end of a layer's path, from a dot " \
-      "on, decides.") \
+    X(lora, rank_pattern, "rank_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1, \
+      4096, NUMERICS, \
+      "Ranks of some layers: the first pattern that matches the end of a layer's path, from a " \
+      "dot on, decides.") \
     X(lora, alpha_pattern, "alpha_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1e-6, \
       1e6, NUMERICS, \
       "Alpha of some layers, by the same rule.") \
@@ -238,6 +238,12 @@ typedef struct tess_run_patterns {
     X(lora, layers_pattern, "layers_pattern", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, \
       NUMERICS, \
       "What stands in front of a block's number in paths; not set: any name.") \
+    X(lora, modules_to_save, "modules_to_save", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, \
+      4096, NUMERICS, \
+      "Ends of module paths, such as [norm, lm_head]: modules that are trained as a whole and " \
+      "saved with the adapter; they get no adapter.") \
+    X(lora, dora, "dora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "DoRA: a trained magnitude per output beside the adapter.") \
     X(lora, plus_ratio, "plus_ratio", double, F64, "", "1.0", 1e-3, 1e3, NUMERICS, \
       "LoRA+: learning rate of B over that of A.")
 

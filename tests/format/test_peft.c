@@ -196,12 +196,16 @@ static void test_config_bad_files_are_refused(void **state)
          "lora_alpha: expected a number"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"bias\":\"all\"}", TESS_E_UNSUPPORTED,
          "bias: not supported, expected \"none\""},
-        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"use_dora\":true}",
-         TESS_E_UNSUPPORTED, "use_dora: not supported"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"use_dora\":1}", TESS_E_FORMAT,
+         "use_dora: expected a boolean"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"fan_in_fan_out\":true}",
          TESS_E_UNSUPPORTED, "fan_in_fan_out"},
-        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[\"lm_head\"]}",
-         TESS_E_UNSUPPORTED, "modules_to_save"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[7]}",
+         TESS_E_FORMAT, "modules_to_save[0]: expected a string"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[\"(\"]}",
+         TESS_E_FORMAT, "lora modules_to_save: '(^|.*"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"ensure_weight_tying\":true}",
+         TESS_E_UNSUPPORTED, "ensure_weight_tying"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"target_parameters\":[\"w\"]}",
          TESS_E_UNSUPPORTED, "target_parameters"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"lora_bias\":true}",
@@ -279,7 +283,6 @@ static void test_golden_adapter_reads_every_tensor(void **state)
     char *text = NULL, *next = NULL;
     size_t nbytes = 0;
     int seen = 0;
-    tess_dtype dt = TESS_U8;
     assert_ok(tess_peft_dir_open(f->io, GOLDEN "adapter", &dir));
     assert_int_equal(tess_peft_dir_adapter_numel(dir), 12);
     assert_string_equal(tess_peft_dir_base_name(dir), "tiny");
@@ -290,13 +293,16 @@ static void test_golden_adapter_reads_every_tensor(void **state)
     assert_int_equal(k->rank, 2);
     assert_int_equal(k->in_numel, 16);
     assert_int_equal(k->out_numel, 16);
-    assert_ok(tess_peft_dir_dtype(dir, k, TESS_PEFT_B, &dt));
-    assert_int_equal(dt, TESS_F32);
+    const tess_st_tensor *k_b =
+        tess_peft_dir_tensor(dir, "model.layers.1.self_attn.k_proj.lora_B.weight");
+    assert_int_equal(k_b->dtype, TESS_ST_F32);
+    assert_null(tess_peft_dir_tensor(dir, "model.layers.1.self_attn.k_proj.lora_C.weight"));
+    assert_null(tess_peft_dir_tensor(dir, ""));
     assert_true(tess_peft_spec_options(tess_peft_dir_spec(dir))->dropout == 0.05);
     assert_ok(tess_io_read_all(f->io, GOLDEN "tensors.txt", 1 << 20, &text, &nbytes));
     for (char *line = strtok_r(text, "\n", &next); line != NULL;
          line = strtok_r(NULL, "\n", &next)) {
-        char kind[16], name[128], dtype[16], shape[64], hex[80], ours[TESS_ST_NAME_MAX_NBYTES + 1];
+        char kind[16], name[128], dtype[16], shape[64], hex[80];
         char sha_hex[TESS_SHA256_HEX_NBYTES];
         unsigned char data[4096];
         tess_sha256 sha;
@@ -304,19 +310,14 @@ static void test_golden_adapter_reads_every_tensor(void **state)
                          5);
         if (strcmp(kind, "adapter") != 0)
             continue;
-        for (int64_t i = 0; i < 24; i++) {
-            const tess_peft_adapter *a = tess_peft_dir_adapter_at(dir, i / 2);
-            const tess_peft_part part = i % 2 == 0 ? TESS_PEFT_A : TESS_PEFT_B;
-            assert_ok(tess_peft_tensor_name(a->path, part, ours));
-            if (strcmp(ours, name) != 0)
-                continue;
-            const int64_t numel = a->rank * (part == TESS_PEFT_A ? a->in_numel : a->out_numel);
-            assert_ok(tess_peft_dir_read(dir, a, part, 0, (size_t)numel * 4, data));
-            assert_ok(tess_sha256_of(data, (size_t)numel * 4, &sha));
-            tess_hex(sha.byte, sizeof sha.byte, sha_hex);
-            assert_string_equal(sha_hex, hex);
-            seen++;
-        }
+        const tess_st_tensor *tensor =
+            tess_peft_dir_tensor(dir, name + strlen("base_model.model."));
+        assert_non_null(tensor);
+        assert_ok(tess_peft_dir_read(dir, tensor, 0, (size_t)tensor->nbytes, data));
+        assert_ok(tess_sha256_of(data, (size_t)tensor->nbytes, &sha));
+        tess_hex(sha.byte, sizeof sha.byte, sha_hex);
+        assert_string_equal(sha_hex, hex);
+        seen++;
     }
     assert_int_equal(seen, 24);
     tess_free(text);
@@ -377,9 +378,13 @@ static void expect_written(const fixture *f)
     assert_null(tess_peft_dir_metadata(dir, "base.sha256"));
     const tess_peft_adapter *q = tess_peft_dir_find(dir, two[0].path);
     assert_int_equal(q->out_numel, 5);
-    assert_ok(tess_peft_dir_read(dir, q, TESS_PEFT_A, 0, 48, value));
+    const tess_st_tensor *a =
+        tess_peft_dir_tensor(dir, "model.layers.0.self_attn.q_proj.lora_A.weight");
+    const tess_st_tensor *b =
+        tess_peft_dir_tensor(dir, "model.layers.0.self_attn.q_proj.lora_B.weight");
+    assert_ok(tess_peft_dir_read(dir, a, 0, 48, value));
     assert_true(value[9] == 9.0f && value[10] == 10.0f && value[11] == 11.0f);
-    assert_ok(tess_peft_dir_read(dir, q, TESS_PEFT_B, 76, 4, value));
+    assert_ok(tess_peft_dir_read(dir, b, 76, 4, value));
     assert_true(value[0] == 19.0f);
     tess_peft_dir_close(&dir);
 }
