@@ -85,6 +85,21 @@ static tess_status add_norm(builder *b, const char *prefix, const char *module, 
     return TESS_OK;
 }
 
+/* Lengths of the rows of W, which the product of the adapter does not change at the start. */
+static tess_status add_magnitude(builder *b, const char *path, tess_linear *linear)
+{
+    tess_param p = {.unit_idx = b->unit_idx,
+                    .role = TESS_ROLE_TRAINABLE,
+                    .shape_rank = 1,
+                    .shape = {linear->out_numel},
+                    .init = TESS_INIT_DERIVED,
+                    .learning_rate_ratio = 1.0};
+    TESS_TRY(name_param(&p, path, ".lora_magnitude_vector"));
+    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->magnitude_idx));
+    b->reg->param[linear->weight_idx].derived.magnitude_idx = linear->magnitude_idx;
+    return TESS_OK;
+}
+
 static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_linear *linear)
 {
     const tess_model_options *o = b->options;
@@ -126,7 +141,8 @@ static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_
     p.init_scale = p.random_scale = 0.0;
     p.learning_rate_ratio = o->lora_plus_ratio;
     TESS_TRY(name_param(&p, path, ".lora_B.weight"));
-    return tess_registry_add_param(b->reg, &p, &linear->lora_b_idx);
+    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_b_idx));
+    return choice.is_dora ? add_magnitude(b, path, linear) : TESS_OK;
 }
 
 /* A linear over a weight that is registered already, or not yet (weight_idx -1). */
@@ -139,6 +155,7 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
                             .bias_idx = -1,
                             .lora_a_idx = -1,
                             .lora_b_idx = -1,
+                            .magnitude_idx = -1,
                             .in_numel = place->in_numel,
                             .out_numel = place->out_numel};
     if (weight_idx < 0) {

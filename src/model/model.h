@@ -28,6 +28,7 @@ typedef struct tess_token_batch {
 typedef struct tess_lora_choice {
     int rank;
     double scale; /* of its product: alpha / r, or alpha / sqrt(r) */
+    bool is_dora; /* with a magnitude per output */
 } tess_lora_choice;
 
 /** Choices of a run that shape the model. Callbacks are pure and borrowed for the describe call. */

@@ -35,7 +35,14 @@ typedef enum tess_init_kind {
     TESS_INIT_ONE,
     TESS_INIT_UNIFORM, /* U(-scale, scale) */
     TESS_INIT_NORMAL,  /* N(0, scale^2) */
+    TESS_INIT_DERIVED, /* made from another tensor while that one is loaded: its `derived` */
 } tess_init_kind;
+
+/** Trainable tensors that are made from a frozen matrix [out, in] as it is stored; 0: none (a
+ * matrix comes before what is made of it). */
+typedef struct tess_derived {
+    int magnitude_idx; /* [out] f32: lengths of its rows, in the compute dtype */
+} tess_derived;
 
 /** One named tensor. Filled by the family except for the last block, which the layout fills. */
 typedef struct tess_param {
@@ -51,6 +58,7 @@ typedef struct tess_param {
     double random_scale;
     double learning_rate_ratio; /* 1; LoRA+ ratio on B */
     bool has_weight_decay;
+    tess_derived derived;
     bool is_in_front; /* trainable: lies before those of its unit that are not, in registration
                          order among its like */
 

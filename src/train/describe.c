@@ -224,12 +224,12 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
     const choices *c = arg;
     const tess_peft_module module = {.path = path, .is_output_embedding = is_head};
     tess_peft_match match;
-    *out = (tess_lora_choice){0, 0.0};
+    *out = (tess_lora_choice){0};
     if (c->d->spec == NULL)
         return TESS_OK;
     TESS_TRY(tess_peft_spec_match(c->d->spec, &module, &match));
     if (match.is_target)
-        *out = (tess_lora_choice){(int)match.rank, match.scale};
+        *out = (tess_lora_choice){(int)match.rank, match.scale, c->d->run->lora.dora};
     return TESS_OK;
 }
 

@@ -1,0 +1,52 @@
+/** A load under way, for the files of the loader. */
+#pragma once
+
+#include "core/arith.h"
+#include "core/stream.h"
+#include "shard/loader.h"
+#include "shard/runtime_priv.h"
+
+TESS_BEGIN_DECLS
+
+/** Tensors are made on the host whatever device they go to. */
+typedef struct loader {
+    tess_runtime *rt;
+    const tess_load_request *q;
+    const tess_kernels *kernels;
+    tess_stream stream; /* of the host */
+    tess_comm *world;   /* for host memory */
+    tess_view work;     /* staging */
+    bool is_device;
+} loader;
+
+/** Areas of staging for one tensor. */
+enum { LOADER_SOURCE, LOADER_PLAIN, LOADER_ENCODED, LOADER_ABSMAX, LOADER_DERIVED, LOADER_SCRATCH };
+enum { LOADER_AREA_NUMEL = LOADER_SCRATCH + 1 };
+
+typedef struct staging {
+    char *source;   /* as read, or generated f32 */
+    float *plain;   /* f32 copy: trainable tensors, and sources that need widening */
+    char *encoded;  /* parts, at the same distances as in the unit's byte string */
+    float *absmax;  /* scratch of the quantizer */
+    float *derived; /* f32 tensors made of it, in the order of loader_derived_at() */
+    char *scratch;  /* of making them */
+} staging;
+
+/** Index of the `k`-th tensor that is made of `p`, -1: no more. */
+int loader_derived_at(const tess_param *p, int k);
+enum { LOADER_DERIVED_MAX = 1 };
+/** Where it lies in staging. */
+float *loader_derived_place(const tess_registry *reg, const tess_param *p, const staging *s, int k);
+/** Bytes of the areas DERIVED and SCRATCH. */
+TESS_MUST_CHECK tess_status loader_derived_size(const tess_registry *reg, const tess_param *p,
+                                                size_t *derived_nbytes, size_t *scratch_nbytes);
+/** Make the tensors derived from `p`, which is encoded. Local. */
+TESS_MUST_CHECK tess_status loader_derive(loader *l, const tess_param *p, const staging *s);
+/** The places of a tensor's parts in its staging. */
+void loader_parts_of(const tess_param *p, const staging *s, void *part[TESS_CODEC_PART_MAX]);
+static inline size_t loader_up(size_t nbytes)
+{
+    return (size_t)tess_round_up((int64_t)nbytes, TESS_ARENA_ALIGN_NBYTES);
+}
+
+TESS_END_DECLS
