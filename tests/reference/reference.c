@@ -297,6 +297,25 @@ void ref_sum_rows(ref_rows s, const double *x, double *out)
         out[i % s.dim] += x[i];
 }
 
+void ref_dora(ref_rows s, const double *z, const double *m, const double *n, double *y)
+{
+    for (int64_t i = 0; i < s.row_numel * s.dim; i++)
+        y[i] = n[i % s.dim] > 0.0 ? m[i % s.dim] / n[i % s.dim] * z[i] : 0.0;
+}
+
+void ref_dora_backward(ref_rows s, const double *z, const double *m, const double *n,
+                       const double *d_y, double *const grads[3])
+{
+    for (int64_t i = 0; i < s.row_numel * s.dim; i++) {
+        const int64_t k = i % s.dim;
+        const double g = n[k] > 0.0 ? m[k] / n[k] : 0.0;
+        grads[0][i] = g * d_y[i];
+        grads[1][i] = (g - 1.0) * d_y[i];
+        if (n[k] > 0.0)
+            grads[2][k] += d_y[i] * z[i] / n[k];
+    }
+}
+
 void ref_dropout(int64_t numel, const double *x, const bool *keep, double p, double *out)
 {
     for (int64_t i = 0; i < numel; i++)
