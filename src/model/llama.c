@@ -6,6 +6,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "model/adapter_priv.h"
 #include "model/model_priv.h"
 
 /* Standard deviation of random weights; projections back into the residual stream are smaller by
@@ -85,71 +86,12 @@ static tess_status add_norm(builder *b, const char *prefix, const char *module, 
     return TESS_OK;
 }
 
-/* Lengths of the rows of W, which the product of the adapter does not change at the start. */
-static tess_status add_magnitude(builder *b, const char *path, tess_linear *linear)
-{
-    tess_param p = {.unit_idx = b->unit_idx,
-                    .role = TESS_ROLE_TRAINABLE,
-                    .shape_rank = 1,
-                    .shape = {linear->out_numel},
-                    .init = TESS_INIT_DERIVED,
-                    .learning_rate_ratio = 1.0};
-    TESS_TRY(name_param(&p, path, ".lora_magnitude_vector"));
-    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->magnitude_idx));
-    b->reg->param[linear->weight_idx].derived.magnitude_idx = linear->magnitude_idx;
-    return TESS_OK;
-}
-
-static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_linear *linear)
-{
-    const tess_model_options *o = b->options;
-    tess_lora_choice choice = {0};
-    if (!o->is_full && o->lora_of != NULL)
-        TESS_TRY(o->lora_of(o->arg, path, is_head, &choice));
-    if (choice.rank == 0)
-        return TESS_OK;
-    TESS_CHECK(
-        !linear->is_trainable, TESS_E_CONFIG,
-        "lora: '%s' is named by lora.modules_to_save and by lora.targets: take it out of one",
-        path);
-    TESS_CHECK(choice.rank > 0 && isfinite(choice.scale), TESS_E_CONFIG,
-               "adapter of '%s': rank %d, scale %g; expected a rank above 0 and a finite scale",
-               path, choice.rank, choice.scale);
-    linear->lora_rank = choice.rank;
-    linear->lora_scale = (float)choice.scale;
-    linear->adapter_idx = b->adapter_numel++;
-    TESS_CHECK(linear->adapter_idx < 1u << 24, TESS_E_RANGE, "more than 2^24 adapters");
-    /* kaiming_uniform(a = sqrt 5) of a [r, in] matrix is U(-1/sqrt(in), 1/sqrt(in)). */
-    const double bound = 1.0 / sqrt((double)linear->in_numel);
-    tess_param p = {.unit_idx = b->unit_idx,
-                    .role = TESS_ROLE_TRAINABLE,
-                    .shape_rank = 2,
-                    .shape = {choice.rank, linear->in_numel},
-                    .init = TESS_INIT_UNIFORM,
-                    .init_scale = bound,
-                    .random_init = TESS_INIT_UNIFORM,
-                    .random_scale = bound,
-                    .learning_rate_ratio = 1.0,
-                    .has_weight_decay = true,
-                    .is_in_front = true}; /* matrices A of a group in a row: one product */
-    TESS_TRY(name_param(&p, path, ".lora_A.weight"));
-    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_a_idx));
-    p.shape[0] = linear->out_numel;
-    p.shape[1] = choice.rank;
-    p.is_in_front = false;
-    p.init = p.random_init = TESS_INIT_ZERO;
-    p.init_scale = p.random_scale = 0.0;
-    p.learning_rate_ratio = o->lora_plus_ratio;
-    TESS_TRY(name_param(&p, path, ".lora_B.weight"));
-    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_b_idx));
-    return choice.is_dora ? add_magnitude(b, path, linear) : TESS_OK;
-}
-
 /* A linear over a weight that is registered already, or not yet (weight_idx -1). */
 static tess_status add_linear(builder *b, const linear_place *place, int weight_idx,
                               tess_linear *linear)
 {
     char path[TESS_NAME_NBYTES];
+    const bool is_shared = weight_idx >= 0;
     snprintf(path, sizeof path, "%s%s", place->prefix, place->module);
     *linear = (tess_linear){.weight_idx = weight_idx,
                             .bias_idx = -1,
@@ -174,7 +116,13 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
         snprintf(name, sizeof name, "%s.bias", path);
         TESS_TRY(add_vector(b, name, place->out_numel, TESS_INIT_ZERO, &linear->bias_idx));
     }
-    return add_adapter(b, path, place->is_head, linear);
+    const tess_adapter_place adapter = {.reg = b->reg,
+                                        .options = b->options,
+                                        .path = path,
+                                        .unit_idx = b->unit_idx,
+                                        .is_head = place->is_head,
+                                        .is_shared = is_shared};
+    return tess_adapter_add(&adapter, &b->adapter_numel, linear);
 }
 
 static tess_status add_attention(builder *b, const char *prefix, int layer_idx, tess_attention *at)

@@ -24,6 +24,8 @@ static double scale_of(const tess_param *p, bool is_random)
  * rank. */
 static bool is_routed(const tess_param *p, const tess_load_request *q)
 {
+    if (p->init == TESS_INIT_DERIVED)
+        return false; /* comes with another tensor */
     if (p->role == TESS_ROLE_FROZEN)
         return q->wants_frozen;
     return q->wants_trainable && init_of(p, q->is_random) == TESS_INIT_SOURCE;
@@ -83,8 +85,9 @@ static tess_status size_staging(const tess_registry *reg, const tess_param *p,
 {
     stored from;
     TESS_TRY(stored_of(p, q, &from));
-    const bool is_widened =
-        p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 || (from.is_coded && !from.is_kept);
+    const bool is_widened = p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 ||
+                            (from.is_coded && !from.is_kept) ||
+                            (loader_has_low_rank(p) && has_derived(p, q));
     size[LOADER_SOURCE] = from.nbytes;
     if (from.is_coded && !from.is_kept) /* decoders want parts at their own alignment */
         size[LOADER_SOURCE] += TESS_CODEC_PART_MAX * PART_ALIGN_NBYTES;
@@ -190,7 +193,7 @@ void loader_parts_of(const tess_param *p, const staging *s, void *part[TESS_CODE
         part[i] = s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]);
 }
 
-static tess_status encode(loader *l, const tess_param *p, const staging *s, tess_view values)
+tess_status loader_encode(loader *l, const tess_param *p, const staging *s, tess_view values)
 {
     void *part[TESS_CODEC_PART_MAX] = {0};
     memset(s->encoded, 0, encoded_nbytes(p));
@@ -268,8 +271,33 @@ static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256
     return st;
 }
 
+/* The values as the parameter has them, or what an adapter leaves of them. */
+static tess_status store(loader *l, const tess_param *p, const staging *s, tess_view values)
+{
+    if (!loader_has_low_rank(p))
+        return loader_encode(l, p, s, values);
+    if (values.data != s->plain) {
+        const tess_cast_args args = {.src = values,
+                                     .dst = tess_view_host(s->plain, p->numel, TESS_F32)};
+        TESS_TRY(l->kernels->cast(&args, &l->stream));
+    }
+    return loader_take_low_rank(l, p, s);
+}
+
+/* Digests of frozen tensors that came with this one. */
+static tess_status hash_derived(const loader *l, const tess_param *p, const staging *s,
+                                tess_sha256 *tensor_sha)
+{
+    const tess_registry *reg = l->rt->parts.registry;
+    for (int k = 0, idx = 0; (idx = loader_derived_at(p, k)) >= 0; k++)
+        if (reg->param[idx].role == TESS_ROLE_FROZEN)
+            TESS_TRY(tess_sha256_of(loader_derived_place(reg, p, s, k),
+                                    reg->param[idx].part[0].nbytes, &tensor_sha[idx]));
+    return TESS_OK;
+}
+
 /* Make one whole tensor: read or draw it, then widen or encode, then what is made of it. */
-static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
+static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha)
 {
     const tess_load_request *q = l->q;
     const tess_param *p = &l->rt->parts.registry->param[param_idx];
@@ -278,6 +306,9 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
     tess_view values;
     TESS_TRY(carve(l, p, &s, NULL));
     TESS_TRY(stored_of(p, q, &from));
+    TESS_CHECK(!loader_has_low_rank(p) || (has_derived(p, q) && !from.is_kept), TESS_E_STATE,
+               "tensor '%s' would be taken apart a second time, or is stored as in the file",
+               p->name);
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
         TESS_TRY(q->source->read(q->source->arg, p, s.source, from.nbytes));
     else
@@ -288,11 +319,15 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
         TESS_TRY(values_of(l, p, &s, &from, &values));
         if (p->role == TESS_ROLE_TRAINABLE)
             return TESS_OK;
-        TESS_TRY(encode(l, p, &s, values));
+        TESS_TRY(store(l, p, &s, values));
     }
     if (has_derived(p, q))
-        TESS_TRY(loader_derive(l, p, &s));
-    return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
+        TESS_TRY(loader_take_lengths(l, p, &s));
+    if (tensor_sha == NULL)
+        return TESS_OK;
+    if (has_derived(p, q))
+        TESS_TRY(hash_derived(l, p, &s, tensor_sha));
+    return hash_parts(p, &s, &tensor_sha[param_idx]);
 }
 
 /* ---- routing ---- */
@@ -504,7 +539,7 @@ static tess_status load_round(loader *l, const int *list, int numel, tess_sha256
     tess_status st = TESS_OK;
     if (l->rt->rank < numel) {
         const int mine = list[l->rt->rank];
-        st = make_tensor(l, mine, tensor_sha != NULL ? &tensor_sha[mine] : NULL);
+        st = make_tensor(l, mine, tensor_sha);
     }
     TESS_TRY(tess_agree(l->rt->parts.world, st));
     TESS_TRY(route_tensors(l, list, numel, -1));

@@ -34,14 +34,24 @@ typedef struct staging {
 
 /** Index of the `k`-th tensor that is made of `p`, -1: no more. */
 int loader_derived_at(const tess_param *p, int k);
-enum { LOADER_DERIVED_MAX = 1 };
+enum { LOADER_DERIVED_MAX = 5 };
 /** Where it lies in staging. */
 float *loader_derived_place(const tess_registry *reg, const tess_param *p, const staging *s, int k);
 /** Bytes of the areas DERIVED and SCRATCH. */
 TESS_MUST_CHECK tess_status loader_derived_size(const tess_registry *reg, const tess_param *p,
                                                 size_t *derived_nbytes, size_t *scratch_nbytes);
-/** Make the tensors derived from `p`, which is encoded. Local. */
-TESS_MUST_CHECK tess_status loader_derive(loader *l, const tess_param *p, const staging *s);
+/** Whether `p` is stored as what an adapter leaves of it. */
+static inline bool loader_has_low_rank(const tess_param *p)
+{
+    return p->derived.low_rank != TESS_LOW_RANK_NONE;
+}
+/** Make A and B from the values in `plain`, and store in their place what they leave. Local. */
+TESS_MUST_CHECK tess_status loader_take_low_rank(loader *l, const tess_param *p, const staging *s);
+/** Make the lengths of the rows of `p`, which is encoded. Local. */
+TESS_MUST_CHECK tess_status loader_take_lengths(loader *l, const tess_param *p, const staging *s);
+/** Store values in the parameter's own format. Local. */
+TESS_MUST_CHECK tess_status loader_encode(loader *l, const tess_param *p, const staging *s,
+                                          tess_view values);
 /** The places of a tensor's parts in its staging. */
 void loader_parts_of(const tess_param *p, const staging *s, void *part[TESS_CODEC_PART_MAX]);
 static inline size_t loader_up(size_t nbytes)

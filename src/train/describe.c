@@ -311,6 +311,18 @@ static tess_status make_spec(tess_description *d)
     return st;
 }
 
+static tess_adapter_start start_of(const tess_run *run)
+{
+    const bool is_lora = run->train.mode == TESS_RUN_MODE_LORA;
+    const tess_run_start init = is_lora ? run->lora.init : TESS_RUN_START_DEFAULT;
+    return (tess_adapter_start){.is_gaussian = init == TESS_RUN_START_GAUSSIAN,
+                                .low_rank = init == TESS_RUN_START_PISSA   ? TESS_LOW_RANK_PISSA
+                                            : init == TESS_RUN_START_LOFTQ ? TESS_LOW_RANK_LOFTQ
+                                                                           : TESS_LOW_RANK_NONE,
+                                .power_numel = (int)run->lora.power_iterations,
+                                .turn_numel = (int)run->lora.init_iterations};
+}
+
 /* The largest rank of an adapter; 0: there is none. */
 static int64_t rank_max(const tess_run *run)
 {
@@ -540,6 +552,7 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
         .kernels = kernels,
         .dropout = run->lora.dropout,
         .lora_plus_ratio = run->lora.plus_ratio,
+        .start = start_of(run),
         .arg = &c,
         .lora_of = lora_of,
         .is_saved = is_saved,
@@ -583,6 +596,35 @@ static tess_status check_saved(tess_description *d)
                    "lora.modules_to_save: no module's path ends in '%s'; `tessera inspect` lists "
                    "the tensors of a model",
                    saved->item[i]);
+    }
+    return TESS_OK;
+}
+
+/* A base that gives a part of its weights to adapters is made from weights, not from codes. */
+static tess_status check_start(tess_description *d)
+{
+    choices c = {.d = d};
+    char text[TESS_CODEC_TEXT_NBYTES];
+    for (int i = 0; i < d->registry.param_numel; i++) {
+        const tess_param *p = &d->registry.param[i];
+        tess_codec source = {.format = TESS_FORMAT_BF16};
+        if (p->derived.low_rank == TESS_LOW_RANK_NONE)
+            continue;
+        d->is_base_as_source = false;
+        TESS_TRY(source_of(&c, p, &source));
+        tess_codec_describe(&source, text);
+        TESS_CHECK(!tess_format_is_quantized(source.format) || source.format == TESS_FORMAT_F16,
+                   TESS_E_UNSUPPORTED,
+                   "lora.init: '%s' is %s in the model files: an adapter that starts from the "
+                   "weights needs them in 16 or 32 bits; give such a model, or set lora.init to "
+                   "default",
+                   p->name, text);
+        TESS_CHECK(p->derived.low_rank != TESS_LOW_RANK_LOFTQ ||
+                       tess_format_is_quantized(p->codec.format),
+                   TESS_E_CONFIG,
+                   "lora.init: loftq makes up for what quantizing loses, and '%s' is stored as "
+                   "%s; choose a quantized base.format, or lora.init pissa",
+                   p->name, text);
     }
     return TESS_OK;
 }
@@ -709,6 +751,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
         TESS_TRY(make_spec(d));
     TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(check_saved(d));
+    TESS_TRY(check_start(d));
     TESS_TRY(check_weights(d));
     return make_plan(d, launch);
 }

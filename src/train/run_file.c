@@ -223,6 +223,15 @@ static tess_status check_lora(const tess_run *run)
         return refuse(run, TESS_RUN_KEY_lora_layers_pattern,
                       "says where a layer's number stands, and lora.layers names no layer: give it "
                       "or remove this key");
+    if (lora->dora && (lora->init == TESS_RUN_START_PISSA || lora->init == TESS_RUN_START_LOFTQ))
+        return refuse(run, TESS_RUN_KEY_lora_init,
+                      "pissa and loftq move a part of the weights into the adapter, which DoRA "
+                      "measures against the whole: choose lora.dora or one of them");
+    if (run->adapter.resume != NULL && lora->init != TESS_RUN_START_DEFAULT &&
+        lora->init != TESS_RUN_START_PISSA && lora->init != TESS_RUN_START_LOFTQ)
+        return refuse(run, TESS_RUN_KEY_lora_init,
+                      "has no meaning with adapter.resume, which brings the adapter's weights: "
+                      "remove it");
     for (int64_t i = 0; i < lora->rank_pattern.item_numel; i++) {
         const tess_run_pattern *p = &lora->rank_pattern.item[i];
         if (p->value == (double)(int64_t)p->value)

@@ -53,6 +53,8 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
 #define TESS_RUN_MEANING_LIST(X) TESS_SCALE_MEANING_LIST(X)
+#define TESS_RUN_START_LIST(X)                                                                     \
+    X(DEFAULT, "default") X(GAUSSIAN, "gaussian") X(PISSA, "pissa") X(LOFTQ, "loftq")
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
 #define TESS_RUN_SCHEDULE_LIST(X) X(CONSTANT, "constant") X(LINEAR, "linear") X(COSINE, "cosine")
 #define TESS_RUN_OPTIMIZER_LIST(X) X(ADAMW, "adamw")
@@ -83,6 +85,11 @@ typedef enum tess_run_base_format {
     TESS_RUN_BASE_LIST(X)
 #undef X
 } tess_run_base_format;
+typedef enum tess_run_start {
+#define X(name, text) TESS_RUN_START_##name,
+    TESS_RUN_START_LIST(X)
+#undef X
+} tess_run_start;
 typedef enum tess_run_mode {
 #define X(name, text) TESS_RUN_MODE_##name,
     TESS_RUN_MODE_LIST(X)
@@ -244,6 +251,15 @@ typedef struct tess_run_patterns {
       "saved with the adapter; they get no adapter.") \
     X(lora, dora, "dora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
       "DoRA: a trained magnitude per output beside the adapter.") \
+    X(lora, init, "init", tess_run_start, ENUM, TESS_RUN_WORDS_(START), "default", 0, 0, NUMERICS, \
+      "How adapters begin. default: A uniform in 1 / sqrt(in), B zero; gaussian: A normal with " \
+      "1 / rank, B zero; pissa: the largest singular values of the weights, which the base loses; " \
+      "loftq: the largest of what quantizing loses. The last two make a base of their own and " \
+      "need weights of 16 or 32 bits.") \
+    X(lora, init_iterations, "init_iterations", int64_t, INT, "", "1", 1, 100, NUMERICS, \
+      "loftq: how often the base is quantized and the adapter fitted in turn.") \
+    X(lora, power_iterations, "power_iterations", int64_t, INT, "", "4", 0, 100, NUMERICS, \
+      "pissa, loftq: iterations of the randomized subspace.") \
     X(lora, plus_ratio, "plus_ratio", double, F64, "", "1.0", 1e-3, 1e3, NUMERICS, \
       "LoRA+: learning rate of B over that of A.")
 

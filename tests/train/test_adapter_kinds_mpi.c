@@ -24,6 +24,11 @@ static const kind kinds[] = {
       "lora.alpha_pattern={q_proj: 1.5}"}},
     {"saved", {COMMON, "lora.modules_to_save=[norm, v_proj, embed_tokens, lm_head]"}},
     {"dora", {COMMON, "lora.dora=true"}},
+    {"pissa", {COMMON, "lora.init=pissa", "lora.rank=3"}},
+    {"pissa-plain",
+     {COMMON, "lora.init=pissa", "base.format=bf16", "lora.targets=[q_proj, down_proj, lm_head]"}},
+    {"loftq", {COMMON, "lora.init=loftq", "lora.init_iterations=3", "base.double_quant=false"}},
+    {"gaussian", {COMMON, "lora.init=gaussian"}},
     {"dora-plain", {COMMON, "lora.dora=true", "base.format=keep", "lora.dropout=0"}},
 };
 
