@@ -51,6 +51,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'o':
         export->output = arg;
         return 0;
+    case 'D':
+        export->is_difference = true;
+        return 0;
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
@@ -69,6 +72,10 @@ static const struct argp_option options[] = {
     {"dtype", 'd', "DTYPE", 0,
      "bf16 (default): the copy that was trained with and evaluated; f32: the masters; f16: the "
      "masters, rounded",
+     0},
+    {"difference", 'D', 0, 0,
+     "After lora.init pissa or loftq: an adapter of twice the rank for the weights that the run "
+     "started from, instead of one for its own base",
      0},
     {0},
 };
@@ -127,8 +134,10 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
-    const tess_export_request request = {
-        .dir = export->output, .format = export->format, .dt = is_f32 ? TESS_F32 : export->dtype};
+    const tess_export_request request = {.dir = export->output,
+                                         .format = export->format,
+                                         .dt = is_f32 ? TESS_F32 : export->dtype,
+                                         .is_difference = export->is_difference};
     return tess_session_export(session, &request);
 }
 

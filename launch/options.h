@@ -77,6 +77,7 @@ typedef struct tess_export_options {
     const char *output;
     tess_run_export format; /* peft or hf; auto: what the checkpoint holds */
     tess_dtype dtype;       /* bf16: the copy that was evaluated; f32: the masters; f16: rounded */
+    bool is_difference;     /* an adapter of the weights that the run started from */
 } tess_export_options;
 
 TESS_END_DECLS

@@ -88,6 +88,11 @@ static tess_status start(gguf_export *e, const tess_export_request *request)
          {.kind = TESS_GGUF_F32, .f64 = tess_peft_spec_options(s->d.spec)->alpha}},
         {"tessera.base.identity", {.kind = TESS_GGUF_STRING, .text = s->base_id}},
     };
+    TESS_CHECK(s->run->lora.init != TESS_RUN_START_PISSA &&
+                   s->run->lora.init != TESS_RUN_START_LOFTQ,
+               TESS_E_UNSUPPORTED,
+               "export gguf: the adapter belongs to a base that took a part of its weights away "
+               "(lora.init), which no GGUF file holds; write a peft adapter with --difference");
     TESS_TRY(list_tensors(e, request->dt));
     TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));
     TESS_CHECK(snprintf(path, sizeof path, "%s/adapter.gguf", request->dir) < (int)sizeof path,
@@ -121,7 +126,7 @@ tess_status session_export_gguf(tess_session *s, const tess_export_request *requ
     const bool is_root = tess_comm_rank(s->world) == 0;
     tess_status st = session_agree(s, is_root ? start(&e, request) : TESS_OK);
     if (st == TESS_OK)
-        st = session_collect(s, request->dt, write_tensor, &e);
+        st = session_collect(s, &(session_collection){.dt = request->dt, .sink = write_tensor}, &e);
     if (st == TESS_OK)
         st = session_agree(s, is_root ? tess_gguf_writer_finish(e.writer) : TESS_OK);
     tess_gguf_writer_destroy(&e.writer);

@@ -136,8 +136,8 @@ static tess_status find_tensor(const tess_session *s, const tess_peft_dir *dir, 
     tess_st_shape_text(p->shape, p->shape_rank, want, sizeof want);
     tess_st_shape_text(t->dim, t->dim_numel, found, sizeof found);
     TESS_CHECK(strcmp(want, found) == 0, TESS_E_CONFIG,
-               "adapter.resume: '%s' of '%s' has shape %s, the run's has %s", p->name,
-               path_of(s), found, want);
+               "adapter.resume: '%s' of '%s' has shape %s, the run's has %s", p->name, path_of(s),
+               found, want);
     *out = t;
     return TESS_OK;
 }

@@ -95,6 +95,9 @@ void ref_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4
 void ref_cross_entropy(ref_rows shape, const double *logits, const int32_t *labels, double scale,
                        double *loss, double *d_logits);
 
+/** Singular values of w [rows, cols], descending, min(rows, cols) of them: cyclic Jacobi on the
+ * smaller Gram matrix. Small ones err by 2^-26 of the largest. */
+void ref_singular_values(int64_t rows, int64_t cols, const double *w, double *sigma);
 /** Sum of squares. */
 double ref_square_norm(int64_t numel, const double *x);
 

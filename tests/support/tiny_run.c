@@ -181,6 +181,24 @@ tess_status tiny_run_until(tess_comm *comm, tiny_run *t, const char *name,
     return TESS_OK;
 }
 
+tess_status tiny_run_make_weights(tess_comm *comm, tiny_run *t)
+{
+    static const char text[] =
+        "model: {path: MODEL, init: random}\n"
+        "data: {path: TRAIN, sequence_length: 32}\n"
+        "train: {mode: full, steps: 12, micro_batch: 2, micro_batches: 4, learning_rate: 1.0e-2}\n"
+        "compute: {dtype: f32}\n"
+        "output: {dir: OUT, checkpoint_every: 0}\n";
+    tess_session *session = NULL;
+    const tess_session_options o = {.kind = TESS_SESSION_TRAIN, .run_text = text};
+    TESS_TRY(tiny_run_open_as(comm, t, "weights", NULL, &o, &session));
+    const tess_status st = tess_session_train(session);
+    tess_session_close(&session);
+    TESS_TRY(st);
+    snprintf(t->model, sizeof t->model, "%s/weights/export", t->dir);
+    return TESS_OK;
+}
+
 static tess_status hash_file(tiny_run *t, const char *path, tess_sha256 *out)
 {
     char *text = NULL;

@@ -53,5 +53,9 @@ tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
 tess_status tiny_run_open_as(tess_comm *comm, tiny_run *t, const char *name,
                              const char *const *overrides, const tess_session_options *options,
                              tess_session **out);
+/** The model gets weights: those of a short training of all of them, exported to `model`.
+ * Collective.
+ */
+tess_status tiny_run_make_weights(tess_comm *comm, tiny_run *t);
 /** What a run left behind so far. Local. */
 tess_status tiny_run_outcome(tiny_run *t, const char *name, tiny_outcome *out);
