@@ -229,7 +229,8 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
         return TESS_OK;
     TESS_TRY(tess_peft_spec_match(c->d->spec, &module, &match));
     if (match.is_target)
-        *out = (tess_lora_choice){(int)match.rank, match.scale, c->d->run->lora.dora};
+        *out = (tess_lora_choice){(int)match.rank, match.scale,
+                                  tess_peft_spec_options(c->d->spec)->use_dora};
     return TESS_OK;
 }
 
@@ -324,11 +325,14 @@ static tess_adapter_start start_of(const tess_run *run)
 }
 
 /* The largest rank of an adapter; 0: there is none. */
-static int64_t rank_max(const tess_run *run)
+static int64_t rank_max(const tess_description *d)
 {
-    int64_t most = run->train.mode == TESS_RUN_MODE_LORA ? run->lora.rank : 0;
-    for (int64_t i = 0; i < run->lora.rank_pattern.item_numel; i++)
-        most = TESS_MAX(most, (int64_t)run->lora.rank_pattern.item[i].value);
+    if (d->spec == NULL)
+        return 0;
+    const tess_peft_options *o = tess_peft_spec_options(d->spec);
+    int64_t most = o->rank;
+    for (int i = 0; i < o->rank_pattern_numel; i++)
+        most = TESS_MAX(most, (int64_t)o->rank_pattern[i].value);
     return most;
 }
 
@@ -573,15 +577,15 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
  * that are not quantized there, as PEFT asks too. */
 static tess_status check_saved(tess_description *d)
 {
-    const tess_run_names *saved = &d->run->lora.modules_to_save;
+    const tess_peft_options *o = d->spec != NULL ? tess_peft_spec_options(d->spec) : NULL;
     char text[TESS_CODEC_TEXT_NBYTES];
     choices c = {.d = d};
-    for (int64_t i = 0; d->spec != NULL && i < saved->item_numel; i++) {
+    for (int i = 0; o != NULL && i < o->saved_numel; i++) {
         bool is_found = false;
         for (int k = 0; k < d->registry.param_numel; k++) {
             const tess_param *p = &d->registry.param[k];
             tess_codec source = {.format = TESS_FORMAT_BF16};
-            if (p->role != TESS_ROLE_TRAINABLE || !tess_peft_entry_saves(saved->item[i], p->name))
+            if (p->role != TESS_ROLE_TRAINABLE || !tess_peft_entry_saves(o->saved[i], p->name))
                 continue;
             is_found = true;
             TESS_TRY(source_of(&c, p, &source));
@@ -590,12 +594,12 @@ static tess_status check_saved(tess_description *d)
                        TESS_E_UNSUPPORTED,
                        "lora.modules_to_save: '%s' names '%s', which is %s in the model files: a "
                        "module that is trained whole needs weights of 16 or 32 bits",
-                       saved->item[i], p->name, text);
+                       o->saved[i], p->name, text);
         }
         TESS_CHECK(is_found, TESS_E_CONFIG,
                    "lora.modules_to_save: no module's path ends in '%s'; `tessera inspect` lists "
                    "the tensors of a model",
-                   saved->item[i]);
+                   o->saved[i]);
     }
     return TESS_OK;
 }
@@ -681,7 +685,7 @@ size_t tess_description_slot_nbytes(const tess_description *d)
 {
     const tess_run *run = d->run;
     const size_t elem_nbytes = run->compute.dtype == TESS_RUN_DTYPE_F32 ? 4 : 2;
-    const int64_t rank = rank_max(run);
+    const int64_t rank = rank_max(d);
     int64_t most_numel = 0;
     for (int i = 0; i < d->registry.param_numel; i++) {
         const tess_param *p = &d->registry.param[i];

@@ -238,10 +238,10 @@ static tess_status check_adapter(base_world *w, const char *name, const char *co
     snprintf(gguf_path, sizeof gguf_path, "%s/adapter.gguf", gguf_dir);
     TESS_TRY(tiny_run_open_as(w->comm, &w->t, name, overrides, &o, &session));
     tess_status st = tess_session_export(
-        session, &(tess_export_request){peft_dir, TESS_RUN_EXPORT_PEFT, TESS_F32});
+        session, &(tess_export_request){peft_dir, TESS_RUN_EXPORT_PEFT, TESS_F32, false});
     if (st == TESS_OK)
-        st = tess_session_export(session,
-                                 &(tess_export_request){gguf_dir, TESS_RUN_EXPORT_GGUF, TESS_F32});
+        st = tess_session_export(
+            session, &(tess_export_request){gguf_dir, TESS_RUN_EXPORT_GGUF, TESS_F32, false});
     tess_session_close(&session);
     TESS_TRY(st);
     const bool is_root = tess_comm_rank(w->comm) == 0;
