@@ -191,12 +191,15 @@ int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir);
 const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx);
 /** NULL when this module has none. */
 const tess_peft_adapter *tess_peft_dir_find(const tess_peft_dir *dir, const char *module_path);
-/** Tensors in the order of the file: parts of adapters, and those of modules that are saved whole.
- */
+/** Tensors in the order of the file: parts of adapters, those of modules that are saved whole, and
+ * copies of base weights. */
 int64_t tess_peft_dir_tensor_numel(const tess_peft_dir *dir);
 /** Tensor `idx`; its name without the prefix ("model.norm.weight") into `name`. NULL outside. */
 const tess_st_tensor *tess_peft_dir_tensor_at(const tess_peft_dir *dir, int64_t idx,
                                               const char **name);
+/** Whether a tensor is PEFT's copy of the base weight below an adapter, as it writes for adapters
+ * of embeddings and output layers ("lm_head.base_layer.weight"). Local. */
+bool tess_peft_is_base_copy(const tess_peft_dir *dir, const char *name);
 /** Tensor by its name without the prefix, f32, bf16 or f16. NULL: there is none. */
 const tess_st_tensor *tess_peft_dir_tensor(const tess_peft_dir *dir, const char *name);
 /** Read bytes [first, first + nbytes) of a tensor of this directory as they are stored. Local. */

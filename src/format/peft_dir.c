@@ -59,14 +59,30 @@ static int split_name(const char *name, size_t *path_nbytes)
     return -1;
 }
 
+/* "<path>.base_layer.weight" or ".bias" of a path with an adapter. */
+bool tess_peft_is_base_copy(const tess_peft_dir *dir, const char *name)
+{
+    static const char middle[] = ".base_layer.";
+    char a[TESS_ST_NAME_MAX_NBYTES + 1];
+    const char *at = strstr(name, middle);
+    if (at == NULL ||
+        (strcmp(at, ".base_layer.weight") != 0 && strcmp(at, ".base_layer.bias") != 0))
+        return false;
+    const int nbytes =
+        snprintf(a, sizeof a, "%s%.*s%s", prefix, (int)(at - name), name, suffix[TESS_PEFT_A]);
+    return nbytes < (int)sizeof a && tess_safetensors_find(dir->weights, a) != NULL;
+}
+
 /* A tensor of the directory: a part of an adapter, or one of a module that is saved whole. */
 static tess_status check_tensor(const tess_peft_dir *dir, const tess_st_tensor *t, int part)
 {
     char shape[256];
     const char *file = tess_safetensors_path(dir->weights);
     const bool has_prefix = strncmp(t->name, prefix, strlen(prefix)) == 0;
+    const char *bare = t->name + strlen(prefix); /* only where it has the prefix */
     const bool is_saved =
-        part < 0 && has_prefix && tess_peft_spec_saves(dir->spec, t->name + strlen(prefix));
+        part < 0 && has_prefix &&
+        (tess_peft_spec_saves(dir->spec, bare) || tess_peft_is_base_copy(dir, bare));
     TESS_CHECK(is_saved || (part >= 0 && part < dir->part_numel), TESS_E_UNSUPPORTED,
                "'%s': tensor '%s' is not supported, expected only "
                "base_model.model.<module>.lora_A.weight and .lora_B.weight, .lora_magnitude_vector "

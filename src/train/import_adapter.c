@@ -91,6 +91,13 @@ static tess_status check_targets(const tess_session *s, const tess_peft_dir *dir
         tess_peft_part part = TESS_PEFT_A;
         (void)tess_peft_dir_tensor_at(dir, i, &name);
         const int at = tess_registry_find(&s->d.registry, name);
+        if (tess_peft_is_base_copy(dir, name)) {
+            tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                          "adapter '%s' holds a copy of a base weight, '%s', which is not read: "
+                          "the run's own counts",
+                          path_of(s), name);
+            continue;
+        }
         TESS_CHECK(session_parse_lora(name, path, &part) ||
                        (at >= 0 && s->d.registry.param[at].role == TESS_ROLE_TRAINABLE),
                    TESS_E_CONFIG,

@@ -251,11 +251,12 @@ typedef struct tess_run_patterns {
       "saved with the adapter; they get no adapter.") \
     X(lora, dora, "dora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
       "DoRA: a trained magnitude per output beside the adapter.") \
-    X(lora, init, "init", tess_run_start, ENUM, TESS_RUN_WORDS_(START), "default", 0, 0, NUMERICS, \
+    X(lora, init, "init", tess_run_start, ENUM, TESS_RUN_WORDS_(START), "default", 0, 0, \
+      NUMERICS, \
       "How adapters begin. default: A uniform in 1 / sqrt(in), B zero; gaussian: A normal with " \
-      "1 / rank, B zero; pissa: the largest singular values of the weights, which the base loses; " \
-      "loftq: the largest of what quantizing loses. The last two make a base of their own and " \
-      "need weights of 16 or 32 bits.") \
+      "1 / rank, B zero; pissa: the largest singular values of the weights, which the base " \
+      "loses; loftq: the largest of what quantizing loses. The last two make a base of their own " \
+      "and need weights of 16 or 32 bits.") \
     X(lora, init_iterations, "init_iterations", int64_t, INT, "", "1", 1, 100, NUMERICS, \
       "loftq: how often the base is quantized and the adapter fitted in turn.") \
     X(lora, power_iterations, "power_iterations", int64_t, INT, "", "4", 0, 100, NUMERICS, \
