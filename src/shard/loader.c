@@ -306,8 +306,9 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha
     tess_view values;
     TESS_TRY(carve(l, p, &s, NULL));
     TESS_TRY(stored_of(p, q, &from));
-    TESS_CHECK(!loader_has_low_rank(p) || (has_derived(p, q) && !from.is_kept), TESS_E_STATE,
-               "tensor '%s' would be taken apart a second time, or is stored as in the file",
+    TESS_CHECK(!loader_has_low_rank(p) || (has_derived(p, q) && !from.is_kept), TESS_E_UNSUPPORTED,
+               "lora.init: the base of '%s' is made together with the start of its adapter, from "
+               "weights; an adapter under way cannot get another one",
                p->name);
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
         TESS_TRY(q->source->read(q->source->arg, p, s.source, from.nbytes));
