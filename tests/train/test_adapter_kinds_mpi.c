@@ -28,6 +28,8 @@ static const kind kinds[] = {
     {"pissa-plain",
      {COMMON, "lora.init=pissa", "base.format=bf16", "lora.targets=[q_proj, down_proj, lm_head]"}},
     {"loftq", {COMMON, "lora.init=loftq", "lora.init_iterations=3", "base.double_quant=false"}},
+    {"dora-qint4",
+     {COMMON, "lora.dora=true", "base.format=qint4", "lora.targets=[q_proj, o_proj]"}},
     {"gaussian", {COMMON, "lora.init=gaussian"}},
     {"dora-plain", {COMMON, "lora.dora=true", "base.format=keep", "lora.dropout=0"}},
 };
