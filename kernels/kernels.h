@@ -14,6 +14,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dora.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
@@ -53,6 +54,9 @@ typedef struct tess_kernels {
     tess_status (*add_bias)(const tess_add_bias_args *a, tess_stream *s);
     tess_status (*sum_rows)(const tess_sum_rows_args *a, tess_stream *s);
     tess_status (*dropout)(const tess_dropout_args *a, tess_stream *s);
+    tess_status (*row_norm)(const tess_row_norm_args *a, tess_stream *s);
+    tess_status (*dora_forward)(const tess_dora_args *a, tess_stream *s);
+    tess_status (*dora_backward)(const tess_dora_backward_args *a, tess_stream *s);
     tess_status (*cast)(const tess_cast_args *a, tess_stream *s);
     tess_status (*cross_entropy)(const tess_cross_entropy_args *a, tess_stream *s);
     tess_status (*fold)(const tess_fold_args *a, tess_stream *s);

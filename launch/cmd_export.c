@@ -79,6 +79,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'o':
         export->output = arg;
         return 0;
+    case 'D':
+        export->is_difference = true;
+        return 0;
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
@@ -109,6 +112,10 @@ static const struct argp_option options[] = {
     {"weights", 'w', "WEIGHTS", 0,
      "trained, or ema: the moving average that train.ema_decay keeps; without it what the run file "
      "says (output.export_weights)",
+     0},
+    {"difference", 'D', 0, 0,
+     "After lora.init pissa or loftq: an adapter of twice the rank for the weights that the run "
+     "started from, instead of one for its own base",
      0},
     {0},
 };
@@ -172,7 +179,8 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
         .dir = export->output,
         .format = export->run_export,
         .weights = export->has_weights ? export->weights : run->output.export_weights,
-        .dt = is_f32 ? TESS_F32 : export->dtype};
+        .dt = is_f32 ? TESS_F32 : export->dtype,
+        .is_difference = export->is_difference};
     return tess_session_export(session, &request);
 }
 

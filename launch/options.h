@@ -85,6 +85,7 @@ typedef struct tess_export_options {
     bool skip_text_encoders; /* leave their keys out */
     bool has_weights;        /* `weights` were given; else what the run file says */
     tess_run_weights weights;
+    bool is_difference; /* an adapter of the weights that the run started from */
 } tess_export_options;
 
 TESS_END_DECLS

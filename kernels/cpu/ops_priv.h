@@ -25,6 +25,9 @@ typedef struct tess_cpu_rows {
     void (*add_bias)(const tess_add_bias_args *a, int64_t row_lo, int64_t row_hi);
     void (*sum_rows)(const tess_sum_rows_args *a, int chunk_idx);
     void (*dropout)(const tess_dropout_args *a, int64_t lo, int64_t hi);
+    void (*row_norm)(const tess_row_norm_args *a, int64_t row_lo, int64_t row_hi);
+    void (*dora_forward)(const tess_dora_args *a, int64_t row_lo, int64_t row_hi);
+    void (*dora_backward)(const tess_dora_backward_args *a, int chunk_idx);
     void (*cast)(const tess_cast_args *a, int64_t lo, int64_t hi);
     void (*cross_entropy)(const tess_cross_entropy_args *a, int64_t row_lo, int64_t row_hi);
     void (*embedding_backward)(const tess_embedding_backward_args *a, int64_t col_lo,

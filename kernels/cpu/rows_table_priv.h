@@ -1,6 +1,7 @@
 /** The table of one instruction path: TESS_ROWS_TABLE names it before this file is included. */
 #pragma once
 
+#include "kernels/cpu/rows_dora_body_priv.h"
 #include "kernels/cpu/rows_elementwise_body_priv.h"
 #include "kernels/cpu/rows_loss_body_priv.h"
 #include "kernels/cpu/rows_norm_body_priv.h"
@@ -17,6 +18,9 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .add_bias = add_bias,
     .sum_rows = sum_rows,
     .dropout = dropout,
+    .row_norm = row_norm,
+    .dora_forward = dora_forward,
+    .dora_backward = dora_backward,
     .cast = cast,
     .cross_entropy = cross_entropy,
     .embedding_backward = embedding_backward,

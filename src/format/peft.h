@@ -3,7 +3,7 @@
  *
  * A directory holds adapter_config.json and adapter_model.safetensors; what Tessera writes, `peft`
  * loads as is. Tensors: base_model.model.<module>.lora_A.weight [r, in] and .lora_B.weight [out,
- * r].
+ * r]; with DoRA .lora_magnitude_vector [out]; of modules_to_save base_model.model.<tensor>, whole.
  *
  * @source peft 0.21, tuners/lora/config.py, tuners/tuners_utils.py, utils/save_and_load.py
  */
@@ -39,6 +39,7 @@ typedef struct tess_peft_options {
     double alpha;    /* lora_alpha > 0 */
     double dropout;  /* [0, 1) */
     bool use_rslora; /* scale alpha / sqrt(r) */
+    bool use_dora;   /* a magnitude per output beside A and B */
     tess_peft_modules targets;
     tess_peft_modules excludes;
     const int64_t *layer; /* [layer_numel] layers_to_transform; 0: all */
@@ -49,6 +50,8 @@ typedef struct tess_peft_options {
     int rank_pattern_numel;
     const tess_peft_pattern *alpha_pattern;
     int alpha_pattern_numel;
+    const char *const *saved; /* [saved_numel] modules_to_save: ends of module paths */
+    int saved_numel;
 } tess_peft_options;
 
 typedef struct tess_peft_spec tess_peft_spec;
@@ -88,7 +91,20 @@ TESS_MUST_CHECK tess_status tess_peft_spec_match(const tess_peft_spec *spec,
 TESS_MUST_CHECK tess_status tess_peft_target_matches(const tess_peft_spec *spec,
                                                      const char *module_path, bool *out);
 
-typedef enum tess_peft_part { TESS_PEFT_A, TESS_PEFT_B } tess_peft_part;
+/**
+ * Whether a tensor ("model.norm.weight") belongs to a module that is trained and saved whole: its
+ * module's path, or that of one above it, ends in an entry of modules_to_save, as PEFT decides.
+ * Local.
+ */
+bool tess_peft_spec_saves(const tess_peft_spec *spec, const char *tensor_name);
+/** The same for one entry. Local. */
+bool tess_peft_entry_saves(const char *entry, const char *tensor_name);
+
+/** Parts of an adapter: A [r, in], B [out, r], and with DoRA the magnitude [out]. */
+typedef enum tess_peft_part { TESS_PEFT_A, TESS_PEFT_B, TESS_PEFT_MAGNITUDE } tess_peft_part;
+enum { TESS_PEFT_PART_MAX = 3 };
+/** Parts that every adapter of these options has. */
+int tess_peft_part_numel(const tess_peft_options *options);
 
 /** "base_model.model.<path>.lora_A.weight" into `name`. Local. @return TESS_E_RANGE too long */
 TESS_MUST_CHECK tess_status tess_peft_tensor_name(const char *module_path, tess_peft_part part,
@@ -113,11 +129,20 @@ typedef struct tess_peft_adapter {
     int64_t out_numel; /* rows of B */
 } tess_peft_adapter;
 
+/** One tensor of a module that is saved whole. */
+typedef struct tess_peft_saved {
+    const char *name; /* "lm_head.weight": no prefix */
+    int dim_numel;
+    int64_t dim[2];
+} tess_peft_saved;
+
 /** What a written directory holds. */
 typedef struct tess_peft_content {
     const tess_peft_spec *spec;
     const tess_peft_adapter *adapter; /* [adapter_numel] */
     int64_t adapter_numel;
+    const tess_peft_saved *saved; /* [saved_numel] */
+    int64_t saved_numel;
     tess_dtype dt; /* of all tensors: f32, bf16 or f16 */
     tess_peft_identity identity;
 } tess_peft_content;
@@ -134,10 +159,14 @@ typedef struct tess_peft_writer tess_peft_writer;
 TESS_MUST_CHECK tess_status tess_peft_writer_create(tess_io *io, const char *dir,
                                                     const tess_peft_content *content,
                                                     tess_peft_writer **out);
-/** Append the next bytes of A [r, in] or B [out, r] of one adapter; any order, in pieces. Local. */
+/** Append the next bytes of one part of one adapter; any order, in pieces. Local. */
 TESS_MUST_CHECK tess_status tess_peft_writer_append(tess_peft_writer *writer, int64_t adapter_idx,
                                                     tess_peft_part part, const void *src,
                                                     size_t nbytes);
+/** Append the next bytes of one tensor of `content.saved`. Local. */
+TESS_MUST_CHECK tess_status tess_peft_writer_append_saved(tess_peft_writer *writer,
+                                                          int64_t saved_idx, const void *src,
+                                                          size_t nbytes);
 /** All tensors complete: fsync and rename the weights, then write the config. Local. */
 TESS_MUST_CHECK tess_status tess_peft_writer_finish(tess_peft_writer *writer);
 void tess_peft_writer_destroy(tess_peft_writer **writer);
@@ -145,8 +174,8 @@ void tess_peft_writer_destroy(tess_peft_writer **writer);
 typedef struct tess_peft_dir tess_peft_dir;
 
 /**
- * Open an adapter directory: config checked, weights checked against it (both parts present, ranks
- * equal to the config's). Local. `io` is kept (view).
+ * Open an adapter directory: config checked, weights checked against it (all parts present, ranks
+ * equal to the config's, whole tensors only of modules_to_save). Local. `io` is kept (view).
  * @return TESS_E_FORMAT; TESS_E_UNSUPPORTED an option that changes the math; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_peft_dir_open(tess_io *io, const char *path, tess_peft_dir **out);
@@ -164,14 +193,20 @@ int64_t tess_peft_dir_adapter_numel(const tess_peft_dir *dir);
 const tess_peft_adapter *tess_peft_dir_adapter_at(const tess_peft_dir *dir, int64_t idx);
 /** NULL when this module has none. */
 const tess_peft_adapter *tess_peft_dir_find(const tess_peft_dir *dir, const char *module_path);
-/** dtype of one adapter's part: f32, bf16 or f16. Local. */
-TESS_MUST_CHECK tess_status tess_peft_dir_dtype(const tess_peft_dir *dir,
-                                                const tess_peft_adapter *adapter,
-                                                tess_peft_part part, tess_dtype *out);
-/** Read bytes [first, first + nbytes) of one part, in its stored dtype. Local. */
+/** Tensors in the order of the file: parts of adapters, those of modules that are saved whole, and
+ * copies of base weights. */
+int64_t tess_peft_dir_tensor_numel(const tess_peft_dir *dir);
+/** Tensor `idx`; its name without the prefix ("model.norm.weight") into `name`. NULL outside. */
+const tess_st_tensor *tess_peft_dir_tensor_at(const tess_peft_dir *dir, int64_t idx,
+                                              const char **name);
+/** Whether a tensor is PEFT's copy of the base weight below an adapter, as it writes for adapters
+ * of embeddings and output layers ("lm_head.base_layer.weight"). Local. */
+bool tess_peft_is_base_copy(const tess_peft_dir *dir, const char *name);
+/** Tensor by its name without the prefix, f32, bf16 or f16. NULL: there is none. */
+const tess_st_tensor *tess_peft_dir_tensor(const tess_peft_dir *dir, const char *name);
+/** Read bytes [first, first + nbytes) of a tensor of this directory as they are stored. Local. */
 TESS_MUST_CHECK tess_status tess_peft_dir_read(const tess_peft_dir *dir,
-                                               const tess_peft_adapter *adapter,
-                                               tess_peft_part part, int64_t first_nbytes,
+                                               const tess_st_tensor *tensor, int64_t first_nbytes,
                                                size_t nbytes, void *dst);
 
 /** Parse an adapter_config.json alone. Local. `base_name` (may be NULL) is borrowed from `root`. */

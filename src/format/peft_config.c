@@ -27,7 +27,7 @@ bool tess_peft_patterns_are_sorted(const tess_peft_pattern *pattern, int pattern
 
 /* Arrays that a parse borrows until the spec has copied them. */
 typedef struct scratch {
-    const char **target, **exclude, **layers_pattern;
+    const char **target, **exclude, **layers_pattern, **saved;
     int64_t *layer;
     tess_peft_pattern *rank, *alpha;
 } scratch;
@@ -100,6 +100,8 @@ static tess_status check_members(const tess_json *root)
                                        "lora_alpha",
                                        "lora_dropout",
                                        "use_rslora",
+                                       "use_dora",
+                                       "modules_to_save",
                                        "rank_pattern",
                                        "target_modules",
                                        "exclude_modules",
@@ -209,14 +211,26 @@ static tess_status read_patterns(const tess_json *root, const char *key, tess_pe
     return TESS_OK;
 }
 
+static tess_status read_saved(const tess_json *root, scratch *s, tess_peft_options *o)
+{
+    const tess_json *v = tess_json_find(root, "modules_to_save");
+    if (v == NULL || is_blank(v))
+        return TESS_OK;
+    TESS_TRY(read_names(v, &s->saved, &o->saved_numel));
+    o->saved = s->saved;
+    return TESS_OK;
+}
+
 static tess_status read_options(const tess_json *root, scratch *s, tess_peft_options *o)
 {
     TESS_TRY(tess_json_opt_i64(root, "r", 8, &o->rank));
     TESS_TRY(tess_json_opt_f64(root, "lora_alpha", 8.0, &o->alpha));
     TESS_TRY(tess_json_opt_f64(root, "lora_dropout", 0.0, &o->dropout));
     TESS_TRY(tess_json_opt_bool(root, "use_rslora", false, &o->use_rslora));
+    TESS_TRY(tess_json_opt_bool(root, "use_dora", false, &o->use_dora));
     TESS_TRY(read_modules(root, "target_modules", &s->target, &o->targets));
     TESS_TRY(read_modules(root, "exclude_modules", &s->exclude, &o->excludes));
+    TESS_TRY(read_saved(root, s, o));
     TESS_TRY(read_layers(root, s, o));
     TESS_TRY(read_patterns(root, "rank_pattern", &s->rank, &o->rank_pattern_numel));
     o->rank_pattern = s->rank;
@@ -254,6 +268,7 @@ tess_status tess_peft_config_parse(const tess_json *root, tess_peft_spec **out,
     tess_free(s.target);
     tess_free(s.exclude);
     tess_free(s.layers_pattern);
+    tess_free(s.saved);
     tess_free(s.layer);
     tess_free(s.rank);
     tess_free(s.alpha);
@@ -317,8 +332,7 @@ static tess_status put_patterns(tess_json *root, const char *key, const tess_pef
 
 static tess_status put_constants(tess_json *root)
 {
-    static const char *const null_key[] = {"auto_mapping", "modules_to_save", "revision",
-                                           "target_parameters"};
+    static const char *const null_key[] = {"auto_mapping", "revision", "target_parameters"};
     for (int i = 0; i < TESS_NELEM(null_key); i++)
         TESS_TRY(tess_json_add_null(root, null_key[i]));
     TESS_TRY(tess_json_add_string(root, "peft_type", "LORA"));
@@ -326,8 +340,7 @@ static tess_status put_constants(tess_json *root)
     TESS_TRY(tess_json_add_string(root, "bias", "none"));
     TESS_TRY(tess_json_add_bool(root, "fan_in_fan_out", false));
     TESS_TRY(tess_json_add_bool(root, "inference_mode", true));
-    TESS_TRY(tess_json_add_bool(root, "init_lora_weights", true));
-    return tess_json_add_bool(root, "use_dora", false);
+    return tess_json_add_bool(root, "init_lora_weights", true);
 }
 
 static tess_status put_all(tess_json *root, const tess_peft_options *o,
@@ -338,6 +351,8 @@ static tess_status put_all(tess_json *root, const tess_peft_options *o,
     TESS_TRY(put_number(root, "lora_alpha", o->alpha));
     TESS_TRY(tess_json_add_f64(root, "lora_dropout", o->dropout));
     TESS_TRY(tess_json_add_bool(root, "use_rslora", o->use_rslora));
+    TESS_TRY(tess_json_add_bool(root, "use_dora", o->use_dora));
+    TESS_TRY(put_names(root, "modules_to_save", o->saved, o->saved_numel));
     TESS_TRY(put_modules(root, "target_modules", targets));
     TESS_TRY(put_modules(root, "exclude_modules", &o->excludes));
     TESS_TRY(put_layers(root, o));

@@ -26,6 +26,7 @@ struct tess_peft_spec {
     pcre2_code **layer;           /* [layer_regex_numel] first group is the layer number */
     pcre2_code **rank;            /* [options.rank_pattern_numel] */
     pcre2_code **alpha;           /* [options.alpha_pattern_numel] */
+    pcre2_code **saved;           /* [options.saved_numel] paths that get no adapter */
     int layer_regex_numel;
 };
 
@@ -144,6 +145,7 @@ static tess_status keep_options(tess_peft_spec *spec, const tess_peft_options *o
     copy->layer = layer;
     TESS_TRY(keep_texts(spec, "layers_pattern", o->layers_pattern, o->layers_pattern_numel,
                         &copy->layers_pattern));
+    TESS_TRY(keep_texts(spec, "modules_to_save", o->saved, o->saved_numel, &copy->saved));
     TESS_TRY(keep_patterns(spec, "rank_pattern", o->rank_pattern, o->rank_pattern_numel,
                            &copy->rank_pattern));
     return keep_patterns(spec, "alpha_pattern", o->alpha_pattern, o->alpha_pattern_numel,
@@ -256,6 +258,19 @@ static tess_status compile_patterns(tess_peft_spec *spec, const char *option,
     return TESS_OK;
 }
 
+/* PEFT takes an entry of modules_to_save for an expression here, and for plain text where it
+ * decides what is saved (tess_peft_spec_saves). */
+static tess_status compile_saved(tess_peft_spec *spec)
+{
+    void *memory = NULL;
+    TESS_TRY(keep_array(spec, spec->options.saved_numel, sizeof(pcre2_code *), &memory));
+    spec->saved = memory;
+    for (int i = 0; i < spec->options.saved_numel; i++)
+        TESS_TRY(compile_around(spec, "modules_to_save", "(^|.*\\.)", spec->options.saved[i],
+                                "($|\\..*)", &spec->saved[i]));
+    return TESS_OK;
+}
+
 static tess_status compile_all(tess_peft_spec *spec)
 {
     const tess_peft_options *o = &spec->options;
@@ -275,6 +290,7 @@ static tess_status compile_all(tess_peft_spec *spec)
         TESS_TRY(
             compile(spec, "exclude_modules", o->excludes.regex, PCRE2_ENDANCHORED, &spec->exclude));
     TESS_TRY(compile_layers(spec));
+    TESS_TRY(compile_saved(spec));
     TESS_TRY(compile_patterns(spec, "rank_pattern", o->rank_pattern, o->rank_pattern_numel,
                               &spec->rank));
     return compile_patterns(spec, "alpha_pattern", o->alpha_pattern, o->alpha_pattern_numel,
@@ -315,6 +331,7 @@ void tess_peft_spec_destroy(tess_peft_spec **spec)
     free_codes(s->layer, s->layer_regex_numel);
     free_codes(s->rank, s->options.rank_pattern_numel);
     free_codes(s->alpha, s->options.alpha_pattern_numel);
+    free_codes(s->saved, s->options.saved_numel);
     pcre2_match_context_free(s->limits);
     pcre2_general_context_free(s->general);
     for (int64_t i = 0; i < s->kept_numel; i++)
@@ -391,8 +408,11 @@ static tess_status is_excluded(const tess_peft_spec *spec, const char *path, boo
 {
     bool is_exact = false;
     if (spec->exclude != NULL)
-        return run(spec, spec->exclude, path, out, NULL);
-    match_list(&spec->options.excludes, path, &is_exact, out);
+        TESS_TRY(run(spec, spec->exclude, path, out, NULL));
+    else
+        match_list(&spec->options.excludes, path, &is_exact, out);
+    for (int i = 0; i < spec->options.saved_numel && !*out; i++)
+        TESS_TRY(run(spec, spec->saved[i], path, out, NULL));
     return TESS_OK;
 }
 
@@ -415,6 +435,29 @@ static tess_status is_target(const tess_peft_spec *spec, const tess_peft_module 
     if (*out && !is_exact && spec->options.layer_numel > 0)
         return match_layer(spec, module->path, out);
     return TESS_OK;
+}
+
+bool tess_peft_entry_saves(const char *entry, const char *tensor_name)
+{
+    const size_t tail = strlen(entry);
+    for (size_t end = strlen(tensor_name); end-- > 0;) /* a module's path ends at every dot */
+        if (tensor_name[end] == '.' && end >= tail &&
+            memcmp(tensor_name + end - tail, entry, tail) == 0)
+            return true;
+    return false;
+}
+
+bool tess_peft_spec_saves(const tess_peft_spec *spec, const char *tensor_name)
+{
+    for (int i = 0; i < spec->options.saved_numel; i++)
+        if (tess_peft_entry_saves(spec->options.saved[i], tensor_name))
+            return true;
+    return false;
+}
+
+int tess_peft_part_numel(const tess_peft_options *options)
+{
+    return options->use_dora ? TESS_PEFT_PART_MAX : TESS_PEFT_B + 1;
 }
 
 static tess_status first_pattern(const tess_peft_spec *spec, pcre2_code *const *code,

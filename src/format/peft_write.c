@@ -15,7 +15,8 @@ struct tess_peft_writer {
     tess_peft_spec *spec; /* what the config file states */
     char **target;        /* [target_numel] expansion of "all-linear"; empty: as in the spec */
     int target_numel;
-    int64_t adapter_numel;
+    int64_t adapter_numel, saved_numel;
+    int part_numel; /* tensors of an adapter; those of the next follow, then the saved ones */
     tess_safetensors_writer *weights;
 };
 
@@ -148,6 +149,10 @@ static tess_status copy_spec(tess_peft_writer *w, const tess_peft_content *conte
 static tess_status check_content(const tess_peft_content *content)
 {
     TESS_CHECK(content->adapter_numel > 0, TESS_E_ARG, "adapter export: no adapted modules");
+    for (int64_t i = 0; i < content->saved_numel; i++)
+        TESS_CHECK(tess_peft_spec_saves(content->spec, content->saved[i].name), TESS_E_ARG,
+                   "adapter export: tensor '%s' is not among modules_to_save",
+                   content->saved[i].name);
     TESS_CHECK(content->dt == TESS_F32 || content->dt == TESS_BF16 || content->dt == TESS_F16,
                TESS_E_DTYPE, "adapter export: expected dtype f32, bf16 or f16, found %s",
                tess_dtype_name(content->dt));
@@ -206,7 +211,8 @@ static tess_status start_weights(tess_peft_writer *w, const char *path,
     add_pair(pair, &pair_numel, "compute.dtype", id->compute_dtype);
     add_pair(pair, &pair_numel, "adapter.master_dtype", id->master_dtype);
     if (st == TESS_OK)
-        st = tess_safetensors_writer_create(w->io, path, tensor, 2 * content->adapter_numel, pair,
+        st = tess_safetensors_writer_create(w->io, path, tensor,
+                                            w->part_numel * w->adapter_numel + w->saved_numel, pair,
                                             pair_numel, &w->weights);
     tess_free(target.text);
     return st;
@@ -214,21 +220,35 @@ static tess_status start_weights(tess_peft_writer *w, const char *path,
 
 typedef char tensor_name[TESS_ST_NAME_MAX_NBYTES + 1];
 
-static tess_status fill_tensors(const tess_peft_content *content, tensor_name *name,
-                                tess_st_tensor *tensor)
+static void shape_part(const tess_peft_adapter *a, tess_peft_part part, tess_st_tensor *t)
+{
+    t->dim_numel = part == TESS_PEFT_MAGNITUDE ? 1 : 2;
+    t->dim[0] = part == TESS_PEFT_A ? a->rank : a->out_numel;
+    if (t->dim_numel > 1)
+        t->dim[1] = part == TESS_PEFT_A ? a->in_numel : a->rank;
+}
+
+static tess_status fill_tensors(const tess_peft_writer *w, const tess_peft_content *content,
+                                tensor_name *name, tess_st_tensor *tensor)
 {
     tess_st_dtype dtype = TESS_ST_F32;
     TESS_TRY(tess_st_dtype_from_core(content->dt, &dtype));
-    for (int64_t i = 0; i < content->adapter_numel; i++) {
-        const tess_peft_adapter *a = &content->adapter[i];
-        TESS_TRY(tess_peft_tensor_name(a->path, TESS_PEFT_A, name[2 * i]));
-        TESS_TRY(tess_peft_tensor_name(a->path, TESS_PEFT_B, name[2 * i + 1]));
-        tensor[2 * i] = (tess_st_tensor){
-            .name = name[2 * i], .dtype = dtype, .dim_numel = 2, .dim = {a->rank, a->in_numel}};
-        tensor[2 * i + 1] = (tess_st_tensor){.name = name[2 * i + 1],
-                                             .dtype = dtype,
-                                             .dim_numel = 2,
-                                             .dim = {a->out_numel, a->rank}};
+    const int64_t first_saved = w->part_numel * w->adapter_numel;
+    for (int64_t i = 0; i < first_saved; i++) {
+        const tess_peft_adapter *a = &content->adapter[i / w->part_numel];
+        const tess_peft_part part = (tess_peft_part)(i % w->part_numel);
+        TESS_TRY(tess_peft_tensor_name(a->path, part, name[i]));
+        tensor[i] = (tess_st_tensor){.name = name[i], .dtype = dtype};
+        shape_part(a, part, &tensor[i]);
+    }
+    for (int64_t i = 0; i < w->saved_numel; i++) {
+        const tess_peft_saved *saved = &content->saved[i];
+        tess_st_tensor *t = &tensor[first_saved + i];
+        TESS_TRY(tess_peft_saved_name(saved->name, name[first_saved + i]));
+        *t = (tess_st_tensor){.name = name[first_saved + i],
+                              .dtype = dtype,
+                              .dim_numel = saved->dim_numel,
+                              .dim = {saved->dim[0], saved->dim[1]}};
     }
     return TESS_OK;
 }
@@ -236,13 +256,14 @@ static tess_status fill_tensors(const tess_peft_content *content, tensor_name *n
 static tess_status create_weights(tess_peft_writer *w, const char *dir,
                                   const tess_peft_content *content)
 {
+    const int64_t tensor_numel = w->part_numel * w->adapter_numel + w->saved_numel;
     void *name = NULL, *tensor = NULL;
     char *path = NULL;
-    tess_status st = tess_alloc_array(2 * content->adapter_numel, sizeof(tensor_name), &name);
+    tess_status st = tess_alloc_array(tensor_numel, sizeof(tensor_name), &name);
     if (st == TESS_OK)
-        st = tess_alloc_array(2 * content->adapter_numel, sizeof(tess_st_tensor), &tensor);
+        st = tess_alloc_array(tensor_numel, sizeof(tess_st_tensor), &tensor);
     if (st == TESS_OK)
-        st = fill_tensors(content, name, tensor);
+        st = fill_tensors(w, content, name, tensor);
     if (st == TESS_OK)
         st = tess_asprintf(&path, "%s/adapter_model.safetensors", dir);
     if (st == TESS_OK)
@@ -262,6 +283,8 @@ tess_status tess_peft_writer_create(tess_io *io, const char *dir, const tess_pef
     tess_peft_writer *w = object;
     w->io = io;
     w->adapter_numel = content->adapter_numel;
+    w->saved_numel = content->saved_numel;
+    w->part_numel = tess_peft_part_numel(tess_peft_spec_options(content->spec));
     tess_status st = tess_asprintf(&w->config_path, "%s/adapter_config.json", dir);
     if (st == TESS_OK && content->identity.base_name != NULL)
         st = tess_strdup(content->identity.base_name, &w->base_name);
@@ -285,8 +308,20 @@ tess_status tess_peft_writer_append(tess_peft_writer *writer, int64_t adapter_id
     TESS_CHECK(adapter_idx >= 0 && adapter_idx < writer->adapter_numel, TESS_E_ARG,
                "adapter export: module %" PRId64 " of %" PRId64, adapter_idx,
                writer->adapter_numel);
-    return tess_safetensors_writer_append(writer->weights, 2 * adapter_idx + (int)part, src,
-                                          nbytes);
+    TESS_CHECK((int)part < writer->part_numel, TESS_E_ARG,
+               "adapter export: part %d of an adapter that has %d", (int)part, writer->part_numel);
+    return tess_safetensors_writer_append(
+        writer->weights, writer->part_numel * adapter_idx + (int)part, src, nbytes);
+}
+
+tess_status tess_peft_writer_append_saved(tess_peft_writer *writer, int64_t saved_idx,
+                                          const void *src, size_t nbytes)
+{
+    TESS_CHECK(saved_idx >= 0 && saved_idx < writer->saved_numel, TESS_E_ARG,
+               "adapter export: whole tensor %" PRId64 " of %" PRId64, saved_idx,
+               writer->saved_numel);
+    return tess_safetensors_writer_append(
+        writer->weights, writer->part_numel * writer->adapter_numel + saved_idx, src, nbytes);
 }
 
 /* The config goes away first and comes back last: with it, the weights beside it are its own. */

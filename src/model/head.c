@@ -1,6 +1,7 @@
 #include "model/head_priv.h"
 
 #include "core/arith.h"
+#include "model/linear_priv.h"
 
 enum { CHUNK_MAX_NUMEL = 256, CHUNK_GRAIN_NUMEL = 16, CHUNK_LOGITS_NUMEL = 16 << 20 };
 
@@ -58,6 +59,7 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
     run->d_logits = run->d_n;
     const tess_group group = {.numel = 1, .linear = {&head->linear}};
     TESS_TRY(tess_group_take_input(ex, &group, ex->row_numel, true, &ex->work, &run->n));
+    TESS_TRY(tess_group_take_dora(ex, &group, head->chunk_numel, &ex->work, &run->n));
     TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F32, &run->inv_rms));
     TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_F64, &run->row_loss));
     TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, TESS_F32, &run->logits));
@@ -68,6 +70,8 @@ static tess_status begin(tess_exec *ex, head_run *run, tess_view h, bool has_gra
             TESS_TRY(tess_carve_take_2d(&ex->work, head->chunk_numel, vocab_numel, ex->dt,
                                         &run->d_logits));
     }
+    const tess_group rows = {.numel = 1, .linear = {&head->linear}, .in = run->n};
+    TESS_TRY(tess_dora_norms(ex, &rows));
     const tess_norm_io io = {.x = h, .y = run->n.x, .inv_rms = run->inv_rms};
     return tess_norm_forward(ex, &head->norm, &io);
 }
@@ -89,10 +93,12 @@ static tess_status chunk(tess_exec *ex, const head_run *run, int64_t first_row, 
 {
     const tess_linear *linear = &run->head->linear;
     const int64_t vocab_numel = linear->out_numel;
-    tess_group group = {.numel = 1, .linear = {linear}, .first_row = first_row};
+    tess_group group = {.numel = 1, .linear = {linear}, .first_row = first_row, .has_norms = true};
     const tess_view logits = tess_view_rows(run->logits, 0, row_numel, vocab_numel);
     group.in.x = tess_rows_slice(run->n.x, first_row, row_numel);
     group.in.u[0] = tess_rows_slice(run->n.u[0], first_row, row_numel);
+    group.in.z[0] = tess_rows_slice(run->n.z[0], 0, row_numel);
+    group.in.norm[0] = run->n.norm[0];
     group.y[0] = tess_rows_of(logits, row_numel, vocab_numel);
     TESS_TRY(tess_group_forward(ex, &group));
 
@@ -182,6 +188,7 @@ tess_status tess_head_logits(tess_exec *ex, const tess_head *head, tess_view h, 
     tess_group group = {.numel = 1, .linear = {&head->linear}, .first_row = row_idx};
     tess_view row = {0};
     TESS_TRY(tess_group_take_input(ex, &group, 1, true, &ex->work, &group.in));
+    TESS_TRY(tess_group_take_dora(ex, &group, 1, &ex->work, &group.in));
     const tess_norm_io io = {.x = tess_view_rows(h, row_idx, 1, hidden_numel), .y = group.in.x};
     TESS_TRY(tess_norm_forward(ex, &head->norm, &io));
     TESS_TRY(tess_carve_take(&ex->work, head->linear.out_numel, TESS_F32, &row));

@@ -74,7 +74,8 @@ tess_status tess_attention_take_input(const tess_exec *ex, const tess_attention 
                                       bool wants_x, tess_carve *carve, tess_group_input *in)
 {
     const tess_group group = projections(layer);
-    return tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in);
+    TESS_TRY(tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in));
+    return tess_group_take_dora(ex, &group, ex->row_numel, carve, in);
 }
 
 tess_status tess_attention_take_saved(tess_exec *ex, const tess_attention *layer,
@@ -87,6 +88,7 @@ tess_status tess_attention_take_saved(tess_exec *ex, const tess_attention *layer
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->k.out_numel, ex->dt, &saved->k));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->v.out_numel, ex->dt, &saved->v));
     TESS_TRY(tess_group_take_input(ex, &out, rows, true, carve, &saved->mixed));
+    TESS_TRY(tess_group_take_dora(ex, &out, rows, carve, &saved->mixed));
     return tess_carve_take_2d(carve, layer->head_numel, rows, TESS_F32, &saved->lse);
 }
 
@@ -282,7 +284,8 @@ tess_status tess_mlp_take_input(const tess_exec *ex, const tess_mlp *layer, bool
                                 tess_carve *carve, tess_group_input *in)
 {
     const tess_group group = gate_and_up(layer);
-    return tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in);
+    TESS_TRY(tess_group_take_input(ex, &group, ex->row_numel, wants_x, carve, in));
+    return tess_group_take_dora(ex, &group, ex->row_numel, carve, in);
 }
 
 tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer, tess_mlp_saved *saved)
@@ -292,8 +295,9 @@ tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer, tess_mlp_s
     const tess_group down = one(&layer->down);
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->gate.out_numel, ex->dt, &saved->gate));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->up.out_numel, ex->dt, &saved->up));
-    return tess_group_take_input(ex, &down, rows, tess_linear_learns(&layer->down), carve,
-                                 &saved->product);
+    TESS_TRY(tess_group_take_input(ex, &down, rows, tess_linear_learns(&layer->down), carve,
+                                   &saved->product));
+    return tess_group_take_dora(ex, &down, rows, carve, &saved->product);
 }
 
 tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, const tess_group_input *in,

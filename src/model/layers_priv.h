@@ -14,16 +14,18 @@ TESS_BEGIN_DECLS
 enum { TESS_GROUP_MAX = 3 };
 
 /**
- * y = x W^T + u B^T + bias with u = round(s drop(x) A^T); s = alpha / r.
+ * y = x W^T + u B^T + bias with u = round(s drop(x) A^T); s = alpha / r, or with rsLoRA alpha /
+ * sqrt(r). With DoRA see dora.c.
  *
  * Both products of y are terms of one matrix product with one rounding. Indices are parameters of
  * the registry.
  */
 typedef struct tess_linear {
-    int weight_idx; /* [out, in] */
-    int bias_idx;   /* [out], -1: none */
-    int lora_a_idx; /* [r, in], -1: none */
-    int lora_b_idx; /* [out, r], -1: none */
+    int weight_idx;    /* [out, in] */
+    int bias_idx;      /* [out], -1: none */
+    int lora_a_idx;    /* [r, in], -1: none */
+    int lora_b_idx;    /* [out, r], -1: none */
+    int magnitude_idx; /* [out], -1: no DoRA */
     int64_t in_numel, out_numel;
     int64_t lora_rank; /* 0: no adapter */
     float lora_scale;
@@ -43,6 +45,8 @@ typedef struct tess_linear {
 typedef struct tess_group_input {
     tess_rows x;                 /* [R, in] dt */
     tess_rows u[TESS_GROUP_MAX]; /* [R, r] dt; numel 0 without adapter */
+    tess_rows z[TESS_GROUP_MAX]; /* DoRA: [R, out] dt, products before their scale; else numel 0 */
+    tess_view norm[TESS_GROUP_MAX]; /* DoRA: [out] f32, lengths of the rows of W + s B A */
 } tess_group_input;
 
 /** A group of linears during a call. */
@@ -55,6 +59,7 @@ typedef struct tess_group {
     tess_rows d_out;   /* backward: [R, sum of out and of r] that holds y from its front, or numel 0
                         */
     int64_t first_row; /* of the micro-batch: where R rows lie in the [T, in] dropout mask */
+    bool has_norms;    /* in.norm is there: the group's rows come in several calls */
 } tess_group;
 
 /** y = n * w; n = x / rms(x). */
@@ -100,12 +105,17 @@ typedef struct tess_mlp_saved {
 /** Whether backward needs the layer's input: its weight or its adapter learns. Local. */
 bool tess_linear_learns(const tess_linear *linear);
 /**
- * Take the input of a group of `row_numel` rows, its adapters' activations with it. `wants_x`
- * false: somebody else holds x, if no product wants it beside u. Local.
+ * Take the input of a group of `row_numel` rows, its adapters' activations with it (of DoRA see
+ * tess_group_take_dora()). `wants_x` false: somebody else holds x, if no product wants it beside u.
+ * Local.
  */
 TESS_MUST_CHECK tess_status tess_group_take_input(const tess_exec *ex, const tess_group *group,
                                                   int64_t row_numel, bool wants_x,
                                                   tess_carve *carve, tess_group_input *in);
+/** Take z of `row_numel` rows, and the norms, of the group's DoRA linears. Local. */
+TESS_MUST_CHECK tess_status tess_group_take_dora(const tess_exec *ex, const tess_group *group,
+                                                 int64_t row_numel, tess_carve *carve,
+                                                 tess_group_input *in);
 /** Rows for the gradients of a group's outputs, y of every linear among them. Local. */
 TESS_MUST_CHECK tess_status tess_group_take_gradient(tess_exec *ex, tess_group *group,
                                                      int64_t row_numel);

@@ -1,4 +1,4 @@
-#include "model/layers_priv.h"
+#include "model/linear_priv.h"
 
 #include "core/arith.h"
 #include "core/rng.h"
@@ -85,13 +85,6 @@ tess_status tess_group_take_gradient(tess_exec *ex, tess_group *group, int64_t r
 
 /* ---- products ---- */
 
-static tess_gemm_term term_of(const tess_rows *a, tess_matrix b, int64_t k, float scale)
-{
-    const tess_gemm_term term = {
-        .a = a->view, .a_stride = tess_rows_gap(a), .b = b, .k = k, .scale = scale};
-    return term;
-}
-
 /* c = scale * a op b, one term. */
 static tess_status product(tess_exec *ex, tess_gemm_kind kind, const tess_gemm_term *term,
                            const tess_rows *c)
@@ -111,7 +104,7 @@ static tess_status weight_grad(tess_exec *ex, const tess_rows *a, const tess_row
                                tess_view grad)
 {
     tess_gemm_args args = {.kind = TESS_GEMM_TN, .m = a->cols, .n = b->cols, .term_numel = 1};
-    args.term[0] = term_of(a, tess_rows_matrix(b), a->rows, 1.0f);
+    args.term[0] = tess_linear_term(a, tess_rows_matrix(b), a->rows, 1.0f);
     args.c = grad;
     args.accumulate = true;
     return tess_exec_gemm(ex, &args);
@@ -151,9 +144,8 @@ static tess_status drop(tess_exec *ex, const tess_group *group, const tess_linea
     return TESS_EXEC_RUN(ex, dropout, &args);
 }
 
-/* Input of the adapter: x itself, or its dropped copy in `work`. */
-static tess_status adapter_input(tess_exec *ex, const tess_group *group, const tess_linear *linear,
-                                 tess_rows *out)
+tess_status tess_linear_adapter_input(tess_exec *ex, const tess_group *group,
+                                      const tess_linear *linear, tess_rows *out)
 {
     const tess_rows *x = &group->in.x;
     const tess_view none = tess_exec_view(ex, NULL, 0, ex->dt);
@@ -200,11 +192,11 @@ static tess_status adapters_down(tess_exec *ex, const tess_group *group, int fir
     const tess_linear *linear = group->linear[first];
     const size_t mark = tess_carve_mark(&ex->work);
     tess_rows x = {0};
-    TESS_TRY(adapter_input(ex, group, linear, &x));
+    TESS_TRY(tess_linear_adapter_input(ex, group, linear, &x));
     const int64_t rank = ranks_of(group, first, numel);
     tess_matrix a = tess_exec_matrix(ex, linear->lora_a_idx);
     a.rows = rank;
-    const tess_gemm_term term = term_of(&x, a, linear->in_numel, linear->lora_scale);
+    const tess_gemm_term term = tess_linear_term(&x, a, linear->in_numel, linear->lora_scale);
     const tess_rows u = tess_rows_cols(group->in.u[first], 0, rank);
     TESS_TRY(product(ex, TESS_GEMM_NT, &term, &u));
     tess_carve_release(&ex->work, mark);
@@ -219,9 +211,9 @@ static tess_status output(tess_exec *ex, const tess_group *group, int i)
     args.c = y->view;
     args.c_stride = tess_rows_gap(y);
     args.term[args.term_numel++] =
-        term_of(x, tess_exec_matrix(ex, linear->weight_idx), linear->in_numel, 1.0f);
+        tess_linear_term(x, tess_exec_matrix(ex, linear->weight_idx), linear->in_numel, 1.0f);
     if (linear->lora_rank > 0)
-        args.term[args.term_numel++] = term_of(
+        args.term[args.term_numel++] = tess_linear_term(
             &group->in.u[i], tess_exec_matrix(ex, linear->lora_b_idx), linear->lora_rank, 1.0f);
     tess_matrix bias = {0};
     if (linear->bias_idx >= 0) {
@@ -233,6 +225,8 @@ static tess_status output(tess_exec *ex, const tess_group *group, int i)
 
 tess_status tess_group_forward(tess_exec *ex, const tess_group *group)
 {
+    if (!group->has_norms)
+        TESS_TRY(tess_dora_norms(ex, group));
     for (int i = 0, n = 1; i < group->numel; i += n) {
         n = 1;
         if (group->linear[i]->lora_rank == 0)
@@ -240,9 +234,12 @@ tess_status tess_group_forward(tess_exec *ex, const tess_group *group)
         n = adapters_in_row(ex, group, i);
         TESS_TRY(adapters_down(ex, group, i, n));
     }
-    for (int i = 0; i < group->numel; i++)
-        if (group->y[i].view.numel > 0)
+    for (int i = 0; i < group->numel; i++) {
+        if (group->linear[i]->magnitude_idx >= 0)
+            TESS_TRY(tess_dora_output(ex, group, i));
+        else if (group->y[i].view.numel > 0)
             TESS_TRY(output(ex, group, i));
+    }
     return TESS_OK;
 }
 
@@ -250,9 +247,29 @@ tess_status tess_group_forward(tess_exec *ex, const tess_group *group)
 
 /* What backward works on: the caller's gradients, side by side where the backend wants them so. */
 typedef struct gradients {
-    tess_rows d_y[TESS_GROUP_MAX];
+    tess_rows d_y[TESS_GROUP_MAX]; /* of x W^T */
     tess_rows d_u[TESS_GROUP_MAX];
+    tess_dora_gradients dora[TESS_GROUP_MAX]; /* d_z: of u B^T, d_y itself without DoRA */
 } gradients;
+
+/* Where the gradients of a DoRA linear go. Without dropout x W^T and u B^T have the same one. */
+static tess_status take_dora_gradients(tess_exec *ex, const tess_group *group, gradients *g, int i,
+                                       bool is_wide)
+{
+    const int64_t rows = group->y[i].rows, out_numel = group->linear[i]->out_numel;
+    tess_dora_gradients *dora = &g->dora[i];
+    tess_rows direct = {0};
+    if (ex->dropout > 0.0f) {
+        TESS_TRY(tess_carve_take_rows(&ex->work, rows, out_numel, ex->dt, &dora->d_z));
+        TESS_TRY(tess_carve_take_rows(&ex->work, rows, out_numel, ex->dt, &direct));
+        dora->d_direct = direct.view;
+    } else if (!is_wide) {
+        TESS_TRY(tess_carve_take_rows(&ex->work, rows, out_numel, ex->dt, &g->d_y[i]));
+    }
+    if (ex->dropout == 0.0f)
+        dora->d_z = g->d_y[i];
+    return tess_dora_backward(ex, group, i, dora);
+}
 
 static tess_status gather_gradients(tess_exec *ex, const tess_group *group, gradients *g)
 {
@@ -264,12 +281,19 @@ static tess_status gather_gradients(tess_exec *ex, const tess_group *group, grad
     int64_t at = 0, u_at = out_numel;
     for (int i = 0; i < group->numel; i++) {
         const tess_linear *linear = group->linear[i];
+        const bool is_dora = linear->magnitude_idx >= 0;
+        const bool is_rescaled = is_dora && ex->dropout == 0.0f; /* d_y is written there */
         g->d_y[i] = group->y[i];
         g->d_u[i] = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), rows, 0);
         if (is_padded && group->d_out.view.numel == 0) {
             g->d_y[i] = tess_rows_cols(wide, at, linear->out_numel);
-            TESS_TRY(tess_exec_copy_rows(ex, g->d_y[i], group->y[i]));
+            if (!is_rescaled)
+                TESS_TRY(tess_exec_copy_rows(ex, g->d_y[i], group->y[i]));
         }
+        if (is_dora)
+            TESS_TRY(take_dora_gradients(ex, group, g, i, is_padded));
+        else
+            g->dora[i].d_z = g->d_y[i];
         if (is_padded && linear->lora_rank > 0)
             g->d_u[i] = tess_rows_cols(wide, u_at, linear->lora_rank);
         else if (linear->lora_rank > 0)
@@ -280,14 +304,15 @@ static tess_status gather_gradients(tess_exec *ex, const tess_group *group, grad
     return TESS_OK;
 }
 
-/* du = round(s dy B); dB += dy^T u. */
+/* du = round(s dz B); dB += dz^T u; dz = dy without DoRA. */
 static tess_status adapter_up(tess_exec *ex, const tess_group *group, const gradients *g, int i)
 {
     const tess_linear *linear = group->linear[i];
-    const tess_gemm_term term = term_of(&g->d_y[i], tess_exec_matrix(ex, linear->lora_b_idx),
-                                        linear->out_numel, linear->lora_scale);
+    const tess_rows *d_z = &g->dora[i].d_z;
+    const tess_gemm_term term = tess_linear_term(d_z, tess_exec_matrix(ex, linear->lora_b_idx),
+                                                 linear->out_numel, linear->lora_scale);
     TESS_TRY(product(ex, TESS_GEMM_NN, &term, &g->d_u[i]));
-    return weight_grad(ex, &g->d_y[i], &group->in.u[i], tess_exec_grad(ex, linear->lora_b_idx));
+    return weight_grad(ex, d_z, &group->in.u[i], tess_exec_grad(ex, linear->lora_b_idx));
 }
 
 /* dA += du^T drop(x) of adapters in a row: their gradients follow each other as they do. */
@@ -298,13 +323,31 @@ static tess_status adapters_grad(tess_exec *ex, const tess_group *group, const g
     const int64_t rank = ranks_of(group, first, numel);
     const size_t mark = tess_carve_mark(&ex->work);
     tess_rows x = {0};
-    TESS_TRY(adapter_input(ex, group, linear, &x));
+    TESS_TRY(tess_linear_adapter_input(ex, group, linear, &x));
     const tess_rows d_u = tess_rows_cols(g->d_u[first], 0, rank);
     tess_view grad = tess_exec_grad(ex, linear->lora_a_idx);
     grad.numel = rank * linear->in_numel;
     TESS_TRY(weight_grad(ex, &d_u, &x, grad));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
+}
+
+/* What goes into drop(x): du A, and with DoRA the rescaling of the base. */
+static tess_status dropped_branch(tess_exec *ex, const tess_linear *linear, const gradients *g,
+                                  int i, const tess_rows *branch)
+{
+    const tess_rows direct = tess_rows_of(g->dora[i].d_direct, branch->rows, linear->out_numel);
+    tess_gemm_args args = {.kind = TESS_GEMM_NN,
+                           .m = branch->rows,
+                           .n = branch->cols,
+                           .c = branch->view,
+                           .c_stride = tess_rows_gap(branch)};
+    if (linear->magnitude_idx >= 0)
+        args.term[args.term_numel++] = tess_linear_term(
+            &direct, tess_exec_matrix(ex, linear->weight_idx), linear->out_numel, 1.0f);
+    args.term[args.term_numel++] = tess_linear_term(
+        &g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
+    return tess_exec_gemm(ex, &args);
 }
 
 /* Adapter part of dx under dropout: every branch is masked by itself and added in f32; the last
@@ -322,9 +365,7 @@ static tess_status dropped_branches(tess_exec *ex, const tess_group *group, cons
         const tess_linear *linear = group->linear[i];
         if (linear->lora_rank == 0)
             continue;
-        const tess_gemm_term term =
-            term_of(&g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
-        TESS_TRY(product(ex, TESS_GEMM_NN, &term, &branch));
+        TESS_TRY(dropped_branch(ex, linear, g, i, &branch));
         TESS_TRY(drop(ex, group, linear, branch.view, sum, i == last ? d_x : sum));
     }
     return TESS_OK;
@@ -338,13 +379,13 @@ static tess_status input_grad(tess_exec *ex, const tess_group *group, const grad
     const bool is_split = ex->dropout > 0.0f && rank_sum(group) > 0;
     for (int i = 0; i < group->numel; i++)
         args.term[args.term_numel++] =
-            term_of(&g->d_y[i], tess_exec_matrix(ex, group->linear[i]->weight_idx),
-                    group->linear[i]->out_numel, 1.0f);
+            tess_linear_term(&g->d_y[i], tess_exec_matrix(ex, group->linear[i]->weight_idx),
+                             group->linear[i]->out_numel, 1.0f);
     /* Behind them, in the order of columns where they lie side by side. */
     for (int i = 0; i < group->numel && !is_split; i++) {
         const tess_linear *linear = group->linear[i];
         if (linear->lora_rank > 0)
-            args.term[args.term_numel++] = term_of(
+            args.term[args.term_numel++] = tess_linear_term(
                 &g->d_u[i], tess_exec_matrix(ex, linear->lora_a_idx), linear->lora_rank, 1.0f);
     }
     if (!is_split)

@@ -6,6 +6,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "model/adapter_priv.h"
 #include "model/model_priv.h"
 
 /* Standard deviation of random weights; projections back into the residual stream are smaller by
@@ -45,7 +46,8 @@ static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *id
 {
     const tess_model_options *o = b->options;
     p->unit_idx = b->unit_idx;
-    p->role = o->is_full ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
+    const bool is_saved = o->is_saved != NULL && o->is_saved(o->arg, p->name);
+    p->role = o->is_full || is_saved ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
     p->init = o->is_random ? p->random_init : TESS_INIT_SOURCE;
     p->init_scale = o->is_random ? p->random_scale : 0.0;
     p->learning_rate_ratio = 1.0;
@@ -54,9 +56,14 @@ static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *id
     if (o->source_of != NULL)
         TESS_TRY(o->source_of(o->arg, p, &source));
     p->codec = source;
-    if (!o->is_full && p->shape_rank == 2 && o->codec_of != NULL)
+    if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 && o->codec_of != NULL)
         TESS_TRY(o->codec_of(o->arg, p, is_linear, source, &p->codec));
     return tess_registry_add_param(b->reg, p, idx);
+}
+
+static bool learns(const builder *b, int idx)
+{
+    return b->reg->param[idx].role == TESS_ROLE_TRAINABLE;
 }
 
 static tess_status add_vector(builder *b, const char *name, int64_t numel, tess_init_kind init,
@@ -74,48 +81,9 @@ static tess_status add_norm(builder *b, const char *prefix, const char *module, 
     snprintf(name, sizeof name, "%s%s.weight", prefix, module);
     norm->dim = dim;
     norm->eps = (float)b->config->rms_eps;
-    norm->is_trainable = b->options->is_full;
-    return add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx);
-}
-
-static tess_status add_adapter(builder *b, const char *path, bool is_head, tess_linear *linear)
-{
-    const tess_model_options *o = b->options;
-    tess_lora_choice choice = {0};
-    if (!o->is_full && o->lora_of != NULL)
-        TESS_TRY(o->lora_of(o->arg, path, is_head, &choice));
-    if (choice.rank == 0)
-        return TESS_OK;
-    TESS_CHECK(choice.rank > 0 && isfinite(choice.alpha), TESS_E_CONFIG,
-               "adapter of '%s': rank %d, alpha %g; expected a rank above 0 and a finite alpha",
-               path, choice.rank, choice.alpha);
-    linear->lora_rank = choice.rank;
-    linear->lora_scale = (float)(choice.alpha / choice.rank);
-    linear->adapter_idx = b->adapter_numel++;
-    TESS_CHECK(linear->adapter_idx < 1u << 24, TESS_E_RANGE, "more than 2^24 adapters");
-    /* kaiming_uniform(a = sqrt 5) of a [r, in] matrix is U(-1/sqrt(in), 1/sqrt(in)). */
-    const double bound = 1.0 / sqrt((double)linear->in_numel);
-    tess_param p = {.unit_idx = b->unit_idx,
-                    .role = TESS_ROLE_TRAINABLE,
-                    .shape_rank = 2,
-                    .shape = {choice.rank, linear->in_numel},
-                    .init = TESS_INIT_UNIFORM,
-                    .init_scale = bound,
-                    .random_init = TESS_INIT_UNIFORM,
-                    .random_scale = bound,
-                    .learning_rate_ratio = 1.0,
-                    .has_weight_decay = true,
-                    .is_in_front = true}; /* matrices A of a group in a row: one product */
-    TESS_TRY(name_param(&p, path, ".lora_A.weight"));
-    TESS_TRY(tess_registry_add_param(b->reg, &p, &linear->lora_a_idx));
-    p.shape[0] = linear->out_numel;
-    p.shape[1] = choice.rank;
-    p.is_in_front = false;
-    p.init = p.random_init = TESS_INIT_ZERO;
-    p.init_scale = p.random_scale = 0.0;
-    p.learning_rate_ratio = o->lora_plus_ratio;
-    TESS_TRY(name_param(&p, path, ".lora_B.weight"));
-    return tess_registry_add_param(b->reg, &p, &linear->lora_b_idx);
+    TESS_TRY(add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx));
+    norm->is_trainable = learns(b, norm->weight_idx);
+    return TESS_OK;
 }
 
 /* A linear over a weight that is registered already, or not yet (weight_idx -1). */
@@ -123,14 +91,15 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
                               tess_linear *linear)
 {
     char path[TESS_NAME_NBYTES];
+    const bool is_shared = weight_idx >= 0;
     snprintf(path, sizeof path, "%s%s", place->prefix, place->module);
     *linear = (tess_linear){.weight_idx = weight_idx,
                             .bias_idx = -1,
                             .lora_a_idx = -1,
                             .lora_b_idx = -1,
+                            .magnitude_idx = -1,
                             .in_numel = place->in_numel,
-                            .out_numel = place->out_numel,
-                            .is_trainable = b->options->is_full};
+                            .out_numel = place->out_numel};
     if (weight_idx < 0) {
         tess_param p = {.shape_rank = 2,
                         .shape = {place->out_numel, place->in_numel},
@@ -142,12 +111,19 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
         TESS_TRY(name_param(&p, path, ".weight"));
         TESS_TRY(add_source(b, &p, true, &linear->weight_idx));
     }
+    linear->is_trainable = learns(b, linear->weight_idx);
     if (place->has_bias) {
         char name[TESS_NAME_NBYTES + 8];
         snprintf(name, sizeof name, "%s.bias", path);
         TESS_TRY(add_vector(b, name, place->out_numel, TESS_INIT_ZERO, &linear->bias_idx));
     }
-    return add_adapter(b, path, place->is_head, linear);
+    const tess_adapter_place adapter = {.reg = b->reg,
+                                        .options = b->options,
+                                        .path = path,
+                                        .unit_idx = b->unit_idx,
+                                        .is_head = place->is_head,
+                                        .is_shared = is_shared};
+    return tess_adapter_add(&adapter, &b->adapter_numel, linear);
 }
 
 static tess_status add_attention(builder *b, const char *prefix, int layer_idx, tess_attention *at)
@@ -201,6 +177,20 @@ static tess_status add_block(builder *b, int layer_idx, tess_llama_block *block)
     return add_mlp(b, prefix, &block->mlp);
 }
 
+/* PEFT trains a copy of one of the two, so that they are tied no more: not what was asked for. */
+static tess_status check_tied(const builder *b)
+{
+    static const char *const name[] = {"model.embed_tokens.weight", "lm_head.weight"};
+    const tess_model_options *o = b->options;
+    for (int i = 0; i < TESS_NELEM(name) && b->config->is_tied && o->is_saved != NULL; i++)
+        TESS_CHECK(
+            !o->is_saved(o->arg, name[i]), TESS_E_UNSUPPORTED,
+            "lora.modules_to_save: '%s' is tied (tie_word_embeddings): '%s' and '%s' are one "
+            "tensor; leave it out, or untie it in the model's files",
+            name[i], name[0], name[1]);
+    return TESS_OK;
+}
+
 /* Embedding table; when tied also norm and head, in the same unit. */
 static tess_status add_embed(builder *b)
 {
@@ -212,8 +202,10 @@ static tess_status add_embed(builder *b)
                     .random_scale = random_scale};
     TESS_TRY(name_param(&p, "model.embed_tokens", ".weight"));
     TESS_TRY(tess_registry_add_unit(b->reg, "embed", &b->unit_idx));
-    b->m->is_embed_trainable = b->options->is_full;
-    return add_source(b, &p, false, &b->m->embed_idx);
+    TESS_TRY(check_tied(b));
+    TESS_TRY(add_source(b, &p, false, &b->m->embed_idx));
+    b->m->is_embed_trainable = learns(b, b->m->embed_idx);
+    return TESS_OK;
 }
 
 static tess_status add_head(builder *b)

@@ -27,8 +27,16 @@ typedef struct tess_token_batch {
 /** LoRA of one module; rank 0 means none. */
 typedef struct tess_lora_choice {
     int rank;
-    double alpha;
+    double scale; /* of its product: alpha / r, or alpha / sqrt(r) */
+    bool is_dora; /* with a magnitude per output */
 } tess_lora_choice;
+
+/** How adapters begin. */
+typedef struct tess_adapter_start {
+    bool is_gaussian;       /* A ~ N(0, 1/r^2) instead of kaiming uniform; B = 0 */
+    tess_low_rank low_rank; /* A and B from the weights */
+    int power_numel, turn_numel;
+} tess_adapter_start;
 
 /** Choices of a run that shape the model. Callbacks are pure and borrowed for the describe call. */
 typedef struct tess_model_options {
@@ -41,9 +49,12 @@ typedef struct tess_model_options {
     const tess_kernels *kernels; /* backend whose workspaces are planned; NULL: tess_kernels_cpu */
     double dropout;              /* LoRA dropout */
     double lora_plus_ratio;      /* learning-rate ratio of B, 1 for plain LoRA */
+    tess_adapter_start start;
     void *arg;
     /* Adapter of the linear layer at `module_path` ("model.layers.0.self_attn.q_proj"). */
     tess_status (*lora_of)(void *arg, const char *module_path, bool is_head, tess_lora_choice *out);
+    /* Whether a tensor of the model files is trained as a whole beside the adapters; NULL: none. */
+    bool (*is_saved)(void *arg, const char *tensor_name);
     /* Stored format of a frozen 2-D weight; `source` is its format in the model files. */
     tess_status (*codec_of)(void *arg, const tess_param *p, bool is_linear, tess_codec source,
                             tess_codec *out);

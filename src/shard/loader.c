@@ -1,4 +1,4 @@
-#include "shard/loader.h"
+#include "shard/loader_priv.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -7,28 +7,8 @@
 #include "core/half.h"
 #include "core/memory.h"
 #include "core/rng.h"
-#include "shard/runtime_priv.h"
 
 enum { PART_ALIGN_NBYTES = 16 };
-
-/* A load under way. Tensors are made on the host whatever device they go to. */
-typedef struct loader {
-    tess_runtime *rt;
-    const tess_load_request *q;
-    const tess_kernels *kernels;
-    tess_stream stream; /* of the host */
-    tess_comm *world;   /* for host memory */
-    tess_view work;     /* staging */
-    bool is_device;
-} loader;
-
-/* Staging of one tensor. */
-typedef struct staging {
-    char *source;  /* as read, or generated f32 */
-    float *plain;  /* f32 copy: trainable tensors, and sources that need widening */
-    char *encoded; /* parts, at the same distances as in the unit's byte string */
-    float *absmax; /* scratch of the quantizer */
-} staging;
 
 static tess_init_kind init_of(const tess_param *p, bool is_random)
 {
@@ -44,9 +24,17 @@ static double scale_of(const tess_param *p, bool is_random)
  * rank. */
 static bool is_routed(const tess_param *p, const tess_load_request *q)
 {
+    if (p->init == TESS_INIT_DERIVED)
+        return false; /* comes with another tensor */
     if (p->role == TESS_ROLE_FROZEN)
         return q->wants_frozen;
     return q->wants_trainable && init_of(p, q->is_random) == TESS_INIT_SOURCE;
+}
+
+/* Whether tensors are made of this one when it is made. */
+static bool has_derived(const tess_param *p, const tess_load_request *q)
+{
+    return q->wants_frozen && q->wants_trainable && loader_derived_at(p, 0) >= 0;
 }
 
 static size_t encoded_nbytes(const tess_param *p)
@@ -59,11 +47,6 @@ static size_t encoded_nbytes(const tess_param *p)
 static size_t travel_nbytes(const tess_param *p)
 {
     return p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : (size_t)p->numel * sizeof(float);
-}
-
-static size_t up(size_t nbytes)
-{
-    return (size_t)tess_round_up((int64_t)nbytes, TESS_ARENA_ALIGN_NBYTES);
 }
 
 /* What is read of a tensor: an array of `dt`, or the parts of a quantized codec. */
@@ -96,21 +79,27 @@ static tess_status stored_of(const tess_param *p, const tess_load_request *q, st
     return TESS_OK;
 }
 
-/* Sizes of the four staging areas for one tensor. */
-static tess_status size_staging(const tess_param *p, const tess_load_request *q, size_t size[4])
+/* Sizes of the staging areas for one tensor. */
+static tess_status size_staging(const tess_registry *reg, const tess_param *p,
+                                const tess_load_request *q, size_t size[LOADER_AREA_NUMEL])
 {
     stored from;
     TESS_TRY(stored_of(p, q, &from));
-    const bool is_widened =
-        p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 || (from.is_coded && !from.is_kept);
-    size[0] = from.nbytes;
+    const bool is_widened = p->role == TESS_ROLE_TRAINABLE || from.dt == TESS_F16 ||
+                            (from.is_coded && !from.is_kept) ||
+                            (loader_has_low_rank(p) && has_derived(p, q));
+    size[LOADER_SOURCE] = from.nbytes;
     if (from.is_coded && !from.is_kept) /* decoders want parts at their own alignment */
-        size[0] += TESS_CODEC_PART_MAX * PART_ALIGN_NBYTES;
-    TESS_TRY(tess_nbytes(TESS_F32, is_widened ? p->numel : 0, &size[1]));
-    size[2] = p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : 0;
-    size[3] = 0;
+        size[LOADER_SOURCE] += TESS_CODEC_PART_MAX * PART_ALIGN_NBYTES;
+    TESS_TRY(tess_nbytes(TESS_F32, is_widened ? p->numel : 0, &size[LOADER_PLAIN]));
+    size[LOADER_ENCODED] = p->role == TESS_ROLE_FROZEN ? encoded_nbytes(p) : 0;
+    size[LOADER_ABSMAX] = 0;
     if (p->role == TESS_ROLE_FROZEN && p->codec.double_quant)
-        TESS_TRY(tess_nbytes(TESS_F32, tess_ceil_div(p->numel, p->codec.block_numel), &size[3]));
+        TESS_TRY(tess_nbytes(TESS_F32, tess_ceil_div(p->numel, p->codec.block_numel),
+                             &size[LOADER_ABSMAX]));
+    size[LOADER_DERIVED] = size[LOADER_SCRATCH] = 0;
+    if (has_derived(p, q))
+        TESS_TRY(loader_derived_size(reg, p, &size[LOADER_DERIVED], &size[LOADER_SCRATCH]));
     return TESS_OK;
 }
 
@@ -119,14 +108,18 @@ tess_status tess_load_plan(const tess_registry *reg, const tess_load_request *re
 {
     size_t most = 0, landing = 0;
     for (int i = 0; i < reg->param_numel; i++) {
-        size_t size[4] = {0}, sum = 0;
-        if (!is_routed(&reg->param[i], request))
+        const tess_param *p = &reg->param[i];
+        size_t size[LOADER_AREA_NUMEL] = {0}, sum = 0;
+        if (!is_routed(p, request))
             continue;
-        TESS_TRY(size_staging(&reg->param[i], request, size));
-        for (int k = 0; k < 4; k++)
-            sum += up(size[k]);
+        TESS_TRY(size_staging(reg, p, request, size));
+        for (int k = 0; k < LOADER_AREA_NUMEL; k++)
+            sum += loader_up(size[k]);
         most = TESS_MAX(most, sum);
-        landing = TESS_MAX(landing, up(travel_nbytes(&reg->param[i])));
+        landing = TESS_MAX(landing, loader_up(travel_nbytes(p)));
+        for (int k = 0; has_derived(p, request) && loader_derived_at(p, k) >= 0; k++)
+            landing =
+                TESS_MAX(landing, loader_up(travel_nbytes(&reg->param[loader_derived_at(p, k)])));
     }
     /* A tensor that another rank made lands beside the own one. */
     *nbytes = request->is_device ? most + landing : most;
@@ -135,19 +128,24 @@ tess_status tess_load_plan(const tess_registry *reg, const tess_load_request *re
 
 static tess_status carve(const loader *l, const tess_param *p, staging *s, char **behind)
 {
-    size_t size[4] = {0}, at = 0;
-    char *base[4];
-    TESS_TRY(size_staging(p, l->q, size));
-    for (int k = 0; k < 4; k++) {
+    size_t size[LOADER_AREA_NUMEL] = {0}, at = 0;
+    char *base[LOADER_AREA_NUMEL];
+    TESS_TRY(size_staging(l->rt->parts.registry, p, l->q, size));
+    for (int k = 0; k < LOADER_AREA_NUMEL; k++) {
         base[k] = (char *)l->work.data + at;
-        at += up(size[k]);
+        at += loader_up(size[k]);
     }
     TESS_CHECK(at <= (size_t)l->work.numel, TESS_E_STATE,
                "tensor '%s': load staging of %zu bytes exceeds the plan's %" PRId64, p->name, at,
                l->work.numel);
     if (behind != NULL)
         *behind = (char *)l->work.data + at;
-    *s = (staging){base[0], (float *)(void *)base[1], base[2], (float *)(void *)base[3]};
+    *s = (staging){.source = base[LOADER_SOURCE],
+                   .plain = (float *)(void *)base[LOADER_PLAIN],
+                   .encoded = base[LOADER_ENCODED],
+                   .absmax = (float *)(void *)base[LOADER_ABSMAX],
+                   .derived = (float *)(void *)base[LOADER_DERIVED],
+                   .scratch = base[LOADER_SCRATCH]};
     return TESS_OK;
 }
 
@@ -160,6 +158,7 @@ static void draw(const tess_param *p, uint32_t param_idx, const tess_load_reques
     switch (init_of(p, q->is_random)) {
     case TESS_INIT_ZERO:
     case TESS_INIT_SOURCE:
+    case TESS_INIT_DERIVED:
         memset(dst, 0, (size_t)numel * sizeof *dst);
         return;
     case TESS_INIT_ONE:
@@ -188,18 +187,17 @@ static tess_status widen(loader *l, const void *src, tess_dtype dt, float *dst, 
     return l->kernels->cast(&args, &l->stream);
 }
 
-/* The places of a tensor's parts in its staging. */
-static void parts_of(const tess_param *p, const staging *s, void *part[TESS_CODEC_PART_MAX])
+void loader_parts_of(const tess_param *p, const staging *s, void *part[TESS_CODEC_PART_MAX])
 {
     for (int i = 0; i < p->part_numel; i++)
         part[i] = s->encoded + (p->part_offset_nbytes[i] - p->part_offset_nbytes[0]);
 }
 
-static tess_status encode(loader *l, const tess_param *p, const staging *s, tess_view values)
+tess_status loader_encode(loader *l, const tess_param *p, const staging *s, tess_view values)
 {
     void *part[TESS_CODEC_PART_MAX] = {0};
     memset(s->encoded, 0, encoded_nbytes(p));
-    parts_of(p, s, part);
+    loader_parts_of(p, s, part);
     if (tess_format_is_quantized(p->codec.format)) {
         tess_quantize_args args = {
             .codec = p->codec, .src = values, .absmax_work = s->absmax, .tensor_name = p->name};
@@ -217,7 +215,7 @@ static void keep(const tess_param *p, const staging *s)
     void *part[TESS_CODEC_PART_MAX] = {0};
     const char *from = s->source;
     memset(s->encoded, 0, encoded_nbytes(p));
-    parts_of(p, s, part);
+    loader_parts_of(p, s, part);
     for (int i = 0; i < p->part_numel; i++) {
         memcpy(part[i], from, p->part[i].nbytes);
         from += p->part[i].nbytes;
@@ -273,8 +271,33 @@ static tess_status hash_parts(const tess_param *p, const staging *s, tess_sha256
     return st;
 }
 
-/* Make one whole tensor: read or draw it, then widen or encode. */
-static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
+/* The values as the parameter has them, or what an adapter leaves of them. */
+static tess_status store(loader *l, const tess_param *p, const staging *s, tess_view values)
+{
+    if (!loader_has_low_rank(p))
+        return loader_encode(l, p, s, values);
+    if (values.data != s->plain) {
+        const tess_cast_args args = {.src = values,
+                                     .dst = tess_view_host(s->plain, p->numel, TESS_F32)};
+        TESS_TRY(l->kernels->cast(&args, &l->stream));
+    }
+    return loader_take_low_rank(l, p, s);
+}
+
+/* Digests of frozen tensors that came with this one. */
+static tess_status hash_derived(const loader *l, const tess_param *p, const staging *s,
+                                tess_sha256 *tensor_sha)
+{
+    const tess_registry *reg = l->rt->parts.registry;
+    for (int k = 0, idx = 0; (idx = loader_derived_at(p, k)) >= 0; k++)
+        if (reg->param[idx].role == TESS_ROLE_FROZEN)
+            TESS_TRY(tess_sha256_of(loader_derived_place(reg, p, s, k),
+                                    reg->param[idx].part[0].nbytes, &tensor_sha[idx]));
+    return TESS_OK;
+}
+
+/* Make one whole tensor: read or draw it, then widen or encode, then what is made of it. */
+static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha)
 {
     const tess_load_request *q = l->q;
     const tess_param *p = &l->rt->parts.registry->param[param_idx];
@@ -283,19 +306,29 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *sha)
     tess_view values;
     TESS_TRY(carve(l, p, &s, NULL));
     TESS_TRY(stored_of(p, q, &from));
+    TESS_CHECK(!loader_has_low_rank(p) || (has_derived(p, q) && !from.is_kept), TESS_E_UNSUPPORTED,
+               "lora.init: the base of '%s' is made together with the start of its adapter, from "
+               "weights; an adapter under way cannot get another one",
+               p->name);
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
         TESS_TRY(q->source->read(q->source->arg, p, s.source, from.nbytes));
     else
         draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
     if (from.is_kept) {
         keep(p, &s);
-        return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
+    } else {
+        TESS_TRY(values_of(l, p, &s, &from, &values));
+        if (p->role == TESS_ROLE_TRAINABLE)
+            return TESS_OK;
+        TESS_TRY(store(l, p, &s, values));
     }
-    TESS_TRY(values_of(l, p, &s, &from, &values));
-    if (p->role == TESS_ROLE_TRAINABLE)
+    if (has_derived(p, q))
+        TESS_TRY(loader_take_lengths(l, p, &s));
+    if (tensor_sha == NULL)
         return TESS_OK;
-    TESS_TRY(encode(l, p, &s, values));
-    return sha != NULL ? hash_parts(p, &s, sha) : TESS_OK;
+    if (has_derived(p, q))
+        TESS_TRY(hash_derived(l, p, &s, tensor_sha));
+    return hash_parts(p, &s, &tensor_sha[param_idx]);
 }
 
 /* ---- routing ---- */
@@ -346,16 +379,26 @@ static tess_view home_of(tess_runtime *rt, const tess_param *p)
     return home;
 }
 
-/* Tensors on their way: rank `first_maker` + i made list[i]. */
+/* Tensors on their way: rank `first_maker` + i made the matrix list[i], and of it perhaps others.
+ */
 typedef struct load_batch {
     const int *list;
     int first_maker, numel;
+    int derived; /* which of those travels; -1: the matrix itself */
 } load_batch;
 
+/* The tensor that travels from a rank, NULL: none. */
 static const tess_param *made_by(const loader *l, const load_batch *b, int rank)
 {
+    const tess_registry *reg = l->rt->parts.registry;
     const int i = rank - b->first_maker;
-    return i >= 0 && i < b->numel ? &l->rt->parts.registry->param[b->list[i]] : NULL;
+    if (i < 0 || i >= b->numel)
+        return NULL;
+    const tess_param *p = &reg->param[b->list[i]];
+    if (b->derived < 0)
+        return p;
+    const int idx = has_derived(p, l->q) ? loader_derived_at(p, b->derived) : -1;
+    return idx >= 0 ? &reg->param[idx] : NULL;
 }
 
 static tess_status list_sends(const loader *l, const load_batch *b, int *send_numel)
@@ -366,9 +409,13 @@ static tess_status list_sends(const loader *l, const load_batch *b, int *send_nu
     staging s;
     if (p == NULL)
         return TESS_OK;
-    TESS_TRY(carve(l, p, &s, NULL));
+    const tess_registry *reg = rt->parts.registry;
+    const tess_param *maker = &reg->param[b->list[rt->rank - b->first_maker]];
+    TESS_TRY(carve(l, maker, &s, NULL));
     const route r = route_of(rt, p);
     char *made = p->role == TESS_ROLE_FROZEN ? s.encoded : (char *)s.plain;
+    if (b->derived >= 0)
+        made = (char *)loader_derived_place(reg, maker, &s, b->derived);
     for (int peer = 0; peer < rt->world; peer++)
         if (overlap(&r, peer, &lo, &hi))
             rt->pieces[0][(*send_numel)++] = (tess_piece){
@@ -381,6 +428,8 @@ static bool own_part(const loader *l, const load_batch *b, int maker, tess_view 
 {
     tess_runtime *rt = l->rt;
     const tess_param *p = made_by(l, b, maker);
+    if (p == NULL)
+        return false;
     const route r = route_of(rt, p);
     int64_t lo = 0, hi = 0;
     if (!overlap(&r, rt->rank, &lo, &hi))
@@ -421,11 +470,11 @@ static tess_status route_batch(const loader *l, const load_batch *b, tess_view l
 
 /* Rank r made list[r]. On the host all tensors travel at once, straight to their places; beside a
  * device one after another, through the landing. */
-static tess_status route_tensors(const loader *l, const int *list, int numel)
+static tess_status route_tensors(const loader *l, const int *list, int numel, int derived)
 {
     tess_status landed = TESS_OK;
     if (!l->is_device)
-        return route_batch(l, &(load_batch){list, 0, numel},
+        return route_batch(l, &(load_batch){list, 0, numel, derived},
                            tess_view_host(NULL, 0, TESS_U8_OPAQUE), &landed);
     char *behind = l->work.data;
     if (l->rt->rank < numel) {
@@ -435,7 +484,7 @@ static tess_status route_tensors(const loader *l, const int *list, int numel)
     const tess_view landing = tess_view_slice(l->work, behind - (char *)l->work.data,
                                               l->work.numel - (behind - (char *)l->work.data));
     for (int maker = 0; maker < numel; maker++)
-        TESS_TRY(route_batch(l, &(load_batch){list + maker, maker, 1}, landing, &landed));
+        TESS_TRY(route_batch(l, &(load_batch){list + maker, maker, 1, derived}, landing, &landed));
     return tess_agree(l->rt->parts.world, landed);
 }
 
@@ -462,7 +511,8 @@ static tess_status draw_owned(const loader *l)
     for (int i = 0; i < reg->param_numel; i++) {
         const tess_param *p = &reg->param[i];
         int64_t lo = 0, hi = 0;
-        if (p->role != TESS_ROLE_TRAINABLE || !l->q->wants_trainable || is_routed(p, l->q))
+        if (p->role != TESS_ROLE_TRAINABLE || !l->q->wants_trainable || is_routed(p, l->q) ||
+            p->init == TESS_INIT_DERIVED)
             continue;
         tess_plan_owned(rt->parts.plan, p->unit_idx, rt->rank, &lo, &hi);
         const int64_t first = TESS_MAX(lo, p->slab_first_idx);
@@ -475,16 +525,29 @@ static tess_status draw_owned(const loader *l)
     return TESS_OK;
 }
 
+static bool any_derived(const loader *l, const int *list, int numel, int k)
+{
+    const load_batch all = {list, 0, numel, k};
+    for (int maker = 0; maker < numel; maker++)
+        if (made_by(l, &all, maker) != NULL)
+            return true;
+    return false;
+}
+
 /* One round: every rank makes one tensor, all agree, then the bytes travel. */
 static tess_status load_round(loader *l, const int *list, int numel, tess_sha256 *tensor_sha)
 {
     tess_status st = TESS_OK;
     if (l->rt->rank < numel) {
         const int mine = list[l->rt->rank];
-        st = make_tensor(l, mine, tensor_sha != NULL ? &tensor_sha[mine] : NULL);
+        st = make_tensor(l, mine, tensor_sha);
     }
     TESS_TRY(tess_agree(l->rt->parts.world, st));
-    return route_tensors(l, list, numel);
+    TESS_TRY(route_tensors(l, list, numel, -1));
+    for (int k = 0; k < LOADER_DERIVED_MAX; k++)
+        if (any_derived(l, list, numel, k))
+            TESS_TRY(route_tensors(l, list, numel, k));
+    return TESS_OK;
 }
 
 /* Each tensor's digest is known to the rank that made it; bytes of the others are zero, so sums

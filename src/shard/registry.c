@@ -136,6 +136,21 @@ tess_status tess_registry_lay_out(tess_registry *reg)
     return TESS_OK;
 }
 
+void tess_param_rule(const tess_registry *reg, const tess_param *p, char text[TESS_RULE_NBYTES])
+{
+    const tess_derived *d = &p->derived;
+    char codec[TESS_CODEC_TEXT_NBYTES], more[32] = "";
+    tess_codec_describe(&p->codec, codec);
+    const int rank = d->low_rank != TESS_LOW_RANK_NONE ? (int)reg->param[d->a_idx].shape[0] : 0;
+    if (d->low_rank == TESS_LOW_RANK_PISSA)
+        snprintf(more, sizeof more, "/pissa/r%d", rank);
+    else if (d->low_rank == TESS_LOW_RANK_LOFTQ)
+        snprintf(more, sizeof more, "/loftq/r%d/n%d", rank, d->turn_numel);
+    else if (p->init == TESS_INIT_DERIVED)
+        snprintf(more, sizeof more, "/initial");
+    snprintf(text, TESS_RULE_NBYTES, "%s%s", codec, more);
+}
+
 int tess_registry_find(const tess_registry *reg, const char *name)
 {
     for (int i = 0; i < reg->param_numel; i++)

@@ -35,7 +35,31 @@ typedef enum tess_init_kind {
     TESS_INIT_ONE,
     TESS_INIT_UNIFORM, /* U(-scale, scale) */
     TESS_INIT_NORMAL,  /* N(0, scale^2) */
+    TESS_INIT_DERIVED, /* made from another tensor while that one is loaded: its `derived` */
 } tess_init_kind;
+
+/** How an adapter takes a part of the weights W over; what is stored is a base of its own. */
+typedef enum tess_low_rank {
+    TESS_LOW_RANK_NONE,
+    /* s B A = the largest singular values of W; W - s B A is stored. Meng et al., arXiv 2404.02948
+     */
+    TESS_LOW_RANK_PISSA,
+    /* s B A = the largest of what quantizing W - s B A loses, in turns. Li et al., arXiv 2310.08659
+     */
+    TESS_LOW_RANK_LOFTQ,
+} tess_low_rank;
+
+/** Tensors that are made together with a frozen matrix [out, in]; 0: none (a matrix comes before
+ * what is made of it). */
+typedef struct tess_derived {
+    int magnitude_idx; /* [out]: lengths of the rows as stored, in the compute dtype */
+    tess_low_rank low_rank;
+    int a_idx, b_idx;                 /* A [r, in], B [out, r]; values of the compute dtype */
+    int initial_a_idx, initial_b_idx; /* frozen f32 copies: what A and B started as */
+    int power_numel;                  /* iterations of the subspace (shard/low_rank.h) */
+    int turn_numel;                   /* LoftQ: quantizations */
+    double scale;                     /* s */
+} tess_derived;
 
 /** One named tensor. Filled by the family except for the last block, which the layout fills. */
 typedef struct tess_param {
@@ -52,6 +76,7 @@ typedef struct tess_param {
     double learning_rate_ratio; /* 1; LoRA+ ratio on B */
     bool has_weight_decay;
     bool is_outer;    /* an embedding or output layer: Muon leaves it to AdamW */
+    tess_derived derived;
     bool is_in_front; /* trainable: lies before those of its unit that are not, in registration
                          order among its like */
 
@@ -175,6 +200,10 @@ TESS_MUST_CHECK tess_status tess_registry_add_stage(tess_registry *reg, const te
  * trainable tensors at multiples of 256 elements. Nothing may be added afterwards. Local.
  */
 TESS_MUST_CHECK tess_status tess_registry_lay_out(tess_registry *reg);
+/** How the bytes of a frozen tensor were made, for the identity of a base: "nf4/64/double", and
+ * behind it "/pissa/r16" or the like. Local. */
+enum { TESS_RULE_NBYTES = TESS_CODEC_TEXT_NBYTES + 32 };
+void tess_param_rule(const tess_registry *reg, const tess_param *p, char text[TESS_RULE_NBYTES]);
 /** Index of a parameter by name, -1 when absent. Local. */
 int tess_registry_find(const tess_registry *reg, const char *name);
 

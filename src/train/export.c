@@ -17,19 +17,43 @@
 
 static tess_view shard_of(tess_session *s, const tess_param *p, tess_dtype dt)
 {
+    if (p->role == TESS_ROLE_FROZEN) { /* plain f32, as session_collect() asks */
+        tess_view bytes = tess_runtime_frozen_shard(s->rt, p->unit_idx);
+        bytes.numel /= (int64_t)sizeof(float);
+        bytes.dt = TESS_F32;
+        return bytes;
+    }
     return dt == s->d.registry.compute_dt
                ? tess_runtime_param_shard(s->rt, p->unit_idx)
                : tess_runtime_state(s->rt, p->unit_idx,
                                     tess_runtime_weights_array(s->rt, s->shown));
 }
 
+/* Elements [lo, hi) of a slab, or of the unit's byte string in elements of f32, that `rank` sends:
+ * of the copies of a string the first group's. `at` is where the tensor begins there. */
+static void owned(const tess_session *s, const tess_param *p, int rank, int64_t range[2],
+                  int64_t *at)
+{
+    const tess_plan *plan = s->d.plan;
+    *at = p->slab_first_idx;
+    if (p->role == TESS_ROLE_TRAINABLE) {
+        tess_plan_owned(plan, p->unit_idx, rank, &range[0], &range[1]);
+        return;
+    }
+    const int64_t shard = (int64_t)(plan->unit[p->unit_idx].frozen_shard_nbytes / sizeof(float));
+    const bool is_first = rank < plan->options.gather_group_numel;
+    *at = (int64_t)(p->part_offset_nbytes[0] / sizeof(float));
+    range[0] = shard * rank;
+    range[1] = is_first ? shard * (rank + 1) : range[0];
+}
+
 static bool overlap(const tess_session *s, const tess_param *p, int rank, int64_t *first,
                     int64_t *numel)
 {
-    int64_t lo = 0, hi = 0;
-    tess_plan_owned(s->d.plan, p->unit_idx, rank, &lo, &hi);
-    *first = TESS_MAX(lo, p->slab_first_idx);
-    *numel = TESS_MIN(hi, p->slab_first_idx + p->numel) - *first;
+    int64_t range[2] = {0, 0}, at = 0;
+    owned(s, p, rank, range, &at);
+    *first = TESS_MAX(range[0], at);
+    *numel = TESS_MIN(range[1], at + p->numel) - *first;
     return *numel > 0;
 }
 
@@ -46,12 +70,12 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
                             .name = "export",
                             .config_key = "output.export"};
     tess_piece send = {0};
-    int64_t first = 0, numel = 0, lo = 0, hi = 0;
+    int64_t first = 0, numel = 0, range[2] = {0, 0}, at = 0;
     tess_status copied = TESS_OK;
     int send_numel = 0, receive_numel = 0;
-    tess_plan_owned(s->d.plan, p->unit_idx, rank, &lo, &hi);
+    owned(s, p, rank, range, &at);
     if (overlap(s, p, rank, &first, &numel)) {
-        send = (tess_piece){0, tess_view_slice(shard_of(s, p, dst.dt), first - lo, numel)};
+        send = (tess_piece){0, tess_view_slice(shard_of(s, p, dst.dt), first - range[0], numel)};
         send_numel = 1;
         if (send.view.space != TESS_HOST) {
             own.numel = numel;
@@ -62,8 +86,7 @@ static tess_status collect(tess_session *s, const tess_param *p, tess_view dst, 
     }
     for (int peer = 0; rank == 0 && peer < tess_comm_world(s->world); peer++)
         if (overlap(s, p, peer, &first, &numel))
-            pieces[receive_numel++] =
-                (tess_piece){peer, tess_view_slice(dst, first - p->slab_first_idx, numel)};
+            pieces[receive_numel++] = (tess_piece){peer, tess_view_slice(dst, first - at, numel)};
     tess_comm *world = tess_comm_host(s->world);
     tess_stream *stream = tess_comm_reduce_stream(world);
     TESS_TRY(tess_comm_exchange(world, &wire, &send, send_numel, pieces, receive_numel, stream));
@@ -89,9 +112,15 @@ static tess_status round_to_half(const tess_param *p, tess_view *v)
     return TESS_OK;
 }
 
-tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink sink, void *arg)
+bool session_is_initial(const tess_param *p)
 {
-    const tess_dtype held = dt == TESS_F16 ? TESS_F32 : dt; /* fp16 is rounded from the masters */
+    return p->role == TESS_ROLE_FROZEN && p->init == TESS_INIT_DERIVED;
+}
+
+tess_status session_collect(tess_session *s, const session_collection *what, void *arg)
+{
+    /* fp16 is rounded from the masters */
+    const tess_dtype held = what->dt == TESS_F16 ? TESS_F32 : what->dt;
     void *pieces = NULL;
     tess_view work = {0};
     tess_status st = tess_runtime_host_work(s->rt, &work);
@@ -100,8 +129,9 @@ tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink 
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++) {
         const tess_param *p = &s->d.registry.param[i];
-        tess_view dst = tess_view_host(work.data, p->numel, held);
-        if (p->role != TESS_ROLE_TRAINABLE)
+        const bool is_wanted_initial = what->wants_initial && session_is_initial(p);
+        tess_view dst = tess_view_host(work.data, p->numel, is_wanted_initial ? TESS_F32 : held);
+        if (p->role != TESS_ROLE_TRAINABLE && !is_wanted_initial)
             continue;
         if (tess_view_nbytes(dst) > (size_t)work.numel)
             st = TESS_FAIL(TESS_E_FIT,
@@ -110,135 +140,39 @@ tess_status session_collect(tess_session *s, tess_dtype dt, session_tensor_sink 
         else
             st = collect(s, p, dst, tess_view_slice(work, work.numel / 2, 0), pieces);
         const bool is_root = st == TESS_OK && tess_comm_rank(s->world) == 0;
-        if (is_root && dt == TESS_F16)
+        if (is_root && what->dt == TESS_F16)
             st = round_to_half(p, &dst);
         if (is_root && st == TESS_OK)
-            st = sink(arg, i, dst.data, tess_view_nbytes(dst));
+            st = what->sink(arg, i, dst.data, tess_view_nbytes(dst));
         st = session_agree(s, st);
     }
     tess_free(pieces);
     return st;
 }
 
-/* ---- PEFT ---- */
+/* ---- other dialects ---- */
 
-typedef struct peft_export {
-    tess_session *s;
-    tess_peft_adapter *adapter;
-    char (*path)[TESS_NAME_NBYTES];
-    int64_t adapter_numel;
-    tess_peft_writer *writer;
-} peft_export;
-
-bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft_part *part)
+/* What no GGUF adapter says is refused before anything is written. Local. */
+static tess_status check_gguf(const tess_session *s)
 {
-    static const char *const suffix[] = {".lora_A.weight", ".lora_B.weight"};
-    const size_t nbytes = strlen(name);
-    for (int i = 0; i < 2; i++) {
-        const size_t end = strlen(suffix[i]);
-        if (nbytes > end && strcmp(name + nbytes - end, suffix[i]) == 0) {
-            snprintf(path, TESS_NAME_NBYTES, "%.*s", (int)(nbytes - end), name);
-            *part = i == 0 ? TESS_PEFT_A : TESS_PEFT_B;
-            return true;
-        }
-    }
-    return false;
-}
-
-static int64_t adapter_of(const peft_export *e, const char *path)
-{
-    for (int64_t i = 0; i < e->adapter_numel; i++)
-        if (strcmp(e->path[i], path) == 0)
-            return i;
-    return -1;
-}
-
-static tess_status list_adapters(peft_export *e)
-{
-    const tess_registry *reg = &e->s->d.registry;
-    TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *e->adapter, (void **)&e->adapter));
-    TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *e->path, (void **)&e->path));
+    const tess_registry *reg = &s->d.registry;
+    TESS_CHECK(s->run->lora.init != TESS_RUN_START_PISSA &&
+                   s->run->lora.init != TESS_RUN_START_LOFTQ,
+               TESS_E_UNSUPPORTED,
+               "export gguf: the adapter belongs to a base that took a part of its weights away "
+               "(lora.init), which no GGUF file holds; write a peft adapter with --difference");
     for (int i = 0; i < reg->param_numel; i++) {
-        const tess_param *p = &reg->param[i];
         char path[TESS_NAME_NBYTES];
         tess_peft_part part = TESS_PEFT_A;
-        if (p->role != TESS_ROLE_TRAINABLE || !session_parse_lora(p->name, path, &part))
+        if (reg->param[i].role != TESS_ROLE_TRAINABLE)
             continue;
-        int64_t at = adapter_of(e, path);
-        if (at < 0) {
-            at = e->adapter_numel++;
-            snprintf(e->path[at], TESS_NAME_NBYTES, "%s", path);
-            e->adapter[at].path = e->path[at];
-        }
-        if (part == TESS_PEFT_A) {
-            e->adapter[at].rank = p->shape[0];
-            e->adapter[at].in_numel = p->shape[1];
-        } else {
-            e->adapter[at].out_numel = p->shape[0];
-        }
+        TESS_CHECK(
+            session_parse_lora(reg->param[i].name, path, &part) && part != TESS_PEFT_MAGNITUDE,
+            TESS_E_UNSUPPORTED, "export gguf: a GGUF adapter has no place for '%s' (%s); use peft",
+            reg->param[i].name, part == TESS_PEFT_MAGNITUDE ? "lora.dora" : "lora.modules_to_save");
     }
     return TESS_OK;
 }
-
-/* Format of most frozen weights: that of the first quantized one, else of the first. */
-static void describe_base(const tess_session *s, char text[TESS_CODEC_TEXT_NBYTES])
-{
-    snprintf(text, TESS_CODEC_TEXT_NBYTES, "none");
-    for (int i = s->d.registry.param_numel - 1; i >= 0; i--) {
-        const tess_param *p = &s->d.registry.param[i];
-        if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 &&
-            (tess_format_is_quantized(p->codec.format) || strcmp(text, "none") == 0))
-            tess_codec_describe(&p->codec, text);
-    }
-}
-
-static tess_status start_peft(peft_export *e, const tess_export_request *request)
-{
-    tess_session *s = e->s;
-    char base_quant[TESS_CODEC_TEXT_NBYTES];
-    TESS_TRY(list_adapters(e));
-    describe_base(s, base_quant);
-    const tess_peft_content content = {
-        .spec = s->d.spec,
-        .adapter = e->adapter,
-        .adapter_numel = e->adapter_numel,
-        .dt = request->dt,
-        .identity = {.base_name = s->run->model.path,
-                     .base_quant = base_quant,
-                     .base_id = s->base_id,
-                     .base_previous = s->base_previous,
-                     .compute_dtype = tess_dtype_name(s->d.registry.compute_dt),
-                     .master_dtype = "f32"}};
-    TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));
-    return tess_peft_writer_create(s->ctx->io, request->dir, &content, &e->writer);
-}
-
-static tess_status write_peft_tensor(void *arg, int param_idx, const void *data, size_t nbytes)
-{
-    peft_export *e = arg;
-    char path[TESS_NAME_NBYTES];
-    tess_peft_part part = TESS_PEFT_A;
-    if (!session_parse_lora(e->s->d.registry.param[param_idx].name, path, &part))
-        return TESS_OK;
-    return tess_peft_writer_append(e->writer, adapter_of(e, path), part, data, nbytes);
-}
-
-static tess_status export_peft(tess_session *s, const tess_export_request *request)
-{
-    peft_export e = {.s = s};
-    const bool is_root = tess_comm_rank(s->world) == 0;
-    tess_status st = session_agree(s, is_root ? start_peft(&e, request) : TESS_OK);
-    if (st == TESS_OK)
-        st = session_collect(s, request->dt, write_peft_tensor, &e);
-    if (st == TESS_OK)
-        st = session_agree(s, is_root ? tess_peft_writer_finish(e.writer) : TESS_OK);
-    tess_peft_writer_destroy(&e.writer);
-    tess_free(e.adapter);
-    tess_free(e.path);
-    return st;
-}
-
-/* ---- other dialects ---- */
 
 /* Rank 0: the staged directory as one file of the dialect beside it; then the directory goes. */
 static tess_status convert_staged(const tess_session *s, const tess_export_request *request,
@@ -267,9 +201,10 @@ static tess_status export_gguf(tess_session *s, const tess_export_request *reque
     char staged[PATH_MAX];
     const int n = snprintf(staged, sizeof staged, "%s/peft.tmp", request->dir);
     TESS_CHECK(n > 0 && n < (int)sizeof staged, TESS_E_ARG, "export folder: path is too long");
+    TESS_TRY(check_gguf(s));
     const tess_export_request masters = {
         .dir = staged, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F32};
-    TESS_TRY(export_peft(s, &masters));
+    TESS_TRY(session_export_peft(s, &masters));
     return session_agree(s, tess_comm_rank(s->world) == 0 ? convert_staged(s, request, staged)
                                                           : TESS_OK);
 }
@@ -341,7 +276,8 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
     const bool is_root = tess_comm_rank(s->world) == 0;
     tess_status st = session_agree(s, is_root ? start_hf(&e, request) : TESS_OK);
     if (st == TESS_OK)
-        st = session_collect(s, request->dt, write_hf_tensor, &e);
+        st = session_collect(s, &(session_collection){.dt = request->dt, .sink = write_hf_tensor},
+                             &e);
     if (st == TESS_OK)
         st = session_agree(s, is_root ? finish_hf(&e, request) : TESS_OK);
     tess_safetensors_writer_destroy(&e.writer);
@@ -363,6 +299,16 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
                "export peft: the run trains every weight and has no adapter; use hf");
     TESS_CHECK(request->format != TESS_RUN_EXPORT_HF || is_full, TESS_E_CONFIG,
                "export hf: the run trains an adapter; use peft");
+    const bool is_derived =
+        s->run->lora.init == TESS_RUN_START_PISSA || s->run->lora.init == TESS_RUN_START_LOFTQ;
+    TESS_CHECK(!request->is_difference || (!is_full && is_derived), TESS_E_CONFIG,
+               "export --difference: the run's adapter does not start from the weights (lora.init "
+               "pissa or loftq), so it belongs to them as it is; leave the option out");
+    TESS_CHECK(!request->is_difference ||
+                   (request->format != TESS_RUN_EXPORT_GGUF && request->dt != TESS_F16),
+               TESS_E_UNSUPPORTED,
+               "export --difference: expected peft in bf16 or f32; gguf has no place for its scale "
+               "and f16 would round the two nearly equal halves apart");
     const bool is_gguf = request->format == TESS_RUN_EXPORT_GGUF;
     TESS_CHECK(!is_gguf || !is_full, TESS_E_CONFIG,
                "export gguf: the run trains every weight and has no adapter; use hf");
@@ -373,7 +319,7 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
     TESS_TRY(session_show(s, session_weights(request->weights)));
     TESS_TRY(is_full   ? export_hf(s, request)
              : is_gguf ? export_gguf(s, request)
-                       : export_peft(s, request));
+                       : session_export_peft(s, request));
     TESS_TRY(session_show(s, before));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
                   is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));

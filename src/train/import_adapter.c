@@ -78,9 +78,39 @@ bool session_adapts(const tess_session *s, const char *path)
     return false;
 }
 
+static tess_status check_kind(const tess_session *s, const tess_peft_dir *dir)
+{
+    const bool is_dora = tess_peft_spec_options(tess_peft_dir_spec(dir))->use_dora;
+    const bool wants_dora = tess_peft_spec_options(s->d.spec)->use_dora;
+    TESS_CHECK(is_dora == wants_dora, TESS_E_CONFIG,
+               "adapter.resume: '%s' %s DoRA, the run %s; set lora.dora=%s", path_of(s),
+               is_dora ? "is" : "is not", wants_dora ? "is" : "is not", is_dora ? "true" : "false");
+    return TESS_OK;
+}
+
 /* Nothing of the adapter may be left out without a word. */
 static tess_status check_targets(const tess_session *s, const tess_peft_dir *dir)
 {
+    for (int64_t i = 0; i < tess_peft_dir_tensor_numel(dir); i++) {
+        const char *name = NULL;
+        char path[TESS_NAME_NBYTES];
+        tess_peft_part part = TESS_PEFT_A;
+        (void)tess_peft_dir_tensor_at(dir, i, &name);
+        const int at = tess_registry_find(&s->d.registry, name);
+        if (tess_peft_is_base_copy(dir, name)) {
+            tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                          "adapter '%s' holds a copy of a base weight, '%s', which is not read: "
+                          "the run's own counts",
+                          path_of(s), name);
+            continue;
+        }
+        TESS_CHECK(session_parse_lora(name, path, &part) ||
+                       (at >= 0 && s->d.registry.param[at].role == TESS_ROLE_TRAINABLE),
+                   TESS_E_CONFIG,
+                   "adapter.resume: '%s' holds tensor '%s' as a whole, which this run does not "
+                   "train; change lora.modules_to_save",
+                   path_of(s), name);
+    }
     for (int64_t i = 0; i < tess_peft_dir_adapter_numel(dir); i++) {
         const char *path = tess_peft_dir_adapter_at(dir, i)->path;
         TESS_CHECK(session_adapts(s, path), TESS_E_CONFIG,
@@ -103,24 +133,36 @@ static tess_status widen(tess_view stored, tess_view wide)
     return TESS_OK;
 }
 
-static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
+/* The tensor of the directory that is this parameter, with its shape. */
+static tess_status find_tensor(const tess_session *s, const tess_peft_dir *dir, const tess_param *p,
+                               const tess_st_tensor **out)
 {
-    char path[TESS_NAME_NBYTES];
+    char path[TESS_NAME_NBYTES], want[128], found[128];
     tess_peft_part part = TESS_PEFT_A;
+    if (session_parse_lora(p->name, path, &part))
+        TESS_TRY(check_module(s, dir, path));
+    const tess_st_tensor *t = tess_peft_dir_tensor(dir, p->name);
+    TESS_CHECK(t != NULL, TESS_E_CONFIG,
+               "adapter.resume: '%s' has no tensor '%s', which the run trains as a whole; change "
+               "lora.modules_to_save",
+               path_of(s), p->name);
+    tess_st_shape_text(p->shape, p->shape_rank, want, sizeof want);
+    tess_st_shape_text(t->dim, t->dim_numel, found, sizeof found);
+    TESS_CHECK(strcmp(want, found) == 0, TESS_E_CONFIG,
+               "adapter.resume: '%s' of '%s' has shape %s, the run's has %s", p->name, path_of(s),
+               found, want);
+    *out = t;
+    return TESS_OK;
+}
+
+/* The part of one tensor that this rank owns. */
+static tess_status import_tensor(tess_session *s, const tess_peft_dir *dir, const tess_param *p)
+{
+    const tess_st_tensor *t = NULL;
     int64_t lo = 0, hi = 0;
     tess_dtype dt = TESS_F32;
-    TESS_CHECK(session_parse_lora(p->name, path, &part), TESS_E_CONFIG,
-               "adapter.resume: tensor '%s' is no adapter tensor", p->name);
-    TESS_TRY(check_module(s, dir, path));
-    const tess_peft_adapter *a = tess_peft_dir_find(dir, path);
-    const int64_t rank = part == TESS_PEFT_A ? p->shape[0] : p->shape[1];
-    const int64_t width = part == TESS_PEFT_A ? a->in_numel : a->out_numel;
-    TESS_CHECK(a->rank == rank && a->rank * width == p->numel, TESS_E_CONFIG,
-               "adapter.resume: '%s' of '%s' has rank %lld and %lld features, the run's has rank "
-               "%lld and %lld",
-               path, path_of(s), (long long)a->rank, (long long)width, (long long)rank,
-               (long long)(p->numel / rank));
-    TESS_TRY(tess_peft_dir_dtype(dir, a, part, &dt));
+    TESS_TRY(find_tensor(s, dir, p, &t));
+    TESS_TRY(tess_st_dtype_to_core(t->dtype, &dt));
     tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
     const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
     const size_t item = tess_dtype_block_nbytes(dt);
@@ -130,7 +172,7 @@ static tess_status import_part(tess_session *s, const tess_peft_dir *dir, const 
     for (int64_t at = TESS_MAX(lo, p->slab_first_idx); at < end;) {
         const int64_t numel = TESS_MIN(end - at, work.numel / 8); /* as read, and f32 behind it */
         const tess_view wide = tess_view_host((char *)work.data + numel * 4, numel, TESS_F32);
-        TESS_TRY(tess_peft_dir_read(dir, a, part, (at - p->slab_first_idx) * (int64_t)item,
+        TESS_TRY(tess_peft_dir_read(dir, t, (at - p->slab_first_idx) * (int64_t)item,
                                     (size_t)numel * item, work.data));
         TESS_TRY(widen(tess_view_host(work.data, numel, dt), wide));
         TESS_TRY(tess_runtime_copy(s->rt, tess_view_slice(master, at - lo, numel), wide));
@@ -150,10 +192,12 @@ tess_status session_import_adapter(tess_session *s)
     TESS_TRY(tess_peft_dir_open(s->ctx->io, path_of(s), &dir));
     tess_status st = check_base(s, dir);
     if (st == TESS_OK)
+        st = check_kind(s, dir);
+    if (st == TESS_OK)
         st = check_targets(s, dir);
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++)
         if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE)
-            st = import_part(s, dir, &s->d.registry.param[i]);
+            st = import_tensor(s, dir, &s->d.registry.param[i]);
     tess_peft_dir_close(&dir);
     return st;
 }

@@ -166,6 +166,34 @@ static tess_status check_identity(job *j)
 
 /* ---- which layers ---- */
 
+/* Tensors of modules_to_save: those of the directory are there, and those of the model too. */
+static tess_status check_saved(const job *j)
+{
+    const tess_registry *reg = &j->base.d.registry;
+    const tess_peft_spec *spec = tess_peft_dir_spec(j->adapter);
+    const char *name = NULL;
+    for (int i = 0; i < reg->param_numel; i++) {
+        const tess_param *p = &reg->param[i];
+        const tess_st_tensor *t = tess_peft_dir_tensor(j->adapter, p->name);
+        char want[128], found[128] = "nothing";
+        if (!tess_peft_spec_saves(spec, p->name))
+            continue;
+        tess_st_shape_text(p->shape, p->shape_rank, want, sizeof want);
+        if (t != NULL)
+            tess_st_shape_text(t->dim, t->dim_numel, found, sizeof found);
+        TESS_CHECK(t != NULL && strcmp(want, found) == 0, TESS_E_FORMAT,
+                   "'%s': modules_to_save hold '%s', expected %s, found %s", j->options->adapter,
+                   p->name, want, found);
+    }
+    for (int64_t i = 0; i < tess_peft_dir_tensor_numel(j->adapter); i++) {
+        (void)tess_peft_dir_tensor_at(j->adapter, i, &name);
+        TESS_CHECK(!tess_peft_spec_saves(spec, name) || tess_registry_find(reg, name) >= 0,
+                   TESS_E_FORMAT, "'%s' holds '%s' as a whole, which is no tensor of '%s'",
+                   j->options->adapter, name, j->options->model);
+    }
+    return TESS_OK;
+}
+
 static tess_status check_adapters(const job *j)
 {
     const tess_registry *reg = &j->base.d.registry;
@@ -188,7 +216,7 @@ static tess_status check_adapters(const job *j)
                    j->options->adapter, a->path, a->out_numel, a->in_numel, j->options->model,
                    p->shape[0], p->shape[1]);
     }
-    return TESS_OK;
+    return check_saved(j);
 }
 
 static const tess_peft_adapter *adapter_of(const job *j, const tess_rewrite_tensor *t)
@@ -203,21 +231,49 @@ static const tess_peft_adapter *adapter_of(const job *j, const tess_rewrite_tens
 
 /* ---- one tensor ---- */
 
-static tess_status read_part(job *j, const tess_peft_adapter *file, tess_peft_part part, room *to)
+static tess_status read_tensor(job *j, const tess_st_tensor *t, room *to)
 {
-    const int64_t numel = file->rank * (part == TESS_PEFT_A ? file->in_numel : file->out_numel);
     tess_dtype dt = TESS_F32;
-    size_t nbytes = 0;
     void *raw = NULL;
-    TESS_TRY(tess_peft_dir_dtype(j->adapter, file, part, &dt));
-    TESS_TRY(tess_nbytes(dt, numel, &nbytes));
-    TESS_TRY(make_room(to, numel));
-    TESS_TRY(tess_alloc(nbytes, &raw));
-    const tess_status st = tess_peft_dir_read(j->adapter, file, part, 0, nbytes, raw);
+    TESS_TRY(tess_st_dtype_to_core(t->dtype, &dt));
+    TESS_TRY(make_room(to, t->numel));
+    TESS_TRY(tess_alloc((size_t)t->nbytes, &raw));
+    const tess_status st = tess_peft_dir_read(j->adapter, t, 0, (size_t)t->nbytes, raw);
     if (st == TESS_OK)
-        merge_widen(dt, raw, numel, to->value);
+        merge_widen(dt, raw, t->numel, to->value);
     tess_free(raw);
     return st;
+}
+
+static tess_status read_part(job *j, const tess_peft_adapter *file, tess_peft_part part, room *to)
+{
+    static const char prefix[] = "base_model.model.";
+    char name[TESS_ST_NAME_MAX_NBYTES + 1];
+    TESS_TRY(tess_peft_tensor_name(file->path, part, name));
+    return read_tensor(j, tess_peft_dir_tensor(j->adapter, name + sizeof prefix - 1), to);
+}
+
+/* What the adapter trained as a whole takes the place of the base's values. */
+static tess_status replace(job *j, const tess_rewrite_tensor *t)
+{
+    const int64_t numel = t->param->numel;
+    TESS_TRY(make_room(&j->before, numel));
+    TESS_TRY(make_room(&j->delta, numel));
+    memcpy(j->before.value, j->weight.value, (size_t)numel * sizeof(float));
+    TESS_TRY(read_tensor(j, tess_peft_dir_tensor(j->adapter, t->param->name), &j->weight));
+    for (int64_t i = 0; i < numel; i++)
+        j->delta.value[i] = j->weight.value[i] - j->before.value[i];
+    return TESS_OK;
+}
+
+/* DoRA: rows of the sum get the length that was trained; the delta is what that made of it. */
+static tess_status apply_magnitude(job *j, const tess_peft_adapter *file)
+{
+    TESS_TRY(read_part(j, file, TESS_PEFT_MAGNITUDE, &j->a));
+    merge_scale_rows(j->a.value, file->out_numel, file->in_numel, j->weight.value);
+    for (int64_t i = 0; i < file->out_numel * file->in_numel; i++)
+        j->delta.value[i] = j->weight.value[i] - j->before.value[i];
+    return TESS_OK;
 }
 
 /* weight += s B A; what it was stays in `before`, the product in `delta`. */
@@ -240,14 +296,21 @@ static tess_status add_adapter(job *j, const tess_rewrite_tensor *t, const tess_
     adapter->b = j->b.value;
     merge_product(adapter, j->pool, j->delta.value);
     memcpy(j->before.value, j->weight.value, (size_t)numel * sizeof(float));
-    for (int64_t i = 0; i < numel; i++) {
+    for (int64_t i = 0; i < numel; i++)
         j->weight.value[i] += j->delta.value[i];
+    if (tess_peft_spec_options(tess_peft_dir_spec(j->adapter))->use_dora)
+        TESS_TRY(apply_magnitude(j, file));
+    for (int64_t i = 0; i < numel; i++)
         TESS_CHECK(isfinite(j->weight.value[i]), TESS_E_FORMAT,
                    "tensor '%s': element %" PRId64 " is %g after merging '%s'; expected finite "
                    "values",
                    t->param->name, i, (double)j->weight.value[i], j->options->adapter);
-    }
     return TESS_OK;
+}
+
+static bool is_saved(const job *j, const tess_rewrite_tensor *t)
+{
+    return tess_peft_spec_saves(tess_peft_dir_spec(j->adapter), t->param->name);
 }
 
 /* The tensor as it was trained over: `file` itself, or made of it again. */
@@ -265,7 +328,8 @@ static tess_status make_trained(job *j, const tess_rewrite_tensor *t, const tess
         TESS_TRY(tess_stored_encode(&j->trained, values, t->param->name, j->pool));
         *trained = &j->trained;
     }
-    TESS_TRY(tess_rewrite_identify(j->merged, t, &t->made, *trained));
+    if (!is_saved(j, t)) /* what trains is no part of a base */
+        TESS_TRY(tess_rewrite_identify(j->merged, t, &t->made, *trained));
     return tess_stored_decode_all(*trained, j->pool, j->weight.value);
 }
 
@@ -289,16 +353,19 @@ static tess_status write_tensor(job *j, int64_t idx)
     merge_adapter adapter = {0};
     tess_merge_survival survival;
     TESS_TRY(make_trained(j, t, &written));
+    const bool is_whole = is_saved(j, t);
     if (file != NULL)
         TESS_TRY(add_adapter(j, t, file, &adapter));
-    if (file != NULL || !tess_codec_is_equal(&written->codec, &t->out)) {
+    else if (is_whole)
+        TESS_TRY(replace(j, t));
+    if (file != NULL || is_whole || !tess_codec_is_equal(&written->codec, &t->out)) {
         const tess_view sum = tess_view_host(j->weight.value, t->param->numel, TESS_F32);
         TESS_TRY(tess_stored_prepare(&j->out, &t->out, t->param->numel));
         TESS_TRY(tess_stored_encode(&j->out, sum, t->param->name, j->pool));
         written = &j->out;
     }
     TESS_TRY(tess_stored_compare(written, written, t->param->name, j->pool, &error));
-    if (file != NULL) {
+    if (file != NULL || is_whole) {
         TESS_TRY(tess_merge_measure(j->before.value, j->delta.value, written, &survival));
         fill_row(j, t, &adapter, &survival);
     }
@@ -339,7 +406,7 @@ static tess_status start(job *j)
     TESS_TRY(choose_output(j));
     tess_rewrite_describe(j->tensor, reg->param_numel, j->result->quant);
     TESS_TRY(
-        tess_alloc_array(tess_peft_dir_adapter_numel(j->adapter), sizeof *j->result->row, &rows));
+        tess_alloc_array(tess_peft_dir_tensor_numel(j->adapter), sizeof *j->result->row, &rows));
     j->result->row = rows;
     TESS_TRY(tess_pool_create(o->thread_numel, &j->pool));
     TESS_TRY(tess_identity_create(&j->merged));

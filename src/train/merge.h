@@ -1,6 +1,9 @@
 /**
  * Adds a LoRA adapter to the weights it was trained on.
  *
+ * With DoRA rows of the sum get the norms that were trained; modules_to_save take the place of the
+ * base's tensors, which are no part of the base id then.
+ *
  * W + s B A in fp32, s = alpha / r (or alpha / sqrt(r)); the product in ascending order of the
  * rank, the sum rounded once to what is written. The default W is the base as it was trained over:
  * the weights in the format that the adapter's metadata names, decoded. The output is plain unless
@@ -45,10 +48,10 @@ typedef struct tess_merge_survival {
 TESS_MUST_CHECK tess_status tess_merge_measure(const float *q, const float *d, const tess_stored *z,
                                                tess_merge_survival *out);
 
-/** One adapted layer. Plain data. */
+/** One adapted layer, or a tensor of modules_to_save. Plain data. */
 typedef struct tess_merge_row {
     char name[TESS_NAME_NBYTES]; /* of the weight */
-    int64_t rank;
+    int64_t rank;                /* 0: trained as a whole */
     double scale;
     char to[TESS_CODEC_TEXT_NBYTES];
     tess_merge_survival survival;

@@ -46,6 +46,19 @@ void merge_product(const merge_adapter *adapter, tess_pool *pool, float *delta)
     tess_pool_run(pool, tess_pool_thread_numel(pool), product_rows, &p);
 }
 
+void merge_scale_rows(const float *magnitude, int64_t row_numel, int64_t col_numel, float *weight)
+{
+    for (int64_t row = 0; row < row_numel; row++) {
+        float *w = weight + row * col_numel;
+        double square = 0.0;
+        for (int64_t i = 0; i < col_numel; i++)
+            square += (double)w[i] * (double)w[i];
+        const float factor = square > 0.0 ? (float)((double)magnitude[row] / sqrt(square)) : 1.0F;
+        for (int64_t i = 0; i < col_numel; i++)
+            w[i] *= factor;
+    }
+}
+
 void merge_widen(tess_dtype dt, const void *src, int64_t numel, float *dst)
 {
     for (int64_t i = 0; i < numel; i++)

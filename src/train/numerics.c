@@ -294,8 +294,17 @@ static tess_status diff_picked(const tess_session *s, const char *stored, line_c
 /* Evaluation may use other data and batch shapes, but not another function. */
 static tess_status accept_read(tess_session *s, const char *path, const char *stored)
 {
-    static const char *const deciding[] = {
-        "base.", "lora.rank=", "lora.alpha=", "model.config=", "train.mode=", NULL};
+    static const char *const deciding[] = {"base.",
+                                           "lora.alpha=",
+                                           "lora.alpha_pattern=",
+                                           "lora.rank=",
+                                           "lora.rank_pattern=",
+                                           "lora.rslora=",
+                                           "lora.dora=",
+                                           "lora.init=",
+                                           "model.config=",
+                                           "train.mode=",
+                                           NULL};
     static const char *const rounding[] = {"compute.dtype=", NULL};
     char *text = NULL;
     int64_t numel = 0;

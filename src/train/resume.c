@@ -26,8 +26,8 @@ static tess_status identify(tess_session *s, const tess_sha256 *tensor_sha)
     tess_status st = TESS_OK;
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++) {
         const tess_param *p = &s->d.registry.param[i];
-        char rule[TESS_CODEC_TEXT_NBYTES];
-        tess_codec_describe(&p->codec, rule);
+        char rule[TESS_RULE_NBYTES];
+        tess_param_rule(&s->d.registry, p, rule);
         if (p->role == TESS_ROLE_FROZEN)
             st =
                 tess_identity_add(identity, p->name, p->shape, p->shape_rank, rule, &tensor_sha[i]);

@@ -107,12 +107,12 @@ static tess_status read_file(tess_run *run, const char *text, size_t nbytes)
     return st;
 }
 
-/* Lists are YAML, everything else is taken as it stands: a path may hold ': ' or '#'. */
+/* Lists and mappings are YAML, everything else is taken as it stands: a path may hold ': ' or '#'.
+ */
 static tess_status override_node(const tess_run_key *key, const char *value, const run_where *where,
                                  run_node *node)
 {
-    const bool may_be_list = key->kind == TESS_RUN_NAMES || key->kind == TESS_RUN_RULES;
-    if (may_be_list && *value == '[')
+    if (tess_run_kind_is_list(key->kind) && (*value == '[' || key->kind == TESS_RUN_PATTERNS))
         return tess_run_yaml_read(value, strlen(value), where, node);
     *node = (run_node){.kind = RUN_SCALAR, .text_nbytes = strlen(value)};
     return tess_strdup(value, &node->text);
@@ -150,6 +150,31 @@ static tess_status missing_key(const tess_run *run, const tess_run_key *key)
                      key->help);
 }
 
+/* The default of a key that has one. */
+static tess_status set_default(tess_run *run, const tess_run_key *key)
+{
+    const run_where where = {"default", {0}};
+    run_node node = {.kind = RUN_SCALAR, .text_nbytes = strlen(key->initial)};
+    TESS_TRY(tess_strdup(key->initial, &node.text));
+    const tess_status st = tess_run_value_set(run, key, &node, &where);
+    tess_run_node_fini(&node);
+    return st;
+}
+
+tess_status tess_run_default_write(const tess_run_key *key, tess_strbuf *out)
+{
+    void *memory = NULL;
+    if (key->initial == NULL || *key->initial == '\0')
+        return tess_strbuf_add(out, "%s", "");
+    TESS_TRY(tess_alloc(sizeof(tess_run), &memory));
+    tess_run *run = memory;
+    tess_status st = set_default(run, key);
+    if (st == TESS_OK)
+        st = tess_run_value_write(run, key, out);
+    tess_run_destroy(&run);
+    return st;
+}
+
 static tess_status fill_defaults(tess_run *run)
 {
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
@@ -160,12 +185,7 @@ static tess_status fill_defaults(tess_run *run)
             return missing_key(run, key);
         if (*key->initial == '\0')
             continue;
-        const run_where where = {"default", {0}};
-        run_node node = {.kind = RUN_SCALAR, .text_nbytes = strlen(key->initial)};
-        TESS_TRY(tess_strdup(key->initial, &node.text));
-        const tess_status st = tess_run_value_set(run, key, &node, &where);
-        tess_run_node_fini(&node);
-        TESS_TRY(st);
+        TESS_TRY(set_default(run, key));
     }
     return TESS_OK;
 }
@@ -188,6 +208,40 @@ static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char 
     return TESS_FAIL(TESS_E_CONFIG, "%s: %s", place, why);
 }
 
+/* What the rules of PEFT leave no meaning for, while its place in the file is known. */
+static tess_status check_lora(const tess_run *run)
+{
+    const tess_run_lora_keys *lora = &run->lora;
+    char place[TESS_RUN_PLACE_NBYTES];
+    if (lora->layers.item_numel > 0 && !lora->targets.is_list)
+        return refuse(
+            run, TESS_RUN_KEY_lora_layers,
+            "needs lora.targets to be a list of names; put the layers into the expression "
+            "instead, or write the list");
+    if (lora->layers_pattern.item_numel > 0 && lora->layers.item_numel == 0)
+        return refuse(run, TESS_RUN_KEY_lora_layers_pattern,
+                      "says where a layer's number stands, and lora.layers names no layer: give it "
+                      "or remove this key");
+    if (lora->dora && (lora->init == TESS_RUN_START_PISSA || lora->init == TESS_RUN_START_LOFTQ))
+        return refuse(run, TESS_RUN_KEY_lora_init,
+                      "pissa and loftq move a part of the weights into the adapter, which DoRA "
+                      "measures against the whole: choose lora.dora or one of them");
+    if (run->adapter.resume != NULL && lora->init != TESS_RUN_START_DEFAULT &&
+        lora->init != TESS_RUN_START_PISSA && lora->init != TESS_RUN_START_LOFTQ)
+        return refuse(run, TESS_RUN_KEY_lora_init,
+                      "has no meaning with adapter.resume, which brings the adapter's weights: "
+                      "remove it");
+    for (int64_t i = 0; i < lora->rank_pattern.item_numel; i++) {
+        const tess_run_pattern *p = &lora->rank_pattern.item[i];
+        if (p->value == (double)(int64_t)p->value)
+            continue;
+        tess_run_place_text(run, TESS_RUN_KEY_lora_rank_pattern, place);
+        return TESS_FAIL(TESS_E_CONFIG, "%s: '%s': expected a whole number, found %.9g", place,
+                         p->pattern, p->value);
+    }
+    return TESS_OK;
+}
+
 /* Keys that mean nothing in full mode are refused, not ignored. */
 static tess_status check_mode(const tess_run *run)
 {
@@ -196,7 +250,7 @@ static tess_status check_mode(const tess_run *run)
             return refuse(
                 run, TESS_RUN_KEY_output_export_as,
                 "hf writes a whole model, which train.mode lora does not train: use peft");
-        return TESS_OK;
+        return check_lora(run);
     }
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         const tess_run_key *key = tess_run_key_at((tess_run_key_idx)i);

@@ -89,8 +89,10 @@ TESS_MUST_CHECK tess_status tess_run_numerics(const tess_run *run, char **text, 
  * Compare two listings of "key=value\n" lines sorted by key. A key of the schema that `stored` lacks
  * had its default there: it may be of an older version.
  *
- * Local. @param[out] text one line "train.seed: 0 -> 1, ...", "" when equal; free with tess_free
- * @param[out] difference_numel keys that differ, or stand in one listing only
+ * Local. A key that only `current` has, with its default, is no difference: the stored run is older
+ * than the key. @param[out] text one line "train.seed: 0 -> 1, ...", "" when equal; free with
+ * tess_free
+ * @param[out] difference_numel keys that differ or stand in one listing only
  */
 TESS_MUST_CHECK tess_status tess_run_numerics_diff(const char *stored, const char *current,
                                                    char **text, int64_t *difference_numel);
@@ -107,7 +109,9 @@ typedef enum tess_run_kind {
     TESS_RUN_TEXT,
     TESS_RUN_PATH,
     TESS_RUN_NAMES,
-    TESS_RUN_RULES
+    TESS_RUN_RULES,
+    TESS_RUN_INTS,
+    TESS_RUN_PATTERNS
 } tess_run_kind;
 
 /** One row of the schema. */

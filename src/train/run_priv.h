@@ -76,6 +76,29 @@ TESS_MUST_CHECK tess_status tess_run_value_set(tess_run *run, const tess_run_key
 /** Append a value as YAML flow text; nothing is appended for a value that is not set. */
 TESS_MUST_CHECK tess_status tess_run_value_write(const tess_run *run, const tess_run_key *key,
                                                  tess_strbuf *out);
+/** A node against a key's type and range, by kind: false when it does not fit. */
+bool tess_run_set_int(const tess_run_key *key, const run_node *node, int64_t *out);
+bool tess_run_set_f64(const tess_run_key *key, const run_node *node, double *out);
+/** Position of `text` in "a|b|c" (a leading bar is ignored), -1 when it is none of them; and back.
+ */
+int tess_run_word_find(const char *words, const char *text);
+void tess_run_word_at(const char *words, int idx, char text[32]);
+/** The refusal of a node that is not what its key expects. */
+TESS_MUST_CHECK tess_status tess_run_mismatch(const tess_run_key *key, const run_node *node,
+                                              const run_where *where);
+
+/* Kinds with any number of items (run_lists.c); `field` is the one of their type. */
+enum { RUN_LIST_MAX = 4096, RUN_NAME_MAX_NBYTES = 512 };
+bool tess_run_kind_is_list(tess_run_kind kind);
+TESS_MUST_CHECK tess_status tess_run_list_set(const tess_run_key *key, const run_node *node,
+                                              const run_where *where, void *field);
+TESS_MUST_CHECK tess_status tess_run_list_write(tess_run_kind kind, const void *field,
+                                                tess_strbuf *out);
+int64_t tess_run_list_numel(tess_run_kind kind, const void *field);
+void tess_run_list_fini(tess_run_kind kind, void *field);
+
+/** Append the default of a key as a listing states it; nothing where there is none. */
+TESS_MUST_CHECK tess_status tess_run_default_write(const tess_run_key *key, tess_strbuf *out);
 bool tess_run_value_is_set(const tess_run *run, const tess_run_key *key);
 void tess_run_value_fini(tess_run *run, const tess_run_key *key);
 

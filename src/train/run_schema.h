@@ -15,6 +15,8 @@
  * | PATH  | char *            | as TEXT, a file or folder                                        |
  * | NAMES | tess_run_names    | one string or a list of strings                                  |
  * | RULES | tess_run_rules    | a list of {match: REGEX, format: FORMAT}                         |
+ * | INTS  | tess_run_ints     | one integer or a list of integers in [lo, hi]                    |
+ * | PATTERNS | tess_run_patterns | a mapping {PATTERN: number in [lo, hi]}, in its order         |
  *
  * `default` is the text that would stand in the file; TESS_RUN_REQUIRED and TESS_RUN_UNSET are the
  * two others. `class`: NUMERICS keys decide the bits of a result and enter the numerics digest,
@@ -53,6 +55,8 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
 #define TESS_RUN_MEANING_LIST(X) TESS_SCALE_MEANING_LIST(X)
+#define TESS_RUN_START_LIST(X)                                                                     \
+    X(DEFAULT, "default") X(GAUSSIAN, "gaussian") X(PISSA, "pissa") X(LOFTQ, "loftq")
 #define TESS_RUN_MODE_LIST(X) X(LORA, "lora") X(FULL, "full")
 #define TESS_RUN_SCHEDULE_LIST(X)                                                                  \
     X(CONSTANT, "constant")                                                                        \
@@ -88,6 +92,11 @@ typedef enum tess_run_base_format {
     TESS_RUN_BASE_LIST(X)
 #undef X
 } tess_run_base_format;
+typedef enum tess_run_start {
+#define X(name, text) TESS_RUN_START_##name,
+    TESS_RUN_START_LIST(X)
+#undef X
+} tess_run_start;
 typedef enum tess_run_mode {
 #define X(name, text) TESS_RUN_MODE_##name,
     TESS_RUN_MODE_LIST(X)
@@ -167,6 +176,23 @@ typedef struct tess_run_rules {
     int64_t item_numel;
 } tess_run_rules;
 
+/** One or several integers. */
+typedef struct tess_run_ints {
+    int64_t *item; /* [item_numel], owned */
+    int64_t item_numel;
+} tess_run_ints;
+
+/** One entry of lora.rank_pattern or lora.alpha_pattern. */
+typedef struct tess_run_pattern {
+    char *pattern; /* regular expression on the end of a path, owned */
+    double value;
+} tess_run_pattern;
+
+typedef struct tess_run_patterns {
+    tess_run_pattern *item; /* [item_numel], owned; the first match wins */
+    int64_t item_numel;
+} tess_run_patterns;
+
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
@@ -221,6 +247,37 @@ typedef struct tess_run_rules {
       "Layers that get no adapter although targets names them; same forms.") \
     X(lora, dropout, "dropout", double, F64, "", "0.0", 0, 0.99, NUMERICS, \
       "Probability of dropping an element of the adapter's input.") \
+    X(lora, rslora, "rslora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "Scale by alpha / sqrt(rank) instead (rsLoRA).") \
+    X(lora, rank_pattern, "rank_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1, \
+      4096, NUMERICS, \
+      "Ranks of some layers: the first pattern that matches the end of a layer's path, from a " \
+      "dot on, decides.") \
+    X(lora, alpha_pattern, "alpha_pattern", tess_run_patterns, PATTERNS, "", TESS_RUN_UNSET, 1e-6, \
+      1e6, NUMERICS, \
+      "Alpha of some layers, by the same rule.") \
+    X(lora, layers, "layers", tess_run_ints, INTS, "", TESS_RUN_UNSET, 0, 1000000, NUMERICS, \
+      "Decoder blocks that get adapters, from 0 (layers_to_transform of PEFT); targets must then " \
+      "be a list. Not set: all.") \
+    X(lora, layers_pattern, "layers_pattern", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, \
+      NUMERICS, \
+      "What stands in front of a block's number in paths; not set: any name.") \
+    X(lora, modules_to_save, "modules_to_save", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, \
+      4096, NUMERICS, \
+      "Ends of module paths, such as [norm, lm_head]: modules that are trained as a whole and " \
+      "saved with the adapter; they get no adapter.") \
+    X(lora, dora, "dora", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "DoRA: a trained magnitude per output beside the adapter.") \
+    X(lora, init, "init", tess_run_start, ENUM, TESS_RUN_WORDS_(START), "default", 0, 0, \
+      NUMERICS, \
+      "How adapters begin. default: A uniform in 1 / sqrt(in), B zero; gaussian: A normal with " \
+      "1 / rank, B zero; pissa: the largest singular values of the weights, which the base " \
+      "loses; loftq: the largest of what quantizing loses. The last two make a base of their own " \
+      "and need weights of 16 or 32 bits.") \
+    X(lora, init_iterations, "init_iterations", int64_t, INT, "", "1", 1, 100, NUMERICS, \
+      "loftq: how often the base is quantized and the adapter fitted in turn.") \
+    X(lora, power_iterations, "power_iterations", int64_t, INT, "", "4", 0, 100, NUMERICS, \
+      "pissa, loftq: iterations of the randomized subspace.") \
     X(lora, plus_ratio, "plus_ratio", double, F64, "", "1.0", 1e-3, 1e3, NUMERICS, \
       "LoRA+: learning rate of B over that of A.")
 

@@ -8,8 +8,6 @@
 #include "core/memory.h"
 #include "train/run_priv.h"
 
-enum { NAMES_MAX = 4096, NAME_MAX_NBYTES = 512 };
-
 static void *field_of(tess_run *run, const tess_run_key *key)
 {
     return (char *)run + key->offset_nbytes;
@@ -21,7 +19,7 @@ static const void *field_of_const(const tess_run *run, const tess_run_key *key)
 }
 
 /* Position of `text` in "a|b|c" (a leading bar is ignored), -1 when it is none of them. */
-static int word_find(const char *words, const char *text)
+int tess_run_word_find(const char *words, const char *text)
 {
     const size_t text_nbytes = strlen(text);
     int idx = 0;
@@ -34,7 +32,7 @@ static int word_find(const char *words, const char *text)
     return -1;
 }
 
-static void word_at(const char *words, int idx, char text[32])
+void tess_run_word_at(const char *words, int idx, char text[32])
 {
     const char *at = words + (*words == '|');
     for (; idx > 0; idx--)
@@ -84,8 +82,18 @@ void tess_run_expected(const tess_run_key *key, char text[RUN_EXPECTED_NBYTES])
         return;
     case TESS_RUN_NAMES:
         snprintf(text, RUN_EXPECTED_NBYTES,
-                 "a string or a list of 1 to %d strings of 1 to %d bytes", NAMES_MAX,
-                 NAME_MAX_NBYTES);
+                 "a string or a list of 1 to %d strings of 1 to %d bytes", RUN_LIST_MAX,
+                 RUN_NAME_MAX_NBYTES);
+        return;
+    case TESS_RUN_INTS:
+        snprintf(text, RUN_EXPECTED_NBYTES,
+                 "an integer or a list of 1 to %d integers from %" PRId64 " to %" PRId64,
+                 RUN_LIST_MAX, key->least_int, key->most_int);
+        return;
+    case TESS_RUN_PATTERNS:
+        snprintf(text, RUN_EXPECTED_NBYTES,
+                 "a mapping {PATTERN: NUMBER, ...} of 1 to %d numbers from %.9g to %.9g",
+                 RUN_LIST_MAX, key->least, key->most);
         return;
     case TESS_RUN_RULES:
         snprintf(text, RUN_EXPECTED_NBYTES,
@@ -95,7 +103,7 @@ void tess_run_expected(const tess_run_key *key, char text[RUN_EXPECTED_NBYTES])
     }
 }
 
-static tess_status mismatch(const tess_run_key *key, const run_node *node, const run_where *base)
+tess_status tess_run_mismatch(const tess_run_key *key, const run_node *node, const run_where *base)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     char expected[RUN_EXPECTED_NBYTES];
@@ -140,9 +148,9 @@ static bool parse_f64(const char *text, double *value)
     return true;
 }
 
-static bool set_int(const tess_run_key *key, const run_node *node, int64_t *out)
+bool tess_run_set_int(const tess_run_key *key, const run_node *node, int64_t *out)
 {
-    const int word = word_find(key->words, node->text);
+    const int word = tess_run_word_find(key->words, node->text);
     if (word >= 0) {
         *out = -1 - word;
         return true;
@@ -152,7 +160,7 @@ static bool set_int(const tess_run_key *key, const run_node *node, int64_t *out)
     if (node->is_quoted || !parse_i64(node->text, &end, &value))
         return false;
     if (key->kind == TESS_RUN_BYTES && *end != '\0') {
-        const int unit = word_find("KiB|MiB|GiB|TiB", end);
+        const int unit = tess_run_word_find("KiB|MiB|GiB|TiB", end);
         if (unit < 0 || __builtin_mul_overflow(value, (int64_t)1 << (10 * (unit + 1)), &value))
             return false;
     } else if (*end != '\0') {
@@ -164,7 +172,7 @@ static bool set_int(const tess_run_key *key, const run_node *node, int64_t *out)
     return true;
 }
 
-static bool set_f64(const tess_run_key *key, const run_node *node, double *out)
+bool tess_run_set_f64(const tess_run_key *key, const run_node *node, double *out)
 {
     double value = 0;
     if (node->is_quoted || !parse_f64(node->text, &value))
@@ -177,7 +185,7 @@ static bool set_f64(const tess_run_key *key, const run_node *node, double *out)
 
 static bool set_bool(const run_node *node, bool *out)
 {
-    const int word = word_find("true|false|on|off", node->text);
+    const int word = tess_run_word_find("true|false|on|off", node->text);
     if (word < 0 || node->is_quoted)
         return false;
     *out = word % 2 == 0;
@@ -186,12 +194,12 @@ static bool set_bool(const run_node *node, bool *out)
 
 static bool set_enum(const tess_run_key *key, const run_node *node, void *out)
 {
-    int word = word_find(key->words, node->text);
+    int word = tess_run_word_find(key->words, node->text);
     /* Switches read as people write them in YAML. */
     if (word < 0 && strcmp(node->text, "true") == 0)
-        word = word_find(key->words, "on");
+        word = tess_run_word_find(key->words, "on");
     if (word < 0 && strcmp(node->text, "false") == 0)
-        word = word_find(key->words, "off");
+        word = tess_run_word_find(key->words, "off");
     if (word < 0)
         return false;
     _Static_assert(sizeof(tess_run_mode) == sizeof(int), "enums are written as int");
@@ -203,7 +211,7 @@ static tess_status set_text(const tess_run_key *key, const run_node *node, const
                             char **out)
 {
     if ((int64_t)node->text_nbytes < key->least_int || (int64_t)node->text_nbytes > key->most_int)
-        return mismatch(key, node, where);
+        return tess_run_mismatch(key, node, where);
     char *copy = NULL;
     TESS_TRY(tess_strdup(node->text, &copy));
     tess_free(*out);
@@ -211,125 +219,22 @@ static tess_status set_text(const tess_run_key *key, const run_node *node, const
     return TESS_OK;
 }
 
-static void names_fini(tess_run_names *names)
-{
-    for (int64_t i = 0; i < names->item_numel; i++)
-        tess_free(names->item[i]);
-    tess_free(names->item);
-    *names = (tess_run_names){0};
-}
-
-static bool is_name(const run_node *node)
-{
-    return node->kind == RUN_SCALAR && node->text_nbytes > 0 &&
-           node->text_nbytes <= NAME_MAX_NBYTES;
-}
-
-static tess_status set_names(const tess_run_key *key, const run_node *node, const run_where *where,
-                             tess_run_names *out)
-{
-    const bool is_list = node->kind == RUN_LIST;
-    const run_node *item = is_list ? node->child : node;
-    const int64_t item_numel = is_list ? node->child_numel : 1;
-    if (item_numel < 1 || item_numel > NAMES_MAX || node->kind == RUN_MAP)
-        return mismatch(key, node, where);
-    for (int64_t i = 0; i < item_numel; i++)
-        if (!is_name(&item[i]))
-            return mismatch(key, &item[i], where);
-    tess_run_names names = {.is_list = is_list};
-    void *memory = NULL;
-    TESS_TRY(tess_alloc_array(item_numel, sizeof(char *), &memory));
-    names.item = memory;
-    for (; names.item_numel < item_numel; names.item_numel++) {
-        const tess_status st =
-            tess_strdup(item[names.item_numel].text, &names.item[names.item_numel]);
-        if (st != TESS_OK) {
-            names_fini(&names);
-            return st;
-        }
-    }
-    names_fini(out);
-    *out = names;
-    return TESS_OK;
-}
-
-static void rules_fini(tess_run_rules *rules)
-{
-    for (int64_t i = 0; i < rules->item_numel; i++)
-        tess_free(rules->item[i].match);
-    tess_free(rules->item);
-    *rules = (tess_run_rules){0};
-}
-
-static const run_node *child_named(const run_node *map, const char *name)
-{
-    const run_node *found = NULL;
-    for (int64_t i = 0; i < map->child_numel; i++)
-        if (strcmp(map->child[i].name, name) == 0)
-            found = found == NULL ? &map->child[i] : map; /* `map`: given twice */
-    return found;
-}
-
-/* A rule has exactly the two keys, once each. */
-static tess_status set_rule(const tess_run_key *key, const run_node *node, const run_where *where,
-                            tess_run_rule *out)
-{
-    if (node->kind != RUN_MAP || node->child_numel != 2)
-        return mismatch(key, node, where);
-    const run_node *match = child_named(node, "match");
-    const run_node *format = child_named(node, "format");
-    if (match == NULL || format == NULL || match == node || format == node)
-        return mismatch(key, node, where);
-    if (!is_name(match))
-        return mismatch(key, match, where);
-    const int word =
-        format->kind == RUN_SCALAR ? word_find(TESS_RUN_WORDS_(BASE), format->text) : -1;
-    if (word < 0)
-        return mismatch(key, format, where);
-    out->format = (tess_run_base_format)word;
-    return tess_strdup(match->text, &out->match);
-}
-
-static tess_status set_rules(const tess_run_key *key, const run_node *node, const run_where *where,
-                             tess_run_rules *out)
-{
-    if (node->kind != RUN_LIST || node->child_numel > key->most_int)
-        return mismatch(key, node, where);
-    tess_run_rules rules = {0};
-    void *memory = NULL;
-    TESS_TRY(tess_alloc_array(node->child_numel, sizeof(tess_run_rule), &memory));
-    rules.item = memory;
-    for (; rules.item_numel < node->child_numel; rules.item_numel++) {
-        const tess_status st =
-            set_rule(key, &node->child[rules.item_numel], where, &rules.item[rules.item_numel]);
-        if (st != TESS_OK) {
-            rules_fini(&rules);
-            return st;
-        }
-    }
-    rules_fini(out);
-    *out = rules;
-    return TESS_OK;
-}
-
 tess_status tess_run_value_set(tess_run *run, const tess_run_key *key, const run_node *node,
                                const run_where *where)
 {
     void *field = field_of(run, key);
-    if (key->kind == TESS_RUN_NAMES)
-        return set_names(key, node, where, field);
-    if (key->kind == TESS_RUN_RULES)
-        return set_rules(key, node, where, field);
+    if (tess_run_kind_is_list(key->kind))
+        return tess_run_list_set(key, node, where, field);
     if (node->kind != RUN_SCALAR || node->text_nbytes == 0)
-        return mismatch(key, node, where);
+        return tess_run_mismatch(key, node, where);
     bool is_right = false;
     switch (key->kind) {
     case TESS_RUN_INT:
     case TESS_RUN_BYTES:
-        is_right = set_int(key, node, field);
+        is_right = tess_run_set_int(key, node, field);
         break;
     case TESS_RUN_F64:
-        is_right = set_f64(key, node, field);
+        is_right = tess_run_set_f64(key, node, field);
         break;
     case TESS_RUN_BOOL:
         is_right = set_bool(node, field);
@@ -339,20 +244,21 @@ tess_status tess_run_value_set(tess_run *run, const tess_run_key *key, const run
         break;
     case TESS_RUN_TEXT:
     case TESS_RUN_PATH:
+        return set_text(key, node, where, field);
     case TESS_RUN_NAMES:
     case TESS_RUN_RULES:
-        return set_text(key, node, where, field);
+    case TESS_RUN_INTS:
+    case TESS_RUN_PATTERNS:
+        break;
     }
-    return is_right ? TESS_OK : mismatch(key, node, where);
+    return is_right ? TESS_OK : tess_run_mismatch(key, node, where);
 }
 
 void tess_run_value_fini(tess_run *run, const tess_run_key *key)
 {
     void *field = field_of(run, key);
-    if (key->kind == TESS_RUN_NAMES) {
-        names_fini(field);
-    } else if (key->kind == TESS_RUN_RULES) {
-        rules_fini(field);
+    if (tess_run_kind_is_list(key->kind)) {
+        tess_run_list_fini(key->kind, field);
     } else if (key->kind == TESS_RUN_TEXT || key->kind == TESS_RUN_PATH) {
         char **text = field;
         tess_free(*text);
@@ -363,42 +269,17 @@ void tess_run_value_fini(tess_run *run, const tess_run_key *key)
 bool tess_run_value_is_set(const tess_run *run, const tess_run_key *key)
 {
     const void *field = field_of_const(run, key);
-    if (key->kind == TESS_RUN_NAMES)
-        return ((const tess_run_names *)field)->item_numel > 0;
-    if (key->kind == TESS_RUN_RULES)
-        return ((const tess_run_rules *)field)->item_numel > 0;
+    if (tess_run_kind_is_list(key->kind))
+        return tess_run_list_numel(key->kind, field) > 0;
     if (key->kind == TESS_RUN_TEXT || key->kind == TESS_RUN_PATH)
         return *(char *const *)field != NULL;
     return true;
 }
 
-static tess_status write_names(const tess_run_names *names, tess_strbuf *out)
-{
-    if (!names->is_list)
-        return names->item_numel == 0 ? TESS_OK : tess_run_string_write(names->item[0], out);
-    for (int64_t i = 0; i < names->item_numel; i++) {
-        TESS_TRY(tess_strbuf_add(out, "%s", i == 0 ? "[" : ", "));
-        TESS_TRY(tess_run_string_write(names->item[i], out));
-    }
-    return tess_strbuf_add(out, "]");
-}
-
-static tess_status write_rules(const tess_run_rules *rules, tess_strbuf *out)
-{
-    for (int64_t i = 0; i < rules->item_numel; i++) {
-        char format[32];
-        word_at(TESS_RUN_WORDS_(BASE), (int)rules->item[i].format, format);
-        TESS_TRY(tess_strbuf_add(out, "%s{match: ", i == 0 ? "[" : ", "));
-        TESS_TRY(tess_run_string_write(rules->item[i].match, out));
-        TESS_TRY(tess_strbuf_add(out, ", format: %s}", format));
-    }
-    return tess_strbuf_add(out, "%s", rules->item_numel > 0 ? "]" : "");
-}
-
 static tess_status write_word(const tess_run_key *key, int idx, tess_strbuf *out)
 {
     char word[32];
-    word_at(key->words, idx, word);
+    tess_run_word_at(key->words, idx, word);
     return tess_strbuf_add(out, "%s", word);
 }
 
@@ -431,9 +312,10 @@ tess_status tess_run_value_write(const tess_run *run, const tess_run_key *key, t
         return text == NULL ? TESS_OK : tess_run_string_write(text, out);
     }
     case TESS_RUN_NAMES:
-        return write_names(field, out);
     case TESS_RUN_RULES:
-        return write_rules(field, out);
+    case TESS_RUN_INTS:
+    case TESS_RUN_PATTERNS:
+        return tess_run_list_write(key->kind, field, out);
     }
     return TESS_OK;
 }

@@ -123,41 +123,37 @@ static tess_status write_change(const listing_line *a, const listing_line *b, te
     return TESS_OK;
 }
 
-/* What a run says that says nothing. */
-static tess_status list_defaults(char **text)
+/* Whether a line that the stored listing lacks says what was so before there was such a key. */
+static tess_status is_default(const listing_line *line, bool *out)
 {
-    static const char minimal[] = "model: {path: x}\ndata: {path: x}\noutput: {dir: x}\n";
-    tess_run *run = NULL;
-    size_t nbytes = 0;
-    TESS_TRY(tess_run_parse(minimal, sizeof minimal - 1, "defaults", NULL, 0, &run));
-    const tess_status st = tess_run_numerics(run, text, &nbytes);
-    tess_run_destroy(&run);
+    char path[64];
+    tess_strbuf value = {0};
+    snprintf(path, sizeof path, "%.*s", TESS_MIN(line->key_nbytes, (int)sizeof path - 1),
+             line->text);
+    const tess_run_key_idx idx = tess_run_key_find(path);
+    *out = false;
+    if (idx == TESS_RUN_KEY_NUMEL || line->key_nbytes == line->nbytes)
+        return TESS_OK;
+    const tess_status st = tess_run_default_write(tess_run_key_at(idx), &value);
+    const char *stated = line->text + line->key_nbytes + 1;
+    const size_t stated_nbytes = (size_t)(line->nbytes - line->key_nbytes - 1);
+    *out = st == TESS_OK && value.nbytes == stated_nbytes &&
+           memcmp(value.text, stated, stated_nbytes) == 0;
+    tess_strbuf_fini(&value);
     return st;
 }
 
-static bool has_line(const char *listing, const listing_line *line)
-{
-    while (*listing != '\0') {
-        const listing_line found = line_at(listing);
-        if (found.nbytes == line->nbytes &&
-            memcmp(found.text, line->text, (size_t)line->nbytes) == 0)
-            return true;
-        listing = after(listing, &found);
-    }
-    return false;
-}
-
-/* A key that `a` does not know, for it is older, had its default there. */
-static tess_status write_diff(const char *a, const char *b, const char *defaults, tess_strbuf *out,
-                              int64_t *numel)
+static tess_status write_diff(const char *a, const char *b, tess_strbuf *out, int64_t *numel)
 {
     while (*a != '\0' || *b != '\0') {
         const listing_line left = line_at(a);
         const listing_line right = line_at(b);
         const int order = line_compare(&left, &right);
-        const bool is_equal = order == 0 && left.nbytes == right.nbytes &&
-                              memcmp(left.text, right.text, (size_t)left.nbytes) == 0;
-        if (!is_equal && !(order > 0 && has_line(defaults, &right))) {
+        bool is_equal = order == 0 && left.nbytes == right.nbytes &&
+                        memcmp(left.text, right.text, (size_t)left.nbytes) == 0;
+        if (order > 0)
+            TESS_TRY(is_default(&right, &is_equal));
+        if (!is_equal) {
             *numel += 1;
             TESS_TRY(write_change(order <= 0 ? &left : NULL, order >= 0 ? &right : NULL, out));
         }
@@ -173,12 +169,7 @@ tess_status tess_run_numerics_diff(const char *stored, const char *current, char
     tess_strbuf buf = {0};
     int64_t numel = 0;
     size_t nbytes = 0;
-    char *defaults = NULL;
-    TESS_TRY(list_defaults(&defaults));
-    const tess_status st =
-        give(&buf, write_diff(stored, current, defaults, &buf, &numel), text, &nbytes);
-    tess_free(defaults);
-    TESS_TRY(st);
+    TESS_TRY(give(&buf, write_diff(stored, current, &buf, &numel), text, &nbytes));
     *difference_numel = numel;
     return TESS_OK;
 }

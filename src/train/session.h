@@ -89,10 +89,10 @@ TESS_MUST_CHECK tess_status tess_session_sample(tess_session *session,
 typedef struct tess_export_request {
     const char *dir;
     tess_run_export format; /* auto: what the run's mode says */
-    tess_dtype
-        dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters; f16:
-               these, rounded */
+    tess_dtype dt; /* of the tensors: compute dtype = the copy that was evaluated; f32: the masters;
+                      f16: these, rounded */
     tess_run_weights weights; /* the trained ones or their moving average */
+    bool is_difference; /* peft, after a start from the weights: an adapter of those, rank 2r */
 } tess_export_request;
 
 /** Write the adapter (PEFT) or the model (HF directory). */

@@ -156,10 +156,21 @@ bool session_parse_lora(const char *name, char path[TESS_NAME_NBYTES], tess_peft
 
 typedef tess_status (*session_tensor_sink)(void *arg, int param_idx, const void *data,
                                            size_t nbytes);
-/** All trainable tensors in `dt` (as in tess_export_request), in order; `sink` is called on rank 0.
- * Collective. @return TESS_E_RANGE a value that f16 cannot hold */
-TESS_MUST_CHECK tess_status session_collect(tess_session *s, tess_dtype dt,
-                                            session_tensor_sink sink, void *arg);
+/** What rank 0 wants of the run's tensors. */
+typedef struct session_collection {
+    tess_dtype dt;      /* of the trainable ones, as in tess_export_request */
+    bool wants_initial; /* also what adapters started as, in f32 */
+    session_tensor_sink sink;
+} session_collection;
+/** All trainable tensors, in order; the sink is called on rank 0. Collective. @return TESS_E_RANGE
+ * a value that f16 cannot hold */
+TESS_MUST_CHECK tess_status session_collect(tess_session *s, const session_collection *what,
+                                            void *arg);
+/** Whether a tensor is what an adapter started as: frozen, f32. Local. */
+bool session_is_initial(const tess_param *p);
+/** The adapter as a PEFT directory. Collective. */
+TESS_MUST_CHECK tess_status session_export_peft(tess_session *s,
+                                                const tess_export_request *request);
 /** Path inside output.dir. Local. @return TESS_E_CONFIG too long */
 TESS_MUST_CHECK tess_status session_path(const tess_session *s, const char *name, char path[1024]);
 

@@ -25,6 +25,7 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
 #define tess_rmsnorm_forward_check tess_rmsnorm_check
 #define tess_attention_forward_check tess_attention_check
 #define tess_swiglu_forward_check tess_swiglu_check
+#define tess_dora_forward_check tess_dora_check
 
 #define X(name, type)                                                                              \
     static tess_status emu_##name(const type *a, tess_stream *s)                                   \

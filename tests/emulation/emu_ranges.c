@@ -231,6 +231,33 @@ static void visit_dropout(tess_dropout_args *a, const emu_visitor *v)
     view(v, &a->out, EMU_WRITE);
 }
 
+static void visit_row_norm(tess_row_norm_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, a->row_numel * a->dim, 4, EMU_READ);
+    array(v, &a->norm, a->row_numel, 4, EMU_WRITE);
+}
+
+static void visit_dora_forward(tess_dora_args *a, const emu_visitor *v)
+{
+    view(v, &a->z, EMU_READ);
+    view(v, &a->magnitude, EMU_READ);
+    array(v, &a->norm, a->dim, 4, EMU_READ);
+    view(v, &a->bias, EMU_READ);
+    spaced(v, &a->y, a->row_numel, a->dim, a->y_stride, a->accumulate ? EMU_UPDATE : EMU_WRITE);
+}
+
+static void visit_dora_backward(tess_dora_backward_args *a, const emu_visitor *v)
+{
+    spaced(v, &a->d_y, a->row_numel, a->dim, a->d_y_stride, EMU_READ);
+    view(v, &a->z, EMU_READ);
+    view(v, &a->magnitude, EMU_READ);
+    array(v, &a->norm, a->dim, 4, EMU_READ);
+    spaced(v, &a->d_z, a->row_numel, a->dim, a->d_z_stride, EMU_WRITE);
+    view(v, &a->d_direct, EMU_WRITE);
+    array(v, &a->d_magnitude, a->dim, 4, EMU_UPDATE);
+    array(v, &a->work, 16 * a->dim, 4, EMU_UPDATE);
+}
+
 static void visit_cast(tess_cast_args *a, const emu_visitor *v)
 {
     view(v, &a->src, EMU_READ);

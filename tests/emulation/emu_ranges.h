@@ -21,6 +21,9 @@
     X(add_bias, tess_add_bias_args)                                                                \
     X(sum_rows, tess_sum_rows_args)                                                                \
     X(dropout, tess_dropout_args)                                                                  \
+    X(row_norm, tess_row_norm_args)                                                                \
+    X(dora_forward, tess_dora_args)                                                                \
+    X(dora_backward, tess_dora_backward_args)                                                      \
     X(cast, tess_cast_args)                                                                        \
     X(cross_entropy, tess_cross_entropy_args)                                                      \
     X(fold, tess_fold_args)                                                                        \

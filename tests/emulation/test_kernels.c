@@ -177,6 +177,61 @@ static tess_status columns_call(twin *t, tess_stream *s)
     return CALL(t, sum_rows, &sum);
 }
 
+static void dora_make(twin *t, int case_idx)
+{
+    const shape *c = &matrix[case_idx];
+    const int64_t numel = c->rows * c->dim;
+    t->ctx = c;
+    t->shift = c->shift;
+    twin_random(t, "z", c->dt, numel, 1.0);
+    twin_random(t, "magnitude", c->dt, c->dim, 1.0);
+    twin_operand *norm = twin_random(t, "norm", TESS_F32, c->dim, 1.0);
+    twin_random(t, "bias", c->other, c->dim, 1.0);
+    twin_output(t, "y", c->dt, strided_numel(c));
+    twin_random(t, "d_y", c->dt, strided_numel(c), 1.0);
+    twin_output(t, "d_direct", c->dt, numel);
+    twin_random(t, "d_magnitude", TESS_F32, c->dim, 1.0);
+    twin_output(t, "work", TESS_F32, 16 * c->dim);
+    twin_random(t, "logits", TESS_F32, strided_numel(c), 1.0);
+    twin_random(t, "x", TESS_F32, numel, 1.0);
+    twin_output(t, "lengths", TESS_F32, c->rows);
+    for (int64_t i = 0; i < c->dim; i++)
+        ((float *)norm->initial)[i] = i == 3 ? 0.0f : fabsf(((float *)norm->initial)[i]);
+}
+
+static tess_status dora_call(twin *t, tess_stream *s)
+{
+    const shape *c = t->ctx;
+    tess_dora_args forward = {.z = twin_view(t, 0),
+                              .magnitude = twin_view(t, 1),
+                              .norm = t->x[2].data,
+                              .bias = twin_view(t, 3),
+                              .row_numel = c->rows,
+                              .dim = c->dim,
+                              .y = twin_view(t, 4),
+                              .y_stride = c->stride};
+    const tess_dora_backward_args backward = {.d_y = twin_view(t, 5),
+                                              .d_y_stride = c->stride,
+                                              .z = twin_view(t, 0),
+                                              .magnitude = twin_view(t, 1),
+                                              .norm = t->x[2].data,
+                                              .row_numel = c->rows,
+                                              .dim = c->dim,
+                                              .d_z = twin_view(t, 5),
+                                              .d_z_stride = c->stride,
+                                              .d_direct = twin_view(t, 6),
+                                              .d_magnitude = t->x[7].data,
+                                              .work = t->x[8].data};
+    const tess_row_norm_args lengths = {t->x[10].data, c->rows, c->dim, c->dt, t->x[11].data};
+    TESS_TRY(CALL(t, dora_forward, &forward));
+    forward.y = twin_view(t, 9);
+    forward.accumulate = true;
+    forward.bias.numel = 0;
+    TESS_TRY(CALL(t, dora_forward, &forward));
+    TESS_TRY(CALL(t, dora_backward, &backward));
+    return CALL(t, row_norm, &lengths);
+}
+
 static const int64_t numels[] = {0, 1, 3, 255, 256, 257, 1024, 5003, 40001};
 
 static void reduce_make(twin *t, int case_idx)
@@ -257,12 +312,15 @@ static const twin_op ops[] = {
     {"dropout", flat_make, dropout_call, TESS_NELEM(flat)},
     {"cast", cast_make, cast_call, TESS_NELEM(flat)},
     {"add_bias and sum_rows", columns_make, columns_call, TESS_NELEM(matrix)},
+    {"dora", dora_make, dora_call, TESS_NELEM(matrix)},
     {"fold, sum, square_norm, exact_add", reduce_make, reduce_call, TESS_NELEM(numels)},
     {"adamw", adamw_make, adamw_call, TESS_NELEM(flat)},
 };
 
 static const twin_suite suite = {
-    ops, TESS_NELEM(ops), {"elementwise.cu", "reduce.cu", "adamw.cu", "common_priv.cuh", NULL}};
+    ops,
+    TESS_NELEM(ops),
+    {"elementwise.cu", "dora.cu", "reduce.cu", "adamw.cu", "common_priv.cuh", NULL}};
 
 static void test_kernels_match_twins(void **state)
 {

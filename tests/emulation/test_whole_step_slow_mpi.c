@@ -258,8 +258,18 @@ static tess_status body(tess_comm *comm)
                                        "lora.dropout=0.1",
                                        "compute.activation_checkpointing=on",
                                        NULL};
+    /* DoRA with the run file's dropout: lengths of rows are dequantized in steps */
+    static const char *const dora[] = {"train.steps=2",
+                                       "train.micro_batches=1",
+                                       "compute.dtype=f32",
+                                       "train.eval_every=0",
+                                       "output.checkpoint_every=0",
+                                       "lora.dora=true",
+                                       "lora.targets=[v_proj, down_proj]",
+                                       NULL};
     TESS_TRY(check_case(comm, f32, 2e-3));
-    return check_case(comm, bf16, 0.08);
+    TESS_TRY(check_case(comm, bf16, 0.08));
+    return check_case(comm, dora, 2e-3);
 }
 
 int main(int argc, char **argv) { return rank_test_main(argc, argv, body); }

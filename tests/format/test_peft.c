@@ -196,12 +196,16 @@ static void test_config_bad_files_are_refused(void **state)
          "lora_alpha: expected a number"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"bias\":\"all\"}", TESS_E_UNSUPPORTED,
          "bias: not supported, expected \"none\""},
-        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"use_dora\":true}",
-         TESS_E_UNSUPPORTED, "use_dora: not supported"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"use_dora\":1}", TESS_E_FORMAT,
+         "use_dora: expected a boolean"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"fan_in_fan_out\":true}",
          TESS_E_UNSUPPORTED, "fan_in_fan_out"},
-        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[\"lm_head\"]}",
-         TESS_E_UNSUPPORTED, "modules_to_save"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[7]}",
+         TESS_E_FORMAT, "modules_to_save[0]: expected a string"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"modules_to_save\":[\"(\"]}",
+         TESS_E_FORMAT, "lora modules_to_save: '(^|.*"},
+        {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"ensure_weight_tying\":true}",
+         TESS_E_UNSUPPORTED, "ensure_weight_tying"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"target_parameters\":[\"w\"]}",
          TESS_E_UNSUPPORTED, "target_parameters"},
         {"{\"peft_type\":\"LORA\",\"target_modules\":[\"q\"],\"lora_bias\":true}",
@@ -279,7 +283,6 @@ static void test_golden_adapter_reads_every_tensor(void **state)
     char *text = NULL, *next = NULL;
     size_t nbytes = 0;
     int seen = 0;
-    tess_dtype dt = TESS_U8;
     assert_ok(tess_peft_dir_open(f->io, GOLDEN "adapter", &dir));
     assert_int_equal(tess_peft_dir_adapter_numel(dir), 12);
     assert_string_equal(tess_peft_dir_base_name(dir), "tiny");
@@ -290,13 +293,16 @@ static void test_golden_adapter_reads_every_tensor(void **state)
     assert_int_equal(k->rank, 2);
     assert_int_equal(k->in_numel, 16);
     assert_int_equal(k->out_numel, 16);
-    assert_ok(tess_peft_dir_dtype(dir, k, TESS_PEFT_B, &dt));
-    assert_int_equal(dt, TESS_F32);
+    const tess_st_tensor *k_b =
+        tess_peft_dir_tensor(dir, "model.layers.1.self_attn.k_proj.lora_B.weight");
+    assert_int_equal(k_b->dtype, TESS_ST_F32);
+    assert_null(tess_peft_dir_tensor(dir, "model.layers.1.self_attn.k_proj.lora_C.weight"));
+    assert_null(tess_peft_dir_tensor(dir, ""));
     assert_true(tess_peft_spec_options(tess_peft_dir_spec(dir))->dropout == 0.05);
     assert_ok(tess_io_read_all(f->io, GOLDEN "tensors.txt", 1 << 20, &text, &nbytes));
     for (char *line = strtok_r(text, "\n", &next); line != NULL;
          line = strtok_r(NULL, "\n", &next)) {
-        char kind[16], name[128], dtype[16], shape[64], hex[80], ours[TESS_ST_NAME_MAX_NBYTES + 1];
+        char kind[16], name[128], dtype[16], shape[64], hex[80];
         char sha_hex[TESS_SHA256_HEX_NBYTES];
         unsigned char data[4096];
         tess_sha256 sha;
@@ -304,19 +310,14 @@ static void test_golden_adapter_reads_every_tensor(void **state)
                          5);
         if (strcmp(kind, "adapter") != 0)
             continue;
-        for (int64_t i = 0; i < 24; i++) {
-            const tess_peft_adapter *a = tess_peft_dir_adapter_at(dir, i / 2);
-            const tess_peft_part part = i % 2 == 0 ? TESS_PEFT_A : TESS_PEFT_B;
-            assert_ok(tess_peft_tensor_name(a->path, part, ours));
-            if (strcmp(ours, name) != 0)
-                continue;
-            const int64_t numel = a->rank * (part == TESS_PEFT_A ? a->in_numel : a->out_numel);
-            assert_ok(tess_peft_dir_read(dir, a, part, 0, (size_t)numel * 4, data));
-            assert_ok(tess_sha256_of(data, (size_t)numel * 4, &sha));
-            tess_hex(sha.byte, sizeof sha.byte, sha_hex);
-            assert_string_equal(sha_hex, hex);
-            seen++;
-        }
+        const tess_st_tensor *tensor =
+            tess_peft_dir_tensor(dir, name + strlen("base_model.model."));
+        assert_non_null(tensor);
+        assert_ok(tess_peft_dir_read(dir, tensor, 0, (size_t)tensor->nbytes, data));
+        assert_ok(tess_sha256_of(data, (size_t)tensor->nbytes, &sha));
+        tess_hex(sha.byte, sizeof sha.byte, sha_hex);
+        assert_string_equal(sha_hex, hex);
+        seen++;
     }
     assert_int_equal(seen, 24);
     tess_free(text);
@@ -377,9 +378,13 @@ static void expect_written(const fixture *f)
     assert_null(tess_peft_dir_metadata(dir, "base.sha256"));
     const tess_peft_adapter *q = tess_peft_dir_find(dir, two[0].path);
     assert_int_equal(q->out_numel, 5);
-    assert_ok(tess_peft_dir_read(dir, q, TESS_PEFT_A, 0, 48, value));
+    const tess_st_tensor *a =
+        tess_peft_dir_tensor(dir, "model.layers.0.self_attn.q_proj.lora_A.weight");
+    const tess_st_tensor *b =
+        tess_peft_dir_tensor(dir, "model.layers.0.self_attn.q_proj.lora_B.weight");
+    assert_ok(tess_peft_dir_read(dir, a, 0, 48, value));
     assert_true(value[9] == 9.0f && value[10] == 10.0f && value[11] == 11.0f);
-    assert_ok(tess_peft_dir_read(dir, q, TESS_PEFT_B, 76, 4, value));
+    assert_ok(tess_peft_dir_read(dir, b, 76, 4, value));
     assert_true(value[0] == 19.0f);
     tess_peft_dir_close(&dir);
 }
@@ -525,6 +530,167 @@ static void test_open_missing_files_are_refused(void **state)
     assert_refused(tess_peft_dir_open(f->io, f->dir, &dir), TESS_E_IO, "adapter_model.safetensors");
 }
 
+/* ---- magnitudes and whole modules ---- */
+
+static void test_saved_modules_are_matched_as_peft_does(void **state)
+{
+    (void)state;
+    static const char *const saved[] = {"norm", "lm_head", "1.mlp"};
+    tess_peft_options o = {.rank = 4, .alpha = 8.0, .targets = {.regex = "all-linear"}};
+    tess_peft_spec *spec = NULL;
+    bool is_target = false;
+    o.saved = saved;
+    o.saved_numel = 3;
+    assert_ok(tess_peft_spec_create(&o, &spec));
+    /* any path that ends so, whatever stands in front of it; and all that lies below */
+    assert_true(tess_peft_spec_saves(spec, "model.norm.weight"));
+    assert_true(tess_peft_spec_saves(spec, "model.layers.0.input_layernorm.weight"));
+    assert_true(tess_peft_spec_saves(spec, "lm_head.weight"));
+    assert_true(tess_peft_spec_saves(spec, "model.layers.1.mlp.up_proj.weight"));
+    assert_true(tess_peft_spec_saves(spec, "model.layers.11.mlp.up_proj.bias"));
+    assert_false(tess_peft_spec_saves(spec, "model.layers.0.mlp.up_proj.weight"));
+    assert_false(tess_peft_spec_saves(spec, "norm"));
+    assert_false(tess_peft_spec_saves(spec, "model.normal.weight"));
+    assert_false(tess_peft_entry_saves("model.norm.weight", "model.norm.weight"));
+    /* as an expression that takes whole parts of a path, they win over the targets */
+    assert_ok(tess_peft_target_matches(spec, "model.layers.1.mlp.up_proj", &is_target));
+    assert_false(is_target);
+    assert_ok(tess_peft_target_matches(spec, "model.layers.11.mlp.up_proj", &is_target));
+    assert_true(is_target);
+    tess_peft_spec_destroy(&spec);
+}
+
+static const tess_peft_saved whole[] = {{"model.norm.weight", 1, {3}},
+                                        {"lm_head.weight", 2, {2, 3}}};
+
+static void write_dora(const fixture *f, const char *const *saved, int saved_numel)
+{
+    const tess_peft_pattern rank[] = {{"v_proj", 2.0}};
+    tess_peft_options o = plain_options();
+    tess_peft_spec *spec = NULL;
+    tess_peft_writer *w = NULL;
+    float value[20];
+    for (int i = 0; i < 20; i++)
+        value[i] = (float)i;
+    o.rank_pattern = rank;
+    o.rank_pattern_numel = 1;
+    o.use_dora = true;
+    o.saved = saved;
+    o.saved_numel = saved_numel;
+    assert_ok(tess_peft_spec_create(&o, &spec));
+    const tess_peft_content content = {.spec = spec,
+                                       .adapter = two,
+                                       .adapter_numel = 2,
+                                       .saved = whole,
+                                       .saved_numel = 2,
+                                       .dt = TESS_F32};
+    if (saved_numel < 2) {
+        assert_refused(tess_peft_writer_create(f->io, f->dir, &content, &w), TESS_E_ARG,
+                       "tensor 'lm_head.weight' is not among modules_to_save");
+        tess_peft_spec_destroy(&spec);
+        return;
+    }
+    assert_ok(tess_peft_writer_create(f->io, f->dir, &content, &w));
+    for (int i = 0; i < 2; i++) {
+        const tess_peft_adapter *a = &two[i];
+        assert_ok(
+            tess_peft_writer_append(w, i, TESS_PEFT_MAGNITUDE, value, (size_t)a->out_numel * 4));
+        assert_ok(tess_peft_writer_append(w, i, TESS_PEFT_B, value,
+                                          (size_t)(a->out_numel * a->rank) * 4));
+        assert_ok(
+            tess_peft_writer_append(w, i, TESS_PEFT_A, value, (size_t)(a->in_numel * a->rank) * 4));
+    }
+    assert_ok(tess_peft_writer_append_saved(w, 1, value, 24));
+    assert_ok(tess_peft_writer_append_saved(w, 0, value + 7, 12));
+    assert_refused(tess_peft_writer_append_saved(w, 2, value, 4), TESS_E_ARG, "tensor 2 of 2");
+    assert_ok(tess_peft_writer_finish(w));
+    tess_peft_writer_destroy(&w);
+    tess_peft_spec_destroy(&spec);
+}
+
+static void test_writer_round_trip_with_magnitudes_and_whole_modules(void **state)
+{
+    const fixture *f = *state;
+    static const char *const saved[] = {"norm", "lm_head"};
+    tess_peft_dir *dir = NULL;
+    float value[6];
+    write_dora(f, saved, 1);
+    write_dora(f, saved, 2);
+    assert_ok(tess_peft_dir_open(f->io, f->dir, &dir));
+    assert_int_equal(tess_peft_dir_adapter_numel(dir), 2);
+    assert_int_equal(tess_peft_dir_tensor_numel(dir), 8);
+    assert_true(tess_peft_spec_options(tess_peft_dir_spec(dir))->use_dora);
+    const tess_st_tensor *m =
+        tess_peft_dir_tensor(dir, "model.layers.0.self_attn.q_proj.lora_magnitude_vector");
+    assert_true(m->dim_numel == 1 && m->dim[0] == 5);
+    const tess_st_tensor *norm = tess_peft_dir_tensor(dir, "model.norm.weight");
+    assert_ok(tess_peft_dir_read(dir, norm, 0, 12, value));
+    assert_true(value[0] == 7.0f && value[2] == 9.0f);
+    assert_true(tess_peft_dir_tensor(dir, "lm_head.weight")->dim[1] == 3);
+    tess_peft_dir_close(&dir);
+}
+
+/* Put one tensor more or less into an adapter and see it refused. */
+static void expect_tensors(const fixture *f, const char *const *name, int numel, tess_status want,
+                           const char *why)
+{
+    static const char config[] =
+        "{\"peft_type\":\"LORA\",\"r\":2,\"target_modules\":[\"lm_head\"],\"use_dora\":true}";
+    tess_st_tensor tensor[8] = {{0}};
+    tess_safetensors_writer *w = NULL;
+    tess_peft_dir *dir = NULL;
+    const float value[6] = {0};
+    char path[512];
+    for (int i = 0; i < numel; i++) {
+        const bool is_vector = strstr(name[i], "magnitude") != NULL;
+        tensor[i] = (tess_st_tensor){.name = name[i],
+                                     .dtype = TESS_ST_F32,
+                                     .dim_numel = is_vector ? 1 : 2,
+                                     .dim = {strstr(name[i], "lora_A") != NULL ? 2 : 3, 2}};
+    }
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", f->dir);
+    assert_ok(tess_io_write_all(f->io, at(f, "adapter_config.json"), config, strlen(config)));
+    assert_ok(tess_safetensors_writer_create(f->io, path, tensor, numel, NULL, 0, &w));
+    for (int i = 0; i < numel; i++)
+        assert_ok(tess_safetensors_writer_append(
+            w, i, value,
+            (size_t)(tensor[i].dim[0] * (tensor[i].dim_numel > 1 ? tensor[i].dim[1] : 1)) * 4));
+    assert_ok(tess_safetensors_writer_finish(w));
+    tess_safetensors_writer_destroy(&w);
+    if (want != TESS_OK) {
+        assert_refused(tess_peft_dir_open(f->io, f->dir, &dir), want, why);
+        return;
+    }
+    assert_ok(tess_peft_dir_open(f->io, f->dir, &dir));
+    assert_true(tess_peft_is_base_copy(dir, "lm_head.base_layer.weight"));
+    assert_false(tess_peft_is_base_copy(dir, "lm_head.lora_A.weight"));
+    tess_peft_dir_close(&dir);
+}
+
+#define HEAD "base_model.model.lm_head."
+
+static void test_directory_with_missing_or_foreign_tensors_is_refused(void **state)
+{
+    const fixture *f = *state;
+    static const char *const all[] = {HEAD "lora_A.weight", HEAD "lora_B.weight",
+                                      HEAD "lora_magnitude_vector", HEAD "base_layer.weight"};
+    static const char *const foreign[] = {HEAD "lora_A.weight", HEAD "lora_B.weight",
+                                          HEAD "lora_magnitude_vector",
+                                          "base_model.model.norm.weight"};
+    static const char *const other[] = {HEAD "lora_A.weight", HEAD "lora_B.weight",
+                                        HEAD "lora_magnitude_vector",
+                                        "base_model.model.a.base_layer.weight"};
+    static const char *const stray[] = {HEAD "lora_A.weight", HEAD "lora_B.weight",
+                                        HEAD "lora_magnitude_vector",
+                                        "base_model.model.a.lora_magnitude_vector"};
+    expect_tensors(f, all, 4, TESS_OK, NULL);
+    expect_tensors(f, all, 3, TESS_OK, NULL);
+    expect_tensors(f, all, 2, TESS_E_FORMAT, "has lora_A but no lora_magnitude_vector");
+    expect_tensors(f, foreign, 4, TESS_E_UNSUPPORTED, "'base_model.model.norm.weight'");
+    expect_tensors(f, other, 4, TESS_E_UNSUPPORTED, "'base_model.model.a.base_layer.weight'");
+    expect_tensors(f, stray, 4, TESS_E_FORMAT, "1 lora_A but 3 tensors of other parts");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -537,6 +703,9 @@ int main(void)
         format_test(test_golden_adapter_reads_every_tensor),
         format_test(test_writer_round_trip_with_sorted_patterns),
         format_test(test_writer_patterns_out_of_order_become_exact),
+        format_test(test_saved_modules_are_matched_as_peft_does),
+        format_test(test_writer_round_trip_with_magnitudes_and_whole_modules),
+        format_test(test_directory_with_missing_or_foreign_tensors_is_refused),
         format_test(test_writer_all_linear_is_written_as_names),
         format_test(test_writer_content_that_contradicts_itself_is_refused),
         format_test(test_open_bad_adapters_are_refused),

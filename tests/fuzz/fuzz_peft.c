@@ -42,14 +42,16 @@ static tess_status try_directory(const uint8_t *data, size_t config_nbytes, size
     TESS_TRY(tess_peft_dir_open(fuzz_io(), fuzz_folder, &dir));
     for (int64_t i = 0; i < tess_peft_dir_adapter_numel(dir); i++) {
         const tess_peft_adapter *a = tess_peft_dir_adapter_at(dir, i);
-        tess_dtype dt = TESS_U8;
         fuzz_require(tess_peft_dir_find(dir, a->path) == a, "an adapter is not found");
-        fuzz_require(tess_peft_dir_dtype(dir, a, TESS_PEFT_B, &dt) == TESS_OK, "no dtype");
-        const int64_t end = a->out_numel * a->rank * (int64_t)tess_dtype_block_nbytes(dt);
-        fuzz_require(tess_peft_dir_read(dir, a, TESS_PEFT_B, end - 1, 1, &last) == TESS_OK,
-                     "the end of a matrix is not read");
-        fuzz_require(tess_peft_dir_read(dir, a, TESS_PEFT_B, end, 1, &last) == TESS_E_RANGE,
-                     "more than the matrix is read");
+    }
+    for (int64_t i = 0; i < tess_peft_dir_tensor_numel(dir); i++) {
+        const char *name = NULL;
+        const tess_st_tensor *t = tess_peft_dir_tensor_at(dir, i, &name);
+        fuzz_require(tess_peft_dir_tensor(dir, name) == t, "a tensor is not found");
+        fuzz_require(tess_peft_dir_read(dir, t, t->nbytes - 1, 1, &last) == TESS_OK,
+                     "the end of a tensor is not read");
+        fuzz_require(tess_peft_dir_read(dir, t, t->nbytes, 1, &last) == TESS_E_RANGE,
+                     "more than the tensor is read");
         tess_error_clear();
     }
     tess_peft_dir_close(&dir);

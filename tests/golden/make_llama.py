@@ -52,10 +52,10 @@ def fnv1a(text):
 
 
 def weight(name, shape):
-    """Odd multiples of 2^-8 in (-1, 1), times a power of two; norms are 1 + j/128, |j| <= 32."""
+    """Odd multiples of 2^-8 in (-1, 1), times a power of two; norms and magnitudes are 1 + j/128, |j| <= 32."""
     numel = int(np.prod(shape))
     byte = (philox(numel, PURPOSE_TEST, fnv1a(name) & 0xFFFFFF, 0) >> 24).astype(np.float64)
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", ".lora_magnitude_vector")):
         value = 1.0 + (np.floor(byte / 4) - 32) / 128
     else:
         value = (2 * byte - 255) / 256 * (0.125 if name.endswith(".bias") else 0.25)
@@ -319,7 +319,7 @@ def config_keys(config, case):
     }
 
 
-def run(name, case, outdir):
+def run(name, case, outdir, more=None):
     torch.manual_seed(0)
     config, model, base = build(case)
     model.eval()
@@ -361,6 +361,7 @@ def run(name, case, outdir):
     tensors["curve"], tensors["norms"] = np.array(curve), np.array(norms)
     config.architectures = [case["cls"][1].__name__]
     tensors["config.json"] = np.frombuffer(config.to_json_string(use_diff=True).encode(), np.uint8)
+    tensors.update(more or {})
     keys = config_keys(config, case)
     keys.update(sequence=case["sequence"], sequences=SEQUENCES, micro_batches=MICRO_BATCHES, lora_rank=case["rank"],
                 lora_alpha=case["alpha"], lora_head=int(case.get("lora_head", False)), full=int(case["rank"] == 0),

@@ -152,6 +152,42 @@ static void test_cross_entropy_gradients(void **state)
     tess_free(d);
 }
 
+typedef struct dora_case {
+    ref_rows shape;
+    double *z, *m, *n, *weight;
+    double direct; /* how much of z is taken away again: 1 for what passes the scale by */
+} dora_case;
+
+static double dora_loss(void *ctx)
+{
+    const dora_case *c = ctx;
+    const int64_t numel = c->shape.row_numel * c->shape.dim;
+    double *y = doubles(numel);
+    ref_dora(c->shape, c->z, c->m, c->n, y);
+    for (int64_t i = 0; i < numel; i++)
+        y[i] -= c->direct * c->z[i];
+    const double loss = weighted(c->weight, y, numel);
+    tess_free(y);
+    return loss;
+}
+
+static void test_dora_gradients(void **state)
+{
+    (void)state;
+    dora_case c = {{4, 6}, normals(24, 17), normals(6, 18), normals(6, 19), normals(24, 20), 0.0};
+    for (int i = 0; i < 6; i++)
+        c.n[i] = i == 3 ? 0.0 : 1.0 + fabs(c.n[i]);
+    double *grads[3] = {doubles(24), doubles(24), doubles(6)};
+    ref_dora_backward(c.shape, c.z, c.m, c.n, c.weight, grads);
+    check_gradient("z", c.z, grads[0], 24, dora_loss, &c);
+    check_gradient("m", c.m, grads[2], 6, dora_loss, &c);
+    c.direct = 1.0;
+    check_gradient("direct", c.z, grads[1], 24, dora_loss, &c);
+    double *all[] = {c.z, c.m, c.n, c.weight, grads[0], grads[1], grads[2]};
+    for (int i = 0; i < TESS_NELEM(all); i++)
+        tess_free(all[i]);
+}
+
 typedef struct pair_case {
     int64_t numel;
     double *gate, *up, *weight;
@@ -302,6 +338,7 @@ int main(void)
         cmocka_unit_test(test_gemm_kinds_are_each_others_gradients),
         cmocka_unit_test(test_rmsnorm_gradients),
         cmocka_unit_test(test_cross_entropy_gradients),
+        cmocka_unit_test(test_dora_gradients),
         cmocka_unit_test(test_swiglu_gradients),
         cmocka_unit_test(test_rope_gradients),
         cmocka_unit_test(test_attention_gradients),

@@ -70,8 +70,11 @@ static void expect_same_step(const tess_llama_case *a, const tess_llama_case *b)
     tess_run_model_destroy(&run_b);
 }
 
-static const char *const case_name[] = {"llama_untied", "mistral",    "qwen2",     "qwen3",
-                                        "qwen2_full",   "qwen3_full", "llama_nf4", "llama3_tied"};
+static const char *const case_name[] = {
+    "llama_untied",      "mistral",      "qwen2",          "qwen3",
+    "qwen2_full",        "qwen3_full",   "llama_nf4",      "llama3_tied",
+    "lora/patterns",     "lora/saved",   "lora/dora_bias", "lora/dora",
+    "lora/dora_dropout", "lora/dora_nf4"};
 static const tess_dtype dtype[] = {TESS_F32, TESS_BF16};
 
 static void test_backward_recomputed_gives_same_bits(void **state)

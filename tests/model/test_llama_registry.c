@@ -44,7 +44,7 @@ static tess_status lora_rank8(void *arg, const char *path, bool is_head, tess_lo
 {
     (void)arg;
     (void)path;
-    *out = (tess_lora_choice){.rank = is_head ? 0 : 8, .alpha = 16.0};
+    *out = (tess_lora_choice){.rank = is_head ? 0 : 8, .scale = 2.0};
     return TESS_OK;
 }
 
@@ -199,7 +199,7 @@ static tess_status lora_negative(void *arg, const char *path, bool is_head, tess
     (void)arg;
     (void)path;
     (void)is_head;
-    *out = (tess_lora_choice){.rank = -2, .alpha = 1.0};
+    *out = (tess_lora_choice){.rank = -2, .scale = 1.0};
     return TESS_OK;
 }
 

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Index of A (row i, sum index p) and B (column j, sum index p) of a product. */
@@ -297,6 +298,25 @@ void ref_sum_rows(ref_rows s, const double *x, double *out)
         out[i % s.dim] += x[i];
 }
 
+void ref_dora(ref_rows s, const double *z, const double *m, const double *n, double *y)
+{
+    for (int64_t i = 0; i < s.row_numel * s.dim; i++)
+        y[i] = n[i % s.dim] > 0.0 ? m[i % s.dim] / n[i % s.dim] * z[i] : 0.0;
+}
+
+void ref_dora_backward(ref_rows s, const double *z, const double *m, const double *n,
+                       const double *d_y, double *const grads[3])
+{
+    for (int64_t i = 0; i < s.row_numel * s.dim; i++) {
+        const int64_t k = i % s.dim;
+        const double g = n[k] > 0.0 ? m[k] / n[k] : 0.0;
+        grads[0][i] = g * d_y[i];
+        grads[1][i] = (g - 1.0) * d_y[i];
+        if (n[k] > 0.0)
+            grads[2][k] += d_y[i] * z[i] / n[k];
+    }
+}
+
 void ref_dropout(int64_t numel, const double *x, const bool *keep, double p, double *out)
 {
     for (int64_t i = 0; i < numel; i++)
@@ -335,6 +355,51 @@ void ref_cross_entropy(ref_rows s, const double *logits, const int32_t *labels, 
                 labels[r] < 0 ? 0.0 : (p - (i == labels[r] ? 1.0 : 0.0)) * scale;
         }
     }
+}
+
+static void rotate_gram(double *g, int64_t n, int64_t p, int64_t q)
+{
+    const double off = g[p * n + q];
+    if (off == 0.0)
+        return;
+    const double theta = (g[q * n + q] - g[p * n + p]) / (2.0 * off);
+    const double t = copysign(1.0, theta) / (fabs(theta) + sqrt(theta * theta + 1.0));
+    const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
+    for (int64_t k = 0; k < n; k++) {
+        const double a = g[p * n + k], b = g[q * n + k];
+        g[p * n + k] = c * a - s * b;
+        g[q * n + k] = s * a + c * b;
+    }
+    for (int64_t k = 0; k < n; k++) {
+        const double a = g[k * n + p], b = g[k * n + q];
+        g[k * n + p] = c * a - s * b;
+        g[k * n + q] = s * a + c * b;
+    }
+}
+
+static int descending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+void ref_singular_values(int64_t rows, int64_t cols, const double *w, double *sigma)
+{
+    const bool is_tall = rows > cols;
+    const int64_t n = is_tall ? cols : rows, m = is_tall ? rows : cols;
+    double *g = calloc((size_t)(n * n), sizeof *g);
+    for (int64_t i = 0; i < n * n; i++)
+        for (int64_t k = 0; k < m; k++)
+            g[i] += is_tall ? w[k * cols + i / n] * w[k * cols + i % n]
+                            : w[i / n * cols + k] * w[i % n * cols + k];
+    for (int sweep = 0; sweep < 60; sweep++)
+        for (int64_t p = 0; p < n; p++)
+            for (int64_t q = p + 1; q < n; q++)
+                rotate_gram(g, n, p, q);
+    for (int64_t i = 0; i < n; i++)
+        sigma[i] = sqrt(fmax(g[i * n + i], 0.0));
+    qsort(sigma, (size_t)n, sizeof *sigma, descending);
+    free(g);
 }
 
 double ref_square_norm(int64_t numel, const double *x)

@@ -80,6 +80,12 @@ void ref_add(int64_t numel, const double *a, const double *b, double *out);
 void ref_add_bias(ref_rows shape, const double *bias, double *x);
 /** out += column sums. */
 void ref_sum_rows(ref_rows shape, const double *x, double *out);
+/** y = m / n * z per column, 0 where n is 0. */
+void ref_dora(ref_rows shape, const double *z, const double *m, const double *n, double *y);
+/** Gradients of sum(d_y * y) in `grads`: of z, of another z that enters as (m / n - 1) z, and += of
+ * m. */
+void ref_dora_backward(ref_rows shape, const double *z, const double *m, const double *n,
+                       const double *d_y, double *const grads[3]);
 /** out = keep ? x / (1 - p) : 0; keep[i] from ref_philox. */
 void ref_dropout(int64_t numel, const double *x, const bool *keep, double p, double *out);
 /** Philox4x32-10 (Salmon et al., 2011), written from the paper. */
@@ -89,6 +95,9 @@ void ref_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4
 void ref_cross_entropy(ref_rows shape, const double *logits, const int32_t *labels, double scale,
                        double *loss, double *d_logits);
 
+/** Singular values of w [rows, cols], descending, min(rows, cols) of them: cyclic Jacobi on the
+ * smaller Gram matrix. Small ones err by 2^-26 of the largest. */
+void ref_singular_values(int64_t rows, int64_t cols, const double *w, double *sigma);
 /** Sum of squares. */
 double ref_square_norm(int64_t numel, const double *x);
 

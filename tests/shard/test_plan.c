@@ -562,7 +562,7 @@ static tess_status rank_16(void *arg, const char *path, bool is_head, tess_lora_
 {
     (void)arg;
     (void)path;
-    *out = (tess_lora_choice){.rank = is_head ? 0 : 16, .alpha = 32.0};
+    *out = (tess_lora_choice){.rank = is_head ? 0 : 16, .scale = 2.0};
     return TESS_OK;
 }
 

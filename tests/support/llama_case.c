@@ -29,7 +29,8 @@ void tess_llama_case_value(void *arg, const tess_param *param, float *value)
     (void)arg;
     const tess_rng rng =
         tess_rng_make(golden_seed, TESS_RNG_TEST, fnv1a(param->name) & 0xffffffu, 0);
-    const bool is_norm = ends_with(param->name, "norm.weight");
+    const bool is_norm =
+        ends_with(param->name, "norm.weight") || ends_with(param->name, ".lora_magnitude_vector");
     const float scale = ends_with(param->name, ".bias") ? 0.125f : 0.25f;
     for (int64_t i = 0; i < param->numel; i++) {
         const int byte = (int)(tess_rng_u32(&rng, (uint64_t)i) >> 24);
@@ -156,6 +157,19 @@ static tess_status parse_config(const tess_golden *g, tess_llm_config *c)
     return st == TESS_OK ? check_config(g, c) : st;
 }
 
+static tess_status parse_adapter(const tess_golden *g, tess_peft_spec **out)
+{
+    int64_t numel = 0;
+    const char *text = tess_golden_tensor(g, "adapter_config.json", TESS_U8, &numel);
+    tess_json *root = NULL;
+    if (text == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_json_parse("adapter_config.json", text, (size_t)numel, &root));
+    const tess_status st = tess_peft_config_parse(root, out, NULL);
+    tess_json_destroy(&root);
+    return st;
+}
+
 static void fill_options(const tess_golden *g, tess_run_options *o)
 {
     *o = (tess_run_options){.compute_dt = TESS_F32,
@@ -201,16 +215,23 @@ tess_status tess_llama_case_open(const char *name, tess_llama_case *out)
 {
     char path[256];
     memset(out, 0, sizeof *out);
-    snprintf(path, sizeof path, "tests/golden/llama/%s.golden", name);
+    snprintf(path, sizeof path, "tests/golden/%s%s.golden",
+             strchr(name, '/') != NULL ? "" : "llama/", name);
     TESS_TRY(tess_golden_open(path, &out->golden));
     TESS_CHECK(strtoull(tess_golden_text(out->golden, "seed"), NULL, 10) == golden_seed,
                TESS_E_FORMAT, "%s: made with another seed", path);
     TESS_TRY(parse_config(out->golden, &out->config));
     fill_options(out->golden, &out->options);
+    TESS_TRY(parse_adapter(out->golden, &out->spec));
+    out->options.spec = out->spec;
     return fill_batches(out);
 }
 
-void tess_llama_case_close(tess_llama_case *c) { tess_golden_close(&c->golden); }
+void tess_llama_case_close(tess_llama_case *c)
+{
+    tess_peft_spec_destroy(&c->spec);
+    tess_golden_close(&c->golden);
+}
 
 tess_status tess_llama_case_run(const tess_llama_case *c, tess_run_model **out)
 {

@@ -10,13 +10,15 @@ enum { TESS_CASE_BATCH_MAX = 8 };
 
 typedef struct tess_llama_case {
     tess_golden *golden;
+    tess_peft_spec *spec; /* of the file's adapter_config.json, NULL where it has none */
     tess_llm_config config;
     tess_run_options options; /* f32 compute, one thread; change before creating a run */
     tess_token_batch batch[TESS_CASE_BATCH_MAX];
     int batch_numel;
 } tess_llama_case;
 
-/** Open tests/golden/llama/`name`.golden. Local. */
+/** Open tests/golden/llama/`name`.golden, or with a folder in its name tests/golden/`name`.golden.
+ * Local. */
 TESS_MUST_CHECK tess_status tess_llama_case_open(const char *name, tess_llama_case *out);
 void tess_llama_case_close(tess_llama_case *c);
 /** Create a run of the case and give it the weights of the golden script. Local. */

@@ -12,6 +12,15 @@ enum { POISON = 0xff };
 static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_choice *out)
 {
     const tess_run_options *o = arg;
+    if (o->spec != NULL) {
+        const tess_peft_module module = {.path = path, .is_output_embedding = is_head};
+        tess_peft_match match = {.is_target = false};
+        TESS_TRY(tess_peft_spec_match(o->spec, &module, &match));
+        if (match.is_target)
+            *out = (tess_lora_choice){(int)match.rank, match.scale,
+                                      tess_peft_spec_options(o->spec)->use_dora};
+        return TESS_OK;
+    }
     const size_t length = strlen(path),
                  suffix = o->lora_suffix == NULL ? 0 : strlen(o->lora_suffix);
     const bool is_wanted =
@@ -19,8 +28,14 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
                 : length >= suffix &&
                       (suffix == 0 || strcmp(path + length - suffix, o->lora_suffix) == 0);
     out->rank = is_wanted ? o->lora_rank : 0;
-    out->alpha = o->lora_alpha;
+    out->scale = is_wanted ? o->lora_alpha / o->lora_rank : 0.0;
     return TESS_OK;
+}
+
+static bool is_saved(void *arg, const char *name)
+{
+    const tess_run_options *o = arg;
+    return o->spec != NULL && tess_peft_spec_saves(o->spec, name);
 }
 
 static tess_status codec_of(void *arg, const tess_param *p, bool is_linear, tess_codec source,
@@ -124,6 +139,7 @@ static tess_status build(tess_run_model *run, const tess_llm_config *config)
                                         .lora_plus_ratio = 1.0,
                                         .arg = &run->options,
                                         .lora_of = lora_of,
+                                        .is_saved = is_saved,
                                         .codec_of = codec_of,
                                         .source_of = source_of};
     TESS_TRY(tess_llama_create(config, &options, &run->reg, &run->model));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/pool.h"
+#include "format/peft.h"
 #include "model/model.h"
 
 TESS_BEGIN_DECLS
@@ -19,7 +20,8 @@ typedef struct tess_run_options {
     int lora_rank;
     double lora_alpha;
     bool has_head_lora;
-    const char *lora_suffix; /* only modules that end in this; NULL: all */
+    const tess_peft_spec *spec; /* decides on adapters and saved modules; NULL: the four above */
+    const char *lora_suffix;    /* only modules that end in this; NULL: all */
     double dropout;
     tess_codec base;   /* frozen linears */
     tess_codec source; /* everything else that is frozen */

@@ -1,5 +1,6 @@
 #include "support/tiny_run.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -134,6 +135,68 @@ tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
 {
     const tess_session_options o = {.kind = kind};
     return tiny_run_open_as(comm, t, name, overrides, &o, out);
+}
+
+static volatile sig_atomic_t stop_request;
+static char stop_line[48];
+
+/* An evaluation after step k is reported before step k + 1 begins: that step is then the last. */
+static void stop_after(void *arg, tess_log_level level, const char *line)
+{
+    (void)arg;
+    (void)level;
+    if (stop_line[0] != '\0' && strstr(line, stop_line) != NULL)
+        stop_request = 1;
+}
+
+tess_status tiny_run_until(tess_comm *comm, tiny_run *t, const char *name,
+                           const char *const *overrides, int64_t first, int64_t step)
+{
+    const char *list[TINY_OVERRIDE_MAX + 1] = {"train.eval_every=1"};
+    tess_session *session = NULL;
+    for (int i = 0; overrides[i] != NULL; i++)
+        list[i + 1] = overrides[i];
+    stop_request = 0;
+    stop_line[0] = '\0';
+    if (step > 0)
+        snprintf(stop_line, sizeof stop_line, "eval step=%lld loss", (long long)step - 1);
+    t->ctx.log.sink = stop_after;
+    const tess_session_options o = {.kind = TESS_SESSION_TRAIN, .stop_request = &stop_request};
+    TESS_TRY(tiny_run_open_as(comm, t, name, list, &o, &session));
+    tess_status st = TESS_OK;
+    if (tess_session_step(session) != first)
+        st = TESS_FAIL(TESS_E_STATE, "'%s' begins at step %lld, expected %lld", name,
+                       (long long)tess_session_step(session), (long long)first);
+    if (st == TESS_OK)
+        st = tess_session_train(session);
+    const int64_t end = tess_session_step(session);
+    tess_session_close(&session);
+    if (step > 0 && st == TESS_E_PREEMPTED) {
+        tess_error_clear();
+        st = TESS_OK;
+    }
+    TESS_TRY(st);
+    TESS_CHECK(step == 0 || end == step, TESS_E_STATE, "'%s' ended after step %lld, expected %lld",
+               name, (long long)end, (long long)step);
+    return TESS_OK;
+}
+
+tess_status tiny_run_make_weights(tess_comm *comm, tiny_run *t)
+{
+    static const char text[] =
+        "model: {path: MODEL, init: random}\n"
+        "data: {path: TRAIN, sequence_length: 32}\n"
+        "train: {mode: full, steps: 12, micro_batch: 2, micro_batches: 4, learning_rate: 1.0e-2}\n"
+        "compute: {dtype: f32}\n"
+        "output: {dir: OUT, checkpoint_every: 0}\n";
+    tess_session *session = NULL;
+    const tess_session_options o = {.kind = TESS_SESSION_TRAIN, .run_text = text};
+    TESS_TRY(tiny_run_open_as(comm, t, "weights", NULL, &o, &session));
+    const tess_status st = tess_session_train(session);
+    tess_session_close(&session);
+    TESS_TRY(st);
+    snprintf(t->model, sizeof t->model, "%s/weights/export", t->dir);
+    return TESS_OK;
 }
 
 static tess_status hash_file(tiny_run *t, const char *path, tess_sha256 *out)

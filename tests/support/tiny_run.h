@@ -39,6 +39,12 @@ enum { TINY_OVERRIDE_MAX = 16 };
  */
 tess_status tiny_run_train(tess_comm *comm, tiny_run *t, const char *name,
                            const char *const *overrides, tiny_outcome *out);
+/**
+ * Train and stop as a signal would after `step` steps; 0: to the end. The run must begin at step
+ * `first`. Collective.
+ */
+tess_status tiny_run_until(tess_comm *comm, tiny_run *t, const char *name,
+                           const char *const *overrides, int64_t first, int64_t step);
 /** Open a session on `dir`/`name`. Collective. */
 tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
                           const char *const *overrides, tess_session_kind kind, tess_session **out);
@@ -47,5 +53,9 @@ tess_status tiny_run_open(tess_comm *comm, tiny_run *t, const char *name,
 tess_status tiny_run_open_as(tess_comm *comm, tiny_run *t, const char *name,
                              const char *const *overrides, const tess_session_options *options,
                              tess_session **out);
+/** The model gets weights: those of a short training of all of them, exported to `model`.
+ * Collective.
+ */
+tess_status tiny_run_make_weights(tess_comm *comm, tiny_run *t);
 /** What a run left behind so far. Local. */
 tess_status tiny_run_outcome(tiny_run *t, const char *name, tiny_outcome *out);

@@ -265,8 +265,9 @@ static tess_status check_import(base_world *w, const char *const *overrides, con
     snprintf(dir, sizeof dir, "%.200s/through-gguf", w->t.dir);
     snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir);
     TESS_TRY(tiny_run_open_as(w->comm, &w->t, "import", overrides, &o, &session));
-    tess_status st =
-        tess_session_export(session, &(tess_export_request){dir, TESS_RUN_EXPORT_PEFT, TESS_F32});
+    tess_status st = tess_session_export(
+        session,
+        &(tess_export_request){.dir = dir, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F32});
     tess_session_close(&session);
     TESS_TRY(st);
     const bool is_root = tess_comm_rank(w->comm) == 0;
@@ -283,13 +284,13 @@ static tess_status check_adapter(base_world *w, const char *name, const char *co
     snprintf(peft_path, sizeof peft_path, "%s/adapter_model.safetensors", peft_dir);
     snprintf(gguf_path, sizeof gguf_path, "%s/adapter.gguf", gguf_dir);
     TESS_TRY(tiny_run_open_as(w->comm, &w->t, name, overrides, &o, &session));
-    tess_status st =
-        tess_session_export(session, &(tess_export_request){peft_dir, TESS_RUN_EXPORT_PEFT,
-                                                            TESS_F32, TESS_RUN_WEIGHTS_TRAINED});
+    tess_status st = tess_session_export(
+        session,
+        &(tess_export_request){.dir = peft_dir, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F32});
     if (st == TESS_OK)
-        st = tess_session_export(session,
-                                 &(tess_export_request){gguf_dir, TESS_RUN_EXPORT_GGUF, TESS_F32,
-                                                        TESS_RUN_WEIGHTS_TRAINED});
+        st = tess_session_export(session, &(tess_export_request){.dir = gguf_dir,
+                                                                 .format = TESS_RUN_EXPORT_GGUF,
+                                                                 .dt = TESS_F32});
     tess_session_close(&session);
     TESS_TRY(st);
     const bool is_root = tess_comm_rank(w->comm) == 0;

@@ -392,6 +392,91 @@ static void test_merge_into_keeps_other_codes(void **state)
     tess_merge_result_fini(&r);
 }
 
+/* ---- magnitudes, and modules trained whole ---- */
+
+static void make_dora(const fixture *f, const char *dir)
+{
+    static const char *const names[] = {"q_proj"}, *const saved_names[] = {"model.norm"};
+    static const tess_peft_saved saved = {"model.norm.weight", 1, {48}};
+    const tess_peft_options o = {.rank = 4,
+                                 .alpha = 6.0,
+                                 .use_dora = true,
+                                 .targets = {.name = names, .name_numel = 1},
+                                 .saved = saved_names,
+                                 .saved_numel = 1};
+    tess_peft_spec *spec = NULL;
+    tess_peft_writer *w = NULL;
+    assert_ok(tess_peft_spec_create(&o, &spec));
+    const tess_peft_content content = {.spec = spec,
+                                       .adapter = layers,
+                                       .adapter_numel = 1,
+                                       .saved = &saved,
+                                       .saved_numel = 1,
+                                       .dt = TESS_F32};
+    assert_ok(tess_peft_writer_create(f->io, dir, &content, &w));
+    for (int part = 0; part < 2; part++)
+        for (int64_t i = 0; i < 48 * 4; i++) {
+            const float x = element(0, part, i);
+            assert_ok(
+                tess_peft_writer_append(w, 0, part == 0 ? TESS_PEFT_A : TESS_PEFT_B, &x, sizeof x));
+        }
+    for (int64_t i = 0; i < 48; i++) {
+        const float m = 1.0F + (float)i / 64.0F;
+        assert_ok(tess_peft_writer_append(w, 0, TESS_PEFT_MAGNITUDE, &m, sizeof m));
+        assert_ok(tess_peft_writer_append_saved(w, 0, &m, sizeof m));
+    }
+    assert_ok(tess_peft_writer_finish(w));
+    tess_peft_writer_destroy(&w);
+    tess_peft_spec_destroy(&spec);
+}
+
+static void expect_dora_row(const float *w, const float *z, int64_t row)
+{
+    double sum[48], magnitude[48], square = 0.0;
+    for (int64_t col = 0; col < 48; col++) {
+        sum[col] = (double)w[col];
+        magnitude[col] = fabs((double)w[col]);
+        for (int64_t r = 0; r < 4; r++) {
+            const double term = (double)element(0, 1, row * 4 + r) *
+                                (double)element(0, 0, r * 48 + col) * 6.0 / 4.0;
+            sum[col] += term;
+            magnitude[col] += fabs(term);
+        }
+        square += sum[col] * sum[col];
+    }
+    const double factor = (1.0 + (double)row / 64.0) / sqrt(square);
+    for (int64_t col = 0; col < 48; col++)
+        /* the sum as in expect_merged, its part in the norm, the factor and the product */
+        assert_true(fabs((double)z[col] - factor * sum[col]) <=
+                    factor * (magnitude[col] + fabs(sum[col])) * (2 * 4 + 5) * 0x1p-24);
+}
+
+static void test_merge_dora_and_saved(void **state)
+{
+    static float w[WEIGHT_MAX], z[WEIGHT_MAX];
+    const fixture *f = *state;
+    const tess_ctx ctx = ctx_of(f);
+    char adapter[256], output[256];
+    tess_merge_result r;
+    snprintf(adapter, sizeof adapter, "%s/adapter", f->dir);
+    snprintf(output, sizeof output, "%s/merged", f->dir);
+    make_dora(f, adapter);
+    const tess_merge_options o = merge_of(BNB "plain", adapter, output);
+    assert_ok(tess_merge_model(&ctx, &o, &r));
+    assert_int_equal(r.row_numel, 2);
+    for (int64_t i = 0; i < 2; i++)
+        assert_int_equal(r.row[i].rank, strcmp(r.row[i].name, "model.norm.weight") == 0 ? 0 : 4);
+    tess_merge_result_fini(&r);
+    read_values(f, BNB "plain", "model.layers.0.self_attn.q_proj.weight", w);
+    read_values(f, output, "model.layers.0.self_attn.q_proj.weight", z);
+    for (int64_t row = 0; row < 48; row++)
+        expect_dora_row(w + row * 48, z + row * 48, row);
+    read_values(f, output, "model.norm.weight", z);
+    for (int64_t i = 0; i < 48; i++)
+        assert_true(z[i] == 1.0F + (float)i / 64.0F);
+    expect_equal(f, output, BNB "plain", "model.layers.0.self_attn.k_proj.weight");
+}
+
 /* ---- refusals ---- */
 
 static void test_merge_bad_adapters_refused(void **state)
@@ -409,12 +494,12 @@ static void test_merge_bad_adapters_refused(void **state)
          TESS_E_FORMAT,
          {"xy_proj", "no linear layer"}},
         {"sed -i 's/\"use_dora\": false/\"use_dora\": true/' adapter/adapter_config.json",
-         TESS_E_UNSUPPORTED,
-         {"use_dora", "adapter_config.json"}},
-        {"sed -i 's/\"modules_to_save\": null/\"modules_to_save\": [\"lm_head\"]/' "
+         TESS_E_FORMAT,
+         {"lora_magnitude_vector", "adapter_model.safetensors"}},
+        {"sed -i 's/\"modules_to_save\": null/\"modules_to_save\": [\"model.norm\"]/' "
          "adapter/adapter_config.json",
-         TESS_E_UNSUPPORTED,
-         {"modules_to_save", "adapter_config.json"}},
+         TESS_E_FORMAT,
+         {"model.norm.weight", "found nothing"}},
         {"rm adapter/adapter_config.json", TESS_E_IO, {"adapter_config.json", "failed"}},
     };
     const fixture *f = *state;
@@ -445,6 +530,7 @@ int main(void)
         folder_test(test_merge_other_base_refused),
         folder_test(test_merge_base_overrides_restated),
         folder_test(test_merge_into_keeps_other_codes),
+        folder_test(test_merge_dora_and_saved),
         folder_test(test_merge_bad_adapters_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

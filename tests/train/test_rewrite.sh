@@ -81,6 +81,13 @@ train_over trained plain base.format=nf4
     data.eval_path=train.h5 --checkpoint none --json > base.loss 2> log || fail "no eval"
 cmp -s merged.loss base.loss && fail "the adapter left no trace"
 
+# a magnitude per row, and a norm that trains as a whole: what trains is no part of the base
+train_over whole plain base.format=nf4 lora.dora=true 'lora.modules_to_save=[model.norm]'
+"$tessera" merge plain out/export -o merged-whole --json > report 2> log || fail "no merge of DoRA"
+[ "$id" = "$(value merged.identity)" ] || fail "DoRA merged into $(cat report)"
+grep -q '"name":"model.norm.weight","noise":[^,]*,"rank":0' report || fail "no norm: $(cat report)"
+train_over trained plain base.format=nf4
+
 # ---- refusals: exit code, texts of the one line separated by '|', arguments; nothing is left ----
 cp -r plain bare
 rm bare/tokenizer.json

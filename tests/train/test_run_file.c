@@ -44,6 +44,12 @@ static void sample_value(const tess_run_key *key, char text[64])
     case TESS_RUN_RULES:
         snprintf(text, 64, "[{match: 'a.*\\d', format: bf16}]");
         return;
+    case TESS_RUN_INTS:
+        snprintf(text, 64, "[%" PRId64 ", 7, 2]", key->most_int);
+        return;
+    case TESS_RUN_PATTERNS:
+        snprintf(text, 64, "{v_proj: %.9g, '1\\.q: #': 8}", key->most);
+        return;
     }
 }
 
@@ -196,6 +202,12 @@ static void test_run_parse_every_key_good_is_accepted(void **state)
     assert_string_equal(run->lora.targets.item[1], "v proj");
     assert_int_equal(run->base.overrides.item_numel, 1);
     assert_int_equal(run->base.overrides.item[0].format, TESS_RUN_BASE_BF16);
+    assert_int_equal(run->lora.layers.item_numel, 3);
+    assert_int_equal(run->lora.layers.item[1], 7);
+    assert_int_equal(run->lora.rank_pattern.item_numel, 2);
+    assert_string_equal(run->lora.rank_pattern.item[0].pattern, "v_proj"); /* in file order */
+    assert_string_equal(run->lora.rank_pattern.item[1].pattern, "1\\.q: #");
+    assert_true(run->lora.rank_pattern.item[1].value == 8.0);
     tess_run_destroy(&run);
     assert_null(run);
     tess_strbuf_fini(&text);
@@ -250,6 +262,8 @@ static void test_run_parse_every_key_wrong_type_is_refused(void **state)
         [TESS_RUN_PATH] = {"[a]", "{a: b}", "", "[[a]]"},
         [TESS_RUN_NAMES] = {"{a: b}", "[[a]]", "", "[{a: b}]"},
         [TESS_RUN_RULES] = {"abc", "{match: a, format: nf4}", "[a]", "[{match: a}]"},
+        [TESS_RUN_INTS] = {"abc", "{a: 1}", "\"7\"", "[1, 1.5]"},
+        [TESS_RUN_PATTERNS] = {"abc", "[1]", "{a: b}", "{a: 2, a: 3}"},
     };
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++)
         for (int n = 0; n < 4; n++)
@@ -308,6 +322,14 @@ static void range_values(const tess_run_key *key, char *below, char *above, size
         fill(above + 1, (size_t)1025 * 27 + 1, "{match: a, format: nf4},   ");
         memcpy(above + strlen(above), "]", 2);
         return;
+    case TESS_RUN_INTS:
+        snprintf(below, nbytes, "[%" PRId64 "]", key->least_int - 1);
+        snprintf(above, nbytes, "[%" PRId64 ", %" PRId64 "]", key->least_int, key->most_int + 1);
+        return;
+    case TESS_RUN_PATTERNS:
+        snprintf(below, nbytes, "{a: %.17g}", key->least / 2);
+        snprintf(above, nbytes, "{a: %.17g}", key->most * 1.0001);
+        return;
     case TESS_RUN_BOOL:
     case TESS_RUN_ENUM: /* no order: any other word is out of range */
         snprintf(below, nbytes, "-1");
@@ -341,8 +363,12 @@ static void test_run_parse_required_key_missing_is_refused(void **state)
         tess_run *run = NULL;
         tess_error_clear();
         const tess_status st = tess_run_parse(text.text, text.nbytes, "r.yaml", NULL, 0, &run);
-        assert_int_equal(st, key->initial == NULL ? TESS_E_CONFIG : TESS_OK);
-        if (st != TESS_OK) {
+        /* two keys of the file need another one beside them */
+        const bool is_needed = i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers;
+        assert_int_equal(st, key->initial == NULL || is_needed ? TESS_E_CONFIG : TESS_OK);
+        if (is_needed) {
+            expect_message("r.yaml:", "lora.layers");
+        } else if (st != TESS_OK) {
             required_numel++;
             expect_message("r.yaml:1:1: key '", key->path);
         }
@@ -548,6 +574,9 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         {"train.mode=full", "output.export=peft", "output.export: peft writes an adapter"},
         {"train.mode=lora", "output.export=hf", "output.export: hf writes a whole model"},
         {"train.micro_batch=65536", "data.sequence_length=1048576", "tokens in a micro-batch"},
+        {"lora.layers=[1]", "lora.targets=all-linear", "lora.layers: needs lora.targets to be a "},
+        {"lora.layers_pattern=h", "lora.targets=[a]", "lora.layers_pattern: says where a layer's"},
+        {"lora.rank_pattern={q: 2.5}", "lora.rank=4", "lora.rank_pattern: 'q': expected a whole"},
     };
     for (int i = 0; i < TESS_NELEM(pairs); i++) {
         const tess_run_override overrides[] = {{pairs[i][0], 1}, {pairs[i][1], 2}};
@@ -655,10 +684,20 @@ static void test_run_numerics_listing_is_stable(void **state)
                                    "data.packing=true\n"
                                    "data.sequence_length=512\n"
                                    "lora.alpha=32\n"
+                                   "lora.alpha_pattern=\n"
+                                   "lora.dora=false\n"
                                    "lora.dropout=0\n"
                                    "lora.exclude=\n"
+                                   "lora.init=default\n"
+                                   "lora.init_iterations=1\n"
+                                   "lora.layers=\n"
+                                   "lora.layers_pattern=\n"
+                                   "lora.modules_to_save=\n"
                                    "lora.plus_ratio=1\n"
+                                   "lora.power_iterations=4\n"
                                    "lora.rank=16\n"
+                                   "lora.rank_pattern=\n"
+                                   "lora.rslora=false\n"
                                    "lora.targets=all-linear\n"
                                    "model.init=weights\n"
                                    "shard.reduction=exact\n"
@@ -707,6 +746,10 @@ static void test_run_numerics_diff_lists_every_difference(void **state)
         {"", "lora.dropout=0\n", "", 0},
         {"", "lora.dropout=0.1\n", "lora.dropout: absent -> 0.1", 1},
         {"lora.dropout=0\n", "", "lora.dropout: 0 -> absent", 1},
+        /* a key that is younger than the stored run, with its default or another value */
+        {"x=1\n", "lora.dropout=0\nlora.layers=\nlora.rslora=false\nx=1\n", "", 0},
+        {"x=1\n", "lora.rslora=true\nx=1\n", "lora.rslora: absent -> true", 1},
+        {"lora.rslora=false\n", "", "lora.rslora: false -> absent", 1},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         char *text = NULL;
