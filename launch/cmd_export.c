@@ -213,6 +213,10 @@ static tess_status convert(const tess_export_options *export, const tess_ctx *ct
                "export: '%s' is an adapter; choose with --format: peft, gguf, diffusers, kohya or "
                "comfyui",
                export->source);
+    TESS_CHECK(
+        !export->has_weights, TESS_E_CONFIG,
+        "export: --weights chooses among those of a checkpoint; '%s' is an adapter: remove it",
+        export->source);
     TESS_TRY(check_output(export));
     return tess_convert_adapter(ctx, export);
 }
