@@ -86,8 +86,8 @@ TESS_MUST_CHECK tess_status tess_run_yaml(const tess_run *run, char **text, size
 TESS_MUST_CHECK tess_status tess_run_numerics(const tess_run *run, char **text, size_t *nbytes);
 
 /**
- * Compare two listings of "key=value\n" lines sorted by key. A key of the schema that `stored` lacks
- * had its default there: it may be of an older version.
+ * Compare two listings of "key=value\n" lines sorted by key. A key of the schema that `stored`
+ * lacks had its default there: it may be of an older version.
  *
  * Local. A key that only `current` has, with its default, is no difference: the stored run is older
  * than the key. @param[out] text one line "train.seed: 0 -> 1, ...", "" when equal; free with
