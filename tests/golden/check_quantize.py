@@ -237,6 +237,45 @@ def make_adapter(work, is_dora):
     return adapted
 
 
+def llama_logits(path, ids, lora=None):
+    import llama_cpp
+    llm = llama_cpp.Llama(str(path), lora_path=lora, verbose=False, logits_all=True, n_ctx=128, type_k=0, type_v=0,
+                          flash_attn=False)
+    llm.eval(ids)
+    return np.array(llm.scores[:len(ids)])
+
+
+def check_llama_cpp_adapter(program, work):
+    """A GGUF base with a GGUF adapter in llama.cpp, beside peft over the same weights."""
+    try:
+        import llama_cpp  # noqa: F401
+    except ImportError:
+        print("llama.cpp: adapters skipped, llama-cpp-python is not installed")
+        return
+    ids = transformers.PreTrainedTokenizerFast(tokenizer_file=str(BASE / "tokenizer.json")).encode(TEXTS[0])
+    adapted = make_adapter(work, False)
+    with torch.no_grad():
+        want = adapted(torch.tensor([ids])).logits[0].numpy()
+    alone = logits_of(BASE, ids)
+    size, shift = np.abs(want).max(), np.abs(want - alone).max()
+    done = subprocess.run([program, "export", work / "adapter", "--format", "gguf", "--base", BASE, "--dtype", "f32",
+                           "-o", work / "lora"], capture_output=True, text=True)
+    require(done.returncode == 0, f"export: {done.stderr}")
+    lora = str(work / "lora" / "adapter.gguf")
+    apart = np.abs(llama_logits(work / "all.gguf", ids, lora) - want).max()
+    require(shift > 0.05 * size, f"the adapter moves logits by {shift / size} of the largest only")
+    # as for the base alone; A and B add two products to each of seven
+    require(apart < 1.2e-4 * size, f"llama.cpp: logits with the adapter differ by {apart / size}")
+    print(f"llama.cpp: f32 base with the GGUF adapter within {apart / size:.0e} of the largest of peft, which the "
+          f"adapter moves by {shift / size:.1e}")
+    tessera(program, "quantize", BASE, "-o", work / "eight.gguf", "--format", "q8_0", "--json")
+    moved = llama_logits(work / "eight.gguf", ids, lora) - llama_logits(work / "eight.gguf", ids)
+    # llama.cpp multiplies Q8_0 by activations in 8 bits, with and without the adapter: what it moves must agree
+    apart = np.abs(moved - (want - alone)).max() / shift
+    require(apart < 0.2, f"llama.cpp: over q8_0 the adapter moves logits otherwise, by {apart} of the most")
+    print(f"llama.cpp: over the q8_0 base it moves them alike within {apart:.0e} of the most")
+
+
 def check_merge(program, work, is_dora):
     adapted = make_adapter(work, is_dora)
     what, out = "DoRA and a norm" if is_dora else "LoRA", work / f"merged-{is_dora}"
@@ -273,6 +312,7 @@ def main(program):
         check_quanto(program, work)
         check_gguf(program, work)
         check_llama_cpp(program, work)
+        check_llama_cpp_adapter(program, work)
         check_merge(program, work, False)
         check_merge(program, work, True)
         check_merge_into(program, work)
