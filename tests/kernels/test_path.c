@@ -76,7 +76,8 @@ static void test_table_hole_is_named(void **state)
     tess_kernels k = tess_kernels_cpu;
     k.gemm = NULL;
     assert_int_equal(tess_kernels_check(&k), TESS_E_UNSUPPORTED);
-    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 1 of 26 is missing"));
+    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 1 of "));
+    assert_non_null(strstr(tess_error_message(), " is missing"));
 }
 
 int main(void)

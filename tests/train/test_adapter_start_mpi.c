@@ -147,6 +147,21 @@ static tess_status check_difference(world_pair *w, const char *name, const char 
     return near("the difference on the original weights", got, want);
 }
 
+/* What a GGUF adapter has no place for. */
+static tess_status refuse_gguf(world_pair *w, const char *name, const char *const *overrides)
+{
+    char dir[400];
+    snprintf(dir, sizeof dir, "%s/%s-gguf", w->t.dir, name);
+    const tess_export_request request = {
+        .dir = dir, .format = TESS_RUN_EXPORT_GGUF, .dt = TESS_F32};
+    const tess_status st = export_to(w, name, overrides, &request);
+    TESS_CHECK(st == TESS_E_UNSUPPORTED && strstr(tess_error_message(), "export gguf: ") != NULL,
+               TESS_E_STATE, "'%s' as GGUF gave %s: %.600s", name, tess_status_name(st),
+               tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
 /* The adapter that a run exported is the start of another one: the same bits. */
 static tess_status check_round_trip(world_pair *w, const char *name, const char *key,
                                     const char *other)
@@ -162,6 +177,7 @@ static tess_status check_round_trip(world_pair *w, const char *name, const char 
                                    is_own_base ? NULL : "adapter.allow_base_change=true", NULL};
     TESS_TRY(train(w, name, own));
     TESS_TRY(loss_of(w, name, own, TESS_SESSION_READER, &want));
+    TESS_TRY(refuse_gguf(w, name, own));
     TESS_TRY(loss_of(w, again, from, TESS_SESSION_TRAIN, &got));
     TESS_CHECK(got == want, TESS_E_STATE, "'%s': loss %.17g, after import %.17g", name, want, got);
     const tess_status st = loss_of(w, again, without, TESS_SESSION_TRAIN, &got);
