@@ -57,7 +57,7 @@ class Job:
 
     def make_model(self):
         torch.manual_seed(1)
-        text = (ROOT / "README.md").read_text()
+        text = (ROOT / "LICENSE").read_text()
         (self.folder / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
         self.run("tokenize", "--no-bos", ROOT / "examples/base", self.folder / "text.jsonl", "-o", self.tokens)
         tokenizer = Tokenizer.from_file(str(ROOT / "examples/base/tokenizer.json"))
