@@ -1,7 +1,7 @@
 """Held-out loss after a LoRA run over each form of one base, and of one adapter over every form.
 
   python bench/format_losses.py --tessera build/release/bin/tessera --scratch DIR [--formats nf4,fp4,...]
-         [--seeds 0,1,2] [--steps 200] [--ranks 2] [--out results.jsonl] [--plot losses.png]
+         [--seeds 0,1,2] [--steps 200] [--ranks 1] [--out results.jsonl] [--plot losses.png]
 
 Base: examples/base (bf16). Text: examples/corpus/kjv, which it has not seen. Every run has the same
 settings but for base.format and train.seed. A JSON line each:
@@ -34,7 +34,7 @@ class Bench:
         self.tessera = str(pathlib.Path(args.tessera).resolve())
         self.common = [
             f"model.path={ROOT}/examples/base", f"data.path={self.scratch}/train.h5",
-            f"data.eval_path={self.scratch}/held-out.h5", f"train.steps={args.steps}", "train.micro_batches=4",
+            f"data.eval_path={self.scratch}/held-out.h5", f"train.steps={args.steps}", "train.micro_batches=2",
             "train.eval_every=0", "output.checkpoint_every=0",
         ]
 
@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--move", default="bf16,nf4", help="adapters that are laid over every form")
     parser.add_argument("--out")
     parser.add_argument("--plot")
@@ -137,8 +137,8 @@ def main():
         rows = [head]
         print(json.dumps(head), file=sink, flush=True)
         bench.tokens()
-        for name in names:
-            for seed in seeds:
+        for seed in seeds:
+            for name in names:
                 rows.append(bench.trained(name, seed))
                 print(json.dumps(rows[-1]), file=sink, flush=True)
         for source in [s for s in args.move.split(",") if s in names]:

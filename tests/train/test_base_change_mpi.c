@@ -111,11 +111,11 @@ static tess_status check_export(bench *b, const found *now)
 
 static tess_status run_all(bench *b)
 {
-    const char *const first[] = {"base.format=fp4", NULL};
-    const char *const second[] = {"base.format=nf4", NULL};
-    const char *const second_allowed[] = {"base.format=nf4", allow, NULL};
+    const char *const first[] = {"base.format=int2", NULL};
+    const char *const second[] = {"base.format=qint8", NULL};
+    const char *const second_allowed[] = {"base.format=qint8", allow, NULL};
     const char *const third_allowed[] = {"base.format=nf4", "base.block_size=128", allow, NULL};
-    const char *const other_too[] = {"base.format=nf4", "train.beta1=0.8", allow, NULL};
+    const char *const other_too[] = {"base.format=qint8", "train.beta1=0.8", allow, NULL};
     char history[3 * TESS_SHA256_HEX_NBYTES];
     found before, after, later, last;
     tiny_outcome outcome;
@@ -123,7 +123,7 @@ static tess_status run_all(bench *b)
     TESS_TRY(one_step(b, first));
     TESS_TRY(look(b, first, &before));
     TESS_TRY(expect(b, before.step == 2 && before.previous[0] == '\0', "start"));
-    TESS_TRY(expect_refusal(b, second, "base.format: fp4 -> nf4"));
+    TESS_TRY(expect_refusal(b, second, "base.format: int2 -> qint8"));
     TESS_TRY(expect_refusal(b, other_too, "train.beta1"));
     TESS_TRY(look(b, second_allowed, &after));
     TESS_TRY(expect(b, after.step == 2, "the step is the checkpoint's"));
