@@ -80,7 +80,7 @@ tess_decode_tables(const typename READER::source &src)
 
 /** Rows of whole chunks, everything aligned. */
 template <typename READER, bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_DECODE_THREADS)
+__global__ static void __launch_bounds__(TESS_DECODE_THREADS, 4)
     tess_decode_chunks(const typename READER::source src, const tess_decode_target to)
 {
     const typename READER::tables *tables = tess_decode_tables<READER>(src);
