@@ -5,7 +5,7 @@
  *                    [--format IDENTITY]...
  *
  * IDENTITY as tess_codec_describe gives it ("nf4/64/double", "qint4/128/bf16"). Without --format:
- * one of each family. One warm-up, then `repeats` runs: median, 10th and 90th percentile. GB/s
+ * all of them. One warm-up, then `repeats` runs: median, 10th and 90th percentile. GB/s
  * count the bytes that are written.
  */
 #include <inttypes.h>
@@ -14,10 +14,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "bench/decode_problem.h"
 #include "core/arith.h"
-#include "core/half.h"
-#include "core/memory.h"
-#include "kernels/kernels.h"
 
 enum { REPEAT_MAX = 1000 };
 
@@ -26,12 +24,6 @@ typedef struct options {
     int64_t rows, cols;
 } options;
 
-static const char *const default_formats[] = {
-    "nf4/64",         "nf4/64/double",  "q8_0",          "q4_0",           "q4_k",
-    "q6_k",           "int8/4096",      "f16",           "qint8/row/bf16", "qfloat8/row/bf16",
-    "qint4/128/bf16", "qint2/128/bf16", "qint4/128/f32", "e4m3/raw",       "e4m3/row/dequant_scale",
-    "e5m2/raw"};
-
 static double now_s(clockid_t clock)
 {
     struct timespec t;
@@ -39,50 +31,20 @@ static double now_s(clockid_t clock)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Codes of every kind, of finite numbers; constants around 0.05. */
-static void fill(const tess_codec_part *part, void *data)
-{
-    uint64_t seed = 7;
-    for (size_t i = 0; i < part->nbytes; i++) {
-        seed = seed * 6364136223846793005ULL + 1442695040888963407ULL;
-        ((uint8_t *)data)[i] = (uint8_t)(seed >> 40) & 0xbf; /* no exponent of all ones */
-    }
-    for (int64_t i = 0; part->dt != TESS_U8 && i < part->numel; i++) {
-        if (part->dt == TESS_F32)
-            ((float *)data)[i] = 0.05F;
-        else
-            ((uint16_t *)data)[i] = part->dt == TESS_BF16 ? 0x3d4d : 0x2a66;
-    }
-}
-
 static tess_status run(const char *text, tess_dtype dt, const options *o)
 {
     double second[REPEAT_MAX], cpu_second[REPEAT_MAX];
-    tess_dequantize_args a = {0};
-    tess_codec_part part[TESS_CODEC_PART_MAX];
+    decode_problem p;
     tess_pool *pool = NULL;
     tess_stream stream;
-    void *data[TESS_CODEC_PART_MAX] = {0}, *dst = NULL;
-    int part_numel = 0;
+    void *dst = NULL;
     const int64_t numel = o->rows * o->cols;
-    TESS_TRY(tess_codec_parse(text, o->cols, &a.codec));
-    TESS_TRY(tess_codec_parts(&a.codec, numel, part, &part_numel));
+    TESS_TRY(decode_problem_init(text, o->rows, o->cols, &p));
     TESS_TRY(tess_pool_create(o->thread_numel, &pool));
     tess_stream_init_inline(&stream, "compute", pool);
-    for (int i = 0; i < part_numel; i++) {
-        TESS_TRY(tess_alloc(part[i].nbytes, &data[i]));
-        fill(&part[i], data[i]);
-        a.part[i] = data[i];
-    }
     const size_t elem_nbytes = tess_dtype_block_nbytes(dt);
     TESS_TRY(tess_alloc_array(numel, elem_nbytes, &dst));
-    a.dst = tess_view_host(dst, numel, dt);
+    const tess_dequantize_args a = decode_problem_args(&p, p.data, tess_view_host(dst, numel, dt));
     TESS_TRY(tess_kernels_cpu.dequantize(&a, &stream));
     for (int i = 0; i < o->repeat_numel; i++) {
         const double start_s = now_s(CLOCK_MONOTONIC);
@@ -91,8 +53,8 @@ static tess_status run(const char *text, tess_dtype dt, const options *o)
         second[i] = now_s(CLOCK_MONOTONIC) - start_s;
         cpu_second[i] = now_s(CLOCK_PROCESS_CPUTIME_ID) - start_cpu_s;
     }
-    qsort(second, (size_t)o->repeat_numel, sizeof *second, by_value);
-    qsort(cpu_second, (size_t)o->repeat_numel, sizeof *cpu_second, by_value);
+    qsort(second, (size_t)o->repeat_numel, sizeof *second, decode_by_value);
+    qsort(cpu_second, (size_t)o->repeat_numel, sizeof *cpu_second, decode_by_value);
     const int last = o->repeat_numel - 1;
     const double gvalue = 1e-9 * (double)numel, size = (double)elem_nbytes;
     printf("{\"bench\": \"dequantize\", \"format\": \"%s\", \"to\": \"%s\", \"rows\": %" PRId64
@@ -106,8 +68,7 @@ static tess_status run(const char *text, tess_dtype dt, const options *o)
     fflush(stdout);
     tess_pool_destroy(&pool);
     tess_free(dst);
-    for (int i = 0; i < part_numel; i++)
-        tess_free(data[i]);
+    decode_problem_fini(&p);
     return TESS_OK;
 }
 
@@ -143,7 +104,7 @@ int main(int argc, char **argv)
             code = 64;
         }
     }
-    for (int i = 0; !has_format && code == 0 && i < TESS_NELEM(default_formats); i++)
-        code = run_text(default_formats[i], &o);
+    for (int i = 0; !has_format && code == 0 && i < TESS_NELEM(decode_formats); i++)
+        code = run_text(decode_formats[i], &o);
     return code;
 }

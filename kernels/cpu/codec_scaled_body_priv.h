@@ -34,8 +34,10 @@ FORCE float to_f16(float x)
     const uint32_t small = tess_f32_bits((tess_f32_of_bits(magnitude) + 0.5F) - 0.5F);
     const uint32_t is_small = 0U - (uint32_t)(magnitude < 0x38800000U);
     const uint32_t is_over = 0U - (uint32_t)(magnitude >= 0x477ff000U); /* 65520 */
+    const uint32_t is_nan = 0U - (uint32_t)(magnitude > 0x7f800000U);
+    const uint32_t over = 0x7f800000U | (0x400000U & is_nan);
     const uint32_t held = (small & is_small) | (normal & ~is_small);
-    return tess_f32_of_bits(sign | (0x7f800000U & is_over) | (held & ~is_over));
+    return tess_f32_of_bits(sign | (over & is_over) | (held & ~is_over));
 }
 
 FORCE float to_dtype(tess_dtype dt, float x)

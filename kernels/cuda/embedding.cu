@@ -1,4 +1,5 @@
-#include "kernels/cuda/nf4_priv.cuh"
+#include "kernels/cuda/codec_priv.h"
+#include "kernels/cuda/common_priv.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / 32, CHUNK = 8 };
 
@@ -33,45 +34,19 @@ __global__ static void __launch_bounds__(THREADS)
     }
 }
 
-/* IS_WHOLE: rows are whole chunks, so that no chunk crosses into another block of the format. */
-template <bool TO_BF16, bool IS_WHOLE>
-__global__ static void __launch_bounds__(THREADS)
-    forward_nf4_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
-                       const int32_t *tokens, int64_t token_numel, int64_t cols, void *out)
+static tess_status forward_coded(const tess_embedding_args *a, tess_stream *s)
 {
-    TESS_SHARED(tess_nf4_tables, tables, 1);
-    tess_nf4_tables_fill(tables, constants);
-    __syncthreads();
-    constexpr int N = IS_WHOLE ? CHUNK : 1;
-    for (int64_t t = blockIdx.x; t < token_numel; t += gridDim.x) {
-        for (int64_t i = (int64_t)threadIdx.x * N; i < cols; i += THREADS * N) {
-            const int64_t from = tokens[t] * cols + i, to = t * cols + i;
-            if constexpr (IS_WHOLE) {
-                float v[CHUNK];
-                const unsigned word = *reinterpret_cast<const unsigned *>(src.codes + from / 2);
-                tess_nf4_decode(tables, word, tess_nf4_absmax(src, tables, from), v);
-                tess_store<TO_BF16, true, CHUNK>(out, to, CHUNK, v);
-            } else {
-                tess_nf4_store<TO_BF16>(out, to, tess_nf4_element(src, tables, from));
-            }
-        }
-    }
-}
-
-template <bool TO_BF16> static tess_status forward_nf4(const tess_embedding_args *a, tess_stream *s)
-{
-    const tess_nf4_constants constants = tess_nf4_constants_get(a->table.codec.format);
-    const tess_nf4_source src = tess_nf4_source_make(&a->table.codec, a->table.part);
-    const unsigned grid = tess_grid(a->token_numel, 1);
-    const bool is_whole = a->table.cols % CHUNK == 0 && (uintptr_t)a->table.part[0] % 4 == 0 &&
-                          tess_is_aligned(a->out.data);
-    if (is_whole)
-        TESS_LAUNCH((forward_nf4_kernel<TO_BF16, true>), grid, THREADS, 0, s, constants, src,
-                    a->tokens, a->token_numel, a->table.cols, a->out.data);
-    else
-        TESS_LAUNCH((forward_nf4_kernel<TO_BF16, false>), grid, THREADS, 0, s, constants, src,
-                    a->tokens, a->token_numel, a->table.cols, a->out.data);
-    return TESS_OK;
+    const tess_matrix *t = &a->table;
+    tess_decode_args args = {};
+    args.codec = t->codec;
+    memcpy(args.part, t->part, sizeof args.part);
+    args.numel = t->rows * t->cols;
+    args.rows = a->token_numel;
+    args.cols = args.dst_stride = t->cols;
+    args.row_idx = a->tokens;
+    args.dst = a->out.data;
+    args.dt = a->out.dt;
+    return tess_cuda_decode(&args, s);
 }
 
 template <bool FROM_BF16, bool TO_BF16>
@@ -96,8 +71,7 @@ extern "C" tess_status tess_cuda_embedding_forward(const tess_embedding_args *a,
         return to_bf16 ? forward_plain<true, true>(a, s) : forward_plain<true, false>(a, s);
     if (format == TESS_FORMAT_F32)
         return to_bf16 ? forward_plain<false, true>(a, s) : forward_plain<false, false>(a, s);
-    TESS_TRY(tess_nf4_format_check("embedding", format));
-    return to_bf16 ? forward_nf4<true>(a, s) : forward_nf4<false>(a, s);
+    return forward_coded(a, s);
 }
 
 struct backward_job {

@@ -4,6 +4,7 @@
 
 #include "core/arith.h"
 #include "core/trace.h"
+#include "kernels/cuda/codec_priv.h"
 
 enum { ALIGN_NBYTES = 256 };
 
@@ -255,7 +256,7 @@ static tess_status clear_gap(const gemm_call *call, const gemm_run *run, int64_t
 {
     const tess_gemm_args *a = call->p->args;
     const bool is_nt = a->kind == TESS_GEMM_NT;
-    const tess_gemm_expand_args args = {.codec = {.format = TESS_FORMAT_F32},
+    const tess_gemm_expand_args args = {.src_dt = TESS_F32,
                                         .rows = is_nt ? a->n : k_numel,
                                         .cols = is_nt ? k_numel : a->n,
                                         .dst = scratch_at(call, run, first_k),
@@ -272,19 +273,24 @@ static tess_status expand_term(const gemm_call *call, const gemm_run *run, int t
     const tess_matrix *b = &a->term[term_idx].b;
     const tess_dtype dt = dtype_of(a);
     char *dst = scratch_at(call, run, call->p->first_k[term_idx]);
-    if (tess_format_is_quantized(b->codec.format) && run->b_stride == b->cols) {
-        tess_dequantize_args args = {.codec = b->codec,
-                                     .dst = {dst, b->rows * b->cols, dt, a->c.space}};
+    if (tess_format_is_quantized(b->codec.format)) {
+        tess_decode_args args = {.codec = b->codec,
+                                 .numel = b->rows * b->cols,
+                                 .rows = b->rows,
+                                 .cols = b->cols,
+                                 .dst = dst,
+                                 .dst_stride = run->b_stride,
+                                 .dt = dt};
         memcpy(args.part, b->part, sizeof(args.part));
-        return tess_cuda_dequantize(&args, s);
+        return tess_cuda_decode(&args, s);
     }
-    tess_gemm_expand_args args = {.codec = b->codec,
-                                  .rows = b->rows,
-                                  .cols = b->cols,
-                                  .dst = dst,
-                                  .dst_stride = run->b_stride,
-                                  .dt = dt};
-    memcpy(args.part, b->part, sizeof(args.part));
+    const tess_gemm_expand_args args = {.src = b->part[0],
+                                        .src_dt = plain_dtype(&b->codec),
+                                        .rows = b->rows,
+                                        .cols = b->cols,
+                                        .dst = dst,
+                                        .dst_stride = run->b_stride,
+                                        .dt = dt};
     return tess_cuda_gemm_expand(&args, s);
 }
 

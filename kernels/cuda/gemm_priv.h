@@ -33,14 +33,14 @@ tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s);
 TESS_MUST_CHECK tess_status tess_cuda_gemm_plan(const tess_gemm_args *a,
                                                 const tess_cuda_library *library);
 
-/** A stored matrix as rows of the compute dtype, `dst_stride` elements apart. */
+/** A plain matrix as rows of the compute dtype, `dst_stride` elements apart. */
 typedef struct tess_gemm_expand_args {
-    tess_codec codec;
-    const void *part[TESS_CODEC_PART_MAX]; /* the first is NULL: zeros */
+    const void *src;   /* [rows, cols]; NULL: zeros */
+    tess_dtype src_dt; /* f32 or bf16 */
     int64_t rows, cols;
     void *dst; /* [rows, cols] dt; aligned to its elements */
     int64_t dst_stride;
-    tess_dtype dt; /* f32 or bf16: the value in f32, then one rounding */
+    tess_dtype dt; /* f32 or bf16: one rounding */
 } tess_gemm_expand_args;
 
 /** C = sum + bias [+ old C], f32 additions in that order, then one rounding. */
@@ -58,7 +58,5 @@ typedef struct tess_gemm_finish_args {
 /** Device entry points of gemm.cu; enqueued on `s`. */
 TESS_MUST_CHECK tess_status tess_cuda_gemm_expand(const tess_gemm_expand_args *a, tess_stream *s);
 TESS_MUST_CHECK tess_status tess_cuda_gemm_finish(const tess_gemm_finish_args *a, tess_stream *s);
-/** Entry point of nf4.cu. */
-tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s);
 
 TESS_END_DECLS

@@ -11,6 +11,7 @@
 #include "tests/emulation/cuda_emulation.hpp"
 #else
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/device_priv.h"

@@ -1,85 +1,8 @@
+/* Encoders of NF4 and FP4: kernels/nf4.h. Decoders: codec_bnb4.cu. */
 #include "core/arith.h"
-#include "kernels/cuda/nf4_priv.cuh"
+#include "kernels/cuda/common_priv.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, CHUNK = 8, BATCH = 4 };
-
-/* Batches of four chunks per thread, a block's width apart: loads and stores are whole lines, and
- * four of each are under way. */
-template <bool IS_BF16>
-__global__ static void __launch_bounds__(THREADS)
-    dequantize_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
-                      int64_t first_idx, void *dst, int64_t numel)
-{
-    TESS_SHARED(tess_nf4_tables, tables, 1);
-    tess_nf4_tables_fill(tables, constants);
-    __syncthreads();
-    const unsigned *words = reinterpret_cast<const unsigned *>(src.codes + first_idx / 2);
-    const int64_t chunk_numel = numel / CHUNK;
-    const int64_t step = (int64_t)gridDim.x * THREADS * BATCH;
-    for (int64_t c = (int64_t)blockIdx.x * THREADS * BATCH + threadIdx.x; c < chunk_numel;
-         c += step) {
-        unsigned word[BATCH];
-        float absmax[BATCH];
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const int64_t at = TESS_MIN(c + b * THREADS, chunk_numel - 1);
-            word[b] = __ldg(words + at);
-            absmax[b] = tess_nf4_absmax(src, tables, first_idx + at * CHUNK);
-        }
-#pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            float v[CHUNK];
-            if (c + b * THREADS >= chunk_numel)
-                break;
-            tess_nf4_decode(tables, word[b], absmax[b], v);
-            tess_store<IS_BF16, true, CHUNK>(dst, (c + b * THREADS) * CHUNK, CHUNK, v);
-        }
-    }
-    const int64_t tail = chunk_numel * CHUNK + threadIdx.x;
-    if (blockIdx.x == 0 && tail < numel) {
-        tess_nf4_store<IS_BF16>(dst, tail, tess_nf4_element(src, tables, first_idx + tail));
-    }
-}
-
-/* Any start and any alignment. */
-template <bool IS_BF16>
-__global__ static void __launch_bounds__(THREADS)
-    dequantize_any_kernel(const tess_nf4_constants constants, const tess_nf4_source src,
-                          int64_t first_idx, void *dst, int64_t numel)
-{
-    TESS_SHARED(tess_nf4_tables, tables, 1);
-    tess_nf4_tables_fill(tables, constants);
-    __syncthreads();
-    const int64_t stride = (int64_t)gridDim.x * THREADS;
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < numel; i += stride)
-        tess_nf4_store<IS_BF16>(dst, i, tess_nf4_element(src, tables, first_idx + i));
-}
-
-template <bool IS_BF16>
-static tess_status dequantize_launch(const tess_dequantize_args *a, tess_stream *s)
-{
-    const tess_nf4_constants constants = tess_nf4_constants_get(a->codec.format);
-    const tess_nf4_source src = tess_nf4_source_make(&a->codec, a->part);
-    const bool is_aligned =
-        a->first_idx % CHUNK == 0 && (uintptr_t)a->part[0] % 4 == 0 && tess_is_aligned(a->dst.data);
-    if (is_aligned)
-        TESS_LAUNCH(dequantize_kernel<IS_BF16>,
-                    tess_grid(a->dst.numel, (int64_t)THREADS * CHUNK * BATCH), THREADS, 0, s,
-                    constants, src, a->first_idx, a->dst.data, a->dst.numel);
-    else
-        TESS_LAUNCH(dequantize_any_kernel<IS_BF16>, tess_grid(a->dst.numel, THREADS), THREADS, 0, s,
-                    constants, src, a->first_idx, a->dst.data, a->dst.numel);
-    return TESS_OK;
-}
-
-extern "C" tess_status tess_cuda_dequantize(const tess_dequantize_args *a, tess_stream *s)
-{
-    TESS_TRY(tess_dequantize_check(a));
-    TESS_TRY(tess_nf4_format_check("dequantize", a->codec.format));
-    if (a->dst.numel == 0)
-        return TESS_OK;
-    return a->dst.dt == TESS_BF16 ? dequantize_launch<true>(a, s) : dequantize_launch<false>(a, s);
-}
+enum { THREADS = 256, WARPS = THREADS / 32 };
 
 /* 1/absmax overflows at and below this, 2^-128. */
 #define SMALLEST_INVERTED 2.938735877055719e-39f
@@ -297,14 +220,17 @@ static tess_status quantize_launch(const quantize_job &job, bool is_bf16, int64_
 extern "C" tess_status tess_cuda_quantize(const tess_quantize_args *a, tess_stream *s)
 {
     TESS_TRY(tess_quantize_check(a));
-    TESS_TRY(tess_nf4_format_check(a->tensor_name != nullptr ? a->tensor_name : "quantize",
-                                   a->codec.format));
+    const tess_format format = a->codec.format;
+    TESS_CHECK(format == TESS_FORMAT_NF4 || format == TESS_FORMAT_FP4, TESS_E_UNSUPPORTED,
+               "%s: base format %s has no encoder on a CUDA device, expected nf4 or fp4; quantize "
+               "on the host and copy the parts",
+               a->tensor_name != nullptr ? a->tensor_name : "quantize", tess_format_name(format));
     const bool is_double = a->codec.double_quant;
     const int64_t numel = a->src.numel, block_numel = tess_ceil_div(numel, a->codec.block_numel);
     const quantize_job job = quantize_job_make(a);
     if (numel > 0) {
         TESS_LAUNCH(bad_reset_kernel, 1, 1, 0, s, numel);
-        if (a->codec.format == TESS_FORMAT_FP4)
+        if (format == TESS_FORMAT_FP4)
             TESS_TRY(quantize_launch<true>(job, a->src.dt == TESS_BF16, block_numel, s));
         else
             TESS_TRY(quantize_launch<false>(job, a->src.dt == TESS_BF16, block_numel, s));

@@ -202,6 +202,18 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
                                                int rank, bool is_eval, tess_schedule *out);
 /** Rounds in which `rank` has a micro-batch. */
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
+/** The frozen matrices that are stored alike. */
+typedef struct tess_plan_format {
+    char format[TESS_CODEC_TEXT_NBYTES]; /* as tess_codec_describe() */
+    int matrix_numel;
+    int64_t numel; /* elements of all */
+    size_t nbytes;
+    const char *products; /* how products take them: "dequantized, then multiplied" */
+} tess_plan_format;
+
+/** Formats of the base in the order in which they come up. Local; the caller frees `out`. */
+TESS_MUST_CHECK tess_status tess_plan_base(const tess_plan *plan, const tess_registry *reg,
+                                           tess_plan_format **out, int *out_numel);
 /** plan.json: the same on every rank. Caller destroys. */
 TESS_MUST_CHECK tess_status tess_plan_json(const tess_plan *plan, const tess_registry *reg,
                                            tess_json **out);

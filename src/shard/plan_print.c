@@ -50,6 +50,31 @@ static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, in
     return tess_json_add_bool(v, "gathered", u->is_gathered);
 }
 
+static tess_status json_format(const tess_plan_format *f, tess_json *list)
+{
+    tess_json *v = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &v));
+    TESS_TRY(tess_json_add_string(v, "format", f->format));
+    TESS_TRY(tess_json_add_i64(v, "matrices", f->matrix_numel));
+    TESS_TRY(tess_json_add_i64(v, "elements", f->numel));
+    TESS_TRY(tess_json_add_i64(v, "bytes", (int64_t)f->nbytes));
+    return tess_json_add_string(v, "products", f->products);
+}
+
+static tess_status json_base(const tess_plan *plan, const tess_registry *reg, tess_json *root)
+{
+    tess_plan_format *format = NULL;
+    tess_json *list = NULL;
+    int format_numel = 0;
+    TESS_TRY(tess_json_add_array(root, "base", &list));
+    TESS_TRY(tess_plan_base(plan, reg, &format, &format_numel));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < format_numel && st == TESS_OK; i++)
+        st = json_format(&format[i], list);
+    tess_free(format);
+    return st;
+}
+
 static tess_status json_wire(const tess_wire *w, tess_json *list)
 {
     tess_json *v = NULL;
@@ -126,6 +151,7 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
     TESS_TRY(tess_json_add_array(root, "units", &list));
     for (int i = 0; i < plan->unit_numel; i++)
         TESS_TRY(json_unit(plan, reg, i, list));
+    TESS_TRY(json_base(plan, reg, root));
     TESS_TRY(tess_json_add_array(root, "contracts", &list));
     for (int i = 0; i < plan->wire_numel; i++)
         TESS_TRY(json_wire(&plan->wire[i], list));
@@ -271,6 +297,23 @@ static tess_status say_units(text_buffer *t, const tess_plan *plan, const tess_r
     return TESS_OK;
 }
 
+static tess_status say_base(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
+{
+    tess_plan_format *format = NULL;
+    int format_numel = 0;
+    TESS_TRY(tess_plan_base(plan, reg, &format, &format_numel));
+    tess_status st =
+        format_numel > 0 ? say(t, "frozen matrices (how products take them)\n") : TESS_OK;
+    for (int i = 0; i < format_numel && st == TESS_OK; i++) {
+        char size[24];
+        size_text((double)format[i].nbytes, size);
+        st = say(t, "  %-28s %6d %12s  %s\n", format[i].format, format[i].matrix_numel, size,
+                 format[i].products);
+    }
+    tess_free(format);
+    return st;
+}
+
 static tess_status say_contracts(text_buffer *t, const tess_plan *plan)
 {
     TESS_TRY(say(t, "contracts (collectives with dtypes)\n"));
@@ -366,6 +409,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
                  o->kernel_path != NULL ? o->kernel_path : "-"));
     TESS_TRY(say_state(t, plan));
     TESS_TRY(say_units(t, plan, reg));
+    TESS_TRY(say_base(t, plan, reg));
     TESS_TRY(say_contracts(t, plan));
     TESS_TRY(say_memory(t, plan));
     TESS_TRY(say(t, "traffic of rank 0 in a step\n"));

@@ -471,8 +471,17 @@ void warp_collective(site *s, unsigned mask, void *operand, warp_body body)
     self->st = state::AT_WARP;
     if ((mask >> lane & 1) == 0)
         fail(format("lane %u is not in its own mask: %s", lane, describe_block().text));
+    for (unsigned i = 1; i < WARP; i++) { /* the next lane first: mostly it has not come yet */
+        const unsigned l = (lane + i) % WARP;
+        const fiber &f = b.fibers[first + l];
+        const bool is_there = first + l < b.numel && f.st != state::DONE;
+        if ((mask >> l & 1) != 0 && is_there &&
+            (f.st != state::AT_WARP || (f.mask >> lane & 1) == 0)) {
+            wait_as(self->st);
+            return;
+        }
+    }
     void *operands[WARP] = {};
-    bool is_complete = true;
     for (unsigned l = 0; l < WARP; l++) {
         if ((mask >> l & 1) == 0)
             continue;
@@ -480,22 +489,16 @@ void warp_collective(site *s, unsigned mask, void *operand, warp_body body)
             fail(format("%s waits for lane %u, which is not there: %s", s->kind, l,
                         describe_block().text));
         fiber &f = b.fibers[first + l];
-        if (f.st != state::AT_WARP || (f.mask >> lane & 1) == 0) {
-            is_complete = false;
-            continue;
-        }
         if (!is_same_place(f.where, s) || f.mask != mask || f.body != body)
             fail(format("lanes of a warp meet with different operations: %s",
                         describe_block().text));
         operands[l] = f.operand;
     }
-    if (is_complete) {
-        if (body != nullptr)
-            body(operands, mask);
-        for (unsigned l = 0; l < WARP; l++)
-            if (mask >> l & 1)
-                set_ready(b.fibers[first + l]);
-    }
+    if (body != nullptr)
+        body(operands, mask);
+    for (unsigned l = 0; l < WARP; l++)
+        if (mask >> l & 1)
+            set_ready(b.fibers[first + l]);
     wait_as(self->st);
 }
 

@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/half.h"
 #include "core/stream.h"
 #include "tests/emulation/emulation.h"
 
@@ -346,6 +347,16 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float lo, float hi)
 }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 v) { return v.x; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short v) { return {v}; }
+
+/** f16 to nearest even. */
+struct alignas(4) __half2 {
+    unsigned short x, y;
+};
+inline __half2 __floats2half2_rn(float lo, float hi)
+{
+    return {tess_f16_from_f32(lo), tess_f16_from_f32(hi)};
+}
+inline float2 __half22float2(__half2 v) { return {tess_f16_to_f32(v.x), tess_f16_to_f32(v.y)}; }
 
 /* The few runtime calls of launchers; a launch is done when it returns. */
 typedef tess_stream *cudaStream_t;

@@ -107,10 +107,12 @@ static void visit_quantize(tess_quantize_args *a, const emu_visitor *v)
         array(v, &a->absmax_work, tess_ceil_div(a->src.numel, a->codec.block_numel), 4, EMU_UPDATE);
 }
 
-/* From the first element of the tensor on: the parts of a prefix are prefixes of the parts. */
+/* All parts of the tensor, or up to the range's end, in whole blocks. */
 static void visit_dequantize(tess_dequantize_args *a, const emu_visitor *v)
 {
-    parts(v, &a->codec, a->first_idx + a->dst.numel, a->part, EMU_READ);
+    const int64_t block_numel = TESS_MAX(tess_format_block(a->codec.format).numel, INT64_C(1));
+    const int64_t end_idx = tess_round_up(a->first_idx + a->dst.numel, block_numel);
+    parts(v, &a->codec, a->numel > 0 ? a->numel : end_idx, a->part, EMU_READ);
     view(v, &a->dst, EMU_WRITE);
 }
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/half.h"
 #include "core/memory.h"
 #include "kernels/cpu/cpu_priv.h"
 #include "kernels/cuda/gemm_priv.h"
@@ -129,16 +130,27 @@ static tess_dtype dtype_of(const tess_codec *codec)
     return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
 }
 
+static void constant_store(tess_dtype dt, void *dst, int64_t idx, float x)
+{
+    if (dt == TESS_F16)
+        ((uint16_t *)dst)[idx] = tess_f16_from_f32(x);
+    else
+        stored(dt, dst, idx, x);
+}
+
+/* Codes of any bits but those of an exponent of all ones, be it an fp8's or an f16's. */
 static void part_fill(const spec *s, const tess_codec *codec, const tess_codec_part *part, int idx,
                       void *dst)
 {
+    const bool is_coded = tess_format_is_quantized(codec->format);
     for (int64_t j = 0; j < part->numel; j++) {
         if (part->dt == TESS_U8)
-            ((uint8_t *)dst)[j] = (uint8_t)random_u32();
-        else if (tess_format_is_quantized(codec->format))
-            ((float *)dst)[j] = idx == 3 ? 1.5F : 0.5F + fabsf(random_value(s)) / 8.0F;
+            ((uint8_t *)dst)[j] = (uint8_t)random_u32() & (idx == 0 ? 0xbf : 0xff);
+        else if (is_coded && idx > 0)
+            constant_store(part->dt, dst, j,
+                           idx == 3 ? 1.5F : 0.5F + fabsf(random_value(s)) / 8.0F);
         else
-            stored(part->dt, dst, j, random_value(s));
+            constant_store(part->dt, dst, j, random_value(s));
     }
 }
 

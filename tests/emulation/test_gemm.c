@@ -210,6 +210,61 @@ static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **sta
     }
 }
 
+static spec joined_spec(tess_gemm_kind kind, tess_dtype dt, const char *format)
+{
+    spec s = spec_of(kind, dt, 5, 256, 256);
+    assert_int_equal(tess_codec_parse(format, 256, &s.codec[0]), TESS_OK);
+    s.term_numel = 2;
+    s.k[1] = 8;
+    s.codec[1] = plain(dt);
+    s.is_adjacent = true;
+    s.product_numel = 1;
+    return s;
+}
+
+/* An adapter beside weights in every format, whatever the compute dtype. */
+static void test_gemm_every_format_passes_through_scratch(void **state)
+{
+    (void)state;
+    static const char *const format[] = {"f16",
+                                         "q8_0",
+                                         "q4_0",
+                                         "q4_1",
+                                         "q5_0",
+                                         "q5_1",
+                                         "q2_k",
+                                         "q3_k",
+                                         "q4_k",
+                                         "q5_k",
+                                         "q6_k",
+                                         "int8/256",
+                                         "fp4/64",
+                                         "qint8/row/bf16",
+                                         "qfloat8/row/f16",
+                                         "qfloat8_e5m2/row/f32",
+                                         "e4m3/raw",
+                                         "e5m2/tensor/quant_scale"};
+    for (int i = 0; i < TESS_NELEM(format); i++)
+        for (int dt = 0; dt < 2; dt++) {
+            const spec s = joined_spec(kinds[(i + dt) % 2], dtypes[dt], format[i]);
+            check(&s);
+        }
+}
+
+/* int4 asks for no dtype of activations and for no special kernel; nor does int2. */
+static void test_gemm_int4_and_int2_take_f32_and_bf16_activations(void **state)
+{
+    (void)state;
+    static const char *const format[] = {"qint4/128/bf16", "qint4/64/f32", "qint2/128/bf16",
+                                         "qint2/256/f16"};
+    for (int i = 0; i < TESS_NELEM(format); i++)
+        for (int kind = 0; kind < 2; kind++)
+            for (int dt = 0; dt < 2; dt++) {
+                const spec s = joined_spec(kinds[kind], dtypes[dt], format[i]);
+                check(&s);
+            }
+}
+
 /* [x | u] times [W | B]^T and [dy | du] times [W; A]: one product, whatever the widths. */
 static void test_gemm_adjacent_terms_are_one_product(void **state)
 {
@@ -531,6 +586,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_gemm_plain_any_size_runs_where_it_lies, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_gemm_quantized_and_other_dtypes_pass_through_scratch,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_every_format_passes_through_scratch, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_int4_and_int2_take_f32_and_bf16_activations,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_adjacent_terms_are_one_product, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_columns_between_terms_do_not_count, setup,

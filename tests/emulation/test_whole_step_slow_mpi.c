@@ -1,13 +1,13 @@
 /*
- * Whole runs with the sources of kernels/cuda, thread by thread: the tiny Llama, LoRA over an NF4
- * base, on a device of which the host sees nothing but copies. At any number of ranks the bits are
- * those of one rank; against the CPU's kernels losses differ by rounding alone.
+ * Whole runs with the sources of kernels/cuda, thread by thread: the tiny Llama, LoRA over a
+ * quantized base, on a device of which the host sees nothing but copies. At any number of ranks the
+ * bits are those of one rank; against the CPU's kernels losses differ by rounding alone.
  *
  * Bound: both compute in f32 from the same stored values. A loss is a mean over tokens of values
  * near ln(vocab) = 4; sums of at most 80 products with operands of magnitude 1 differ by 80 u32 per
  * product in another order, and three blocks and ten products deep amplify that by less than 100:
  * 4 * 80 * 100 * 6e-8 = 2e-3. In bf16 every stored activation rounds by 2^-9, and a flip of one of
- * them is as large: the mean over 64 tokens of 10 roundings deep stays below 10 * 2^-9 * 4 = 0.08.
+ * them is as large: the mean over tokens of 10 roundings deep stays below 10 * 2^-9 * 4 = 0.08.
  */
 #include <math.h>
 #include <stdio.h>
@@ -139,6 +139,13 @@ static const tess_device_ops ops = {.alloc = device_alloc,
 
 /* ---- runs ---- */
 
+typedef struct run_case {
+    const char *name;
+    double bound;
+    bool is_short; /* nothing is evaluated */
+    const char *overrides[TINY_OVERRIDE_MAX];
+} run_case;
+
 typedef struct outcome {
     tiny_outcome run;
     int64_t late_numel; /* products that nobody announced */
@@ -162,13 +169,15 @@ static tess_status hash_adapter(tiny_run *t, tess_sha256 *out)
     return st;
 }
 
-static tess_status train(tess_comm *comm, const tess_session_options *options,
-                         const char *const *overrides, tiny_outcome *out)
+static tess_status train(tess_comm *comm, const tess_session_options *options, const run_case *c,
+                         tiny_outcome *out)
 {
     tiny_run t;
     tess_session *s = NULL;
     TESS_TRY(tiny_run_create(comm, &t));
-    tess_status st = tiny_run_open_as(comm, &t, "run", overrides, options, &s);
+    if (c->is_short)
+        t.eval[0] = '\0';
+    tess_status st = tiny_run_open_as(comm, &t, "run", c->overrides, options, &s);
     if (st == TESS_OK)
         st = tess_session_train(s);
     if (st == TESS_OK)
@@ -181,8 +190,8 @@ static tess_status train(tess_comm *comm, const tess_session_options *options,
     return st;
 }
 
-static tess_status train_emulated(tess_comm *host, tess_emulation_order order,
-                                  const char *const *overrides, outcome *out)
+static tess_status train_emulated(tess_comm *host, tess_emulation_order order, const run_case *c,
+                                  outcome *out)
 {
     tess_device device = {.ops = &ops, .name = "emulated:0", .space = TESS_DEVICE};
     const tess_emulation_settings settings = {
@@ -195,7 +204,7 @@ static tess_status train_emulated(tess_comm *host, tess_emulation_order order,
     library = (tess_cuda_library){.blas = &blas.base, .work_nbytes = WORK_NBYTES};
     TESS_TRY(tess_emulation_alloc("workspace", WORK_NBYTES, &library.work));
     TESS_TRY(tess_comm_create_staged(host, &device, TESS_STAGED_CHUNK_AUTO, &comm));
-    const tess_status st = train(comm, &options, overrides, &out->run);
+    const tess_status st = train(comm, &options, c, &out->run);
     out->late_numel = blas.base.late_numel;
     tess_comm_destroy(&comm);
     tess_blas_emulation_fini(&blas);
@@ -204,38 +213,38 @@ static tess_status train_emulated(tess_comm *host, tess_emulation_order order,
 }
 
 /* One rank alone, on the CPU and emulated: what all must find. */
-static tess_status find_alone(const char *const *overrides, double bound, outcome *out)
+static tess_status find_alone(const run_case *c, outcome *out)
 {
     const tess_session_options host = {.kind = TESS_SESSION_TRAIN, .kernels = &tess_kernels_cpu};
     tess_comm *self = NULL;
     tiny_outcome cpu;
     TESS_TRY(tess_comm_create_self(&self));
-    tess_status st = train(self, &host, overrides, &cpu);
+    tess_status st = train(self, &host, c, &cpu);
     if (st == TESS_OK)
-        st = train_emulated(self, TESS_EMULATION_FORWARD, overrides, out);
+        st = train_emulated(self, TESS_EMULATION_FORWARD, c, out);
     tess_comm_destroy(&self);
     TESS_TRY(st);
     TESS_CHECK(out->run.step_numel == STEP_NUMEL && cpu.step_numel == STEP_NUMEL, TESS_E_STATE,
                "%lld and %lld steps", (long long)out->run.step_numel, (long long)cpu.step_numel);
-    TESS_CHECK(fabs(out->run.first_loss - cpu.first_loss) <= bound &&
-                   fabs(out->run.last_loss - cpu.last_loss) <= bound,
+    TESS_CHECK(fabs(out->run.first_loss - cpu.first_loss) <= c->bound &&
+                   fabs(out->run.last_loss - cpu.last_loss) <= c->bound,
                TESS_E_STATE, "losses %.9g, %.9g, on the CPU %.9g, %.9g, bound %g",
-               out->run.first_loss, out->run.last_loss, cpu.first_loss, cpu.last_loss, bound);
+               out->run.first_loss, out->run.last_loss, cpu.first_loss, cpu.last_loss, c->bound);
     TESS_CHECK(memcmp(&out->run.adapter, &cpu.adapter, sizeof cpu.adapter) != 0, TESS_E_STATE,
                "the emulated kernels gave the CPU's very bits: were they run?");
     return TESS_OK;
 }
 
-static tess_status check_case(tess_comm *comm, const char *const *overrides, double bound)
+static tess_status check_case(tess_comm *comm, const run_case *c)
 {
     outcome alone, together;
     tess_status st = TESS_OK;
     memset(&alone, 0, sizeof alone);
     if (tess_comm_rank(comm) == 0)
-        st = find_alone(overrides, bound, &alone);
+        st = find_alone(c, &alone);
     TESS_TRY(tess_agree(comm, st));
     TESS_TRY(tess_comm_bcast(comm, 0, &alone, sizeof alone));
-    TESS_TRY(train_emulated(comm, TESS_EMULATION_REVERSED, overrides, &together));
+    TESS_TRY(train_emulated(comm, TESS_EMULATION_REVERSED, c, &together));
     TESS_CHECK(memcmp(&together.run.losses, &alone.run.losses, sizeof alone.run.losses) == 0 &&
                    memcmp(&together.run.adapter, &alone.run.adapter, sizeof alone.run.adapter) == 0,
                TESS_E_STATE, "%d ranks gave other bits than one: loss %.17g against %.17g",
@@ -245,31 +254,71 @@ static tess_status check_case(tess_comm *comm, const char *const *overrides, dou
     return TESS_OK;
 }
 
+static const run_case full_cases[] = {
+    {"nf4 behind f32 activations",
+     2e-3,
+     false,
+     {"train.steps=2", "train.micro_batches=3", "compute.dtype=f32", "train.eval_every=0",
+      "output.checkpoint_every=0"}},
+    {"nf4 behind bf16 activations, replayed",
+     0.08,
+     false,
+     {"train.steps=2", "train.micro_batches=3", "compute.dtype=bf16", "train.eval_every=0",
+      "output.checkpoint_every=0", "lora.dropout=0.1", "compute.activation_checkpointing=on"}},
+    {"DoRA with dropout: lengths of rows are dequantized in steps",
+     2e-3,
+     false,
+     {"train.steps=2", "train.micro_batches=1", "compute.dtype=f32", "train.eval_every=0",
+      "output.checkpoint_every=0", "lora.dora=true", "lora.targets=[v_proj, down_proj]"}},
+};
+
+#define SHORT_STEPS                                                                                \
+    "train.steps=2", "train.micro_batches=2", "train.micro_batch=1", "data.sequence_length=16",    \
+        "output.checkpoint_every=0"
+
+/* Little work: what a format adds is how its bytes are cut, gathered and decoded. */
+static const run_case format_cases[] = {
+    {"int4 behind f32 activations",
+     2e-3,
+     true,
+     {SHORT_STEPS, "base.format=int4", "compute.dtype=f32"}},
+    {"int4 behind bf16 activations",
+     0.08,
+     true,
+     {SHORT_STEPS, "base.format=int4", "compute.dtype=bf16"}},
+    {"int2 behind f32 activations",
+     2e-3,
+     true,
+     {SHORT_STEPS, "base.format=int2", "compute.dtype=f32"}},
+    {"int2 behind bf16 activations",
+     0.08,
+     true,
+     {SHORT_STEPS, "base.format=int2", "compute.dtype=bf16"}},
+    {"int8 behind f32 activations",
+     2e-3,
+     true,
+     {SHORT_STEPS, "base.format=int8", "compute.dtype=f32"}},
+    {"fp8 behind bf16 activations",
+     0.08,
+     true,
+     {SHORT_STEPS, "base.format=e4m3", "compute.dtype=bf16"}},
+};
+
+static tess_status check_cases(tess_comm *comm, const run_case *c, int case_numel)
+{
+    for (int i = 0; i < case_numel; i++) {
+        const tess_status st = check_case(comm, &c[i]);
+        if (st != TESS_OK && tess_comm_rank(comm) == 0)
+            fprintf(stderr, "%s:\n", c[i].name);
+        TESS_TRY(st);
+    }
+    return TESS_OK;
+}
+
 static tess_status body(tess_comm *comm)
 {
-    static const char *const f32[] = {
-        "train.steps=2",      "train.micro_batches=3",     "compute.dtype=f32",
-        "train.eval_every=0", "output.checkpoint_every=0", NULL};
-    static const char *const bf16[] = {"train.steps=2",
-                                       "train.micro_batches=3",
-                                       "compute.dtype=bf16",
-                                       "train.eval_every=0",
-                                       "output.checkpoint_every=0",
-                                       "lora.dropout=0.1",
-                                       "compute.activation_checkpointing=on",
-                                       NULL};
-    /* DoRA with the run file's dropout: lengths of rows are dequantized in steps */
-    static const char *const dora[] = {"train.steps=2",
-                                       "train.micro_batches=1",
-                                       "compute.dtype=f32",
-                                       "train.eval_every=0",
-                                       "output.checkpoint_every=0",
-                                       "lora.dora=true",
-                                       "lora.targets=[v_proj, down_proj]",
-                                       NULL};
-    TESS_TRY(check_case(comm, f32, 2e-3));
-    TESS_TRY(check_case(comm, bf16, 0.08));
-    return check_case(comm, dora, 2e-3);
+    TESS_TRY(check_cases(comm, format_cases, TESS_NELEM(format_cases)));
+    return check_cases(comm, full_cases, TESS_NELEM(full_cases));
 }
 
 int main(int argc, char **argv) { return rank_test_main(argc, argv, body); }

@@ -116,9 +116,9 @@ tess_status tiny_run_open_as(tess_comm *comm, tiny_run *t, const char *name,
     int numel = 0;
     snprintf(fixed[0], sizeof fixed[0], "model.path=%s", t->model);
     snprintf(fixed[1], sizeof fixed[1], "data.path=%s", t->train);
-    snprintf(fixed[2], sizeof fixed[2], "data.eval_path=%s", t->eval);
-    snprintf(fixed[3], sizeof fixed[3], "output.dir=%s/%s", t->dir, name);
-    for (; numel < 4; numel++)
+    snprintf(fixed[2], sizeof fixed[2], "output.dir=%s/%s", t->dir, name);
+    snprintf(fixed[3], sizeof fixed[3], "data.eval_path=%s", t->eval);
+    for (; numel < (t->eval[0] != '\0' ? 4 : 3); numel++)
         list[numel] = (tess_run_override){fixed[numel], numel + 1};
     for (int i = 0; overrides != NULL && overrides[i] != NULL; i++, numel++)
         list[numel] = (tess_run_override){overrides[i], numel + 1};

@@ -13,8 +13,9 @@
 
 typedef struct tiny_run {
     char dir[256]; /* temporary folder, the same path on every rank */
-    char model[300], train[300], eval[300], run_file[300];
-    tess_ctx ctx; /* of this rank */
+    char model[300], train[300], run_file[300];
+    char eval[300]; /* empty: nothing is evaluated */
+    tess_ctx ctx;   /* of this rank */
 } tiny_run;
 
 /** Collective: rank 0 makes the folder and its files. `log` lines are dropped. */

@@ -70,7 +70,8 @@ compare 3 full-3 compute.dtype=f32
 # What a person reads.
 text=$("$tessera" plan "$work/run.yaml" --ranks 4 shard.gather_group=world)
 for part in '4 ranks, gather group 4, 6 micro-batches in 2 rounds, reduction exact' \
-    'units (what is gathered together)' 'contracts (collectives with dtypes)' \
+    'units (what is gathered together)' 'frozen matrices (how products take them)' \
+    'dequantized panel by panel' 'contracts (collectives with dtypes)' \
     'all_gather     stored u8_opaque wire u8_opaque' 'memory of every rank' 'outside arenas' \
     'unit gathers received' 'reductions' 'library, once per step' '<- this plan'; do
     grep -qF -- "$part" <<<"$text" || fail "no '$part' in:
@@ -128,6 +129,22 @@ for part in 'kernels cuda/sm_90' 'predictions for h100-80g, per step' 'not measu
     grep -qF -- "$part" <<<"$text" || fail "--device: no '$part' in:
 $text"
 done
+# Every format trains on every device, and the plan says how products take its matrices.
+for format in nf4 fp4 f16 q8_0 q4_0 int8 qint8 qint4 qint2 qfloat8 qfloat8_e5m2 int4 int2 e4m3 e5m2; do
+    for dtype in f32 bf16; do
+        text=$("$tessera" plan "${big[@]}" --device h100-80g base.format=$format base.block_size=64 \
+            compute.dtype=$dtype) || fail "$format behind $dtype activations on a GPU"
+        stored=${format/#int4/qint4}
+        stored=${stored/#int2/qint2}
+        grep -qE "^  $stored(/[^ ]*)? +[0-9]+ .* dequantized, then multiplied\$" <<<"$text" ||
+            fail "$format behind $dtype activations on a GPU: no path in:
+$text"
+    done
+done
+text=$("$tessera" plan "${big[@]}" base.format=f32 compute.dtype=bf16)
+grep -qE '^  f32 .* converted panel by panel$' <<<"$text" || fail "f32 base on a CPU: $text"
+text=$("$tessera" plan "${big[@]}" base.format=bf16 compute.dtype=bf16)
+grep -qE '^  bf16 .* multiplied as stored$' <<<"$text" || fail "bf16 base on a CPU: $text"
 "$tessera" plan "${big[@]}" --device h100-80g --json >"$work/predicted.json"
 grep -q '"predicted"' "$work/predicted.json" || fail "--device --json predicts nothing"
 ! grep -q '"predicted"' "$work/big.json" || fail "a plan without a device predicts"

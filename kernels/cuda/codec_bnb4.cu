@@ -1,0 +1,92 @@
+/*
+ * NF4 and FP4: f32(table * absmax), then one rounding.
+ *
+ * [Note: table in lanes] The 16 values are kept once per lane of a warp, so that lookups with 32
+ * different codes hit 32 different banks.
+ */
+#include "kernels/cuda/codec_priv.cuh"
+
+struct bnb4_tables {
+    float value[16 * 32];
+    float map[256];
+};
+
+/* The tables go by value into a kernel, so that none has to be uploaded first. */
+struct bnb4_source {
+    const uint8_t *codes;
+    const float *absmax;         /* [nb], NULL: double quantization */
+    const uint8_t *absmax_codes; /* [nb] */
+    const float *nested_absmax;  /* [ceil(nb / 256)] */
+    const float *nested_offset;  /* [1] */
+    int block_shift;             /* log2 of the elements per block */
+    float value[16];
+    float map[256];
+};
+
+struct bnb4_chunk {
+    unsigned word; /* byte i / 2 has element i, the high half first */
+    float absmax;
+};
+
+__device__ static inline float absmax_of(const bnb4_source &s, const bnb4_tables *t, int64_t idx)
+{
+    const int64_t block = idx >> s.block_shift;
+    if (s.absmax != nullptr)
+        return s.absmax[block];
+    const float scaled =
+        t->map[s.absmax_codes[block]] * s.nested_absmax[block / TESS_NESTED_BLOCK_NUMEL];
+    return scaled + s.nested_offset[0];
+}
+
+struct bnb4_reader {
+    typedef bnb4_source source;
+    typedef bnb4_tables tables;
+    typedef bnb4_chunk chunk;
+    enum { IS_TABLED = true, IS_EXACT = false };
+
+    __device__ static inline void fill(tables *t, const source &s)
+    {
+        for (int i = (int)threadIdx.x; i < 16 * 32; i += (int)blockDim.x)
+            t->value[i] = s.value[i / 32];
+        for (int i = (int)threadIdx.x; i < 256; i += (int)blockDim.x)
+            t->map[i] = s.map[i];
+    }
+
+    __device__ static inline chunk load(const source &s, const tables *t, int64_t idx)
+    {
+        const chunk c = {tess_bytes4<4>(s.codes + idx / 2), absmax_of(s, t, idx)};
+        return c;
+    }
+
+    __device__ static inline chunk load_one(const source &s, const tables *t, int64_t idx)
+    {
+        const unsigned byte = s.codes[idx / 2];
+        const chunk c = {idx % 2 == 0 ? byte : byte << 4, absmax_of(s, t, idx)};
+        return c;
+    }
+
+    __device__ static inline void expand(const source &, const tables *t, const chunk &c,
+                                         float v[TESS_DECODE_CHUNK])
+    {
+#pragma unroll
+        for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
+            const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0);
+            v[k] = t->value[(c.word >> shift & 15u) * 32 + threadIdx.x % 32] * c.absmax;
+        }
+    }
+};
+
+extern "C" tess_status tess_cuda_decode_bnb4(const tess_decode_args *a, tess_stream *s)
+{
+    const bool is_double = a->codec.double_quant;
+    bnb4_source src = {};
+    src.codes = static_cast<const uint8_t *>(a->part[0]);
+    src.absmax = is_double ? nullptr : static_cast<const float *>(a->part[1]);
+    src.absmax_codes = is_double ? static_cast<const uint8_t *>(a->part[1]) : nullptr;
+    src.nested_absmax = static_cast<const float *>(a->part[2]);
+    src.nested_offset = static_cast<const float *>(a->part[3]);
+    src.block_shift = __builtin_ctzll((unsigned long long)a->codec.block_numel);
+    memcpy(src.value, tess_codec_table16(a->codec.format), sizeof src.value);
+    memcpy(src.map, tess_dynamic_map_signed(), sizeof src.map);
+    return tess_decode_launch<bnb4_reader>(a, src, tess_decode_is_whole(a, 0), 0, s);
+}

@@ -1,0 +1,63 @@
+/*
+ * int8 by row: f32(f32(code * scb) / 127), as kernels/cpu/codec_int8.c.
+ *
+ * [Note: divided by 127] With r the rounded 1/127 and q = f32(x * r), f32(q + r * (x - 127 q)) is
+ * the rounded quotient as long as nothing leaves the normal range: r is within 2^-29 of 1/127, so q
+ * is one of the two neighbours of the quotient and the remainder is exact (Markstein, "Computation
+ * of elementary functions on the IBM RISC System/6000 processor", 1990). Two fused operations where
+ * a division takes about ten.
+ */
+#include "kernels/cuda/codec_priv.cuh"
+
+#define LEAST_SCB 0x1p-90f
+#define MOST_SCB 0x1p113f
+
+struct int8_source {
+    const uint8_t *codes;
+    const float *scb;
+    int64_t row_numel;
+};
+
+struct int8_reader {
+    typedef int8_source source;
+    typedef tess_no_tables tables;
+    typedef tess_code_chunk chunk;
+    enum { IS_TABLED = false, IS_EXACT = false };
+
+    __device__ static inline chunk load(const source &s, const tables *, int64_t idx)
+    {
+        chunk c = {};
+        const tess_words<2> q = tess_bytes8<8>(s.codes + idx);
+        c.code[0] = q.w[0];
+        c.code[1] = q.w[1];
+        c.scale = s.scb[tess_div(idx / TESS_DECODE_CHUNK, s.row_numel / TESS_DECODE_CHUNK)];
+        return c;
+    }
+
+    __device__ static inline chunk load_one(const source &s, const tables *, int64_t idx)
+    {
+        chunk c = {};
+        c.code[0] = s.codes[idx];
+        c.scale = s.scb[tess_div(idx, s.row_numel)];
+        return c;
+    }
+
+    __device__ static inline void expand(const source &, const tables *, const chunk &c,
+                                         float v[TESS_DECODE_CHUNK])
+    {
+        const bool is_normal = c.scale >= LEAST_SCB && c.scale <= MOST_SCB;
+#pragma unroll
+        for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
+            const float x = (float)(int)(int8_t)(uint8_t)tess_byte_of(c.code, k) * c.scale;
+            const float q = x * (1.0f / 127.0f);
+            v[k] = is_normal ? __fmaf_rn(__fmaf_rn(-q, 127.0f, x), 1.0f / 127.0f, q) : x / 127.0f;
+        }
+    }
+};
+
+extern "C" tess_status tess_cuda_decode_int8(const tess_decode_args *a, tess_stream *s)
+{
+    const int8_source src = {static_cast<const uint8_t *>(a->part[0]),
+                             static_cast<const float *>(a->part[1]), a->codec.block_numel};
+    return tess_decode_launch<int8_reader>(a, src, tess_decode_is_whole(a, src.row_numel), 0, s);
+}

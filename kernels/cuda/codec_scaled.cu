@@ -1,0 +1,185 @@
+/*
+ * quanto's formats and fp8: codes that stand for numbers, times a scale, less a shift. Every
+ * operation is rounded by itself, to the dtype of the scale where the format says so: as
+ * kernels/cpu/codec_scaled.c.
+ *
+ * [Note: planes take turns] A byte of qint4 or qint2 has codes of 2 or 4 groups that lie a plane
+ * apart. Where planes are whole rows, row i of a kernel is row i / P of plane i mod P, so that the
+ * bytes are used again while they are in the cache.
+ */
+#include "kernels/cuda/codec_priv.cuh"
+
+/* What a code stands for. BITS: an unsigned number of some bits of its byte. */
+enum code_kind { CODE_INT8, CODE_E4M3, CODE_E5M2, CODE_BITS };
+
+struct scaled_source {
+    const uint8_t *codes;
+    const void *scale, *shift; /* of `scale_dt`; NULL: 1, and 0 */
+    int64_t block_numel;       /* elements that share them, 0: all */
+    int64_t plane_rows;        /* BITS: blocks of a plane */
+    int code_bits;             /* BITS */
+    tess_dtype scale_dt;
+    tess_dtype round; /* of product and difference */
+    bool is_inverse;  /* the scale is 1 over the number */
+};
+
+__device__ static inline float constant_of(const void *array, tess_dtype dt, int64_t idx)
+{
+    if (dt == TESS_F32)
+        return static_cast<const float *>(array)[idx];
+    const uint16_t x = static_cast<const uint16_t *>(array)[idx];
+    return dt == TESS_BF16 ? tess_bf16_to_f32(x) : tess_half_of(x);
+}
+
+template <code_kind KIND> __device__ static inline float number_of(unsigned byte)
+{
+    const unsigned magnitude = byte & 0x7fu, sign = (byte & 0x80u) << 24;
+    if (KIND == CODE_E4M3)
+        return tess_widen_small(magnitude << 20, sign, 0x1p120f, magnitude == 0x7fu);
+    if (KIND == CODE_E5M2)
+        return tess_widen_small(magnitude << 21, sign, 0x1p112f, magnitude >= 0x7cu);
+    return KIND == CODE_INT8 ? (float)(int)(int8_t)(uint8_t)byte : (float)byte;
+}
+
+/* All rounded to a dtype. */
+__device__ static inline void values_round(tess_dtype dt, float v[TESS_DECODE_CHUNK])
+{
+#pragma unroll
+    for (int k = 0; k < TESS_DECODE_CHUNK; k += 2) {
+        if (dt == TESS_BF16) {
+            const unsigned pair = tess_bf16_pack(v[k], v[k + 1]);
+            v[k] = tess_f32_of_bits(pair << 16);
+            v[k + 1] = tess_f32_of_bits(pair & 0xffff0000u);
+        } else if (dt == TESS_F16) {
+            const float2 pair = __half22float2(__floats2half2_rn(v[k], v[k + 1]));
+            v[k] = pair.x;
+            v[k + 1] = pair.y;
+        }
+    }
+}
+
+template <code_kind KIND> struct scaled_reader {
+    typedef scaled_source source;
+    typedef tess_no_tables tables;
+    typedef tess_code_chunk chunk;
+    enum { IS_TABLED = false, IS_EXACT = false };
+
+    /* Scale and shift of a block. */
+    __device__ static inline chunk constants_load(const source &s, int64_t block)
+    {
+        chunk c = {};
+        c.scale = s.scale != nullptr ? constant_of(s.scale, s.scale_dt, block) : 1.0f;
+        if (s.is_inverse)
+            c.scale = 1.0f / c.scale;
+        if (KIND == CODE_BITS)
+            c.shift = constant_of(s.shift, s.scale_dt, block);
+        return c;
+    }
+
+    /* Place of a code among the bytes, and how far it lies above their lowest bit. */
+    __device__ static inline int64_t code_at(const source &s, int64_t idx, int64_t block,
+                                             int *first_bit)
+    {
+        *first_bit = 0;
+        if (KIND != CODE_BITS)
+            return idx;
+        const int64_t plane = tess_div(block, s.plane_rows);
+        *first_bit = (int)plane * s.code_bits;
+        return idx - plane * s.plane_rows * s.block_numel;
+    }
+
+    __device__ static inline unsigned mask_of(const source &s)
+    {
+        return KIND == CODE_BITS ? 0x01010101u * ((1u << s.code_bits) - 1u) : 0xffffffffu;
+    }
+
+    __device__ static inline chunk load(const source &s, const tables *, int64_t idx)
+    {
+        const int64_t block =
+            s.block_numel > 0 ? tess_div(idx / TESS_DECODE_CHUNK, s.block_numel / TESS_DECODE_CHUNK)
+                              : 0;
+        int first_bit;
+        const tess_words<2> q = tess_bytes8<8>(s.codes + code_at(s, idx, block, &first_bit));
+        chunk c = constants_load(s, block);
+        c.code[0] = q.w[0] >> first_bit & mask_of(s);
+        c.code[1] = q.w[1] >> first_bit & mask_of(s);
+        return c;
+    }
+
+    __device__ static inline chunk load_one(const source &s, const tables *, int64_t idx)
+    {
+        const int64_t block = s.block_numel > 0 ? tess_div(idx, s.block_numel) : 0;
+        int first_bit;
+        const unsigned byte = s.codes[code_at(s, idx, block, &first_bit)];
+        chunk c = constants_load(s, block);
+        c.code[0] = byte >> first_bit & mask_of(s);
+        return c;
+    }
+
+    __device__ static inline void expand(const source &s, const tables *, const chunk &c,
+                                         float v[TESS_DECODE_CHUNK])
+    {
+#pragma unroll
+        for (int k = 0; k < TESS_DECODE_CHUNK; k++)
+            v[k] = c.scale * number_of<KIND>(tess_byte_of(c.code, k));
+        values_round(s.round, v);
+        if constexpr (KIND == CODE_BITS) {
+#pragma unroll
+            for (int k = 0; k < TESS_DECODE_CHUNK; k++)
+                v[k] = v[k] - c.shift;
+            values_round(s.round, v);
+        }
+    }
+};
+
+template <code_kind KIND>
+static tess_status bytes_launch(const tess_decode_args *a, const scaled_source &src, tess_stream *s)
+{
+    const bool is_whole = tess_decode_is_whole(a, src.block_numel);
+    return tess_decode_launch<scaled_reader<KIND>>(a, src, is_whole, 0, s);
+}
+
+/* A scale per row or tensor, or none. */
+extern "C" tess_status tess_cuda_decode_bytes(const tess_decode_args *a, tess_stream *s)
+{
+    const tess_codec *codec = &a->codec;
+    const bool is_fp8 = codec->format == TESS_FORMAT_E4M3 || codec->format == TESS_FORMAT_E5M2;
+    const bool is_raw = is_fp8 && codec->scaling == TESS_SCALING_RAW;
+    scaled_source src = {};
+    src.codes = static_cast<const uint8_t *>(a->part[0]);
+    src.scale = is_raw ? nullptr : a->part[1];
+    src.block_numel = is_raw ? 0 : codec->block_numel;
+    src.scale_dt = codec->scale_dt;
+    src.round = is_fp8 ? TESS_F32 : codec->scale_dt;
+    src.is_inverse = is_fp8 && !is_raw && codec->meaning == TESS_SCALE_QUANT;
+    if (codec->format == TESS_FORMAT_QINT8)
+        return bytes_launch<CODE_INT8>(a, src, s);
+    if (codec->format == TESS_FORMAT_QFLOAT8 || codec->format == TESS_FORMAT_E4M3)
+        return bytes_launch<CODE_E4M3>(a, src, s);
+    return bytes_launch<CODE_E5M2>(a, src, s);
+}
+
+/* Groups in planes. All of a tensor without rows is taken in rows of one group. */
+extern "C" tess_status tess_cuda_decode_planes(const tess_decode_args *a, tess_stream *s)
+{
+    const tess_codec *codec = &a->codec;
+    scaled_source src = {};
+    src.codes = static_cast<const uint8_t *>(a->part[0]);
+    src.scale = a->part[1];
+    src.shift = a->part[2];
+    src.block_numel = codec->block_numel;
+    src.plane_rows = tess_codec_plane_rows(codec, a->numel);
+    src.code_bits = tess_format_code_bits(codec->format);
+    src.scale_dt = src.round = codec->scale_dt;
+    const bool is_whole = tess_decode_is_whole(a, src.block_numel);
+    const int plane_shift = src.code_bits == 4 ? 1 : 2;
+    const bool is_all = a->row_idx == nullptr && a->rows * a->cols == a->numel;
+    tess_decode_args rows = *a;
+    if (is_all && a->rows == 1) {
+        rows.rows = a->numel / codec->block_numel;
+        rows.cols = rows.dst_stride = codec->block_numel;
+    }
+    const bool is_folded = is_whole && is_all && rows.rows % (1 << plane_shift) == 0;
+    return tess_decode_launch<scaled_reader<CODE_BITS>>(&rows, src, is_whole,
+                                                        is_folded ? plane_shift : 0, s);
+}
