@@ -137,11 +137,58 @@ static tess_status check_exports(const tiny_outcome *ema)
     return TESS_OK;
 }
 
+/* Loss on the held-out text of the newest checkpoint, or of an adapter over the same base.
+ * @param weights  in place of the choice's own train.eval_weights; NULL: as they are */
+static tess_status loss_of(const choice *c, const char *adapter, const char *weights, double *out)
+{
+    const char *overrides[TINY_OVERRIDE_MAX];
+    char name[48];
+    int numel = 0;
+    choice read = *c;
+    tess_session *session = NULL;
+    tess_eval_result got = {0};
+    const tess_session_options o = {.kind = TESS_SESSION_READER, .adapter = adapter};
+    snprintf(name, sizeof name, "%s-many", c->name);
+    while (weights != NULL && read.keys[numel] != NULL &&
+           strstr(read.keys[numel], "eval_weights") == NULL)
+        numel++;
+    if (weights != NULL)
+        read.keys[numel] = weights;
+    list_keys(&read, overrides);
+    w.t.ctx.log.sink = NULL;
+    TESS_TRY(tiny_run_open_as(w.comm, &w.t, name, overrides, &o, &session));
+    const tess_status st = tess_session_evaluate(session, &got);
+    tess_session_close(&session);
+    *out = got.loss;
+    return st;
+}
+
+/* A checkpoint is evaluated at the weights that are exported, which are not those that gradients
+ * were taken at (schedule-free) or that were trained (the average). */
+static tess_status check_evaluated(const choice *c)
+{
+    char dir[400];
+    double found = 0.0, exported = 0.0, trained = 0.0;
+    snprintf(dir, sizeof dir, "%s/%s-many/export", w.t.dir, c->name);
+    TESS_TRY(loss_of(c, NULL, NULL, &found));
+    TESS_TRY(loss_of(c, dir, NULL, &exported));
+    TESS_CHECK(found == exported, TESS_E_STATE,
+               "%s: loss %.17g of the checkpoint, %.17g of what it exports", c->name, found,
+               exported);
+    TESS_TRY(loss_of(c, NULL, "train.eval_weights=trained", &trained));
+    const bool is_average = c->keys[2] != NULL && strstr(c->keys[2], "eval_weights=ema") != NULL;
+    TESS_CHECK((trained != found) == is_average, TESS_E_STATE,
+               "%s: loss %.17g, of the trained weights %.17g", c->name, found, trained);
+    return TESS_OK;
+}
+
 static tess_status run_all(void)
 {
     tiny_outcome outcome[TESS_NELEM(choices)];
-    for (int i = 0; i < TESS_NELEM(choices); i++)
+    for (int i = 0; i < TESS_NELEM(choices); i++) {
         TESS_TRY(run_choice(&choices[i], &outcome[i]));
+        TESS_TRY(check_evaluated(&choices[i]));
+    }
     return check_exports(&outcome[0]);
 }
 
