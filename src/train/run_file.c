@@ -290,7 +290,8 @@ static tess_status check_fit(const tess_run *run)
                          " are more than %d tokens in a micro-batch: lower one of them",
                          place, run->train.micro_batch, run->data.sequence_length, INT32_MAX);
     }
-    return check_mode(run);
+    TESS_TRY(check_mode(run));
+    return run_unused_check(run);
 }
 
 static tess_status build(tess_run *run, const char *text, size_t nbytes,

@@ -66,6 +66,8 @@ bool tess_run_key_is_of_adapters(const tess_run_key *key);
 bool run_train_applies(const tess_run *run, tess_run_key_idx key);
 void run_train_resolve(tess_run *run);
 TESS_MUST_CHECK tess_status run_train_check(const tess_run *run);
+/** Refuse a value that nothing in this run reads (run_unused.c). @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status run_unused_check(const tess_run *run);
 
 /** What a key expects, in words. */
 enum { RUN_EXPECTED_NBYTES = 256 };

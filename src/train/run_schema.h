@@ -309,7 +309,7 @@ typedef struct tess_run_patterns {
       "Peak learning rate; with prodigy, which finds the scale itself, the default is 1.") \
     X(train, min_learning_rate_ratio, "min_learning_rate_ratio", double, F64, "", "0.0", 0, 1, \
       NUMERICS, \
-      "Learning rate at the last step over the peak (linear and cosine).") \
+      "Learning rate at the last step over the peak (every schedule but constant).") \
     X(train, schedule, "schedule", tess_run_schedule, ENUM, TESS_RUN_WORDS_(SCHEDULE), \
       "cosine", 0, 0, NUMERICS, \
       "Shape of the learning rate after the warm-up ([shapes](optimizers.md#learning-rate)); " \

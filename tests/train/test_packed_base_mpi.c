@@ -93,20 +93,19 @@ static tess_status check_worlds(base_world *w, const char *golden)
 static tess_status check_choices(base_world *w)
 {
     static const struct {
-        const char *golden, *format, *text;
+        const char *golden, *format, *more, *text;
     } rows[] = {
-        {"bnb/double_uint8", "base.format=nf4",
+        {"bnb/double_uint8", "base.format=nf4", "base.double_quant=false",
          "is nf4/64/double in the file and would be quantized again to nf4/64"},
-        {"quanto/qint4", "base.format=qint8", "would be quantized again to qint8/row/"},
-        {"quanto/fp8_row", "base.format=e4m3", "would be quantized again to e4m3/row/"},
+        {"quanto/qint4", "base.format=qint8", NULL, "would be quantized again to qint8/row/"},
+        {"quanto/fp8_row", "base.format=e4m3", NULL, "would be quantized again to e4m3/row/"},
     };
     const base_life wide = {.name = "wide", .overrides = {"model.init=weights", "base.format=f32"}};
     TESS_TRY(base_put_source(w, "bnb/mixed"));
     TESS_TRY(base_live(w, w->comm, &wide));
     for (int i = 0; i < TESS_NELEM(rows); i++) {
-        const base_life l = {
-            .name = "again",
-            .overrides = {"model.init=weights", rows[i].format, "base.double_quant=false"}};
+        const base_life l = {.name = "again",
+                             .overrides = {"model.init=weights", rows[i].format, rows[i].more}};
         TESS_TRY(base_put_source(w, rows[i].golden));
         TESS_TRY(base_refuse(w, &l, TESS_E_CONFIG, rows[i].text));
     }

@@ -66,6 +66,15 @@ static const struct {
     tess_run_key_idx key, needed;
     const char *value;
 } needs[] = {
+    {TESS_RUN_KEY_base_block_size, TESS_RUN_KEY_base_format, "nf4"},
+    {TESS_RUN_KEY_base_double_quant, TESS_RUN_KEY_base_format, "nf4"},
+    {TESS_RUN_KEY_base_group_size, TESS_RUN_KEY_base_format, "qint4"},
+    {TESS_RUN_KEY_base_rule, TESS_RUN_KEY_base_format, "qint4"},
+    {TESS_RUN_KEY_base_scaling, TESS_RUN_KEY_base_format, "e4m3"},
+    {TESS_RUN_KEY_base_scale_meaning, TESS_RUN_KEY_base_format, "e4m3"},
+    {TESS_RUN_KEY_lora_init_iterations, TESS_RUN_KEY_lora_init, "loftq"},
+    {TESS_RUN_KEY_lora_power_iterations, TESS_RUN_KEY_lora_init, "pissa"},
+    {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, "linear"},
     {TESS_RUN_KEY_train_power, TESS_RUN_KEY_train_schedule, "polynomial"},
     {TESS_RUN_KEY_train_decay_steps, TESS_RUN_KEY_train_schedule, "wsd"},
     {TESS_RUN_KEY_train_decay_shape, TESS_RUN_KEY_train_schedule, "wsd"},
@@ -577,6 +586,15 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         {"lora.layers=[1]", "lora.targets=all-linear", "lora.layers: needs lora.targets to be a "},
         {"lora.layers_pattern=h", "lora.targets=[a]", "lora.layers_pattern: says where a layer's"},
         {"lora.rank_pattern={q: 2.5}", "lora.rank=4", "lora.rank_pattern: 'q': expected a whole"},
+        {"base.block_size=128", "base.format=qint4", "base.block_size: changes nothing here"},
+        {"base.double_quant=false", "base.format=bf16", "choose base.format nf4 or fp4"},
+        {"base.rule=hqq", "base.format=nf4", "choose base.format qint4 or qint2"},
+        {"base.group_size=32", "base.format=qint8", "base.group_size: changes nothing here"},
+        {"base.scaling=raw", "base.format=qfloat8", "choose base.format e4m3 or e5m2"},
+        {"base.scale_meaning=quant_scale", "base.format=nf4", "with base.scaling row or tensor"},
+        {"lora.init_iterations=2", "lora.init=pissa", "choose lora.init loftq"},
+        {"lora.power_iterations=2", "lora.init=gaussian", "choose lora.init pissa or loftq"},
+        {"train.min_learning_rate_ratio=0.5", "train.schedule=constant", "another train.schedule"},
     };
     for (int i = 0; i < TESS_NELEM(pairs); i++) {
         const tess_run_override overrides[] = {{pairs[i][0], 1}, {pairs[i][1], 2}};
@@ -588,6 +606,25 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         expect_message(pairs[i][2], "command line, argument ");
     }
     tess_error_clear();
+}
+
+/* A rule of base.overrides reads keys as base.format does, and defaults change nothing. */
+static void test_run_parse_keys_that_are_read_stay(void **state)
+{
+    (void)state;
+    static const char *const pairs[][2] = {
+        {"base.rule=hqq", "base.overrides=[{match: a, format: int2}]"},
+        {"base.block_size=128",
+         "base.overrides=[{match: a, format: fp4}, {match: b, format: f32}]"},
+        {"base.rule=minmax", "base.format=nf4"},
+        {"base.double_quant=true", "base.format=keep"},
+        {"train.min_learning_rate_ratio=0", "train.schedule=constant"},
+    };
+    for (int i = 0; i < TESS_NELEM(pairs); i++) {
+        const tess_run_override overrides[] = {{pairs[i][0], 1}, {pairs[i][1], 2}};
+        tess_run *run = parse_good(minimal, overrides, 2);
+        tess_run_destroy(&run);
+    }
 }
 
 static void test_run_parse_full_mode_keeps_the_base(void **state)
@@ -683,6 +720,7 @@ int main(void)
         cmocka_unit_test(test_run_parse_overrides_win_over_the_file),
         cmocka_unit_test(test_run_parse_override_malformed_is_usage),
         cmocka_unit_test(test_run_parse_keys_that_do_not_fit_are_refused),
+        cmocka_unit_test(test_run_parse_keys_that_are_read_stay),
         cmocka_unit_test(test_run_parse_full_mode_keeps_the_base),
         cmocka_unit_test(test_run_yaml_parses_back_to_the_same_run),
     };
