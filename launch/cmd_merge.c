@@ -31,8 +31,8 @@ static error_t check(struct argp_state *state, merge_command *command)
     if (command->has_into && command->has_dtype)
         return tess_launch_refuse(state, "--into and --dtype: expected one of them");
     if (!command->has_into && (rewrite->key_numel > 0 || rewrite->rule_numel > 0))
-        return tess_launch_refuse(state, "--block-size, --double-quant and --override belong to "
-                                         "--into");
+        return tess_launch_refuse(state, "--override and the options of formats (--block-size, "
+                                         "--rule, ...) belong to --into FORMAT: give it");
     command->into = tess_rewrite_options_choice(rewrite);
     merge->into = command->has_into ? &command->into : NULL;
     merge->rule = rewrite->base_rule;

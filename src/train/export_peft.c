@@ -79,15 +79,15 @@ static tess_status list_adapters(peft_export *e)
     return TESS_OK;
 }
 
-/* Format of most frozen weights: that of the first quantized one, else of the first. */
-static void describe_base(const tess_session *s, char text[TESS_CODEC_TEXT_NBYTES])
+/* Rule of most frozen weights: that of the first quantized one, else of the first. */
+static void describe_base(const tess_session *s, char text[TESS_RULE_NBYTES])
 {
-    snprintf(text, TESS_CODEC_TEXT_NBYTES, "none");
+    snprintf(text, TESS_RULE_NBYTES, "none");
     for (int i = s->d.registry.param_numel - 1; i >= 0; i--) {
         const tess_param *p = &s->d.registry.param[i];
         if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 &&
             (tess_format_is_quantized(p->codec.format) || strcmp(text, "none") == 0))
-            tess_codec_describe(&p->codec, text);
+            tess_param_rule(&s->d.registry, p, text);
     }
 }
 
@@ -131,7 +131,7 @@ static tess_status double_ranks(peft_export *e)
 static tess_status start_peft(peft_export *e, const tess_export_request *request)
 {
     tess_session *s = e->s;
-    char base_quant[TESS_CODEC_TEXT_NBYTES];
+    char base_quant[TESS_RULE_NBYTES];
     TESS_TRY(list_adapters(e));
     describe_base(s, base_quant);
     if (request->is_difference)

@@ -115,11 +115,26 @@ static int64_t first_row_numel(const tess_registry *reg)
     return 1;
 }
 
+/* pissa and loftq (tess_param_rule()) take a part of the weights: what is left is in no model. */
+static tess_status check_start(const job *j, const char *quant)
+{
+    const bool is_taken =
+        quant != NULL && (strstr(quant, "/pissa/") != NULL || strstr(quant, "/loftq/") != NULL);
+    TESS_CHECK(
+        !is_taken, TESS_E_UNSUPPORTED,
+        "'%s' was trained over what lora.init left of the weights (%s), which no model holds; "
+        "write an adapter of the original weights with tessera export --difference and merge "
+        "that",
+        j->options->adapter, quant);
+    return TESS_OK;
+}
+
 /* The base as the adapter's metadata says it was trained over. */
 static tess_status open_trained(job *j)
 {
     static const char *const keep = "base.format=keep";
     const char *quant = tess_peft_dir_metadata(j->adapter, "base.quant");
+    TESS_TRY(check_start(j, quant));
     char text[KEY_MAX][KEY_NBYTES];
     const char *const key[KEY_MAX] = {text[0], text[1], text[2]};
     tess_codec codec;

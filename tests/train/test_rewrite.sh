@@ -86,6 +86,12 @@ train_over whole plain base.format=nf4 lora.dora=true 'lora.modules_to_save=[mod
 "$tessera" merge plain out/export -o merged-whole --json > report 2> log || fail "no merge of DoRA"
 [ "$id" = "$(value merged.identity)" ] || fail "DoRA merged into $(cat report)"
 grep -q '"name":"model.norm.weight","noise":[^,]*,"rank":0' report || fail "no norm: $(cat report)"
+
+# what an adapter that starts from the weights belongs to is no model; its difference is of the original
+train_over taken plain base.format=nf4 lora.init=pissa
+mv out/export taken
+"$tessera" export out --difference -o difference > log 2>&1 || fail "no difference"
+"$tessera" merge plain difference -o merged-difference > log 2>&1 || fail "no merge of a difference"
 train_over trained plain base.format=nf4
 
 # ---- refusals: exit code, texts of the one line separated by '|', arguments; nothing is left ----
@@ -128,11 +134,14 @@ refuse 65 "'bare'|no tokenizer.json" quantize bare -o new.gguf --format f16
 refuse 65 "nf4/64/double|again" quantize q-nf4 -o new --format int8
 refuse 65 "'run.yaml'" quantize run.yaml -o new
 refuse 64 "BASE and ADAPTER" merge plain -o new
+refuse 65 "'taken'|nf4/64/double/pissa/r|export --difference" merge plain taken -o new
+refuse 65 "'taken'|export --difference" merge plain taken --original -o new
+refuse 64 "--rule|--into FORMAT" merge plain out/export -o new --rule hqq
 refuse 64 "--dtype|f16" merge plain out/export -o new --dtype f16
 refuse 64 "--into and --dtype" merge plain out/export -o new --dtype f32 --into nf4
 refuse 64 "--into" merge plain out/export -o new --block-size 32
 refuse 65 "'plain' exists" merge plain out/export -o plain
 refuse 74 "adapter_config.json" merge plain plain -o new
 refuse 65 "q-fp4|--allow-base-change" merge q-fp4 out/export -o new
-[ "$cases" -eq 27 ] || fail "$cases refusals"
+[ "$cases" -eq 30 ] || fail "$cases refusals"
 [ -f plain/model.safetensors ] || fail "a refused command took its input"
