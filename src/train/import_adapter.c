@@ -63,7 +63,7 @@ static tess_status check_module(const tess_session *s, const tess_peft_dir *dir,
                "%g (lora.alpha %g, lora.rank %lld); set lora.alpha=%g",
                path, path_of(s), found.scale, found.alpha, (long long)found.rank,
                tess_peft_spec_options(tess_peft_dir_spec(dir))->use_rslora ? ", rslora" : "",
-               want.scale, want.alpha, (long long)want.rank, found.scale * (double)want.rank);
+               want.scale, want.alpha, (long long)want.rank, found.scale * want.alpha / want.scale);
     return TESS_OK;
 }
 

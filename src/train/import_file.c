@@ -47,7 +47,7 @@ static tess_status check_module(const file_import *f, const tess_adapter_module 
                "adapter.resume: '%s' of '%s' is scaled by %g (alpha %g, rank %lld), the run by %g; "
                "set lora.alpha=%g",
                m->path, f->path, scale, m->alpha, (long long)m->rank, want.scale,
-               scale * (double)want.rank);
+               scale * want.alpha / want.scale);
     TESS_CHECK(p->shape[0] == rows && p->shape[1] == cols, TESS_E_CONFIG,
                "adapter.resume: '%s' of '%s' has shape [%lld, %lld], the run's has [%lld, %lld]",
                p->name, f->path, (long long)rows, (long long)cols, (long long)p->shape[0],

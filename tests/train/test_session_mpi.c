@@ -149,12 +149,15 @@ static tess_status check_import_refusals(bench *b)
     const char *const less[3] = {"which this run does not", "mlp", "lora.targets"};
     const char *const base[3] = {"was trained on base", "adapter.allow_base_change", NULL};
     const char *const rslora[3] = {"is scaled by 4", "rslora", "set lora.alpha=16"};
+    const char *const own[3] = {"is scaled by 2", "the run by 4", "set lora.alpha=4"};
     char changed[340];
     TESS_TRY(refuse(b, &(opening){.name = "z", .overrides = {"lora.alpha=16", b->adapter}},
                     TESS_E_CONFIG, scale));
     TESS_TRY(refuse(
         b, &(opening){.name = "z", .overrides = {"lora.rank=8", "lora.alpha=16", b->adapter}},
         TESS_E_CONFIG, rank));
+    TESS_TRY(refuse(b, &(opening){.name = "z", .overrides = {"lora.rslora=true", b->adapter}},
+                    TESS_E_CONFIG, own));
     TESS_TRY(refuse(b, &(opening){.name = "z", .overrides = {"lora.targets=.*", b->adapter}},
                     TESS_E_CONFIG, more));
     /* random bases are drawn by parameter number: without some adapters the base is another */
