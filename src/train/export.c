@@ -174,7 +174,8 @@ static tess_status check_gguf(const tess_session *s)
     return TESS_OK;
 }
 
-/* Rank 0: the staged directory as one file of the dialect beside it; then the directory goes. */
+/* Rank 0: the staged directory as one file of the dialect beside it; then the directory goes, also
+ * where there was no file to be made of it. */
 static tess_status convert_staged(const tess_session *s, const tess_export_request *request,
                                   const char *staged)
 {
@@ -183,15 +184,17 @@ static tess_status convert_staged(const tess_session *s, const tess_export_reque
         .dialect = TESS_ADAPTER_GGUF, .dt = request->dt, .base = &s->d.config};
     tess_adapter *adapter = NULL;
     char path[PATH_MAX + 32];
-    TESS_TRY(tess_adapter_open(s->ctx->io, staged, NULL, &adapter));
-    const tess_status st = tess_adapter_write(s->ctx->io, adapter, &to, request->dir);
+    tess_status st = tess_adapter_open(s->ctx->io, staged, NULL, &adapter);
+    if (st == TESS_OK)
+        st = tess_adapter_write(s->ctx->io, adapter, &to, request->dir);
     tess_adapter_close(&adapter);
-    TESS_TRY(st);
     for (int i = 0; i < TESS_NELEM(file); i++) {
         snprintf(path, sizeof path, "%s/%s", staged, file[i]);
-        TESS_TRY(tess_io_unlink(s->ctx->io, path, false));
+        const tess_status gone = tess_io_unlink(s->ctx->io, path, false);
+        st = st != TESS_OK ? st : gone;
     }
-    return tess_io_rmdir(s->ctx->io, staged);
+    const tess_status gone = tess_io_rmdir(s->ctx->io, staged);
+    return st != TESS_OK ? st : gone;
 }
 
 /* The masters go through a PEFT directory, so that there is one writer of each dialect, and what it
