@@ -243,8 +243,6 @@ void tess_adapter_close(tess_adapter **adapter)
 
 /* ---- what it holds ---- */
 
-const char *tess_adapter_path(const tess_adapter *adapter) { return adapter->path; }
-
 tess_adapter_dialect tess_adapter_dialect_of(const tess_adapter *adapter)
 {
     return adapter->dialect;
@@ -289,13 +287,6 @@ tess_dtype tess_adapter_dtype(const tess_adapter *adapter)
 }
 
 int64_t tess_adapter_skipped_numel(const tess_adapter *adapter) { return adapter->skipped_numel; }
-
-int64_t tess_adapter_metadata_numel(const tess_adapter *adapter) { return adapter->pair_numel; }
-
-tess_st_pair tess_adapter_metadata_at(const tess_adapter *adapter, int64_t idx)
-{
-    return idx >= 0 && idx < adapter->pair_numel ? adapter->pair[idx] : (tess_st_pair){NULL, NULL};
-}
 
 const char *tess_adapter_metadata(const tess_adapter *adapter, const char *key)
 {

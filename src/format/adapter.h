@@ -94,7 +94,6 @@ TESS_MUST_CHECK tess_status tess_adapter_open(tess_io *io, const char *path,
                                               const tess_adapter_options *options,
                                               tess_adapter **out);
 void tess_adapter_close(tess_adapter **adapter);
-const char *tess_adapter_path(const tess_adapter *adapter);
 tess_adapter_dialect tess_adapter_dialect_of(const tess_adapter *adapter);
 /** Whether its modules are FLUX.1's. */
 bool tess_adapter_is_flux(const tess_adapter *adapter);
@@ -107,10 +106,7 @@ int64_t tess_adapter_find(const tess_adapter *adapter, const char *path);
 tess_dtype tess_adapter_dtype(const tess_adapter *adapter);
 /** Keys of text encoders that were left out. */
 int64_t tess_adapter_skipped_numel(const tess_adapter *adapter);
-/** Metadata of the file: "base.quant", "ss_network_dim", ... */
-int64_t tess_adapter_metadata_numel(const tess_adapter *adapter);
-tess_st_pair tess_adapter_metadata_at(const tess_adapter *adapter, int64_t idx);
-/** NULL when absent. */
+/** Metadata of the file: "base.quant", "ss_network_dim", ...; NULL when absent. */
 const char *tess_adapter_metadata(const tess_adapter *adapter, const char *key);
 /** Model that the adapter says it belongs to (a path or a name), NULL: not stated. */
 const char *tess_adapter_base_name(const tess_adapter *adapter);
