@@ -285,7 +285,18 @@ static tess_status check_readers(bench *b)
 {
     const char *const alpha[3] = {"lora.alpha: 8 -> 16", "run file", NULL};
     const char *const block[3] = {"base.block_size: 64 -> 32", "run file", NULL};
+    /* another function of the same tensors, or of others */
+    static const char *const others[][2] = {
+        {"lora.rslora=true", "lora.rslora: false -> true"},
+        {"lora.alpha_pattern={down_proj: 2}", "lora.alpha_pattern: unset -> {down_proj: 2}"},
+        {"lora.dora=true", "lora.dora: false -> true"}};
     double loss = 0.0;
+    for (int i = 0; i < TESS_NELEM(others); i++) {
+        const char *const words[3] = {others[i][1], "run file", NULL};
+        TESS_TRY(refuse(
+            b, &(opening){.name = "x", .overrides = {others[i][0]}, .kind = TESS_SESSION_READER},
+            TESS_E_CONFIG, words));
+    }
     TESS_TRY(refuse(
         b, &(opening){.name = "x", .overrides = {"lora.alpha=16"}, .kind = TESS_SESSION_READER},
         TESS_E_CONFIG, alpha));
