@@ -147,6 +147,21 @@ static tess_dtype origin_of(const tess_rewrite_tensor *t)
                                                  : TESS_BF16;
 }
 
+/* A label of codes that no tensor has would be dropped without a word. */
+static tess_status check_storage(const tess_rewrite_tensor *tensor, int64_t tensor_numel,
+                                 const tess_model_write_request *request)
+{
+    bool is_used = request->storage == TESS_U8;
+    for (int64_t i = 0; i < tensor_numel; i++)
+        is_used = is_used || tensor[i].out.format == TESS_FORMAT_NF4 ||
+                  tensor[i].out.format == TESS_FORMAT_FP4;
+    TESS_CHECK(is_used, TESS_E_CONFIG,
+               "--quant-storage: %s is a label of nf4 and fp4 weights, and '%s' would have none; "
+               "leave the option out or choose one of these formats",
+               tess_dtype_name(request->storage), request->path);
+    return TESS_OK;
+}
+
 tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *base,
                                const tess_rewrite_tensor *tensor,
                                const tess_model_write_request *request, tess_model_writer **out)
@@ -154,6 +169,7 @@ tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *bas
     const tess_registry *reg = &base->d.registry;
     tess_model_write_request q = *request;
     void *array = NULL;
+    TESS_TRY(check_storage(tensor, reg->param_numel, request));
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *q.tensor, &array));
     tess_model_write_tensor *to = array;
     for (int i = 0; i < reg->param_numel; i++) {

@@ -119,6 +119,7 @@ refuse 64 "too many" quantize plain plain -o new
 refuse 64 "--double-quant|maybe" quantize plain -o new --double-quant maybe
 refuse 64 "REGEX=FORMAT|nf4" quantize plain -o new --override nf4
 refuse 64 "--quant-storage|i8" quantize plain -o new --quant-storage i8
+refuse 65 "--quant-storage|nf4 and fp4" quantize plain -o new --quant-storage bf16 --format qint4
 refuse 64 "--max-shard-size|5TB" quantize plain -o new --max-shard-size 5TB
 refuse 64 "--threads|0" quantize plain -o new --threads 0
 refuse 65 "base.format|int3|nf4" quantize plain -o new --format int3
@@ -143,5 +144,5 @@ refuse 64 "--into" merge plain out/export -o new --block-size 32
 refuse 65 "'plain' exists" merge plain out/export -o plain
 refuse 74 "adapter_config.json" merge plain plain -o new
 refuse 65 "q-fp4|--allow-base-change" merge q-fp4 out/export -o new
-[ "$cases" -eq 30 ] || fail "$cases refusals"
+[ "$cases" -eq 31 ] || fail "$cases refusals"
 [ -f plain/model.safetensors ] || fail "a refused command took its input"
