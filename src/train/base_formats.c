@@ -17,6 +17,13 @@ tess_codec tess_base_kept(const tess_model_tensor *t, tess_codec stored)
     return tess_describe_kept(stored, t->gguf != NULL || t->packed != NULL, t->st->dim_numel > 1);
 }
 
+tess_codec tess_base_hinted(const tess_description *d)
+{
+    const bool is_f32 = strcmp(d->config.dtype_hint, "float32") == 0 ||
+                        strcmp(d->config.dtype_hint, "float16") == 0;
+    return (tess_codec){.format = is_f32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};
+}
+
 /* What the kept config.json says of a tensor of a file that may be gone. */
 static tess_status kept_format(const tess_description *d, const tess_param *p, bool *is_known,
                                tess_codec *out)
@@ -46,9 +53,7 @@ tess_status tess_base_source_of(void *arg, const tess_param *p, tess_codec *out)
     TESS_TRY(kept_format(c->d, p, &is_known, out));
     if (is_known)
         return TESS_OK;
-    const bool is_f32 = strcmp(c->d->config.dtype_hint, "float32") == 0 ||
-                        strcmp(c->d->config.dtype_hint, "float16") == 0;
-    *out = (tess_codec){.format = is_f32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};
+    *out = tess_base_hinted(c->d);
     return TESS_OK;
 }
 

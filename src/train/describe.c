@@ -225,6 +225,13 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     return check_family(d, path);
 }
 
+/* Files may also hold tables of positions and the like, in dtypes that no weight has. */
+static bool is_weight(const tess_model_tensor *t)
+{
+    return t->gguf != NULL || t->packed != NULL || t->st->dtype == TESS_ST_F32 ||
+           t->st->dtype == TESS_ST_BF16 || t->st->dtype == TESS_ST_F16;
+}
+
 /* How each tensor of the open files is kept, for a resume without them. */
 static tess_status add_formats(const tess_description *d, tess_json *root)
 {
@@ -234,6 +241,8 @@ static tess_status add_formats(const tess_description *d, tess_json *root)
         const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
         tess_codec codec;
         char text[TESS_CODEC_TEXT_NBYTES];
+        if (!is_weight(t))
+            continue;
         TESS_TRY(tess_model_tensor_codec(t, &codec));
         codec = tess_base_kept(t, codec);
         tess_codec_describe(&codec, text);
@@ -253,7 +262,24 @@ static tess_status make_config(tess_description *d)
     return tess_json_dump(d->config_root, 2, &d->config_text, &text_nbytes);
 }
 
-/* The config.json of packed weights, with how its tensors are kept. */
+/* Whether torch_dtype tells how every tensor is kept. */
+static tess_status is_as_hinted(const tess_description *d, bool *out)
+{
+    const tess_codec hinted = tess_base_hinted(d);
+    *out = true;
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir) && *out; i++) {
+        const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
+        tess_codec codec;
+        if (!is_weight(t))
+            continue;
+        TESS_TRY(tess_model_tensor_codec(t, &codec));
+        codec = tess_base_kept(t, codec);
+        *out = tess_codec_is_equal(&codec, &hinted);
+    }
+    return TESS_OK;
+}
+
+/* The config.json, with how tensors are kept that it does not describe itself. */
 static tess_status extend_config(tess_description *d)
 {
     tess_json *root = NULL;
@@ -281,19 +307,21 @@ static tess_status extend_config(tess_description *d)
     return TESS_OK;
 }
 
-/* Weights and config.json agree on whether bitsandbytes has packed them. */
+/* Weights and config.json agree on whether bitsandbytes has packed them, and what only the weights
+ * tell is added to it. */
 static tess_status check_packed(tess_description *d)
 {
     const tess_json *stated = tess_json_find(d->config_root, "quantization_config");
     const bool is_stated = stated != NULL && tess_json_type_of(stated) != TESS_JSON_NULL;
-    bool is_packed = false;
+    bool is_packed = false, is_plain = false;
     for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir) && !is_packed; i++)
         is_packed = tess_model_dir_at(d->dir, i)->packed != NULL;
     TESS_CHECK(is_packed || !is_stated, TESS_E_FORMAT,
                "model.path: '%s': config.json has a quantization_config, but no tensor is packed; "
                "remove it (Tessera quantizes while it loads, see base.format)",
                d->run->model.path);
-    return is_packed ? extend_config(d) : TESS_OK;
+    TESS_TRY(is_as_hinted(d, &is_plain));
+    return is_plain ? TESS_OK : extend_config(d);
 }
 
 static tess_status open_gguf(const tess_ctx *ctx, tess_description *d)

@@ -21,6 +21,24 @@ static base_life kept(const char *name)
     return (base_life){.name = name, .overrides = {"model.init=weights", "base.format=keep"}};
 }
 
+/* What was made on load goes on elsewhere without the files it was made of, and without a
+ * quantizer.
+ */
+static tess_status check_without_source(base_world *w, const base_life *whole)
+{
+    char name[80];
+    base_life cut = *whole;
+    snprintf(name, sizeof name, "%s-cut", whole->name);
+    cut.name = name;
+    cut.is_stopped = true;
+    TESS_TRY(base_put_source(w, "bnb/plain"));
+    TESS_TRY(base_live(w, w->comm, &cut));
+    TESS_TRY(base_shell(w, "rm -r '%s'%s", w->t.model, ""));
+    cut.is_stopped = cut.may_quantize = false;
+    TESS_TRY(base_live_alone(w, &cut));
+    return base_compare(w, cut.name, whole->name);
+}
+
 /* The codes of the files are those that are made on load of the same bf16 weights. */
 static tess_status check_on_load(base_world *w)
 {
@@ -47,6 +65,7 @@ static tess_status check_on_load(base_world *w)
         TESS_TRY(base_put_source(w, rows[i].golden));
         TESS_TRY(base_live(w, w->comm, &keep));
         TESS_TRY(base_compare(w, keep.name, load));
+        TESS_TRY(check_without_source(w, &l));
     }
     return TESS_OK;
 }

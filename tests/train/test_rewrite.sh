@@ -51,6 +51,17 @@ for format in nf4 qint4; do
     cmp "h-kept-$format.bits" "h-loaded-$format.bits" || fail "half to $format: other losses"
 done
 
+# a run goes on over scales in half precision when the files that say so are gone
+cp -r half gone
+go_on() { # steps
+    "$tessera" train run.yaml model.path=gone model.init=weights base.format=qint4 output.base=copy \
+        "train.steps=$1" --accept-config-change > log 2>&1
+}
+rm -rf out
+go_on 3 || fail "no run over half precision"
+rm -r gone
+go_on 4 || fail "no resume over half precision without its files"
+
 # ---- the labels of quant_storage change neither the id nor a bit ----
 for label in bf16 f16 f32; do
     "$tessera" quantize plain -o "l-$label" --quant-storage "$label" --json > report 2> log ||
