@@ -232,8 +232,8 @@ typedef struct tess_run_patterns {
       "Which scale is stored (e4m3, e5m2): dequant_scale multiplies codes, quant_scale is what " \
       "weights were multiplied with.") \
     X(base, overrides, "overrides", tess_run_rules, RULES, "", TESS_RUN_UNSET, 0, 1024, NUMERICS, \
-      "Rules [{match: REGEX, format: FORMAT}]: the first that matches a tensor's name " \
-      "decides its format.")
+      "Rules [{match: REGEX, format: FORMAT}]: the first that matches a matrix's name " \
+      "decides its format; norms and biases keep theirs.")
 
 #define TESS_RUN_LORA_KEYS(X) \
     X(lora, rank, "rank", int64_t, INT, "", "16", 1, 4096, NUMERICS, \
