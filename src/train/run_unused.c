@@ -1,6 +1,7 @@
 /* Keys that are read for some formats, starts or schedules alone: a value of theirs that would
  * change nothing is refused, as a mistake. Their defaults may stand beside anything, so that a
- * run file as resolved is one. */
+ * run file as resolved is one; and what a file says may stand when the command line chooses
+ * another format, start or schedule than the file's. */
 #include <stdio.h>
 #include <string.h>
 
@@ -52,22 +53,27 @@ static bool is_decomposed(const tess_run *run)
 static bool falls(const tess_run *run) { return run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT; }
 
 typedef struct reader {
-    tess_run_key_idx key;
+    tess_run_key_idx key, choice; /* the key that chooses whether `key` is read */
     bool (*is_read)(const tess_run *run);
     const char *needs; /* in words */
 } reader;
 
 static const reader readers[] = {
-    {TESS_RUN_KEY_base_block_size, makes_blocks, "base.format nf4 or fp4"},
-    {TESS_RUN_KEY_base_double_quant, makes_blocks, "base.format nf4 or fp4"},
-    {TESS_RUN_KEY_base_group_size, makes_groups, "base.format qint4 or qint2"},
-    {TESS_RUN_KEY_base_rule, makes_groups, "base.format qint4 or qint2"},
-    {TESS_RUN_KEY_base_scaling, makes_fp8, "base.format e4m3 or e5m2"},
-    {TESS_RUN_KEY_base_scale_meaning, makes_scales,
+    {TESS_RUN_KEY_base_block_size, TESS_RUN_KEY_base_format, makes_blocks,
+     "base.format nf4 or fp4"},
+    {TESS_RUN_KEY_base_double_quant, TESS_RUN_KEY_base_format, makes_blocks,
+     "base.format nf4 or fp4"},
+    {TESS_RUN_KEY_base_group_size, TESS_RUN_KEY_base_format, makes_groups,
+     "base.format qint4 or qint2"},
+    {TESS_RUN_KEY_base_rule, TESS_RUN_KEY_base_format, makes_groups, "base.format qint4 or qint2"},
+    {TESS_RUN_KEY_base_scaling, TESS_RUN_KEY_base_format, makes_fp8, "base.format e4m3 or e5m2"},
+    {TESS_RUN_KEY_base_scale_meaning, TESS_RUN_KEY_base_format, makes_scales,
      "base.format e4m3 or e5m2 with base.scaling row or tensor"},
-    {TESS_RUN_KEY_lora_init_iterations, is_loftq, "lora.init loftq"},
-    {TESS_RUN_KEY_lora_power_iterations, is_decomposed, "lora.init pissa or loftq"},
-    {TESS_RUN_KEY_train_min_learning_rate_ratio, falls, "another train.schedule than constant"},
+    {TESS_RUN_KEY_lora_init_iterations, TESS_RUN_KEY_lora_init, is_loftq, "lora.init loftq"},
+    {TESS_RUN_KEY_lora_power_iterations, TESS_RUN_KEY_lora_init, is_decomposed,
+     "lora.init pissa or loftq"},
+    {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, falls,
+     "another train.schedule than constant"},
 };
 
 /* ---- check ---- */
@@ -93,6 +99,9 @@ tess_status run_unused_check(const tess_run *run)
         const tess_run_key *key = tess_run_key_at(r->key);
         char place[TESS_RUN_PLACE_NBYTES];
         bool is_harmless = true;
+        const bool is_of_file = run->place[r->key].argument_idx == 0;
+        if (is_of_file && run->place[r->choice].argument_idx > 0)
+            continue;
         if (!run->place[r->key].is_given || r->is_read(run) || !tess_run_key_applies(run, key))
             continue;
         TESS_TRY(is_default(run, key, &is_harmless));

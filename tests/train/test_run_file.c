@@ -625,6 +625,12 @@ static void test_run_parse_keys_that_are_read_stay(void **state)
         tess_run *run = parse_good(minimal, overrides, 2);
         tess_run_destroy(&run);
     }
+    /* the command line chooses another format over the file's */
+    char text[512];
+    const tess_run_override other = {"base.format=int4", 1};
+    snprintf(text, sizeof text, "%sbase: {format: nf4, double_quant: false}\n", minimal);
+    tess_run *run = parse_good(text, &other, 1);
+    tess_run_destroy(&run);
 }
 
 static void test_run_parse_full_mode_keeps_the_base(void **state)
