@@ -162,6 +162,25 @@ static tess_status check_storage(const tess_rewrite_tensor *tensor, int64_t tens
     return TESS_OK;
 }
 
+/* What config.json says of weights that are plain, and alike in all linear layers; else NULL. */
+static const char *torch_dtype_of(const tess_model_write_tensor *tensor, int64_t tensor_numel)
+{
+    const tess_model_write_tensor *first = NULL;
+    for (int64_t i = 0; i < tensor_numel; i++) {
+        if (!tensor[i].is_linear)
+            continue;
+        first = first != NULL ? first : &tensor[i];
+        if (tensor[i].codec.format != first->codec.format)
+            return NULL;
+    }
+    if (first == NULL)
+        return NULL;
+    return first->codec.format == TESS_FORMAT_F32    ? "float32"
+           : first->codec.format == TESS_FORMAT_F16  ? "float16"
+           : first->codec.format == TESS_FORMAT_BF16 ? "bfloat16"
+                                                     : NULL;
+}
+
 tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *base,
                                const tess_rewrite_tensor *tensor,
                                const tess_model_write_request *request, tess_model_writer **out)
@@ -180,6 +199,8 @@ tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *bas
                                           .is_linear = tensor[i].is_linear};
         memcpy(to[i].dim, tensor[i].param->shape, sizeof to[i].dim);
     }
+    if (q.torch_dtype == NULL)
+        q.torch_dtype = torch_dtype_of(to, reg->param_numel);
     q.source_path = tess_model_dir_path(base->d.dir);
     q.config = &base->d.config;
     q.config_root = base->d.config_root;

@@ -234,16 +234,22 @@ static double new_coded(const trial *t, int64_t step, const part *x, const char 
     return beta * coded(t, step - 1, x, role, i) + (1.0 - beta) * (is_signed ? g : g * g);
 }
 
+/* Of optimizers that keep one number per element. */
+static double second_moment(const trial *t, int64_t step, const part *x, int64_t i)
+{
+    return number(t, step, x, "exp_avg_sq", i);
+}
+
 /* What one update adds to a master, term by term in magnitude. */
 static double update_terms(const trial *t, int64_t step, const part *x, int64_t i)
 {
     const tess_update *u = &t->update;
     const double before = number(t, step - 1, x, "master", i);
     const double decay = x->p->has_weight_decay ? u->weight_decay : 0.0;
-    const double v = number(t, step, x, "exp_avg_sq", i);
     switch (t->kind) {
     case TESS_OPTIMIZER_ADAMW:
-        return adam_terms(t, step, x, i, number(t, step - 1, x, "exp_avg", i), v);
+        return adam_terms(t, step, x, i, number(t, step - 1, x, "exp_avg", i),
+                          second_moment(t, step, x, i));
     case TESS_OPTIMIZER_ADAMW_8BIT:
         return adam_terms(t, step, x, i, coded(t, step - 1, x, "exp_avg", i),
                           new_coded(t, step, x, "exp_avg_sq", i));
@@ -252,7 +258,8 @@ static double update_terms(const trial *t, int64_t step, const part *x, int64_t 
     case TESS_OPTIMIZER_SCHEDULE_FREE: {
         const double z = step > 1 ? number(t, step - 1, x, "z", i) : before;
         const double bias2 = 1.0 - pow(u->beta2, (double)step);
-        const double slope = fabs((double)x->grad[i]) / (sqrt(v / bias2) + u->eps);
+        const double slope =
+            fabs((double)x->grad[i]) / (sqrt(second_moment(t, step, x, i) / bias2) + u->eps);
         return fabs(z) + u->learning_rate * (slope + decay * (fabs(before) + fabs(z)));
     }
     case TESS_OPTIMIZER_PRODIGY: {
@@ -263,7 +270,8 @@ static double update_terms(const trial *t, int64_t step, const part *x, int64_t 
                          d * (1.0 - u->beta1) * fabs((double)x->grad[i]);
         const double bias =
             sqrt(1.0 - pow(u->beta2, (double)step)) / (1.0 - pow(u->beta1, (double)step));
-        return d * bias * (m / (sqrt(v) + new_d * u->eps) + decay * fabs(before));
+        return d * bias *
+               (m / (sqrt(second_moment(t, step, x, i)) + new_d * u->eps) + decay * fabs(before));
     }
     case TESS_OPTIMIZER_ADAFACTOR:
     case TESS_OPTIMIZER_ADAFACTOR_MOMENTUM: /* no cancellation: the update itself */
@@ -274,7 +282,8 @@ static double update_terms(const trial *t, int64_t step, const part *x, int64_t 
          * grows by the polynomial's slope at zero, 3.4445, in each later one: 3.4445^5 < 485. */
         const double sides[] = {(double)x->p->shape[0], (double)x->p->shape[1]};
         if (x->p->shape_rank == 1)
-            return adam_terms(t, step, x, i, number(t, step - 1, x, "exp_avg", i), v);
+            return adam_terms(t, step, x, i, number(t, step - 1, x, "exp_avg", i),
+                              second_moment(t, step, x, i));
         return 485.0 * 43.0 / 44.0 * u->learning_rate * 0.2 * sqrt(fmax(sides[0], sides[1]));
     }
     case TESS_OPTIMIZER_NUMEL:

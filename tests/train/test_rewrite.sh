@@ -38,7 +38,7 @@ done
 # ---- half precision, which a run widens, stays in the files ----
 "$tessera" quantize plain -o half --format f16 --override '.*=f16' --json > report 2> log ||
     fail "no half precision"
-sed -i 's/"torch_dtype": *"bfloat16"/"torch_dtype": "float16"/' half/config.json
+grep -q '"torch_dtype": *"float16"' half/config.json || fail "half: config.json says another dtype"
 train_over half half base.format=keep
 [ "$id" = "$(value base.identity)" ] || fail "half: base id $id"
 for format in nf4 qint4; do
