@@ -6,11 +6,10 @@
  * src/format, math in kernels/.
  *
  * [Note: a new format] One row of the list below, the layout of its family in codec.c, the words of
- * its identity in codec_text.c, its decoder and encoder in kernels/cpu/codec_<family>.c, its decoder
- * in kernels/cuda/codec_<family>.cu, its words in the run schema, and where files hold it a reader
- * in src/format. In every format constants
- * belong to consecutive elements of the row-major tensor: blocks of `block_numel`, which is the row
- * length where a format has constants per row.
+ * its identity in codec_text.c, its decoder and encoder in kernels/cpu/codec_<family>.c and its
+ * decoder in kernels/cuda/codec_<family>.cu, its words in the run schema, and where files hold it a
+ * reader in src/format. In every format constants belong to consecutive elements of the row-major
+ * tensor: blocks of `block_numel`, which is the row length where a format has constants per row.
  */
 #pragma once
 
