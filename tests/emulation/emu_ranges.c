@@ -310,6 +310,61 @@ static void visit_adamw(tess_adamw_args *a, const emu_visitor *v)
     view(v, &a->param, EMU_WRITE);
 }
 
+static void visit_part(tess_update_part *p, const emu_visitor *v, emu_access access)
+{
+    array(v, &p->master, p->numel, 4, access);
+    array(v, &p->grad, p->numel, 4, EMU_READ);
+    view(v, &p->param, EMU_WRITE);
+}
+
+static void visit_lion(tess_lion_args *a, const emu_visitor *v)
+{
+    visit_part(&a->part, v, EMU_UPDATE);
+    array(v, &a->exp_avg, a->part.numel, 4, EMU_UPDATE);
+}
+
+static void visit_adamw_8bit(tess_adamw_8bit_args *a, const emu_visitor *v)
+{
+    const int64_t numel = a->part.numel, block_numel = tess_ceil_div(numel, 256);
+    visit_part(&a->part, v, EMU_UPDATE);
+    array(v, &a->exp_avg, numel, 1, EMU_UPDATE);
+    array(v, &a->exp_avg_sq, numel, 1, EMU_UPDATE);
+    array(v, &a->exp_avg_absmax, block_numel, 4, EMU_UPDATE);
+    array(v, &a->exp_avg_sq_absmax, block_numel, 4, EMU_UPDATE);
+}
+
+static void visit_schedule_free(tess_schedule_free_args *a, const emu_visitor *v)
+{
+    visit_part(&a->part, v, EMU_UPDATE);
+    array(v, &a->z, a->part.numel, 4, EMU_UPDATE);
+    array(v, &a->exp_avg_sq, a->part.numel, 4, EMU_UPDATE);
+}
+
+static void visit_blend(tess_blend_args *a, const emu_visitor *v)
+{
+    array(v, &a->a, a->dst.numel, 4, EMU_READ);
+    array(v, &a->b, a->dst.numel, 4, EMU_READ);
+    view(v, &a->dst, EMU_WRITE);
+}
+
+static void visit_prodigy_measure(tess_prodigy_measure_args *a, const emu_visitor *v)
+{
+    const int64_t numel = a->part.numel;
+    visit_part(&a->part, v, EMU_READ);
+    array(v, &a->start, numel, 4, EMU_READ);
+    array(v, &a->exp_avg, numel, 4, EMU_UPDATE);
+    array(v, &a->exp_avg_sq, numel, 4, EMU_UPDATE);
+    array(v, &a->s, numel, 4, EMU_UPDATE);
+    array(v, &a->sums, 1, sizeof *a->sums, EMU_UPDATE);
+}
+
+static void visit_prodigy_apply(tess_prodigy_apply_args *a, const emu_visitor *v)
+{
+    visit_part(&a->part, v, EMU_UPDATE);
+    array(v, &a->exp_avg, a->part.numel, 4, EMU_READ);
+    array(v, &a->exp_avg_sq, a->part.numel, 4, EMU_READ);
+}
+
 void emu_visit(emu_kernel_call *call, const emu_visitor *v)
 {
     switch (call->kernel) {

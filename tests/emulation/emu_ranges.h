@@ -30,7 +30,13 @@
     X(square_norm, tess_square_norm_args)                                                          \
     X(sum, tess_sum_args)                                                                          \
     X(exact_add, tess_exact_add_args)                                                              \
-    X(adamw, tess_adamw_args)
+    X(adamw, tess_adamw_args)                                                                      \
+    X(lion, tess_lion_args)                                                                        \
+    X(adamw_8bit, tess_adamw_8bit_args)                                                            \
+    X(schedule_free, tess_schedule_free_args)                                                      \
+    X(blend, tess_blend_args)                                                                      \
+    X(prodigy_measure, tess_prodigy_measure_args)                                                  \
+    X(prodigy_apply, tess_prodigy_apply_args)
 
 typedef enum emu_kernel {
 #define X(name, args) EMU_KERNEL_##name,
