@@ -2,14 +2,15 @@
  * int8 by row: f32(f32(code * scb) / 127), as kernels/cpu/codec_int8.c.
  *
  * [Note: divided by 127] With r the rounded 1/127 and q = f32(x * r), f32(q + r * (x - 127 q)) is
- * the rounded quotient as long as nothing leaves the normal range: r is within 2^-29 of 1/127, so q
- * is one of the two neighbours of the quotient and the remainder is exact (Markstein, "Computation
- * of elementary functions on the IBM RISC System/6000 processor", 1990). Two fused operations where
- * a division takes about ten.
+ * the rounded quotient: r is within 2^-29 of 1/127, so q is one of the two neighbours of the
+ * quotient and the remainder is exact (Markstein, "Computation of elementary functions on the IBM
+ * RISC System/6000 processor", 1990). That also holds among subnormal numbers: remainders are whole
+ * multiples of 2^-149, and 127 is odd, so no quotient lies within 2^-8 of a step from the middle of
+ * two. Two fused operations where a division takes about ten. What is left to the division: scales
+ * whose products may overflow, and those that are not positive, for the sign of zero.
  */
 #include "kernels/cuda/codec_priv.cuh"
 
-#define LEAST_SCB 0x1p-90f
 #define MOST_SCB 0x1p113f
 
 struct int8_source {
@@ -46,11 +47,11 @@ struct int8_reader {
     __device__ static inline void expand(const source &, const tables *, const chunk &c,
                                          float v[TESS_DECODE_CHUNK])
     {
-        const bool is_normal = c.scb >= LEAST_SCB && c.scb <= MOST_SCB;
+        const bool is_plain = c.scb > 0.0f && c.scb <= MOST_SCB;
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++)
             v[k] = (float)(int)(int8_t)(uint8_t)tess_byte_of(c.codes, k) * c.scb;
-        if (is_normal) {
+        if (is_plain) {
 #pragma unroll
             for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
                 const float q = v[k] * (1.0f / 127.0f);
