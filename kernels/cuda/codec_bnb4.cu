@@ -24,19 +24,10 @@ struct bnb4_source {
 };
 
 struct bnb4_chunk {
-    unsigned word; /* byte i / 2 has element i, the high half first */
-    float absmax;
+    unsigned word;        /* byte i / 2 has element i, the high half first */
+    float absmax;         /* or what its code is multiplied with */
+    unsigned absmax_code; /* double quantization */
 };
-
-__device__ static inline float absmax_of(const bnb4_source &s, const bnb4_tables *t, int64_t idx)
-{
-    const int64_t block = idx >> s.block_shift;
-    if (s.absmax != nullptr)
-        return s.absmax[block];
-    const float scaled =
-        t->map[s.absmax_codes[block]] * s.nested_absmax[block / TESS_NESTED_BLOCK_NUMEL];
-    return scaled + s.nested_offset[0];
-}
 
 struct bnb4_reader {
     typedef bnb4_source source;
@@ -52,26 +43,43 @@ struct bnb4_reader {
             t->map[i] = s.map[i];
     }
 
-    __device__ static inline chunk load(const source &s, const tables *t, int64_t idx)
+    __device__ static inline void absmax_load(const source &s, int64_t idx, chunk *c)
     {
-        const chunk c = {tess_bytes4<4>(s.codes + idx / 2), absmax_of(s, t, idx)};
+        const int64_t block = idx >> s.block_shift;
+        const bool is_double = s.absmax == nullptr;
+        c->absmax_code = is_double ? s.absmax_codes[block] : 0u;
+        c->absmax = is_double ? s.nested_absmax[block / TESS_NESTED_BLOCK_NUMEL] : s.absmax[block];
+    }
+
+    __device__ static inline chunk load(const source &s, unsigned at)
+    {
+        chunk c;
+        c.word = tess_bytes4<4>(s.codes + (int64_t)at * (TESS_DECODE_CHUNK / 2));
+        absmax_load(s, (int64_t)at * TESS_DECODE_CHUNK, &c);
         return c;
     }
 
-    __device__ static inline chunk load_one(const source &s, const tables *t, int64_t idx)
+    __device__ static inline chunk load_one(const source &s, int64_t idx)
     {
+        chunk c;
         const unsigned byte = s.codes[idx / 2];
-        const chunk c = {idx % 2 == 0 ? byte : byte << 4, absmax_of(s, t, idx)};
+        c.word = idx % 2 == 0 ? byte : byte << 4;
+        absmax_load(s, idx, &c);
         return c;
     }
 
-    __device__ static inline void expand(const source &, const tables *t, const chunk &c,
+    __device__ static inline void expand(const source &s, const tables *t, const chunk &c,
                                          float v[TESS_DECODE_CHUNK])
     {
+        float absmax = c.absmax;
+        if (s.absmax == nullptr) {
+            const float scaled = t->map[c.absmax_code] * absmax;
+            absmax = scaled + s.nested_offset[0];
+        }
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
             const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0);
-            v[k] = t->value[(c.word >> shift & 15u) * 32 + threadIdx.x % 32] * c.absmax;
+            v[k] = t->value[(c.word >> shift & 15u) * 32 + threadIdx.x % 32] * absmax;
         }
     }
 };

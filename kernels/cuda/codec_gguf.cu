@@ -14,12 +14,12 @@ struct half_reader {
     typedef tess_words<4> chunk;
     enum { IS_TABLED = false, IS_EXACT = true };
 
-    __device__ static inline chunk load(const source &s, const tables *, int64_t idx)
+    __device__ static inline chunk load(const source &s, unsigned at)
     {
-        return tess_words_load<4>(s.values + idx);
+        return tess_words_load<4>(s.values + (int64_t)at * TESS_DECODE_CHUNK);
     }
 
-    __device__ static inline chunk load_one(const source &s, const tables *, int64_t idx)
+    __device__ static inline chunk load_one(const source &s, int64_t idx)
     {
         const chunk c = {{s.values[idx]}};
         return c;
@@ -42,186 +42,208 @@ extern "C" tess_status tess_cuda_decode_half(const tess_decode_args *a, tess_str
 
 /* ---- GGUF ---- */
 
-/* What a format's codes mean, as a struct of constants: (code - OFFSET) * scale, plus `shift` where
- * HAS_SHIFT. load<ALIGN>(block, c): codes and constants of chunk c of the block at an address that
- * is a multiple of ALIGN, at most of the format's own. Codes of one place in their bytes are taken
- * out of four bytes at a time. */
+/* A chunk as it lies in its block. */
+struct gguf_chunk {
+    tess_words<2> low, high; /* bytes with codes, or with parts of them */
+    unsigned constants;      /* one or two f16 */
+    unsigned scales;         /* bytes of scales of groups, or the chunk's fifth bits */
+    int c;                   /* its number in the block */
+    int first;               /* which of its elements comes first: 0 but for single elements */
+};
 
-__device__ static inline int signed_of(unsigned byte) { return (int)(int8_t)(uint8_t)byte; }
+/* Codes of eight elements, a byte each; a value is (code - OFFSET) * scale [+ shift]. */
+struct gguf_codes {
+    tess_words<2> code;
+    float scale, shift;
+};
 
-__device__ static inline void codes_set(tess_code_chunk *r, tess_words<2> low, int shift,
-                                        unsigned mask)
+/* A format is a struct of constants and two functions. load<ALIGN>(block, c, r): what chunk c
+ * needs, from an address that is a multiple of ALIGN, at most the format's own. decode(r, o): codes
+ * and constants; codes of one place in their bytes are taken out of four bytes at a time. */
+enum : unsigned { LOW_4 = 0x0f0f0f0fu, LOW_2 = 0x03030303u, LOW_1 = 0x01010101u };
+
+__device__ static inline void codes_set(gguf_codes *o, tess_words<2> low, int shift, unsigned mask)
 {
-    r->code[0] = low.w[0] >> shift & mask;
-    r->code[1] = low.w[1] >> shift & mask;
+    o->code.w[0] = low.w[0] >> shift & mask;
+    o->code.w[1] = low.w[1] >> shift & mask;
 }
 
 /* Bits of other bytes above them. */
-__device__ static inline void codes_raise(tess_code_chunk *r, tess_words<2> high, int shift,
+__device__ static inline void codes_raise(gguf_codes *o, tess_words<2> high, int shift,
                                           unsigned mask, int to)
 {
-    r->code[0] |= (high.w[0] >> shift & mask) << to;
-    r->code[1] |= (high.w[1] >> shift & mask) << to;
+    o->code.w[0] |= (high.w[0] >> shift & mask) << to;
+    o->code.w[1] |= (high.w[1] >> shift & mask) << to;
 }
 
-enum : unsigned { LOW_4 = 0x0f0f0f0fu, LOW_2 = 0x03030303u, LOW_1 = 0x01010101u };
-
-/* Chunks 0 and 1 of a block of 32 lie in the low halves of its bytes, 2 and 3 in the high ones. */
-template <int ALIGN>
-__device__ static inline void nibbles_set(tess_code_chunk *r, const uint8_t *q, int c)
-{
-    codes_set(r, tess_bytes8<ALIGN>(q + 8 * (c % 2)), 4 * (c / 2), LOW_4);
-}
-
-/* Bit k of a byte goes above the four low bits of element k. */
-__device__ static inline void fifth_bits_set(tess_code_chunk *r, unsigned high)
+/* Bit k of a byte above the four low bits of element k. */
+__device__ static inline void fifth_bits_set(gguf_codes *o, unsigned high)
 {
 #pragma unroll
     for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-        r->code[k / 4] |= (high >> k & 1u) << (8 * (k % 4) + 4);
+        o->code.w[k / 4] |= (high >> k & 1u) << (8 * (k % 4) + 4);
+}
+
+__device__ static inline float low_half(unsigned constants)
+{
+    return tess_half_of(constants & 0xffffu);
+}
+
+__device__ static inline float high_half(unsigned constants)
+{
+    return tess_half_of(constants >> 16);
 }
 
 struct q8_0 {
     enum { NUMEL = 32, NBYTES = 34, ALIGN = 2, OFFSET = 128, HAS_SHIFT = false };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        const tess_words<2> q = tess_bytes8<A>(b + 2 + 8 * c);
-        r.code[0] = q.w[0] ^ 0x80808080u; /* signed codes, plus 128 */
-        r.code[1] = q.w[1] ^ 0x80808080u;
-        r.scale = tess_half_of(tess_bytes2<A>(b));
-        return r;
+        r->constants = tess_bytes2<A>(b);
+        r->low = tess_bytes8<A>(b + 2 + 8 * c);
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        o->code.w[0] = r.low.w[0] ^ 0x80808080u; /* signed codes, plus 128 */
+        o->code.w[1] = r.low.w[1] ^ 0x80808080u;
+        o->scale = low_half(r.constants);
     }
 };
 
-struct q4_0 {
-    enum { NUMEL = 32, NBYTES = 18, ALIGN = 2, OFFSET = 8, HAS_SHIFT = false };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+/* Q4_0, Q4_1, Q5_0, Q5_1: chunks 0 and 1 lie in the low halves of the bytes, 2 and 3 in the high
+ * ones; with 5 bits there is a word with the fifth ones of all. */
+template <int BITS, bool IS_SHIFTED> struct q45 {
+    enum {
+        NUMEL = 32,
+        WORD_AT = IS_SHIFTED ? 4 : 2,
+        CODES_AT = WORD_AT + (BITS == 5 ? 4 : 0),
+        NBYTES = CODES_AT + 16,
+        ALIGN = !IS_SHIFTED ? 2
+                : BITS == 4 ? 4
+                            : 8,
+        OFFSET = IS_SHIFTED ? 0 : 1 << (BITS - 1),
+        HAS_SHIFT = IS_SHIFTED
+    };
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        nibbles_set<A>(&r, b + 2, c);
-        r.scale = tess_half_of(tess_bytes2<A>(b));
-        return r;
+        r->constants = IS_SHIFTED ? tess_bytes4<A>(b) : tess_bytes2<A>(b);
+        r->low = tess_bytes8<A>(b + CODES_AT + 8 * (c % 2));
+        if (BITS == 5)
+            r->scales = b[WORD_AT + c];
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        codes_set(o, r.low, 4 * (r.c / 2), LOW_4);
+        if (BITS == 5)
+            fifth_bits_set(o, r.scales);
+        o->scale = low_half(r.constants);
+        o->shift = high_half(r.constants);
     }
 };
 
-struct q4_1 {
-    enum { NUMEL = 32, NBYTES = 20, ALIGN = 4, OFFSET = 0, HAS_SHIFT = true };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
-    {
-        tess_code_chunk r = {};
-        const unsigned constants = tess_bytes4<A>(b);
-        nibbles_set<A>(&r, b + 4, c);
-        r.scale = tess_half_of(constants & 0xffffu);
-        r.shift = tess_half_of(constants >> 16);
-        return r;
-    }
-};
-
-struct q5_0 {
-    enum { NUMEL = 32, NBYTES = 22, ALIGN = 2, OFFSET = 16, HAS_SHIFT = false };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
-    {
-        tess_code_chunk r = {};
-        nibbles_set<A>(&r, b + 6, c);
-        fifth_bits_set(&r, b[2 + c]);
-        r.scale = tess_half_of(tess_bytes2<A>(b));
-        return r;
-    }
-};
-
-struct q5_1 {
-    enum { NUMEL = 32, NBYTES = 24, ALIGN = 8, OFFSET = 0, HAS_SHIFT = true };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
-    {
-        tess_code_chunk r = {};
-        const unsigned constants = tess_bytes4<A>(b);
-        nibbles_set<A>(&r, b + 8, c);
-        fifth_bits_set(&r, b[4 + c]);
-        r.scale = tess_half_of(constants & 0xffffu);
-        r.shift = tess_half_of(constants >> 16);
-        return r;
-    }
-};
-
+/* Of blocks of 256: 8 * (c % 4) is the place in a run of 32 bytes, c / 4 the number of 32
+ * elements, c / 2 that of 16. */
 struct q2_k {
     enum { NUMEL = 256, NBYTES = 84, ALIGN = 4, OFFSET = 0, HAS_SHIFT = true };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        const unsigned constants = tess_bytes4<A>(b + 80), scales = b[c / 2];
-        codes_set(&r, tess_bytes8<A>(b + 16 + 32 * (c / 16) + 8 * (c % 4)), 2 * (c / 4 % 4), LOW_2);
-        r.scale = tess_half_of(constants & 0xffffu) * (float)(scales & 15u);
-        r.shift = -(tess_half_of(constants >> 16) * (float)(scales >> 4));
-        return r;
+        r->constants = tess_bytes4<A>(b + 80);
+        r->scales = b[c / 2];
+        r->low = tess_bytes8<A>(b + 16 + 32 * (c / 16) + 8 * (c % 4));
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        codes_set(o, r.low, 2 * (r.c / 4 % 4), LOW_2);
+        o->scale = low_half(r.constants) * (float)(r.scales & 15u);
+        o->shift = -(high_half(r.constants) * (float)(r.scales >> 4));
     }
 };
 
 struct q3_k {
     enum { NUMEL = 256, NBYTES = 110, ALIGN = 2, OFFSET = 4, HAS_SHIFT = false };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
         const int group = c / 2;
-        const unsigned low = (unsigned)b[96 + group % 8] >> 4 * (group / 8) & 15u;
-        const unsigned high = (unsigned)b[104 + group % 4] >> 2 * (group / 4) & 3u;
-        codes_set(&r, tess_bytes8<A>(b + 32 + 32 * (c / 16) + 8 * (c % 4)), 2 * (c / 4 % 4), LOW_2);
-        codes_raise(&r, tess_bytes8<A>(b + 8 * (c % 4)), c / 4, LOW_1, 2);
-        r.scale = tess_half_of(tess_bytes2<A>(b + 108)) * (float)((int)(low | high << 4) - 32);
-        return r;
+        r->constants = tess_bytes2<A>(b + 108);
+        r->scales = (unsigned)b[96 + group % 8] | (unsigned)b[104 + group % 4] << 8;
+        r->low = tess_bytes8<A>(b + 32 + 32 * (c / 16) + 8 * (c % 4));
+        r->high = tess_bytes8<A>(b + 8 * (c % 4));
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        const int group = r.c / 2;
+        const unsigned low = r.scales >> 4 * (group / 8) & 15u;
+        const unsigned high = r.scales >> (8 + 2 * (group / 4)) & 3u;
+        codes_set(o, r.low, 2 * (r.c / 4 % 4), LOW_2);
+        codes_raise(o, r.high, r.c / 4, LOW_1, 2);
+        o->scale = low_half(r.constants) * (float)((int)(low | high << 4) - 32);
     }
 };
 
-/* d and dmin, times the 6-bit scale and minimum j of eight, which lie in 12 bytes behind them. */
-template <int A>
-__device__ static inline void k_scale_set(tess_code_chunk *r, const uint8_t *b, int j)
+/* d and dmin, and three of the twelve bytes behind them: the 6-bit scale and minimum j of eight,
+ * j < 4, lie in the low bits of the first two, those of j + 4 in the third and in the high bits. */
+template <int A> __device__ static inline void k_scale_load(const uint8_t *b, int c, gguf_chunk *r)
 {
-    const unsigned constants = tess_bytes4<A>(b);
-    const unsigned own = b[4 + j % 4], other = b[8 + j % 4]; /* of j < 4; high bits of j + 4 */
-    unsigned scale = own & 63u, least = other & 63u;
-    if (j >= 4) {
-        const unsigned low = b[12 + j % 4];
-        scale = (low & 15u) | own >> 6 << 4;
-        least = low >> 4 | other >> 6 << 4;
-    }
-    r->scale = (float)scale * tess_half_of(constants & 0xffffu);
-    r->shift = -((float)least * tess_half_of(constants >> 16));
+    const int j = c / 4 % 4;
+    r->constants = tess_bytes4<A>(b);
+    r->scales = (unsigned)b[4 + j] | (unsigned)b[8 + j] << 8 | (unsigned)b[12 + j] << 16;
+}
+
+__device__ static inline void k_scale_set(const gguf_chunk &r, gguf_codes *o)
+{
+    const bool is_upper = r.c >= 16;
+    const unsigned own = r.scales & 255u, other = r.scales >> 8 & 255u, third = r.scales >> 16;
+    const unsigned scale = is_upper ? (third & 15u) | own >> 6 << 4 : own & 63u;
+    const unsigned least = is_upper ? third >> 4 | other >> 6 << 4 : other & 63u;
+    o->scale = (float)scale * low_half(r.constants);
+    o->shift = -((float)least * high_half(r.constants));
 }
 
 struct q4_k {
     enum { NUMEL = 256, NBYTES = 144, ALIGN = 16, OFFSET = 0, HAS_SHIFT = true };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        codes_set(&r, tess_bytes8<A>(b + 16 + 32 * (c / 8) + 8 * (c % 4)), 4 * (c / 4 % 2), LOW_4);
-        k_scale_set<A>(&r, b, c / 4);
-        return r;
+        k_scale_load<A>(b, c, r);
+        r->low = tess_bytes8<A>(b + 16 + 32 * (c / 8) + 8 * (c % 4));
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        codes_set(o, r.low, 4 * (r.c / 4 % 2), LOW_4);
+        k_scale_set(r, o);
     }
 };
 
 struct q5_k {
     enum { NUMEL = 256, NBYTES = 176, ALIGN = 16, OFFSET = 0, HAS_SHIFT = true };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        codes_set(&r, tess_bytes8<A>(b + 48 + 32 * (c / 8) + 8 * (c % 4)), 4 * (c / 4 % 2), LOW_4);
-        codes_raise(&r, tess_bytes8<A>(b + 16 + 8 * (c % 4)), c / 4, LOW_1, 4);
-        k_scale_set<A>(&r, b, c / 4);
-        return r;
+        k_scale_load<A>(b, c, r);
+        r->low = tess_bytes8<A>(b + 48 + 32 * (c / 8) + 8 * (c % 4));
+        r->high = tess_bytes8<A>(b + 16 + 8 * (c % 4));
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        codes_set(o, r.low, 4 * (r.c / 4 % 2), LOW_4);
+        codes_raise(o, r.high, r.c / 4, LOW_1, 4);
+        k_scale_set(r, o);
     }
 };
 
 struct q6_k {
     enum { NUMEL = 256, NBYTES = 210, ALIGN = 2, OFFSET = 32, HAS_SHIFT = false };
-    template <int A> __device__ static inline tess_code_chunk load(const uint8_t *b, int c)
+    template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
     {
-        tess_code_chunk r = {};
-        const int half = c / 16, quarter = c / 4 % 4; /* 128 and 32 elements */
-        const uint8_t *low = b + 64 * half + 32 * (quarter % 2) + 8 * (c % 4);
-        codes_set(&r, tess_bytes8<A>(low), 4 * (quarter / 2), LOW_4);
-        codes_raise(&r, tess_bytes8<A>(b + 128 + 32 * half + 8 * (c % 4)), 2 * quarter, LOW_2, 4);
-        r.scale = tess_half_of(tess_bytes2<A>(b + 208)) * (float)signed_of(b[192 + c / 2]);
-        return r;
+        const int half = c / 16;
+        r->constants = tess_bytes2<A>(b + 208);
+        r->scales = b[192 + c / 2];
+        r->low = tess_bytes8<A>(b + 64 * half + 32 * (c / 4 % 2) + 8 * (c % 4));
+        r->high = tess_bytes8<A>(b + 128 + 32 * half + 8 * (c % 4));
+    }
+    __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
+    {
+        const int quarter = r.c / 4 % 4;
+        codes_set(o, r.low, 4 * (quarter / 2), LOW_4);
+        codes_raise(o, r.high, 2 * quarter, LOW_2, 4);
+        o->scale = low_half(r.constants) * (float)(int)(int8_t)(uint8_t)r.scales;
     }
 };
 
@@ -232,35 +254,38 @@ struct gguf_source {
 template <typename FORMAT> struct gguf_reader {
     typedef gguf_source source;
     typedef tess_no_tables tables;
-    typedef tess_code_chunk chunk;
-    enum { IS_TABLED = false, IS_EXACT = false };
+    typedef gguf_chunk chunk;
+    enum { IS_TABLED = false, IS_EXACT = false, BLOCK_CHUNKS = FORMAT::NUMEL / TESS_DECODE_CHUNK };
 
-    template <int A> __device__ static inline chunk load_from(const source &s, int64_t idx)
+    __device__ static inline chunk load(const source &s, unsigned at)
     {
-        const int in_block = (int)(idx % FORMAT::NUMEL);
-        return FORMAT::template load<A>(s.blocks + idx / FORMAT::NUMEL * FORMAT::NBYTES,
-                                        in_block / TESS_DECODE_CHUNK);
+        chunk r = {};
+        r.c = (int)(at % BLOCK_CHUNKS);
+        FORMAT::template load<FORMAT::ALIGN>(
+            s.blocks + (int64_t)(at / BLOCK_CHUNKS) * FORMAT::NBYTES, r.c, &r);
+        return r;
     }
 
-    __device__ static inline chunk load(const source &s, const tables *, int64_t idx)
+    __device__ static inline chunk load_one(const source &s, int64_t idx)
     {
-        return load_from<FORMAT::ALIGN>(s, idx);
+        chunk r = {};
+        r.c = (int)(idx % FORMAT::NUMEL) / TESS_DECODE_CHUNK;
+        r.first = (int)(idx % TESS_DECODE_CHUNK);
+        FORMAT::template load<1>(s.blocks + idx / FORMAT::NUMEL * FORMAT::NBYTES, r.c, &r);
+        return r;
     }
 
-    __device__ static inline chunk load_one(const source &s, const tables *, int64_t idx)
-    {
-        chunk c = load_from<1>(s, idx);
-        c.code[0] = tess_byte_of(c.code, (int)(idx % TESS_DECODE_CHUNK));
-        return c;
-    }
-
-    __device__ static inline void expand(const source &, const tables *, const chunk &c,
+    __device__ static inline void expand(const source &, const tables *, const chunk &r,
                                          float v[TESS_DECODE_CHUNK])
     {
+        gguf_codes o = {};
+        FORMAT::decode(r, &o);
+        if (r.first != 0)
+            o.code.w[0] = tess_byte_of(o.code, r.first);
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
-            const float product = (float)((int)tess_byte_of(c.code, k) - FORMAT::OFFSET) * c.scale;
-            v[k] = FORMAT::HAS_SHIFT ? product + c.shift : product;
+            const float product = (float)((int)tess_byte_of(o.code, k) - FORMAT::OFFSET) * o.scale;
+            v[k] = FORMAT::HAS_SHIFT ? product + o.shift : product;
         }
     }
 };
@@ -277,13 +302,13 @@ extern "C" tess_status tess_cuda_decode_gguf(const tess_decode_args *a, tess_str
     case TESS_FORMAT_Q8_0:
         return gguf_launch<q8_0>(a, s);
     case TESS_FORMAT_Q4_0:
-        return gguf_launch<q4_0>(a, s);
+        return gguf_launch<q45<4, false>>(a, s);
     case TESS_FORMAT_Q4_1:
-        return gguf_launch<q4_1>(a, s);
+        return gguf_launch<q45<4, true>>(a, s);
     case TESS_FORMAT_Q5_0:
-        return gguf_launch<q5_0>(a, s);
+        return gguf_launch<q45<5, false>>(a, s);
     case TESS_FORMAT_Q5_1:
-        return gguf_launch<q5_1>(a, s);
+        return gguf_launch<q45<5, true>>(a, s);
     case TESS_FORMAT_Q2_K:
         return gguf_launch<q2_k>(a, s);
     case TESS_FORMAT_Q3_K:

@@ -5,16 +5,17 @@
  *   source                    the stored tensor, a parameter of the kernel
  *   tables                    what it keeps in shared memory, filled by fill(); IS_TABLED says
  *                             whether there is any
- *   chunk                     codes and constants of TESS_DECODE_CHUNK elements, as loaded
- *   load(source, tables, i)   the chunk from element i on: a multiple of its length, in one block
- *   load_one(...)             a chunk whose first element is element i, wherever that lies
- *   expand(...)               the values of a chunk
+ *   chunk                     codes and constants of TESS_DECODE_CHUNK elements, as they lie there
+ *   load(source, c)           chunk number c of the tensor, which is in one block
+ *   load_one(source, i)       a chunk whose first element is element i, wherever that lies
+ *   expand(source, tables, chunk, v)   its values
  *   IS_EXACT                  bf16 also takes the bits of NaN from the CPU's rounding
  *
  * [Note: bandwidth] A thread takes four chunks that lie a block's width apart: loads of a warp are
- * consecutive, stores are 16 bytes a lane and whole lines a warp, and all loads of the four are
- * under way before the first value is made. Constants of a block are read by the neighbours that
- * share it in the same instruction. Nothing is divided in 64 bits where 32 do.
+ * consecutive, stores are 16 bytes a lane and whole lines a warp. Places are found without a branch
+ * and load() does nothing but load, so that all loads of the four are under way before the first of
+ * them is waited for. Constants of a block are read by the neighbours that share it in the same
+ * instruction.
  */
 #pragma once
 
@@ -23,44 +24,47 @@
 
 enum { TESS_DECODE_CHUNK = 8, TESS_DECODE_BATCH = 4, TESS_DECODE_THREADS = 256 };
 enum { TESS_DECODE_TILE = TESS_DECODE_BATCH * TESS_DECODE_THREADS };
+/* Chunks of a tensor that are counted so: 2^34 elements. */
+#define TESS_DECODE_CHUNK_MAX (INT64_C(1) << 31)
 
-/** Where a kernel's elements lie; columns in units: chunks, or elements one by one. */
+/**
+ * Division of numbers below 2^31 by one of them: with factor = ceil(2^shift / d) and shift = 31 +
+ * ceil(log2 d), n * factor exceeds n * 2^shift / d by less than 2^shift / d.
+ */
+typedef struct tess_divisor {
+    unsigned factor;
+    int shift;
+} tess_divisor;
+
+static inline tess_divisor tess_divisor_make(int64_t divisor)
+{
+    /* what is not divided by: 0 where nothing is whole, more where elements go one by one */
+    const int64_t d = TESS_MIN(TESS_MAX(divisor, INT64_C(1)), TESS_DECODE_CHUNK_MAX - 1);
+    int bits = 0;
+    while ((INT64_C(1) << bits) < d)
+        bits++;
+    const uint64_t power = UINT64_C(1) << (31 + bits);
+    const tess_divisor r = {(unsigned)((power + (uint64_t)d - 1) / (uint64_t)d), 31 + bits};
+    return r;
+}
+
+__device__ static inline unsigned tess_divide(unsigned n, tess_divisor d)
+{
+    return (unsigned)((uint64_t)n * d.factor >> d.shift);
+}
+
+/** Where elements lie. */
 typedef struct tess_decode_target {
-    int64_t unit_numel, col_units; /* of all rows; of a row */
-    int64_t first_idx, cols;
+    int64_t rows, cols;
+    int64_t first_idx;
     const int32_t *row_idx;
     void *dst;
     int64_t stride;
-    int64_t fold_rows; /* rows of a plane; see codec_scaled.cu */
-    int fold_shift;    /* log2 of the planes whose rows take turns, 0: rows ascend */
+    unsigned chunk_numel, col_chunks; /* of all rows; of a row */
+    tess_divisor by_col_chunks;
+    unsigned fold_rows; /* rows of a plane, see codec_scaled.cu */
+    int fold_shift;     /* log2 of the planes whose rows take turns, 0: rows ascend */
 } tess_decode_target;
-
-/** Quotient of numbers that are not negative. */
-__device__ static inline int64_t tess_div(int64_t a, int64_t b)
-{
-    return ((uint64_t)(a | b) >> 32) == 0 ? (int64_t)((unsigned)a / (unsigned)b) : a / b;
-}
-
-/** A unit: its element in the tensor, and in dst. */
-typedef struct tess_decode_place {
-    int64_t idx, at;
-} tess_decode_place;
-
-/** Unit `col` of row `row`, counted on into the rows behind it. */
-__device__ static inline tess_decode_place
-tess_decode_place_of(const tess_decode_target &to, int64_t row, int64_t col, int unit_elements)
-{
-    if (col >= to.col_units) {
-        const int64_t more = tess_div(col, to.col_units);
-        row += more;
-        col -= more * to.col_units;
-    }
-    row = (row & ((1 << to.fold_shift) - 1)) * to.fold_rows + (row >> to.fold_shift);
-    const int64_t from = to.row_idx != nullptr ? to.row_idx[row] : row;
-    const tess_decode_place place = {to.first_idx + from * to.cols + col * unit_elements,
-                                     row * to.stride + col * unit_elements};
-    return place;
-}
 
 /** Tables of a block of threads, filled. */
 template <typename READER>
@@ -80,34 +84,35 @@ tess_decode_tables(const typename READER::source &src)
 
 /** Rows of whole chunks, everything aligned. */
 template <typename READER, bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_DECODE_THREADS, 4)
+__global__ static void __launch_bounds__(TESS_DECODE_THREADS, 3)
     tess_decode_chunks(const typename READER::source src, const tess_decode_target to)
 {
     const typename READER::tables *tables = tess_decode_tables<READER>(src);
-    const int64_t step = (int64_t)gridDim.x * TESS_DECODE_TILE;
-    for (int64_t first = (int64_t)blockIdx.x * TESS_DECODE_TILE; first < to.unit_numel;
-         first += step) {
-        const int64_t row = first < to.col_units ? 0 : tess_div(first, to.col_units);
-        const int64_t col = first - row * to.col_units + threadIdx.x;
-        const int64_t left = to.unit_numel - first - threadIdx.x;
+    const unsigned first_chunk = (unsigned)(to.first_idx / TESS_DECODE_CHUNK);
+    for (unsigned first = blockIdx.x * TESS_DECODE_TILE + threadIdx.x; first < to.chunk_numel;
+         first += gridDim.x * TESS_DECODE_TILE) {
         typename READER::chunk chunk[TESS_DECODE_BATCH];
-        int64_t at[TESS_DECODE_BATCH];
+        unsigned row[TESS_DECODE_BATCH], col[TESS_DECODE_BATCH];
 #pragma unroll
         for (int b = 0; b < TESS_DECODE_BATCH; b++) {
-            if (b * TESS_DECODE_THREADS < left) {
-                const tess_decode_place place =
-                    tess_decode_place_of(to, row, col + b * TESS_DECODE_THREADS, TESS_DECODE_CHUNK);
-                chunk[b] = READER::load(src, tables, place.idx);
-                at[b] = place.at;
-            }
+            const unsigned n = TESS_MIN(first + b * TESS_DECODE_THREADS, to.chunk_numel - 1);
+            const unsigned i = tess_divide(n, to.by_col_chunks);
+            col[b] = n - i * to.col_chunks;
+            row[b] = (i & ((1u << to.fold_shift) - 1)) * to.fold_rows + (i >> to.fold_shift);
         }
 #pragma unroll
         for (int b = 0; b < TESS_DECODE_BATCH; b++) {
-            if (b * TESS_DECODE_THREADS < left) {
+            const unsigned from = to.row_idx != nullptr ? (unsigned)to.row_idx[row[b]] : row[b];
+            chunk[b] = READER::load(src, first_chunk + from * to.col_chunks + col[b]);
+        }
+#pragma unroll
+        for (int b = 0; b < TESS_DECODE_BATCH; b++) {
+            if (first + b * TESS_DECODE_THREADS < to.chunk_numel) {
                 float v[TESS_DECODE_CHUNK];
                 READER::expand(src, tables, chunk[b], v);
                 tess_store<IS_BF16, true, TESS_DECODE_CHUNK, READER::IS_EXACT>(
-                    to.dst, at[b], TESS_DECODE_CHUNK, v);
+                    to.dst, row[b] * to.stride + (int64_t)col[b] * TESS_DECODE_CHUNK,
+                    TESS_DECODE_CHUNK, v);
             }
         }
     }
@@ -119,30 +124,31 @@ __global__ static void __launch_bounds__(TESS_DECODE_THREADS)
     tess_decode_elements(const typename READER::source src, const tess_decode_target to)
 {
     const typename READER::tables *tables = tess_decode_tables<READER>(src);
-    const int64_t step = (int64_t)gridDim.x * TESS_DECODE_THREADS;
-    for (int64_t i = (int64_t)blockIdx.x * TESS_DECODE_THREADS + threadIdx.x; i < to.unit_numel;
+    const int64_t step = (int64_t)gridDim.x * TESS_DECODE_THREADS, numel = to.rows * to.cols;
+    for (int64_t i = (int64_t)blockIdx.x * TESS_DECODE_THREADS + threadIdx.x; i < numel;
          i += step) {
-        const tess_decode_place place = tess_decode_place_of(to, 0, i, 1);
+        const int64_t row = i / to.cols, col = i - row * to.cols;
+        const int64_t from = to.row_idx != nullptr ? to.row_idx[row] : row;
         float v[TESS_DECODE_CHUNK];
-        READER::expand(src, tables, READER::load_one(src, tables, place.idx), v);
-        tess_store<IS_BF16, false, 2, READER::IS_EXACT>(to.dst, place.at, 1, v);
+        READER::expand(src, tables, READER::load_one(src, to.first_idx + from * to.cols + col), v);
+        tess_store<IS_BF16, false, 2, READER::IS_EXACT>(to.dst, row * to.stride + col, 1, v);
     }
 }
 
-/* Whole units of `unit` elements. */
-static inline tess_decode_target tess_decode_target_of(const tess_decode_args *a, int fold_shift,
-                                                       int unit)
+static inline tess_decode_target tess_decode_target_of(const tess_decode_args *a, int fold_shift)
 {
     tess_decode_target to = {};
-    to.col_units = a->cols / unit;
-    to.unit_numel = a->rows * to.col_units;
-    to.first_idx = a->first_idx;
+    to.rows = a->rows;
     to.cols = a->cols;
+    to.first_idx = a->first_idx;
     to.row_idx = a->row_idx;
     to.dst = a->dst;
     to.stride = a->dst_stride;
+    to.col_chunks = (unsigned)(a->cols / TESS_DECODE_CHUNK);
+    to.chunk_numel = (unsigned)a->rows * to.col_chunks;
+    to.by_col_chunks = tess_divisor_make(a->cols / TESS_DECODE_CHUNK);
     to.fold_shift = fold_shift;
-    to.fold_rows = a->rows >> fold_shift;
+    to.fold_rows = (unsigned)(a->rows >> fold_shift);
     return to;
 }
 
@@ -151,11 +157,9 @@ TESS_MUST_CHECK static inline tess_status
 tess_decode_elements_launch(const tess_decode_args *a, const typename READER::source &src,
                             tess_stream *s)
 {
-    const tess_decode_target to = tess_decode_target_of(a, 0, 1);
-    if (to.unit_numel > 0)
-        TESS_LAUNCH((tess_decode_elements<READER, IS_BF16>),
-                    tess_grid(to.unit_numel, TESS_DECODE_THREADS), TESS_DECODE_THREADS, 0, s, src,
-                    to);
+    TESS_LAUNCH((tess_decode_elements<READER, IS_BF16>),
+                tess_grid(a->rows * a->cols, TESS_DECODE_THREADS), TESS_DECODE_THREADS, 0, s, src,
+                tess_decode_target_of(a, 0));
     return TESS_OK;
 }
 
@@ -164,11 +168,12 @@ TESS_MUST_CHECK static inline tess_status
 tess_decode_chunks_launch(const tess_decode_args *a, const typename READER::source &src,
                           int fold_shift, tess_stream *s)
 {
-    const tess_decode_target to = tess_decode_target_of(a, fold_shift, TESS_DECODE_CHUNK);
+    const tess_decode_target to = tess_decode_target_of(a, fold_shift);
     const int64_t tail_numel = a->cols % TESS_DECODE_CHUNK;
-    if (to.unit_numel > 0)
+    if (to.chunk_numel > 0)
         TESS_LAUNCH((tess_decode_chunks<READER, IS_BF16>),
-                    tess_grid(to.unit_numel, TESS_DECODE_TILE), TESS_DECODE_THREADS, 0, s, src, to);
+                    tess_grid(to.chunk_numel, TESS_DECODE_TILE), TESS_DECODE_THREADS, 0, s, src,
+                    to);
     if (tail_numel == 0) /* else it is one row */
         return TESS_OK;
     tess_decode_args tail = *a;
@@ -179,14 +184,15 @@ tess_decode_chunks_launch(const tess_decode_args *a, const typename READER::sour
     return tess_decode_elements_launch<READER, IS_BF16>(&tail, src, s);
 }
 
-/** Whether the rows are whole chunks of blocks of `block_numel` elements (0: of no blocks) and all
- * is aligned. */
+/** Whether the rows are whole chunks of blocks of `block_numel` elements (0: of no blocks), all is
+ * aligned, and neither the tensor nor the rows have too many. */
 static inline bool tess_decode_is_whole(const tess_decode_args *a, int64_t block_numel)
 {
     const bool is_one_row = a->rows == 1 && a->row_idx == nullptr;
     const int64_t extents = is_one_row ? 0 : a->cols | a->dst_stride;
     return ((extents | a->first_idx | block_numel) & (TESS_DECODE_CHUNK - 1)) == 0 &&
-           tess_is_aligned(a->dst, a->part[0]);
+           tess_is_aligned(a->dst, a->part[0]) &&
+           TESS_MAX(a->numel, a->rows * a->cols) / TESS_DECODE_CHUNK < TESS_DECODE_CHUNK_MAX;
 }
 
 /** Start what decodes `a`; `fold_shift` as in tess_decode_target, 0 unless rows are whole. */
@@ -207,16 +213,10 @@ tess_decode_launch(const tess_decode_args *a, const typename READER::source &src
 struct tess_no_tables {
 };
 
-/** Eight codes, a byte each, and the constants of their block. */
-typedef struct tess_code_chunk {
-    unsigned code[2];
-    float scale, shift;
-} tess_code_chunk;
-
-/** Number k of the bytes, from 0 to 255. */
-__device__ static inline unsigned tess_byte_of(const unsigned code[2], int k)
+/** Byte k of two words; a compile-time k costs one instruction. */
+__device__ static inline unsigned tess_byte_of(tess_words<2> words, int k)
 {
-    return (k < 4 ? code[0] : code[1]) >> 8 * (k % 4) & 255u;
+    return (k < 4 ? words.w[0] : words.w[1]) >> 8 * (k % 4) & 255u;
 }
 
 /** Little-endian bytes at an address that is a multiple of ALIGN. */

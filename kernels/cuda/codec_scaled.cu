@@ -15,20 +15,27 @@ enum code_kind { CODE_INT8, CODE_E4M3, CODE_E5M2, CODE_BITS };
 struct scaled_source {
     const uint8_t *codes;
     const void *scale, *shift; /* of `scale_dt`; NULL: 1, and 0 */
-    int64_t block_numel;       /* elements that share them, 0: all */
+    int64_t block_numel;       /* elements that share them */
     int64_t plane_rows;        /* BITS: blocks of a plane */
-    int code_bits;             /* BITS */
+    tess_divisor by_block_chunks, by_plane_rows;
+    int code_bits; /* BITS */
     tess_dtype scale_dt;
     tess_dtype round; /* of product and difference */
     bool is_inverse;  /* the scale is 1 over the number */
 };
 
-__device__ static inline float constant_of(const void *array, tess_dtype dt, int64_t idx)
+/* Number `idx` of an array of f32, bf16 or f16: its bits, and what they say. */
+__device__ static inline unsigned constant_load(const void *array, tess_dtype dt, int64_t idx)
 {
-    if (dt == TESS_F32)
-        return static_cast<const float *>(array)[idx];
-    const uint16_t x = static_cast<const uint16_t *>(array)[idx];
-    return dt == TESS_BF16 ? tess_bf16_to_f32(x) : tess_half_of(x);
+    return dt == TESS_F32 ? static_cast<const unsigned *>(array)[idx]
+                          : static_cast<const uint16_t *>(array)[idx];
+}
+
+__device__ static inline float constant_of(unsigned bits, tess_dtype dt)
+{
+    if (dt == TESS_F16)
+        return tess_half_of(bits);
+    return tess_f32_of_bits(dt == TESS_BF16 ? bits << 16 : bits);
 }
 
 template <code_kind KIND> __device__ static inline float number_of(unsigned byte)
@@ -58,75 +65,70 @@ __device__ static inline void values_round(tess_dtype dt, float v[TESS_DECODE_CH
     }
 }
 
+/* Codes as they lie in their bytes, constants as they are stored. */
+struct scaled_chunk {
+    tess_words<2> bytes;
+    unsigned scale, shift;
+    int first_bit; /* BITS */
+};
+
 template <code_kind KIND> struct scaled_reader {
     typedef scaled_source source;
     typedef tess_no_tables tables;
-    typedef tess_code_chunk chunk;
+    typedef scaled_chunk chunk;
     enum { IS_TABLED = false, IS_EXACT = false };
 
-    /* Scale and shift of a block. */
-    __device__ static inline chunk constants_load(const source &s, int64_t block)
+    __device__ static inline void constants_load(const source &s, int64_t block, chunk *c)
+    {
+        c->scale = s.scale != nullptr ? constant_load(s.scale, s.scale_dt, block) : 0u;
+        if (KIND == CODE_BITS)
+            c->shift = constant_load(s.shift, s.scale_dt, block);
+    }
+
+    __device__ static inline chunk load(const source &s, unsigned at)
     {
         chunk c = {};
-        c.scale = s.scale != nullptr ? constant_of(s.scale, s.scale_dt, block) : 1.0f;
-        if (s.is_inverse)
-            c.scale = 1.0f / c.scale;
-        if (KIND == CODE_BITS)
-            c.shift = constant_of(s.shift, s.scale_dt, block);
+        const unsigned block = tess_divide(at, s.by_block_chunks);
+        const unsigned plane = KIND == CODE_BITS ? tess_divide(block, s.by_plane_rows) : 0u;
+        c.first_bit = (int)plane * s.code_bits;
+        c.bytes = tess_bytes8<8>(s.codes + (int64_t)at * TESS_DECODE_CHUNK -
+                                 plane * s.plane_rows * s.block_numel);
+        constants_load(s, block, &c);
         return c;
     }
 
-    /* Place of a code among the bytes, and how far it lies above their lowest bit. */
-    __device__ static inline int64_t code_at(const source &s, int64_t idx, int64_t block,
-                                             int *first_bit)
+    __device__ static inline chunk load_one(const source &s, int64_t idx)
     {
-        *first_bit = 0;
-        if (KIND != CODE_BITS)
-            return idx;
-        const int64_t plane = tess_div(block, s.plane_rows);
-        *first_bit = (int)plane * s.code_bits;
-        return idx - plane * s.plane_rows * s.block_numel;
-    }
-
-    __device__ static inline unsigned mask_of(const source &s)
-    {
-        return KIND == CODE_BITS ? 0x01010101u * ((1u << s.code_bits) - 1u) : 0xffffffffu;
-    }
-
-    __device__ static inline chunk load(const source &s, const tables *, int64_t idx)
-    {
-        const int64_t block =
-            s.block_numel > 0 ? tess_div(idx / TESS_DECODE_CHUNK, s.block_numel / TESS_DECODE_CHUNK)
-                              : 0;
-        int first_bit;
-        const tess_words<2> q = tess_bytes8<8>(s.codes + code_at(s, idx, block, &first_bit));
-        chunk c = constants_load(s, block);
-        c.code[0] = q.w[0] >> first_bit & mask_of(s);
-        c.code[1] = q.w[1] >> first_bit & mask_of(s);
-        return c;
-    }
-
-    __device__ static inline chunk load_one(const source &s, const tables *, int64_t idx)
-    {
-        const int64_t block = s.block_numel > 0 ? tess_div(idx, s.block_numel) : 0;
-        int first_bit;
-        const unsigned byte = s.codes[code_at(s, idx, block, &first_bit)];
-        chunk c = constants_load(s, block);
-        c.code[0] = byte >> first_bit & mask_of(s);
+        chunk c = {};
+        const int64_t block = idx / s.block_numel;
+        const int64_t plane = KIND == CODE_BITS ? block / s.plane_rows : 0;
+        c.first_bit = (int)plane * s.code_bits;
+        c.bytes.w[0] = s.codes[idx - plane * s.plane_rows * s.block_numel];
+        constants_load(s, block, &c);
         return c;
     }
 
     __device__ static inline void expand(const source &s, const tables *, const chunk &c,
                                          float v[TESS_DECODE_CHUNK])
     {
+        tess_words<2> codes = c.bytes;
+        float scale = s.scale != nullptr ? constant_of(c.scale, s.scale_dt) : 1.0f;
+        if (s.is_inverse)
+            scale = 1.0f / scale;
+        if (KIND == CODE_BITS) {
+            const unsigned mask = 0x01010101u * ((1u << s.code_bits) - 1u);
+            codes.w[0] = codes.w[0] >> c.first_bit & mask;
+            codes.w[1] = codes.w[1] >> c.first_bit & mask;
+        }
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-            v[k] = c.scale * number_of<KIND>(tess_byte_of(c.code, k));
+            v[k] = scale * number_of<KIND>(tess_byte_of(codes, k));
         values_round(s.round, v);
         if constexpr (KIND == CODE_BITS) {
+            const float shift = constant_of(c.shift, s.scale_dt);
 #pragma unroll
             for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-                v[k] = v[k] - c.shift;
+                v[k] = v[k] - shift;
             values_round(s.round, v);
         }
     }
@@ -148,7 +150,11 @@ extern "C" tess_status tess_cuda_decode_bytes(const tess_decode_args *a, tess_st
     scaled_source src = {};
     src.codes = static_cast<const uint8_t *>(a->part[0]);
     src.scale = is_raw ? nullptr : a->part[1];
-    src.block_numel = is_raw ? 0 : codec->block_numel;
+    /* one scale in all, or none: a block that no element lies behind */
+    const int64_t all_numel = TESS_DECODE_CHUNK * (TESS_DECODE_CHUNK_MAX - 1);
+    const bool is_by_row = !is_raw && codec->block_numel > 0;
+    src.block_numel = is_by_row ? codec->block_numel : TESS_MAX(a->numel, all_numel);
+    src.by_block_chunks = tess_divisor_make(src.block_numel / TESS_DECODE_CHUNK);
     src.scale_dt = codec->scale_dt;
     src.round = is_fp8 ? TESS_F32 : codec->scale_dt;
     src.is_inverse = is_fp8 && !is_raw && codec->meaning == TESS_SCALE_QUANT;
@@ -169,6 +175,8 @@ extern "C" tess_status tess_cuda_decode_planes(const tess_decode_args *a, tess_s
     src.shift = a->part[2];
     src.block_numel = codec->block_numel;
     src.plane_rows = tess_codec_plane_rows(codec, a->numel);
+    src.by_block_chunks = tess_divisor_make(src.block_numel / TESS_DECODE_CHUNK);
+    src.by_plane_rows = tess_divisor_make(src.plane_rows);
     src.code_bits = tess_format_code_bits(codec->format);
     src.scale_dt = src.round = codec->scale_dt;
     const bool is_whole = tess_decode_is_whole(a, src.block_numel);

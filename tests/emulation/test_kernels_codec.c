@@ -261,7 +261,7 @@ static void quotients_make(twin *t, int case_idx)
     for (int i = 0; i < SCB_NUMEL; i++) {
         scb[i] = 1.0F + (float)i * 0x1p-16F + (float)(i % 128) * 0x1p-23F;
         if (i % 16 == 0)
-            scb[i] = ldexpf(scb[i], i % 32 == 0 ? -92 + i / 32 % 5 : 111 + i / 32 % 17);
+            scb[i] = ldexpf(scb[i], i % 32 == 0 ? -149 + i / 32 % 62 : 111 + i / 32 % 17);
         if (i % 64 == 5)
             scb[i] = -ldexpf(scb[i], -i % 150);
     }
