@@ -85,8 +85,16 @@ static tess_status plan_peft(const tess_adapter *from, const tess_adapter_target
 static tess_status plan_gguf(const tess_adapter *from, const tess_adapter_target *to,
                              adapter_group *group, int64_t *numel)
 {
+    const char *quant = tess_adapter_metadata(from, "base.quant");
     bool is_uniform = true;
     TESS_TRY(check_llm(from, to));
+    TESS_CHECK(quant == NULL ||
+                   (strstr(quant, "/pissa/") == NULL && strstr(quant, "/loftq/") == NULL),
+               TESS_E_UNSUPPORTED,
+               "export gguf: '%s' was trained over what lora.init left of the weights (%s), which "
+               "no GGUF file holds; write an adapter of the original weights from its checkpoint "
+               "with tessera export --difference",
+               from->path, quant);
     TESS_CHECK(to->base != NULL, TESS_E_CONFIG,
                "export gguf: the architecture and heads of the model that '%s' adapts are needed; "
                "give it with --base",

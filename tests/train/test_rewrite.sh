@@ -124,6 +124,7 @@ refuse() {
     [ ! -e new ] && [ ! -e new.tessera-tmp ] && [ ! -e new.gguf ] && [ ! -e new.gguf.tmp ] ||
         fail "$*: left $(ls -d new*)"
 }
+refuse 65 "export gguf|taken|lora.init|--difference" export taken --format gguf --base plain -o new
 refuse 64 "no model given|--help" quantize -o new
 refuse 64 "-o OUT is missing" quantize plain
 refuse 64 "too many" quantize plain plain -o new
