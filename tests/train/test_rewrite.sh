@@ -156,5 +156,5 @@ refuse 64 "--into" merge plain out/export -o new --block-size 32
 refuse 65 "'plain' exists" merge plain out/export -o plain
 refuse 74 "adapter_config.json" merge plain plain -o new
 refuse 65 "q-fp4|--allow-base-change" merge q-fp4 out/export -o new
-[ "$cases" -eq 31 ] || fail "$cases refusals"
+[ "$cases" -eq 32 ] || fail "$cases refusals"
 [ -f plain/model.safetensors ] || fail "a refused command took its input"
