@@ -13,12 +13,14 @@
 #include "kernels/adafactor.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/codebook.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dora.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
 #include "kernels/muon.h"
+#include "kernels/nearest.h"
 #include "kernels/nf4.h"
 #include "kernels/optimizers.h"
 #include "kernels/reduce.h"
@@ -80,6 +82,15 @@ typedef struct tess_kernels {
     tess_status (*muon_momentum)(const tess_muon_momentum_args *a, tess_stream *s);
     tess_status (*muon_apply)(const tess_muon_apply_args *a, tess_stream *s);
     tess_status (*scale)(const tess_scale_args *a, tess_stream *s);
+
+    /* Codebooks, which a backend may lack as a whole. */
+    size_t (*nearest_pack_nbytes)(int64_t code_numel, int64_t dim);
+    size_t (*nearest_work_nbytes)(int64_t dim, int best_numel, int thread_numel);
+    tess_status (*nearest_prepare)(const tess_nearest_prepare_args *a, tess_stream *s);
+    tess_status (*nearest)(const tess_nearest_args *a, tess_stream *s);
+    tess_status (*code_sum)(const tess_code_sum_args *a, tess_stream *s);
+    tess_status (*code_mean)(const tess_code_mean_args *a, tess_stream *s);
+    tess_status (*code_residual)(const tess_code_residual_args *a, tess_stream *s);
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

@@ -47,6 +47,8 @@ typedef struct tess_cpu_rows {
                             int64_t hi);
     void (*prodigy_apply)(const tess_prodigy_apply_args *a, const tess_prodigy_apply_scalars *k,
                           int64_t lo, int64_t hi);
+    void (*code_sum)(const tess_code_sum_args *a, int64_t col_lo, int64_t col_hi);
+    void (*code_residual)(const tess_code_residual_args *a, int64_t lo, int64_t hi);
     /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);
     void (*exp_below)(const float *x, float *out, int64_t numel);

@@ -12,6 +12,13 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.muon_momentum = NULL;
     planned.muon_apply = NULL;
     planned.scale = NULL;
+    planned.nearest_pack_nbytes = NULL;
+    planned.nearest_work_nbytes = NULL;
+    planned.nearest_prepare = NULL;
+    planned.nearest = NULL;
+    planned.code_sum = NULL;
+    planned.code_mean = NULL;
+    planned.code_residual = NULL;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;
 }

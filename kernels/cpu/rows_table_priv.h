@@ -1,6 +1,7 @@
 /** The table of one instruction path: TESS_ROWS_TABLE names it before this file is included. */
 #pragma once
 
+#include "kernels/cpu/rows_codebook_body_priv.h"
 #include "kernels/cpu/rows_dora_body_priv.h"
 #include "kernels/cpu/rows_elementwise_body_priv.h"
 #include "kernels/cpu/rows_loss_body_priv.h"
@@ -33,6 +34,8 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .blend = blend,
     .prodigy_measure = prodigy_measure,
     .prodigy_apply = prodigy_apply,
+    .code_sum = code_sum,
+    .code_residual = code_residual,
     .exp = exp_array,
     .exp_below = exp_below_array,
 };

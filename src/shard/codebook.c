@@ -1,0 +1,335 @@
+#include "shard/codebook.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "shard/codebook_priv.h"
+
+enum { SLICE_NBYTES = 4 << 20 }; /* of received pieces of sums */
+
+/* ---- plan ---- */
+
+/* Room of one array of `count` x `rows` x `cols` elements. */
+static tess_status room(tess_codebook_plan *plan, tess_codebook_place place, const char *name,
+                        tess_dtype dt, const int64_t extent[3])
+{
+    int64_t numel = 0;
+    size_t nbytes = 0;
+    TESS_TRY(tess_mul_i64(extent[0], extent[1], &numel));
+    TESS_TRY(tess_mul_i64(numel, extent[2], &numel));
+    TESS_TRY(tess_nbytes(dt, numel, &nbytes));
+    plan->buffer[place] = (tess_codebook_buffer){name, nbytes, 0};
+    return TESS_OK;
+}
+
+static tess_status room_bytes(tess_codebook_plan *plan, tess_codebook_place place, const char *name,
+                              int64_t copies, size_t nbytes)
+{
+    const int64_t extent[3] = {copies, (int64_t)nbytes, 1};
+    return room(plan, place, name, TESS_U8, extent);
+}
+
+static tess_status lay_out(tess_codebook_plan *plan)
+{
+    int64_t total = 0;
+    for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++) {
+        tess_codebook_buffer *b = &plan->buffer[i];
+        b->offset_nbytes = (size_t)total;
+        const int64_t padded = tess_round_up((int64_t)b->nbytes, TESS_ARENA_ALIGN_NBYTES);
+        TESS_TRY(tess_add_i64(total, padded, &total));
+    }
+    plan->total_nbytes = (size_t)total;
+    return TESS_OK;
+}
+
+static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernels)
+{
+    const tess_codebook_shape *s = &plan->shape;
+    const int64_t c = plan->row_numel, d = s->dim, w = s->world, b = s->block_numel;
+    const bool is_sharded = s->is_sharded;
+    const int64_t held = is_sharded ? c : w * c, searched = is_sharded ? c : s->code_numel;
+    const int64_t summed = s->has_sums ? held : 0;
+    const int64_t pieces = is_sharded ? b : (s->has_sums && w > 1 ? 2 * w * plan->slice_numel : 0);
+    const int64_t round = is_sharded ? w : 0;
+    TESS_TRY(room(plan, TESS_BOOK_CODE, "codes", TESS_F32, (int64_t[3]){s->book_numel, held, d}));
+    TESS_TRY(room(plan, TESS_BOOK_COUNT, "counts", TESS_I64, (int64_t[3]){s->book_numel, c, 1}));
+    TESS_TRY(room_bytes(plan, TESS_BOOK_PACK, "codes, packed", s->book_numel,
+                        pack_nbytes(kernels, searched, d)));
+    TESS_TRY(room(plan, TESS_BOOK_SUM, "sums", TESS_I64, (int64_t[3]){summed, d, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_TALLY, "counts of a pass", TESS_I64,
+                  (int64_t[3]){s->has_sums ? (is_sharded ? c : (w + w) * c) : 0, 1, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_RECEIVE, "received rows", TESS_F32, (int64_t[3]){pieces, d, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_GATHERED, "gathered vectors", TESS_F32,
+                  (int64_t[3]){round, b, d}));
+    TESS_TRY(room(plan, TESS_BOOK_KEY, "keys", TESS_U64,
+                  (int64_t[3]){2 * round, b, s->best_numel}));
+    TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1, b, 1}));
+    return room_bytes(plan, TESS_BOOK_WORK, "search", 1,
+                      kernels->nearest_work_nbytes(d, s->best_numel, s->thread_numel));
+}
+
+tess_status tess_codebook_plan_make(const tess_codebook_shape *shape, const tess_kernels *kernels,
+                                    tess_codebook_plan *out)
+{
+    tess_codebook_plan plan = {.shape = *shape};
+    TESS_CHECK(kernels->nearest != NULL, TESS_E_UNSUPPORTED,
+               "backend '%s' has no search for codes; set compute.device: cpu", kernels->name);
+    TESS_CHECK(shape->world >= 1 && shape->book_numel >= 1 && shape->code_numel >= 1 &&
+                   shape->dim >= 1 && shape->block_numel >= 1 && shape->best_numel >= 1,
+               TESS_E_RANGE,
+               "codebooks: %d of %" PRId64 " codes in %" PRId64
+               " dimensions over %d ranks, expected at least one of each",
+               shape->book_numel, shape->code_numel, shape->dim, shape->world);
+    TESS_CHECK(shape->code_numel < (int64_t)UINT32_MAX, TESS_E_RANGE,
+               "codebooks: %" PRId64 " codes, expected below 2^32 - 1", shape->code_numel);
+    plan.row_numel = tess_ceil_div(shape->code_numel, shape->world);
+    const int64_t row_nbytes = shape->dim * 8 * shape->world;
+    plan.slice_numel = TESS_MIN(TESS_MAX(SLICE_NBYTES / row_nbytes, 1), plan.row_numel);
+    TESS_TRY(room_all(&plan, kernels));
+    TESS_TRY(lay_out(&plan));
+    *out = plan;
+    return TESS_OK;
+}
+
+double tess_codebook_pass_nbytes(const tess_codebook_plan *plan, int64_t round_numel)
+{
+    const tess_codebook_shape *s = &plan->shape;
+    const double others = s->world - 1, d = (double)s->dim;
+    if (s->is_sharded) /* vectors and rows of the whole block, keys of the own one */
+        return others * (double)round_numel * (double)s->block_numel * (4.0 * d + 8.0 + 4.0);
+    return others * (double)plan->row_numel * (8.0 * d + 8.0 + 4.0 * d);
+}
+
+void tess_codebook_owned(const tess_codebook_plan *plan, int rank, int64_t *lo_idx, int64_t *hi_idx)
+{
+    *lo_idx = TESS_MIN(rank * plan->row_numel, plan->shape.code_numel);
+    *hi_idx = TESS_MIN((rank + 1) * plan->row_numel, plan->shape.code_numel);
+}
+
+/* ---- create ---- */
+
+static void *place(const tess_codebooks *b, tess_codebook_place which)
+{
+    return b->memory + b->plan.buffer[which].offset_nbytes;
+}
+
+static tess_wire make_wire(const tess_codebooks *b, wire_idx idx, const char *name, tess_dtype dt,
+                           int64_t numel_per_rank)
+{
+    tess_wire w = {.op = idx == WIRE_CODE || idx == WIRE_VECTOR || idx == WIRE_ROW
+                             ? TESS_COMM_ALL_GATHER
+                             : TESS_COMM_EXCHANGE,
+                   .entry_idx = (uint32_t)idx,
+                   .storage = dt,
+                   .wire = dt,
+                   .accumulate = dt,
+                   .numel_per_rank = numel_per_rank,
+                   .numel_total = numel_per_rank * b->plan.shape.world,
+                   .config_key = "quantizer.sharding"};
+    snprintf(w.name, sizeof w.name, "codebook/%s", name);
+    return w;
+}
+
+static void make_wires(tess_codebooks *b)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    const int64_t c = b->plan.row_numel, block = s->block_numel;
+    b->wire[WIRE_CODE] = make_wire(b, WIRE_CODE, "codes", TESS_F32, c * s->dim);
+    b->wire[WIRE_SUM] = make_wire(b, WIRE_SUM, "sums", TESS_I64, c * s->dim);
+    b->wire[WIRE_TALLY] = make_wire(b, WIRE_TALLY, "counts", TESS_I64, c);
+    b->wire[WIRE_VECTOR] = make_wire(b, WIRE_VECTOR, "vectors", TESS_F32, block * s->dim);
+    b->wire[WIRE_KEY] = make_wire(b, WIRE_KEY, "keys", TESS_U64, block * s->best_numel);
+    b->wire[WIRE_ROW] = make_wire(b, WIRE_ROW, "rows", TESS_I32, block);
+    b->wire[WIRE_FETCH] = make_wire(b, WIRE_FETCH, "fetched codes", TESS_F32, block * s->dim);
+}
+
+tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebooks **out)
+{
+    void *object = NULL, *pieces = NULL, *extents = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_codebooks), &object));
+    tess_codebooks *b = object;
+    b->plan = *parts->plan;
+    b->parts = *parts;
+    b->parts.plan = &b->plan;
+    b->rank = tess_comm_rank(parts->comm);
+    tess_codebook_owned(&b->plan, b->rank, &b->lo, &b->hi);
+    make_wires(b);
+    tess_status st = tess_alloc_array(2 * (int64_t)b->plan.shape.world, sizeof(tess_piece), &pieces);
+    b->piece = pieces;
+    if (st == TESS_OK)
+        st = tess_alloc_array(2 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
+    b->extent = extents;
+    if (st == TESS_OK)
+        st = tess_arena_create("codebooks", TESS_MAX(b->plan.total_nbytes, 1), &b->arena);
+    tess_view all = {0};
+    if (st == TESS_OK)
+        st = tess_arena_view(b->arena, 0, (int64_t)b->plan.total_nbytes, TESS_U8_OPAQUE, &all);
+    b->memory = all.data;
+    if (st != TESS_OK) {
+        tess_codebooks_destroy(&b);
+        return st;
+    }
+    *out = b;
+    return TESS_OK;
+}
+
+void tess_codebooks_destroy(tess_codebooks **books)
+{
+    if (*books == NULL)
+        return;
+    tess_arena_destroy(&(*books)->arena);
+    tess_free((*books)->piece);
+    tess_free((*books)->extent);
+    tess_free(*books);
+    *books = NULL;
+}
+
+tess_status tess_codebooks_contract(const tess_codebooks *books, tess_contract *contract)
+{
+    for (int i = 0; i < WIRE_NUMEL; i++)
+        TESS_TRY(tess_contract_add_wire(contract, &books->wire[i]));
+    return TESS_OK;
+}
+
+/* ---- places ---- */
+
+float *codebook_code(const tess_codebooks *b, int book_idx)
+{
+    const int64_t held = b->plan.row_numel * (b->plan.shape.is_sharded ? 1 : b->plan.shape.world);
+    return (float *)place(b, TESS_BOOK_CODE) + book_idx * held * b->plan.shape.dim;
+}
+
+tess_view codebook_pack(const tess_codebooks *b, int book_idx)
+{
+    const size_t nbytes =
+        b->plan.buffer[TESS_BOOK_PACK].nbytes / (size_t)b->plan.shape.book_numel;
+    return tess_view_host((char *)place(b, TESS_BOOK_PACK) + (size_t)book_idx * nbytes,
+                          (int64_t)nbytes, TESS_U8_OPAQUE);
+}
+
+void *codebook_place(const tess_codebooks *b, tess_codebook_place which) { return place(b, which); }
+
+float *tess_codebooks_rows(tess_codebooks *b, int book_idx)
+{
+    return codebook_code(b, book_idx) +
+           (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
+}
+
+int64_t *tess_codebooks_counts(tess_codebooks *b, int book_idx)
+{
+    return (int64_t *)place(b, TESS_BOOK_COUNT) + book_idx * b->plan.row_numel;
+}
+
+const float *tess_codebooks_all(const tess_codebooks *b, int book_idx)
+{
+    return b->plan.shape.is_sharded ? NULL : codebook_code(b, book_idx);
+}
+
+int64_t *codebook_own_sum(const tess_codebooks *b)
+{
+    return (int64_t *)place(b, TESS_BOOK_SUM) +
+           (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
+}
+
+int64_t *codebook_own_tally(const tess_codebooks *b)
+{
+    return (int64_t *)place(b, TESS_BOOK_TALLY) + (b->plan.shape.is_sharded ? 0 : b->lo);
+}
+
+const int64_t *tess_codebooks_sum(const tess_codebooks *b) { return codebook_own_sum(b); }
+const int64_t *tess_codebooks_tally(const tess_codebooks *b) { return codebook_own_tally(b); }
+int tess_codebooks_exponent(const tess_codebooks *b) { return b->exponent; }
+
+/* ---- publish ---- */
+
+tess_status tess_codebooks_publish(tess_codebooks *b, int book_idx)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    float *code = codebook_code(b, book_idx);
+    const int64_t shard_numel = b->plan.row_numel * s->dim;
+    const int64_t searched = s->is_sharded ? b->hi - b->lo : s->code_numel;
+    if (!s->is_sharded) {
+        tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
+        const tess_view full = tess_view_host(code, shard_numel * s->world, TESS_F32);
+        TESS_TRY(tess_comm_all_gather(b->parts.comm, &b->wire[WIRE_CODE],
+                                      tess_view_slice(full, b->rank * shard_numel, shard_numel),
+                                      full, stream));
+        TESS_TRY(tess_stream_finish(stream));
+    }
+    const tess_nearest_prepare_args args = {
+        .code = tess_view_host(code, searched * s->dim, TESS_F32),
+        .pack = codebook_pack(b, book_idx),
+        .code_numel = searched,
+        .dim = s->dim};
+    return b->parts.kernels->nearest_prepare(&args, b->parts.stream);
+}
+
+/* ---- sums ---- */
+
+tess_status tess_codebooks_begin_sums(tess_codebooks *b, int exponent)
+{
+    TESS_CHECK(b->plan.shape.has_sums, TESS_E_STATE, "codebooks: planned without statistics");
+    memset(place(b, TESS_BOOK_SUM), 0, b->plan.buffer[TESS_BOOK_SUM].nbytes);
+    memset(place(b, TESS_BOOK_TALLY), 0, b->plan.buffer[TESS_BOOK_TALLY].nbytes);
+    b->exponent = exponent;
+    return TESS_OK;
+}
+
+/* Rows [first, first + numel) of what a rank owns: slice `k` of it. */
+static void slice_of(const tess_codebooks *b, int rank, int64_t k, int64_t *first, int64_t *numel)
+{
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&b->plan, rank, &lo, &hi);
+    *first = TESS_MIN(lo + k * b->plan.slice_numel, hi);
+    *numel = TESS_MIN(b->plan.slice_numel, hi - *first);
+}
+
+static void add_integers(int64_t *dst, const int64_t *src, int64_t numel)
+{
+    for (int64_t i = 0; i < numel; i++)
+        dst[i] += src[i];
+}
+
+/* Pieces of `width` integers a row go to the rows' owners and are added there. */
+static tess_status reduce_slice(tess_codebooks *b, wire_idx wire, int64_t k, int64_t *full,
+                                int64_t *received, int64_t width)
+{
+    const int world = b->plan.shape.world;
+    tess_piece *send = b->piece, *receive = b->piece + world;
+    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
+    int64_t first = 0, numel = 0, own_first = 0, own_numel = 0;
+    int at = 0;
+    slice_of(b, b->rank, k, &own_first, &own_numel);
+    for (int r = 0; r < world; r++) {
+        if (r == b->rank)
+            continue;
+        slice_of(b, r, k, &first, &numel);
+        send[at] = (tess_piece){r, tess_view_host(full + first * width, numel * width, TESS_I64)};
+        receive[at] = (tess_piece){r, tess_view_host(received + at * own_numel * width,
+                                                     own_numel * width, TESS_I64)};
+        at++;
+    }
+    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[wire], send, at, receive, at, stream));
+    TESS_TRY(tess_stream_finish(stream));
+    for (int i = 0; i < at; i++)
+        add_integers(full + own_first * width, received + i * own_numel * width,
+                     own_numel * width);
+    return TESS_OK;
+}
+
+tess_status tess_codebooks_end_sums(tess_codebooks *b)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    if (s->is_sharded || s->world == 1)
+        return TESS_OK;
+    const int64_t slice_numel = tess_ceil_div(b->plan.row_numel, b->plan.slice_numel);
+    int64_t *tally = place(b, TESS_BOOK_TALLY);
+    for (int64_t k = 0; k < slice_numel; k++) {
+        TESS_TRY(reduce_slice(b, WIRE_SUM, k, place(b, TESS_BOOK_SUM), place(b, TESS_BOOK_RECEIVE),
+                              s->dim));
+        TESS_TRY(reduce_slice(b, WIRE_TALLY, k, tally, tally + s->world * b->plan.row_numel, 1));
+    }
+    return TESS_OK;
+}

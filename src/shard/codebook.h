@@ -1,0 +1,151 @@
+/**
+ * Codebooks of one size over all ranks: who holds a code, how vectors find the nearest one, how
+ * statistics reach its owner.
+ *
+ * Codebook rows are cut over the world like slabs: c = ceil(K / W), rank r owns rows [r c,
+ * min((r+1) c, K)) with their sums and counts. Replicated, every rank also holds all codes and
+ * searches alone; sums go to owners, new codes come back. Row-sharded, a round of vectors (a block
+ * of every rank) is gathered, each rank searches its rows, the least key of all ranks wins, and
+ * owners add what they own. Keys, sums and codes are the same bits either way
+ * (kernels/nearest.h, kernels/codebook.h).
+ *
+ * Functions named Collective are called by all ranks of the communicator in the same order, also by
+ * ranks without vectors. One that fails in the middle is fatal for the launch.
+ */
+#pragma once
+
+#include "dist/comm.h"
+#include "dist/contract.h"
+#include "kernels/kernels.h"
+
+TESS_BEGIN_DECLS
+
+/** What decides memory and traffic. */
+typedef struct tess_codebook_shape {
+    int world;
+    int book_numel;      /* codebooks */
+    int64_t code_numel;  /* K of each */
+    int64_t dim;         /* d */
+    int64_t block_numel; /* vectors of a rank that are searched at once */
+    int best_numel;      /* keys per vector, at most */
+    int thread_numel;
+    bool is_sharded;     /* codes live with their owners alone */
+    bool has_sums;       /* statistics are taken, not only assignments */
+} tess_codebook_shape;
+
+/** One planned buffer of a rank. */
+typedef struct tess_codebook_buffer {
+    const char *name;
+    size_t nbytes, offset_nbytes;
+} tess_codebook_buffer;
+
+typedef enum tess_codebook_place {
+    TESS_BOOK_CODE,     /* [book, W c or c, d] f32 */
+    TESS_BOOK_COUNT,    /* [book, c] i64: vectors of each owned code */
+    TESS_BOOK_PACK,     /* [book] codes as the search wants them */
+    TESS_BOOK_SUM,      /* [K or c, d] i64 */
+    TESS_BOOK_TALLY,    /* [K or c] i64: counts while they are taken */
+    TESS_BOOK_RECEIVE,  /* pieces of sums, or code rows */
+    TESS_BOOK_GATHERED, /* [W, block, d] f32 */
+    TESS_BOOK_KEY,      /* [2, W, block, best] u64 */
+    TESS_BOOK_ROW,      /* [W + 1, block] rows */
+    TESS_BOOK_WORK,     /* of the search */
+    TESS_BOOK_PLACE_NUMEL
+} tess_codebook_place;
+
+typedef struct tess_codebook_plan {
+    tess_codebook_shape shape;
+    int64_t row_numel;      /* c */
+    int64_t slice_numel;    /* rows of a piece of sums on its way to the owner */
+    tess_codebook_buffer buffer[TESS_BOOK_PLACE_NUMEL];
+    size_t total_nbytes;
+} tess_codebook_plan;
+
+/** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_UNSUPPORTED `kernels` has no codebooks
+ */
+TESS_MUST_CHECK tess_status tess_codebook_plan_make(const tess_codebook_shape *shape,
+                                                    const tess_kernels *kernels,
+                                                    tess_codebook_plan *out);
+/**
+ * Bytes that a rank receives in one pass over all vectors, statistics and new codes included; the
+ * most of any rank. Local, pure.
+ *
+ * @param round_numel  blocks of the rank that has the most
+ */
+double tess_codebook_pass_nbytes(const tess_codebook_plan *plan, int64_t round_numel);
+
+typedef struct tess_codebooks tess_codebooks;
+
+/** All pointers are borrowed until destroy. */
+typedef struct tess_codebooks_parts {
+    const tess_codebook_plan *plan;
+    const tess_kernels *kernels;
+    tess_stream *stream; /* of the host, with its threads */
+    tess_comm *comm;
+} tess_codebooks_parts;
+
+/** Allocates what the plan says; codes and counts are zero. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_create(const tess_codebooks_parts *parts,
+                                                  tess_codebooks **out);
+void tess_codebooks_destroy(tess_codebooks **books);
+/** Enter the collectives into a contract that is still empty. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_contract(const tess_codebooks *books,
+                                                    tess_contract *contract);
+
+/** Rows [lo, hi) that `rank` owns. Local. */
+void tess_codebook_owned(const tess_codebook_plan *plan, int rank, int64_t *lo_idx,
+                         int64_t *hi_idx);
+/** The owned rows [hi - lo, d] f32 of a codebook. Whoever changes them publishes. Local. */
+float *tess_codebooks_rows(tess_codebooks *books, int book_idx);
+/** Their counts [hi - lo] i64, kept beside them. Local. */
+int64_t *tess_codebooks_counts(tess_codebooks *books, int book_idx);
+/** Replicated: all codes [K, d] f32, valid after publish; sharded: NULL. Local. */
+const float *tess_codebooks_all(const tess_codebooks *books, int book_idx);
+
+/** Bring owned rows where searches need them. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_publish(tess_codebooks *books, int book_idx);
+
+/** A block of every rank. */
+typedef struct tess_codebook_round {
+    int book_idx;
+    const float *x;                /* [vector_numel[own rank], d] f32, of this rank */
+    const int64_t *vector_numel;   /* [world] at most block_numel, the same on all ranks */
+    int best_numel;                /* 1 .. the plan's */
+    uint64_t *key;                 /* out: [own vector_numel, best_numel] u64, ascending */
+    bool adds;                     /* each vector also enters the sums of its nearest code */
+} tess_codebook_round;
+
+/** Keys of the nearest codes; with `adds` inside begin_sums and end_sums. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_search(tess_codebooks *books,
+                                                  const tess_codebook_round *round);
+/** Add vectors to the sums of given rows: `row` [own vector_numel]; TESS_NO_CODE adds nothing.
+ * `key`, `best_numel` and `adds` of the round are not used. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_add(tess_codebooks *books,
+                                               const tess_codebook_round *round,
+                                               const uint32_t *row);
+/**
+ * dst[i] = x[parent[i]] - code[row[i]] for the entries of every rank (parent NULL: i; `dst` may be
+ * `x` then). `entry_numel` [world] may exceed the block. Collective.
+ */
+typedef struct tess_codebook_subtraction {
+    int book_idx;
+    const float *x;              /* [., d] f32 */
+    const uint32_t *parent;      /* [entry_numel[own rank]] or NULL */
+    const uint32_t *row;         /* [entry_numel[own rank]]; TESS_NO_CODE takes nothing off */
+    const int64_t *entry_numel;  /* [world], the same on all ranks */
+    float *dst;                  /* [entry_numel[own rank], d] f32 */
+} tess_codebook_subtraction;
+
+TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,
+                                                    const tess_codebook_subtraction *what);
+
+/** Sums at exponent S (kernels/codebook.h) begin at zero. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_begin_sums(tess_codebooks *books, int exponent);
+/** Sums and counts of all ranks arrive at their owners. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_end_sums(tess_codebooks *books);
+/** After end_sums: of the owned rows, [hi - lo, d] and [hi - lo] i64. Local. */
+const int64_t *tess_codebooks_sum(const tess_codebooks *books);
+const int64_t *tess_codebooks_tally(const tess_codebooks *books);
+int tess_codebooks_exponent(const tess_codebooks *books);
+
+TESS_END_DECLS

@@ -1,0 +1,44 @@
+/** Inner structure of codebooks, shared by the files of their plan and their rounds. */
+#pragma once
+
+#include "core/memory.h"
+#include "shard/codebook.h"
+
+TESS_BEGIN_DECLS
+
+typedef enum wire_idx {
+    WIRE_CODE,   /* owned rows to all */
+    WIRE_SUM,    /* sums to owners */
+    WIRE_TALLY,  /* counts to owners */
+    WIRE_VECTOR, /* blocks to all */
+    WIRE_KEY,    /* keys to the vectors' rank */
+    WIRE_ROW,    /* winners, or wanted rows, to all */
+    WIRE_FETCH,  /* code rows to who wants them */
+    WIRE_NUMEL
+} wire_idx;
+
+struct tess_codebooks {
+    tess_codebook_plan plan;
+    tess_codebooks_parts parts;
+    int rank;
+    int64_t lo, hi; /* owned rows */
+    int exponent;
+    tess_wire wire[WIRE_NUMEL];
+    tess_piece *piece; /* [2, world] */
+    int64_t *extent;   /* [2 world + 1] */
+    tess_arena *arena;
+    char *memory;
+};
+
+static inline size_t pack_nbytes(const tess_kernels *kernels, int64_t code_numel, int64_t dim)
+{
+    return (kernels->nearest_pack_nbytes(code_numel, dim) + 255) / 256 * 256;
+}
+
+float *codebook_code(const tess_codebooks *b, int book_idx);
+tess_view codebook_pack(const tess_codebooks *b, int book_idx);
+void *codebook_place(const tess_codebooks *b, tess_codebook_place which);
+int64_t *codebook_own_sum(const tess_codebooks *b);
+int64_t *codebook_own_tally(const tess_codebooks *b);
+
+TESS_END_DECLS

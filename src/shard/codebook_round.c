@@ -1,0 +1,311 @@
+/* Rounds of vectors: search, statistics, residuals; alone over replicated codes, or all ranks
+ * together over their rows. */
+#include <string.h>
+
+#include "core/arith.h"
+#include "shard/codebook_priv.h"
+
+/* ---- shared by both ways ---- */
+
+static tess_status check_round(const tess_codebooks *b, const tess_codebook_round *round)
+{
+    for (int r = 0; r < b->plan.shape.world; r++)
+        TESS_CHECK(round->vector_numel[r] >= 0 &&
+                       round->vector_numel[r] <= b->plan.shape.block_numel,
+                   TESS_E_ARG, "codebooks: a round of %" PRId64 " vectors, planned for %" PRId64,
+                   round->vector_numel[r], b->plan.shape.block_numel);
+    TESS_CHECK(round->book_idx >= 0 && round->book_idx < b->plan.shape.book_numel, TESS_E_ARG,
+               "codebooks: book %d of %d", round->book_idx, b->plan.shape.book_numel);
+    return TESS_OK;
+}
+
+static tess_status search_rows(tess_codebooks *b, int book_idx, const float *x,
+                               int64_t vector_numel, int best_numel, uint64_t *key)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    const int64_t code_numel = s->is_sharded ? b->hi - b->lo : s->code_numel;
+    const tess_view work =
+        tess_view_host(codebook_place(b, TESS_BOOK_WORK),
+                       (int64_t)b->plan.buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE);
+    const tess_nearest_args args = {
+        .x = tess_view_host((void *)(uintptr_t)x, vector_numel * s->dim, TESS_F32),
+        .code = tess_view_host(codebook_code(b, book_idx), code_numel * s->dim, TESS_F32),
+        .pack = codebook_pack(b, book_idx),
+        .key = tess_view_host(key, vector_numel * best_numel, TESS_U64),
+        .work = work,
+        .vector_numel = vector_numel,
+        .code_numel = code_numel,
+        .dim = s->dim,
+        .first_row_idx = s->is_sharded ? b->lo : 0,
+        .best_numel = best_numel};
+    return b->parts.kernels->nearest(&args, b->parts.stream);
+}
+
+/* Into sums of all rows, or of the owned ones. */
+static tess_status sum_rows(tess_codebooks *b, const float *x, const uint32_t *row,
+                            int64_t vector_numel)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    const tess_code_sum_args args = {.x = x,
+                                     .row = row,
+                                     .vector_numel = vector_numel,
+                                     .dim = s->dim,
+                                     .first_row_idx = s->is_sharded ? b->lo : 0,
+                                     .row_numel =
+                                         s->is_sharded ? b->hi - b->lo : s->code_numel,
+                                     .exponent = b->exponent,
+                                     .sum = codebook_place(b, TESS_BOOK_SUM),
+                                     .count = codebook_place(b, TESS_BOOK_TALLY)};
+    return b->parts.kernels->code_sum(&args, b->parts.stream);
+}
+
+static void rows_of_keys(const uint64_t *key, int best_numel, int64_t numel, uint32_t *row)
+{
+    for (int64_t i = 0; i < numel; i++)
+        row[i] = tess_key_row(key[i * best_numel]);
+}
+
+/* ---- row-sharded ---- */
+
+/* A block of every rank, rank-major, each at its multiple of the planned block. */
+static tess_status gather(tess_codebooks *b, wire_idx wire, const void *own, size_t own_nbytes,
+                          void *all)
+{
+    const tess_wire *w = &b->wire[wire];
+    tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
+    const tess_view full =
+        tess_view_host(all, w->numel_per_rank * b->plan.shape.world, w->wire);
+    const tess_view shard =
+        tess_view_slice(full, b->rank * w->numel_per_rank, w->numel_per_rank);
+    if (own_nbytes > 0)
+        memcpy(shard.data, own, own_nbytes);
+    TESS_TRY(tess_comm_all_gather(b->parts.comm, w, shard, full, stream));
+    return tess_stream_finish(stream);
+}
+
+static tess_status gather_vectors(tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int64_t numel = round->vector_numel[b->rank] * b->plan.shape.dim;
+    return gather(b, WIRE_VECTOR, round->x, (size_t)numel * sizeof(float),
+                  codebook_place(b, TESS_BOOK_GATHERED));
+}
+
+static float *gathered_of(const tess_codebooks *b, int rank)
+{
+    return (float *)codebook_place(b, TESS_BOOK_GATHERED) +
+           rank * b->plan.shape.block_numel * b->plan.shape.dim;
+}
+
+static tess_status gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
+{
+    return gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row,
+                  codebook_place(b, TESS_BOOK_ROW));
+}
+
+static uint32_t *rows_of(const tess_codebooks *b, int rank)
+{
+    return (uint32_t *)codebook_place(b, TESS_BOOK_ROW) + rank * b->plan.shape.block_numel;
+}
+
+/* Scratch behind the ranks' rows. */
+static uint32_t *own_rows(const tess_codebooks *b) { return rows_of(b, b->plan.shape.world); }
+
+/* The keys that other ranks found for the own vectors, below each other. */
+static tess_status exchange_keys(tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int world = b->plan.shape.world;
+    const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
+    uint64_t *found = codebook_place(b, TESS_BOOK_KEY), *received = found + world * stride;
+    tess_piece *send = b->piece, *receive = b->piece + world;
+    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
+    for (int r = 0; r < world; r++) {
+        const int64_t theirs = round->vector_numel[r] * round->best_numel;
+        const int64_t own = round->vector_numel[b->rank] * round->best_numel;
+        send[r] = (tess_piece){r, tess_view_host(found + r * stride, theirs, TESS_U64)};
+        receive[r] = (tess_piece){r, tess_view_host(received + r * stride, own, TESS_U64)};
+    }
+    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[WIRE_KEY], send, world, receive, world,
+                                stream));
+    return tess_stream_finish(stream);
+}
+
+/* The least `numel` of two ascending lists, into the first. */
+static void merge_keys(uint64_t *key, const uint64_t *other, int numel)
+{
+    uint64_t least[TESS_NEAREST_BEST_MAX];
+    for (int i = 0, j = 0, k = 0; k < numel; k++)
+        least[k] = key[i] <= other[j] ? key[i++] : other[j++];
+    memcpy(key, least, (size_t)numel * sizeof *key);
+}
+
+static void choose_keys(const tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int world = b->plan.shape.world, best = round->best_numel;
+    const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
+    const int64_t numel = round->vector_numel[b->rank];
+    const uint64_t *received =
+        (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + world * stride;
+    memcpy(round->key, received, (size_t)(numel * best) * sizeof *received);
+    for (int r = 1; r < world; r++)
+        for (int64_t i = 0; i < numel; i++)
+            merge_keys(round->key + i * best, received + r * stride + i * best, best);
+}
+
+static tess_status sum_gathered(tess_codebooks *b, const tess_codebook_round *round)
+{
+    for (int r = 0; r < b->plan.shape.world; r++)
+        TESS_TRY(sum_rows(b, gathered_of(b, r), rows_of(b, r), round->vector_numel[r]));
+    return TESS_OK;
+}
+
+static tess_status search_sharded(tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
+    uint64_t *found = codebook_place(b, TESS_BOOK_KEY);
+    TESS_TRY(gather_vectors(b, round));
+    for (int r = 0; r < b->plan.shape.world; r++)
+        TESS_TRY(search_rows(b, round->book_idx, gathered_of(b, r), round->vector_numel[r],
+                             round->best_numel, found + r * stride));
+    TESS_TRY(exchange_keys(b, round));
+    choose_keys(b, round);
+    if (!round->adds)
+        return TESS_OK;
+    const int64_t numel = round->vector_numel[b->rank];
+    rows_of_keys(round->key, round->best_numel, numel, own_rows(b));
+    TESS_TRY(gather_rows(b, own_rows(b), numel));
+    return sum_gathered(b, round);
+}
+
+/* ---- search and add ---- */
+
+tess_status tess_codebooks_search(tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int64_t numel = round->vector_numel[b->rank];
+    TESS_TRY(check_round(b, round));
+    if (b->plan.shape.is_sharded)
+        return search_sharded(b, round);
+    TESS_TRY(search_rows(b, round->book_idx, round->x, numel, round->best_numel, round->key));
+    if (!round->adds)
+        return TESS_OK;
+    rows_of_keys(round->key, round->best_numel, numel, own_rows(b));
+    return sum_rows(b, round->x, own_rows(b), numel);
+}
+
+tess_status tess_codebooks_add(tess_codebooks *b, const tess_codebook_round *round,
+                               const uint32_t *row)
+{
+    TESS_TRY(check_round(b, round));
+    if (!b->plan.shape.is_sharded)
+        return sum_rows(b, round->x, row, round->vector_numel[b->rank]);
+    TESS_TRY(gather_vectors(b, round));
+    TESS_TRY(gather_rows(b, row, round->vector_numel[b->rank]));
+    return sum_gathered(b, round);
+}
+
+/* ---- residuals ---- */
+
+static tess_status take_off(tess_codebooks *b, const tess_code_residual_args *args)
+{
+    return b->parts.kernels->code_residual(args, b->parts.stream);
+}
+
+static int owner_of(const tess_codebooks *b, uint32_t row)
+{
+    return (int)(row / b->plan.row_numel);
+}
+
+/* Owned rows that rank `r` wants, in its order, to `dst`. */
+static int64_t pack_wanted(const tess_codebooks *b, int book_idx, int rank, int64_t numel,
+                           float *dst)
+{
+    const int64_t d = b->plan.shape.dim;
+    const float *code = codebook_code(b, book_idx);
+    int64_t found = 0;
+    for (int64_t i = 0; i < numel; i++) {
+        const uint32_t row = rows_of(b, rank)[i];
+        if (row != TESS_NO_CODE && owner_of(b, row) == b->rank)
+            memcpy(dst + found++ * d, code + (row - b->lo) * d, (size_t)d * sizeof *dst);
+    }
+    return found;
+}
+
+/* Rows wanted from each owner lie together; afterwards `local` says where each one is. */
+static void place_wanted(const tess_codebooks *b, const uint32_t *row, int64_t numel,
+                         int64_t *first, uint32_t *local)
+{
+    int64_t at = 0;
+    for (int owner = 0; owner < b->plan.shape.world; owner++) {
+        first[owner] = at;
+        for (int64_t i = 0; i < numel; i++)
+            if (row[i] != TESS_NO_CODE && owner_of(b, row[i]) == owner)
+                local[i] = (uint32_t)at++;
+    }
+    first[b->plan.shape.world] = at;
+    for (int64_t i = 0; i < numel; i++)
+        if (row[i] == TESS_NO_CODE)
+            local[i] = TESS_NO_CODE;
+}
+
+/* Entries [lo, lo + numel[rank]) of every rank, at most a block each. */
+static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtraction *what,
+                                  int64_t lo, const int64_t *numel, int64_t *first)
+{
+    const int world = b->plan.shape.world;
+    const int64_t d = b->plan.shape.dim, own = numel[b->rank];
+    tess_piece *send = b->piece, *receive = b->piece + world;
+    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
+    float *sent = codebook_place(b, TESS_BOOK_GATHERED);
+    float *received = codebook_place(b, TESS_BOOK_RECEIVE);
+    TESS_TRY(gather_rows(b, what->row + lo, own));
+    place_wanted(b, what->row + lo, own, first, own_rows(b));
+    for (int r = 0; r < world; r++) {
+        const int64_t found = pack_wanted(b, what->book_idx, r, numel[r], sent);
+        send[r] = (tess_piece){r, tess_view_host(sent, found * d, TESS_F32)};
+        sent += found * d;
+        receive[r] = (tess_piece){r, tess_view_host(received + first[r] * d,
+                                                    (first[r + 1] - first[r]) * d, TESS_F32)};
+    }
+    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[WIRE_FETCH], send, world, receive, world,
+                                stream));
+    TESS_TRY(tess_stream_finish(stream));
+    const tess_code_residual_args args = {
+        .x = what->parent != NULL ? what->x : what->x + lo * d,
+        .parent = what->parent != NULL ? what->parent + lo : NULL,
+        .code = received,
+        .row = own_rows(b),
+        .vector_numel = own,
+        .code_numel = first[world],
+        .dim = d,
+        .dst = what->dst + lo * d};
+    return take_off(b, &args);
+}
+
+static tess_status subtract_sharded(tess_codebooks *b, const tess_codebook_subtraction *what)
+{
+    const int world = b->plan.shape.world;
+    const int64_t block = b->plan.shape.block_numel;
+    int64_t most = 0, *numel = b->extent, *first = numel + world;
+    for (int r = 0; r < world; r++)
+        most = TESS_MAX(most, what->entry_numel[r]);
+    for (int64_t lo = 0; lo < most; lo += block) {
+        for (int r = 0; r < world; r++)
+            numel[r] = TESS_MIN(TESS_MAX(what->entry_numel[r] - lo, 0), block);
+        TESS_TRY(subtract_round(b, what, lo, numel, first));
+    }
+    return TESS_OK;
+}
+
+tess_status tess_codebooks_subtract(tess_codebooks *b, const tess_codebook_subtraction *what)
+{
+    if (b->plan.shape.is_sharded)
+        return subtract_sharded(b, what);
+    const tess_code_residual_args args = {.x = what->x,
+                                          .parent = what->parent,
+                                          .code = codebook_code(b, what->book_idx),
+                                          .row = what->row,
+                                          .vector_numel = what->entry_numel[b->rank],
+                                          .code_numel = b->plan.shape.code_numel,
+                                          .dim = b->plan.shape.dim,
+                                          .dst = what->dst};
+    return take_off(b, &args);
+}
