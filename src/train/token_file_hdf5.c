@@ -5,36 +5,10 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "train/hdf5_priv.h"
 #include "train/token_file_priv.h"
 
-typedef struct h5_words {
-    char text[512];
-} h5_words;
-
-static herr_t take_innermost(unsigned n, const H5E_error2_t *error, void *arg)
-{
-    h5_words *words = arg;
-    if (n == 0)
-        snprintf(words->text, sizeof words->text, "%s: %s", error->func_name, error->desc);
-    return 0;
-}
-
-static tess_status h5_fail(const char *path, const char *call, int line)
-{
-    h5_words words = {"no details"};
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_innermost, &words);
-    H5Eclear2(H5E_DEFAULT);
-    return tess_error_set(TESS_E_IO, __FILE__, line, "token file '%s': HDF5 %s failed: %s", path,
-                          call, words.text);
-}
-
-#define H5(st, done, path, call)                                                                   \
-    do {                                                                                           \
-        if ((call) < 0) {                                                                          \
-            (st) = h5_fail((path), #call, __LINE__);                                               \
-            goto done;                                                                             \
-        }                                                                                          \
-    } while (0)
+#define H5(st, done, path, call) TESS_H5(st, done, TESS_E_IO, path, call)
 
 static tess_status write_attribute(const char *path, hid_t object, const char *name, hid_t type,
                                    const void *value)
@@ -106,7 +80,7 @@ static tess_status reserve_dataset(const char *path, hid_t file, const char *nam
        dataset = H5Dcreate2(file, name, type, space, H5P_DEFAULT, layout, H5P_DEFAULT));
     const haddr_t offset = H5Dget_offset(dataset);
     if (offset == HADDR_UNDEF) {
-        st = h5_fail(path, "H5Dget_offset", __LINE__);
+        st = tess_h5_fail(TESS_E_IO, path, "H5Dget_offset", __FILE__, __LINE__);
         goto done;
     }
     section->offset_nbytes = (int64_t)offset;
@@ -143,9 +117,7 @@ tess_status tess_token_hdf5_create(const char *path, tess_token_file_info *info)
 {
     tess_status st = TESS_OK;
     hid_t file = -1;
-    /* MPI may be finalized before exit handlers run; nothing of ours may be left to them. */
-    H5dont_atexit();
-    TESS_CHECK(H5Eset_auto2(H5E_DEFAULT, NULL, NULL) >= 0, TESS_E_IO, "HDF5 does not start");
+    TESS_TRY(tess_h5_start());
     TESS_TRY_GOTO(st, done, create_file(path, &file));
     TESS_TRY_GOTO(st, done, write_attributes(path, file, info));
     const hid_t token_type = info->token_nbytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE;
@@ -157,6 +129,6 @@ tess_status tess_token_hdf5_create(const char *path, tess_token_file_info *info)
     TESS_TRY_GOTO(st, done, reserve_dataset(path, file, "sources", H5T_STD_U8LE, &info->sources));
 done:
     if (file >= 0 && H5Fclose(file) < 0 && st == TESS_OK)
-        st = h5_fail(path, "H5Fclose", __LINE__);
+        st = tess_h5_fail(TESS_E_IO, path, "H5Fclose", __FILE__, __LINE__);
     return st;
 }

@@ -186,3 +186,10 @@ for path in sorted(TOKENIZERS.glob("*.json")):
         for entry in ((step or {}).get("special_tokens") or {}).values():
             entry["ids"] = [renamed.get(i, i) for i in entry["ids"]]
     put("tokenizer", path.stem, json.dumps(t, ensure_ascii=False, separators=(",", ":")) + TEXT)
+
+VECTORS = HERE / "vectors"
+for i, suffix in enumerate(("fvecs", "bvecs", "ivecs", "fbin", "u8bin", "i8bin", "ibin", "npy")):
+    for path in sorted(VECTORS.glob(f"*.{suffix}")):
+        put("vector_file", path.stem + "_" + suffix, bytes([i]) + path.read_bytes())
+    for j, n in enumerate((0, 2**31 - 1, 2**32 - 1)):
+        put("vector_file", f"extent{j}_{suffix}", bytes([i]) + u32(n) + u32(2) + bytes(8))
