@@ -241,6 +241,7 @@ int64_t *codebook_own_tally(const tess_codebooks *b)
 const int64_t *tess_codebooks_sum(const tess_codebooks *b) { return codebook_own_sum(b); }
 const int64_t *tess_codebooks_tally(const tess_codebooks *b) { return codebook_own_tally(b); }
 int tess_codebooks_exponent(const tess_codebooks *b) { return b->exponent; }
+void *tess_codebooks_work(const tess_codebooks *b) { return place(b, TESS_BOOK_WORK); }
 
 /* ---- publish ---- */
 

@@ -147,5 +147,7 @@ TESS_MUST_CHECK tess_status tess_codebooks_end_sums(tess_codebooks *books);
 const int64_t *tess_codebooks_sum(const tess_codebooks *books);
 const int64_t *tess_codebooks_tally(const tess_codebooks *books);
 int tess_codebooks_exponent(const tess_codebooks *books);
+/** The search's work memory, for searches of the caller's own between rounds. Local. */
+void *tess_codebooks_work(const tess_codebooks *books);
 
 TESS_END_DECLS

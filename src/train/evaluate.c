@@ -84,6 +84,8 @@ tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *ar
 
 tess_status tess_session_evaluate(tess_session *s, tess_eval_result *out)
 {
+    if (s->vectors != NULL)
+        return session_vectors_evaluate(s, out);
     TESS_CHECK(
         s->eval_data != NULL, TESS_E_CONFIG,
         "data.eval_path is not set: give a held-out token file, e.g. data.eval_path=eval.h5");

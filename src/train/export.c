@@ -291,6 +291,8 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
 
 tess_status tess_session_export(tess_session *s, const tess_export_request *request)
 {
+    TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
+               "export: the run trains codebooks over vectors: use tessera encode and decode");
     const bool is_full = s->run->train.mode == TESS_RUN_MODE_FULL;
     TESS_CHECK(request->dt == TESS_F32 || request->dt == TESS_F16 ||
                    request->dt == s->d.registry.compute_dt,

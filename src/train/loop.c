@@ -511,6 +511,8 @@ static tess_status export_result(tess_session *s)
 
 tess_status tess_session_train(tess_session *s)
 {
+    if (s->vectors != NULL)
+        return session_vectors_train(s);
     loop l = {.s = s, .asked_step = -1, .committed_step = -1};
     tess_status st = session_agree(s, start(&l));
     if (st == TESS_OK)

@@ -277,6 +277,32 @@ tess_status tess_metrics_step(tess_metrics *metrics, const tess_metrics_step_row
     return append_scalars(metrics, row->step, scalars, TESS_NELEM(scalars));
 }
 
+tess_status tess_metrics_pass(tess_metrics *metrics, const tess_metrics_pass_row *row)
+{
+    const double value[] = {row->error, row->relative, row->perplexity, row->vectors_per_s,
+                            row->step_s};
+    char text[TESS_NELEM(value)][TESS_F64_TEXT_NBYTES];
+    for (int i = 0; i < TESS_NELEM(value); i++)
+        json_number(value[i], text[i]);
+    char line[LINE_NBYTES];
+    const int nbytes = snprintf(
+        line, sizeof line,
+        "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
+        "\", \"group\": %d, \"level\": %d, \"pass\": %" PRId64
+        ", \"relative_error\": %s, \"perplexity\": %s, \"used\": %" PRId64 ", \"dead\": %" PRId64
+        ", \"split\": %" PRId64 ", \"vectors\": %" PRId64
+        ", \"vectors_per_s\": %s, \"step_s\": %s, \"mem_host_peak\": %" PRId64 "}\n",
+        row->step, text[0], bits_of(row->error), row->group, row->level, row->pass, text[1],
+        text[2], row->used_numel, row->dead_numel, row->split_numel, row->vector_numel, text[3],
+        text[4], row->mem_host_peak_nbytes);
+    TESS_TRY(append(metrics, &metrics->steps, line, (size_t)nbytes));
+    const tess_tf_scalar scalars[] = {{"loss", (float)row->error},
+                                      {"relative_error", (float)row->relative},
+                                      {"perplexity", (float)row->perplexity},
+                                      {"vectors_per_s", (float)row->vectors_per_s}};
+    return append_scalars(metrics, row->step, scalars, TESS_NELEM(scalars));
+}
+
 tess_status tess_metrics_eval(tess_metrics *metrics, const tess_metrics_eval_row *row)
 {
     char text[TESS_F64_TEXT_NBYTES];

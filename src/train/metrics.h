@@ -30,6 +30,21 @@ typedef struct tess_metrics_step_row {
     int64_t mem_host_peak_nbytes;
 } tess_metrics_step_row;
 
+/** One pass, mini-batch or refinement of a k-means job. */
+typedef struct tess_metrics_pass_row {
+    int64_t step;     /* from 1 */
+    int group, level; /* level -1: a refinement */
+    int64_t pass;     /* of the level, from 1 */
+    double error;     /* mean over vectors of the squared distance, summed over dimensions */
+    double relative;  /* of the mean squared length */
+    double perplexity;
+    int64_t used_numel, dead_numel, split_numel; /* codes */
+    int64_t vector_numel;                        /* of the pass, over all ranks */
+    double vectors_per_s;                        /* over all ranks */
+    double step_s;
+    int64_t mem_host_peak_nbytes; /* maximum over ranks */
+} tess_metrics_pass_row;
+
 /** One evaluation. */
 typedef struct tess_metrics_eval_row {
     int64_t step; /* steps done before it, from 0 */
@@ -53,6 +68,9 @@ TESS_MUST_CHECK tess_status tess_metrics_open(const tess_ctx *ctx, const char *f
 /** Append a step; allocates nothing. Local. @return TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_metrics_step(tess_metrics *metrics,
                                               const tess_metrics_step_row *row);
+/** Append a pass; allocates nothing. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_metrics_pass(tess_metrics *metrics,
+                                              const tess_metrics_pass_row *row);
 /** Append an evaluation; allocates nothing. Local. @return TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_metrics_eval(tess_metrics *metrics,
                                               const tess_metrics_eval_row *row);

@@ -81,8 +81,8 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* Sort the lines of a listing in place: tess_run_numerics_diff() walks two sorted listings. */
-static tess_status sort_lines(char *text)
+/* tess_run_numerics_diff() walks two sorted listings. */
+tess_status session_sort_lines(char *text)
 {
     int64_t line_numel = 0;
     void *array = NULL, *copy = NULL;
@@ -153,12 +153,12 @@ tess_status session_list_numerics(tess_session *s)
     if (st == TESS_OK)
         st = tess_strdup(b.text, &s->numerics);
     tess_strbuf_fini(&b);
-    return session_agree(s, st == TESS_OK ? sort_lines(s->numerics) : st);
+    return session_agree(s, st == TESS_OK ? session_sort_lines(s->numerics) : st);
 }
 
 /* ---- contract ---- */
 
-static tess_status add_lines(const tess_session *s, tess_contract *c)
+tess_status session_add_numerics(const tess_session *s, tess_contract *c)
 {
     char *rest = NULL, *copy = NULL;
     tess_status st = tess_strdup(s->numerics, &copy);
@@ -202,7 +202,7 @@ tess_status session_agree_on_contract(tess_session *s)
     if (st == TESS_OK)
         st = tess_plan_contract(s->d.plan, &s->d.registry, c);
     if (st == TESS_OK)
-        st = add_lines(s, c);
+        st = session_add_numerics(s, c);
     if (st == TESS_OK)
         st = add_files(s, c);
     if (st == TESS_OK)

@@ -167,7 +167,7 @@ static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m, bool *w
     return TESS_OK;
 }
 
-static tess_status number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
+tess_status session_number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
 {
     const tess_ckpt_value *v = tess_ckpt_loaded_value(m, name);
     TESS_CHECK(v != NULL && v->kind == TESS_CKPT_I64, TESS_E_FORMAT,
@@ -260,11 +260,11 @@ static tess_status move_in(tess_session *s)
 
 static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
 {
-    TESS_TRY(number_of(m, "step", &s->step));
-    TESS_TRY(number_of(m, "tokens", &s->token_numel));
-    TESS_TRY(number_of(m, "updates", &s->update_numel));
-    TESS_TRY(number_of(m, "skipped", &s->skipped_numel));
-    TESS_TRY(number_of(m, "skipped_in_row", &s->skipped_in_row));
+    TESS_TRY(session_number_of(m, "step", &s->step));
+    TESS_TRY(session_number_of(m, "tokens", &s->token_numel));
+    TESS_TRY(session_number_of(m, "updates", &s->update_numel));
+    TESS_TRY(session_number_of(m, "skipped", &s->skipped_numel));
+    TESS_TRY(session_number_of(m, "skipped_in_row", &s->skipped_in_row));
     TESS_TRY(session_optimizer_restore(s, m));
     if (s->is_base_changed)
         return change_base(s, m);
@@ -314,7 +314,7 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
     return st;
 }
 
-static tess_status open_store(tess_session *s)
+tess_status session_open_store(tess_session *s)
 {
     char hex[TESS_SHA256_HEX_NBYTES];
     tess_sha256 numerics;
@@ -326,9 +326,10 @@ static tess_status open_store(tess_session *s)
                                      .plan_digest = s->contract_digest,
                                      .config_digest = hex,
                                      .binary_id = "tessera " TESS_VERSION,
-                                     .gather_group = s->d.plan->options.gather_group_numel,
-                                     .device = tess_runtime_device(s->rt),
-                                     .after = tess_runtime_stream(s->rt),
+                                     .gather_group =
+                                         s->rt != NULL ? s->d.plan->options.gather_group_numel : 1,
+                                     .device = s->rt != NULL ? tess_runtime_device(s->rt) : NULL,
+                                     .after = s->rt != NULL ? tess_runtime_stream(s->rt) : NULL,
                                      .comm = s->world,
                                      .ctx = s->ctx};
     return tess_ckpt_store_open(&config, &s->store);
@@ -367,7 +368,7 @@ tess_status session_load(tess_session *s)
         is_reader &&
         (s->options.adapter != NULL || (checkpoint != NULL && strcmp(checkpoint, "none") == 0));
     if (!is_base_only) {
-        TESS_TRY(open_store(s));
+        TESS_TRY(session_open_store(s));
         TESS_TRY(try_resume(s, &is_loaded));
     }
     s->was_resumed = is_loaded;

@@ -193,6 +193,8 @@ static tess_status fill_defaults(tess_run *run)
 /* Defaults that follow from other keys; what the user wrote is never changed. */
 static void resolve(tess_run *run)
 {
+    if (tess_run_is_vectors(run))
+        return;
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
     if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)
         run->base.format = TESS_RUN_BASE_KEEP;
@@ -273,6 +275,9 @@ static tess_status check_mode(const tess_run *run)
 static tess_status check_fit(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
+    TESS_TRY(run_family_check(run));
+    if (tess_run_is_vectors(run))
+        return TESS_OK;
     const int64_t block = run->base.block_size;
     if ((block & (block - 1)) != 0) {
         tess_run_place_text(run, TESS_RUN_KEY_base_block_size, place);

@@ -71,6 +71,12 @@ TESS_MUST_CHECK tess_status tess_run_parse(const char *text, size_t nbytes, cons
                                            int64_t override_numel, tess_run **run);
 void tess_run_destroy(tess_run **run);
 
+/** Whether the run is a job over vectors, without a language model. Local. */
+static inline bool tess_run_is_vectors(const tess_run *run)
+{
+    return run->model.family == TESS_RUN_FAMILY_KMEANS;
+}
+
 /** Where a key's value stands, for messages of those who use it: "run.yaml:3:9: train.steps".
  * Local. */
 void tess_run_place_text(const tess_run *run, tess_run_key_idx key,

@@ -61,6 +61,10 @@ bool tess_run_section_is_known(const char *section);
 bool tess_run_key_applies(const tess_run *run, const tess_run_key *key);
 /** Whether a key is about adapters and the base they lie on. */
 bool tess_run_key_is_of_adapters(const tess_run_key *key);
+/** Whether the run's family reads a key at all (run_family.c). */
+bool run_family_reads(const tess_run *run, tess_run_key_idx key);
+/** Keys of other families, and what this one needs. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status run_family_check(const tess_run *run);
 
 /* run_train.c: keys that depend on the optimizer or the schedule */
 bool run_train_applies(const tess_run *run, tess_run_key_idx key);

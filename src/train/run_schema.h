@@ -42,7 +42,12 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 
 /* Enums: X(NAME, "word"). */
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
-    X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")
+    X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")      \
+        X(KMEANS, "kmeans")
+#define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
+#define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
+    X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
+#define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
     X(KEEP, "keep")                                                                                \
@@ -152,6 +157,21 @@ typedef enum tess_run_store {
     TESS_RUN_STORE_LIST(X)
 #undef X
 } tess_run_store;
+typedef enum tess_run_quantizer {
+#define X(name, text) TESS_RUN_QUANTIZER_##name,
+    TESS_RUN_QUANTIZER_LIST(X)
+#undef X
+} tess_run_quantizer;
+typedef enum tess_run_code_init {
+#define X(name, text) TESS_RUN_CODE_INIT_##name,
+    TESS_RUN_CODE_INIT_LIST(X)
+#undef X
+} tess_run_code_init;
+typedef enum tess_run_sharding {
+#define X(name, text) TESS_RUN_SHARDING_##name,
+    TESS_RUN_SHARDING_LIST(X)
+#undef X
+} tess_run_sharding;
 typedef enum tess_run_export {
 #define X(name, text) TESS_RUN_EXPORT_##name,
     TESS_RUN_EXPORT_LIST(X)
@@ -195,13 +215,13 @@ typedef struct tess_run_patterns {
 
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
-    X(model, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
-      "HF directory or GGUF file. The weights' identity (base id) is checked by content, " \
-      "not by path.") \
+    X(model, path, "path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "HF directory or GGUF file; required by every family but kmeans. The weights' identity " \
+      "(base id) is checked by content, not by path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
       FREE, \
       "Model family; auto takes it from the model's own config. The family that was taken enters " \
-      "the numerics digest.") \
+      "the numerics digest. kmeans: codebooks over vectors, by section quantizer.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
@@ -283,10 +303,10 @@ typedef struct tess_run_patterns {
 
 #define TESS_RUN_DATA_KEYS(X) \
     X(data, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
-      "Token file made by tessera tokenize; its digest, not its path, enters the numerics " \
-      "digest.") \
+      "Token file made by tessera tokenize; with family kmeans vectors (.fvecs, .bvecs, .ivecs, " \
+      ".fbin, .u8bin, .i8bin, .npy, HDF5). The digest, not the path, enters the numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "Held-out token file; without it nothing is evaluated.") \
+      "Held-out token file, or vectors; without it nothing is evaluated.") \
     X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
       "Tokens per sequence.") \
     X(data, packing, "packing", bool, BOOL, "", "true", 0, 0, NUMERICS, \
@@ -374,6 +394,41 @@ typedef struct tess_run_patterns {
     X(train, eval_every, "eval_every", int64_t, INT, "", "50", 0, 1000000000, FREE, \
       "Evaluate after every so many steps; 0: only before the first and after the last.")
 
+#define TESS_RUN_QUANTIZER_KEYS(X) \
+    X(quantizer, type, "type", tess_run_quantizer, ENUM, TESS_RUN_WORDS_(QUANTIZER), \
+      "residual-kmeans", 0, 0, NUMERICS, \
+      "residual-kmeans: each level's codes are the k-means centers of what the levels before it " \
+      "leave ([vectors](vectors.md)).") \
+    X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
+      "Codes of a codebook (K).") \
+    X(quantizer, levels, "levels", int64_t, INT, "", "1", 1, 64, NUMERICS, \
+      "Codebooks one after the other, each for what the ones before it leave; 1: plain k-means.") \
+    X(quantizer, groups, "groups", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
+      "Equal parts of the dimensions with codebooks of their own (product quantizer); divides the " \
+      "dimension.") \
+    X(quantizer, beam, "beam", int64_t, INT, "", "1", 1, 32, NUMERICS, \
+      "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
+    X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
+      "Dimension of the vectors; auto: what data.path holds, which must agree.") \
+    X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "kmeans++", 0, \
+      0, NUMERICS, \
+      "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn vectors; " \
+      "random: normal.") \
+    X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
+      "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
+      "repeats.") \
+    X(quantizer, refine, "refine", int64_t, INT, "", "0", 0, 1000000, NUMERICS, \
+      "Passes after the last level in which each level is fitted to what all others leave, and " \
+      "vectors are assigned again.") \
+    X(quantizer, batch, "batch", int64_t, INT, "", "0", 0, 1000000000000, NUMERICS, \
+      "Vectors of a mini-batch; 0: every pass takes all vectors.") \
+    X(quantizer, spherical, "spherical", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "Vectors and codes are brought to length 1; one level.") \
+    X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), "auto", \
+      0, 0, FREE, \
+      "replicated: every rank holds all codes; rows: each rank holds and searches its part; auto: " \
+      "what fits and sends less. Same bits.")
+
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
       FREE, \
@@ -458,6 +513,7 @@ typedef struct tess_run_patterns {
     S(lora, LORA, "Adapters; only with train.mode lora.") \
     S(data, DATA, "Token files and how sequences are cut.") \
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
+    S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \
@@ -470,6 +526,7 @@ typedef struct tess_run_patterns {
     TESS_RUN_LORA_KEYS(X)                                                                          \
     TESS_RUN_DATA_KEYS(X)                                                                          \
     TESS_RUN_TRAIN_KEYS(X)                                                                         \
+    TESS_RUN_QUANTIZER_KEYS(X)                                                                     \
     TESS_RUN_SHARD_KEYS(X)                                                                         \
     TESS_RUN_COMPUTE_KEYS(X)                                                                       \
     TESS_RUN_ADAPTER_KEYS(X)                                                                       \

@@ -140,6 +140,8 @@ static tess_status prepare(sampler *p)
 
 tess_status tess_session_sample(tess_session *s, const tess_sample_request *request, char **text)
 {
+    TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
+               "sample: the run trains codebooks over vectors: use tessera encode and decode");
     sampler p = {.s = s, .request = request};
     size_t nbytes = 0;
     tess_status st = session_agree(s, prepare(&p));

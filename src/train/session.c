@@ -75,7 +75,9 @@ static tess_status parse_run(tess_session *s)
 static tess_status choose_kernels(tess_session *s)
 {
     int64_t lowest = -(int64_t)tess_cpu_path_best();
-    TESS_TRY(session_choose_device(s));
+    /* Jobs over vectors have no kernels for devices yet: only who asks for one is refused. */
+    if (!tess_run_is_vectors(s->run) || s->run->compute.device == TESS_RUN_DEVICE_CUDA)
+        TESS_TRY(session_choose_device(s));
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));
     TESS_TRY(session_agree(s, tess_kernels_cpu_select((tess_cpu_path)-lowest)));
     if (s->device != NULL)
@@ -86,7 +88,7 @@ static tess_status choose_kernels(tess_session *s)
     return tess_kernels_check(s->kernels);
 }
 
-static tess_status memory_limit(tess_session *s, size_t *limit_nbytes)
+tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes)
 {
     int64_t least = -(int64_t)(tess_memory_free_nbytes() / (size_t)tess_comm_node_rank_numel());
     if (s->device != NULL) {
@@ -110,7 +112,7 @@ static tess_status make_description(tess_session *s)
                                 .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels,
                                 .adapter = s->options.adapter};
-    TESS_TRY(memory_limit(s, &launch.memory_limit_nbytes));
+    TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
     return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
 }
 
@@ -281,6 +283,8 @@ static tess_status open_inside(tess_session *s)
 {
     TESS_TRY(parse_run(s));
     TESS_TRY(choose_kernels(s));
+    if (tess_run_is_vectors(s->run))
+        return session_vectors_open(s);
     TESS_TRY(make_description(s));
     TESS_TRY(open_data(s));
     TESS_TRY(session_list_numerics(s));
@@ -315,6 +319,7 @@ void tess_session_close(tess_session **inout)
     if (s == NULL)
         return;
     tess_ckpt_store_close(&s->store);
+    session_vectors_close(s);
     session_records_destroy(s);
     if (s->batch_numel > 0)
         tess_event_fini(&s->batch_read, tess_runtime_stream(s->rt));
@@ -414,7 +419,8 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     tess_free(source);
     if (st != TESS_OK)
         return st;
-    st = describe_for(ctx, run, request, device, text);
+    st = tess_run_is_vectors(run) ? session_vectors_plan(ctx, run, request, text)
+                                  : describe_for(ctx, run, request, device, text);
     tess_run_destroy(&run);
     return st;
 }

@@ -12,6 +12,8 @@
 
 TESS_BEGIN_DECLS
 
+typedef struct vectors_session vectors_session;
+
 enum { TESS_TOKENIZER_LIMIT_NBYTES = 64 << 20 };
 
 /** What the checkpoint floor is told: records, tensors and their strings. */
@@ -46,6 +48,7 @@ struct tess_session {
     tess_dataset_batch batch_in; /* the arrays as the host writes them */
     int64_t batch_numel;         /* of all four */
     tess_event batch_read;       /* the last copy of them to the device */
+    vectors_session *vectors; /* job over vectors; then nothing of models is there */
     session_records records;
     tess_ckpt_store *store;
     tess_ckpt_base base;
@@ -91,6 +94,16 @@ tess_status session_section(tess_session *s, tess_status st);
 /** Agree on a local verdict: every rank leaves with the same status. */
 TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
 
+/** Open `store`, with `numerics` listed. Collective. */
+TESS_MUST_CHECK tess_status session_open_store(tess_session *s);
+/** An integer of a manifest. Local. @return TESS_E_FORMAT it is missing */
+TESS_MUST_CHECK tess_status session_number_of(const tess_ckpt_loaded *m, const char *name,
+                                              int64_t *out);
+/** Add every line of `numerics` to a contract. Local. */
+TESS_MUST_CHECK tess_status session_add_numerics(const tess_session *s, tess_contract *c);
+/** Bytes a rank may use. Collective. */
+TESS_MUST_CHECK tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes);
+
 TESS_MUST_CHECK tess_status session_records_create(tess_session *s);
 void session_records_destroy(tess_session *s);
 /** The optimizer's numbers of the whole run as values of the resume block, at most
@@ -106,6 +119,17 @@ static inline tess_weights session_weights(tess_run_weights choice)
     return choice == TESS_RUN_WEIGHTS_EMA ? TESS_WEIGHTS_EMA : TESS_WEIGHTS_TRAINED;
 }
 
+/** A job over vectors: plan, memory, scan, checkpoint. Collective. */
+TESS_MUST_CHECK tess_status session_vectors_open(tess_session *s);
+void session_vectors_close(tess_session *s);
+TESS_MUST_CHECK tess_status session_vectors_train(tess_session *s);
+TESS_MUST_CHECK tess_status session_vectors_evaluate(tess_session *s, tess_eval_result *out);
+/** The plan for any number of ranks, as text for people or JSON. Local. */
+TESS_MUST_CHECK tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
+                                                 const tess_plan_request *request, char **text);
+
+/** Sort the lines of a listing in place. Local. */
+TESS_MUST_CHECK tess_status session_sort_lines(char *text);
 /** List what decides bits into `numerics`. */
 TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);
 /** Compare plan, numerics and what the ranks see of the files. @return TESS_E_CONTRACT */

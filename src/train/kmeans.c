@@ -1,0 +1,240 @@
+/* The job's memory, its rounds over a file, and the scan. */
+#include "train/kmeans.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "train/kmeans_priv.h"
+
+/* ---- create ---- */
+
+static tess_status array(void *slot, int64_t a, int64_t b, size_t nbytes)
+{
+    int64_t numel = 0;
+    void *out = NULL;
+    TESS_TRY(tess_mul_i64(a, b, &numel));
+    TESS_TRY(tess_alloc_array(numel, nbytes, &out));
+    memcpy(slot, &out, sizeof out);
+    return TESS_OK;
+}
+
+static tess_status allocate(tess_kmeans *job)
+{
+    const tess_kmeans_plan *p = &job->plan;
+    const tess_kmeans_config *c = &p->config;
+    const int64_t entries = KMEANS_BLOCK * (int64_t)c->beam_numel;
+    const int64_t path = (int64_t)c->beam_numel * c->level_numel;
+    const bool is_reader = job->parts.vectors == NULL;
+    TESS_TRY(array(&job->mean, p->dim, 1, sizeof(double)));
+    TESS_TRY(array(&job->square, c->group_numel, 1, sizeof(double)));
+    TESS_TRY(array(&job->numel, job->world, 2, sizeof(int64_t)));
+    TESS_TRY(array(&job->tally, c->code_numel, 1, sizeof(int64_t)));
+    TESS_TRY(array(&job->x, KMEANS_BLOCK, p->dim, sizeof(float)));
+    job->slice = job->x;
+    if (c->group_numel > 1)
+        TESS_TRY(array(&job->slice, KMEANS_BLOCK, p->group_dim, sizeof(float)));
+    TESS_TRY(array(&job->residual, entries, p->group_dim, sizeof(float)));
+    TESS_TRY(array(&job->key, entries, kmeans_best(c), sizeof(uint64_t)));
+    TESS_TRY(array(&job->row, entries, 1, sizeof(uint32_t)));
+    TESS_TRY(array(&job->parent, entries, 1, sizeof(uint32_t)));
+    TESS_TRY(array(&job->code, KMEANS_BLOCK, path, sizeof(uint32_t)));
+    if (!is_reader)
+        TESS_TRY(array(&job->state, p->held_numel, path, sizeof(uint32_t)));
+    return p->seed_nbytes > 0 ? array(&job->seed, (int64_t)p->seed_nbytes, 1, 1) : TESS_OK;
+}
+
+tess_status tess_kmeans_create(const tess_kmeans_parts *parts, tess_kmeans **out)
+{
+    void *object = NULL;
+    TESS_TRY(tess_alloc(sizeof(tess_kmeans), &object));
+    tess_kmeans *job = object;
+    job->parts = *parts;
+    job->plan = *parts->plan;
+    job->parts.plan = &job->plan;
+    job->rank = tess_comm_rank(parts->comm);
+    job->world = tess_comm_world(parts->comm);
+    job->progress.error = -1.0;
+    const tess_codebooks_parts books = {.plan = &job->plan.book,
+                                        .kernels = parts->kernels,
+                                        .stream = parts->stream,
+                                        .comm = parts->comm};
+    tess_status st = allocate(job);
+    if (st == TESS_OK)
+        st = tess_codebooks_create(&books, &job->books);
+    if (st != TESS_OK) {
+        tess_kmeans_destroy(&job);
+        return st;
+    }
+    job->scan.mean = job->mean;
+    *out = job;
+    return TESS_OK;
+}
+
+void tess_kmeans_destroy(tess_kmeans **inout)
+{
+    tess_kmeans *job = *inout;
+    if (job == NULL)
+        return;
+    tess_codebooks_destroy(&job->books);
+    if (job->slice != job->x)
+        tess_free(job->slice);
+    void *const owned[] = {job->mean,     job->square, job->numel, job->tally,
+                           job->x,        job->residual, job->key, job->row,
+                           job->state,    job->parent, job->code,  job->seed};
+    for (int i = 0; i < TESS_NELEM(owned); i++)
+        tess_free(owned[i]);
+    tess_free(job);
+    *inout = NULL;
+}
+
+tess_codebooks *tess_kmeans_books(tess_kmeans *job) { return job->books; }
+const tess_kmeans_plan *tess_kmeans_get_plan(const tess_kmeans *job) { return &job->plan; }
+tess_kmeans_progress *tess_kmeans_get_progress(tess_kmeans *job) { return &job->progress; }
+const tess_kmeans_scan_result *tess_kmeans_scanned(const tess_kmeans *job) { return &job->scan; }
+
+/* ---- rounds ---- */
+
+void kmeans_round(tess_kmeans *job, int64_t vector_numel, int64_t round)
+{
+    for (int r = 0; r < job->world; r++) {
+        const int64_t first = (round * job->world + r) * KMEANS_BLOCK;
+        job->numel[r] = TESS_MIN(TESS_MAX(vector_numel - first, 0), (int64_t)KMEANS_BLOCK);
+    }
+}
+
+tess_status kmeans_round_verdict(tess_kmeans *job, tess_status st)
+{
+    return job->plan.book.shape.is_sharded ? tess_agree(job->parts.comm, st) : st;
+}
+
+tess_status kmeans_pass_verdict(tess_kmeans *job, tess_status st)
+{
+    /* Where rounds were collective a failure is known already, or fatal. */
+    return job->plan.book.shape.is_sharded ? st : tess_agree(job->parts.comm, st);
+}
+
+/* x / max(|x|, 1e-6) */
+static void make_unit(float *x, int64_t dim)
+{
+    double square = 0.0;
+    for (int64_t j = 0; j < dim; j++)
+        square += (double)x[j] * (double)x[j];
+    const double length = fmax(sqrt(square), 1e-6);
+    for (int64_t j = 0; j < dim; j++)
+        x[j] = (float)((double)x[j] / length);
+}
+
+static tess_status read_block(tess_kmeans *job, tess_vectors *vectors, int64_t round)
+{
+    const int64_t numel = job->numel[job->rank], dim = job->plan.dim;
+    if (numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_vectors_read(vectors, (round * job->world + job->rank) * KMEANS_BLOCK, numel,
+                               job->x));
+    for (int64_t i = 0; job->plan.config.is_spherical && i < numel; i++)
+        make_unit(job->x + i * dim, dim);
+    return TESS_OK;
+}
+
+tess_status kmeans_read(tess_kmeans *job, tess_vectors *vectors, int64_t round)
+{
+    kmeans_round(job, tess_vectors_get_info(vectors)->vector_numel, round);
+    return kmeans_round_verdict(job, read_block(job, vectors, round));
+}
+
+void kmeans_slice(tess_kmeans *job, int group)
+{
+    const int64_t d = job->plan.group_dim;
+    if (job->slice == job->x)
+        return;
+    for (int64_t i = 0; i < job->numel[job->rank]; i++)
+        memcpy(job->slice + i * d, job->x + i * job->plan.dim + group * d, (size_t)d * 4);
+}
+
+/* ---- scan ---- */
+
+typedef struct scan {
+    float largest;
+    tess_exact *square; /* [groups] */
+    tess_exact *mean;   /* [dim] */
+    double *sum;      /* [dim] of a block */
+    tess_logical_hash digest;
+} scan;
+
+static tess_status scan_vector(tess_kmeans *job, const float *x, int64_t vector_idx, scan *s)
+{
+    double square = 0.0;
+    const int64_t d = job->plan.group_dim;
+    for (int64_t j = 0; j < job->plan.dim; j++) {
+        TESS_CHECK(isfinite(x[j]), TESS_E_FORMAT,
+                   "data.path: '%s': dimension %" PRId64 " of vector %" PRId64
+                   " is %g, expected a finite number; remove the vector",
+                   tess_vectors_get_info(job->parts.vectors)->path, j, vector_idx, (double)x[j]);
+        s->largest = fmaxf(s->largest, fabsf(x[j]));
+        square += (double)x[j] * (double)x[j];
+        s->sum[j] += (double)x[j];
+        if ((j + 1) % d == 0) {
+            (void)tess_exact_add(&s->square[j / d], square);
+            square = 0.0;
+        }
+    }
+    return TESS_OK;
+}
+
+static tess_status scan_block(tess_kmeans *job, int64_t round, scan *s)
+{
+    const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK, dim = job->plan.dim;
+    memset(s->sum, 0, (size_t)dim * sizeof *s->sum);
+    kmeans_round(job, job->plan.vector_numel, round);
+    TESS_TRY(read_block(job, job->parts.vectors, round));
+    for (int64_t i = 0; i < job->numel[job->rank]; i++)
+        TESS_TRY(scan_vector(job, job->x + i * dim, first + i, s));
+    tess_vectors_digest_add(&s->digest, job->x, dim, first, job->numel[job->rank]);
+    for (int64_t j = 0; j < dim; j++)
+        (void)tess_exact_add(&s->mean[j], s->sum[j]);
+    return TESS_OK;
+}
+
+/* Largest value by its bits: those of numbers that are not negative compare like them. */
+static tess_status share_scan(tess_kmeans *job, scan *s)
+{
+    tess_comm *comm = job->parts.comm;
+    const double n = (double)job->plan.vector_numel;
+    int64_t largest = (int64_t)tess_ordered_bits(s->largest);
+    int64_t lanes[2] = {0};
+    _Static_assert(sizeof lanes == sizeof s->digest, "lanes of an identity");
+    memcpy(lanes, &s->digest, sizeof lanes);
+    TESS_TRY(tess_comm_control(comm, lanes, 2, &largest, 1));
+    memcpy(&job->scan.digest, lanes, sizeof lanes);
+    job->scan.largest = tess_ordered_value((uint32_t)largest);
+    for (int g = 0; g < job->plan.config.group_numel; g++) {
+        TESS_TRY(tess_comm_control(comm, s->square[g].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
+        job->square[g] = tess_exact_round(&s->square[g]) / n;
+        job->scan.mean_square += job->square[g];
+    }
+    for (int64_t j = 0; j < job->plan.dim; j++) {
+        TESS_TRY(tess_comm_control(comm, s->mean[j].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
+        job->mean[j] = tess_exact_round(&s->mean[j]) / n;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_kmeans_scan(tess_kmeans *job)
+{
+    scan s = {0};
+    tess_status st = array(&s.mean, job->plan.dim, 1, sizeof(tess_exact));
+    if (st == TESS_OK)
+        st = array(&s.sum, job->plan.dim, 1, sizeof(double));
+    if (st == TESS_OK)
+        st = array(&s.square, job->plan.config.group_numel, 1, sizeof(tess_exact));
+    for (int64_t round = 0; round < job->plan.round_numel && st == TESS_OK; round++)
+        st = scan_block(job, round, &s);
+    st = tess_agree(job->parts.comm, st);
+    if (st == TESS_OK)
+        st = share_scan(job, &s);
+    tess_free(s.mean);
+    tess_free(s.sum);
+    tess_free(s.square);
+    return st;
+}

@@ -1,0 +1,517 @@
+/* Start codes, repair of empty codes. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shard/draw.h"
+#include "train/kmeans_priv.h"
+
+enum { CONTROL_NUMEL = 65536 }; /* integers of one control record */
+
+/* ---- what a level starts from ---- */
+
+/* The best entry's residual of the own block of a round. */
+static tess_status read_residual(tess_kmeans *job, int group, int level, int64_t round)
+{
+    const kmeans_residual what = {
+        .group = group,
+        .level = level,
+        .but = -1,
+        .entry_numel = 1,
+        .code = job->state + round * KMEANS_BLOCK *
+                                 job->plan.config.beam_numel * job->plan.config.level_numel};
+    TESS_TRY(kmeans_read(job, job->parts.vectors, round));
+    kmeans_slice(job, group);
+    return kmeans_round_verdict(job, kmeans_residuals(job, &what));
+}
+
+typedef struct pick {
+    int64_t vector_idx, position;
+} pick;
+
+static int by_vector(const void *a, const void *b)
+{
+    const pick *x = a, *y = b;
+    if (x->vector_idx != y->vector_idx)
+        return x->vector_idx < y->vector_idx ? -1 : 1;
+    return (x->position > y->position) - (x->position < y->position);
+}
+
+/* Drawn vectors by number, the same on all ranks. */
+static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int64_t numel, pick **out)
+{
+    void *ids = NULL, *picks = NULL;
+    tess_status st = tess_alloc_array(numel, sizeof(int64_t), &ids);
+    if (st == TESS_OK)
+        st = tess_alloc_array(numel, sizeof(pick), &picks);
+    st = tess_agree(job->parts.comm, st);
+    if (st == TESS_OK)
+        st = tess_draw_select(job->parts.comm, draw, job->plan.vector_numel, numel, ids);
+    for (int64_t i = 0; st == TESS_OK && i < numel; i++)
+        ((pick *)picks)[i] = (pick){((const int64_t *)ids)[i], i};
+    if (st == TESS_OK)
+        qsort(picks, (size_t)numel, sizeof(pick), by_vector);
+    tess_free(ids);
+    if (st != TESS_OK)
+        tess_free(picks);
+    else
+        *out = picks;
+    return st;
+}
+
+/* First pick at or behind a vector. */
+static int64_t first_pick(const pick *picks, int64_t numel, int64_t vector_idx)
+{
+    int64_t lo = 0, hi = numel;
+    while (lo < hi) {
+        const int64_t middle = lo + (hi - lo) / 2;
+        if (picks[middle].vector_idx < vector_idx)
+            lo = middle + 1;
+        else
+            hi = middle;
+    }
+    return lo;
+}
+
+static tess_draw draw_of(const tess_kmeans *job, tess_draw_purpose purpose, int book_idx)
+{
+    return (tess_draw){job->plan.config.seed, (uint32_t)purpose, 0, (uint32_t)book_idx};
+}
+
+/* ---- drawn vectors as codes ---- */
+
+/* Position of the own block's vectors among the picks: the `copy`-th of each; others none. */
+static void place_picks(tess_kmeans *job, int64_t round, const pick *picks, int64_t pick_numel,
+                        int64_t copy)
+{
+    const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK;
+    const int64_t numel = job->numel[job->rank];
+    for (int64_t i = 0; i < numel; i++)
+        job->row[i] = TESS_NO_CODE;
+    for (int64_t p = first_pick(picks, pick_numel, first);
+         p < pick_numel && picks[p].vector_idx < first + numel; p++)
+        if (p >= copy && picks[p - copy].vector_idx == picks[p].vector_idx &&
+            (p == copy || picks[p - copy - 1].vector_idx != picks[p].vector_idx))
+            job->row[picks[p].vector_idx - first] = (uint32_t)picks[p].position;
+}
+
+/* The most often that one vector was drawn. */
+static int64_t most_copies(const pick *picks, int64_t numel)
+{
+    int64_t most = 0, run = 0;
+    for (int64_t p = 0; p < numel; p++) {
+        run = p > 0 && picks[p].vector_idx == picks[p - 1].vector_idx ? run + 1 : 1;
+        most = TESS_MAX(most, run);
+    }
+    return most;
+}
+
+/* Sums of one vector each bring the vectors to their codes' owners. */
+static tess_status add_picks(tess_kmeans *job, int group, int level, const pick *picks,
+                             int64_t copy)
+{
+    tess_status st = TESS_OK;
+    for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
+        st = read_residual(job, group, level, t);
+        if (st != TESS_OK)
+            break;
+        place_picks(job, t, picks, job->plan.config.code_numel, copy);
+        const tess_codebook_round round = {
+            .book_idx = tess_kmeans_book(&job->plan.config, group, level),
+            .x = job->residual,
+            .vector_numel = job->numel};
+        st = tess_codebooks_add(job->books, &round, job->row);
+    }
+    return kmeans_pass_verdict(job, st);
+}
+
+static tess_status set_means(tess_kmeans *job, int book_idx)
+{
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    const tess_code_mean_args args = {.sum = tess_codebooks_sum(job->books),
+                                      .count = tess_codebooks_tally(job->books),
+                                      .code = tess_codebooks_rows(job->books, book_idx),
+                                      .row_numel = hi - lo,
+                                      .dim = job->plan.group_dim,
+                                      .exponent = tess_codebooks_exponent(job->books),
+                                      .is_unit = job->plan.config.is_spherical};
+    return job->parts.kernels->code_mean(&args, job->parts.stream);
+}
+
+static tess_status start_from_sample(tess_kmeans *job, int group, int level)
+{
+    const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
+    const int64_t code_numel = job->plan.config.code_numel;
+    const tess_draw draw = draw_of(job, TESS_DRAW_INIT, book_idx);
+    pick *picks = NULL;
+    int exponent = 0;
+    TESS_TRY(kmeans_exponent(job, group, level, &exponent));
+    TESS_TRY(draw_picks(job, &draw, code_numel, &picks));
+    tess_status st = tess_codebooks_begin_sums(job->books, exponent);
+    const int64_t copies = most_copies(picks, code_numel);
+    for (int64_t copy = 0; copy < copies && st == TESS_OK; copy++)
+        st = add_picks(job, group, level, picks, copy);
+    tess_free(picks);
+    if (st == TESS_OK)
+        st = tess_codebooks_end_sums(job->books);
+    return st == TESS_OK ? set_means(job, book_idx) : st;
+}
+
+/* ---- normal codes ---- */
+
+static tess_status start_at_random(tess_kmeans *job, int group, int level)
+{
+    const int64_t d = job->plan.group_dim;
+    const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
+    const tess_rng rng =
+        tess_rng_make(job->plan.config.seed, TESS_RNG_INIT, (uint32_t)book_idx, 0);
+    float *code = tess_codebooks_rows(job->books, book_idx);
+    int64_t lo = 0, hi = 0;
+    double spread = job->square[group];
+    for (int64_t j = 0; j < d; j++)
+        spread -= job->mean[group * d + j] * job->mean[group * d + j];
+    /* Levels take about equal parts of the logarithm; the first passes find the right size. */
+    spread = sqrt(fmax(spread, 0.0) / (double)d) * pow(0.5, level);
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    for (int64_t k = lo; k < hi; k++)
+        for (int64_t j = 0; j < d; j++) {
+            const double mean = level == 0 ? job->mean[group * d + j] : 0.0;
+            code[(k - lo) * d + j] =
+                (float)(mean + spread * tess_rng_normal(&rng, (uint64_t)(k * d + j)));
+        }
+    return TESS_OK;
+}
+
+/* ---- k-means++ ---- */
+
+enum { BUCKET_NUMEL = 256 };
+
+/* The sample of this rank. Weights are found by bucket, then inside one: a bucket holds members of
+ * the whole sample by number, whoever holds them. */
+typedef struct seeds {
+    int64_t numel;
+    float *x;        /* [numel, d] */
+    float *distance; /* [numel] to the nearest center */
+    int64_t *member; /* [numel] number in the sample, ascending */
+    int64_t *weight; /* [numel] */
+    int64_t *total;  /* [buckets or BUCKET_NUMEL] sums over all ranks */
+    char *pack;
+} seeds;
+
+/* The sample's vectors out of a pass over the file. */
+static tess_status collect_seeds(tess_kmeans *job, int group, int level, const pick *picks,
+                                 seeds *s)
+{
+    const int64_t d = job->plan.group_dim, seed_numel = job->plan.seed_numel;
+    tess_status st = TESS_OK;
+    for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
+        st = read_residual(job, group, level, t);
+        const int64_t first = (t * job->world + job->rank) * KMEANS_BLOCK;
+        for (int64_t p = first_pick(picks, seed_numel, first);
+             st == TESS_OK && p < seed_numel &&
+             picks[p].vector_idx < first + job->numel[job->rank];
+             p++) {
+            s->member[s->numel] = p;
+            memcpy(s->x + s->numel++ * d, job->residual + (picks[p].vector_idx - first) * d,
+                   (size_t)d * sizeof(float));
+        }
+    }
+    return kmeans_pass_verdict(job, st);
+}
+
+/* Distances to one more center. */
+static tess_status meet_center(tess_kmeans *job, seeds *s, const float *center)
+{
+    const int64_t d = job->plan.group_dim;
+    const tess_kernels *k = job->parts.kernels;
+    const tess_codebook_plan *plan = &job->plan.book;
+    tess_nearest_args args = {
+        .code = tess_view_host((void *)(uintptr_t)center, d, TESS_F32),
+        .pack = tess_view_host(s->pack, (int64_t)k->nearest_pack_nbytes(1, d), TESS_U8_OPAQUE),
+        .work = tess_view_host(tess_codebooks_work(job->books),
+                               (int64_t)plan->buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE),
+        .code_numel = 1,
+        .dim = d,
+        .best_numel = 1};
+    const tess_nearest_prepare_args prepare = {
+        .code = args.code, .pack = args.pack, .code_numel = 1, .dim = d};
+    TESS_TRY(k->nearest_prepare(&prepare, job->parts.stream));
+    for (int64_t first = 0; first < s->numel; first += KMEANS_BLOCK) {
+        args.vector_numel = TESS_MIN(s->numel - first, (int64_t)KMEANS_BLOCK);
+        args.x = tess_view_host(s->x + first * d, args.vector_numel * d, TESS_F32);
+        args.key = tess_view_host(job->key, args.vector_numel, TESS_U64);
+        TESS_TRY(k->nearest(&args, job->parts.stream));
+        for (int64_t i = 0; i < args.vector_numel; i++)
+            s->distance[first + i] =
+                fminf(s->distance[first + i], tess_key_distance(job->key[i]));
+    }
+    return TESS_OK;
+}
+
+/* Distances as integers whose sum over the whole sample fits 62 bits. */
+static void weigh(seeds *s, int exponent)
+{
+    for (int64_t i = 0; i < s->numel; i++)
+        s->weight[i] = llrint(ldexp((double)s->distance[i], exponent));
+}
+
+/* Weights of buckets, or of the members of one bucket (-1: of all buckets), over all ranks. */
+static tess_status share_weights(tess_kmeans *job, seeds *s, int64_t bucket_idx)
+{
+    const int64_t numel = bucket_idx >= 0 ? BUCKET_NUMEL
+                                          : tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
+    memset(s->total, 0, (size_t)numel * sizeof *s->total);
+    for (int64_t i = 0; i < s->numel; i++) {
+        const int64_t bucket = s->member[i] / BUCKET_NUMEL;
+        if (bucket_idx < 0)
+            s->total[bucket] += s->weight[i];
+        else if (bucket == bucket_idx)
+            s->total[s->member[i] % BUCKET_NUMEL] = s->weight[i];
+    }
+    for (int64_t i = 0; i < numel; i += CONTROL_NUMEL)
+        TESS_TRY(tess_comm_control(job->parts.comm, s->total + i,
+                                   (int)TESS_MIN(numel - i, (int64_t)CONTROL_NUMEL), NULL, 0));
+    return TESS_OK;
+}
+
+/* Entry on which the `*at`-th unit of weight falls; `*at` becomes its place inside. */
+static int64_t find_unit(const int64_t *weight, int64_t *at)
+{
+    int64_t i = 0;
+    while (*at >= weight[i])
+        *at -= weight[i++];
+    return i;
+}
+
+static int64_t sum_of(const int64_t *weight, int64_t numel)
+{
+    int64_t total = 0;
+    for (int64_t i = 0; i < numel; i++)
+        total += weight[i];
+    return total;
+}
+
+/* Member of the sample that is the next center, drawn in proportion to the weights. Where all are
+ * 0, every vector is a center already, and any will do. */
+static tess_status draw_member(tess_kmeans *job, seeds *s, const tess_draw *draw,
+                               int64_t center_idx, int64_t *member)
+{
+    const int64_t bucket_numel = tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
+    TESS_TRY(share_weights(job, s, -1));
+    const int64_t total = sum_of(s->total, bucket_numel);
+    *member = (int64_t)tess_draw_below(draw, (uint64_t)center_idx,
+                                       (uint64_t)(total > 0 ? total : job->plan.seed_numel));
+    if (total == 0)
+        return TESS_OK;
+    int64_t at = *member;
+    const int64_t bucket_idx = find_unit(s->total, &at);
+    TESS_TRY(share_weights(job, s, bucket_idx));
+    *member = bucket_idx * BUCKET_NUMEL + find_unit(s->total, &at);
+    return TESS_OK;
+}
+
+static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, int book_idx,
+                               int64_t center_idx, float *center)
+{
+    const tess_draw draw = draw_of(job, TESS_DRAW_CENTER, book_idx);
+    const int64_t d = job->plan.group_dim;
+    int64_t member = 0;
+    TESS_TRY(draw_member(job, s, &draw, center_idx, &member));
+    const int holder = (int)(picks[member].vector_idx / KMEANS_BLOCK % job->world);
+    for (int64_t i = 0; holder == job->rank && i < s->numel; i++)
+        if (s->member[i] == member)
+            memcpy(center, s->x + i * d, (size_t)d * sizeof *center);
+    return tess_comm_bcast(job->parts.comm, holder, center, (size_t)d * sizeof *center);
+}
+
+static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *picks, seeds *s)
+{
+    const int64_t d = job->plan.group_dim;
+    float *center = job->residual, *code = tess_codebooks_rows(job->books, book_idx);
+    int64_t lo = 0, hi = 0;
+    int exponent = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    for (int64_t i = 0; i < s->numel; i++)
+        s->distance[i] = 1.0f; /* the first center: any vector, equally likely */
+    for (int64_t k = 0; k < job->plan.config.code_numel; k++) {
+        weigh(s, exponent);
+        TESS_TRY(draw_center(job, s, picks, book_idx, k, center));
+        if (k >= lo && k < hi)
+            memcpy(code + (k - lo) * d, center, (size_t)d * sizeof *code);
+        for (int64_t i = 0; k == 0 && i < s->numel; i++)
+            s->distance[i] = INFINITY;
+        TESS_TRY(tess_agree(job->parts.comm, meet_center(job, s, center)));
+        if (k > 0)
+            continue;
+        int64_t largest = (int64_t)tess_ordered_bits(0.0f);
+        for (int64_t i = 0; i < s->numel; i++)
+            largest = TESS_MAX(largest, (int64_t)tess_ordered_bits(s->distance[i]));
+        TESS_TRY(tess_comm_control(job->parts.comm, NULL, 0, &largest, 1));
+        exponent =
+            tess_fixed_exponent(tess_ordered_value((uint32_t)largest), job->plan.seed_numel);
+    }
+    return TESS_OK;
+}
+
+static tess_status start_from_seeds(tess_kmeans *job, int group, int level)
+{
+    const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
+    const int64_t d = job->plan.group_dim;
+    const int64_t room = TESS_MIN(job->plan.seed_numel, job->plan.held_numel);
+    const tess_draw draw = draw_of(job, TESS_DRAW_SEED, book_idx);
+    const int64_t bucket_numel = tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
+    seeds s = {.x = job->seed, .distance = job->seed + room * d};
+    void *member = NULL, *weight = NULL, *pack = NULL, *total = NULL;
+    pick *picks = NULL;
+    TESS_TRY(draw_picks(job, &draw, job->plan.seed_numel, &picks));
+    tess_status st = tess_alloc_array(room, sizeof(int64_t), &member);
+    if (st == TESS_OK)
+        st = tess_alloc_array(room, sizeof(int64_t), &weight);
+    if (st == TESS_OK)
+        st = tess_alloc(job->parts.kernels->nearest_pack_nbytes(1, d), &pack);
+    if (st == TESS_OK)
+        st = tess_alloc_array(TESS_MAX(bucket_numel, BUCKET_NUMEL), sizeof(int64_t), &total);
+    s.member = member;
+    s.weight = weight;
+    s.pack = pack;
+    s.total = total;
+    st = tess_agree(job->parts.comm, st);
+    if (st == TESS_OK)
+        st = collect_seeds(job, group, level, picks, &s);
+    if (st == TESS_OK)
+        st = choose_centers(job, book_idx, picks, &s);
+    tess_free(picks);
+    tess_free(member);
+    tess_free(weight);
+    tess_free(pack);
+    tess_free(total);
+    return st;
+}
+
+tess_status kmeans_start_level(tess_kmeans *job, int group, int level)
+{
+    tess_status st = TESS_OK;
+    switch (job->plan.config.init) {
+    case TESS_KMEANS_PLUS_PLUS:
+        st = start_from_seeds(job, group, level);
+        break;
+    case TESS_KMEANS_SAMPLE:
+        st = start_from_sample(job, group, level);
+        break;
+    case TESS_KMEANS_RANDOM:
+        st = start_at_random(job, group, level);
+        break;
+    }
+    TESS_TRY(st);
+    return tess_codebooks_publish(job->books, tess_kmeans_book(&job->plan.config, group, level));
+}
+
+/* ---- repair ---- */
+
+tess_status kmeans_share_tally(tess_kmeans *job)
+{
+    const int64_t code_numel = job->plan.config.code_numel;
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    memset(job->tally, 0, (size_t)code_numel * sizeof *job->tally);
+    memcpy(job->tally + lo, tess_codebooks_tally(job->books), (size_t)(hi - lo) * sizeof(int64_t));
+    for (int64_t k = 0; k < code_numel; k += CONTROL_NUMEL)
+        TESS_TRY(tess_comm_control(job->parts.comm, job->tally + k,
+                                   (int)TESS_MIN(code_numel - k, (int64_t)CONTROL_NUMEL), NULL, 0));
+    return TESS_OK;
+}
+
+typedef struct donor {
+    int64_t count, row;
+} donor;
+
+static int by_count(const void *a, const void *b)
+{
+    const donor *x = a, *y = b;
+    if (x->count != y->count)
+        return x->count > y->count ? -1 : 1;
+    return (x->row > y->row) - (x->row < y->row);
+}
+
+/* Pairs of an empty code and the donor whose place it shares, in row order of the empty ones. */
+static int64_t pair_up(const tess_kmeans *job, donor *donors, int64_t *empty)
+{
+    int64_t donor_numel = 0, empty_numel = 0;
+    for (int64_t k = 0; k < job->plan.config.code_numel; k++) {
+        if (job->tally[k] == 0)
+            empty[empty_numel++] = k;
+        else if (job->tally[k] >= 2)
+            donors[donor_numel++] = (donor){job->tally[k], k};
+    }
+    if (empty_numel == 0)
+        return 0;
+    qsort(donors, (size_t)donor_numel, sizeof *donors, by_count);
+    return TESS_MIN(empty_numel, donor_numel);
+}
+
+/* Code times 1 + sign / 1024 in even dimensions, 1 - sign / 1024 in odd ones. */
+static void shake(float *code, int64_t dim, float sign)
+{
+    for (int64_t j = 0; j < dim; j++)
+        code[j] *= 1.0f + (j % 2 == 0 ? sign : -sign) * 0x1p-10f;
+}
+
+/* Pairs [first, first + numel): owners of empty codes fetch the donors' rows, then all shake. */
+static tess_status split(tess_kmeans *job, int book_idx, const donor *donors, const int64_t *empty,
+                         int64_t numel)
+{
+    const int64_t d = job->plan.group_dim;
+    int64_t lo = 0, hi = 0, own = 0;
+    for (int r = 0; r < job->world; r++) {
+        tess_codebook_owned(&job->plan.book, r, &lo, &hi);
+        job->numel[r] = 0;
+        for (int64_t i = 0; i < numel; i++)
+            job->numel[r] += empty[i] >= lo && empty[i] < hi;
+    }
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    for (int64_t i = 0; i < numel; i++)
+        if (empty[i] >= lo && empty[i] < hi)
+            job->row[own++] = (uint32_t)donors[i].row;
+    memset(job->residual, 0, (size_t)(own * d) * sizeof *job->residual);
+    const tess_codebook_subtraction fetch = {.book_idx = book_idx,
+                                             .x = job->residual,
+                                             .row = job->row,
+                                             .entry_numel = job->numel,
+                                             .dst = job->residual};
+    TESS_TRY(tess_codebooks_subtract(job->books, &fetch));
+    float *code = tess_codebooks_rows(job->books, book_idx);
+    own = 0;
+    for (int64_t i = 0; i < numel; i++) {
+        float *const to = code + (empty[i] - lo) * d, *const from = job->residual + own * d;
+        if (donors[i].row >= lo && donors[i].row < hi)
+            shake(code + (donors[i].row - lo) * d, d, -1.0f);
+        if (empty[i] < lo || empty[i] >= hi)
+            continue;
+        for (int64_t j = 0; j < d; j++)
+            to[j] = -from[j];
+        shake(to, d, 1.0f);
+        own++;
+    }
+    return TESS_OK;
+}
+
+tess_status kmeans_repair(tess_kmeans *job, int book_idx, int64_t *split_numel)
+{
+    void *donors = NULL, *empty = NULL;
+    const int64_t code_numel = job->plan.config.code_numel;
+    tess_status st = tess_alloc_array(code_numel, sizeof(donor), &donors);
+    if (st == TESS_OK)
+        st = tess_alloc_array(code_numel, sizeof(int64_t), &empty);
+    st = tess_agree(job->parts.comm, st);
+    *split_numel = st == TESS_OK ? pair_up(job, donors, empty) : 0;
+    /* Replicated codes of others are as old as the last publish: donors come from there. */
+    if (*split_numel > 0)
+        st = tess_codebooks_publish(job->books, book_idx);
+    for (int64_t i = 0; i < *split_numel && st == TESS_OK; i += KMEANS_BLOCK)
+        st = split(job, book_idx, (const donor *)donors + i, (const int64_t *)empty + i,
+                   TESS_MIN(*split_numel - i, (int64_t)KMEANS_BLOCK));
+    tess_free(donors);
+    tess_free(empty);
+    return st;
+}

@@ -1,0 +1,173 @@
+#include <inttypes.h>
+#include <math.h>
+
+#include "train/kmeans_priv.h"
+
+enum { SEED_PER_CODE = 64 };
+
+int kmeans_best(const tess_kmeans_config *c)
+{
+    return (int)TESS_MIN((int64_t)c->beam_numel, c->code_numel);
+}
+
+int kmeans_entries(const tess_kmeans_config *c, int level)
+{
+    int64_t entries = 1;
+    for (int l = 0; l < level && entries < c->beam_numel; l++)
+        entries = TESS_MIN(entries * TESS_MIN(c->code_numel, (int64_t)TESS_KMEANS_BEAM_MAX),
+                           (int64_t)c->beam_numel);
+    return (int)entries;
+}
+
+int64_t tess_kmeans_step_numel(const tess_kmeans_config *c)
+{
+    return c->group_numel * (c->level_numel * c->pass_numel + c->refine_numel);
+}
+
+/* ---- checks ---- */
+
+static tess_status check(const tess_kmeans_plan_request *r)
+{
+    const tess_kmeans_config *c = &r->config;
+    TESS_CHECK(r->dim % c->group_numel == 0, TESS_E_CONFIG,
+               "quantizer.groups: %d groups do not divide the %" PRId64
+               " dimensions of data.path; choose a divisor",
+               c->group_numel, r->dim);
+    TESS_CHECK(r->dim / c->group_numel <= TESS_NEAREST_DIM_MAX, TESS_E_CONFIG,
+               "quantizer.groups: %" PRId64
+               " dimensions a group, expected at most %d; choose more groups",
+               r->dim / c->group_numel, TESS_NEAREST_DIM_MAX);
+    TESS_CHECK(!c->is_spherical || c->level_numel == 1, TESS_E_CONFIG,
+               "quantizer.spherical: what a level leaves of vectors of length 1 has another length: "
+               "expected quantizer.levels 1, found %d",
+               c->level_numel);
+    TESS_CHECK(c->batch_numel == 0 || c->batch_numel <= r->vector_numel, TESS_E_CONFIG,
+               "quantizer.batch: %" PRId64 " vectors a batch, but data.path holds %" PRId64
+               "; choose less, or 0 for full passes",
+               c->batch_numel, r->vector_numel);
+    return TESS_OK;
+}
+
+/* ---- sizes ---- */
+
+/* Sum of a x b x c elements of `nbytes`, into `*total`. */
+static tess_status add_room(size_t *total, int64_t a, int64_t b, size_t nbytes)
+{
+    int64_t numel = 0;
+    TESS_TRY(tess_mul_i64(a, b, &numel));
+    TESS_TRY(tess_mul_i64(numel, (int64_t)nbytes, &numel));
+    TESS_TRY(tess_add_i64((int64_t)*total, numel, &numel));
+    *total = (size_t)numel;
+    return TESS_OK;
+}
+
+static tess_status size_blocks(tess_kmeans_plan *p)
+{
+    const tess_kmeans_config *c = &p->config;
+    const int64_t entries = KMEANS_BLOCK * (int64_t)c->beam_numel;
+    TESS_TRY(add_room(&p->block_nbytes, KMEANS_BLOCK, p->dim, sizeof(float)));
+    if (c->group_numel > 1)
+        TESS_TRY(add_room(&p->block_nbytes, KMEANS_BLOCK, p->group_dim, sizeof(float)));
+    TESS_TRY(add_room(&p->block_nbytes, entries, p->group_dim, sizeof(float)));
+    TESS_TRY(add_room(&p->block_nbytes, entries, kmeans_best(c), sizeof(uint64_t)));
+    TESS_TRY(add_room(&p->block_nbytes, entries, 2 + c->level_numel, sizeof(uint32_t)));
+    return add_room(&p->block_nbytes, c->code_numel, 1, sizeof(int64_t));
+}
+
+static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kernels *kernels,
+                              bool is_sharded, const tess_kmeans_plan *p, tess_codebook_plan *out)
+{
+    const tess_codebook_shape shape = {.world = r->world,
+                                       .book_numel =
+                                           r->config.group_numel * r->config.level_numel,
+                                       .code_numel = r->config.code_numel,
+                                       .dim = p->group_dim,
+                                       .block_numel = KMEANS_BLOCK,
+                                       .best_numel = kmeans_best(&r->config),
+                                       .thread_numel = r->thread_numel,
+                                       .is_sharded = is_sharded,
+                                       .has_sums = !r->is_reader};
+    return tess_codebook_plan_make(&shape, kernels, out);
+}
+
+/* ---- choice ---- */
+
+static size_t beside(const tess_kmeans_plan *p)
+{
+    return p->state_nbytes + p->block_nbytes + p->seed_nbytes;
+}
+
+static tess_status refuse(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
+                          const tess_codebook_plan *books)
+{
+    const bool is_sharded = books->shape.is_sharded;
+    return TESS_FAIL(
+        TESS_E_FIT,
+        "codebooks %s need %zu bytes a rank (codes %zu, packed %zu, sums %zu, vectors' codes %zu, "
+        "others %zu), the limit is %zu; %sraise compute.memory_limit, use more ranks, or lower "
+        "quantizer.codes (%" PRId64 ")",
+        is_sharded ? "sharded by rows" : "replicated", books->total_nbytes + beside(p),
+        books->buffer[TESS_BOOK_CODE].nbytes, books->buffer[TESS_BOOK_PACK].nbytes,
+        books->buffer[TESS_BOOK_SUM].nbytes, p->state_nbytes,
+        books->total_nbytes + beside(p) - books->buffer[TESS_BOOK_CODE].nbytes -
+            books->buffer[TESS_BOOK_PACK].nbytes - books->buffer[TESS_BOOK_SUM].nbytes -
+            p->state_nbytes,
+        r->memory_limit_nbytes, is_sharded || r->world == 1 ? "" : "set quantizer.sharding: rows, ",
+        r->config.code_numel);
+}
+
+static bool fits(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
+                 const tess_codebook_plan *books)
+{
+    return r->memory_limit_nbytes == 0 ||
+           books->total_nbytes + beside(p) <= r->memory_limit_nbytes;
+}
+
+/* What fits, and of that what sends less. */
+static bool choose_sharded(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
+                           const tess_codebook_plan books[2])
+{
+    if (r->sharding != TESS_KMEANS_SHARD_AUTO)
+        return r->sharding == TESS_KMEANS_ROWS;
+    if (r->world == 1)
+        return false;
+    if (fits(r, p, &books[0]) != fits(r, p, &books[1]))
+        return fits(r, p, &books[1]);
+    return tess_codebook_pass_nbytes(&books[1], p->round_numel) <
+           tess_codebook_pass_nbytes(&books[0], p->round_numel);
+}
+
+tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_kernels *kernels,
+                                  tess_kmeans_plan *out)
+{
+    tess_kmeans_plan p = {.config = r->config,
+                          .vector_numel = r->vector_numel,
+                          .dim = r->dim,
+                          .world = r->world};
+    tess_codebook_plan books[2];
+    TESS_TRY(check(r));
+    p.group_dim = r->dim / r->config.group_numel;
+    p.block_numel = tess_ceil_div(r->vector_numel, KMEANS_BLOCK);
+    p.round_numel = tess_ceil_div(p.block_numel, r->world);
+    p.held_numel = p.round_numel * KMEANS_BLOCK;
+    if (r->config.init == TESS_KMEANS_PLUS_PLUS && !r->is_reader)
+        p.seed_numel = TESS_MIN(r->vector_numel, SEED_PER_CODE * r->config.code_numel);
+    TESS_TRY(size_blocks(&p));
+    if (!r->is_reader)
+        TESS_TRY(add_room(&p.state_nbytes, p.held_numel,
+                          (int64_t)r->config.beam_numel * r->config.level_numel, sizeof(uint32_t)));
+    /* All of a sample may lie in one rank's blocks. */
+    TESS_TRY(add_room(&p.seed_nbytes, TESS_MIN(p.seed_numel, p.held_numel), p.group_dim + 6,
+                      sizeof(float)));
+    for (int i = 0; i < 2; i++)
+        TESS_TRY(plan_books(r, kernels, i == 1, &p, &books[i]));
+    const int chosen = choose_sharded(r, &p, books);
+    p.book = books[chosen];
+    p.other = books[!chosen];
+    p.total_nbytes = p.book.total_nbytes + beside(&p);
+    p.other_total_nbytes = p.other.total_nbytes + beside(&p);
+    if (!fits(r, &p, &p.book))
+        return refuse(r, &p, &p.book);
+    *out = p;
+    return TESS_OK;
+}

@@ -1,0 +1,165 @@
+/* The plan of a job over vectors: from the run file, as JSON, as text. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "format/json.h"
+#include "train/strbuf.h"
+#include "train/vectors_session.h"
+
+tess_kmeans_config session_kmeans_config(const tess_run *run)
+{
+    const tess_run_quantizer_keys *q = &run->quantizer;
+    return (tess_kmeans_config){.code_numel = q->codes,
+                                .level_numel = (int)q->levels,
+                                .group_numel = (int)q->groups,
+                                .beam_numel = (int)q->beam,
+                                .pass_numel = q->passes,
+                                .refine_numel = q->refine,
+                                .batch_numel = q->batch,
+                                .is_spherical = q->spherical,
+                                .init = (tess_kmeans_init)q->init,
+                                .seed = (uint64_t)run->train.seed};
+}
+
+tess_status session_kmeans_plan(const tess_run *run, const tess_kmeans_plan_request *sizes,
+                                const tess_kernels *kernels, tess_kmeans_plan *out)
+{
+    tess_kmeans_plan_request request = *sizes;
+    TESS_CHECK(run->quantizer.dim == TESS_RUN_AUTO || run->quantizer.dim == sizes->dim,
+               TESS_E_CONFIG,
+               "quantizer.dim: %" PRId64 ", but data.path holds vectors of %" PRId64 " dimensions",
+               run->quantizer.dim, sizes->dim);
+    request.config = session_kmeans_config(run);
+    request.sharding = (tess_kmeans_sharding)run->quantizer.sharding;
+    request.thread_numel = (int)run->compute.threads;
+    return tess_kmeans_plan_make(&request, kernels, out);
+}
+
+/* ---- JSON ---- */
+
+static tess_status add_sharding(tess_json *object, const char *name,
+                                const tess_codebook_plan *books, const tess_kmeans_plan *p)
+{
+    tess_json *one = NULL;
+    TESS_TRY(tess_json_add_object(object, name, &one));
+    TESS_TRY(tess_json_add_i64(one, "codebooks_nbytes", (int64_t)books->total_nbytes));
+    return tess_json_add_f64(one, "received_nbytes_per_pass",
+                             tess_codebook_pass_nbytes(books, p->round_numel));
+}
+
+static tess_status add_buffers(tess_json *root, const tess_kmeans_plan *p)
+{
+    tess_json *list = NULL;
+    TESS_TRY(tess_json_add_object(root, "buffers", &list));
+    for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
+        TESS_TRY(
+            tess_json_add_i64(list, p->book.buffer[i].name, (int64_t)p->book.buffer[i].nbytes));
+    TESS_TRY(tess_json_add_i64(list, "codes of the vectors", (int64_t)p->state_nbytes));
+    TESS_TRY(tess_json_add_i64(list, "blocks", (int64_t)p->block_nbytes));
+    return tess_json_add_i64(list, "sample of k-means++", (int64_t)p->seed_nbytes);
+}
+
+static tess_status fill(const tess_kmeans_plan *p, tess_json *root)
+{
+    const bool is_sharded = p->book.shape.is_sharded;
+    const struct {
+        const char *name;
+        int64_t value;
+    } numbers[] = {{"world", p->world},
+                   {"vectors", p->vector_numel},
+                   {"dim", p->dim},
+                   {"codes", p->config.code_numel},
+                   {"levels", p->config.level_numel},
+                   {"groups", p->config.group_numel},
+                   {"beam", p->config.beam_numel},
+                   {"rows_per_rank", p->book.row_numel},
+                   {"vectors_per_rank", p->held_numel},
+                   {"steps_at_most", tess_kmeans_step_numel(&p->config)},
+                   {"total_nbytes", (int64_t)p->total_nbytes}};
+    TESS_TRY(tess_json_add_string(root, "family", "kmeans"));
+    TESS_TRY(tess_json_add_string(root, "sharding", is_sharded ? "rows" : "replicated"));
+    for (int i = 0; i < TESS_NELEM(numbers); i++)
+        TESS_TRY(tess_json_add_i64(root, numbers[i].name, numbers[i].value));
+    TESS_TRY(add_sharding(root, "replicated", is_sharded ? &p->other : &p->book, p));
+    TESS_TRY(add_sharding(root, "rows", is_sharded ? &p->book : &p->other, p));
+    return add_buffers(root, p);
+}
+
+tess_status session_kmeans_plan_json(const tess_kmeans_plan *plan, char **text)
+{
+    tess_json *root = NULL;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = fill(plan, root);
+    if (st == TESS_OK)
+        st = tess_json_dump(root, 2, text, NULL);
+    tess_json_destroy(&root);
+    return st;
+}
+
+/* ---- text ---- */
+
+static double mib(size_t nbytes) { return (double)nbytes / (1 << 20); }
+
+static tess_status write_text(const tess_kmeans_plan *p, tess_strbuf *b)
+{
+    const bool is_sharded = p->book.shape.is_sharded;
+    const tess_codebook_plan *const way[2] = {is_sharded ? &p->other : &p->book,
+                                              is_sharded ? &p->book : &p->other};
+    static const char *const name[2] = {"replicated", "rows"};
+    TESS_TRY(tess_strbuf_add(
+        b,
+        "k-means: %" PRId64 " vectors of %" PRId64 " dimensions, %d group(s) x %d level(s) x %" PRId64
+        " codes, beam %d, on %d rank(s)\n",
+        p->vector_numel, p->dim, p->config.group_numel, p->config.level_numel,
+        p->config.code_numel, p->config.beam_numel, p->world));
+    TESS_TRY(tess_strbuf_add(b, "steps: at most %" PRId64 "\n\n",
+                             tess_kmeans_step_numel(&p->config)));
+    TESS_TRY(tess_strbuf_add(b, "%-12s %14s %22s\n", "sharding", "codebooks MiB",
+                             "received MiB per pass"));
+    for (int i = 0; i < 2; i++)
+        TESS_TRY(tess_strbuf_add(
+            b, "%-12s %14.1f %22.1f%s\n", name[i], mib(way[i]->total_nbytes),
+            tess_codebook_pass_nbytes(way[i], p->round_numel) / (1 << 20),
+            i == is_sharded ? "  <- chosen" : ""));
+    TESS_TRY(tess_strbuf_add(b, "\n%-24s %14s\n", "memory of a rank", "MiB"));
+    for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
+        if (p->book.buffer[i].nbytes > 0)
+            TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", p->book.buffer[i].name,
+                                     mib(p->book.buffer[i].nbytes)));
+    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "codes of the vectors", mib(p->state_nbytes)));
+    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "blocks", mib(p->block_nbytes)));
+    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "sample of k-means++", mib(p->seed_nbytes)));
+    return tess_strbuf_add(b, "%-24s %14.2f\n", "total", mib(p->total_nbytes));
+}
+
+static tess_status make_text(const tess_kmeans_plan *plan, char **text)
+{
+    tess_strbuf b = {0};
+    tess_status st = write_text(plan, &b);
+    if (st == TESS_OK)
+        st = tess_strdup(b.text, text);
+    tess_strbuf_fini(&b);
+    return st;
+}
+
+tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
+                                 const tess_plan_request *request, char **text)
+{
+    tess_vectors *vectors = NULL;
+    tess_kmeans_plan plan;
+    const int64_t limit = run->compute.memory_limit;
+    TESS_CHECK(request->device == NULL || strcmp(request->device, "cpu") == 0, TESS_E_UNSUPPORTED,
+               "--device %s: times of jobs over vectors are not predicted; leave it out",
+               request->device);
+    TESS_TRY(tess_vectors_open(ctx, run->data.path, &vectors));
+    const tess_vectors_info *info = tess_vectors_get_info(vectors);
+    const tess_kmeans_plan_request sizes = {.vector_numel = info->vector_numel,
+                                            .dim = info->dim,
+                                            .world = request->rank_numel,
+                                            .memory_limit_nbytes =
+                                                limit == TESS_RUN_AUTO ? 0 : (size_t)limit};
+    tess_vectors_close(&vectors);
+    TESS_TRY(session_kmeans_plan(run, &sizes, &tess_kernels_cpu, &plan));
+    return request->is_json ? session_kmeans_plan_json(&plan, text) : make_text(&plan, text);
+}

@@ -1,0 +1,604 @@
+/*
+ * A job over vectors as a session: open, resume, step, save, evaluate.
+ *
+ * A checkpoint holds codes and counts of every codebook, cut like their owners' rows, and where the
+ * job stands; what vectors were assigned is found again from the codes.
+ */
+#include "train/vectors_session.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "core/memory.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/strbuf.h"
+
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL, SAVED_NUMEL = 14 };
+
+static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
+                    STEP_DEADLINE_FACTOR = 20.0;
+
+static int book_numel(const tess_kmeans_plan *p)
+{
+    return p->config.group_numel * p->config.level_numel;
+}
+
+/* ---- plan and memory ---- */
+
+/* A reader needs the dimension alone: the run file or a checkpoint's own listing has it. */
+static tess_status open_files(tess_session *s, tess_kmeans_plan_request *sizes)
+{
+    vectors_session *v = s->vectors;
+    const tess_vectors_info *info = NULL;
+    sizes->is_reader = s->options.kind == TESS_SESSION_READER;
+    if (sizes->is_reader) {
+        TESS_CHECK(s->run->quantizer.dim != TESS_RUN_AUTO, TESS_E_CONFIG,
+                   "quantizer.dim: a reader needs it; use the run.yaml of the run's folder");
+        sizes->vector_numel = 1;
+        sizes->dim = s->run->quantizer.dim;
+        return TESS_OK;
+    }
+    TESS_TRY(tess_vectors_open(s->ctx, s->run->data.path, &v->data));
+    info = tess_vectors_get_info(v->data);
+    sizes->vector_numel = info->vector_numel;
+    sizes->dim = info->dim;
+    return TESS_OK;
+}
+
+static tess_status make_plan(tess_session *s)
+{
+    vectors_session *v = s->vectors;
+    tess_kmeans_plan_request sizes = {.world = tess_comm_world(s->world)};
+    TESS_TRY(session_memory_limit(s, &sizes.memory_limit_nbytes));
+    tess_status st = open_files(s, &sizes);
+    if (st == TESS_OK)
+        st = session_kmeans_plan(s->run, &sizes, s->kernels, &v->plan);
+    TESS_TRY(session_agree(s, st));
+    s->run->quantizer.dim = sizes.dim; /* run.yaml as resolved says it */
+    return TESS_OK;
+}
+
+static tess_status make_job(tess_session *s)
+{
+    vectors_session *v = s->vectors;
+    tess_status st = TESS_OK;
+    if (s->run->compute.threads > 1)
+        st = tess_pool_create((int)s->run->compute.threads, &s->pool);
+    tess_stream_init_inline(&v->stream, "compute", s->pool);
+    const tess_kmeans_parts parts = {.ctx = s->ctx,
+                                     .plan = &v->plan,
+                                     .kernels = s->kernels,
+                                     .stream = &v->stream,
+                                     .comm = s->world,
+                                     .vectors = v->data};
+    if (st == TESS_OK)
+        st = tess_kmeans_create(&parts, &v->job);
+    return session_agree(s, st);
+}
+
+/* ---- agreement ---- */
+
+static tess_status list_numerics(tess_session *s)
+{
+    const vectors_session *v = s->vectors;
+    tess_strbuf b = {0};
+    char *text = NULL, digest[TESS_VECTORS_DIGEST_TEXT_NBYTES];
+    size_t nbytes = 0;
+    tess_status st = tess_run_numerics(s->run, &text, &nbytes);
+    if (st == TESS_OK)
+        st = tess_strbuf_add(&b, "%smodel.family=kmeans\nquantizer.dim=%" PRId64 "\n", text,
+                             v->plan.dim);
+    tess_free(text);
+    if (st == TESS_OK && v->data != NULL) {
+        tess_vectors_digest_text(&tess_kmeans_scanned(v->job)->digest, v->plan.vector_numel,
+                                 v->plan.dim, digest);
+        st = tess_strbuf_add(&b, "data.digest=%s\n", digest);
+    }
+    if (st == TESS_OK)
+        st = tess_strdup(b.text, &s->numerics);
+    tess_strbuf_fini(&b);
+    return session_agree(s, st == TESS_OK ? session_sort_lines(s->numerics) : st);
+}
+
+static tess_status fill_contract(tess_session *s, tess_contract *c)
+{
+    const vectors_session *v = s->vectors;
+    TESS_TRY(tess_codebooks_contract(tess_kmeans_books(v->job), c));
+    TESS_TRY(tess_contract_add_text(c, "vectors", "%" PRId64, v->plan.vector_numel));
+    TESS_TRY(tess_contract_add_text(c, "sharding", "%s",
+                                    v->plan.book.shape.is_sharded ? "rows" : "replicated"));
+    return session_add_numerics(s, c);
+}
+
+static tess_status agree_on_contract(tess_session *s)
+{
+    tess_contract *c = NULL;
+    tess_sha256 digest;
+    tess_status st = tess_contract_create(&c);
+    if (st == TESS_OK)
+        st = fill_contract(s, c);
+    if (st == TESS_OK)
+        st = tess_contract_digest(c, &digest);
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = tess_contract_agree(s->world, c);
+    if (st == TESS_OK)
+        tess_hex(digest.byte, sizeof digest.byte, s->contract_digest);
+    tess_contract_destroy(&c);
+    return st;
+}
+
+/* ---- checkpoints ---- */
+
+static void add_record(vectors_session *v, int book_idx, bool is_count, int rank)
+{
+    const tess_kmeans_plan *p = &v->plan;
+    tess_codebooks *books = tess_kmeans_books(v->job);
+    const int64_t width = is_count ? 1 : p->group_dim;
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&p->book, rank, &lo, &hi);
+    void *data = is_count ? (void *)tess_codebooks_counts(books, book_idx)
+                          : (void *)tess_codebooks_rows(books, book_idx);
+    const int idx = 2 * book_idx + is_count;
+    const tess_dtype dt = is_count ? TESS_I64 : TESS_F32;
+    v->record[idx] = (tess_ckpt_record){
+        .unit = v->name[book_idx],
+        .role = is_count ? "counts" : "codes",
+        .dt = dt,
+        .total_numel = p->config.code_numel * width,
+        .align_numel = width,
+        .lo_idx = lo * width,
+        .hi_idx = hi * width,
+        .view = tess_view_host(data, (hi - lo) * width, dt),
+        .contract = is_count ? "stored=i64 logical=i64" : "stored=f32 logical=f32",
+        .quant = "none"};
+    v->tensor[idx] = (tess_ckpt_tensor){.unit = v->name[book_idx],
+                                        .name = is_count ? v->count_name[book_idx]
+                                                         : v->name[book_idx],
+                                        .role = v->record[idx].role,
+                                        .dtype = tess_dtype_name(dt),
+                                        .dim_numel = is_count ? 1 : 2,
+                                        .shape = {p->config.code_numel, width},
+                                        .extent_numel = v->record[idx].total_numel,
+                                        .quant = "none"};
+}
+
+static tess_status make_records(tess_session *s)
+{
+    vectors_session *v = s->vectors;
+    const int books = book_numel(&v->plan);
+    void *record = NULL, *tensor = NULL, *name = NULL, *count_name = NULL;
+    tess_status st = tess_alloc_array(2 * (int64_t)books, sizeof(tess_ckpt_record), &record);
+    if (st == TESS_OK)
+        st = tess_alloc_array(2 * (int64_t)books, sizeof(tess_ckpt_tensor), &tensor);
+    if (st == TESS_OK)
+        st = tess_alloc_array(books, sizeof *v->name, &name);
+    if (st == TESS_OK)
+        st = tess_alloc_array(books, sizeof *v->count_name, &count_name);
+    v->record = record;
+    v->tensor = tensor;
+    v->name = name;
+    v->count_name = count_name;
+    for (int b = 0; st == TESS_OK && b < books; b++) {
+        const int levels = v->plan.config.level_numel;
+        snprintf(v->name[b], sizeof *v->name, "group.%d.level.%d", b / levels, b % levels);
+        snprintf(v->count_name[b], sizeof *v->count_name, "group.%d.level.%d.counts", b / levels,
+                 b % levels);
+        add_record(v, b, false, tess_comm_rank(s->world));
+        add_record(v, b, true, tess_comm_rank(s->world));
+    }
+    s->records.state = (tess_ckpt_set){.records = v->record,
+                                       .record_numel = 2 * books,
+                                       .tensors = v->tensor,
+                                       .tensor_numel = 2 * books,
+                                       .shard_world = tess_comm_world(s->world)};
+    return session_agree(s, st);
+}
+
+static tess_status accept(void *arg, const tess_ckpt_loaded *m, bool *wants_base)
+{
+    tess_session *s = arg;
+    static const char *const data_key = "data.digest=";
+    const tess_ckpt_value *listing = tess_ckpt_loaded_value(m, "numerics");
+    char *text = NULL;
+    int64_t numel = 0;
+    *wants_base = false;
+    TESS_CHECK(listing != NULL && listing->kind == TESS_CKPT_TEXT, TESS_E_FORMAT,
+               "checkpoint '%s' has no numerics listing", m->path);
+    TESS_TRY(tess_run_numerics_diff(listing->text, s->numerics, &text, &numel));
+    /* A reader has no training data: that line alone differs. */
+    const bool is_reader = s->options.kind == TESS_SESSION_READER;
+    const bool is_data_alone = is_reader && numel == 1 && strstr(text, "data.digest") != NULL;
+    tess_status st = TESS_OK;
+    (void)data_key;
+    if (numel > 0 && !is_data_alone && !s->options.accept_config_change)
+        st = TESS_FAIL(TESS_E_CONFIG,
+                       "checkpoint '%s' was made by another run: %s; --accept-config-change goes "
+                       "on anyway",
+                       m->path, text);
+    else if (numel > 0 && !is_data_alone)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "resume with changed numerics: %s", text);
+    tess_free(text);
+    return st;
+}
+
+static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
+{
+    tess_kmeans_progress *p = tess_kmeans_get_progress(s->vectors->job);
+    const tess_ckpt_value *error = tess_ckpt_loaded_value(m, "error");
+    int64_t group = 0, level = 0;
+    TESS_TRY(session_number_of(m, "step", &p->step));
+    TESS_TRY(session_number_of(m, "group", &group));
+    TESS_TRY(session_number_of(m, "level", &level));
+    TESS_TRY(session_number_of(m, "pass", &p->pass));
+    TESS_TRY(session_number_of(m, "batch", &p->batch_idx));
+    TESS_CHECK(error != NULL && error->kind == TESS_CKPT_F64, TESS_E_FORMAT,
+               "checkpoint '%s' has no number 'error'", m->path);
+    TESS_CHECK(group >= 0 && group <= s->vectors->plan.config.group_numel && level >= 0 &&
+                   level <= s->vectors->plan.config.level_numel,
+               TESS_E_FORMAT, "checkpoint '%s' stands at group %" PRId64 ", level %" PRId64,
+               m->path, group, level);
+    p->group = (int)group;
+    p->level = (int)level;
+    p->error = error->f64;
+    s->step = p->step;
+    return TESS_OK;
+}
+
+static tess_status load(tess_session *s)
+{
+    const bool is_reader = s->options.kind == TESS_SESSION_READER;
+    const char *choice = is_reader ? s->options.checkpoint : s->run->output.resume;
+    tess_ckpt_loaded loaded = {0};
+    if (choice != NULL && strcmp(choice, is_reader ? "none" : "never") == 0)
+        return is_reader ? TESS_FAIL(TESS_E_CONFIG, "--checkpoint none: codebooks are trained")
+                         : TESS_OK;
+    const bool is_auto = choice == NULL || (!is_reader && strcmp(choice, "auto") == 0);
+    const tess_ckpt_load_request request = {.path = is_auto ? NULL : choice,
+                                            .set = &s->records.state,
+                                            .accept = accept,
+                                            .accept_arg = s};
+    TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
+    tess_status st = TESS_OK;
+    if (loaded.found == TESS_CKPT_LOADED) {
+        s->was_resumed = true;
+        st = take_over(s, &loaded);
+        if (st == TESS_OK)
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO, "%s '%s' at step %" PRId64
+                          " (written by %d ranks)",
+                          is_reader ? "loaded" : "resumed from", loaded.path, s->step,
+                          loaded.stored_world);
+        if (st == TESS_OK && loaded.fallback_numel > 0)
+            tess_log_root(&s->ctx->log, TESS_LOG_WARN, "%" PRId64 " newer checkpoints did not verify",
+                          loaded.fallback_numel);
+    } else if (is_reader) {
+        st = TESS_FAIL(TESS_E_NOT_FOUND, "output.dir: '%s' holds no checkpoint; train first",
+                       s->run->output.dir);
+    }
+    tess_ckpt_loaded_fini(&loaded);
+    TESS_TRY(st);
+    return s->was_resumed ? session_section(s, tess_kmeans_restore(s->vectors->job)) : TESS_OK;
+}
+
+static tess_status prepare_saves(tess_session *s)
+{
+    enum { SLACK_NBYTES = 64 << 10 };
+    s->base = (tess_ckpt_base){.mode = TESS_CKPT_BASE_NONE};
+    char *yaml = NULL;
+    size_t yaml_nbytes = 0;
+    TESS_TRY(session_agree(s, tess_run_yaml(s->run, &yaml, &yaml_nbytes)));
+    tess_free(yaml);
+    TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base,
+                               yaml_nbytes + strlen(s->numerics) + SLACK_NBYTES));
+    if (tess_comm_rank(s->world) == 0 && tess_ckpt_preflight(s->store) != TESS_OK) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "output.dir: %s", tess_error_message());
+        tess_error_clear(); /* old checkpoints may go before the room is needed */
+    }
+    return TESS_OK;
+}
+
+/* ---- open and close ---- */
+
+tess_status session_vectors_open(tess_session *s)
+{
+    void *object = NULL;
+    TESS_TRY(session_agree(s, tess_alloc(sizeof(vectors_session), &object)));
+    s->vectors = object;
+    TESS_TRY(make_plan(s));
+    TESS_TRY(make_job(s));
+    if (s->vectors->data != NULL)
+        TESS_TRY(tess_kmeans_scan(s->vectors->job));
+    TESS_TRY(list_numerics(s));
+    TESS_TRY(agree_on_contract(s));
+    TESS_TRY(make_records(s));
+    TESS_TRY(session_open_store(s));
+    TESS_TRY(load(s));
+    return s->options.kind == TESS_SESSION_TRAIN ? prepare_saves(s) : TESS_OK;
+}
+
+void session_vectors_close(tess_session *s)
+{
+    vectors_session *v = s->vectors;
+    if (v == NULL)
+        return;
+    tess_kmeans_destroy(&v->job);
+    tess_vectors_close(&v->data);
+    tess_free(v->record);
+    tess_free(v->tensor);
+    tess_free(v->name);
+    tess_free(v->count_name);
+    tess_free(v);
+    s->vectors = NULL;
+}
+
+/* ---- the loop ---- */
+
+typedef struct loop {
+    tess_session *s;
+    vectors_session *v;
+    tess_metrics *metrics; /* rank 0 */
+    tess_progress progress;
+    tess_watchdog *watchdog;
+    char *run_yaml;
+    double longest_step_s;
+    bool is_saving, is_stopping;
+    int64_t asked_step, committed_step;
+} loop;
+
+static void beat(loop *l, const char *label)
+{
+    double deadline_s = l->s->options.deadline_s;
+    const double least_s = l->longest_step_s > 0.0 ? STEP_DEADLINE_LEAST_S : START_DEADLINE_S;
+    if (deadline_s <= 0.0)
+        deadline_s = TESS_MAX(least_s, STEP_DEADLINE_FACTOR * l->longest_step_s);
+    tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
+}
+
+static void note_metrics(const loop *l, tess_status st)
+{
+    if (st == TESS_OK)
+        return;
+    tess_log_write(&l->s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
+    tess_error_clear();
+}
+
+static void report_save(loop *l, const tess_ckpt_report *r)
+{
+    const tess_log *log = &l->s->ctx->log;
+    if (r->outcome == TESS_CKPT_DROPPED) {
+        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
+                      r->message);
+        return;
+    }
+    l->committed_step = r->step;
+    tess_log_root(log, r->outcome == TESS_CKPT_UNSURE ? TESS_LOG_WARN : TESS_LOG_INFO,
+                  "checkpoint step=%" PRId64 " dir=%s bytes=%" PRId64 "%s%s", r->step, r->dir,
+                  r->disk_nbytes, r->outcome == TESS_CKPT_UNSURE ? " may not be durable: " : "",
+                  r->outcome == TESS_CKPT_UNSURE ? r->message : "");
+}
+
+static tess_status commit(loop *l)
+{
+    tess_ckpt_report report;
+    if (!l->is_saving)
+        return TESS_OK;
+    beat(l, "commit");
+    l->is_saving = false;
+    TESS_TRY(tess_ckpt_commit(l->s->store, &report));
+    report_save(l, &report);
+    return TESS_OK;
+}
+
+static tess_status begin_save(loop *l, bool is_last)
+{
+    tess_session *s = l->s;
+    const tess_kmeans_progress *p = tess_kmeans_get_progress(l->v->job);
+    if (l->is_saving && !is_last && s->run->output.when_busy == TESS_RUN_BUSY_SKIP) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "checkpoint of step %" PRId64 " skipped: one is being written", s->step);
+        return TESS_OK;
+    }
+    TESS_TRY(commit(l));
+    beat(l, "save");
+    if (l->metrics != NULL)
+        note_metrics(l, tess_metrics_sync(l->metrics));
+    const tess_ckpt_value state[] = {
+        {.name = "step", .kind = TESS_CKPT_I64, .i64 = s->step},
+        {.name = "group", .kind = TESS_CKPT_I64, .i64 = p->group},
+        {.name = "level", .kind = TESS_CKPT_I64, .i64 = p->level},
+        {.name = "pass", .kind = TESS_CKPT_I64, .i64 = p->pass},
+        {.name = "batch", .kind = TESS_CKPT_I64, .i64 = p->batch_idx},
+        {.name = "error", .kind = TESS_CKPT_F64, .f64 = p->error},
+        {.name = "seed", .kind = TESS_CKPT_I64, .i64 = s->run->train.seed},
+        {.name = "numerics", .kind = TESS_CKPT_TEXT, .text = s->numerics},
+        {.name = "run", .kind = TESS_CKPT_TEXT, .text = l->run_yaml}};
+    tess_ckpt_report report;
+    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
+    l->is_saving = report.outcome == TESS_CKPT_PENDING;
+    l->asked_step = s->step;
+    if (!l->is_saving)
+        report_save(l, &report);
+    return TESS_OK;
+}
+
+static tess_status report_step(loop *l, const tess_kmeans_report *r, double step_s,
+                               int64_t host_peak_nbytes)
+{
+    if (tess_comm_rank(l->s->world) != 0)
+        return TESS_OK;
+    const tess_metrics_pass_row row = {.step = l->s->step,
+                                       .group = r->group,
+                                       .level = r->level,
+                                       .pass = r->pass,
+                                       .error = r->error,
+                                       .relative = r->relative,
+                                       .perplexity = r->perplexity,
+                                       .used_numel = r->used_numel,
+                                       .dead_numel =
+                                           l->v->plan.config.code_numel - r->used_numel,
+                                       .split_numel = r->split_numel,
+                                       .vector_numel = r->vector_numel,
+                                       .vectors_per_s = (double)r->vector_numel / step_s,
+                                       .step_s = step_s,
+                                       .mem_host_peak_nbytes = host_peak_nbytes};
+    const tess_progress_row shown = {.step = l->s->step,
+                                     .loss = r->error,
+                                     .tokens_per_s = row.vectors_per_s,
+                                     .step_s = step_s,
+                                     .now_s = tess_clock_s()};
+    tess_progress_step(&l->progress, &shown);
+    return tess_metrics_pass(l->metrics, &row);
+}
+
+static tess_status run_step(loop *l)
+{
+    tess_session *s = l->s;
+    const double start_s = tess_clock_s();
+    int64_t flags[FLAG_NUMEL] = {
+        [FLAG_STOP] = s->options.stop_request != NULL && *s->options.stop_request != 0,
+        [FLAG_WRITING] = tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
+        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
+    tess_kmeans_report report;
+    beat(l, "pass");
+    TESS_TRY(session_section(s, tess_comm_control(s->world, NULL, 0, flags, FLAG_NUMEL)));
+    TESS_TRY(session_section(s, tess_kmeans_step(l->v->job, &report)));
+    s->step = tess_kmeans_get_progress(l->v->job)->step;
+    const double step_s = tess_clock_s() - start_s;
+    l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
+    l->is_stopping = flags[FLAG_STOP] != 0;
+    note_metrics(l, report_step(l, &report, step_s, flags[FLAG_HOST_PEAK]));
+    return flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
+}
+
+static tess_status evaluate(loop *l)
+{
+    tess_session *s = l->s;
+    tess_eval_result result;
+    if (s->run->data.eval_path == NULL)
+        return TESS_OK;
+    beat(l, "evaluation");
+    TESS_TRY(session_vectors_evaluate(s, &result));
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    const tess_metrics_eval_row row = {
+        .step = s->step, .loss = result.loss, .loss_token_numel = result.loss_token_numel};
+    tess_progress_hide(&l->progress);
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                  "eval step=%" PRId64 " loss=%.6f vectors=%" PRId64, s->step, result.loss,
+                  result.loss_token_numel);
+    note_metrics(l, tess_metrics_eval(l->metrics, &row));
+    return TESS_OK;
+}
+
+static tess_status run_steps(loop *l)
+{
+    tess_session *s = l->s;
+    const int64_t every = s->run->output.checkpoint_every;
+    if (tess_kmeans_is_done(l->v->job))
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                      "all levels are done at step %" PRId64 ": nothing to train", s->step);
+    while (!tess_kmeans_is_done(l->v->job) && !l->is_stopping) {
+        TESS_TRY(run_step(l));
+        const bool is_last = tess_kmeans_is_done(l->v->job);
+        if (is_last)
+            TESS_TRY(evaluate(l));
+        if (is_last || l->is_stopping || (every > 0 && s->step % every == 0))
+            TESS_TRY(begin_save(l, is_last || l->is_stopping));
+    }
+    TESS_TRY(commit(l));
+    beat(l, "removal of old checkpoints");
+    tess_ckpt_drain(s->store);
+    return TESS_OK;
+}
+
+static void show(void *arg, const char *text)
+{
+    const tess_session *s = arg;
+    s->options.show(s->options.show_arg, text);
+}
+
+static tess_status write_texts(loop *l)
+{
+    tess_session *s = l->s;
+    char path[1024], *plan = NULL;
+    TESS_TRY(session_path(s, "run.yaml", path));
+    TESS_TRY(tess_io_write_all(s->ctx->io, path, l->run_yaml, strlen(l->run_yaml)));
+    TESS_TRY(session_path(s, "plan.json", path));
+    TESS_TRY(session_kmeans_plan_json(&l->v->plan, &plan));
+    const tess_status st = tess_io_write_all(s->ctx->io, path, plan, strlen(plan));
+    tess_free(plan);
+    return st;
+}
+
+static tess_status start(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
+    const bool is_root = tess_comm_rank(s->world) == 0;
+    const tess_progress_options progress = {
+        .write = is_root && s->options.show != NULL ? show : NULL,
+        .arg = s,
+        .is_terminal = s->options.is_terminal,
+        .columns = s->options.columns,
+        .done_numel = s->step,
+        .step_numel = tess_kmeans_step_numel(&l->v->plan.config),
+        .interval_s = 10.0};
+    tess_progress_init(&l->progress, &progress);
+    size_t yaml_nbytes = 0;
+    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, &yaml_nbytes));
+    TESS_TRY(tess_watchdog_create(s->world, &watch, &l->watchdog));
+    if (!is_root)
+        return TESS_OK;
+    TESS_TRY(write_texts(l));
+    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
+}
+
+static tess_status finish(loop *l, tess_status st)
+{
+    tess_watchdog_destroy(&l->watchdog);
+    tess_progress_fini(&l->progress);
+    const tess_status closed = tess_metrics_close(&l->metrics);
+    if (st == TESS_OK)
+        note_metrics(l, closed);
+    tess_free(l->run_yaml);
+    return st;
+}
+
+tess_status session_vectors_train(tess_session *s)
+{
+    loop l = {.s = s, .v = s->vectors, .asked_step = -1, .committed_step = -1};
+    tess_status st = session_agree(s, start(&l));
+    if (st == TESS_OK)
+        st = run_steps(&l);
+    TESS_TRY(finish(&l, st));
+    TESS_CHECK(l.committed_step == l.asked_step, TESS_E_IO,
+               "output.dir: the checkpoint of step %" PRId64
+               " could not be written to '%s' (the warning above says why); make room and start "
+               "again",
+               l.asked_step, s->run->output.dir);
+    if (!tess_kmeans_is_done(s->vectors->job))
+        return TESS_FAIL(TESS_E_PREEMPTED,
+                         "stopped on request after step %" PRId64 "; start again to go on",
+                         s->step);
+    return TESS_OK;
+}
+
+tess_status session_vectors_evaluate(tess_session *s, tess_eval_result *out)
+{
+    tess_vectors *vectors = NULL;
+    double mean_square = 0.0;
+    tess_eval_result result = {.step = s->step};
+    TESS_CHECK(s->run->data.eval_path != NULL, TESS_E_CONFIG,
+               "data.eval_path is not set: give held-out vectors, e.g. data.eval_path=eval.fvecs");
+    TESS_TRY(session_agree(s, tess_vectors_open(s->ctx, s->run->data.eval_path, &vectors)));
+    result.sequence_numel = result.loss_token_numel = tess_vectors_get_info(vectors)->vector_numel;
+    const tess_status st = session_section(
+        s, tess_kmeans_evaluate(s->vectors->job, vectors, &result.loss, &mean_square));
+    tess_vectors_close(&vectors);
+    TESS_TRY(st);
+    *out = result;
+    return TESS_OK;
+}
