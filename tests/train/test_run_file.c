@@ -13,6 +13,7 @@
 
 #include "core/memory.h"
 #include "train/run_file.h"
+#include "train/run_priv.h"
 #include "train/strbuf.h"
 
 static const char minimal[] = "model: {path: m}\ndata: {path: d.h5}\noutput: {dir: out}\n";
@@ -93,7 +94,13 @@ static const struct {
 /* Whether a file about `changed` has this key; what another one needs goes into `value`. */
 static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char value[64])
 {
-    bool is_in = true;
+    const bool is_of_vectors = changed != TESS_RUN_KEY_NUMEL &&
+                               strcmp(tess_run_key_at(changed)->section, "quantizer") == 0;
+    const tess_run family = {.model.family =
+                                 is_of_vectors ? TESS_RUN_FAMILY_KMEANS : TESS_RUN_FAMILY_AUTO};
+    bool is_in = run_family_reads(&family, key);
+    if (is_of_vectors && key == TESS_RUN_KEY_model_family)
+        snprintf(value, 64, "kmeans");
     for (int i = 0; i < TESS_NELEM(needs); i++) {
         if (needs[i].key == key && key != changed)
             is_in = false;
@@ -374,7 +381,8 @@ static void test_run_parse_required_key_missing_is_refused(void **state)
         const tess_status st = tess_run_parse(text.text, text.nbytes, "r.yaml", NULL, 0, &run);
         /* two keys of the file need another one beside them */
         const bool is_needed = i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers;
-        assert_int_equal(st, key->initial == NULL || is_needed ? TESS_E_CONFIG : TESS_OK);
+        const bool is_required = key->initial == NULL || i == TESS_RUN_KEY_model_path;
+        assert_int_equal(st, is_required || is_needed ? TESS_E_CONFIG : TESS_OK);
         if (is_needed) {
             expect_message("r.yaml:", "lora.layers");
         } else if (st != TESS_OK) {

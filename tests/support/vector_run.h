@@ -1,0 +1,56 @@
+/** Vectors in a temporary file, jobs over them, and whole runs with a run file of their own. */
+#pragma once
+
+#include "core/ctx.h"
+#include "core/digest.h"
+#include "dist/comm.h"
+#include "train/kmeans.h"
+
+typedef enum vector_kind {
+    VECTORS_CLUSTERS, /* around 50 centers of spread 5, variance 1 */
+    VECTORS_EQUAL,
+    VECTORS_ZERO,
+    VECTORS_ONE_NAN, /* clusters, but for dimension 1 of vector 1234 */
+} vector_kind;
+
+typedef struct vector_run {
+    char dir[256]; /* temporary folder, the same path on every rank */
+    char file[300];
+    int64_t n, d;
+    float *x; /* [n, d] what the file holds */
+    tess_ctx ctx;
+} vector_run;
+
+/** Collective: rank 0 makes the folder and the file. */
+tess_status vector_run_create(tess_comm *comm, int64_t n, int64_t d, vector_kind kind,
+                              vector_run *v);
+/** Collective: rank 0 removes the folder. */
+void vector_run_destroy(tess_comm *comm, vector_run *v);
+
+/** A job with its file and threads. */
+typedef struct vector_job {
+    tess_vectors *vectors;
+    tess_pool *pool;
+    tess_stream stream;
+    tess_kmeans *job;
+} vector_job;
+
+typedef struct vector_job_options {
+    tess_kmeans_config config;
+    tess_kmeans_sharding sharding;
+    int thread_numel;
+} vector_job_options;
+
+/** Collective; the scan is the caller's. */
+tess_status vector_job_open(tess_comm *comm, const vector_run *v, const vector_job_options *options,
+                            vector_job *job);
+void vector_job_close(vector_job *job);
+
+/**
+ * A run over the file in `dir`/`name` with one override more than the run file's: to the end, or
+ * with `is_stopped` as a signal would leave it after one step. Collective over `comm`.
+ */
+tess_status vector_run_train(tess_comm *comm, vector_run *v, const char *name, const char *override,
+                             bool is_stopped, bool *is_done);
+/** Errors of all steps and the exported codebooks of a finished run, as one digest. Local. */
+tess_status vector_run_outcome(vector_run *v, const char *name, tess_sha256 *out);
