@@ -5,6 +5,7 @@
 #include "launch/artifact.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,10 +17,13 @@
 #include "format/model_dir.h"
 #include "format/safetensors.h"
 #include "launch/launch.h"
+#include "train/codes_file.h"
 #include "train/strbuf.h"
 #include "train/token_file.h"
+#include "train/vectors.h"
 
 enum { PATH_NBYTES = 4096 + 64, SHAPE_NBYTES = 192, HEX_NBYTES = 2 * TESS_SHA256_NBYTES + 1 };
+enum { VECTORS_AT_ONCE_NBYTES = 4 << 20 };
 
 static tess_status has_file(const tess_ctx *ctx, const char *folder, const char *name, bool *out)
 {
@@ -39,6 +43,28 @@ static bool ends_in(const char *text, const char *tail)
     return text_nbytes >= tail_nbytes && strcmp(text + text_nbytes - tail_nbytes, tail) == 0;
 }
 
+/* Files of several kinds are HDF5: ours say what they are in their first bytes. */
+static tess_status kind_of_file(const tess_ctx *ctx, const char *path, tess_artifact_kind *kind)
+{
+    bool is_it = false;
+    TESS_TRY(tess_adapter_is_path(ctx->io, path, &is_it));
+    *kind = is_it                           ? TESS_ARTIFACT_ADAPTER
+            : ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
+            : ends_in(path, ".gguf")        ? TESS_ARTIFACT_MODEL
+                                            : TESS_ARTIFACT_TOKEN_FILE;
+    if (*kind != TESS_ARTIFACT_TOKEN_FILE)
+        return TESS_OK;
+    TESS_TRY(tess_codes_file_is(ctx, path, &is_it));
+    if (is_it) {
+        *kind = TESS_ARTIFACT_CODES;
+        return TESS_OK;
+    }
+    TESS_TRY(tess_vectors_is_source(ctx, path, &is_it));
+    if (is_it)
+        *kind = TESS_ARTIFACT_VECTORS;
+    return TESS_OK;
+}
+
 tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_artifact_kind *kind)
 {
     static const struct {
@@ -51,13 +77,10 @@ tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_ar
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(ctx->io, path, &found, &nbytes));
     *kind = TESS_ARTIFACT_CHECKPOINT;
-    bool is_adapter = false;
-    TESS_TRY(tess_adapter_is_path(ctx->io, path, &is_adapter));
     if (found == TESS_IO_FILE)
-        *kind = is_adapter                      ? TESS_ARTIFACT_ADAPTER
-                : ends_in(path, ".safetensors") ? TESS_ARTIFACT_SAFETENSORS
-                : ends_in(path, ".gguf")        ? TESS_ARTIFACT_MODEL
-                                                : TESS_ARTIFACT_TOKEN_FILE;
+        return kind_of_file(ctx, path, kind);
+    if (found == TESS_IO_MISSING && strchr(path, ':') != NULL && tess_vectors_is_path(path))
+        *kind = TESS_ARTIFACT_VECTORS; /* FILE.h5:DATASET */
     for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
         bool is_there = false;
         TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
@@ -312,11 +335,90 @@ static tess_status describe_token_file(const tess_ctx *ctx, const char *path, bo
     return st;
 }
 
+/* Read all vectors: they are finite, and what their identity is. */
+static tess_status add_identity(tess_vectors *vectors, float *x, int64_t room_numel, tess_json *to)
+{
+    const tess_vectors_info *info = tess_vectors_get_info(vectors);
+    tess_logical_hash identity = {{0}};
+    char text[TESS_VECTORS_DIGEST_TEXT_NBYTES];
+    for (int64_t done = 0; done < info->vector_numel;) {
+        const int64_t part = TESS_MIN(info->vector_numel - done, room_numel);
+        TESS_TRY(tess_vectors_read(vectors, done, part, x));
+        for (int64_t i = 0; i < part * info->dim; i++)
+            TESS_CHECK(isfinite(x[i]), TESS_E_FORMAT,
+                       "'%s': element %" PRId64 " of vector %" PRId64 " is %g, expected a finite "
+                       "number; leave the vector out",
+                       info->path, i % info->dim, done + i / info->dim, (double)x[i]);
+        tess_vectors_digest_add(&identity, x, info->dim, done, part);
+        done += part;
+    }
+    tess_vectors_digest_text(&identity, info->vector_numel, info->dim, text);
+    return tess_json_add_string(to, "identity", text);
+}
+
+static tess_status fill_vectors(tess_vectors *vectors, bool is_verify, tess_json *to)
+{
+    const tess_vectors_info *info = tess_vectors_get_info(vectors);
+    TESS_TRY(tess_json_add_string(to, "format", info->format));
+    if (info->dataset != NULL)
+        TESS_TRY(tess_json_add_string(to, "dataset", info->dataset));
+    TESS_TRY(tess_json_add_i64(to, "vectors", info->vector_numel));
+    TESS_TRY(tess_json_add_i64(to, "dimensions", info->dim));
+    TESS_TRY(tess_json_add_string(to, "dtype", info->dtype));
+    if (!is_verify)
+        return TESS_OK;
+    const int64_t row_nbytes = info->dim * (int64_t)sizeof(float);
+    const int64_t room_numel = TESS_MAX(VECTORS_AT_ONCE_NBYTES / row_nbytes, 1);
+    void *x = NULL;
+    TESS_TRY(tess_alloc_array(room_numel, (size_t)row_nbytes, &x));
+    const tess_status st = add_identity(vectors, x, room_numel, to);
+    tess_free(x);
+    return st;
+}
+
+static tess_status describe_vectors(const tess_ctx *ctx, const char *path, bool is_verify,
+                                    tess_json *to)
+{
+    tess_vectors *vectors = NULL;
+    TESS_TRY(tess_vectors_open(ctx, path, &vectors));
+    const tess_status st = fill_vectors(vectors, is_verify, to);
+    tess_vectors_close(&vectors);
+    return st;
+}
+
+static tess_status fill_codes(tess_codes_file *file, bool is_verify, tess_json *to)
+{
+    const tess_codes_info *info = tess_codes_file_get_info(file);
+    if (is_verify)
+        TESS_TRY(tess_codes_file_verify(file));
+    TESS_TRY(tess_json_add_i64(to, "nbytes", info->file_nbytes));
+    TESS_TRY(tess_json_add_i64(to, "vectors", info->vector_numel));
+    TESS_TRY(tess_json_add_i64(to, "codes", info->code_numel));
+    TESS_TRY(tess_json_add_i64(to, "groups", info->group_numel));
+    TESS_TRY(tess_json_add_i64(to, "levels", info->level_numel));
+    TESS_TRY(tess_json_add_bool(to, "has_absent", info->has_absent));
+    TESS_TRY(tess_json_add_string(to, "bit_order", tess_codes_order_name(info->bit_order)));
+    TESS_TRY(tess_json_add_string(to, "codebooks", info->codebooks));
+    return tess_json_add_string(to, "source", info->source);
+}
+
+static tess_status describe_codes(const tess_ctx *ctx, const char *path, bool is_verify,
+                                  tess_json *to)
+{
+    tess_codes_file *file = NULL;
+    TESS_TRY(tess_codes_file_open(ctx, path, &file));
+    const tess_status st = fill_codes(file, is_verify, to);
+    tess_codes_file_close(&file);
+    return st;
+}
+
 static tess_status describe(const tess_ctx *ctx, tess_artifact_kind kind, const char *path,
                             bool is_verify, tess_json *to)
 {
     static const char *const names[] = {[TESS_ARTIFACT_CHECKPOINT] = "checkpoint",
                                         [TESS_ARTIFACT_TOKEN_FILE] = "token file",
+                                        [TESS_ARTIFACT_VECTORS] = "vectors",
+                                        [TESS_ARTIFACT_CODES] = "codes file",
                                         [TESS_ARTIFACT_SAFETENSORS] = "safetensors file",
                                         [TESS_ARTIFACT_MODEL] = "model",
                                         [TESS_ARTIFACT_ADAPTER] = "adapter"};
@@ -329,6 +431,10 @@ static tess_status describe(const tess_ctx *ctx, tess_artifact_kind kind, const 
         return TESS_FAIL(TESS_E_STATE, "'%s': checkpoints are described by src/shard", path);
     case TESS_ARTIFACT_TOKEN_FILE:
         return describe_token_file(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_VECTORS:
+        return describe_vectors(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_CODES:
+        return describe_codes(ctx, path, is_verify, to);
     case TESS_ARTIFACT_SAFETENSORS:
         return describe_safetensors(ctx, path, is_verify, to);
     case TESS_ARTIFACT_MODEL:

@@ -29,8 +29,9 @@ static const struct argp inspect_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "PATH",
-    .doc = "Show what is in a checkpoint, a model, an adapter or a token file: tensors with dtype "
-           "and shape, where it came from, and sizes.",
+    .doc = "Show what is in a checkpoint, a model, an adapter, a token file, a file of vectors or "
+           "one of codes: tensors with dtype and shape, where it came from, and sizes. Of an HDF5 "
+           "file PATH may name the dataset: FILE.h5:DATASET.",
 };
 
 static tess_status run(const tess_path_options *inspect)

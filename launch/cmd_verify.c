@@ -32,7 +32,8 @@ static const struct argp verify_argp = {
     .doc = "Read everything and compare every digest. Exit code 0: all match; 65: damage or a "
            "missing part, with the first place; 66: no valid checkpoint in a run folder; 74: a "
            "file cannot be read. Models and adapters keep no "
-           "digests: their structure is checked and the SHA-256 of each file printed.",
+           "digests: their structure is checked and the SHA-256 of each file printed. Vectors are "
+           "checked to be finite and their identity printed.",
 };
 
 static tess_status run(const tess_path_options *verify)

@@ -23,6 +23,7 @@ tess_status tess_partial_file_start(tess_partial_file *f, const void *header, si
     TESS_TRY(tess_io_unlink(f->io, f->temporary, true));
     TESS_TRY(tess_io_open_new(f->io, f->temporary, &f->fd));
     TESS_TRY(tess_io_fallocate(f->io, f->temporary, f->fd, file_nbytes));
+    f->file_nbytes = file_nbytes;
     return tess_io_pwrite(f->io, f->temporary, f->fd, header, header_nbytes, 0);
 }
 

@@ -20,6 +20,7 @@ typedef struct tess_partial_file {
     int fd;                    /* -1: not open */
     tess_partial_range *range; /* [range_numel] */
     int64_t range_numel;
+    int64_t file_nbytes; /* as started */
 } tess_partial_file;
 
 /** Names and room for ranges; nothing is created yet. Local. `io` is kept (view). */

@@ -19,8 +19,7 @@ struct tess_vectors {
     int64_t scratch_numel;
 };
 
-/* Where the suffix of an HDF5 file ends in `path`, NULL: it is none. */
-static const char *hdf5_end(const char *path)
+const char *tess_vectors_hdf5_end(const char *path)
 {
     static const char *const suffixes[] = {".h5", ".hdf5"};
     for (int i = 0; i < TESS_NELEM(suffixes); i++) {
@@ -34,7 +33,7 @@ static const char *hdf5_end(const char *path)
 
 bool tess_vectors_is_path(const char *path)
 {
-    return hdf5_end(path) != NULL || tess_vector_file_is_path(path);
+    return tess_vectors_hdf5_end(path) != NULL || tess_vector_file_is_path(path);
 }
 
 static tess_status plan_scratch(tess_vectors *v, const tess_vector_layout *l)
@@ -48,27 +47,40 @@ static tess_status plan_scratch(tess_vectors *v, const tess_vector_layout *l)
     return TESS_OK;
 }
 
-/* Files of this program have HDF5 datasets too, which are no vectors. */
-static tess_status check_foreign(const tess_vectors *v)
+/* Whether a file starts with the signature of HDF5: files of this program that are no vectors have
+ * a user block before it. */
+static tess_status has_signature(tess_io *io, const char *path, bool *out)
 {
-    static const char mark[] = "TESSERA-";
-    char start[sizeof mark - 1] = "";
+    static const char signature[] = "\x89HDF\r\n\x1a\n";
+    char start[sizeof signature - 1] = "";
     int fd = -1;
     int64_t file_nbytes = 0;
-    TESS_TRY(tess_io_open_read(v->ctx.io, v->path, true, &fd, &file_nbytes));
+    TESS_TRY(tess_io_open_read(io, path, true, &fd, &file_nbytes));
     tess_status st = TESS_OK;
     if (file_nbytes >= (int64_t)sizeof start)
-        st = tess_io_pread(v->ctx.io, v->path, fd, start, sizeof start, 0);
-    (void)!tess_io_close(v->ctx.io, v->path, &fd);
+        st = tess_io_pread(io, path, fd, start, sizeof start, 0);
+    (void)!tess_io_close(io, path, &fd);
     TESS_TRY(st);
-    TESS_CHECK(memcmp(start, mark, sizeof start) != 0, TESS_E_FORMAT,
-               "'%s' is a token or codes file, expected vectors; see `tessera inspect`", v->path);
+    *out = memcmp(start, signature, sizeof start) == 0;
+    return TESS_OK;
+}
+
+tess_status tess_vectors_is_source(const tess_ctx *ctx, const char *path, bool *out)
+{
+    if (tess_vectors_hdf5_end(path) != NULL)
+        return has_signature(ctx->io, path, out);
+    *out = tess_vector_file_is_path(path);
     return TESS_OK;
 }
 
 static tess_status open_hdf5(tess_vectors *v)
 {
-    TESS_TRY(check_foreign(v));
+    bool is_it = false;
+    TESS_TRY(has_signature(v->ctx.io, v->path, &is_it));
+    TESS_CHECK(is_it, TESS_E_FORMAT,
+               "'%s': no HDF5 file of vectors: it does not start with HDF5's signature; see "
+               "`tessera inspect`",
+               v->path);
     TESS_TRY(tess_vectors_hdf5_open(v->path, v->dataset, &v->hdf5));
     const tess_vector_layout *l = tess_vectors_hdf5_get_layout(v->hdf5);
     v->info.dataset = tess_vectors_hdf5_dataset(v->hdf5);
@@ -79,7 +91,7 @@ static tess_status open_hdf5(tess_vectors *v)
 
 static tess_status open_source(tess_vectors *v, const char *path)
 {
-    const char *end = hdf5_end(path);
+    const char *end = tess_vectors_hdf5_end(path);
     TESS_CHECK(tess_vectors_is_path(path), TESS_E_UNSUPPORTED,
                "'%s': expected vectors in a file named .fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
                ".i8bin, .ibin, .npy, .h5 or .hdf5",

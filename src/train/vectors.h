@@ -41,6 +41,10 @@ typedef struct tess_vectors_info {
 
 /** Whether `path` names vectors by its suffix; any HDF5 file does. Local. */
 bool tess_vectors_is_path(const char *path);
+/** Whether the file `path` is one of vectors: by its suffix, and an HDF5 file by its first bytes,
+ * where other files of this program say what they are. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_vectors_is_source(const tess_ctx *ctx, const char *path,
+                                                   bool *out);
 /**
  * Open for reading; sizes are checked, vectors are not read. Plans the memory that reads use, about
  * 1 MiB. Local.
@@ -71,5 +75,28 @@ void tess_vectors_digest_add(tess_logical_hash *digest, const float *x, int64_t 
 /** "1000000x128/" and 32 hex digits. Local. */
 void tess_vectors_digest_text(const tess_logical_hash *digest, int64_t vector_numel, int64_t dim,
                               char text[TESS_VECTORS_DIGEST_TEXT_NBYTES]);
+
+typedef struct tess_vectors_writer tess_vectors_writer;
+
+/**
+ * Start a file of f32 vectors, .fvecs, .fbin, .npy or .h5 / .hdf5 (dataset `vectors`, or as in
+ * FILE.h5:DATASET), under a temporary name. Local.
+ * @param vector_numel  N >= 1
+ * @param dim           d, 1 to TESS_VECTOR_DIM_MAX
+ * @return TESS_E_UNSUPPORTED another suffix; TESS_E_ARG no vectors or a bad name; TESS_E_RANGE more
+ * than the format can say; TESS_E_IO
+ */
+TESS_MUST_CHECK tess_status tess_vectors_writer_create(const tess_ctx *ctx, const char *path,
+                                                       int64_t vector_numel, int64_t dim,
+                                                       tess_vectors_writer **out);
+/** Append the next vectors, x [numel, dim] f32. Local; allocates nothing. @return TESS_E_RANGE more
+ * than N; TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_vectors_writer_append(tess_vectors_writer *writer, const float *x,
+                                                       int64_t numel);
+/** fsync and rename to the final name; an existing file is replaced. Local. @return TESS_E_STATE
+ * vectors are missing; TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_vectors_writer_finish(tess_vectors_writer *writer);
+/** Release; without a successful finish nothing is left on disk. */
+void tess_vectors_writer_destroy(tess_vectors_writer **writer);
 
 TESS_END_DECLS

@@ -211,8 +211,6 @@ static tess_status open_file(tess_vectors_hdf5 *h5)
 {
     tess_status st = TESS_OK;
     hid_t access = -1;
-    TESS_CHECK(H5Fis_hdf5(h5->path) > 0, TESS_E_FORMAT, "'%s': no HDF5 file; copy it again",
-               h5->path);
     TESS_H5(st, done, TESS_E_FORMAT, h5->path, access = H5Pcreate(H5P_FILE_ACCESS));
     TESS_H5(st, done, TESS_E_FORMAT, h5->path, H5Pset_file_locking(access, false, true));
     TESS_H5(st, done, TESS_E_FORMAT, h5->path,

@@ -1,10 +1,13 @@
-/** A dataset of an HDF5 file as a source of vectors. */
+/** Paths of HDF5 files, and a dataset as a source of vectors. */
 #pragma once
 
 #include "format/vector_file.h"
 #include "train/vectors.h"
 
 TESS_BEGIN_DECLS
+
+/** Where the suffix of an HDF5 file ends in `path`, at ':' or NUL; NULL: it is none. Local. */
+const char *tess_vectors_hdf5_end(const char *path);
 
 typedef struct tess_vectors_hdf5 tess_vectors_hdf5;
 

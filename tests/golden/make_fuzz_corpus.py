@@ -193,3 +193,5 @@ for i, suffix in enumerate(("fvecs", "bvecs", "ivecs", "fbin", "u8bin", "i8bin",
         put("vector_file", path.stem + "_" + suffix, bytes([i]) + path.read_bytes())
     for j, n in enumerate((0, 2**31 - 1, 2**32 - 1)):
         put("vector_file", f"extent{j}_{suffix}", bytes([i]) + u32(n) + u32(2) + bytes(8))
+for path in sorted(VECTORS.glob("codes_*.h5")):
+    put("codes_file", path.stem, path.read_bytes())

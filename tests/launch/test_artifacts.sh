@@ -91,6 +91,26 @@ for i in $(seq 0 15); do
     head -c $((size * i / 16)) "$adapter/adapter_model.safetensors" >"$work/cut.safetensors"
     bad 65 "$work/cut.safetensors" inspect "$work/cut.safetensors"
 done
+# Vectors and codes: what is in them, by name of the dataset too; damage is found and named.
+vectors=$root/tests/golden/vectors
+good '^kind: vectors$' inspect "$vectors/a.bvecs"
+good '^dtype: u8$' inspect "$vectors/a.bvecs"
+good '"dataset":"train"' inspect "$vectors/ann.h5" --json
+good '^dataset: neighbors$' inspect "$vectors/ann.h5:neighbors"
+good '^identity: 5x3/[0-9a-f]{32}$' verify "$vectors/ann.h5"
+identity=$(grep identity "$work/out")
+good "^$identity$" verify "$vectors/a.fvecs"
+printf '\1\0\0\0\0\0\300\177' >"$work/nan.fvecs"
+good '^vectors: 1$' inspect "$work/nan.fvecs"
+bad 65 'nan.fvecs.*element 0 of vector 0 is -?nan' verify "$work/nan.fvecs"
+bad 65 'no HDF5 file of vectors' inspect "$vectors/codes_u8.h5:codes"
+good '^kind: codes file$' inspect "$vectors/codes_absent.h5"
+good '"has_absent":true' verify "$vectors/codes_absent.h5" --json
+for i in 0 14 4090 4100 6200; do
+    cp "$vectors/codes_u8.h5" "$work/bit.h5"
+    byte "$work/bit.h5" "$i"
+    bad 65 "$work/bit.h5" verify "$work/bit.h5"
+done
 bad 66 "$work/nowhere" inspect "$work/nowhere"
 bad 66 "$work/nowhere" verify "$work/nowhere"
 

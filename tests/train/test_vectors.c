@@ -111,9 +111,9 @@ static void test_open_refuses_files_that_are_cut_or_foreign(void **state)
                    TESS_E_FORMAT, "cut.h5");
     tess_free(bytes);
     assert_refused(tess_vectors_open(&ctx, put_text(f, "text.h5", "no vectors"), &v), TESS_E_FORMAT,
-                   "text.h5", "no HDF5 file");
+                   "text.h5", "no HDF5 file of vectors");
     assert_refused(tess_vectors_open(&ctx, put_text(f, "tokens.h5", "TESSERA-TOKENS 1"), &v),
-                   TESS_E_FORMAT, "tokens.h5", "expected vectors");
+                   TESS_E_FORMAT, "tokens.h5", "no HDF5 file of vectors");
     assert_null(v);
 }
 
@@ -162,6 +162,71 @@ static void test_digest_is_the_same_however_it_is_gathered(void **state)
     assert_string_not_equal(text[0], text[1]);
 }
 
+static float value_of(int64_t i) { return (float)(i % 1000003) * 0.37F - 1000.0F; }
+
+/* What the writer wrote is what the reader reads, in any blocks; the bytes depend on values alone.
+ */
+static void test_write_every_format_round_trips(void **state)
+{
+    enum { NUMEL = 40000, DIM = 17 };
+    static const char *const names[] = {"w.fvecs", "w.fbin", "w.npy", "w.h5", "w.hdf5:codes"};
+    const fixture *f = *state;
+    const tess_ctx ctx = ctx_of(f);
+    float *x = malloc(sizeof *x * NUMEL * DIM), *y = malloc(sizeof *y * NUMEL * DIM);
+    for (int64_t i = 0; i < NUMEL * DIM; i++)
+        x[i] = value_of(i);
+    for (int i = 0; i < TESS_NELEM(names); i++) {
+        tess_vectors_writer *w = NULL;
+        tess_vectors *v = NULL;
+        assert_ok(tess_vectors_writer_create(&ctx, at(f, names[i]), NUMEL, DIM, &w));
+        const int64_t events = tess_alloc_events();
+        for (int64_t done = 0; done < NUMEL; done += TESS_MIN(NUMEL - done, 16001))
+            assert_ok(tess_vectors_writer_append(w, x + done * DIM, TESS_MIN(NUMEL - done, 16001)));
+        assert_int_equal(tess_alloc_events(), events);
+        assert_refused(tess_vectors_writer_append(w, x, 1), TESS_E_RANGE, "1 more given");
+        assert_ok(tess_vectors_writer_finish(w));
+        tess_vectors_writer_destroy(&w);
+        assert_ok(tess_vectors_open(&ctx, at(f, names[i]), &v));
+        assert_int_equal(tess_vectors_get_info(v)->vector_numel, NUMEL);
+        assert_int_equal(tess_vectors_get_info(v)->dim, DIM);
+        assert_ok(tess_vectors_read(v, 0, NUMEL, y));
+        assert_memory_equal(x, y, sizeof *x * NUMEL * DIM);
+        tess_vectors_close(&v);
+    }
+    free(x);
+    free(y);
+}
+
+static void test_write_refuses_and_leaves_nothing_behind(void **state)
+{
+    const fixture *f = *state;
+    const tess_ctx ctx = ctx_of(f);
+    tess_vectors_writer *w = NULL;
+    const float x[4] = {0};
+    char **name = NULL;
+    int64_t numel = -1;
+    assert_refused(tess_vectors_writer_create(&ctx, at(f, "w.bvecs"), 2, 2, &w), TESS_E_UNSUPPORTED,
+                   "w.bvecs", ".fvecs");
+    assert_refused(tess_vectors_writer_create(&ctx, at(f, "w.npy"), 0, 2, &w), TESS_E_ARG,
+                   "0 vectors");
+    assert_refused(tess_vectors_writer_create(&ctx, at(f, "w.npy"), 2, TESS_VECTOR_DIM_MAX + 1, &w),
+                   TESS_E_ARG, "w.npy");
+    assert_refused(tess_vectors_writer_create(&ctx, at(f, "w.fbin"), 1LL << 32, 1, &w),
+                   TESS_E_RANGE, "w.fbin", ".npy");
+    assert_refused(tess_vectors_writer_create(&ctx, at(f, "w.h5:a/b"), 2, 2, &w), TESS_E_ARG,
+                   "a/b");
+    static const char *const names[] = {"w.fvecs", "w.h5"};
+    for (int i = 0; i < TESS_NELEM(names); i++) {
+        assert_ok(tess_vectors_writer_create(&ctx, at(f, names[i]), 2, 2, &w));
+        assert_ok(tess_vectors_writer_append(w, x, 1));
+        assert_refused(tess_vectors_writer_finish(w), TESS_E_STATE, names[i], "only 1 are written");
+        tess_vectors_writer_destroy(&w);
+    }
+    assert_ok(tess_io_list(f->io, f->dir, &name, &numel));
+    assert_int_equal(numel, 0);
+    tess_io_list_free(&name, numel);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,6 +235,8 @@ int main(void)
         format_test(test_open_refuses_files_that_are_cut_or_foreign),
         format_test(test_is_path_tells_by_suffix),
         format_test(test_digest_is_the_same_however_it_is_gathered),
+        format_test(test_write_every_format_round_trips),
+        format_test(test_write_refuses_and_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
