@@ -23,7 +23,9 @@
 #include "kernels/nearest.h"
 #include "kernels/nf4.h"
 #include "kernels/optimizers.h"
+#include "kernels/quantizer_binary.h"
 #include "kernels/quantizer_codebook.h"
+#include "kernels/quantizer_scalar.h"
 #include "kernels/quantizer_vector.h"
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
@@ -48,6 +50,24 @@ typedef struct tess_quantizer_kernels {
     tess_status (*embed)(const tess_quantizer_embed_args *a, tess_stream *s);
     tess_status (*expire)(const tess_quantizer_expire_args *a, tess_stream *s);
     tess_status (*replace)(const tess_quantizer_replace_args *a, tess_stream *s);
+    tess_status (*layer_norm)(const tess_quantizer_layer_norm_args *a, tess_stream *s);
+    tess_status (*level)(const tess_quantizer_level_args *a, tess_stream *s);
+    tess_status (*level_decode)(const tess_quantizer_level_decode_args *a, tess_stream *s);
+    tess_status (*level_backward)(const tess_quantizer_level_backward_args *a, tess_stream *s);
+    tess_status (*soft_clamp)(const tess_quantizer_soft_clamp_args *a, tess_stream *s);
+    tess_status (*soft_clamp_backward)(const tess_quantizer_soft_clamp_backward_args *a,
+                                       tess_stream *s);
+    tess_status (*latent)(const tess_quantizer_latent_args *a, tess_stream *s);
+    tess_status (*latent_decode)(const tess_quantizer_latent_decode_args *a, tess_stream *s);
+    tess_status (*latent_gradient)(const tess_quantizer_latent_gradient_args *a, tess_stream *s);
+    tess_status (*sign)(const tess_quantizer_sign_args *a, tess_stream *s);
+    tess_status (*sign_decode)(const tess_quantizer_sign_decode_args *a, tess_stream *s);
+    tess_status (*sign_loss)(const tess_quantizer_sign_loss_args *a, tess_stream *s);
+    tess_status (*sign_backward)(const tess_quantizer_sign_backward_args *a, tess_stream *s);
+    tess_status (*pbar)(const tess_quantizer_pbar_args *a, tess_stream *s);
+    tess_status (*batch_entropy)(const tess_quantizer_batch_entropy_args *a, tess_stream *s);
+    tess_status (*batch_entropy_backward)(const tess_quantizer_batch_entropy_backward_args *a,
+                                          tess_stream *s);
 } tess_quantizer_kernels;
 
 typedef struct tess_kernels {

@@ -86,6 +86,17 @@ tess_status tess_quantizer_enter_backward_check(const tess_quantizer_enter_backw
     return tess_check_pointer(op, "norm", a->norm, a->row_numel);
 }
 
+tess_status tess_quantizer_layer_norm_check(const tess_quantizer_layer_norm_args *a)
+{
+    static const char op[] = "quantizer layer_norm";
+    TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
+    TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
+    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, a->dim, 0));
+    TESS_TRY(tess_check_operand(op, "y", a->y, a->x.numel, a->x.dt));
+    TESS_CHECK(a->eps >= 0.0, TESS_E_RANGE, "%s: eps is %g, expected at least 0", op, a->eps);
+    return tess_check_alias(op, "x", a->y, a->x);
+}
+
 tess_status tess_quantizer_gather_check(const tess_quantizer_gather_args *a)
 {
     static const char op[] = "quantizer gather";

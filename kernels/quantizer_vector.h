@@ -57,6 +57,16 @@ typedef struct tess_quantizer_enter_backward_args {
     bool accumulate; /* d_x += */
 } tess_quantizer_enter_backward_args;
 
+/** y = (x - mean) / sqrt(var + eps), mean and biased variance of the row in fp64, the difference
+ * and the product with the reciprocal root in f32: what a fixed random projection takes. No
+ * gradient: nothing before it learns. */
+typedef struct tess_quantizer_layer_norm_args {
+    tess_view x; /* [row_numel, dim] f32 or bf16, contiguous */
+    int64_t row_numel, dim;
+    double eps;  /* 1e-5 */
+    tess_view y; /* [row_numel, dim] dtype of x; may be x */
+} tess_quantizer_layer_norm_args;
+
 /** out_i = q_i; masked: row i of `masked`, or 0 where there is none. */
 typedef struct tess_quantizer_gather_args {
     tess_coded_rows rows;
@@ -175,6 +185,8 @@ TESS_MUST_CHECK tess_status tess_coded_rows_check(const char *op, const tess_cod
 TESS_MUST_CHECK tess_status tess_quantizer_enter_check(const tess_quantizer_enter_args *a);
 TESS_MUST_CHECK tess_status
 tess_quantizer_enter_backward_check(const tess_quantizer_enter_backward_args *a);
+TESS_MUST_CHECK tess_status
+tess_quantizer_layer_norm_check(const tess_quantizer_layer_norm_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_gather_check(const tess_quantizer_gather_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_residual_check(const tess_quantizer_residual_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_row_loss_check(const tess_quantizer_row_loss_args *a);

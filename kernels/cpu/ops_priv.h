@@ -61,6 +61,11 @@ typedef struct tess_cpu_rows {
                                int64_t row_hi);
     void (*quantizer_code_gradient)(const tess_quantizer_code_gradient_args *a, int64_t col_lo,
                                     int64_t col_hi);
+    void (*quantizer_layer_norm)(const tess_quantizer_layer_norm_args *a, int64_t row_lo,
+                                 int64_t row_hi);
+    /* acc += a x, and x . y. */
+    void (*axpy_f64)(double *acc, const double *x, double a, int64_t numel);
+    double (*dot_f64)(const double *x, const double *y, int64_t numel);
     /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);
     void (*exp_below)(const float *x, float *out, int64_t numel);

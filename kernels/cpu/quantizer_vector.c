@@ -31,6 +31,7 @@ tess_status tess_cpu_check_codes(const char *op, const tess_coded_rows *rows)
 
 ROW_OP(enter, a->row_numel, a->row_numel * a->dim)
 ROW_OP(enter_backward, a->row_numel, a->row_numel * a->dim)
+ROW_OP(layer_norm, a->row_numel, 2 * a->row_numel * a->dim)
 ROW_OP(gather, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(residual, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(row_loss, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
@@ -48,6 +49,13 @@ tess_status tess_cpu_quantizer_enter_backward(const tess_quantizer_enter_backwar
 {
     TESS_TRY(tess_quantizer_enter_backward_check(a));
     enter_backward_run(a, s);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_quantizer_layer_norm(const tess_quantizer_layer_norm_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_layer_norm_check(a));
+    layer_norm_run(a, s);
     return TESS_OK;
 }
 

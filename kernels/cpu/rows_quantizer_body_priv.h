@@ -104,6 +104,33 @@ static void quantizer_enter_backward(const tess_quantizer_enter_backward_args *a
     }
 }
 
+static void quantizer_layer_norm(const tess_quantizer_layer_norm_args *a, int64_t lo, int64_t hi)
+{
+    const bool is_bf16 = a->x.dt == TESS_BF16;
+    for (int64_t row = lo; row < hi; row++) {
+        const char *x = edge_at(a->x, row, a->dim, 0);
+        char *y = edge_at(a->y, row, a->dim, 0);
+        lanes_f64 sum = {{{0}}}, square = {{{0}}};
+        for (int64_t i = 0; i < a->dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, a->dim - i);
+            lanes_add(&sum, (int)(i / VL % LANE_VECTORS), vf_get(x, i, n, is_bf16), vf_set1(1.0f));
+        }
+        const float mean = (float)(lanes_end(&sum) / (double)a->dim);
+        for (int64_t i = 0; i < a->dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, a->dim - i);
+            vf d = vf_get(x, i, n, is_bf16) - mean;
+            if (n < VL)
+                d = (vf)((vi)d & (vi_iota(0) < (int32_t)n));
+            lanes_add(&square, (int)(i / VL % LANE_VECTORS), d, d);
+        }
+        const float factor = (float)(1.0 / sqrt(lanes_end(&square) / (double)a->dim + a->eps));
+        for (int64_t i = 0; i < a->dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, a->dim - i);
+            vf_put(y, i, n, (vf_get(x, i, n, is_bf16) - mean) * factor, is_bf16);
+        }
+    }
+}
+
 static void quantizer_gather(const tess_quantizer_gather_args *a, int64_t lo, int64_t hi)
 {
     const bool is_bf16 = a->out.dt == TESS_BF16;
@@ -277,4 +304,24 @@ static void quantizer_code_gradient(const tess_quantizer_code_gradient_args *a, 
             vf_put(d, i, n, vf_get(d, i, n, false) + step, false);
         }
     }
+}
+
+static void axpy_f64(double *acc, const double *x, double a, int64_t numel)
+{
+    double *restrict out = acc;
+    for (int64_t i = 0; i < numel; i++)
+        out[i] = out[i] + a * x[i];
+}
+
+/* Element i in lane i % 16. */
+static double dot_f64_array(const double *x, const double *y, int64_t numel)
+{
+    double lane[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= numel; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            lane[l] = lane[l] + x[i + l] * y[i + l];
+    for (int l = 0; i + l < numel; l++)
+        lane[l] = lane[l] + x[i + l] * y[i + l];
+    return lanes_sum_f64(lane);
 }

@@ -44,6 +44,9 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .quantizer_row_loss = quantizer_row_loss,
     .quantizer_backward = quantizer_backward,
     .quantizer_code_gradient = quantizer_code_gradient,
+    .quantizer_layer_norm = quantizer_layer_norm,
+    .axpy_f64 = axpy_f64,
+    .dot_f64 = dot_f64_array,
     .exp = exp_array,
     .exp_below = exp_below_array,
 };
