@@ -88,10 +88,11 @@ tess_status tess_quantizer_sign_backward_check(const tess_quantizer_sign_backwar
     return check_edge(op, "d_out", a->d_out, a->rows.row_numel, a->rows.dim, a->d_out_stride);
 }
 
-static tess_status check_shift(const char *op, int shift)
+static tess_status check_exponent(const char *op, int exponent)
 {
-    TESS_CHECK(shift >= 0 && shift <= 62, TESS_E_RANGE,
-               "%s: shift is %d, expected 0 <= shift <= 62 (tess_fixed_shift)", op, shift);
+    TESS_CHECK(exponent >= 0 && exponent <= 62, TESS_E_RANGE,
+               "%s: exponent is %d, expected 0 <= exponent <= 62 (tess_fixed_exponent)", op,
+               exponent);
     return TESS_OK;
 }
 
@@ -101,7 +102,7 @@ tess_status tess_quantizer_pbar_check(const tess_quantizer_pbar_args *a)
     TESS_TRY(check_rows(op, &a->rows));
     TESS_TRY(check_entropy_dim(op, a->rows.dim));
     TESS_TRY(check_beta(op, a->beta));
-    TESS_TRY(check_shift(op, a->shift));
+    TESS_TRY(check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "sum", a->sum, 1));
     return tess_check_pointer(op, "work", a->work, tess_entropy_work_numel(a->rows.dim));
 }
@@ -111,7 +112,7 @@ tess_status tess_quantizer_batch_entropy_check(const tess_quantizer_batch_entrop
     static const char op[] = "quantizer batch_entropy";
     TESS_TRY(check_entropy_dim(op, a->dim));
     TESS_TRY(tess_check_extent(op, "valid_numel", a->valid_numel, 1));
-    TESS_TRY(check_shift(op, a->shift));
+    TESS_TRY(check_exponent(op, a->exponent));
     TESS_CHECK(a->least >= 0.0 && a->least < 1.0, TESS_E_RANGE,
                "%s: least is %g, expected 0 <= least < 1", op, a->least);
     TESS_TRY(tess_check_pointer(op, "sum", a->sum, 1));

@@ -10,9 +10,9 @@
  *
  * [Note: the batch entropy at any number of ranks] With N vectors in the step, pbar = sum_i p_i / N
  * over all ranks and Hc = -sum_c pbar ln max(pbar, least). Each micro-batch adds its p_i into
- * integers, multiples of 2^-shift, rounded once per micro-batch and code; those sums are added over
- * micro-batches and ranks in any order. The loss comes from the whole sum; its gradient by p_i is
- * G_c / N on every rank, G_c = -(ln pbar + 1), or -ln least where pbar < least. So each
+ * integers, multiples of 2^-exponent, rounded once per micro-batch and code; those sums are added
+ * over micro-batches and ranks in any order. The loss comes from the whole sum; its gradient by p_i
+ * is G_c / N on every rank, G_c = -(ln pbar + 1), or -ln least where pbar < least. So each
  * micro-batch forms its own vectors' gradients from the whole pbar, parameter gradients are summed
  * as ever, and nothing is divided by the number of ranks.
  *
@@ -82,11 +82,11 @@ typedef struct tess_quantizer_sign_backward_args {
     bool accumulate;
 } tess_quantizer_sign_backward_args;
 
-/** sum[c] += llrint(2^shift sum_i p_i(c)): codes in MSB-first order. */
+/** sum[c] += llrint(2^exponent sum_i p_i(c)): codes in MSB-first order. */
 typedef struct tess_quantizer_pbar_args {
     tess_sign_rows rows; /* dim at most TESS_ENTROPY_DIM_MAX */
     double beta;
-    int shift;    /* tess_fixed_shift(N) */
+    int exponent; /* tess_fixed_exponent(1, N), codebook.h */
     int64_t *sum; /* [2^dim] in place */
     double *work; /* tess_entropy_work_numel(dim) f64 */
 } tess_quantizer_pbar_args;
@@ -95,7 +95,7 @@ typedef struct tess_quantizer_pbar_args {
 typedef struct tess_quantizer_batch_entropy_args {
     const int64_t *sum;       /* [2^dim] of the step */
     int64_t dim, valid_numel; /* N: valid vectors of the step */
-    int shift;
+    int exponent;
     double least;  /* 1e-5 as published; 0: the entropy itself, with G = 0 at pbar = 0 */
     double *loss;  /* [1] f64 out */
     double *slope; /* [2^dim] f64 out */

@@ -2,14 +2,6 @@
 
 #include "kernels/check_priv.h"
 
-int tess_fixed_shift(int64_t term_numel)
-{
-    int bits = 0;
-    while (bits < 62 && (INT64_C(1) << bits) < term_numel)
-        bits++;
-    return 62 - bits;
-}
-
 tess_status tess_coded_rows_check(const char *op, const tess_coded_rows *rows)
 {
     int64_t numel = 0;
@@ -153,10 +145,11 @@ tess_status tess_quantizer_code_gradient_check(const tess_quantizer_code_gradien
     return tess_check_pointer(op, "d_codes", a->d_codes, a->rows.code_numel);
 }
 
-static tess_status check_shift(const char *op, int shift)
+static tess_status check_exponent(const char *op, int exponent)
 {
-    TESS_CHECK(shift >= 0 && shift <= 62, TESS_E_RANGE,
-               "%s: shift is %d, expected 0 <= shift <= 62 (tess_fixed_shift)", op, shift);
+    TESS_CHECK(exponent >= 0 && exponent <= 62, TESS_E_RANGE,
+               "%s: exponent is %d, expected 0 <= exponent <= 62 (tess_fixed_exponent)", op,
+               exponent);
     return TESS_OK;
 }
 
@@ -165,7 +158,7 @@ tess_status tess_quantizer_gram_check(const tess_quantizer_gram_args *a)
     static const char op[] = "quantizer gram";
     TESS_TRY(tess_check_extent(op, "code_numel", a->code_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
-    TESS_TRY(check_shift(op, a->shift));
+    TESS_TRY(check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "codes", a->codes, a->code_numel));
     return tess_check_pointer(op, "gram", a->gram, 1);
 }
@@ -176,7 +169,7 @@ tess_status tess_quantizer_orthogonal_check(const tess_quantizer_orthogonal_args
     TESS_TRY(tess_check_extent(op, "code_numel", a->code_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
     TESS_TRY(tess_check_extent(op, "used_numel", a->used_numel, 1));
-    TESS_TRY(check_shift(op, a->shift));
+    TESS_TRY(check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "gram", a->gram, 1));
     return tess_check_pointer(op, "codes", a->codes, a->code_numel);
 }

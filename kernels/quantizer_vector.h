@@ -17,11 +17,10 @@
 #include "core/rng.h"
 #include "core/stream.h"
 #include "core/view.h"
+#include "kernels/nearest.h"
 
 TESS_BEGIN_DECLS
 
-/** Code of a masked vector. */
-#define TESS_NO_CODE UINT32_MAX
 /** Norms below this count as this one where vectors become unit vectors. */
 #define TESS_UNIT_LEAST 1e-6f
 
@@ -134,14 +133,14 @@ typedef struct tess_quantizer_code_gradient_args {
 /**
  * Orthogonal regularization over m codes, unit rows u: sum_ij (u_i . u_j)^2 / m^2 - 1 / m
  * = |G|^2 / m^2 - 1 / m with G = sum_i u_i u_i^T: no m x m matrix. G is exact: every product
- * is rounded to a multiple of 2^-shift, so that any order of rows and ranks gives the same.
+ * is rounded to a multiple of 2^-exponent, so that any order of rows and ranks gives the same.
  */
 typedef struct tess_quantizer_gram_args {
     const float *codes; /* [code_numel, dim] f32 */
     const uint8_t *use; /* [code_numel] not 0: takes part; NULL: all */
     int64_t code_numel, dim;
-    int shift;     /* tess_fixed_shift(m) */
-    int64_t *gram; /* [dim, dim] in place, multiples of 2^-shift */
+    int exponent;  /* tess_fixed_exponent(1, m), codebook.h */
+    int64_t *gram; /* [dim, dim] in place, multiples of 2^-exponent */
 } tess_quantizer_gram_args;
 
 /** Gradient 4 G u / m^2 through the norm, times `weight`, in fp64, added to d_codes; the loss from
@@ -152,7 +151,7 @@ typedef struct tess_quantizer_orthogonal_args {
     const int64_t *gram; /* [dim, dim] of all m codes */
     int64_t code_numel, dim;
     int64_t used_numel; /* m */
-    int shift;
+    int exponent;
     double weight;
     float *d_codes; /* [code_numel, dim] f32, in place; NULL: not wanted */
     double *loss;   /* [1] f64 out, without the weight; NULL: not wanted */
@@ -161,8 +160,8 @@ typedef struct tess_quantizer_orthogonal_args {
 /**
  * Codes drawn by their scores, argmax of s / T + g with g = -ln(-ln u): the one op that visits
  * every code. s = -sqrt(max(|x - c|^2, 1e-8)) or x . c, in fp64 with elements ascending, rounded to
- * f32; logarithms of numbers below 1e-20 are of that one. The key is ordered32(-(s / T + g)) << 32
- * | code, so that the least key of several calls, and of ranks with a part of the codes, wins.
+ * f32; logarithms of numbers below 1e-20 are of that one. The key is tess_key_make(-(s / T + g),
+ * code), so that the least key of several calls, and of ranks with a part of the codes, wins.
  */
 typedef struct tess_quantizer_sample_args {
     const float *x;     /* [row_numel, dim] f32 */
@@ -176,10 +175,6 @@ typedef struct tess_quantizer_sample_args {
     const float *uniform; /* [row_numel, code_numel] draws in [0, 1) instead of the rng's; NULL */
     uint64_t *key;        /* [row_numel] in place: the less of it and the new one */
 } tess_quantizer_sample_args;
-
-/** Largest s such that `term_numel` integers llrint(2^s x), |x| <= 1, add up in an int64: 62 -
- * ceil(log2(term_numel)). Local. */
-int tess_fixed_shift(int64_t term_numel);
 
 TESS_MUST_CHECK tess_status tess_coded_rows_check(const char *op, const tess_coded_rows *rows);
 TESS_MUST_CHECK tess_status tess_quantizer_enter_check(const tess_quantizer_enter_args *a);

@@ -90,7 +90,7 @@ tess_status tess_cpu_quantizer_pbar(const tess_quantizer_pbar_args *a, tess_stre
         tess_pool_run(s->pool, part_numel, halves_part, &job);
         tess_pool_run(s->pool, part_numel, product_part, &job);
     }
-    const double scale = ldexp(1.0, a->shift);
+    const double scale = ldexp(1.0, a->exponent);
     for (int64_t c = 0; c < code_numel; c++)
         a->sum[c] += llrint(job.acc[c] * scale);
     return TESS_OK;
@@ -101,7 +101,7 @@ tess_status tess_cpu_quantizer_batch_entropy(const tess_quantizer_batch_entropy_
 {
     (void)s;
     TESS_TRY(tess_quantizer_batch_entropy_check(a));
-    const double numel = (double)a->valid_numel, unit = ldexp(1.0, -a->shift);
+    const double numel = (double)a->valid_numel, unit = ldexp(1.0, -a->exponent);
     double loss = 0.0;
     for (int64_t c = 0; c < INT64_C(1) << a->dim; c++) {
         const double p = (double)a->sum[c] * unit / numel;

@@ -126,7 +126,7 @@ static void gram_part(void *arg, int part_idx, int part_numel)
     const tess_quantizer_gram_args *a = arg;
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->dim, 1, part_idx, part_numel, &lo, &hi);
-    const double scale = ldexp(1.0, a->shift);
+    const double scale = ldexp(1.0, a->exponent);
     for (int64_t k = 0; k < a->code_numel; k++) {
         if (a->use != NULL && a->use[k] == 0)
             continue;
@@ -164,7 +164,7 @@ static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k)
     const float *c = a->codes + k * a->dim;
     float *d = a->d_codes + k * a->dim;
     const double factor = unit_factor(c, a->dim), m = (double)a->used_numel;
-    const double scale = a->weight * 4.0 / (m * m) * ldexp(1.0, -a->shift);
+    const double scale = a->weight * 4.0 / (m * m) * ldexp(1.0, -a->exponent);
     double along = 0.0;
     if (factor < 1.0 / (double)TESS_UNIT_LEAST) /* shorter rows are only scaled */
         for (int64_t j = 0; j < a->dim; j++)
@@ -192,7 +192,7 @@ tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *
         const double m = (double)a->used_numel;
         double sum = 0.0;
         for (int64_t i = 0; i < a->dim * a->dim; i++) {
-            const double g = ldexp((double)a->gram[i], -a->shift);
+            const double g = ldexp((double)a->gram[i], -a->exponent);
             sum = sum + g * g;
         }
         *a->loss = sum / (m * m) - 1.0 / m;
@@ -228,8 +228,7 @@ static void sample_part(void *arg, int part_idx, int part_numel)
             const float u = a->uniform != NULL ? a->uniform[row * a->code_numel + k]
                                                : tess_rng_uniform(&a->rng, (uint64_t)(first + k));
             const float value = score_of(a, row, k) / temperature + tess_gumbel(u);
-            const uint64_t key =
-                (uint64_t)tess_ordered_f32(-value) << 32 | (uint64_t)(a->first_code_idx + k);
+            const uint64_t key = tess_key_make(-value, (uint32_t)(a->first_code_idx + k));
             a->key[row] = TESS_MIN(a->key[row], key);
         }
     }

@@ -5,19 +5,6 @@
 
 enum { K = 3, DIM = 2 };
 
-static tess_stream inline_stream(void)
-{
-    tess_stream s;
-    tess_stream_init_inline(&s, "test", NULL);
-    return s;
-}
-
-#define MUST(call)                                                                                 \
-    do {                                                                                           \
-        if ((call) != TESS_OK)                                                                     \
-            fail_msg("%s", tess_error_message());                                                  \
-    } while (0)
-
 typedef struct codebook {
     float embed[K * DIM], embed_avg[K * DIM], cluster_size[K];
 } codebook;
@@ -44,10 +31,10 @@ static void step(codebook *c, int64_t first, bool is_cosine)
                                                .count = count + lo,
                                                .sum = sum + lo * DIM,
                                                .decay = 0.8};
-        MUST(tess_cpu_quantizer_average(&a, &s));
+        assert_done(tess_cpu_quantizer_average(&a, &s));
         const tess_quantizer_total_args t = {
             .cluster_size = c->cluster_size + lo, .row_numel = numel, .total = &total};
-        MUST(tess_cpu_quantizer_total(&t, &s));
+        assert_done(tess_cpu_quantizer_total(&t, &s));
     }
     for (int owner = 0; owner < 2; owner++) {
         const int64_t lo = owner * first, numel = owner == 0 ? first : K - first;
@@ -56,7 +43,7 @@ static void step(codebook *c, int64_t first, bool is_cosine)
                                              .code_numel = K,
                                              .eps = 1e-5,
                                              .is_cosine = is_cosine};
-        MUST(tess_cpu_quantizer_embed(&e, &s));
+        assert_done(tess_cpu_quantizer_embed(&e, &s));
     }
 }
 
@@ -109,22 +96,22 @@ static void test_expired_rows_are_replaced(void **state)
                                     .threshold = 1.0,
                                     .expired = expired,
                                     .expired_numel = &expired_numel};
-    MUST(tess_cpu_quantizer_expire(&e, &s));
+    assert_done(tess_cpu_quantizer_expire(&e, &s));
     assert_true(expired_numel == 1 && !expired[0] && !expired[1] && expired[2]);
     e.threshold = 2.0;
-    MUST(tess_cpu_quantizer_expire(&e, &s));
+    assert_done(tess_cpu_quantizer_expire(&e, &s));
     assert_int_equal(expired_numel, 3);
     const int64_t row[] = {2};
     const float vector[] = {3.0f, 4.0f};
     tess_quantizer_replace_args r = {
         .rows = rows_of(&c, 0, K), .row = row, .vector = vector, .replace_numel = 1, .reset = 2.0};
-    MUST(tess_cpu_quantizer_replace(&r, &s));
+    assert_done(tess_cpu_quantizer_replace(&r, &s));
     assert_true(c.embed[4] == 3.0f && c.embed[5] == 4.0f);
     assert_true(c.embed_avg[4] == 6.0f && c.embed_avg[5] == 8.0f && c.cluster_size[2] == 2.0f);
     assert_memory_equal(c.embed, before.embed, 4 * sizeof(float));
     assert_memory_equal(c.embed_avg, before.embed_avg, 4 * sizeof(float));
     r.is_cosine = true;
-    MUST(tess_cpu_quantizer_replace(&r, &s));
+    assert_done(tess_cpu_quantizer_replace(&r, &s));
     assert_true(fabs((double)c.embed[4] - 0.6) < 2 * F32_U);
     assert_true(c.embed_avg[5] == 2.0f * c.embed[5]);
     const int64_t outside[] = {3};
@@ -143,7 +130,7 @@ static void test_averages_do_not_stall(void **state)
     tess_stream s = inline_stream();
     const tess_quantizer_average_args a = {
         .rows = {&embed, &avg, &size, 1, 1}, .count = &count, .sum = &sum, .decay = 0.99};
-    MUST(tess_cpu_quantizer_average(&a, &s));
+    assert_done(tess_cpu_quantizer_average(&a, &s));
     assert_true(fabs((double)avg - 100.1) < 2 * F32_U * 100.1);
     assert_true(avg == size);
 }
@@ -159,7 +146,7 @@ static void test_weights_of_rows(void **state)
     tess_stream s = inline_stream();
     const tess_quantizer_average_args a = {
         .rows = rows_of(&c, 0, K), .count = count, .sum = sum, .weight = weight};
-    MUST(tess_cpu_quantizer_average(&a, &s));
+    assert_done(tess_cpu_quantizer_average(&a, &s));
     assert_true(c.cluster_size[0] == 7.0f && c.embed_avg[0] == 0.1f && c.embed_avg[1] == 0.3f);
     assert_true(c.cluster_size[1] == 1.0f && c.embed_avg[2] == 4.0f);
     assert_true(c.cluster_size[2] == 4.0f);

@@ -1,23 +1,11 @@
 /* Vector quantizers: worked examples, gradients against finite differences of a reference in fp64,
  * the same bits on every instruction path and number of threads. What the peer computes is in
  * test_quantizer_golden.c. */
+#include "kernels/codebook.h"
 #include "kernels/quantizer_vector.h"
 #include "tests/kernels/op_support.h"
 
 enum { ROWS = 37, CODES = 11 };
-
-static tess_stream inline_stream(void)
-{
-    tess_stream s;
-    tess_stream_init_inline(&s, "test", NULL);
-    return s;
-}
-
-#define MUST(call)                                                                                 \
-    do {                                                                                           \
-        if ((call) != TESS_OK)                                                                     \
-            fail_msg("%s", tess_error_message());                                                  \
-    } while (0)
 
 /* ---- a problem: vectors with codes, rows of activations on both sides ---- */
 
@@ -391,11 +379,11 @@ static void test_rotation_example(void **state)
                                             .d_out = tess_view_host(d_out, 4, TESS_F32),
                                             .estimator = TESS_ESTIMATOR_ROTATION,
                                             .d_x = d_x};
-    MUST(tess_cpu_quantizer_backward(&a, &s));
+    assert_done(tess_cpu_quantizer_backward(&a, &s));
     for (int i = 0; i < 4; i++) /* coefficients of order 4, a few roundings */
         assert_true(fabs((double)d_x[i] - (double)want[i]) <= 8 * F32_U * 4);
     const tess_quantizer_gather_args g = {.rows = rows, .out = tess_view_host(out, 4, TESS_F32)};
-    MUST(tess_cpu_quantizer_gather(&g, &s));
+    assert_done(tess_cpu_quantizer_gather(&g, &s));
     assert_true(out[0] == 0.0f && out[1] == 10.0f);
 }
 
@@ -412,7 +400,7 @@ static void test_zero_rows_stay_finite(void **state)
                                             .d_out = tess_view_host(d_out, 4, TESS_F32),
                                             .estimator = TESS_ESTIMATOR_ROTATION,
                                             .d_x = d_x};
-    MUST(tess_cpu_quantizer_backward(&a, &s));
+    assert_done(tess_cpu_quantizer_backward(&a, &s));
     for (int i = 0; i < 4; i++)
         assert_true(isfinite(d_x[i]));
     const tess_quantizer_enter_args enter = {.x = tess_view_host((void *)(uintptr_t)x, 4, TESS_F32),
@@ -422,7 +410,7 @@ static void test_zero_rows_stay_finite(void **state)
                                              .least = TESS_UNIT_LEAST,
                                              .core = core,
                                              .norm = norm};
-    MUST(tess_cpu_quantizer_enter(&enter, &s));
+    assert_done(tess_cpu_quantizer_enter(&enter, &s));
     assert_true(core[0] == 0.0f && core[1] == 0.0f && core[2] == 1.0f && norm[0] == 0.0f);
 }
 
@@ -439,7 +427,7 @@ static void test_residual_gradient_scales(void **state)
         at[i] = residual;
         const tess_quantizer_residual_args a = {
             .rows = {&codes[i], NULL, 1, 1, 1}, .r = &residual, .next = &residual};
-        MUST(tess_cpu_quantizer_residual(&a, &s));
+        assert_done(tess_cpu_quantizer_residual(&a, &s));
     }
     float d_next = 0.0f;
     for (int i = LEVELS - 1; i >= 0; i--) {
@@ -449,16 +437,16 @@ static void test_residual_gradient_scales(void **state)
                                           .estimator = TESS_ESTIMATOR_STRAIGHT,
                                           .accumulate = true,
                                           .d_x = &summed};
-        MUST(tess_cpu_quantizer_backward(&a, &s)); /* the subtracted code is detached */
-        a.d_x = &single;                           /* one estimator around the whole stack */
+        assert_done(tess_cpu_quantizer_backward(&a, &s)); /* the subtracted code is detached */
+        a.d_x = &single;                                  /* one estimator around the whole stack */
         a.estimator = i == 0 ? TESS_ESTIMATOR_STRAIGHT : TESS_ESTIMATOR_NONE;
-        MUST(tess_cpu_quantizer_backward(&a, &s));
+        assert_done(tess_cpu_quantizer_backward(&a, &s));
         a.estimator = TESS_ESTIMATOR_STRAIGHT; /* nothing is detached */
         a.accumulate = false;
         a.d_next = &d_next;
         a.keep = 1.0f;
         a.d_x = &undetached;
-        MUST(tess_cpu_quantizer_backward(&a, &s));
+        assert_done(tess_cpu_quantizer_backward(&a, &s));
         d_next = undetached;
     }
     assert_true(summed == 4.0f && undetached == 1.0f && single == 1.0f);
@@ -491,11 +479,11 @@ static tess_status call_orthogonal(void *ctx, tess_stream *s)
 {
     orthogonal_problem *p = ctx;
     enum { DIM = 5, FIRST = 4 };
-    const int shift = tess_fixed_shift(CODES);
+    const int exponent = tess_fixed_exponent(1.0f, CODES);
     const float *codes = p->codes.view.data;
     memset(p->gram, 0, sizeof p->gram);
     tess_quantizer_gram_args gram = {
-        .codes = codes, .code_numel = FIRST, .dim = DIM, .shift = shift, .gram = p->gram};
+        .codes = codes, .code_numel = FIRST, .dim = DIM, .exponent = exponent, .gram = p->gram};
     TESS_TRY(tess_cpu_quantizer_gram(&gram, s));
     gram.codes = codes + FIRST * DIM;
     gram.code_numel = CODES - FIRST;
@@ -505,7 +493,7 @@ static tess_status call_orthogonal(void *ctx, tess_stream *s)
                                               .code_numel = CODES,
                                               .dim = DIM,
                                               .used_numel = CODES,
-                                              .shift = shift,
+                                              .exponent = exponent,
                                               .weight = 10.0,
                                               .d_codes = p->d_codes.view.data,
                                               .loss = p->loss.view.data};
@@ -522,8 +510,10 @@ static void test_orthogonal_gradient(void **state)
     op_run run = {
         .call = call_orthogonal, .ctx = &p, .outputs = {&p.d_codes, &p.loss}, .output_numel = 2};
     run_everywhere(&run, ignore);
-    /* products rounded at 2^-shift, 62 bits less those of the count */
-    assert_true(fabs(p.loss.value[0] - ref_orthogonal(p.codes.value, CODES, DIM)) < 1e-14);
+    /* products are off by 2^-(exponent + 1) at most, with an exponent of 50: entries of G, of at
+     * most CODES, by CODES 2^-51, and |G|^2 by twice DIM^2 CODES times that */
+    assert_true(fabs(p.loss.value[0] - ref_orthogonal(p.codes.value, CODES, DIM)) <
+                2.0 * DIM * DIM * 0x1p-51);
     double *want = doubles(CODES * DIM);
     for (int64_t i = 0; i < CODES * DIM; i++) {
         double *x = &p.codes.value[i];
@@ -550,22 +540,19 @@ static void test_orthogonal_example(void **state)
     int64_t gram[4] = {0};
     double loss = 0.0;
     tess_stream s = inline_stream();
-    const int shift = tess_fixed_shift(3);
-    assert_int_equal(shift, 60);
-    assert_int_equal(tess_fixed_shift(1), 62);
-    assert_int_equal(tess_fixed_shift(4), 60);
+    const int exponent = tess_fixed_exponent(1.0f, 3);
     const tess_quantizer_gram_args g = {
-        .codes = codes, .use = use, .code_numel = 4, .dim = 2, .shift = shift, .gram = gram};
-    MUST(tess_cpu_quantizer_gram(&g, &s));
+        .codes = codes, .use = use, .code_numel = 4, .dim = 2, .exponent = exponent, .gram = gram};
+    assert_done(tess_cpu_quantizer_gram(&g, &s));
     const tess_quantizer_orthogonal_args a = {.codes = codes,
                                               .use = use,
                                               .gram = gram,
                                               .code_numel = 4,
                                               .dim = 2,
                                               .used_numel = 3,
-                                              .shift = shift,
+                                              .exponent = exponent,
                                               .loss = &loss};
-    MUST(tess_cpu_quantizer_orthogonal(&a, &s));
+    assert_done(tess_cpu_quantizer_orthogonal(&a, &s));
     assert_true(fabs(loss - 0.222222222) < 1e-9);
 }
 
@@ -590,7 +577,7 @@ static void test_sample_of_parts_is_the_sample_of_all(void **state)
                                     .temperature = 0.5,
                                     .rng = tess_rng_make(7, TESS_RNG_TEST, 1, 2),
                                     .key = whole};
-    MUST(tess_cpu_quantizer_sample(&a, &s));
+    assert_done(tess_cpu_quantizer_sample(&a, &s));
     for (int part = 0; part < 4; part++) { /* two halves of rows, two ranges of codes */
         const int64_t row = part / 2 * 90, code = part % 2 * 4;
         a.first_row_idx = row;
@@ -600,7 +587,7 @@ static void test_sample_of_parts_is_the_sample_of_all(void **state)
         a.x = (const float *)x.view.data + row * DIM;
         a.codes = (const float *)codes.view.data + code * DIM;
         a.key = parts + row;
-        MUST(tess_cpu_quantizer_sample(&a, &s));
+        assert_done(tess_cpu_quantizer_sample(&a, &s));
     }
     assert_memory_equal(whole, parts, sizeof whole);
     buffer_destroy(&x);
@@ -628,7 +615,7 @@ static void test_sample_follows_the_softmax(void **state)
                                           .temperature = 0.7,
                                           .rng = tess_rng_make(11, TESS_RNG_TEST, 1, 2),
                                           .key = key};
-    MUST(tess_cpu_quantizer_sample(&a, &s));
+    assert_done(tess_cpu_quantizer_sample(&a, &s));
     double weight[K], sum = 0.0;
     int64_t count[K] = {0};
     for (int i = 0; i < N; i++)
@@ -665,13 +652,13 @@ static void test_strided_rows(void **state)
                                              .dim = DIM,
                                              .x_stride = STRIDE,
                                              .core = core};
-        MUST(tess_cpu_quantizer_enter(&a, &s));
+        assert_done(tess_cpu_quantizer_enter(&a, &s));
         const tess_quantizer_gather_args g = {.rows = {codes, p.code, ROWS, DIM, CODES},
                                               .masked = a.x,
                                               .out_stride = STRIDE,
                                               .out =
                                                   tess_view_slice(p.edge_out.view, h * DIM, numel)};
-        MUST(tess_cpu_quantizer_gather(&g, &s));
+        assert_done(tess_cpu_quantizer_gather(&g, &s));
         buffer_read(&p.edge_out);
         for (int i = 0; i < ROWS * DIM; i++) {
             const int64_t at = i / DIM * STRIDE + h * DIM + i % DIM;
@@ -725,11 +712,11 @@ static void test_no_rows(void **state)
     (void)state;
     tess_stream s = inline_stream();
     const tess_quantizer_enter_args enter = {.x = {.dt = TESS_BF16}, .dim = 3};
-    MUST(tess_cpu_quantizer_enter(&enter, &s));
+    assert_done(tess_cpu_quantizer_enter(&enter, &s));
     const tess_quantizer_gather_args g = {.rows = {.dim = 3}, .out = {.dt = TESS_BF16}};
-    MUST(tess_cpu_quantizer_gather(&g, &s));
+    assert_done(tess_cpu_quantizer_gather(&g, &s));
     const tess_quantizer_backward_args b = {.rows = {.dim = 3}};
-    MUST(tess_cpu_quantizer_backward(&b, &s));
+    assert_done(tess_cpu_quantizer_backward(&b, &s));
 }
 
 int main(void)
