@@ -23,11 +23,52 @@
 #include "kernels/nearest.h"
 #include "kernels/nf4.h"
 #include "kernels/optimizers.h"
+#include "kernels/quantizer_binary.h"
+#include "kernels/quantizer_codebook.h"
+#include "kernels/quantizer_scalar.h"
+#include "kernels/quantizer_vector.h"
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 
 TESS_BEGIN_DECLS
+
+/** The quantizers' ops: a backend has all of them or none. */
+typedef struct tess_quantizer_kernels {
+    tess_status (*enter)(const tess_quantizer_enter_args *a, tess_stream *s);
+    tess_status (*enter_backward)(const tess_quantizer_enter_backward_args *a, tess_stream *s);
+    tess_status (*gather)(const tess_quantizer_gather_args *a, tess_stream *s);
+    tess_status (*residual)(const tess_quantizer_residual_args *a, tess_stream *s);
+    tess_status (*row_loss)(const tess_quantizer_row_loss_args *a, tess_stream *s);
+    tess_status (*backward)(const tess_quantizer_backward_args *a, tess_stream *s);
+    tess_status (*code_gradient)(const tess_quantizer_code_gradient_args *a, tess_stream *s);
+    tess_status (*gram)(const tess_quantizer_gram_args *a, tess_stream *s);
+    tess_status (*orthogonal)(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+    tess_status (*sample)(const tess_quantizer_sample_args *a, tess_stream *s);
+    tess_status (*average)(const tess_quantizer_average_args *a, tess_stream *s);
+    tess_status (*total)(const tess_quantizer_total_args *a, tess_stream *s);
+    tess_status (*embed)(const tess_quantizer_embed_args *a, tess_stream *s);
+    tess_status (*expire)(const tess_quantizer_expire_args *a, tess_stream *s);
+    tess_status (*replace)(const tess_quantizer_replace_args *a, tess_stream *s);
+    tess_status (*layer_norm)(const tess_quantizer_layer_norm_args *a, tess_stream *s);
+    tess_status (*level)(const tess_quantizer_level_args *a, tess_stream *s);
+    tess_status (*level_decode)(const tess_quantizer_level_decode_args *a, tess_stream *s);
+    tess_status (*level_backward)(const tess_quantizer_level_backward_args *a, tess_stream *s);
+    tess_status (*soft_clamp)(const tess_quantizer_soft_clamp_args *a, tess_stream *s);
+    tess_status (*soft_clamp_backward)(const tess_quantizer_soft_clamp_backward_args *a,
+                                       tess_stream *s);
+    tess_status (*latent)(const tess_quantizer_latent_args *a, tess_stream *s);
+    tess_status (*latent_decode)(const tess_quantizer_latent_decode_args *a, tess_stream *s);
+    tess_status (*latent_gradient)(const tess_quantizer_latent_gradient_args *a, tess_stream *s);
+    tess_status (*sign)(const tess_quantizer_sign_args *a, tess_stream *s);
+    tess_status (*sign_decode)(const tess_quantizer_sign_decode_args *a, tess_stream *s);
+    tess_status (*sign_loss)(const tess_quantizer_sign_loss_args *a, tess_stream *s);
+    tess_status (*sign_backward)(const tess_quantizer_sign_backward_args *a, tess_stream *s);
+    tess_status (*pbar)(const tess_quantizer_pbar_args *a, tess_stream *s);
+    tess_status (*batch_entropy)(const tess_quantizer_batch_entropy_args *a, tess_stream *s);
+    tess_status (*batch_entropy_backward)(const tess_quantizer_batch_entropy_backward_args *a,
+                                          tess_stream *s);
+} tess_quantizer_kernels;
 
 typedef struct tess_kernels {
     const char *name; /* "cpu" */
@@ -91,6 +132,9 @@ typedef struct tess_kernels {
     tess_status (*code_sum)(const tess_code_sum_args *a, tess_stream *s);
     tess_status (*code_mean)(const tess_code_mean_args *a, tess_stream *s);
     tess_status (*code_residual)(const tess_code_residual_args *a, tess_stream *s);
+
+    /* NULL: the backend has no quantizers, and refuses them by name. */
+    const tess_quantizer_kernels *quantizers;
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

@@ -114,6 +114,28 @@ TESS_HD static inline double tess_log_f64(double x)
             f);
 }
 
+/** e^x of x <= 0 within 1 ulp of fp64; results below the smallest normal number are 0. Method and
+ * constants: fdlibm, e_exp.c (Sun Microsystems, 1993). Local. */
+TESS_HD static inline double tess_exp_below_f64(double x)
+{
+    if (!(x >= -708.0))
+        return x != x ? x : 0.0;
+    const int k = (int)(x * 1.44269504088896338700e+00 - 0.5);
+    const double high = x - (double)k * 6.93147180369123816490e-01;
+    const double low = (double)k * 1.90821492927058770002e-10;
+    const double r = high - low, z = r * r;
+    const double c =
+        r - z * (1.66666666666666019037e-01 +
+                 z * (-2.77777777770155933842e-03 +
+                      z * (6.61375632143793436117e-05 +
+                           z * (-1.65339022054652515390e-06 + z * 4.13813679705723846039e-08))));
+    union {
+        uint64_t u;
+        double f;
+    } power = {(uint64_t)(k + 1023) << 52};
+    return power.f * (1.0 - ((low - r * c / (2.0 - c)) - high));
+}
+
 enum { TESS_MAP_NUMEL = 256 };
 
 /** Nearest entry of an ascending map of 256 values by the f32 midpoint; a tie takes the even code.

@@ -70,4 +70,48 @@ tess_status tess_cpu_code_sum(const tess_code_sum_args *a, tess_stream *s);
 tess_status tess_cpu_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s);
 
+tess_status tess_cpu_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_enter_backward(const tess_quantizer_enter_backward_args *a,
+                                              tess_stream *s);
+tess_status tess_cpu_quantizer_gather(const tess_quantizer_gather_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_residual(const tess_quantizer_residual_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_row_loss(const tess_quantizer_row_loss_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_backward(const tess_quantizer_backward_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_args *a,
+                                             tess_stream *s);
+tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_average(const tess_quantizer_average_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_total(const tess_quantizer_total_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_embed(const tess_quantizer_embed_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_expire(const tess_quantizer_expire_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_replace(const tess_quantizer_replace_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_layer_norm(const tess_quantizer_layer_norm_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_level(const tess_quantizer_level_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_level_decode(const tess_quantizer_level_decode_args *a,
+                                            tess_stream *s);
+tess_status tess_cpu_quantizer_level_backward(const tess_quantizer_level_backward_args *a,
+                                              tess_stream *s);
+tess_status tess_cpu_quantizer_soft_clamp(const tess_quantizer_soft_clamp_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_soft_clamp_backward(const tess_quantizer_soft_clamp_backward_args *a,
+                                                   tess_stream *s);
+tess_status tess_cpu_quantizer_latent(const tess_quantizer_latent_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_latent_decode(const tess_quantizer_latent_decode_args *a,
+                                             tess_stream *s);
+tess_status tess_cpu_quantizer_latent_gradient(const tess_quantizer_latent_gradient_args *a,
+                                               tess_stream *s);
+tess_status tess_cpu_quantizer_sign(const tess_quantizer_sign_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_sign_decode(const tess_quantizer_sign_decode_args *a,
+                                           tess_stream *s);
+tess_status tess_cpu_quantizer_sign_loss(const tess_quantizer_sign_loss_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_sign_backward(const tess_quantizer_sign_backward_args *a,
+                                             tess_stream *s);
+tess_status tess_cpu_quantizer_pbar(const tess_quantizer_pbar_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_batch_entropy(const tess_quantizer_batch_entropy_args *a,
+                                             tess_stream *s);
+tess_status
+tess_cpu_quantizer_batch_entropy_backward(const tess_quantizer_batch_entropy_backward_args *a,
+                                          tess_stream *s);
+
 TESS_END_DECLS

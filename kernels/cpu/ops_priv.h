@@ -49,6 +49,23 @@ typedef struct tess_cpu_rows {
                           int64_t lo, int64_t hi);
     void (*code_sum)(const tess_code_sum_args *a, int64_t col_lo, int64_t col_hi);
     void (*code_residual)(const tess_code_residual_args *a, int64_t lo, int64_t hi);
+    void (*quantizer_enter)(const tess_quantizer_enter_args *a, int64_t row_lo, int64_t row_hi);
+    void (*quantizer_enter_backward)(const tess_quantizer_enter_backward_args *a, int64_t row_lo,
+                                     int64_t row_hi);
+    void (*quantizer_gather)(const tess_quantizer_gather_args *a, int64_t row_lo, int64_t row_hi);
+    void (*quantizer_residual)(const tess_quantizer_residual_args *a, int64_t row_lo,
+                               int64_t row_hi);
+    void (*quantizer_row_loss)(const tess_quantizer_row_loss_args *a, int64_t row_lo,
+                               int64_t row_hi);
+    void (*quantizer_backward)(const tess_quantizer_backward_args *a, int64_t row_lo,
+                               int64_t row_hi);
+    void (*quantizer_code_gradient)(const tess_quantizer_code_gradient_args *a, int64_t col_lo,
+                                    int64_t col_hi);
+    void (*quantizer_layer_norm)(const tess_quantizer_layer_norm_args *a, int64_t row_lo,
+                                 int64_t row_hi);
+    /* acc += a x, and x . y. */
+    void (*axpy_f64)(double *acc, const double *x, double a, int64_t numel);
+    double (*dot_f64)(const double *x, const double *y, int64_t numel);
     /* out[i] = exp(x[i]): the exponentials of the ops above, for tests; `exp_below` for x <= 0. */
     void (*exp)(const float *x, float *out, int64_t numel);
     void (*exp_below)(const float *x, float *out, int64_t numel);
@@ -64,6 +81,9 @@ const tess_cpu_rows *tess_cpu_rows_get(void);
 /** Parts to cut work of `cost_numel` element operations into: one when threads would cost more
  * than they give. Local. */
 int tess_cpu_part_numel(const tess_stream *s, int64_t cost_numel);
+
+/** Every code is a row of the codes or the mark of a masked vector. Local. */
+TESS_MUST_CHECK tess_status tess_cpu_check_codes(const char *op, const tess_coded_rows *rows);
 
 /** The rounded copy of masters [lo, hi) of a part. Local. */
 void tess_cpu_copy_param(const tess_update_part *part, int64_t lo, int64_t hi);

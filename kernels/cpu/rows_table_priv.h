@@ -6,6 +6,7 @@
 #include "kernels/cpu/rows_elementwise_body_priv.h"
 #include "kernels/cpu/rows_loss_body_priv.h"
 #include "kernels/cpu/rows_norm_body_priv.h"
+#include "kernels/cpu/rows_quantizer_body_priv.h"
 #include "kernels/cpu/rows_update_body_priv.h"
 
 const tess_cpu_rows TESS_ROWS_TABLE = {
@@ -36,6 +37,16 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .prodigy_apply = prodigy_apply,
     .code_sum = code_sum,
     .code_residual = code_residual,
+    .quantizer_enter = quantizer_enter,
+    .quantizer_enter_backward = quantizer_enter_backward,
+    .quantizer_gather = quantizer_gather,
+    .quantizer_residual = quantizer_residual,
+    .quantizer_row_loss = quantizer_row_loss,
+    .quantizer_backward = quantizer_backward,
+    .quantizer_code_gradient = quantizer_code_gradient,
+    .quantizer_layer_norm = quantizer_layer_norm,
+    .axpy_f64 = axpy_f64,
+    .dot_f64 = dot_f64_array,
     .exp = exp_array,
     .exp_below = exp_below_array,
 };

@@ -2,6 +2,40 @@
 
 static const char *path_text(void) { return tess_cpu_path_name(tess_cpu_path_current()); }
 
+static const tess_quantizer_kernels quantizers = {
+    .enter = tess_cpu_quantizer_enter,
+    .enter_backward = tess_cpu_quantizer_enter_backward,
+    .gather = tess_cpu_quantizer_gather,
+    .residual = tess_cpu_quantizer_residual,
+    .row_loss = tess_cpu_quantizer_row_loss,
+    .backward = tess_cpu_quantizer_backward,
+    .code_gradient = tess_cpu_quantizer_code_gradient,
+    .gram = tess_cpu_quantizer_gram,
+    .orthogonal = tess_cpu_quantizer_orthogonal,
+    .sample = tess_cpu_quantizer_sample,
+    .average = tess_cpu_quantizer_average,
+    .total = tess_cpu_quantizer_total,
+    .embed = tess_cpu_quantizer_embed,
+    .expire = tess_cpu_quantizer_expire,
+    .replace = tess_cpu_quantizer_replace,
+    .layer_norm = tess_cpu_quantizer_layer_norm,
+    .level = tess_cpu_quantizer_level,
+    .level_decode = tess_cpu_quantizer_level_decode,
+    .level_backward = tess_cpu_quantizer_level_backward,
+    .soft_clamp = tess_cpu_quantizer_soft_clamp,
+    .soft_clamp_backward = tess_cpu_quantizer_soft_clamp_backward,
+    .latent = tess_cpu_quantizer_latent,
+    .latent_decode = tess_cpu_quantizer_latent_decode,
+    .latent_gradient = tess_cpu_quantizer_latent_gradient,
+    .sign = tess_cpu_quantizer_sign,
+    .sign_decode = tess_cpu_quantizer_sign_decode,
+    .sign_loss = tess_cpu_quantizer_sign_loss,
+    .sign_backward = tess_cpu_quantizer_sign_backward,
+    .pbar = tess_cpu_quantizer_pbar,
+    .batch_entropy = tess_cpu_quantizer_batch_entropy,
+    .batch_entropy_backward = tess_cpu_quantizer_batch_entropy_backward,
+};
+
 const tess_kernels tess_kernels_cpu = {
     .name = "cpu",
     .path = path_text,
@@ -54,7 +88,54 @@ const tess_kernels tess_kernels_cpu = {
     .code_sum = tess_cpu_code_sum,
     .code_mean = tess_cpu_code_mean,
     .code_residual = tess_cpu_code_residual,
+    .quantizers = &quantizers,
 };
+
+/* All or none. */
+static tess_status check_quantizers(const char *name, const tess_quantizer_kernels *q)
+{
+    const bool has[] = {
+        q->enter != NULL,
+        q->enter_backward != NULL,
+        q->gather != NULL,
+        q->residual != NULL,
+        q->row_loss != NULL,
+        q->backward != NULL,
+        q->code_gradient != NULL,
+        q->gram != NULL,
+        q->orthogonal != NULL,
+        q->sample != NULL,
+        q->average != NULL,
+        q->total != NULL,
+        q->embed != NULL,
+        q->expire != NULL,
+        q->replace != NULL,
+        q->layer_norm != NULL,
+        q->level != NULL,
+        q->level_decode != NULL,
+        q->level_backward != NULL,
+        q->soft_clamp != NULL,
+        q->soft_clamp_backward != NULL,
+        q->latent != NULL,
+        q->latent_decode != NULL,
+        q->latent_gradient != NULL,
+        q->sign != NULL,
+        q->sign_decode != NULL,
+        q->sign_loss != NULL,
+        q->sign_backward != NULL,
+        q->pbar != NULL,
+        q->batch_entropy != NULL,
+        q->batch_entropy_backward != NULL,
+    };
+    _Static_assert(sizeof(tess_quantizer_kernels) == sizeof(has) * sizeof(q->enter),
+                   "an entry of the quantizers is not checked");
+    for (int i = 0; i < TESS_NELEM(has); i++)
+        TESS_CHECK(has[i], TESS_E_UNSUPPORTED,
+                   "kernel table '%s': entry %d of %d of the quantizers is missing (order of "
+                   "kernels/kernels.h); a backend has all of them or none",
+                   name, i, TESS_NELEM(has));
+    return TESS_OK;
+}
 
 tess_status tess_kernels_check(const tess_kernels *k)
 {
@@ -95,11 +176,11 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 21 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 22 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,
                    "kernel table '%s': entry %d of %d is missing (order of kernels/kernels.h)",
                    k->name != NULL ? k->name : "", i, TESS_NELEM(has));
-    return TESS_OK;
+    return k->quantizers != NULL ? check_quantizers(k->name, k->quantizers) : TESS_OK;
 }

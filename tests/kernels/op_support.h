@@ -155,6 +155,21 @@ static inline void run_once(const op_run *run, int thread_numel)
         assert_canaries(run->outputs[o]);
 }
 
+/** A stream without threads. */
+static inline tess_stream inline_stream(void)
+{
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    return s;
+}
+
+/** The call succeeds; its message is shown where it does not. */
+#define assert_done(call_expr)                                                                     \
+    do {                                                                                           \
+        if ((call_expr) != TESS_OK)                                                                \
+            fail_msg("%s", tess_error_message());                                                  \
+    } while (0)
+
 static inline int best_path(void) { return (int)tess_cpu_path_highest(); }
 
 /** Run the kernels of this process on `path`, -1: on the default one. */
