@@ -171,8 +171,12 @@ TESS_MUST_CHECK tess_status tess_kmeans_encode(tess_kmeans *job, const tess_kmea
 /** Mean squared error over all vectors of a file. Collective. */
 TESS_MUST_CHECK tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors,
                                                  double *error, double *mean_square);
-/** x' = sum of codes, levels ascending; replicated codebooks. Local. */
-TESS_MUST_CHECK tess_status tess_kmeans_decode(tess_kmeans *job, const uint32_t *code,
-                                               int64_t vector_numel, float *x);
+/** What codes of a round say: x' = sum of codes, levels ascending. Collective. */
+typedef struct tess_kmeans_decoding {
+    const uint32_t *code;        /* [own, groups * levels], group-major; TESS_NO_CODE adds nothing */
+    const int64_t *vector_numel; /* [world], at most TESS_KMEANS_BLOCK_NUMEL each */
+    float *x;                    /* out: [own, dim] f32 */
+} tess_kmeans_decoding;
+TESS_MUST_CHECK tess_status tess_kmeans_decode(tess_kmeans *job, const tess_kmeans_decoding *round);
 
 TESS_END_DECLS

@@ -215,3 +215,38 @@ tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors, double
     *mean_square = tess_exact_round(&sums[1]) / (double)info->vector_numel;
     return TESS_OK;
 }
+
+/* ---- decode ---- */
+
+/* 0 less all codes of a group, into `residual`. */
+static tess_status take_codes_off(tess_kmeans *job, const tess_kmeans_decoding *round, int group)
+{
+    const tess_kmeans_config *c = &job->plan.config;
+    const int64_t own = round->vector_numel[job->rank], d = job->plan.group_dim;
+    const int64_t columns = (int64_t)c->group_numel * c->level_numel;
+    memset(job->residual, 0, (size_t)(own * d) * sizeof *job->residual);
+    for (int l = 0; l < c->level_numel; l++) {
+        const int book_idx = tess_kmeans_book(c, group, l);
+        for (int64_t i = 0; i < own; i++)
+            job->row[i] = round->code[i * columns + book_idx];
+        const tess_codebook_subtraction args = {.book_idx = book_idx,
+                                                .x = job->residual,
+                                                .row = job->row,
+                                                .entry_numel = round->vector_numel,
+                                                .dst = job->residual};
+        TESS_TRY(tess_codebooks_subtract(job->books, &args));
+    }
+    return TESS_OK;
+}
+
+tess_status tess_kmeans_decode(tess_kmeans *job, const tess_kmeans_decoding *round)
+{
+    const int64_t own = round->vector_numel[job->rank], d = job->plan.group_dim;
+    for (int g = 0; g < job->plan.config.group_numel; g++) {
+        TESS_TRY(take_codes_off(job, round, g));
+        for (int64_t i = 0; i < own; i++)
+            for (int64_t j = 0; j < d; j++)
+                round->x[i * job->plan.dim + g * d + j] = 0.0f - job->residual[i * d + j];
+    }
+    return TESS_OK;
+}

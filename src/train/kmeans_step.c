@@ -386,26 +386,3 @@ tess_status tess_kmeans_restore(tess_kmeans *job)
         TESS_TRY(extend_all(job, p->group, l, NULL));
     return TESS_OK;
 }
-
-tess_status tess_kmeans_decode(tess_kmeans *job, const uint32_t *code, int64_t vector_numel,
-                               float *x)
-{
-    const tess_kmeans_config *c = &job->plan.config;
-    const int64_t d = job->plan.group_dim, books = (int64_t)c->group_numel * c->level_numel;
-    TESS_CHECK(!job->plan.book.shape.is_sharded, TESS_E_STATE,
-               "decode: codebooks are sharded by rows; set quantizer.sharding: replicated");
-    for (int64_t i = 0; i < vector_numel * books; i++)
-        TESS_CHECK(code[i] < c->code_numel || code[i] == TESS_NO_CODE, TESS_E_FORMAT,
-                   "code %u of vector %lld, expected below %lld", code[i], (long long)(i / books),
-                   (long long)c->code_numel);
-    memset(x, 0, (size_t)(vector_numel * job->plan.dim) * sizeof *x);
-    for (int64_t i = 0; i < vector_numel; i++)
-        for (int64_t b = 0; b < books; b++) {
-            const float *all = tess_codebooks_all(job->books, (int)b);
-            float *part = x + i * job->plan.dim + b / c->level_numel * d;
-            const uint32_t row = code[i * books + b];
-            for (int64_t j = 0; row != TESS_NO_CODE && j < d; j++)
-                part[j] += all[row * d + j];
-        }
-    return TESS_OK;
-}

@@ -15,6 +15,7 @@
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/strbuf.h"
+#include "train/vectors_code.h"
 
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL, SAVED_NUMEL = 14 };
 
@@ -567,6 +568,17 @@ static tess_status finish(loop *l, tess_status st)
     return st;
 }
 
+static tess_status export_result(tess_session *s)
+{
+    char dir[1024], path[1024 + 32];
+    tess_status st = session_path(s, "export", dir);
+    if (st == TESS_OK && tess_comm_rank(s->world) == 0)
+        st = tess_io_mkdirs(s->ctx->io, dir);
+    TESS_TRY(session_agree(s, st));
+    snprintf(path, sizeof path, "%s/codebooks.safetensors", dir);
+    return tess_session_export_codebooks(s, TESS_CODEBOOK_SAFETENSORS, path);
+}
+
 tess_status session_vectors_train(tess_session *s)
 {
     loop l = {.s = s, .v = s->vectors, .asked_step = -1, .committed_step = -1};
@@ -574,6 +586,8 @@ tess_status session_vectors_train(tess_session *s)
     if (st == TESS_OK)
         st = run_steps(&l);
     TESS_TRY(finish(&l, st));
+    if (tess_kmeans_is_done(s->vectors->job))
+        TESS_TRY(export_result(s));
     TESS_CHECK(l.committed_step == l.asked_step, TESS_E_IO,
                "output.dir: the checkpoint of step %" PRId64
                " could not be written to '%s' (the warning above says why); make room and start "

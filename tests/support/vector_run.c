@@ -80,7 +80,7 @@ void vector_run_destroy(tess_comm *comm, vector_run *v)
             fprintf(stderr, "could not remove '%s'\n", v->dir);
     }
     tess_free(v->x);
-    tess_io_destroy(v->ctx.io);
+    tess_io_destroy(&v->ctx.io);
 }
 
 /* ---- jobs ---- */

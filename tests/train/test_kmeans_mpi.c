@@ -234,10 +234,8 @@ static int64_t received_nbytes(const tess_comm *spy)
     const tess_spy_record *record = NULL;
     const int64_t numel = tess_spy_records(spy, &record);
     int64_t total = 0;
-    for (int64_t i = 0; i < numel; i++) {
-        const int64_t own = record[i].op == TESS_COMM_ALL_GATHER ? record[i].send_numel : 0;
-        total += (record[i].receive_numel - own) * (int64_t)tess_dtype_block_nbytes(record[i].wire);
-    }
+    for (int64_t i = 0; i < numel; i++)
+        total += record[i].receive_numel * (int64_t)tess_dtype_block_nbytes(record[i].wire);
     return total;
 }
 
@@ -264,17 +262,19 @@ static tess_status check_wire(tess_comm *comm, tess_kmeans_sharding sharding)
     }
     const tess_kmeans_plan *plan = tess_kmeans_get_plan(job.job);
     double planned = tess_codebook_pass_nbytes(&plan->book, plan->round_numel);
-    /* The repair of codes without a vector publishes once more; its pairs are few. */
-    if (report.split_numel > 0)
-        planned += (double)(tess_comm_world(comm) - 1) * (double)plan->book.row_numel * D * 4 +
-                   (double)report.split_numel * (D + 1) * 4 +
-                   (double)(tess_comm_world(comm) - 1) * TESS_KMEANS_BLOCK_NUMEL * 4 * 4;
+    /* The repair of codes without a vector publishes once more, or fetches a few rows. */
+    const double others = tess_comm_world(comm) - 1;
+    if (report.split_numel > 0 && !plan->book.shape.is_sharded)
+        planned += others * (double)plan->book.row_numel * D * 4;
+    else if (report.split_numel > 0)
+        planned += others * TESS_KMEANS_BLOCK_NUMEL * 4 * (1 + K / TESS_KMEANS_BLOCK_NUMEL) +
+                   (double)report.split_numel * D * 4;
     const double received = (double)received_nbytes(spy);
     if (st == TESS_OK && received > planned)
         st = TESS_FAIL(TESS_E_STATE, "sharding %d: received %.0f bytes, planned %.0f",
                        (int)sharding, received, planned);
     if (st == TESS_OK && tess_comm_world(comm) > 1 && received < planned / 2)
-        st = TESS_FAIL(TESS_E_STATE, "sharding %d: received %.0f bytes, planned %.0f: too many",
+        st = TESS_FAIL(TESS_E_STATE, "sharding %d: received %.0f bytes, planned %.0f: what is missing?",
                        (int)sharding, received, planned);
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
         if (st == TESS_OK &&

@@ -1,0 +1,326 @@
+#include "train/vectors_code.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/exact.h"
+#include "core/memory.h"
+#include "train/codes_file.h"
+#include "train/vectors_session.h"
+
+enum { BLOCK = TESS_KMEANS_BLOCK_NUMEL };
+
+static int64_t column_numel(const vectors_session *v)
+{
+    return (int64_t)v->plan.config.group_numel * v->plan.config.level_numel;
+}
+
+static tess_status need_codebooks(const tess_session *s)
+{
+    TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG,
+               "the checkpoint is of a language model; codebooks come from runs with model.family "
+               "kmeans");
+    return TESS_OK;
+}
+
+/* Vectors of every rank in round t: block t W + r of the file is rank r's. */
+static void count_round(const tess_session *s, int64_t vector_numel, int64_t round, int64_t *numel)
+{
+    const int64_t world = tess_comm_world(s->world);
+    for (int64_t r = 0; r < world; r++)
+        numel[r] = TESS_MIN(TESS_MAX(vector_numel - (round * world + r) * BLOCK, 0), (int64_t)BLOCK);
+}
+
+static int64_t first_of(const tess_session *s, int64_t round)
+{
+    return (round * tess_comm_world(s->world) + tess_comm_rank(s->world)) * BLOCK;
+}
+
+static int64_t round_numel(const tess_session *s, int64_t vector_numel)
+{
+    return tess_ceil_div(tess_ceil_div(vector_numel, BLOCK), tess_comm_world(s->world));
+}
+
+/* Identity of all codebooks: their elements by number. */
+static tess_status name_codebooks(tess_session *s, char text[TESS_CODES_TEXT_NBYTES])
+{
+    vectors_session *v = s->vectors;
+    const tess_codebook_plan *p = &v->plan.book;
+    tess_logical_hash h = {{0}};
+    int64_t lo = 0, hi = 0, lanes[2];
+    tess_codebook_owned(p, tess_comm_rank(s->world), &lo, &hi);
+    for (int b = 0; b < p->shape.book_numel; b++)
+        tess_logical_hash_add(&h, tess_codebooks_rows(tess_kmeans_books(v->job), b),
+                              (hi - lo) * p->shape.dim, sizeof(float),
+                              (b * p->shape.code_numel + lo) * p->shape.dim);
+    memcpy(lanes, &h, sizeof lanes);
+    TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
+    snprintf(text, TESS_CODES_TEXT_NBYTES,
+             "%dx%dx%" PRId64 "x%" PRId64 "/%016" PRIx64 "%016" PRIx64,
+             v->plan.config.group_numel, v->plan.config.level_numel, p->shape.code_numel,
+             p->shape.dim, (uint64_t)lanes[0], (uint64_t)lanes[1]);
+    return TESS_OK;
+}
+
+/* ---- encode ---- */
+
+typedef struct encoder {
+    tess_session *s;
+    tess_vectors *vectors;
+    tess_codes_writer *writer; /* rank 0 */
+    int64_t vector_numel;
+    int64_t *numel;  /* [world] */
+    float *x;        /* [block, dim] */
+    float *error;    /* [block] */
+    uint32_t *code;  /* [block, columns] */
+    uint32_t *all;   /* rank 0: [world, block, columns] */
+    int64_t *wide;   /* rank 0: [block, columns] */
+    tess_exact sums[2];
+    tess_logical_hash digest;
+} encoder;
+
+static tess_status room(void *slot, int64_t a, int64_t b, size_t nbytes)
+{
+    int64_t numel = 0;
+    void *out = NULL;
+    TESS_TRY(tess_mul_i64(a, b, &numel));
+    TESS_TRY(tess_alloc_array(numel, nbytes, &out));
+    memcpy(slot, &out, sizeof out);
+    return TESS_OK;
+}
+
+static tess_status open_encoder(encoder *e, const char *input)
+{
+    tess_session *s = e->s;
+    const int64_t columns = column_numel(s->vectors), world = tess_comm_world(s->world);
+    TESS_TRY(tess_vectors_open(s->ctx, input, &e->vectors));
+    const tess_vectors_info *info = tess_vectors_get_info(e->vectors);
+    TESS_CHECK(info->dim == s->vectors->plan.dim, TESS_E_CONFIG,
+               "'%s' holds vectors of %" PRId64 " dimensions, the codebooks are of %" PRId64, input,
+               info->dim, s->vectors->plan.dim);
+    e->vector_numel = info->vector_numel;
+    TESS_TRY(room(&e->numel, world, 1, sizeof(int64_t)));
+    TESS_TRY(room(&e->x, BLOCK, info->dim, sizeof(float)));
+    TESS_TRY(room(&e->error, BLOCK, 1, sizeof(float)));
+    TESS_TRY(room(&e->code, BLOCK, columns, sizeof(uint32_t)));
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    TESS_TRY(room(&e->all, world * BLOCK, columns, sizeof(uint32_t)));
+    return room(&e->wide, BLOCK, columns, sizeof(int64_t));
+}
+
+static void close_encoder(encoder *e)
+{
+    tess_codes_writer_destroy(&e->writer);
+    tess_vectors_close(&e->vectors);
+    void *const owned[] = {e->numel, e->x, e->error, e->code, e->all, e->wide};
+    for (int i = 0; i < TESS_NELEM(owned); i++)
+        tess_free(owned[i]);
+}
+
+static tess_status read_own(encoder *e, int64_t round)
+{
+    const tess_session *s = e->s;
+    const int64_t numel = e->numel[tess_comm_rank(s->world)], dim = s->vectors->plan.dim;
+    if (numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_vectors_read(e->vectors, first_of(s, round), numel, e->x));
+    for (int64_t i = 0; i < numel; i++) {
+        double square = 0.0;
+        for (int64_t j = 0; j < dim; j++)
+            square += (double)e->x[i * dim + j] * (double)e->x[i * dim + j];
+        TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
+                   "'%s': vector %" PRId64 " is not finite; remove it",
+                   tess_vectors_get_info(e->vectors)->path, first_of(s, round) + i);
+    }
+    tess_vectors_digest_add(&e->digest, e->x, dim, first_of(s, round), numel);
+    return TESS_OK;
+}
+
+static tess_status append_all(encoder *e)
+{
+    const int64_t columns = column_numel(e->s->vectors);
+    for (int r = 0; r < tess_comm_world(e->s->world); r++) {
+        const uint32_t *code = e->all + r * BLOCK * columns;
+        for (int64_t i = 0; i < e->numel[r] * columns; i++)
+            e->wide[i] = code[i] == TESS_NO_CODE ? -1 : (int64_t)code[i];
+        TESS_TRY(tess_codes_writer_append(e->writer, e->wide, e->numel[r]));
+    }
+    return TESS_OK;
+}
+
+static tess_status encode_round(encoder *e, int64_t round)
+{
+    tess_session *s = e->s;
+    count_round(s, e->vector_numel, round, e->numel);
+    TESS_TRY(session_agree(s, read_own(e, round)));
+    const tess_kmeans_encoding what = {
+        .x = e->x, .vector_numel = e->numel, .code = e->code, .error = e->error};
+    TESS_TRY(session_section(s, tess_kmeans_encode(s->vectors->job, &what)));
+    for (int64_t i = 0; i < e->numel[tess_comm_rank(s->world)]; i++)
+        (void)tess_exact_add(&e->sums[0], (double)e->error[i]);
+    TESS_TRY(tess_comm_gather_bytes(s->world, 0, e->code,
+                                    (size_t)(BLOCK * column_numel(s->vectors)) * sizeof *e->code,
+                                    e->all));
+    return session_agree(s, tess_comm_rank(s->world) == 0 ? append_all(e) : TESS_OK);
+}
+
+/* The identity of the vectors is known when all were read: the first pass is for it alone. */
+static tess_status identify(encoder *e, tess_codes_info *info)
+{
+    tess_session *s = e->s;
+    int64_t lanes[2];
+    tess_status st = TESS_OK;
+    for (int64_t t = 0; t < round_numel(s, e->vector_numel) && st == TESS_OK; t++) {
+        count_round(s, e->vector_numel, t, e->numel);
+        st = read_own(e, t);
+    }
+    TESS_TRY(session_agree(s, st));
+    memcpy(lanes, &e->digest, sizeof lanes);
+    TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
+    memcpy(&e->digest, lanes, sizeof lanes);
+    tess_vectors_digest_text(&e->digest, e->vector_numel, s->vectors->plan.dim, info->source);
+    memset(e->sums, 0, sizeof e->sums);
+    return TESS_OK;
+}
+
+static tess_status encode_all(encoder *e, const char *output, tess_encode_result *out)
+{
+    tess_session *s = e->s;
+    const tess_kmeans_config *c = &s->vectors->plan.config;
+    tess_codes_info info = {.vector_numel = e->vector_numel,
+                            .code_numel = c->code_numel,
+                            .level_numel = c->level_numel,
+                            .group_numel = c->group_numel,
+                            .bit_order = TESS_CODES_ROW};
+    tess_status st = TESS_OK;
+    TESS_TRY(name_codebooks(s, info.codebooks));
+    TESS_TRY(identify(e, &info));
+    if (tess_comm_rank(s->world) == 0)
+        st = tess_codes_writer_create(s->ctx, output, &info, &e->writer);
+    TESS_TRY(session_agree(s, st));
+    for (int64_t t = 0; t < round_numel(s, e->vector_numel); t++)
+        TESS_TRY(encode_round(e, t));
+    if (tess_comm_rank(s->world) == 0)
+        st = tess_codes_writer_finish(e->writer);
+    TESS_TRY(session_agree(s, st));
+    for (int i = 0; i < 2; i++)
+        TESS_TRY(tess_comm_control(s->world, e->sums[i].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
+    *out = (tess_encode_result){.vector_numel = e->vector_numel,
+                                .error = tess_exact_round(&e->sums[0]) / (double)e->vector_numel,
+                                .mean_square =
+                                    tess_exact_round(&e->sums[1]) / (double)e->vector_numel};
+    return TESS_OK;
+}
+
+tess_status tess_session_encode(tess_session *s, const char *input, const char *output,
+                                tess_encode_result *out)
+{
+    TESS_TRY(need_codebooks(s));
+    encoder e = {.s = s};
+    tess_status st = session_agree(s, open_encoder(&e, input));
+    if (st == TESS_OK)
+        st = encode_all(&e, output, out);
+    close_encoder(&e);
+    return st;
+}
+
+/* ---- decode ---- */
+
+typedef struct decoder {
+    tess_session *s;
+    tess_codes_file *file;
+    tess_vectors_writer *writer; /* rank 0 */
+    int64_t *numel;              /* [world] */
+    int64_t *wide;               /* [block, columns] */
+    uint32_t *code;              /* the same */
+    float *x;                    /* [block, dim] */
+    float *all;                  /* rank 0: [world, block, dim] */
+} decoder;
+
+static tess_status check_codes(const decoder *d, const char *input, const char *codebooks)
+{
+    const tess_codes_info *info = tess_codes_file_get_info(d->file);
+    TESS_CHECK(strcmp(info->codebooks, codebooks) == 0, TESS_E_CONFIG,
+               "'%s' was encoded with codebooks %s, the checkpoint holds %s; give the checkpoint "
+               "that encoded it",
+               input, info->codebooks, codebooks);
+    return TESS_OK;
+}
+
+static tess_status open_decoder(decoder *d, const char *input, const char *output,
+                                const char *codebooks)
+{
+    tess_session *s = d->s;
+    const int64_t columns = column_numel(s->vectors), dim = s->vectors->plan.dim;
+    TESS_TRY(tess_codes_file_open(s->ctx, input, &d->file));
+    TESS_TRY(check_codes(d, input, codebooks));
+    TESS_TRY(room(&d->numel, tess_comm_world(s->world), 1, sizeof(int64_t)));
+    TESS_TRY(room(&d->wide, BLOCK, columns, sizeof(int64_t)));
+    TESS_TRY(room(&d->code, BLOCK, columns, sizeof(uint32_t)));
+    TESS_TRY(room(&d->x, BLOCK, dim, sizeof(float)));
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    TESS_TRY(room(&d->all, tess_comm_world(s->world) * BLOCK, dim, sizeof(float)));
+    return tess_vectors_writer_create(s->ctx, output,
+                                      tess_codes_file_get_info(d->file)->vector_numel, dim,
+                                      &d->writer);
+}
+
+static void close_decoder(decoder *d)
+{
+    tess_vectors_writer_destroy(&d->writer);
+    tess_codes_file_close(&d->file);
+    void *const owned[] = {d->numel, d->wide, d->code, d->x, d->all};
+    for (int i = 0; i < TESS_NELEM(owned); i++)
+        tess_free(owned[i]);
+}
+
+static tess_status read_codes(decoder *d, int64_t round)
+{
+    const tess_session *s = d->s;
+    const int64_t numel = d->numel[tess_comm_rank(s->world)];
+    if (numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_codes_file_read(d->file, first_of(s, round), numel, d->wide));
+    for (int64_t i = 0; i < numel * column_numel(s->vectors); i++)
+        d->code[i] = d->wide[i] < 0 ? TESS_NO_CODE : (uint32_t)d->wide[i];
+    return TESS_OK;
+}
+
+static tess_status decode_round(decoder *d, int64_t round)
+{
+    tess_session *s = d->s;
+    const int64_t dim = s->vectors->plan.dim;
+    tess_status st = TESS_OK;
+    count_round(s, tess_codes_file_get_info(d->file)->vector_numel, round, d->numel);
+    TESS_TRY(session_agree(s, read_codes(d, round)));
+    const tess_kmeans_decoding what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
+    TESS_TRY(session_section(s, tess_kmeans_decode(s->vectors->job, &what)));
+    TESS_TRY(tess_comm_gather_bytes(s->world, 0, d->x, (size_t)(BLOCK * dim) * sizeof *d->x,
+                                    d->all));
+    for (int r = 0; d->all != NULL && st == TESS_OK && r < tess_comm_world(s->world); r++)
+        if (d->numel[r] > 0)
+            st = tess_vectors_writer_append(d->writer, d->all + r * BLOCK * dim, d->numel[r]);
+    return session_agree(s, st);
+}
+
+tess_status tess_session_decode(tess_session *s, const char *input, const char *output)
+{
+    char codebooks[TESS_CODES_TEXT_NBYTES];
+    decoder d = {.s = s};
+    TESS_TRY(need_codebooks(s));
+    TESS_TRY(name_codebooks(s, codebooks));
+    tess_status st = session_agree(s, open_decoder(&d, input, output, codebooks));
+    const int64_t rounds =
+        st == TESS_OK ? round_numel(s, tess_codes_file_get_info(d.file)->vector_numel) : 0;
+    for (int64_t t = 0; t < rounds && st == TESS_OK; t++)
+        st = decode_round(&d, t);
+    if (st == TESS_OK)
+        st = session_agree(s, d.writer != NULL ? tess_vectors_writer_finish(d.writer) : TESS_OK);
+    close_decoder(&d);
+    return st;
+}
