@@ -1,16 +1,13 @@
-/* tessera export CHECKPOINT|ADAPTER --format peft|diffusers|kohya|comfyui|gguf|hf -o OUT */
+/* tessera export CHECKPOINT|ADAPTER --format FORMAT -o OUT */
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/memory.h"
-#include "format/json.h"
 #include "launch/commands.h"
 #include "launch/convert.h"
 #include "launch/job.h"
 #include "launch/launch.h"
-#include "shard/ckpt.h"
-#include "train/strbuf.h"
 
 static error_t set_format(struct argp_state *state, const char *arg, tess_export_options *export)
 {
@@ -24,6 +21,18 @@ static error_t set_format(struct argp_state *state, const char *arg, tess_export
                  {"diffusers", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_DIFFUSERS},
                  {"kohya", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_KOHYA},
                  {"comfyui", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_COMFYUI}};
+    static const char *const codebooks[] = {[TESS_CODEBOOK_SAFETENSORS] = "safetensors",
+                                            [TESS_CODEBOOK_NPY] = "npy",
+                                            [TESS_CODEBOOK_FAISS] = "faiss"};
+    for (int i = 0; i < TESS_NELEM(codebooks); i++) {
+        if (strcmp(arg, codebooks[i]) == 0) {
+            export->format = codebooks[i];
+            export->is_codebook = true;
+            export->codebook = (tess_codebook_format)i;
+            export->run_export = TESS_RUN_EXPORT_NONE;
+            return 0;
+        }
+    }
     for (int i = 0; i < TESS_NELEM(known); i++) {
         if (strcmp(arg, known[i].name) == 0) {
             export->format = known[i].name;
@@ -33,7 +42,9 @@ static error_t set_format(struct argp_state *state, const char *arg, tess_export
         }
     }
     return tess_launch_refuse(
-        state, "--format: expected peft, gguf, diffusers, kohya, comfyui or hf, found '%.100s'",
+        state,
+        "--format: expected peft, gguf, diffusers, kohya, comfyui, hf, safetensors, npy or faiss, "
+        "found '%.100s'",
         arg);
 }
 
@@ -96,9 +107,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"format", 'f', "FORMAT", 0,
      "Adapters: peft or gguf (language models), diffusers, kohya or comfyui (FLUX.1); hf: a model "
-     "directory; without it what the checkpoint holds",
+     "directory; codebooks: safetensors, npy or faiss; without it what the checkpoint holds",
      0},
-    {"output", 'o', "OUT", 0, "Folder to write; it must not exist", 0},
+    {"output", 'o', "OUT", 0, "Folder to write, of codebooks a file; it must not exist", 0},
     {"dtype", 'd', "DTYPE", 0,
      "bf16 (default): the copy that was trained with and evaluated; f32: the masters; f16: the "
      "masters, rounded. An adapter keeps its dtype by default",
@@ -127,33 +138,6 @@ static const struct argp export_argp = {
            "programs read.",
 };
 
-static tess_status to_buffer(void *arg, const char *text, size_t nbytes)
-{
-    return tess_strbuf_add_bytes(arg, text, nbytes);
-}
-
-/* The resolved run file that a checkpoint carries. */
-static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
-{
-    tess_strbuf buffer = {0};
-    tess_json *root = NULL;
-    const tess_json *state = NULL;
-    const char *run = NULL;
-    const tess_ckpt_printer printer = {.sink = to_buffer, .arg = &buffer, .is_json = true};
-    tess_status st = tess_ckpt_inspect(ctx, dir, &printer);
-    if (st == TESS_OK)
-        st = tess_json_parse(dir, buffer.text, buffer.nbytes, &root);
-    if (st == TESS_OK)
-        st = tess_json_get_object(root, "state", &state);
-    if (st == TESS_OK)
-        st = tess_json_get_string(state, "run", &run);
-    if (st == TESS_OK)
-        st = tess_strdup(run, text);
-    tess_json_destroy(&root);
-    tess_strbuf_fini(&buffer);
-    return st;
-}
-
 /* Rank 0 writes, so it looks: nothing of another program is mixed with the export. */
 static tess_status check_output(const tess_export_options *export)
 {
@@ -174,6 +158,8 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     const tess_export_options *export = arg;
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
+    if (tess_run_is_vectors(run) || export->is_codebook)
+        return tess_session_export_codebooks(session, export->codebook, export->output);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
     const tess_export_request request = {
         .dir = export->output,
@@ -182,25 +168,6 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
         .dt = is_f32 ? TESS_F32 : export->dtype,
         .is_difference = export->is_difference};
     return tess_session_export(session, &request);
-}
-
-/* The run directory is the checkpoint's parent, wherever it was moved to. */
-static tess_status export_from(tess_export_options *export, const tess_ctx *ctx)
-{
-    char dir[PATH_MAX], output[PATH_MAX + 16], *text = NULL;
-    TESS_TRY(tess_ckpt_resolve(ctx, export->source, dir, sizeof dir));
-    TESS_TRY(read_run(ctx, dir, &text));
-    snprintf(output, sizeof output, "output.dir=%s/..", dir);
-    const tess_run_override override = {.text = output, .argument_idx = 1};
-    const tess_session_options o = {.kind = TESS_SESSION_READER,
-                                    .run_path = dir,
-                                    .run_text = text,
-                                    .overrides = &override,
-                                    .override_numel = 1,
-                                    .checkpoint = dir};
-    const tess_status st = tess_launch_job(&export->common, &o, work, export);
-    tess_free(text);
-    return st;
 }
 
 /* Rank 0 converts; an adapter has nothing to share out. */
@@ -228,11 +195,12 @@ static tess_status export_any(tess_export_options *export, const tess_ctx *ctx)
     if (is_adapter)
         return convert(export, ctx);
     TESS_CHECK(
-        export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE, TESS_E_CONFIG,
+        export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE || export->is_codebook,
+        TESS_E_CONFIG,
         "export %s: that is a form of FLUX.1 adapters; what language models train is written "
         "as peft, gguf or hf",
         export->format);
-    return export_from(export, ctx);
+    return tess_launch_checkpoint(&export->common, ctx, export->source, work, export);
 }
 
 static tess_status run(tess_export_options *export)

@@ -18,6 +18,8 @@ TESS_BEGIN_DECLS
     X(quantize, "write a model in another format, and what each tensor loses")                     \
     X(merge, "add an adapter to the weights it was trained on")                                    \
     X(export, "write a checkpoint or an adapter in a form that other programs read")               \
+    X(encode, "codes of vectors, by trained codebooks")                                            \
+    X(decode, "vectors that codes stand for")                                                      \
     X(help, "show help of a command, or the run file's keys")
 
 /** Run a subcommand. argv[0] is its name; results go to stdout, the rest to stderr.

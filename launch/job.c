@@ -1,5 +1,6 @@
 #include "launch/job.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +9,9 @@
 #include <unistd.h>
 
 #include "core/memory.h"
+#include "format/json.h"
+#include "shard/ckpt.h"
+#include "train/strbuf.h"
 
 static volatile sig_atomic_t stop_request;
 
@@ -124,4 +128,53 @@ tess_session_options tess_launch_session(const tess_run_options *run, tess_sessi
                                   .overrides = run->override,
                                   .override_numel = run->override_numel,
                                   .checkpoint = checkpoint};
+}
+
+/* ---- from a checkpoint ---- */
+
+static tess_status to_buffer(void *arg, const char *text, size_t nbytes)
+{
+    return tess_strbuf_add_bytes(arg, text, nbytes);
+}
+
+/* The resolved run file that a checkpoint carries. */
+static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
+{
+    tess_strbuf buffer = {0};
+    tess_json *root = NULL;
+    const tess_json *state = NULL;
+    const char *run = NULL;
+    const tess_ckpt_printer printer = {.sink = to_buffer, .arg = &buffer, .is_json = true};
+    tess_status st = tess_ckpt_inspect(ctx, dir, &printer);
+    if (st == TESS_OK)
+        st = tess_json_parse(dir, buffer.text, buffer.nbytes, &root);
+    if (st == TESS_OK)
+        st = tess_json_get_object(root, "state", &state);
+    if (st == TESS_OK)
+        st = tess_json_get_string(state, "run", &run);
+    if (st == TESS_OK)
+        st = tess_strdup(run, text);
+    tess_json_destroy(&root);
+    tess_strbuf_fini(&buffer);
+    return st;
+}
+
+/* The run directory is the checkpoint's parent, wherever it was moved to. */
+tess_status tess_launch_checkpoint(const tess_common_options *common, const tess_ctx *ctx,
+                                   const char *path, tess_job_body body, void *arg)
+{
+    char dir[PATH_MAX], output[PATH_MAX + 16], *text = NULL;
+    TESS_TRY(tess_ckpt_resolve(ctx, path, dir, sizeof dir));
+    TESS_TRY(read_run(ctx, dir, &text));
+    snprintf(output, sizeof output, "output.dir=%s/..", dir);
+    const tess_run_override override = {.text = output, .argument_idx = 1};
+    const tess_session_options o = {.kind = TESS_SESSION_READER,
+                                    .run_path = dir,
+                                    .run_text = text,
+                                    .overrides = &override,
+                                    .override_numel = 1,
+                                    .checkpoint = dir};
+    const tess_status st = tess_launch_job(common, &o, body, arg);
+    tess_free(text);
+    return st;
 }

@@ -19,6 +19,11 @@ typedef tess_status (*tess_job_body)(tess_session *session, tess_comm *comm, voi
 TESS_MUST_CHECK tess_status tess_launch_job(const tess_common_options *common,
                                             const tess_session_options *options, tess_job_body body,
                                             void *arg);
+/** A job on a checkpoint, or the newest of a run directory, by the run file that it carries; `arg` is
+ * the command's own. Collective. @return TESS_E_NOT_FOUND no checkpoint */
+TESS_MUST_CHECK tess_status tess_launch_checkpoint(const tess_common_options *common,
+                                                   const tess_ctx *ctx, const char *path,
+                                                   tess_job_body body, void *arg);
 /** Session options of a RUN.yaml argument. */
 tess_session_options tess_launch_session(const tess_run_options *run, tess_session_kind kind,
                                          const char *checkpoint);

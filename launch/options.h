@@ -7,6 +7,7 @@
 #include "core/dtype.h"
 #include "format/adapter.h"
 #include "train/run_file.h"
+#include "train/vectors_code.h"
 
 TESS_BEGIN_DECLS
 
@@ -86,6 +87,17 @@ typedef struct tess_export_options {
     bool has_weights;        /* `weights` were given; else what the run file says */
     tess_run_weights weights;
     bool is_difference; /* an adapter of the weights that the run started from */
+    bool is_codebook;   /* `codebook` was chosen */
+    tess_codebook_format codebook;
 } tess_export_options;
+
+/** encode and decode. */
+typedef struct tess_code_options {
+    tess_common_options common;
+    const char *checkpoint;
+    const char *input;
+    const char *output;
+    bool is_json; /* encode */
+} tess_code_options;
 
 TESS_END_DECLS

@@ -1,5 +1,6 @@
-/* k-means gives the same codes on any number of ranks and threads, replicated or sharded by rows,
- * and after a stop at every step on another number of ranks; degenerate data have defined results.
+/* Runs at 5 and 8 ranks too. k-means gives the same codes on any number of ranks and threads,
+ * replicated or sharded by rows, and after a stop at every step on another number of ranks;
+ * degenerate data have defined results.
  */
 #include <inttypes.h>
 #include <math.h>
