@@ -12,9 +12,9 @@
 
 enum {
     ALIGN_NBYTES = 64,
-    BLOCK_LEAST = 48,           /* vectors of a block: a multiple of every path's rows */
-    BLOCK_NBYTES = 128 * 1024,  /* of a block's vectors: they stay in the second cache */
-    PREPARE_GRAIN = 64          /* panels of a part */
+    BLOCK_LEAST = 48,          /* vectors of a block: a multiple of every path's rows */
+    BLOCK_NBYTES = 128 * 1024, /* of a block's vectors: they stay in the second cache */
+    PREPARE_GRAIN = 64         /* panels of a part */
 };
 
 static const tess_nearest_path *current_path(void)
@@ -65,8 +65,8 @@ typedef struct prepare {
     const tess_nearest_prepare_args *a;
     const float *offset;
     float *panel;
-    int panel_numel;    /* codes of a panel */
-    double *norm_max;   /* [part_numel] of |c|^2; NaN where one is not finite */
+    int panel_numel;  /* codes of a panel */
+    double *norm_max; /* [part_numel] of |c|^2; NaN where one is not finite */
 } prepare;
 
 static double pack_code(const prepare *p, int64_t code_idx)
@@ -118,8 +118,7 @@ tess_status tess_cpu_nearest_prepare(const tess_nearest_prepare_args *a, tess_st
 {
     enum { PART_MAX = 256 };
     double norm_max[PART_MAX] = {0.0}, most = 0.0;
-    TESS_TRY(
-        tess_nearest_prepare_check(a, tess_cpu_nearest_pack_nbytes(a->code_numel, a->dim)));
+    TESS_TRY(tess_nearest_prepare_check(a, tess_cpu_nearest_pack_nbytes(a->code_numel, a->dim)));
     char *pack = a->pack.data;
     tess_nearest_head *head = (tess_nearest_head *)(void *)pack;
     float *offset = (float *)(void *)(pack + sizeof *head);
@@ -162,10 +161,9 @@ static work_layout lay_out_work(int64_t dim, int best_numel)
     work_layout w;
     w.x = 0;
     w.list = w.x + (size_t)tess_round_up(n * dim * 4, ALIGN_NBYTES);
-    w.candidate =
-        w.list + (size_t)tess_round_up(n * (int64_t)sizeof(tess_shortlist), ALIGN_NBYTES);
-    w.top = w.candidate +
-            (size_t)(n * TESS_NEAREST_CANDIDATE_NUMEL * (int64_t)sizeof(tess_candidate));
+    w.candidate = w.list + (size_t)tess_round_up(n * (int64_t)sizeof(tess_shortlist), ALIGN_NBYTES);
+    w.top =
+        w.candidate + (size_t)(n * TESS_NEAREST_CANDIDATE_NUMEL * (int64_t)sizeof(tess_candidate));
     w.total = w.top + (size_t)tess_round_up(n * best_numel * 4, ALIGN_NBYTES);
     return w;
 }
@@ -177,15 +175,8 @@ size_t tess_cpu_nearest_work_nbytes(int64_t dim, int best_numel, int thread_nume
 
 /* ---- short lists ---- */
 
-static float bar_below(const tess_shortlist *list, float score)
-{
-    /* Canonical distances that round to the same f32 lie within 2^-23 of each other. */
-    const float distance = fmaxf(list->square - 2.0f * score + list->slack, 0.0f);
-    return score - list->slack - distance * 0x1p-23f;
-}
-
 /* Drop candidates that fell below the bar. */
-static void compact(tess_shortlist *list, tess_candidate *candidate)
+void tess_nearest_compact(tess_shortlist *list, tess_candidate *candidate)
 {
     int kept = 0;
     for (int i = 0; i < list->candidate_numel; i++)
@@ -204,7 +195,7 @@ static void raise_bar(tess_shortlist *list, float *top, int best_numel, float sc
     top[at] = score;
     list->top_numel = TESS_MIN(list->top_numel + 1, best_numel);
     if (list->top_numel == best_numel)
-        list->bar = bar_below(list, top[best_numel - 1]);
+        list->bar = tess_nearest_bar(list, top[best_numel - 1]);
 }
 
 void tess_nearest_enter(const tess_nearest_block *block, int64_t vector_idx, const float *score,
@@ -212,20 +203,14 @@ void tess_nearest_enter(const tess_nearest_block *block, int64_t vector_idx, con
 {
     tess_shortlist *list = &block->list[vector_idx];
     tess_candidate *candidate = block->candidate + vector_idx * TESS_NEAREST_CANDIDATE_NUMEL;
-    const int64_t left = block->code_numel - first_code_idx;
-    for (int i = 0; i < TESS_MIN((int64_t)score_numel, left); i++) {
+    const int numel = (int)TESS_MIN((int64_t)score_numel, block->code_numel - first_code_idx);
+    float *top = block->top + vector_idx * block->best_numel;
+    for (int i = 0; i < numel; i++) {
         if (!(score[i] >= list->bar))
             continue;
-        if (list->candidate_numel == TESS_NEAREST_CANDIDATE_NUMEL)
-            compact(list, candidate);
-        if (list->candidate_numel == TESS_NEAREST_CANDIDATE_NUMEL) {
-            list->is_overflown = true;
-            list->bar = INFINITY;
+        if (!tess_nearest_append(list, candidate, score[i], (uint32_t)(first_code_idx + i)))
             return;
-        }
-        candidate[list->candidate_numel++] =
-            (tess_candidate){score[i], (uint32_t)(first_code_idx + i)};
-        raise_bar(list, block->top + vector_idx * block->best_numel, block->best_numel, score[i]);
+        raise_bar(list, top, block->best_numel, score[i]);
     }
 }
 
@@ -251,9 +236,9 @@ static void begin_block(const search *s, const tess_nearest_block *block, int64_
                                   (1.0 + (double)(dim + 8) * 0x1p-23) +
                               0x1p-126;
         const double u = 0x1p-24 * 1.1 * (double)(dim + 8);
-        const double error = u * (sqrt(square) * (double)s->head->norm_max +
-                                  (double)s->head->half_norm_max) +
-                             (double)dim * 0x1p-140;
+        const double error =
+            u * (sqrt(square) * (double)s->head->norm_max + (double)s->head->half_norm_max) +
+            (double)dim * 0x1p-140;
         const float slack = round_up_f32(2.0 * error);
         const bool is_safe = isfinite(slack) && slack < FLT_MAX / 8 && square < FLT_MAX / 8;
         block->list[v] = (tess_shortlist){.bar = is_safe ? -INFINITY : INFINITY,

@@ -46,19 +46,58 @@ INLINE void score_tile(const float *restrict x, int64_t dim, const float *restri
     }
 }
 
-INLINE bool reaches(const float score[PANEL], float bar)
+/* Bit i: lane i is at least `bar`. */
+INLINE uint32_t lanes_from(vf score, float bar)
 {
-    const vf best = vf_max(vf_load(score), vf_load(score + VL));
 #if defined(__AVX512F__)
-    return _mm512_cmp_ps_mask((__m512)best, (__m512)vf_set1(bar), _CMP_GE_OQ) != 0;
+    return _mm512_cmp_ps_mask((__m512)score, (__m512)vf_set1(bar), _CMP_GE_OQ);
 #elif defined(__AVX2__)
-    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)best, (__m256)vf_set1(bar), _CMP_GE_OQ)) != 0;
+    return (uint32_t)_mm256_movemask_ps(
+        _mm256_cmp_ps((__m256)score, (__m256)vf_set1(bar), _CMP_GE_OQ));
 #else
-    bool is_above = false;
+    uint32_t mask = 0;
     for (int i = 0; i < VL; i++)
-        is_above |= best[i] >= bar;
-    return is_above;
+        mask |= (uint32_t)(score[i] >= bar) << i;
+    return mask;
 #endif
+}
+
+INLINE float greatest(vf score)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)score);
+#elif defined(__AVX2__)
+    const __m256 v = (__m256)score;
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+#else
+    float most = score[0];
+    for (int i = 1; i < VL; i++)
+        most = score[i] > most ? score[i] : most;
+    return most;
+#endif
+}
+
+/* Where one key is wanted: the panel's best sets the bar, then few others reach it. */
+INLINE void enter_best(const tess_nearest_block *block, int64_t vector_idx,
+                       const float score[PANEL], int64_t first_code_idx)
+{
+    const vf low = vf_load(score), high = vf_load(score + VL);
+    const float most = greatest(vf_max(low, high));
+    tess_shortlist *list = &block->list[vector_idx];
+    tess_candidate *candidate = block->candidate + vector_idx * TESS_NEAREST_CANDIDATE_NUMEL;
+    if (list->top_numel == 0 || most > block->top[vector_idx]) {
+        list->top_numel = 1;
+        block->top[vector_idx] = most;
+        list->bar = tess_nearest_bar(list, most);
+    }
+    uint64_t mask = lanes_from(low, list->bar) | (uint64_t)lanes_from(high, list->bar) << VL;
+    for (; mask != 0; mask &= mask - 1) {
+        const int i = __builtin_ctzll(mask);
+        if (!tess_nearest_append(list, candidate, score[i], (uint32_t)(first_code_idx + i)))
+            return;
+    }
 }
 
 /* A panel stays in the first cache while the block's vectors pass by it. */
@@ -70,9 +109,15 @@ static void scores(const tess_nearest_block *block)
         for (int64_t v = 0; v < block->vector_numel; v += ROWS) {
             score_tile(block->x + v * dim, dim, block->panel + p * stride, score);
             const int row_numel = (int)TESS_MIN(block->vector_numel - v, (int64_t)ROWS);
-            for (int r = 0; r < row_numel; r++)
-                if (reaches(score[r], block->list[v + r].bar))
+            for (int r = 0; r < row_numel; r++) {
+                const vf best = vf_max(vf_load(score[r]), vf_load(score[r] + VL));
+                if (lanes_from(best, block->list[v + r].bar) == 0)
+                    continue;
+                if (block->best_numel == 1)
+                    enter_best(block, v + r, score[r], p * PANEL);
+                else
                     tess_nearest_enter(block, v + r, score[r], p * PANEL, PANEL);
+            }
         }
 }
 
@@ -140,6 +185,8 @@ static void distances(const float *const x[4], const float *const c[4], int64_t 
 }
 #endif
 
-const tess_nearest_path NEAREST_TABLE = {
-    .row_numel = ROWS, .panel_numel = PANEL, .scores = scores, .shift = shift,
-    .distances = distances};
+const tess_nearest_path NEAREST_TABLE = {.row_numel = ROWS,
+                                         .panel_numel = PANEL,
+                                         .scores = scores,
+                                         .shift = shift,
+                                         .distances = distances};

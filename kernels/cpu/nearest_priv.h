@@ -29,8 +29,8 @@ typedef struct tess_candidate {
 
 /** What is known of one vector while panels go by. */
 typedef struct tess_shortlist {
-    float bar;   /* scores below it are out */
-    float slack; /* 2 E */
+    float bar;    /* scores below it are out */
+    float slack;  /* 2 E */
     float square; /* |x|^2 less the offset, rounded up */
     int candidate_numel;
     int top_numel; /* best scores so far, at most best_numel */
@@ -59,6 +59,32 @@ typedef struct tess_nearest_path {
 } tess_nearest_path;
 
 extern const tess_nearest_path tess_nearest_portable, tess_nearest_avx2, tess_nearest_avx512;
+
+/** The bar under a score that is among the best. */
+static inline float tess_nearest_bar(const tess_shortlist *list, float score)
+{
+    /* Canonical distances that round to the same f32 lie within 2^-23 of each other. */
+    const float distance = list->square - 2.0f * score + list->slack;
+    return score - list->slack - (distance > 0.0f ? distance : 0.0f) * 0x1p-23f;
+}
+
+/** Drop candidates that fell below the bar. Local. */
+void tess_nearest_compact(tess_shortlist *list, tess_candidate *candidate);
+
+/** @return false: the list is full, and the vector left to a search of all codes */
+static inline bool tess_nearest_append(tess_shortlist *list, tess_candidate *candidate, float score,
+                                       uint32_t code_idx)
+{
+    if (list->candidate_numel == TESS_NEAREST_CANDIDATE_NUMEL)
+        tess_nearest_compact(list, candidate);
+    if (list->candidate_numel == TESS_NEAREST_CANDIDATE_NUMEL) {
+        list->is_overflown = true;
+        list->bar = __builtin_inff();
+        return false;
+    }
+    candidate[list->candidate_numel++] = (tess_candidate){score, code_idx};
+    return true;
+}
 
 /** Enter the scores of one vector and one panel that reach its bar. Local. */
 void tess_nearest_enter(const tess_nearest_block *block, int64_t vector_idx, const float *score,
