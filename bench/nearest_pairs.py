@@ -3,9 +3,9 @@
     python bench/nearest_pairs.py --program build/release/bench/bench_nearest [--threads 1] [--rounds 5]
         [--codes 256,4096,65536] [--dims 64,128,256] [--operations 2e11]
 
-Vectors are clusters of as many centers as there are codes, codes are drawn vectors. As many vectors as give
-`operations` multiply-adds an assignment (at least 4096 and one per code, at most 200,000). Prints a JSON line per shape: vectors/s of both
-sides (medians), and the median of the ratios of the rounds; with one thread time is the CPU's.
+Vectors are clusters of as many centers as there are codes, codes lie near the centers. As many vectors as give
+`operations` multiply-adds an assignment (at least 4096 and one per code, at most 200,000). Prints a JSON line per
+shape: vectors/s of both sides (medians), and the median of the ratios of the rounds; with one thread time is the CPU's.
 """
 import argparse
 import json
@@ -29,8 +29,8 @@ class Ours:
     def __init__(self, program, folder, x, codes, threads):
         x.tofile(folder / "x.f32")
         codes.tofile(folder / "c.f32")
-        self.process = subprocess.Popen([program, folder / "x.f32", folder / "c.f32", str(x.shape[1]), "--threads", str(threads)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [program, folder / "x.f32", folder / "c.f32", str(x.shape[1]), "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what):
         self.process.stdin.write(what + "\n")

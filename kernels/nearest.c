@@ -19,7 +19,8 @@ static tess_status check_room(const char *op, const char *name, tess_view v, siz
     TESS_CHECK(v.dt == TESS_U8_OPAQUE, TESS_E_DTYPE, "%s: %s is %s, expected u8_opaque", op, name,
                tess_dtype_name(v.dt));
     TESS_CHECK((size_t)v.numel >= nbytes && (nbytes == 0 || v.data != NULL), TESS_E_ARG,
-               "%s: %s holds %" PRId64 " bytes, expected at least %zu; plan it with nearest_%s_nbytes",
+               "%s: %s holds %" PRId64
+               " bytes, expected at least %zu; plan it with nearest_%s_nbytes",
                op, name, v.numel, nbytes, name);
     return TESS_OK;
 }

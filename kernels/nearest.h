@@ -11,9 +11,9 @@
  * x.c - |c|^2 / 2 of every code; while it runs, codes whose score lies within the rounding error
  * of the best are kept in a short list, whose canonical distances then decide. With u = 2^-24 the
  * error of a score is at most u 1.1 (d + 8) (|x| max|c| + max|c|^2 / 2): rounding of both
- * differences (2u each), of |c|^2 / 2, of d fused or separate multiply-adds, and of the bar. Distances that
- * are equal only after rounding to f32 lie within 2^-23 of each other. A vector whose list
- * overflows, or whose bound is not finite, is searched canonically over all codes.
+ * differences (2u each), of |c|^2 / 2, of d fused or separate multiply-adds, and of the bar.
+ * Distances that are equal only after rounding to f32 lie within 2^-23 of each other. A vector
+ * whose list overflows, or whose bound is not finite, is searched canonically over all codes.
  */
 #pragma once
 
@@ -68,18 +68,18 @@ TESS_HD static inline float tess_key_distance(uint64_t key)
 
 /** Codes as the search wants them. */
 typedef struct tess_nearest_prepare_args {
-    tess_view code;    /* [code_numel, dim] f32 */
-    tess_view pack;    /* nearest_pack_nbytes() u8_opaque, 64-byte aligned */
+    tess_view code; /* [code_numel, dim] f32 */
+    tess_view pack; /* nearest_pack_nbytes() u8_opaque, 64-byte aligned */
     int64_t code_numel, dim;
 } tess_nearest_prepare_args;
 
 typedef struct tess_nearest_args {
-    tess_view x;       /* [vector_numel, dim] f32 */
-    tess_view code;    /* [code_numel, dim] f32 */
-    tess_view pack;    /* made from `code` by nearest_prepare */
-    tess_view key;     /* [vector_numel, best_numel] u64, ascending; TESS_NO_KEY where there are
-                          fewer codes */
-    tess_view work;    /* nearest_work_nbytes() u8_opaque */
+    tess_view x;    /* [vector_numel, dim] f32 */
+    tess_view code; /* [code_numel, dim] f32 */
+    tess_view pack; /* made from `code` by nearest_prepare */
+    tess_view key;  /* [vector_numel, best_numel] u64, ascending; TESS_NO_KEY where there are
+                       fewer codes */
+    tess_view work; /* nearest_work_nbytes() u8_opaque */
     int64_t vector_numel, code_numel, dim;
     int64_t first_row_idx; /* row of the first code; rows stay below TESS_NO_CODE */
     int best_numel;        /* 1 .. TESS_NEAREST_BEST_MAX */

@@ -46,11 +46,11 @@ static tess_status print_result(const tess_encode_result *r, bool is_json)
 {
     char line[256];
     const double relative = r->mean_square > 0.0 ? r->error / r->mean_square : 0.0;
-    const int n = snprintf(
-        line, sizeof line,
-        is_json ? "{\"vectors\": %lld, \"error\": %.17g, \"relative_error\": %.17g}\n"
-                : "%lld vectors: error %.6g a vector, %.6g of their mean squared length\n",
-        (long long)r->vector_numel, r->error, relative);
+    const int n =
+        snprintf(line, sizeof line,
+                 is_json ? "{\"vectors\": %lld, \"error\": %.17g, \"relative_error\": %.17g}\n"
+                         : "%lld vectors: error %.6g a vector, %.6g of their mean squared length\n",
+                 (long long)r->vector_numel, r->error, relative);
     TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "encode: result line too long");
     return tess_launch_print(line);
 }
@@ -60,8 +60,8 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     const tess_code_options *encode = arg;
     tess_encode_result result;
     TESS_TRY(tess_session_encode(session, encode->input, encode->output, &result));
-    return tess_agree(comm, tess_comm_rank(comm) == 0 ? print_result(&result, encode->is_json)
-                                                      : TESS_OK);
+    return tess_agree(comm,
+                      tess_comm_rank(comm) == 0 ? print_result(&result, encode->is_json) : TESS_OK);
 }
 
 static tess_status run(tess_code_options *encode)

@@ -19,8 +19,8 @@ typedef tess_status (*tess_job_body)(tess_session *session, tess_comm *comm, voi
 TESS_MUST_CHECK tess_status tess_launch_job(const tess_common_options *common,
                                             const tess_session_options *options, tess_job_body body,
                                             void *arg);
-/** A job on a checkpoint, or the newest of a run directory, by the run file that it carries; `arg` is
- * the command's own. Collective. @return TESS_E_NOT_FOUND no checkpoint */
+/** A job on a checkpoint, or the newest of a run directory, by the run file that it carries; `arg`
+ * is the command's own. Collective. @return TESS_E_NOT_FOUND no checkpoint */
 TESS_MUST_CHECK tess_status tess_launch_checkpoint(const tess_common_options *common,
                                                    const tess_ctx *ctx, const char *path,
                                                    tess_job_body body, void *arg);

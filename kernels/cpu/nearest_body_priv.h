@@ -1,5 +1,4 @@
-/** Inner loops of the search for one instruction path: NEAREST_TABLE names the table, ROWS the
- * vectors of a tile. */
+/** Inner loops of the search, compiled once per instruction path. */
 #pragma once
 
 #include <math.h>
@@ -7,6 +6,17 @@
 #include "kernels/cpu/nearest_priv.h"
 #include "kernels/cpu/vec_priv.h"
 
+/* Vectors of a tile: their sums, two codes and a value fill the registers. */
+#if defined(__AVX512F__)
+#define NEAREST_TABLE tess_nearest_avx512
+enum { ROWS = 12 };
+#elif defined(__AVX2__)
+#define NEAREST_TABLE tess_nearest_avx2
+enum { ROWS = 6 };
+#else
+#define NEAREST_TABLE tess_nearest_portable
+enum { ROWS = 4 };
+#endif
 enum { PANEL = 2 * VL };
 
 /* Fused where the path has it: scores only make the short list. */

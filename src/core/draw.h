@@ -1,5 +1,6 @@
 /**
- * Draws keyed by global numbers: which vectors of a set are taken does not depend on who holds them.
+ * Draws keyed by global numbers: which vectors of a set are taken does not depend on who holds
+ * them.
  *
  * Element g gives the first two words of Philox4x32-10 with key (seed lo, seed hi ^ purpose) and
  * counter (g lo, g hi, step, layer). Drawing m of N without replacement takes the m elements with

@@ -61,10 +61,10 @@ static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernel
     TESS_TRY(room(plan, TESS_BOOK_TALLY, "counts of a pass", TESS_I64,
                   (int64_t[3]){s->has_sums ? (is_sharded ? c : (w + w) * c) : 0, 1, 1}));
     TESS_TRY(room(plan, TESS_BOOK_RECEIVE, "received rows", TESS_F32, (int64_t[3]){pieces, d, 1}));
-    TESS_TRY(room(plan, TESS_BOOK_GATHERED, "gathered vectors", TESS_F32,
-                  (int64_t[3]){round, b, d}));
-    TESS_TRY(room(plan, TESS_BOOK_KEY, "keys", TESS_U64,
-                  (int64_t[3]){2 * round, b, s->best_numel}));
+    TESS_TRY(
+        room(plan, TESS_BOOK_GATHERED, "gathered vectors", TESS_F32, (int64_t[3]){round, b, d}));
+    TESS_TRY(
+        room(plan, TESS_BOOK_KEY, "keys", TESS_U64, (int64_t[3]){2 * round, b, s->best_numel}));
     TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1, b, 1}));
     return room_bytes(plan, TESS_BOOK_WORK, "search", 1,
                       kernels->nearest_work_nbytes(d, s->best_numel, s->thread_numel));
@@ -156,7 +156,8 @@ tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebo
     b->rank = tess_comm_rank(parts->comm);
     tess_codebook_owned(&b->plan, b->rank, &b->lo, &b->hi);
     make_wires(b);
-    tess_status st = tess_alloc_array(2 * (int64_t)b->plan.shape.world, sizeof(tess_piece), &pieces);
+    tess_status st =
+        tess_alloc_array(2 * (int64_t)b->plan.shape.world, sizeof(tess_piece), &pieces);
     b->piece = pieces;
     if (st == TESS_OK)
         st = tess_alloc_array(2 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
@@ -203,8 +204,7 @@ float *codebook_code(const tess_codebooks *b, int book_idx)
 
 tess_view codebook_pack(const tess_codebooks *b, int book_idx)
 {
-    const size_t nbytes =
-        b->plan.buffer[TESS_BOOK_PACK].nbytes / (size_t)b->plan.shape.book_numel;
+    const size_t nbytes = b->plan.buffer[TESS_BOOK_PACK].nbytes / (size_t)b->plan.shape.book_numel;
     return tess_view_host((char *)place(b, TESS_BOOK_PACK) + (size_t)book_idx * nbytes,
                           (int64_t)nbytes, TESS_U8_OPAQUE);
 }
@@ -213,8 +213,7 @@ void *codebook_place(const tess_codebooks *b, tess_codebook_place which) { retur
 
 float *tess_codebooks_rows(tess_codebooks *b, int book_idx)
 {
-    return codebook_code(b, book_idx) +
-           (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
+    return codebook_code(b, book_idx) + (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
 }
 
 int64_t *tess_codebooks_counts(tess_codebooks *b, int book_idx)
@@ -259,11 +258,11 @@ tess_status tess_codebooks_publish(tess_codebooks *b, int book_idx)
                                       full, stream));
         TESS_TRY(tess_stream_finish(stream));
     }
-    const tess_nearest_prepare_args args = {
-        .code = tess_view_host(code, searched * s->dim, TESS_F32),
-        .pack = codebook_pack(b, book_idx),
-        .code_numel = searched,
-        .dim = s->dim};
+    const tess_nearest_prepare_args args = {.code =
+                                                tess_view_host(code, searched * s->dim, TESS_F32),
+                                            .pack = codebook_pack(b, book_idx),
+                                            .code_numel = searched,
+                                            .dim = s->dim};
     return b->parts.kernels->nearest_prepare(&args, b->parts.stream);
 }
 
@@ -308,15 +307,14 @@ static tess_status reduce_slice(tess_codebooks *b, wire_idx wire, int64_t k, int
             continue;
         slice_of(b, r, k, &first, &numel);
         send[at] = (tess_piece){r, tess_view_host(full + first * width, numel * width, TESS_I64)};
-        receive[at] = (tess_piece){r, tess_view_host(received + at * own_numel * width,
-                                                     own_numel * width, TESS_I64)};
+        receive[at] = (tess_piece){
+            r, tess_view_host(received + at * own_numel * width, own_numel * width, TESS_I64)};
         at++;
     }
     TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[wire], send, at, receive, at, stream));
     TESS_TRY(tess_stream_finish(stream));
     for (int i = 0; i < at; i++)
-        add_integers(full + own_first * width, received + i * own_numel * width,
-                     own_numel * width);
+        add_integers(full + own_first * width, received + i * own_numel * width, own_numel * width);
     return TESS_OK;
 }
 

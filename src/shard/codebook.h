@@ -29,8 +29,8 @@ typedef struct tess_codebook_shape {
     int64_t block_numel; /* vectors of a rank that are searched at once */
     int best_numel;      /* keys per vector, at most */
     int thread_numel;
-    bool is_sharded;     /* codes live with their owners alone */
-    bool has_sums;       /* statistics are taken, not only assignments */
+    bool is_sharded; /* codes live with their owners alone */
+    bool has_sums;   /* statistics are taken, not only assignments */
 } tess_codebook_shape;
 
 /** One planned buffer of a rank. */
@@ -55,8 +55,8 @@ typedef enum tess_codebook_place {
 
 typedef struct tess_codebook_plan {
     tess_codebook_shape shape;
-    int64_t row_numel;      /* c */
-    int64_t slice_numel;    /* rows of a piece of sums on its way to the owner */
+    int64_t row_numel;   /* c */
+    int64_t slice_numel; /* rows of a piece of sums on its way to the owner */
     tess_codebook_buffer buffer[TESS_BOOK_PLACE_NUMEL];
     size_t total_nbytes;
 } tess_codebook_plan;
@@ -108,11 +108,11 @@ TESS_MUST_CHECK tess_status tess_codebooks_publish(tess_codebooks *books, int bo
 /** A block of every rank. */
 typedef struct tess_codebook_round {
     int book_idx;
-    const float *x;                /* [vector_numel[own rank], d] f32, of this rank */
-    const int64_t *vector_numel;   /* [world] at most block_numel, the same on all ranks */
-    int best_numel;                /* 1 .. the plan's */
-    uint64_t *key;                 /* out: [own vector_numel, best_numel] u64, ascending */
-    bool adds;                     /* each vector also enters the sums of its nearest code */
+    const float *x;              /* [vector_numel[own rank], d] f32, of this rank */
+    const int64_t *vector_numel; /* [world] at most block_numel, the same on all ranks */
+    int best_numel;              /* 1 .. the plan's */
+    uint64_t *key;               /* out: [own vector_numel, best_numel] u64, ascending */
+    bool adds;                   /* each vector also enters the sums of its nearest code */
 } tess_codebook_round;
 
 /** Keys of the nearest codes; with `adds` inside begin_sums and end_sums. Collective. */
@@ -129,11 +129,11 @@ TESS_MUST_CHECK tess_status tess_codebooks_add(tess_codebooks *books,
  */
 typedef struct tess_codebook_subtraction {
     int book_idx;
-    const float *x;              /* [., d] f32 */
-    const uint32_t *parent;      /* [entry_numel[own rank]] or NULL */
-    const uint32_t *row;         /* [entry_numel[own rank]]; TESS_NO_CODE takes nothing off */
-    const int64_t *entry_numel;  /* [world], the same on all ranks */
-    float *dst;                  /* [entry_numel[own rank], d] f32 */
+    const float *x;             /* [., d] f32 */
+    const uint32_t *parent;     /* [entry_numel[own rank]] or NULL */
+    const uint32_t *row;        /* [entry_numel[own rank]]; TESS_NO_CODE takes nothing off */
+    const int64_t *entry_numel; /* [world], the same on all ranks */
+    float *dst;                 /* [entry_numel[own rank], d] f32 */
 } tess_codebook_subtraction;
 
 TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,

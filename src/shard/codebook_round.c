@@ -51,8 +51,7 @@ static tess_status sum_rows(tess_codebooks *b, const float *x, const uint32_t *r
                                      .vector_numel = vector_numel,
                                      .dim = s->dim,
                                      .first_row_idx = s->is_sharded ? b->lo : 0,
-                                     .row_numel =
-                                         s->is_sharded ? b->hi - b->lo : s->code_numel,
+                                     .row_numel = s->is_sharded ? b->hi - b->lo : s->code_numel,
                                      .exponent = b->exponent,
                                      .sum = codebook_place(b, TESS_BOOK_SUM),
                                      .count = codebook_place(b, TESS_BOOK_TALLY)};
@@ -73,10 +72,8 @@ static tess_status gather(tess_codebooks *b, wire_idx wire, const void *own, siz
 {
     const tess_wire *w = &b->wire[wire];
     tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
-    const tess_view full =
-        tess_view_host(all, w->numel_per_rank * b->plan.shape.world, w->wire);
-    const tess_view shard =
-        tess_view_slice(full, b->rank * w->numel_per_rank, w->numel_per_rank);
+    const tess_view full = tess_view_host(all, w->numel_per_rank * b->plan.shape.world, w->wire);
+    const tess_view shard = tess_view_slice(full, b->rank * w->numel_per_rank, w->numel_per_rank);
     if (own_nbytes > 0)
         memcpy(shard.data, own, own_nbytes);
     TESS_TRY(tess_comm_all_gather(b->parts.comm, w, shard, full, stream));
@@ -98,8 +95,7 @@ static float *gathered_of(const tess_codebooks *b, int rank)
 
 static tess_status gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
 {
-    return gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row,
-                  codebook_place(b, TESS_BOOK_ROW));
+    return gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row, codebook_place(b, TESS_BOOK_ROW));
 }
 
 static uint32_t *rows_of(const tess_codebooks *b, int rank)
@@ -124,8 +120,8 @@ static tess_status exchange_keys(tess_codebooks *b, const tess_codebook_round *r
         send[r] = (tess_piece){r, tess_view_host(found + r * stride, theirs, TESS_U64)};
         receive[r] = (tess_piece){r, tess_view_host(received + r * stride, own, TESS_U64)};
     }
-    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[WIRE_KEY], send, world, receive, world,
-                                stream));
+    TESS_TRY(
+        tess_comm_exchange(b->parts.comm, &b->wire[WIRE_KEY], send, world, receive, world, stream));
     return tess_stream_finish(stream);
 }
 
@@ -143,8 +139,7 @@ static void choose_keys(const tess_codebooks *b, const tess_codebook_round *roun
     const int world = b->plan.shape.world, best = round->best_numel;
     const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
     const int64_t numel = round->vector_numel[b->rank];
-    const uint64_t *received =
-        (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + world * stride;
+    const uint64_t *received = (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + world * stride;
     memcpy(round->key, received, (size_t)(numel * best) * sizeof *received);
     for (int r = 1; r < world; r++)
         for (int64_t i = 0; i < numel; i++)
@@ -262,21 +257,20 @@ static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtrac
         const int64_t found = pack_wanted(b, what->book_idx, r, numel[r], sent);
         send[r] = (tess_piece){r, tess_view_host(sent, found * d, TESS_F32)};
         sent += found * d;
-        receive[r] = (tess_piece){r, tess_view_host(received + first[r] * d,
-                                                    (first[r + 1] - first[r]) * d, TESS_F32)};
+        receive[r] = (tess_piece){
+            r, tess_view_host(received + first[r] * d, (first[r + 1] - first[r]) * d, TESS_F32)};
     }
     TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[WIRE_FETCH], send, world, receive, world,
                                 stream));
     TESS_TRY(tess_stream_finish(stream));
-    const tess_code_residual_args args = {
-        .x = what->parent != NULL ? what->x : what->x + lo * d,
-        .parent = what->parent != NULL ? what->parent + lo : NULL,
-        .code = received,
-        .row = own_rows(b),
-        .vector_numel = own,
-        .code_numel = first[world],
-        .dim = d,
-        .dst = what->dst + lo * d};
+    const tess_code_residual_args args = {.x = what->parent != NULL ? what->x : what->x + lo * d,
+                                          .parent = what->parent != NULL ? what->parent + lo : NULL,
+                                          .code = received,
+                                          .row = own_rows(b),
+                                          .vector_numel = own,
+                                          .code_numel = first[world],
+                                          .dim = d,
+                                          .dst = what->dst + lo * d};
     return take_off(b, &args);
 }
 

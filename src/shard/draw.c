@@ -100,7 +100,6 @@ tess_status tess_draw_select(tess_comm *comm, const tess_draw *draw, int64_t ele
     if (drawn_numel <= element_numel)
         return select_without_replacement(comm, draw, element_numel, drawn_numel, element_idx);
     for (int64_t j = 0; j < drawn_numel; j++)
-        element_idx[j] =
-            (int64_t)tess_draw_below(draw, (uint64_t)j, (uint64_t)element_numel);
+        element_idx[j] = (int64_t)tess_draw_below(draw, (uint64_t)j, (uint64_t)element_numel);
     return TESS_OK;
 }

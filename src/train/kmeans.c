@@ -79,9 +79,9 @@ void tess_kmeans_destroy(tess_kmeans **inout)
     tess_codebooks_destroy(&job->books);
     if (job->slice != job->x)
         tess_free(job->slice);
-    void *const owned[] = {job->mean,     job->square, job->numel, job->tally,
-                           job->x,        job->residual, job->key, job->row,
-                           job->state,    job->parent, job->code,  job->seed};
+    void *const owned[] = {job->mean,  job->square,   job->numel, job->tally,
+                           job->x,     job->residual, job->key,   job->row,
+                           job->state, job->parent,   job->code,  job->seed};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
     tess_free(job);
@@ -130,8 +130,8 @@ static tess_status read_block(tess_kmeans *job, tess_vectors *vectors, int64_t r
     const int64_t numel = job->numel[job->rank], dim = job->plan.dim;
     if (numel == 0)
         return TESS_OK;
-    TESS_TRY(tess_vectors_read(vectors, (round * job->world + job->rank) * KMEANS_BLOCK, numel,
-                               job->x));
+    TESS_TRY(
+        tess_vectors_read(vectors, (round * job->world + job->rank) * KMEANS_BLOCK, numel, job->x));
     for (int64_t i = 0; job->plan.config.is_spherical && i < numel; i++)
         make_unit(job->x + i * dim, dim);
     return TESS_OK;
@@ -158,7 +158,7 @@ typedef struct scan {
     float largest;
     tess_exact *square; /* [groups] */
     tess_exact *mean;   /* [dim] */
-    double *sum;      /* [dim] of a block */
+    double *sum;        /* [dim] of a block */
     tess_logical_hash digest;
 } scan;
 

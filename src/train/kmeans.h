@@ -57,17 +57,17 @@ typedef struct tess_kmeans_plan {
     tess_kmeans_config config;
     int64_t vector_numel, dim; /* N, d of the file */
     int world;
-    int64_t group_dim;     /* d / groups */
-    int64_t block_numel;   /* blocks of all ranks */
-    int64_t round_numel;   /* blocks of the rank with the most */
-    int64_t held_numel;    /* vectors of the rank with the most */
-    int64_t seed_numel;    /* sample that k-means++ works on; 0: none */
+    int64_t group_dim;   /* d / groups */
+    int64_t block_numel; /* blocks of all ranks */
+    int64_t round_numel; /* blocks of the rank with the most */
+    int64_t held_numel;  /* vectors of the rank with the most */
+    int64_t seed_numel;  /* sample that k-means++ works on; 0: none */
     tess_codebook_plan book;
-    tess_codebook_plan other;    /* the sharding that was not chosen */
-    size_t state_nbytes;         /* codes of the rank's vectors */
-    size_t block_nbytes;         /* blocks, residuals, keys */
+    tess_codebook_plan other; /* the sharding that was not chosen */
+    size_t state_nbytes;      /* codes of the rank's vectors */
+    size_t block_nbytes;      /* blocks, residuals, keys */
     size_t seed_nbytes;
-    size_t total_nbytes;         /* with the codebooks */
+    size_t total_nbytes; /* with the codebooks */
     size_t other_total_nbytes;
 } tess_kmeans_plan;
 
@@ -133,20 +133,20 @@ static inline int tess_kmeans_book(const tess_kmeans_config *c, int group, int l
  * @return TESS_E_FORMAT a value that is not finite: vector and dimension are named */
 TESS_MUST_CHECK tess_status tess_kmeans_scan(tess_kmeans *job);
 typedef struct tess_kmeans_scan_result {
-    float largest;         /* max |x| */
-    double mean_square;    /* mean over vectors of |x|^2 */
-    const double *mean;    /* [dim] */
+    float largest;      /* max |x| */
+    double mean_square; /* mean over vectors of |x|^2 */
+    const double *mean; /* [dim] */
     tess_logical_hash digest;
 } tess_kmeans_scan_result;
 const tess_kmeans_scan_result *tess_kmeans_scanned(const tess_kmeans *job);
 
 /** Where a job stands: what a checkpoint keeps beside codes and counts. */
 typedef struct tess_kmeans_progress {
-    int64_t step;         /* done, of this run */
-    int group, level;     /* in work; level == levels: refining */
-    int64_t pass;         /* done of that level, or refinements */
-    double error;         /* of the last pass of the level; negative: none yet */
-    int64_t batch_idx;    /* mini-batches taken so far, of all levels */
+    int64_t step;      /* done, of this run */
+    int group, level;  /* in work; level == levels: refining */
+    int64_t pass;      /* done of that level, or refinements */
+    double error;      /* of the last pass of the level; negative: none yet */
+    int64_t batch_idx; /* mini-batches taken so far, of all levels */
 } tess_kmeans_progress;
 tess_kmeans_progress *tess_kmeans_get_progress(tess_kmeans *job);
 bool tess_kmeans_is_done(const tess_kmeans *job);
@@ -173,7 +173,7 @@ TESS_MUST_CHECK tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors 
                                                  double *error, double *mean_square);
 /** What codes of a round say: x' = sum of codes, levels ascending. Collective. */
 typedef struct tess_kmeans_decoding {
-    const uint32_t *code;        /* [own, groups * levels], group-major; TESS_NO_CODE adds nothing */
+    const uint32_t *code; /* [own, groups * levels], group-major; TESS_NO_CODE adds nothing */
     const int64_t *vector_numel; /* [world], at most TESS_KMEANS_BLOCK_NUMEL each */
     float *x;                    /* out: [own, dim] f32 */
 } tess_kmeans_decoding;

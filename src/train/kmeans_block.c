@@ -31,8 +31,8 @@ static void list_rows(tess_kmeans *job, const kmeans_residual *what, int level)
 {
     const int64_t path = path_numel(job), levels = job->plan.config.level_numel;
     for (int64_t e = 0; e < job->numel[job->rank] * what->entry_numel; e++)
-        job->row[e] = what->code[e / what->entry_numel * path + e % what->entry_numel * levels +
-                                 level];
+        job->row[e] =
+            what->code[e / what->entry_numel * path + e % what->entry_numel * levels + level];
 }
 
 tess_status kmeans_residuals(tess_kmeans *job, const kmeans_residual *what)
@@ -66,8 +66,8 @@ static tess_status search_entries(tess_kmeans *job, int book_idx, int entry_nume
         most = TESS_MAX(most, job->numel[r] * entry_numel);
     for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
         for (int r = 0; r < job->world; r++)
-            numel[r] = TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0),
-                                (int64_t)KMEANS_BLOCK);
+            numel[r] =
+                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
         const tess_codebook_round round = {.book_idx = book_idx,
                                            .x = job->residual + lo * job->plan.group_dim,
                                            .vector_numel = numel,
@@ -133,7 +133,8 @@ tess_status kmeans_extend(tess_kmeans *job, int group, int level, uint32_t *code
     TESS_TRY(search_entries(job, tess_kmeans_book(c, group, level), entry_numel));
     for (int64_t i = 0; i < job->numel[job->rank]; i++) {
         step_on chosen[TESS_KMEANS_BEAM_MAX];
-        const int numel = choose(job->key + i * entry_numel * best, entry_numel, best, kept, chosen);
+        const int numel =
+            choose(job->key + i * entry_numel * best, entry_numel, best, kept, chosen);
         go_on(job, level, code + i * path_numel(job), chosen, numel);
         if (error != NULL)
             error[i] = tess_ordered_value(chosen[0].distance);

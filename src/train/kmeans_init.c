@@ -13,13 +13,13 @@ enum { CONTROL_NUMEL = 65536 }; /* integers of one control record */
 /* The best entry's residual of the own block of a round. */
 static tess_status read_residual(tess_kmeans *job, int group, int level, int64_t round)
 {
-    const kmeans_residual what = {
-        .group = group,
-        .level = level,
-        .but = -1,
-        .entry_numel = 1,
-        .code = job->state + round * KMEANS_BLOCK *
-                                 job->plan.config.beam_numel * job->plan.config.level_numel};
+    const kmeans_residual what = {.group = group,
+                                  .level = level,
+                                  .but = -1,
+                                  .entry_numel = 1,
+                                  .code = job->state + round * KMEANS_BLOCK *
+                                                           job->plan.config.beam_numel *
+                                                           job->plan.config.level_numel};
     TESS_TRY(kmeans_read(job, job->parts.vectors, round));
     kmeans_slice(job, group);
     return kmeans_round_verdict(job, kmeans_residuals(job, &what));
@@ -116,10 +116,10 @@ static tess_status add_picks(tess_kmeans *job, int group, int level, const pick 
         if (st != TESS_OK)
             break;
         place_picks(job, t, picks, job->plan.config.code_numel, copy);
-        const tess_codebook_round round = {
-            .book_idx = tess_kmeans_book(&job->plan.config, group, level),
-            .x = job->residual,
-            .vector_numel = job->numel};
+        const tess_codebook_round round = {.book_idx =
+                                               tess_kmeans_book(&job->plan.config, group, level),
+                                           .x = job->residual,
+                                           .vector_numel = job->numel};
         st = tess_codebooks_add(job->books, &round, job->row);
     }
     return kmeans_pass_verdict(job, st);
@@ -164,8 +164,7 @@ static tess_status start_at_random(tess_kmeans *job, int group, int level)
 {
     const int64_t d = job->plan.group_dim;
     const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
-    const tess_rng rng =
-        tess_rng_make(job->plan.config.seed, TESS_RNG_INIT, (uint32_t)book_idx, 0);
+    const tess_rng rng = tess_rng_make(job->plan.config.seed, TESS_RNG_INIT, (uint32_t)book_idx, 0);
     float *code = tess_codebooks_rows(job->books, book_idx);
     int64_t lo = 0, hi = 0;
     double spread = job->square[group];
@@ -209,8 +208,7 @@ static tess_status collect_seeds(tess_kmeans *job, int group, int level, const p
         st = read_residual(job, group, level, t);
         const int64_t first = (t * job->world + job->rank) * KMEANS_BLOCK;
         for (int64_t p = first_pick(picks, seed_numel, first);
-             st == TESS_OK && p < seed_numel &&
-             picks[p].vector_idx < first + job->numel[job->rank];
+             st == TESS_OK && p < seed_numel && picks[p].vector_idx < first + job->numel[job->rank];
              p++) {
             s->member[s->numel] = p;
             memcpy(s->x + s->numel++ * d, job->residual + (picks[p].vector_idx - first) * d,
@@ -243,8 +241,7 @@ static tess_status meet_center(tess_kmeans *job, seeds *s, const float *center)
         args.key = tess_view_host(job->key, args.vector_numel, TESS_U64);
         TESS_TRY(k->nearest(&args, job->parts.stream));
         for (int64_t i = 0; i < args.vector_numel; i++)
-            s->distance[first + i] =
-                fminf(s->distance[first + i], tess_key_distance(job->key[i]));
+            s->distance[first + i] = fminf(s->distance[first + i], tess_key_distance(job->key[i]));
     }
     return TESS_OK;
 }
@@ -259,8 +256,8 @@ static void weigh(seeds *s, int exponent)
 /* Weights of buckets, or of the members of one bucket (-1: of all buckets), over all ranks. */
 static tess_status share_weights(tess_kmeans *job, seeds *s, int64_t bucket_idx)
 {
-    const int64_t numel = bucket_idx >= 0 ? BUCKET_NUMEL
-                                          : tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
+    const int64_t numel =
+        bucket_idx >= 0 ? BUCKET_NUMEL : tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
     memset(s->total, 0, (size_t)numel * sizeof *s->total);
     for (int64_t i = 0; i < s->numel; i++) {
         const int64_t bucket = s->member[i] / BUCKET_NUMEL;
@@ -348,8 +345,7 @@ static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *pi
         for (int64_t i = 0; i < s->numel; i++)
             largest = TESS_MAX(largest, (int64_t)tess_ordered_bits(s->distance[i]));
         TESS_TRY(tess_comm_control(job->parts.comm, NULL, 0, &largest, 1));
-        exponent =
-            tess_fixed_exponent(tess_ordered_value((uint32_t)largest), job->plan.seed_numel);
+        exponent = tess_fixed_exponent(tess_ordered_value((uint32_t)largest), job->plan.seed_numel);
     }
     return TESS_OK;
 }

@@ -37,10 +37,11 @@ static tess_status check(const tess_kmeans_plan_request *r)
                "quantizer.groups: %" PRId64
                " dimensions a group, expected at most %d; choose more groups",
                r->dim / c->group_numel, TESS_NEAREST_DIM_MAX);
-    TESS_CHECK(!c->is_spherical || c->level_numel == 1, TESS_E_CONFIG,
-               "quantizer.spherical: what a level leaves of vectors of length 1 has another length: "
-               "expected quantizer.levels 1, found %d",
-               c->level_numel);
+    TESS_CHECK(
+        !c->is_spherical || c->level_numel == 1, TESS_E_CONFIG,
+        "quantizer.spherical: what a level leaves of vectors of length 1 has another length: "
+        "expected quantizer.levels 1, found %d",
+        c->level_numel);
     TESS_CHECK(c->batch_numel == 0 || c->batch_numel <= r->vector_numel, TESS_E_CONFIG,
                "quantizer.batch: %" PRId64 " vectors a batch, but data.path holds %" PRId64
                "; choose less, or 0 for full passes",
@@ -78,8 +79,7 @@ static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kern
                               bool is_sharded, const tess_kmeans_plan *p, tess_codebook_plan *out)
 {
     const tess_codebook_shape shape = {.world = r->world,
-                                       .book_numel =
-                                           r->config.group_numel * r->config.level_numel,
+                                       .book_numel = r->config.group_numel * r->config.level_numel,
                                        .code_numel = r->config.code_numel,
                                        .dim = p->group_dim,
                                        .block_numel = KMEANS_BLOCK,
@@ -119,8 +119,7 @@ static tess_status refuse(const tess_kmeans_plan_request *r, const tess_kmeans_p
 static bool fits(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
                  const tess_codebook_plan *books)
 {
-    return r->memory_limit_nbytes == 0 ||
-           books->total_nbytes + beside(p) <= r->memory_limit_nbytes;
+    return r->memory_limit_nbytes == 0 || books->total_nbytes + beside(p) <= r->memory_limit_nbytes;
 }
 
 /* What fits, and of that what sends less. */
@@ -140,10 +139,8 @@ static bool choose_sharded(const tess_kmeans_plan_request *r, const tess_kmeans_
 tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_kernels *kernels,
                                   tess_kmeans_plan *out)
 {
-    tess_kmeans_plan p = {.config = r->config,
-                          .vector_numel = r->vector_numel,
-                          .dim = r->dim,
-                          .world = r->world};
+    tess_kmeans_plan p = {
+        .config = r->config, .vector_numel = r->vector_numel, .dim = r->dim, .world = r->world};
     tess_codebook_plan books[2];
     TESS_TRY(check(r));
     p.group_dim = r->dim / r->config.group_numel;

@@ -17,18 +17,18 @@ struct tess_kmeans {
     tess_codebooks *books;
     tess_kmeans_progress progress;
     tess_kmeans_scan_result scan;
-    double *mean;   /* [dim] */
-    double *square; /* [groups] mean over vectors of |x|^2 */
-    int64_t *numel; /* [2, world]: vectors, entries of a round */
-    uint32_t *state; /* [held, beam, levels] codes of the group in work */
-    int64_t *tally;  /* [K] counts of all codes */
-    float *x;        /* [block, dim] as read */
-    float *slice;    /* [block, group dim]: `x` itself with one group */
-    float *residual; /* [block * beam, group dim] */
-    uint64_t *key;   /* [block * beam, best] */
+    double *mean;           /* [dim] */
+    double *square;         /* [groups] mean over vectors of |x|^2 */
+    int64_t *numel;         /* [2, world]: vectors, entries of a round */
+    uint32_t *state;        /* [held, beam, levels] codes of the group in work */
+    int64_t *tally;         /* [K] counts of all codes */
+    float *x;               /* [block, dim] as read */
+    float *slice;           /* [block, group dim]: `x` itself with one group */
+    float *residual;        /* [block * beam, group dim] */
+    uint64_t *key;          /* [block * beam, best] */
     uint32_t *row, *parent; /* [block * beam] */
-    uint32_t *code;  /* [block, beam, levels]: of vectors that are not kept */
-    float *seed;     /* [seed held, group dim], then distances and weights; k-means++ */
+    uint32_t *code;         /* [block, beam, levels]: of vectors that are not kept */
+    float *seed;            /* [seed held, group dim], then distances and weights; k-means++ */
 };
 
 /** Entries that continue into a level: min(beam, K^level). Local. */
@@ -52,9 +52,9 @@ TESS_MUST_CHECK tess_status kmeans_pass_verdict(tess_kmeans *job, tess_status st
 /** What codes leave of the vectors of `slice`: the best entry's, or all `entry_numel`. */
 typedef struct kmeans_residual {
     int group;
-    int level;        /* levels 0 .. level - 1 are taken off ... */
-    int but;          /* ... but this one; -1: none left out */
-    int entry_numel;  /* 1: the best */
+    int level;            /* levels 0 .. level - 1 are taken off ... */
+    int but;              /* ... but this one; -1: none left out */
+    int entry_numel;      /* 1: the best */
     const uint32_t *code; /* [block, beam, levels] of the own block */
 } kmeans_residual;
 /** Into `residual` [own vectors * entry_numel, group dim]. Collective where row-sharded. */

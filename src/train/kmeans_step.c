@@ -107,8 +107,7 @@ static int64_t held_place(const tess_kmeans *job, int64_t vector_idx)
 /* Vectors `id` into the block, their codes beside them. */
 static tess_status read_picked(tess_kmeans *job, const int64_t *id)
 {
-    const int64_t path =
-        (int64_t)job->plan.config.beam_numel * job->plan.config.level_numel;
+    const int64_t path = (int64_t)job->plan.config.beam_numel * job->plan.config.level_numel;
     for (int64_t i = 0; i < job->numel[job->rank]; i++) {
         TESS_TRY(tess_vectors_read(job->parts.vectors, id[i], 1, job->x + i * job->plan.dim));
         memcpy(job->code + i * path, state_of(job, held_place(job, id[i])),
@@ -370,7 +369,7 @@ tess_status tess_kmeans_step(tess_kmeans *job, tess_kmeans_report *out)
 {
     TESS_CHECK(!tess_kmeans_is_done(job), TESS_E_STATE, "k-means: all groups are done");
     TESS_TRY(job->progress.level < job->plan.config.level_numel ? run_pass(job, out)
-                                                                 : refine(job, out));
+                                                                : refine(job, out));
     job->progress.step++;
     return TESS_OK;
 }

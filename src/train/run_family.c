@@ -6,8 +6,9 @@
 /* Keys of the sections of language models that jobs over vectors read too; beside them they read
  * the sections quantizer and output. */
 static const tess_run_key_idx of_vectors[] = {
-    TESS_RUN_KEY_model_family,       TESS_RUN_KEY_data_path,      TESS_RUN_KEY_data_eval_path,
-    TESS_RUN_KEY_train_seed,         TESS_RUN_KEY_compute_device, TESS_RUN_KEY_compute_threads,
+    TESS_RUN_KEY_model_family,        TESS_RUN_KEY_data_path,
+    TESS_RUN_KEY_data_eval_path,      TESS_RUN_KEY_train_seed,
+    TESS_RUN_KEY_compute_device,      TESS_RUN_KEY_compute_threads,
     TESS_RUN_KEY_compute_comm_thread, TESS_RUN_KEY_compute_memory_limit};
 
 static bool is_of_output(tess_run_key_idx key)

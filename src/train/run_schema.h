@@ -42,20 +42,21 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 
 /* Enums: X(NAME, "word"). */
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
-    X(AUTO, "auto") X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")      \
+    X(AUTO, "auto")                                                                                \
+    X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")                    \
         X(KMEANS, "kmeans")
 #define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
-#define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
-    X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
+#define TESS_RUN_CODE_INIT_LIST(X) X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
     X(KEEP, "keep")                                                                                \
     X(F32, "f32")                                                                                  \
-    X(BF16, "bf16") X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0")      \
-        X(INT8, "int8") X(QINT8, "qint8") X(QINT4, "qint4") X(QINT2, "qint2")                      \
-            X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2") X(INT4, "int4") X(INT2, "int2")  \
-                X(E4M3, "e4m3") X(E5M2, "e5m2")
+    X(BF16, "bf16")                                                                                \
+    X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8")      \
+        X(QINT8, "qint8") X(QINT4, "qint4") X(QINT2, "qint2") X(QFLOAT8, "qfloat8")                \
+            X(QFLOAT8_E5M2, "qfloat8_e5m2") X(INT4, "int4") X(INT2, "int2") X(E4M3, "e4m3")        \
+                X(E5M2, "e5m2")
 /* The choices of core/codec.h. */
 #define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
@@ -402,32 +403,32 @@ typedef struct tess_run_patterns {
     X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
       "Codes of a codebook (K).") \
     X(quantizer, levels, "levels", int64_t, INT, "", "1", 1, 64, NUMERICS, \
-      "Codebooks one after the other, each for what the ones before it leave; 1: plain k-means.") \
+      "Codebooks one after the other, each for what those before it leave; 1: plain k-means.") \
     X(quantizer, groups, "groups", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
-      "Equal parts of the dimensions with codebooks of their own (product quantizer); divides the " \
-      "dimension.") \
+      "Equal parts of the dimensions with codebooks of their own (product quantizer); divides " \
+      "the dimension.") \
     X(quantizer, beam, "beam", int64_t, INT, "", "1", 1, 32, NUMERICS, \
       "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
     X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
       "Dimension of the vectors; auto: what data.path holds, which must agree.") \
-    X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "kmeans++", 0, \
-      0, NUMERICS, \
-      "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn vectors; " \
-      "random: normal.") \
+    X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "kmeans++", \
+      0, 0, NUMERICS, \
+      "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn " \
+      "vectors; random: normal.") \
     X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
       "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
       "repeats.") \
     X(quantizer, refine, "refine", int64_t, INT, "", "0", 0, 1000000, NUMERICS, \
-      "Passes after the last level in which each level is fitted to what all others leave, and " \
-      "vectors are assigned again.") \
+      "Passes after the last level in which each level is fitted to what all others leave, " \
+      "and vectors are assigned again.") \
     X(quantizer, batch, "batch", int64_t, INT, "", "0", 0, 1000000000000, NUMERICS, \
       "Vectors of a mini-batch; 0: every pass takes all vectors.") \
     X(quantizer, spherical, "spherical", bool, BOOL, "", "false", 0, 0, NUMERICS, \
       "Vectors and codes are brought to length 1; one level.") \
-    X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), "auto", \
-      0, 0, FREE, \
-      "replicated: every rank holds all codes; rows: each rank holds and searches its part; auto: " \
-      "what fits and sends less. Same bits.")
+    X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
+      "auto", 0, 0, FREE, \
+      "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
+      "auto: what fits and sends less. Same bits.")
 
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \

@@ -48,7 +48,7 @@ struct tess_session {
     tess_dataset_batch batch_in; /* the arrays as the host writes them */
     int64_t batch_numel;         /* of all four */
     tess_event batch_read;       /* the last copy of them to the device */
-    vectors_session *vectors; /* job over vectors; then nothing of models is there */
+    vectors_session *vectors;    /* job over vectors; then nothing of models is there */
     session_records records;
     tess_ckpt_store *store;
     tess_ckpt_base base;

@@ -31,7 +31,8 @@ static void count_round(const tess_session *s, int64_t vector_numel, int64_t rou
 {
     const int64_t world = tess_comm_world(s->world);
     for (int64_t r = 0; r < world; r++)
-        numel[r] = TESS_MIN(TESS_MAX(vector_numel - (round * world + r) * BLOCK, 0), (int64_t)BLOCK);
+        numel[r] =
+            TESS_MIN(TESS_MAX(vector_numel - (round * world + r) * BLOCK, 0), (int64_t)BLOCK);
 }
 
 static int64_t first_of(const tess_session *s, int64_t round)
@@ -59,9 +60,9 @@ static tess_status name_codebooks(tess_session *s, char text[TESS_CODES_TEXT_NBY
     memcpy(lanes, &h, sizeof lanes);
     TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
     snprintf(text, TESS_CODES_TEXT_NBYTES,
-             "%dx%dx%" PRId64 "x%" PRId64 "/%016" PRIx64 "%016" PRIx64,
-             v->plan.config.group_numel, v->plan.config.level_numel, p->shape.code_numel,
-             p->shape.dim, (uint64_t)lanes[0], (uint64_t)lanes[1]);
+             "%dx%dx%" PRId64 "x%" PRId64 "/%016" PRIx64 "%016" PRIx64, v->plan.config.group_numel,
+             v->plan.config.level_numel, p->shape.code_numel, p->shape.dim, (uint64_t)lanes[0],
+             (uint64_t)lanes[1]);
     return TESS_OK;
 }
 
@@ -72,12 +73,12 @@ typedef struct encoder {
     tess_vectors *vectors;
     tess_codes_writer *writer; /* rank 0 */
     int64_t vector_numel;
-    int64_t *numel;  /* [world] */
-    float *x;        /* [block, dim] */
-    float *error;    /* [block] */
-    uint32_t *code;  /* [block, columns] */
-    uint32_t *all;   /* rank 0: [world, block, columns] */
-    int64_t *wide;   /* rank 0: [block, columns] */
+    int64_t *numel; /* [world] */
+    float *x;       /* [block, dim] */
+    float *error;   /* [block] */
+    uint32_t *code; /* [block, columns] */
+    uint32_t *all;  /* rank 0: [world, block, columns] */
+    int64_t *wide;  /* rank 0: [block, columns] */
     tess_exact sums[2];
     tess_logical_hash digest;
 } encoder;
@@ -265,9 +266,8 @@ static tess_status open_decoder(decoder *d, const char *input, const char *outpu
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
     TESS_TRY(room(&d->all, tess_comm_world(s->world) * BLOCK, dim, sizeof(float)));
-    return tess_vectors_writer_create(s->ctx, output,
-                                      tess_codes_file_get_info(d->file)->vector_numel, dim,
-                                      &d->writer);
+    return tess_vectors_writer_create(
+        s->ctx, output, tess_codes_file_get_info(d->file)->vector_numel, dim, &d->writer);
 }
 
 static void close_decoder(decoder *d)
@@ -300,8 +300,8 @@ static tess_status decode_round(decoder *d, int64_t round)
     TESS_TRY(session_agree(s, read_codes(d, round)));
     const tess_kmeans_decoding what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
     TESS_TRY(session_section(s, tess_kmeans_decode(s->vectors->job, &what)));
-    TESS_TRY(tess_comm_gather_bytes(s->world, 0, d->x, (size_t)(BLOCK * dim) * sizeof *d->x,
-                                    d->all));
+    TESS_TRY(
+        tess_comm_gather_bytes(s->world, 0, d->x, (size_t)(BLOCK * dim) * sizeof *d->x, d->all));
     for (int r = 0; d->all != NULL && st == TESS_OK && r < tess_comm_world(s->world); r++)
         if (d->numel[r] > 0)
             st = tess_vectors_writer_append(d->writer, d->all + r * BLOCK * dim, d->numel[r]);

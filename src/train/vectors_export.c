@@ -36,10 +36,10 @@ static void npy_head(const tess_kmeans_plan *p, bytes *head)
     static const char magic[] = {'\x93', 'N', 'U', 'M', 'P', 'Y', 1, 0};
     const int64_t rows =
         (int64_t)p->config.group_numel * p->config.level_numel * p->config.code_numel;
-    const int n = snprintf(text, sizeof text,
-                           "{'descr': '<f4', 'fortran_order': False, 'shape': (%" PRId64
-                           ", %" PRId64 "), }",
-                           rows, p->group_dim);
+    const int n =
+        snprintf(text, sizeof text,
+                 "{'descr': '<f4', 'fortran_order': False, 'shape': (%" PRId64 ", %" PRId64 "), }",
+                 rows, p->group_dim);
     const size_t total = (sizeof magic + 2 + (size_t)n + 1 + 63) / 64 * 64;
     const uint16_t length = (uint16_t)(total - sizeof magic - 2);
     put(head, magic, sizeof magic);
@@ -111,7 +111,8 @@ static void faiss_product(const tess_kmeans_plan *p, bytes *head, bytes *tail)
 static tess_status faiss_head(const tess_kmeans_plan *p, bytes *head, bytes *tail)
 {
     const tess_kmeans_config *c = &p->config;
-    TESS_CHECK(bits_of(c->code_numel) >= 1 && INT64_C(1) << bits_of(c->code_numel) == c->code_numel &&
+    TESS_CHECK(bits_of(c->code_numel) >= 1 &&
+                   INT64_C(1) << bits_of(c->code_numel) == c->code_numel &&
                    bits_of(c->code_numel) <= 24,
                TESS_E_UNSUPPORTED,
                "export faiss: %" PRId64 " codes, its indices take powers of two up to 2^24; export "
@@ -140,14 +141,13 @@ typedef struct target {
 static tess_status open_tensors(tess_session *s, target *t, const char *path)
 {
     const tess_kmeans_plan *p = &s->vectors->plan;
-    const tess_st_tensor tensor = {.name = "codebooks",
-                                   .dtype = TESS_ST_F32,
-                                   .dim_numel = 4,
-                                   .dim = {p->config.group_numel, p->config.level_numel,
-                                           p->config.code_numel, p->group_dim}};
+    const tess_st_tensor tensor = {
+        .name = "codebooks",
+        .dtype = TESS_ST_F32,
+        .dim_numel = 4,
+        .dim = {p->config.group_numel, p->config.level_numel, p->config.code_numel, p->group_dim}};
     const tess_st_pair about[] = {
-        {"format", "tessera codebooks: groups, levels, codes, dimensions"},
-        {"index_order", "row"}};
+        {"format", "tessera codebooks: groups, levels, codes, dimensions"}, {"index_order", "row"}};
     return tess_safetensors_writer_create(s->ctx->io, path, &tensor, 1, about, TESS_NELEM(about),
                                           &t->tensors);
 }
@@ -190,9 +190,9 @@ static tess_status finish(target *t)
 /* ---- codes of all ranks ---- */
 
 typedef struct collection {
-    float *row;        /* [block, d] on rank 0 */
-    uint32_t *wanted;  /* [block] */
-    int64_t *numel;    /* [world]: rank 0 wants rows, the others none */
+    float *row;       /* [block, d] on rank 0 */
+    uint32_t *wanted; /* [block] */
+    int64_t *numel;   /* [world]: rank 0 wants rows, the others none */
 } collection;
 
 static tess_status collect(tess_session *s, target *t, const collection *c, int book_idx)

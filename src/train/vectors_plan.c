@@ -107,21 +107,20 @@ static tess_status write_text(const tess_kmeans_plan *p, tess_strbuf *b)
     const tess_codebook_plan *const way[2] = {is_sharded ? &p->other : &p->book,
                                               is_sharded ? &p->book : &p->other};
     static const char *const name[2] = {"replicated", "rows"};
-    TESS_TRY(tess_strbuf_add(
-        b,
-        "k-means: %" PRId64 " vectors of %" PRId64 " dimensions, %d group(s) x %d level(s) x %" PRId64
-        " codes, beam %d, on %d rank(s)\n",
-        p->vector_numel, p->dim, p->config.group_numel, p->config.level_numel,
-        p->config.code_numel, p->config.beam_numel, p->world));
-    TESS_TRY(tess_strbuf_add(b, "steps: at most %" PRId64 "\n\n",
-                             tess_kmeans_step_numel(&p->config)));
+    TESS_TRY(tess_strbuf_add(b,
+                             "k-means: %" PRId64 " vectors of %" PRId64
+                             " dimensions, %d group(s) x %d level(s) x %" PRId64
+                             " codes, beam %d, on %d rank(s)\n",
+                             p->vector_numel, p->dim, p->config.group_numel, p->config.level_numel,
+                             p->config.code_numel, p->config.beam_numel, p->world));
+    TESS_TRY(
+        tess_strbuf_add(b, "steps: at most %" PRId64 "\n\n", tess_kmeans_step_numel(&p->config)));
     TESS_TRY(tess_strbuf_add(b, "%-12s %14s %22s\n", "sharding", "codebooks MiB",
                              "received MiB per pass"));
     for (int i = 0; i < 2; i++)
-        TESS_TRY(tess_strbuf_add(
-            b, "%-12s %14.1f %22.1f%s\n", name[i], mib(way[i]->total_nbytes),
-            tess_codebook_pass_nbytes(way[i], p->round_numel) / (1 << 20),
-            i == is_sharded ? "  <- chosen" : ""));
+        TESS_TRY(tess_strbuf_add(b, "%-12s %14.1f %22.1f%s\n", name[i], mib(way[i]->total_nbytes),
+                                 tess_codebook_pass_nbytes(way[i], p->round_numel) / (1 << 20),
+                                 i == is_sharded ? "  <- chosen" : ""));
     TESS_TRY(tess_strbuf_add(b, "\n%-24s %14s\n", "memory of a rank", "MiB"));
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
         if (p->book.buffer[i].nbytes > 0)

@@ -145,26 +145,26 @@ static void add_record(vectors_session *v, int book_idx, bool is_count, int rank
                           : (void *)tess_codebooks_rows(books, book_idx);
     const int idx = 2 * book_idx + is_count;
     const tess_dtype dt = is_count ? TESS_I64 : TESS_F32;
-    v->record[idx] = (tess_ckpt_record){
-        .unit = v->name[book_idx],
-        .role = is_count ? "counts" : "codes",
-        .dt = dt,
-        .total_numel = p->config.code_numel * width,
-        .align_numel = width,
-        .lo_idx = lo * width,
-        .hi_idx = hi * width,
-        .view = tess_view_host(data, (hi - lo) * width, dt),
-        .contract = is_count ? "stored=i64 logical=i64" : "stored=f32 logical=f32",
-        .quant = "none"};
-    v->tensor[idx] = (tess_ckpt_tensor){.unit = v->name[book_idx],
-                                        .name = is_count ? v->count_name[book_idx]
-                                                         : v->name[book_idx],
-                                        .role = v->record[idx].role,
-                                        .dtype = tess_dtype_name(dt),
-                                        .dim_numel = is_count ? 1 : 2,
-                                        .shape = {p->config.code_numel, width},
-                                        .extent_numel = v->record[idx].total_numel,
+    v->record[idx] = (tess_ckpt_record){.unit = v->name[book_idx],
+                                        .role = is_count ? "counts" : "codes",
+                                        .dt = dt,
+                                        .total_numel = p->config.code_numel * width,
+                                        .align_numel = width,
+                                        .lo_idx = lo * width,
+                                        .hi_idx = hi * width,
+                                        .view = tess_view_host(data, (hi - lo) * width, dt),
+                                        .contract = is_count ? "stored=i64 logical=i64"
+                                                             : "stored=f32 logical=f32",
                                         .quant = "none"};
+    v->tensor[idx] =
+        (tess_ckpt_tensor){.unit = v->name[book_idx],
+                           .name = is_count ? v->count_name[book_idx] : v->name[book_idx],
+                           .role = v->record[idx].role,
+                           .dtype = tess_dtype_name(dt),
+                           .dim_numel = is_count ? 1 : 2,
+                           .shape = {p->config.code_numel, width},
+                           .extent_numel = v->record[idx].total_numel,
+                           .quant = "none"};
 }
 
 static tess_status make_records(tess_session *s)
@@ -268,13 +268,12 @@ static tess_status load(tess_session *s)
         s->was_resumed = true;
         st = take_over(s, &loaded);
         if (st == TESS_OK)
-            tess_log_root(&s->ctx->log, TESS_LOG_INFO, "%s '%s' at step %" PRId64
-                          " (written by %d ranks)",
-                          is_reader ? "loaded" : "resumed from", loaded.path, s->step,
-                          loaded.stored_world);
+            tess_log_root(
+                &s->ctx->log, TESS_LOG_INFO, "%s '%s' at step %" PRId64 " (written by %d ranks)",
+                is_reader ? "loaded" : "resumed from", loaded.path, s->step, loaded.stored_world);
         if (st == TESS_OK && loaded.fallback_numel > 0)
-            tess_log_root(&s->ctx->log, TESS_LOG_WARN, "%" PRId64 " newer checkpoints did not verify",
-                          loaded.fallback_numel);
+            tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                          "%" PRId64 " newer checkpoints did not verify", loaded.fallback_numel);
     } else if (is_reader) {
         st = TESS_FAIL(TESS_E_NOT_FOUND, "output.dir: '%s' holds no checkpoint; train first",
                        s->run->output.dir);
@@ -438,8 +437,7 @@ static tess_status report_step(loop *l, const tess_kmeans_report *r, double step
                                        .relative = r->relative,
                                        .perplexity = r->perplexity,
                                        .used_numel = r->used_numel,
-                                       .dead_numel =
-                                           l->v->plan.config.code_numel - r->used_numel,
+                                       .dead_numel = l->v->plan.config.code_numel - r->used_numel,
                                        .split_numel = r->split_numel,
                                        .vector_numel = r->vector_numel,
                                        .vectors_per_s = (double)r->vector_numel / step_s,
@@ -458,10 +456,10 @@ static tess_status run_step(loop *l)
 {
     tess_session *s = l->s;
     const double start_s = tess_clock_s();
-    int64_t flags[FLAG_NUMEL] = {
-        [FLAG_STOP] = s->options.stop_request != NULL && *s->options.stop_request != 0,
-        [FLAG_WRITING] = tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
-        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
+    int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = s->options.stop_request != NULL &&
+                                               *s->options.stop_request != 0,
+                                 [FLAG_WRITING] = tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
+                                 [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
     tess_kmeans_report report;
     beat(l, "pass");
     TESS_TRY(session_section(s, tess_comm_control(s->world, NULL, 0, flags, FLAG_NUMEL)));
@@ -487,9 +485,8 @@ static tess_status evaluate(loop *l)
     const tess_metrics_eval_row row = {
         .step = s->step, .loss = result.loss, .loss_token_numel = result.loss_token_numel};
     tess_progress_hide(&l->progress);
-    tess_log_root(&s->ctx->log, TESS_LOG_INFO,
-                  "eval step=%" PRId64 " loss=%.6f vectors=%" PRId64, s->step, result.loss,
-                  result.loss_token_numel);
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "eval step=%" PRId64 " loss=%.6f vectors=%" PRId64,
+                  s->step, result.loss, result.loss_token_numel);
     note_metrics(l, tess_metrics_eval(l->metrics, &row));
     return TESS_OK;
 }

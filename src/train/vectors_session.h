@@ -11,8 +11,8 @@ struct vectors_session {
     tess_stream stream; /* of the host, with the session's threads */
     tess_kmeans_plan plan;
     tess_kmeans *job;
-    tess_ckpt_record *record; /* [2 books]: codes and counts */
-    tess_ckpt_tensor *tensor; /* [2 books] */
+    tess_ckpt_record *record;       /* [2 books]: codes and counts */
+    tess_ckpt_tensor *tensor;       /* [2 books] */
     char (*name)[TESS_NAME_NBYTES]; /* [books] "group.0.level.3" */
     char (*count_name)[TESS_NAME_NBYTES];
 };

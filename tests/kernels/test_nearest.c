@@ -129,9 +129,10 @@ static void test_keys_are_those_of_brute_force(void **state)
         int64_t n, k, d;
         int best;
         float offset;
-    } shapes[] = {{0, 5, 3, 1, 0},    {1, 1, 1, 1, 0},      {7, 33, 64, 1, 0}, {130, 257, 16, 5, 0},
-                  {501, 40, 130, 1, 0}, {600, 1000, 8, 3, 0}, {64, 300, 32, 1, 100.0f},
-                  {50, 3, 5, 8, 0},   {20, 0, 4, 2, 0},     {90, 500, 2, 64, 3.0f}};
+    } shapes[] = {{0, 5, 3, 1, 0},          {1, 1, 1, 1, 0},      {7, 33, 64, 1, 0},
+                  {130, 257, 16, 5, 0},     {501, 40, 130, 1, 0}, {600, 1000, 8, 3, 0},
+                  {64, 300, 32, 1, 100.0f}, {50, 3, 5, 8, 0},     {20, 0, 4, 2, 0},
+                  {90, 500, 2, 64, 3.0f}};
     for (int i = 0; i < TESS_NELEM(shapes); i++) {
         problem p = make(shapes[i].n, shapes[i].k, shapes[i].d, shapes[i].best);
         p.first_row = i * 1000;
@@ -239,8 +240,8 @@ static void test_ordered_bits(void **state)
     static const struct {
         float x;
         uint32_t bits;
-    } cases[] = {{4.0f, 0xC0800000u},  {2.0f, 0xC0000000u},  {0.25f, 0xBE800000u},
-                 {0.0f, 0x80000000u},  {-0.0f, 0x80000000u}, {-1.5f, 0x403FFFFFu},
+    } cases[] = {{4.0f, 0xC0800000u},    {2.0f, 0xC0000000u},  {0.25f, 0xBE800000u},
+                 {0.0f, 0x80000000u},    {-0.0f, 0x80000000u}, {-1.5f, 0x403FFFFFu},
                  {INFINITY, 0xFF800000u}};
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         assert_int_equal(tess_ordered_bits(cases[i].x), cases[i].bits);

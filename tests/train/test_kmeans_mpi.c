@@ -31,33 +31,104 @@ typedef struct setting {
 
 /* K is no multiple of any number of ranks, and the last block is ragged. */
 static const setting settings[] = {
-    {"residual, beam, refinement", 50003, 12, VECTORS_CLUSTERS,
-     {.code_numel = 97, .level_numel = 3, .group_numel = 1, .beam_numel = 3, .pass_numel = 2,
-      .refine_numel = 1, .seed = 5}},
-    {"groups, drawn start codes", 50003, 12, VECTORS_CLUSTERS,
-     {.code_numel = 61, .level_numel = 2, .group_numel = 3, .beam_numel = 1, .pass_numel = 2,
-      .init = TESS_KMEANS_SAMPLE, .seed = 6}},
-    {"mini-batches, random start codes", 50003, 12, VECTORS_CLUSTERS,
-     {.code_numel = 97, .level_numel = 2, .group_numel = 1, .beam_numel = 2, .pass_numel = 4,
-      .batch_numel = 5000, .init = TESS_KMEANS_RANDOM, .seed = 7}},
-    {"spherical", 50003, 12, VECTORS_CLUSTERS,
-     {.code_numel = 97, .level_numel = 1, .group_numel = 1, .beam_numel = 1, .pass_numel = 3,
-      .is_spherical = true, .seed = 8}},
-    {"fewer vectors than codes", 40, 5, VECTORS_CLUSTERS,
-     {.code_numel = 64, .level_numel = 2, .group_numel = 1, .beam_numel = 3, .pass_numel = 3,
-      .init = TESS_KMEANS_SAMPLE, .seed = 9}},
-    {"fewer vectors than codes, seeded", 40, 5, VECTORS_CLUSTERS,
-     {.code_numel = 64, .level_numel = 1, .group_numel = 1, .beam_numel = 1, .pass_numel = 3,
+    {"residual, beam, refinement",
+     50003,
+     12,
+     VECTORS_CLUSTERS,
+     {.code_numel = 97,
+      .level_numel = 3,
+      .group_numel = 1,
+      .beam_numel = 3,
+      .pass_numel = 2,
+      .refine_numel = 1,
+      .seed = 5}},
+    {"groups, drawn start codes",
+     50003,
+     12,
+     VECTORS_CLUSTERS,
+     {.code_numel = 61,
+      .level_numel = 2,
+      .group_numel = 3,
+      .beam_numel = 1,
+      .pass_numel = 2,
+      .init = TESS_KMEANS_SAMPLE,
+      .seed = 6}},
+    {"mini-batches, random start codes",
+     50003,
+     12,
+     VECTORS_CLUSTERS,
+     {.code_numel = 97,
+      .level_numel = 2,
+      .group_numel = 1,
+      .beam_numel = 2,
+      .pass_numel = 4,
+      .batch_numel = 5000,
+      .init = TESS_KMEANS_RANDOM,
+      .seed = 7}},
+    {"spherical",
+     50003,
+     12,
+     VECTORS_CLUSTERS,
+     {.code_numel = 97,
+      .level_numel = 1,
+      .group_numel = 1,
+      .beam_numel = 1,
+      .pass_numel = 3,
+      .is_spherical = true,
+      .seed = 8}},
+    {"fewer vectors than codes",
+     40,
+     5,
+     VECTORS_CLUSTERS,
+     {.code_numel = 64,
+      .level_numel = 2,
+      .group_numel = 1,
+      .beam_numel = 3,
+      .pass_numel = 3,
+      .init = TESS_KMEANS_SAMPLE,
       .seed = 9}},
-    {"one vector", 1, 3, VECTORS_CLUSTERS,
-     {.code_numel = 5, .level_numel = 2, .group_numel = 1, .beam_numel = 2, .pass_numel = 3,
+    {"fewer vectors than codes, seeded",
+     40,
+     5,
+     VECTORS_CLUSTERS,
+     {.code_numel = 64,
+      .level_numel = 1,
+      .group_numel = 1,
+      .beam_numel = 1,
+      .pass_numel = 3,
+      .seed = 9}},
+    {"one vector",
+     1,
+     3,
+     VECTORS_CLUSTERS,
+     {.code_numel = 5,
+      .level_numel = 2,
+      .group_numel = 1,
+      .beam_numel = 2,
+      .pass_numel = 3,
       .seed = 1}},
-    {"equal vectors", 3000, 4, VECTORS_EQUAL,
-     {.code_numel = 7, .level_numel = 2, .group_numel = 2, .beam_numel = 2, .pass_numel = 3,
-      .refine_numel = 1, .seed = 2}},
-    {"zeros", 1500, 4, VECTORS_ZERO,
-     {.code_numel = 7, .level_numel = 2, .group_numel = 1, .beam_numel = 1, .pass_numel = 3,
-      .refine_numel = 1, .seed = 3}},
+    {"equal vectors",
+     3000,
+     4,
+     VECTORS_EQUAL,
+     {.code_numel = 7,
+      .level_numel = 2,
+      .group_numel = 2,
+      .beam_numel = 2,
+      .pass_numel = 3,
+      .refine_numel = 1,
+      .seed = 2}},
+    {"zeros",
+     1500,
+     4,
+     VECTORS_ZERO,
+     {.code_numel = 7,
+      .level_numel = 2,
+      .group_numel = 1,
+      .beam_numel = 1,
+      .pass_numel = 3,
+      .refine_numel = 1,
+      .seed = 3}},
 };
 
 /* ---- one job ---- */
@@ -107,9 +178,8 @@ static tess_status run_job(tess_comm *comm, const vector_run *v, const setting *
 {
     vector_job job;
     memset(out, 0, sizeof *out);
-    const vector_job_options options = {.config = s->config,
-                                        .sharding = how.sharding,
-                                        .thread_numel = how.thread_numel};
+    const vector_job_options options = {
+        .config = s->config, .sharding = how.sharding, .thread_numel = how.thread_numel};
     TESS_TRY(vector_job_open(comm, v, &options, &job));
     const tess_status st = run_passes(comm, job.job, out);
     vector_job_close(&job);
@@ -171,11 +241,14 @@ static tess_status check_error(tess_comm *comm)
     vector_run v;
     vector_job job;
     tess_status st = TESS_OK;
-    const vector_job_options options = {
-        .config = {.code_numel = K, .level_numel = 1, .group_numel = 1, .beam_numel = 1,
-                   .pass_numel = 30, .seed = 4},
-        .sharding = TESS_KMEANS_REPLICATED,
-        .thread_numel = 1};
+    const vector_job_options options = {.config = {.code_numel = K,
+                                                   .level_numel = 1,
+                                                   .group_numel = 1,
+                                                   .beam_numel = 1,
+                                                   .pass_numel = 30,
+                                                   .seed = 4},
+                                        .sharding = TESS_KMEANS_REPLICATED,
+                                        .thread_numel = 1};
     double error = 0.0, mean_square = 0.0, brute = 0.0;
     TESS_TRY(vector_run_create(comm, N, D, VECTORS_CLUSTERS, &v));
     TESS_TRY(vector_job_open(comm, &v, &options, &job));
@@ -210,10 +283,12 @@ static tess_status check_refusals(tess_comm *comm)
 {
     vector_run v;
     vector_job job;
-    const vector_job_options options = {
-        .config = {.code_numel = 8, .level_numel = 1, .group_numel = 1, .beam_numel = 1,
-                   .pass_numel = 2},
-        .thread_numel = 1};
+    const vector_job_options options = {.config = {.code_numel = 8,
+                                                   .level_numel = 1,
+                                                   .group_numel = 1,
+                                                   .beam_numel = 1,
+                                                   .pass_numel = 2},
+                                        .thread_numel = 1};
     TESS_TRY(vector_run_create(comm, 2000, 3, VECTORS_ONE_NAN, &v));
     tess_status st = vector_job_open(comm, &v, &options, &job);
     if (st == TESS_OK) {
@@ -244,11 +319,15 @@ static int64_t received_nbytes(const tess_comm *spy)
 static tess_status check_wire(tess_comm *comm, tess_kmeans_sharding sharding)
 {
     enum { N = 9000, D = 8, K = 4001 };
-    const vector_job_options options = {
-        .config = {.code_numel = K, .level_numel = 1, .group_numel = 1, .beam_numel = 1,
-                   .pass_numel = 5, .init = TESS_KMEANS_RANDOM, .seed = 3},
-        .sharding = sharding,
-        .thread_numel = 1};
+    const vector_job_options options = {.config = {.code_numel = K,
+                                                   .level_numel = 1,
+                                                   .group_numel = 1,
+                                                   .beam_numel = 1,
+                                                   .pass_numel = 5,
+                                                   .init = TESS_KMEANS_RANDOM,
+                                                   .seed = 3},
+                                        .sharding = sharding,
+                                        .thread_numel = 1};
     vector_run v;
     vector_job job;
     tess_comm *spy = NULL;
@@ -275,7 +354,8 @@ static tess_status check_wire(tess_comm *comm, tess_kmeans_sharding sharding)
         st = TESS_FAIL(TESS_E_STATE, "sharding %d: received %.0f bytes, planned %.0f",
                        (int)sharding, received, planned);
     if (st == TESS_OK && tess_comm_world(comm) > 1 && received < planned / 2)
-        st = TESS_FAIL(TESS_E_STATE, "sharding %d: received %.0f bytes, planned %.0f: what is missing?",
+        st = TESS_FAIL(TESS_E_STATE,
+                       "sharding %d: received %.0f bytes, planned %.0f: what is missing?",
                        (int)sharding, received, planned);
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
         if (st == TESS_OK &&
