@@ -7,7 +7,8 @@
 # bench/descriptors.txt lists the images with their SHA-256, so another version of a package is
 # found out. FOLDER/train.bvecs and FOLDER/held_out.bvecs (128 x u8) must have the SHA-256 below.
 # tests/golden/descriptors/ has the first 16,000 and 4,000 of them (head -c $((16000 * 132)), a
-# record has 132 bytes), and the errors of faiss on those by bench/peers/residual_quantizer.py.
+# record has 132 bytes). bench/peers/residual_quantizer.py made the errors of faiss on those, and on
+# all of them (mode default) in bench/results/2026-11-29-descriptors-faiss.jsonl.
 set -euo pipefail
 folder=${1:?usage: bench/descriptors.sh FOLDER [DESCRIPTORS]}
 here=$(cd "$(dirname "$0")" && pwd)
