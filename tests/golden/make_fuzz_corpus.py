@@ -195,3 +195,7 @@ for i, suffix in enumerate(("fvecs", "bvecs", "ivecs", "fbin", "u8bin", "i8bin",
         put("vector_file", f"extent{j}_{suffix}", bytes([i]) + u32(n) + u32(2) + bytes(8))
 for path in sorted(VECTORS.glob("codes_*.h5")):
     put("codes_file", path.stem, path.read_bytes())
+
+for path in sorted((HERE / "images").glob("*/*")):
+    if path.suffix.lower() == ".png":
+        put("png", path.parent.name + "_" + path.stem, path.read_bytes())

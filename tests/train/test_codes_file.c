@@ -237,6 +237,70 @@ static void test_read_a_code_beyond_the_codebook_is_named(void **state)
     tess_free(bytes);
 }
 
+static void assert_only_file(const fixture *f, const char *file)
+{
+    char **name = NULL;
+    int64_t numel = -1;
+    assert_ok(tess_io_list(f->io, f->dir, &name, &numel));
+    assert_int_equal(numel, 1);
+    assert_string_equal(name[0], file);
+    tess_io_list_free(&name, numel);
+}
+
+static int64_t vectors_in(const fixture *f, const char *path)
+{
+    const tess_ctx ctx = ctx_of(f);
+    tess_codes_file *file = NULL;
+    assert_ok(tess_codes_file_open(&ctx, path, &file));
+    const int64_t numel = tess_codes_file_get_info(file)->vector_numel;
+    tess_codes_file_close(&file);
+    return numel;
+}
+
+/* Each call of each operation fails once while a file is replaced: the failure is reported, nothing
+ * leaks, no temporary file is left, and the old file or the new one stands there whole. */
+static void test_write_with_faults_leaves_a_whole_file(void **state)
+{
+    static const struct {
+        const char *name;
+        tess_io_op op;
+    } operations[] = {{"open", TESS_IO_OPEN},     {"pread", TESS_IO_PREAD},
+                      {"pwrite", TESS_IO_PWRITE}, {"fsync", TESS_IO_FSYNC},
+                      {"close", TESS_IO_CLOSE},   {"fallocate", TESS_IO_FALLOCATE},
+                      {"rename", TESS_IO_RENAME}};
+    const fixture *f = *state;
+    const tess_codes_info old = info_of(5, 200, 1, 2, false), new = info_of(9, 300, 2, 2, true);
+    const char *path = at(f, "codes.h5");
+    int failure_numel = 0;
+    assert_ok(write_file(f, path, &old, 5));
+    for (int i = 0; i < TESS_NELEM(operations); i++) {
+        bool has_fired = true;
+        for (int64_t n = 1; has_fired; n++) {
+            char fault[64];
+            fixture broken = *f;
+            snprintf(fault, sizeof fault, "0:%s:%" PRId64 ":enospc", operations[i].name, n);
+            setenv("TESSERA_FAULT", fault, 1);
+            const size_t before_nbytes = tess_alloc_nbytes();
+            assert_ok(tess_io_create(0, &broken.io));
+            unsetenv("TESSERA_FAULT");
+            tess_error_clear();
+            const tess_status st = write_file(&broken, path, &new, 4);
+            has_fired = tess_io_calls(broken.io, operations[i].op) >= n;
+            tess_io_destroy(&broken.io);
+            assert_int_equal(tess_alloc_nbytes(), before_nbytes);
+            if (st != TESS_OK) {
+                assert_int_equal(st, TESS_E_IO);
+                assert_non_null(strstr(tess_error_message(), "No space left on device"));
+                failure_numel++;
+            }
+            assert_only_file(f, "codes.h5");
+            check_content(f, path, vectors_in(f, path) == 5 ? &old : &new);
+            assert_ok(write_file(f, path, &old, 5));
+        }
+    }
+    assert_true(failure_numel >= 10);
+}
+
 /* Files that another program made by the documented layout. */
 static void test_open_golden_files_hold_their_codes(void **state)
 {
@@ -273,6 +337,7 @@ int main(void)
         format_test(test_open_and_verify_find_changed_bytes),
         format_test(test_open_another_version_is_named),
         format_test(test_open_golden_files_hold_their_codes),
+        format_test(test_write_with_faults_leaves_a_whole_file),
         format_test(test_read_a_code_beyond_the_codebook_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
