@@ -13,7 +13,8 @@
  * ranks, threads, blocks or on how codebooks are sharded.
  *
  * [Note: beam] Codes of a level are chosen for every entry of the beam; the best `beam` of all
- * continue, by (distance, entry, row). A level trains on what the best entry leaves.
+ * continue, by (distance, entry, row). A level trains on what every entry leaves: more points than
+ * vectors, so that later levels do not learn the training set by heart.
  *
  * [Note: refinement] With the codes fixed, each level in turn becomes the mean of what all other
  * levels leave of its vectors; then vectors are encoded again.

@@ -10,13 +10,13 @@ enum { CONTROL_NUMEL = 65536 }; /* integers of one control record */
 
 /* ---- what a level starts from ---- */
 
-/* The best entry's residual of the own block of a round. */
+/* What all entries of the own block of a round leave: training points g E + e of vectors g. */
 static tess_status read_residual(tess_kmeans *job, int group, int level, int64_t round)
 {
     const kmeans_residual what = {.group = group,
                                   .level = level,
                                   .but = -1,
-                                  .entry_numel = 1,
+                                  .entry_numel = kmeans_entries(&job->plan.config, level),
                                   .code = job->state + round * KMEANS_BLOCK *
                                                            job->plan.config.beam_numel *
                                                            job->plan.config.level_numel};
@@ -26,19 +26,20 @@ static tess_status read_residual(tess_kmeans *job, int group, int level, int64_t
 }
 
 typedef struct pick {
-    int64_t vector_idx, position;
+    int64_t point_idx, position;
 } pick;
 
-static int by_vector(const void *a, const void *b)
+static int by_point(const void *a, const void *b)
 {
     const pick *x = a, *y = b;
-    if (x->vector_idx != y->vector_idx)
-        return x->vector_idx < y->vector_idx ? -1 : 1;
+    if (x->point_idx != y->point_idx)
+        return x->point_idx < y->point_idx ? -1 : 1;
     return (x->position > y->position) - (x->position < y->position);
 }
 
-/* Drawn vectors by number, the same on all ranks. */
-static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int64_t numel, pick **out)
+/* Drawn points by number, the same on all ranks. */
+static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int level, int64_t numel,
+                              pick **out)
 {
     void *ids = NULL, *picks = NULL;
     tess_status st = tess_alloc_array(numel, sizeof(int64_t), &ids);
@@ -46,11 +47,13 @@ static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int64_t n
         st = tess_alloc_array(numel, sizeof(pick), &picks);
     st = tess_agree(job->parts.comm, st);
     if (st == TESS_OK)
-        st = tess_draw_select(job->parts.comm, draw, job->plan.vector_numel, numel, ids);
+        st = tess_draw_select(job->parts.comm, draw,
+                              job->plan.vector_numel * kmeans_entries(&job->plan.config, level),
+                              numel, ids);
     for (int64_t i = 0; st == TESS_OK && i < numel; i++)
         ((pick *)picks)[i] = (pick){((const int64_t *)ids)[i], i};
     if (st == TESS_OK)
-        qsort(picks, (size_t)numel, sizeof(pick), by_vector);
+        qsort(picks, (size_t)numel, sizeof(pick), by_point);
     tess_free(ids);
     if (st != TESS_OK)
         tess_free(picks);
@@ -59,13 +62,13 @@ static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int64_t n
     return st;
 }
 
-/* First pick at or behind a vector. */
-static int64_t first_pick(const pick *picks, int64_t numel, int64_t vector_idx)
+/* First pick at or behind a point. */
+static int64_t first_pick(const pick *picks, int64_t numel, int64_t point_idx)
 {
     int64_t lo = 0, hi = numel;
     while (lo < hi) {
         const int64_t middle = lo + (hi - lo) / 2;
-        if (picks[middle].vector_idx < vector_idx)
+        if (picks[middle].point_idx < point_idx)
             lo = middle + 1;
         else
             hi = middle;
@@ -80,19 +83,19 @@ static tess_draw draw_of(const tess_kmeans *job, tess_draw_purpose purpose, int 
 
 /* ---- drawn vectors as codes ---- */
 
-/* Position of the own block's vectors among the picks: the `copy`-th of each; others none. */
-static void place_picks(tess_kmeans *job, int64_t round, const pick *picks, int64_t pick_numel,
+/* Position of the points [lo, hi) of the own block among the picks: the `copy`-th of each; others
+ * none. */
+static void place_picks(tess_kmeans *job, const pick *picks, int64_t first, int64_t numel,
                         int64_t copy)
 {
-    const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK;
-    const int64_t numel = job->numel[job->rank];
+    const int64_t pick_numel = job->plan.config.code_numel;
     for (int64_t i = 0; i < numel; i++)
         job->row[i] = TESS_NO_CODE;
     for (int64_t p = first_pick(picks, pick_numel, first);
-         p < pick_numel && picks[p].vector_idx < first + numel; p++)
-        if (p >= copy && picks[p - copy].vector_idx == picks[p].vector_idx &&
-            (p == copy || picks[p - copy - 1].vector_idx != picks[p].vector_idx))
-            job->row[picks[p].vector_idx - first] = (uint32_t)picks[p].position;
+         p < pick_numel && picks[p].point_idx < first + numel; p++)
+        if (p >= copy && picks[p - copy].point_idx == picks[p].point_idx &&
+            (p == copy || picks[p - copy - 1].point_idx != picks[p].point_idx))
+            job->row[picks[p].point_idx - first] = (uint32_t)picks[p].position;
 }
 
 /* The most often that one vector was drawn. */
@@ -100,27 +103,43 @@ static int64_t most_copies(const pick *picks, int64_t numel)
 {
     int64_t most = 0, run = 0;
     for (int64_t p = 0; p < numel; p++) {
-        run = p > 0 && picks[p].vector_idx == picks[p - 1].vector_idx ? run + 1 : 1;
+        run = p > 0 && picks[p].point_idx == picks[p - 1].point_idx ? run + 1 : 1;
         most = TESS_MAX(most, run);
     }
     return most;
 }
 
-/* Sums of one vector each bring the vectors to their codes' owners. */
+/* Sums of one vector each bring the points of a round to their codes' owners. */
+static tess_status add_round(tess_kmeans *job, int group, int level, int64_t round,
+                             const pick *picks, int64_t copy)
+{
+    const int entry_numel = kmeans_entries(&job->plan.config, level);
+    const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK * entry_numel;
+    int64_t *numel = job->numel + job->world, most = 0;
+    for (int r = 0; r < job->world; r++)
+        most = TESS_MAX(most, job->numel[r] * entry_numel);
+    for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
+        for (int r = 0; r < job->world; r++)
+            numel[r] =
+                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
+        place_picks(job, picks, first + lo, numel[job->rank], copy);
+        const tess_codebook_round add = {
+            .book_idx = tess_kmeans_book(&job->plan.config, group, level),
+            .x = job->residual + lo * job->plan.group_dim,
+            .vector_numel = numel};
+        TESS_TRY(tess_codebooks_add(job->books, &add, job->row));
+    }
+    return TESS_OK;
+}
+
 static tess_status add_picks(tess_kmeans *job, int group, int level, const pick *picks,
                              int64_t copy)
 {
     tess_status st = TESS_OK;
     for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
         st = read_residual(job, group, level, t);
-        if (st != TESS_OK)
-            break;
-        place_picks(job, t, picks, job->plan.config.code_numel, copy);
-        const tess_codebook_round round = {.book_idx =
-                                               tess_kmeans_book(&job->plan.config, group, level),
-                                           .x = job->residual,
-                                           .vector_numel = job->numel};
-        st = tess_codebooks_add(job->books, &round, job->row);
+        if (st == TESS_OK)
+            st = add_round(job, group, level, t, picks, copy);
     }
     return kmeans_pass_verdict(job, st);
 }
@@ -143,11 +162,13 @@ static tess_status start_from_sample(tess_kmeans *job, int group, int level)
 {
     const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
     const int64_t code_numel = job->plan.config.code_numel;
-    const tess_draw draw = draw_of(job, TESS_DRAW_INIT, book_idx);
+    /* The same points at every level: what earlier levels left of their own start points is little, so
+     * later levels start where most points are, not at those far out. */
+    const tess_draw draw = draw_of(job, TESS_DRAW_INIT, group);
     pick *picks = NULL;
     int exponent = 0;
     TESS_TRY(kmeans_exponent(job, group, level, &exponent));
-    TESS_TRY(draw_picks(job, &draw, code_numel, &picks));
+    TESS_TRY(draw_picks(job, &draw, level, code_numel, &picks));
     tess_status st = tess_codebooks_begin_sums(job->books, exponent);
     const int64_t copies = most_copies(picks, code_numel);
     for (int64_t copy = 0; copy < copies && st == TESS_OK; copy++)
@@ -203,15 +224,16 @@ static tess_status collect_seeds(tess_kmeans *job, int group, int level, const p
                                  seeds *s)
 {
     const int64_t d = job->plan.group_dim, seed_numel = job->plan.seed_numel;
+    const int entry_numel = kmeans_entries(&job->plan.config, level);
     tess_status st = TESS_OK;
     for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
         st = read_residual(job, group, level, t);
-        const int64_t first = (t * job->world + job->rank) * KMEANS_BLOCK;
+        const int64_t first = (t * job->world + job->rank) * KMEANS_BLOCK * entry_numel;
+        const int64_t end = first + job->numel[job->rank] * entry_numel;
         for (int64_t p = first_pick(picks, seed_numel, first);
-             st == TESS_OK && p < seed_numel && picks[p].vector_idx < first + job->numel[job->rank];
-             p++) {
+             st == TESS_OK && p < seed_numel && picks[p].point_idx < end; p++) {
             s->member[s->numel] = p;
-            memcpy(s->x + s->numel++ * d, job->residual + (picks[p].vector_idx - first) * d,
+            memcpy(s->x + s->numel++ * d, job->residual + (picks[p].point_idx - first) * d,
                    (size_t)d * sizeof(float));
         }
     }
@@ -311,11 +333,13 @@ static tess_status draw_member(tess_kmeans *job, seeds *s, const tess_draw *draw
 static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, int book_idx,
                                int64_t center_idx, float *center)
 {
+    const tess_kmeans_config *c = &job->plan.config;
+    const int entry_numel = kmeans_entries(c, book_idx % c->level_numel);
     const tess_draw draw = draw_of(job, TESS_DRAW_CENTER, book_idx);
     const int64_t d = job->plan.group_dim;
     int64_t member = 0;
     TESS_TRY(draw_member(job, s, &draw, center_idx, &member));
-    const int holder = (int)(picks[member].vector_idx / KMEANS_BLOCK % job->world);
+    const int holder = (int)(picks[member].point_idx / entry_numel / KMEANS_BLOCK % job->world);
     for (int64_t i = 0; holder == job->rank && i < s->numel; i++)
         if (s->member[i] == member)
             memcpy(center, s->x + i * d, (size_t)d * sizeof *center);
@@ -354,13 +378,13 @@ static tess_status start_from_seeds(tess_kmeans *job, int group, int level)
 {
     const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
     const int64_t d = job->plan.group_dim;
-    const int64_t room = TESS_MIN(job->plan.seed_numel, job->plan.held_numel);
+    const int64_t room = job->plan.seed_numel;
     const tess_draw draw = draw_of(job, TESS_DRAW_SEED, book_idx);
     const int64_t bucket_numel = tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
     seeds s = {.x = job->seed, .distance = job->seed + room * d};
     void *member = NULL, *weight = NULL, *pack = NULL, *total = NULL;
     pick *picks = NULL;
-    TESS_TRY(draw_picks(job, &draw, job->plan.seed_numel, &picks));
+    TESS_TRY(draw_picks(job, &draw, level, job->plan.seed_numel, &picks));
     tess_status st = tess_alloc_array(room, sizeof(int64_t), &member);
     if (st == TESS_OK)
         st = tess_alloc_array(room, sizeof(int64_t), &weight);

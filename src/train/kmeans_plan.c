@@ -154,7 +154,7 @@ tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_
         TESS_TRY(add_room(&p.state_nbytes, p.held_numel,
                           (int64_t)r->config.beam_numel * r->config.level_numel, sizeof(uint32_t)));
     /* All of a sample may lie in one rank's blocks. */
-    TESS_TRY(add_room(&p.seed_nbytes, TESS_MIN(p.seed_numel, p.held_numel), p.group_dim + 6,
+    TESS_TRY(add_room(&p.seed_nbytes, p.seed_numel, p.group_dim + 6,
                       sizeof(float)));
     for (int i = 0; i < 2; i++)
         TESS_TRY(plan_books(r, kernels, i == 1, &p, &books[i]));

@@ -32,24 +32,35 @@ tess_status kmeans_exponent(tess_kmeans *job, int group, int level, int *exponen
     }
     /* Each difference was rounded once. */
     bound *= 1.0 + (double)(level + 1) * 0x1p-23;
-    *exponent = tess_fixed_exponent(nextafterf((float)bound, INFINITY), job->plan.vector_numel);
+    *exponent = tess_fixed_exponent(nextafterf((float)bound, INFINITY),
+                                    job->plan.vector_numel * job->plan.config.beam_numel);
     return TESS_OK;
 }
 
 /* ---- a pass ---- */
 
-/* Sum of a round's distances, and their best codes' statistics. */
-static tess_status assign_round(tess_kmeans *job, int book_idx, tess_exact *error)
+/* Sum of a round's distances, and their best codes' statistics, a planned block of entries at a
+ * time. */
+static tess_status assign_round(tess_kmeans *job, int book_idx, int entry_numel, tess_exact *error)
 {
-    const tess_codebook_round round = {.book_idx = book_idx,
-                                       .x = job->residual,
-                                       .vector_numel = job->numel,
-                                       .best_numel = 1,
-                                       .key = job->key,
-                                       .adds = true};
-    TESS_TRY(tess_codebooks_search(job->books, &round));
-    for (int64_t i = 0; i < job->numel[job->rank]; i++)
-        (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
+    int64_t *numel = job->numel + job->world;
+    int64_t most = 0;
+    for (int r = 0; r < job->world; r++)
+        most = TESS_MAX(most, job->numel[r] * entry_numel);
+    for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
+        for (int r = 0; r < job->world; r++)
+            numel[r] =
+                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
+        const tess_codebook_round round = {.book_idx = book_idx,
+                                           .x = job->residual + lo * job->plan.group_dim,
+                                           .vector_numel = numel,
+                                           .best_numel = 1,
+                                           .key = job->key,
+                                           .adds = true};
+        TESS_TRY(tess_codebooks_search(job->books, &round));
+        for (int64_t i = 0; i < numel[job->rank]; i++)
+            (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
+    }
     return TESS_OK;
 }
 
@@ -61,14 +72,14 @@ static tess_status assign_all(tess_kmeans *job, int group, int level, tess_exact
         const kmeans_residual what = {.group = group,
                                       .level = level,
                                       .but = -1,
-                                      .entry_numel = 1,
+                                      .entry_numel = kmeans_entries(&job->plan.config, level),
                                       .code = state_of(job, t * KMEANS_BLOCK)};
         st = kmeans_read(job, job->parts.vectors, t);
         kmeans_slice(job, group);
         if (st == TESS_OK)
             st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
         if (st == TESS_OK)
-            st = assign_round(job, book_idx, error);
+            st = assign_round(job, book_idx, what.entry_numel, error);
     }
     return kmeans_pass_verdict(job, st);
 }
@@ -127,15 +138,18 @@ static tess_status assign_ids(tess_kmeans *job, int group, int level, int64_t *c
     for (int64_t lo = 0; lo < most && st == TESS_OK; lo += KMEANS_BLOCK) {
         for (int r = 0; r < job->world; r++)
             job->numel[r] = TESS_MIN(TESS_MAX(held[r] - lo, 0), (int64_t)KMEANS_BLOCK);
-        const kmeans_residual what = {
-            .group = group, .level = level, .but = -1, .entry_numel = 1, .code = job->code};
+        const kmeans_residual what = {.group = group,
+                                      .level = level,
+                                      .but = -1,
+                                      .entry_numel = kmeans_entries(&job->plan.config, level),
+                                      .code = job->code};
         st = kmeans_round_verdict(job, read_picked(job, ids + lo));
         if (st != TESS_OK)
             break;
         kmeans_slice(job, group);
         st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
         if (st == TESS_OK)
-            st = assign_round(job, book_idx, error);
+            st = assign_round(job, book_idx, what.entry_numel, error);
     }
     return kmeans_pass_verdict(job, st);
 }
@@ -285,7 +299,8 @@ static tess_status run_pass(tess_kmeans *job, tess_kmeans_report *out)
     tess_kmeans_progress *p = &job->progress;
     const tess_kmeans_config *c = &job->plan.config;
     const int book_idx = tess_kmeans_book(c, p->group, p->level);
-    const int64_t vector_numel = c->batch_numel > 0 ? c->batch_numel : job->plan.vector_numel;
+    const int64_t vector_numel = (c->batch_numel > 0 ? c->batch_numel : job->plan.vector_numel) *
+                                 kmeans_entries(c, p->level);
     tess_exact error = {{0}};
     int exponent = 0;
     if (p->pass == 0)
