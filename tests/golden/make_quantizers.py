@@ -14,6 +14,7 @@ bfloat16), and numbers 1e-4 or more from where they are rounded to levels.
 |---|---|
 | vector | VectorQuantize: Euclidean and cosine, straight-through and rotation, EMA with replaced codes, masks, learnable
   codes, orthogonal regularization, drawn codes |
+| heads | VectorQuantize with two heads of a codebook each, or of one together |
 | residual | ResidualVQ of 4 levels; the variant with one estimator around the stack by autograd here |
 | sim, random | SimVQ; RandomProjectionQuantizer |
 | scalar | FSQ in both rules, with noise; ResidualFSQ; LatentQuantize |
@@ -166,6 +167,30 @@ def drawn_case(f, name):
     _, index, _ = vq(x)
     vq_module.gumbel_noise = keep
     f.put(name, codes=codes[0], x=x, uniform=uniform, index=index)
+
+
+def heads_case(f, name, separate):
+    """Two heads of D columns each, of a codebook each or of one."""
+    codes = torch.randn(2 if separate else 1, K, D)
+
+    def is_apart(x):
+        return all(apart(-torch.cdist(x[0, :, h * D:(h + 1) * D], codes[h % len(codes)])) for h in range(2))
+
+    x = draw((1, N, 2 * D), is_apart)
+
+    def run(x):
+        vq = vqp.VectorQuantize(dim=2 * D, codebook_dim=D, codebook_size=K, heads=2, separate_codebook_per_head=separate)
+        vq._codebook.embed.data.copy_(codes)
+        out, index, loss = vq.train()(x)
+        return dict(out=out, index=index, loss=loss)
+
+    f.put(name, codes=codes)
+    both(f, name, x, run)
+
+
+def heads(f):
+    heads_case(f, "separate", True)
+    heads_case(f, "shared", False)
 
 
 def vectors(f):
@@ -388,7 +413,7 @@ def binaries(f):
 def main():
     outdir = Path(sys.argv[1])
     outdir.mkdir(parents=True, exist_ok=True)
-    makers = {"vector": vectors, "residual": residuals, "sim": sim, "random": random_projection, "scalar": scalars,
+    makers = {"vector": vectors, "heads": heads, "residual": residuals, "sim": sim, "random": random_projection, "scalar": scalars,
               "binary": binaries}
     for name, make in makers.items():
         torch.manual_seed(17)

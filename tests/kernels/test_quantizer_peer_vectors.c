@@ -340,6 +340,103 @@ static void test_drawn_codes(void **state)
     tess_golden_close(&golden);
 }
 
+/* ---- heads ---- */
+
+/* Heads are columns of x, g, out and d_x; the loss is the mean over all of them. */
+enum { HEADS = 2, WIDTH = HEADS * D };
+
+typedef struct head_run {
+    op_buffer x, g, out, d_x; /* [N, WIDTH] */
+    const float *codes;       /* [K, D], this head's */
+    float core[N * D], d_core[N * D];
+    uint32_t code[N];
+    int head;
+} head_run;
+
+static tess_view head_of(const head_run *r, const op_buffer *b)
+{
+    return tess_view_slice(b->view, r->head * D, (N - 1) * WIDTH + D);
+}
+
+static void head_compute(head_run *r, tess_stream *s)
+{
+    const tess_quantizer_enter_args e = {
+        .x = head_of(r, &r->x), .row_numel = N, .dim = D, .x_stride = WIDTH, .core = r->core};
+    assert_done(tess_cpu_quantizer_enter(&e, s));
+    find_codes(r->core, N, r->codes, K, D, r->code);
+    const tess_quantizer_gather_args o = {
+        .rows = {r->codes, r->code, N, D, K}, .out_stride = WIDTH, .out = head_of(r, &r->out)};
+    assert_done(tess_cpu_quantizer_gather(&o, s));
+    const tess_quantizer_backward_args b = {.rows = o.rows,
+                                            .x = r->core,
+                                            .d_out = head_of(r, &r->g),
+                                            .d_stride = WIDTH,
+                                            .estimator = TESS_ESTIMATOR_ROTATION,
+                                            .commitment = 2.0f / (N * WIDTH),
+                                            .d_x = r->d_core};
+    assert_done(tess_cpu_quantizer_backward(&b, s));
+    const tess_quantizer_enter_backward_args d = {.d_core = r->d_core,
+                                                  .row_numel = N,
+                                                  .dim = D,
+                                                  .d_stride = WIDTH,
+                                                  .d_x = head_of(r, &r->d_x)};
+    assert_done(tess_cpu_quantizer_enter_backward(&d, s));
+    buffer_read(&r->out);
+    buffer_read(&r->d_x);
+}
+
+static void check_head(const head_run *r, const char *exact, double edge)
+{
+    const int64_t *index = tensor_of(golden, exact, "index", TESS_I64, NULL);
+    const float *out = floats_of(golden, exact, "out"), *d_x = floats_of(golden, exact, "d_x");
+    for (int i = 0; i < N * D; i++) {
+        const int row = i / D, first = row * WIDTH + r->head * D, at = first + i % D;
+        float g[D];
+        for (int j = 0; j < D; j++)
+            g[j] = (float)r->g.value[first + j];
+        const double q = norm_of(r->codes + (int)r->code[row] * D, D);
+        const double x = norm_of(r->core + row * D, D);
+        assert_int_equal(r->code[row], index[row * HEADS + r->head]);
+        assert_value(exact, at, r->out.value[at], (double)out[at],
+                     PATH_ROUNDINGS * F32_U * 5 * q + edge * fabs((double)out[at]));
+        assert_value(exact, at, r->d_x.value[at], (double)d_x[at],
+                     PATH_ROUNDINGS * F32_U * (5 * q / x * norm_of(g, D) + q + x) +
+                         edge * fabs((double)d_x[at]));
+    }
+}
+
+static void run_heads(const char *base, int codebook_numel, tess_dtype dt)
+{
+    char name[64], exact[64];
+    snprintf(name, sizeof name, "%s%s", base, dt == TESS_BF16 ? ".bf16" : "");
+    snprintf(exact, sizeof exact, "%s%s", base, dt == TESS_BF16 ? ".f32" : "");
+    tess_stream s = inline_stream();
+    for (int head = 0; head < HEADS; head++) {
+        head_run r = {.x = buffer_golden(golden, name, "x", dt),
+                      .g = buffer_golden(golden, name, "g", dt),
+                      .out = buffer_create(dt, N * WIDTH, true),
+                      .d_x = buffer_create(dt, N * WIDTH, true),
+                      .codes = floats_of(golden, base, "codes") + head % codebook_numel * K * D,
+                      .head = head};
+        head_compute(&r, &s);
+        check_head(&r, exact, dt == TESS_BF16 ? BF16_U : 0.0);
+        op_buffer *all[] = {&r.x, &r.g, &r.out, &r.d_x};
+        for (int i = 0; i < TESS_NELEM(all); i++)
+            buffer_destroy(all[i]);
+    }
+}
+
+static void test_heads(void **state)
+{
+    (void)state;
+    golden = open_golden("heads");
+    for (int i = 0; i < 2; i++) {
+        run_heads("separate", 2, i == 0 ? TESS_F32 : TESS_BF16);
+        run_heads("shared", 1, i == 0 ? TESS_F32 : TESS_BF16);
+    }
+    tess_golden_close(&golden);
+}
+
 /* ---- stacks ---- */
 
 typedef enum stack_variant { SUMMED, UNDETACHED, SINGLE } stack_variant;
@@ -551,9 +648,9 @@ static void test_random_projection(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vector_quantize),   cmocka_unit_test(test_drawn_codes),
-        cmocka_unit_test(test_residual_vq),       cmocka_unit_test(test_sim_vq),
-        cmocka_unit_test(test_random_projection),
+        cmocka_unit_test(test_vector_quantize), cmocka_unit_test(test_drawn_codes),
+        cmocka_unit_test(test_heads),           cmocka_unit_test(test_residual_vq),
+        cmocka_unit_test(test_sim_vq),          cmocka_unit_test(test_random_projection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
