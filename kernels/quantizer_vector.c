@@ -137,11 +137,34 @@ tess_status tess_quantizer_backward_check(const tess_quantizer_backward_args *a)
     return check_edge(op, "d_out", a->d_out, r->row_numel, r->dim, a->d_stride);
 }
 
+tess_status tess_quantizer_directed_check(const tess_quantizer_directed_args *a)
+{
+    static const char op[] = "quantizer directed";
+    const tess_coded_rows *r = &a->rows;
+    TESS_TRY(tess_coded_rows_check(op, r));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "noise", a->noise, r->row_numel));
+    return check_edge(op, "out", a->out, r->row_numel, r->dim, a->out_stride);
+}
+
+tess_status tess_quantizer_directed_backward_check(const tess_quantizer_directed_backward_args *a)
+{
+    static const char op[] = "quantizer directed_backward";
+    const tess_coded_rows *r = &a->rows;
+    TESS_TRY(tess_coded_rows_check(op, r));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "noise", a->noise, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "d_x", a->d_x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "d_q", a->d_q, r->row_numel));
+    return check_edge(op, "d_out", a->d_out, r->row_numel, r->dim, a->d_stride);
+}
+
 tess_status tess_quantizer_code_gradient_check(const tess_quantizer_code_gradient_args *a)
 {
     static const char op[] = "quantizer code_gradient";
     TESS_TRY(tess_coded_rows_check(op, &a->rows));
-    TESS_TRY(tess_check_pointer(op, "x", a->x, a->rows.row_numel));
+    if (a->d_q == NULL)
+        TESS_TRY(tess_check_pointer(op, "x", a->x, a->rows.row_numel));
     return tess_check_pointer(op, "d_codes", a->d_codes, a->rows.code_numel);
 }
 

@@ -84,9 +84,10 @@ tess_status tess_cpu_quantizer_expire(const tess_quantizer_expire_args *a, tess_
 {
     (void)s;
     TESS_TRY(tess_quantizer_expire_check(a));
+    const float threshold = (float)a->threshold;
     int64_t expired_numel = 0;
     for (int64_t k = 0; k < a->row_numel; k++) {
-        a->expired[k] = (double)a->cluster_size[k] < a->threshold ? 1 : 0;
+        a->expired[k] = a->cluster_size[k] < threshold ? 1 : 0;
         expired_numel += a->expired[k];
     }
     *a->expired_numel = expired_numel;

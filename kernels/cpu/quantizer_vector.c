@@ -36,6 +36,8 @@ ROW_OP(gather, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(residual, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(row_loss, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(backward, a->rows.row_numel, 4 * a->rows.row_numel * a->rows.dim)
+ROW_OP(directed, a->rows.row_numel, 2 * a->rows.row_numel * a->rows.dim)
+ROW_OP(directed_backward, a->rows.row_numel, 4 * a->rows.row_numel * a->rows.dim)
 
 tess_status tess_cpu_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s)
 {
@@ -88,6 +90,23 @@ tess_status tess_cpu_quantizer_backward(const tess_quantizer_backward_args *a, t
     TESS_TRY(tess_quantizer_backward_check(a));
     TESS_TRY(tess_cpu_check_codes("quantizer backward", &a->rows));
     backward_run(a, s);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_quantizer_directed(const tess_quantizer_directed_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_directed_check(a));
+    TESS_TRY(tess_cpu_check_codes("quantizer directed", &a->rows));
+    directed_run(a, s);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_quantizer_directed_backward(const tess_quantizer_directed_backward_args *a,
+                                                 tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_directed_backward_check(a));
+    TESS_TRY(tess_cpu_check_codes("quantizer directed_backward", &a->rows));
+    directed_backward_run(a, s);
     return TESS_OK;
 }
 

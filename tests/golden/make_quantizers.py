@@ -13,7 +13,7 @@ bfloat16), and numbers 1e-4 or more from where they are rounded to levels.
 | file | peer |
 |---|---|
 | vector | VectorQuantize: Euclidean and cosine, straight-through and rotation, EMA with replaced codes, masks, learnable
-  codes, orthogonal regularization, drawn codes |
+  codes, orthogonal regularization, drawn codes, directional reparameterization |
 | heads | VectorQuantize with two heads of a codebook each, or of one together |
 | residual | ResidualVQ of 4 levels; the variant with one estimator around the stack by autograd here |
 | sim, random | SimVQ; RandomProjectionQuantizer |
@@ -169,6 +169,23 @@ def drawn_case(f, name):
     f.put(name, codes=codes[0], x=x, uniform=uniform, index=index)
 
 
+def directed_case(f, name):
+    """DiVeQ: `noise` is the peer's; replaced codes do not touch the gradients."""
+    codes, noise = codebook(), torch.randn(1, N, D)
+    x = draw((1, N, D), lambda x: apart(score(x[0], codes)))
+    randn_like = torch.randn_like
+
+    def run(x):
+        vq = make_vq(codes, directional_reparam=True, threshold_ema_dead_code=1)
+        vq_module.torch.randn_like = lambda t: noise.to(t.dtype)
+        out, index, loss = vq(x)
+        vq_module.torch.randn_like = randn_like
+        return dict(out=out, index=index, loss=loss, after=lambda: dict(d_codes=vq._codebook.embed.grad[0]))
+
+    f.put(name, codes=codes[0], noise=noise)
+    both(f, name, x, run, False)
+
+
 def heads_case(f, name, separate):
     """Two heads of D columns each, of a codebook each or of one."""
     codes = torch.randn(2 if separate else 1, K, D)
@@ -202,6 +219,7 @@ def vectors(f):
     vector_case(f, "learnable", learnable=True, rotation_trick=False, commitment_weight=0.25)
     vector_case(f, "orthogonal", learnable=True, rotation_trick=True, orthogonal_reg_weight=10.0)
     drawn_case(f, "drawn")
+    directed_case(f, "directed")
 
 
 def residual_case(f, name, levels=4, single=False, has_bf16=False, **kwargs):

@@ -340,6 +340,58 @@ static void test_drawn_codes(void **state)
     tess_golden_close(&golden);
 }
 
+/* The peer's directions and lengths are f32: the output, x and a vector of length |q - x|, passes
+ * about 8 roundings of them, the gradients as many of |g|. */
+static void test_directed(void **state)
+{
+    (void)state;
+    golden = open_golden("vector");
+    tess_stream s = inline_stream();
+    op_buffer x = buffer_golden(golden, "directed", "x", TESS_F32);
+    op_buffer g = buffer_golden(golden, "directed", "g", TESS_F32);
+    op_buffer out = buffer_create(TESS_F32, N * D, true),
+              d_x = buffer_create(TESS_F32, N * D, true);
+    uint32_t code[N];
+    float d_q[N * D], d_codes[K * D] = {0};
+    const float *codes = floats_of(golden, "directed", "codes");
+    find_codes(x.view.data, N, codes, K, D, code);
+    const tess_quantizer_directed_args a = {.rows = {codes, code, N, D, K},
+                                            .x = x.view.data,
+                                            .noise = floats_of(golden, "directed", "noise"),
+                                            .spread = (float)sqrt(5e-3),
+                                            .out = out.view};
+    assert_done(tess_cpu_quantizer_directed(&a, &s));
+    const tess_quantizer_directed_backward_args b = {.rows = a.rows,
+                                                     .x = a.x,
+                                                     .noise = a.noise,
+                                                     .spread = a.spread,
+                                                     .d_out = g.view,
+                                                     .d_x = d_x.view.data,
+                                                     .d_q = d_q};
+    assert_done(tess_cpu_quantizer_directed_backward(&b, &s));
+    const tess_quantizer_code_gradient_args c = {.rows = a.rows, .d_q = d_q, .d_codes = d_codes};
+    assert_done(tess_cpu_quantizer_code_gradient(&c, &s));
+    buffer_read(&out);
+    buffer_read(&d_x);
+    const float *want[] = {floats_of(golden, "directed", "out"),
+                           floats_of(golden, "directed", "d_x"),
+                           floats_of(golden, "directed", "d_codes")};
+    const double most = largest(g.value, N * D) * sqrt(D);
+    for (int i = 0; i < N * D; i++) {
+        const double size = norm_of(codes + (int)code[i / D] * D, D) +
+                            2 * norm_of((const float *)x.view.data + i / D * D, D);
+        assert_value("out", i, out.value[i], (double)want[0][i], 8 * F32_U * size);
+        assert_value("d_x", i, d_x.value[i], (double)want[1][i], PATH_ROUNDINGS * F32_U * most);
+    }
+    for (int i = 0; i < K * D; i++)
+        assert_value("d_codes", i, (double)d_codes[i], (double)want[2][i],
+                     (PATH_ROUNDINGS + N) * F32_U * N * most);
+    op_buffer *all[] = {&x, &g, &out, &d_x};
+    for (int i = 0; i < TESS_NELEM(all); i++)
+        buffer_destroy(all[i]);
+    tess_golden_close(&golden);
+}
+
 /* ---- heads ---- */
 
 /* Heads are columns of x, g, out and d_x; the loss is the mean over all of them. */
@@ -648,9 +700,10 @@ static void test_random_projection(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vector_quantize), cmocka_unit_test(test_drawn_codes),
-        cmocka_unit_test(test_heads),           cmocka_unit_test(test_residual_vq),
-        cmocka_unit_test(test_sim_vq),          cmocka_unit_test(test_random_projection),
+        cmocka_unit_test(test_vector_quantize),   cmocka_unit_test(test_drawn_codes),
+        cmocka_unit_test(test_directed),          cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_residual_vq),       cmocka_unit_test(test_sim_vq),
+        cmocka_unit_test(test_random_projection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

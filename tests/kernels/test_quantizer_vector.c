@@ -11,6 +11,7 @@ enum { ROWS = 37, CODES = 11 };
 typedef struct problem {
     op_buffer edge_in, edge_out;     /* [ROWS, dim] activations */
     op_buffer vectors, next, result; /* [ROWS, dim] f32 */
+    op_buffer noise;                 /* [ROWS, dim] f32 */
     op_buffer codes, d_codes;        /* [CODES, dim] f32 */
     op_buffer norm, row_loss;        /* [ROWS] f32, f64 */
     uint32_t code[ROWS];
@@ -27,6 +28,7 @@ static problem problem_create(tess_dtype dt, int64_t dim)
                  .vectors = buffer_random(TESS_F32, ROWS * dim, 35, 1.0),
                  .next = buffer_random(TESS_F32, ROWS * dim, 37, 1.0),
                  .result = buffer_random(TESS_F32, ROWS * dim, 39, 1.0),
+                 .noise = buffer_random(TESS_F32, ROWS * dim, 45, 1.0),
                  .codes = buffer_random(TESS_F32, CODES * dim, 41, 1.0),
                  .d_codes = buffer_random(TESS_F32, CODES * dim, 43, 1.0),
                  .norm = buffer_create(TESS_F32, ROWS, true),
@@ -39,8 +41,8 @@ static problem problem_create(tess_dtype dt, int64_t dim)
 
 static void problem_destroy(problem *p)
 {
-    op_buffer *all[] = {&p->edge_in, &p->edge_out, &p->vectors, &p->next,    &p->result,
-                        &p->codes,   &p->d_codes,  &p->norm,    &p->row_loss};
+    op_buffer *all[] = {&p->edge_in, &p->edge_out, &p->vectors, &p->next,     &p->result,
+                        &p->codes,   &p->d_codes,  &p->norm,    &p->row_loss, &p->noise};
     for (int i = 0; i < TESS_NELEM(all); i++)
         buffer_destroy(all[i]);
 }
@@ -132,6 +134,27 @@ static tess_status call_code_gradient(void *ctx, tess_stream *s)
     return tess_cpu_quantizer_code_gradient(&a, s);
 }
 
+/* d_x in `result`, d_q in `next`, the output at the edge. */
+static tess_status call_directed(void *ctx, tess_stream *s)
+{
+    const problem *p = ctx;
+    const tess_quantizer_directed_args a = {.rows = rows_of(p),
+                                            .x = p->vectors.view.data,
+                                            .noise = p->noise.view.data,
+                                            .spread = 0.5f,
+                                            .out = p->edge_out.view};
+    const tess_quantizer_directed_backward_args b = {.rows = a.rows,
+                                                     .x = a.x,
+                                                     .noise = a.noise,
+                                                     .spread = a.spread,
+                                                     .d_out = p->edge_in.view,
+                                                     .d_x = p->result.view.data,
+                                                     .d_q = p->next.view.data,
+                                                     .accumulate = p->accumulate};
+    TESS_TRY(tess_cpu_quantizer_directed(&a, s));
+    return tess_cpu_quantizer_directed_backward(&b, s);
+}
+
 /* ---- references ---- */
 
 /* Value of a scalar function of one row; gradients of it are central differences. */
@@ -182,6 +205,33 @@ static double ref_output(const problem *p, int64_t row, const double *x)
                0.125 * (x[j] - q[j]) * (x[j] - q[j]);
     }
     return sum;
+}
+
+/* d_out . (x + r |q - x| / |r|), the direction r being that of the stored vectors. */
+static double ref_directed(const problem *p, int64_t row, const double *x, const double *q)
+{
+    const int64_t dim = p->dim;
+    const double *x0 = p->vectors.value + row * dim, *q0 = p->codes.value + p->code[row] * dim;
+    double length = 0.0, noisy = 0.0, along = 0.0, sum = 0.0;
+    for (int64_t j = 0; j < dim; j++) {
+        const double r = q0[j] - x0[j] + 0.5 * p->noise.value[row * dim + j];
+        length += (q[j] - x[j]) * (q[j] - x[j]);
+        noisy += r * r;
+        along += p->edge_in.value[row * dim + j] * r;
+        sum += p->edge_in.value[row * dim + j] * x[j];
+    }
+    return sum + along * sqrt(length / noisy);
+}
+
+/* Gradients by x and by q. */
+static double ref_directed_x(const problem *p, int64_t row, const double *x)
+{
+    return ref_directed(p, row, x, p->codes.value + p->code[row] * p->dim);
+}
+
+static double ref_directed_q(const problem *p, int64_t row, const double *q)
+{
+    return ref_directed(p, row, p->vectors.value + row * p->dim, q);
 }
 
 /* Central differences: with h = 2^-10 and functions of third derivatives of order 1 (norms are of
@@ -241,6 +291,41 @@ static void check_backward(void *ctx)
             want[i] = p->edge_in.value[i];
     assert_close("d_x", &p->result, want, tolerance_of(p, want), 0.0);
     tess_free(want);
+}
+
+/* Masked rows give no gradient. */
+static void check_directed(void *ctx)
+{
+    problem *p = ctx;
+    double *d_x = doubles(ROWS * p->dim), *d_q = doubles(ROWS * p->dim);
+    double *q = doubles(ROWS * p->dim);
+    uint32_t code[ROWS];
+    memcpy(code, p->code, sizeof code);
+    for (int i = 0; i < ROWS; i++)
+        p->code[i] = code[i] == TESS_NO_CODE ? 0 : code[i];
+    for (int64_t i = 0; i < ROWS * p->dim; i++)
+        q[i] = p->codes.value[p->code[i / p->dim] * p->dim + i % p->dim];
+    differentiate(p, ref_directed_x, p->vectors.value, d_x);
+    differentiate(p, ref_directed_q, q, d_q);
+    memcpy(p->code, code, sizeof code);
+    for (int64_t i = 0; i < ROWS * p->dim; i++)
+        if (code[i / p->dim] == TESS_NO_CODE)
+            d_x[i] = d_q[i] = 0.0;
+    /* third derivatives of a length are at most 3 / length^2, times |g| */
+    double least = INFINITY;
+    for (int64_t row = 0; row < ROWS; row++) {
+        double square = 0.0;
+        for (int64_t i = row * p->dim; i < (row + 1) * p->dim; i++)
+            square += (q[i] - p->vectors.value[i]) * (q[i] - p->vectors.value[i]);
+        least = fmin(least, square);
+    }
+    const double g = largest(p->edge_in.value, ROWS * p->dim) * sqrt((double)p->dim);
+    const double error = STEP * STEP / 6 * 3 / least * g;
+    assert_close("d_x", &p->result, d_x, error + tolerance_of(p, d_x), 0.0);
+    assert_close("d_q", &p->next, d_q, error + tolerance_of(p, d_q), 0.0);
+    tess_free(d_x);
+    tess_free(d_q);
+    tess_free(q);
 }
 
 static void check_gather(void *ctx)
@@ -324,6 +409,12 @@ static void run_dim(tess_dtype dt, int64_t dim)
         p.accumulate = true;
         run_on(&p, call_backward, ignore, &p.result, NULL);
     }
+    p.accumulate = false;
+    op_run directed = {.call = call_directed,
+                       .ctx = &p,
+                       .outputs = {&p.edge_out, &p.result, &p.next},
+                       .output_numel = 3};
+    run_everywhere(&directed, check_directed);
     for (int i = 0; i < 2; i++) {
         p.length = i == 0 ? 0.0f : 1.5f;
         p.accumulate = false;
