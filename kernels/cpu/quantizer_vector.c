@@ -2,6 +2,7 @@
 
 #include "kernels/check_priv.h"
 #include "kernels/cpu/ops_priv.h"
+#include "kernels/cpu/quantizer_priv.h"
 #include "kernels/quantizer_priv.h"
 
 tess_status tess_cpu_check_codes(const char *op, const tess_coded_rows *rows)
@@ -130,15 +131,6 @@ tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_
     return TESS_OK;
 }
 
-/* 1 / max(|c|, least) */
-static double unit_factor(const float *c, int64_t dim)
-{
-    double square = 0.0;
-    for (int64_t j = 0; j < dim; j++)
-        square = square + (double)c[j] * (double)c[j];
-    return 1.0 / fmax(sqrt(square), (double)TESS_UNIT_LEAST);
-}
-
 /* Rows of the gram; all codes ascending. */
 static void gram_part(void *arg, int part_idx, int part_numel)
 {
@@ -150,7 +142,7 @@ static void gram_part(void *arg, int part_idx, int part_numel)
         if (a->use != NULL && a->use[k] == 0)
             continue;
         const float *c = a->codes + k * a->dim;
-        const double factor = unit_factor(c, a->dim);
+        const double factor = tess_cpu_unit_factor(c, a->dim);
         for (int64_t i = lo; i < hi; i++) {
             const double u = (double)c[i] * factor;
             for (int64_t j = 0; j < a->dim; j++)
@@ -182,7 +174,7 @@ static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k)
 {
     const float *c = a->codes + k * a->dim;
     float *d = a->d_codes + k * a->dim;
-    const double factor = unit_factor(c, a->dim), m = (double)a->used_numel;
+    const double factor = tess_cpu_unit_factor(c, a->dim), m = (double)a->used_numel;
     const double scale = a->weight * 4.0 / (m * m) * ldexp(1.0, -a->exponent);
     double along = 0.0;
     if (factor < 1.0 / (double)TESS_UNIT_LEAST) /* shorter rows are only scaled */
