@@ -160,12 +160,19 @@ tess_status tess_quantizer_code_gradient_check(const tess_quantizer_code_gradien
     return tess_check_pointer(op, "d_codes", a->d_codes, a->rows.code_numel);
 }
 
+int64_t tess_orthogonal_work_numel(int64_t dim, int thread_numel)
+{
+    return (dim + thread_numel) * dim; /* the gram, and a product of it for each thread */
+}
+
 tess_status tess_quantizer_gram_check(const tess_quantizer_gram_args *a)
 {
     static const char op[] = "quantizer gram";
     TESS_TRY(tess_check_extent(op, "code_numel", a->code_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
-    TESS_TRY(tess_check_exponent(op, a->exponent));
+    TESS_CHECK(a->exponent >= 0 && a->exponent <= 50, TESS_E_RANGE,
+               "%s: exponent is %d, expected 0 <= exponent <= 50 (tess_fixed_exponent)", op,
+               a->exponent);
     TESS_TRY(tess_check_pointer(op, "codes", a->codes, a->code_numel));
     return tess_check_pointer(op, "gram", a->gram, 1);
 }
@@ -178,7 +185,8 @@ tess_status tess_quantizer_orthogonal_check(const tess_quantizer_orthogonal_args
     TESS_TRY(tess_check_extent(op, "used_numel", a->used_numel, 1));
     TESS_TRY(tess_check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "gram", a->gram, 1));
-    return tess_check_pointer(op, "codes", a->codes, a->code_numel);
+    TESS_TRY(tess_check_pointer(op, "codes", a->codes, a->code_numel));
+    return a->d_codes != NULL ? tess_check_pointer(op, "work", a->work, a->dim) : TESS_OK;
 }
 
 tess_status tess_quantizer_sample_check(const tess_quantizer_sample_args *a)

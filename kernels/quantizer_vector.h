@@ -166,7 +166,7 @@ typedef struct tess_quantizer_gram_args {
     const float *codes; /* [code_numel, dim] f32 */
     const uint8_t *use; /* [code_numel] not 0: takes part; NULL: all */
     int64_t code_numel, dim;
-    int exponent;  /* tess_fixed_exponent(1, m), codebook.h */
+    int exponent;  /* tess_fixed_exponent(1, m), codebook.h: at most 50 */
     int64_t *gram; /* [dim, dim] in place, multiples of 2^-exponent */
 } tess_quantizer_gram_args;
 
@@ -180,6 +180,7 @@ typedef struct tess_quantizer_orthogonal_args {
     int64_t used_numel; /* m */
     int exponent;
     double weight;
+    double *work;   /* tess_orthogonal_work_numel() f64, with d_codes */
     float *d_codes; /* [code_numel, dim] f32, in place; NULL: not wanted */
     double *loss;   /* [1] f64 out, without the weight; NULL: not wanted */
 } tess_quantizer_orthogonal_args;
@@ -202,6 +203,9 @@ typedef struct tess_quantizer_sample_args {
     const float *uniform; /* [row_numel, code_numel] draws in [0, 1) instead of the rng's; NULL */
     uint64_t *key;        /* [row_numel] in place: the less of it and the new one */
 } tess_quantizer_sample_args;
+
+/** f64 elements of the workspace of `orthogonal` with this many threads. Local. */
+int64_t tess_orthogonal_work_numel(int64_t dim, int thread_numel);
 
 TESS_MUST_CHECK tess_status tess_coded_rows_check(const char *op, const tess_coded_rows *rows);
 TESS_MUST_CHECK tess_status tess_quantizer_enter_check(const tess_quantizer_enter_args *a);

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "kernels/check_priv.h"
 #include "kernels/cpu/ops_priv.h"
@@ -131,10 +132,11 @@ tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_
     return TESS_OK;
 }
 
-/* Rows of the gram; all codes ascending. */
+/* Rows of the gram's upper triangle; all codes ascending. */
 static void gram_part(void *arg, int part_idx, int part_numel)
 {
     const tess_quantizer_gram_args *a = arg;
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->dim, 1, part_idx, part_numel, &lo, &hi);
     const double scale = ldexp(1.0, a->exponent);
@@ -143,11 +145,9 @@ static void gram_part(void *arg, int part_idx, int part_numel)
             continue;
         const float *c = a->codes + k * a->dim;
         const double factor = tess_cpu_unit_factor(c, a->dim);
-        for (int64_t i = lo; i < hi; i++) {
-            const double u = (double)c[i] * factor;
-            for (int64_t j = 0; j < a->dim; j++)
-                a->gram[i * a->dim + j] += llrint(u * ((double)c[j] * factor) * scale);
-        }
+        for (int64_t i = lo; i < hi; i++)
+            rows->fixed_add(a->gram + i * a->dim + i, c + i, (double)c[i] * factor * scale, factor,
+                            a->dim - i);
     }
 }
 
@@ -155,62 +155,60 @@ tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stre
 {
     TESS_TRY(tess_quantizer_gram_check(a));
     tess_quantizer_gram_args args = *a;
-    tess_pool_run(s->pool, tess_cpu_part_numel(s, 4 * a->code_numel * a->dim * a->dim), gram_part,
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->code_numel * a->dim * a->dim), gram_part,
                   &args);
+    for (int64_t i = 0; i < a->dim; i++)
+        for (int64_t j = 0; j < i; j++)
+            a->gram[i * a->dim + j] = a->gram[j * a->dim + i];
     return TESS_OK;
 }
 
-/* Entry j of G u. */
-static double gram_times(const tess_quantizer_orthogonal_args *a, const float *c, double factor,
-                         int64_t j)
+/* `t` = G u, then its part across u. */
+static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k, double *t)
 {
-    double sum = 0.0;
-    for (int64_t i = 0; i < a->dim; i++)
-        sum = sum + (double)a->gram[j * a->dim + i] * ((double)c[i] * factor);
-    return sum;
-}
-
-static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k)
-{
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     const float *c = a->codes + k * a->dim;
     float *d = a->d_codes + k * a->dim;
     const double factor = tess_cpu_unit_factor(c, a->dim), m = (double)a->used_numel;
-    const double scale = a->weight * 4.0 / (m * m) * ldexp(1.0, -a->exponent);
+    const double scale = a->weight * 4.0 / (m * m);
     double along = 0.0;
+    memset(t, 0, (size_t)a->dim * sizeof *t);
+    for (int64_t i = 0; i < a->dim; i++)
+        rows->axpy_f64(t, a->work + i * a->dim, (double)c[i] * factor, a->dim);
     if (factor < 1.0 / (double)TESS_UNIT_LEAST) /* shorter rows are only scaled */
         for (int64_t j = 0; j < a->dim; j++)
-            along = along + gram_times(a, c, factor, j) * ((double)c[j] * factor);
-    for (int64_t j = 0; j < a->dim; j++) {
-        const double d_unit = gram_times(a, c, factor, j) - along * ((double)c[j] * factor);
-        d[j] = d[j] + (float)(scale * d_unit * factor);
-    }
+            along = along + t[j] * ((double)c[j] * factor);
+    for (int64_t j = 0; j < a->dim; j++)
+        d[j] = d[j] + (float)(scale * (t[j] - along * ((double)c[j] * factor)) * factor);
 }
 
 static void orthogonal_part(void *arg, int part_idx, int part_numel)
 {
     const tess_quantizer_orthogonal_args *a = arg;
+    double *t = a->work + (a->dim + part_idx) * a->dim;
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->code_numel, 1, part_idx, part_numel, &lo, &hi);
     for (int64_t k = lo; k < hi; k++)
         if (a->use == NULL || a->use[k] != 0)
-            orthogonal_row(a, k);
+            orthogonal_row(a, k, t);
 }
 
 tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s)
 {
     TESS_TRY(tess_quantizer_orthogonal_check(a));
-    if (a->loss != NULL) {
-        const double m = (double)a->used_numel;
-        double sum = 0.0;
-        for (int64_t i = 0; i < a->dim * a->dim; i++) {
-            const double g = ldexp((double)a->gram[i], -a->exponent);
-            sum = sum + g * g;
-        }
-        *a->loss = sum / (m * m) - 1.0 / m;
+    const double m = (double)a->used_numel, unit = ldexp(1.0, -a->exponent);
+    double sum = 0.0;
+    for (int64_t i = 0; i < a->dim * a->dim; i++) {
+        const double g = (double)a->gram[i] * unit;
+        sum = sum + g * g;
+        if (a->d_codes != NULL)
+            a->work[i] = g;
     }
+    if (a->loss != NULL)
+        *a->loss = sum / (m * m) - 1.0 / m;
     tess_quantizer_orthogonal_args args = *a;
     if (a->d_codes != NULL)
-        tess_pool_run(s->pool, tess_cpu_part_numel(s, 4 * a->code_numel * a->dim * a->dim),
+        tess_pool_run(s->pool, tess_cpu_part_numel(s, a->code_numel * a->dim * a->dim),
                       orthogonal_part, &args);
     return TESS_OK;
 }

@@ -400,6 +400,20 @@ static void quantizer_code_gradient(const tess_quantizer_code_gradient_args *a, 
     }
 }
 
+/* sum[j] += the integer nearest to a (x[j] factor), below 2^51 in size: its bits are the low ones
+ * of the shifted number. */
+static void fixed_add(int64_t *sum, const float *x, double a, double factor, int64_t numel)
+{
+    int64_t *restrict out = sum;
+    for (int64_t j = 0; j < numel; j++) {
+        const union {
+            double f;
+            int64_t i;
+        } shifted = {a * ((double)x[j] * factor) + 0x1.8p52};
+        out[j] += shifted.i - INT64_C(0x4338000000000000);
+    }
+}
+
 static void axpy_f64(double *acc, const double *x, double a, int64_t numel)
 {
     double *restrict out = acc;

@@ -47,6 +47,7 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .quantizer_directed_backward = quantizer_directed_backward,
     .quantizer_code_gradient = quantizer_code_gradient,
     .quantizer_layer_norm = quantizer_layer_norm,
+    .fixed_add = fixed_add,
     .axpy_f64 = axpy_f64,
     .dot_f64 = dot_f64_array,
     .exp = exp_array,

@@ -76,6 +76,7 @@ static void forward(quantized *q, tess_stream *s)
 static void add_orthogonal(quantized *q, tess_stream *s)
 {
     int64_t gram[D * D] = {0};
+    double work[(D + 1) * D];
     const tess_quantizer_gram_args g = {.codes = q->codes,
                                         .code_numel = K,
                                         .dim = D,
@@ -89,6 +90,7 @@ static void add_orthogonal(quantized *q, tess_stream *s)
                                               .used_numel = K,
                                               .exponent = g.exponent,
                                               .weight = q->c->orthogonal,
+                                              .work = work,
                                               .d_codes = q->d_codes,
                                               .loss = &q->orthogonal};
     assert_done(tess_cpu_quantizer_orthogonal(&o, s));
