@@ -50,6 +50,24 @@ TESS_MUST_CHECK static inline tess_status tess_check_float(const char *op, const
     return TESS_OK;
 }
 
+/** `v` holds rows of f32 or bf16, `stride` apart. */
+TESS_MUST_CHECK static inline tess_status tess_check_float_rows(const char *op, const char *name,
+                                                                tess_view v, int64_t rows,
+                                                                int64_t cols, int64_t stride)
+{
+    TESS_TRY(tess_check_float(op, name, v));
+    return tess_check_rows(op, name, v, rows, cols, stride);
+}
+
+/** An exponent of exact sums. */
+TESS_MUST_CHECK static inline tess_status tess_check_exponent(const char *op, int exponent)
+{
+    TESS_CHECK(exponent >= 0 && exponent <= 62, TESS_E_RANGE,
+               "%s: exponent is %d, expected 0 <= exponent <= 62 (tess_fixed_exponent)", op,
+               exponent);
+    return TESS_OK;
+}
+
 /** `v` is an operand of `numel` elements of exactly `dt`. */
 TESS_MUST_CHECK static inline tess_status
 tess_check_operand(const char *op, const char *name, tess_view v, int64_t numel, tess_dtype dt)

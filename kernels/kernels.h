@@ -41,6 +41,9 @@ typedef struct tess_quantizer_kernels {
     tess_status (*residual)(const tess_quantizer_residual_args *a, tess_stream *s);
     tess_status (*row_loss)(const tess_quantizer_row_loss_args *a, tess_stream *s);
     tess_status (*backward)(const tess_quantizer_backward_args *a, tess_stream *s);
+    tess_status (*directed)(const tess_quantizer_directed_args *a, tess_stream *s);
+    tess_status (*directed_backward)(const tess_quantizer_directed_backward_args *a,
+                                     tess_stream *s);
     tess_status (*code_gradient)(const tess_quantizer_code_gradient_args *a, tess_stream *s);
     tess_status (*gram)(const tess_quantizer_gram_args *a, tess_stream *s);
     tess_status (*orthogonal)(const tess_quantizer_orthogonal_args *a, tess_stream *s);

@@ -39,13 +39,6 @@ static tess_status check_entropy_dim(const char *op, int64_t dim)
     return TESS_OK;
 }
 
-static tess_status check_edge(const char *op, const char *name, tess_view v, int64_t rows,
-                              int64_t dim, int64_t stride)
-{
-    TESS_TRY(tess_check_float(op, name, v));
-    return tess_check_rows(op, name, v, rows, dim, stride);
-}
-
 tess_status tess_quantizer_sign_check(const tess_quantizer_sign_args *a)
 {
     static const char op[] = "quantizer sign";
@@ -54,7 +47,7 @@ tess_status tess_quantizer_sign_check(const tess_quantizer_sign_args *a)
                "%s: order %d is not one of tess_bit_order", op, (int)a->order);
     if (a->out.numel == 0)
         return TESS_OK;
-    return check_edge(op, "out", a->out, a->rows.row_numel, a->rows.dim, a->out_stride);
+    return tess_check_float_rows(op, "out", a->out, a->rows.row_numel, a->rows.dim, a->out_stride);
 }
 
 tess_status tess_quantizer_sign_decode_check(const tess_quantizer_sign_decode_args *a)
@@ -66,7 +59,7 @@ tess_status tess_quantizer_sign_decode_check(const tess_quantizer_sign_decode_ar
     TESS_CHECK(a->order <= TESS_BITS_LSB_FIRST, TESS_E_ARG,
                "%s: order %d is not one of tess_bit_order", op, (int)a->order);
     TESS_TRY(tess_check_pointer(op, "index", a->index, a->row_numel));
-    return check_edge(op, "out", a->out, a->row_numel, a->dim, a->out_stride);
+    return tess_check_float_rows(op, "out", a->out, a->row_numel, a->dim, a->out_stride);
 }
 
 tess_status tess_quantizer_sign_loss_check(const tess_quantizer_sign_loss_args *a)
@@ -85,15 +78,8 @@ tess_status tess_quantizer_sign_backward_check(const tess_quantizer_sign_backwar
         TESS_TRY(check_beta(op, a->beta));
     if (a->d_out.numel == 0)
         return TESS_OK;
-    return check_edge(op, "d_out", a->d_out, a->rows.row_numel, a->rows.dim, a->d_out_stride);
-}
-
-static tess_status check_exponent(const char *op, int exponent)
-{
-    TESS_CHECK(exponent >= 0 && exponent <= 62, TESS_E_RANGE,
-               "%s: exponent is %d, expected 0 <= exponent <= 62 (tess_fixed_exponent)", op,
-               exponent);
-    return TESS_OK;
+    return tess_check_float_rows(op, "d_out", a->d_out, a->rows.row_numel, a->rows.dim,
+                                 a->d_out_stride);
 }
 
 tess_status tess_quantizer_pbar_check(const tess_quantizer_pbar_args *a)
@@ -102,7 +88,7 @@ tess_status tess_quantizer_pbar_check(const tess_quantizer_pbar_args *a)
     TESS_TRY(check_rows(op, &a->rows));
     TESS_TRY(check_entropy_dim(op, a->rows.dim));
     TESS_TRY(check_beta(op, a->beta));
-    TESS_TRY(check_exponent(op, a->exponent));
+    TESS_TRY(tess_check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "sum", a->sum, 1));
     return tess_check_pointer(op, "work", a->work, tess_entropy_work_numel(a->rows.dim));
 }
@@ -112,7 +98,7 @@ tess_status tess_quantizer_batch_entropy_check(const tess_quantizer_batch_entrop
     static const char op[] = "quantizer batch_entropy";
     TESS_TRY(check_entropy_dim(op, a->dim));
     TESS_TRY(tess_check_extent(op, "valid_numel", a->valid_numel, 1));
-    TESS_TRY(check_exponent(op, a->exponent));
+    TESS_TRY(tess_check_exponent(op, a->exponent));
     TESS_CHECK(a->least >= 0.0 && a->least < 1.0, TESS_E_RANGE,
                "%s: least is %g, expected 0 <= least < 1", op, a->least);
     TESS_TRY(tess_check_pointer(op, "sum", a->sum, 1));

@@ -50,7 +50,7 @@ typedef struct tess_quantizer_embed_args {
     bool is_cosine;
 } tess_quantizer_embed_args;
 
-/** expired[i] = cluster_size[i] < threshold ? 1 : 0, and how many. */
+/** expired[i] = cluster_size[i] < f32(threshold) ? 1 : 0, and how many. */
 typedef struct tess_quantizer_expire_args {
     const float *cluster_size; /* [row_numel] f32 */
     int64_t row_numel;

@@ -57,21 +57,14 @@ static tess_status check_levels(const char *op, const tess_levels *l)
     return TESS_OK;
 }
 
-static tess_status check_edge(const char *op, const char *name, tess_view v, int64_t rows,
-                              int64_t dim, int64_t stride)
-{
-    TESS_TRY(tess_check_float(op, name, v));
-    return tess_check_rows(op, name, v, rows, dim, stride);
-}
-
 tess_status tess_quantizer_level_check(const tess_quantizer_level_args *a)
 {
     static const char op[] = "quantizer level";
     const int64_t dim = a->levels.dim;
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(check_levels(op, &a->levels));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, dim, a->x_stride));
-    TESS_TRY(check_edge(op, "out", a->out, a->row_numel, dim, a->out_stride));
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, dim, a->x_stride));
+    TESS_TRY(tess_check_float_rows(op, "out", a->out, a->row_numel, dim, a->out_stride));
     TESS_CHECK(a->noise >= 0.0 && a->noise <= 1.0, TESS_E_RANGE,
                "%s: noise is %g, expected 0 <= noise <= 1", op, a->noise);
     TESS_CHECK(a->noise == 0.0 || a->levels.rule > TESS_LEVEL_LOWER, TESS_E_ARG,
@@ -88,7 +81,7 @@ tess_status tess_quantizer_level_decode_check(const tess_quantizer_level_decode_
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(check_levels(op, &a->levels));
     TESS_TRY(tess_check_pointer(op, "index", a->index, a->row_numel));
-    return check_edge(op, "out", a->out, a->row_numel, a->levels.dim, a->out_stride);
+    return tess_check_float_rows(op, "out", a->out, a->row_numel, a->levels.dim, a->out_stride);
 }
 
 tess_status tess_quantizer_level_backward_check(const tess_quantizer_level_backward_args *a)
@@ -97,9 +90,9 @@ tess_status tess_quantizer_level_backward_check(const tess_quantizer_level_backw
     const int64_t dim = a->levels.dim;
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(check_levels(op, &a->levels));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, dim, a->x_stride));
-    TESS_TRY(check_edge(op, "d_out", a->d_out, a->row_numel, dim, a->d_out_stride));
-    return check_edge(op, "d_x", a->d_x, a->row_numel, dim, a->d_x_stride);
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, dim, a->x_stride));
+    TESS_TRY(tess_check_float_rows(op, "d_out", a->d_out, a->row_numel, dim, a->d_out_stride));
+    return tess_check_float_rows(op, "d_x", a->d_x, a->row_numel, dim, a->d_x_stride);
 }
 
 tess_status tess_quantizer_soft_clamp_check(const tess_quantizer_soft_clamp_args *a)
@@ -107,7 +100,7 @@ tess_status tess_quantizer_soft_clamp_check(const tess_quantizer_soft_clamp_args
     static const char op[] = "quantizer soft_clamp";
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(check_level_list(op, a->levels, a->dim));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, a->dim, 0));
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, a->dim, 0));
     return tess_check_pointer(op, "y", a->y, a->row_numel);
 }
 
@@ -117,9 +110,9 @@ tess_quantizer_soft_clamp_backward_check(const tess_quantizer_soft_clamp_backwar
     static const char op[] = "quantizer soft_clamp_backward";
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(check_level_list(op, a->levels, a->dim));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, a->dim, 0));
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, a->dim, 0));
     TESS_TRY(tess_check_pointer(op, "d_y", a->d_y, a->row_numel));
-    return check_edge(op, "d_x", a->d_x, a->row_numel, a->dim, 0);
+    return tess_check_float_rows(op, "d_x", a->d_x, a->row_numel, a->dim, 0);
 }
 
 static tess_status check_latents(const char *op, const tess_latents *l, int64_t row_numel)

@@ -21,14 +21,6 @@ tess_status tess_coded_rows_check(const char *op, const tess_coded_rows *rows)
     return tess_check_pointer(op, "codes", rows->codes, rows->code_numel);
 }
 
-/* Rows of activations: any float dtype, rows `stride` apart. */
-static tess_status check_edge(const char *op, const char *name, tess_view v, int64_t rows,
-                              int64_t dim, int64_t stride)
-{
-    TESS_TRY(tess_check_float(op, name, v));
-    return tess_check_rows(op, name, v, rows, dim, stride);
-}
-
 static tess_status check_length(const char *op, float length, float least)
 {
     TESS_CHECK(length >= 0.0f, TESS_E_RANGE, "%s: length is %g, expected 0 (as it is) or above", op,
@@ -52,7 +44,7 @@ tess_status tess_quantizer_enter_check(const tess_quantizer_enter_args *a)
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
     TESS_TRY(tess_mul_i64(a->row_numel, a->dim, &numel));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, a->dim, a->x_stride));
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, a->dim, a->x_stride));
     TESS_TRY(check_length(op, a->length, a->least));
     TESS_TRY(tess_check_pointer(op, "core", a->core, numel));
     TESS_TRY(
@@ -69,7 +61,7 @@ tess_status tess_quantizer_enter_backward_check(const tess_quantizer_enter_backw
     TESS_TRY(tess_mul_i64(a->row_numel, a->dim, &numel));
     TESS_TRY(check_length(op, a->length, a->least));
     TESS_TRY(tess_check_pointer(op, "d_core", a->d_core, numel));
-    TESS_TRY(check_edge(op, "d_x", a->d_x, a->row_numel, a->dim, a->d_stride));
+    TESS_TRY(tess_check_float_rows(op, "d_x", a->d_x, a->row_numel, a->dim, a->d_stride));
     TESS_TRY(tess_check_disjoint(op, "d_core", a->d_x,
                                  core_view(a->d_core, a->row_numel, a->dim, a->d_x.space)));
     if (a->length == 0.0f)
@@ -83,7 +75,7 @@ tess_status tess_quantizer_layer_norm_check(const tess_quantizer_layer_norm_args
     static const char op[] = "quantizer layer_norm";
     TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
-    TESS_TRY(check_edge(op, "x", a->x, a->row_numel, a->dim, 0));
+    TESS_TRY(tess_check_float_rows(op, "x", a->x, a->row_numel, a->dim, 0));
     TESS_TRY(tess_check_operand(op, "y", a->y, a->x.numel, a->x.dt));
     TESS_CHECK(a->eps >= 0.0, TESS_E_RANGE, "%s: eps is %g, expected at least 0", op, a->eps);
     return tess_check_alias(op, "x", a->y, a->x);
@@ -94,7 +86,7 @@ tess_status tess_quantizer_gather_check(const tess_quantizer_gather_args *a)
     static const char op[] = "quantizer gather";
     const tess_coded_rows *r = &a->rows;
     TESS_TRY(tess_coded_rows_check(op, r));
-    TESS_TRY(check_edge(op, "out", a->out, r->row_numel, r->dim, a->out_stride));
+    TESS_TRY(tess_check_float_rows(op, "out", a->out, r->row_numel, r->dim, a->out_stride));
     if (a->masked.numel == 0)
         return TESS_OK;
     TESS_TRY(tess_check_rows(op, "masked", a->masked, r->row_numel, r->dim, a->out_stride));
@@ -134,23 +126,43 @@ tess_status tess_quantizer_backward_check(const tess_quantizer_backward_args *a)
                "%s: keep is %g, expected 0 <= keep <= 1", op, (double)a->keep);
     if (a->d_out.numel == 0)
         return TESS_OK;
-    return check_edge(op, "d_out", a->d_out, r->row_numel, r->dim, a->d_stride);
+    return tess_check_float_rows(op, "d_out", a->d_out, r->row_numel, r->dim, a->d_stride);
+}
+
+tess_status tess_quantizer_directed_check(const tess_quantizer_directed_args *a)
+{
+    static const char op[] = "quantizer directed";
+    const tess_coded_rows *r = &a->rows;
+    TESS_TRY(tess_coded_rows_check(op, r));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "noise", a->noise, r->row_numel));
+    return tess_check_float_rows(op, "out", a->out, r->row_numel, r->dim, a->out_stride);
+}
+
+tess_status tess_quantizer_directed_backward_check(const tess_quantizer_directed_backward_args *a)
+{
+    static const char op[] = "quantizer directed_backward";
+    const tess_coded_rows *r = &a->rows;
+    TESS_TRY(tess_coded_rows_check(op, r));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "noise", a->noise, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "d_x", a->d_x, r->row_numel));
+    TESS_TRY(tess_check_pointer(op, "d_q", a->d_q, r->row_numel));
+    return tess_check_float_rows(op, "d_out", a->d_out, r->row_numel, r->dim, a->d_stride);
 }
 
 tess_status tess_quantizer_code_gradient_check(const tess_quantizer_code_gradient_args *a)
 {
     static const char op[] = "quantizer code_gradient";
     TESS_TRY(tess_coded_rows_check(op, &a->rows));
-    TESS_TRY(tess_check_pointer(op, "x", a->x, a->rows.row_numel));
+    if (a->d_q == NULL)
+        TESS_TRY(tess_check_pointer(op, "x", a->x, a->rows.row_numel));
     return tess_check_pointer(op, "d_codes", a->d_codes, a->rows.code_numel);
 }
 
-static tess_status check_exponent(const char *op, int exponent)
+int64_t tess_orthogonal_work_numel(int64_t dim, int thread_numel)
 {
-    TESS_CHECK(exponent >= 0 && exponent <= 62, TESS_E_RANGE,
-               "%s: exponent is %d, expected 0 <= exponent <= 62 (tess_fixed_exponent)", op,
-               exponent);
-    return TESS_OK;
+    return (dim + thread_numel) * dim; /* the gram, and a product of it for each thread */
 }
 
 tess_status tess_quantizer_gram_check(const tess_quantizer_gram_args *a)
@@ -158,7 +170,9 @@ tess_status tess_quantizer_gram_check(const tess_quantizer_gram_args *a)
     static const char op[] = "quantizer gram";
     TESS_TRY(tess_check_extent(op, "code_numel", a->code_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
-    TESS_TRY(check_exponent(op, a->exponent));
+    TESS_CHECK(a->exponent >= 0 && a->exponent <= 50, TESS_E_RANGE,
+               "%s: exponent is %d, expected 0 <= exponent <= 50 (tess_fixed_exponent)", op,
+               a->exponent);
     TESS_TRY(tess_check_pointer(op, "codes", a->codes, a->code_numel));
     return tess_check_pointer(op, "gram", a->gram, 1);
 }
@@ -169,9 +183,10 @@ tess_status tess_quantizer_orthogonal_check(const tess_quantizer_orthogonal_args
     TESS_TRY(tess_check_extent(op, "code_numel", a->code_numel, 0));
     TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
     TESS_TRY(tess_check_extent(op, "used_numel", a->used_numel, 1));
-    TESS_TRY(check_exponent(op, a->exponent));
+    TESS_TRY(tess_check_exponent(op, a->exponent));
     TESS_TRY(tess_check_pointer(op, "gram", a->gram, 1));
-    return tess_check_pointer(op, "codes", a->codes, a->code_numel);
+    TESS_TRY(tess_check_pointer(op, "codes", a->codes, a->code_numel));
+    return a->d_codes != NULL ? tess_check_pointer(op, "work", a->work, a->dim) : TESS_OK;
 }
 
 tess_status tess_quantizer_sample_check(const tess_quantizer_sample_args *a)

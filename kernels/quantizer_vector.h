@@ -121,11 +121,38 @@ typedef struct tess_quantizer_backward_args {
     float *d_x;      /* [row_numel, dim] f32; may be d_next */
 } tess_quantizer_backward_args;
 
-/** d_codes[code_i] += coefficient (q_i - x_i), i ascending: gradient of the codes of a learnable
- * codebook, whose coefficient is that of the commitment. */
+/**
+ * Directional reparameterization (DiVeQ): out = x + r / |r| |q - x| with r = q - x + spread *
+ * noise, the direction a constant; |r| at least TESS_UNIT_LEAST. The one estimator whose output is
+ * not the code: it learns codes through the length, and needs another noise in every step.
+ */
+typedef struct tess_quantizer_directed_args {
+    tess_coded_rows rows;
+    const float *x;     /* [row_numel, dim] f32, core rows */
+    const float *noise; /* [row_numel, dim] f32, normal */
+    float spread;       /* sqrt of the variance, published as 5e-3 */
+    int64_t out_stride;
+    tess_view out; /* [row_numel, dim] f32 or bf16; 0 where masked */
+} tess_quantizer_directed_args;
+
+/** d_q = (d_out . r / |r|) (q - x) / |q - x|, d_x (+)= d_out - d_q; 0 where q is x or masked. */
+typedef struct tess_quantizer_directed_backward_args {
+    tess_coded_rows rows;
+    const float *x, *noise; /* of the forward */
+    float spread;
+    int64_t d_stride;
+    tess_view d_out; /* [row_numel, dim] f32 or bf16 */
+    float *d_x;      /* [row_numel, dim] f32 */
+    float *d_q;      /* [row_numel, dim] f32 out */
+    bool accumulate; /* d_x += */
+} tess_quantizer_directed_backward_args;
+
+/** d_codes[code_i] += coefficient (q_i - x_i), or d_q_i where it is given, i ascending: gradient of
+ * the codes of a learnable codebook, whose coefficient is that of the commitment. */
 typedef struct tess_quantizer_code_gradient_args {
     tess_coded_rows rows;
-    const float *x; /* [row_numel, dim] f32 */
+    const float *d_q; /* [row_numel, dim] f32; NULL: from x */
+    const float *x;   /* [row_numel, dim] f32 */
     float coefficient;
     float *d_codes; /* [code_numel, dim] f32, in place */
 } tess_quantizer_code_gradient_args;
@@ -139,7 +166,7 @@ typedef struct tess_quantizer_gram_args {
     const float *codes; /* [code_numel, dim] f32 */
     const uint8_t *use; /* [code_numel] not 0: takes part; NULL: all */
     int64_t code_numel, dim;
-    int exponent;  /* tess_fixed_exponent(1, m), codebook.h */
+    int exponent;  /* tess_fixed_exponent(1, m), codebook.h: at most 50 */
     int64_t *gram; /* [dim, dim] in place, multiples of 2^-exponent */
 } tess_quantizer_gram_args;
 
@@ -153,6 +180,7 @@ typedef struct tess_quantizer_orthogonal_args {
     int64_t used_numel; /* m */
     int exponent;
     double weight;
+    double *work;   /* tess_orthogonal_work_numel() f64, with d_codes */
     float *d_codes; /* [code_numel, dim] f32, in place; NULL: not wanted */
     double *loss;   /* [1] f64 out, without the weight; NULL: not wanted */
 } tess_quantizer_orthogonal_args;
@@ -176,6 +204,9 @@ typedef struct tess_quantizer_sample_args {
     uint64_t *key;        /* [row_numel] in place: the less of it and the new one */
 } tess_quantizer_sample_args;
 
+/** f64 elements of the workspace of `orthogonal` with this many threads. Local. */
+int64_t tess_orthogonal_work_numel(int64_t dim, int thread_numel);
+
 TESS_MUST_CHECK tess_status tess_coded_rows_check(const char *op, const tess_coded_rows *rows);
 TESS_MUST_CHECK tess_status tess_quantizer_enter_check(const tess_quantizer_enter_args *a);
 TESS_MUST_CHECK tess_status
@@ -186,6 +217,9 @@ TESS_MUST_CHECK tess_status tess_quantizer_gather_check(const tess_quantizer_gat
 TESS_MUST_CHECK tess_status tess_quantizer_residual_check(const tess_quantizer_residual_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_row_loss_check(const tess_quantizer_row_loss_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_backward_check(const tess_quantizer_backward_args *a);
+TESS_MUST_CHECK tess_status tess_quantizer_directed_check(const tess_quantizer_directed_args *a);
+TESS_MUST_CHECK tess_status
+tess_quantizer_directed_backward_check(const tess_quantizer_directed_backward_args *a);
 TESS_MUST_CHECK tess_status
 tess_quantizer_code_gradient_check(const tess_quantizer_code_gradient_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_gram_check(const tess_quantizer_gram_args *a);

@@ -77,6 +77,9 @@ tess_status tess_cpu_quantizer_gather(const tess_quantizer_gather_args *a, tess_
 tess_status tess_cpu_quantizer_residual(const tess_quantizer_residual_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_row_loss(const tess_quantizer_row_loss_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_backward(const tess_quantizer_backward_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_directed(const tess_quantizer_directed_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_directed_backward(const tess_quantizer_directed_backward_args *a,
+                                                 tess_stream *s);
 tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_args *a,
                                              tess_stream *s);
 tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);

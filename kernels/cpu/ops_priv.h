@@ -59,10 +59,15 @@ typedef struct tess_cpu_rows {
                                int64_t row_hi);
     void (*quantizer_backward)(const tess_quantizer_backward_args *a, int64_t row_lo,
                                int64_t row_hi);
+    void (*quantizer_directed)(const tess_quantizer_directed_args *a, int64_t row_lo,
+                               int64_t row_hi);
+    void (*quantizer_directed_backward)(const tess_quantizer_directed_backward_args *a,
+                                        int64_t row_lo, int64_t row_hi);
     void (*quantizer_code_gradient)(const tess_quantizer_code_gradient_args *a, int64_t col_lo,
                                     int64_t col_hi);
     void (*quantizer_layer_norm)(const tess_quantizer_layer_norm_args *a, int64_t row_lo,
                                  int64_t row_hi);
+    void (*fixed_add)(int64_t *sum, const float *x, double a, double factor, int64_t numel);
     /* acc += a x, and x . y. */
     void (*axpy_f64)(double *acc, const double *x, double a, int64_t numel);
     double (*dot_f64)(const double *x, const double *y, int64_t numel);

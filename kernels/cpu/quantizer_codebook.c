@@ -4,6 +4,7 @@
 
 #include "kernels/check_priv.h"
 #include "kernels/cpu/ops_priv.h"
+#include "kernels/cpu/quantizer_priv.h"
 #include "kernels/quantizer_priv.h"
 
 static void average_part(void *arg, int part_idx, int part_numel)
@@ -44,10 +45,7 @@ tess_status tess_cpu_quantizer_total(const tess_quantizer_total_args *a, tess_st
 /* v becomes a unit vector. */
 static void make_unit(float *v, int64_t dim)
 {
-    double square = 0.0;
-    for (int64_t j = 0; j < dim; j++)
-        square = square + (double)v[j] * (double)v[j];
-    const float factor = (float)(1.0 / fmax(sqrt(square), (double)TESS_UNIT_LEAST));
+    const float factor = (float)tess_cpu_unit_factor(v, dim);
     for (int64_t j = 0; j < dim; j++)
         v[j] = v[j] * factor;
 }
@@ -84,9 +82,10 @@ tess_status tess_cpu_quantizer_expire(const tess_quantizer_expire_args *a, tess_
 {
     (void)s;
     TESS_TRY(tess_quantizer_expire_check(a));
+    const float threshold = (float)a->threshold;
     int64_t expired_numel = 0;
     for (int64_t k = 0; k < a->row_numel; k++) {
-        a->expired[k] = (double)a->cluster_size[k] < a->threshold ? 1 : 0;
+        a->expired[k] = a->cluster_size[k] < threshold ? 1 : 0;
         expired_numel += a->expired[k];
     }
     *a->expired_numel = expired_numel;

@@ -1,9 +1,12 @@
-/** What the element-wise quantizers share. */
+/** What the quantizers share. */
 #pragma once
+
+#include <math.h>
 
 #include "core/view.h"
 #include "kernels/elementwise.h"
 #include "kernels/quantizer_binary.h"
+#include "kernels/quantizer_vector.h"
 
 TESS_BEGIN_DECLS
 
@@ -26,6 +29,16 @@ static inline void tess_cpu_put(tess_view v, int64_t i, float x)
 static inline int64_t tess_cpu_row_at(int64_t row, int64_t stride, int64_t dim)
 {
     return row * (stride > 0 ? stride : dim);
+}
+
+/** 1 / max(|v|, TESS_UNIT_LEAST), elements ascending. Local. */
+static inline double tess_cpu_unit_factor(const float *v, int64_t dim)
+{
+    double square = 0.0;
+    for (int64_t j = 0; j < dim; j++)
+        square = square + (double)v[j] * (double)v[j];
+    const double norm = sqrt(square), least = (double)TESS_UNIT_LEAST;
+    return 1.0 / (norm > least ? norm : least);
 }
 
 /** NULL where the vector is masked. Local. */

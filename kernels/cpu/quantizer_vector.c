@@ -1,7 +1,9 @@
 #include <math.h>
+#include <string.h>
 
 #include "kernels/check_priv.h"
 #include "kernels/cpu/ops_priv.h"
+#include "kernels/cpu/quantizer_priv.h"
 #include "kernels/quantizer_priv.h"
 
 tess_status tess_cpu_check_codes(const char *op, const tess_coded_rows *rows)
@@ -36,6 +38,8 @@ ROW_OP(gather, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(residual, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(row_loss, a->rows.row_numel, a->rows.row_numel * a->rows.dim)
 ROW_OP(backward, a->rows.row_numel, 4 * a->rows.row_numel * a->rows.dim)
+ROW_OP(directed, a->rows.row_numel, 2 * a->rows.row_numel * a->rows.dim)
+ROW_OP(directed_backward, a->rows.row_numel, 4 * a->rows.row_numel * a->rows.dim)
 
 tess_status tess_cpu_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s)
 {
@@ -91,6 +95,23 @@ tess_status tess_cpu_quantizer_backward(const tess_quantizer_backward_args *a, t
     return TESS_OK;
 }
 
+tess_status tess_cpu_quantizer_directed(const tess_quantizer_directed_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_directed_check(a));
+    TESS_TRY(tess_cpu_check_codes("quantizer directed", &a->rows));
+    directed_run(a, s);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_quantizer_directed_backward(const tess_quantizer_directed_backward_args *a,
+                                                 tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_directed_backward_check(a));
+    TESS_TRY(tess_cpu_check_codes("quantizer directed_backward", &a->rows));
+    directed_backward_run(a, s);
+    return TESS_OK;
+}
+
 /* Threads take columns, so that every one visits the vectors in order. */
 static void code_gradient_part(void *arg, int part_idx, int part_numel)
 {
@@ -111,19 +132,11 @@ tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_
     return TESS_OK;
 }
 
-/* 1 / max(|c|, least) */
-static double unit_factor(const float *c, int64_t dim)
-{
-    double square = 0.0;
-    for (int64_t j = 0; j < dim; j++)
-        square = square + (double)c[j] * (double)c[j];
-    return 1.0 / fmax(sqrt(square), (double)TESS_UNIT_LEAST);
-}
-
-/* Rows of the gram; all codes ascending. */
+/* Rows of the gram's upper triangle; all codes ascending. */
 static void gram_part(void *arg, int part_idx, int part_numel)
 {
     const tess_quantizer_gram_args *a = arg;
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->dim, 1, part_idx, part_numel, &lo, &hi);
     const double scale = ldexp(1.0, a->exponent);
@@ -131,12 +144,10 @@ static void gram_part(void *arg, int part_idx, int part_numel)
         if (a->use != NULL && a->use[k] == 0)
             continue;
         const float *c = a->codes + k * a->dim;
-        const double factor = unit_factor(c, a->dim);
-        for (int64_t i = lo; i < hi; i++) {
-            const double u = (double)c[i] * factor;
-            for (int64_t j = 0; j < a->dim; j++)
-                a->gram[i * a->dim + j] += llrint(u * ((double)c[j] * factor) * scale);
-        }
+        const double factor = tess_cpu_unit_factor(c, a->dim);
+        for (int64_t i = lo; i < hi; i++)
+            rows->fixed_add(a->gram + i * a->dim + i, c + i, (double)c[i] * factor * scale, factor,
+                            a->dim - i);
     }
 }
 
@@ -144,62 +155,60 @@ tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stre
 {
     TESS_TRY(tess_quantizer_gram_check(a));
     tess_quantizer_gram_args args = *a;
-    tess_pool_run(s->pool, tess_cpu_part_numel(s, 4 * a->code_numel * a->dim * a->dim), gram_part,
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->code_numel * a->dim * a->dim), gram_part,
                   &args);
+    for (int64_t i = 0; i < a->dim; i++)
+        for (int64_t j = 0; j < i; j++)
+            a->gram[i * a->dim + j] = a->gram[j * a->dim + i];
     return TESS_OK;
 }
 
-/* Entry j of G u. */
-static double gram_times(const tess_quantizer_orthogonal_args *a, const float *c, double factor,
-                         int64_t j)
+/* `t` = G u, then its part across u. */
+static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k, double *t)
 {
-    double sum = 0.0;
-    for (int64_t i = 0; i < a->dim; i++)
-        sum = sum + (double)a->gram[j * a->dim + i] * ((double)c[i] * factor);
-    return sum;
-}
-
-static void orthogonal_row(const tess_quantizer_orthogonal_args *a, int64_t k)
-{
+    const tess_cpu_rows *rows = tess_cpu_rows_get();
     const float *c = a->codes + k * a->dim;
     float *d = a->d_codes + k * a->dim;
-    const double factor = unit_factor(c, a->dim), m = (double)a->used_numel;
-    const double scale = a->weight * 4.0 / (m * m) * ldexp(1.0, -a->exponent);
+    const double factor = tess_cpu_unit_factor(c, a->dim), m = (double)a->used_numel;
+    const double scale = a->weight * 4.0 / (m * m);
     double along = 0.0;
+    memset(t, 0, (size_t)a->dim * sizeof *t);
+    for (int64_t i = 0; i < a->dim; i++)
+        rows->axpy_f64(t, a->work + i * a->dim, (double)c[i] * factor, a->dim);
     if (factor < 1.0 / (double)TESS_UNIT_LEAST) /* shorter rows are only scaled */
         for (int64_t j = 0; j < a->dim; j++)
-            along = along + gram_times(a, c, factor, j) * ((double)c[j] * factor);
-    for (int64_t j = 0; j < a->dim; j++) {
-        const double d_unit = gram_times(a, c, factor, j) - along * ((double)c[j] * factor);
-        d[j] = d[j] + (float)(scale * d_unit * factor);
-    }
+            along = along + t[j] * ((double)c[j] * factor);
+    for (int64_t j = 0; j < a->dim; j++)
+        d[j] = d[j] + (float)(scale * (t[j] - along * ((double)c[j] * factor)) * factor);
 }
 
 static void orthogonal_part(void *arg, int part_idx, int part_numel)
 {
     const tess_quantizer_orthogonal_args *a = arg;
+    double *t = a->work + (a->dim + part_idx) * a->dim;
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->code_numel, 1, part_idx, part_numel, &lo, &hi);
     for (int64_t k = lo; k < hi; k++)
         if (a->use == NULL || a->use[k] != 0)
-            orthogonal_row(a, k);
+            orthogonal_row(a, k, t);
 }
 
 tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s)
 {
     TESS_TRY(tess_quantizer_orthogonal_check(a));
-    if (a->loss != NULL) {
-        const double m = (double)a->used_numel;
-        double sum = 0.0;
-        for (int64_t i = 0; i < a->dim * a->dim; i++) {
-            const double g = ldexp((double)a->gram[i], -a->exponent);
-            sum = sum + g * g;
-        }
-        *a->loss = sum / (m * m) - 1.0 / m;
+    const double m = (double)a->used_numel, unit = ldexp(1.0, -a->exponent);
+    double sum = 0.0;
+    for (int64_t i = 0; i < a->dim * a->dim; i++) {
+        const double g = (double)a->gram[i] * unit;
+        sum = sum + g * g;
+        if (a->d_codes != NULL)
+            a->work[i] = g;
     }
+    if (a->loss != NULL)
+        *a->loss = sum / (m * m) - 1.0 / m;
     tess_quantizer_orthogonal_args args = *a;
     if (a->d_codes != NULL)
-        tess_pool_run(s->pool, tess_cpu_part_numel(s, 4 * a->code_numel * a->dim * a->dim),
+        tess_pool_run(s->pool, tess_cpu_part_numel(s, a->code_numel * a->dim * a->dim),
                       orthogonal_part, &args);
     return TESS_OK;
 }

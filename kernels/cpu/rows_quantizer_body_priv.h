@@ -288,21 +288,129 @@ static void quantizer_backward(const tess_quantizer_backward_args *a, int64_t lo
     }
 }
 
+/* q - x of a row, its noisy direction, and their lengths. */
+typedef struct direction {
+    const float *x, *q, *noise;
+    float spread;
+    double length, inv; /* |q - x|, 1 / |r| */
+} direction;
+
+INLINE vf way_of(const direction *t, int64_t i, int64_t n)
+{
+    return vf_get(t->q, i, n, false) - vf_get(t->x, i, n, false);
+}
+
+INLINE vf noisy_of(const direction *t, int64_t i, int64_t n)
+{
+    return way_of(t, i, n) + t->spread * vf_get(t->noise, i, n, false);
+}
+
+INLINE void direction_measure(direction *t, int64_t dim)
+{
+    lanes_f64 way = {{{0}}}, noisy = {{{0}}};
+    for (int64_t i = 0; i < dim; i += VL) {
+        const int64_t n = TESS_MIN(VL, dim - i);
+        const int h = (int)(i / VL % LANE_VECTORS);
+        const vf e = way_of(t, i, n), r = noisy_of(t, i, n);
+        lanes_add(&way, h, e, e);
+        lanes_add(&noisy, h, r, r);
+    }
+    t->length = sqrt(lanes_end(&way));
+    t->inv = 1.0 / fmax(sqrt(lanes_end(&noisy)), (double)TESS_UNIT_LEAST);
+}
+
+static void quantizer_directed(const tess_quantizer_directed_args *a, int64_t lo, int64_t hi)
+{
+    const bool is_bf16 = a->out.dt == TESS_BF16;
+    const int64_t dim = a->rows.dim;
+    for (int64_t row = lo; row < hi; row++) {
+        direction t = {.x = a->x + row * dim,
+                       .q = code_row(&a->rows, row),
+                       .noise = a->noise + row * dim,
+                       .spread = a->spread};
+        char *out = edge_at(a->out, row, dim, a->out_stride);
+        if (t.q != NULL)
+            direction_measure(&t, dim);
+        const float factor = (float)(t.length * t.inv);
+        for (int64_t i = 0; i < dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, dim - i);
+            vf v = vf_set1(0.0f);
+            if (t.q != NULL)
+                v = vf_get(t.x, i, n, false) + factor * noisy_of(&t, i, n);
+            vf_put(out, i, n, v, is_bf16);
+        }
+    }
+}
+
+static void quantizer_directed_backward(const tess_quantizer_directed_backward_args *a, int64_t lo,
+                                        int64_t hi)
+{
+    const bool is_bf16 = a->d_out.dt == TESS_BF16;
+    const int64_t dim = a->rows.dim;
+    for (int64_t row = lo; row < hi; row++) {
+        direction t = {.x = a->x + row * dim,
+                       .q = code_row(&a->rows, row),
+                       .noise = a->noise + row * dim,
+                       .spread = a->spread};
+        const char *g = edge_at(a->d_out, row, dim, a->d_stride);
+        float along = 0.0f;
+        lanes_f64 sum = {{{0}}};
+        if (t.q != NULL)
+            direction_measure(&t, dim);
+        for (int64_t i = 0; t.q != NULL && i < dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, dim - i);
+            lanes_add(&sum, (int)(i / VL % LANE_VECTORS), vf_get(g, i, n, is_bf16),
+                      noisy_of(&t, i, n));
+        }
+        if (t.length > 0.0)
+            along = (float)(lanes_end(&sum) * t.inv / t.length);
+        for (int64_t i = 0; i < dim; i += VL) {
+            const int64_t n = TESS_MIN(VL, dim - i), at = row * dim + i;
+            vf d_q = vf_set1(0.0f), d_x = d_q;
+            if (t.q != NULL) {
+                d_q = along * way_of(&t, i, n);
+                d_x = vf_get(g, i, n, is_bf16) - d_q;
+            }
+            if (a->accumulate)
+                d_x = vf_get(a->d_x, at, n, false) + d_x;
+            vf_put(a->d_x, at, n, d_x, false);
+            vf_put(a->d_q, at, n, d_q, false);
+        }
+    }
+}
+
 /* Columns [lo, hi) of all rows, vectors ascending. */
 static void quantizer_code_gradient(const tess_quantizer_code_gradient_args *a, int64_t lo,
                                     int64_t hi)
 {
     const int64_t dim = a->rows.dim;
     for (int64_t row = 0; row < a->rows.row_numel; row++) {
-        const float *q = code_row(&a->rows, row), *x = a->x + row * dim;
+        const float *q = code_row(&a->rows, row);
+        const float *x = a->d_q != NULL ? a->d_q + row * dim : a->x + row * dim;
         if (q == NULL)
             continue;
         float *d = a->d_codes + (q - a->rows.codes);
         for (int64_t i = lo; i < hi; i += VL) {
             const int64_t n = TESS_MIN(VL, hi - i);
-            const vf step = a->coefficient * (vf_get(q, i, n, false) - vf_get(x, i, n, false));
+            vf step = vf_get(x, i, n, false);
+            if (a->d_q == NULL)
+                step = a->coefficient * (vf_get(q, i, n, false) - step);
             vf_put(d, i, n, vf_get(d, i, n, false) + step, false);
         }
+    }
+}
+
+/* sum[j] += the integer nearest to a (x[j] factor), below 2^51 in size: its bits are the low ones
+ * of the shifted number. */
+static void fixed_add(int64_t *sum, const float *x, double a, double factor, int64_t numel)
+{
+    int64_t *restrict out = sum;
+    for (int64_t j = 0; j < numel; j++) {
+        const union {
+            double f;
+            int64_t i;
+        } shifted = {a * ((double)x[j] * factor) + 0x1.8p52};
+        out[j] += shifted.i - INT64_C(0x4338000000000000);
     }
 }
 

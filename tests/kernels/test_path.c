@@ -80,6 +80,22 @@ static void test_table_hole_is_named(void **state)
     assert_non_null(strstr(tess_error_message(), " is missing"));
 }
 
+/* A backend has all quantizers or none. */
+static void test_part_of_the_quantizers_is_refused(void **state)
+{
+    (void)state;
+    tess_kernels k = tess_kernels_cpu;
+    assert_int_equal(tess_kernels_check(&k), TESS_OK);
+    tess_quantizer_kernels part = *k.quantizers;
+    part.enter_backward = NULL;
+    k.quantizers = &part;
+    assert_int_equal(tess_kernels_check(&k), TESS_E_UNSUPPORTED);
+    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 1 of "));
+    assert_non_null(strstr(tess_error_message(), " of the quantizers is missing"));
+    k.quantizers = NULL;
+    assert_int_equal(tess_kernels_check(&k), TESS_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -89,6 +105,7 @@ int main(void)
         cmocka_unit_test_setup(test_path_second_selection_is_refused, setup),
         cmocka_unit_test_setup(test_path_outside_the_table_is_refused, setup),
         cmocka_unit_test_setup(test_table_hole_is_named, setup),
+        cmocka_unit_test_setup(test_part_of_the_quantizers_is_refused, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,7 +152,8 @@ static void test_two_ranks_example(void **state)
 {
     (void)state;
     static const double local[] = {1.879518740, 1.960464739}, wrong[] = {1.286332960, 1.326805960};
-    const step_entropy one = entropy_of(1.0, 1), two = entropy_of(1.0, 2), four = entropy_of(1.0, 4);
+    const step_entropy one = entropy_of(1.0, 1), two = entropy_of(1.0, 2),
+                       four = entropy_of(1.0, 4);
     assert_near(two.loss, 2.011533965, 0.5e-9 + 2 * F32_U);
     /* rounding per micro-batch: codes differ by a few units of 2^-50 */
     assert_near(two.loss, one.loss, 1e-13);

@@ -101,6 +101,13 @@ static void test_expired_rows_are_replaced(void **state)
     e.threshold = 2.0;
     assert_done(tess_cpu_quantizer_expire(&e, &s));
     assert_int_equal(expired_numel, 3);
+    /* 0.7 is above the f32 nearest to it: a size of that number is not below 0.7 */
+    const float size = 0.7f;
+    e.cluster_size = &size;
+    e.row_numel = 1;
+    e.threshold = 0.7;
+    assert_done(tess_cpu_quantizer_expire(&e, &s));
+    assert_int_equal(expired_numel, 0);
     const int64_t row[] = {2};
     const float vector[] = {3.0f, 4.0f};
     tess_quantizer_replace_args r = {

@@ -1,7 +1,6 @@
 /* Vector quantizers: worked examples, gradients against finite differences of a reference in fp64,
  * the same bits on every instruction path and number of threads. What the peer computes is in
  * test_quantizer_golden.c. */
-#include "kernels/codebook.h"
 #include "kernels/quantizer_vector.h"
 #include "tests/kernels/op_support.h"
 
@@ -12,6 +11,7 @@ enum { ROWS = 37, CODES = 11 };
 typedef struct problem {
     op_buffer edge_in, edge_out;     /* [ROWS, dim] activations */
     op_buffer vectors, next, result; /* [ROWS, dim] f32 */
+    op_buffer noise;                 /* [ROWS, dim] f32 */
     op_buffer codes, d_codes;        /* [CODES, dim] f32 */
     op_buffer norm, row_loss;        /* [ROWS] f32, f64 */
     uint32_t code[ROWS];
@@ -28,6 +28,7 @@ static problem problem_create(tess_dtype dt, int64_t dim)
                  .vectors = buffer_random(TESS_F32, ROWS * dim, 35, 1.0),
                  .next = buffer_random(TESS_F32, ROWS * dim, 37, 1.0),
                  .result = buffer_random(TESS_F32, ROWS * dim, 39, 1.0),
+                 .noise = buffer_random(TESS_F32, ROWS * dim, 45, 1.0),
                  .codes = buffer_random(TESS_F32, CODES * dim, 41, 1.0),
                  .d_codes = buffer_random(TESS_F32, CODES * dim, 43, 1.0),
                  .norm = buffer_create(TESS_F32, ROWS, true),
@@ -40,8 +41,8 @@ static problem problem_create(tess_dtype dt, int64_t dim)
 
 static void problem_destroy(problem *p)
 {
-    op_buffer *all[] = {&p->edge_in, &p->edge_out, &p->vectors, &p->next,    &p->result,
-                        &p->codes,   &p->d_codes,  &p->norm,    &p->row_loss};
+    op_buffer *all[] = {&p->edge_in, &p->edge_out, &p->vectors, &p->next,     &p->result,
+                        &p->codes,   &p->d_codes,  &p->norm,    &p->row_loss, &p->noise};
     for (int i = 0; i < TESS_NELEM(all); i++)
         buffer_destroy(all[i]);
 }
@@ -133,6 +134,27 @@ static tess_status call_code_gradient(void *ctx, tess_stream *s)
     return tess_cpu_quantizer_code_gradient(&a, s);
 }
 
+/* d_x in `result`, d_q in `next`, the output at the edge. */
+static tess_status call_directed(void *ctx, tess_stream *s)
+{
+    const problem *p = ctx;
+    const tess_quantizer_directed_args a = {.rows = rows_of(p),
+                                            .x = p->vectors.view.data,
+                                            .noise = p->noise.view.data,
+                                            .spread = 0.5f,
+                                            .out = p->edge_out.view};
+    const tess_quantizer_directed_backward_args b = {.rows = a.rows,
+                                                     .x = a.x,
+                                                     .noise = a.noise,
+                                                     .spread = a.spread,
+                                                     .d_out = p->edge_in.view,
+                                                     .d_x = p->result.view.data,
+                                                     .d_q = p->next.view.data,
+                                                     .accumulate = p->accumulate};
+    TESS_TRY(tess_cpu_quantizer_directed(&a, s));
+    return tess_cpu_quantizer_directed_backward(&b, s);
+}
+
 /* ---- references ---- */
 
 /* Value of a scalar function of one row; gradients of it are central differences. */
@@ -183,6 +205,33 @@ static double ref_output(const problem *p, int64_t row, const double *x)
                0.125 * (x[j] - q[j]) * (x[j] - q[j]);
     }
     return sum;
+}
+
+/* d_out . (x + r |q - x| / |r|), the direction r being that of the stored vectors. */
+static double ref_directed(const problem *p, int64_t row, const double *x, const double *q)
+{
+    const int64_t dim = p->dim;
+    const double *x0 = p->vectors.value + row * dim, *q0 = p->codes.value + p->code[row] * dim;
+    double length = 0.0, noisy = 0.0, along = 0.0, sum = 0.0;
+    for (int64_t j = 0; j < dim; j++) {
+        const double r = q0[j] - x0[j] + 0.5 * p->noise.value[row * dim + j];
+        length += (q[j] - x[j]) * (q[j] - x[j]);
+        noisy += r * r;
+        along += p->edge_in.value[row * dim + j] * r;
+        sum += p->edge_in.value[row * dim + j] * x[j];
+    }
+    return sum + along * sqrt(length / noisy);
+}
+
+/* Gradients by x and by q. */
+static double ref_directed_x(const problem *p, int64_t row, const double *x)
+{
+    return ref_directed(p, row, x, p->codes.value + p->code[row] * p->dim);
+}
+
+static double ref_directed_q(const problem *p, int64_t row, const double *q)
+{
+    return ref_directed(p, row, p->vectors.value + row * p->dim, q);
 }
 
 /* Central differences: with h = 2^-10 and functions of third derivatives of order 1 (norms are of
@@ -242,6 +291,41 @@ static void check_backward(void *ctx)
             want[i] = p->edge_in.value[i];
     assert_close("d_x", &p->result, want, tolerance_of(p, want), 0.0);
     tess_free(want);
+}
+
+/* Masked rows give no gradient. */
+static void check_directed(void *ctx)
+{
+    problem *p = ctx;
+    double *d_x = doubles(ROWS * p->dim), *d_q = doubles(ROWS * p->dim);
+    double *q = doubles(ROWS * p->dim);
+    uint32_t code[ROWS];
+    memcpy(code, p->code, sizeof code);
+    for (int i = 0; i < ROWS; i++)
+        p->code[i] = code[i] == TESS_NO_CODE ? 0 : code[i];
+    for (int64_t i = 0; i < ROWS * p->dim; i++)
+        q[i] = p->codes.value[p->code[i / p->dim] * p->dim + i % p->dim];
+    differentiate(p, ref_directed_x, p->vectors.value, d_x);
+    differentiate(p, ref_directed_q, q, d_q);
+    memcpy(p->code, code, sizeof code);
+    for (int64_t i = 0; i < ROWS * p->dim; i++)
+        if (code[i / p->dim] == TESS_NO_CODE)
+            d_x[i] = d_q[i] = 0.0;
+    /* third derivatives of a length are at most 3 / length^2, times |g| */
+    double least = INFINITY;
+    for (int64_t row = 0; row < ROWS; row++) {
+        double square = 0.0;
+        for (int64_t i = row * p->dim; i < (row + 1) * p->dim; i++)
+            square += (q[i] - p->vectors.value[i]) * (q[i] - p->vectors.value[i]);
+        least = fmin(least, square);
+    }
+    const double g = largest(p->edge_in.value, ROWS * p->dim) * sqrt((double)p->dim);
+    const double error = STEP * STEP / 6 * 3 / least * g;
+    assert_close("d_x", &p->result, d_x, error + tolerance_of(p, d_x), 0.0);
+    assert_close("d_q", &p->next, d_q, error + tolerance_of(p, d_q), 0.0);
+    tess_free(d_x);
+    tess_free(d_q);
+    tess_free(q);
 }
 
 static void check_gather(void *ctx)
@@ -325,6 +409,12 @@ static void run_dim(tess_dtype dt, int64_t dim)
         p.accumulate = true;
         run_on(&p, call_backward, ignore, &p.result, NULL);
     }
+    p.accumulate = false;
+    op_run directed = {.call = call_directed,
+                       .ctx = &p,
+                       .outputs = {&p.edge_out, &p.result, &p.next},
+                       .output_numel = 3};
+    run_everywhere(&directed, check_directed);
     for (int i = 0; i < 2; i++) {
         p.length = i == 0 ? 0.0f : 1.5f;
         p.accumulate = false;
@@ -453,186 +543,6 @@ static void test_residual_gradient_scales(void **state)
     assert_true(residual == 1.7f - 1.0f - 0.5f - 0.25f + 0.0625f);
 }
 
-/* ---- orthogonal regularization ---- */
-
-static double ref_orthogonal(const double *codes, int64_t m, int64_t dim)
-{
-    double sum = 0.0;
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < m; j++) {
-            double dot = 0.0;
-            for (int64_t k = 0; k < dim; k++)
-                dot += codes[i * dim + k] * codes[j * dim + k];
-            dot /= ref_norm(codes + i * dim, dim) * ref_norm(codes + j * dim, dim);
-            sum += dot * dot;
-        }
-    return sum / (double)(m * m) - 1.0 / (double)m;
-}
-
-typedef struct orthogonal_problem {
-    op_buffer codes, d_codes, loss;
-    int64_t gram[25];
-} orthogonal_problem;
-
-/* The gram in two parts, as two owners would. */
-static tess_status call_orthogonal(void *ctx, tess_stream *s)
-{
-    orthogonal_problem *p = ctx;
-    enum { DIM = 5, FIRST = 4 };
-    const int exponent = tess_fixed_exponent(1.0f, CODES);
-    const float *codes = p->codes.view.data;
-    memset(p->gram, 0, sizeof p->gram);
-    tess_quantizer_gram_args gram = {
-        .codes = codes, .code_numel = FIRST, .dim = DIM, .exponent = exponent, .gram = p->gram};
-    TESS_TRY(tess_cpu_quantizer_gram(&gram, s));
-    gram.codes = codes + FIRST * DIM;
-    gram.code_numel = CODES - FIRST;
-    TESS_TRY(tess_cpu_quantizer_gram(&gram, s));
-    const tess_quantizer_orthogonal_args a = {.codes = codes,
-                                              .gram = p->gram,
-                                              .code_numel = CODES,
-                                              .dim = DIM,
-                                              .used_numel = CODES,
-                                              .exponent = exponent,
-                                              .weight = 10.0,
-                                              .d_codes = p->d_codes.view.data,
-                                              .loss = p->loss.view.data};
-    return tess_cpu_quantizer_orthogonal(&a, s);
-}
-
-static void test_orthogonal_gradient(void **state)
-{
-    (void)state;
-    enum { DIM = 5 };
-    orthogonal_problem p = {.codes = buffer_random(TESS_F32, CODES * DIM, 51, 1.0),
-                            .d_codes = buffer_create(TESS_F32, CODES * DIM, true),
-                            .loss = buffer_create(TESS_F64, 1, false)};
-    op_run run = {
-        .call = call_orthogonal, .ctx = &p, .outputs = {&p.d_codes, &p.loss}, .output_numel = 2};
-    run_everywhere(&run, ignore);
-    /* products are off by 2^-(exponent + 1) at most, with an exponent of 50: entries of G, of at
-     * most CODES, by CODES 2^-51, and |G|^2 by twice DIM^2 CODES times that */
-    assert_true(fabs(p.loss.value[0] - ref_orthogonal(p.codes.value, CODES, DIM)) <
-                2.0 * DIM * DIM * 0x1p-51);
-    double *want = doubles(CODES * DIM);
-    for (int64_t i = 0; i < CODES * DIM; i++) {
-        double *x = &p.codes.value[i];
-        const double keep = *x;
-        *x = keep + STEP;
-        const double above = ref_orthogonal(p.codes.value, CODES, DIM);
-        *x = keep - STEP;
-        want[i] = 10.0 * (above - ref_orthogonal(p.codes.value, CODES, DIM)) / (2 * STEP);
-        *x = keep;
-    }
-    /* differences: third derivatives of a normalized row of norm 1 are of order 10 */
-    assert_close("d_codes", &p.d_codes, want, 10 * STEP_ERROR, 4 * F32_U);
-    tess_free(want);
-    buffer_destroy(&p.codes);
-    buffer_destroy(&p.d_codes);
-    buffer_destroy(&p.loss);
-}
-
-static void test_orthogonal_example(void **state)
-{
-    (void)state;
-    const float codes[] = {1.0f, 0.0f, 0.0f, 2.0f, 5.0f, 5.0f, 3.0f, 3.0f};
-    const uint8_t use[] = {1, 1, 0, 1};
-    int64_t gram[4] = {0};
-    double loss = 0.0;
-    tess_stream s = inline_stream();
-    const int exponent = tess_fixed_exponent(1.0f, 3);
-    const tess_quantizer_gram_args g = {
-        .codes = codes, .use = use, .code_numel = 4, .dim = 2, .exponent = exponent, .gram = gram};
-    assert_done(tess_cpu_quantizer_gram(&g, &s));
-    const tess_quantizer_orthogonal_args a = {.codes = codes,
-                                              .use = use,
-                                              .gram = gram,
-                                              .code_numel = 4,
-                                              .dim = 2,
-                                              .used_numel = 3,
-                                              .exponent = exponent,
-                                              .loss = &loss};
-    assert_done(tess_cpu_quantizer_orthogonal(&a, &s));
-    assert_true(fabs(loss - 0.222222222) < 1e-9);
-}
-
-/* ---- drawn codes ---- */
-
-static void test_sample_of_parts_is_the_sample_of_all(void **state)
-{
-    (void)state;
-    enum { DIM = 3, N = 200 };
-    op_buffer x = buffer_random(TESS_F32, N * DIM, 71, 1.0);
-    op_buffer codes = buffer_random(TESS_F32, CODES * DIM, 73, 1.0);
-    uint64_t whole[N], parts[N];
-    memset(whole, 0xff, sizeof whole);
-    memset(parts, 0xff, sizeof parts);
-    tess_stream s = inline_stream();
-    tess_quantizer_sample_args a = {.x = x.view.data,
-                                    .codes = codes.view.data,
-                                    .row_numel = N,
-                                    .dim = DIM,
-                                    .code_numel = CODES,
-                                    .all_numel = CODES,
-                                    .temperature = 0.5,
-                                    .rng = tess_rng_make(7, TESS_RNG_TEST, 1, 2),
-                                    .key = whole};
-    assert_done(tess_cpu_quantizer_sample(&a, &s));
-    for (int part = 0; part < 4; part++) { /* two halves of rows, two ranges of codes */
-        const int64_t row = part / 2 * 90, code = part % 2 * 4;
-        a.first_row_idx = row;
-        a.row_numel = part / 2 == 0 ? 90 : N - 90;
-        a.first_code_idx = code;
-        a.code_numel = part % 2 == 0 ? 4 : CODES - 4;
-        a.x = (const float *)x.view.data + row * DIM;
-        a.codes = (const float *)codes.view.data + code * DIM;
-        a.key = parts + row;
-        assert_done(tess_cpu_quantizer_sample(&a, &s));
-    }
-    assert_memory_equal(whole, parts, sizeof whole);
-    buffer_destroy(&x);
-    buffer_destroy(&codes);
-}
-
-/* How often each code is drawn against softmax(s / T): 20,000 draws, five standard deviations. */
-static void test_sample_follows_the_softmax(void **state)
-{
-    (void)state;
-    enum { DIM = 2, N = 20000, K = 4 };
-    float *x = must_alloc(N * DIM * sizeof *x);
-    uint64_t *key = must_alloc(N * sizeof *key);
-    const float codes[K * DIM] = {0, 0, 1, 0, 0, 1.5f, -2, 0.5f};
-    for (int i = 0; i < N * DIM; i++)
-        x[i] = 0.25f;
-    memset(key, 0xff, N * sizeof *key);
-    tess_stream s = inline_stream();
-    const tess_quantizer_sample_args a = {.x = x,
-                                          .codes = codes,
-                                          .row_numel = N,
-                                          .dim = DIM,
-                                          .code_numel = K,
-                                          .all_numel = K,
-                                          .temperature = 0.7,
-                                          .rng = tess_rng_make(11, TESS_RNG_TEST, 1, 2),
-                                          .key = key};
-    assert_done(tess_cpu_quantizer_sample(&a, &s));
-    double weight[K], sum = 0.0;
-    int64_t count[K] = {0};
-    for (int i = 0; i < N; i++)
-        count[(uint32_t)key[i]]++;
-    for (int k = 0; k < K; k++) {
-        const double dx = 0.25 - (double)codes[2 * k], dy = 0.25 - (double)codes[2 * k + 1];
-        weight[k] = exp(-sqrt(dx * dx + dy * dy) / 0.7);
-        sum += weight[k];
-    }
-    for (int k = 0; k < K; k++) {
-        const double share = weight[k] / sum;
-        assert_true(fabs((double)count[k] - N * share) < 5 * sqrt(N * share * (1 - share)));
-    }
-    tess_free(x);
-    tess_free(key);
-}
-
 /* ---- heads, refusals ---- */
 
 /* Heads are columns: strided calls on columns give what dense calls give. */
@@ -700,8 +610,6 @@ static void test_wrong_arguments_are_refused(void **state)
     const tess_coded_rows bare = {p.codes.view.data, NULL, ROWS, 4, CODES};
     assert_refused(tess_coded_rows_check("test", &bare), TESS_E_ARG,
                    "code is missing and there are 11 rows of codes for 37 vectors");
-    const tess_quantizer_sample_args draw = {.dim = 1, .all_numel = 1, .temperature = 0.0};
-    assert_refused(tess_quantizer_sample_check(&draw), TESS_E_RANGE, "temperature is 0");
     buffer_destroy(&other);
     problem_destroy(&p);
 }
@@ -727,10 +635,6 @@ int main(void)
         cmocka_unit_test(test_rotation_example),
         cmocka_unit_test(test_zero_rows_stay_finite),
         cmocka_unit_test(test_residual_gradient_scales),
-        cmocka_unit_test(test_orthogonal_gradient),
-        cmocka_unit_test(test_orthogonal_example),
-        cmocka_unit_test(test_sample_of_parts_is_the_sample_of_all),
-        cmocka_unit_test(test_sample_follows_the_softmax),
         cmocka_unit_test(test_strided_rows),
         cmocka_unit_test(test_wrong_arguments_are_refused),
         cmocka_unit_test(test_no_rows),

@@ -7,7 +7,7 @@
 
 #include "core/memory.h"
 
-enum { GOLDEN_TENSOR_MAX = 128, GOLDEN_KEY_MAX = 64, GOLDEN_NAME_NBYTES = 160 };
+enum { GOLDEN_TENSOR_MAX = 192, GOLDEN_KEY_MAX = 64, GOLDEN_NAME_NBYTES = 160 };
 
 typedef struct golden_tensor {
     char name[GOLDEN_NAME_NBYTES];
