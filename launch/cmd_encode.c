@@ -4,6 +4,7 @@
 #include "launch/commands.h"
 #include "launch/job.h"
 #include "launch/launch.h"
+#include "train/strbuf.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -44,13 +45,14 @@ static const struct argp encode_argp = {
 
 static tess_status print_result(const tess_encode_result *r, bool is_json)
 {
-    char line[256];
-    const double relative = r->mean_square > 0.0 ? r->error / r->mean_square : 0.0;
+    char line[256], error[TESS_F64_TEXT_NBYTES], relative[TESS_F64_TEXT_NBYTES];
+    tess_f64_text(r->error, error);
+    tess_f64_text(r->mean_square > 0.0 ? r->error / r->mean_square : 0.0, relative);
     const int n =
         snprintf(line, sizeof line,
-                 is_json ? "{\"vectors\": %lld, \"error\": %.17g, \"relative_error\": %.17g}\n"
-                         : "%lld vectors: error %.6g a vector, %.6g of their mean squared length\n",
-                 (long long)r->vector_numel, r->error, relative);
+                 is_json ? "{\"vectors\": %lld, \"error\": %s, \"relative_error\": %s}\n"
+                         : "%lld vectors: error %s a vector, %s of their mean squared length\n",
+                 (long long)r->vector_numel, error, relative);
     TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "encode: result line too long");
     return tess_launch_print(line);
 }

@@ -46,7 +46,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")                    \
         X(KMEANS, "kmeans")
 #define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
-#define TESS_RUN_CODE_INIT_LIST(X) X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
+#define TESS_RUN_CODE_INIT_LIST(X) X(AUTO, "auto") X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
@@ -411,10 +411,10 @@ typedef struct tess_run_patterns {
       "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
     X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
       "Dimension of the vectors; auto: what data.path holds, which must agree.") \
-    X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "kmeans++", \
-      0, 0, NUMERICS, \
+    X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "auto", 0, \
+      0, NUMERICS, \
       "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn " \
-      "vectors; random: normal.") \
+      "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else sample.") \
     X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
       "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
       "repeats.") \

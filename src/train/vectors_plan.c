@@ -18,7 +18,7 @@ tess_kmeans_config session_kmeans_config(const tess_run *run)
                                 .refine_numel = q->refine,
                                 .batch_numel = q->batch,
                                 .is_spherical = q->spherical,
-                                .init = (tess_kmeans_init)q->init,
+                                .init = (tess_kmeans_init)(q->init - TESS_RUN_CODE_INIT_PLUS_PLUS),
                                 .seed = (uint64_t)run->train.seed};
 }
 

@@ -1,0 +1,74 @@
+#!/bin/bash
+# k-means from the command line: plan, train on several ranks, stop and go on, encode, decode, export; and the error on
+# descriptors of photographs beside faiss's (tests/golden/descriptors/faiss.jsonl, by bench/peers/residual_quantizer.py).
+set -euo pipefail
+command -v mpirun >/dev/null || { echo "skipped: needs mpirun"; exit 77; }
+
+data="$TESS_SOURCE_DIR/tests/golden/descriptors"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# The number behind a key of the last line of a JSON lines file.
+last() { tail -1 "$1" | sed "s/.*\"$2\": \([-0-9.e+]*\).*/\1/"; }
+
+# check VALUE MOST: at most so much.
+at_most() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a <= b) }' || fail "$3: $1, expected at most $2"; }
+
+cat >run.yaml <<YAML
+model: {family: kmeans}
+data: {path: $data/train.bvecs, eval_path: $data/held_out.bvecs}
+quantizer: {codes: 256}
+output: {dir: one, checkpoint_every: 10}
+YAML
+
+"$TESSERA_BIN" plan run.yaml --ranks 4 --json >plan.json
+grep -q '"sharding": "replicated"' plan.json || fail "plan.json names no sharding"
+! "$TESSERA_BIN" plan run.yaml quantizer.codes=16000000 compute.memory_limit=2GiB 2>refused || fail "2 GiB hold no 16,000,000 codes"
+grep -q "the limit is 2147483648" refused || fail "$(cat refused)"
+
+# One level: the error of faiss's Kmeans, median of three seeds each.
+faiss_kmeans=$(sed -n 's/.*"what": "kmeans".*"median": \([0-9.]*\).*/\1/p' "$data/faiss.jsonl")
+for seed in 0 1 2; do
+    "$TESSERA_BIN" train run.yaml train.seed=$seed output.dir=one$seed 2>/dev/null
+    last one$seed/eval.jsonl eval_loss
+done | sort -g >errors
+at_most "$(sed -n 2p errors)" "$faiss_kmeans" "k-means"
+
+# A stack on three ranks, stopped once by the number of its passes' saves and started again: the codes of one rank.
+stack=(quantizer.levels=3 quantizer.beam=3 quantizer.passes=3 quantizer.refine=1)
+"$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=alone 2>/dev/null
+mpirun --oversubscribe -n 3 "$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=three quantizer.sharding=rows \
+    compute.threads=2 2>/dev/null
+cmp alone/export/codebooks.safetensors three/export/codebooks.safetensors || fail "codes differ on three ranks"
+
+"$TESSERA_BIN" encode alone "$data/held_out.bvecs" -o codes.h5 --json >encoded 2>/dev/null
+mpirun --oversubscribe -n 2 "$TESSERA_BIN" encode three "$data/held_out.bvecs" -o codes2.h5 >/dev/null 2>&1
+cmp codes.h5 codes2.h5 || fail "codes files differ"
+[ "$(last encoded error)" = "$(last alone/eval.jsonl eval_loss)" ] || fail "encode: $(cat encoded), eval: $(cat alone/eval.jsonl)"
+"$TESSERA_BIN" verify codes.h5 >/dev/null
+"$TESSERA_BIN" decode alone codes.h5 -o out.npy 2>/dev/null
+mpirun --oversubscribe -n 2 "$TESSERA_BIN" decode alone codes.h5 -o out2.npy 2>/dev/null
+cmp out.npy out2.npy || fail "decoded vectors differ"
+"$TESSERA_BIN" inspect out.npy | grep -q "4000" || fail "decode wrote other vectors"
+! "$TESSERA_BIN" decode one0 codes.h5 -o no.npy 2>refused || fail "codes of other codebooks were decoded"
+grep -q "was encoded with codebooks" refused || fail "$(cat refused)"
+
+for format in safetensors npy faiss; do
+    "$TESSERA_BIN" export alone --format $format -o codebooks.$format 2>/dev/null
+done
+cmp codebooks.safetensors alone/export/codebooks.safetensors
+[ "$(head -c 4 codebooks.faiss)" = IxRq ] || fail "no residual quantizer of faiss"
+! "$TESSERA_BIN" sample alone/run.yaml --prompt x 2>refused || fail "codebooks were sampled from"
+! "$TESSERA_BIN" train run.yaml lora.rank=4 2>refused || fail "a key of language models was accepted"
+grep -q "has no meaning with model.family kmeans" refused || fail "$(cat refused)"
+
+# Eight levels, beam 5, as faiss sets itself up. Seeds of either side differ by 0.5 %.
+faiss_residual=$(sed -n 's/.*"what": "residual default".*"median": \([0-9.]*\).*/\1/p' "$data/faiss.jsonl")
+"$TESSERA_BIN" train run.yaml quantizer.levels=8 quantizer.beam=5 output.dir=eight output.checkpoint_every=0 2>/dev/null
+at_most "$(last eight/eval.jsonl eval_loss)" "$(awk -v e="$faiss_residual" 'BEGIN { print 1.01 * e }')" "residual quantizer"
