@@ -68,7 +68,8 @@ typedef struct tess_kmeans_plan {
     size_t state_nbytes;      /* codes of the rank's vectors */
     size_t block_nbytes;      /* blocks, residuals, keys */
     size_t seed_nbytes;
-    size_t total_nbytes; /* with the codebooks */
+    size_t snapshot_nbytes; /* codes and counts on their way into a checkpoint */
+    size_t total_nbytes;    /* with the codebooks */
     size_t other_total_nbytes;
 } tess_kmeans_plan;
 

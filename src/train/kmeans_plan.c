@@ -94,7 +94,7 @@ static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kern
 
 static size_t beside(const tess_kmeans_plan *p)
 {
-    return p->state_nbytes + p->block_nbytes + p->seed_nbytes;
+    return p->state_nbytes + p->block_nbytes + p->seed_nbytes + p->snapshot_nbytes;
 }
 
 static tess_status refuse(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
@@ -154,8 +154,12 @@ tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_
         TESS_TRY(add_room(&p.state_nbytes, p.held_numel,
                           (int64_t)r->config.beam_numel * r->config.level_numel, sizeof(uint32_t)));
     /* All of a sample may lie in one rank's blocks. */
-    TESS_TRY(add_room(&p.seed_nbytes, p.seed_numel, p.group_dim + 6,
-                      sizeof(float)));
+    TESS_TRY(add_room(&p.seed_nbytes, p.seed_numel, p.group_dim + 6, sizeof(float)));
+    if (!r->is_reader)
+        TESS_TRY(add_room(&p.snapshot_nbytes,
+                          (int64_t)r->config.group_numel * r->config.level_numel *
+                              tess_ceil_div(r->config.code_numel, r->world),
+                          p.group_dim * 4 + 8, 1));
     for (int i = 0; i < 2; i++)
         TESS_TRY(plan_books(r, kernels, i == 1, &p, &books[i]));
     const int chosen = choose_sharded(r, &p, books);

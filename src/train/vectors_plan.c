@@ -57,7 +57,8 @@ static tess_status add_buffers(tess_json *root, const tess_kmeans_plan *p)
             tess_json_add_i64(list, p->book.buffer[i].name, (int64_t)p->book.buffer[i].nbytes));
     TESS_TRY(tess_json_add_i64(list, "codes of the vectors", (int64_t)p->state_nbytes));
     TESS_TRY(tess_json_add_i64(list, "blocks", (int64_t)p->block_nbytes));
-    return tess_json_add_i64(list, "sample of k-means++", (int64_t)p->seed_nbytes);
+    TESS_TRY(tess_json_add_i64(list, "sample of k-means++", (int64_t)p->seed_nbytes));
+    return tess_json_add_i64(list, "snapshot for checkpoints", (int64_t)p->snapshot_nbytes);
 }
 
 static tess_status fill(const tess_kmeans_plan *p, tess_json *root)
@@ -129,6 +130,8 @@ static tess_status write_text(const tess_kmeans_plan *p, tess_strbuf *b)
     TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "codes of the vectors", mib(p->state_nbytes)));
     TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "blocks", mib(p->block_nbytes)));
     TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "sample of k-means++", mib(p->seed_nbytes)));
+    TESS_TRY(
+        tess_strbuf_add(b, "%-24s %14.2f\n", "snapshot for checkpoints", mib(p->snapshot_nbytes)));
     return tess_strbuf_add(b, "%-24s %14.2f\n", "total", mib(p->total_nbytes));
 }
 
