@@ -40,12 +40,23 @@ for seed in 0 1 2; do
 done | sort -g >errors
 at_most "$(sed -n 2p errors)" "$faiss_kmeans" "k-means"
 
-# A stack on three ranks, stopped once by the number of its passes' saves and started again: the codes of one rank.
+# A stack on three ranks, and one that is killed after its first save and goes on with two: the codes of one rank.
 stack=(quantizer.levels=3 quantizer.beam=3 quantizer.passes=3 quantizer.refine=1)
 "$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=alone 2>/dev/null
 mpirun --oversubscribe -n 3 "$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=three quantizer.sharding=rows \
     compute.threads=2 2>/dev/null
 cmp alone/export/codebooks.safetensors three/export/codebooks.safetensors || fail "codes differ on three ranks"
+
+stack+=(output.dir=killed output.checkpoint_every=1)
+"$TESSERA_BIN" train run.yaml "${stack[@]}" 2>/dev/null &
+victim=$!
+while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST* >/dev/null 2>&1; do sleep 0.02; done
+kill -KILL $victim 2>/dev/null || true
+wait $victim 2>/dev/null || true
+[ ! -e killed/export ] || fail "the run was over before it was killed"
+mpirun --oversubscribe -n 2 "$TESSERA_BIN" train run.yaml "${stack[@]}" 2>resumed
+grep -q "resumed from" resumed || fail "nothing was resumed: $(cat resumed)"
+cmp alone/export/codebooks.safetensors killed/export/codebooks.safetensors || fail "codes differ after a kill"
 
 "$TESSERA_BIN" encode alone "$data/held_out.bvecs" -o codes.h5 --json >encoded 2>/dev/null
 mpirun --oversubscribe -n 2 "$TESSERA_BIN" encode three "$data/held_out.bvecs" -o codes2.h5 >/dev/null 2>&1
