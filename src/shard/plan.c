@@ -59,8 +59,6 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     plan->factor_numel += u->factor_numel;
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
-    u->param_first_idx = plan->param_numel;
-    plan->param_numel += plan->options.is_full ? u->slab_shard_numel : u->slab_shard_numel * world;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
     const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0;
     u->is_gathered = has_sharded_base || has_sharded_slab;
@@ -90,7 +88,7 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
         if (!u->is_gathered)
             continue;
         gathered_numel++;
-        const size_t nbytes = slot_nbytes_of(plan, u, reg->compute_dt);
+        const size_t nbytes = slot_nbytes_of(plan, u, reg->unit[i].compute_dt);
         plan->slot_nbytes =
             TESS_MAX(plan->slot_nbytes, (size_t)tess_round_up((int64_t)nbytes, ALIGN));
     }
@@ -136,9 +134,9 @@ static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, in
     if (u->slab_numel == 0)
         return TESS_OK;
     const tess_wire slab = {.op = TESS_COMM_ALL_GATHER,
-                            .storage = reg->compute_dt,
-                            .wire = reg->compute_dt,
-                            .accumulate = reg->compute_dt,
+                            .storage = reg->unit[unit_idx].compute_dt,
+                            .wire = reg->unit[unit_idx].compute_dt,
+                            .accumulate = reg->unit[unit_idx].compute_dt,
                             .numel_per_rank = u->slab_shard_numel,
                             .numel_total = u->slab_numel,
                             .config_key = "compute.dtype"};
@@ -217,6 +215,24 @@ static void list_base(tess_plan *plan, const tess_registry *reg)
     }
 }
 
+/* Compute copies of one dtype after those of the other; every slab is whole blocks, so that all
+ * begin at aligned places. */
+static tess_status plan_params(tess_plan *plan, const tess_registry *reg, tess_dtype dt,
+                               const char *name)
+{
+    const int rows = plan->options.is_full ? 1 : plan->options.world;
+    const size_t first_nbytes = plan->arena_nbytes[TESS_LIFE_PARAM];
+    int64_t numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        tess_unit_plan *u = &plan->unit[i];
+        if (reg->unit[i].compute_dt != dt)
+            continue;
+        u->param_offset_nbytes = first_nbytes + (size_t)numel * tess_dtype_block_nbytes(dt);
+        numel += u->slab_shard_numel * rows;
+    }
+    return plan_add_buffer(plan, name, TESS_LIFE_PARAM, dt, numel);
+}
+
 static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
 {
     char name[96];
@@ -225,8 +241,9 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
         TESS_TRY(plan_add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE,
                                  (int64_t)plan->slot_nbytes));
     }
-    TESS_TRY(
-        plan_add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
+    TESS_TRY(plan_params(plan, reg, reg->compute_dt, "trainable"));
+    if (reg->compute_dt != TESS_F32)
+        TESS_TRY(plan_params(plan, reg, TESS_F32, "trainable, f32 units"));
     return plan_state_arrays(plan);
 }
 
@@ -493,6 +510,12 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
     return TESS_OK;
 }
 
+static double slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
+{
+    return (double)plan->unit[unit_idx].slab_shard_numel *
+           (double)tess_dtype_block_nbytes(reg->unit[unit_idx].compute_dt);
+}
+
 static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
 {
     const double group = plan->options.gather_group_numel, world = plan->options.world;
@@ -503,12 +526,11 @@ static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_
         if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
             plan->gather_nbytes_per_step += (double)u->frozen_shard_nbytes * (group - 1);
         if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
-            plan->gather_nbytes_per_step += (double)u->slab_shard_numel * (world - 1) *
-                                            (double)tess_dtype_block_nbytes(reg->compute_dt);
+            plan->gather_nbytes_per_step +=
+                slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
     }
-    if (!plan->options.is_full)
-        plan->slab_nbytes_per_step = (double)plan->state_numel * (world - 1) *
-                                     (double)tess_dtype_block_nbytes(reg->compute_dt);
+    for (int i = 0; i < plan->unit_numel && !plan->options.is_full; i++)
+        plan->slab_nbytes_per_step += slab_shard_nbytes(plan, reg, i) * (world - 1);
 }
 
 /* Rank 0 has a micro-batch in every round. A library reduction moves whole padded rows. */

@@ -97,7 +97,7 @@ typedef struct tess_unit_plan {
     int64_t factor_first_idx;   /* the first of them there */
     int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
-    int64_t param_first_idx;        /* element in the PARAM arena */
+    size_t param_offset_nbytes;     /* in the PARAM arena */
     bool is_gathered;               /* lives in a slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
                                        slot */
@@ -158,7 +158,6 @@ typedef struct tess_plan {
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */
-    int64_t param_numel;     /* elements of the PARAM arena */
     int64_t trainable_numel; /* parameters that learn, without padding */
     bool is_library_once;
     tess_reduction reduction; /* the chosen one; a library reduction of one round is "once" */
