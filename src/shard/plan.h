@@ -71,6 +71,7 @@ typedef struct tess_plan_options {
     bool is_device;                  /* kernels use memory of a device, not the host's */
     size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
     bool has_snapshot;               /* of the state, for the checkpoint writer */
+    int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */

@@ -1,0 +1,31 @@
+/** An RQ-VAE from its run file: nothing but keys and the dimension of the vectors. */
+#pragma once
+
+#include "train/describe.h"
+
+TESS_BEGIN_DECLS
+
+/** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
+typedef struct tess_vector_layout {
+    int64_t row_numel, dim, code_numel;
+    int level_numel;
+    int64_t window_numel; /* words of a window: 1 + L exact sums of squares, then L x K counts */
+    int64_t latent_numel; /* vectors of a rank in a step, where codes start from them */
+    size_t x, code, square, window[2]; /* training, evaluation */
+    size_t latent;
+    size_t nbytes;
+} tess_vector_layout;
+
+/** Local, pure. @return TESS_E_RANGE sizes overflow */
+TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
+                                                    tess_vector_layout *out);
+/**
+ * Describe the model: registry, model, texts and sizes of `d`, no plan. The dimension is
+ * quantizer.dim, or else what data.path holds. Local.
+ * @return TESS_E_CONFIG, TESS_E_UNSUPPORTED, and as tess_vectors_open
+ */
+TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,
+                                                const tess_launch_shape *launch,
+                                                tess_description *d);
+
+TESS_END_DECLS
