@@ -13,7 +13,6 @@
 static tess_status add_param(tess_registry *reg, tess_param *p, int *idx)
 {
     p->role = TESS_ROLE_TRAINABLE;
-    p->learning_rate_ratio = 1.0;
     return tess_registry_add_param(reg, p, idx);
 }
 
@@ -27,12 +26,14 @@ static tess_status add_linear(tess_registry *reg, int unit_idx, const char *path
                          .shape = {linear->out_numel, linear->in_numel},
                          .init = TESS_INIT_UNIFORM,
                          .init_scale = scale,
+                         .learning_rate_ratio = 1.0,
                          .has_weight_decay = true};
     tess_param bias = {.unit_idx = unit_idx,
                        .shape_rank = 1,
                        .shape = {linear->out_numel},
                        .init = TESS_INIT_UNIFORM,
-                       .init_scale = scale};
+                       .init_scale = scale,
+                       .learning_rate_ratio = 1.0};
     snprintf(weight.name, sizeof weight.name, "%s.weight", path);
     snprintf(bias.name, sizeof bias.name, "%s.bias", path);
     linear->is_trainable = true;
@@ -71,6 +72,7 @@ static tess_status add_codebooks(tess_rqvae *m, tess_registry *reg)
                         .shape = {c->code_numel, c->code_dim},
                         .init = TESS_INIT_UNIFORM,
                         .init_scale = sqrt(6.0 / ((double)c->code_numel * (double)c->code_dim)),
+                        .learning_rate_ratio = c->is_averaged ? 0.0 : 1.0,
                         .is_outer = true};
         snprintf(p.name, sizeof p.name, "quantizer.%d.codes", l);
         TESS_TRY(add_param(reg, &p, &m->codebook_idx[l]));

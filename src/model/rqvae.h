@@ -7,8 +7,9 @@
  *
  * Loss of a vector: rec |x - y|^2 + w sum_l ((1 + beta) |r_l - q_l|^2), with rec = 1 / D and
  * w = 1 / d (means over elements) or rec = w = 1 (sums). One unit of it moves codes to vectors,
- * beta (the commitment) vectors to codes. No gradient passes through a subtracted code, and the one
- * of the output passes the quantizer once, by the estimator, from the sum of codes to z.
+ * beta (the commitment) vectors to codes; where codes are averages the former is left out. No
+ * gradient passes through a subtracted code, and the one of the output passes the quantizer once,
+ * by the estimator, from the sum of codes to z.
  *
  * [Note: f32 codes] Codes are f32 whatever the compute dtype; searches, residuals, losses and the
  * reconstruction are f32 or wider. Activations between layers have the compute dtype.
@@ -35,6 +36,9 @@ typedef struct tess_rqvae_config {
     bool is_sum;        /* losses are sums over elements, not means */
     double commitment;  /* beta */
     tess_estimator estimator;
+    /* Codes follow moving averages that the trainer keeps: they have no gradient and no loss of
+     * their own, and the optimizer leaves them alone. */
+    bool is_averaged;
 } tess_rqvae_config;
 
 /** One micro-batch. Results go where they are wanted; host memory, there when the stream has passed
@@ -45,6 +49,7 @@ typedef struct tess_vector_batch {
     uint32_t *code;       /* [levels, vector_numel] out, or NULL */
     double *square; /* [1 + levels, vector_numel] f64 out, or NULL: |x - y|^2, |r_l - q_l|^2 */
     float *latent;  /* [vector_numel, d] f32 out, or NULL: z */
+    float *left;    /* [levels, vector_numel, d] f32 out, or NULL: r_l */
 } tess_vector_batch;
 
 /**

@@ -87,8 +87,11 @@ static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const sear
     const tess_coded_rows rows = level_rows(m, ex, codes, code);
     const tess_quantizer_row_loss_args loss = {
         .rows = rows, .x = r[0].data, .out = level_of(ex, io->square, level_idx).data};
-    if (io->output.numel > 0)
+    if (io->output.numel > 0) {
+        float *left = io->batch->left;
         TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &loss));
+        TESS_TRY(tess_rqvae_give(ex, left != NULL ? left + level_idx * r[0].numel : NULL, r[0]));
+    }
     return subtract(ex, &rows, r[0], r[1]);
 }
 
@@ -161,7 +164,8 @@ static tess_status level_backward(const tess_rqvae *m, tess_exec *ex, const tess
                                                     .coefficient = (float)scale,
                                                     .d_codes = tess_exec_grad(ex, param_idx).data};
     TESS_TRY(TESS_RQVAE_RUN(ex, backward, &commit));
-    TESS_TRY(TESS_RQVAE_RUN(ex, code_gradient, &move));
+    if (!m->config.is_averaged)
+        TESS_TRY(TESS_RQVAE_RUN(ex, code_gradient, &move));
     return subtract(ex, &rows, r, (tess_view){0});
 }
 

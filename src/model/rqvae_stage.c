@@ -91,7 +91,8 @@ static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqv
                          .row_numel = ex->row_numel,
                          .out = square.data};
     for (int l = 1; l <= m->config.level_numel; l++)
-        mix.weight[l] = m->level_weight * (1.0 + m->config.commitment);
+        mix.weight[l] =
+            m->level_weight * ((m->config.is_averaged ? 0.0 : 1.0) + m->config.commitment);
     const tess_sum_args sum = {.x = square.data, .numel = ex->row_numel, .out = io->loss_sum};
     TESS_TRY(TESS_EXEC_RUN(ex, mix, &mix));
     TESS_TRY(TESS_EXEC_RUN(ex, sum, &sum));

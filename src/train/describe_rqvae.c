@@ -6,7 +6,7 @@
 #include "core/exact.h"
 #include "core/memory.h"
 #include "model/rqvae.h"
-#include "train/rqvae_init.h"
+#include "train/rqvae_codes.h"
 #include "train/vectors.h"
 
 static tess_status place(size_t *at, int64_t rows, int64_t cols, size_t elem_nbytes, size_t *out)
@@ -27,19 +27,27 @@ tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
     tess_vector_layout v = {.row_numel = run->train.micro_batch,
                             .dim = dim,
                             .code_numel = q->codes,
-                            .level_numel = (int)q->levels};
-    TESS_TRY(tess_mul_i64(q->levels, q->codes, &v.window_numel));
-    TESS_TRY(
-        tess_add_i64(v.window_numel, (1 + q->levels) * TESS_EXACT_LIMB_NUMEL, &v.window_numel));
+                            .level_numel = (int)q->levels,
+                            .is_averaged = q->update == TESS_RUN_UPDATE_EMA,
+                            .code_dim = q->code_dim};
+    const int64_t levels = q->levels, averaged = v.is_averaged ? levels : 0;
+    TESS_TRY(tess_mul_i64(levels, q->codes, &v.window_numel));
+    TESS_TRY(tess_add_i64(v.window_numel, (1 + levels) * TESS_EXACT_LIMB_NUMEL, &v.window_numel));
+    if (v.is_averaged || q->init != TESS_RUN_CODE_INIT_RANDOM)
+        TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
+                              &v.kept_numel));
+    if (v.is_averaged)
+        TESS_TRY(tess_mul_i64(q->codes, q->code_dim + 1, &v.average_numel));
     TESS_TRY(place(&v.nbytes, v.row_numel, dim, sizeof(float), &v.x));
-    TESS_TRY(place(&v.nbytes, v.row_numel, q->levels, sizeof(uint32_t), &v.code));
-    TESS_TRY(place(&v.nbytes, v.row_numel, 1 + q->levels, sizeof(double), &v.square));
+    TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, levels, sizeof(uint32_t),
+                   &v.code));
+    TESS_TRY(place(&v.nbytes, v.row_numel, 1 + levels, sizeof(double), &v.square));
     for (int i = 0; i < 2; i++)
         TESS_TRY(place(&v.nbytes, v.window_numel, 1, sizeof(int64_t), &v.window[i]));
-    if (q->init != TESS_RUN_CODE_INIT_RANDOM)
-        TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
-                              &v.latent_numel));
-    TESS_TRY(place(&v.nbytes, v.latent_numel, q->code_dim, sizeof(float), &v.latent));
+    TESS_TRY(place(&v.nbytes, v.kept_numel, (averaged > 0 ? averaged : 1) * q->code_dim,
+                   sizeof(float), &v.kept));
+    TESS_TRY(place(&v.nbytes, averaged * q->codes, q->code_dim, sizeof(float), &v.embed));
+    TESS_TRY(place(&v.nbytes, averaged, v.average_numel, sizeof(float), &v.average));
     *out = v;
     return TESS_OK;
 }
@@ -71,6 +79,8 @@ static tess_status write_config(const tess_run *run, int64_t dim, tess_json *roo
     TESS_TRY(tess_json_add_i64(root, "codes", q->codes));
     TESS_TRY(tess_json_add_i64(root, "levels", q->levels));
     TESS_TRY(tess_json_add_string(root, "loss", q->loss == TESS_RUN_OVER_SUM ? "sum" : "mean"));
+    TESS_TRY(tess_json_add_string(root, "update",
+                                  q->update == TESS_RUN_UPDATE_EMA ? "ema" : "gradient"));
     return tess_json_add_f64(root, "commitment", q->commitment);
 }
 
@@ -91,7 +101,7 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
     TESS_TRY(find_dim(ctx, run, &d->vector_dim));
     TESS_TRY(tess_vector_layout_make(run, d->vector_dim, launch->world, &layout));
     d->batch_nbytes = layout.nbytes;
-    d->counter_numel = layout.window_numel;
+    d->counter_numel = layout.window_numel + (layout.level_numel * layout.average_numel + 1) / 2;
     d->family_name = "rqvae";
     TESS_TRY(make_config(d));
     const tess_rqvae_config config = {
@@ -104,6 +114,7 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         .level_numel = (int)q->levels,
         .is_sum = q->loss == TESS_RUN_OVER_SUM,
         .commitment = q->commitment,
+        .is_averaged = layout.is_averaged,
         .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
                                                                  : TESS_ESTIMATOR_STRAIGHT};
     const tess_model_options options = {
@@ -115,5 +126,5 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         .kernels = launch->kernels};
     tess_registry_init(&d->registry, options.compute_dt);
     TESS_TRY(tess_rqvae_create(&config, &options, &d->registry, &d->model));
-    return tess_rqvae_init_nbytes(run, &layout, launch->kernels, &d->start_nbytes);
+    return tess_codes_room_nbytes(run, &layout, launch->kernels, &d->start_nbytes);
 }

@@ -10,9 +10,12 @@ typedef struct tess_vector_layout {
     int64_t row_numel, dim, code_numel;
     int level_numel;
     int64_t window_numel; /* words of a window: 1 + L exact sums of squares, then L x K counts */
-    int64_t latent_numel; /* vectors of a rank in a step, where codes start from them */
+    bool is_averaged;     /* codes follow moving averages */
+    int64_t code_dim;
+    int64_t kept_numel;    /* vectors of a rank in a step, where codes start from or follow them */
+    int64_t average_numel; /* of a level: averages [K, d], then sizes [K]; 0: there are none */
     size_t x, code, square, window[2]; /* training, evaluation */
-    size_t latent;
+    size_t kept, embed, average; /* kept vectors, all codes, all averages: of every level */
     size_t nbytes;
 } tess_vector_layout;
 

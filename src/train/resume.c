@@ -380,6 +380,8 @@ tess_status session_load(tess_session *s)
         TESS_TRY(start_fresh(s));
     else
         TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
+    if (is_loaded && s->feed->resumed != NULL)
+        TESS_TRY(s->feed->resumed(s));
     if (!is_reader)
         TESS_TRY(prepare_saves(s));
     s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;

@@ -32,6 +32,9 @@ static const char *const of_rqvae[] = {"model.family",
                                        "quantizer.loss",
                                        "quantizer.commitment",
                                        "quantizer.estimator",
+                                       "quantizer.update",
+                                       "quantizer.decay",
+                                       "quantizer.threshold",
                                        "quantizer.window",
                                        "shard.reshard_after_forward",
                                        "shard.prefetch",
@@ -69,7 +72,10 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
         return is_listed(of_kmeans, k->path);
     if (!tess_run_is_rqvae(run))
         return strcmp(k->section, "quantizer") != 0;
+    const bool is_of_ema =
+        key == TESS_RUN_KEY_quantizer_decay || key == TESS_RUN_KEY_quantizer_threshold;
     return key != TESS_RUN_KEY_train_mode &&
+           (!is_of_ema || run->quantizer.update == TESS_RUN_UPDATE_EMA) &&
            (is_listed(of_rqvae, k->path) || key == TESS_RUN_KEY_output_trace_steps);
 }
 
@@ -99,10 +105,37 @@ static tess_status check_init(const tess_run *run)
     return TESS_OK;
 }
 
+/* What belongs to moving averages, and the optimizer that would move codes all the same: it trains
+ * between its masters and a copy of them. */
+static tess_status check_update(const tess_run *run)
+{
+    static const tess_run_key_idx of_ema[] = {TESS_RUN_KEY_quantizer_decay,
+                                              TESS_RUN_KEY_quantizer_threshold};
+    const bool is_ema = run->quantizer.update == TESS_RUN_UPDATE_EMA;
+    char place[TESS_RUN_PLACE_NBYTES];
+    for (int i = 0; i < TESS_NELEM(of_ema); i++) {
+        tess_run_place_text(run, of_ema[i], place);
+        TESS_CHECK(is_ema || !run->place[of_ema[i]].is_given, TESS_E_CONFIG,
+                   "%s: has no meaning with quantizer.update gradient: remove it or choose ema",
+                   place);
+    }
+    tess_run_place_text(run, TESS_RUN_KEY_train_optimizer, place);
+    TESS_CHECK(!is_ema || run->train.optimizer != TESS_OPTIMIZER_SCHEDULE_FREE, TESS_E_CONFIG,
+               "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema sets: "
+               "choose another optimizer",
+               place);
+    tess_run_place_text(run, TESS_RUN_KEY_train_ema_decay, place);
+    TESS_CHECK(!is_ema || !(run->train.ema_decay > 0.0), TESS_E_CONFIG,
+               "%s: codes with quantizer.update ema are averages already: remove it", place);
+    return TESS_OK;
+}
+
 tess_status run_family_check(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     const bool is_vectors = tess_run_is_vectors(run);
+    if (tess_run_is_rqvae(run))
+        TESS_TRY(check_update(run));
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         if (!run->place[i].is_given || run_family_reads(run, (tess_run_key_idx)i))
             continue;

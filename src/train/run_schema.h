@@ -50,6 +50,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(AUTO, "auto")                                                                                \
     X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random") X(KMEANS, "kmeans")
 #define TESS_RUN_ESTIMATOR_LIST(X) X(STRAIGHT, "straight-through") X(ROTATION, "rotation")
+#define TESS_RUN_UPDATE_LIST(X) X(GRADIENT, "gradient") X(EMA, "ema")
 #define TESS_RUN_OVER_LIST(X) X(MEAN, "mean") X(SUM, "sum")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
@@ -177,6 +178,11 @@ typedef enum tess_run_estimator {
     TESS_RUN_ESTIMATOR_LIST(X)
 #undef X
 } tess_run_estimator;
+typedef enum tess_run_update {
+#define X(name, text) TESS_RUN_UPDATE_##name,
+    TESS_RUN_UPDATE_LIST(X)
+#undef X
+} tess_run_update;
 typedef enum tess_run_over {
 #define X(name, text) TESS_RUN_OVER_##name,
     TESS_RUN_OVER_LIST(X)
@@ -465,6 +471,15 @@ typedef struct tess_run_patterns {
       "straight-through", 0, 0, NUMERICS, \
       "rqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \
       "once, from the sum of codes to the encoder.") \
+    X(quantizer, update, "update", tess_run_update, ENUM, TESS_RUN_WORDS_(UPDATE), "gradient", 0, \
+      0, NUMERICS, \
+      "rqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors they " \
+      "are nearest to, once per step.") \
+    X(quantizer, decay, "decay", double, F64, "", "0.99", 0, 0.999999, NUMERICS, \
+      "update ema: decay of the averages.") \
+    X(quantizer, threshold, "threshold", double, F64, "", "0.0", 0, 1e9, NUMERICS, \
+      "update ema: codes whose average of hits per step, over all ranks, falls below it are " \
+      "replaced by vectors of the step; 0: none are.") \
     X(quantizer, window, "window", int64_t, INT, "", "50", 1, 1000000000, FREE, \
       "rqvae: steps over which usage and errors of levels are counted before they are reported.")
 

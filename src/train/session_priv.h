@@ -47,6 +47,8 @@ typedef struct session_feed {
     void (*add_records)(tess_session *s);
     /** Masters that a fresh run takes from its data. NULL: none. Collective. */
     tess_status (*start)(tess_session *s);
+    /** After a checkpoint was loaded. NULL: nothing. Collective. */
+    tess_status (*resumed)(tess_session *s);
 } session_feed;
 
 extern const session_feed session_token_feed, session_vector_feed;

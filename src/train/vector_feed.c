@@ -19,7 +19,7 @@
 #include "model/rqvae.h"
 #include "train/describe_rqvae.h"
 #include "train/metrics.h"
-#include "train/rqvae_init.h"
+#include "train/rqvae_codes.h"
 #include "train/session_priv.h"
 
 enum { TRAINING, HELD_OUT, KIND_NUMEL };
@@ -30,7 +30,8 @@ struct vector_feed {
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
     int64_t *window[KIND_NUMEL];
-    int pending; /* window that the results of the batch still belong into, -1: none */
+    int64_t update_numel; /* steps that codes have followed */
+    int pending;          /* window that the results of the batch still belong into, -1: none */
 };
 
 _Static_assert(sizeof(tess_exact) == TESS_EXACT_LIMB_NUMEL * sizeof(int64_t), "words of a window");
@@ -110,6 +111,9 @@ static tess_status carve(tess_session *s)
         f->window[kind] = window_at(s, kind);
         memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
     }
+    /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
+    memset(arena_at(s, f->at.average), 0,
+           (size_t)(f->at.level_numel * f->at.average_numel) * sizeof(float));
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
 
@@ -224,9 +228,19 @@ static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics
     return TESS_OK;
 }
 
+/* A step that was skipped moves no codes either. */
+static tess_status follow(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    const bool is_due = f->at.is_averaged && s->update_numel != f->update_numel;
+    f->update_numel = s->update_numel;
+    return is_due ? tess_averages_update(s, &f->at) : TESS_OK;
+}
+
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
 {
     note(s->vector);
+    TESS_TRY(follow(s));
     if (s->step % s->run->quantizer.window != 0 && s->step != s->run->train.steps)
         return TESS_OK;
     return close_window(s, TRAINING, metrics);
@@ -239,10 +253,10 @@ static tess_status evaluated(tess_session *s, tess_metrics *metrics)
 
 /* ---- checkpoints ---- */
 
-static void owned(const tess_session *s, int64_t *lo, int64_t *hi)
+static void owned(const tess_session *s, int64_t numel, int64_t *lo, int64_t *hi)
 {
-    const int64_t numel = s->vector->at.window_numel, rank = tess_comm_rank(s->world);
     const int64_t each = tess_ceil_div(numel, tess_comm_world(s->world));
+    const int64_t rank = tess_comm_rank(s->world);
     *lo = TESS_MIN(each * rank, numel);
     *hi = TESS_MIN(each * (rank + 1), numel);
 }
@@ -252,42 +266,65 @@ static tess_status before_save(tess_session *s)
     vector_feed *f = s->vector;
     int64_t lo = 0, hi = 0;
     note(f);
-    owned(s, &lo, &hi);
+    owned(s, f->at.window_numel, &lo, &hi);
     TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
     memset(f->window[TRAINING] + hi, 0, (size_t)(f->at.window_numel - hi) * sizeof(int64_t));
     return TESS_OK;
 }
 
-static void add_records(tess_session *s)
+/* All of an array that every rank saves its range of. */
+static void add_record(tess_session *s, const char *name, const char *role, tess_view all)
 {
-    static const char name[] = "quantizer.window";
     session_records *r = &s->records;
-    const int64_t numel = s->vector->at.window_numel;
+    const bool is_f32 = all.dt == TESS_F32;
     int64_t lo = 0, hi = 0;
-    owned(s, &lo, &hi);
+    owned(s, all.numel, &lo, &hi);
     r->state_record[r->state.record_numel++] =
         (tess_ckpt_record){.unit = name,
-                           .role = "counts",
-                           .dt = TESS_I64,
-                           .total_numel = numel,
+                           .role = role,
+                           .dt = all.dt,
+                           .total_numel = all.numel,
                            .align_numel = 1,
                            .lo_idx = lo,
                            .hi_idx = hi,
-                           .view = tess_view_host(window_at(s, TRAINING) + lo, hi - lo, TESS_I64),
-                           .contract = "stored=i64 logical=i64",
+                           .view = tess_view_slice(all, lo, hi - lo),
+                           .contract = is_f32 ? "stored=f32 logical=f32" : "stored=i64 logical=i64",
                            .quant = "none"};
     r->state_tensor[r->state.tensor_numel++] = (tess_ckpt_tensor){.unit = name,
                                                                   .name = name,
-                                                                  .role = "counts",
-                                                                  .dtype = "i64",
+                                                                  .role = role,
+                                                                  .dtype = tess_dtype_name(all.dt),
                                                                   .dim_numel = 1,
-                                                                  .shape = {numel},
-                                                                  .extent_numel = numel,
+                                                                  .shape = {all.numel},
+                                                                  .extent_numel = all.numel,
                                                                   .quant = "none"};
 }
 
+static void add_records(tess_session *s)
+{
+    const tess_vector_layout *at = &s->vector->at;
+    add_record(s, "quantizer.window", "counts",
+               tess_view_host(window_at(s, TRAINING), at->window_numel, TESS_I64));
+    if (at->is_averaged)
+        add_record(s, "quantizer.averages", "averages",
+                   tess_view_host(arena_at(s, at->average), at->level_numel * at->average_numel,
+                                  TESS_F32));
+}
+
 /* ---- micro-batches ---- */
+
+/* Where codes follow averages, what they are made of stays until the step is over. */
+static void keep_results(tess_session *s, int64_t micro_batch_idx)
+{
+    vector_feed *f = s->vector;
+    const int64_t m = micro_batch_idx % s->run->train.micro_batches;
+    const int64_t at = m / tess_comm_world(s->world) * f->at.level_numel * f->at.row_numel;
+    if (!f->at.is_averaged)
+        return;
+    f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code) + at;
+    f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.code_dim;
+}
 
 static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **batch)
 {
@@ -301,6 +338,7 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
         TESS_TRY(tess_vectors_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
                                    f->x + i * f->at.dim));
     }
+    keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
     f->pending = TRAINING;
     *batch = &f->batch;
@@ -318,6 +356,8 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
 {
     vector_feed *f = s->vector;
     note(f);
+    f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
+    f->batch.left = NULL;
     TESS_TRY(tess_vectors_read(f->data[HELD_OUT], first, numel, f->x));
     f->batch.vector_numel = *loss_numel = numel;
     f->pending = HELD_OUT;
@@ -339,6 +379,7 @@ static tess_status encode_first_step(tess_session *s, float *latent)
         double loss_sum = 0.0;
         TESS_TRY(session_agree(s, m < m_numel ? fill(s, m, &batch) : TESS_OK));
         f->batch.latent = latent + at * each;
+        f->batch.left = NULL;
         f->pending = -1;
         TESS_TRY(session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, batch, &loss_sum)));
     }
@@ -348,12 +389,21 @@ static tess_status encode_first_step(tess_session *s, float *latent)
 
 static tess_status start_codes(tess_session *s)
 {
-    float *latent = (float *)(void *)arena_at(s, s->vector->at.latent);
-    if (s->run->quantizer.init == TESS_RUN_CODE_INIT_RANDOM)
-        return TESS_OK;
-    TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
-    TESS_TRY(encode_first_step(s, latent));
-    return session_section(s, tess_rqvae_init(s, &s->vector->at, latent));
+    vector_feed *f = s->vector;
+    float *latent = (float *)(void *)arena_at(s, f->at.kept);
+    if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
+        TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
+        TESS_TRY(encode_first_step(s, latent));
+        TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
+    }
+    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at)) : TESS_OK;
+}
+
+static tess_status resumed(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    f->update_numel = s->update_numel;
+    return f->at.is_averaged ? session_section(s, tess_averages_resume(s, &f->at)) : TESS_OK;
 }
 
 const session_feed session_vector_feed = {.open = open_data,
@@ -365,4 +415,5 @@ const session_feed session_vector_feed = {.open = open_data,
                                           .evaluated = evaluated,
                                           .before_save = before_save,
                                           .add_records = add_records,
-                                          .start = start_codes};
+                                          .start = start_codes,
+                                          .resumed = resumed};

@@ -46,7 +46,7 @@ static void expect_ok(tess_status st)
 
 typedef struct choice {
     tess_dtype dt;
-    bool is_sum, has_bias, is_recomputed;
+    bool is_sum, has_bias, is_recomputed, is_averaged;
     tess_estimator estimator;
     int thread_numel;
 } choice;
@@ -63,7 +63,8 @@ static stage_chain open_chain(const choice *o)
                                       .level_numel = LEVELS,
                                       .is_sum = o->is_sum,
                                       .commitment = 0.25,
-                                      .estimator = o->estimator};
+                                      .estimator = o->estimator,
+                                      .is_averaged = o->is_averaged};
     const tess_model_options options = {
         .compute_dt = o->dt, .micro_batch = ROWS, .thread_numel = o->thread_numel};
     expect_ok(tess_kernels_cpu_select(tess_cpu_path_best()));
@@ -177,8 +178,9 @@ static double row_loss(reference *f, int i)
         for (int j = 0; j < DIM; j++) {
             const double q = f->param[LAYERS * f->bias_step + l][f->code[l][i] * DIM + (uint32_t)j];
             const double r = z[j] - (f->z0[i][j] - f->r0[l][i][j]);
-            loss += weight * ((q - f->r0[l][i][j]) * (q - f->r0[l][i][j]) +
-                              0.25 * (f->q0[l][i][j] - r) * (f->q0[l][i][j] - r));
+            loss += weight *
+                    ((f->o->is_averaged ? 0.0 : 1.0) * (q - f->r0[l][i][j]) * (q - f->r0[l][i][j]) +
+                     0.25 * (f->q0[l][i][j] - r) * (f->q0[l][i][j] - r));
         }
     return loss;
 }
@@ -244,6 +246,12 @@ static double grad_error(reference *f, stage_chain *c, int param_idx)
     const tess_param *p = &c->reg.param[param_idx];
     const float *grad = stage_chain_grad(c, p->name);
     double difference = 0.0, norm = 0.0;
+    if (f->o->is_averaged && strstr(p->name, "codes") != NULL) {
+        for (int64_t k = 0; k < p->numel; k++)
+            assert_true(grad[k] == 0.0f);
+        assert_true(p->learning_rate_ratio == 0.0 && !p->has_weight_decay);
+        return 0.0;
+    }
     for (int64_t k = 0; k < p->numel; k++) {
         double *at = &f->param[param_idx][k], loss[2];
         const double middle = *at;
@@ -268,14 +276,19 @@ static double grad_error(reference *f, stage_chain *c, int param_idx)
  */
 static void check_gradients(const choice *o)
 {
-    float x[ROWS * D], latent[ROWS * DIM];
+    float x[ROWS * D], latent[ROWS * DIM], left[LEVELS][ROWS][DIM];
     uint32_t code[LEVELS * ROWS];
     double square[(1 + LEVELS) * ROWS], loss = 0.0, eval = 0.0;
     const double bound = o->dt == TESS_F32 ? 1e-4 : 28.0 / 512.0;
     stage_chain c = open_chain(o);
     reference f;
     fill_x(x);
-    const tess_vector_batch batch = {ROWS, x, code, square, latent};
+    const tess_vector_batch batch = {.vector_numel = ROWS,
+                                     .x = x,
+                                     .code = code,
+                                     .square = square,
+                                     .latent = latent,
+                                     .left = left[0][0]};
     expect_ok(stage_chain_train(&c, &batch, 1.0f / ROWS, &loss));
     expect_ok(stage_chain_eval(&c, &batch, &eval));
     assert_memory_equal(&loss, &eval, sizeof loss);
@@ -287,10 +300,15 @@ static void check_gradients(const choice *o)
     for (int i = 0; i < ROWS * DIM; i++)
         assert_true(fabs(latent[i] - f.z0[i / DIM][i % DIM]) <=
                     bound * sqrt(dot(f.z0[i / DIM], f.z0[i / DIM])));
+    for (int i = 0; i < LEVELS * ROWS; i++)
+        for (int j = 0; j < DIM; j++)
+            assert_true(fabs(left[i / ROWS][i % ROWS][j] - f.r0[i / ROWS][i % ROWS][j]) <=
+                        bound * sqrt(dot(f.z0[i % ROWS], f.z0[i % ROWS])));
     double parts = 0.0;
     for (int i = 0; i < (1 + LEVELS) * ROWS; i++)
-        parts += square[i] *
-                 (i < ROWS ? (o->is_sum ? 1.0 : 1.0 / D) : 1.25 * (o->is_sum ? 1.0 : 1.0 / DIM));
+        parts +=
+            square[i] * (i < ROWS ? (o->is_sum ? 1.0 : 1.0 / D)
+                                  : (o->is_averaged ? 0.25 : 1.25) * (o->is_sum ? 1.0 : 1.0 / DIM));
     assert_true(fabs(parts - loss) <= 1e-12 * loss);
     for (int i = 0; i < c.reg.param_numel; i++) {
         const double error = grad_error(&f, &c, i);
@@ -305,11 +323,12 @@ static void check_gradients(const choice *o)
 static void test_gradients_match_differences(void **state)
 {
     (void)state;
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 32; i++) {
         const choice o = {.dt = i & 1 ? TESS_BF16 : TESS_F32,
                           .estimator = i & 2 ? TESS_ESTIMATOR_ROTATION : TESS_ESTIMATOR_STRAIGHT,
                           .is_sum = (i & 4) != 0,
                           .has_bias = (i & 8) != 0,
+                          .is_averaged = (i & 16) != 0,
                           .thread_numel = 1};
         check_gradients(&o);
     }

@@ -132,6 +132,14 @@ static tess_status check_against_one_rank(tess_comm *comm, tess_comm *self, vect
         {.name = "sum",
          .override = {"compute.dtype=bf16", "quantizer.loss=sum", "train.optimizer=muon",
                       "compute.activation_checkpointing=on"}},
+        {.name = "ema",
+         .override = {"quantizer.update=ema", "quantizer.decay=0.8", "quantizer.threshold=1.5"}},
+        {.name = "ema-few",
+         .override = {"quantizer.update=ema", "train.micro_batches=2", "quantizer.codes=300",
+                      "quantizer.threshold=0.5"}},
+        {.name = "ema-f32",
+         .override = {"quantizer.update=ema", "compute.dtype=f32", "quantizer.init=random",
+                      "train.optimizer=lion"}},
         {.name = "few",
          .override = {"train.micro_batches=2", "quantizer.init=sample", "quantizer.codes=300",
                       "compute.threads=2"}},
@@ -156,13 +164,18 @@ static tess_status check_against_one_rank(tess_comm *comm, tess_comm *self, vect
 }
 
 /* Stopped after every step, with all ranks and with one in turn. */
-static tess_status check_resume(tess_comm *comm, tess_comm *self, vector_run *v)
+static tess_status check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
+                                const launch *whole)
 {
-    const launch whole = {.name = "whole"}, parts = {.name = "parts", .is_stopped = true};
+    char parts_name[32];
+    launch parts = *whole;
+    snprintf(parts_name, sizeof parts_name, "%s-parts", whole->name);
+    parts.name = parts_name;
+    parts.is_stopped = true;
     int64_t is_over = 0;
     int launches = 0;
     bool is_done = false;
-    TESS_TRY(train(comm, v, &whole, &is_done));
+    TESS_TRY(train(comm, v, whole, &is_done));
     for (; is_over == 0; launches++) {
         tess_status st = TESS_OK;
         is_done = false;
@@ -175,7 +188,7 @@ static tess_status check_resume(tess_comm *comm, tess_comm *self, vector_run *v)
         TESS_TRY(tess_comm_control(comm, NULL, 0, &is_over, 1));
     }
     TESS_CHECK(launches == 12, TESS_E_STATE, "%d launches of one step each", launches);
-    return tess_agree(comm, expect_same(v, "whole", "parts"));
+    return tess_agree(comm, expect_same(v, whole->name, parts_name));
 }
 
 /* 50 centers of spread 5 leave 1 of 26 where codes tell them apart; half of the loss is far from
@@ -222,6 +235,12 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
         {{.name = "no3", .override = {"quantizer.beam=2"}}, "no meaning with model.family rqvae"},
         {{.name = "no4", .override = {"train.mode=full"}}, "no meaning with model.family rqvae"},
         {{.name = "no5", .override = {"lora.rank=2"}}, "no meaning with model.family rqvae"},
+        {{.name = "no7", .override = {"quantizer.decay=0.5"}}, "choose ema"},
+        {{.name = "no8", .override = {"quantizer.update=ema", "train.ema_decay=0.9"}},
+         "averages already"},
+        {{.name = "no9",
+          .override = {"quantizer.update=ema", "train.optimizer=adamw-schedule-free"}},
+         "choose another optimizer"},
         {{.name = "no6", .override = {"quantizer.estimator=gumbel"}}, "straight-through"}};
     for (int i = 0; i < TESS_NELEM(wrong); i++)
         TESS_TRY(expect_refused(comm, v, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
@@ -250,7 +269,12 @@ static tess_status run(tess_comm *comm)
     if (st == TESS_OK)
         st = check_learning(comm, &v);
     if (st == TESS_OK)
-        st = check_resume(comm, self, &v);
+        st = check_resume(comm, self, &v, &(launch){.name = "whole"});
+    if (st == TESS_OK)
+        st = check_resume(comm, self, &v,
+                          &(launch){.name = "whole-ema",
+                                    .override = {"quantizer.update=ema", "quantizer.decay=0.8",
+                                                 "quantizer.threshold=1.5"}});
     if (st == TESS_OK)
         st = check_refusals(comm, &v);
     vector_run_destroy(comm, &v);
