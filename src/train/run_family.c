@@ -121,8 +121,8 @@ static tess_status check_update(const tess_run *run)
     }
     tess_run_place_text(run, TESS_RUN_KEY_train_optimizer, place);
     TESS_CHECK(!is_ema || run->train.optimizer != TESS_OPTIMIZER_SCHEDULE_FREE, TESS_E_CONFIG,
-               "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema sets: "
-               "choose another optimizer",
+               "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema "
+               "sets: choose another optimizer",
                place);
     tess_run_place_text(run, TESS_RUN_KEY_train_ema_decay, place);
     TESS_CHECK(!is_ema || !(run->train.ema_decay > 0.0), TESS_E_CONFIG,

@@ -473,8 +473,8 @@ typedef struct tess_run_patterns {
       "once, from the sum of codes to the encoder.") \
     X(quantizer, update, "update", tess_run_update, ENUM, TESS_RUN_WORDS_(UPDATE), "gradient", 0, \
       0, NUMERICS, \
-      "rqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors they " \
-      "are nearest to, once per step.") \
+      "rqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors " \
+      "they are nearest to, once per step.") \
     X(quantizer, decay, "decay", double, F64, "", "0.99", 0, 0.999999, NUMERICS, \
       "update ema: decay of the averages.") \
     X(quantizer, threshold, "threshold", double, F64, "", "0.0", 0, 1e9, NUMERICS, \

@@ -124,6 +124,10 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     }
     const bool is_of_adafactor = changed == TESS_RUN_KEY_train_adafactor_relative_step ||
                                  changed == TESS_RUN_KEY_train_adafactor_scale_parameter;
+    const bool is_of_averages =
+        changed == TESS_RUN_KEY_quantizer_decay || changed == TESS_RUN_KEY_quantizer_threshold;
+    if (is_of_averages && key == TESS_RUN_KEY_train_ema_decay)
+        return false; /* no average of averages */
     const bool is_of_others = key == TESS_RUN_KEY_train_beta2 || key == TESS_RUN_KEY_train_eps;
     return is_in && !(is_of_adafactor && is_of_others);
 }
