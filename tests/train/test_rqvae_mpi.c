@@ -195,15 +195,20 @@ static tess_status check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
  * both. Then: a checkpoint of another run is noticed. */
 static tess_status check_learning(tess_comm *comm, vector_run *v)
 {
-    outcome out = {0};
     bool is_done = false;
-    const launch more = {.name = "more",
-                         .override = {"train.steps=1200", "output.checkpoint_every=0"}};
+    static const launch more[] = {
+        {.name = "more", .override = {"train.steps=1200", "output.checkpoint_every=0"}},
+        {.name = "more-ema",
+         .override = {"train.steps=1200", "output.checkpoint_every=0", "quantizer.update=ema",
+                      "quantizer.threshold=0.5"}}};
     const launch other = {.name = "more", .override = {"train.steps=1200", "train.seed=12"}};
-    TESS_TRY(train(comm, v, &more, &is_done));
-    TESS_TRY(tess_agree(comm, outcome_of(v, "more", &out)));
-    TESS_CHECK(out.last_loss < 0.5 * out.first_loss, TESS_E_STATE, "loss went from %g to %g",
-               out.first_loss, out.last_loss);
+    for (int i = 0; i < TESS_NELEM(more); i++) {
+        outcome out = {0};
+        TESS_TRY(train(comm, v, &more[i], &is_done));
+        TESS_TRY(tess_agree(comm, outcome_of(v, more[i].name, &out)));
+        TESS_CHECK(out.last_loss < 0.5 * out.first_loss, TESS_E_STATE,
+                   "%s: loss went from %g to %g", more[i].name, out.first_loss, out.last_loss);
+    }
     const tess_status st = train(comm, v, &other, &is_done);
     TESS_CHECK(st == TESS_E_CONFIG && strstr(tess_error_message(), "train.seed: 11 -> 12") != NULL,
                TESS_E_STATE, "resume with another seed: %s: %s", tess_status_name(st),
