@@ -64,3 +64,11 @@ tess_status tess_code_residual_check(const tess_code_residual_args *a)
                    a->row[i], i, a->code_numel);
     return TESS_OK;
 }
+
+tess_status tess_code_row_check(const tess_code_row_args *a)
+{
+    static const char op[] = "code_row";
+    TESS_TRY(tess_check_extent(op, "vector_numel", a->vector_numel, 0));
+    TESS_TRY(tess_check_pointer(op, "key", a->key, a->vector_numel));
+    return tess_check_pointer(op, "row", a->row, a->vector_numel);
+}

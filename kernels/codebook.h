@@ -55,8 +55,16 @@ typedef struct tess_code_residual_args {
     float *dst; /* [vector_numel, dim] f32; may be x where parent is NULL */
 } tess_code_residual_args;
 
+/** row[i] = row of key[i]; TESS_NO_CODE of TESS_NO_KEY. */
+typedef struct tess_code_row_args {
+    const uint64_t *key; /* [vector_numel] */
+    uint32_t *row;       /* [vector_numel] out */
+    int64_t vector_numel;
+} tess_code_row_args;
+
 TESS_MUST_CHECK tess_status tess_code_sum_check(const tess_code_sum_args *a);
 TESS_MUST_CHECK tess_status tess_code_mean_check(const tess_code_mean_args *a);
 TESS_MUST_CHECK tess_status tess_code_residual_check(const tess_code_residual_args *a);
+TESS_MUST_CHECK tess_status tess_code_row_check(const tess_code_row_args *a);
 
 TESS_END_DECLS

@@ -62,6 +62,17 @@ tess_status tess_swiglu_backward_check(const tess_swiglu_backward_args *a)
     return tess_check_alias(op, "up", a->d_up, a->up);
 }
 
+tess_status tess_relu_check(const tess_relu_args *a)
+{
+    static const char op[] = "relu";
+    TESS_TRY(tess_check_float(op, "out", a->out));
+    TESS_TRY(tess_check_numel(op, "out", a->out, a->out.numel));
+    TESS_TRY(tess_check_operand(op, "x", a->x, a->out.numel, a->out.dt));
+    TESS_TRY(tess_check_operand(op, "gate", a->gate, a->out.numel, a->out.dt));
+    TESS_TRY(tess_check_alias(op, "x", a->out, a->x));
+    return tess_check_alias(op, "gate", a->out, a->gate);
+}
+
 tess_status tess_add_check(const tess_add_args *a)
 {
     static const char op[] = "add";

@@ -1,4 +1,4 @@
-/** Element-wise ops: SwiGLU, sums, bias, dropout, casts. */
+/** Element-wise ops: SwiGLU, ReLU, sums, bias, dropout, casts. */
 #pragma once
 
 #include "core/rng.h"
@@ -21,6 +21,16 @@ typedef struct tess_swiglu_backward_args {
     int64_t dim;               /* I; needed with a stride only */
     int64_t d_stride;          /* elements between rows of d_gate and of d_up, 0: contiguous */
 } tess_swiglu_backward_args;
+
+/**
+ * out[i] = 0 where gate[i] <= 0, else x[i]. Forward: gate = x, y = max(x, 0), NaN stays. Backward:
+ * x = gradient of y, gate = y.
+ */
+typedef struct tess_relu_args {
+    tess_view x;    /* [numel] dt */
+    tess_view gate; /* [numel] dt */
+    tess_view out;  /* [numel] dt; may alias x or gate */
+} tess_relu_args;
 
 /** out = a + b in f32, one rounding. */
 typedef struct tess_add_args {
@@ -85,6 +95,7 @@ TESS_HD static inline float tess_bf16_to_f32(uint16_t x)
 
 TESS_MUST_CHECK tess_status tess_swiglu_check(const tess_swiglu_args *a);
 TESS_MUST_CHECK tess_status tess_swiglu_backward_check(const tess_swiglu_backward_args *a);
+TESS_MUST_CHECK tess_status tess_relu_check(const tess_relu_args *a);
 TESS_MUST_CHECK tess_status tess_add_check(const tess_add_args *a);
 TESS_MUST_CHECK tess_status tess_add_bias_check(const tess_add_bias_args *a);
 TESS_MUST_CHECK tess_status tess_sum_rows_check(const tess_sum_rows_args *a);

@@ -127,7 +127,7 @@ typedef struct tess_kernels {
     tess_status (*muon_apply)(const tess_muon_apply_args *a, tess_stream *s);
     tess_status (*scale)(const tess_scale_args *a, tess_stream *s);
 
-    /* Codebooks, which a backend may lack as a whole. */
+    /* Codebooks and what models around them need, which a backend may lack as a whole. */
     size_t (*nearest_pack_nbytes)(int64_t code_numel, int64_t dim);
     size_t (*nearest_work_nbytes)(int64_t dim, int best_numel, int thread_numel);
     tess_status (*nearest_prepare)(const tess_nearest_prepare_args *a, tess_stream *s);
@@ -135,6 +135,9 @@ typedef struct tess_kernels {
     tess_status (*code_sum)(const tess_code_sum_args *a, tess_stream *s);
     tess_status (*code_mean)(const tess_code_mean_args *a, tess_stream *s);
     tess_status (*code_residual)(const tess_code_residual_args *a, tess_stream *s);
+    tess_status (*code_row)(const tess_code_row_args *a, tess_stream *s);
+    tess_status (*relu)(const tess_relu_args *a, tess_stream *s);
+    tess_status (*mix)(const tess_mix_args *a, tess_stream *s);
 
     /* NULL: the backend has no quantizers, and refuses them by name. */
     const tess_quantizer_kernels *quantizers;

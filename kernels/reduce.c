@@ -28,6 +28,16 @@ tess_status tess_sum_check(const tess_sum_args *a)
     return tess_check_pointer(op, "out", a->out, 1);
 }
 
+tess_status tess_mix_check(const tess_mix_args *a)
+{
+    static const char op[] = "mix";
+    TESS_CHECK(a->term_numel >= 1 && a->term_numel <= TESS_MIX_TERM_MAX, TESS_E_RANGE,
+               "%s: %d terms, expected 1 to %d", op, a->term_numel, TESS_MIX_TERM_MAX);
+    TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, a->row_numel));
+    return tess_check_pointer(op, "out", a->out, a->row_numel);
+}
+
 tess_status tess_exact_add_check(const tess_exact_add_args *a)
 {
     static const char op[] = "exact_add";

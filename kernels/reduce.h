@@ -32,6 +32,17 @@ typedef struct tess_sum_args {
     double *out; /* [1] f64 */
 } tess_sum_args;
 
+enum { TESS_MIX_TERM_MAX = 65 };
+
+/** out[i] = sum over terms t, ascending, of weight[t] x[t][i], in f64: losses of rows in one. */
+typedef struct tess_mix_args {
+    const double *x; /* [term_numel, row_numel] f64 */
+    double weight[TESS_MIX_TERM_MAX];
+    int term_numel; /* 1 .. TESS_MIX_TERM_MAX */
+    int64_t row_numel;
+    double *out; /* [row_numel] f64; may be x[0] */
+} tess_mix_args;
+
 /** Add one value to an exact accumulator; one that is not finite is counted instead. */
 typedef struct tess_exact_add_args {
     const double *x;          /* [1] f64 */
@@ -42,6 +53,7 @@ typedef struct tess_exact_add_args {
 TESS_MUST_CHECK tess_status tess_fold_check(const tess_fold_args *a);
 TESS_MUST_CHECK tess_status tess_square_norm_check(const tess_square_norm_args *a);
 TESS_MUST_CHECK tess_status tess_sum_check(const tess_sum_args *a);
+TESS_MUST_CHECK tess_status tess_mix_check(const tess_mix_args *a);
 TESS_MUST_CHECK tess_status tess_exact_add_check(const tess_exact_add_args *a);
 
 TESS_END_DECLS

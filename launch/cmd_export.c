@@ -158,7 +158,7 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     const tess_export_options *export = arg;
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? check_output(export) : TESS_OK));
     const tess_run *run = tess_session_run(session);
-    if (tess_run_is_vectors(run) || export->is_codebook)
+    if (tess_run_is_kmeans(run) || export->is_codebook)
         return tess_session_export_codebooks(session, export->codebook, export->output);
     const bool is_f32 = export->dtype == TESS_BF16 && run->compute.dtype == TESS_RUN_DTYPE_F32;
     const tess_export_request request = {

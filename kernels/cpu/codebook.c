@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels/cpu/ops_priv.h"
+#include "kernels/nearest.h"
 
 enum { COLUMN_GRAIN = 8 }; /* int64 in a cache line: threads never share one */
 
@@ -77,5 +78,14 @@ tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream
     TESS_TRY(tess_code_residual_check(a));
     tess_code_residual_args args = *a;
     tess_pool_run(s->pool, tess_cpu_part_numel(s, a->vector_numel * a->dim), residual_part, &args);
+    return TESS_OK;
+}
+
+tess_status tess_cpu_code_row(const tess_code_row_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_code_row_check(a));
+    for (int64_t i = 0; i < a->vector_numel; i++)
+        a->row[i] = tess_key_row(a->key[i]);
     return TESS_OK;
 }

@@ -34,6 +34,7 @@ tess_status tess_cpu_attention_backward(const tess_attention_backward_args *a, t
 size_t tess_cpu_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel);
 tess_status tess_cpu_swiglu_forward(const tess_swiglu_args *a, tess_stream *s);
 tess_status tess_cpu_swiglu_backward(const tess_swiglu_backward_args *a, tess_stream *s);
+tess_status tess_cpu_relu(const tess_relu_args *a, tess_stream *s);
 tess_status tess_cpu_add(const tess_add_args *a, tess_stream *s);
 tess_status tess_cpu_add_bias(const tess_add_bias_args *a, tess_stream *s);
 tess_status tess_cpu_sum_rows(const tess_sum_rows_args *a, tess_stream *s);
@@ -46,6 +47,7 @@ tess_status tess_cpu_cross_entropy(const tess_cross_entropy_args *a, tess_stream
 tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s);
 tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s);
 tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s);
+tess_status tess_cpu_mix(const tess_mix_args *a, tess_stream *s);
 tess_status tess_cpu_exact_add(const tess_exact_add_args *a, tess_stream *s);
 tess_status tess_cpu_adamw(const tess_adamw_args *a, tess_stream *s);
 tess_status tess_cpu_lion(const tess_lion_args *a, tess_stream *s);
@@ -69,6 +71,7 @@ tess_status tess_cpu_nearest(const tess_nearest_args *a, tess_stream *s);
 tess_status tess_cpu_code_sum(const tess_code_sum_args *a, tess_stream *s);
 tess_status tess_cpu_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s);
+tess_status tess_cpu_code_row(const tess_code_row_args *a, tess_stream *s);
 
 tess_status tess_cpu_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_enter_backward(const tess_quantizer_enter_backward_args *a,

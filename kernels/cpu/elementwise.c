@@ -34,6 +34,22 @@ tess_status tess_cpu_swiglu_backward(const tess_swiglu_backward_args *a, tess_st
     return TESS_OK;
 }
 
+static void relu_part(void *arg, int part_idx, int part_numel)
+{
+    const tess_relu_args *a = arg;
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(a->out.numel, GRAIN_NUMEL, part_idx, part_numel, &lo, &hi);
+    tess_cpu_rows_get()->relu(a, lo, hi);
+}
+
+tess_status tess_cpu_relu(const tess_relu_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_relu_check(a));
+    tess_relu_args args = *a;
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->out.numel), relu_part, &args);
+    return TESS_OK;
+}
+
 static void add_part(void *arg, int part_idx, int part_numel)
 {
     const tess_add_args *a = arg;

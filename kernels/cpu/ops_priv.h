@@ -21,6 +21,7 @@ typedef struct tess_cpu_rows {
     void (*rope)(const tess_rope_args *a, int64_t token_lo, int64_t token_hi);
     void (*swiglu_forward)(const tess_swiglu_args *a, int64_t lo, int64_t hi);
     void (*swiglu_backward)(const tess_swiglu_backward_args *a, int64_t lo, int64_t hi);
+    void (*relu)(const tess_relu_args *a, int64_t lo, int64_t hi);
     void (*add)(const tess_add_args *a, int64_t lo, int64_t hi);
     void (*add_bias)(const tess_add_bias_args *a, int64_t row_lo, int64_t row_hi);
     void (*sum_rows)(const tess_sum_rows_args *a, int chunk_idx);

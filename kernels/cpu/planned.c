@@ -19,6 +19,9 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.code_sum = NULL;
     planned.code_mean = NULL;
     planned.code_residual = NULL;
+    planned.code_row = NULL;
+    planned.relu = NULL;
+    planned.mix = NULL;
     planned.quantizers = NULL;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;

@@ -74,6 +74,19 @@ tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s)
     return TESS_OK;
 }
 
+tess_status tess_cpu_mix(const tess_mix_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_mix_check(a));
+    for (int64_t i = 0; i < a->row_numel; i++) {
+        double sum = a->weight[0] * a->x[i];
+        for (int t = 1; t < a->term_numel; t++)
+            sum += a->weight[t] * a->x[t * a->row_numel + i];
+        a->out[i] = sum;
+    }
+    return TESS_OK;
+}
+
 tess_status tess_cpu_exact_add(const tess_exact_add_args *a, tess_stream *s)
 {
     (void)s;

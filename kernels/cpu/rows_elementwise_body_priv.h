@@ -67,6 +67,24 @@ static void swiglu_backward(const tess_swiglu_backward_args *a, int64_t lo, int6
         swiglu_backward_dt(a, lo, hi, false);
 }
 
+INLINE void relu_dt(const tess_relu_args *a, int64_t lo, int64_t hi, bool is_bf16)
+{
+    for (int64_t i = lo; i < hi; i += VL) {
+        const int64_t n = TESS_MIN(VL, hi - i);
+        const vi is_off = vf_get(a->gate.data, i, n, is_bf16) <= (vf){0};
+        vf_put(a->out.data, i, n, vf_select(is_off, (vf){0}, vf_get(a->x.data, i, n, is_bf16)),
+               is_bf16);
+    }
+}
+
+static void relu(const tess_relu_args *a, int64_t lo, int64_t hi)
+{
+    if (a->out.dt == TESS_BF16)
+        relu_dt(a, lo, hi, true);
+    else
+        relu_dt(a, lo, hi, false);
+}
+
 INLINE void add_dt(const tess_add_args *a, int64_t lo, int64_t hi, bool is_bf16)
 {
     for (int64_t i = lo; i < hi; i += VL) {

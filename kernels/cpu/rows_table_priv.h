@@ -16,6 +16,7 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .rope = rope,
     .swiglu_forward = swiglu_forward,
     .swiglu_backward = swiglu_backward,
+    .relu = relu,
     .add = add,
     .add_bias = add_bias,
     .sum_rows = sum_rows,

@@ -90,6 +90,9 @@ const tess_kernels tess_kernels_cpu = {
     .code_sum = tess_cpu_code_sum,
     .code_mean = tess_cpu_code_mean,
     .code_residual = tess_cpu_code_residual,
+    .code_row = tess_cpu_code_row,
+    .relu = tess_cpu_relu,
+    .mix = tess_cpu_mix,
     .quantizers = &quantizers,
 };
 
@@ -180,7 +183,7 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 22 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 25 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,

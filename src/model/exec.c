@@ -81,7 +81,7 @@ tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx)
     const tess_param *p = &ex->registry->param[param_idx];
     tess_matrix m = {.codec = p->codec};
     if (p->role == TESS_ROLE_TRAINABLE)
-        m.codec = (tess_codec){.format = plain_format(ex->dt)};
+        m.codec = (tess_codec){.format = plain_format(tess_param_compute_dt(ex->registry, p))};
     m.rows = p->shape_rank == 1 ? 1 : p->shape[0];
     m.cols = p->numel / m.rows;
     return m;

@@ -227,14 +227,17 @@ static int visit_segments(const tess_runtime *rt, update_segment *out)
         if (p->role != TESS_ROLE_TRAINABLE || first >= end)
             continue;
         const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
+        const size_t elem_nbytes = tess_dtype_block_nbytes(tess_param_compute_dt(reg, p));
         if (out != NULL)
-            out[numel] = (update_segment){.tensor_idx = i,
-                                          .first_idx = first - p->slab_first_idx,
-                                          .state_idx = u->state_first_idx + first - lo,
-                                          .param_idx = u->param_first_idx + row + first - lo,
-                                          .numel = end - first,
-                                          .learning_rate_ratio = p->learning_rate_ratio,
-                                          .has_weight_decay = p->has_weight_decay};
+            out[numel] =
+                (update_segment){.tensor_idx = i,
+                                 .first_idx = first - p->slab_first_idx,
+                                 .state_idx = u->state_first_idx + first - lo,
+                                 .param_offset_nbytes = u->param_offset_nbytes +
+                                                        (size_t)(row + first - lo) * elem_nbytes,
+                                 .numel = end - first,
+                                 .learning_rate_ratio = p->learning_rate_ratio,
+                                 .has_weight_decay = p->has_weight_decay};
         numel++;
     }
     return numel;
@@ -282,13 +285,14 @@ uint8_t *segment_u8(tess_runtime *rt, const update_segment *s, int array_idx)
 
 tess_update_part segment_part(tess_runtime *rt, const update_segment *s, float clip_factor)
 {
-    const tess_dtype dt = rt->parts.registry->compute_dt;
-    const size_t param_nbytes = (size_t)s->param_idx * tess_dtype_block_nbytes(dt);
+    const tess_registry *reg = rt->parts.registry;
+    const tess_dtype dt = tess_param_compute_dt(reg, &reg->param[s->tensor_idx]);
     const float *grad = gradient_sum(rt, 0) - rt->parts.plan->unit[0].state_first_idx;
     return (tess_update_part){
         .master = segment_f32(rt, s, TESS_STATE_MASTER),
         .grad = grad + s->state_idx,
-        .param = runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, 0) + param_nbytes, s->numel, dt),
+        .param =
+            runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, s->param_offset_nbytes), s->numel, dt),
         .numel = s->numel,
         .clip_factor = clip_factor,
     };

@@ -59,8 +59,6 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     plan->factor_numel += u->factor_numel;
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
-    u->param_first_idx = plan->param_numel;
-    plan->param_numel += plan->options.is_full ? u->slab_shard_numel : u->slab_shard_numel * world;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
     const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0;
     u->is_gathered = has_sharded_base || has_sharded_slab;
@@ -90,7 +88,7 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
         if (!u->is_gathered)
             continue;
         gathered_numel++;
-        const size_t nbytes = slot_nbytes_of(plan, u, reg->compute_dt);
+        const size_t nbytes = slot_nbytes_of(plan, u, reg->unit[i].compute_dt);
         plan->slot_nbytes =
             TESS_MAX(plan->slot_nbytes, (size_t)tess_round_up((int64_t)nbytes, ALIGN));
     }
@@ -104,82 +102,6 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
                          "shard.prefetch: %d needs %d slots, the plan has %d; lower it",
                          plan->options.prefetch, plan->options.prefetch + 1, plan->slot_numel);
     return TESS_OK;
-}
-
-/* ---- contracts ---- */
-
-static tess_status add_wire(tess_plan *plan, tess_wire wire, const char *unit_name,
-                            const char *what, int *idx)
-{
-    wire.entry_idx = (uint32_t)plan->wire_numel;
-    snprintf(wire.name, sizeof wire.name, "%.64s/%s", unit_name, what);
-    *idx = plan->wire_numel;
-    plan->wire[plan->wire_numel++] = wire;
-    return TESS_OK;
-}
-
-static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, int unit_idx)
-{
-    tess_unit_plan *u = &plan->unit[unit_idx];
-    const char *name = reg->unit[unit_idx].name;
-    u->frozen_wire_idx = u->slab_wire_idx = u->grad_wire_idx = -1;
-    if (u->frozen_nbytes > 0 && plan->options.gather_group_numel > 1) {
-        const tess_wire wire = {.op = TESS_COMM_ALL_GATHER,
-                                .storage = TESS_U8_OPAQUE,
-                                .wire = TESS_U8_OPAQUE,
-                                .accumulate = TESS_U8_OPAQUE,
-                                .numel_per_rank = (int64_t)u->frozen_shard_nbytes,
-                                .numel_total = (int64_t)u->frozen_nbytes,
-                                .config_key = "base.format"};
-        TESS_TRY(add_wire(plan, wire, name, "frozen", &u->frozen_wire_idx));
-    }
-    if (u->slab_numel == 0)
-        return TESS_OK;
-    const tess_wire slab = {.op = TESS_COMM_ALL_GATHER,
-                            .storage = reg->compute_dt,
-                            .wire = reg->compute_dt,
-                            .accumulate = reg->compute_dt,
-                            .numel_per_rank = u->slab_shard_numel,
-                            .numel_total = u->slab_numel,
-                            .config_key = "compute.dtype"};
-    const tess_wire grad = {.op = plan->options.is_library ? TESS_COMM_REDUCE_SCATTER
-                                                           : TESS_COMM_EXCHANGE,
-                            .storage = TESS_F32,
-                            .wire = TESS_F32,
-                            .accumulate = TESS_F32,
-                            .numel_per_rank = u->slab_shard_numel,
-                            .numel_total = u->slab_numel,
-                            .config_key = "shard.reduction"};
-    TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
-    return add_wire(plan, grad, name, "grad", &u->grad_wire_idx);
-}
-
-/* Matrices to the ranks that work on them whole, and back. */
-static tess_status plan_optimizer_wire(tess_plan *plan, const tess_registry *reg)
-{
-    const tess_optimizer *o = plan->options.optimizer;
-    tess_wire wire = {.op = TESS_COMM_EXCHANGE,
-                      .storage = TESS_F32,
-                      .wire = TESS_F32,
-                      .accumulate = TESS_F32,
-                      .config_key = "train.optimizer"};
-    plan->optimizer_wire_idx = -1;
-    if (o->wire_numel == NULL)
-        return TESS_OK;
-    wire.numel_per_rank = o->wire_numel(reg, &wire.numel_total);
-    if (wire.numel_per_rank == 0)
-        return TESS_OK;
-    return add_wire(plan, wire, o->name, "whole matrices", &plan->optimizer_wire_idx);
-}
-
-static tess_status plan_wires(tess_plan *plan, const tess_registry *reg)
-{
-    void *array = NULL;
-    TESS_TRY(tess_alloc_array(3 * (int64_t)reg->unit_numel + 1, sizeof *plan->wire, &array));
-    plan->wire = array;
-    for (int i = 0; i < reg->unit_numel; i++)
-        TESS_TRY(plan_unit_wires(plan, reg, i));
-    return plan_optimizer_wire(plan, reg);
 }
 
 /* ---- buffers ---- */
@@ -217,6 +139,24 @@ static void list_base(tess_plan *plan, const tess_registry *reg)
     }
 }
 
+/* Compute copies of one dtype after those of the other; every slab is whole blocks, so that all
+ * begin at aligned places. */
+static tess_status plan_params(tess_plan *plan, const tess_registry *reg, tess_dtype dt,
+                               const char *name)
+{
+    const int rows = plan->options.is_full ? 1 : plan->options.world;
+    const size_t first_nbytes = plan->arena_nbytes[TESS_LIFE_PARAM];
+    int64_t numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        tess_unit_plan *u = &plan->unit[i];
+        if (reg->unit[i].compute_dt != dt)
+            continue;
+        u->param_offset_nbytes = first_nbytes + (size_t)numel * tess_dtype_block_nbytes(dt);
+        numel += u->slab_shard_numel * rows;
+    }
+    return plan_add_buffer(plan, name, TESS_LIFE_PARAM, dt, numel);
+}
+
 static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
 {
     char name[96];
@@ -225,8 +165,9 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
         TESS_TRY(plan_add_buffer(plan, name, TESS_LIFE_SLOT, TESS_U8_OPAQUE,
                                  (int64_t)plan->slot_nbytes));
     }
-    TESS_TRY(
-        plan_add_buffer(plan, "trainable", TESS_LIFE_PARAM, reg->compute_dt, plan->param_numel));
+    TESS_TRY(plan_params(plan, reg, reg->compute_dt, "trainable"));
+    if (reg->compute_dt != TESS_F32)
+        TESS_TRY(plan_params(plan, reg, TESS_F32, "trainable, f32 units"));
     return plan_state_arrays(plan);
 }
 
@@ -493,6 +434,12 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
     return TESS_OK;
 }
 
+static double slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
+{
+    return (double)plan->unit[unit_idx].slab_shard_numel *
+           (double)tess_dtype_block_nbytes(reg->unit[unit_idx].compute_dt);
+}
+
 static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
 {
     const double group = plan->options.gather_group_numel, world = plan->options.world;
@@ -503,12 +450,11 @@ static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_
         if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
             plan->gather_nbytes_per_step += (double)u->frozen_shard_nbytes * (group - 1);
         if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
-            plan->gather_nbytes_per_step += (double)u->slab_shard_numel * (world - 1) *
-                                            (double)tess_dtype_block_nbytes(reg->compute_dt);
+            plan->gather_nbytes_per_step +=
+                slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
     }
-    if (!plan->options.is_full)
-        plan->slab_nbytes_per_step = (double)plan->state_numel * (world - 1) *
-                                     (double)tess_dtype_block_nbytes(reg->compute_dt);
+    for (int i = 0; i < plan->unit_numel && !plan->options.is_full; i++)
+        plan->slab_nbytes_per_step += slab_shard_nbytes(plan, reg, i) * (world - 1);
 }
 
 /* Rank 0 has a micro-batch in every round. A library reduction moves whole padded rows. */

@@ -71,6 +71,7 @@ typedef struct tess_plan_options {
     bool is_device;                  /* kernels use memory of a device, not the host's */
     size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
     bool has_snapshot;               /* of the state, for the checkpoint writer */
+    int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -97,7 +98,7 @@ typedef struct tess_unit_plan {
     int64_t factor_first_idx;   /* the first of them there */
     int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
-    int64_t param_first_idx;        /* element in the PARAM arena */
+    size_t param_offset_nbytes;     /* in the PARAM arena */
     bool is_gathered;               /* lives in a slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
                                        slot */
@@ -158,7 +159,6 @@ typedef struct tess_plan {
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */
-    int64_t param_numel;     /* elements of the PARAM arena */
     int64_t trainable_numel; /* parameters that learn, without padding */
     bool is_library_once;
     tess_reduction reduction; /* the chosen one; a library reduction of one round is "once" */

@@ -13,6 +13,10 @@ TESS_MUST_CHECK tess_status tess_plan_build(const tess_registry *reg,
 TESS_MUST_CHECK tess_status plan_add_buffer(tess_plan *plan, const char *name, tess_lifetime life,
                                             tess_dtype dt, int64_t numel);
 
+/* plan_wire.c */
+/** List the contracts of all units and of the optimizer. */
+TESS_MUST_CHECK tess_status plan_wires(tess_plan *plan, const tess_registry *reg);
+
 /* plan_state.c */
 TESS_MUST_CHECK tess_status plan_state_arrays(tess_plan *plan);
 /** A copy of what a rank saves, at most. */

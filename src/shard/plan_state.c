@@ -68,6 +68,10 @@ tess_status plan_state_arrays(tess_plan *plan)
 int64_t plan_snapshot_nbytes(const tess_plan *plan)
 {
     int64_t nbytes = 0;
+    if (plan->options.has_snapshot)
+        nbytes = tess_round_up(tess_ceil_div(plan->options.counter_numel, plan->options.world) *
+                                   (int64_t)sizeof(int64_t),
+                               ALIGN);
     for (int u = 0; u < plan->unit_numel && plan->options.has_snapshot; u++)
         for (int i = 0; i < plan->state_array_numel; i++) {
             int64_t lo = 0, hi = 0;

@@ -32,7 +32,7 @@ static tess_status append(void **array, int *numel, size_t elem_nbytes, const vo
 
 tess_status tess_registry_add_unit(tess_registry *reg, const char *name, int *unit_idx)
 {
-    tess_unit unit = {.first_stage_idx = -1, .last_stage_idx = -1};
+    tess_unit unit = {.compute_dt = reg->compute_dt, .first_stage_idx = -1, .last_stage_idx = -1};
     TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' added after the layout", name);
     TESS_CHECK(strlen(name) < sizeof unit.name, TESS_E_ARG, "unit name of %zu bytes is too long",
                strlen(name));
@@ -42,6 +42,14 @@ tess_status tess_registry_add_unit(tess_registry *reg, const char *name, int *un
     TESS_TRY(append(&array, &reg->unit_numel, sizeof unit, &unit));
     reg->unit = array;
     *unit_idx = idx;
+    return TESS_OK;
+}
+
+tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx)
+{
+    TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' widened after the layout",
+               reg->unit[unit_idx].name);
+    reg->unit[unit_idx].compute_dt = TESS_F32;
     return TESS_OK;
 }
 
@@ -170,10 +178,10 @@ static tess_matrix plain_matrix(const tess_param *p, tess_dtype dt)
 tess_matrix tess_call_matrix(const tess_stage_call *call, int param_idx)
 {
     const tess_param *p = &call->registry->param[param_idx];
-    tess_matrix m = plain_matrix(p, call->registry->compute_dt);
+    const tess_dtype dt = tess_param_compute_dt(call->registry, p);
+    tess_matrix m = plain_matrix(p, dt);
     if (p->role == TESS_ROLE_TRAINABLE) {
-        m.part[0] = call->trainable +
-                    (size_t)p->slab_first_idx * tess_dtype_block_nbytes(call->registry->compute_dt);
+        m.part[0] = call->trainable + (size_t)p->slab_first_idx * tess_dtype_block_nbytes(dt);
         return m;
     }
     m.codec = p->codec;

@@ -75,7 +75,7 @@ typedef struct tess_param {
     double random_scale;
     double learning_rate_ratio; /* 1; LoRA+ ratio on B */
     bool has_weight_decay;
-    bool is_outer;    /* an embedding or output layer: Muon leaves it to AdamW */
+    bool is_outer; /* an embedding or output layer: Muon leaves it to AdamW */
     tess_derived derived;
     bool is_in_front; /* trainable: lies before those of its unit that are not, in registration
                          order among its like */
@@ -90,6 +90,9 @@ typedef struct tess_param {
 /** What is gathered together. The lower block is filled by the layout. */
 typedef struct tess_unit {
     char name[TESS_NAME_NBYTES]; /* "embed", "blk.3", "head" */
+    /* Of its trainable slab as stages see it and as it travels: the registry's, unless the family
+     * asks for f32 with tess_registry_widen_unit(). */
+    tess_dtype compute_dt;
 
     size_t frozen_nbytes;    /* length of the byte string, unpadded end */
     int64_t trainable_numel; /* length of the slab in elements, a multiple of 256 */
@@ -149,7 +152,7 @@ typedef struct tess_stage_call {
     int64_t micro_batch_idx; /* global number over the whole run: g = step * M + m */
     const void *batch;       /* the family's own batch type */
     const char *frozen;      /* the unit's byte string, or NULL when it has none */
-    const char *trainable;   /* the unit's slab in the compute dtype, or NULL */
+    const char *trainable;   /* the unit's slab in the unit's compute dtype, or NULL */
     float *grad; /* [trainable_numel] f32, zero before the unit's first backward call; accumulate */
     tess_view input;    /* output of stage - 1 (numel 0 for stage 0), U8_OPAQUE */
     tess_view output;   /* where to write the output (numel 0: see skips_output); U8_OPAQUE */
@@ -180,7 +183,7 @@ struct tess_registry {
     int unit_numel;
     tess_stage *stage;
     int stage_numel;
-    tess_dtype compute_dt; /* TESS_BF16 or TESS_F32 */
+    tess_dtype compute_dt; /* TESS_BF16 or TESS_F32: of activations and, by default, of units */
     bool is_laid_out;
 };
 
@@ -190,6 +193,9 @@ void tess_registry_fini(tess_registry *reg);
 /** Local. @return TESS_E_ARG a name that is too long */
 TESS_MUST_CHECK tess_status tess_registry_add_unit(tess_registry *reg, const char *name,
                                                    int *unit_idx);
+/** The unit's slab is f32 whatever the compute dtype: for what loses too much in bf16, such as
+ * codes that are searched. Local. @return TESS_E_STATE after the layout */
+TESS_MUST_CHECK tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx);
 /** Copy of `param` into the registry; shapes are checked. Local. @return TESS_E_ARG duplicate name,
  * bad unit or shape */
 TESS_MUST_CHECK tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param,
@@ -207,8 +213,13 @@ void tess_param_rule(const tess_registry *reg, const tess_param *p, char text[TE
 /** Index of a parameter by name, -1 when absent. Local. */
 int tess_registry_find(const tess_registry *reg, const char *name);
 
-/** Parameter as a stored matrix: frozen from the byte string, trainable from the slab (plain,
- * compute dtype). Local. */
+/** Dtype of a parameter's unit. Local. */
+static inline tess_dtype tess_param_compute_dt(const tess_registry *reg, const tess_param *p)
+{
+    return reg->unit[p->unit_idx].compute_dt;
+}
+/** Parameter as a stored matrix: frozen from the byte string, trainable from the slab (plain, the
+ * unit's compute dtype). Local. */
 tess_matrix tess_call_matrix(const tess_stage_call *call, int param_idx);
 /** Gradient of a trainable parameter [numel] f32. Local. */
 float *tess_call_grad(const tess_stage_call *call, int param_idx);

@@ -250,9 +250,9 @@ tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx)
 {
     const tess_plan *plan = rt->parts.plan;
     const tess_unit_plan *u = &plan->unit[unit_idx];
-    const tess_dtype dt = rt->parts.registry->compute_dt;
+    const tess_dtype dt = rt->parts.registry->unit[unit_idx].compute_dt;
     const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
-    const size_t offset = (size_t)(u->param_first_idx + row) * tess_dtype_block_nbytes(dt);
+    const size_t offset = u->param_offset_nbytes + (size_t)row * tess_dtype_block_nbytes(dt);
     return runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, offset),
                         runtime_owned_numel(rt, unit_idx), dt);
 }
@@ -277,10 +277,9 @@ tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx)
 static tess_view whole_slab(tess_runtime *rt, int unit_idx)
 {
     const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
-    const tess_dtype dt = rt->parts.registry->compute_dt;
-    char *base = runtime_at(rt, TESS_LIFE_PARAM, 0);
-    return runtime_view(rt, base + (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt),
-                        u->slab_shard_numel * rt->world, dt);
+    return runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, u->param_offset_nbytes),
+                        u->slab_shard_numel * rt->world,
+                        rt->parts.registry->unit[unit_idx].compute_dt);
 }
 
 /* Slabs travel, now or in the next step, as the compute stream leaves them. In LoRA mode every rank
@@ -335,13 +334,13 @@ tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev)
 
 /* In full mode. Slabs are sharded over the world whatever the group, so they travel on the world's
  * own stream; the lane that the schedule knows is made to enclose it. */
-static tess_status gather_slab(tess_runtime *rt, const tess_unit_plan *u, char *dst)
+static tess_status gather_slab(tess_runtime *rt, int unit_idx, char *dst)
 {
-    const tess_dtype dt = rt->parts.registry->compute_dt;
+    const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
+    const tess_dtype dt = rt->parts.registry->unit[unit_idx].compute_dt;
     tess_stream *lane = rt->lane[TESS_LANE_GATHER];
     tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
-    char *row =
-        runtime_at(rt, TESS_LIFE_PARAM, (size_t)u->param_first_idx * tess_dtype_block_nbytes(dt));
+    char *row = runtime_at(rt, TESS_LIFE_PARAM, u->param_offset_nbytes);
     const tess_view shard = runtime_view(rt, row, u->slab_shard_numel, dt);
     const tess_view full = runtime_view(rt, dst, u->slab_shard_numel * rt->world, dt);
     TESS_TRY(runtime_follow(lane, stream, &rt->joined[0]));
@@ -365,7 +364,7 @@ static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
     }
     if (!plan->options.is_full || u->slab_numel == 0)
         return TESS_OK;
-    return gather_slab(rt, u, slot + u->slot_slab_offset_nbytes);
+    return gather_slab(rt, op->unit_idx, slot + u->slot_slab_offset_nbytes);
 }
 
 static tess_view work_view(tess_runtime *rt, size_t offset_nbytes, size_t nbytes)

@@ -8,10 +8,10 @@ TESS_BEGIN_DECLS
 
 /** A range of owned elements that one update call covers: one tensor's part of the shard. */
 typedef struct update_segment {
-    int tensor_idx;    /* in the registry */
-    int64_t first_idx; /* of its first element in the tensor, a multiple of 256 */
-    int64_t state_idx; /* first element in the STATE arrays */
-    int64_t param_idx; /* first element in the PARAM arena */
+    int tensor_idx;             /* in the registry */
+    int64_t first_idx;          /* of its first element in the tensor, a multiple of 256 */
+    int64_t state_idx;          /* first element in the STATE arrays */
+    size_t param_offset_nbytes; /* of its first element in the PARAM arena */
     int64_t numel;
     double learning_rate_ratio;
     bool has_weight_decay;

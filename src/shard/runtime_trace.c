@@ -95,7 +95,8 @@ int64_t runtime_op_nbytes(const tess_runtime *rt, const tess_sched_op *op)
 {
     const tess_plan *plan = rt->parts.plan;
     const tess_unit_plan *u = &plan->unit[op->unit_idx];
-    const int64_t elem_nbytes = (int64_t)tess_dtype_block_nbytes(rt->parts.registry->compute_dt);
+    const int64_t elem_nbytes =
+        (int64_t)tess_dtype_block_nbytes(rt->parts.registry->unit[op->unit_idx].compute_dt);
     int64_t nbytes = 0;
     switch (op->kind) {
     case TESS_SCHED_GATHER: /* received */

@@ -10,6 +10,7 @@
 #include "format/adapter.h"
 #include "format/regex.h"
 #include "train/base_formats_priv.h"
+#include "train/describe_rqvae.h"
 
 enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
 
@@ -533,7 +534,6 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
     const tess_load_source source = tess_description_source(d);
     tess_load_request load = tess_description_load(d, &source);
     load.is_device = launch->is_device;
-    const int64_t token_numel = run->train.micro_batch * run->data.sequence_length;
     tess_plan_options o = {
         .world = launch->world,
         .gather_group_numel = group_of(d, launch),
@@ -546,8 +546,9 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .memory_limit_nbytes = launch->memory_limit_nbytes,
         .outside_nbytes = outside_nbytes(d, launch),
         .library_nbytes = outside_nbytes(d, launch) - TESS_OUTSIDE_NBYTES,
-        .data_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES),
+        .data_nbytes = d->batch_nbytes,
         .has_snapshot = true,
+        .counter_numel = d->counter_numel,
         .optimizer = tess_optimizer_get(run->train.optimizer),
         .has_ema = run->train.ema_decay > 0.0,
         .kernels = launch->kernels,
@@ -559,6 +560,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         o.mirror_nbytes = o.data_nbytes + tess_model_constant_nbytes(d->model);
     TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
     o.load_nbytes = TESS_MAX(o.load_nbytes, export_nbytes(&d->registry));
+    o.load_nbytes = TESS_MAX(o.load_nbytes, d->start_nbytes);
     if (o.is_device) /* an export's own piece leaves the device beside the tensor it becomes part of
                       */
         o.load_nbytes = TESS_MAX(o.load_nbytes, 2 * export_nbytes(&d->registry));
@@ -576,14 +578,23 @@ static tess_status open_model(const tess_ctx *ctx, tess_description *d)
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
                             tess_description *d)
 {
+    const tess_kernels *kernels = launch->kernels != NULL ? launch->kernels : &tess_kernels_cpu;
+    const tess_optimizer *optimizer = tess_optimizer_get(d->run->train.optimizer);
+    if (tess_run_is_rqvae(d->run)) {
+        TESS_TRY(tess_optimizer_check(optimizer, kernels));
+        TESS_TRY(tess_describe_rqvae(ctx, launch, d));
+        return make_plan(d, launch);
+    }
     TESS_TRY(open_model(ctx, d));
     if (launch->adapter != NULL)
         TESS_TRY(adopt_spec(ctx, launch->adapter, d));
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
-    const tess_kernels *kernels = launch->kernels != NULL ? launch->kernels : &tess_kernels_cpu;
-    TESS_TRY(tess_optimizer_check(tess_optimizer_get(d->run->train.optimizer), kernels));
+    TESS_TRY(tess_optimizer_check(optimizer, kernels));
     TESS_TRY(make_model(d, launch->kernels));
+    const int64_t token_numel = d->run->train.micro_batch * d->run->data.sequence_length;
+    d->batch_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES);
+    d->family_name = tess_llm_family_name(d->config.family);
     TESS_TRY(check_saved(d));
     TESS_TRY(check_start(d));
     TESS_TRY(check_weights(d));

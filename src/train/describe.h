@@ -36,8 +36,13 @@ typedef struct tess_launch_shape {
 
 /** A described run. Owned parts; free with tess_description_fini. */
 typedef struct tess_description {
-    const tess_run *run; /* borrowed */
-    tess_llm_config config;
+    const tess_run *run;     /* borrowed */
+    tess_llm_config config;  /* of language models */
+    const char *family_name; /* "llama", "rqvae" */
+    int64_t vector_dim;      /* D of a model over vectors */
+    size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
+    int64_t counter_numel;   /* words of it that checkpoints hold */
+    size_t start_nbytes;     /* staging for start codes */
     char *config_text; /* config.json as read: kept in the run directory for resumes without the
                           source */
     tess_json *config_root;

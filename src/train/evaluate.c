@@ -5,23 +5,6 @@
 #include "core/exact.h"
 #include "train/session_priv.h"
 
-/* Sequences [first, first + numel) in front, masked rows behind them: shapes stay those of the
- * plan. */
-static tess_status fill(tess_session *s, int64_t first, int64_t numel)
-{
-    const int64_t width = s->run->data.sequence_length;
-    const tess_dataset_batch *b = &s->batch_in;
-    TESS_TRY(session_begin_batch(s));
-    TESS_TRY(tess_dataset_fill(s->eval_data, first, numel, b));
-    for (int64_t i = numel * width; i < s->batch.token_numel; i++) {
-        b->tokens[i] = 0;
-        b->labels[i] = -1;
-        b->positions[i] = (int32_t)(i % width);
-        b->doc_start[i] = (int32_t)(i / width * width);
-    }
-    return session_send_batch(s);
-}
-
 typedef struct eval_sum {
     tess_exact loss;
     int64_t loss_token_numel;
@@ -36,17 +19,15 @@ static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eva
                                    tess_status *read_status)
 {
     const int64_t b = s->run->train.micro_batch, first = micro_batch_idx * b;
-    const int64_t left = tess_dataset_get_info(s->eval_data)->sequences_per_epoch - first;
+    const int64_t left = s->source[1].sequence_numel - first;
+    const void *batch = NULL;
     int64_t loss_token_numel = 0;
     double loss_sum = 0.0;
     if (left > 0 && *read_status == TESS_OK)
-        *read_status = fill(s, first, TESS_MIN(left, b));
-    if (left > 0 && *read_status == TESS_OK)
-        *read_status =
-            tess_dataset_loss_tokens(s->eval_data, first, TESS_MIN(left, b), &loss_token_numel);
-    const bool has_batch = left > 0 && *read_status == TESS_OK;
-    TESS_TRY(session_section(
-        s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, has_batch ? &s->batch : NULL, &loss_sum)));
+        *read_status = s->feed->fill_eval(s, first, TESS_MIN(left, b), &batch, &loss_token_numel);
+    if (*read_status != TESS_OK)
+        batch = NULL;
+    TESS_TRY(session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, batch, &loss_sum)));
     sum->loss_token_numel += loss_token_numel;
     sum->nonfinite_numel += !tess_exact_add(&sum->loss, loss_sum);
     return TESS_OK;
@@ -55,7 +36,7 @@ static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eva
 tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *arg,
                               tess_eval_result *out)
 {
-    const int64_t sequence_numel = tess_dataset_get_info(s->eval_data)->sequences_per_epoch;
+    const int64_t sequence_numel = s->source[1].sequence_numel;
     const int world = tess_comm_world(s->world);
     eval_sum sum = {0};
     tess_status read_status = TESS_OK;
@@ -86,8 +67,8 @@ tess_status tess_session_evaluate(tess_session *s, tess_eval_result *out)
 {
     if (s->vectors != NULL)
         return session_vectors_evaluate(s, out);
-    TESS_CHECK(
-        s->eval_data != NULL, TESS_E_CONFIG,
-        "data.eval_path is not set: give a held-out token file, e.g. data.eval_path=eval.h5");
-    return session_eval_loss(s, NULL, NULL, out);
+    TESS_CHECK(session_has_eval(s), TESS_E_CONFIG,
+               "data.eval_path is not set: give held-out data, e.g. data.eval_path=eval.h5");
+    TESS_TRY(session_eval_loss(s, NULL, NULL, out));
+    return s->feed->evaluated != NULL ? session_section(s, s->feed->evaluated(s, NULL)) : TESS_OK;
 }

@@ -244,21 +244,26 @@ static tess_status list_tensors(hf_export *e, tess_dtype dt)
     return TESS_OK;
 }
 
+static tess_status open_tensors(hf_export *e, const char *dir, tess_dtype dt)
+{
+    char path[PATH_MAX];
+    const tess_st_pair metadata = {"format", "pt"};
+    TESS_TRY(list_tensors(e, dt));
+    const int n = snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_ARG, "export folder: path is too long");
+    return tess_safetensors_writer_create(e->s->ctx->io, path, e->tensor, e->tensor_numel,
+                                          &metadata, 1, &e->writer);
+}
+
 static tess_status start_hf(hf_export *e, const tess_export_request *request)
 {
     tess_session *s = e->s;
-    char path[PATH_MAX];
-    const tess_st_pair metadata = {"format", "pt"};
     TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));
     TESS_TRY(tess_hf_config_write(s->ctx->io, request->dir, &s->d.config,
                                   request->dt == TESS_F32   ? "float32"
                                   : request->dt == TESS_F16 ? "float16"
                                                             : "bfloat16"));
-    TESS_TRY(list_tensors(e, request->dt));
-    const int n = snprintf(path, sizeof path, "%s/model.safetensors", request->dir);
-    TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_ARG, "export folder: path is too long");
-    return tess_safetensors_writer_create(s->ctx->io, path, e->tensor, e->tensor_numel, &metadata,
-                                          1, &e->writer);
+    return open_tensors(e, request->dir, request->dt);
 }
 
 static tess_status write_hf_tensor(void *arg, int param_idx, const void *data, size_t nbytes)
@@ -273,6 +278,13 @@ static tess_status finish_hf(hf_export *e, const tess_export_request *request)
     return session_keep_tokenizer(e->s, request->dir);
 }
 
+static void close_hf(hf_export *e)
+{
+    tess_safetensors_writer_destroy(&e->writer);
+    tess_free(e->tensor);
+    tess_free(e->tensor_of);
+}
+
 static tess_status export_hf(tess_session *s, const tess_export_request *request)
 {
     hf_export e = {.s = s};
@@ -283,16 +295,35 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
                              &e);
     if (st == TESS_OK)
         st = session_agree(s, is_root ? finish_hf(&e, request) : TESS_OK);
-    tess_safetensors_writer_destroy(&e.writer);
-    tess_free(e.tensor);
-    tess_free(e.tensor_of);
+    close_hf(&e);
     return st;
 }
 
+tess_status session_export_tensors(tess_session *s, const char *dir)
+{
+    hf_export e = {.s = s};
+    const bool is_root = tess_comm_rank(s->world) == 0;
+    const tess_weights before = s->shown;
+    TESS_TRY(session_show(s, session_weights(s->run->output.export_weights)));
+    tess_status st = is_root ? tess_io_mkdirs(s->ctx->io, dir) : TESS_OK;
+    if (is_root && st == TESS_OK)
+        st = open_tensors(&e, dir, TESS_F32);
+    st = session_agree(s, st);
+    if (st == TESS_OK)
+        st = session_collect(s, &(session_collection){.dt = TESS_F32, .sink = write_hf_tensor}, &e);
+    if (st == TESS_OK)
+        st = session_agree(s, is_root ? tess_safetensors_writer_finish(e.writer) : TESS_OK);
+    close_hf(&e);
+    TESS_TRY(st);
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported model to '%s' (f32)", dir);
+    return session_show(s, before);
+}
 tess_status tess_session_export(tess_session *s, const tess_export_request *request)
 {
     TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
                "export: the run trains codebooks over vectors: use tessera encode and decode");
+    if (tess_run_is_rqvae(s->run))
+        return session_export_tensors(s, request->dir);
     const bool is_full = s->run->train.mode == TESS_RUN_MODE_FULL;
     TESS_CHECK(request->dt == TESS_F32 || request->dt == TESS_F16 ||
                    request->dt == s->d.registry.compute_dt,

@@ -188,6 +188,8 @@ static tess_status begin_save(loop *l)
     }
     TESS_TRY(commit(l));
     beat_files(l, "save");
+    if (s->feed->before_save != NULL)
+        TESS_TRY(session_section(s, s->feed->before_save(s)));
     if (l->metrics != NULL)
         note_metrics(l, tess_metrics_sync(l->metrics));
     tess_ckpt_value state[SAVED_NUMEL + TESS_OPTIMIZER_SCALAR_MAX] = {
@@ -225,10 +227,12 @@ static tess_status evaluate(loop *l)
 {
     tess_session *s = l->s;
     tess_eval_result result;
-    if (s->eval_data == NULL)
+    if (!session_has_eval(s))
         return TESS_OK;
     const double start_s = tess_clock_s();
     TESS_TRY(session_eval_loss(s, beat_evaluation, l, &result));
+    if (s->feed->evaluated != NULL)
+        TESS_TRY(session_section(s, s->feed->evaluated(s, l->metrics)));
     tess_trace_host(l->trace, "evaluate", start_s, tess_clock_s());
     if (tess_comm_rank(s->world) == 0) {
         const tess_metrics_eval_row row = {
@@ -247,27 +251,7 @@ static tess_status evaluate(loop *l)
 static tess_status batch_of(void *arg, int64_t m, const void **batch)
 {
     tess_session *s = arg;
-    *batch = &s->batch;
-    return session_fill_batch(s, s->step * s->run->train.micro_batches + m);
-}
-
-/* Loss tokens of the whole step; every rank counts its own micro-batches. */
-static tess_status count_loss_tokens(loop *l, int64_t *loss_token_numel)
-{
-    tess_session *s = l->s;
-    const int64_t m_numel = s->run->train.micro_batches, b = s->run->train.micro_batch;
-    tess_status st = TESS_OK;
-    int64_t failed = 0;
-    *loss_token_numel = 0;
-    for (int64_t m = tess_comm_rank(s->world); m < m_numel && st == TESS_OK;
-         m += tess_comm_world(s->world)) {
-        int64_t numel = 0;
-        st = tess_dataset_loss_tokens(s->train_data, (s->step * m_numel + m) * b, b, &numel);
-        *loss_token_numel += numel;
-    }
-    failed = st != TESS_OK;
-    TESS_TRY(tess_comm_control(s->world, loss_token_numel, 1, &failed, 1));
-    return failed ? session_agree(s, st) : TESS_OK;
+    return s->feed->fill(s, s->step * s->run->train.micro_batches + m, batch);
 }
 
 static tess_status judge_finite(loop *l, const tess_step_result *r)
@@ -380,7 +364,7 @@ static tess_status run_step(loop *l)
     beat(l, "step");
     TESS_TRY(session_section(s, begin_traced_step(l)));
     const double count_s = tess_clock_s();
-    TESS_TRY(count_loss_tokens(l, &request.loss_token_numel));
+    TESS_TRY(s->feed->count(s, &request.loss_token_numel));
     tess_trace_host(l->trace, "count tokens", count_s, tess_clock_s());
     TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
     s->step++;
@@ -389,6 +373,8 @@ static tess_status run_step(loop *l)
     l->is_stopping = result.flags[FLAG_STOP] != 0;
     TESS_TRY(judge_finite(l, &result));
     note_metrics(l, report_step(l, &result, request.update.learning_rate, step_s));
+    if (s->feed->stepped != NULL)
+        TESS_TRY(session_section(s, s->feed->stepped(s, l->metrics)));
     return result.flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
 }
 
@@ -473,7 +459,10 @@ static tess_status start(loop *l)
     if (!is_root)
         return TESS_OK;
     TESS_TRY(write_texts(l));
-    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
+    TESS_TRY(tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics));
+    if (s->feed->stepped == NULL)
+        return TESS_OK;
+    return tess_metrics_open_levels(s->ctx, s->run->output.dir, s->step, l->metrics);
 }
 
 /* After a failure its record stays; what closing adds to it is not worth a second message. */
@@ -499,9 +488,11 @@ static tess_status finish(loop *l, tess_status st)
 static tess_status export_result(tess_session *s)
 {
     char path[1024];
+    TESS_TRY(session_path(s, "export", path));
+    if (tess_run_is_rqvae(s->run))
+        return session_export_tensors(s, path);
     if (s->run->output.export_as == TESS_RUN_EXPORT_NONE)
         return TESS_OK;
-    TESS_TRY(session_path(s, "export", path));
     const tess_export_request request = {.dir = path,
                                          .format = s->run->output.export_as,
                                          .weights = s->run->output.export_weights,

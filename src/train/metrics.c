@@ -25,6 +25,7 @@ struct tess_metrics {
     appended steps;
     appended evals;
     appended events;
+    appended levels; /* fd -1: not asked for */
 };
 
 static tess_status append(tess_metrics *m, appended *file, const void *src, size_t nbytes)
@@ -213,7 +214,7 @@ tess_status tess_metrics_open(const tess_ctx *ctx, const char *folder, int64_t r
     TESS_TRY(tess_alloc(sizeof(tess_metrics), &memory));
     tess_metrics *m = memory;
     m->io = ctx->io;
-    m->steps.fd = m->evals.fd = m->events.fd = -1;
+    m->steps.fd = m->evals.fd = m->events.fd = m->levels.fd = -1;
     tess_status st = open_lines(ctx, folder, "metrics.jsonl", resumed_step, &m->steps);
     if (st == TESS_OK)
         st = open_lines(ctx, folder, "eval.jsonl", resumed_step, &m->evals);
@@ -317,11 +318,38 @@ tess_status tess_metrics_eval(tess_metrics *metrics, const tess_metrics_eval_row
     return append_scalars(metrics, row->step, &scalar, 1);
 }
 
+tess_status tess_metrics_open_levels(const tess_ctx *ctx, const char *folder, int64_t resumed_step,
+                                     tess_metrics *metrics)
+{
+    return open_lines(ctx, folder, "levels.jsonl", resumed_step, &metrics->levels);
+}
+
+tess_status tess_metrics_level(tess_metrics *metrics, const tess_metrics_level_row *row)
+{
+    char error[TESS_F64_TEXT_NBYTES], perplexity[TESS_F64_TEXT_NBYTES], line[LINE_NBYTES];
+    json_number(row->square_error, error);
+    json_number(row->perplexity, perplexity);
+    int nbytes =
+        snprintf(line, sizeof line,
+                 "{\"step\": %" PRId64 ", \"kind\": \"%s\", \"level\": %d, \"vectors\": "
+                 "%" PRId64 ", \"square_error\": %s, \"square_error_bits\": \"%016" PRIx64 "\"",
+                 row->step, row->is_eval ? "eval" : "train", row->level, row->vector_numel, error,
+                 bits_of(row->square_error));
+    if (row->level >= 0)
+        nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes,
+                           ", \"perplexity\": %s, \"used\": %" PRId64 ", \"dead\": %" PRId64,
+                           perplexity, row->used_numel, row->dead_numel);
+    nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes, "}\n");
+    return append(metrics, &metrics->levels, line, (size_t)nbytes);
+}
+
 tess_status tess_metrics_sync(tess_metrics *metrics)
 {
-    const appended *const files[] = {&metrics->steps, &metrics->evals, &metrics->events};
+    const appended *const files[] = {&metrics->steps, &metrics->evals, &metrics->events,
+                                     &metrics->levels};
     for (int i = 0; i < TESS_NELEM(files); i++)
-        TESS_TRY(tess_io_fsync(metrics->io, files[i]->path, files[i]->fd));
+        if (files[i]->fd >= 0)
+            TESS_TRY(tess_io_fsync(metrics->io, files[i]->path, files[i]->fd));
     return TESS_OK;
 }
 
@@ -331,7 +359,7 @@ tess_status tess_metrics_close(tess_metrics **metrics)
     if (m == NULL)
         return TESS_OK;
     tess_status st = TESS_OK;
-    appended *const files[] = {&m->steps, &m->evals, &m->events};
+    appended *const files[] = {&m->steps, &m->evals, &m->events, &m->levels};
     for (int i = 0; i < TESS_NELEM(files); i++) {
         if (files[i]->fd >= 0) {
             const tess_status synced = tess_io_fsync(m->io, files[i]->path, files[i]->fd);

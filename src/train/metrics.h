@@ -1,6 +1,6 @@
 /**
  * What a run reports about itself: metrics.jsonl (one object per step), eval.jsonl (one object per
- * evaluation) and a TensorBoard event file, all in output.dir.
+ * evaluation) and a TensorBoard event file, all in output.dir; of quantizers also levels.jsonl.
  *
  * [Note: resume] A resumed run repeats the steps after its checkpoint. Their old lines are dropped
  * when the files are opened, so a file always reads like one uninterrupted run; TensorBoard is told
@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/ctx.h"
@@ -52,6 +53,18 @@ typedef struct tess_metrics_eval_row {
     int64_t loss_token_numel;
 } tess_metrics_eval_row;
 
+/** One level of a quantizer in a window of steps, or in an evaluation; level -1: what the whole
+ * model leaves of the vectors. */
+typedef struct tess_metrics_level_row {
+    int64_t step; /* steps done */
+    bool is_eval;
+    int level;
+    int64_t vector_numel;           /* of the window, over all ranks */
+    double square_error;            /* mean over vectors of the squared length of what is left */
+    double perplexity;              /* from here on of levels alone */
+    int64_t used_numel, dead_numel; /* codes that were hit in the window, and the others */
+} tess_metrics_level_row;
+
 typedef struct tess_metrics tess_metrics;
 
 /**
@@ -74,6 +87,12 @@ TESS_MUST_CHECK tess_status tess_metrics_pass(tess_metrics *metrics,
 /** Append an evaluation; allocates nothing. Local. @return TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_metrics_eval(tess_metrics *metrics,
                                               const tess_metrics_eval_row *row);
+/** Open levels.jsonl beside the other files, by the same rules. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_metrics_open_levels(const tess_ctx *ctx, const char *folder,
+                                                     int64_t resumed_step, tess_metrics *metrics);
+/** Append a level to it. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_metrics_level(tess_metrics *metrics,
+                                               const tess_metrics_level_row *row);
 /** Flush to disk, so that a checkpoint never knows more steps than the files. Local. */
 TESS_MUST_CHECK tess_status tess_metrics_sync(tess_metrics *metrics);
 /** Flush and close; errors of both are reported. NULL is fine. Local. */

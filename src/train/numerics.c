@@ -113,14 +113,6 @@ tess_status session_sort_lines(char *text)
     return TESS_OK;
 }
 
-static void data_digest(const tess_dataset *data, char hex[TESS_SHA256_HEX_NBYTES])
-{
-    const tess_dataset_info *info = data != NULL ? tess_dataset_get_info(data) : NULL;
-    snprintf(hex, TESS_SHA256_HEX_NBYTES, "none");
-    if (info != NULL)
-        tess_hex(info->payload_digest.byte, sizeof info->payload_digest.byte, hex);
-}
-
 static tess_status add_resolved(tess_session *s, const char *adapter, tess_strbuf *b)
 {
     char hex[TESS_SHA256_HEX_NBYTES];
@@ -128,14 +120,14 @@ static tess_status add_resolved(tess_session *s, const char *adapter, tess_strbu
     TESS_TRY(tess_sha256_of(s->d.config_text, strlen(s->d.config_text), &config));
     tess_hex(config.byte, sizeof config.byte, hex);
     TESS_TRY(tess_strbuf_add(b, "compute.path=%s\nmodel.config=%s\nmodel.family=%s\n",
-                             s->kernel_path, hex, tess_llm_family_name(s->d.config.family)));
+                             s->kernel_path, hex, s->d.family_name));
     if (s->run->shard.reduction == TESS_RUN_REDUCTION_LIBRARY)
         TESS_TRY(tess_strbuf_add(b, "shard.library_once=%s\n",
                                  s->d.plan->is_library_once ? "true" : "false"));
     if (*adapter != '\0')
         TESS_TRY(tess_strbuf_add(b, "%s%s\n", adapter_key, adapter));
-    data_digest(s->train_data, hex);
-    return s->train_data != NULL ? tess_strbuf_add(b, "data.digest=%s\n", hex) : TESS_OK;
+    const char *digest = s->source[0].digest;
+    return *digest != '\0' ? tess_strbuf_add(b, "data.digest=%s\n", digest) : TESS_OK;
 }
 
 tess_status session_list_numerics(tess_session *s)
@@ -172,15 +164,14 @@ tess_status session_add_numerics(const tess_session *s, tess_contract *c)
     return st;
 }
 
-static tess_status add_data(const tess_dataset *data, const char *key, tess_contract *c)
+static tess_status add_data(const session_source *source, const char *key, tess_contract *c)
 {
-    char hex[TESS_SHA256_HEX_NBYTES], name[64];
-    const int64_t numel = data != NULL ? tess_dataset_get_info(data)->sequences_per_epoch : 0;
-    data_digest(data, hex);
+    char name[64];
     snprintf(name, sizeof name, "%s digest", key);
-    TESS_TRY(tess_contract_add_text(c, name, "%s", hex));
+    TESS_TRY(
+        tess_contract_add_text(c, name, "%s", *source->digest != '\0' ? source->digest : "none"));
     snprintf(name, sizeof name, "%s sequences per epoch", key);
-    return tess_contract_add_text(c, name, "%lld", (long long)numel);
+    return tess_contract_add_text(c, name, "%lld", (long long)source->sequence_numel);
 }
 
 /* What a rank sees of the files decides which collectives it enters: it must be what all see. */
@@ -190,8 +181,8 @@ static tess_status add_files(const tess_session *s, tess_contract *c)
                                     s->d.dir != NULL ? "found" : "not found"));
     TESS_TRY(tess_contract_add_text(c, "base stored as in model.path", "%s",
                                     s->d.is_base_as_source ? "yes" : "no"));
-    TESS_TRY(add_data(s->train_data, "data.path", c));
-    return add_data(s->eval_data, "data.eval_path", c);
+    TESS_TRY(add_data(&s->source[0], "data.path", c));
+    return add_data(&s->source[1], "data.eval_path", c);
 }
 
 tess_status session_agree_on_contract(tess_session *s)

@@ -134,9 +134,12 @@ static tess_status alloc_records(const tess_session *s, session_records *r)
     const tess_registry *reg = &s->d.registry;
     const int64_t record_numel = (int64_t)reg->unit_numel * s->d.plan->state_array_numel;
     const int64_t tensor_numel = 3 * (int64_t)reg->param_numel;
-    TESS_TRY(tess_alloc_array(record_numel, sizeof *r->state_record, (void **)&r->state_record));
+    /* Two more of each: what the feed keeps. */
+    TESS_TRY(
+        tess_alloc_array(record_numel + 2, sizeof *r->state_record, (void **)&r->state_record));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof *r->base_record, (void **)&r->base_record));
-    TESS_TRY(tess_alloc_array(tensor_numel, sizeof *r->state_tensor, (void **)&r->state_tensor));
+    TESS_TRY(
+        tess_alloc_array(tensor_numel + 2, sizeof *r->state_tensor, (void **)&r->state_tensor));
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *r->base_tensor, (void **)&r->base_tensor));
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *r->quant, (void **)&r->quant));
     return tess_alloc_array(record_numel + 2 * tensor_numel, sizeof *r->name, (void **)&r->name);
@@ -153,6 +156,8 @@ tess_status session_records_create(tess_session *s)
     }
     for (int i = 0; i < reg->param_numel; i++)
         add_tensor(s, i);
+    if (s->feed->add_records != NULL)
+        s->feed->add_records(s);
     r->state.records = r->state_record;
     r->state.tensors = r->state_tensor;
     r->state.shard_world = tess_comm_world(s->world);

@@ -65,6 +65,8 @@ static tess_status keep_file(tess_session *s, const char *dir, const char *name)
     char from[PATH_MAX], to[PATH_MAX], *text = NULL;
     size_t nbytes = 0;
     bool is_there = false;
+    if (s->run->model.path == NULL)
+        return TESS_OK;
     TESS_TRY(tess_describe_file(s->ctx, s->run, name, from, &is_there));
     TESS_CHECK(snprintf(to, sizeof to, "%s/%s", dir, name) < (int)sizeof to, TESS_E_CONFIG,
                "path of %zu bytes is too long", strlen(dir));
@@ -147,6 +149,8 @@ static tess_status start_fresh(tess_session *s)
     /* a reader of the base alone does without the adapter that the run would start from */
     if (is_reader ? s->options.adapter != NULL : s->run->adapter.resume != NULL)
         TESS_TRY(session_agree(s, session_import_adapter(s)));
+    if (!is_reader && s->feed->start != NULL)
+        TESS_TRY(s->feed->start(s));
     TESS_TRY(session_agree(s, tess_runtime_begin(s->rt)));
     if (is_reader)
         return TESS_OK;
@@ -376,6 +380,8 @@ tess_status session_load(tess_session *s)
         TESS_TRY(start_fresh(s));
     else
         TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
+    if (is_loaded && s->feed->resumed != NULL)
+        TESS_TRY(s->feed->resumed(s));
     if (!is_reader)
         TESS_TRY(prepare_saves(s));
     s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;

@@ -3,44 +3,152 @@
 
 #include "train/run_priv.h"
 
-/* Keys of the sections of language models that jobs over vectors read too; beside them they read
- * the sections quantizer and output. */
-static const tess_run_key_idx of_vectors[] = {
-    TESS_RUN_KEY_model_family,        TESS_RUN_KEY_data_path,
-    TESS_RUN_KEY_data_eval_path,      TESS_RUN_KEY_train_seed,
-    TESS_RUN_KEY_compute_device,      TESS_RUN_KEY_compute_threads,
-    TESS_RUN_KEY_compute_comm_thread, TESS_RUN_KEY_compute_memory_limit};
+/* Keys, whole sections as "section.", that a family reads. */
+static const char *const of_kmeans[] = {"model.family",        "data.path",
+                                        "data.eval_path",      "train.seed",
+                                        "quantizer.type",      "quantizer.codes",
+                                        "quantizer.levels",    "quantizer.groups",
+                                        "quantizer.beam",      "quantizer.dim",
+                                        "quantizer.init",      "quantizer.passes",
+                                        "quantizer.refine",    "quantizer.batch",
+                                        "quantizer.spherical", "quantizer.sharding",
+                                        "compute.device",      "compute.threads",
+                                        "compute.comm_thread", "compute.memory_limit",
+                                        "output.dir",          "output.checkpoint_every",
+                                        "output.keep",         "output.when_busy",
+                                        "output.resume",       NULL};
+static const char *const of_rqvae[] = {"model.family",
+                                       "data.path",
+                                       "data.eval_path",
+                                       "train.",
+                                       "quantizer.codes",
+                                       "quantizer.levels",
+                                       "quantizer.dim",
+                                       "quantizer.init",
+                                       "quantizer.passes",
+                                       "quantizer.code_dim",
+                                       "quantizer.encoder",
+                                       "quantizer.bias",
+                                       "quantizer.loss",
+                                       "quantizer.commitment",
+                                       "quantizer.estimator",
+                                       "quantizer.update",
+                                       "quantizer.decay",
+                                       "quantizer.threshold",
+                                       "quantizer.window",
+                                       "shard.reshard_after_forward",
+                                       "shard.prefetch",
+                                       "shard.reduction",
+                                       "compute.device",
+                                       "compute.dtype",
+                                       "compute.activation_checkpointing",
+                                       "compute.threads",
+                                       "compute.comm_thread",
+                                       "compute.memory_limit",
+                                       "output.dir",
+                                       "output.checkpoint_every",
+                                       "output.keep",
+                                       "output.when_busy",
+                                       "output.resume",
+                                       "output.trace",
+                                       "output.export_weights",
+                                       NULL};
 
-static bool is_of_output(tess_run_key_idx key)
+static bool is_listed(const char *const *list, const char *path)
 {
-    return key == TESS_RUN_KEY_output_dir || key == TESS_RUN_KEY_output_checkpoint_every ||
-           key == TESS_RUN_KEY_output_keep || key == TESS_RUN_KEY_output_when_busy ||
-           key == TESS_RUN_KEY_output_resume;
+    for (; *list != NULL; list++) {
+        const size_t nbytes = strlen(*list);
+        if ((*list)[nbytes - 1] == '.' ? strncmp(path, *list, nbytes) == 0
+                                       : strcmp(path, *list) == 0)
+            return true;
+    }
+    return false;
 }
 
 bool run_family_reads(const tess_run *run, tess_run_key_idx key)
 {
-    const bool is_of_quantizer = strcmp(tess_run_key_at(key)->section, "quantizer") == 0;
-    if (!tess_run_is_vectors(run))
-        return !is_of_quantizer;
-    for (int i = 0; i < TESS_NELEM(of_vectors); i++)
-        if (of_vectors[i] == key)
-            return true;
-    return is_of_quantizer || is_of_output(key);
+    const tess_run_key *k = tess_run_key_at(key);
+    if (tess_run_is_kmeans(run))
+        return is_listed(of_kmeans, k->path);
+    if (!tess_run_is_rqvae(run))
+        return strcmp(k->section, "quantizer") != 0;
+    const bool is_of_ema =
+        key == TESS_RUN_KEY_quantizer_decay || key == TESS_RUN_KEY_quantizer_threshold;
+    return key != TESS_RUN_KEY_train_mode &&
+           (!is_of_ema || run->quantizer.update == TESS_RUN_UPDATE_EMA) &&
+           (is_listed(of_rqvae, k->path) || key == TESS_RUN_KEY_output_trace_steps);
+}
+
+void run_family_resolve(tess_run *run)
+{
+    run->train.mode = TESS_RUN_MODE_FULL;
+    run->model.init = TESS_RUN_INIT_RANDOM;
+    run->data.sequence_length = 1;
+    run->output.export_as = TESS_RUN_EXPORT_NONE;
+    if (run->quantizer.init == TESS_RUN_CODE_INIT_AUTO)
+        run->quantizer.init = TESS_RUN_CODE_INIT_KMEANS;
+    if (!run->place[TESS_RUN_KEY_quantizer_passes].is_given)
+        run->quantizer.passes = 10;
+}
+
+/* Each family has a k-means of its own for start codes. */
+static tess_status check_init(const tess_run *run)
+{
+    const tess_run_code_init refused =
+        tess_run_is_kmeans(run) ? TESS_RUN_CODE_INIT_KMEANS : TESS_RUN_CODE_INIT_PLUS_PLUS;
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_quantizer_init, place);
+    TESS_CHECK(!tess_run_is_vectors(run) || run->quantizer.init != refused, TESS_E_CONFIG,
+               "%s: expected one of %s with model.family %s", place,
+               tess_run_is_kmeans(run) ? "kmeans++, sample, random" : "kmeans, sample, random",
+               tess_run_is_kmeans(run) ? "kmeans" : "rqvae");
+    return TESS_OK;
+}
+
+/* What belongs to moving averages, and the optimizer that would move codes all the same: it trains
+ * between its masters and a copy of them. */
+static tess_status check_update(const tess_run *run)
+{
+    static const tess_run_key_idx of_ema[] = {TESS_RUN_KEY_quantizer_decay,
+                                              TESS_RUN_KEY_quantizer_threshold};
+    const bool is_ema = run->quantizer.update == TESS_RUN_UPDATE_EMA;
+    char place[TESS_RUN_PLACE_NBYTES];
+    for (int i = 0; i < TESS_NELEM(of_ema); i++) {
+        tess_run_place_text(run, of_ema[i], place);
+        TESS_CHECK(is_ema || !run->place[of_ema[i]].is_given, TESS_E_CONFIG,
+                   "%s: has no meaning with quantizer.update gradient: remove it or choose ema",
+                   place);
+    }
+    tess_run_place_text(run, TESS_RUN_KEY_train_optimizer, place);
+    TESS_CHECK(!is_ema || run->train.optimizer != TESS_OPTIMIZER_SCHEDULE_FREE, TESS_E_CONFIG,
+               "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema "
+               "sets: choose another optimizer",
+               place);
+    tess_run_place_text(run, TESS_RUN_KEY_train_ema_decay, place);
+    TESS_CHECK(!is_ema || !(run->train.ema_decay > 0.0), TESS_E_CONFIG,
+               "%s: codes with quantizer.update ema are averages already: remove it", place);
+    return TESS_OK;
 }
 
 tess_status run_family_check(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
+    const bool is_vectors = tess_run_is_vectors(run);
+    if (tess_run_is_rqvae(run))
+        TESS_TRY(check_update(run));
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         if (!run->place[i].is_given || run_family_reads(run, (tess_run_key_idx)i))
             continue;
         tess_run_place_text(run, (tess_run_key_idx)i, place);
         return TESS_FAIL(TESS_E_CONFIG, "%s: has no meaning with model.family %s: remove it%s",
-                         place, tess_run_is_vectors(run) ? "kmeans" : "of a language model",
-                         tess_run_is_vectors(run) ? "" : " or set model.family: kmeans");
+                         place,
+                         tess_run_is_kmeans(run)  ? "kmeans"
+                         : tess_run_is_rqvae(run) ? "rqvae"
+                                                  : "of a language model",
+                         is_vectors ? "" : " or set model.family: kmeans");
     }
-    if (tess_run_is_vectors(run) || run->model.path != NULL)
+    TESS_TRY(check_init(run));
+    if (is_vectors || run->model.path != NULL)
         return TESS_OK;
     return TESS_FAIL(TESS_E_CONFIG, "%s:1:1: key 'model.path' is missing (%s)", run->source_name,
                      tess_run_key_at(TESS_RUN_KEY_model_path)->help);

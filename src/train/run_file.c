@@ -203,10 +203,12 @@ static void resolve_quantizer(tess_run *run)
 /* Defaults that follow from other keys; what the user wrote is never changed. */
 static void resolve(tess_run *run)
 {
-    if (tess_run_is_vectors(run)) {
+    if (tess_run_is_kmeans(run)) {
         resolve_quantizer(run);
         return;
     }
+    if (tess_run_is_rqvae(run))
+        run_family_resolve(run);
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
     if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)
         run->base.format = TESS_RUN_BASE_KEEP;
@@ -288,7 +290,7 @@ static tess_status check_fit(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     TESS_TRY(run_family_check(run));
-    if (tess_run_is_vectors(run))
+    if (tess_run_is_kmeans(run))
         return TESS_OK;
     const int64_t block = run->base.block_size;
     if ((block & (block - 1)) != 0) {

@@ -71,10 +71,20 @@ TESS_MUST_CHECK tess_status tess_run_parse(const char *text, size_t nbytes, cons
                                            int64_t override_numel, tess_run **run);
 void tess_run_destroy(tess_run **run);
 
-/** Whether the run is a job over vectors, without a language model. Local. */
-static inline bool tess_run_is_vectors(const tess_run *run)
+/** Whether the run finds codebooks by k-means: a job over vectors without a model. Local. */
+static inline bool tess_run_is_kmeans(const tess_run *run)
 {
     return run->model.family == TESS_RUN_FAMILY_KMEANS;
+}
+/** Whether it trains an RQ-VAE: a model over vectors. Local. */
+static inline bool tess_run_is_rqvae(const tess_run *run)
+{
+    return run->model.family == TESS_RUN_FAMILY_RQVAE;
+}
+/** Whether its data are vectors, not tokens. Local. */
+static inline bool tess_run_is_vectors(const tess_run *run)
+{
+    return tess_run_is_kmeans(run) || tess_run_is_rqvae(run);
 }
 
 /** Where a key's value stands, for messages of those who use it: "run.yaml:3:9: train.steps".

@@ -110,7 +110,7 @@ bool tess_run_key_applies(const tess_run *run, const tess_run_key *key)
 {
     if (!run_family_reads(run, (tess_run_key_idx)(key - key_table)))
         return false;
-    if (tess_run_is_vectors(run))
+    if (tess_run_is_kmeans(run))
         return true;
     if (run->train.mode != TESS_RUN_MODE_LORA && tess_run_key_is_of_adapters(key))
         return false;

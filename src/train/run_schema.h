@@ -44,9 +44,14 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
     X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")                    \
-        X(KMEANS, "kmeans")
+        X(KMEANS, "kmeans") X(RQVAE, "rqvae")
 #define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
-#define TESS_RUN_CODE_INIT_LIST(X) X(AUTO, "auto") X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random")
+#define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
+    X(AUTO, "auto")                                                                                \
+    X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random") X(KMEANS, "kmeans")
+#define TESS_RUN_ESTIMATOR_LIST(X) X(STRAIGHT, "straight-through") X(ROTATION, "rotation")
+#define TESS_RUN_UPDATE_LIST(X) X(GRADIENT, "gradient") X(EMA, "ema")
+#define TESS_RUN_OVER_LIST(X) X(MEAN, "mean") X(SUM, "sum")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
@@ -168,6 +173,21 @@ typedef enum tess_run_code_init {
     TESS_RUN_CODE_INIT_LIST(X)
 #undef X
 } tess_run_code_init;
+typedef enum tess_run_estimator {
+#define X(name, text) TESS_RUN_ESTIMATOR_##name,
+    TESS_RUN_ESTIMATOR_LIST(X)
+#undef X
+} tess_run_estimator;
+typedef enum tess_run_update {
+#define X(name, text) TESS_RUN_UPDATE_##name,
+    TESS_RUN_UPDATE_LIST(X)
+#undef X
+} tess_run_update;
+typedef enum tess_run_over {
+#define X(name, text) TESS_RUN_OVER_##name,
+    TESS_RUN_OVER_LIST(X)
+#undef X
+} tess_run_over;
 typedef enum tess_run_sharding {
 #define X(name, text) TESS_RUN_SHARDING_##name,
     TESS_RUN_SHARDING_LIST(X)
@@ -217,12 +237,13 @@ typedef struct tess_run_patterns {
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "HF directory or GGUF file; required by every family but kmeans. The weights' identity " \
+      "HF directory or GGUF file; required by language models. The weights' identity " \
       "(base id) is checked by content, not by path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
       FREE, \
       "Model family; auto takes it from the model's own config. The family that was taken enters " \
-      "the numerics digest. kmeans: codebooks over vectors, by section quantizer.") \
+      "the numerics digest. kmeans: codebooks over vectors, by section quantizer; rqvae: an " \
+      "encoder, codebooks and a decoder over vectors, all trained.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
@@ -304,8 +325,9 @@ typedef struct tess_run_patterns {
 
 #define TESS_RUN_DATA_KEYS(X) \
     X(data, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
-      "Token file made by tessera tokenize; with family kmeans vectors (.fvecs, .bvecs, .ivecs, " \
-      ".fbin, .u8bin, .i8bin, .npy, HDF5). The digest, not the path, enters the numerics digest.") \
+      "Token file made by tessera tokenize; with family kmeans or rqvae vectors (.fvecs, " \
+      ".bvecs, .ivecs, .fbin, .u8bin, .i8bin, .npy, HDF5). The digest, not the path, enters the " \
+      "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, or vectors; without it nothing is evaluated.") \
     X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
@@ -322,7 +344,7 @@ typedef struct tess_run_patterns {
     X(train, steps, "steps", int64_t, INT, "", "100", 1, 1000000000, NUMERICS, \
       "Optimizer steps of the whole run.") \
     X(train, micro_batch, "micro_batch", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
-      "Sequences per micro-batch.") \
+      "Sequences, or vectors, per micro-batch.") \
     X(train, micro_batches, "micro_batches", int64_t, INT, "", "8", 1, 1048576, NUMERICS, \
       "Micro-batches per step over all ranks (M); results do not depend on the number of " \
       "ranks.") \
@@ -414,10 +436,12 @@ typedef struct tess_run_patterns {
     X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "auto", 0, \
       0, NUMERICS, \
       "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn " \
-      "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else sample.") \
+      "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else sample. " \
+      "With rqvae of what the encoder makes of the first step, level by level: kmeans (auto; " \
+      "quantizer.passes rounds), sample, or random: uniform.") \
     X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
       "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
-      "repeats.") \
+      "repeats. With rqvae the rounds of init kmeans, 10 where it is not given.") \
     X(quantizer, refine, "refine", int64_t, INT, "", "0", 0, 1000000, NUMERICS, \
       "Passes after the last level in which each level is fitted to what all others leave, " \
       "and vectors are assigned again.") \
@@ -428,7 +452,36 @@ typedef struct tess_run_patterns {
     X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
       "auto", 0, 0, FREE, \
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
-      "auto: what fits and sends less. Same bits.")
+      "auto: what fits and sends less. Same bits.") \
+    X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
+      "rqvae: dimension of the codes, and of what the encoder gives.") \
+    X(quantizer, encoder, "encoder", tess_run_ints, INTS, "", TESS_RUN_UNSET, 1, 1048576, \
+      NUMERICS, \
+      "rqvae: sizes of the encoder's hidden layers, such as [512, 256, 128]; the decoder has " \
+      "them backwards. Not set: one linear layer each.") \
+    X(quantizer, bias, "bias", bool, BOOL, "", "true", 0, 0, NUMERICS, \
+      "rqvae: the layers of encoder and decoder have biases.") \
+    X(quantizer, loss, "loss", tess_run_over, ENUM, TESS_RUN_WORDS_(OVER), "mean", 0, 0, \
+      NUMERICS, \
+      "rqvae: squared errors of a vector, of its reconstruction and of each level, are means or " \
+      "sums over elements.") \
+    X(quantizer, commitment, "commitment", double, F64, "", "0.25", 0, 1e6, NUMERICS, \
+      "rqvae: weight of what moves vectors to their codes; what moves codes to vectors has 1.") \
+    X(quantizer, estimator, "estimator", tess_run_estimator, ENUM, TESS_RUN_WORDS_(ESTIMATOR), \
+      "straight-through", 0, 0, NUMERICS, \
+      "rqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \
+      "once, from the sum of codes to the encoder.") \
+    X(quantizer, update, "update", tess_run_update, ENUM, TESS_RUN_WORDS_(UPDATE), "gradient", 0, \
+      0, NUMERICS, \
+      "rqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors " \
+      "they are nearest to, once per step.") \
+    X(quantizer, decay, "decay", double, F64, "", "0.99", 0, 0.999999, NUMERICS, \
+      "update ema: decay of the averages.") \
+    X(quantizer, threshold, "threshold", double, F64, "", "0.0", 0, 1e9, NUMERICS, \
+      "update ema: codes whose average of hits per step, over all ranks, falls below it are " \
+      "replaced by vectors of the step; 0: none are.") \
+    X(quantizer, window, "window", int64_t, INT, "", "50", 1, 1000000000, FREE, \
+      "rqvae: steps over which usage and errors of levels are counted before they are reported.")
 
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \

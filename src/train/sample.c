@@ -140,7 +140,7 @@ static tess_status prepare(sampler *p)
 
 tess_status tess_session_sample(tess_session *s, const tess_sample_request *request, char **text)
 {
-    TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
+    TESS_CHECK(!tess_run_is_vectors(s->run), TESS_E_UNSUPPORTED,
                "sample: the run trains codebooks over vectors: use tessera encode and decode");
     sampler p = {.s = s, .request = request};
     size_t nbytes = 0;

@@ -113,128 +113,10 @@ static tess_status make_description(tess_session *s)
                                 .kernels = s->kernels,
                                 .adapter = s->options.adapter};
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
-    return session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d));
-}
-
-/* ---- data ---- */
-
-static tess_dataset_config dataset_config(const tess_session *s, bool is_train)
-{
-    return (tess_dataset_config){.sequence_numel = s->run->data.sequence_length,
-                                 .packing = s->run->data.packing,
-                                 .shuffle = is_train,
-                                 .ignores_mask = !s->run->data.mask_prompt,
-                                 .seed = (uint64_t)s->run->train.seed,
-                                 .vocab_numel = s->d.config.vocab_numel,
-                                 .resident_limit_nbytes = TESS_DATASET_RESIDENT_NBYTES};
-}
-
-static tess_status open_dataset(tess_session *s, const char *path, bool is_train, int64_t *left,
-                                tess_dataset **out)
-{
-    tess_dataset_config config = dataset_config(s, is_train);
-    tess_dataset_memory memory;
-    tess_token_file *file = NULL;
-    tess_io_kind kind = TESS_IO_MISSING;
-    int64_t nbytes = 0;
-    TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
-    TESS_CHECK(kind != TESS_IO_MISSING, TESS_E_IO,
-               "%s: there is no file '%s'; make it with `tessera tokenize`",
-               is_train ? "data.path" : "data.eval_path", path);
-    TESS_TRY(tess_token_file_open(s->ctx, path, &file));
-    tess_status st = tess_dataset_plan(tess_token_file_get_info(file), &config, &memory);
-    if (st == TESS_OK) {
-        *left -= (int64_t)(memory.index_nbytes + memory.scratch_nbytes);
-        config.resident_limit_nbytes = TESS_MIN(config.resident_limit_nbytes, TESS_MAX(*left, 0));
-        st = tess_dataset_plan(tess_token_file_get_info(file), &config, &memory);
-    }
-    tess_token_file_close(&file);
-    TESS_TRY(st);
-    *left -= (int64_t)memory.resident_nbytes;
-    return tess_dataset_open(s->ctx, path, &config, out);
-}
-
-/* A plan knows no files: what their indices need beyond its allowance must fit beside it. */
-static tess_status check_data_fits(const tess_session *s, int64_t left)
-{
-    const tess_plan *plan = s->d.plan;
-    const size_t over = left < 0 ? (size_t)-left : 0, limit = plan->options.memory_limit_nbytes;
-    TESS_CHECK(over == 0 || limit == 0 || plan->total_nbytes + over <= limit, TESS_E_FIT,
-               "data: the documents' index needs %zu bytes beyond its %d; with them the plan's %zu "
-               "bytes exceed the limit of %zu; join documents, or raise compute.memory_limit",
-               over, TESS_DATA_NBYTES, plan->total_nbytes, limit);
-    if (over > 0)
-        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
-                      "data: the documents' index needs %zu bytes more than the plan counts", over);
+    TESS_TRY(session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d)));
+    if (tess_run_is_rqvae(s->run))
+        s->run->quantizer.dim = s->d.vector_dim; /* run.yaml as resolved says it */
     return TESS_OK;
-}
-
-static tess_status open_data(tess_session *s)
-{
-    int64_t left = TESS_DATA_NBYTES;
-    tess_status st = TESS_OK;
-    if (!s->options.needs_data)
-        return TESS_OK;
-    if (s->options.kind == TESS_SESSION_TRAIN)
-        st = open_dataset(s, s->run->data.path, true, &left, &s->train_data);
-    if (st == TESS_OK && s->run->data.eval_path != NULL)
-        st = open_dataset(s, s->run->data.eval_path, false, &left, &s->eval_data);
-    if (st == TESS_OK)
-        st = check_data_fits(s, left);
-    return session_agree(s, st);
-}
-
-static tess_status carve_batch(tess_session *s)
-{
-    const int64_t token_numel = s->run->train.micro_batch * s->run->data.sequence_length;
-    const int64_t stride = tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES) / 4;
-    int32_t *base = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
-    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
-    s->batch_in = (tess_dataset_batch){base, base + stride, base + 2 * stride, base + 3 * stride};
-    const int32_t *read = base;
-    if (tess_runtime_device(s->rt)->space != TESS_HOST)
-        read =
-            (const int32_t *)(const void *)((const char *)mirror.data + mirror.numel) - 4 * stride;
-    s->batch = (tess_token_batch){.token_numel = token_numel,
-                                  .sequence_numel = s->run->train.micro_batch,
-                                  .tokens = read,
-                                  .labels = read + stride,
-                                  .positions = read + 2 * stride,
-                                  .doc_start = read + 3 * stride,
-                                  .host_labels = s->batch_in.labels,
-                                  .logits_token_idx = -1};
-    s->batch_numel = 4 * stride;
-    return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
-}
-
-/* The host's arrays may be written again once the last copy of them is done. */
-tess_status session_begin_batch(tess_session *s) { return tess_event_finish(&s->batch_read); }
-
-tess_status session_send_batch(tess_session *s)
-{
-    s->batch.document_numel = 0;
-    for (int64_t i = 0; i < s->batch.token_numel; i++)
-        s->batch.document_numel += s->batch_in.doc_start[i] == i;
-    if (s->batch.tokens == s->batch_in.tokens)
-        return TESS_OK;
-    tess_stream *stream = tess_runtime_stream(s->rt);
-    const tess_view dst = {(void *)(uintptr_t)s->batch.tokens, s->batch_numel, TESS_I32,
-                           tess_runtime_device(s->rt)->space};
-    const int span = tess_trace_begin(stream->tracer, TESS_TRACE_COMPUTE, "copy batch",
-                                      (int64_t)tess_view_nbytes(dst), stream);
-    TESS_TRY(tess_device_copy(tess_runtime_device(s->rt), dst,
-                              tess_view_host(s->batch_in.tokens, s->batch_numel, TESS_I32),
-                              stream));
-    tess_trace_end(stream->tracer, span, stream);
-    return tess_event_record(&s->batch_read, stream);
-}
-
-tess_status session_fill_batch(tess_session *s, int64_t micro_batch_idx)
-{
-    const int64_t b = s->run->train.micro_batch;
-    TESS_TRY(session_begin_batch(s));
-    TESS_TRY(tess_dataset_fill(s->train_data, micro_batch_idx * b, b, &s->batch_in));
-    return session_send_batch(s);
 }
 
 /* ---- open ---- */
@@ -283,14 +165,16 @@ static tess_status open_inside(tess_session *s)
 {
     TESS_TRY(parse_run(s));
     TESS_TRY(choose_kernels(s));
-    if (tess_run_is_vectors(s->run))
+    if (tess_run_is_kmeans(s->run))
         return session_vectors_open(s);
+    s->feed = tess_run_is_rqvae(s->run) ? &session_vector_feed : &session_token_feed;
     TESS_TRY(make_description(s));
-    TESS_TRY(open_data(s));
+    if (s->options.needs_data)
+        TESS_TRY(s->feed->open(s));
     TESS_TRY(session_list_numerics(s));
     TESS_TRY(session_agree_on_contract(s));
     TESS_TRY(create_runtime(s));
-    TESS_TRY(session_agree(s, carve_batch(s)));
+    TESS_TRY(session_agree(s, s->feed->carve(s)));
     return session_load(s);
 }
 
@@ -330,6 +214,7 @@ void tess_session_close(tess_session **inout)
     tess_pool_destroy(&s->pool);
     tess_dataset_close(&s->train_data);
     tess_dataset_close(&s->eval_data);
+    session_vector_feed_close(s);
     tess_description_fini(&s->d);
     tess_free(s->source_file);
     tess_free(s->source_path);
@@ -419,8 +304,8 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     tess_free(source);
     if (st != TESS_OK)
         return st;
-    st = tess_run_is_vectors(run) ? session_vectors_plan(ctx, run, request, text)
-                                  : describe_for(ctx, run, request, device, text);
+    st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, text)
+                                 : describe_for(ctx, run, request, device, text);
     tess_run_destroy(&run);
     return st;
 }

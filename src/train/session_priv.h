@@ -9,10 +9,51 @@
 #include "train/dataset.h"
 #include "train/describe.h"
 #include "train/session.h"
+#include "train/vectors.h"
 
 TESS_BEGIN_DECLS
 
 typedef struct vectors_session vectors_session;
+typedef struct vector_feed vector_feed;
+struct tess_metrics;
+
+/** One of the two sources of a run, as contracts and listings know it. */
+typedef struct session_source {
+    char digest[TESS_VECTORS_DIGEST_TEXT_NBYTES]; /* "": not open */
+    int64_t sequence_numel;                       /* or vectors; 0: not open */
+} session_source;
+
+/** How a model gets its data: tokens or vectors. Elements with a loss are tokens, or vectors. */
+typedef struct session_feed {
+    /** Open data.path and data.eval_path and say what they are in `source`. Collective. */
+    tess_status (*open)(tess_session *s);
+    /** The batch over the DATA arena. Local. */
+    tess_status (*carve)(tess_session *s);
+    /** Micro-batch `micro_batch_idx` (global number over the whole run) of training. Local. */
+    tess_status (*fill)(tess_session *s, int64_t micro_batch_idx, const void **batch);
+    /** Elements with a loss in the step that comes. Collective. */
+    tess_status (*count)(tess_session *s, int64_t *loss_numel);
+    /** Held-out sequences [first, first + numel). Local. */
+    tess_status (*fill_eval)(tess_session *s, int64_t first, int64_t numel, const void **batch,
+                             int64_t *loss_numel);
+    /** After a step, and after an evaluation: what the feed counts beside the loss goes into
+     * `metrics` (rank 0; may be NULL). NULL: nothing. Collective. */
+    tess_status (*stepped)(tess_session *s, struct tess_metrics *metrics);
+    tess_status (*evaluated)(tess_session *s, struct tess_metrics *metrics);
+    /** Before a save: state of the feed moves to the rank that saves it. NULL: it has none.
+     * Collective. */
+    tess_status (*before_save)(tess_session *s);
+    /** Add its records. NULL: none. Local. */
+    void (*add_records)(tess_session *s);
+    /** Masters that a fresh run takes from its data. NULL: none. Collective. */
+    tess_status (*start)(tess_session *s);
+    /** After a checkpoint was loaded. NULL: nothing. Collective. */
+    tess_status (*resumed)(tess_session *s);
+} session_feed;
+
+extern const session_feed session_token_feed, session_vector_feed;
+/** NULL is fine. Local. */
+void session_vector_feed_close(tess_session *s);
 
 enum { TESS_TOKENIZER_LIMIT_NBYTES = 64 << 20 };
 
@@ -43,6 +84,9 @@ struct tess_session {
     char kernel_path[48];
     tess_pool *pool;
     tess_runtime *rt;
+    const session_feed *feed;
+    session_source source[2]; /* training, evaluation */
+    vector_feed *vector;      /* of session_vector_feed */
     tess_dataset *train_data, *eval_data;
     tess_token_batch batch;      /* over the DATA arena */
     tess_dataset_batch batch_in; /* the arrays as the host writes them */
@@ -88,6 +132,8 @@ TESS_MUST_CHECK tess_status session_connect_devices(tess_session *s);
 TESS_MUST_CHECK tess_status session_enroll_arenas(tess_session *s);
 /** Give fabric and device back; NULLs are fine. Collective as tess_comm_destroy(). */
 void session_close_device(tess_session *s);
+
+static inline bool session_has_eval(const tess_session *s) { return *s->source[1].digest != '\0'; }
 
 /** Pass on the verdict of a section in which peers may now wait for this rank. */
 tess_status session_section(tess_session *s, tess_status st);
@@ -192,6 +238,8 @@ TESS_MUST_CHECK tess_status session_collect(tess_session *s, const session_colle
                                             void *arg);
 /** Whether a tensor is what an adapter started as: frozen, f32. Local. */
 bool session_is_initial(const tess_param *p);
+/** All trained tensors in f32, as `dir`/model.safetensors. Collective. */
+TESS_MUST_CHECK tess_status session_export_tensors(tess_session *s, const char *dir);
 /** The adapter as a PEFT directory. Collective. */
 TESS_MUST_CHECK tess_status session_export_peft(tess_session *s,
                                                 const tess_export_request *request);

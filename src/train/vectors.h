@@ -22,6 +22,7 @@
 #include "core/ctx.h"
 #include "core/digest.h"
 #include "core/status.h"
+#include "dist/comm.h"
 
 TESS_BEGIN_DECLS
 
@@ -75,6 +76,16 @@ void tess_vectors_digest_add(tess_logical_hash *digest, const float *x, int64_t 
 /** "1000000x128/" and 32 hex digits. Local. */
 void tess_vectors_digest_text(const tess_logical_hash *digest, int64_t vector_numel, int64_t dim,
                               char text[TESS_VECTORS_DIGEST_TEXT_NBYTES]);
+
+/**
+ * Read all vectors once, each rank its blocks: their identity, and a refusal of numbers that are
+ * not finite. Collective over `comm`.
+ * @param key  of the run file, for messages
+ * @return TESS_E_FORMAT names the first such number of the lowest rank that found one; and as
+ * tess_vectors_read
+ */
+TESS_MUST_CHECK tess_status tess_vectors_scan(tess_comm *comm, tess_vectors *vectors,
+                                              const char *key, tess_logical_hash *digest);
 
 typedef struct tess_vectors_writer tess_vectors_writer;
 

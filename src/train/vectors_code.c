@@ -21,8 +21,9 @@ static int64_t column_numel(const vectors_session *v)
 static tess_status need_codebooks(const tess_session *s)
 {
     TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG,
-               "the checkpoint is of a language model; codebooks come from runs with model.family "
-               "kmeans");
+               "the checkpoint is of a run with a model (%s); codebooks come from runs with "
+               "model.family kmeans",
+               s->d.family_name);
     return TESS_OK;
 }
 

@@ -117,6 +117,43 @@ static void test_swiglu_extreme_gates_are_finite(void **state)
     assert_true(d_gate[1] == 1.0f && d_gate[0] == 0.0f);
 }
 
+static tess_status call_relu(void *ctx, tess_stream *s)
+{
+    const problem *p = ctx;
+    const tess_relu_args a = {p->in[0].view, p->in[1].view, p->out[0].view};
+    return tess_cpu_relu(&a, s);
+}
+
+/* Nothing is rounded: the input itself or 0. */
+static void test_relu_matches_rule(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2 * TESS_NELEM(sizes); i++) {
+        problem p = problem_create(i % 2 ? TESS_BF16 : TESS_F32, sizes[i / 2]);
+        for (int64_t k = 0; k < sizes[i / 2]; k++)
+            p.ref[0][k] = p.in[1].value[k] <= 0.0 ? 0.0 : p.in[0].value[k];
+        run(&p, call_relu);
+        problem_destroy(&p);
+    }
+}
+
+/* In place, and NaN is not hidden. */
+static void test_relu_keeps_nan_and_clears_minus_zero(void **state)
+{
+    (void)state;
+    float x[5] = {NAN, -0.0f, -1.0f, 2.0f, INFINITY};
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    const tess_view v = tess_view_host(x, 5, TESS_F32);
+    const tess_relu_args a = {v, v, v};
+    assert_int_equal(tess_cpu_relu(&a, &s), TESS_OK);
+    assert_true(isnan(x[0]) && x[1] == 0.0f && !signbit(x[1]) && x[2] == 0.0f && x[3] == 2.0f &&
+                isinf(x[4]));
+    const tess_relu_args crossed = {tess_view_host(x + 1, 4, TESS_F32),
+                                    tess_view_host(x, 4, TESS_F32), tess_view_host(x, 4, TESS_F32)};
+    assert_refused(tess_cpu_relu(&crossed, &s), TESS_E_ARG, "overlaps x in part");
+}
+
 static tess_status call_add(void *ctx, tess_stream *s)
 {
     const problem *p = ctx;
@@ -412,6 +449,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_swiglu_matches_reference),
         cmocka_unit_test(test_swiglu_extreme_gates_are_finite),
+        cmocka_unit_test(test_relu_matches_rule),
+        cmocka_unit_test(test_relu_keeps_nan_and_clears_minus_zero),
         cmocka_unit_test(test_add_matches_reference),
         cmocka_unit_test(test_add_bias_matches_reference),
         cmocka_unit_test(test_sum_rows_matches_reference),

@@ -332,6 +332,11 @@ static void test_means_and_residuals(void **state)
     assert_int_equal(tess_cpu_code_residual(&residual, &s), TESS_OK);
     const float left[] = {2.5f, 3, 1, 2, 1, 1};
     assert_memory_equal(dst, left, sizeof left);
+    const uint64_t key[] = {tess_key_make(0.25f, 7), TESS_NO_KEY};
+    uint32_t found[2];
+    const tess_code_row_args rows = {key, found, 2};
+    assert_int_equal(tess_cpu_code_row(&rows, &s), TESS_OK);
+    assert_true(found[0] == 7 && found[1] == TESS_NO_CODE);
     const uint32_t outside[] = {0, 2, 1};
     const tess_code_residual_args wrong = {x, parent, table, outside, 3, 2, 2, dst};
     assert_refused(tess_cpu_code_residual(&wrong, &s), TESS_E_RANGE, "row 2 of vector 1");

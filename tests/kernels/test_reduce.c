@@ -140,6 +140,21 @@ static void test_exact_add_counts_what_is_not_finite(void **state)
     assert_true(tess_exact_round(&acc) == 0x1p-1000);
 }
 
+/* Terms ascending, in fp64: the first two cancel before the third is added. */
+static void test_mix_adds_terms_in_order(void **state)
+{
+    (void)state;
+    double x[] = {1e300, 3.0, -1e300, 5.0, 1.0, 7.0};
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    tess_mix_args a = {
+        .x = x, .weight = {1.0, 1.0, 0.5}, .term_numel = 3, .row_numel = 2, .out = x};
+    assert_int_equal(tess_cpu_mix(&a, &s), TESS_OK);
+    assert_true(x[0] == 0.5 && x[1] == 11.5);
+    a.term_numel = TESS_MIX_TERM_MAX + 1;
+    assert_refused(tess_cpu_mix(&a, &s), TESS_E_RANGE, "66 terms");
+}
+
 static void test_reduce_wrong_arguments_are_refused(void **state)
 {
     (void)state;
@@ -157,6 +172,7 @@ int main(void)
         cmocka_unit_test(test_square_norm_matches_rule_and_reference),
         cmocka_unit_test(test_sum_adds_in_ascending_order),
         cmocka_unit_test(test_exact_add_counts_what_is_not_finite),
+        cmocka_unit_test(test_mix_adds_terms_in_order),
         cmocka_unit_test(test_reduce_wrong_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -89,18 +89,33 @@ static const struct {
      "adafactor-momentum"},
     {TESS_RUN_KEY_train_muon_momentum, TESS_RUN_KEY_train_optimizer, "muon"},
     {TESS_RUN_KEY_train_muon_scale, TESS_RUN_KEY_train_optimizer, "muon"},
+    {TESS_RUN_KEY_quantizer_decay, TESS_RUN_KEY_quantizer_update, "ema"},
+    {TESS_RUN_KEY_quantizer_threshold, TESS_RUN_KEY_quantizer_update, "ema"},
 };
+
+/* A family that reads `changed`: the first of these. */
+static tess_run family_of(tess_run_key_idx changed)
+{
+    static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
+                                             TESS_RUN_FAMILY_RQVAE};
+    tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
+    for (int i = 0; i < TESS_NELEM(family); i++) {
+        run.model.family = family[i];
+        if (changed == TESS_RUN_KEY_NUMEL || run_family_reads(&run, changed))
+            break;
+    }
+    return run;
+}
 
 /* Whether a file about `changed` has this key; what another one needs goes into `value`. */
 static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char value[64])
 {
-    const bool is_of_vectors = changed != TESS_RUN_KEY_NUMEL &&
-                               strcmp(tess_run_key_at(changed)->section, "quantizer") == 0;
-    const tess_run family = {.model.family =
-                                 is_of_vectors ? TESS_RUN_FAMILY_KMEANS : TESS_RUN_FAMILY_AUTO};
+    const tess_run family = family_of(changed);
     bool is_in = run_family_reads(&family, key);
-    if (is_of_vectors && key == TESS_RUN_KEY_model_family)
-        snprintf(value, 64, "kmeans");
+    if (tess_run_is_vectors(&family) && key == TESS_RUN_KEY_model_family)
+        snprintf(value, 64, tess_run_is_rqvae(&family) ? "rqvae" : "kmeans");
+    if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
+        snprintf(value, 64, "sample");
     for (int i = 0; i < TESS_NELEM(needs); i++) {
         if (needs[i].key == key && key != changed)
             is_in = false;
@@ -109,6 +124,10 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     }
     const bool is_of_adafactor = changed == TESS_RUN_KEY_train_adafactor_relative_step ||
                                  changed == TESS_RUN_KEY_train_adafactor_scale_parameter;
+    const bool is_of_averages =
+        changed == TESS_RUN_KEY_quantizer_decay || changed == TESS_RUN_KEY_quantizer_threshold;
+    if (is_of_averages && key == TESS_RUN_KEY_train_ema_decay)
+        return false; /* no average of averages */
     const bool is_of_others = key == TESS_RUN_KEY_train_beta2 || key == TESS_RUN_KEY_train_eps;
     return is_in && !(is_of_adafactor && is_of_others);
 }

@@ -1,0 +1,314 @@
+/* Stage calls of an RQ-VAE: 0 encoder, 1 quantizer, 2 decoder with the loss. */
+#include <inttypes.h>
+
+#include "core/memory.h"
+#include "model/rqvae_priv.h"
+
+tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src)
+{
+    if (host == NULL || ex->is_plan || ex->is_announced)
+        return TESS_OK;
+    return tess_device_copy(ex->call->device, tess_view_host(host, src.numel, src.dt), src,
+                            ex->stream);
+}
+
+static tess_rows rows_of(const tess_exec *ex, tess_view v)
+{
+    return tess_rows_of(v, ex->row_numel, v.numel / ex->row_numel);
+}
+
+/* ---- encoder ---- */
+
+/* Vectors as the first product takes them: in bf16 each value is rounded once. */
+static tess_status enter(tess_exec *ex, tess_view x, tess_view *out)
+{
+    *out = x;
+    if (ex->dt == TESS_F32)
+        return TESS_OK;
+    TESS_TRY(tess_carve_take(&ex->work, x.numel, ex->dt, out));
+    const tess_cast_args args = {.src = x, .dst = *out};
+    return TESS_EXEC_RUN(ex, cast, &args);
+}
+
+static tess_status encoder_forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_perceptron_saved saved;
+    tess_view x = {0};
+    TESS_TRY(tess_perceptron_take_saved(ex, &m->encoder, &ex->saved, &saved));
+    TESS_TRY(enter(ex, io->x, &x));
+    const tess_rows in = rows_of(ex, x), out = rows_of(ex, io->output);
+    TESS_TRY(tess_perceptron_forward(ex, &m->encoder, &in, &saved, &out));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+static tess_status encoder_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_perceptron_saved saved;
+    tess_view x = {0};
+    TESS_TRY(tess_perceptron_take_saved(ex, &m->encoder, &ex->saved, &saved));
+    TESS_TRY(enter(ex, io->x, &x));
+    const tess_perceptron_gradients g = {.x = rows_of(ex, x),
+                                         .d_y = rows_of(ex, io->d_output),
+                                         .d_x = tess_exec_view(ex, NULL, 0, ex->dt)};
+    TESS_TRY(tess_perceptron_backward(ex, &m->encoder, &saved, &g));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* ---- decoder and loss ---- */
+
+/* Squares of a vector: [1 + L, R] f64, of the reconstruction in front of those of the levels. */
+static tess_status row_squares(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                               tess_view y, tess_view *out)
+{
+    const int levels = m->config.level_numel;
+    TESS_TRY(tess_carve_take_2d(&ex->work, 1 + levels, ex->row_numel, TESS_F64, out));
+    const tess_coded_rows rows = {.codes = y.data,
+                                  .row_numel = ex->row_numel,
+                                  .dim = m->config.dim,
+                                  .code_numel = ex->row_numel};
+    const tess_quantizer_row_loss_args args = {.rows = rows, .x = io->x.data, .out = out->data};
+    TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &args));
+    const tess_view behind = tess_view_rows(*out, 1, levels, ex->row_numel);
+    TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, levels, ex->row_numel),
+                                 tess_rows_of(io->square, levels, ex->row_numel)));
+    return tess_rqvae_give(ex, io->batch->square, *out);
+}
+
+/* Loss of every vector from its squares, and their sum in the order of vectors. */
+static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                              tess_view y)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view square = {0};
+    TESS_TRY(row_squares(m, ex, io, y, &square));
+    tess_mix_args mix = {.x = square.data,
+                         .weight = {m->reconstruction_weight},
+                         .term_numel = 1 + m->config.level_numel,
+                         .row_numel = ex->row_numel,
+                         .out = square.data};
+    for (int l = 1; l <= m->config.level_numel; l++)
+        mix.weight[l] =
+            m->level_weight * ((m->config.is_averaged ? 0.0 : 1.0) + m->config.commitment);
+    const tess_sum_args sum = {.x = square.data, .numel = ex->row_numel, .out = io->loss_sum};
+    TESS_TRY(TESS_EXEC_RUN(ex, mix, &mix));
+    TESS_TRY(TESS_EXEC_RUN(ex, sum, &sum));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* Reconstruction y [R, D] f32 and the losses. */
+static tess_status reconstruct(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                               tess_perceptron_saved *saved, tess_view *y)
+{
+    TESS_TRY(tess_perceptron_take_saved(ex, &m->decoder, &ex->work, saved));
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.dim, TESS_F32, y));
+    const tess_rows in = rows_of(ex, io->input), out = rows_of(ex, *y);
+    TESS_TRY(tess_perceptron_forward(ex, &m->decoder, &in, saved, &out));
+    return add_losses(m, ex, io, *y);
+}
+
+static tess_status decoder_forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_perceptron_saved saved;
+    tess_view y = {0};
+    TESS_TRY(reconstruct(m, ex, io, &saved, &y));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* d_y = 2 rec (y - x) / T, in place of y, then in the compute dtype. */
+static tess_status loss_gradient(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                                 tess_view y, tess_view *d_y)
+{
+    const double scale = 2.0 * m->reconstruction_weight * (double)io->grad_scale;
+    const tess_coded_rows x = {.codes = io->x.data,
+                               .row_numel = ex->row_numel,
+                               .dim = m->config.dim,
+                               .code_numel = ex->row_numel};
+    tess_view d = {0};
+    TESS_TRY(tess_carve_take(&ex->work, y.numel, TESS_F32, &d));
+    const tess_quantizer_backward_args args = {
+        .rows = x, .x = y.data, .commitment = (float)scale, .d_x = d.data};
+    TESS_TRY(TESS_RQVAE_RUN(ex, backward, &args));
+    return enter(ex, d, d_y);
+}
+
+static tess_status decoder_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_perceptron_saved saved;
+    tess_view y = {0}, d_y = {0};
+    TESS_TRY(reconstruct(m, ex, io, &saved, &y));
+    TESS_TRY(loss_gradient(m, ex, io, y, &d_y));
+    const tess_perceptron_gradients g = {
+        .x = rows_of(ex, io->input), .d_y = rows_of(ex, d_y), .d_x = io->d_input};
+    TESS_TRY(tess_perceptron_backward(ex, &m->decoder, &saved, &g));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* ---- calls ---- */
+
+static tess_status forward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
+                           const tess_rqvae_io *io)
+{
+    if (stage_idx == TESS_RQVAE_ENCODER)
+        return encoder_forward(m, ex, io);
+    return stage_idx == TESS_RQVAE_QUANTIZER ? tess_rqvae_quantize(m, ex, io)
+                                             : decoder_forward(m, ex, io);
+}
+
+static tess_status backward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
+                            const tess_rqvae_io *io)
+{
+    if (stage_idx == TESS_RQVAE_ENCODER)
+        return encoder_backward(m, ex, io);
+    return stage_idx == TESS_RQVAE_QUANTIZER ? tess_rqvae_quantize_backward(m, ex, io)
+                                             : decoder_backward(m, ex, io);
+}
+
+/* What passes between stages: rows of dimension d, behind those of the quantizer its squares. */
+static tess_status take_edge(const tess_rqvae *m, const tess_exec *ex, tess_carve *carve,
+                             bool has_squares, tess_view v[2])
+{
+    TESS_TRY(tess_carve_take_2d(carve, ex->row_numel, m->config.code_dim, ex->dt, &v[0]));
+    if (!has_squares)
+        return TESS_OK;
+    return tess_carve_take_2d(carve, m->config.level_numel, ex->row_numel, TESS_F64, &v[1]);
+}
+
+static tess_status take_codes(const tess_rqvae *m, tess_exec *ex, int stage_idx, tess_rqvae_io *io)
+{
+    if (stage_idx != TESS_RQVAE_QUANTIZER)
+        return TESS_OK;
+    return tess_carve_take_2d(&ex->saved, m->config.level_numel, ex->row_numel, TESS_I32,
+                              &io->code);
+}
+
+/* ---- plan ---- */
+
+static const tess_vector_batch nothing = {0};
+
+static tess_status plan_io(const tess_rqvae *m, tess_exec *ex, int stage_idx, tess_rqvae_io *io,
+                           size_t *output_nbytes)
+{
+    const bool is_quantizer = stage_idx == TESS_RQVAE_QUANTIZER;
+    tess_carve edge = tess_carve_make("edge", (tess_view){0}, true);
+    tess_view v[2] = {{0}, {0}};
+    io->batch = &nothing;
+    TESS_TRY(take_edge(m, ex, &edge, is_quantizer, v));
+    *output_nbytes = stage_idx == TESS_RQVAE_DECODER ? 0 : edge.peak_nbytes;
+    io->input = io->output = io->d_output = io->d_input = v[0];
+    io->square = tess_view_host(NULL, m->config.level_numel * ex->row_numel, TESS_F64);
+    io->x = tess_view_host(NULL, ex->row_numel * m->config.dim, TESS_F32);
+    return take_codes(m, ex, stage_idx, io);
+}
+
+tess_status tess_rqvae_plan_stage(const tess_rqvae *m, const tess_registry *reg, int stage_idx,
+                                  tess_stage *stage)
+{
+    tess_exec ex = {.kernels = m->kernels,
+                    .registry = reg,
+                    .dt = m->dt,
+                    .thread_numel = m->thread_numel,
+                    .is_plan = true,
+                    .is_padded = m->kernels->wants_adjacent_terms,
+                    .row_numel = m->row_numel};
+    tess_rqvae_io io = {0};
+    ex.saved = tess_carve_make("saved", (tess_view){0}, true);
+    ex.work = tess_carve_make("work", (tess_view){0}, true);
+    TESS_TRY(plan_io(m, &ex, stage_idx, &io, &stage->output_nbytes));
+    const size_t begin = ex.saved.used_nbytes;
+    TESS_TRY(forward(m, &ex, stage_idx, &io));
+    ex.saved.used_nbytes = begin; /* backward carves the same buffers again */
+    TESS_TRY(backward(m, &ex, stage_idx, &io));
+    stage->saved_nbytes = ex.saved.peak_nbytes;
+    stage->work_nbytes = ex.work.peak_nbytes;
+    stage->is_fused_loss = stage_idx == TESS_RQVAE_DECODER;
+    stage->skips_output = true;
+    return TESS_OK;
+}
+
+/* ---- one call ---- */
+
+static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_exec *ex,
+                         tess_rqvae_io *io)
+{
+    const tess_vector_batch full = {.vector_numel = m->row_numel};
+    const bool is_announced = tess_call_is_announced(call->mode);
+    const tess_vector_batch *batch = is_announced ? &full : call->batch;
+    TESS_CHECK(call->stage_idx >= 0 && call->stage_idx < TESS_RQVAE_STAGE_NUMEL, TESS_E_ARG,
+               "stage %d of %d", call->stage_idx, TESS_RQVAE_STAGE_NUMEL);
+    TESS_CHECK(batch != NULL && batch->vector_numel > 0 && batch->vector_numel <= m->row_numel,
+               TESS_E_ARG,
+               "micro-batch of %" PRId64 " vectors: expected 1 to %" PRId64 " as planned",
+               batch == NULL ? 0 : batch->vector_numel, m->row_numel);
+    *ex = (tess_exec){.kernels = call->kernels,
+                      .registry = call->registry,
+                      .call = call,
+                      .stream = call->stream,
+                      .space = call->device->space,
+                      .is_announced = is_announced,
+                      .is_padded = call->kernels->wants_adjacent_terms,
+                      .dt = m->dt,
+                      .thread_numel = m->thread_numel,
+                      .row_numel = batch->vector_numel};
+    ex->saved = tess_carve_make("saved", call->saved, false);
+    ex->work = tess_carve_make("work", call->work, false);
+    *io = (tess_rqvae_io){.batch = is_announced ? &nothing : batch,
+                          .grad_scale = call->grad_scale,
+                          .loss_sum = call->loss_sum};
+    io->x =
+        tess_exec_view(ex, (void *)(uintptr_t)batch->x, ex->row_numel * m->config.dim, TESS_F32);
+    return take_codes(m, ex, call->stage_idx, io);
+}
+
+/* An edge over the bytes of a call; `bytes` may be absent. */
+static tess_status edge_of(const tess_rqvae *m, const tess_exec *ex, const char *name,
+                           tess_view bytes, bool has_squares, tess_view v[2])
+{
+    tess_carve carve = tess_carve_make(name, bytes, false);
+    v[0] = v[1] = tess_exec_view(ex, NULL, 0, ex->dt);
+    return bytes.numel == 0 ? TESS_OK : take_edge(m, ex, &carve, has_squares, v);
+}
+
+static tess_status call_forward(void *model, const tess_stage_call *call)
+{
+    const tess_rqvae *m = model;
+    tess_exec ex;
+    tess_rqvae_io io;
+    tess_view in[2], out[2];
+    TESS_TRY(begin(m, call, &ex, &io));
+    const int s = call->stage_idx;
+    TESS_TRY(edge_of(m, &ex, "input", call->input, s == TESS_RQVAE_DECODER, in));
+    TESS_TRY(edge_of(m, &ex, "output", call->output, s == TESS_RQVAE_QUANTIZER, out));
+    io.input = in[0];
+    io.output = out[0];
+    io.square = s == TESS_RQVAE_DECODER ? in[1] : out[1];
+    return forward(m, &ex, s, &io);
+}
+
+static tess_status call_backward(void *model, const tess_stage_call *call)
+{
+    const tess_rqvae *m = model;
+    tess_exec ex;
+    tess_rqvae_io io;
+    tess_view in[2], d_in[2], d_out[2];
+    TESS_TRY(begin(m, call, &ex, &io));
+    const bool has_squares = call->stage_idx == TESS_RQVAE_DECODER;
+    TESS_TRY(edge_of(m, &ex, "input", call->input, has_squares, in));
+    TESS_TRY(edge_of(m, &ex, "d_output", call->d_output, false, d_out));
+    TESS_TRY(edge_of(m, &ex, "d_input", call->d_input, false, d_in));
+    io.input = in[0];
+    io.square = in[1];
+    io.d_output = d_out[0];
+    io.d_input = d_in[0];
+    return backward(m, &ex, call->stage_idx, &io);
+}
+
+const tess_stage_ops tess_rqvae_stage_ops = {.forward = call_forward, .backward = call_backward};

@@ -1,0 +1,34 @@
+/** An RQ-VAE from its run file: nothing but keys and the dimension of the vectors. */
+#pragma once
+
+#include "train/describe.h"
+
+TESS_BEGIN_DECLS
+
+/** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
+typedef struct tess_vector_layout {
+    int64_t row_numel, dim, code_numel;
+    int level_numel;
+    int64_t window_numel; /* words of a window: 1 + L exact sums of squares, then L x K counts */
+    bool is_averaged;     /* codes follow moving averages */
+    int64_t code_dim;
+    int64_t kept_numel;    /* vectors of a rank in a step, where codes start from or follow them */
+    int64_t average_numel; /* of a level: averages [K, d], then sizes [K]; 0: there are none */
+    size_t x, code, square, window[2]; /* training, evaluation */
+    size_t kept, embed, average; /* kept vectors, all codes, all averages: of every level */
+    size_t nbytes;
+} tess_vector_layout;
+
+/** Local, pure. @return TESS_E_RANGE sizes overflow */
+TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
+                                                    tess_vector_layout *out);
+/**
+ * Describe the model: registry, model, texts and sizes of `d`, no plan. The dimension is
+ * quantizer.dim, or else what data.path holds. Local.
+ * @return TESS_E_CONFIG, TESS_E_UNSUPPORTED, and as tess_vectors_open
+ */
+TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,
+                                                const tess_launch_shape *launch,
+                                                tess_description *d);
+
+TESS_END_DECLS

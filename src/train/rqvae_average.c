@@ -1,0 +1,157 @@
+/*
+ * Codes that follow moving averages (van den Oord et al. 2017, appendix A.1), on one update per
+ * step from the codes of its start. Every rank holds all averages and makes the same update from
+ * the same exact sums; it saves its range of them.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "shard/draw.h"
+#include "train/rqvae_codes.h"
+
+static const double EPS = 1e-5; /* of vector-quantize-pytorch */
+
+static char *data_at(tess_session *s, size_t offset_nbytes)
+{
+    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
+}
+
+static tess_codebook_rows rows_of(tess_session *s, const tess_vector_layout *v, int level)
+{
+    float *average = (float *)(void *)data_at(s, v->average) + level * v->average_numel;
+    return (tess_codebook_rows){.embed = (float *)(void *)data_at(s, v->embed) +
+                                         level * v->code_numel * v->code_dim,
+                                .embed_avg = average,
+                                .cluster_size = average + v->code_numel * v->code_dim,
+                                .row_numel = v->code_numel,
+                                .dim = v->code_dim};
+}
+
+tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layout)
+{
+    codes_job job;
+    TESS_TRY(codes_begin(s, layout, &job));
+    for (int l = 0; l < layout->level_numel; l++) {
+        const tess_codebook_rows rows = rows_of(s, layout, l);
+        TESS_TRY(codes_gather(&job, l, rows.embed));
+        memcpy(rows.embed_avg, rows.embed,
+               (size_t)(rows.row_numel * rows.dim) * sizeof *rows.embed);
+        for (int64_t k = 0; k < rows.row_numel; k++)
+            rows.cluster_size[k] = 1.0f;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_averages_resume(tess_session *s, const tess_vector_layout *layout)
+{
+    codes_job job;
+    TESS_TRY(codes_begin(s, layout, &job));
+    for (int l = 0; l < layout->level_numel; l++) {
+        const tess_codebook_rows rows = rows_of(s, layout, l);
+        TESS_TRY(codes_gather(&job, l, rows.embed));
+        TESS_TRY(codes_join(&job, rows.embed_avg, layout->average_numel));
+    }
+    return TESS_OK;
+}
+
+/* Sums and counts of the step's vectors, over all ranks; the sums also in f32. */
+static tess_status add_up(codes_job *job, int level)
+{
+    const tess_vector_layout *v = job->at;
+    tess_session *s = job->s;
+    const uint32_t *code = (const uint32_t *)(const void *)data_at(s, v->code);
+    const int64_t numel = v->code_numel * v->code_dim;
+    int exponent = 0;
+    tess_status st = TESS_OK;
+    TESS_TRY(codes_exponent(job, &exponent));
+    memset(job->r.sum, 0, (size_t)numel * sizeof *job->r.sum);
+    memset(job->r.count, 0, (size_t)v->code_numel * sizeof *job->r.count);
+    for (int64_t t = 0; t < job->batch_numel && st == TESS_OK; t++) {
+        const tess_code_sum_args args = {.x = job->x + t * job->stride,
+                                         .row = code + (t * v->level_numel + level) * v->row_numel,
+                                         .vector_numel = v->row_numel,
+                                         .dim = v->code_dim,
+                                         .row_numel = v->code_numel,
+                                         .exponent = exponent,
+                                         .sum = job->r.sum,
+                                         .count = job->r.count};
+        st = s->kernels->code_sum(&args, tess_runtime_stream(s->rt));
+    }
+    TESS_TRY(session_agree(s, st));
+    TESS_TRY(codes_share(job, job->r.sum, numel));
+    TESS_TRY(codes_share(job, job->r.count, v->code_numel));
+    for (int64_t i = 0; i < numel; i++)
+        job->r.code[i] = (float)tess_fixed_value(job->r.sum[i], exponent);
+    return TESS_OK;
+}
+
+static tess_status move(codes_job *job, const tess_codebook_rows *rows)
+{
+    const tess_quantizer_kernels *q = job->s->kernels->quantizers;
+    tess_stream *stream = tess_runtime_stream(job->s->rt);
+    int64_t total = 0;
+    const tess_quantizer_average_args average = {.rows = *rows,
+                                                 .count = job->r.count,
+                                                 .sum = job->r.code,
+                                                 .decay = job->s->run->quantizer.decay};
+    const tess_quantizer_total_args sizes = {
+        .cluster_size = rows->cluster_size, .row_numel = rows->row_numel, .total = &total};
+    TESS_TRY(q->average(&average, stream));
+    TESS_TRY(q->total(&sizes, stream));
+    TESS_TRY(tess_stream_finish(stream));
+    const tess_quantizer_embed_args embed = {.rows = *rows,
+                                             .total = ldexp((double)total, -20),
+                                             .code_numel = rows->row_numel,
+                                             .eps = EPS};
+    return q->embed(&embed, stream);
+}
+
+/* Codes that too few vectors came to begin again at vectors of the step. */
+static tess_status replace(codes_job *job, const tess_codebook_rows *rows, int level)
+{
+    tess_session *s = job->s;
+    const double threshold = s->run->quantizer.threshold;
+    int64_t expired_numel = 0, numel = 0;
+    const tess_quantizer_expire_args expire = {.cluster_size = rows->cluster_size,
+                                               .row_numel = rows->row_numel,
+                                               .threshold = threshold,
+                                               .expired = job->r.expired,
+                                               .expired_numel = &expired_numel};
+    TESS_TRY(s->kernels->quantizers->expire(&expire, tess_runtime_stream(s->rt)));
+    TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    if (expired_numel == 0)
+        return TESS_OK;
+    const tess_draw draw = {.seed = (uint64_t)s->run->train.seed,
+                            .purpose = TESS_DRAW_REPLACE,
+                            .step = (uint32_t)s->step,
+                            .layer = (uint32_t)level};
+    TESS_TRY(codes_draw(job, &draw, expired_numel));
+    for (int64_t k = 0; k < rows->row_numel; k++)
+        if (job->r.expired[k] != 0)
+            job->r.count[numel++] = k;
+    const tess_quantizer_replace_args args = {.rows = *rows,
+                                              .row = job->r.count,
+                                              .vector = job->r.code,
+                                              .replace_numel = numel,
+                                              .reset = threshold};
+    return s->kernels->quantizers->replace(&args, tess_runtime_stream(s->rt));
+}
+
+tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout)
+{
+    codes_job job;
+    TESS_TRY(codes_begin(s, layout, &job));
+    const int64_t each = layout->row_numel * layout->code_dim;
+    job.stride = layout->level_numel * each;
+    for (int l = 0; l < layout->level_numel; l++) {
+        const tess_codebook_rows rows = rows_of(s, layout, l);
+        job.x = (float *)(void *)data_at(s, layout->kept) + l * each;
+        TESS_TRY(add_up(&job, l));
+        TESS_TRY(session_agree(s, move(&job, &rows)));
+        if (s->run->quantizer.threshold > 0.0)
+            TESS_TRY(replace(&job, &rows, l));
+        TESS_TRY(session_agree(s, codes_keep(&job, l, rows.embed)));
+    }
+    return TESS_OK;
+}

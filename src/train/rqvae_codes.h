@@ -1,0 +1,78 @@
+/**
+ * Codes of an RQ-VAE that are set from vectors of a whole step, over all ranks: where they start,
+ * and moving averages that they follow.
+ *
+ * A rank keeps what its micro-batches gave. Draws are keyed by a vector's place in the step, sums
+ * are integers at one exponent that all vectors of the step give, so that codes do not depend on
+ * the number of ranks.
+ */
+#pragma once
+
+#include "train/describe_rqvae.h"
+#include "core/draw.h"
+#include "train/session_priv.h"
+
+TESS_BEGIN_DECLS
+
+/** Bytes that this takes of the staging memory. Local, pure. */
+TESS_MUST_CHECK tess_status tess_codes_room_nbytes(const tess_run *run,
+                                                   const tess_vector_layout *layout,
+                                                   const tess_kernels *kernels, size_t *nbytes);
+
+/** Memory of the staging arena, free between steps. */
+typedef struct codes_room {
+    char *base; /* NULL: only counted */
+    size_t used_nbytes;
+    float *code;            /* [K, d] */
+    int64_t *sum;           /* [K, d] */
+    int64_t *count, *drawn; /* [K] */
+    uint8_t *expired;       /* [K] */
+    uint64_t *key;          /* [kept_numel] */
+    uint32_t *row;          /* [kept_numel] */
+    tess_view pack, work;
+} codes_room;
+
+/** The vectors that one level is set from. */
+typedef struct codes_job {
+    tess_session *s;
+    const tess_vector_layout *at;
+    codes_room r;
+    int64_t batch_numel; /* micro-batches of this rank */
+    int64_t all_numel;   /* vectors of the step */
+    float *x;            /* of micro-batch t: [row_numel, d] f32 at x + t * stride */
+    int64_t stride;      /* elements */
+} codes_job;
+
+/** Lay the room out; x and stride are the caller's. Collective. */
+TESS_MUST_CHECK tess_status codes_begin(tess_session *s, const tess_vector_layout *layout,
+                                        codes_job *job);
+/** Sums over ranks, in place. Collective. */
+TESS_MUST_CHECK tess_status codes_share(const codes_job *job, int64_t *words, int64_t numel);
+/** Draw `numel` vectors of the step into r.code [numel, d]; overwrites r.sum and r.drawn.
+ * Collective. */
+TESS_MUST_CHECK tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel);
+/** Exponent for sums over the vectors of all ranks. Collective. @return TESS_E_NUMERIC a number
+ * that is not finite */
+TESS_MUST_CHECK tess_status codes_exponent(const codes_job *job, int *exponent);
+/** This rank's range of a level's codes [K, d] into its masters and compute copies. Local. */
+TESS_MUST_CHECK tess_status codes_keep(const codes_job *job, int level, const float *code);
+/** A level's codes from the masters of all ranks; overwrites r.sum. Collective. */
+TESS_MUST_CHECK tess_status codes_gather(codes_job *job, int level, float *code);
+/** Numbers of which every rank holds some and zeros else, whole on all ranks; overwrites r.sum.
+ * Collective. */
+TESS_MUST_CHECK tess_status codes_join(codes_job *job, float *value, int64_t numel);
+
+/** Set the masters of all codes from the kept vectors z of step 0. Collective. */
+TESS_MUST_CHECK tess_status tess_codes_start(tess_session *s, const tess_vector_layout *layout);
+
+/** Averages of a fresh run: every code stands for one vector, itself. Collective. */
+TESS_MUST_CHECK tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layout);
+/** After a checkpoint: averages of all ranks come together. Collective. */
+TESS_MUST_CHECK tess_status tess_averages_resume(tess_session *s, const tess_vector_layout *layout);
+/**
+ * One update from the kept vectors and codes of the step that was: averages, codes, and where the
+ * run has a threshold, replacement of dead codes. Collective.
+ */
+TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout);
+
+TESS_END_DECLS

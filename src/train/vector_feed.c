@@ -1,0 +1,419 @@
+/*
+ * Vectors as a session's data: files, micro-batches, and what is counted of codes.
+ *
+ * [Note: order of vectors] Vector v of training (v = micro-batch number x vectors of one, plus its
+ * row) is entry v % N of the permutation of epoch v / N: nothing is dropped between epochs, a
+ * micro-batch may end in the next one, and no state is carried over.
+ *
+ * [Note: window] Squared errors are exact sums, usage is counted in integers; ranks count what they
+ * compute, and their counts add up whenever they are reported. For a checkpoint all counts move to
+ * owners of equal ranges, which changes no sum: so a window that a run was stopped in goes on at
+ * any number of ranks.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/memory.h"
+#include "model/rqvae.h"
+#include "train/describe_rqvae.h"
+#include "train/metrics.h"
+#include "train/rqvae_codes.h"
+#include "train/session_priv.h"
+
+enum { TRAINING, HELD_OUT, KIND_NUMEL };
+
+struct vector_feed {
+    tess_vectors *data[KIND_NUMEL];
+    tess_vector_layout at;
+    tess_vector_batch batch; /* over the DATA arena */
+    float *x;                /* of the batch, as the host writes it */
+    int64_t *window[KIND_NUMEL];
+    int64_t update_numel; /* steps that codes have followed */
+    int pending;          /* window that the results of the batch still belong into, -1: none */
+};
+
+_Static_assert(sizeof(tess_exact) == TESS_EXACT_LIMB_NUMEL * sizeof(int64_t), "words of a window");
+
+/* ---- open ---- */
+
+static tess_status make_feed(tess_session *s)
+{
+    void *object = NULL;
+    if (s->vector != NULL)
+        return TESS_OK;
+    TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
+    s->vector = object;
+    s->vector->pending = -1;
+    return tess_vector_layout_make(s->run, s->d.vector_dim, tess_comm_world(s->world),
+                                   &s->vector->at);
+}
+
+static tess_status open_file(tess_session *s, int kind)
+{
+    static const char *const key[KIND_NUMEL] = {"data.path", "data.eval_path"};
+    const char *path = kind == TRAINING ? s->run->data.path : s->run->data.eval_path;
+    tess_vectors **file = &s->vector->data[kind];
+    TESS_TRY(tess_vectors_open(s->ctx, path, file));
+    const tess_vectors_info *info = tess_vectors_get_info(*file);
+    TESS_CHECK(info->dim == s->d.vector_dim, TESS_E_CONFIG,
+               "%s: '%s' holds vectors of %" PRId64 " dimensions, the model takes %" PRId64
+               " (quantizer.dim)",
+               key[kind], path, info->dim, s->d.vector_dim);
+    s->source[kind].sequence_numel = info->vector_numel;
+    return TESS_OK;
+}
+
+static tess_status open_files(tess_session *s)
+{
+    TESS_TRY(make_feed(s));
+    if (s->options.kind == TESS_SESSION_TRAIN)
+        TESS_TRY(open_file(s, TRAINING));
+    return s->run->data.eval_path != NULL ? open_file(s, HELD_OUT) : TESS_OK;
+}
+
+static tess_status open_data(tess_session *s)
+{
+    TESS_TRY(session_agree(s, open_files(s)));
+    for (int kind = 0; kind < KIND_NUMEL; kind++) {
+        tess_logical_hash digest = {0};
+        if (s->vector->data[kind] == NULL)
+            continue;
+        TESS_TRY(tess_vectors_scan(s->world, s->vector->data[kind],
+                                   kind == TRAINING ? "data.path" : "data.eval_path", &digest));
+        tess_vectors_digest_text(&digest, s->source[kind].sequence_numel, s->d.vector_dim,
+                                 s->source[kind].digest);
+    }
+    return TESS_OK;
+}
+
+static char *arena_at(tess_session *s, size_t offset_nbytes)
+{
+    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
+}
+
+static int64_t *window_at(tess_session *s, int kind)
+{
+    return (int64_t *)(void *)arena_at(s, s->vector->at.window[kind]);
+}
+
+static tess_status carve(tess_session *s)
+{
+    TESS_TRY(make_feed(s));
+    vector_feed *f = s->vector;
+    f->x = (float *)(void *)arena_at(s, f->at.x);
+    f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,
+                                   .x = f->x,
+                                   .code = (uint32_t *)(void *)arena_at(s, f->at.code),
+                                   .square = (double *)(void *)arena_at(s, f->at.square)};
+    for (int kind = 0; kind < KIND_NUMEL; kind++) {
+        f->window[kind] = window_at(s, kind);
+        memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
+    }
+    /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
+    memset(arena_at(s, f->at.average), 0,
+           (size_t)(f->at.level_numel * f->at.average_numel) * sizeof(float));
+    return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
+}
+
+void session_vector_feed_close(tess_session *s)
+{
+    if (s->vector == NULL)
+        return;
+    for (int kind = 0; kind < KIND_NUMEL; kind++)
+        tess_vectors_close(&s->vector->data[kind]);
+    tess_free(s->vector);
+    s->vector = NULL;
+}
+
+/* ---- windows ---- */
+
+static tess_exact *squares_of(int64_t *window) { return (tess_exact *)(void *)window; }
+
+static int64_t *counts_of(const vector_feed *f, int64_t *window)
+{
+    return window + (1 + f->at.level_numel) * TESS_EXACT_LIMB_NUMEL;
+}
+
+/* Results of the last micro-batch into their window. */
+static void note(vector_feed *f)
+{
+    const int64_t rows = f->batch.vector_numel;
+    if (f->pending < 0)
+        return;
+    int64_t *window = f->window[f->pending], *count = counts_of(f, window);
+    for (int t = 0; t <= f->at.level_numel; t++) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < rows; i++)
+            sum += f->batch.square[t * rows + i];
+        (void)tess_exact_add(&squares_of(window)[t], sum); /* a loss that is not finite says so */
+    }
+    for (int l = 0; l < f->at.level_numel; l++)
+        for (int64_t i = 0; i < rows; i++)
+            if (f->batch.code[l * rows + i] < f->at.code_numel)
+                count[l * f->at.code_numel + f->batch.code[l * rows + i]]++;
+    f->pending = -1;
+}
+
+static tess_status add_up(tess_session *s, int kind)
+{
+    const int64_t numel = s->vector->at.window_numel;
+    int numel_int = 0;
+    TESS_TRY(tess_to_int(numel, &numel_int));
+    return tess_comm_control(s->world, s->vector->window[kind], numel_int, NULL, 0);
+}
+
+static void measure(const vector_feed *f, const int64_t *count, int level,
+                    tess_metrics_level_row *row)
+{
+    const double total = (double)row->vector_numel;
+    double entropy = 0.0;
+    row->level = level;
+    row->used_numel = 0;
+    for (int64_t k = 0; k < f->at.code_numel; k++) {
+        const double p = (double)count[k] / total;
+        row->used_numel += count[k] > 0;
+        entropy -= p * log(p + 1e-10);
+    }
+    row->perplexity = exp(entropy);
+    row->dead_numel = f->at.code_numel - row->used_numel;
+}
+
+/* Rows of a window whose sums are those of all ranks. */
+static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
+{
+    vector_feed *f = s->vector;
+    int64_t *window = f->window[kind], *count = counts_of(f, window);
+    tess_metrics_level_row row = {.step = s->step, .is_eval = kind == HELD_OUT};
+    for (int64_t k = 0; k < f->at.code_numel; k++)
+        row.vector_numel += count[k];
+    for (int t = 0; t <= f->at.level_numel && row.vector_numel > 0; t++) {
+        row.square_error = tess_exact_round(&squares_of(window)[t]) / (double)row.vector_numel;
+        row.level = t - 1;
+        if (t > 0)
+            measure(f, count + (t - 1) * f->at.code_numel, t - 1, &row);
+        if (t > 0 && row.is_eval)
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                          "eval level=%d error=%.6g perplexity=%.2f used=%" PRId64 " dead=%" PRId64,
+                          row.level, row.square_error, row.perplexity, row.used_numel,
+                          row.dead_numel);
+        else if (row.is_eval)
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO, "eval reconstruction error=%.6g",
+                          row.square_error);
+        if (metrics != NULL)
+            TESS_TRY(tess_metrics_level(metrics, &row));
+    }
+    return TESS_OK;
+}
+
+/* Metrics of rank 0 that cannot be written: say it, the run is worth more. */
+static void report(tess_session *s, int kind, tess_metrics *metrics)
+{
+    if (tess_comm_rank(s->world) != 0)
+        return;
+    if (write_rows(s, kind, metrics) == TESS_OK)
+        return;
+    tess_log_write(&s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
+    tess_error_clear();
+}
+
+static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics)
+{
+    vector_feed *f = s->vector;
+    note(f);
+    TESS_TRY(add_up(s, kind));
+    report(s, kind, metrics);
+    memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
+    return TESS_OK;
+}
+
+/* A step that was skipped moves no codes either. */
+static tess_status follow(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    const bool is_due = f->at.is_averaged && s->update_numel != f->update_numel;
+    f->update_numel = s->update_numel;
+    return is_due ? tess_averages_update(s, &f->at) : TESS_OK;
+}
+
+static tess_status stepped(tess_session *s, tess_metrics *metrics)
+{
+    note(s->vector);
+    TESS_TRY(follow(s));
+    if (s->step % s->run->quantizer.window != 0 && s->step != s->run->train.steps)
+        return TESS_OK;
+    return close_window(s, TRAINING, metrics);
+}
+
+static tess_status evaluated(tess_session *s, tess_metrics *metrics)
+{
+    return close_window(s, HELD_OUT, metrics);
+}
+
+/* ---- checkpoints ---- */
+
+static void owned(const tess_session *s, int64_t numel, int64_t *lo, int64_t *hi)
+{
+    const int64_t each = tess_ceil_div(numel, tess_comm_world(s->world));
+    const int64_t rank = tess_comm_rank(s->world);
+    *lo = TESS_MIN(each * rank, numel);
+    *hi = TESS_MIN(each * (rank + 1), numel);
+}
+
+static tess_status before_save(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    int64_t lo = 0, hi = 0;
+    note(f);
+    owned(s, f->at.window_numel, &lo, &hi);
+    TESS_TRY(add_up(s, TRAINING));
+    memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
+    memset(f->window[TRAINING] + hi, 0, (size_t)(f->at.window_numel - hi) * sizeof(int64_t));
+    return TESS_OK;
+}
+
+/* All of an array that every rank saves its range of. */
+static void add_record(tess_session *s, const char *name, const char *role, tess_view all)
+{
+    session_records *r = &s->records;
+    const bool is_f32 = all.dt == TESS_F32;
+    int64_t lo = 0, hi = 0;
+    owned(s, all.numel, &lo, &hi);
+    r->state_record[r->state.record_numel++] =
+        (tess_ckpt_record){.unit = name,
+                           .role = role,
+                           .dt = all.dt,
+                           .total_numel = all.numel,
+                           .align_numel = 1,
+                           .lo_idx = lo,
+                           .hi_idx = hi,
+                           .view = tess_view_slice(all, lo, hi - lo),
+                           .contract = is_f32 ? "stored=f32 logical=f32" : "stored=i64 logical=i64",
+                           .quant = "none"};
+    r->state_tensor[r->state.tensor_numel++] = (tess_ckpt_tensor){.unit = name,
+                                                                  .name = name,
+                                                                  .role = role,
+                                                                  .dtype = tess_dtype_name(all.dt),
+                                                                  .dim_numel = 1,
+                                                                  .shape = {all.numel},
+                                                                  .extent_numel = all.numel,
+                                                                  .quant = "none"};
+}
+
+static void add_records(tess_session *s)
+{
+    const tess_vector_layout *at = &s->vector->at;
+    add_record(s, "quantizer.window", "counts",
+               tess_view_host(window_at(s, TRAINING), at->window_numel, TESS_I64));
+    if (at->is_averaged)
+        add_record(s, "quantizer.averages", "averages",
+                   tess_view_host(arena_at(s, at->average), at->level_numel * at->average_numel,
+                                  TESS_F32));
+}
+
+/* ---- micro-batches ---- */
+
+/* Where codes follow averages, what they are made of stays until the step is over. */
+static void keep_results(tess_session *s, int64_t micro_batch_idx)
+{
+    vector_feed *f = s->vector;
+    const int64_t m = micro_batch_idx % s->run->train.micro_batches;
+    const int64_t at = m / tess_comm_world(s->world) * f->at.level_numel * f->at.row_numel;
+    if (!f->at.is_averaged)
+        return;
+    f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code) + at;
+    f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.code_dim;
+}
+
+static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **batch)
+{
+    vector_feed *f = s->vector;
+    const int64_t rows = f->at.row_numel, numel = s->source[TRAINING].sequence_numel;
+    note(f);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t v = micro_batch_idx * rows + i;
+        const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
+                                           (uint32_t)(uint64_t)(v / numel));
+        TESS_TRY(tess_vectors_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
+                                   f->x + i * f->at.dim));
+    }
+    keep_results(s, micro_batch_idx);
+    f->batch.vector_numel = rows;
+    f->pending = TRAINING;
+    *batch = &f->batch;
+    return TESS_OK;
+}
+
+static tess_status count(tess_session *s, int64_t *loss_numel)
+{
+    *loss_numel = s->run->train.micro_batches * s->run->train.micro_batch;
+    return TESS_OK;
+}
+
+static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, const void **batch,
+                             int64_t *loss_numel)
+{
+    vector_feed *f = s->vector;
+    note(f);
+    f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
+    f->batch.left = NULL;
+    TESS_TRY(tess_vectors_read(f->data[HELD_OUT], first, numel, f->x));
+    f->batch.vector_numel = *loss_numel = numel;
+    f->pending = HELD_OUT;
+    *batch = &f->batch;
+    return TESS_OK;
+}
+
+/* ---- start ---- */
+
+/* What the encoder makes of this rank's micro-batches of step 0. */
+static tess_status encode_first_step(tess_session *s, float *latent)
+{
+    vector_feed *f = s->vector;
+    const int64_t m_numel = s->run->train.micro_batches, world = tess_comm_world(s->world);
+    const int64_t each = f->at.row_numel * s->run->quantizer.code_dim;
+    for (int64_t first = 0, at = 0; first < m_numel; first += world, at++) {
+        const int64_t m = first + tess_comm_rank(s->world);
+        const void *batch = NULL;
+        double loss_sum = 0.0;
+        TESS_TRY(session_agree(s, m < m_numel ? fill(s, m, &batch) : TESS_OK));
+        f->batch.latent = latent + at * each;
+        f->batch.left = NULL;
+        f->pending = -1;
+        TESS_TRY(session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, batch, &loss_sum)));
+    }
+    f->batch.latent = NULL;
+    return TESS_OK;
+}
+
+static tess_status start_codes(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    float *latent = (float *)(void *)arena_at(s, f->at.kept);
+    if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
+        TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
+        TESS_TRY(encode_first_step(s, latent));
+        TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
+    }
+    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at)) : TESS_OK;
+}
+
+static tess_status resumed(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    f->update_numel = s->update_numel;
+    return f->at.is_averaged ? session_section(s, tess_averages_resume(s, &f->at)) : TESS_OK;
+}
+
+const session_feed session_vector_feed = {.open = open_data,
+                                          .carve = carve,
+                                          .fill = fill,
+                                          .count = count,
+                                          .fill_eval = fill_eval,
+                                          .stepped = stepped,
+                                          .evaluated = evaluated,
+                                          .before_save = before_save,
+                                          .add_records = add_records,
+                                          .start = start_codes,
+                                          .resumed = resumed};
