@@ -299,12 +299,12 @@ static tess_status export_hf(tess_session *s, const tess_export_request *request
     return st;
 }
 
-tess_status session_export_tensors(tess_session *s, const char *dir)
+tess_status session_export_tensors(tess_session *s, const char *dir, tess_run_weights weights)
 {
     hf_export e = {.s = s};
     const bool is_root = tess_comm_rank(s->world) == 0;
     const tess_weights before = s->shown;
-    TESS_TRY(session_show(s, session_weights(s->run->output.export_weights)));
+    TESS_TRY(session_show(s, session_weights(weights)));
     tess_status st = is_root ? tess_io_mkdirs(s->ctx->io, dir) : TESS_OK;
     if (is_root && st == TESS_OK)
         st = open_tensors(&e, dir, TESS_F32);
@@ -322,8 +322,13 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
 {
     TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
                "export: the run trains codebooks over vectors: use tessera encode and decode");
-    if (tess_run_is_rqvae(s->run))
-        return session_export_tensors(s, request->dir);
+    if (tess_run_is_rqvae(s->run)) {
+        TESS_CHECK(
+            request->format == TESS_RUN_EXPORT_AUTO && !request->is_difference, TESS_E_UNSUPPORTED,
+            "export: an rqvae is written as all its tensors in f32, model.safetensors: leave "
+            "out --format and --difference");
+        return session_export_tensors(s, request->dir, request->weights);
+    }
     const bool is_full = s->run->train.mode == TESS_RUN_MODE_FULL;
     TESS_CHECK(request->dt == TESS_F32 || request->dt == TESS_F16 ||
                    request->dt == s->d.registry.compute_dt,

@@ -490,7 +490,7 @@ static tess_status export_result(tess_session *s)
     char path[1024];
     TESS_TRY(session_path(s, "export", path));
     if (tess_run_is_rqvae(s->run))
-        return session_export_tensors(s, path);
+        return session_export_tensors(s, path, s->run->output.export_weights);
     if (s->run->output.export_as == TESS_RUN_EXPORT_NONE)
         return TESS_OK;
     const tess_export_request request = {.dir = path,

@@ -169,8 +169,7 @@ static tess_status open_inside(tess_session *s)
         return session_vectors_open(s);
     s->feed = tess_run_is_rqvae(s->run) ? &session_vector_feed : &session_token_feed;
     TESS_TRY(make_description(s));
-    if (s->options.needs_data)
-        TESS_TRY(s->feed->open(s));
+    TESS_TRY(s->feed->open(s));
     TESS_TRY(session_list_numerics(s));
     TESS_TRY(session_agree_on_contract(s));
     TESS_TRY(create_runtime(s));

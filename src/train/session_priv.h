@@ -25,7 +25,8 @@ typedef struct session_source {
 
 /** How a model gets its data: tokens or vectors. Elements with a loss are tokens, or vectors. */
 typedef struct session_feed {
-    /** Open data.path and data.eval_path and say what they are in `source`. Collective. */
+    /** Open data.path and data.eval_path, where the session needs data, and say what they are in
+     * `source`. Collective. */
     tess_status (*open)(tess_session *s);
     /** The batch over the DATA arena. Local. */
     tess_status (*carve)(tess_session *s);
@@ -239,7 +240,8 @@ TESS_MUST_CHECK tess_status session_collect(tess_session *s, const session_colle
 /** Whether a tensor is what an adapter started as: frozen, f32. Local. */
 bool session_is_initial(const tess_param *p);
 /** All trained tensors in f32, as `dir`/model.safetensors. Collective. */
-TESS_MUST_CHECK tess_status session_export_tensors(tess_session *s, const char *dir);
+TESS_MUST_CHECK tess_status session_export_tensors(tess_session *s, const char *dir,
+                                                   tess_run_weights weights);
 /** The adapter as a PEFT directory. Collective. */
 TESS_MUST_CHECK tess_status session_export_peft(tess_session *s,
                                                 const tess_export_request *request);

@@ -69,6 +69,8 @@ static tess_status open_data(tess_session *s)
 {
     int64_t left = TESS_DATA_NBYTES;
     tess_status st = TESS_OK;
+    if (!s->options.needs_data)
+        return TESS_OK;
     if (s->options.kind == TESS_SESSION_TRAIN)
         st = open_dataset(s, s->run->data.path, true, &left, &s->train_data);
     if (st == TESS_OK && s->run->data.eval_path != NULL)

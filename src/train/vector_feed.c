@@ -41,8 +41,6 @@ _Static_assert(sizeof(tess_exact) == TESS_EXACT_LIMB_NUMEL * sizeof(int64_t), "w
 static tess_status make_feed(tess_session *s)
 {
     void *object = NULL;
-    if (s->vector != NULL)
-        return TESS_OK;
     TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
     s->vector = object;
     s->vector->pending = -1;
@@ -68,6 +66,8 @@ static tess_status open_file(tess_session *s, int kind)
 static tess_status open_files(tess_session *s)
 {
     TESS_TRY(make_feed(s));
+    if (!s->options.needs_data)
+        return TESS_OK;
     if (s->options.kind == TESS_SESSION_TRAIN)
         TESS_TRY(open_file(s, TRAINING));
     return s->run->data.eval_path != NULL ? open_file(s, HELD_OUT) : TESS_OK;
@@ -100,7 +100,6 @@ static int64_t *window_at(tess_session *s, int kind)
 
 static tess_status carve(tess_session *s)
 {
-    TESS_TRY(make_feed(s));
     vector_feed *f = s->vector;
     f->x = (float *)(void *)arena_at(s, f->at.x);
     f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,

@@ -247,8 +247,11 @@ tess_status tess_session_export_codebooks(tess_session *s, tess_codebook_format 
     target t = {.file.fd = -1};
     tess_status st = TESS_OK;
     const bool is_root = tess_comm_rank(s->world) == 0;
-    TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG,
-               "export: the checkpoint is of a language model; it has no codebooks");
+    TESS_CHECK(
+        s->vectors != NULL, TESS_E_CONFIG,
+        "export: the checkpoint is of a run with a model (%s), not with model.family kmeans; "
+        "leave out --format",
+        s->d.family_name);
     if (is_root)
         st = format == TESS_CODEBOOK_SAFETENSORS ? open_tensors(s, &t, path)
                                                  : open_flat(s, &t, format, path);

@@ -1,0 +1,66 @@
+#!/bin/bash
+# An RQ-VAE from the command line, on descriptors of photographs: plan, train on one and on several ranks, a kill and a
+# resume, eval, export, inspect, verify; and what is refused.
+set -euo pipefail
+command -v mpirun >/dev/null || { echo "skipped: needs mpirun"; exit 77; }
+
+data="$TESS_SOURCE_DIR/tests/golden/descriptors"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+cat >run.yaml <<YAML
+model: {family: rqvae}
+data: {path: $data/train.bvecs, eval_path: $data/held_out.bvecs}
+train: {steps: 30, micro_batch: 64, micro_batches: 5, learning_rate: 3.0e-3, warmup_steps: 5, eval_every: 0}
+quantizer: {codes: 61, levels: 2, code_dim: 12, encoder: [48], window: 10, passes: 4, update: ema, threshold: 1.0}
+compute: {memory_limit: 1GiB}
+output: {dir: one, checkpoint_every: 10}
+YAML
+
+# What is planned is what runs, whatever the number of ranks.
+"$TESSERA_BIN" train run.yaml 2>log || fail "$(cat log)"
+"$TESSERA_BIN" plan run.yaml --ranks 1 --json | cmp - one/plan.json || fail "plan.json is not the plan"
+mpirun --oversubscribe -n 3 "$TESSERA_BIN" train run.yaml output.dir=three compute.threads=2 2>log || fail "$(cat log)"
+"$TESSERA_BIN" plan run.yaml compute.threads=2 --ranks 3 --json | cmp - three/plan.json || fail "plan.json is not the plan"
+for file in export/model.safetensors levels.jsonl eval.jsonl; do
+    cmp one/$file three/$file || fail "$file differs on three ranks"
+done
+[ "$(grep -c '"kind": "train"' one/levels.jsonl)" = 9 ] || fail "levels.jsonl: $(cat one/levels.jsonl)"
+
+# Killed after a save: what is there belongs to the run as it was, and to no other.
+"$TESSERA_BIN" train run.yaml output.dir=killed output.checkpoint_every=1 train.steps=3000 2>/dev/null &
+victim=$!
+while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST* >/dev/null 2>&1; do sleep 0.02; done
+kill -KILL $victim 2>/dev/null || true
+wait $victim 2>/dev/null || true
+[ ! -e killed/export ] || fail "the run was over before it was killed"
+more=(output.dir=killed train.steps=3000 output.checkpoint_every=0 "train.eval_every=0")
+! "$TESSERA_BIN" train run.yaml "${more[@]}" quantizer.decay=0.5 2>refused || fail "another decay went on"
+grep -q "quantizer.decay: 0.99 -> 0.5" refused || fail "$(cat refused)"
+
+# Without the training data.
+checkpoint=$(echo one/step-0000000030.*)
+sed "s|$data/train.bvecs|$work/gone.bvecs|" one/run.yaml >reader.yaml
+"$TESSERA_BIN" eval reader.yaml >shown 2>&1 || fail "$(cat shown)"
+grep -q "step 30: loss" shown || fail "$(cat shown)"
+"$TESSERA_BIN" verify "$checkpoint" >/dev/null || fail "verify"
+"$TESSERA_BIN" inspect "$checkpoint" | grep -q "quantizer.1.codes f32 \[61,12\]" || fail "inspect names no codes"
+"$TESSERA_BIN" export "$checkpoint" -o again 2>log || fail "$(cat log)"
+cmp again/model.safetensors one/export/model.safetensors || fail "exports differ"
+
+refuse() {
+    local words="$1"
+    shift
+    ! "$TESSERA_BIN" "$@" 2>refused || fail "$* was taken"
+    grep -q "$words" refused || fail "$*: $(cat refused)"
+}
+refuse "run with a model (rqvae)" encode "$checkpoint" "$data/held_out.bvecs" -o codes.h5
+refuse "leave out --format" export "$checkpoint" -o other --format hf
+refuse "vectors, not text" sample one/run.yaml --prompt word
+echo passed
