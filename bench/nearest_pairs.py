@@ -4,7 +4,7 @@
         [--codes 256,4096,65536] [--dims 64,128,256] [--operations 2e11]
 
 Vectors are clusters of as many centers as there are codes, codes lie near the centers. As many vectors as give
-`operations` multiply-adds an assignment (at least 4096 and one per code, at most 200,000). Prints a JSON line per
+`operations` multiply-adds an assignment (at least 4096 and two per code, at most 200,000). Prints a JSON line per
 shape: vectors/s of both sides (medians), and the median of the ratios of the rounds; with one thread time is the CPU's.
 """
 import argparse
@@ -64,7 +64,7 @@ def faiss_iterate(x, codes):
 
 
 def measure(args, d, k):
-    n = int(min(max(args.operations / (k * d), 4096, k), 200000))
+    n = int(min(max(args.operations / (k * d), 4096, 2 * k), 200000))
     rng = np.random.default_rng(d * k)
     centers = rng.normal(size=(k, d)).astype(np.float32) * 2
     x = (centers[rng.integers(0, k, n)] + rng.normal(size=(n, d))).astype(np.float32)

@@ -123,10 +123,10 @@ static tess_status add_round(tess_kmeans *job, int group, int level, int64_t rou
             numel[r] =
                 TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
         place_picks(job, picks, first + lo, numel[job->rank], copy);
-        const tess_codebook_round add = {
-            .book_idx = tess_kmeans_book(&job->plan.config, group, level),
-            .x = job->residual + lo * job->plan.group_dim,
-            .vector_numel = numel};
+        const tess_codebook_round add = {.book_idx =
+                                             tess_kmeans_book(&job->plan.config, group, level),
+                                         .x = job->residual + lo * job->plan.group_dim,
+                                         .vector_numel = numel};
         TESS_TRY(tess_codebooks_add(job->books, &add, job->row));
     }
     return TESS_OK;
@@ -162,8 +162,8 @@ static tess_status start_from_sample(tess_kmeans *job, int group, int level)
 {
     const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
     const int64_t code_numel = job->plan.config.code_numel;
-    /* The same points at every level: what earlier levels left of their own start points is little, so
-     * later levels start where most points are, not at those far out. */
+    /* The same points at every level: what earlier levels left of their own start points is little,
+     * so later levels start where most points are, not at those far out. */
     const tess_draw draw = draw_of(job, TESS_DRAW_INIT, group);
     pick *picks = NULL;
     int exponent = 0;

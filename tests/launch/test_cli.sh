@@ -65,7 +65,7 @@ expect 64 "verify: one argument too many: 'b'" verify a b
 expect 64 "diff: two paths are needed" diff a
 expect 64 "diff: one argument too many: 'c'" diff a b c
 expect 64 "export: -o OUT is missing" export a
-expect 64 "export: --format: expected peft, gguf, diffusers, kohya, comfyui or hf, found 'onnx'" export a -o b --format onnx
+expect 64 "export: --format: expected peft, gguf, diffusers, kohya, comfyui, hf, safetensors, npy or faiss, found 'onnx'" export a -o b --format onnx
 expect 64 "export: --dtype: expected bf16, f32 or f16, found 'f8'" export a -o b --dtype f8
 expect 64 "eval: --checkpoint and --adapter: give one of them" eval a --checkpoint b --adapter c
 expect 64 "sample: --checkpoint and --adapter: give one of them" sample a --prompt p --checkpoint b --adapter c

@@ -69,7 +69,7 @@ shows "$work/peft" '^  rank 2 +alpha 2 +scale 1 .*k_proj$'
 
 bad 65 "choose with --format" export "$source" -o "$work/none"
 bad 65 "choose with --format" export "$source" --format hf -o "$work/none"
-bad 64 "expected peft, gguf, diffusers, kohya, comfyui or hf, found 'onnx'" export "$source" --format onnx -o "$work/none"
+bad 64 "expected peft, gguf, diffusers, kohya, comfyui, hf, safetensors, npy or faiss, found 'onnx'" export "$source" --format onnx -o "$work/none"
 bad 65 "exists; remove it" export "$source" --format kohya -o "$work/kohya"
 bad 65 "adapts FLUX.1" export "$source" --format peft -o "$work/none"
 bad 65 "no linear layer of FLUX.1" export "$adapter" --format comfyui -o "$work/none"
