@@ -3,10 +3,10 @@
     python bench/rqvae_pairs.py --tessera build/release/bin/tessera --data train.bvecs [--rounds 5] [--steps 60]
         [--dtype f32|bf16] [--threads 2] [--ranks 1]
 
-Encoder 512-256-128 to 32 dimensions and back, ReLU, 3 levels of 256 learnable codes, straight-through, commitment 0.25, AdamW,
-1,024 vectors a step. Each round runs `steps` steps of both sides; the first 10 of each are left out. Prints a JSON
-line: vectors/s of both sides (medians over rounds of the median step), the median ratio, and the losses of the last round
-(mean squared error of the reconstruction of our evaluation, and the peer's over the same vectors).
+Encoder 512-256-128 to 32 dimensions and back, ReLU, 3 levels of 256 learnable codes, straight-through, commitment
+0.25, AdamW, 1,024 vectors a step. Each round runs `steps` steps of both sides; the first 10 of each are left out.
+Prints a JSON line: vectors/s of both sides (medians over rounds of the median step), the median ratio, and the losses
+of the last round.
 """
 import argparse
 import json
@@ -46,7 +46,8 @@ class Peer:
         sizes = (x.shape[1], *HIDDEN, CODE_DIM)
         self.encoder, self.decoder = perceptron(sizes), perceptron(sizes[::-1])
         self.quantizer = ResidualVQ(dim=CODE_DIM, num_quantizers=LEVELS, codebook_size=CODES, kmeans_init=True,
-                                    learnable_codebook=True, ema_update=False, rotation_trick=False, commitment_weight=0.25)
+                                    learnable_codebook=True, ema_update=False, rotation_trick=False,
+                                    commitment_weight=0.25)
         self.parameters = [*self.encoder.parameters(), *self.decoder.parameters(), *self.quantizer.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.0)
         self.x, self.dtype = torch.from_numpy(x), dtype
@@ -75,8 +76,8 @@ class Peer:
 
 def ours(args, folder):
     text = (f"model: {{family: rqvae}}\ndata: {{path: {args.data.resolve()}}}\n"
-            f"train: {{steps: {args.steps}, micro_batch: {BATCH // args.ranks}, micro_batches: {args.ranks}, learning_rate: 1.0e-3, "
-            "schedule: constant, warmup_steps: 0, eval_every: 0, clip_norm: 0}\n"
+            f"train: {{steps: {args.steps}, micro_batch: {BATCH // args.ranks}, micro_batches: {args.ranks}, "
+            "learning_rate: 1.0e-3, schedule: constant, warmup_steps: 0, eval_every: 0, clip_norm: 0}\n"
             f"quantizer: {{codes: {CODES}, levels: {LEVELS}, code_dim: {CODE_DIM}, encoder: [512, 256, 128]}}\n"
             f"compute: {{dtype: {args.dtype}, threads: {args.threads // args.ranks}}}\n"
             f"output: {{dir: {folder}/run, checkpoint_every: 0}}\n")
@@ -106,8 +107,8 @@ def main():
         theirs = Peer(x, args.dtype).run(args.steps)
         pairs.append((mine[0], theirs[0]))
         curves = {"loss": mine[1][::10] + mine[1][-1:], "peer_loss": theirs[1][::10] + theirs[1][-1:]}
-    print(json.dumps({"bench": "rqvae", "dtype": args.dtype, "threads": args.threads, "ranks": args.ranks, "batch": BATCH,
-                      "torch": torch.__version__,
+    print(json.dumps({"bench": "rqvae", "dtype": args.dtype, "threads": args.threads, "ranks": args.ranks,
+                      "batch": BATCH, "torch": torch.__version__,
                       "vectors_per_s": round(BATCH / statistics.median(p[0] for p in pairs)),
                       "peer_vectors_per_s": round(BATCH / statistics.median(p[1] for p in pairs)),
                       "ratio": round(statistics.median(p[1] / p[0] for p in pairs), 3), **curves}))
