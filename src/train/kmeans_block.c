@@ -56,21 +56,26 @@ tess_status kmeans_residuals(tess_kmeans *job, const kmeans_residual *what)
 
 /* ---- one more level ---- */
 
-/* Keys of all entries, a planned block of them at a time. */
+bool kmeans_part(tess_kmeans *job, int entry_numel, int64_t lo)
+{
+    int64_t *numel = job->numel + job->world;
+    bool is_any = false;
+    for (int r = 0; r < job->world; r++) {
+        const int64_t left = job->numel[r] * entry_numel - lo;
+        numel[r] = TESS_MIN(TESS_MAX(left, 0), (int64_t)KMEANS_BLOCK);
+        is_any = is_any || numel[r] > 0;
+    }
+    return is_any;
+}
+
+/* Keys of all entries. */
 static tess_status search_entries(tess_kmeans *job, int book_idx, int entry_numel)
 {
     const int best = kmeans_best(&job->plan.config);
-    int64_t *numel = job->numel + job->world;
-    int64_t most = 0;
-    for (int r = 0; r < job->world; r++)
-        most = TESS_MAX(most, job->numel[r] * entry_numel);
-    for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
-        for (int r = 0; r < job->world; r++)
-            numel[r] =
-                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
+    for (int64_t lo = 0; kmeans_part(job, entry_numel, lo); lo += KMEANS_BLOCK) {
         const tess_codebook_round round = {.book_idx = book_idx,
                                            .x = job->residual + lo * job->plan.group_dim,
-                                           .vector_numel = numel,
+                                           .vector_numel = job->numel + job->world,
                                            .best_numel = best,
                                            .key = job->key + lo * best};
         TESS_TRY(tess_codebooks_search(job->books, &round));

@@ -115,13 +115,8 @@ static tess_status add_round(tess_kmeans *job, int group, int level, int64_t rou
 {
     const int entry_numel = kmeans_entries(&job->plan.config, level);
     const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK * entry_numel;
-    int64_t *numel = job->numel + job->world, most = 0;
-    for (int r = 0; r < job->world; r++)
-        most = TESS_MAX(most, job->numel[r] * entry_numel);
-    for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
-        for (int r = 0; r < job->world; r++)
-            numel[r] =
-                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
+    const int64_t *numel = job->numel + job->world;
+    for (int64_t lo = 0; kmeans_part(job, entry_numel, lo); lo += KMEANS_BLOCK) {
         place_picks(job, picks, first + lo, numel[job->rank], copy);
         const tess_codebook_round add = {.book_idx =
                                              tess_kmeans_book(&job->plan.config, group, level),

@@ -49,6 +49,13 @@ TESS_MUST_CHECK tess_status kmeans_round_verdict(tess_kmeans *job, tess_status s
 /** One verdict at the end of a pass. Collective. */
 TESS_MUST_CHECK tess_status kmeans_pass_verdict(tess_kmeans *job, tess_status st);
 
+/**
+ * Entries [lo, lo + block) of every rank's vectors with `entry_numel` entries each, into
+ * numel[world
+ * ..]: a round of the codebooks. Local. @return false: no rank has any there
+ */
+bool kmeans_part(tess_kmeans *job, int entry_numel, int64_t lo);
+
 /** What codes leave of the vectors of `slice`: the best entry's, or all `entry_numel`. */
 typedef struct kmeans_residual {
     int group;

@@ -39,18 +39,11 @@ tess_status kmeans_exponent(tess_kmeans *job, int group, int level, int *exponen
 
 /* ---- a pass ---- */
 
-/* Sum of a round's distances, and their best codes' statistics, a planned block of entries at a
- * time. */
+/* Sum of a round's distances, and their best codes' statistics. */
 static tess_status assign_round(tess_kmeans *job, int book_idx, int entry_numel, tess_exact *error)
 {
-    int64_t *numel = job->numel + job->world;
-    int64_t most = 0;
-    for (int r = 0; r < job->world; r++)
-        most = TESS_MAX(most, job->numel[r] * entry_numel);
-    for (int64_t lo = 0; lo < most; lo += KMEANS_BLOCK) {
-        for (int r = 0; r < job->world; r++)
-            numel[r] =
-                TESS_MIN(TESS_MAX(job->numel[r] * entry_numel - lo, 0), (int64_t)KMEANS_BLOCK);
+    const int64_t *numel = job->numel + job->world;
+    for (int64_t lo = 0; kmeans_part(job, entry_numel, lo); lo += KMEANS_BLOCK) {
         const tess_codebook_round round = {.book_idx = book_idx,
                                            .x = job->residual + lo * job->plan.group_dim,
                                            .vector_numel = numel,
