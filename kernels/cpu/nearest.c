@@ -240,7 +240,8 @@ static void begin_block(const search *s, const tess_nearest_block *block, int64_
             u * (sqrt(square) * (double)s->head->norm_max + (double)s->head->half_norm_max) +
             (double)dim * 0x1p-140;
         const float slack = round_up_f32(2.0 * error);
-        const bool is_safe = isfinite(slack) && slack < FLT_MAX / 8 && square < FLT_MAX / 8;
+        const bool is_safe = isfinite(slack) && slack < FLT_MAX / 8 && square < FLT_MAX / 8 &&
+                             s->head->half_norm_max < FLT_MAX / 8;
         block->list[v] = (tess_shortlist){.bar = is_safe ? -INFINITY : INFINITY,
                                           .slack = slack,
                                           .square = round_up_f32(square),

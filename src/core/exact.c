@@ -20,7 +20,7 @@ void tess_exact_merge(tess_exact *acc, const tess_exact *other)
 }
 
 /* Bring every limb but the last into [0, 2^32); the last keeps the sign. */
-static void carry(tess_exact *acc)
+void tess_exact_carry(tess_exact *acc)
 {
     for (int i = 0; i + 1 < TESS_EXACT_LIMB_NUMEL; i++) {
         const int64_t low = acc->limb[i] & INT64_C(0xffffffff);
@@ -54,12 +54,12 @@ static bool any_below(const tess_exact *acc, int bit)
 double tess_exact_round(const tess_exact *acc)
 {
     tess_exact sum = *acc;
-    carry(&sum);
+    tess_exact_carry(&sum);
     const bool is_negative = sum.limb[TESS_EXACT_LIMB_NUMEL - 1] < 0;
     if (is_negative) {
         for (int i = 0; i < TESS_EXACT_LIMB_NUMEL; i++)
             sum.limb[i] = -sum.limb[i];
-        carry(&sum);
+        tess_exact_carry(&sum);
     }
     const int top = top_bit(&sum);
     if (top < 0)

@@ -88,6 +88,12 @@ void tess_kmeans_destroy(tess_kmeans **inout)
     *inout = NULL;
 }
 
+void tess_kmeans_set_tick(tess_kmeans *job, void (*tick)(void *arg), void *arg)
+{
+    job->tick = tick;
+    job->tick_arg = arg;
+}
+
 tess_codebooks *tess_kmeans_books(tess_kmeans *job) { return job->books; }
 const tess_kmeans_plan *tess_kmeans_get_plan(const tess_kmeans *job) { return &job->plan; }
 tess_kmeans_progress *tess_kmeans_get_progress(tess_kmeans *job) { return &job->progress; }
@@ -115,7 +121,7 @@ tess_status kmeans_pass_verdict(tess_kmeans *job, tess_status st)
 }
 
 /* x / max(|x|, 1e-6) */
-static void make_unit(float *x, int64_t dim)
+void kmeans_make_unit(float *x, int64_t dim)
 {
     double square = 0.0;
     for (int64_t j = 0; j < dim; j++)
@@ -133,13 +139,15 @@ static tess_status read_block(tess_kmeans *job, tess_vectors *vectors, int64_t r
     TESS_TRY(
         tess_vectors_read(vectors, (round * job->world + job->rank) * KMEANS_BLOCK, numel, job->x));
     for (int64_t i = 0; job->plan.config.is_spherical && i < numel; i++)
-        make_unit(job->x + i * dim, dim);
+        kmeans_make_unit(job->x + i * dim, dim);
     return TESS_OK;
 }
 
 tess_status kmeans_read(tess_kmeans *job, tess_vectors *vectors, int64_t round)
 {
     kmeans_round(job, tess_vectors_get_info(vectors)->vector_numel, round);
+    if (job->tick != NULL)
+        job->tick(job->tick_arg);
     return kmeans_round_verdict(job, read_block(job, vectors, round));
 }
 

@@ -184,6 +184,8 @@ tess_status tess_kmeans_encode(tess_kmeans *job, const tess_kmeans_encoding *rou
     memcpy(job->numel, round->vector_numel, (size_t)job->world * sizeof *job->numel);
     if (own > 0)
         memcpy(job->x, round->x, (size_t)(own * job->plan.dim) * sizeof *job->x);
+    for (int64_t i = 0; job->plan.config.is_spherical && i < own; i++)
+        kmeans_make_unit(job->x + i * job->plan.dim, job->plan.dim);
     return encode_block(job, round->code, round->error);
 }
 
@@ -212,6 +214,8 @@ tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors, double
                                info->path,
                                (long long)((t * job->world + job->rank) * KMEANS_BLOCK + i));
         }
+        tess_exact_carry(&sums[0]);
+        tess_exact_carry(&sums[1]);
         st = kmeans_round_verdict(job, st);
     }
     TESS_TRY(kmeans_pass_verdict(job, st));

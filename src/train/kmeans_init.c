@@ -1,4 +1,5 @@
 /* Start codes, repair of empty codes. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -195,6 +196,8 @@ static tess_status start_at_random(tess_kmeans *job, int group, int level)
             code[(k - lo) * d + j] =
                 (float)(mean + spread * tess_rng_normal(&rng, (uint64_t)(k * d + j)));
         }
+    for (int64_t k = lo; job->plan.config.is_spherical && k < hi; k++)
+        kmeans_make_unit(code + (k - lo) * d, d);
     return TESS_OK;
 }
 
@@ -356,7 +359,7 @@ static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *pi
         if (k >= lo && k < hi)
             memcpy(code + (k - lo) * d, center, (size_t)d * sizeof *code);
         for (int64_t i = 0; k == 0 && i < s->numel; i++)
-            s->distance[i] = INFINITY;
+            s->distance[i] = FLT_MAX;
         TESS_TRY(tess_agree(job->parts.comm, meet_center(job, s, center)));
         if (k > 0)
             continue;
@@ -466,10 +469,12 @@ static int64_t pair_up(const tess_kmeans *job, donor *donors, int64_t *empty)
 }
 
 /* Code times 1 + sign / 1024 in even dimensions, 1 - sign / 1024 in odd ones. */
-static void shake(float *code, int64_t dim, float sign)
+static void shake(const tess_kmeans *job, float *code, float sign)
 {
-    for (int64_t j = 0; j < dim; j++)
+    for (int64_t j = 0; j < job->plan.group_dim; j++)
         code[j] *= 1.0f + (j % 2 == 0 ? sign : -sign) * 0x1p-10f;
+    if (job->plan.config.is_spherical)
+        kmeans_make_unit(code, job->plan.group_dim);
 }
 
 /* Pairs [first, first + numel): owners of empty codes fetch the donors' rows, then all shake. */
@@ -500,12 +505,12 @@ static tess_status split(tess_kmeans *job, int book_idx, const donor *donors, co
     for (int64_t i = 0; i < numel; i++) {
         float *const to = code + (empty[i] - lo) * d, *const from = job->residual + own * d;
         if (donors[i].row >= lo && donors[i].row < hi)
-            shake(code + (donors[i].row - lo) * d, d, -1.0f);
+            shake(job, code + (donors[i].row - lo) * d, -1.0f);
         if (empty[i] < lo || empty[i] >= hi)
             continue;
         for (int64_t j = 0; j < d; j++)
             to[j] = -from[j];
-        shake(to, d, 1.0f);
+        shake(job, to, 1.0f);
         own++;
     }
     return TESS_OK;

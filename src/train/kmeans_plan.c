@@ -42,6 +42,10 @@ static tess_status check(const tess_kmeans_plan_request *r)
         "quantizer.spherical: what a level leaves of vectors of length 1 has another length: "
         "expected quantizer.levels 1, found %d",
         c->level_numel);
+    TESS_CHECK(!c->is_spherical || (c->group_numel == 1 && c->batch_numel == 0), TESS_E_CONFIG,
+               "quantizer.spherical: lengths are those of whole vectors, and means of full passes: "
+               "expected quantizer.groups 1 and quantizer.batch 0, found %d and %" PRId64,
+               c->group_numel, c->batch_numel);
     TESS_CHECK(c->batch_numel == 0 || c->batch_numel <= r->vector_numel, TESS_E_CONFIG,
                "quantizer.batch: %" PRId64 " vectors a batch, but data.path holds %" PRId64
                "; choose less, or 0 for full passes",
@@ -72,7 +76,8 @@ static tess_status size_blocks(tess_kmeans_plan *p)
     TESS_TRY(add_room(&p->block_nbytes, entries, p->group_dim, sizeof(float)));
     TESS_TRY(add_room(&p->block_nbytes, entries, kmeans_best(c), sizeof(uint64_t)));
     TESS_TRY(add_room(&p->block_nbytes, entries, 2 + c->level_numel, sizeof(uint32_t)));
-    return add_room(&p->block_nbytes, c->code_numel, 1, sizeof(int64_t));
+    /* Counts of all codes; while a level starts or is repaired, drawn numbers or pairs of codes. */
+    return add_room(&p->block_nbytes, c->code_numel, 1, 7 * sizeof(int64_t));
 }
 
 static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kernels *kernels,

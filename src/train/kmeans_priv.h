@@ -17,6 +17,8 @@ struct tess_kmeans {
     tess_codebooks *books;
     tess_kmeans_progress progress;
     tess_kmeans_scan_result scan;
+    void (*tick)(void *arg); /* called before every block that is read; NULL: nobody's */
+    void *tick_arg;
     double *mean;           /* [dim] */
     double *square;         /* [groups] mean over vectors of |x|^2 */
     int64_t *numel;         /* [2, world]: vectors, entries of a round */
@@ -42,6 +44,8 @@ int kmeans_best(const tess_kmeans_config *c);
 void kmeans_round(tess_kmeans *job, int64_t vector_numel, int64_t round);
 /** Read and prepare the own block of a round. Collective where codebooks are row-sharded. */
 TESS_MUST_CHECK tess_status kmeans_read(tess_kmeans *job, tess_vectors *vectors, int64_t round);
+/** x / max(|x|, 1e-6). Local. */
+void kmeans_make_unit(float *x, int64_t dim);
 /** Dimensions of a group, of the block in `x`, into `slice`. Local. */
 void kmeans_slice(tess_kmeans *job, int group);
 /** One verdict where ranks go together through a round; this rank's own else. */

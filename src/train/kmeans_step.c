@@ -1,4 +1,5 @@
 /* Passes, mini-batches and refinements, in the order of groups and levels. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,7 @@ tess_status kmeans_exponent(tess_kmeans *job, int group, int level, int *exponen
     }
     /* Each difference was rounded once. */
     bound *= 1.0 + (double)(level + 1) * 0x1p-23;
-    *exponent = tess_fixed_exponent(nextafterf((float)bound, INFINITY),
+    *exponent = tess_fixed_exponent(nextafterf((float)fmin(bound, FLT_MAX / 2), INFINITY),
                                     job->plan.vector_numel * job->plan.config.beam_numel);
     return TESS_OK;
 }
@@ -54,6 +55,7 @@ static tess_status assign_round(tess_kmeans *job, int book_idx, int entry_numel,
         for (int64_t i = 0; i < numel[job->rank]; i++)
             (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
     }
+    tess_exact_carry(error);
     return TESS_OK;
 }
 
@@ -264,6 +266,8 @@ static tess_status extend_all(tess_kmeans *job, int group, int level, tess_exact
                 job, kmeans_extend(job, group, level, state_of(job, t * KMEANS_BLOCK), found));
         for (int64_t i = 0; st == TESS_OK && error != NULL && i < job->numel[job->rank]; i++)
             (void)tess_exact_add(error, (double)found[i]);
+        if (error != NULL)
+            tess_exact_carry(error);
     }
     return kmeans_pass_verdict(job, st);
 }
@@ -309,7 +313,7 @@ static tess_status run_pass(tess_kmeans *job, tess_kmeans_report *out)
     TESS_TRY(update_codes(job, book_idx, out));
     const bool repeats = c->batch_numel == 0 && out->split_numel == 0 && out->error == p->error;
     p->error = out->error;
-    return p->pass == c->pass_numel || repeats ? end_level(job) : TESS_OK;
+    return p->pass >= c->pass_numel || repeats ? end_level(job) : TESS_OK;
 }
 
 /* ---- refinement ---- */
@@ -361,7 +365,7 @@ static tess_status refine(tess_kmeans *job, tess_kmeans_report *out)
     *out = (tess_kmeans_report){.group = group, .level = -1, .pass = ++p->pass};
     TESS_TRY(share_error(job, &error, job->plan.vector_numel, out));
     TESS_TRY(describe_use(job, out));
-    if (p->pass == c->refine_numel)
+    if (p->pass >= c->refine_numel)
         next_stack(job);
     return TESS_OK;
 }

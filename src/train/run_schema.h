@@ -448,7 +448,7 @@ typedef struct tess_run_patterns {
     X(quantizer, batch, "batch", int64_t, INT, "", "0", 0, 1000000000000, NUMERICS, \
       "Vectors of a mini-batch; 0: every pass takes all vectors.") \
     X(quantizer, spherical, "spherical", bool, BOOL, "", "false", 0, 0, NUMERICS, \
-      "Vectors and codes are brought to length 1; one level.") \
+      "Vectors and codes are brought to length 1; one level, one group, full passes.") \
     X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
       "auto", 0, 0, FREE, \
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \

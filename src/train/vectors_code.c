@@ -164,6 +164,8 @@ static tess_status encode_round(encoder *e, int64_t round)
     TESS_TRY(session_section(s, tess_kmeans_encode(s->vectors->job, &what)));
     for (int64_t i = 0; i < e->numel[tess_comm_rank(s->world)]; i++)
         (void)tess_exact_add(&e->sums[0], (double)e->error[i]);
+    tess_exact_carry(&e->sums[0]);
+    tess_exact_carry(&e->sums[1]);
     TESS_TRY(tess_comm_gather_bytes(s->world, 0, e->code,
                                     (size_t)(BLOCK * column_numel(s->vectors)) * sizeof *e->code,
                                     e->all));

@@ -357,6 +357,8 @@ static void beat(loop *l, const char *label)
     tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
 }
 
+static void beat_pass(void *arg) { beat(arg, "pass"); }
+
 static void note_metrics(const loop *l, tess_status st)
 {
     if (st == TESS_OK)
@@ -501,10 +503,10 @@ static tess_status run_steps(loop *l)
     while (!tess_kmeans_is_done(l->v->job) && !l->is_stopping) {
         TESS_TRY(run_step(l));
         const bool is_last = tess_kmeans_is_done(l->v->job);
-        if (is_last)
-            TESS_TRY(evaluate(l));
         if (is_last || l->is_stopping || (every > 0 && s->step % every == 0))
             TESS_TRY(begin_save(l, is_last || l->is_stopping));
+        if (is_last)
+            TESS_TRY(evaluate(l)); /* after the save: it stands whatever the held-out file holds */
     }
     TESS_TRY(commit(l));
     beat(l, "removal of old checkpoints");
@@ -580,8 +582,10 @@ tess_status session_vectors_train(tess_session *s)
 {
     loop l = {.s = s, .v = s->vectors, .asked_step = -1, .committed_step = -1};
     tess_status st = session_agree(s, start(&l));
+    tess_kmeans_set_tick(s->vectors->job, beat_pass, &l);
     if (st == TESS_OK)
         st = run_steps(&l);
+    tess_kmeans_set_tick(s->vectors->job, NULL, NULL);
     TESS_TRY(finish(&l, st));
     if (tess_kmeans_is_done(s->vectors->job))
         TESS_TRY(export_result(s));
