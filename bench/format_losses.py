@@ -103,7 +103,9 @@ set output '{path}'
 set ylabel 'held-out loss, nats per token'
 set style fill solid 0.4
 set boxwidth 0.6
-set xtics rotate by -40
+set xtics rotate by -40 noenhanced
+set xrange [-0.5:{len(summary) - 0.5}]
+set rmargin 6
 set yrange [*:*]
 set grid ytics
 plot '-' using 0:2:3:4:xtic(1) with yerrorbars pt 7 title 'after the run: mean and range of the seeds'
