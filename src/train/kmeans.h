@@ -158,7 +158,7 @@ int64_t tess_kmeans_step_numel(const tess_kmeans_config *config);
 /** After progress, codes and counts were restored: publish, and encode what is finished again.
  * Collective. */
 TESS_MUST_CHECK tess_status tess_kmeans_restore(tess_kmeans *job);
-/** Steps call `tick` before every block of vectors: a sign of life in long ones. Local. */
+/** Steps call `tick` before every block of vectors and every center: signs of life. Local. */
 void tess_kmeans_set_tick(tess_kmeans *job, void (*tick)(void *arg), void *arg);
 /** One pass, mini-batch or refinement; a level's first one also makes its start codes. Collective.
  */

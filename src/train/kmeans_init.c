@@ -354,6 +354,8 @@ static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *pi
     for (int64_t i = 0; i < s->numel; i++)
         s->distance[i] = 1.0f; /* the first center: any vector, equally likely */
     for (int64_t k = 0; k < job->plan.config.code_numel; k++) {
+        if (job->tick != NULL)
+            job->tick(job->tick_arg);
         weigh(s, exponent);
         TESS_TRY(draw_center(job, s, picks, book_idx, k, center));
         if (k >= lo && k < hi)

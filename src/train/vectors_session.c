@@ -17,7 +17,7 @@
 #include "train/strbuf.h"
 #include "train/vectors_code.h"
 
-enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL, SAVED_NUMEL = 14 };
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
 
 static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
                     STEP_DEADLINE_FACTOR = 20.0;
@@ -202,7 +202,6 @@ static tess_status make_records(tess_session *s)
 static tess_status accept(void *arg, const tess_ckpt_loaded *m, bool *wants_base)
 {
     tess_session *s = arg;
-    static const char *const data_key = "data.digest=";
     const tess_ckpt_value *listing = tess_ckpt_loaded_value(m, "numerics");
     char *text = NULL;
     int64_t numel = 0;
@@ -214,7 +213,6 @@ static tess_status accept(void *arg, const tess_ckpt_loaded *m, bool *wants_base
     const bool is_reader = s->options.kind == TESS_SESSION_READER;
     const bool is_data_alone = is_reader && numel == 1 && strstr(text, "data.digest") != NULL;
     tess_status st = TESS_OK;
-    (void)data_key;
     if (numel > 0 && !is_data_alone && !s->options.accept_config_change)
         st = TESS_FAIL(TESS_E_CONFIG,
                        "checkpoint '%s' was made by another run: %s; --accept-config-change goes "
