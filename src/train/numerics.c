@@ -185,17 +185,25 @@ static tess_status add_files(const tess_session *s, tess_contract *c)
     return add_data(&s->source[1], "data.eval_path", c);
 }
 
+static tess_status fill_contract(tess_session *s, tess_contract *c)
+{
+    TESS_TRY(tess_plan_contract(s->d.plan, &s->d.registry, c));
+    TESS_TRY(session_add_numerics(s, c));
+    return add_files(s, c);
+}
+
 tess_status session_agree_on_contract(tess_session *s)
+{
+    return session_settle_contract(s, fill_contract);
+}
+
+tess_status session_settle_contract(tess_session *s, session_contract_filler fill)
 {
     tess_contract *c = NULL;
     tess_sha256 digest;
     tess_status st = tess_contract_create(&c);
     if (st == TESS_OK)
-        st = tess_plan_contract(s->d.plan, &s->d.registry, c);
-    if (st == TESS_OK)
-        st = session_add_numerics(s, c);
-    if (st == TESS_OK)
-        st = add_files(s, c);
+        st = fill(s, c);
     if (st == TESS_OK)
         st = tess_contract_digest(c, &digest);
     st = session_agree(s, st);

@@ -181,6 +181,11 @@ TESS_MUST_CHECK tess_status session_sort_lines(char *text);
 TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);
 /** Compare plan, numerics and what the ranks see of the files. @return TESS_E_CONTRACT */
 TESS_MUST_CHECK tess_status session_agree_on_contract(tess_session *s);
+/** What ranks must agree on, entered into an empty contract. Local. */
+typedef tess_status (*session_contract_filler)(tess_session *s, tess_contract *c);
+/** Fill a contract, compare it across ranks, keep its digest. Collective. @return TESS_E_CONTRACT
+ */
+TESS_MUST_CHECK tess_status session_settle_contract(tess_session *s, session_contract_filler fill);
 /**
  * Judge the numerics listing of a checkpoint: training must have the same, a reader the same model.
  * With adapter.allow_base_change training goes on over another base: then `is_base_changed` is set.

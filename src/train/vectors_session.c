@@ -114,24 +114,6 @@ static tess_status fill_contract(tess_session *s, tess_contract *c)
     return session_add_numerics(s, c);
 }
 
-static tess_status agree_on_contract(tess_session *s)
-{
-    tess_contract *c = NULL;
-    tess_sha256 digest;
-    tess_status st = tess_contract_create(&c);
-    if (st == TESS_OK)
-        st = fill_contract(s, c);
-    if (st == TESS_OK)
-        st = tess_contract_digest(c, &digest);
-    st = session_agree(s, st);
-    if (st == TESS_OK)
-        st = tess_contract_agree(s->world, c);
-    if (st == TESS_OK)
-        tess_hex(digest.byte, sizeof digest.byte, s->contract_digest);
-    tess_contract_destroy(&c);
-    return st;
-}
-
 /* ---- checkpoints ---- */
 
 static void add_record(vectors_session *v, int book_idx, bool is_count, int rank)
@@ -310,7 +292,7 @@ tess_status session_vectors_open(tess_session *s)
     if (s->vectors->data != NULL)
         TESS_TRY(tess_kmeans_scan(s->vectors->job));
     TESS_TRY(list_numerics(s));
-    TESS_TRY(agree_on_contract(s));
+    TESS_TRY(session_settle_contract(s, fill_contract));
     TESS_TRY(make_records(s));
     TESS_TRY(session_open_store(s));
     TESS_TRY(load(s));
