@@ -19,22 +19,12 @@
  */
 #pragma once
 
+#include "format/flux_config.h"
 #include "model/model.h"
 
 TESS_BEGIN_DECLS
 
-enum { TESS_FLUX_SINUSOID_NUMEL = 256, TESS_FLUX_AXIS_NUMEL = 3, TESS_FLUX_MLP_RATIO = 4 };
-
-/** Sizes, as in diffusers' transformer/config.json. */
-typedef struct tess_flux_config {
-    int64_t in_channels, out_channels;      /* 64 */
-    int64_t double_numel, single_numel;     /* blocks: num_layers 19, num_single_layers 38 */
-    int64_t head_numel, head_dim;           /* 24, 128; H is their product */
-    int64_t text_dim;                       /* joint_attention_dim 4096 */
-    int64_t pooled_dim;                     /* pooled_projection_dim 768 */
-    bool has_guidance;                      /* guidance_embeds: dev true, schnell false */
-    int64_t axis_dim[TESS_FLUX_AXIS_NUMEL]; /* axes_dims_rope 16, 56, 56; their sum is head_dim */
-} tess_flux_config;
+enum { TESS_FLUX_SINUSOID_NUMEL = 256, TESS_FLUX_MLP_RATIO = 4 };
 
 /** Largest batch of a run; sizes of arenas. */
 typedef struct tess_flux_shape {
