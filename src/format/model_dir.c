@@ -238,15 +238,19 @@ static tess_status refuse_no_weights(const tess_model_dir *dir)
 
 /* ---- GGUF ---- */
 
+/* config NULL: names and rows stay as they are. */
 static tess_status describe_tensor(const tess_model_dir *dir, const tess_llm_config *config,
                                    int64_t idx, tess_model_tensor *t)
 {
     const tess_gguf_tensor *g = tess_gguf_at(dir->gguf, idx);
     tess_st_tensor *s = &dir->shape[dir->tensor_numel];
     char *name = dir->name[dir->tensor_numel];
-    TESS_CHECK(tess_gguf_hf_name(g->name, name), TESS_E_UNSUPPORTED,
-               "'%s': tensor '%s' belongs to no %s model that is known here",
-               tess_gguf_path(dir->gguf), g->name, tess_llm_family_name(config->family));
+    if (config == NULL)
+        snprintf(name, sizeof *dir->name, "%s", g->name);
+    else
+        TESS_CHECK(tess_gguf_hf_name(g->name, name), TESS_E_UNSUPPORTED,
+                   "'%s': tensor '%s' belongs to no %s model that is known here",
+                   tess_gguf_path(dir->gguf), g->name, tess_llm_family_name(config->family));
     *s = (tess_st_tensor){.name = name,
                           .dtype = g->format == TESS_FORMAT_F32    ? TESS_ST_F32
                                    : g->format == TESS_FORMAT_F16  ? TESS_ST_F16
@@ -257,8 +261,11 @@ static tess_status describe_tensor(const tess_model_dir *dir, const tess_llm_con
                           .offset_nbytes = g->offset_nbytes,
                           .nbytes = g->nbytes};
     memcpy(s->dim, g->dim, (size_t)g->dim_numel * sizeof *g->dim);
-    *t = (tess_model_tensor){
-        .name = name, .st = s, .gguf = g, .head_dim = tess_gguf_interleaved(config, g->name)};
+    *t = (tess_model_tensor){.name = name,
+                             .st = s,
+                             .gguf = g,
+                             .head_dim =
+                                 config == NULL ? 0 : tess_gguf_interleaved(config, g->name)};
     return TESS_OK;
 }
 
@@ -286,47 +293,88 @@ static tess_status list_gguf(tess_model_dir *dir, const tess_llm_config *config)
 }
 
 /* `path` is the folder from now on, and the file its only one. */
-static tess_status open_gguf(tess_model_dir *dir)
+static tess_status set_single_file(tess_model_dir *dir)
 {
-    tess_llm_config config;
-    TESS_TRY(tess_gguf_open(dir->ctx->io, dir->path, &dir->gguf));
     char *slash = strrchr(dir->path, '/');
-    dir->file_numel = 1;
-    TESS_TRY(tess_strdup(slash != NULL ? slash + 1 : dir->path, &dir->file[0].name));
+    TESS_TRY(add_file(dir, slash != NULL ? slash + 1 : dir->path));
     if (slash == NULL)
         snprintf(dir->path, strlen(dir->path) + 1, ".");
     else
         slash[slash == dir->path] = '\0';
+    return TESS_OK;
+}
+
+static tess_status open_gguf(tess_model_dir *dir)
+{
+    tess_llm_config config;
+    const char *architecture = NULL;
+    TESS_TRY(tess_gguf_open(dir->ctx->io, dir->path, &dir->gguf));
+    TESS_TRY(set_single_file(dir));
+    TESS_TRY(tess_gguf_get_text(dir->gguf, "general.architecture", &architecture));
+    if (strcmp(architecture, "flux") == 0) { /* names of Black Forest Labs, and no config */
+        TESS_TRY(list_gguf(dir, NULL));
+        return tess_flux_split(dir);
+    }
     TESS_TRY(tess_gguf_llm_config(dir->gguf, &config));
     return list_gguf(dir, &config);
 }
 
-static tess_status open_weights(tess_model_dir *dir)
+bool tess_model_is_file(const char *path)
 {
-    tess_io_kind kind = TESS_IO_MISSING, single = TESS_IO_MISSING, index = TESS_IO_MISSING;
-    int64_t nbytes = 0;
-    TESS_TRY(tess_io_stat(dir->ctx->io, dir->path, &kind, &nbytes));
-    if (kind == TESS_IO_FILE && tess_gguf_is_path(dir->path))
-        return open_gguf(dir);
-    TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT,
-               "'%s': expected a model directory or a .gguf file, found %s", dir->path,
-               kind == TESS_IO_MISSING ? "nothing" : "another file");
-    TESS_TRY(kind_of(dir, "model.safetensors", &single));
-    TESS_TRY(kind_of(dir, "model.safetensors.index.json", &index));
-    if (single != TESS_IO_MISSING) { /* transformers prefers it too */
-        if (index != TESS_IO_MISSING)
-            tess_log_root(&dir->ctx->log, TESS_LOG_WARN,
-                          "index_ignored path=%s reason=model.safetensors_exists", dir->path);
-        TESS_TRY(add_file(dir, "model.safetensors"));
+    static const char suffix[] = ".safetensors";
+    const size_t nbytes = strlen(path);
+    return tess_gguf_is_path(path) ||
+           (nbytes >= sizeof suffix && strcmp(path + nbytes - (sizeof suffix - 1), suffix) == 0);
+}
+
+/* The names that transformers and diffusers give weights. */
+static const char *const stems[] = {"model", "diffusion_pytorch_model"};
+
+/* Whether `stem`.safetensors or its index is there, and open it. */
+static tess_status open_stem(tess_model_dir *dir, const char *stem, bool *is_there)
+{
+    char single[64], index[64];
+    tess_io_kind single_kind = TESS_IO_MISSING, index_kind = TESS_IO_MISSING;
+    snprintf(single, sizeof single, "%s.safetensors", stem);
+    snprintf(index, sizeof index, "%s.safetensors.index.json", stem);
+    TESS_TRY(kind_of(dir, single, &single_kind));
+    TESS_TRY(kind_of(dir, index, &index_kind));
+    *is_there = single_kind != TESS_IO_MISSING || index_kind != TESS_IO_MISSING;
+    if (single_kind != TESS_IO_MISSING) { /* transformers prefers it too */
+        if (index_kind != TESS_IO_MISSING)
+            tess_log_root(&dir->ctx->log, TESS_LOG_WARN, "index_ignored path=%s reason=%s_exists",
+                          dir->path, single);
+        TESS_TRY(add_file(dir, single));
         return open_with_map(dir, NULL);
     }
-    if (index == TESS_IO_MISSING)
-        return refuse_no_weights(dir);
+    if (!*is_there)
+        return TESS_OK;
     char *index_path = NULL;
-    TESS_TRY(tess_asprintf(&index_path, "%s/model.safetensors.index.json", dir->path));
+    TESS_TRY(tess_asprintf(&index_path, "%s/%s", dir->path, index));
     const tess_status st = open_sharded(dir, index_path);
     tess_free(index_path);
     return st;
+}
+
+static tess_status open_weights(tess_model_dir *dir)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    bool is_there = false;
+    TESS_TRY(tess_io_stat(dir->ctx->io, dir->path, &kind, &nbytes));
+    if (kind == TESS_IO_FILE && tess_gguf_is_path(dir->path))
+        return open_gguf(dir);
+    if (kind == TESS_IO_FILE && tess_model_is_file(dir->path)) {
+        TESS_TRY(set_single_file(dir));
+        TESS_TRY(open_with_map(dir, NULL));
+        return tess_flux_split(dir);
+    }
+    TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT,
+               "'%s': expected a model directory, or a .gguf or .safetensors file, found %s",
+               dir->path, kind == TESS_IO_MISSING ? "nothing" : "another file");
+    for (int i = 0; i < TESS_NELEM(stems) && !is_there; i++)
+        TESS_TRY(open_stem(dir, stems[i], &is_there));
+    return is_there ? tess_flux_split(dir) : refuse_no_weights(dir);
 }
 
 tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path, tess_model_dir **out)
@@ -359,6 +407,7 @@ void tess_model_dir_close(tess_model_dir **dir)
     for (int64_t i = 0; i < d->packed_numel; i++)
         tess_free(d->packed[i].name);
     tess_free(d->packed);
+    tess_free(d->cut);
     tess_free(d->shape);
     tess_free(d->name);
     tess_free(d->tensor);
@@ -466,6 +515,8 @@ const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int
 tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tensor *tensor,
                                 int64_t first_nbytes, size_t nbytes, void *dst)
 {
+    if (tensor->cut != NULL)
+        return tess_flux_read_cut(dir, tensor->cut, first_nbytes, nbytes, dst);
     if (tensor->gguf != NULL)
         return tess_gguf_read_rows(dir->gguf, tensor->gguf, tensor->head_dim, first_nbytes, nbytes,
                                    dst);

@@ -1,10 +1,12 @@
 /**
- * Hugging Face model directories: where each tensor lies, whatever the number of files.
+ * Model directories: where each tensor lies, whatever the number of files.
  *
- * Either one model.safetensors, or model.safetensors.index.json with its files, or a single GGUF
- * file in place of a directory. A weight that bitsandbytes or optimum-quanto has packed, or that is
- * fp8, is one tensor here, of the shape it stands for; its bytes are the parts of its codec.
- * Weights are read by range; nothing is kept in memory but the tables.
+ * Either one model.safetensors, or model.safetensors.index.json with its files, or both under the
+ * name diffusion_pytorch_model, or a single .safetensors or GGUF file in place of a directory. The
+ * fused tensors of a FLUX.1 file of Black Forest Labs are those of diffusers here, cut by rows. A
+ * weight that bitsandbytes or optimum-quanto has packed, or that is fp8, is one tensor here, of the
+ * shape it stands for; its bytes are the parts of its codec. Weights are read by range; nothing is
+ * kept in memory but the tables.
  */
 #pragma once
 
@@ -33,6 +35,8 @@ enum { TESS_MODEL_DIR_FILE_MAX = 1024 };
 
 /** Codes and constants that lie as tensors of their own: private. */
 typedef struct tess_packed tess_packed;
+/** Rows of a tensor of the files: private. */
+typedef struct tess_row_cut tess_row_cut;
 
 /** One tensor of the directory: plain data, borrowed from it. */
 typedef struct tess_model_tensor {
@@ -42,6 +46,7 @@ typedef struct tess_model_tensor {
     const tess_gguf_tensor *gguf; /* NULL: safetensors */
     int64_t head_dim;             /* tess_gguf_interleaved() */
     const tess_packed *packed;    /* NULL: one tensor of the file; else its parts, joined */
+    const tess_row_cut *cut;      /* NULL: all rows, as the files have them */
 } tess_model_tensor;
 
 typedef struct tess_model_dir tess_model_dir;
@@ -53,17 +58,19 @@ typedef struct tess_model_dir tess_model_dir;
  */
 TESS_MUST_CHECK tess_status tess_model_tensor_codec(const tess_model_tensor *t, tess_codec *out);
 
+/** Whether a path names a file with a whole model, by its name: .gguf or .safetensors. Local. */
+bool tess_model_is_file(const char *path);
 /**
- * Open a directory, or a GGUF file, and check all its weight files' headers. Local. `ctx` is kept
- * (view). A total_size that differs and tensors that the index does not list are logged as
- * warnings.
+ * Open a directory, or a file with a whole model, and check all its weight files' headers. Local.
+ * `ctx` is kept (view). A total_size that differs and tensors that the index does not list are
+ * logged as warnings.
  * @return TESS_E_FORMAT no directory, no weights in it, or damaged; TESS_E_UNSUPPORTED other kinds
  * of weights; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path,
                                                 tess_model_dir **out);
 void tess_model_dir_close(tess_model_dir **dir);
-/** The directory; that of a GGUF file. */
+/** The directory; that of a single file. */
 const char *tess_model_dir_path(const tess_model_dir *dir);
 /** The open GGUF file, NULL for a directory. */
 const tess_gguf *tess_model_dir_gguf(const tess_model_dir *dir);

@@ -1,6 +1,7 @@
 /** Inside of an open model directory. */
 #pragma once
 
+#include "format/flux_names.h"
 #include "format/model_dir.h"
 
 TESS_BEGIN_DECLS
@@ -31,6 +32,27 @@ struct tess_packed {
     float nested_offset;
 };
 
+/** Rows of a tensor under another name. */
+enum { TESS_FLUX_TENSOR_NBYTES = TESS_FLUX_NAME_NBYTES + 32, TESS_ROW_WINDOW_MAX = 2 };
+
+typedef struct tess_row_window {
+    int64_t first, numel; /* rows */
+} tess_row_window;
+
+struct tess_row_cut {
+    char name[TESS_FLUX_TENSOR_NBYTES];
+    tess_model_tensor whole; /* as it is in the file */
+    tess_st_tensor shape;    /* of the cut */
+    int64_t row_numel;       /* of the whole */
+    int window_numel;
+    tess_row_window window[TESS_ROW_WINDOW_MAX]; /* one below the other */
+    int part_numel;
+    struct {
+        int64_t nbytes; /* of the whole */
+        bool is_whole;  /* goes with every cut as it is */
+    } part[TESS_CODEC_PART_MAX];
+};
+
 typedef struct weight_file {
     char *name; /* base name */
     tess_safetensors *st;
@@ -53,6 +75,8 @@ struct tess_model_dir {
     char (*name)[TESS_GGUF_HF_NAME_NBYTES]; /* [tensor_numel] likewise */
     tess_packed *packed;                    /* [packed_numel] see packed.c */
     int64_t packed_numel;
+    tess_row_cut *cut; /* [cut_numel] see flux_split.c */
+    int64_t cut_numel;
 };
 
 /**
@@ -66,5 +90,15 @@ TESS_MUST_CHECK tess_status tess_packed_join(tess_model_dir *dir);
 TESS_MUST_CHECK tess_status tess_packed_read(const tess_model_dir *dir,
                                              const tess_model_tensor *tensor, int64_t first_nbytes,
                                              size_t nbytes, void *dst);
+
+/**
+ * Where tensors have the names of Black Forest Labs' FLUX.1 files: put those of diffusers in their
+ * place, fused ones cut. Any other directory stays as it is. Local.
+ * @return TESS_E_FORMAT, TESS_E_UNSUPPORTED a tensor that is not known, or cannot be cut
+ */
+TESS_MUST_CHECK tess_status tess_flux_split(tess_model_dir *dir);
+/** Read bytes [first, first + nbytes) of a cut. Local. */
+TESS_MUST_CHECK tess_status tess_flux_read_cut(const tess_model_dir *dir, const tess_row_cut *cut,
+                                               int64_t first_nbytes, size_t nbytes, void *dst);
 
 TESS_END_DECLS
