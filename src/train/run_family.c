@@ -54,6 +54,10 @@ static const char *const of_rqvae[] = {"model.family",
                                        "output.export_weights",
                                        NULL};
 
+/* Keys of language models that a FLUX run has no use for. */
+static const char *const not_of_flux[] = {"quantizer.", "data.sequence_length", "data.packing",
+                                          "data.mask_prompt", NULL};
+
 static bool is_listed(const char *const *list, const char *path)
 {
     for (; *list != NULL; list++) {
@@ -70,6 +74,8 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
     const tess_run_key *k = tess_run_key_at(key);
     if (tess_run_is_kmeans(run))
         return is_listed(of_kmeans, k->path);
+    if (tess_run_is_flux(run))
+        return !is_listed(not_of_flux, k->path);
     if (!tess_run_is_rqvae(run))
         return strcmp(k->section, "quantizer") != 0;
     const bool is_of_ema =
@@ -81,9 +87,11 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
 
 void run_family_resolve(tess_run *run)
 {
+    run->data.sequence_length = 1; /* a sample, whatever its size */
+    if (tess_run_is_flux(run))
+        return;
     run->train.mode = TESS_RUN_MODE_FULL;
     run->model.init = TESS_RUN_INIT_RANDOM;
-    run->data.sequence_length = 1;
     run->output.export_as = TESS_RUN_EXPORT_NONE;
     if (run->quantizer.init == TESS_RUN_CODE_INIT_AUTO)
         run->quantizer.init = TESS_RUN_CODE_INIT_KMEANS;
@@ -130,10 +138,20 @@ static tess_status check_update(const tess_run *run)
     return TESS_OK;
 }
 
+/* What a key of another family is good for. */
+static const char *other_family(const tess_run *run, tess_run_key_idx key)
+{
+    const char *section = tess_run_key_at(key)->section;
+    if (tess_run_is_vectors(run) || tess_run_is_flux(run))
+        return "";
+    return strcmp(section, "quantizer") == 0   ? " or set model.family: kmeans"
+           : strcmp(section, "objective") == 0 ? " or set model.family: flux"
+                                               : "";
+}
+
 tess_status run_family_check(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
-    const bool is_vectors = tess_run_is_vectors(run);
     if (tess_run_is_rqvae(run))
         TESS_TRY(check_update(run));
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
@@ -144,11 +162,12 @@ tess_status run_family_check(const tess_run *run)
                          place,
                          tess_run_is_kmeans(run)  ? "kmeans"
                          : tess_run_is_rqvae(run) ? "rqvae"
+                         : tess_run_is_flux(run)  ? "flux"
                                                   : "of a language model",
-                         is_vectors ? "" : " or set model.family: kmeans");
+                         other_family(run, (tess_run_key_idx)i));
     }
     TESS_TRY(check_init(run));
-    if (is_vectors || run->model.path != NULL)
+    if (tess_run_is_vectors(run) || run->model.path != NULL)
         return TESS_OK;
     return TESS_FAIL(TESS_E_CONFIG, "%s:1:1: key 'model.path' is missing (%s)", run->source_name,
                      tess_run_key_at(TESS_RUN_KEY_model_path)->help);

@@ -207,7 +207,7 @@ static void resolve(tess_run *run)
         resolve_quantizer(run);
         return;
     }
-    if (tess_run_is_rqvae(run))
+    if (tess_run_is_rqvae(run) || tess_run_is_flux(run))
         run_family_resolve(run);
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
     if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)

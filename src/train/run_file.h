@@ -87,6 +87,12 @@ static inline bool tess_run_is_vectors(const tess_run *run)
     return tess_run_is_kmeans(run) || tess_run_is_rqvae(run);
 }
 
+/** Whether it trains a FLUX.1 transformer: its data are cached latents and texts. Local. */
+static inline bool tess_run_is_flux(const tess_run *run)
+{
+    return run->model.family == TESS_RUN_FAMILY_FLUX;
+}
+
 /** Where a key's value stands, for messages of those who use it: "run.yaml:3:9: train.steps".
  * Local. */
 void tess_run_place_text(const tess_run *run, tess_run_key_idx key,

@@ -63,7 +63,8 @@ bool tess_run_key_applies(const tess_run *run, const tess_run_key *key);
 bool tess_run_key_is_of_adapters(const tess_run_key *key);
 /** Whether the run's family reads a key at all (run_family.c). */
 bool run_family_reads(const tess_run *run, tess_run_key_idx key);
-/** An RQ-VAE is a fully trained model with random weights whose sequences are single vectors. */
+/** Sequences of an RQ-VAE are single vectors, those of FLUX.1 single samples; an RQ-VAE is a fully
+ * trained model with random weights. */
 void run_family_resolve(tess_run *run);
 /** Keys of other families, and what this one needs. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status run_family_check(const tess_run *run);
