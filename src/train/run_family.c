@@ -58,6 +58,9 @@ static const char *const of_rqvae[] = {"model.family",
 static const char *const not_of_flux[] = {"quantizer.", "data.sequence_length", "data.packing",
                                           "data.mask_prompt", NULL};
 
+/* What language models have no use for. */
+static const char *const of_others[] = {"quantizer.", "objective.", NULL};
+
 static bool is_listed(const char *const *list, const char *path)
 {
     for (; *list != NULL; list++) {
@@ -77,7 +80,7 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
     if (tess_run_is_flux(run))
         return !is_listed(not_of_flux, k->path);
     if (!tess_run_is_rqvae(run))
-        return strcmp(k->section, "quantizer") != 0;
+        return !is_listed(of_others, k->path);
     const bool is_of_ema =
         key == TESS_RUN_KEY_quantizer_decay || key == TESS_RUN_KEY_quantizer_threshold;
     return key != TESS_RUN_KEY_train_mode &&
@@ -149,9 +152,42 @@ static const char *other_family(const tess_run *run, tess_run_key_idx key)
                                                : "";
 }
 
+static tess_status check_below(const tess_run *run, tess_run_key_idx key, double low,
+                               tess_run_key_idx high_key, double high)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    const tess_run_key_idx given = run->place[key].is_given ? key : high_key;
+    tess_run_place_text(run, given, place);
+    TESS_CHECK(low < high, TESS_E_CONFIG, "%s: %s %g must be less than %s %g", place,
+               tess_run_key_at(key)->path, low, tess_run_key_at(high_key)->path, high);
+    return TESS_OK;
+}
+
+static tess_status check_objective(const tess_run *run)
+{
+    const tess_run_objective_keys *o = &run->objective;
+    char place[TESS_RUN_PLACE_NBYTES];
+    TESS_TRY(check_below(run, TESS_RUN_KEY_objective_min_timestep, o->min_timestep,
+                         TESS_RUN_KEY_objective_max_timestep, o->max_timestep));
+    if (o->guidance_mode == TESS_RUN_GUIDANCE_UNIFORM)
+        TESS_TRY(check_below(run, TESS_RUN_KEY_objective_guidance_min, o->guidance_min,
+                             TESS_RUN_KEY_objective_guidance_max, o->guidance_max));
+    tess_run_place_text(run, TESS_RUN_KEY_objective_weighting, place);
+    /* sigma^-2 has no bound: one draw near 0 would be the whole step. */
+    TESS_CHECK(o->weighting != TESS_RUN_WEIGHTING_SIGMA_SQRT || o->levels > 0 ||
+                   o->min_timestep > 0.0,
+               TESS_E_CONFIG,
+               "%s: sigma_sqrt grows without bound where sigma comes near 0: set objective.levels "
+               "(1000 in the trainers that have it) or objective.min_timestep",
+               place);
+    return TESS_OK;
+}
+
 tess_status run_family_check(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
+    if (tess_run_is_flux(run))
+        TESS_TRY(check_objective(run));
     if (tess_run_is_rqvae(run))
         TESS_TRY(check_update(run));
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {

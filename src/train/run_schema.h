@@ -43,8 +43,9 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 /* Enums: X(NAME, "word"). */
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
-    X(LLAMA, "llama") X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3")                    \
-        X(KMEANS, "kmeans") X(RQVAE, "rqvae") X(FLUX, "flux")
+    X(LLAMA, "llama")                                                                              \
+    X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans")                  \
+        X(RQVAE, "rqvae") X(FLUX, "flux")
 #define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
     X(AUTO, "auto")                                                                                \
@@ -52,16 +53,23 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_ESTIMATOR_LIST(X) X(STRAIGHT, "straight-through") X(ROTATION, "rotation")
 #define TESS_RUN_UPDATE_LIST(X) X(GRADIENT, "gradient") X(EMA, "ema")
 #define TESS_RUN_OVER_LIST(X) X(MEAN, "mean") X(SUM, "sum")
+#define TESS_RUN_TIMESTEPS_LIST(X)                                                                 \
+    X(UNIFORM, "uniform")                                                                          \
+    X(LOGIT_NORMAL, "logit_normal")                                                                \
+    X(SIGMOID, "sigmoid") X(BETA, "beta") X(MODE, "mode") X(FAST, "fast")
+#define TESS_RUN_SHIFT_LIST(X) X(NONE, "none") X(STATIC, "static") X(RESOLUTION, "resolution")
+#define TESS_RUN_WEIGHTING_LIST(X) X(NONE, "none") X(SIGMA_SQRT, "sigma_sqrt") X(COSMAP, "cosmap")
+#define TESS_RUN_GUIDANCE_LIST(X) X(CONSTANT, "constant") X(UNIFORM, "uniform")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
 #define TESS_RUN_INIT_LIST(X) X(WEIGHTS, "weights") X(RANDOM, "random")
 #define TESS_RUN_BASE_LIST(X)                                                                      \
     X(KEEP, "keep")                                                                                \
     X(F32, "f32")                                                                                  \
     X(BF16, "bf16")                                                                                \
-    X(NF4, "nf4") X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8")      \
-        X(QINT8, "qint8") X(QINT4, "qint4") X(QINT2, "qint2") X(QFLOAT8, "qfloat8")                \
-            X(QFLOAT8_E5M2, "qfloat8_e5m2") X(INT4, "int4") X(INT2, "int2") X(E4M3, "e4m3")        \
-                X(E5M2, "e5m2")
+    X(NF4, "nf4")                                                                                  \
+    X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8") X(QINT8, "qint8")  \
+        X(QINT4, "qint4") X(QINT2, "qint2") X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2")  \
+            X(INT4, "int4") X(INT2, "int2") X(E4M3, "e4m3") X(E5M2, "e5m2")
 /* The choices of core/codec.h. */
 #define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)
@@ -188,6 +196,26 @@ typedef enum tess_run_over {
     TESS_RUN_OVER_LIST(X)
 #undef X
 } tess_run_over;
+typedef enum tess_run_timesteps {
+#define X(name, text) TESS_RUN_TIMESTEPS_##name,
+    TESS_RUN_TIMESTEPS_LIST(X)
+#undef X
+} tess_run_timesteps;
+typedef enum tess_run_shift {
+#define X(name, text) TESS_RUN_SHIFT_##name,
+    TESS_RUN_SHIFT_LIST(X)
+#undef X
+} tess_run_shift;
+typedef enum tess_run_weighting {
+#define X(name, text) TESS_RUN_WEIGHTING_##name,
+    TESS_RUN_WEIGHTING_LIST(X)
+#undef X
+} tess_run_weighting;
+typedef enum tess_run_guidance {
+#define X(name, text) TESS_RUN_GUIDANCE_##name,
+    TESS_RUN_GUIDANCE_LIST(X)
+#undef X
+} tess_run_guidance;
 typedef enum tess_run_sharding {
 #define X(name, text) TESS_RUN_SHARDING_##name,
     TESS_RUN_SHARDING_LIST(X)
@@ -327,10 +355,11 @@ typedef struct tess_run_patterns {
 #define TESS_RUN_DATA_KEYS(X) \
     X(data, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
       "Token file made by tessera tokenize; with family kmeans or rqvae vectors (.fvecs, " \
-      ".bvecs, .ivecs, .fbin, .u8bin, .i8bin, .npy, HDF5). The digest, not the path, enters the " \
+      ".bvecs, .ivecs, .fbin, .u8bin, .i8bin, .npy, HDF5); with flux a cache made by tessera " \
+      "cache. The digest, not the path, enters the " \
       "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "Held-out token file, or vectors; without it nothing is evaluated.") \
+      "Held-out token file, vectors, or cache; without it nothing is evaluated.") \
     X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
       "Tokens per sequence.") \
     X(data, packing, "packing", bool, BOOL, "", "true", 0, 0, NUMERICS, \
@@ -345,7 +374,7 @@ typedef struct tess_run_patterns {
     X(train, steps, "steps", int64_t, INT, "", "100", 1, 1000000000, NUMERICS, \
       "Optimizer steps of the whole run.") \
     X(train, micro_batch, "micro_batch", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
-      "Sequences, or vectors, per micro-batch.") \
+      "Sequences, vectors, or samples of one latent size, per micro-batch.") \
     X(train, micro_batches, "micro_batches", int64_t, INT, "", "8", 1, 1048576, NUMERICS, \
       "Micro-batches per step over all ranks (M); results do not depend on the number of " \
       "ranks.") \
@@ -484,6 +513,59 @@ typedef struct tess_run_patterns {
     X(quantizer, window, "window", int64_t, INT, "", "50", 1, 1000000000, FREE, \
       "rqvae: steps over which usage and errors of levels are counted before they are reported.")
 
+#define TESS_RUN_OBJECTIVE_KEYS(X) \
+    X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \
+      "uniform", 0, 0, NUMERICS, \
+      "How sigma, the share of noise, is drawn for a sample ([formulas](objective.md)): uniform; " \
+      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 and " \
+      "sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else 0.75, 0.5 " \
+      "or 0.25, for schnell.") \
+    X(objective, logit_mean, "logit_mean", double, F64, "", "0.0", -20, 20, NUMERICS, \
+      "timesteps logit_normal: mean; above 0 there is more noise.") \
+    X(objective, logit_std, "logit_std", double, F64, "", "1.0", 1e-6, 100, NUMERICS, \
+      "timesteps logit_normal: standard deviation.") \
+    X(objective, sigmoid_scale, "sigmoid_scale", double, F64, "", "1.0", 1e-6, 100, NUMERICS, \
+      "timesteps sigmoid: factor of the normal number.") \
+    X(objective, mode_scale, "mode_scale", double, F64, "", "1.29", -1, 1.75, NUMERICS, \
+      "timesteps mode: scale of the bend.") \
+    X(objective, beta_alpha, "beta_alpha", int64_t, INT, "", "2", 1, 64, NUMERICS, \
+      "timesteps beta: first parameter, a whole number.") \
+    X(objective, beta_beta, "beta_beta", int64_t, INT, "", "2", 1, 64, NUMERICS, \
+      "timesteps beta: second parameter.") \
+    X(objective, levels, "levels", int64_t, INT, "", "0", 0, 1000000, NUMERICS, \
+      "Sigma is rounded up to a multiple of 1 / levels, before it is shifted: 1000 is what " \
+      "schedulers with 1000 training timesteps do; 0: not rounded.") \
+    X(objective, shift, "shift", tess_run_shift, ENUM, TESS_RUN_WORDS_(SHIFT), "none", 0, 0, \
+      NUMERICS, \
+      "sigma becomes S sigma / (1 + (S - 1) sigma): static: S is shift_factor; resolution: S = " \
+      "exp(mu), mu linear in the packed tokens of the sample from 0.5 at 256 to 1.15 at 4096.") \
+    X(objective, shift_factor, "shift_factor", double, F64, "", "3.0", 1e-3, 1000, NUMERICS, \
+      "shift static: S.") \
+    X(objective, min_timestep, "min_timestep", double, F64, "", "0.0", 0, 999, NUMERICS, \
+      "After the shift, sigma in [0, 1] is mapped to [min_timestep, max_timestep] / 1000.") \
+    X(objective, max_timestep, "max_timestep", double, F64, "", "1000.0", 0, 1000, NUMERICS, \
+      "See min_timestep, which is below it.") \
+    X(objective, weighting, "weighting", tess_run_weighting, ENUM, TESS_RUN_WORDS_(WEIGHTING), \
+      "none", 0, 0, NUMERICS, \
+      "Factor of a sample's loss: 1, sigma^-2 (sigma_sqrt) or 2 / (pi (1 - 2 sigma + 2 sigma^2)) " \
+      "(cosmap).") \
+    X(objective, guidance_mode, "guidance_mode", tess_run_guidance, ENUM, \
+      TESS_RUN_WORDS_(GUIDANCE), "constant", 0, 0, NUMERICS, \
+      "Guidance that a model with a guidance embedding (dev) is told: objective.guidance, or drawn " \
+      "for each sample between guidance_min and guidance_max.") \
+    X(objective, guidance, "guidance", double, F64, "", "1.0", 0, 100, NUMERICS, \
+      "guidance_mode constant: the value; also of evaluations.") \
+    X(objective, guidance_min, "guidance_min", double, F64, "", "0.0", 0, 100, NUMERICS, \
+      "guidance_mode uniform: least value.") \
+    X(objective, guidance_max, "guidance_max", double, F64, "", "4.0", 0, 100, NUMERICS, \
+      "guidance_mode uniform: largest value.") \
+    X(objective, caption_dropout, "caption_dropout", double, F64, "", "0.0", 0, 1, NUMERICS, \
+      "Probability that a sample is trained with the empty caption, which the cache must then " \
+      "hold.") \
+    X(objective, masked_loss, "masked_loss", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "Multiply the loss of a token by the mean of the cached mask over it; samples without a mask " \
+      "count in full.")
+
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
       FREE, \
@@ -566,9 +648,10 @@ typedef struct tess_run_patterns {
     S(model, MODEL, "The model that is trained or adapted.") \
     S(base, BASE, "How the frozen base is stored.") \
     S(lora, LORA, "Adapters; only with train.mode lora.") \
-    S(data, DATA, "Token files and how sequences are cut.") \
+    S(data, DATA, "What is trained on, and how sequences are cut.") \
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
     S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
+    S(objective, OBJECTIVE, "What a FLUX.1 transformer is trained to do ([formulas](objective.md)).") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \
@@ -582,6 +665,7 @@ typedef struct tess_run_patterns {
     TESS_RUN_DATA_KEYS(X)                                                                          \
     TESS_RUN_TRAIN_KEYS(X)                                                                         \
     TESS_RUN_QUANTIZER_KEYS(X)                                                                     \
+    TESS_RUN_OBJECTIVE_KEYS(X)                                                                     \
     TESS_RUN_SHARD_KEYS(X)                                                                         \
     TESS_RUN_COMPUTE_KEYS(X)                                                                       \
     TESS_RUN_ADAPTER_KEYS(X)                                                                       \

@@ -1,6 +1,6 @@
-/* Keys that are read for some formats, starts or schedules alone: a value of theirs that would
- * change nothing is refused, as a mistake. Their defaults may stand beside anything, so that a
- * run file as resolved is one; and what a file says may stand when the command line chooses
+/* Keys that are read for some formats, starts, schedules or draws alone: a value of theirs that
+ * would change nothing is refused, as a mistake. Their defaults may stand beside anything, so that
+ * a run file as resolved is one; and what a file says may stand when the command line chooses
  * another format, start or schedule than the file's. */
 #include <stdio.h>
 #include <string.h>
@@ -52,6 +52,29 @@ static bool is_decomposed(const tess_run *run)
 
 static bool falls(const tess_run *run) { return run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT; }
 
+/* ---- of the objective ---- */
+
+static bool draws(const tess_run *run, tess_run_timesteps how)
+{
+    return run->objective.timesteps == how;
+}
+
+static bool is_logit_normal(const tess_run *run)
+{
+    return draws(run, TESS_RUN_TIMESTEPS_LOGIT_NORMAL);
+}
+static bool is_sigmoid(const tess_run *run) { return draws(run, TESS_RUN_TIMESTEPS_SIGMOID); }
+static bool is_mode(const tess_run *run) { return draws(run, TESS_RUN_TIMESTEPS_MODE); }
+static bool is_beta(const tess_run *run) { return draws(run, TESS_RUN_TIMESTEPS_BETA); }
+static bool is_not_fast(const tess_run *run) { return !draws(run, TESS_RUN_TIMESTEPS_FAST); }
+
+static bool is_static(const tess_run *run) { return run->objective.shift == TESS_RUN_SHIFT_STATIC; }
+
+static bool is_range(const tess_run *run)
+{
+    return run->objective.guidance_mode == TESS_RUN_GUIDANCE_UNIFORM;
+}
+
 typedef struct reader {
     tess_run_key_idx key, choice; /* the key that chooses whether `key` is read */
     bool (*is_read)(const tess_run *run);
@@ -74,6 +97,28 @@ static const reader readers[] = {
      "lora.init pissa or loftq"},
     {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, falls,
      "another train.schedule than constant"},
+    {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, is_logit_normal,
+     "objective.timesteps logit_normal"},
+    {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, is_logit_normal,
+     "objective.timesteps logit_normal"},
+    {TESS_RUN_KEY_objective_sigmoid_scale, TESS_RUN_KEY_objective_timesteps, is_sigmoid,
+     "objective.timesteps sigmoid"},
+    {TESS_RUN_KEY_objective_mode_scale, TESS_RUN_KEY_objective_timesteps, is_mode,
+     "objective.timesteps mode"},
+    {TESS_RUN_KEY_objective_beta_alpha, TESS_RUN_KEY_objective_timesteps, is_beta,
+     "objective.timesteps beta"},
+    {TESS_RUN_KEY_objective_beta_beta, TESS_RUN_KEY_objective_timesteps, is_beta,
+     "objective.timesteps beta"},
+    {TESS_RUN_KEY_objective_levels, TESS_RUN_KEY_objective_timesteps, is_not_fast,
+     "other objective.timesteps than fast"},
+    {TESS_RUN_KEY_objective_shift, TESS_RUN_KEY_objective_timesteps, is_not_fast,
+     "other objective.timesteps than fast"},
+    {TESS_RUN_KEY_objective_shift_factor, TESS_RUN_KEY_objective_shift, is_static,
+     "objective.shift static"},
+    {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, is_range,
+     "objective.guidance_mode uniform"},
+    {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, is_range,
+     "objective.guidance_mode uniform"},
 };
 
 /* ---- check ---- */

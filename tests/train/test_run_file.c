@@ -91,13 +91,22 @@ static const struct {
     {TESS_RUN_KEY_train_muon_scale, TESS_RUN_KEY_train_optimizer, "muon"},
     {TESS_RUN_KEY_quantizer_decay, TESS_RUN_KEY_quantizer_update, "ema"},
     {TESS_RUN_KEY_quantizer_threshold, TESS_RUN_KEY_quantizer_update, "ema"},
+    {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, "logit_normal"},
+    {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, "logit_normal"},
+    {TESS_RUN_KEY_objective_sigmoid_scale, TESS_RUN_KEY_objective_timesteps, "sigmoid"},
+    {TESS_RUN_KEY_objective_mode_scale, TESS_RUN_KEY_objective_timesteps, "mode"},
+    {TESS_RUN_KEY_objective_beta_alpha, TESS_RUN_KEY_objective_timesteps, "beta"},
+    {TESS_RUN_KEY_objective_beta_beta, TESS_RUN_KEY_objective_timesteps, "beta"},
+    {TESS_RUN_KEY_objective_shift_factor, TESS_RUN_KEY_objective_shift, "static"},
+    {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
+    {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
 };
 
 /* A family that reads `changed`: the first of these. */
 static tess_run family_of(tess_run_key_idx changed)
 {
     static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
-                                             TESS_RUN_FAMILY_RQVAE};
+                                             TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_FLUX};
     tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
     for (int i = 0; i < TESS_NELEM(family); i++) {
         run.model.family = family[i];
@@ -114,6 +123,8 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     bool is_in = run_family_reads(&family, key);
     if (tess_run_is_vectors(&family) && key == TESS_RUN_KEY_model_family)
         snprintf(value, 64, tess_run_is_rqvae(&family) ? "rqvae" : "kmeans");
+    if (tess_run_is_flux(&family) && key == TESS_RUN_KEY_model_family)
+        snprintf(value, 64, "flux");
     if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
         snprintf(value, 64, "sample");
     for (int i = 0; i < TESS_NELEM(needs); i++) {
@@ -339,7 +350,8 @@ static void range_values(const tess_run_key *key, char *below, char *above, size
         snprintf(above, nbytes, "9223372036854775807KiB");
         return;
     case TESS_RUN_F64:
-        snprintf(below, nbytes, "%.17g", key->least > 0 ? key->least / 2 : -1e-9);
+        snprintf(below, nbytes, "%.17g",
+                 key->least > 0 ? key->least / 2 : key->least * 1.001 - 1e-9);
         snprintf(above, nbytes, "%.17g", key->most * 1.0001);
         return;
     case TESS_RUN_TEXT:
@@ -622,7 +634,34 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         {"lora.init_iterations=2", "lora.init=pissa", "choose lora.init loftq"},
         {"lora.power_iterations=2", "lora.init=gaussian", "choose lora.init pissa or loftq"},
         {"train.min_learning_rate_ratio=0.5", "train.schedule=constant", "another train.schedule"},
+        {"objective.shift=static", "model.family=auto", "or set model.family: flux"},
+        {"quantizer.codes=4", "model.family=flux", "has no meaning with model.family flux"},
+        {"data.packing=false", "model.family=flux", "has no meaning with model.family flux"},
+        {"objective.logit_mean=1", "model.family=flux", "choose objective.timesteps logit_normal"},
+        {"objective.shift_factor=2", "model.family=flux", "choose objective.shift static"},
+        {"objective.guidance_max=2", "model.family=flux", "choose objective.guidance_mode uniform"},
+        {"objective.min_timestep=999", "objective.max_timestep=500", "no meaning"},
+        {"objective.weighting=sigma_sqrt", "model.family=flux", "grows without bound"},
     };
+    static const char *const of_flux[][3] = {
+        {"objective.min_timestep=900", "objective.max_timestep=500",
+         "objective.min_timestep 900 must be less than objective.max_timestep 500"},
+        {"objective.guidance_min=5", "objective.guidance_mode=uniform",
+         "objective.guidance_min 5 must be less than objective.guidance_max 4"},
+        {"objective.timesteps=fast", "objective.levels=1000",
+         "other objective.timesteps than fast"},
+        {"objective.timesteps=fast", "objective.shift=static", "objective.timesteps than fast"},
+    };
+    for (int i = 0; i < TESS_NELEM(of_flux); i++) {
+        const tess_run_override overrides[] = {
+            {"model.family=flux", 1}, {of_flux[i][0], 2}, {of_flux[i][1], 3}};
+        tess_run *run = NULL;
+        tess_error_clear();
+        assert_int_equal(
+            tess_run_parse(minimal, sizeof minimal - 1, "run.yaml", overrides, 3, &run),
+            TESS_E_CONFIG);
+        expect_message(of_flux[i][2], "command line, argument ");
+    }
     for (int i = 0; i < TESS_NELEM(pairs); i++) {
         const tess_run_override overrides[] = {{pairs[i][0], 1}, {pairs[i][1], 2}};
         tess_run *run = NULL;
