@@ -558,9 +558,36 @@ static tess_status export_result(tess_session *s)
     return tess_session_export_codebooks(s, TESS_CODEBOOK_SAFETENSORS, path);
 }
 
+static tess_status open_held_out(tess_session *s, tess_vectors **out)
+{
+    const int64_t dim = s->vectors->plan.dim;
+    TESS_TRY(tess_vectors_open(s->ctx, s->run->data.eval_path, out));
+    const tess_vectors_info *info = tess_vectors_get_info(*out);
+    TESS_CHECK(info->dim == dim, TESS_E_CONFIG,
+               "data.eval_path: '%s' holds vectors of %" PRId64
+               " dimensions, those of data.path have %" PRId64,
+               s->run->data.eval_path, info->dim, dim);
+    return TESS_OK;
+}
+
+/* What would only be noticed when all levels are done: a file that cannot be evaluated. */
+static tess_status check_held_out(tess_session *s)
+{
+    tess_vectors *vectors = NULL;
+    tess_logical_hash digest = {0};
+    if (s->run->data.eval_path == NULL)
+        return TESS_OK;
+    tess_status st = session_agree(s, open_held_out(s, &vectors));
+    if (st == TESS_OK)
+        st = tess_vectors_scan(s->world, vectors, "data.eval_path", &digest);
+    tess_vectors_close(&vectors);
+    return st;
+}
+
 tess_status session_vectors_train(tess_session *s)
 {
     loop l = {.s = s, .v = s->vectors, .asked_step = -1, .committed_step = -1};
+    TESS_TRY(check_held_out(s));
     tess_status st = session_agree(s, start(&l));
     tess_kmeans_set_tick(s->vectors->job, beat_pass, &l);
     if (st == TESS_OK)

@@ -40,6 +40,12 @@ for seed in 0 1 2; do
 done | sort -g >errors
 at_most "$(sed -n 2p errors)" "$faiss_kmeans" "k-means"
 
+# A held-out file that cannot be evaluated is refused before anything is trained.
+printf '\2\0\0\0\0\0\200\77\0\0\200\77' >narrow.fvecs
+! "$TESSERA_BIN" train run.yaml data.eval_path=narrow.fvecs output.dir=refused_run 2>refused || fail "2 of 128 dimensions"
+grep -q "'narrow.fvecs' holds vectors of 2 dimensions, those of data.path have 128" refused || fail "$(cat refused)"
+[ ! -e refused_run/metrics.jsonl ] || fail "the run was begun"
+
 # A stack on three ranks, and one that is killed after its first save and goes on with two: the codes of one rank.
 stack=(quantizer.levels=3 quantizer.beam=3 quantizer.passes=3 quantizer.refine=1)
 "$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=alone 2>/dev/null
