@@ -1,6 +1,7 @@
 /* The job's memory, its rounds over a file, and the scan. */
 #include "train/kmeans.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -228,6 +229,19 @@ static tess_status share_scan(tess_kmeans *job, scan *s)
     return TESS_OK;
 }
 
+/* Squared distances are f32 in the keys that choose codes; codes and what levels leave are no
+ * longer than twice a vector. */
+static tess_status check_range(const tess_kmeans *job)
+{
+    const double most = sqrt((double)FLT_MAX / (double)job->plan.dim) / 4.0;
+    TESS_CHECK((double)job->scan.largest <= most, TESS_E_FORMAT,
+               "data.path: '%s': the largest value is %g, and squared distances of %" PRId64
+               " dimensions overflow f32 above %.3g; scale the vectors",
+               tess_vectors_get_info(job->parts.vectors)->path, (double)job->scan.largest,
+               job->plan.dim, most);
+    return TESS_OK;
+}
+
 tess_status tess_kmeans_scan(tess_kmeans *job)
 {
     scan s = {0};
@@ -244,5 +258,5 @@ tess_status tess_kmeans_scan(tess_kmeans *job)
     tess_free(s.mean);
     tess_free(s.sum);
     tess_free(s.square);
-    return st;
+    return st == TESS_OK ? check_range(job) : st;
 }

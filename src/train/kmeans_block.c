@@ -210,7 +210,9 @@ tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors, double
             for (int64_t j = 0; j < info->dim; j++)
                 square += (double)job->x[i * info->dim + j] * (double)job->x[i * info->dim + j];
             if (!tess_exact_add(&sums[0], (double)found[i]) || !tess_exact_add(&sums[1], square))
-                st = TESS_FAIL(TESS_E_FORMAT, "'%s': vector %lld is not finite; remove it",
+                st = TESS_FAIL(TESS_E_FORMAT,
+                               "'%s': vector %lld is not finite or too large for squares in f32; "
+                               "remove or scale it",
                                info->path,
                                (long long)((t * job->world + job->rank) * KMEANS_BLOCK + i));
         }

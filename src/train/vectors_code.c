@@ -135,7 +135,8 @@ static tess_status read_own(encoder *e, int64_t round)
         for (int64_t j = 0; j < dim; j++)
             square += (double)e->x[i * dim + j] * (double)e->x[i * dim + j];
         TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
-                   "'%s': vector %" PRId64 " is not finite; remove it",
+                   "'%s': vector %" PRId64
+                   " is not finite or too large for squares in f32; remove or scale it",
                    tess_vectors_get_info(e->vectors)->path, first_of(s, round) + i);
     }
     tess_vectors_digest_add(&e->digest, e->x, dim, first_of(s, round), numel);

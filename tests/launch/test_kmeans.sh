@@ -46,6 +46,16 @@ printf '\2\0\0\0\0\0\200\77\0\0\200\77' >narrow.fvecs
 grep -q "'narrow.fvecs' holds vectors of 2 dimensions, those of data.path have 128" refused || fail "$(cat refused)"
 [ ! -e refused_run/metrics.jsonl ] || fail "the run was begun"
 
+# What spherical codes do not go with, and values whose squares f32 does not hold.
+for key in levels=2 groups=2 batch=128; do
+    ! "$TESSERA_BIN" train run.yaml quantizer.spherical=true quantizer.$key output.dir=refused_run 2>refused || fail "$key"
+    grep -q "quantizer.spherical: .*expected .*${key%=*}" refused || fail "$(cat refused)"
+done
+printf '\1\0\0\0\377\377\177\177\1\0\0\0\377\377\177\377' >large.fvecs
+! "$TESSERA_BIN" train run.yaml data.path=large.fvecs data.eval_path=large.fvecs output.dir=refused_run 2>refused ||
+    fail "values of 3e38"
+grep -q "the largest value is 3.40282e+38.*scale the vectors" refused || fail "$(cat refused)"
+
 # A stack on three ranks, and one that is killed after its first save and goes on with two: the codes of one rank.
 stack=(quantizer.levels=3 quantizer.beam=3 quantizer.passes=3 quantizer.refine=1)
 "$TESSERA_BIN" train run.yaml "${stack[@]}" output.dir=alone 2>/dev/null
