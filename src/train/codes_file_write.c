@@ -36,9 +36,7 @@ static tess_status lay_out(tess_codes_writer *w, const tess_ctx *ctx, const char
                                .dim = {info->vector_numel, columns}};
     tess_h5_layout layout = {TESS_CODES_HEADER_NBYTES, attributes, TESS_NELEM(attributes), &dataset,
                              1};
-    TESS_TRY(tess_h5_start_file(&w->file, ctx->io, path, &layout,
-                                info->vector_numel * columns * (int64_t)info->code_nbytes,
-                                &w->place.metadata));
+    TESS_TRY(tess_h5_start_file(&w->file, ctx->io, path, &layout, &w->place.metadata));
     w->place.offset_nbytes = dataset.offset_nbytes;
     info->file_nbytes = w->file.file_nbytes;
     return TESS_OK;

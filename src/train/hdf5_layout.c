@@ -5,8 +5,8 @@
 #include "core/memory.h"
 #include "train/hdf5_priv.h"
 
-/* What the library puts around one dataset. */
-enum { METADATA_LIMIT_NBYTES = 1 << 20 };
+/* What the library puts around datasets, some hundreds of bytes each. */
+enum { METADATA_LIMIT_NBYTES = TESS_H5_METADATA_LIMIT_NBYTES };
 
 #define H5(st, done, path, call) TESS_H5(st, done, TESS_E_IO, path, call)
 
@@ -134,45 +134,79 @@ done:
     return st;
 }
 
-/* ---- a file of one dataset ---- */
+/* ---- a file that is filled ---- */
 
-/* Copy what the library wrote around the dataset from `fd` to the file that is started. */
+static int64_t nbytes_of(const tess_h5_dataset *d)
+{
+    static const int64_t elem_nbytes[] = {[TESS_H5_U8] = 1,
+                                          [TESS_H5_U16] = 2,
+                                          [TESS_H5_U32] = 4,
+                                          [TESS_H5_U64] = 8,
+                                          [TESS_H5_F32] = 4};
+    return elem_nbytes[d->type] * d->dim[0] * (d->dim_numel == 2 ? d->dim[1] : 1);
+}
+
+/* The first range at `at_nbytes` or behind it, NULL: none. */
+static const tess_partial_range *next_range(const tess_partial_file *file, int64_t at_nbytes)
+{
+    const tess_partial_range *next = NULL;
+    for (int64_t i = 0; i < file->range_numel; i++) {
+        const tess_partial_range *r = &file->range[i];
+        if (r->offset_nbytes >= at_nbytes &&
+            (next == NULL || r->offset_nbytes < next->offset_nbytes))
+            next = r;
+    }
+    return next;
+}
+
+/* What the library wrote around the datasets, from `fd` into `bytes` and, once the file is started
+ * with its first part, into the file. */
+static tess_status copy_gaps(tess_partial_file *file, int fd, int64_t file_nbytes, char *bytes)
+{
+    int64_t at = 0;
+    for (int64_t i = 0; i <= file->range_numel; i++) {
+        const tess_partial_range *r = next_range(file, at);
+        const int64_t end = r == NULL ? file_nbytes : r->offset_nbytes;
+        const size_t nbytes = (size_t)(end - at);
+        TESS_TRY(tess_io_pread(file->io, file->path, fd, bytes, nbytes, at));
+        TESS_TRY(at == 0 ? tess_partial_file_start(file, bytes, nbytes, file_nbytes)
+                         : tess_partial_file_patch(file, at, bytes, nbytes));
+        bytes += nbytes;
+        at = r == NULL ? end : end + r->nbytes;
+    }
+    return TESS_OK;
+}
+
 static tess_status copy_around(tess_partial_file *file, int fd, int64_t file_nbytes,
                                const tess_h5_layout *layout, tess_xxh128 *metadata)
 {
-    const tess_partial_range *r = &file->range[0];
-    const int64_t head_nbytes = r->offset_nbytes, tail_at = r->offset_nbytes + r->nbytes;
-    const int64_t tail_nbytes = file_nbytes - tail_at;
+    int64_t around_nbytes = file_nbytes;
     void *room = NULL;
-    TESS_CHECK(head_nbytes >= layout->user_block_nbytes && tail_nbytes >= 0 &&
-                   head_nbytes + tail_nbytes <= METADATA_LIMIT_NBYTES,
+    for (int64_t i = 0; i < file->range_numel; i++)
+        around_nbytes -= file->range[i].nbytes;
+    const tess_partial_range *first = next_range(file, 0);
+    TESS_CHECK(first->offset_nbytes >= layout->user_block_nbytes && around_nbytes > 0 &&
+                   around_nbytes <= METADATA_LIMIT_NBYTES,
                TESS_E_IO, "'%s': HDF5 laid the file out in an unknown way", file->path);
-    TESS_TRY(tess_alloc((size_t)(head_nbytes + tail_nbytes), &room));
-    char *bytes = room;
-    tess_status st = tess_io_pread(file->io, file->path, fd, bytes, (size_t)head_nbytes, 0);
-    if (st == TESS_OK)
-        st = tess_io_pread(file->io, file->path, fd, bytes + head_nbytes, (size_t)tail_nbytes,
-                           tail_at);
-    if (st == TESS_OK)
-        st = tess_partial_file_start(file, bytes, (size_t)head_nbytes, file_nbytes);
-    if (st == TESS_OK)
-        st = tess_partial_file_patch(file, tail_at, bytes + head_nbytes, (size_t)tail_nbytes);
+    TESS_TRY(tess_alloc((size_t)around_nbytes, &room));
+    const tess_status st = copy_gaps(file, fd, file_nbytes, room);
     if (st == TESS_OK && metadata != NULL)
-        *metadata = tess_xxh128_of(bytes + layout->user_block_nbytes,
-                                   (size_t)(head_nbytes + tail_nbytes - layout->user_block_nbytes));
+        *metadata = tess_xxh128_of((char *)room + layout->user_block_nbytes,
+                                   (size_t)(around_nbytes - layout->user_block_nbytes));
     tess_free(room);
     return st;
 }
 
 static tess_status take_layout(tess_partial_file *file, const char *skeleton,
-                               tess_h5_layout *layout, int64_t nbytes, tess_xxh128 *metadata)
+                               tess_h5_layout *layout, tess_xxh128 *metadata)
 {
     int fd = -1;
     int64_t file_nbytes = 0;
     TESS_TRY(tess_h5_lay_out(skeleton, layout));
-    file->range[0] = (tess_partial_range){.name = layout->dataset[0].name,
-                                          .offset_nbytes = layout->dataset[0].offset_nbytes,
-                                          .nbytes = nbytes};
+    for (int i = 0; i < layout->dataset_numel; i++)
+        file->range[i] = (tess_partial_range){.name = layout->dataset[i].name,
+                                              .offset_nbytes = layout->dataset[i].offset_nbytes,
+                                              .nbytes = nbytes_of(&layout->dataset[i])};
     TESS_TRY(tess_io_open_read(file->io, skeleton, false, &fd, &file_nbytes));
     const tess_status st = copy_around(file, fd, file_nbytes, layout, metadata);
     (void)!tess_io_close(file->io, skeleton, &fd);
@@ -180,14 +214,14 @@ static tess_status take_layout(tess_partial_file *file, const char *skeleton,
 }
 
 tess_status tess_h5_start_file(tess_partial_file *file, tess_io *io, const char *path,
-                               tess_h5_layout *layout, int64_t nbytes, tess_xxh128 *metadata)
+                               tess_h5_layout *layout, tess_xxh128 *metadata)
 {
     char *skeleton = NULL;
-    TESS_TRY(tess_partial_file_init(file, io, path, 1));
+    TESS_TRY(tess_partial_file_init(file, io, path, layout->dataset_numel));
     TESS_TRY(tess_asprintf(&skeleton, "%s.layout.tmp", path));
     tess_status st = tess_io_unlink(io, skeleton, true);
     if (st == TESS_OK)
-        st = take_layout(file, skeleton, layout, nbytes, metadata);
+        st = take_layout(file, skeleton, layout, metadata);
     if (st == TESS_OK)
         st = tess_io_unlink(io, skeleton, true);
     else

@@ -29,6 +29,8 @@ tess_status tess_h5_fail(tess_status code, const char *path, const char *call, c
         }                                                                                          \
     } while (0)
 
+enum { TESS_H5_METADATA_LIMIT_NBYTES = 16 << 20 };
+
 /** An attribute of the root group. */
 typedef struct tess_h5_attribute {
     const char *name;
@@ -65,14 +67,13 @@ typedef struct tess_h5_layout {
  * @return TESS_E_IO with the library's own words */
 TESS_MUST_CHECK tess_status tess_h5_lay_out(const char *path, tess_h5_layout *layout);
 /**
- * Start a file of one dataset, whose bytes are range 0 of `file`: append and finish as usual, fini
- * in any case. `file` starts as {0}. Local.
- * @param[in]  nbytes    of the dataset
- * @param[out] metadata  digest of all bytes behind the user block and outside the dataset, may be
- *                       NULL
+ * Start a file whose range i is the bytes of dataset i: append and finish as usual, fini in any
+ * case. `file` starts as {0}; names of datasets live as long as it. Local.
+ * @param[out] metadata  digest of all bytes behind the user block and outside the datasets, by
+ *                       ascending place; may be NULL
  */
 TESS_MUST_CHECK tess_status tess_h5_start_file(tess_partial_file *file, tess_io *io,
                                                const char *path, tess_h5_layout *layout,
-                                               int64_t nbytes, tess_xxh128 *metadata);
+                                               tess_xxh128 *metadata);
 
 TESS_END_DECLS

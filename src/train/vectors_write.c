@@ -40,8 +40,7 @@ static tess_status start_records(tess_vectors_writer *w, const tess_ctx *ctx, co
     return start_flat(w, ctx, path, "", 0, nbytes);
 }
 
-static tess_status start_hdf5(tess_vectors_writer *w, const tess_ctx *ctx, const char *path,
-                              int64_t nbytes)
+static tess_status start_hdf5(tess_vectors_writer *w, const tess_ctx *ctx, const char *path)
 {
     const char *end = tess_vectors_hdf5_end(path);
     const char *name = *end == ':' ? end + 1 : "vectors";
@@ -52,7 +51,7 @@ static tess_status start_hdf5(tess_vectors_writer *w, const tess_ctx *ctx, const
         .name = name, .type = TESS_H5_F32, .dim_numel = 2, .dim = {w->vector_numel, w->dim}};
     tess_h5_layout layout = {.dataset = &dataset, .dataset_numel = 1};
     TESS_TRY(tess_strndup(path, (size_t)(end - path), &file_path));
-    const tess_status st = tess_h5_start_file(&w->file, ctx->io, file_path, &layout, nbytes, NULL);
+    const tess_status st = tess_h5_start_file(&w->file, ctx->io, file_path, &layout, NULL);
     tess_free(file_path);
     if (w->file.range != NULL)
         w->file.range[0].name = "vectors"; /* `name` is the caller's */
@@ -70,7 +69,7 @@ static tess_status start(tess_vectors_writer *w, const tess_ctx *ctx, const char
     TESS_TRY(tess_mul_i64(w->vector_numel, w->dim, &numel));
     TESS_TRY(tess_mul_i64(numel, (int64_t)sizeof(float), &nbytes));
     if (tess_vectors_hdf5_end(path) != NULL)
-        return start_hdf5(w, ctx, path, nbytes);
+        return start_hdf5(w, ctx, path);
     if (dot != NULL && strcmp(dot, ".fvecs") == 0)
         return start_records(w, ctx, path);
     if (dot != NULL && strcmp(dot, ".npy") == 0) {
