@@ -17,9 +17,16 @@ typedef enum tess_rng_purpose {
     TESS_RNG_INIT = 1, /* parameter initialization; index 0, layer = tensor number (24 bits) */
     TESS_RNG_DROPOUT =
         2, /* index = global micro-batch number modulo 2^32, layer = adapter number */
-    TESS_RNG_SHUFFLE = 3, /* index = epoch */
+    TESS_RNG_SHUFFLE = 3, /* index = epoch; layer = 0, or 1 + bucket */
     TESS_RNG_SAMPLE = 4,  /* text sampling; index = position */
     TESS_RNG_TEST = 5,
+    /* of the FLUX.1 objective; (layer, index) = sample of the run, 56 bits */
+    TESS_RNG_SIGMA = 6,
+    TESS_RNG_NOISE = 7, /* element = that of the latent [C, h, w] */
+    TESS_RNG_GUIDANCE = 8,
+    TESS_RNG_CAPTION = 9,
+    TESS_RNG_HELD_OUT_SIGMA = 10, /* index = 0 */
+    TESS_RNG_HELD_OUT_NOISE = 11, /* (layer, index) = held-out sample */
 } tess_rng_purpose;
 
 typedef struct tess_rng {
