@@ -12,7 +12,7 @@
 #include "format/json.h"
 #include "format/model_dir.h"
 #include "format/peft.h"
-#include "model/model.h"
+#include "model/flux.h"
 #include "shard/loader.h"
 #include "shard/plan.h"
 #include "train/run_file.h"
@@ -36,9 +36,11 @@ typedef struct tess_launch_shape {
 
 /** A described run. Owned parts; free with tess_description_fini. */
 typedef struct tess_description {
-    const tess_run *run;     /* borrowed */
-    tess_llm_config config;  /* of language models */
-    const char *family_name; /* "llama", "rqvae" */
+    const tess_run *run;    /* borrowed */
+    tess_llm_config config; /* of language models */
+    tess_flux_config flux;  /* of the FLUX.1 transformer */
+    tess_flux_shape flux_shape;
+    const char *family_name; /* "llama", "rqvae", "flux" */
     int64_t vector_dim;      /* D of a model over vectors */
     size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
     int64_t counter_numel;   /* words of it that checkpoints hold */

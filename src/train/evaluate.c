@@ -11,6 +11,12 @@ typedef struct eval_sum {
     int64_t nonfinite_numel; /* micro-batches */
 } eval_sum;
 
+static int64_t slot_numel(const tess_session *s)
+{
+    const session_source *source = &s->source[1];
+    return source->slot_numel > 0 ? source->slot_numel : source->sequence_numel;
+}
+
 /*
  * One micro-batch of this rank, or none: gathers are collective. What cannot be read is remembered
  * in `read_status`: the rank goes on taking part until all agree.
@@ -19,7 +25,7 @@ static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eva
                                    tess_status *read_status)
 {
     const int64_t b = s->run->train.micro_batch, first = micro_batch_idx * b;
-    const int64_t left = s->source[1].sequence_numel - first;
+    const int64_t left = slot_numel(s) - first;
     const void *batch = NULL;
     int64_t loss_token_numel = 0;
     double loss_sum = 0.0;
@@ -36,13 +42,12 @@ static tess_status add_micro_batch(tess_session *s, int64_t micro_batch_idx, eva
 tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *arg,
                               tess_eval_result *out)
 {
-    const int64_t sequence_numel = s->source[1].sequence_numel;
     const int world = tess_comm_world(s->world);
     eval_sum sum = {0};
     tess_status read_status = TESS_OK;
     const tess_weights before = s->shown;
     TESS_TRY(session_show(s, session_weights(s->run->train.eval_weights)));
-    for (int64_t first = 0; first * s->run->train.micro_batch < sequence_numel; first += world) {
+    for (int64_t first = 0; first * s->run->train.micro_batch < slot_numel(s); first += world) {
         if (tick != NULL)
             tick(arg);
         TESS_TRY(add_micro_batch(s, first + tess_comm_rank(s->world), &sum, &read_status));
@@ -58,7 +63,7 @@ tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *ar
                "data.eval_path: '%s' has no token with a loss", s->run->data.eval_path);
     *out = (tess_eval_result){.loss = tess_exact_round(&sum.loss) / (double)sum.loss_token_numel,
                               .loss_token_numel = sum.loss_token_numel,
-                              .sequence_numel = sequence_numel,
+                              .sequence_numel = s->source[1].sequence_numel,
                               .step = s->step};
     return TESS_OK;
 }

@@ -223,6 +223,11 @@ static tess_status put_sample(const tess_flux_data *d, int64_t sample, int64_t r
                                   array_at(a, a->at.pooled) + row * info->pooled_dim);
 }
 
+static const float *read_at(const tess_flux_arrays *a, size_t offset_nbytes)
+{
+    return (const float *)(const void *)(a->read + offset_nbytes);
+}
+
 static void describe_batch(const tess_flux_data *d, int64_t bucket_idx, int64_t sample_numel,
                            const tess_flux_arrays *a, tess_flux_batch *batch)
 {
@@ -230,15 +235,15 @@ static void describe_batch(const tess_flux_data *d, int64_t bucket_idx, int64_t 
         .sample_numel = sample_numel,
         .image_numel = tess_latents_token_numel(&tess_latents_buckets(d->cache)[bucket_idx]),
         .text_numel = tess_latents_get_info(d->cache)->text_numel,
-        .latent = array_at(a, a->at.latent),
-        .text = array_at(a, a->at.text),
-        .pooled = array_at(a, a->at.pooled),
-        .time = array_at(a, a->at.time),
-        .guidance = d->config->has_guidance ? array_at(a, a->at.guidance) : NULL,
-        .rope_cos = array_at(a, a->at.cos),
-        .rope_sin = array_at(a, a->at.sin),
-        .target = array_at(a, a->at.target),
-        .weight = array_at(a, a->at.weight)};
+        .latent = read_at(a, a->at.latent),
+        .text = read_at(a, a->at.text),
+        .pooled = read_at(a, a->at.pooled),
+        .time = read_at(a, a->at.time),
+        .guidance = d->config->has_guidance ? read_at(a, a->at.guidance) : NULL,
+        .rope_cos = read_at(a, a->at.cos),
+        .rope_sin = read_at(a, a->at.sin),
+        .target = read_at(a, a->at.target),
+        .weight = read_at(a, a->at.weight)};
 }
 
 tess_status tess_flux_data_fill(const tess_flux_data *d, int64_t micro_batch, tess_flux_arrays *a,

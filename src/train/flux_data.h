@@ -54,14 +54,15 @@ const tess_flux_order *tess_flux_data_order(const tess_flux_data *data);
 
 /** Arrays of the host for one micro-batch. */
 typedef struct tess_flux_arrays {
-    char *base; /* [layout.nbytes] */
+    char *base;       /* [layout.nbytes] */
+    const char *read; /* where kernels find [layout.read_nbytes] of it: `base`, or on a device */
     tess_flux_layout at;
     int64_t rope_height, rope_width; /* whose rotations lie there, 0: none yet */
 } tess_flux_arrays;
 
 /**
  * Fill micro-batch `micro_batch` of the run. Local; allocates nothing.
- * @param[out] batch  its sizes; pointers into `arrays`, guidance NULL where the model has none
+ * @param[out] batch  its sizes; pointers into arrays->read, guidance NULL where the model has none
  */
 TESS_MUST_CHECK tess_status tess_flux_data_fill(const tess_flux_data *data, int64_t micro_batch,
                                                 tess_flux_arrays *arrays, tess_flux_batch *batch);

@@ -167,7 +167,9 @@ static tess_status open_inside(tess_session *s)
     TESS_TRY(choose_kernels(s));
     if (tess_run_is_kmeans(s->run))
         return session_vectors_open(s);
-    s->feed = tess_run_is_rqvae(s->run) ? &session_vector_feed : &session_token_feed;
+    s->feed = tess_run_is_rqvae(s->run)  ? &session_vector_feed
+              : tess_run_is_flux(s->run) ? &session_flux_feed
+                                         : &session_token_feed;
     TESS_TRY(make_description(s));
     TESS_TRY(s->feed->open(s));
     TESS_TRY(session_list_numerics(s));
@@ -204,7 +206,7 @@ void tess_session_close(tess_session **inout)
     tess_ckpt_store_close(&s->store);
     session_vectors_close(s);
     session_records_destroy(s);
-    if (s->batch_numel > 0)
+    if (s->has_batch_event)
         tess_event_fini(&s->batch_read, tess_runtime_stream(s->rt));
     tess_runtime_destroy(&s->rt);
     if (s->owns_group)
@@ -214,6 +216,7 @@ void tess_session_close(tess_session **inout)
     tess_dataset_close(&s->train_data);
     tess_dataset_close(&s->eval_data);
     session_vector_feed_close(s);
+    session_flux_feed_close(s);
     tess_description_fini(&s->d);
     tess_free(s->source_file);
     tess_free(s->source_path);

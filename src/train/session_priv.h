@@ -15,15 +15,18 @@ TESS_BEGIN_DECLS
 
 typedef struct vectors_session vectors_session;
 typedef struct vector_feed vector_feed;
+typedef struct flux_feed flux_feed;
 struct tess_metrics;
 
 /** One of the two sources of a run, as contracts and listings know it. */
 typedef struct session_source {
     char digest[TESS_VECTORS_DIGEST_TEXT_NBYTES]; /* "": not open */
-    int64_t sequence_numel;                       /* or vectors; 0: not open */
+    int64_t sequence_numel;                       /* or vectors, or samples; 0: not open */
+    int64_t slot_numel; /* of held-out micro-batches, where some are not full; 0: sequence_numel */
 } session_source;
 
-/** How a model gets its data: tokens or vectors. Elements with a loss are tokens, or vectors. */
+/** How a model gets its data: tokens, vectors or images. Elements with a loss are tokens, vectors,
+ * or samples. */
 typedef struct session_feed {
     /** Open data.path and data.eval_path, where the session needs data, and say what they are in
      * `source`. Collective. */
@@ -52,9 +55,10 @@ typedef struct session_feed {
     tess_status (*resumed)(tess_session *s);
 } session_feed;
 
-extern const session_feed session_token_feed, session_vector_feed;
+extern const session_feed session_token_feed, session_vector_feed, session_flux_feed;
 /** NULL is fine. Local. */
 void session_vector_feed_close(tess_session *s);
+void session_flux_feed_close(tess_session *s);
 
 enum { TESS_TOKENIZER_LIMIT_NBYTES = 64 << 20 };
 
@@ -88,11 +92,13 @@ struct tess_session {
     const session_feed *feed;
     session_source source[2]; /* training, evaluation */
     vector_feed *vector;      /* of session_vector_feed */
+    flux_feed *flux;          /* of session_flux_feed */
     tess_dataset *train_data, *eval_data;
     tess_token_batch batch;      /* over the DATA arena */
     tess_dataset_batch batch_in; /* the arrays as the host writes them */
     int64_t batch_numel;         /* of all four */
-    tess_event batch_read;       /* the last copy of them to the device */
+    tess_event batch_read;       /* the last copy of a batch to the device */
+    bool has_batch_event;        /* it is initialized */
     vectors_session *vectors;    /* job over vectors; then nothing of models is there */
     session_records records;
     tess_ckpt_store *store;

@@ -102,6 +102,7 @@ static tess_status carve_batch(tess_session *s)
                                   .host_labels = s->batch_in.labels,
                                   .logits_token_idx = -1};
     s->batch_numel = 4 * stride;
+    s->has_batch_event = true;
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
 

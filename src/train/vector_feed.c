@@ -113,6 +113,7 @@ static tess_status carve(tess_session *s)
     /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
     memset(arena_at(s, f->at.average), 0,
            (size_t)(f->at.level_numel * f->at.average_numel) * sizeof(float));
+    s->has_batch_event = true;
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
 

@@ -143,6 +143,7 @@ static tess_flux_arrays make_arrays(void)
     assert_ok(tess_alloc(a.at.nbytes, &room));
     memset(room, 0xff, a.at.nbytes); /* every float is NaN */
     a.base = room;
+    a.read = room;
     return a;
 }
 
