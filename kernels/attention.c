@@ -20,6 +20,13 @@ static tess_status check_shape(const char *op, const tess_attention_shape *shape
                "%s: %" PRId64 " tokens, expected at most 2147483647", op, shape->token_numel);
     TESS_CHECK(window >= 0, TESS_E_RANGE, "%s: window is %" PRId64 ", expected 0 (none) or more",
                op, window);
+    const int64_t segment = shape->segment_numel;
+    TESS_CHECK(segment >= 0 && (segment == 0 || shape->token_numel % segment == 0), TESS_E_ARG,
+               "%s: %" PRId64 " tokens are no whole segments of %" PRId64, op, shape->token_numel,
+               segment);
+    TESS_CHECK(segment == 0 || window == 0, TESS_E_UNSUPPORTED,
+               "%s: a window of %" PRId64 " inside segments: only causal attention has windows", op,
+               window);
     TESS_CHECK(isfinite(scale) && scale > 0.0f, TESS_E_RANGE,
                "%s: scale is %g, expected a finite number above 0", op, (double)scale);
     return TESS_OK;
@@ -28,6 +35,8 @@ static tess_status check_shape(const char *op, const tess_attention_shape *shape
 static tess_status check_doc_start(const char *op, const tess_attention_shape *shape,
                                    const int32_t *doc_start, bool can_read)
 {
+    if (shape->segment_numel > 0)
+        return TESS_OK;
     TESS_TRY(tess_check_pointer(op, "doc_start", doc_start, shape->token_numel));
     for (int64_t i = 0; can_read && i < shape->token_numel; i++) {
         const int64_t least = i > 0 ? doc_start[i - 1] : 0;

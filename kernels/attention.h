@@ -1,8 +1,11 @@
 /**
- * Causal attention over packed documents, grouped queries, optional sliding window; linear memory.
+ * Attention over packed documents, causal with an optional sliding window, or over whole segments;
+ * grouped queries; linear memory.
  *
- * Token i sees tokens j with max(doc_start[i], i - window + 1) <= j <= i. KV head h serves query
- * heads h*g .. h*g+g-1. Scores and softmax in f32; probabilities are rounded to dt before the
+ * Causal: token i sees tokens j with max(doc_start[i], i - window + 1) <= j <= i. With
+ * `segment_numel` the tokens are segments of that many, one after another, and a token sees all of
+ * its segment; the bits of a segment do not depend on the others. KV head h serves query heads
+ * h*g .. h*g+g-1. Scores and softmax in f32; probabilities are rounded to dt before the
  * product with V, as the products take operands of dt; fixed order over j. `lse` is the natural log
  * of the sum of exponentials.
  */
@@ -21,13 +24,14 @@ typedef struct tess_attention_shape {
     int64_t longest_numel;  /* no token sees further back than this: sequence_length */
     int64_t document_numel; /* documents of the micro-batch as the host counted them, 0: unknown;
                                libraries that plan for a most need it */
+    int64_t segment_numel;  /* 0: causal; else T is a multiple of it, and there are no documents */
 } tess_attention_shape;
 
 typedef struct tess_attention_args {
     tess_attention_shape shape;
     tess_view q;              /* [T, heads, D] dt */
     tess_view k, v;           /* [T, kv_heads, D] dt */
-    const int32_t *doc_start; /* [T] first token of the document of token i */
+    const int32_t *doc_start; /* [T] first token of the document of token i; NULL with segments */
     int64_t window;           /* 0: none */
     float scale;              /* D^-0.5 */
     tess_view out;            /* [T, heads, D] dt */

@@ -10,6 +10,7 @@
  */
 #pragma once
 
+#include "kernels/activation.h"
 #include "kernels/adafactor.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -19,6 +20,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/modulate.h"
 #include "kernels/muon.h"
 #include "kernels/nearest.h"
 #include "kernels/nf4.h"
@@ -30,6 +32,8 @@
 #include "kernels/reduce.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
+#include "kernels/rotate.h"
+#include "kernels/square_error.h"
 
 TESS_BEGIN_DECLS
 
@@ -72,6 +76,19 @@ typedef struct tess_quantizer_kernels {
     tess_status (*batch_entropy_backward)(const tess_quantizer_batch_entropy_backward_args *a,
                                           tess_stream *s);
 } tess_quantizer_kernels;
+
+/** Ops of modulated transformers (FLUX), and attention over segments: all of them or none. */
+typedef struct tess_modulated_kernels {
+    tess_status (*modulate)(const tess_modulate_args *a, tess_stream *s);
+    tess_status (*modulate_backward)(const tess_modulate_backward_args *a, tess_stream *s);
+    tess_status (*gate)(const tess_gate_args *a, tess_stream *s);
+    tess_status (*gate_backward)(const tess_gate_backward_args *a, tess_stream *s);
+    tess_status (*rotate)(const tess_rotate_args *a, tess_stream *s);
+    tess_status (*rotate_backward)(const tess_rotate_backward_args *a, tess_stream *s);
+    tess_status (*activation)(const tess_activation_args *a, tess_stream *s);
+    tess_status (*activation_backward)(const tess_activation_backward_args *a, tess_stream *s);
+    tess_status (*square_error)(const tess_square_error_args *a, tess_stream *s);
+} tess_modulated_kernels;
 
 typedef struct tess_kernels {
     const char *name; /* "cpu" */
@@ -141,6 +158,8 @@ typedef struct tess_kernels {
 
     /* NULL: the backend has no quantizers, and refuses them by name. */
     const tess_quantizer_kernels *quantizers;
+    /* NULL: families of modulated transformers are refused by name. */
+    const tess_modulated_kernels *modulated;
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

@@ -4,6 +4,15 @@
 
 static size_t aligned(size_t nbytes) { return (nbytes + 255) / 256 * 256; }
 
+/* Segments are computed one after another. */
+static tess_attention_shape one_segment(const tess_attention_shape *shape)
+{
+    tess_attention_shape one = *shape;
+    if (shape->segment_numel > 0)
+        one.token_numel = one.longest_numel = shape->segment_numel;
+    return one;
+}
+
 /* Operands count 4 bytes each on every path, so that a plan does not depend on the path. */
 static void layout_init(tess_attention_layout *l, const tess_attention_shape *shape,
                         int thread_numel)
@@ -38,7 +47,8 @@ static void layout_init(tess_attention_layout *l, const tess_attention_shape *sh
 size_t tess_cpu_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel)
 {
     tess_attention_layout layout;
-    layout_init(&layout, shape, thread_numel);
+    const tess_attention_shape one = one_segment(shape);
+    layout_init(&layout, &one, thread_numel);
     return layout.nbytes;
 }
 
@@ -124,22 +134,42 @@ static void run_waves(tess_attention_job *job, tess_stream *s)
     }
 }
 
+/* Elements [first, first + numel) of rows `stride` apart, from a view that may end before a gap. */
+static tess_view from_row(tess_view v, int64_t first_row, int64_t stride)
+{
+    return tess_view_slice(v, first_row * stride, v.numel - first_row * stride);
+}
+
+static int64_t segments_of(const tess_attention_shape *shape)
+{
+    return shape->segment_numel > 0 ? shape->token_numel / shape->segment_numel : 1;
+}
+
 tess_status tess_cpu_attention_forward(const tess_attention_args *a, tess_stream *s)
 {
     TESS_TRY(tess_attention_check(a));
     if (a->shape.token_numel == 0)
         return TESS_OK;
     const int thread_numel = tess_pool_thread_numel(s->pool);
-    tess_attention_job job = {.forward = a,
-                              .q = a->q.data,
-                              .k = a->k.data,
-                              .v = a->v.data,
-                              .doc_start = a->doc_start,
-                              .window = a->window,
-                              .scale = a->scale};
-    layout_init(&job.layout, &a->shape, thread_numel);
-    TESS_TRY(job_init(&job, a->work, thread_numel));
-    run_waves(&job, s);
+    const tess_attention_shape one = one_segment(&a->shape);
+    const int64_t row = one.head_numel * one.dim, kv_row = one.kv_head_numel * one.dim;
+    for (int64_t i = 0; i < segments_of(&a->shape); i++) {
+        const int64_t first = i * one.token_numel;
+        tess_attention_args part = *a;
+        part.out = from_row(a->out, first, a->out_stride != 0 ? a->out_stride : row);
+        part.lse = a->lse + first;
+        tess_attention_job job = {.forward = &part,
+                                  .q = from_row(a->q, first, row).data,
+                                  .k = from_row(a->k, first, kv_row).data,
+                                  .v = from_row(a->v, first, kv_row).data,
+                                  .doc_start = a->doc_start,
+                                  .lse_stride = a->shape.token_numel,
+                                  .window = a->window,
+                                  .scale = a->scale};
+        layout_init(&job.layout, &one, thread_numel);
+        TESS_TRY(job_init(&job, a->work, thread_numel));
+        run_waves(&job, s);
+    }
     return TESS_OK;
 }
 
@@ -149,15 +179,28 @@ tess_status tess_cpu_attention_backward(const tess_attention_backward_args *a, t
     if (a->shape.token_numel == 0)
         return TESS_OK;
     const int thread_numel = tess_pool_thread_numel(s->pool);
-    tess_attention_job job = {.backward = a,
-                              .q = a->q.data,
-                              .k = a->k.data,
-                              .v = a->v.data,
-                              .doc_start = a->doc_start,
-                              .window = a->window,
-                              .scale = a->scale};
-    layout_init(&job.layout, &a->shape, thread_numel);
-    TESS_TRY(job_init(&job, a->work, thread_numel));
-    run_waves(&job, s);
+    const tess_attention_shape one = one_segment(&a->shape);
+    const int64_t row = one.head_numel * one.dim, kv_row = one.kv_head_numel * one.dim;
+    for (int64_t i = 0; i < segments_of(&a->shape); i++) {
+        const int64_t first = i * one.token_numel;
+        tess_attention_backward_args part = *a;
+        part.out = from_row(a->out, first, a->out_stride != 0 ? a->out_stride : row);
+        part.lse = a->lse + first;
+        part.d_out = from_row(a->d_out, first, row);
+        part.d_q = from_row(a->d_q, first, row);
+        part.d_k = from_row(a->d_k, first, kv_row);
+        part.d_v = from_row(a->d_v, first, kv_row);
+        tess_attention_job job = {.backward = &part,
+                                  .q = from_row(a->q, first, row).data,
+                                  .k = from_row(a->k, first, kv_row).data,
+                                  .v = from_row(a->v, first, kv_row).data,
+                                  .doc_start = a->doc_start,
+                                  .lse_stride = a->shape.token_numel,
+                                  .window = a->window,
+                                  .scale = a->scale};
+        layout_init(&job.layout, &one, thread_numel);
+        TESS_TRY(job_init(&job, a->work, thread_numel));
+        run_waves(&job, s);
+    }
     return TESS_OK;
 }

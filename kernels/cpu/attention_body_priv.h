@@ -136,16 +136,16 @@ INLINE void store_operand(operand *dst, vf x, bool is_bf16)
 #endif
 }
 
-/* Columns of one panel that rows [i_lo, i_hi) see, as whole vectors relative to the panel. */
+/* Columns of one panel before column `col_hi`, as whole vectors relative to the panel. */
 typedef struct panel_range {
     int64_t lo, hi;
 } panel_range;
 
-INLINE panel_range panel_columns(int64_t panel, int64_t first_col, int64_t i_hi)
+INLINE panel_range panel_columns(int64_t panel, int64_t first_col, int64_t col_hi)
 {
     const int64_t base = panel * PANEL;
     const int64_t lo = TESS_MAX(first_col - base, 0) / TESS_ATTENTION_VECTOR;
-    const int64_t hi = TESS_MIN(i_hi - base, PANEL);
+    const int64_t hi = TESS_MIN(col_hi - base, PANEL);
     const panel_range range = {lo * TESS_ATTENTION_VECTOR,
                                tess_round_up(hi, TESS_ATTENTION_VECTOR)};
     return range;
@@ -155,7 +155,7 @@ INLINE panel_range panel_columns(int64_t panel, int64_t first_col, int64_t i_hi)
 INLINE float row_largest(const tess_attention_job *job, float *score, const row_span *span)
 {
     const int64_t first = tess_attention_first(job, span->i) - span->base;
-    const int64_t last = span->i - span->base;
+    const int64_t last = tess_attention_last(job, span->i) - span->base;
     const vf hidden = vf_set1(-__builtin_inff());
     vf best[LANE_VECTORS];
     for (int h = 0; h < LANE_VECTORS; h++)
@@ -202,6 +202,7 @@ INLINE float softmax_row(const tess_attention_job *job, float *score, const row_
 typedef struct forward_block {
     int64_t head, kv; /* query head of the call, key-value head of the wave */
     int64_t i_lo, i_hi;
+    int64_t col_hi;                    /* behind the last column that a row sees */
     int64_t first_panel, base, lo, hi; /* columns [lo, hi) relative to base = 64 first_panel */
     operand *q;
     float *score; /* [rows][stride] */
@@ -213,8 +214,8 @@ static void forward_scores(const tess_attention_job *job, const forward_block *b
 {
     const int64_t pair_dim = job->layout.pair_dim;
     const operand *keys = packed(job, TESS_PACK_K_T, b->kv);
-    for (int64_t panel = b->first_panel; panel * PANEL < b->i_hi; panel++) {
-        const panel_range range = panel_columns(panel, first_col, b->i_hi);
+    for (int64_t panel = b->first_panel; panel * PANEL < b->col_hi; panel++) {
+        const panel_range range = panel_columns(panel, first_col, b->col_hi);
         const small_mm mm = {
             .m = b->i_hi - b->i_lo,
             .n = range.hi - range.lo,
@@ -256,11 +257,12 @@ static void forward(const tess_attention_job *job, int64_t head, int64_t block, 
     forward_block b = {.kv = head / l->group_numel, .i_lo = block * FWD_ROWS};
     b.head = job->kv_lo * l->group_numel + head;
     b.i_hi = TESS_MIN(b.i_lo + FWD_ROWS, l->shape.token_numel);
+    b.col_hi = tess_attention_last(job, b.i_hi - 1) + 1;
     const int64_t first_col = tess_attention_first(job, b.i_lo);
     b.first_panel = first_col / PANEL;
     b.base = b.first_panel * PANEL;
     b.lo = (first_col - b.base) / TESS_ATTENTION_VECTOR * TESS_ATTENTION_VECTOR;
-    b.hi = tess_round_up(b.i_hi - b.base, TESS_ATTENTION_VECTOR);
+    b.hi = tess_round_up(b.col_hi - b.base, TESS_ATTENTION_VECTOR);
     b.stride = l->visible_numel;
     b.q = take(&scratch, FWD_ROWS * l->vec_dim);
     b.out = take(&scratch, FWD_ROWS * l->vec_dim);
@@ -269,7 +271,7 @@ static void forward(const tess_attention_job *job, int64_t head, int64_t block, 
     forward_scores(job, &b, first_col);
     for (int64_t i = b.i_lo; i < b.i_hi; i++) {
         const row_span span = {i, b.base, b.lo, b.hi};
-        job->forward->lse[b.head * l->shape.token_numel + i] =
+        job->forward->lse[b.head * job->lse_stride + i] =
             softmax_row(job, b.score + (i - b.i_lo) * b.stride, &span);
     }
     const int64_t operand_stride = b.stride * (int64_t)(sizeof(float) / sizeof(operand));
@@ -333,8 +335,8 @@ INLINE row_facts facts_of(const tess_attention_job *job, const backward_block *b
     const int64_t i = b->i_lo + r;
     const row_facts row = {
         .first = tess_attention_first(job, i) - panel * PANEL,
-        .last = i - panel * PANEL,
-        .lse = job->backward->lse[b->head * job->layout.shape.token_numel + i],
+        .last = tess_attention_last(job, i) - panel * PANEL,
+        .lse = job->backward->lse[b->head * job->lse_stride + i],
         .delta = b->delta[r],
         .scale = job->scale,
         .score = b->score + r * PANEL,
@@ -489,8 +491,9 @@ static void backward_rows(const tess_attention_job *job, backward_block *b)
     transpose_rows(b->d_out, b->rows, l->shape.dim, l->pair_dim, b->d_out_t);
     delta_of_rows(job, b);
     memset(b->d_q, 0, (size_t)(b->rows * l->vec_dim) * sizeof(float));
-    for (int64_t panel = b->first_col / PANEL; panel * PANEL < b->i_hi; panel++) {
-        const panel_range range = panel_columns(panel, b->first_col, b->i_hi);
+    const int64_t col_hi = tess_attention_last(job, b->i_hi - 1) + 1;
+    for (int64_t panel = b->first_col / PANEL; panel * PANEL < col_hi; panel++) {
+        const panel_range range = panel_columns(panel, b->first_col, col_hi);
         panel_scores(job, b, panel, range);
         softmax_backward(job, b, panel, range);
         panel_gradients(job, b, panel, range);

@@ -55,6 +55,7 @@ typedef struct tess_attention_job {
     const tess_attention_backward_args *backward;
     const void *q, *k, *v;
     const int32_t *doc_start;
+    int64_t lse_stride; /* elements between heads of lse */
     int64_t window;
     float scale;
     char *work;
@@ -78,11 +79,19 @@ extern const tess_attention_ops tess_attention_ops_avx2;        /* f32 operands,
 extern const tess_attention_ops tess_attention_ops_avx512;      /* f32 operands, fma */
 extern const tess_attention_ops tess_attention_ops_avx512_bf16; /* bf16 operands, dot products */
 
-/** First token that token i sees. */
+/** First token that token i sees; a job is one segment where there are segments. */
 static inline int64_t tess_attention_first(const tess_attention_job *job, int64_t i)
 {
+    if (job->layout.shape.segment_numel > 0)
+        return 0;
     const int64_t start = job->doc_start[i];
     return job->window > 0 ? TESS_MAX(start, i - job->window + 1) : start;
+}
+
+/** Last token that token i sees. */
+static inline int64_t tess_attention_last(const tess_attention_job *job, int64_t i)
+{
+    return job->layout.shape.segment_numel > 0 ? job->layout.shape.token_numel - 1 : i;
 }
 
 TESS_END_DECLS

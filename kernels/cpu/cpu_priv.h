@@ -73,6 +73,16 @@ tess_status tess_cpu_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s);
 tess_status tess_cpu_code_row(const tess_code_row_args *a, tess_stream *s);
 
+tess_status tess_cpu_modulate(const tess_modulate_args *a, tess_stream *s);
+tess_status tess_cpu_modulate_backward(const tess_modulate_backward_args *a, tess_stream *s);
+tess_status tess_cpu_gate(const tess_gate_args *a, tess_stream *s);
+tess_status tess_cpu_gate_backward(const tess_gate_backward_args *a, tess_stream *s);
+tess_status tess_cpu_rotate(const tess_rotate_args *a, tess_stream *s);
+tess_status tess_cpu_rotate_backward(const tess_rotate_backward_args *a, tess_stream *s);
+tess_status tess_cpu_activation(const tess_activation_args *a, tess_stream *s);
+tess_status tess_cpu_activation_backward(const tess_activation_backward_args *a, tess_stream *s);
+tess_status tess_cpu_square_error(const tess_square_error_args *a, tess_stream *s);
+
 tess_status tess_cpu_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_enter_backward(const tess_quantizer_enter_backward_args *a,
                                               tess_stream *s);

@@ -68,6 +68,20 @@ typedef struct tess_cpu_rows {
                                     int64_t col_hi);
     void (*quantizer_layer_norm)(const tess_quantizer_layer_norm_args *a, int64_t row_lo,
                                  int64_t row_hi);
+    void (*modulate)(const tess_modulate_args *a, int64_t row_lo, int64_t row_hi);
+    void (*modulate_backward)(const tess_modulate_backward_args *a, int64_t row_lo,
+                              int64_t row_hi);
+    void (*modulate_factors)(const tess_modulate_backward_args *a, int64_t sample, int chunk_idx);
+    void (*gate)(const tess_gate_args *a, int64_t row_lo, int64_t row_hi);
+    void (*gate_backward)(const tess_gate_backward_args *a, int64_t row_lo, int64_t row_hi);
+    void (*gate_factor)(const tess_gate_backward_args *a, int64_t sample, int chunk_idx);
+    void (*rotate)(const tess_rotate_args *a, int64_t row_lo, int64_t row_hi);
+    void (*rotate_backward)(const tess_rotate_backward_args *a, int64_t row_lo, int64_t row_hi);
+    void (*rotate_backward_w)(const tess_rotate_backward_args *a, int chunk_idx);
+    void (*activation)(const tess_activation_args *a, int64_t row_lo, int64_t row_hi);
+    void (*activation_backward)(const tess_activation_backward_args *a, int64_t row_lo,
+                                int64_t row_hi);
+    void (*square_error)(const tess_square_error_args *a, int64_t row_lo, int64_t row_hi);
     void (*fixed_add)(int64_t *sum, const float *x, double a, double factor, int64_t numel);
     /* acc += a x, and x . y. */
     void (*axpy_f64)(double *acc, const double *x, double a, int64_t numel);

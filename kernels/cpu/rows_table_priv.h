@@ -1,12 +1,15 @@
 /** The table of one instruction path: TESS_ROWS_TABLE names it before this file is included. */
 #pragma once
 
+#include "kernels/cpu/rows_activation_body_priv.h"
 #include "kernels/cpu/rows_codebook_body_priv.h"
 #include "kernels/cpu/rows_dora_body_priv.h"
 #include "kernels/cpu/rows_elementwise_body_priv.h"
 #include "kernels/cpu/rows_loss_body_priv.h"
+#include "kernels/cpu/rows_modulate_body_priv.h"
 #include "kernels/cpu/rows_norm_body_priv.h"
 #include "kernels/cpu/rows_quantizer_body_priv.h"
+#include "kernels/cpu/rows_rotate_body_priv.h"
 #include "kernels/cpu/rows_update_body_priv.h"
 
 const tess_cpu_rows TESS_ROWS_TABLE = {
@@ -48,6 +51,18 @@ const tess_cpu_rows TESS_ROWS_TABLE = {
     .quantizer_directed_backward = quantizer_directed_backward,
     .quantizer_code_gradient = quantizer_code_gradient,
     .quantizer_layer_norm = quantizer_layer_norm,
+    .modulate = modulate,
+    .modulate_backward = modulate_backward,
+    .modulate_factors = modulate_factors,
+    .gate = gate,
+    .gate_backward = gate_backward,
+    .gate_factor = gate_factor,
+    .rotate = rotate,
+    .rotate_backward = rotate_backward,
+    .rotate_backward_w = rotate_backward_w,
+    .activation = activation,
+    .activation_backward = activation_backward,
+    .square_error = square_error,
     .fixed_add = fixed_add,
     .axpy_f64 = axpy_f64,
     .dot_f64 = dot_f64_array,

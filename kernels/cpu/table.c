@@ -38,6 +38,18 @@ static const tess_quantizer_kernels quantizers = {
     .batch_entropy_backward = tess_cpu_quantizer_batch_entropy_backward,
 };
 
+static const tess_modulated_kernels modulated = {
+    .modulate = tess_cpu_modulate,
+    .modulate_backward = tess_cpu_modulate_backward,
+    .gate = tess_cpu_gate,
+    .gate_backward = tess_cpu_gate_backward,
+    .rotate = tess_cpu_rotate,
+    .rotate_backward = tess_cpu_rotate_backward,
+    .activation = tess_cpu_activation,
+    .activation_backward = tess_cpu_activation_backward,
+    .square_error = tess_cpu_square_error,
+};
+
 const tess_kernels tess_kernels_cpu = {
     .name = "cpu",
     .path = path_text,
@@ -94,6 +106,7 @@ const tess_kernels tess_kernels_cpu = {
     .relu = tess_cpu_relu,
     .mix = tess_cpu_mix,
     .quantizers = &quantizers,
+    .modulated = &modulated,
 };
 
 /* All or none. */
@@ -144,6 +157,30 @@ static tess_status check_quantizers(const char *name, const tess_quantizer_kerne
     return TESS_OK;
 }
 
+/* All or none. */
+static tess_status check_modulated(const char *name, const tess_modulated_kernels *m)
+{
+    const bool has[] = {
+        m->modulate != NULL,
+        m->modulate_backward != NULL,
+        m->gate != NULL,
+        m->gate_backward != NULL,
+        m->rotate != NULL,
+        m->rotate_backward != NULL,
+        m->activation != NULL,
+        m->activation_backward != NULL,
+        m->square_error != NULL,
+    };
+    _Static_assert(sizeof(tess_modulated_kernels) == sizeof(has) * sizeof(m->gate),
+                   "an entry of the modulated ops is not checked");
+    for (int i = 0; i < TESS_NELEM(has); i++)
+        TESS_CHECK(has[i], TESS_E_UNSUPPORTED,
+                   "kernel table '%s': entry %d of %d of the modulated ops is missing (order of "
+                   "kernels/kernels.h); a backend has all of them or none",
+                   name, i, TESS_NELEM(has));
+    return TESS_OK;
+}
+
 tess_status tess_kernels_check(const tess_kernels *k)
 {
     const bool has[] = {
@@ -183,11 +220,13 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 25 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 26 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,
                    "kernel table '%s': entry %d of %d is missing (order of kernels/kernels.h)",
                    k->name != NULL ? k->name : "", i, TESS_NELEM(has));
-    return k->quantizers != NULL ? check_quantizers(k->name, k->quantizers) : TESS_OK;
+    if (k->quantizers != NULL)
+        TESS_TRY(check_quantizers(k->name, k->quantizers));
+    return k->modulated != NULL ? check_modulated(k->name, k->modulated) : TESS_OK;
 }

@@ -44,9 +44,17 @@ static problem problem_create(tess_attention_shape shape, int64_t window, int64_
     p.d_q_ref = doubles(query_numel);
     p.d_k_ref = doubles(key_numel);
     p.d_v_ref = doubles(key_numel);
-    p.ref = (ref_attention){t,         shape.head_numel, shape.kv_head_numel,  shape.dim,
-                            window,    p.doc_start,      (double)scale_of(&p), p.q.value,
-                            p.k.value, p.v.value};
+    p.ref = (ref_attention){.token_numel = t,
+                            .head_numel = shape.head_numel,
+                            .kv_head_numel = shape.kv_head_numel,
+                            .dim = shape.dim,
+                            .window = window,
+                            .segment_numel = shape.segment_numel,
+                            .doc_start = p.doc_start,
+                            .scale = (double)scale_of(&p),
+                            .q = p.q.value,
+                            .k = p.k.value,
+                            .v = p.v.value};
     return p;
 }
 
@@ -226,6 +234,55 @@ static void test_attention_documents_and_windows_match_reference(void **state)
         }
 }
 
+/* Segments around the sizes of panels, vectors and blocks of rows, one to three of them. */
+static void test_attention_segments_match_reference(void **state)
+{
+    (void)state;
+    static const int64_t heads[][3] = {{2, 2, 24}, {3, 1, 7}, {1, 1, 128}};
+    static const int64_t segments[] = {1, 5, 24, 64, 67, 130};
+    for (int h = 0; h < TESS_NELEM(heads); h++)
+        for (int n = 0; n < TESS_NELEM(segments); n++)
+            for (int variant = 0; variant < 4; variant++) {
+                tess_attention_shape shape =
+                    shape_of(variant & 1 ? TESS_BF16 : TESS_F32,
+                             segments[n] * (variant & 2 ? 1 + n % 3 : 1), heads[h]);
+                shape.segment_numel = segments[n];
+                check_problem(shape, 0, 1);
+            }
+}
+
+/* The second of two segments has the bits that it has alone. */
+static void test_attention_segments_are_alone(void **state)
+{
+    (void)state;
+    enum { SEGMENT = 37, ROW = 2 * 16 };
+    static const int64_t heads[3] = {2, 2, 16};
+    tess_attention_shape shape = shape_of(TESS_BF16, 2 * SEGMENT, heads);
+    shape.segment_numel = SEGMENT;
+    problem both = problem_create(shape, 0, 1);
+    shape.token_numel = SEGMENT;
+    problem one = problem_create(shape, 0, 1);
+    op_buffer *const from[] = {&both.q, &both.k, &both.v, &both.d_out, &both.out,
+                               &both.d_q, &both.d_k, &both.d_v};
+    op_buffer *const to[] = {&one.q, &one.k, &one.v, &one.d_out, &one.out, &one.d_q, &one.d_k,
+                             &one.d_v};
+    const size_t nbytes = SEGMENT * ROW * sizeof(uint16_t);
+    for (int i = 0; i < 4; i++)
+        memcpy(to[i]->view.data, (const uint8_t *)from[i]->view.data + nbytes, nbytes);
+    for (int i = 0; i < 2; i++) {
+        problem *p = i == 0 ? &both : &one;
+        const op_run forward = {.call = call_forward, .ctx = p, .outputs = {&p->out, &p->lse}};
+        const op_run backward = {.call = call_backward, .ctx = p};
+        run_once(&forward, 1);
+        run_once(&backward, 2);
+    }
+    for (int i = 4; i < 8; i++)
+        assert_memory_equal(to[i]->view.data, (const uint8_t *)from[i]->view.data + nbytes,
+                            nbytes);
+    problem_destroy(&both);
+    problem_destroy(&one);
+}
+
 /* Other finite contents of the first document leave every bit of the second as it was. */
 static void test_attention_other_documents_do_not_matter(void **state)
 {
@@ -288,6 +345,11 @@ static void test_attention_wrong_arguments_are_refused(void **state)
     p.doc_start[3] = 5;
     assert_refused(tess_attention_check(&a), TESS_E_RANGE, "doc_start of token 3 is 5");
     p.doc_start[3] = 0;
+    a.shape.segment_numel = 4;
+    assert_refused(tess_attention_check(&a), TESS_E_ARG, "10 tokens are no whole segments of 4");
+    a.shape.segment_numel = 5;
+    a.window = 2;
+    assert_refused(tess_attention_check(&a), TESS_E_UNSUPPORTED, "a window of 2 inside segments");
     tess_attention_backward_args b = backward_args(&p);
     b.d_k = b.d_v;
     assert_refused(tess_attention_backward_check(&b), TESS_E_ARG, "overlaps another output");
@@ -302,6 +364,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention_odd_shapes_match_reference),
         cmocka_unit_test(test_attention_documents_and_windows_match_reference),
+        cmocka_unit_test(test_attention_segments_match_reference),
+        cmocka_unit_test(test_attention_segments_are_alone),
         cmocka_unit_test(test_attention_other_documents_do_not_matter),
         cmocka_unit_test(test_attention_zero_tokens_is_nothing),
         cmocka_unit_test(test_attention_wrong_arguments_are_refused),

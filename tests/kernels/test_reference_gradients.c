@@ -274,7 +274,7 @@ static double attention_loss(void *ctx)
     return loss;
 }
 
-static void check_attention(int64_t window, const int32_t *doc_start)
+static void check_attention(int64_t window, const int32_t *doc_start, int64_t segment_numel)
 {
     enum { T = 9, HEADS = 4, KV = 2, DIM = 3 };
     attention_case c = {.q = normals(T * HEADS * DIM, 16),
@@ -282,7 +282,17 @@ static void check_attention(int64_t window, const int32_t *doc_start)
                         .v = normals(T * KV * DIM, 18),
                         .weight = normals(T * HEADS * DIM, 19),
                         .query_numel = T * HEADS * DIM};
-    c.a = (ref_attention){T, HEADS, KV, DIM, window, doc_start, 0.6, c.q, c.k, c.v};
+    c.a = (ref_attention){.token_numel = T,
+                          .head_numel = HEADS,
+                          .kv_head_numel = KV,
+                          .dim = DIM,
+                          .window = window,
+                          .segment_numel = segment_numel,
+                          .doc_start = doc_start,
+                          .scale = 0.6,
+                          .q = c.q,
+                          .k = c.k,
+                          .v = c.v};
     double *d_q = doubles(T * HEADS * DIM), *d_k = doubles(T * KV * DIM);
     double *d_v = doubles(T * KV * DIM);
     ref_attention_backward(&c.a, c.weight, d_q, d_k, d_v);
@@ -298,9 +308,11 @@ static void test_attention_gradients(void **state)
 {
     (void)state;
     static const int32_t one[9] = {0}, three[9] = {0, 0, 0, 3, 3, 3, 3, 7, 7};
-    check_attention(0, one);
-    check_attention(0, three);
-    check_attention(2, three);
+    check_attention(0, one, 0);
+    check_attention(0, three, 0);
+    check_attention(2, three, 0);
+    check_attention(0, one, 3);
+    check_attention(0, one, 9);
 }
 
 /* One query that sees two equal keys averages their values; the mask of windows and documents. */
@@ -309,7 +321,15 @@ static void test_attention_known_answers(void **state)
     (void)state;
     static const int32_t doc_start[3] = {0, 0, 2};
     const double q[3] = {1, 1, 1}, k[3] = {2, 2, 2}, v[3] = {10, 20, 40};
-    ref_attention a = {3, 1, 1, 1, 0, doc_start, 1.0, q, k, v};
+    ref_attention a = {.token_numel = 3,
+                       .head_numel = 1,
+                       .kv_head_numel = 1,
+                       .dim = 1,
+                       .doc_start = doc_start,
+                       .scale = 1.0,
+                       .q = q,
+                       .k = k,
+                       .v = v};
     double out[3], lse[3];
     ref_attention_forward(&a, out, lse);
     assert_true(out[0] == 10.0 && fabs(out[1] - 15.0) < 1e-13 && out[2] == 40.0);
@@ -317,6 +337,10 @@ static void test_attention_known_answers(void **state)
     a.window = 1;
     ref_attention_forward(&a, out, lse);
     assert_true(out[1] == 20.0);
+    a.window = 0;
+    a.segment_numel = 3;
+    ref_attention_forward(&a, out, lse);
+    assert_true(fabs(out[0] - 70.0 / 3.0) < 1e-13 && fabs(out[2] - 70.0 / 3.0) < 1e-13);
 }
 
 static void test_embedding_backward_is_a_scatter_add(void **state)

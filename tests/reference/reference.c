@@ -167,6 +167,8 @@ void ref_rope(ref_rope_shape s, const int32_t *positions, const double *cos_tabl
 
 static bool is_visible(const ref_attention *a, int64_t i, int64_t j)
 {
+    if (a->segment_numel > 0)
+        return i / a->segment_numel == j / a->segment_numel;
     return j <= i && j >= a->doc_start[i] && (a->window == 0 || j > i - a->window);
 }
 
@@ -193,10 +195,10 @@ static double row_lse(const ref_attention *a, int64_t i, int64_t head)
 {
     const double *q = query_at(a, a->q, i, head);
     double max = -INFINITY, sum = 0.0;
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = 0; j < a->token_numel; j++)
         if (is_visible(a, i, j))
             max = fmax(max, a->scale * dot(q, a->k + key_at(a, j, head), a->dim));
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = 0; j < a->token_numel; j++)
         if (is_visible(a, i, j))
             sum += exp(a->scale * dot(q, a->k + key_at(a, j, head), a->dim) - max);
     return max + log(sum);
@@ -210,7 +212,7 @@ void ref_attention_forward(const ref_attention *a, double *out, double *lse)
             double *o = out + (i * a->head_numel + head) * a->dim;
             const double row = row_lse(a, i, head);
             memset(o, 0, (size_t)a->dim * sizeof *o);
-            for (int64_t j = 0; j <= i; j++) {
+            for (int64_t j = 0; j < a->token_numel; j++) {
                 if (!is_visible(a, i, j))
                     continue;
                 const int64_t at = key_at(a, j, head);
@@ -231,12 +233,12 @@ static void backward_row(const ref_attention *a, int64_t i, int64_t head, const 
     double *d_q = grad[0] + (i * a->head_numel + head) * a->dim;
     const double row = row_lse(a, i, head);
     double delta = 0.0;
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = 0; j < a->token_numel; j++)
         if (is_visible(a, i, j)) {
             const int64_t at = key_at(a, j, head);
             delta += exp(a->scale * dot(q, a->k + at, a->dim) - row) * dot(d_o, a->v + at, a->dim);
         }
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = 0; j < a->token_numel; j++) {
         if (!is_visible(a, i, j))
             continue;
         const int64_t at = key_at(a, j, head);

@@ -62,6 +62,7 @@ void ref_rope(ref_rope_shape shape, const int32_t *positions, const double *cos_
 
 typedef struct ref_attention {
     int64_t token_numel, head_numel, kv_head_numel, dim, window;
+    int64_t segment_numel; /* 0: causal in documents; else whole segments */
     const int32_t *doc_start;
     double scale;
     const double *q, *k, *v;
