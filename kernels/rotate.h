@@ -15,13 +15,13 @@ TESS_BEGIN_DECLS
 enum { TESS_ROTATE_DIM_MAX = 512 };
 
 typedef struct tess_rotate_args {
-    tess_sample_shape shape;      /* its dim is D; rows hold head_numel of them */
+    tess_sample_shape shape; /* its dim is D; rows hold head_numel of them */
     int64_t head_numel;
-    tess_sample_rows x;           /* dt */
-    tess_view w;                  /* [D] f32 or bf16 */
+    tess_sample_rows x; /* dt */
+    tess_view w;        /* [D] f32 or bf16 */
     float eps;
     const float *cos_table, *sin_table; /* [N, D / 2] f32 */
-    tess_sample_rows y;           /* dt; must not overlap x */
+    tess_sample_rows y;                 /* dt; must not overlap x */
 } tess_rotate_args;
 
 typedef struct tess_rotate_backward_args {

@@ -5,9 +5,10 @@
 #include "kernels/modulate.h"
 
 /** `rows` holds all rows of `shape`, each `head_numel` times its dim wide, of dtype `dt`. Local. */
-TESS_MUST_CHECK static inline tess_status
-tess_check_samples(const char *op, const char *name, const tess_sample_rows *rows,
-                   const tess_sample_shape *shape, int64_t head_numel, tess_dtype dt)
+TESS_MUST_CHECK static inline tess_status tess_check_samples(const char *op, const char *name,
+                                                             const tess_sample_rows *rows,
+                                                             const tess_sample_shape *shape,
+                                                             int64_t head_numel, tess_dtype dt)
 {
     int64_t cols = 0, numel = 0, samples = 0;
     TESS_TRY(tess_check_extent(op, "sample_numel", shape->sample_numel, 0));

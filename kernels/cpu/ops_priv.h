@@ -69,8 +69,7 @@ typedef struct tess_cpu_rows {
     void (*quantizer_layer_norm)(const tess_quantizer_layer_norm_args *a, int64_t row_lo,
                                  int64_t row_hi);
     void (*modulate)(const tess_modulate_args *a, int64_t row_lo, int64_t row_hi);
-    void (*modulate_backward)(const tess_modulate_backward_args *a, int64_t row_lo,
-                              int64_t row_hi);
+    void (*modulate_backward)(const tess_modulate_backward_args *a, int64_t row_lo, int64_t row_hi);
     void (*modulate_factors)(const tess_modulate_backward_args *a, int64_t sample, int chunk_idx);
     void (*gate)(const tess_gate_args *a, int64_t row_lo, int64_t row_hi);
     void (*gate_backward)(const tess_gate_backward_args *a, int64_t row_lo, int64_t row_hi);

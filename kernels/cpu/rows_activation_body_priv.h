@@ -9,16 +9,14 @@ static const float gelu_cube = 0.044715f;
 /* What the sigmoid of an activation is taken of. */
 INLINE vf sigmoid_argument(vf x, tess_activation kind)
 {
-    return kind == TESS_ACTIVATION_SILU ? x
-                                        : (x + x * x * x * gelu_cube) * (2.0f * gelu_root);
+    return kind == TESS_ACTIVATION_SILU ? x : (x + x * x * x * gelu_cube) * (2.0f * gelu_root);
 }
 
 /* Its derivative. */
 INLINE vf argument_slope(vf x, tess_activation kind)
 {
-    return kind == TESS_ACTIVATION_SILU
-               ? vf_set1(1.0f)
-               : (x * x * (3.0f * gelu_cube) + 1.0f) * (2.0f * gelu_root);
+    return kind == TESS_ACTIVATION_SILU ? vf_set1(1.0f)
+                                        : (x * x * (3.0f * gelu_cube) + 1.0f) * (2.0f * gelu_root);
 }
 
 INLINE void activation_dt(const tess_activation_args *a, int64_t lo, int64_t hi, bool is_bf16)

@@ -82,7 +82,8 @@ INLINE void head_backward(const tess_rotate_backward_args *a, const turn *angle,
     for (int64_t i = 0; i < dim; i += LANES)
         for (int h = 0; h < LANE_VECTORS && i + h * VL < dim; h++) {
             const int64_t at = i + h * VL, n = TESS_MIN(VL, dim - at);
-            const vf g = rotated_back(d_y, angle, at, n, is_bf16) * vf_get(a->w.data, at, n, w_bf16);
+            const vf g =
+                rotated_back(d_y, angle, at, n, is_bf16) * vf_get(a->w.data, at, n, w_bf16);
             acc[h] = acc[h] + g * (vf_get(x, at, n, is_bf16) * inv);
         }
     const float mean = lanes_sum(acc) / (float)dim;
@@ -140,8 +141,8 @@ INLINE void rotate_backward_w_dt(const tess_rotate_backward_args *a, int chunk_i
             for (int64_t i = 0; i < dim; i += VL) {
                 const int64_t n = TESS_MIN(VL, dim - i);
                 const vf d = rotated_back(d_y, &angle, i, n, is_bf16);
-                vf_put(sum, i, n,
-                       vf_get(sum, i, n, false) + d * (vf_get(x, i, n, is_bf16) * inv), false);
+                vf_put(sum, i, n, vf_get(sum, i, n, false) + d * (vf_get(x, i, n, is_bf16) * inv),
+                       false);
             }
         }
     }

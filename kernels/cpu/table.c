@@ -161,14 +161,10 @@ static tess_status check_quantizers(const char *name, const tess_quantizer_kerne
 static tess_status check_modulated(const char *name, const tess_modulated_kernels *m)
 {
     const bool has[] = {
-        m->modulate != NULL,
-        m->modulate_backward != NULL,
-        m->gate != NULL,
-        m->gate_backward != NULL,
-        m->rotate != NULL,
-        m->rotate_backward != NULL,
-        m->activation != NULL,
-        m->activation_backward != NULL,
+        m->modulate != NULL,     m->modulate_backward != NULL,
+        m->gate != NULL,         m->gate_backward != NULL,
+        m->rotate != NULL,       m->rotate_backward != NULL,
+        m->activation != NULL,   m->activation_backward != NULL,
         m->square_error != NULL,
     };
     _Static_assert(sizeof(tess_modulated_kernels) == sizeof(has) * sizeof(m->gate),

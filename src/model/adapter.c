@@ -1,5 +1,6 @@
 #include "model/adapter_priv.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -42,7 +43,8 @@ static tess_status add_matrices(const tess_adapter_place *place, int64_t rank, t
         set_init(&a, TESS_INIT_NORMAL, 1.0 / (double)rank);
     else
         set_init(&a, TESS_INIT_UNIFORM, 1.0 / sqrt((double)linear->in_numel));
-    TESS_TRY(add(place, ".lora_A.weight", &a, &linear->lora_a_idx));
+    if (linear->lora_a_idx < 0)
+        TESS_TRY(add(place, ".lora_A.weight", &a, &linear->lora_a_idx));
     return add(place, ".lora_B.weight", &b, &linear->lora_b_idx);
 }
 
@@ -84,6 +86,27 @@ static tess_status add_magnitude(const tess_adapter_place *place, tess_linear *l
     return TESS_OK;
 }
 
+/* A of the first part, and its draws. */
+static tess_status take_shared(const tess_adapter_place *place, const tess_lora_choice *choice,
+                               tess_linear *linear)
+{
+    const tess_linear *first = place->first;
+    const char *name = place->reg->param[first->weight_idx].name;
+    TESS_CHECK(place->options->start.low_rank == TESS_LOW_RANK_NONE, TESS_E_UNSUPPORTED,
+               "lora.init: '%s' shares its A with '%s', and one A cannot be made of two matrices; "
+               "take pissa and loftq out, or give every part its own A",
+               place->path, name);
+    TESS_CHECK(first->lora_rank == choice->rank && first->lora_scale == (float)choice->scale,
+               TESS_E_CONFIG,
+               "lora.targets: '%s' is to share its A with '%s', but they have ranks %d and %" PRId64
+               ", scales %g and %g; target all parts alike",
+               place->path, name, choice->rank, first->lora_rank, choice->scale,
+               (double)first->lora_scale);
+    linear->lora_a_idx = first->lora_a_idx;
+    linear->adapter_idx = first->adapter_idx;
+    return TESS_OK;
+}
+
 tess_status tess_adapter_add(const tess_adapter_place *place, uint32_t *adapter_numel,
                              tess_linear *linear)
 {
@@ -107,7 +130,10 @@ tess_status tess_adapter_add(const tess_adapter_place *place, uint32_t *adapter_
                place->path);
     linear->lora_rank = choice.rank;
     linear->lora_scale = (float)choice.scale;
-    linear->adapter_idx = (*adapter_numel)++;
+    if (choice.shares_a && place->first != NULL)
+        TESS_TRY(take_shared(place, &choice, linear));
+    else
+        linear->adapter_idx = (*adapter_numel)++;
     TESS_CHECK(linear->adapter_idx < 1u << 24, TESS_E_RANGE, "more than 2^24 adapters");
     TESS_TRY(add_matrices(place, choice.rank, linear));
     if (is_derived)

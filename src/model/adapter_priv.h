@@ -13,7 +13,9 @@ typedef struct tess_adapter_place {
     const char *path; /* of the linear's module */
     int unit_idx;
     bool is_head;
-    bool is_shared; /* another layer reads the same weight */
+    bool is_shared;           /* another layer reads the same weight */
+    const tess_linear *first; /* first part of the matrix that this linear is a part of, NULL: it is
+                                 no part, or the first; see tess_lora_choice, shares_a */
 } tess_adapter_place;
 
 /**

@@ -11,7 +11,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_GROUP_MAX = 3 };
+enum { TESS_GROUP_MAX = 4 };
 
 /**
  * y = x W^T + u B^T + bias with u = round(s drop(x) A^T); s = alpha / r, or with rsLoRA alpha /
@@ -29,7 +29,7 @@ typedef struct tess_linear {
     int64_t in_numel, out_numel;
     int64_t lora_rank; /* 0: no adapter */
     float lora_scale;
-    uint32_t adapter_idx; /* layer number of its dropout draws */
+    uint32_t adapter_idx; /* layer number of its dropout draws; linears that share A share it */
     bool is_trainable;    /* weight and bias learn */
 } tess_linear;
 

@@ -40,6 +40,13 @@ static int64_t out_sum(const tess_group *group)
     return sum;
 }
 
+/* Whether linear `i` has the A of the one before it, and so its u. */
+static bool has_same_a(const tess_group *group, int i)
+{
+    return i > 0 && group->linear[i]->lora_rank > 0 &&
+           group->linear[i]->lora_a_idx == group->linear[i - 1]->lora_a_idx;
+}
+
 tess_status tess_group_take_input(const tess_exec *ex, const tess_group *group, int64_t row_numel,
                                   bool wants_x, tess_carve *carve, tess_group_input *in)
 {
@@ -58,6 +65,8 @@ tess_status tess_group_take_input(const tess_exec *ex, const tess_group *group, 
         in->u[i] = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), row_numel, 0);
         if (is_padded && rank > 0)
             in->u[i] = tess_rows_cols(wide, in_numel + at, rank);
+        else if (has_same_a(group, i))
+            in->u[i] = in->u[i - 1];
         else if (rank > 0)
             TESS_TRY(tess_carve_take_rows(carve, row_numel, rank, ex->dt, &in->u[i]));
         at += (int)rank;
@@ -229,7 +238,7 @@ tess_status tess_group_forward(tess_exec *ex, const tess_group *group)
         TESS_TRY(tess_dora_norms(ex, group));
     for (int i = 0, n = 1; i < group->numel; i += n) {
         n = 1;
-        if (group->linear[i]->lora_rank == 0)
+        if (group->linear[i]->lora_rank == 0 || (has_same_a(group, i) && !ex->is_padded))
             continue;
         n = adapters_in_row(ex, group, i);
         TESS_TRY(adapters_down(ex, group, i, n));

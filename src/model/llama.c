@@ -6,8 +6,8 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
-#include "model/adapter_priv.h"
 #include "model/model_priv.h"
+#include "model/register_priv.h"
 
 /* Standard deviation of random weights; projections back into the residual stream are smaller by
  * sqrt(2 L), as in GPT-2 (Radford et al. 2019, section 2.3). */
@@ -15,12 +15,9 @@ static const double random_scale = 0.02;
 
 /* What registration carries along. */
 typedef struct builder {
+    tess_builder base;
     const tess_llm_config *config;
-    const tess_model_options *options;
-    tess_registry *reg;
     tess_llama *m;
-    int unit_idx;
-    uint32_t adapter_numel;
 } builder;
 
 /* Where a linear stands. */
@@ -33,57 +30,12 @@ typedef struct linear_place {
     bool is_head;
 } linear_place;
 
-static tess_status name_param(tess_param *p, const char *path, const char *suffix)
-{
-    const int length = snprintf(p->name, sizeof p->name, "%s%s", path, suffix);
-    TESS_CHECK(length > 0 && (size_t)length < sizeof p->name, TESS_E_ARG,
-               "tensor name '%s%s' is longer than %d bytes", path, suffix, TESS_NAME_NBYTES - 1);
-    return TESS_OK;
-}
-
-/* A tensor of the model files: name and shape are set, everything else is decided here. */
-static tess_status add_source(builder *b, tess_param *p, bool is_linear, int *idx)
-{
-    const tess_model_options *o = b->options;
-    p->unit_idx = b->unit_idx;
-    const bool is_saved = o->is_saved != NULL && o->is_saved(o->arg, p->name);
-    p->role = o->is_full || is_saved ? TESS_ROLE_TRAINABLE : TESS_ROLE_FROZEN;
-    p->init = o->is_random ? p->random_init : TESS_INIT_SOURCE;
-    p->init_scale = o->is_random ? p->random_scale : 0.0;
-    p->learning_rate_ratio = 1.0;
-    p->has_weight_decay = p->shape_rank > 1;
-    tess_codec source = {.format = TESS_FORMAT_BF16};
-    if (o->source_of != NULL)
-        TESS_TRY(o->source_of(o->arg, p, &source));
-    p->codec = source;
-    if (p->role == TESS_ROLE_FROZEN && p->shape_rank == 2 && o->codec_of != NULL)
-        TESS_TRY(o->codec_of(o->arg, p, is_linear, source, &p->codec));
-    return tess_registry_add_param(b->reg, p, idx);
-}
-
-static bool learns(const builder *b, int idx)
-{
-    return b->reg->param[idx].role == TESS_ROLE_TRAINABLE;
-}
-
-static tess_status add_vector(builder *b, const char *name, int64_t numel, tess_init_kind init,
-                              int *idx)
-{
-    tess_param p = {.shape_rank = 1, .shape = {numel}, .random_init = init};
-    TESS_TRY(name_param(&p, name, ""));
-    return add_source(b, &p, false, idx);
-}
-
 static tess_status add_norm(builder *b, const char *prefix, const char *module, int64_t dim,
                             tess_norm *norm)
 {
-    char name[TESS_NAME_NBYTES];
-    snprintf(name, sizeof name, "%s%s.weight", prefix, module);
-    norm->dim = dim;
-    norm->eps = (float)b->config->rms_eps;
-    TESS_TRY(add_vector(b, name, dim, TESS_INIT_ONE, &norm->weight_idx));
-    norm->is_trainable = learns(b, norm->weight_idx);
-    return TESS_OK;
+    char path[TESS_NAME_NBYTES];
+    snprintf(path, sizeof path, "%s%s", prefix, module);
+    return tess_builder_norm(&b->base, path, dim, (float)b->config->rms_eps, norm);
 }
 
 /* A linear over a weight that is registered already, or not yet (weight_idx -1). */
@@ -91,39 +43,19 @@ static tess_status add_linear(builder *b, const linear_place *place, int weight_
                               tess_linear *linear)
 {
     char path[TESS_NAME_NBYTES];
-    const bool is_shared = weight_idx >= 0;
     snprintf(path, sizeof path, "%s%s", place->prefix, place->module);
-    *linear = (tess_linear){.weight_idx = weight_idx,
-                            .bias_idx = -1,
-                            .lora_a_idx = -1,
-                            .lora_b_idx = -1,
-                            .magnitude_idx = -1,
-                            .in_numel = place->in_numel,
-                            .out_numel = place->out_numel};
-    if (weight_idx < 0) {
-        tess_param p = {.shape_rank = 2,
-                        .shape = {place->out_numel, place->in_numel},
-                        .is_outer = place->is_head,
-                        .random_init = TESS_INIT_NORMAL,
-                        .random_scale = random_scale};
-        if (place->is_residual_end)
-            p.random_scale /= sqrt(2.0 * (double)b->config->layer_numel);
-        TESS_TRY(name_param(&p, path, ".weight"));
-        TESS_TRY(add_source(b, &p, true, &linear->weight_idx));
-    }
-    linear->is_trainable = learns(b, linear->weight_idx);
-    if (place->has_bias) {
-        char name[TESS_NAME_NBYTES + 8];
-        snprintf(name, sizeof name, "%s.bias", path);
-        TESS_TRY(add_vector(b, name, place->out_numel, TESS_INIT_ZERO, &linear->bias_idx));
-    }
-    const tess_adapter_place adapter = {.reg = b->reg,
-                                        .options = b->options,
-                                        .path = path,
-                                        .unit_idx = b->unit_idx,
-                                        .is_head = place->is_head,
-                                        .is_shared = is_shared};
-    return tess_adapter_add(&adapter, &b->adapter_numel, linear);
+    tess_linear_place base = {.path = path,
+                              .out_numel = place->out_numel,
+                              .in_numel = place->in_numel,
+                              .has_bias = place->has_bias,
+                              .is_head = place->is_head,
+                              .is_outer = place->is_head,
+                              .random_scale = random_scale,
+                              .is_shared = weight_idx >= 0,
+                              .weight_idx = weight_idx};
+    if (place->is_residual_end)
+        base.random_scale /= sqrt(2.0 * (double)b->config->layer_numel);
+    return tess_builder_linear(&b->base, &base, linear);
 }
 
 static tess_status add_attention(builder *b, const char *prefix, int layer_idx, tess_attention *at)
@@ -170,7 +102,7 @@ static tess_status add_block(builder *b, int layer_idx, tess_llama_block *block)
     const int64_t h = b->config->hidden_numel;
     snprintf(unit, sizeof unit, "blk.%d", layer_idx);
     snprintf(prefix, sizeof prefix, "model.layers.%d.", layer_idx);
-    TESS_TRY(tess_registry_add_unit(b->reg, unit, &b->unit_idx));
+    TESS_TRY(tess_registry_add_unit(b->base.reg, unit, &b->base.unit_idx));
     TESS_TRY(add_norm(b, prefix, "input_layernorm", h, &block->norm1));
     TESS_TRY(add_attention(b, prefix, layer_idx, &block->attention));
     TESS_TRY(add_norm(b, prefix, "post_attention_layernorm", h, &block->norm2));
@@ -181,7 +113,7 @@ static tess_status add_block(builder *b, int layer_idx, tess_llama_block *block)
 static tess_status check_tied(const builder *b)
 {
     static const char *const name[] = {"model.embed_tokens.weight", "lm_head.weight"};
-    const tess_model_options *o = b->options;
+    const tess_model_options *o = b->base.options;
     for (int i = 0; i < TESS_NELEM(name) && b->config->is_tied && o->is_saved != NULL; i++)
         TESS_CHECK(
             !o->is_saved(o->arg, name[i]), TESS_E_UNSUPPORTED,
@@ -200,11 +132,11 @@ static tess_status add_embed(builder *b)
                     .is_outer = true,
                     .random_init = TESS_INIT_NORMAL,
                     .random_scale = random_scale};
-    TESS_TRY(name_param(&p, "model.embed_tokens", ".weight"));
-    TESS_TRY(tess_registry_add_unit(b->reg, "embed", &b->unit_idx));
+    TESS_TRY(tess_builder_name(&p, "model.embed_tokens", ".weight"));
+    TESS_TRY(tess_registry_add_unit(b->base.reg, "embed", &b->base.unit_idx));
     TESS_TRY(check_tied(b));
-    TESS_TRY(add_source(b, &p, false, &b->m->embed_idx));
-    b->m->is_embed_trainable = learns(b, b->m->embed_idx);
+    TESS_TRY(tess_builder_source(&b->base, &p, false, &b->m->embed_idx));
+    b->m->is_embed_trainable = tess_builder_learns(&b->base, b->m->embed_idx);
     return TESS_OK;
 }
 
@@ -227,14 +159,14 @@ static tess_status register_all(builder *b)
     TESS_TRY(add_embed(b));
     if (b->config->is_tied)
         TESS_TRY(add_head(b));
-    const int embed_unit_idx = b->unit_idx;
+    const int embed_unit_idx = b->base.unit_idx;
     for (int i = 0; i < b->m->layer_numel; i++)
         TESS_TRY(add_block(b, i, &b->m->block[i]));
     int head_unit_idx = embed_unit_idx;
     if (!b->config->is_tied) {
-        TESS_TRY(tess_registry_add_unit(b->reg, "head", &b->unit_idx));
+        TESS_TRY(tess_registry_add_unit(b->base.reg, "head", &b->base.unit_idx));
         TESS_TRY(add_head(b));
-        head_unit_idx = b->unit_idx;
+        head_unit_idx = b->base.unit_idx;
     }
     for (int s = 0; s < b->m->layer_numel + 2; s++) {
         tess_stage stage = {.unit_idx = embed_unit_idx + s};
@@ -246,10 +178,10 @@ static tess_status register_all(builder *b)
             snprintf(stage.name, sizeof stage.name, "head");
         if (s == b->m->layer_numel + 1)
             stage.unit_idx = head_unit_idx;
-        TESS_TRY(tess_llama_plan_stage(b->m, b->reg, s, &stage));
-        TESS_TRY(tess_registry_add_stage(b->reg, &stage));
+        TESS_TRY(tess_llama_plan_stage(b->m, b->base.reg, s, &stage));
+        TESS_TRY(tess_registry_add_stage(b->base.reg, &stage));
     }
-    return tess_registry_lay_out(b->reg);
+    return tess_registry_lay_out(b->base.reg);
 }
 
 static float to_compute(float x, tess_dtype dt)
@@ -353,7 +285,7 @@ static tess_status fill(tess_llama *m, const tess_llm_config *config,
     TESS_TRY(tess_alloc_array(config->layer_numel, sizeof(tess_llama_block), &block));
     m->block = block;
     TESS_TRY(make_rope(config, m));
-    builder b = {.config = config, .options = options, .reg = reg, .m = m};
+    builder b = {.base = {.options = options, .reg = reg}, .config = config, .m = m};
     return register_all(&b);
 }
 

@@ -29,6 +29,9 @@ typedef struct tess_lora_choice {
     int rank;
     double scale; /* of its product: alpha / r, or alpha / sqrt(r) */
     bool is_dora; /* with a magnitude per output */
+    /* Parts of one matrix of another layout (FLUX: q, k, v of a fused one) have one A; families
+     * without such parts ignore it. */
+    bool shares_a;
 } tess_lora_choice;
 
 /** How adapters begin. */
