@@ -24,8 +24,9 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
         return TESS_OK;
     TESS_TRY(tess_peft_spec_match(c->d->spec, &module, &match));
     if (match.is_target)
-        *out = (tess_lora_choice){(int)match.rank, match.scale,
-                                  tess_peft_spec_options(c->d->spec)->use_dora};
+        *out = (tess_lora_choice){.rank = (int)match.rank,
+                                  .scale = match.scale,
+                                  .is_dora = tess_peft_spec_options(c->d->spec)->use_dora};
     return TESS_OK;
 }
 

@@ -99,6 +99,7 @@ static tape_node normed(flux_reference *f, const char *prefix, const char *linea
                           get(f, prefix, norm_name, ".weight"), 1e-6);
 }
 
+/* Rows of a double block's attention. */
 static tape_node join(flux_reference *f, tape_node text, tape_node image)
 {
     return f->wrong == FLUX_IMAGE_FIRST ? tape_join_rows(f->t, image, text)
@@ -169,9 +170,8 @@ static void double_block(flux_reference *f, const flux_sample *s, const char *p,
 static tape_node single_block(flux_reference *f, const flux_sample *s, const char *p,
                               tape_node cond, tape_node h)
 {
-    const int swap = swaps(f, false);
     const tape_node m = linear(f, p, "norm.linear", cond);
-    const tape_node n = modulate(f, h, chunk(f, m, 0 + swap), chunk(f, m, 1 - swap));
+    const tape_node n = modulate(f, h, chunk(f, m, 0), chunk(f, m, 1));
     const tape_node qkv[3] = {normed(f, p, "attn.to_q", "attn.norm_q", n),
                               normed(f, p, "attn.to_k", "attn.norm_k", n),
                               linear(f, p, "attn.to_v", n)};
@@ -199,15 +199,15 @@ tape_node flux_reference_run(flux_reference *f, const flux_sample *s)
         snprintf(prefix, sizeof prefix, "transformer_blocks.%d.", i);
         double_block(f, s, prefix, cond, stream);
     }
-    tape_node h = join(f, stream[0], stream[1]);
+    tape_node h = tape_join_rows(f->t, stream[0], stream[1]);
     for (int i = 0; i < f->single_numel; i++) {
         snprintf(prefix, sizeof prefix, "single_transformer_blocks.%d.", i);
         h = single_block(f, s, prefix, cond, h);
     }
     const bool swap = f->wrong == FLUX_FINAL_SWAPPED;
+    const tape_node image = tape_slice_rows(f->t, h, s->text_numel, s->image_numel);
     const tape_node m = linear(f, "", "norm_out.linear", cond);
-    const tape_node n =
-        modulate(f, rows_of(f, h, s, true), chunk(f, m, swap ? 0 : 1), chunk(f, m, swap ? 1 : 0));
+    const tape_node n = modulate(f, image, chunk(f, m, swap ? 0 : 1), chunk(f, m, swap ? 1 : 0));
     const tape_node out = linear(f, "", "proj_out", n);
     note(f, out);
     return out;

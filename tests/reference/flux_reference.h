@@ -9,10 +9,10 @@ typedef enum flux_wrong {
     FLUX_HALF_SPLIT,    /* pairs (i, i + D / 2) */
     FLUX_FINAL_SWAPPED, /* shift before scale at the end */
     FLUX_MSA_SWAPPED,   /* scale before shift in front of attention, double blocks */
-    FLUX_ALL_SWAPPED,   /* in front of every layer of double and single blocks */
+    FLUX_ALL_SWAPPED,   /* in front of every layer of double blocks */
     FLUX_SINE_FIRST,
     FLUX_NO_THOUSAND,
-    FLUX_IMAGE_FIRST, /* image rows before text rows, angles as they were */
+    FLUX_IMAGE_FIRST, /* image rows before text rows in double blocks, angles as they were */
     FLUX_MLP_FIRST,   /* MLP before attention in the single blocks' proj_out */
     FLUX_WRONG_NUMEL
 } flux_wrong;

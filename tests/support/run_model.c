@@ -17,8 +17,9 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
         tess_peft_match match = {.is_target = false};
         TESS_TRY(tess_peft_spec_match(o->spec, &module, &match));
         if (match.is_target)
-            *out = (tess_lora_choice){(int)match.rank, match.scale,
-                                      tess_peft_spec_options(o->spec)->use_dora};
+            *out = (tess_lora_choice){.rank = (int)match.rank,
+                                      .scale = match.scale,
+                                      .is_dora = tess_peft_spec_options(o->spec)->use_dora};
         return TESS_OK;
     }
     const size_t length = strlen(path),

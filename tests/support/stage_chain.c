@@ -29,6 +29,7 @@ tess_status stage_chain_init(stage_chain *c, int thread_numel)
         TESS_TRY(bytes(numel * sizeof(float), &c->grad[u]));
         TESS_TRY(bytes(numel * sizeof(float), &c->trainable[u]));
         memset(c->master[u], 0, numel * sizeof(float));
+        TESS_TRY(bytes(c->reg.unit[u].frozen_nbytes, &c->frozen[u]));
     }
     for (int s = 0; s < c->reg.stage_numel; s++) {
         const tess_stage *stage = &c->reg.stage[s];
@@ -45,8 +46,8 @@ tess_status stage_chain_init(stage_chain *c, int thread_numel)
 void stage_chain_fini(stage_chain *c)
 {
     for (int i = 0; i < CHAIN_MAX; i++) {
-        void *const owned[] = {c->master[i], c->grad[i], c->trainable[i], c->output[i],
-                               c->saved[i]};
+        void *const owned[] = {c->master[i], c->grad[i],   c->trainable[i],
+                               c->frozen[i], c->output[i], c->saved[i]};
         for (int k = 0; k < TESS_NELEM(owned); k++)
             tess_free(owned[k]);
     }
@@ -78,7 +79,16 @@ static float *find(const stage_chain *c, const char *name, float *const *array)
     return array[c->reg.param[idx].unit_idx] + c->reg.param[idx].slab_first_idx;
 }
 
-float *stage_chain_master(stage_chain *c, const char *name) { return find(c, name, c->master); }
+float *stage_chain_master(stage_chain *c, const char *name)
+{
+    const int idx = tess_registry_find(&c->reg, name);
+    const tess_param *p = idx < 0 ? NULL : &c->reg.param[idx];
+    if (p == NULL || p->role == TESS_ROLE_TRAINABLE)
+        return find(c, name, c->master);
+    return p->codec.format == TESS_FORMAT_F32
+               ? (float *)(void *)(c->frozen[p->unit_idx] + p->part_offset_nbytes[0])
+               : NULL;
+}
 
 const float *stage_chain_grad(const stage_chain *c, const char *name)
 {
@@ -96,12 +106,13 @@ static tess_stage_call call_of(stage_chain *c, int s, tess_call_mode mode, const
     const tess_stage *stage = &c->reg.stage[s];
     memset(c->work, POISON, c->work_nbytes);
     tess_stage_call call = {.registry = &c->reg,
-                            .kernels = &tess_kernels_cpu,
+                            .kernels = c->kernels != NULL ? c->kernels : &tess_kernels_cpu,
                             .device = &c->device.base,
                             .stream = &c->stream,
                             .stage_idx = s,
                             .mode = mode,
                             .batch = batch,
+                            .frozen = c->frozen[stage->unit_idx],
                             .trainable = c->trainable[stage->unit_idx],
                             .grad = c->grad[stage->unit_idx],
                             .output = view(c->output[s], stage->output_nbytes),
@@ -113,7 +124,8 @@ static tess_stage_call call_of(stage_chain *c, int s, tess_call_mode mode, const
     return call;
 }
 
-static tess_status forward(stage_chain *c, tess_call_mode mode, const void *batch, double *loss_sum)
+tess_status stage_chain_forward(stage_chain *c, tess_call_mode mode, const void *batch,
+                                double *loss_sum)
 {
     for (int s = 0; s < c->reg.stage_numel; s++) {
         const tess_stage_call call = call_of(c, s, mode, batch, loss_sum);
@@ -126,7 +138,7 @@ static tess_status forward(stage_chain *c, tess_call_mode mode, const void *batc
 
 tess_status stage_chain_eval(stage_chain *c, const void *batch, double *loss_sum)
 {
-    return forward(c, TESS_CALL_EVAL, batch, loss_sum);
+    return stage_chain_forward(c, TESS_CALL_EVAL, batch, loss_sum);
 }
 
 static tess_status repeat(stage_chain *c, int s, const void *batch)
@@ -139,7 +151,7 @@ static tess_status repeat(stage_chain *c, int s, const void *batch)
 
 tess_status stage_chain_train(stage_chain *c, const void *batch, float grad_scale, double *loss_sum)
 {
-    TESS_TRY(forward(c, TESS_CALL_TRAIN, batch, loss_sum));
+    TESS_TRY(stage_chain_forward(c, TESS_CALL_TRAIN, batch, loss_sum));
     for (int u = 0; u < c->reg.unit_numel; u++)
         memset(c->grad[u], 0, (size_t)c->reg.unit[u].trainable_numel * sizeof(float));
     for (int s = c->reg.stage_numel - 1; s >= 0; s--) {
