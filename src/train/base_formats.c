@@ -19,8 +19,8 @@ tess_codec tess_base_kept(const tess_model_tensor *t, tess_codec stored)
 
 tess_codec tess_base_hinted(const tess_description *d)
 {
-    const bool is_f32 = strcmp(d->config.dtype_hint, "float32") == 0 ||
-                        strcmp(d->config.dtype_hint, "float16") == 0;
+    const bool is_f32 = strcmp(d->dtype_hint, "float32") == 0 ||
+                        strcmp(d->dtype_hint, "float16") == 0;
     return (tess_codec){.format = is_f32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};
 }
 
@@ -62,7 +62,7 @@ tess_status tess_base_source_of(void *arg, const tess_param *p, tess_codec *out)
 static tess_status scale_dtype(const tess_description *d, const tess_param *p, tess_codec source,
                                tess_dtype *dt)
 {
-    const char *hint = d->config.dtype_hint;
+    const char *hint = d->dtype_hint;
     const tess_model_tensor *t = d->dir != NULL ? tess_model_dir_find(d->dir, p->name) : NULL;
     const bool is_half = strcmp(hint, "float16") == 0;
     *dt = source.format == TESS_FORMAT_BF16                             ? TESS_BF16

@@ -10,6 +10,8 @@
 #include "format/adapter.h"
 #include "format/regex.h"
 #include "train/base_formats_priv.h"
+#include "train/describe_flux.h"
+#include "train/describe_priv.h"
 #include "train/describe_rqvae.h"
 
 enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
@@ -26,7 +28,8 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
     if (match.is_target)
         *out = (tess_lora_choice){.rank = (int)match.rank,
                                   .scale = match.scale,
-                                  .is_dora = tess_peft_spec_options(c->d->spec)->use_dora};
+                                  .is_dora = tess_peft_spec_options(c->d->spec)->use_dora,
+                                  .shares_a = c->d->shares_a};
     return TESS_OK;
 }
 
@@ -48,6 +51,19 @@ static tess_peft_modules modules_of(const tess_run_names *names)
         m.name_numel = (int)names->item_numel;
     }
     return m;
+}
+
+/* A word that trainers of FLUX.1 know stands for a list. */
+static tess_peft_modules targets_of(tess_description *d)
+{
+    const tess_run_names *names = &d->run->lora.targets;
+    const tess_flux_targets *set = NULL;
+    if (tess_run_is_flux(d->run) && !names->is_list && names->item_numel == 1)
+        set = tess_flux_targets_find(names->item[0]);
+    if (set == NULL)
+        return modules_of(names);
+    d->shares_a = set->shares_a;
+    return set->modules;
 }
 
 /* The rules by which an adapter was made. */
@@ -87,7 +103,7 @@ static tess_status make_spec(tess_description *d)
         .dropout = lora->dropout,
         .use_rslora = lora->rslora,
         .use_dora = lora->dora,
-        .targets = modules_of(&lora->targets),
+        .targets = targets_of(d),
         .excludes = modules_of(&lora->exclude),
         .layer = lora->layers.item,
         .layer_numel = (int)lora->layers.item_numel,
@@ -133,64 +149,6 @@ static int64_t rank_max(const tess_description *d)
 
 /* ---- model ---- */
 
-/* ---- small files of the model ---- */
-
-static tess_status is_file(const tess_ctx *ctx, const char *dir, const char *name, bool *out)
-{
-    char path[PATH_MAX];
-    tess_io_kind kind = TESS_IO_MISSING;
-    int64_t nbytes = 0;
-    TESS_CHECK(snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path, TESS_E_CONFIG,
-               "path of %zu bytes is too long", strlen(dir));
-    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
-    *out = kind == TESS_IO_FILE;
-    return TESS_OK;
-}
-
-/* Where a run keeps them: beside its checkpoints; before it has any, beside the one it resumes. */
-static tess_status find_kept(const tess_ctx *ctx, const tess_run *run, char dir[PATH_MAX],
-                             bool *was_begun)
-{
-    const char *resume = run->output.resume;
-    const bool is_path =
-        resume != NULL && strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0;
-    int n = snprintf(dir, PATH_MAX, "%s/model", run->output.dir);
-    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.dir: path of %zu bytes is too long",
-               strlen(run->output.dir));
-    TESS_TRY(is_file(ctx, dir, "config.json", was_begun));
-    if (*was_begun || !is_path)
-        return TESS_OK;
-    n = snprintf(dir, PATH_MAX, "%s/../model", resume);
-    TESS_CHECK(n > 0 && n < PATH_MAX, TESS_E_CONFIG, "output.resume: path of %zu bytes is too long",
-               strlen(resume));
-    return is_file(ctx, dir, "config.json", was_begun);
-}
-
-tess_status tess_describe_file(const tess_ctx *ctx, const tess_run *run, const char *name,
-                               char path[PATH_MAX], bool *is_there)
-{
-    char kept[PATH_MAX];
-    char beside[PATH_MAX];
-    const char *dir = run->model.path;
-    bool was_begun = false;
-    if (tess_gguf_is_path(dir)) { /* small files lie beside it */
-        TESS_CHECK(strlen(dir) < sizeof beside, TESS_E_CONFIG, "model.path is too long");
-        snprintf(beside, sizeof beside, "%s", dir);
-        char *slash = strrchr(beside, '/');
-        snprintf(slash != NULL ? slash + 1 : beside, 2, ".");
-        dir = beside;
-    }
-    TESS_TRY(is_file(ctx, dir, name, is_there));
-    if (!*is_there) {
-        TESS_TRY(find_kept(ctx, run, kept, &was_begun));
-        TESS_TRY(is_file(ctx, kept, name, is_there));
-        dir = *is_there ? kept : dir;
-    }
-    TESS_CHECK(snprintf(path, PATH_MAX, "%s/%s", dir, name) < PATH_MAX, TESS_E_CONFIG,
-               "path of %zu bytes is too long", strlen(dir));
-    return TESS_OK;
-}
-
 static tess_status check_family(const tess_description *d, const char *path)
 {
     const tess_run_family family = d->run->model.family;
@@ -207,7 +165,7 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     bool is_there = false;
     size_t text_nbytes = 0;
     if (tess_gguf_is_path(d->run->model.path)) { /* never a config.json that lies beside it */
-        TESS_TRY(find_kept(ctx, d->run, kept, &is_there));
+        TESS_TRY(describe_find_kept(ctx, d->run, kept, &is_there));
         TESS_CHECK(is_there, TESS_E_CONFIG,
                    "model.path: '%s' is missing, and '%s' holds nothing to go on from",
                    d->run->model.path, d->run->output.dir);
@@ -224,6 +182,7 @@ static tess_status read_config(const tess_ctx *ctx, tess_description *d)
     TESS_TRY(tess_io_read_all(ctx->io, path, CONFIG_LIMIT_NBYTES, &d->config_text, &text_nbytes));
     TESS_TRY(tess_json_parse(path, d->config_text, text_nbytes, &d->config_root));
     TESS_TRY(tess_hf_config_parse(d->config_root, &d->config));
+    memcpy(d->dtype_hint, d->config.dtype_hint, sizeof d->dtype_hint);
     return check_family(d, path);
 }
 
@@ -234,8 +193,7 @@ static bool is_weight(const tess_model_tensor *t)
            t->st->dtype == TESS_ST_BF16 || t->st->dtype == TESS_ST_F16;
 }
 
-/* How each tensor of the open files is kept, for a resume without them. */
-static tess_status add_formats(const tess_description *d, tess_json *root)
+tess_status describe_add_formats(const tess_description *d, tess_json *root)
 {
     tess_json *formats = NULL;
     TESS_TRY(tess_json_add_object(root, TESS_BASE_FORMATS_KEY, &formats));
@@ -258,14 +216,14 @@ static tess_status make_config(tess_description *d)
 {
     size_t text_nbytes = 0;
     TESS_TRY(tess_gguf_llm_config(tess_model_dir_gguf(d->dir), &d->config));
+    memcpy(d->dtype_hint, d->config.dtype_hint, sizeof d->dtype_hint);
     TESS_TRY(check_family(d, d->run->model.path));
     TESS_TRY(tess_hf_config_json(&d->config, "bfloat16", &d->config_root));
-    TESS_TRY(add_formats(d, d->config_root));
+    TESS_TRY(describe_add_formats(d, d->config_root));
     return tess_json_dump(d->config_root, 2, &d->config_text, &text_nbytes);
 }
 
-/* Whether torch_dtype tells how every tensor is kept. */
-static tess_status is_as_hinted(const tess_description *d, bool *out)
+tess_status describe_is_as_hinted(const tess_description *d, bool *out)
 {
     const tess_codec hinted = tess_base_hinted(d);
     *out = true;
@@ -295,7 +253,7 @@ static tess_status extend_config(tess_description *d)
             st = tess_json_add_copy(root, tess_json_key(member), member);
     }
     if (st == TESS_OK)
-        st = add_formats(d, root);
+        st = describe_add_formats(d, root);
     if (st == TESS_OK)
         st = tess_json_dump(root, 2, &text, &text_nbytes);
     if (st != TESS_OK) {
@@ -322,7 +280,7 @@ static tess_status check_packed(tess_description *d)
                "model.path: '%s': config.json has a quantization_config, but no tensor is packed; "
                "remove it (Tessera quantizes while it loads, see base.format)",
                d->run->model.path);
-    TESS_TRY(is_as_hinted(d, &is_plain));
+    TESS_TRY(describe_is_as_hinted(d, &is_plain));
     return is_plain ? TESS_OK : extend_config(d);
 }
 
@@ -345,9 +303,9 @@ static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
     bool has_single = false, has_index = false, was_begun = false;
     if (d->run->model.init == TESS_RUN_INIT_RANDOM)
         return TESS_OK;
-    TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors", &has_single));
-    TESS_TRY(is_file(ctx, d->run->model.path, "model.safetensors.index.json", &has_index));
-    TESS_TRY(find_kept(ctx, d->run, kept, &was_begun));
+    TESS_TRY(describe_is_file(ctx, d->run->model.path, "model.safetensors", &has_single));
+    TESS_TRY(describe_is_file(ctx, d->run->model.path, "model.safetensors.index.json", &has_index));
+    TESS_TRY(describe_find_kept(ctx, d->run, kept, &was_begun));
     if (!has_single && !has_index && was_begun)
         return TESS_OK;
     TESS_TRY(tess_model_dir_open(ctx, d->run->model.path, &d->dir));
@@ -383,13 +341,15 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
         .arg = &c,
         .lora_of = lora_of,
         .is_saved = is_saved,
-        .codec_of = tess_base_codec_of,
+        .codec_of = tess_run_is_flux(run) ? tess_flux_codec_of : tess_base_codec_of,
         .source_of = tess_base_source_of,
     };
     d->is_base_as_source = true;
     tess_registry_init(&d->registry, options.compute_dt);
     if (st == TESS_OK)
-        st = tess_llama_create(&d->config, &options, &d->registry, &d->model);
+        st = tess_run_is_flux(run)
+                 ? tess_flux_create(&d->flux, &d->flux_shape, &options, &d->registry, &d->model)
+                 : tess_llama_create(&d->config, &options, &d->registry, &d->model);
     for (int64_t i = 0; c.override != NULL && i < run->base.overrides.item_numel; i++)
         tess_regex_destroy(&c.override[i]);
     tess_free(c.override);
@@ -570,10 +530,20 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
 
 static tess_status open_model(const tess_ctx *ctx, tess_description *d)
 {
+    if (tess_run_is_flux(d->run))
+        return tess_describe_flux_open(ctx, d);
     if (tess_gguf_is_path(d->run->model.path))
         return open_gguf(ctx, d);
     TESS_TRY(read_config(ctx, d));
     return open_weights(ctx, d);
+}
+
+static tess_status set_batch(tess_description *d)
+{
+    const int64_t token_numel = d->run->train.micro_batch * d->run->data.sequence_length;
+    d->batch_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES);
+    d->family_name = tess_llm_family_name(d->config.family);
+    return TESS_OK;
 }
 
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
@@ -592,10 +562,8 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     else if (d->run->train.mode == TESS_RUN_MODE_LORA)
         TESS_TRY(make_spec(d));
     TESS_TRY(tess_optimizer_check(optimizer, kernels));
+    TESS_TRY(tess_run_is_flux(d->run) ? tess_describe_flux_data(ctx, d) : set_batch(d));
     TESS_TRY(make_model(d, launch->kernels));
-    const int64_t token_numel = d->run->train.micro_batch * d->run->data.sequence_length;
-    d->batch_nbytes = 4 * (size_t)tess_round_up(token_numel * 4, TESS_ARENA_ALIGN_NBYTES);
-    d->family_name = tess_llm_family_name(d->config.family);
     TESS_TRY(check_saved(d));
     TESS_TRY(check_start(d));
     TESS_TRY(check_weights(d));

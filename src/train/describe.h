@@ -41,6 +41,8 @@ typedef struct tess_description {
     tess_flux_config flux;  /* of the FLUX.1 transformer */
     tess_flux_shape flux_shape;
     const char *family_name; /* "llama", "rqvae", "flux" */
+    char dtype_hint[16];     /* of the weights as the config states it: "bfloat16"; "": unknown */
+    bool shares_a;           /* adapters of a fused matrix have one A */
     int64_t vector_dim;      /* D of a model over vectors */
     size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
     int64_t counter_numel;   /* words of it that checkpoints hold */

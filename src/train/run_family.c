@@ -59,7 +59,8 @@ static const char *const not_of_flux[] = {"quantizer.", "data.sequence_length", 
                                           "data.mask_prompt", NULL};
 
 /* What language models have no use for. */
-static const char *const of_others[] = {"quantizer.", "objective.", NULL};
+static const char *const of_others[] = {"quantizer.", "objective.", "data.resolution",
+                                        "data.text_length", NULL};
 
 static bool is_listed(const char *const *list, const char *path)
 {

@@ -360,6 +360,12 @@ typedef struct tess_run_patterns {
       "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, vectors, or cache; without it nothing is evaluated.") \
+    X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
+      "flux: memory is planned for images of as many pixels as a square of this side; auto: for the " \
+      "largest of data.path and data.eval_path.") \
+    X(data, text_length, "text_length", int64_t, INT, "auto", "auto", 1, 4096, FREE, \
+      "flux: tokens of text that memory is planned for; auto: those of data.path. 512 is usual for " \
+      "dev, 256 for schnell.") \
     X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
       "Tokens per sequence.") \
     X(data, packing, "packing", bool, BOOL, "", "true", 0, 0, NUMERICS, \

@@ -1,0 +1,192 @@
+#include "train/describe_flux.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/base_formats_priv.h"
+#include "train/describe_priv.h"
+
+/* ---- targets ---- */
+
+/* As SimpleTuner's flux_lora_target, diffusers' script and sd-scripts choose them; lists match ends
+ * of paths, so "proj_out" is that of single blocks and the last layer. */
+#define MMDIT "to_k", "to_q", "to_v", "to_out.0"
+#define CONTEXT "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"
+#define CONTEXT_FFS CONTEXT, "ff_context.net.0.proj", "ff_context.net.2"
+#define ALL MMDIT, CONTEXT
+#define ALL_FFS MMDIT, CONTEXT_FFS, "ff.net.0.proj", "ff.net.2", "proj_mlp", "proj_out"
+#define LIST(...)                                                                                  \
+    {                                                                                              \
+        .name = (const char *const[]){__VA_ARGS__},                                                \
+        .name_numel = (int)(sizeof((const char *const[]){__VA_ARGS__}) / sizeof(const char *))     \
+    }
+
+static const tess_flux_targets sets[] = {
+    {.name = "mmdit", .modules = LIST(MMDIT)},
+    {.name = "context", .modules = LIST(CONTEXT)},
+    {.name = "context+ffs", .modules = LIST(CONTEXT_FFS)},
+    {.name = "all", .modules = LIST(ALL)},
+    {.name = "all+ffs", .modules = LIST(ALL_FFS)},
+    {.name = "all+ffs+embedder", .modules = LIST(ALL_FFS, "x_embedder")},
+    {.name = "ai-toolkit",
+     .modules = LIST(ALL_FFS, "norm.linear", "norm1.linear", "norm1_context.linear")},
+    {.name = "tiny",
+     .modules =
+         LIST("single_transformer_blocks.7.proj_out", "single_transformer_blocks.20.proj_out")},
+    {.name = "nano", .modules = LIST("single_transformer_blocks.7.proj_out")},
+    {.name = "diffusers",
+     .modules = LIST("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj",
+                     "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj",
+                     "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")},
+    {.name = "kohya",
+     .modules = {.regex = "(single_)?transformer_blocks\\.\\d+\\..*"},
+     .shares_a = true},
+};
+
+const tess_flux_targets *tess_flux_targets_find(const char *name)
+{
+    for (int i = 0; i < TESS_NELEM(sets); i++)
+        if (strcmp(sets[i].name, name) == 0)
+            return &sets[i];
+    return NULL;
+}
+
+/* ---- weights ---- */
+
+static int shape_of(void *arg, const char *name, int64_t dim[8])
+{
+    const tess_model_tensor *t = tess_model_dir_find(arg, name);
+    if (t == NULL)
+        return -1;
+    memcpy(dim, t->st->dim, (size_t)t->st->dim_numel * sizeof *dim);
+    return t->st->dim_numel;
+}
+
+/* diffusers keeps a pipeline's transformer in a folder of its own. */
+static tess_status find_weights(const tess_ctx *ctx, const tess_run *run, char path[PATH_MAX],
+                                tess_io_kind *kind)
+{
+    int64_t nbytes = 0;
+    bool is_pipeline = false;
+    TESS_TRY(tess_io_stat(ctx->io, run->model.path, kind, &nbytes));
+    if (*kind == TESS_IO_DIR)
+        TESS_TRY(describe_is_file(ctx, run->model.path, "model_index.json", &is_pipeline));
+    TESS_CHECK(snprintf(path, PATH_MAX, "%s%s", run->model.path,
+                        is_pipeline ? "/transformer" : "") < PATH_MAX,
+               TESS_E_CONFIG, "model.path: path is too long");
+    return TESS_OK;
+}
+
+static tess_status read_config(const tess_ctx *ctx, const char *dir, bool *is_flux,
+                               tess_json **root)
+{
+    char path[PATH_MAX];
+    bool is_there = false;
+    *is_flux = false;
+    TESS_TRY(describe_is_file(ctx, dir, "config.json", &is_there));
+    if (!is_there)
+        return TESS_OK;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/config.json", dir) < (int)sizeof path, TESS_E_CONFIG,
+               "model.path: path is too long");
+    TESS_TRY(tess_json_read(ctx->io, path, root));
+    *is_flux = tess_flux_config_is(*root);
+    return TESS_OK;
+}
+
+/* Sizes, as the config.json beside the weights states them or else as the weights show them. */
+static tess_status find_sizes(const tess_ctx *ctx, tess_description *d, const char *path)
+{
+    tess_json *root = NULL;
+    bool is_flux = false;
+    tess_status st =
+        read_config(ctx, d->dir != NULL ? tess_model_dir_path(d->dir) : path, &is_flux, &root);
+    if (st == TESS_OK && is_flux)
+        st = tess_flux_config_parse(root, &d->flux);
+    else if (st == TESS_OK && root != NULL && !tess_model_is_file(path))
+        st = TESS_FAIL(TESS_E_CONFIG,
+                       "model.path: '%s/config.json' is no FluxTransformer2DModel's; give a FLUX.1 "
+                       "model or leave out model.family",
+                       path);
+    else if (st == TESS_OK && d->dir != NULL)
+        st = tess_flux_config_find(path, shape_of, d->dir, &d->flux);
+    else if (st == TESS_OK)
+        st = TESS_FAIL(TESS_E_CONFIG, "model.path: '%s' has no config.json of a FLUX.1 transformer",
+                       path);
+    tess_json_destroy(&root);
+    return st;
+}
+
+/* Sizes under diffusers' names, and how tensors are kept where bf16 is not the whole answer: the
+ * same text for the same weights in any layout. */
+static tess_status make_config(tess_description *d)
+{
+    size_t nbytes = 0;
+    bool is_plain = true;
+    snprintf(d->dtype_hint, sizeof d->dtype_hint, "bfloat16");
+    TESS_TRY(tess_flux_config_json(&d->flux, &d->config_root));
+    if (d->dir != NULL)
+        TESS_TRY(describe_is_as_hinted(d, &is_plain));
+    if (!is_plain)
+        TESS_TRY(describe_add_formats(d, d->config_root));
+    return tess_json_dump(d->config_root, 2, &d->config_text, &nbytes);
+}
+
+static tess_status go_on_without(const tess_ctx *ctx, tess_description *d, const char *kept)
+{
+    enum { LIMIT_NBYTES = 4 << 20 };
+    char path[PATH_MAX];
+    size_t nbytes = 0;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/config.json", kept) < (int)sizeof path,
+               TESS_E_CONFIG, "output.dir: path is too long");
+    TESS_TRY(tess_io_read_all(ctx->io, path, LIMIT_NBYTES, &d->config_text, &nbytes));
+    TESS_TRY(tess_json_parse(path, d->config_text, nbytes, &d->config_root));
+    snprintf(d->dtype_hint, sizeof d->dtype_hint, "bfloat16");
+    return tess_flux_config_parse(d->config_root, &d->flux);
+}
+
+/* Whether there are weights to open; a run that was begun may do without. */
+static tess_status has_weights(const tess_ctx *ctx, const char *path, tess_io_kind kind, bool *out)
+{
+    static const char *const name[] = {"diffusion_pytorch_model.safetensors",
+                                       "diffusion_pytorch_model.safetensors.index.json",
+                                       "model.safetensors", "model.safetensors.index.json"};
+    *out = kind == TESS_IO_FILE;
+    for (int i = 0; i < TESS_NELEM(name) && kind == TESS_IO_DIR && !*out; i++)
+        TESS_TRY(describe_is_file(ctx, path, name[i], out));
+    return TESS_OK;
+}
+
+tess_status tess_describe_flux_open(const tess_ctx *ctx, tess_description *d)
+{
+    char path[PATH_MAX], kept[PATH_MAX];
+    tess_io_kind kind = TESS_IO_MISSING;
+    bool was_begun = false, is_there = false;
+    const bool is_random = d->run->model.init == TESS_RUN_INIT_RANDOM;
+    d->family_name = "flux";
+    TESS_TRY(find_weights(ctx, d->run, path, &kind));
+    TESS_TRY(has_weights(ctx, path, kind, &is_there));
+    TESS_TRY(describe_find_kept(ctx, d->run, kept, &was_begun));
+    if (was_begun && (kind == TESS_IO_MISSING || (!is_there && !is_random)))
+        return go_on_without(ctx, d, kept);
+    TESS_CHECK(kind != TESS_IO_MISSING, TESS_E_CONFIG,
+               "model.path: '%s' is missing, and '%s' holds nothing to go on from",
+               d->run->model.path, d->run->output.dir);
+    if (!is_random)
+        TESS_TRY(tess_model_dir_open(ctx, path, &d->dir));
+    TESS_TRY(find_sizes(ctx, d, path));
+    return make_config(d);
+}
+
+tess_status tess_flux_codec_of(void *arg, const tess_param *p, bool is_linear, tess_codec source,
+                               tess_codec *out)
+{
+    static const char *const left_alone[] = {"x_embedder.weight", "context_embedder.weight",
+                                             "norm_out.linear.weight", "proj_out.weight"};
+    for (int i = 0; i < TESS_NELEM(left_alone); i++)
+        is_linear = is_linear && strcmp(p->name, left_alone[i]) != 0;
+    return tess_base_codec_of(arg, p, is_linear, source, out);
+}
+
+/* ---- data ---- */

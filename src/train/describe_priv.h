@@ -1,0 +1,20 @@
+/** What the descriptions of model families share. */
+#pragma once
+
+#include "train/describe.h"
+
+TESS_BEGIN_DECLS
+
+TESS_MUST_CHECK tess_status describe_is_file(const tess_ctx *ctx, const char *dir, const char *name,
+                                             bool *out);
+/** Where a run keeps small files: beside its checkpoints; before it has any, beside the one it
+ * resumes. Local. */
+TESS_MUST_CHECK tess_status describe_find_kept(const tess_ctx *ctx, const tess_run *run,
+                                               char dir[PATH_MAX], bool *was_begun);
+/** Add to a config.json how each tensor of the open files is kept, for a resume without them.
+ * Local. */
+TESS_MUST_CHECK tess_status describe_add_formats(const tess_description *d, tess_json *root);
+/** Whether the config's dtype tells how every tensor is kept. Local. */
+TESS_MUST_CHECK tess_status describe_is_as_hinted(const tess_description *d, bool *out);
+
+TESS_END_DECLS
