@@ -18,9 +18,9 @@ static error_t set_format(struct argp_state *state, const char *arg, tess_export
     } known[] = {{"peft", TESS_RUN_EXPORT_PEFT, TESS_ADAPTER_PEFT},
                  {"gguf", TESS_RUN_EXPORT_GGUF, TESS_ADAPTER_GGUF},
                  {"hf", TESS_RUN_EXPORT_HF, TESS_ADAPTER_DIALECT_NUMEL},
-                 {"diffusers", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_DIFFUSERS},
-                 {"kohya", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_KOHYA},
-                 {"comfyui", TESS_RUN_EXPORT_NONE, TESS_ADAPTER_COMFYUI}};
+                 {"diffusers", TESS_RUN_EXPORT_DIFFUSERS, TESS_ADAPTER_DIFFUSERS},
+                 {"kohya", TESS_RUN_EXPORT_KOHYA, TESS_ADAPTER_KOHYA},
+                 {"comfyui", TESS_RUN_EXPORT_COMFYUI, TESS_ADAPTER_COMFYUI}};
     static const char *const codebooks[] = {[TESS_CODEBOOK_SAFETENSORS] = "safetensors",
                                             [TESS_CODEBOOK_NPY] = "npy",
                                             [TESS_CODEBOOK_FAISS] = "faiss"};
@@ -194,12 +194,6 @@ static tess_status export_any(tess_export_options *export, const tess_ctx *ctx)
     TESS_TRY(tess_adapter_is_path(ctx->io, export->source, &is_adapter));
     if (is_adapter)
         return convert(export, ctx);
-    TESS_CHECK(
-        export->format == NULL || export->run_export != TESS_RUN_EXPORT_NONE || export->is_codebook,
-        TESS_E_CONFIG,
-        "export %s: that is a form of FLUX.1 adapters; what language models train is written "
-        "as peft, gguf or hf",
-        export->format);
     return tess_launch_checkpoint(&export->common, ctx, export->source, work, export);
 }
 

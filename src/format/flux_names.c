@@ -131,6 +131,36 @@ void tess_flux_part_name(int site, int part, char text[TESS_FLUX_NAME_NBYTES])
     join(groups[p.group].diffusers, p.block, p.row->part[part], text);
 }
 
+static bool first_of(const site_row *row, const char *leaf, const char **first)
+{
+    for (int part = 1; part < TESS_FLUX_PART_MAX && row->part[part] != NULL; part++) {
+        if (strcmp(row->part[part], leaf) == 0) {
+            *first = row->part[0];
+            return true;
+        }
+    }
+    return false;
+}
+
+bool tess_flux_first_part(const char *path, char text[TESS_FLUX_NAME_NBYTES])
+{
+    for (int g = 1; g < TESS_NELEM(groups); g++) {
+        const size_t nbytes = strlen(groups[g].diffusers);
+        const char *first = NULL;
+        char *leaf = NULL;
+        if (strncmp(path, groups[g].diffusers, nbytes) != 0 || path[nbytes] != '.')
+            continue;
+        const long block = strtol(path + nbytes + 1, &leaf, 10);
+        for (int i = 0; i < groups[g].row_numel && *leaf == '.'; i++) {
+            if (!first_of(&groups[g].row[i], leaf + 1, &first))
+                continue;
+            join(groups[g].diffusers, (int)block, first, text);
+            return true;
+        }
+    }
+    return false;
+}
+
 static void flatten(char *text)
 {
     for (; *text != '\0'; text++)

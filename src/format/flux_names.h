@@ -57,6 +57,9 @@ int64_t tess_flux_names_find(const tess_flux_names *names, const char *text, siz
 int tess_flux_part_numel(int site);
 /** Rows of a part as a multiple of the site's smallest part: 4 for the MLP in linear1, else 1. */
 int tess_flux_part_weight(int site, int part);
+/** The first part of the site that a linear layer, by diffusers' name, is a later part of, into
+ * `text`: where an A that they share stands. Local. @return false: it is the first, or no part */
+bool tess_flux_first_part(const char *path, char text[TESS_FLUX_NAME_NBYTES]);
 /** Whether the halves of its rows are in the other order in diffusers. Local. */
 bool tess_flux_is_swapped(int site);
 /** diffusers' name of a part into `text`. Local. */

@@ -152,15 +152,27 @@ tess_status session_collect(tess_session *s, const session_collection *what, voi
 
 /* ---- other dialects ---- */
 
-/* What no GGUF adapter says is refused before anything is written. Local. */
-static tess_status check_gguf(const tess_session *s)
+/* The dialect of a form that is not written directly; TESS_ADAPTER_PEFT for the others. */
+static tess_adapter_dialect dialect_of(tess_run_export form)
+{
+    return form == TESS_RUN_EXPORT_GGUF        ? TESS_ADAPTER_GGUF
+           : form == TESS_RUN_EXPORT_DIFFUSERS ? TESS_ADAPTER_DIFFUSERS
+           : form == TESS_RUN_EXPORT_KOHYA     ? TESS_ADAPTER_KOHYA
+           : form == TESS_RUN_EXPORT_COMFYUI   ? TESS_ADAPTER_COMFYUI
+                                               : TESS_ADAPTER_PEFT;
+}
+
+/* What no adapter in one file says is refused before anything is written. Local. */
+static tess_status check_dialect(const tess_session *s, tess_adapter_dialect dialect)
 {
     const tess_registry *reg = &s->d.registry;
+    const char *name = tess_adapter_dialect_name(dialect);
     TESS_CHECK(s->run->lora.init != TESS_RUN_START_PISSA &&
                    s->run->lora.init != TESS_RUN_START_LOFTQ,
                TESS_E_UNSUPPORTED,
-               "export gguf: the adapter belongs to a base that took a part of its weights away "
-               "(lora.init), which no GGUF file holds; write a peft adapter with --difference");
+               "export %s: the adapter belongs to a base that took a part of its weights away "
+               "(lora.init), which no such file holds; write a peft adapter with --difference",
+               name);
     for (int i = 0; i < reg->param_numel; i++) {
         char path[TESS_NAME_NBYTES];
         tess_peft_part part = TESS_PEFT_A;
@@ -168,8 +180,9 @@ static tess_status check_gguf(const tess_session *s)
             continue;
         TESS_CHECK(
             session_parse_lora(reg->param[i].name, path, &part) && part != TESS_PEFT_MAGNITUDE,
-            TESS_E_UNSUPPORTED, "export gguf: a GGUF adapter has no place for '%s' (%s); use peft",
-            reg->param[i].name, part == TESS_PEFT_MAGNITUDE ? "lora.dora" : "lora.modules_to_save");
+            TESS_E_UNSUPPORTED, "export %s: such an adapter has no place for '%s' (%s); use peft",
+            name, reg->param[i].name,
+            part == TESS_PEFT_MAGNITUDE ? "lora.dora" : "lora.modules_to_save");
     }
     return TESS_OK;
 }
@@ -181,7 +194,7 @@ static tess_status convert_staged(const tess_session *s, const tess_export_reque
 {
     static const char *const file[] = {"adapter_config.json", "adapter_model.safetensors"};
     const tess_adapter_target to = {
-        .dialect = TESS_ADAPTER_GGUF, .dt = request->dt, .base = &s->d.config};
+        .dialect = dialect_of(request->format), .dt = request->dt, .base = &s->d.config};
     tess_adapter *adapter = NULL;
     char path[PATH_MAX + 32];
     tess_status st = tess_adapter_open(s->ctx->io, staged, NULL, &adapter);
@@ -199,12 +212,12 @@ static tess_status convert_staged(const tess_session *s, const tess_export_reque
 
 /* The masters go through a PEFT directory, so that there is one writer of each dialect, and what it
  * folds is rounded once. */
-static tess_status export_gguf(tess_session *s, const tess_export_request *request)
+static tess_status export_dialect(tess_session *s, const tess_export_request *request)
 {
     char staged[PATH_MAX];
     const int n = snprintf(staged, sizeof staged, "%s/peft.tmp", request->dir);
     TESS_CHECK(n > 0 && n < (int)sizeof staged, TESS_E_ARG, "export folder: path is too long");
-    TESS_TRY(check_gguf(s));
+    TESS_TRY(check_dialect(s, dialect_of(request->format)));
     const tess_export_request masters = {
         .dir = staged, .format = TESS_RUN_EXPORT_PEFT, .dt = TESS_F32};
     TESS_TRY(session_export_peft(s, &masters));
@@ -249,16 +262,33 @@ static tess_status open_tensors(hf_export *e, const char *dir, tess_dtype dt)
     char path[PATH_MAX];
     const tess_st_pair metadata = {"format", "pt"};
     TESS_TRY(list_tensors(e, dt));
-    const int n = snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    const int n = snprintf(path, sizeof path, "%s/%s.safetensors", dir,
+                           tess_run_is_flux(e->s->run) ? "diffusion_pytorch_model" : "model");
     TESS_CHECK(n > 0 && n < (int)sizeof path, TESS_E_ARG, "export folder: path is too long");
     return tess_safetensors_writer_create(e->s->ctx->io, path, e->tensor, e->tensor_numel,
                                           &metadata, 1, &e->writer);
+}
+
+static tess_status write_flux_config(const tess_session *s, const char *dir)
+{
+    char path[PATH_MAX];
+    tess_json *root = NULL;
+    TESS_CHECK(snprintf(path, sizeof path, "%s/config.json", dir) < (int)sizeof path, TESS_E_ARG,
+               "export folder: path is too long");
+    TESS_TRY(tess_flux_config_json(&s->d.flux, &root));
+    const tess_status st = tess_json_write(s->ctx->io, path, root, 2);
+    tess_json_destroy(&root);
+    return st;
 }
 
 static tess_status start_hf(hf_export *e, const tess_export_request *request)
 {
     tess_session *s = e->s;
     TESS_TRY(tess_io_mkdirs(s->ctx->io, request->dir));
+    if (tess_run_is_flux(s->run)) {
+        TESS_TRY(write_flux_config(s, request->dir));
+        return open_tensors(e, request->dir, request->dt);
+    }
     TESS_TRY(tess_hf_config_write(s->ctx->io, request->dir, &s->d.config,
                                   request->dt == TESS_F32   ? "float32"
                                   : request->dt == TESS_F16 ? "float16"
@@ -275,7 +305,7 @@ static tess_status write_hf_tensor(void *arg, int param_idx, const void *data, s
 static tess_status finish_hf(hf_export *e, const tess_export_request *request)
 {
     TESS_TRY(tess_safetensors_writer_finish(e->writer));
-    return session_keep_tokenizer(e->s, request->dir);
+    return tess_run_is_flux(e->s->run) ? TESS_OK : session_keep_tokenizer(e->s, request->dir);
 }
 
 static void close_hf(hf_export *e)
@@ -318,26 +348,39 @@ tess_status session_export_tensors(tess_session *s, const char *dir, tess_run_we
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported model to '%s' (f32)", dir);
     return session_show(s, before);
 }
-tess_status tess_session_export(tess_session *s, const tess_export_request *request)
+
+tess_status tess_session_export(tess_session *s, const tess_export_request *wanted)
 {
     TESS_CHECK(s->vectors == NULL, TESS_E_UNSUPPORTED,
                "export: the run trains codebooks over vectors: use tessera encode and decode");
     if (tess_run_is_rqvae(s->run)) {
         TESS_CHECK(
-            request->format == TESS_RUN_EXPORT_AUTO && !request->is_difference, TESS_E_UNSUPPORTED,
+            wanted->format == TESS_RUN_EXPORT_AUTO && !wanted->is_difference, TESS_E_UNSUPPORTED,
             "export: an rqvae is written as all its tensors in f32, model.safetensors: leave "
             "out --format and --difference");
-        return session_export_tensors(s, request->dir, request->weights);
+        return session_export_tensors(s, wanted->dir, wanted->weights);
     }
     const bool is_full = s->run->train.mode == TESS_RUN_MODE_FULL;
+    tess_export_request resolved = *wanted;
+    if (wanted->format == TESS_RUN_EXPORT_AUTO)
+        resolved.format = is_full                    ? TESS_RUN_EXPORT_HF
+                          : tess_run_is_flux(s->run) ? TESS_RUN_EXPORT_DIFFUSERS
+                                                     : TESS_RUN_EXPORT_PEFT;
+    const tess_export_request *request = &resolved;
     TESS_CHECK(request->dt == TESS_F32 || request->dt == TESS_F16 ||
                    request->dt == s->d.registry.compute_dt,
                TESS_E_ARG,
                "export dtype %s: expected %s (the copy that was evaluated), f32 (the masters) or "
                "f16 (the masters, rounded)",
                tess_dtype_name(request->dt), tess_dtype_name(s->d.registry.compute_dt));
-    TESS_CHECK(request->format != TESS_RUN_EXPORT_PEFT || !is_full, TESS_E_CONFIG,
-               "export peft: the run trains every weight and has no adapter; use hf");
+    const bool is_peft = request->format == TESS_RUN_EXPORT_PEFT;
+    const bool is_dialect = dialect_of(request->format) != TESS_ADAPTER_PEFT;
+    const bool is_gguf = request->format == TESS_RUN_EXPORT_GGUF;
+    TESS_CHECK(!(is_peft || is_dialect) || !is_full, TESS_E_CONFIG,
+               "export: the run trains every weight and has no adapter; use hf");
+    TESS_CHECK(!is_dialect || is_gguf != tess_run_is_flux(s->run), TESS_E_CONFIG,
+               "export %s: that is no form of adapters of the family '%s'",
+               tess_adapter_dialect_name(dialect_of(request->format)), s->d.family_name);
     TESS_CHECK(request->format != TESS_RUN_EXPORT_HF || is_full, TESS_E_CONFIG,
                "export hf: the run trains an adapter; use peft");
     const bool is_derived =
@@ -345,22 +388,18 @@ tess_status tess_session_export(tess_session *s, const tess_export_request *requ
     TESS_CHECK(!request->is_difference || (!is_full && is_derived), TESS_E_CONFIG,
                "export --difference: the run's adapter does not start from the weights (lora.init "
                "pissa or loftq), so it belongs to them as it is; leave the option out");
-    TESS_CHECK(!request->is_difference ||
-                   (request->format != TESS_RUN_EXPORT_GGUF && request->dt != TESS_F16),
+    TESS_CHECK(!request->is_difference || (!is_dialect && request->dt != TESS_F16),
                TESS_E_UNSUPPORTED,
                "export --difference: expected peft in bf16 or f32; gguf has no place for its scale "
                "and f16 would round the two nearly equal halves apart");
-    const bool is_gguf = request->format == TESS_RUN_EXPORT_GGUF;
-    TESS_CHECK(!is_gguf || !is_full, TESS_E_CONFIG,
-               "export gguf: the run trains every weight and has no adapter; use hf");
     TESS_CHECK(request->weights != TESS_RUN_WEIGHTS_EMA || s->run->train.ema_decay > 0.0,
                TESS_E_CONFIG,
                "export of ema weights: the run keeps no average (train.ema_decay is 0)");
     const tess_weights before = s->shown;
     TESS_TRY(session_show(s, session_weights(request->weights)));
-    TESS_TRY(is_full   ? export_hf(s, request)
-             : is_gguf ? export_gguf(s, request)
-                       : session_export_peft(s, request));
+    TESS_TRY(is_full      ? export_hf(s, request)
+             : is_dialect ? export_dialect(s, request)
+                          : session_export_peft(s, request));
     TESS_TRY(session_show(s, before));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "exported %s to '%s' (%s)",
                   is_full ? "model" : "adapter", request->dir, tess_dtype_name(request->dt));

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "format/flux_names.h"
 #include "train/session_priv.h"
 
 typedef struct peft_export {
@@ -13,6 +14,7 @@ typedef struct peft_export {
     tess_dtype dt;
     tess_peft_adapter *adapter;
     char (*path)[TESS_NAME_NBYTES];
+    int64_t *a_of; /* the adapter whose A it has; its own number where it has one */
     int64_t adapter_numel;
     tess_peft_saved *saved; /* tensors of modules that are trained whole */
     int64_t saved_numel;
@@ -46,6 +48,24 @@ static int64_t adapter_of(const peft_export *e, const char *path)
     return -1;
 }
 
+/* Adapters without an A of their own have that of the first part of their site. */
+static tess_status find_shared(peft_export *e)
+{
+    TESS_TRY(tess_alloc_array(e->adapter_numel, sizeof *e->a_of, (void **)&e->a_of));
+    for (int64_t i = 0; i < e->adapter_numel; i++) {
+        char first[TESS_FLUX_NAME_NBYTES];
+        e->a_of[i] = i;
+        if (e->adapter[i].rank > 0)
+            continue;
+        e->a_of[i] = tess_flux_first_part(e->path[i], first) ? adapter_of(e, first) : -1;
+        TESS_CHECK(e->a_of[i] >= 0, TESS_E_STATE, "export: the adapter of '%s' has no A",
+                   e->path[i]);
+        e->adapter[i].rank = e->adapter[e->a_of[i]].rank;
+        e->adapter[i].in_numel = e->adapter[e->a_of[i]].in_numel;
+    }
+    return TESS_OK;
+}
+
 static tess_status list_adapters(peft_export *e)
 {
     const tess_registry *reg = &e->s->d.registry;
@@ -76,7 +96,7 @@ static tess_status list_adapters(peft_export *e)
             e->adapter[at].out_numel = p->shape[0]; /* of B and of the magnitude */
         }
     }
-    return TESS_OK;
+    return find_shared(e);
 }
 
 /* Rule of most frozen weights: that of the first quantized one, else of the first. */
@@ -160,8 +180,13 @@ static tess_status write_peft_tensor(void *arg, int param_idx, const void *data,
     char path[TESS_NAME_NBYTES];
     tess_peft_part part = TESS_PEFT_A;
     int64_t idx = 0;
-    if (session_parse_lora(name, path, &part))
-        return tess_peft_writer_append(e->writer, adapter_of(e, path), part, data, nbytes);
+    if (session_parse_lora(name, path, &part)) {
+        const int64_t at = adapter_of(e, path);
+        for (int64_t i = 0; part == TESS_PEFT_A && i < e->adapter_numel; i++)
+            if (i != at && e->a_of[i] == at)
+                TESS_TRY(tess_peft_writer_append(e->writer, i, part, data, nbytes));
+        return tess_peft_writer_append(e->writer, at, part, data, nbytes);
+    }
     while (idx < e->saved_numel && strcmp(e->saved[idx].name, name) != 0)
         idx++;
     return tess_peft_writer_append_saved(e->writer, idx, data, nbytes);
@@ -254,6 +279,7 @@ tess_status session_export_peft(tess_session *s, const tess_export_request *requ
     tess_free(e.trained_b);
     tess_free(e.adapter);
     tess_free(e.path);
+    tess_free(e.a_of);
     tess_free(e.saved);
     return st;
 }

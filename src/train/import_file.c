@@ -5,6 +5,7 @@
 
 #include "core/memory.h"
 #include "format/adapter.h"
+#include "format/flux_names.h"
 #include "train/session_priv.h"
 
 typedef struct file_import {
@@ -70,6 +71,30 @@ static tess_status take(const file_import *f, const tess_param *p, float *whole)
                                              first - p->slab_first_idx, numel));
 }
 
+/* Where parts of a matrix share one A, the file's are equal. `a` is that of the first part. */
+static tess_status check_shared(const file_import *f, const char *path, const tess_param *p,
+                                const float *a)
+{
+    void *other = NULL;
+    tess_status st = tess_alloc_array(p->numel, sizeof(float), &other);
+    for (int64_t i = 0; i < tess_adapter_numel(f->adapter) && st == TESS_OK; i++) {
+        char first[TESS_FLUX_NAME_NBYTES];
+        const tess_adapter_module *m = tess_adapter_at(f->adapter, i);
+        if (!tess_flux_first_part(m->path, first) || strcmp(first, path) != 0)
+            continue;
+        if (m->rank * m->in_numel == p->numel)
+            st = tess_adapter_read(f->adapter, i, TESS_ADAPTER_A, other);
+        if (st == TESS_OK && (m->rank * m->in_numel != p->numel ||
+                              memcmp(other, a, (size_t)p->numel * sizeof *a) != 0))
+            st = TESS_FAIL(TESS_E_CONFIG,
+                           "adapter.resume: '%s': '%s' has another A than '%s', and lora.targets "
+                           "kohya trains one for both; choose targets with an A each, such as all",
+                           f->path, m->path, path);
+    }
+    tess_free(other);
+    return st;
+}
+
 static tess_status import_param(const file_import *f, const tess_param *p)
 {
     char path[TESS_NAME_NBYTES];
@@ -86,6 +111,8 @@ static tess_status import_param(const file_import *f, const tess_param *p)
     TESS_TRY(tess_alloc_array(p->numel, sizeof(float), &whole));
     tess_status st = tess_adapter_read(
         f->adapter, idx, part == TESS_PEFT_A ? TESS_ADAPTER_A : TESS_ADAPTER_B, whole);
+    if (st == TESS_OK && part == TESS_PEFT_A && f->s->d.shares_a)
+        st = check_shared(f, path, p, whole);
     if (st == TESS_OK)
         st = take(f, p, whole);
     tess_free(whole);

@@ -184,9 +184,26 @@ static tess_status check_objective(const tess_run *run)
     return TESS_OK;
 }
 
+/* Forms of adapters that a family's tools do not read. */
+static tess_status check_export(const tess_run *run)
+{
+    const tess_run_export form = run->output.export_as;
+    const bool is_of_flux = form == TESS_RUN_EXPORT_DIFFUSERS || form == TESS_RUN_EXPORT_KOHYA ||
+                            form == TESS_RUN_EXPORT_COMFYUI;
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_output_export_as, place);
+    TESS_CHECK(!is_of_flux || tess_run_is_flux(run), TESS_E_CONFIG,
+               "%s: that is a form of FLUX.1 adapters: use peft or gguf", place);
+    TESS_CHECK(form != TESS_RUN_EXPORT_GGUF || !tess_run_is_flux(run), TESS_E_CONFIG,
+               "%s: gguf holds adapters of language models: use diffusers, kohya, comfyui or peft",
+               place);
+    return TESS_OK;
+}
+
 tess_status run_family_check(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
+    TESS_TRY(check_export(run));
     if (tess_run_is_flux(run))
         TESS_TRY(check_objective(run));
     if (tess_run_is_rqvae(run))

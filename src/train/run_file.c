@@ -214,7 +214,9 @@ static void resolve(tess_run *run)
         run->base.format = TESS_RUN_BASE_KEEP;
     run_train_resolve(run);
     if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
-        run->output.export_as = is_full ? TESS_RUN_EXPORT_HF : TESS_RUN_EXPORT_PEFT;
+        run->output.export_as = is_full                 ? TESS_RUN_EXPORT_HF
+                                : tess_run_is_flux(run) ? TESS_RUN_EXPORT_DIFFUSERS
+                                                        : TESS_RUN_EXPORT_PEFT;
 }
 
 static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
@@ -277,12 +279,10 @@ static tess_status check_mode(const tess_run *run)
                           "has no meaning with train.mode full, which trains every weight and "
                           "freezes none: remove it or set train.mode to lora");
     }
-    if (run->output.export_as == TESS_RUN_EXPORT_GGUF)
+    if (run->output.export_as != TESS_RUN_EXPORT_HF &&
+        run->output.export_as != TESS_RUN_EXPORT_NONE)
         return refuse(run, TESS_RUN_KEY_output_export_as,
-                      "gguf writes an adapter, and train.mode full has none: use hf");
-    if (run->output.export_as == TESS_RUN_EXPORT_PEFT)
-        return refuse(run, TESS_RUN_KEY_output_export_as,
-                      "peft writes an adapter, and train.mode full has none: use hf");
+                      "names a form of adapters, and train.mode full has none: use hf");
     return TESS_OK;
 }
 

@@ -44,8 +44,8 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
     X(LLAMA, "llama")                                                                              \
-    X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans")                  \
-        X(RQVAE, "rqvae") X(FLUX, "flux")
+    X(MISTRAL, "mistral")                                                                          \
+    X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans") X(RQVAE, "rqvae") X(FLUX, "flux")
 #define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
     X(AUTO, "auto")                                                                                \
@@ -67,7 +67,8 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(F32, "f32")                                                                                  \
     X(BF16, "bf16")                                                                                \
     X(NF4, "nf4")                                                                                  \
-    X(FP4, "fp4") X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8") X(QINT8, "qint8")  \
+    X(FP4, "fp4")                                                                                  \
+    X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8") X(QINT8, "qint8")                \
         X(QINT4, "qint4") X(QINT2, "qint2") X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2")  \
             X(INT4, "int4") X(INT2, "int2") X(E4M3, "e4m3") X(E5M2, "e5m2")
 /* The choices of core/codec.h. */
@@ -91,7 +92,11 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
 #define TESS_RUN_STORE_LIST(X) X(AUTO, "auto") X(COPY, "copy")
 #define TESS_RUN_EXPORT_LIST(X)                                                                    \
-    X(AUTO, "auto") X(PEFT, "peft") X(HF, "hf") X(GGUF, "gguf") X(NONE, "none")
+    X(AUTO, "auto")                                                                                \
+    X(PEFT, "peft")                                                                                \
+    X(HF, "hf")                                                                                    \
+    X(GGUF, "gguf")                                                                                \
+    X(DIFFUSERS, "diffusers") X(KOHYA, "kohya") X(COMFYUI, "comfyui") X(NONE, "none")
 
 #define TESS_RUN_WORD_(name, text) "|" text
 #define TESS_RUN_WORDS_(NAME) TESS_RUN_##NAME##_LIST(TESS_RUN_WORD_)
@@ -643,8 +648,9 @@ typedef struct tess_run_patterns {
       "Steps of a launch that are traced.") \
     X(output, export_as, "export", tess_run_export, ENUM, TESS_RUN_WORDS_(EXPORT), "auto", 0, \
       0, FREE, \
-      "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode" \
-      " full.") \
+      "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode full; " \
+      "with flux diffusers for mode lora. gguf is for language models, diffusers, kohya and comfyui " \
+      "are for flux.") \
     X(output, export_weights, "export_weights", tess_run_weights, ENUM, \
       TESS_RUN_WORDS_(WEIGHTS), "trained", 0, 0, FREE, \
       "Weights that are exported; ema needs train.ema_decay.")

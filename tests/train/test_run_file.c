@@ -619,7 +619,7 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         expect_message(cases[i].message, "run.yaml:");
     }
     static const char *const pairs[][3] = {
-        {"train.mode=full", "output.export=peft", "output.export: peft writes an adapter"},
+        {"train.mode=full", "output.export=peft", "output.export: names a form of adapters"},
         {"train.mode=lora", "output.export=hf", "output.export: hf writes a whole model"},
         {"train.micro_batch=65536", "data.sequence_length=1048576", "tokens in a micro-batch"},
         {"lora.layers=[1]", "lora.targets=all-linear", "lora.layers: needs lora.targets to be a "},
