@@ -313,7 +313,7 @@ static tess_status open_gguf(tess_model_dir *dir)
     TESS_TRY(tess_gguf_get_text(dir->gguf, "general.architecture", &architecture));
     if (strcmp(architecture, "flux") == 0) { /* names of Black Forest Labs, and no config */
         TESS_TRY(list_gguf(dir, NULL));
-        return tess_flux_split(dir);
+        return tess_flux_cut(dir);
     }
     TESS_TRY(tess_gguf_llm_config(dir->gguf, &config));
     return list_gguf(dir, &config);
@@ -367,14 +367,14 @@ static tess_status open_weights(tess_model_dir *dir)
     if (kind == TESS_IO_FILE && tess_model_is_file(dir->path)) {
         TESS_TRY(set_single_file(dir));
         TESS_TRY(open_with_map(dir, NULL));
-        return tess_flux_split(dir);
+        return tess_flux_cut(dir);
     }
     TESS_CHECK(kind == TESS_IO_DIR, TESS_E_FORMAT,
                "'%s': expected a model directory, or a .gguf or .safetensors file, found %s",
                dir->path, kind == TESS_IO_MISSING ? "nothing" : "another file");
     for (int i = 0; i < TESS_NELEM(stems) && !is_there; i++)
         TESS_TRY(open_stem(dir, stems[i], &is_there));
-    return is_there ? tess_flux_split(dir) : refuse_no_weights(dir);
+    return is_there ? tess_flux_cut(dir) : refuse_no_weights(dir);
 }
 
 tess_status tess_model_dir_open(const tess_ctx *ctx, const char *path, tess_model_dir **out)
@@ -516,7 +516,7 @@ tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tens
                                 int64_t first_nbytes, size_t nbytes, void *dst)
 {
     if (tensor->cut != NULL)
-        return tess_flux_read_cut(dir, tensor->cut, first_nbytes, nbytes, dst);
+        return tess_flux_cut_read(dir, tensor->cut, first_nbytes, nbytes, dst);
     if (tensor->gguf != NULL)
         return tess_gguf_read_rows(dir->gguf, tensor->gguf, tensor->head_dim, first_nbytes, nbytes,
                                    dst);

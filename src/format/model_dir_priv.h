@@ -75,7 +75,7 @@ struct tess_model_dir {
     char (*name)[TESS_GGUF_HF_NAME_NBYTES]; /* [tensor_numel] likewise */
     tess_packed *packed;                    /* [packed_numel] see packed.c */
     int64_t packed_numel;
-    tess_row_cut *cut; /* [cut_numel] see flux_split.c */
+    tess_row_cut *cut; /* [cut_numel] see flux_cut.c */
     int64_t cut_numel;
 };
 
@@ -96,9 +96,9 @@ TESS_MUST_CHECK tess_status tess_packed_read(const tess_model_dir *dir,
  * place, fused ones cut. Any other directory stays as it is. Local.
  * @return TESS_E_FORMAT, TESS_E_UNSUPPORTED a tensor that is not known, or cannot be cut
  */
-TESS_MUST_CHECK tess_status tess_flux_split(tess_model_dir *dir);
+TESS_MUST_CHECK tess_status tess_flux_cut(tess_model_dir *dir);
 /** Read bytes [first, first + nbytes) of a cut. Local. */
-TESS_MUST_CHECK tess_status tess_flux_read_cut(const tess_model_dir *dir, const tess_row_cut *cut,
+TESS_MUST_CHECK tess_status tess_flux_cut_read(const tess_model_dir *dir, const tess_row_cut *cut,
                                                int64_t first_nbytes, size_t nbytes, void *dst);
 
 TESS_END_DECLS

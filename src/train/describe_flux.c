@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/arith.h"
 #include "core/memory.h"
 #include "train/base_formats_priv.h"
 #include "train/describe_priv.h"
+#include "train/flux_data.h"
 
 /* ---- targets ---- */
 
@@ -190,3 +192,43 @@ tess_status tess_flux_codec_of(void *arg, const tess_param *p, bool is_linear, t
 }
 
 /* ---- data ---- */
+
+/* The largest bucket, and the text, of one cache. */
+static tess_status look_at(const tess_ctx *ctx, const char *path, tess_flux_shape *shape)
+{
+    tess_latents *cache = NULL;
+    TESS_TRY(tess_latents_open(ctx, path, &cache));
+    shape->image_numel = TESS_MAX(shape->image_numel, tess_flux_largest(cache));
+    shape->text_numel = TESS_MAX(shape->text_numel, tess_latents_get_info(cache)->text_numel);
+    tess_latents_close(&cache);
+    return TESS_OK;
+}
+
+/* Packed tokens of a square image: 16 x 16 pixels each. */
+static int64_t square_numel(int64_t resolution)
+{
+    const int64_t side = TESS_LATENTS_PIXELS * TESS_LATENTS_PATCH;
+    return tess_ceil_div(resolution, side) * tess_ceil_div(resolution, side);
+}
+
+tess_status tess_describe_flux_data(const tess_ctx *ctx, tess_description *d)
+{
+    const tess_run_data_keys *data = &d->run->data;
+    const bool has_resolution = data->resolution != TESS_RUN_AUTO;
+    const bool has_text = data->text_length != TESS_RUN_AUTO;
+    tess_flux_shape shape = {.sample_numel = d->run->train.micro_batch};
+    tess_flux_layout layout;
+    if (!has_resolution || !has_text) {
+        TESS_TRY(look_at(ctx, data->path, &shape));
+        if (data->eval_path != NULL)
+            TESS_TRY(look_at(ctx, data->eval_path, &shape));
+    }
+    if (has_resolution)
+        shape.image_numel = square_numel(data->resolution);
+    if (has_text)
+        shape.text_numel = data->text_length;
+    TESS_TRY(tess_flux_layout_make(&d->flux, &shape, &layout));
+    d->flux_shape = shape;
+    d->batch_nbytes = layout.nbytes;
+    return TESS_OK;
+}

@@ -238,7 +238,7 @@ static tess_status split_all(splitter *s)
     return TESS_OK;
 }
 
-tess_status tess_flux_split(tess_model_dir *dir)
+tess_status tess_flux_cut(tess_model_dir *dir)
 {
     static const char *const first[] = {"double_blocks.0.img_attn.qkv.weight",
                                         "single_blocks.0.linear1.weight"};
@@ -263,7 +263,7 @@ tess_status tess_flux_split(tess_model_dir *dir)
 
 /* ---- reading ---- */
 
-tess_status tess_flux_read_cut(const tess_model_dir *dir, const tess_row_cut *cut,
+tess_status tess_flux_cut_read(const tess_model_dir *dir, const tess_row_cut *cut,
                                int64_t first_nbytes, size_t nbytes, void *dst)
 {
     const int64_t end = first_nbytes + (int64_t)nbytes;
