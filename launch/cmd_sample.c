@@ -1,4 +1,5 @@
 /* tessera sample RUN.yaml --prompt TEXT */
+#include <stdio.h>
 #include <stdint.h>
 
 #include "launch/commands.h"
@@ -6,6 +7,49 @@
 #include "core/memory.h"
 #include "format/json.h"
 #include "launch/job.h"
+
+/* Keys without a letter. */
+enum { KEY_STEPS = 256, KEY_GUIDANCE, KEY_SIZE, KEY_COUNT, KEY_SHIFT, KEY_CACHE };
+
+static error_t parse_size(struct argp_state *state, const char *arg, tess_sample_options *sample)
+{
+    char rest = '\0';
+    int width = 0, height = 0;
+    const int found = sscanf(arg, "%5dx%5d%c", &width, &height, &rest);
+    if (found != 2 || width < 16 || height < 16)
+        return tess_launch_refuse(state, "--size: expected WIDTHxHEIGHT in pixels, found '%.100s'",
+                                  arg);
+    sample->width = width;
+    sample->height = height;
+    return 0;
+}
+
+static error_t parse_diffusion(int key, char *arg, struct argp_state *state)
+{
+    static const int64_t steps[2] = {1, 10000}, counts[2] = {1, 65536};
+    static const double guidances[2] = {0, 100}, shifts[2] = {1e-3, 1000};
+    tess_sample_options *sample = state->input;
+    switch (key) {
+    case 'o':
+        sample->output = arg;
+        return 0;
+    case KEY_STEPS:
+        return tess_launch_int(state, "--steps", arg, steps, &sample->step_numel);
+    case KEY_GUIDANCE:
+        return tess_launch_f64(state, "--guidance", arg, guidances, &sample->guidance);
+    case KEY_SIZE:
+        return parse_size(state, arg, sample);
+    case KEY_COUNT:
+        return tess_launch_int(state, "--count", arg, counts, &sample->image_numel);
+    case KEY_SHIFT:
+        return tess_launch_f64(state, "--shift", arg, shifts, &sample->shift);
+    case KEY_CACHE:
+        sample->cache = arg;
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
 
 static error_t parse_number(int key, char *arg, struct argp_state *state)
 {
@@ -24,7 +68,7 @@ static error_t parse_number(int key, char *arg, struct argp_state *state)
     case 't':
         return tess_launch_f64(state, "--temperature", arg, temperatures, &sample->temperature);
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_diffusion(key, arg, state);
     }
 }
 
@@ -33,7 +77,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     tess_sample_options *sample = state->input;
     switch (key) {
     case 'p':
-        sample->prompt = arg;
+        if (sample->prompt_numel == TESS_PROMPT_MAX)
+            return tess_launch_refuse(state, "--prompt: more than %d", TESS_PROMPT_MAX);
+        sample->prompt[sample->prompt_numel++] = arg;
         return 0;
     case 'c':
         sample->checkpoint = arg;
@@ -49,7 +95,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (sample->run.path == NULL)
             return tess_launch_refuse(state, "no run file given");
-        if (sample->prompt == NULL)
+        if (sample->prompt_numel == 0)
             return tess_launch_refuse(state, "--prompt is missing");
         return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
     default:
@@ -58,12 +104,13 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_option options[] = {
-    {"prompt", 'p', "TEXT", 0, "The text to continue", 0},
+    {"prompt", 'p', "TEXT", 0,
+     "The text to continue; of a diffusion run a caption of the cache, and may be given again", 0},
     {"checkpoint", 'c', "DIR", 0,
      "Use this checkpoint; none: the base alone; without it the newest of output.dir", 0},
     {"adapter", 'a', "PATH", 0,
-     "Use this adapter (a PEFT directory or a GGUF file) over the base that the run file "
-     "describes, whatever its format",
+     "Use this adapter, of any dialect, over the base that the run file describes, whatever its "
+     "format (base.format=nf4, say)",
      0},
     {"tokens", 'n', "N", 0, "Write at most N tokens (default 64)", 0},
     {"temperature", 't', "T", 0,
@@ -73,14 +120,26 @@ static const struct argp_option options[] = {
     {"top-k", 'k', "K", 0, "Choose among the K likeliest tokens (default 40); 0: among all", 0},
     {"seed", 's', "SEED", 0, "Seed of the choice (default 0)", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
+    {"output", 'o', "FILE", 0, "Diffusion: write the latents to FILE (safetensors)", 1},
+    {"steps", KEY_STEPS, "N", 0, "Diffusion: Euler steps (default 28)", 1},
+    {"guidance", KEY_GUIDANCE, "G", 0, "Diffusion: guidance that the model is told (default 3.5)",
+     1},
+    {"size", KEY_SIZE, "WxH", 0, "Diffusion: pixels (default 512x512)", 1},
+    {"count", KEY_COUNT, "N", 0, "Diffusion: images of each prompt (default 1)", 1},
+    {"shift", KEY_SHIFT, "S", 0,
+     "Diffusion: shift of the steps; without it by resolution, and none for models without "
+     "guidance",
+     1},
+    {"cache", KEY_CACHE, "FILE", 0, "Diffusion: cache that holds the prompts (default data.path)",
+     1},
     {0},
 };
 static const struct argp sample_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "RUN.yaml [KEY=VALUE...]",
-    .doc = "Continue a prompt with the model of a run. The same seed gives the same text on any "
-           "number of ranks.",
+    .doc = "Continue a prompt with the model of a run; with a diffusion model sample latents of "
+           "images. The same seed gives the same result on any number of ranks.",
 };
 
 static tess_status print_text(const char *text, bool is_json)
@@ -102,10 +161,31 @@ static tess_status print_text(const char *text, bool is_json)
     return st == TESS_OK ? tess_launch_print("\n") : st;
 }
 
-static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+static tess_status sample_latents(tess_session *session, const tess_sample_options *sample)
 {
-    const tess_sample_options *sample = arg;
-    const tess_sample_request request = {.prompt = sample->prompt,
+    const tess_latent_request request = {.cache = sample->cache,
+                                         .caption = sample->prompt,
+                                         .caption_numel = sample->prompt_numel,
+                                         .image_numel = sample->image_numel,
+                                         .height = sample->height,
+                                         .width = sample->width,
+                                         .step_numel = sample->step_numel,
+                                         .guidance = sample->guidance,
+                                         .shift = sample->shift,
+                                         .seed = (uint64_t)sample->seed,
+                                         .output = sample->output};
+    TESS_CHECK(sample->output != NULL, TESS_E_CONFIG,
+               "sample: a diffusion run gives latents: name a file for them with -o FILE");
+    return tess_session_sample_latents(session, &request);
+}
+
+static tess_status sample_text(tess_session *session, tess_comm *comm,
+                               const tess_sample_options *sample)
+{
+    TESS_CHECK(sample->output == NULL && sample->prompt_numel == 1, TESS_E_CONFIG,
+               "sample: a language model continues one prompt on stdout: leave out -o and further "
+               "--prompt");
+    const tess_sample_request request = {.prompt = sample->prompt[0],
                                          .token_numel = sample->token_numel,
                                          .temperature = sample->temperature,
                                          .top_k = sample->top_k,
@@ -115,6 +195,13 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
     const tess_status st = tess_comm_rank(comm) == 0 ? print_text(text, sample->is_json) : TESS_OK;
     tess_free(text);
     return tess_agree(comm, st);
+}
+
+static tess_status work(tess_session *session, tess_comm *comm, void *arg)
+{
+    const tess_sample_options *sample = arg;
+    return tess_run_is_flux(tess_session_run(session)) ? sample_latents(session, sample)
+                                                       : sample_text(session, comm, sample);
 }
 
 static tess_status run(tess_sample_options *sample)
@@ -127,7 +214,14 @@ static tess_status run(tess_sample_options *sample)
 
 int tess_cmd_sample(int argc, char **argv)
 {
-    tess_sample_options sample = {.token_numel = 64, .temperature = 0.8, .top_k = 40};
+    tess_sample_options sample = {.token_numel = 64,
+                                  .temperature = 0.8,
+                                  .top_k = 40,
+                                  .width = 512,
+                                  .height = 512,
+                                  .step_numel = 28,
+                                  .image_numel = 1,
+                                  .guidance = 3.5};
     tess_status st = tess_launch_parse(&sample_argp, argc, argv, &sample, &sample.common);
     if (st == TESS_OK && !sample.common.is_help)
         st = run(&sample);

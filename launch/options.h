@@ -46,17 +46,26 @@ typedef struct tess_eval_options {
     bool is_json;
 } tess_eval_options;
 
+enum { TESS_PROMPT_MAX = 64 };
+
 typedef struct tess_sample_options {
     tess_common_options common;
     tess_run_options run;
     const char *checkpoint; /* as in tess_eval_options */
     const char *adapter;    /* same */
-    const char *prompt;
+    const char *prompt[TESS_PROMPT_MAX];
+    int64_t prompt_numel;
     int64_t token_numel; /* --tokens: at most so many new ones */
     double temperature;  /* 0: always the likeliest token */
     int64_t top_k;       /* 0: all */
     int64_t seed;
     bool is_json;
+    /* of diffusion runs */
+    const char *output, *cache;
+    int64_t width, height; /* pixels */
+    int64_t step_numel, image_numel;
+    double guidance;
+    double shift; /* 0: by resolution */
 } tess_sample_options;
 
 /** inspect and verify. */

@@ -27,6 +27,7 @@ typedef enum tess_rng_purpose {
     TESS_RNG_CAPTION = 9,
     TESS_RNG_HELD_OUT_SIGMA = 10, /* index = 0 */
     TESS_RNG_HELD_OUT_NOISE = 11, /* (layer, index) = held-out sample */
+    TESS_RNG_LATENT = 12,         /* where sampling begins; index = image */
 } tess_rng_purpose;
 
 typedef struct tess_rng {

@@ -165,21 +165,22 @@ const tess_flux_order *tess_flux_data_order(const tess_flux_data *d) { return &d
 
 /* ---- fill ---- */
 
-static float *array_at(const tess_flux_arrays *a, size_t offset_nbytes)
+void tess_flux_put_rotations(const tess_flux_config *config, int64_t text_numel, int64_t height,
+                             int64_t width, tess_flux_arrays *a)
 {
-    return (float *)(void *)(a->base + offset_nbytes);
+    if (a->rope_height == height && a->rope_width == width)
+        return;
+    tess_flux_rope(config, text_numel, height / TESS_LATENTS_PATCH, width / TESS_LATENTS_PATCH,
+                   tess_flux_array(a, a->at.cos), tess_flux_array(a, a->at.sin));
+    a->rope_height = height;
+    a->rope_width = width;
 }
 
 static void put_rotations(const tess_flux_data *d, const tess_latents_bucket *b,
                           tess_flux_arrays *a)
 {
-    if (a->rope_height == b->height && a->rope_width == b->width)
-        return;
-    tess_flux_rope(d->config, tess_latents_get_info(d->cache)->text_numel,
-                   b->height / TESS_LATENTS_PATCH, b->width / TESS_LATENTS_PATCH,
-                   array_at(a, a->at.cos), array_at(a, a->at.sin));
-    a->rope_height = b->height;
-    a->rope_width = b->width;
+    tess_flux_put_rotations(d->config, tess_latents_get_info(d->cache)->text_numel, b->height,
+                            b->width, a);
 }
 
 /* Weights of the n tokens of a sample, see [Note: weight of a token]. */
@@ -203,24 +204,26 @@ static tess_status put_sample(const tess_flux_data *d, int64_t sample, int64_t r
         &tess_latents_buckets(d->cache)[tess_latents_bucket_of(d->cache, sample)];
     const int64_t numel = tess_latents_numel(info, b), token_numel = tess_latents_token_numel(b);
     const tess_flux_image image = {info->channel_numel, b->height, b->width};
-    float *latent = array_at(a, a->at.scratch[0]), *noise = array_at(a, a->at.scratch[1]);
+    float *latent = tess_flux_array(a, a->at.scratch[0]),
+          *noise = tess_flux_array(a, a->at.scratch[1]);
     TESS_TRY(tess_latents_read(d->cache, sample, latent));
     if (draw->is_held_out)
         tess_objective_held_out_noise(draw->number, numel, noise);
     else
         tess_objective_noise(&d->objective, draw->number, numel, noise);
     tess_objective_mix(draw->sigma, numel, latent, noise);
-    tess_flux_pack(&image, latent, array_at(a, a->at.latent) + row * numel);
-    tess_flux_pack(&image, noise, array_at(a, a->at.target) + row * numel);
+    tess_flux_pack(&image, latent, tess_flux_array(a, a->at.latent) + row * numel);
+    tess_flux_pack(&image, noise, tess_flux_array(a, a->at.target) + row * numel);
     tess_flux_sinusoid(1000.0 * draw->sigma,
-                       array_at(a, a->at.time) + row * TESS_FLUX_SINUSOID_NUMEL);
+                       tess_flux_array(a, a->at.time) + row * TESS_FLUX_SINUSOID_NUMEL);
     tess_flux_sinusoid(1000.0 * draw->guidance,
-                       array_at(a, a->at.guidance) + row * TESS_FLUX_SINUSOID_NUMEL);
-    TESS_TRY(
-        put_weights(d, sample, draw, token_numel, array_at(a, a->at.weight) + row * token_numel));
+                       tess_flux_array(a, a->at.guidance) + row * TESS_FLUX_SINUSOID_NUMEL);
+    TESS_TRY(put_weights(d, sample, draw, token_numel,
+                         tess_flux_array(a, a->at.weight) + row * token_numel));
     return tess_latents_read_text(d->cache, draw->caption_idx,
-                                  array_at(a, a->at.text) + row * info->text_numel * info->text_dim,
-                                  array_at(a, a->at.pooled) + row * info->pooled_dim);
+                                  tess_flux_array(a, a->at.text) +
+                                      row * info->text_numel * info->text_dim,
+                                  tess_flux_array(a, a->at.pooled) + row * info->pooled_dim);
 }
 
 static const float *read_at(const tess_flux_arrays *a, size_t offset_nbytes)
@@ -228,22 +231,30 @@ static const float *read_at(const tess_flux_arrays *a, size_t offset_nbytes)
     return (const float *)(const void *)(a->read + offset_nbytes);
 }
 
+tess_flux_batch tess_flux_batch_over(const tess_flux_config *config, const tess_flux_arrays *a,
+                                     tess_flux_shape shape)
+{
+    return (tess_flux_batch){.sample_numel = shape.sample_numel,
+                             .image_numel = shape.image_numel,
+                             .text_numel = shape.text_numel,
+                             .latent = read_at(a, a->at.latent),
+                             .text = read_at(a, a->at.text),
+                             .pooled = read_at(a, a->at.pooled),
+                             .time = read_at(a, a->at.time),
+                             .guidance = config->has_guidance ? read_at(a, a->at.guidance) : NULL,
+                             .rope_cos = read_at(a, a->at.cos),
+                             .rope_sin = read_at(a, a->at.sin),
+                             .target = read_at(a, a->at.target),
+                             .weight = read_at(a, a->at.weight)};
+}
+
 static void describe_batch(const tess_flux_data *d, int64_t bucket_idx, int64_t sample_numel,
                            const tess_flux_arrays *a, tess_flux_batch *batch)
 {
-    *batch = (tess_flux_batch){
-        .sample_numel = sample_numel,
-        .image_numel = tess_latents_token_numel(&tess_latents_buckets(d->cache)[bucket_idx]),
-        .text_numel = tess_latents_get_info(d->cache)->text_numel,
-        .latent = read_at(a, a->at.latent),
-        .text = read_at(a, a->at.text),
-        .pooled = read_at(a, a->at.pooled),
-        .time = read_at(a, a->at.time),
-        .guidance = d->config->has_guidance ? read_at(a, a->at.guidance) : NULL,
-        .rope_cos = read_at(a, a->at.cos),
-        .rope_sin = read_at(a, a->at.sin),
-        .target = read_at(a, a->at.target),
-        .weight = read_at(a, a->at.weight)};
+    const tess_flux_shape shape = {
+        sample_numel, tess_latents_token_numel(&tess_latents_buckets(d->cache)[bucket_idx]),
+        tess_latents_get_info(d->cache)->text_numel};
+    *batch = tess_flux_batch_over(d->config, a, shape);
 }
 
 tess_status tess_flux_data_fill(const tess_flux_data *d, int64_t micro_batch, tess_flux_arrays *a,

@@ -60,6 +60,18 @@ typedef struct tess_flux_arrays {
     int64_t rope_height, rope_width; /* whose rotations lie there, 0: none yet */
 } tess_flux_arrays;
 
+/** An array of the host. Local. */
+static inline float *tess_flux_array(const tess_flux_arrays *a, size_t offset_nbytes)
+{
+    return (float *)(void *)(a->base + offset_nbytes);
+}
+/** Rotations for `text_numel` tokens of text and a latent of height x width. Local. */
+void tess_flux_put_rotations(const tess_flux_config *config, int64_t text_numel, int64_t height,
+                             int64_t width, tess_flux_arrays *arrays);
+/** A batch over the arrays as kernels find them; guidance NULL where the model has none. Local. */
+tess_flux_batch tess_flux_batch_over(const tess_flux_config *config, const tess_flux_arrays *arrays,
+                                     tess_flux_shape shape);
+
 /**
  * Fill micro-batch `micro_batch` of the run. Local; allocates nothing.
  * @param[out] batch  its sizes; pointers into arrays->read, guidance NULL where the model has none

@@ -96,8 +96,9 @@ void session_flux_feed_close(tess_session *s)
     s->flux = NULL;
 }
 
-/* Bring the host's arrays where kernels read. */
-static tess_status send(tess_session *s)
+tess_flux_arrays *session_flux_arrays(tess_session *s) { return &s->flux->arrays; }
+
+tess_status session_flux_send(tess_session *s)
 {
     const tess_flux_arrays *a = &s->flux->arrays;
     tess_stream *stream = tess_runtime_stream(s->rt);
@@ -120,7 +121,7 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     *batch = &f->batch;
     TESS_TRY(session_begin_batch(s));
     TESS_TRY(tess_flux_data_fill(f->data[TRAINING], micro_batch_idx, &f->arrays, &f->batch));
-    return send(s);
+    return session_flux_send(s);
 }
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
@@ -139,7 +140,7 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     TESS_TRY(tess_flux_data_fill_held_out(f->data[HELD_OUT], first / s->run->train.micro_batch,
                                           &f->arrays, &f->batch));
     *loss_numel = f->batch.sample_numel;
-    return send(s);
+    return session_flux_send(s);
 }
 
 const session_feed session_flux_feed = {

@@ -68,6 +68,11 @@ static double draw(const tess_run_objective_keys *k, const tess_rng *rng)
     return 1.0;
 }
 
+double tess_objective_resolution_shift(int64_t token_numel)
+{
+    return exp(0.5 + (double)(token_numel - 256) * (1.15 - 0.5) / (4096 - 256));
+}
+
 double tess_objective_shift_factor(const tess_run_objective_keys *keys, int64_t token_numel)
 {
     switch (keys->shift) {
@@ -76,7 +81,7 @@ double tess_objective_shift_factor(const tess_run_objective_keys *keys, int64_t 
     case TESS_RUN_SHIFT_STATIC:
         return keys->shift_factor;
     case TESS_RUN_SHIFT_RESOLUTION:
-        return exp(0.5 + (double)(token_numel - 256) * (1.15 - 0.5) / (4096 - 256));
+        return tess_objective_resolution_shift(token_numel);
     }
     return 1.0;
 }

@@ -54,6 +54,8 @@ static inline tess_objective tess_objective_of(const tess_run *run)
 double tess_objective_sigma(const tess_objective *o, int64_t sample, int64_t token_numel);
 /** S of objective.shift: 1 without one. mu = 0.5 + (n - 256) 0.65 / 3840, S = exp(mu). */
 double tess_objective_shift_factor(const tess_run_objective_keys *keys, int64_t token_numel);
+/** S = exp(mu) of so many packed tokens. */
+double tess_objective_resolution_shift(int64_t token_numel);
 /** w: 1, sigma^-2, or 2 / (pi (1 - 2 sigma + 2 sigma^2)). */
 double tess_objective_weight(const tess_run_objective_keys *keys, double sigma);
 /** Guidance that the model is told. */

@@ -276,7 +276,8 @@ typedef struct tess_run_patterns {
       FREE, \
       "Model family; auto takes it from the model's own config. The family that was taken enters " \
       "the numerics digest. kmeans: codebooks over vectors, by section quantizer; rqvae: an " \
-      "encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 transformer over " \
+      "encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 " \
+      "transformer over " \
       "cached latents.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
@@ -366,10 +367,12 @@ typedef struct tess_run_patterns {
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, vectors, or cache; without it nothing is evaluated.") \
     X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
-      "flux: memory is planned for images of as many pixels as a square of this side; auto: for the " \
+      "flux: memory is planned for images of as many pixels as a square of this side; " \
+      "auto: for the " \
       "largest of data.path and data.eval_path.") \
     X(data, text_length, "text_length", int64_t, INT, "auto", "auto", 1, 4096, FREE, \
-      "flux: tokens of text that memory is planned for; auto: those of data.path. 512 is usual for " \
+      "flux: tokens of text that memory is planned for; auto: those of data.path. 512 is " \
+      "usual for " \
       "dev, 256 for schnell.") \
     X(data, sequence_length, "sequence_length", int64_t, INT, "", "512", 2, 1048576, NUMERICS, \
       "Tokens per sequence.") \
@@ -528,7 +531,8 @@ typedef struct tess_run_patterns {
     X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \
       "uniform", 0, 0, NUMERICS, \
       "How sigma, the share of noise, is drawn for a sample ([formulas](objective.md)): uniform; " \
-      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 and " \
+      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with " \
+      "mean 0 and " \
       "sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else 0.75, 0.5 " \
       "or 0.25, for schnell.") \
     X(objective, logit_mean, "logit_mean", double, F64, "", "0.0", -20, 20, NUMERICS, \
@@ -562,7 +566,8 @@ typedef struct tess_run_patterns {
       "(cosmap).") \
     X(objective, guidance_mode, "guidance_mode", tess_run_guidance, ENUM, \
       TESS_RUN_WORDS_(GUIDANCE), "constant", 0, 0, NUMERICS, \
-      "Guidance that a model with a guidance embedding (dev) is told: objective.guidance, or drawn " \
+      "Guidance that a model with a guidance embedding (dev) is told: objective.guidance, " \
+      "or drawn " \
       "for each sample between guidance_min and guidance_max.") \
     X(objective, guidance, "guidance", double, F64, "", "1.0", 0, 100, NUMERICS, \
       "guidance_mode constant: the value; also of evaluations.") \
@@ -574,7 +579,8 @@ typedef struct tess_run_patterns {
       "Probability that a sample is trained with the empty caption, which the cache must then " \
       "hold.") \
     X(objective, masked_loss, "masked_loss", bool, BOOL, "", "false", 0, 0, NUMERICS, \
-      "Multiply the loss of a token by the mean of the cached mask over it; samples without a mask " \
+      "Multiply the loss of a token by the mean of the cached mask over it; samples " \
+      "without a mask " \
       "count in full.")
 
 #define TESS_RUN_SHARD_KEYS(X) \
@@ -648,8 +654,10 @@ typedef struct tess_run_patterns {
       "Steps of a launch that are traced.") \
     X(output, export_as, "export", tess_run_export, ENUM, TESS_RUN_WORDS_(EXPORT), "auto", 0, \
       0, FREE, \
-      "What to write to output.dir/export at the end; auto: peft for mode lora, hf for mode full; " \
-      "with flux diffusers for mode lora. gguf is for language models, diffusers, kohya and comfyui " \
+      "What to write to output.dir/export at the end; auto: peft for mode lora, hf for " \
+      "mode full; " \
+      "with flux diffusers for mode lora. gguf is for language models, diffusers, kohya " \
+      "and comfyui " \
       "are for flux.") \
     X(output, export_weights, "export_weights", tess_run_weights, ENUM, \
       TESS_RUN_WORDS_(WEIGHTS), "trained", 0, 0, FREE, \
@@ -663,7 +671,8 @@ typedef struct tess_run_patterns {
     S(data, DATA, "What is trained on, and how sequences are cut.") \
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
     S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
-    S(objective, OBJECTIVE, "What a FLUX.1 transformer is trained to do ([formulas](objective.md)).") \
+    S(objective, OBJECTIVE, \
+      "What a FLUX.1 transformer is trained to do ([formulas](objective.md)).") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \

@@ -86,6 +86,31 @@ typedef struct tess_sample_request {
 TESS_MUST_CHECK tess_status tess_session_sample(tess_session *session,
                                                 const tess_sample_request *request, char **text);
 
+/** Images of a diffusion run, as latents. */
+typedef struct tess_latent_request {
+    const char *cache; /* where captions are; NULL: data.path */
+    const char *const *caption;
+    int64_t caption_numel;
+    int64_t image_numel;   /* of each caption */
+    int64_t height, width; /* pixels, multiples of 16 */
+    int64_t step_numel;
+    double guidance;    /* ignored by models without it */
+    double shift;       /* S; 0: by resolution for models with guidance, none for others */
+    uint64_t seed;      /* image k of every caption begins with noise of (seed, k) */
+    const char *output; /* .safetensors */
+} tess_latent_request;
+
+/**
+ * Sample from the flow: Euler steps of equal length in shifted sigma from 1 to 0. The file holds
+ * "latents" [captions x images, C, height / 8, width / 8] f32 in model space, caption by caption;
+ * the metadata says how they were made. The same request gives the same bits on any number of
+ * ranks. Collective.
+ * @return TESS_E_CONFIG a caption that the cache does not hold, a size above the planned one;
+ * TESS_E_UNSUPPORTED no diffusion run; TESS_E_NUMERIC a latent that is not finite
+ */
+TESS_MUST_CHECK tess_status tess_session_sample_latents(tess_session *session,
+                                                        const tess_latent_request *request);
+
 typedef struct tess_export_request {
     const char *dir;
     tess_run_export format; /* auto: what the run's mode says */

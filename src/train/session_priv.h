@@ -59,6 +59,10 @@ extern const session_feed session_token_feed, session_vector_feed, session_flux_
 /** NULL is fine. Local. */
 void session_vector_feed_close(tess_session *s);
 void session_flux_feed_close(tess_session *s);
+/** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
+ * session_begin_batch() and writing them. Local. */
+struct tess_flux_arrays *session_flux_arrays(tess_session *s);
+TESS_MUST_CHECK tess_status session_flux_send(tess_session *s);
 
 enum { TESS_TOKENIZER_LIMIT_NBYTES = 64 << 20 };
 

@@ -198,7 +198,8 @@ static void test_open_bad_directories_are_refused(void **state)
     assert_refused(try_open(f, f->dir), TESS_E_UNSUPPORTED, "found 'pytorch_model.bin'",
                    "only safetensors");
     assert_refused(try_open(f, at(f, "pytorch_model.bin")), TESS_E_FORMAT,
-                   "expected a model directory, or a .gguf or .safetensors file, found another file");
+                   "expected a model directory, or a .gguf or .safetensors file",
+                   "found another file");
     put_text(f, "model.safetensors", "short");
     assert_refused(try_open(f, f->dir), TESS_E_FORMAT, "model.safetensors'", "5 bytes");
 }

@@ -23,7 +23,8 @@ typedef struct flux_choice {
     bool is_full, is_recomputed;
     int thread_numel;
     double dropout;
-    const char *const *targets; /* modules with LoRA: whole names, or "*" and a suffix; NULL-ended */
+    const char *const *targets; /* modules with LoRA: whole names, or "*" and a suffix; ends with
+                                   NULL */
     bool shares_a, is_dora;
     const tess_kernels *kernels;
 } flux_choice;
