@@ -20,6 +20,7 @@ typedef enum tess_rng_purpose {
     TESS_RNG_SHUFFLE = 3, /* index = epoch */
     TESS_RNG_SAMPLE = 4,  /* text sampling; index = position */
     TESS_RNG_TEST = 5,
+    TESS_RNG_QUANTIZER = 6, /* draws and noise of codes; index 0, layer = index of the vector */
 } tess_rng_purpose;
 
 typedef struct tess_rng {
