@@ -44,7 +44,11 @@ static const struct {
                {KEY(diversity), SIGNS},
                {KEY(inverse_temperature), SIGNS}};
 
-static unsigned type_of(const tess_run *run) { return 1u << run->quantizer.type; }
+static unsigned type_of(const tess_run *run)
+{
+    const tess_run_quantizer type = run->quantizer.type;
+    return type == TESS_RUN_QUANTIZER_AUTO ? OF(RESIDUAL_VQ) : 1u << type;
+}
 
 static bool is_averaged(const tess_run *run)
 {

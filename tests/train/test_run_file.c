@@ -102,17 +102,27 @@ static const struct {
     {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
 };
 
-/* A family that reads `changed`: the first of these. */
+/* Types of quantizers that read keys which that of AUTO does not. */
+static const struct {
+    tess_run_quantizer type;
+    const char *word;
+} types[] = {{TESS_RUN_QUANTIZER_AUTO, "auto"},
+             {TESS_RUN_QUANTIZER_FSQ, "fsq"},
+             {TESS_RUN_QUANTIZER_LFQ, "lfq"}};
+
+/* A family and a type that read `changed`: the first of these. */
 static tess_run family_of(tess_run_key_idx changed)
 {
     static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
                                              TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_FLUX};
     tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
-    for (int i = 0; i < TESS_NELEM(family); i++) {
-        run.model.family = family[i];
-        if (changed == TESS_RUN_KEY_NUMEL || run_family_reads(&run, changed))
-            break;
-    }
+    for (int t = 0; t < TESS_NELEM(types); t++)
+        for (int i = 0; i < TESS_NELEM(family); i++) {
+            run.model.family = family[i];
+            run.quantizer.type = types[t].type;
+            if (changed == TESS_RUN_KEY_NUMEL || run_family_reads(&run, changed))
+                return run;
+        }
     return run;
 }
 
@@ -127,6 +137,9 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
         snprintf(value, 64, "flux");
     if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
         snprintf(value, 64, "sample");
+    for (int t = 0; t < TESS_NELEM(types); t++)
+        if (key == TESS_RUN_KEY_quantizer_type && types[t].type == family.quantizer.type)
+            snprintf(value, 64, "%s", types[t].word);
     for (int i = 0; i < TESS_NELEM(needs); i++) {
         if (needs[i].key == key && key != changed)
             is_in = false;
@@ -410,12 +423,15 @@ static void test_run_parse_required_key_missing_is_refused(void **state)
         tess_run *run = NULL;
         tess_error_clear();
         const tess_status st = tess_run_parse(text.text, text.nbytes, "r.yaml", NULL, 0, &run);
-        /* two keys of the file need another one beside them */
-        const bool is_needed = i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers;
+        /* three keys of the file need another one beside them */
+        const bool is_of_axes = i == TESS_RUN_KEY_quantizer_axis_levels;
+        const bool is_needed =
+            i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers || is_of_axes;
         const bool is_required = key->initial == NULL || i == TESS_RUN_KEY_model_path;
         assert_int_equal(st, is_required || is_needed ? TESS_E_CONFIG : TESS_OK);
         if (is_needed) {
-            expect_message("r.yaml:", "lora.layers");
+            expect_message("r.yaml:",
+                           is_of_axes ? "fsq needs quantizer.axis_levels" : "lora.layers");
         } else if (st != TESS_OK) {
             required_numel++;
             expect_message("r.yaml:1:1: key '", key->path);
