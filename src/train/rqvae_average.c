@@ -28,6 +28,26 @@ static tess_codebook_rows rows_of(tess_session *s, const tess_vector_layout *v, 
                                 .dim = v->shape.dim};
 }
 
+static bool is_cosine(const tess_session *s)
+{
+    return s->run->quantizer.type == TESS_RUN_QUANTIZER_COSINE;
+}
+
+/* Codes of length 1 from the start; the divisor of sizes 1 is 1. */
+static tess_status make_unit(tess_session *s, const tess_codebook_rows *rows)
+{
+    const tess_quantizer_embed_args args = {.rows = *rows,
+                                            .total = (double)rows->row_numel,
+                                            .code_numel = rows->row_numel,
+                                            .eps = EPS,
+                                            .is_cosine = true};
+    TESS_TRY(s->kernels->quantizers->embed(&args, tess_runtime_stream(s->rt)));
+    TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    memcpy(rows->embed_avg, rows->embed,
+           (size_t)(rows->row_numel * rows->dim) * sizeof *rows->embed);
+    return TESS_OK;
+}
+
 tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layout)
 {
     codes_job job;
@@ -39,6 +59,10 @@ tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layou
                (size_t)(rows.row_numel * rows.dim) * sizeof *rows.embed);
         for (int64_t k = 0; k < rows.row_numel; k++)
             rows.cluster_size[k] = 1.0f;
+        if (!is_cosine(s))
+            continue;
+        TESS_TRY(make_unit(s, &rows));
+        TESS_TRY(codes_keep(&job, b, rows.embed));
     }
     return TESS_OK;
 }
@@ -87,11 +111,6 @@ static tess_status add_up(codes_job *job, int book)
     for (int64_t i = 0; i < numel; i++)
         job->r.code[i] = (float)tess_fixed_value(job->r.sum[i], exponent);
     return TESS_OK;
-}
-
-static bool is_cosine(const tess_session *s)
-{
-    return s->run->quantizer.type == TESS_RUN_QUANTIZER_COSINE;
 }
 
 static tess_status move(codes_job *job, const tess_codebook_rows *rows)
