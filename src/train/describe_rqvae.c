@@ -193,6 +193,7 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
+    d->ahead_sum_numel = layout.shape.mean_numel;
     d->family_name = "rqvae";
     TESS_TRY(make_config(d));
     const tess_rqvae_config config = tess_rqvae_config_of(run, d->vector_dim);

@@ -4,9 +4,12 @@
  * dtypes), resumed on another number of ranks, and no more bytes on the wire than counted.
  * Runs at 5 and 8 ranks too: K = 19, M = 5 and the bits of a group divide by none.
  */
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "core/memory.h"
 #include "tests/support/rank_test.h"
 #include "tests/support/rqvae_run.h"
 
@@ -62,7 +65,7 @@ static tess_status check_all(tess_comm *comm, tess_comm *self, vector_run *v)
 
 static tess_status check_resumes(tess_comm *comm, tess_comm *self, vector_run *v)
 {
-    static const char *const name[] = {"drawn", "heads", "noise", "lfq", "latent"};
+    static const char *const name[] = {"drawn", "heads", "noise", "lfq"};
     for (int i = 0; i < TESS_NELEM(name); i++)
         for (int k = 0; k < TESS_NELEM(quantizers); k++) {
             char whole[32];
@@ -100,6 +103,85 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
     return TESS_OK;
 }
 
+/* ---- on the wire ---- */
+
+typedef struct traffic {
+    int64_t gathered, sent; /* bytes received in gathers; of gradients to others */
+} traffic;
+
+static traffic traffic_of(const tess_comm *spy)
+{
+    const tess_spy_record *record = NULL;
+    const int64_t numel = tess_spy_records(spy, &record);
+    traffic t = {0};
+    for (int64_t i = 0; i < numel; i++) {
+        const int64_t each = (int64_t)tess_dtype_block_nbytes(record[i].wire);
+        if (record[i].op == TESS_COMM_ALL_GATHER)
+            t.gathered += each * record[i].receive_numel;
+        if (record[i].op == TESS_COMM_EXCHANGE)
+            t.sent += each * record[i].send_numel;
+    }
+    return t;
+}
+
+/* A number of the plan that a run leaves. */
+static tess_status planned(vector_run *v, const char *run, const char *key, int64_t *out)
+{
+    char path[400], *text = NULL;
+    size_t nbytes = 0;
+    snprintf(path, sizeof path, "%s/%s/plan.json", v->dir, run);
+    TESS_TRY(tess_io_read_all(v->ctx.io, path, 1 << 20, &text, &nbytes));
+    const char *at = strstr(text, key);
+    if (at != NULL)
+        *out = strtoll(at + strlen(key) + 2, NULL, 10);
+    tess_free(text);
+    TESS_CHECK(at != NULL, TESS_E_FORMAT, "%s: no '%s'", path, key);
+    return TESS_OK;
+}
+
+/* What five steps more put on the wire is what the plan says of one, five times: the pass ahead of
+ * every step too. */
+static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch *choice)
+{
+    static const char *const steps[] = {"train.steps=2", "train.steps=7"};
+    tess_comm *spy = NULL;
+    traffic t[2];
+    int64_t gathered = 0, sent = 0;
+    TESS_TRY(tess_comm_create_spy(comm, &spy));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < 2 && st == TESS_OK; i++) {
+        char name[32];
+        bool is_done = false;
+        snprintf(name, sizeof name, "%s-wire%d", choice->name, i);
+        const rqvae_launch quiet = with(choice, name, "train.eval_every=0");
+        const rqvae_launch l = with(&quiet, name, steps[i]);
+        tess_spy_clear(spy);
+        st = rqvae_train(spy, v, &l, &is_done);
+        t[i] = traffic_of(spy);
+        if (st == TESS_OK)
+            st = planned(v, name, "\"gather_bytes_received\"", &gathered);
+        if (st == TESS_OK)
+            st = planned(v, name, "\"gradient_bytes_sent\"", &sent);
+    }
+    if (st == TESS_OK && t[1].gathered - t[0].gathered != 5 * gathered)
+        st = TESS_FAIL(TESS_E_STATE, "%s: a step gathers %" PRId64 " / 5 bytes, planned %" PRId64,
+                       choice->name, t[1].gathered - t[0].gathered, gathered);
+    if (st == TESS_OK && tess_comm_rank(comm) == 0 && t[1].sent - t[0].sent != 5 * sent)
+        st = TESS_FAIL(TESS_E_STATE,
+                       "%s: a step sends %" PRId64 " / 5 bytes of gradients, planned %" PRId64,
+                       choice->name, t[1].sent - t[0].sent, sent);
+    tess_comm_destroy(&spy);
+    return tess_agree(comm, st);
+}
+
+static tess_status check_wires(tess_comm *comm, vector_run *v)
+{
+    for (int k = 0; k < TESS_NELEM(quantizers); k++)
+        if (strcmp(quantizers[k].name, "lfq") == 0 || strcmp(quantizers[k].name, "fsq") == 0)
+            TESS_TRY(check_wire(comm, v, &quantizers[k]));
+    return TESS_OK;
+}
+
 static tess_status run(tess_comm *comm)
 {
     tess_comm *self = NULL;
@@ -107,11 +189,13 @@ static tess_status run(tess_comm *comm)
     TESS_TRY(tess_comm_create_self(&self));
     tess_status st = vector_run_create(comm, 301, 19, VECTORS_CLUSTERS, &v);
     if (st == TESS_OK)
+        st = check_refusals(comm, &v);
+    if (st == TESS_OK)
+        st = check_wires(comm, &v);
+    if (st == TESS_OK)
         st = check_all(comm, self, &v);
     if (st == TESS_OK)
         st = check_resumes(comm, self, &v);
-    if (st == TESS_OK)
-        st = check_refusals(comm, &v);
     vector_run_destroy(comm, &v);
     tess_comm_destroy(&self);
     return st;
