@@ -100,7 +100,11 @@ typedef struct tess_vector_batch {
     const float *x;       /* [vector_numel, D] f32, where kernels read it */
     bool is_drawn;        /* of training: codes may be drawn and noisy */
     int64_t first_idx;    /* with is_drawn: number of the first vector over the whole run */
-    uint32_t *code;       /* [indices, vector_numel] out, or NULL */
+    /* [indices, vector_numel] codes to decode: then x is not looked at but for its losses, and
+     * nothing is searched. NULL: those of x. Evaluation alone. */
+    const uint32_t *given;
+    float *y;       /* [vector_numel, D] f32 out, or NULL: what the decoder makes of the codes */
+    uint32_t *code; /* [indices, vector_numel] out, or NULL */
     double *square; /* [1 + indices, vector_numel] f64 out, or NULL: |x - y|^2, |r_i - q_i|^2 */
     float *latent;  /* [groups][vector_numel, d / groups] f32 out, or NULL: z, as it enters */
     int64_t latent_stride; /* elements between groups of `latent`, 0: contiguous */

@@ -324,6 +324,39 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     return TESS_OK;
 }
 
+/* ---- decode ---- */
+
+/* Sum of a group's codes. */
+static tess_status add_codes(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io, int group,
+                             tess_view room, tess_view sum)
+{
+    TESS_TRY(tess_exec_zero(ex, sum));
+    for (int l = 0; l < m->config.level_numel; l++) {
+        const int index = group * m->config.level_numel + l;
+        tess_view codes = {0};
+        TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, room, &codes));
+        const tess_quantizer_residual_args add = {
+            .rows = rows_of(m, ex, codes, tess_rqvae_row(ex, io->code, index)), .sum = sum.data};
+        TESS_TRY(TESS_RQVAE_RUN(ex, residual, &add));
+    }
+    return TESS_OK;
+}
+
+static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view sum = {0}, room = {0};
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->shape.dim, TESS_F32, &sum));
+    TESS_TRY(take_room(m, ex, &room));
+    for (int g = 0; g < m->shape.group_numel; g++) {
+        const tess_rows out = tess_rqvae_part(m, ex, io->output, g);
+        TESS_TRY(add_codes(m, ex, io, g, room, sum));
+        TESS_TRY(tess_rqvae_leave(ex, sum, &out));
+    }
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
 /* ---- backward ---- */
 
 /* Memory of a backward pass, the same for every level. */
@@ -340,15 +373,7 @@ static tess_status estimate(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     const tess_rows d_out = tess_rqvae_part(m, ex, io->d_output, group);
     tess_view sum = {0};
     TESS_TRY(tess_carve_take(&ex->work, w->r.numel, TESS_F32, &sum));
-    TESS_TRY(tess_exec_zero(ex, sum));
-    for (int l = 0; l < m->config.level_numel; l++) {
-        const int index = group * m->config.level_numel + l;
-        tess_view codes = {0};
-        TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, w->room, &codes));
-        const tess_quantizer_residual_args add = {
-            .rows = rows_of(m, ex, codes, tess_rqvae_row(ex, io->code, index)), .sum = sum.data};
-        TESS_TRY(TESS_RQVAE_RUN(ex, residual, &add));
-    }
+    TESS_TRY(add_codes(m, ex, io, group, w->room, sum));
     const tess_quantizer_backward_args args = {.rows = tess_rqvae_own_rows(ex, sum, m->shape.dim),
                                                .x = w->r.data,
                                                .d_out = d_out.view,
@@ -462,10 +487,12 @@ const tess_quantizer_ops tess_quantizer_of_codes = {.shape = shape,
                                                     .add_tensors = add_codebooks,
                                                     .count_products = count_products,
                                                     .forward = forward,
+                                                    .decode = decode,
                                                     .backward = backward};
 const tess_quantizer_ops tess_quantizer_of_mapped_codes = {.shape = shape,
                                                            .terms = terms,
                                                            .add_tensors = add_mapped,
                                                            .count_products = count_products,
                                                            .forward = forward,
+                                                           .decode = decode,
                                                            .backward = backward};

@@ -36,17 +36,19 @@ typedef struct tess_quantizer_terms {
 
 /** A quantizer between encoder and decoder: one file each. All are Local. */
 typedef struct tess_quantizer_ops {
-    /** Check the config (code_dim, level_numel and group_numel are sound) and fill `out`. */
+    /* Check the config (code_dim, level_numel and group_numel are sound) and fill `out`. */
     tess_status (*shape)(const tess_rqvae_config *c, tess_quantizer_shape *out);
-    /** Of `m` the config, shape and level_weight are there. */
+    /* Of `m` the config, shape and level_weight are there. */
     void (*terms)(const tess_rqvae *m, tess_quantizer_terms *out);
-    /** Register its tensors in a unit of its own. NULL: it has none. */
+    /* Register its tensors in a unit of its own. NULL: it has none. */
     tess_status (*add_tensors)(tess_rqvae *m, tess_registry *reg, int unit_idx);
-    /** Multiply-adds of a vector's search. */
+    /* Multiply-adds of a vector's search. */
     double (*count_products)(const tess_rqvae *m);
-    /** z in `input` to `code`; where `output` is wanted also that and `term`. */
+    /* z in `input` to `code`; where `output` is wanted also that and `term`. */
     tess_status (*forward)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
-    /** Gradients of its tensors, and d_input. */
+    /* Codes in `code` to `output`. */
+    tess_status (*decode)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
+    /* Gradients of its tensors, and d_input. */
     tess_status (*backward)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
 } tess_quantizer_ops;
 

@@ -131,6 +131,31 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     return TESS_OK;
 }
 
+static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    const tess_rows out = tess_rqvae_part(m, ex, io->output, 0);
+    tess_view q = {0}, sum = {0};
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.code_dim, TESS_F32, &q));
+    TESS_TRY(tess_carve_take(&ex->work, q.numel, TESS_F32, &sum));
+    TESS_TRY(tess_exec_zero(ex, sum));
+    for (int l = 0; l < m->config.level_numel; l++) {
+        float scale[TESS_LEVEL_DIM_MAX];
+        const tess_quantizer_level_decode_args args = {.levels = levels_of(m, l, scale),
+                                                       .index =
+                                                           tess_rqvae_row(ex, io->code, l).data,
+                                                       .row_numel = ex->row_numel,
+                                                       .out = q};
+        const tess_quantizer_residual_args add = {
+            .rows = tess_rqvae_own_rows(ex, q, m->config.code_dim), .sum = sum.data};
+        TESS_TRY(TESS_RQVAE_RUN(ex, level_decode, &args));
+        TESS_TRY(TESS_RQVAE_RUN(ex, residual, &add));
+    }
+    TESS_TRY(tess_rqvae_leave(ex, sum, &out));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
 static tess_status stack_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
@@ -164,4 +189,5 @@ const tess_quantizer_ops tess_quantizer_of_scalars = {.shape = shape,
                                                       .terms = terms,
                                                       .count_products = count_products,
                                                       .forward = forward,
+                                                      .decode = decode,
                                                       .backward = backward};

@@ -50,15 +50,19 @@ static double count_products(const tess_rqvae *m)
     return m->config.entropy > 0.0 ? 2.0 * (double)m->shape.mean_numel : 0.0;
 }
 
+static float magnitude_of(const tess_rqvae *m)
+{
+    return m->config.is_spherical ? (float)(1.0 / sqrt((double)m->config.code_dim)) : 1.0f;
+}
+
 static tess_sign_rows rows_of(const tess_rqvae *m, const tess_exec *ex, tess_view z, int group)
 {
     const tess_rows part = tess_rqvae_part(m, ex, z, group);
-    const double length = m->config.is_spherical ? sqrt((double)m->config.code_dim) : 1.0;
     return (tess_sign_rows){.x = part.view.data,
                             .row_numel = ex->row_numel,
                             .dim = m->shape.dim,
                             .stride = tess_rows_gap(&part),
-                            .magnitude = (float)(1.0 / length)};
+                            .magnitude = magnitude_of(m)};
 }
 
 /* z in f32, of length 1 where it is spherical. */
@@ -150,6 +154,22 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     return TESS_OK;
 }
 
+static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    for (int g = 0; g < m->shape.group_numel; g++) {
+        const tess_rows out = tess_rqvae_part(m, ex, io->output, g);
+        const tess_quantizer_sign_decode_args args = {.index = tess_rqvae_row(ex, io->code, g).data,
+                                                      .row_numel = ex->row_numel,
+                                                      .dim = m->shape.dim,
+                                                      .magnitude = magnitude_of(m),
+                                                      .order = TESS_BITS_MSB_FIRST,
+                                                      .out_stride = tess_rows_gap(&out),
+                                                      .out = out.view};
+        TESS_TRY(TESS_RQVAE_RUN(ex, sign_decode, &args));
+    }
+    return TESS_OK;
+}
+
 static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                   const tess_view v[2], int group)
 {
@@ -197,4 +217,5 @@ const tess_quantizer_ops tess_quantizer_of_signs = {.shape = shape,
                                                     .terms = terms,
                                                     .count_products = count_products,
                                                     .forward = forward,
+                                                    .decode = decode,
                                                     .backward = backward};

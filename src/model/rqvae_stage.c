@@ -115,6 +115,7 @@ static tess_status decoder_forward(const tess_rqvae *m, tess_exec *ex, const tes
     tess_perceptron_saved saved;
     tess_view y = {0};
     TESS_TRY(reconstruct(m, ex, io, &saved, &y));
+    TESS_TRY(tess_rqvae_give(ex, io->batch->y, y));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -149,13 +150,28 @@ static tess_status decoder_backward(const tess_rqvae *m, tess_exec *ex, const te
 
 /* ---- calls ---- */
 
+/* Codes that the caller has, decoded; the terms of nothing are 0. */
+static tess_status take_given(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const tess_view given =
+        tess_exec_view(ex, (void *)(uintptr_t)io->batch->given, io->code.numel, TESS_I32);
+    TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(io->code, m->shape.index_numel, ex->row_numel),
+                                 tess_rows_of(given, m->shape.index_numel, ex->row_numel)));
+    TESS_TRY(tess_exec_zero(ex, io->term));
+    return m->ops->decode(m, ex, io);
+}
+
+static tess_status quantize(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    return io->batch->given != NULL ? take_given(m, ex, io) : m->ops->forward(m, ex, io);
+}
+
 static tess_status forward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
                            const tess_rqvae_io *io)
 {
     if (stage_idx == TESS_RQVAE_ENCODER)
         return encoder_forward(m, ex, io);
-    return stage_idx == TESS_RQVAE_QUANTIZER ? m->ops->forward(m, ex, io)
-                                             : decoder_forward(m, ex, io);
+    return stage_idx == TESS_RQVAE_QUANTIZER ? quantize(m, ex, io) : decoder_forward(m, ex, io);
 }
 
 static tess_status backward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
@@ -219,6 +235,8 @@ tess_status tess_rqvae_plan_stage(const tess_rqvae *m, const tess_registry *reg,
     TESS_TRY(plan_io(m, &ex, stage_idx, &io, &stage->output_nbytes));
     const size_t begin = ex.saved.used_nbytes;
     TESS_TRY(forward(m, &ex, stage_idx, &io));
+    if (stage_idx == TESS_RQVAE_QUANTIZER)
+        TESS_TRY(m->ops->decode(m, &ex, &io));
     ex.saved.used_nbytes = begin; /* backward carves the same buffers again */
     TESS_TRY(backward(m, &ex, stage_idx, &io));
     stage->saved_nbytes = ex.saved.peak_nbytes;

@@ -80,6 +80,31 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     return TESS_OK;
 }
 
+/* The values of the codes into q [R, d] f32. */
+static tess_status look_up(const tess_rqvae *m, const tess_exec *ex, const tess_rqvae_io *io,
+                           tess_view q)
+{
+    tess_view value = {0};
+    TESS_TRY(tess_exec_vector(ex, m->value_idx, &value));
+    const tess_quantizer_latent_decode_args args = {.latents = latents_of(m, value),
+                                                    .index = io->code.data,
+                                                    .row_numel = ex->row_numel,
+                                                    .out = q.data};
+    return TESS_RQVAE_RUN(ex, latent_decode, &args);
+}
+
+static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    const tess_rows out = tess_rqvae_part(m, ex, io->output, 0);
+    tess_view q = {0};
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.code_dim, TESS_F32, &q));
+    TESS_TRY(look_up(m, ex, io, q));
+    TESS_TRY(tess_rqvae_leave(ex, q, &out));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
 static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
@@ -89,9 +114,6 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     TESS_TRY(take_rows(m, ex, io, v));
     TESS_TRY(tess_carve_take(&ex->work, v[0].numel, TESS_F32, &d_z));
     TESS_TRY(tess_exec_vector(ex, m->value_idx, &value));
-    const tess_latents latents = latents_of(m, value);
-    const tess_quantizer_latent_decode_args decode = {
-        .latents = latents, .index = io->code.data, .row_numel = ex->row_numel, .out = v[1].data};
     const tess_quantizer_backward_args pass = {
         .rows = tess_rqvae_own_rows(ex, v[1], m->config.code_dim),
         .x = v[0].data,
@@ -99,14 +121,14 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
         .estimator = TESS_ESTIMATOR_STRAIGHT,
         .commitment = (float)(scale * m->config.commitment),
         .d_x = d_z.data};
-    const tess_quantizer_latent_gradient_args move = {.latents = latents,
+    const tess_quantizer_latent_gradient_args move = {.latents = latents_of(m, value),
                                                       .x = v[0].data,
                                                       .index = io->code.data,
                                                       .row_numel = ex->row_numel,
                                                       .coefficient = (float)scale,
                                                       .d_value =
                                                           tess_exec_grad(ex, m->value_idx).data};
-    TESS_TRY(TESS_RQVAE_RUN(ex, latent_decode, &decode));
+    TESS_TRY(look_up(m, ex, io, v[1]));
     TESS_TRY(TESS_RQVAE_RUN(ex, backward, &pass));
     TESS_TRY(TESS_RQVAE_RUN(ex, latent_gradient, &move));
     TESS_TRY(tess_rqvae_enter_backward(ex, v[0], (tess_view){0}, d_z, &d_in));
@@ -136,4 +158,5 @@ const tess_quantizer_ops tess_quantizer_of_values = {.shape = shape,
                                                      .add_tensors = add_values,
                                                      .count_products = count_products,
                                                      .forward = forward,
+                                                     .decode = decode,
                                                      .backward = backward};

@@ -162,20 +162,15 @@ tess_status codes_exponent(const codes_job *job, int *exponent)
 
 /* ---- masters ---- */
 
-typedef struct code_range {
-    tess_view master, copy; /* of this rank, over the part of the tensor that it owns */
-    int64_t first_idx;      /* element of the tensor */
-} code_range;
-
-static code_range range_of(tess_session *s, int param_idx)
+codes_range codes_range_of(tess_session *s, int param_idx)
 {
     const tess_param *p = &s->d.registry.param[param_idx];
     int64_t lo = 0, hi = 0;
     tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
     const int64_t first = TESS_MAX(lo, p->slab_first_idx);
     const int64_t numel = TESS_MAX(TESS_MIN(hi, p->slab_first_idx + p->numel) - first, 0);
-    code_range range = {tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER),
-                        tess_runtime_param_shard(s->rt, p->unit_idx), first - p->slab_first_idx};
+    codes_range range = {tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER),
+                         tess_runtime_param_shard(s->rt, p->unit_idx), first - p->slab_first_idx};
     range.master = tess_view_slice(range.master, numel > 0 ? first - lo : 0, numel);
     range.copy = tess_view_slice(range.copy, numel > 0 ? first - lo : 0, numel);
     return range;
@@ -183,7 +178,7 @@ static code_range range_of(tess_session *s, int param_idx)
 
 tess_status codes_keep_param(tess_session *s, int param_idx, const float *value)
 {
-    const code_range range = range_of(s, param_idx);
+    const codes_range range = codes_range_of(s, param_idx);
     if (range.master.numel == 0)
         return TESS_OK;
     const tess_view from =
@@ -199,7 +194,7 @@ tess_status codes_keep(const codes_job *job, int book, const float *code)
 
 tess_status codes_gather(codes_job *job, int book, float *code)
 {
-    const code_range range = range_of(job->s, tess_rqvae_codebook(job->s->d.model, book));
+    const codes_range range = codes_range_of(job->s, tess_rqvae_codebook(job->s->d.model, book));
     const int64_t numel = job->at->shape.code_numel * job->at->shape.dim;
     memset(code, 0, (size_t)numel * sizeof *code);
     if (range.master.numel > 0)

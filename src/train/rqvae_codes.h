@@ -61,6 +61,12 @@ static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
 {
     return job->x + part * job->part_stride + t * job->stride;
 }
+/** This rank's range of a tensor; empty where it owns none. Local. */
+typedef struct codes_range {
+    tess_view master, copy;
+    int64_t first_idx; /* element of the tensor */
+} codes_range;
+codes_range codes_range_of(tess_session *s, int param_idx);
 /** This rank's range of a tensor into its masters and compute copies. Local. */
 TESS_MUST_CHECK tess_status codes_keep_param(tess_session *s, int param_idx, const float *value);
 /** The same of a book's codes [K, d]. Local. */
