@@ -505,8 +505,8 @@ typedef struct tess_run_patterns {
       "quantizer.axis_levels it is the length of that list.") \
     X(quantizer, axis_levels, "axis_levels", tess_run_ints, INTS, "", TESS_RUN_UNSET, 2, 65536, \
       NUMERICS, \
-      "fsq, residual-fsq, latent: levels of each dimension, such as [8, 5, 5, 5]; codes are their " \
-      "product.") \
+      "fsq, residual-fsq, latent: levels of each dimension, such as [8, 5, 5, 5]; codes are " \
+      "their product.") \
     X(quantizer, rule, "rule", tess_run_level_rule, ENUM, TESS_RUN_WORDS_(LEVEL_RULE), "upper", 0, \
       0, NUMERICS, \
       "fsq: how a number becomes a level. upper: as vector-quantize-pytorch; lower: as the " \

@@ -71,11 +71,11 @@ static void losses_of(const char *name, double loss[STEPS])
 
 /*
  * Both sides compute in f32: a gradient is a sum of N = 48 terms of products of at most 10, so good
- * to 60 x 2^-24 = 4e-6 of its terms. AdamW divides by the gradient's own size: an entry that cancels
- * out to that error moves the wrong way by up to the learning rate, and changes the loss by its
- * gradient times that, 4e-6 x 0.02; over about 150 weights 1.2e-5 a step, to which every step adds
- * what it does: 1e-5 of a loss near 1 for each. No assignment differs: margins are recorded and
- * above what rounding moves a vector by.
+ * to 60 x 2^-24 = 4e-6 of its terms. AdamW divides by the gradient's own size: an entry that
+ * cancels out to that error moves the wrong way by up to the learning rate, and changes the loss by
+ * its gradient times that, 4e-6 x 0.02; over about 150 weights 1.2e-5 a step, to which every step
+ * adds what it does: 1e-5 of a loss near 1 for each. No assignment differs: margins are recorded
+ * and above what rounding moves a vector by.
  */
 static void check_curve(const char *name)
 {
