@@ -201,6 +201,7 @@ typedef struct tess_quantizer_sample_args {
     bool is_cosine;
     tess_rng rng;         /* element (global row) * roundup(all_numel, 4) + code */
     const float *uniform; /* [row_numel, code_numel] draws in [0, 1) instead of the rng's; NULL */
+    bool is_first;        /* there are no keys yet: `key` is written */
     uint64_t *key;        /* [row_numel] in place: the less of it and the new one */
 } tess_quantizer_sample_args;
 

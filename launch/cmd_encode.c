@@ -37,10 +37,12 @@ static const struct argp encode_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "CHECKPOINT INPUT -o CODES.h5",
-    .doc = "Write the codes of all vectors of INPUT (.fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
-           ".i8bin, .npy, HDF5) by the codebooks of a checkpoint or run folder, and print the mean "
-           "squared error of what they stand for. Under mpirun the ranks share the work; the file "
-           "is the same for any number of them.",
+    .doc =
+        "Write the codes of all vectors of INPUT (.fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
+        ".i8bin, .npy, HDF5) by the codebooks, or the encoder, of a checkpoint or run folder, and "
+        "print the mean squared error of what they stand for. Under mpirun the ranks share the "
+        "work; the file "
+        "is the same for any number of them.",
 };
 
 static tess_status print_result(const tess_encode_result *r, bool is_json)

@@ -233,6 +233,8 @@ static void sample_part(void *arg, int part_idx, int part_numel)
     const float temperature = (float)a->temperature;
     for (int64_t row = lo; row < hi; row++) {
         const int64_t first = (a->first_row_idx + row) * stride + a->first_code_idx;
+        if (a->is_first)
+            a->key[row] = TESS_NO_KEY;
         for (int64_t k = 0; k < a->code_numel; k++) {
             const float u = a->uniform != NULL ? a->uniform[row * a->code_numel + k]
                                                : tess_rng_uniform(&a->rng, (uint64_t)(first + k));

@@ -28,6 +28,7 @@ typedef enum tess_rng_purpose {
     TESS_RNG_HELD_OUT_SIGMA = 10, /* index = 0 */
     TESS_RNG_HELD_OUT_NOISE = 11, /* (layer, index) = held-out sample */
     TESS_RNG_LATENT = 12,         /* where sampling begins; index = image */
+    TESS_RNG_QUANTIZER = 13, /* draws and noise of codes; index 0, layer = index of the vector */
 } tess_rng_purpose;
 
 typedef struct tess_rng {

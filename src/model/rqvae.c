@@ -3,14 +3,13 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "core/memory.h"
 #include "model/model_priv.h"
 
 /* ---- tensors ---- */
 
-static tess_status add_param(tess_registry *reg, tess_param *p, int *idx)
+tess_status tess_rqvae_add_param(tess_registry *reg, tess_param *p, int *idx)
 {
     p->role = TESS_ROLE_TRAINABLE;
     return tess_registry_add_param(reg, p, idx);
@@ -38,8 +37,8 @@ static tess_status add_linear(tess_registry *reg, int unit_idx, const char *path
     snprintf(bias.name, sizeof bias.name, "%s.bias", path);
     linear->is_trainable = true;
     linear->bias_idx = linear->lora_a_idx = linear->lora_b_idx = linear->magnitude_idx = -1;
-    TESS_TRY(add_param(reg, &weight, &linear->weight_idx));
-    return has_bias ? add_param(reg, &bias, &linear->bias_idx) : TESS_OK;
+    TESS_TRY(tess_rqvae_add_param(reg, &weight, &linear->weight_idx));
+    return has_bias ? tess_rqvae_add_param(reg, &bias, &linear->bias_idx) : TESS_OK;
 }
 
 /* size [layer_numel + 1] */
@@ -58,26 +57,14 @@ static tess_status add_perceptron(const tess_rqvae *m, tess_registry *reg, const
     return TESS_OK;
 }
 
-/* Codes begin uniform in sqrt(6 / (K d)) (Kaiming over all of a codebook, as
- * vector-quantize-pytorch has it), unless the trainer sets them from data. */
-static tess_status add_codebooks(tess_rqvae *m, tess_registry *reg)
+static tess_status add_quantizer(tess_rqvae *m, tess_registry *reg)
 {
-    const tess_rqvae_config *c = &m->config;
     int unit_idx = 0;
+    if (m->ops->add_tensors == NULL)
+        return TESS_OK;
     TESS_TRY(tess_registry_add_unit(reg, "quantizer", &unit_idx));
     TESS_TRY(tess_registry_widen_unit(reg, unit_idx));
-    for (int l = 0; l < c->level_numel; l++) {
-        tess_param p = {.unit_idx = unit_idx,
-                        .shape_rank = 2,
-                        .shape = {c->code_numel, c->code_dim},
-                        .init = TESS_INIT_UNIFORM,
-                        .init_scale = sqrt(6.0 / ((double)c->code_numel * (double)c->code_dim)),
-                        .learning_rate_ratio = c->is_averaged ? 0.0 : 1.0,
-                        .is_outer = true};
-        snprintf(p.name, sizeof p.name, "quantizer.%d.codes", l);
-        TESS_TRY(add_param(reg, &p, &m->codebook_idx[l]));
-    }
-    return TESS_OK;
+    return m->ops->add_tensors(m, reg, unit_idx);
 }
 
 static tess_status add_tensors(tess_rqvae *m, const tess_rqvae_config *c, tess_registry *reg)
@@ -91,15 +78,18 @@ static tess_status add_tensors(tess_rqvae *m, const tess_rqvae_config *c, tess_r
     for (int i = 0; i <= layers; i++)
         mirrored[i] = size[layers - i];
     TESS_TRY(add_perceptron(m, reg, "encoder", size, &m->encoder));
-    TESS_TRY(add_codebooks(m, reg));
+    TESS_TRY(add_quantizer(m, reg));
     return add_perceptron(m, reg, "decoder", mirrored, &m->decoder);
 }
 
+/* A quantizer without tensors uses the encoder's unit, which is there anyway. */
 static tess_status add_stages(const tess_rqvae *m, tess_registry *reg)
 {
+    const int first = m->ops->add_tensors != NULL ? 1 : 0;
+    const int unit[TESS_RQVAE_STAGE_NUMEL] = {0, first, first + 1};
     static const char *const name[TESS_RQVAE_STAGE_NUMEL] = {"encoder", "quantizer", "decoder"};
     for (int s = 0; s < TESS_RQVAE_STAGE_NUMEL; s++) {
-        tess_stage stage = {.unit_idx = s};
+        tess_stage stage = {.unit_idx = unit[s]};
         snprintf(stage.name, sizeof stage.name, "%s", name[s]);
         TESS_TRY(tess_rqvae_plan_stage(m, reg, s, &stage));
         TESS_TRY(tess_registry_add_stage(reg, &stage));
@@ -111,10 +101,8 @@ static tess_status add_stages(const tess_rqvae *m, tess_registry *reg)
 
 static tess_status check_sizes(const tess_rqvae_config *c)
 {
-    TESS_CHECK(
-        c->dim >= 1 && c->code_dim >= 1 && c->code_dim <= TESS_NEAREST_DIM_MAX, TESS_E_CONFIG,
-        "quantizer.code_dim: %" PRId64 " for vectors of %" PRId64 " dimensions: expected 1 to %d",
-        c->code_dim, c->dim, TESS_NEAREST_DIM_MAX);
+    TESS_CHECK(c->dim >= 1, TESS_E_CONFIG, "quantizer.dim: %" PRId64 ", expected at least 1",
+               c->dim);
     TESS_CHECK(c->hidden_numel >= 0 && c->hidden_numel <= TESS_RQVAE_HIDDEN_MAX, TESS_E_CONFIG,
                "quantizer.encoder: expected at most %d sizes, found %d", TESS_RQVAE_HIDDEN_MAX,
                c->hidden_numel);
@@ -122,11 +110,6 @@ static tess_status check_sizes(const tess_rqvae_config *c)
         TESS_CHECK(c->hidden[i] >= 1, TESS_E_CONFIG,
                    "quantizer.encoder: size %d is %" PRId64 ", expected at least 1", i,
                    c->hidden[i]);
-    TESS_CHECK(c->level_numel >= 1 && c->level_numel <= TESS_RQVAE_LEVEL_MAX, TESS_E_CONFIG,
-               "quantizer.levels: expected 1 to %d, found %d", TESS_RQVAE_LEVEL_MAX,
-               c->level_numel);
-    TESS_CHECK(c->code_numel >= 1 && c->code_numel < (int64_t)TESS_NO_CODE, TESS_E_CONFIG,
-               "quantizer.codes: %" PRId64 " is out of range", c->code_numel);
     return TESS_OK;
 }
 
@@ -145,21 +128,25 @@ static double count_flops(const tess_rqvae *m)
     for (int i = 0; i < m->encoder.layer_numel; i++)
         weights += 2.0 * (double)m->encoder.layer[i].in_numel *
                    (double)m->encoder.layer[i].out_numel; /* the decoder has as many */
-    return 6.0 * weights + 2.0 * (double)m->config.level_numel * (double)m->config.code_numel *
-                               (double)m->config.code_dim;
+    return 6.0 * weights + 2.0 * m->ops->count_products(m);
 }
 
 static tess_status fill(tess_rqvae *m, const tess_rqvae_config *config,
                         const tess_model_options *options, tess_registry *reg)
 {
     m->config = *config;
-    m->config.hidden = NULL;
+    m->config.hidden = m->config.axis_level = NULL;
+    for (int j = 0; j < config->axis_numel && j < TESS_LEVEL_DIM_MAX; j++)
+        m->axis_level[j] = (int32_t)config->axis_level[j];
     m->dt = options->compute_dt;
     m->kernels = options->kernels != NULL ? options->kernels : &tess_kernels_cpu;
     m->thread_numel = options->thread_numel;
     m->row_numel = options->micro_batch;
     m->reconstruction_weight = config->is_sum ? 1.0 : 1.0 / (double)config->dim;
     m->level_weight = config->is_sum ? 1.0 : 1.0 / (double)config->code_dim;
+    TESS_TRY(tess_quantizer_shape_make(config, &m->shape));
+    m->ops = tess_quantizer_ops_of(config->kind);
+    m->ops->terms(m, &m->terms);
     TESS_TRY(check_backend(m->kernels));
     TESS_TRY(add_tensors(m, config, reg));
     return add_stages(m, reg);
@@ -194,8 +181,8 @@ fail:
     return st;
 }
 
-int tess_rqvae_codebook(const tess_model *model, int level_idx)
+int tess_rqvae_codebook(const tess_model *model, int book_idx)
 {
     const tess_rqvae *m = model->self;
-    return m->codebook_idx[level_idx];
+    return m->book_idx[book_idx];
 }

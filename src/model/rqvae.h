@@ -1,27 +1,54 @@
 /**
- * RQ-VAE over vectors: encoder, residual quantizer, decoder.
+ * Quantized autoencoder over vectors: encoder, quantizer, decoder.
  *
- * z = encoder(x); r_0 = z, q_l = the code of level l nearest to r_l, r_(l+1) = r_l - q_l; y =
- * decoder(sum of q_l). Encoder and decoder are linear layers with ReLU between them, the decoder's
- * sizes those of the encoder backwards.
+ * z = encoder(x), q = the quantizer's codes of z, y = decoder(q). Encoder and decoder are linear
+ * layers with ReLU between them, the decoder's sizes those of the encoder backwards: where the
+ * vectors' dimension is not that of the codes they are the projections around the quantizer.
  *
- * Loss of a vector: rec |x - y|^2 + w sum_l ((1 + beta) |r_l - q_l|^2), with rec = 1 / D and
- * w = 1 / d (means over elements) or rec = w = 1 (sums). One unit of it moves codes to vectors,
- * beta (the commitment) vectors to codes; where codes are averages the former is left out. No
- * gradient passes through a subtracted code, and the one of the output passes the quantizer once,
- * by the estimator, from the sum of codes to z.
+ * Loss of a vector: rec |x - y|^2 plus the terms of its quantizer, with rec = 1 / D and w = 1 / d
+ * (means over elements) or rec = w = 1 (sums). g is the gradient at q.
+ *
+ * CODES, a residual stack: r_0 = z, q_l = the code of level l nearest to r_l, r_(l+1) = r_l - q_l,
+ * q = sum of q_l. Terms w (1 + beta) |r_l - q_l|^2: one unit of it moves codes to vectors, beta
+ * (the commitment) vectors to codes; where codes are averages the former is left out. No gradient
+ * passes through a subtracted code, and g passes once, by the estimator, from q to z. Groups are
+ * equal parts of z with stacks of their own; shared ones have their codes in common (heads).
+ * Spherical: parts of length 1 enter, codes have length 1. Orthogonal: a term over each codebook
+ * (quantizer_vector.h). A temperature draws codes by their distances while training.
+ *
+ * MAPPED_CODES: the same with codes F A^T, F a fixed normal table, A learned (SimVQ, Zhu et al.,
+ * Addressing Representation Collapse, 2024).
+ *
+ * SCALARS: every dimension is rounded to its levels (quantizer_scalar.h), no term. With more than
+ * one level the input is clamped softly, level l rounds what is left in units of L^-l, clamped and
+ * symmetric, and g passes once, through the soft clamp.
+ *
+ * SIGNS: a sign per dimension (quantizer_binary.h), straight-through; terms w beta |z - q|^2,
+ * e H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are parts with
+ * an index, and entropies, of their own. Spherical: all of z has length 1.
+ *
+ * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
+ * |z - q|^2, straight-through.
  *
  * [Note: f32 codes] Codes are f32 whatever the compute dtype; searches, residuals, losses and the
  * reconstruction are f32 or wider. Activations between layers have the compute dtype.
  */
 #pragma once
 
-#include "kernels/quantizer_vector.h"
+#include "kernels/kernels.h"
 #include "model/model.h"
 
 TESS_BEGIN_DECLS
 
 enum { TESS_RQVAE_HIDDEN_MAX = 16, TESS_RQVAE_LEVEL_MAX = 64 };
+
+typedef enum tess_quantizer_kind {
+    TESS_QUANTIZER_CODES,
+    TESS_QUANTIZER_MAPPED_CODES,
+    TESS_QUANTIZER_SCALARS,
+    TESS_QUANTIZER_SIGNS,
+    TESS_QUANTIZER_VALUES,
+} tess_quantizer_kind;
 
 /** Sizes and losses. Names in messages are those of section quantizer. */
 typedef struct tess_rqvae_config {
@@ -31,27 +58,74 @@ typedef struct tess_rqvae_config {
                               for the create call */
     int hidden_numel;      /* 0 .. TESS_RQVAE_HIDDEN_MAX */
     bool has_bias;
-    int64_t code_numel; /* K of each level */
+    bool is_sum; /* losses are sums over elements, not means */
+
+    tess_quantizer_kind kind;
+    int64_t code_numel; /* K of each codebook; kinds with codebooks */
     int level_numel;    /* 1 .. TESS_RQVAE_LEVEL_MAX */
-    bool is_sum;        /* losses are sums over elements, not means */
-    double commitment;  /* beta */
+    int group_numel;    /* divides code_dim; 0: 1 */
+    bool is_shared;     /* groups have their codebooks in common */
+    bool is_spherical;
+    double commitment; /* beta */
     tess_estimator estimator;
     /* Codes follow moving averages that the trainer keeps: they have no gradient and no loss of
      * their own, and the optimizer leaves them alone. */
     bool is_averaged;
+    double orthogonal;         /* weight of that term of every codebook; 0: none */
+    double temperature;        /* of draws; 0: the nearest code */
+    uint64_t seed;             /* of draws */
+    const int64_t *axis_level; /* [code_dim] L of each dimension: SCALARS and VALUES; borrowed for
+                                  the call */
+    int axis_numel;
+    tess_level_rule rule;       /* SCALARS of one level */
+    double noise;               /* SCALARS: probability of noise on a code */
+    double entropy, diversity;  /* SIGNS: e and g_d */
+    double inverse_temperature; /* SIGNS: beta of p */
 } tess_rqvae_config;
+
+/** What a quantizer gives for a vector: indices, and what is counted of them. */
+typedef struct tess_quantizer_shape {
+    int group_numel;    /* parts of z */
+    int index_numel;    /* indices of a vector: group x levels + level */
+    int64_t code_numel; /* values of each: 0 .. code_numel - 1 */
+    int64_t dim;        /* of what an index stands for: code_dim / group_numel */
+    int book_numel;     /* codebooks, 0: there are none; of index i it is i % book_numel */
+    int64_t mean_numel; /* mean p over a step: elements, 0: not wanted; [group_numel, 2^dim] */
+} tess_quantizer_shape;
 
 /** One micro-batch. Results go where they are wanted; host memory, there when the stream has passed
  * the call. */
 typedef struct tess_vector_batch {
     int64_t vector_numel; /* of training: exactly the planned ones */
     const float *x;       /* [vector_numel, D] f32, where kernels read it */
-    uint32_t *code;       /* [levels, vector_numel] out, or NULL */
-    double *square; /* [1 + levels, vector_numel] f64 out, or NULL: |x - y|^2, |r_l - q_l|^2 */
-    float *latent;  /* [vector_numel, d] f32 out, or NULL: z */
-    float *left;    /* [levels, vector_numel, d] f32 out, or NULL: r_l */
+    bool is_drawn;        /* of training: codes may be drawn and noisy */
+    int64_t first_idx;    /* with is_drawn: number of the first vector over the whole run */
+    /* [indices, vector_numel] codes to decode: then x is not looked at but for its losses, and
+     * nothing is searched. NULL: those of x. Evaluation alone. */
+    const uint32_t *given;
+    float *y;       /* [vector_numel, D] f32 out, or NULL: what the decoder makes of the codes */
+    uint32_t *code; /* [indices, vector_numel] out, or NULL */
+    double *square; /* [1 + indices, vector_numel] f64 out, or NULL: |x - y|^2, |r_i - q_i|^2 */
+    float *latent;  /* [groups][vector_numel, d / groups] f32 out, or NULL: z, as it enters */
+    int64_t latent_stride; /* elements between groups of `latent`, 0: contiguous */
+    float *left;           /* [indices, vector_numel, d / groups] f32 out, or NULL: r_i */
+    /* The mean of p over a step of step_numel vectors: sums of p are added up in `mean_sum` where
+     * that is given; else training wants what the whole sum gave, or NULL: the term is left out. */
+    int64_t *mean_sum;        /* [mean_numel] in place, multiples of 2^-exponent */
+    const double *mean_slope; /* [mean_numel], as of batch_entropy (quantizer_binary.h) */
+    const double *mean_value; /* [1] f64, where kernels read it: H(mean p), of all groups */
+    int64_t step_numel;
 } tess_vector_batch;
 
+/** Exponent of mean_sum: that of sums of `step_numel` probabilities. Local, pure. */
+static inline int tess_rqvae_mean_exponent(int64_t step_numel)
+{
+    return tess_fixed_exponent(1.0f, step_numel);
+}
+
+/** Sizes of a quantizer, and whether it is one. Local, pure. @return TESS_E_CONFIG names the key */
+TESS_MUST_CHECK tess_status tess_quantizer_shape_make(const tess_rqvae_config *config,
+                                                      tess_quantizer_shape *out);
 /**
  * Describe the model: fills `reg` (initialized, empty) and lays it out. Of `options` it reads
  * compute_dt, micro_batch (vectors), thread_numel and kernels. Local.
@@ -61,7 +135,11 @@ typedef struct tess_vector_batch {
 TESS_MUST_CHECK tess_status tess_rqvae_create(const tess_rqvae_config *config,
                                               const tess_model_options *options, tess_registry *reg,
                                               tess_model **out);
-/** The registry's tensor of a level's codes [K, d]. Local. */
-int tess_rqvae_codebook(const tess_model *model, int level_idx);
+/** The registry's tensor of a codebook [K, d / groups]. Local. */
+int tess_rqvae_codebook(const tess_model *model, int book_idx);
+/** The registry's tensor of the learned values, and what they start as [sum of L] (Hsu et al.,
+ * Disentanglement via Latent Quantization, 2023). Local. @return -1: there are none */
+int tess_rqvae_values(const tess_model *model);
+void tess_rqvae_values_start(const tess_model *model, float *value);
 
 TESS_END_DECLS

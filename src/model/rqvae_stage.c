@@ -1,4 +1,5 @@
-/* Stage calls of an RQ-VAE: 0 encoder, 1 quantizer, 2 decoder with the loss. */
+/* Stage calls of an RQ-VAE: 0 encoder, 1 quantizer, 2 decoder with the loss. No quantizer is known
+ * here by name. */
 #include <inttypes.h>
 
 #include "core/memory.h"
@@ -60,40 +61,37 @@ static tess_status encoder_backward(const tess_rqvae *m, tess_exec *ex, const te
 
 /* ---- decoder and loss ---- */
 
-/* Squares of a vector: [1 + L, R] f64, of the reconstruction in front of those of the levels. */
-static tess_status row_squares(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
-                               tess_view y, tess_view *out)
+/* Terms of a vector's loss: [1 + T, R] f64, of the reconstruction in front of the quantizer's. */
+static tess_status row_terms(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                             tess_view y, tess_view *out)
 {
-    const int levels = m->config.level_numel;
-    TESS_TRY(tess_carve_take_2d(&ex->work, 1 + levels, ex->row_numel, TESS_F64, out));
-    const tess_coded_rows rows = {.codes = y.data,
-                                  .row_numel = ex->row_numel,
-                                  .dim = m->config.dim,
-                                  .code_numel = ex->row_numel};
-    const tess_quantizer_row_loss_args args = {.rows = rows, .x = io->x.data, .out = out->data};
+    const int terms = m->terms.numel, squares = 1 + m->shape.index_numel;
+    TESS_TRY(tess_carve_take_2d(&ex->work, 1 + terms, ex->row_numel, TESS_F64, out));
+    const tess_quantizer_row_loss_args args = {
+        .rows = tess_rqvae_own_rows(ex, y, m->config.dim), .x = io->x.data, .out = out->data};
     TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &args));
-    const tess_view behind = tess_view_rows(*out, 1, levels, ex->row_numel);
-    TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, levels, ex->row_numel),
-                                 tess_rows_of(io->square, levels, ex->row_numel)));
-    return tess_rqvae_give(ex, io->batch->square, *out);
+    const tess_view behind = tess_view_rows(*out, 1, terms, ex->row_numel);
+    TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, terms, ex->row_numel),
+                                 tess_rows_of(io->term, terms, ex->row_numel)));
+    return tess_rqvae_give(ex, io->batch->square, tess_view_rows(*out, 0, squares, ex->row_numel));
 }
 
-/* Loss of every vector from its squares, and their sum in the order of vectors. */
+/* Loss of every vector from its terms, and their sum in the order of vectors. */
 static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                               tess_view y)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_view square = {0};
-    TESS_TRY(row_squares(m, ex, io, y, &square));
-    tess_mix_args mix = {.x = square.data,
+    tess_view term = {0};
+    TESS_TRY(row_terms(m, ex, io, y, &term));
+    tess_mix_args mix = {.x = term.data,
                          .weight = {m->reconstruction_weight},
-                         .term_numel = 1 + m->config.level_numel,
+                         .term_numel = 1 + m->terms.numel,
                          .row_numel = ex->row_numel,
-                         .out = square.data};
-    for (int l = 1; l <= m->config.level_numel; l++)
-        mix.weight[l] =
-            m->level_weight * ((m->config.is_averaged ? 0.0 : 1.0) + m->config.commitment);
-    const tess_sum_args sum = {.x = square.data, .numel = ex->row_numel, .out = io->loss_sum};
+                         .out = term.data};
+    for (int t = 0; t < m->terms.numel; t++)
+        mix.weight[1 + t] =
+            m->terms.weight[t] * (t < m->terms.of_rows ? 1.0 : (double)ex->row_numel);
+    const tess_sum_args sum = {.x = term.data, .numel = ex->row_numel, .out = io->loss_sum};
     TESS_TRY(TESS_EXEC_RUN(ex, mix, &mix));
     TESS_TRY(TESS_EXEC_RUN(ex, sum, &sum));
     tess_carve_release(&ex->work, mark);
@@ -117,6 +115,7 @@ static tess_status decoder_forward(const tess_rqvae *m, tess_exec *ex, const tes
     tess_perceptron_saved saved;
     tess_view y = {0};
     TESS_TRY(reconstruct(m, ex, io, &saved, &y));
+    TESS_TRY(tess_rqvae_give(ex, io->batch->y, y));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -126,10 +125,7 @@ static tess_status loss_gradient(const tess_rqvae *m, tess_exec *ex, const tess_
                                  tess_view y, tess_view *d_y)
 {
     const double scale = 2.0 * m->reconstruction_weight * (double)io->grad_scale;
-    const tess_coded_rows x = {.codes = io->x.data,
-                               .row_numel = ex->row_numel,
-                               .dim = m->config.dim,
-                               .code_numel = ex->row_numel};
+    const tess_coded_rows x = tess_rqvae_own_rows(ex, io->x, m->config.dim);
     tess_view d = {0};
     TESS_TRY(tess_carve_take(&ex->work, y.numel, TESS_F32, &d));
     const tess_quantizer_backward_args args = {
@@ -154,13 +150,28 @@ static tess_status decoder_backward(const tess_rqvae *m, tess_exec *ex, const te
 
 /* ---- calls ---- */
 
+/* Codes that the caller has, decoded; the terms of nothing are 0. */
+static tess_status take_given(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    const tess_view given =
+        tess_exec_view(ex, (void *)(uintptr_t)io->batch->given, io->code.numel, TESS_I32);
+    TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(io->code, m->shape.index_numel, ex->row_numel),
+                                 tess_rows_of(given, m->shape.index_numel, ex->row_numel)));
+    TESS_TRY(tess_exec_zero(ex, io->term));
+    return m->ops->decode(m, ex, io);
+}
+
+static tess_status quantize(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    return io->batch->given != NULL ? take_given(m, ex, io) : m->ops->forward(m, ex, io);
+}
+
 static tess_status forward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
                            const tess_rqvae_io *io)
 {
     if (stage_idx == TESS_RQVAE_ENCODER)
         return encoder_forward(m, ex, io);
-    return stage_idx == TESS_RQVAE_QUANTIZER ? tess_rqvae_quantize(m, ex, io)
-                                             : decoder_forward(m, ex, io);
+    return stage_idx == TESS_RQVAE_QUANTIZER ? quantize(m, ex, io) : decoder_forward(m, ex, io);
 }
 
 static tess_status backward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
@@ -168,26 +179,25 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, int stage_idx,
 {
     if (stage_idx == TESS_RQVAE_ENCODER)
         return encoder_backward(m, ex, io);
-    return stage_idx == TESS_RQVAE_QUANTIZER ? tess_rqvae_quantize_backward(m, ex, io)
+    return stage_idx == TESS_RQVAE_QUANTIZER ? m->ops->backward(m, ex, io)
                                              : decoder_backward(m, ex, io);
 }
 
-/* What passes between stages: rows of dimension d, behind those of the quantizer its squares. */
+/* What passes between stages: rows of dimension d, behind those of the quantizer its terms. */
 static tess_status take_edge(const tess_rqvae *m, const tess_exec *ex, tess_carve *carve,
-                             bool has_squares, tess_view v[2])
+                             bool has_terms, tess_view v[2])
 {
     TESS_TRY(tess_carve_take_2d(carve, ex->row_numel, m->config.code_dim, ex->dt, &v[0]));
-    if (!has_squares)
+    if (!has_terms)
         return TESS_OK;
-    return tess_carve_take_2d(carve, m->config.level_numel, ex->row_numel, TESS_F64, &v[1]);
+    return tess_carve_take_2d(carve, m->terms.numel, ex->row_numel, TESS_F64, &v[1]);
 }
 
 static tess_status take_codes(const tess_rqvae *m, tess_exec *ex, int stage_idx, tess_rqvae_io *io)
 {
     if (stage_idx != TESS_RQVAE_QUANTIZER)
         return TESS_OK;
-    return tess_carve_take_2d(&ex->saved, m->config.level_numel, ex->row_numel, TESS_I32,
-                              &io->code);
+    return tess_carve_take_2d(&ex->saved, m->shape.index_numel, ex->row_numel, TESS_I32, &io->code);
 }
 
 /* ---- plan ---- */
@@ -204,7 +214,7 @@ static tess_status plan_io(const tess_rqvae *m, tess_exec *ex, int stage_idx, te
     TESS_TRY(take_edge(m, ex, &edge, is_quantizer, v));
     *output_nbytes = stage_idx == TESS_RQVAE_DECODER ? 0 : edge.peak_nbytes;
     io->input = io->output = io->d_output = io->d_input = v[0];
-    io->square = tess_view_host(NULL, m->config.level_numel * ex->row_numel, TESS_F64);
+    io->term = tess_view_host(NULL, m->terms.numel * ex->row_numel, TESS_F64);
     io->x = tess_view_host(NULL, ex->row_numel * m->config.dim, TESS_F32);
     return take_codes(m, ex, stage_idx, io);
 }
@@ -225,6 +235,8 @@ tess_status tess_rqvae_plan_stage(const tess_rqvae *m, const tess_registry *reg,
     TESS_TRY(plan_io(m, &ex, stage_idx, &io, &stage->output_nbytes));
     const size_t begin = ex.saved.used_nbytes;
     TESS_TRY(forward(m, &ex, stage_idx, &io));
+    if (stage_idx == TESS_RQVAE_QUANTIZER)
+        TESS_TRY(m->ops->decode(m, &ex, &io));
     ex.saved.used_nbytes = begin; /* backward carves the same buffers again */
     TESS_TRY(backward(m, &ex, stage_idx, &io));
     stage->saved_nbytes = ex.saved.peak_nbytes;
@@ -261,6 +273,7 @@ static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_
     ex->saved = tess_carve_make("saved", call->saved, false);
     ex->work = tess_carve_make("work", call->work, false);
     *io = (tess_rqvae_io){.batch = is_announced ? &nothing : batch,
+                          .is_training = tess_call_is_training(call->mode),
                           .grad_scale = call->grad_scale,
                           .loss_sum = call->loss_sum};
     io->x =
@@ -270,11 +283,11 @@ static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_
 
 /* An edge over the bytes of a call; `bytes` may be absent. */
 static tess_status edge_of(const tess_rqvae *m, const tess_exec *ex, const char *name,
-                           tess_view bytes, bool has_squares, tess_view v[2])
+                           tess_view bytes, bool has_terms, tess_view v[2])
 {
     tess_carve carve = tess_carve_make(name, bytes, false);
     v[0] = v[1] = tess_exec_view(ex, NULL, 0, ex->dt);
-    return bytes.numel == 0 ? TESS_OK : take_edge(m, ex, &carve, has_squares, v);
+    return bytes.numel == 0 ? TESS_OK : take_edge(m, ex, &carve, has_terms, v);
 }
 
 static tess_status call_forward(void *model, const tess_stage_call *call)
@@ -289,7 +302,7 @@ static tess_status call_forward(void *model, const tess_stage_call *call)
     TESS_TRY(edge_of(m, &ex, "output", call->output, s == TESS_RQVAE_QUANTIZER, out));
     io.input = in[0];
     io.output = out[0];
-    io.square = s == TESS_RQVAE_DECODER ? in[1] : out[1];
+    io.term = s == TESS_RQVAE_DECODER ? in[1] : out[1];
     return forward(m, &ex, s, &io);
 }
 
@@ -300,12 +313,12 @@ static tess_status call_backward(void *model, const tess_stage_call *call)
     tess_rqvae_io io;
     tess_view in[2], d_in[2], d_out[2];
     TESS_TRY(begin(m, call, &ex, &io));
-    const bool has_squares = call->stage_idx == TESS_RQVAE_DECODER;
-    TESS_TRY(edge_of(m, &ex, "input", call->input, has_squares, in));
+    const bool has_terms = call->stage_idx == TESS_RQVAE_DECODER;
+    TESS_TRY(edge_of(m, &ex, "input", call->input, has_terms, in));
     TESS_TRY(edge_of(m, &ex, "d_output", call->d_output, false, d_out));
     TESS_TRY(edge_of(m, &ex, "d_input", call->d_input, false, d_in));
     io.input = in[0];
-    io.square = in[1];
+    io.term = in[1];
     io.d_output = d_out[0];
     io.d_input = d_in[0];
     return backward(m, &ex, call->stage_idx, &io);

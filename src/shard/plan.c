@@ -440,21 +440,45 @@ static double slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg,
            (double)tess_dtype_block_nbytes(reg->unit[unit_idx].compute_dt);
 }
 
-static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
+/* Gathers of a schedule that runs `turn_numel` times in a step. */
+static void count_gathers(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched,
+                          int turn_numel)
 {
     const double group = plan->options.gather_group_numel, world = plan->options.world;
-    plan->gather_numel_per_step = sched->gather_numel;
+    plan->gather_numel_per_step += turn_numel * sched->gather_numel;
     for (int i = 0; i < sched->op_numel; i++) {
         const tess_sched_op *op = &sched->op[i];
         const tess_unit_plan *u = &plan->unit[op->unit_idx];
         if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
-            plan->gather_nbytes_per_step += (double)u->frozen_shard_nbytes * (group - 1);
+            plan->gather_nbytes_per_step +=
+                turn_numel * (double)u->frozen_shard_nbytes * (group - 1);
         if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
             plan->gather_nbytes_per_step +=
-                slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
+                turn_numel * slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
     }
+}
+
+/* Sums of the trainer: each rank receives what it adds up, then what others did. */
+static tess_status count_ahead(tess_plan *plan, const tess_registry *reg)
+{
+    const double world = plan->options.world;
+    tess_schedule sched = {0};
+    if (plan->options.ahead_sum_numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_plan_schedule(plan, reg, 0, true, &sched));
+    count_gathers(plan, reg, &sched, plan->round_numel);
+    tess_schedule_fini(&sched);
+    plan->ahead_nbytes_per_step =
+        8.0 * (double)plan->options.ahead_sum_numel * 2.0 * (world - 1) / world;
+    return TESS_OK;
+}
+
+static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
+{
+    count_gathers(plan, reg, sched, 1);
     for (int i = 0; i < plan->unit_numel && !plan->options.is_full; i++)
-        plan->slab_nbytes_per_step += slab_shard_nbytes(plan, reg, i) * (world - 1);
+        plan->slab_nbytes_per_step +=
+            slab_shard_nbytes(plan, reg, i) * (double)(plan->options.world - 1);
 }
 
 /* Rank 0 has a micro-batch in every round. A library reduction moves whole padded rows. */
@@ -555,6 +579,7 @@ static tess_status finish_plan(tess_plan *plan, const tess_registry *reg)
     TESS_TRY(tess_plan_schedule(plan, reg, 0, false, &sched));
     count_traffic(plan, reg, &sched);
     tess_schedule_fini(&sched);
+    TESS_TRY(count_ahead(plan, reg));
     for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++)
         TESS_TRY(weigh_reduction(plan, reg, (tess_reduction)kind));
     plan->grad_nbytes_per_step = grad_nbytes(plan, plan->reduction);

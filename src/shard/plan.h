@@ -72,6 +72,8 @@ typedef struct tess_plan_options {
     size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
     bool has_snapshot;               /* of the state, for the checkpoint writer */
     int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
+    int64_t ahead_sum_numel;         /* i64 that the trainer adds up over ranks before every step,
+                                        after a forward pass over its micro-batches; 0: none */
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -168,6 +170,7 @@ typedef struct tess_plan {
     double gather_nbytes_per_step; /* bytes received per rank and step in gathers of units */
     double grad_nbytes_per_step;   /* bytes that rank 0 sends per step for gradients */
     double slab_nbytes_per_step;   /* bytes received per rank and step for kept slabs */
+    double ahead_nbytes_per_step;  /* the same for sums ahead of a step; their gathers are above */
     /* WORK arena */
     size_t shared_saved_offset_nbytes, work_offset_nbytes, d_offset_nbytes[2];
     size_t work_nbytes, d_nbytes;

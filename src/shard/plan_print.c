@@ -125,7 +125,8 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "unit_gathers", plan->gather_numel_per_step));
     TESS_TRY(tess_json_add_i64(v, "gather_bytes_received", (int64_t)plan->gather_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
-    return tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step);
+    TESS_TRY(tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step));
+    return tess_json_add_i64(v, "sum_bytes_received", (int64_t)plan->ahead_nbytes_per_step);
 }
 
 static tess_status json_reductions(const tess_plan *plan, tess_json *root)
@@ -416,6 +417,8 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
     TESS_TRY(say_size(t, "unit gathers received", plan->gather_nbytes_per_step));
     TESS_TRY(say_size(t, "gradients sent", plan->grad_nbytes_per_step));
     TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));
+    if (plan->options.ahead_sum_numel > 0)
+        TESS_TRY(say_size(t, "sums before a step received", plan->ahead_nbytes_per_step));
     return say_reductions(t, plan);
 }
 

@@ -510,6 +510,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .data_nbytes = d->batch_nbytes,
         .has_snapshot = true,
         .counter_numel = d->counter_numel,
+        .ahead_sum_numel = d->ahead_sum_numel,
         .optimizer = tess_optimizer_get(run->train.optimizer),
         .has_ema = run->train.ema_decay > 0.0,
         .kernels = launch->kernels,

@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "model/rqvae.h"
 #include "train/rqvae_codes.h"
+#include "train/run_priv.h"
 #include "train/vectors.h"
 
 static tess_status place(size_t *at, int64_t rows, int64_t cols, size_t elem_nbytes, size_t *out)
@@ -20,34 +21,113 @@ static tess_status place(size_t *at, int64_t rows, int64_t cols, size_t elem_nby
     return TESS_OK;
 }
 
+static tess_quantizer_kind kind_of(tess_run_quantizer type)
+{
+    switch (type) {
+    case TESS_RUN_QUANTIZER_AUTO:
+    case TESS_RUN_QUANTIZER_RESIDUAL_KMEANS:
+    case TESS_RUN_QUANTIZER_VQ:
+    case TESS_RUN_QUANTIZER_RESIDUAL_VQ:
+    case TESS_RUN_QUANTIZER_COSINE:
+        break;
+    case TESS_RUN_QUANTIZER_SIMVQ:
+    case TESS_RUN_QUANTIZER_RESIDUAL_SIMVQ:
+        return TESS_QUANTIZER_MAPPED_CODES;
+    case TESS_RUN_QUANTIZER_FSQ:
+    case TESS_RUN_QUANTIZER_RESIDUAL_FSQ:
+        return TESS_QUANTIZER_SCALARS;
+    case TESS_RUN_QUANTIZER_LFQ:
+    case TESS_RUN_QUANTIZER_BSQ:
+        return TESS_QUANTIZER_SIGNS;
+    case TESS_RUN_QUANTIZER_LATENT:
+        return TESS_QUANTIZER_VALUES;
+    }
+    return TESS_QUANTIZER_CODES;
+}
+
+static tess_level_rule rule_of(tess_run_level_rule rule)
+{
+    static const tess_level_rule of[] = {[TESS_RUN_LEVEL_RULE_UPPER] = TESS_LEVEL_UPPER,
+                                         [TESS_RUN_LEVEL_RULE_LOWER] = TESS_LEVEL_LOWER,
+                                         [TESS_RUN_LEVEL_RULE_SYMMETRIC] = TESS_LEVEL_SYMMETRIC,
+                                         [TESS_RUN_LEVEL_RULE_CLAMPED] = TESS_LEVEL_CLAMPED};
+    return of[rule];
+}
+
+tess_rqvae_config tess_rqvae_config_of(const tess_run *run, int64_t dim)
+{
+    const tess_run_quantizer_keys *q = &run->quantizer;
+    const tess_quantizer_kind kind = kind_of(q->type);
+    return (tess_rqvae_config){
+        .dim = dim,
+        .code_dim = q->code_dim,
+        .hidden = q->encoder.item,
+        .hidden_numel = (int)TESS_MIN(q->encoder.item_numel, TESS_RQVAE_HIDDEN_MAX + 1),
+        .has_bias = q->bias,
+        .is_sum = q->loss == TESS_RUN_OVER_SUM,
+        .kind = kind,
+        .code_numel = q->codes,
+        .level_numel = (int)q->levels,
+        .group_numel = (int)q->groups,
+        .is_shared = q->shared_codes,
+        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE || q->type == TESS_RUN_QUANTIZER_BSQ,
+        .commitment = q->commitment,
+        .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
+                                                                 : TESS_ESTIMATOR_STRAIGHT,
+        .is_averaged = kind == TESS_QUANTIZER_CODES && q->update == TESS_RUN_UPDATE_EMA,
+        .orthogonal = q->orthogonal,
+        .temperature = q->temperature,
+        .seed = (uint64_t)run->train.seed,
+        .axis_level = q->axis_levels.item,
+        .axis_numel = (int)TESS_MIN(q->axis_levels.item_numel, TESS_LEVEL_DIM_MAX + 1),
+        .rule = rule_of(q->rule),
+        .noise = q->noise,
+        .entropy = q->entropy,
+        .diversity = q->diversity,
+        .inverse_temperature = q->inverse_temperature};
+}
+
+static tess_status place_averages(tess_vector_layout *v)
+{
+    const int64_t books = v->is_averaged ? v->shape.book_numel : 0, d = v->shape.dim;
+    const int64_t rows = v->is_averaged ? v->shape.index_numel : v->shape.group_numel;
+    if (v->is_averaged)
+        TESS_TRY(tess_mul_i64(v->shape.code_numel, d + 1, &v->average_numel));
+    TESS_TRY(place(&v->nbytes, v->kept_numel, rows * d, sizeof(float), &v->kept));
+    TESS_TRY(place(&v->nbytes, books * v->shape.code_numel, d, sizeof(float), &v->embed));
+    return place(&v->nbytes, books, v->average_numel, sizeof(float), &v->average);
+}
+
+static tess_status place_mean(tess_vector_layout *v)
+{
+    const int64_t numel = v->shape.mean_numel;
+    TESS_TRY(place(&v->nbytes, numel, 1, sizeof(int64_t), &v->mean_sum));
+    TESS_TRY(place(&v->nbytes, numel, 1, sizeof(double), &v->mean_slope));
+    return place(&v->nbytes, numel > 0, 1, sizeof(double), &v->mean_value);
+}
+
 tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
                                     tess_vector_layout *out)
 {
-    const tess_run_quantizer_keys *q = &run->quantizer;
-    tess_vector_layout v = {.row_numel = run->train.micro_batch,
-                            .dim = dim,
-                            .code_numel = q->codes,
-                            .level_numel = (int)q->levels,
-                            .is_averaged = q->update == TESS_RUN_UPDATE_EMA,
-                            .code_dim = q->code_dim};
-    const int64_t levels = q->levels, averaged = v.is_averaged ? levels : 0;
-    TESS_TRY(tess_mul_i64(levels, q->codes, &v.window_numel));
-    TESS_TRY(tess_add_i64(v.window_numel, (1 + levels) * TESS_EXACT_LIMB_NUMEL, &v.window_numel));
-    if (v.is_averaged || q->init != TESS_RUN_CODE_INIT_RANDOM)
+    const tess_rqvae_config config = tess_rqvae_config_of(run, dim);
+    tess_vector_layout v = {
+        .row_numel = run->train.micro_batch, .dim = dim, .is_averaged = config.is_averaged};
+    TESS_TRY(tess_quantizer_shape_make(&config, &v.shape));
+    const int64_t indices = v.shape.index_numel;
+    v.bin_numel = v.shape.code_numel <= TESS_COUNTED_CODES_MAX ? v.shape.code_numel : 1;
+    TESS_TRY(tess_mul_i64(indices, v.bin_numel, &v.window_numel));
+    TESS_TRY(tess_add_i64(v.window_numel, (1 + indices) * TESS_EXACT_LIMB_NUMEL, &v.window_numel));
+    if (v.is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
-    if (v.is_averaged)
-        TESS_TRY(tess_mul_i64(q->codes, q->code_dim + 1, &v.average_numel));
     TESS_TRY(place(&v.nbytes, v.row_numel, dim, sizeof(float), &v.x));
-    TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, levels, sizeof(uint32_t),
+    TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
-    TESS_TRY(place(&v.nbytes, v.row_numel, 1 + levels, sizeof(double), &v.square));
+    TESS_TRY(place(&v.nbytes, v.row_numel, 1 + indices, sizeof(double), &v.square));
     for (int i = 0; i < 2; i++)
         TESS_TRY(place(&v.nbytes, v.window_numel, 1, sizeof(int64_t), &v.window[i]));
-    TESS_TRY(place(&v.nbytes, v.kept_numel, (averaged > 0 ? averaged : 1) * q->code_dim,
-                   sizeof(float), &v.kept));
-    TESS_TRY(place(&v.nbytes, averaged * q->codes, q->code_dim, sizeof(float), &v.embed));
-    TESS_TRY(place(&v.nbytes, averaged, v.average_numel, sizeof(float), &v.average));
+    TESS_TRY(place_averages(&v));
+    TESS_TRY(place_mean(&v));
     *out = v;
     return TESS_OK;
 }
@@ -64,20 +144,31 @@ static tess_status find_dim(const tess_ctx *ctx, const tess_run *run, int64_t *d
     return TESS_OK;
 }
 
+static tess_status write_list(tess_json *root, const char *name, const tess_run_ints *ints)
+{
+    tess_json *list = NULL;
+    TESS_TRY(tess_json_add_array(root, name, &list));
+    for (int64_t i = 0; i < ints->item_numel; i++)
+        TESS_TRY(tess_json_add_i64(list, NULL, ints->item[i]));
+    return TESS_OK;
+}
+
 /* What the model computes, for those who compare models. */
 static tess_status write_config(const tess_run *run, int64_t dim, tess_json *root)
 {
     const tess_run_quantizer_keys *q = &run->quantizer;
-    tess_json *list = NULL;
+    char type[32];
+    tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_quantizer_type)->words, (int)q->type, type);
     TESS_TRY(tess_json_add_string(root, "model_type", "rqvae"));
+    TESS_TRY(tess_json_add_string(root, "quantizer", type));
     TESS_TRY(tess_json_add_i64(root, "dim", dim));
     TESS_TRY(tess_json_add_i64(root, "code_dim", q->code_dim));
-    TESS_TRY(tess_json_add_array(root, "encoder", &list));
-    for (int64_t i = 0; i < q->encoder.item_numel; i++)
-        TESS_TRY(tess_json_add_i64(list, NULL, q->encoder.item[i]));
+    TESS_TRY(write_list(root, "encoder", &q->encoder));
     TESS_TRY(tess_json_add_bool(root, "bias", q->bias));
     TESS_TRY(tess_json_add_i64(root, "codes", q->codes));
     TESS_TRY(tess_json_add_i64(root, "levels", q->levels));
+    TESS_TRY(tess_json_add_i64(root, "groups", q->groups));
+    TESS_TRY(write_list(root, "axis_levels", &q->axis_levels));
     TESS_TRY(tess_json_add_string(root, "loss", q->loss == TESS_RUN_OVER_SUM ? "sum" : "mean"));
     TESS_TRY(tess_json_add_string(root, "update",
                                   q->update == TESS_RUN_UPDATE_EMA ? "ema" : "gradient"));
@@ -96,27 +187,16 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
                                 tess_description *d)
 {
     const tess_run *run = d->run;
-    const tess_run_quantizer_keys *q = &run->quantizer;
     tess_vector_layout layout;
     TESS_TRY(find_dim(ctx, run, &d->vector_dim));
     TESS_TRY(tess_vector_layout_make(run, d->vector_dim, launch->world, &layout));
     d->batch_nbytes = layout.nbytes;
-    d->counter_numel = layout.window_numel + (layout.level_numel * layout.average_numel + 1) / 2;
+    d->counter_numel =
+        layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
+    d->ahead_sum_numel = layout.shape.mean_numel;
     d->family_name = "rqvae";
     TESS_TRY(make_config(d));
-    const tess_rqvae_config config = {
-        .dim = d->vector_dim,
-        .code_dim = q->code_dim,
-        .hidden = q->encoder.item,
-        .hidden_numel = (int)TESS_MIN(q->encoder.item_numel, TESS_RQVAE_HIDDEN_MAX + 1),
-        .has_bias = q->bias,
-        .code_numel = q->codes,
-        .level_numel = (int)q->levels,
-        .is_sum = q->loss == TESS_RUN_OVER_SUM,
-        .commitment = q->commitment,
-        .is_averaged = layout.is_averaged,
-        .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
-                                                                 : TESS_ESTIMATOR_STRAIGHT};
+    const tess_rqvae_config config = tess_rqvae_config_of(run, d->vector_dim);
     const tess_model_options options = {
         .compute_dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
         .is_full = true,

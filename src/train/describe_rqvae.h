@@ -1,25 +1,38 @@
 /** An RQ-VAE from its run file: nothing but keys and the dimension of the vectors. */
 #pragma once
 
+#include "model/rqvae.h"
 #include "train/describe.h"
 
 TESS_BEGIN_DECLS
 
 /** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
 typedef struct tess_vector_layout {
-    int64_t row_numel, dim, code_numel;
-    int level_numel;
-    int64_t window_numel; /* words of a window: 1 + L exact sums of squares, then L x K counts */
+    int64_t row_numel, dim;
+    tess_quantizer_shape shape;
+    /* Counters of an index: its values where they are countable, or one for all of them. */
+    int64_t bin_numel;
+    int64_t window_numel; /* words of a window: 1 + I exact sums of squares, then I x bins counts */
     bool is_averaged;     /* codes follow moving averages */
-    int64_t code_dim;
-    int64_t kept_numel;    /* vectors of a rank in a step, where codes start from or follow them */
-    int64_t average_numel; /* of a level: averages [K, d], then sizes [K]; 0: there are none */
+    int64_t kept_numel;   /* vectors of a rank in a step, where codes start from or follow them */
+    int64_t average_numel; /* of a codebook: averages [K, d], then sizes [K]; 0: there are none */
     size_t x, code, square, window[2]; /* training, evaluation */
-    size_t kept, embed, average; /* kept vectors, all codes, all averages: of every level */
+    size_t kept, embed, average; /* kept vectors, all codes, all averages: of every codebook */
+    size_t mean_sum, mean_slope, mean_value; /* of the mean assignment of a step, where wanted */
     size_t nbytes;
 } tess_vector_layout;
 
-/** Local, pure. @return TESS_E_RANGE sizes overflow */
+enum { TESS_COUNTED_CODES_MAX = 1 << 20 };
+
+/** The model that a run file describes, for vectors of this dimension; lists are borrowed from
+ * `run`. Local, pure. */
+tess_rqvae_config tess_rqvae_config_of(const tess_run *run, int64_t dim);
+/** Codes that one codebook has vectors of: parts of a vector that share it. Local. */
+static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
+{
+    return v->shape.book_numel > 0 ? v->shape.index_numel / v->shape.book_numel : 1;
+}
+/** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make */
 TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
                                                     tess_vector_layout *out);
 /**

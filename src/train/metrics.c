@@ -324,6 +324,21 @@ tess_status tess_metrics_open_levels(const tess_ctx *ctx, const char *folder, in
     return open_lines(ctx, folder, "levels.jsonl", resumed_step, &metrics->levels);
 }
 
+double tess_perplexity(const int64_t *count, int64_t code_numel, int64_t *used_numel)
+{
+    int64_t total = 0;
+    double entropy = 0.0;
+    *used_numel = 0;
+    for (int64_t k = 0; k < code_numel; k++)
+        total += count[k];
+    for (int64_t k = 0; k < code_numel && total > 0; k++) {
+        const double p = (double)count[k] / (double)total;
+        *used_numel += count[k] > 0;
+        entropy -= p * log(p + 1e-10);
+    }
+    return exp(entropy);
+}
+
 tess_status tess_metrics_level(tess_metrics *metrics, const tess_metrics_level_row *row)
 {
     char error[TESS_F64_TEXT_NBYTES], perplexity[TESS_F64_TEXT_NBYTES], line[LINE_NBYTES];
@@ -335,7 +350,7 @@ tess_status tess_metrics_level(tess_metrics *metrics, const tess_metrics_level_r
                  "%" PRId64 ", \"square_error\": %s, \"square_error_bits\": \"%016" PRIx64 "\"",
                  row->step, row->is_eval ? "eval" : "train", row->level, row->vector_numel, error,
                  bits_of(row->square_error));
-    if (row->level >= 0)
+    if (row->level >= 0 && row->code_numel > 0)
         nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes,
                            ", \"perplexity\": %s, \"used\": %" PRId64 ", \"dead\": %" PRId64,
                            perplexity, row->used_numel, row->dead_numel);

@@ -61,9 +61,14 @@ typedef struct tess_metrics_level_row {
     int level;
     int64_t vector_numel;           /* of the window, over all ranks */
     double square_error;            /* mean over vectors of the squared length of what is left */
-    double perplexity;              /* from here on of levels alone */
+    int64_t code_numel;             /* that usage is counted of; 0: it is not */
+    double perplexity;              /* from here on of levels whose usage is counted */
     int64_t used_numel, dead_numel; /* codes that were hit in the window, and the others */
 } tess_metrics_level_row;
+
+/** exp(-sum p ln(p + 1e-10)) with p = count / sum of counts: of codes that are hit as `count` says
+ * (van den Oord et al.; 1 where all are alike), and how many are hit at all. Local. */
+double tess_perplexity(const int64_t *count, int64_t code_numel, int64_t *used_numel);
 
 typedef struct tess_metrics tess_metrics;
 

@@ -32,18 +32,20 @@ typedef struct codes_room {
     tess_view pack, work;
 } codes_room;
 
-/** The vectors that one level is set from. */
+/** The vectors that one codebook is set from. Vectors of the step are numbered part by part. */
 typedef struct codes_job {
     tess_session *s;
     const tess_vector_layout *at;
     codes_room r;
     int64_t batch_numel; /* micro-batches of this rank */
-    int64_t all_numel;   /* vectors of the step */
-    float *x;            /* of micro-batch t: [row_numel, d] f32 at x + t * stride */
-    int64_t stride;      /* elements */
+    int64_t all_numel;   /* vectors of a part in the step */
+    int part_numel;      /* parts of every vector that have their codes in this book */
+    float *x;            /* of part p, micro-batch t: [row_numel, d] f32 at x + p * part_stride +
+                            t * stride */
+    int64_t stride, part_stride; /* elements */
 } codes_job;
 
-/** Lay the room out; x and stride are the caller's. Collective. */
+/** Lay the room out; x and strides are the caller's. Collective. */
 TESS_MUST_CHECK tess_status codes_begin(tess_session *s, const tess_vector_layout *layout,
                                         codes_job *job);
 /** Sums over ranks, in place. Collective. */
@@ -54,10 +56,23 @@ TESS_MUST_CHECK tess_status codes_draw(codes_job *job, const tess_draw *draw, in
 /** Exponent for sums over the vectors of all ranks. Collective. @return TESS_E_NUMERIC a number
  * that is not finite */
 TESS_MUST_CHECK tess_status codes_exponent(const codes_job *job, int *exponent);
-/** This rank's range of a level's codes [K, d] into its masters and compute copies. Local. */
-TESS_MUST_CHECK tess_status codes_keep(const codes_job *job, int level, const float *code);
-/** A level's codes from the masters of all ranks; overwrites r.sum. Collective. */
-TESS_MUST_CHECK tess_status codes_gather(codes_job *job, int level, float *code);
+/** Where part p of micro-batch t lies. Local. */
+static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
+{
+    return job->x + part * job->part_stride + t * job->stride;
+}
+/** This rank's range of a tensor; empty where it owns none. Local. */
+typedef struct codes_range {
+    tess_view master, copy;
+    int64_t first_idx; /* element of the tensor */
+} codes_range;
+codes_range codes_range_of(tess_session *s, int param_idx);
+/** This rank's range of a tensor into its masters and compute copies. Local. */
+TESS_MUST_CHECK tess_status codes_keep_param(tess_session *s, int param_idx, const float *value);
+/** The same of a book's codes [K, d]. Local. */
+TESS_MUST_CHECK tess_status codes_keep(const codes_job *job, int book, const float *code);
+/** A book's codes from the masters of all ranks; overwrites r.sum. Collective. */
+TESS_MUST_CHECK tess_status codes_gather(codes_job *job, int book, float *code);
 /** Numbers of which every rank holds some and zeros else, whole on all ranks; overwrites r.sum.
  * Collective. */
 TESS_MUST_CHECK tess_status codes_join(codes_job *job, float *value, int64_t numel);
@@ -74,5 +89,9 @@ TESS_MUST_CHECK tess_status tess_averages_resume(tess_session *s, const tess_vec
  * run has a threshold, replacement of dead codes. Collective.
  */
 TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout);
+
+/** Entropy of the mean assignment of a step, from this rank's sums in `mean_sum`: its value and
+ * slopes for the micro-batches, the same on all ranks. Collective. */
+TESS_MUST_CHECK tess_status tess_mean_entropy(tess_session *s, const tess_vector_layout *layout);
 
 TESS_END_DECLS

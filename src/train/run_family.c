@@ -21,21 +21,6 @@ static const char *const of_rqvae[] = {"model.family",
                                        "data.path",
                                        "data.eval_path",
                                        "train.",
-                                       "quantizer.codes",
-                                       "quantizer.levels",
-                                       "quantizer.dim",
-                                       "quantizer.init",
-                                       "quantizer.passes",
-                                       "quantizer.code_dim",
-                                       "quantizer.encoder",
-                                       "quantizer.bias",
-                                       "quantizer.loss",
-                                       "quantizer.commitment",
-                                       "quantizer.estimator",
-                                       "quantizer.update",
-                                       "quantizer.decay",
-                                       "quantizer.threshold",
-                                       "quantizer.window",
                                        "shard.reshard_after_forward",
                                        "shard.prefetch",
                                        "shard.reduction",
@@ -82,10 +67,9 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
         return !is_listed(not_of_flux, k->path);
     if (!tess_run_is_rqvae(run))
         return !is_listed(of_others, k->path);
-    const bool is_of_ema =
-        key == TESS_RUN_KEY_quantizer_decay || key == TESS_RUN_KEY_quantizer_threshold;
+    if (strcmp(k->section, "quantizer") == 0)
+        return run_quantizer_reads(run, key);
     return key != TESS_RUN_KEY_train_mode &&
-           (!is_of_ema || run->quantizer.update == TESS_RUN_UPDATE_EMA) &&
            (is_listed(of_rqvae, k->path) || key == TESS_RUN_KEY_output_trace_steps);
 }
 
@@ -97,49 +81,6 @@ void run_family_resolve(tess_run *run)
     run->train.mode = TESS_RUN_MODE_FULL;
     run->model.init = TESS_RUN_INIT_RANDOM;
     run->output.export_as = TESS_RUN_EXPORT_NONE;
-    if (run->quantizer.init == TESS_RUN_CODE_INIT_AUTO)
-        run->quantizer.init = TESS_RUN_CODE_INIT_KMEANS;
-    if (!run->place[TESS_RUN_KEY_quantizer_passes].is_given)
-        run->quantizer.passes = 10;
-}
-
-/* Each family has a k-means of its own for start codes. */
-static tess_status check_init(const tess_run *run)
-{
-    const tess_run_code_init refused =
-        tess_run_is_kmeans(run) ? TESS_RUN_CODE_INIT_KMEANS : TESS_RUN_CODE_INIT_PLUS_PLUS;
-    char place[TESS_RUN_PLACE_NBYTES];
-    tess_run_place_text(run, TESS_RUN_KEY_quantizer_init, place);
-    TESS_CHECK(!tess_run_is_vectors(run) || run->quantizer.init != refused, TESS_E_CONFIG,
-               "%s: expected one of %s with model.family %s", place,
-               tess_run_is_kmeans(run) ? "kmeans++, sample, random" : "kmeans, sample, random",
-               tess_run_is_kmeans(run) ? "kmeans" : "rqvae");
-    return TESS_OK;
-}
-
-/* What belongs to moving averages, and the optimizer that would move codes all the same: it trains
- * between its masters and a copy of them. */
-static tess_status check_update(const tess_run *run)
-{
-    static const tess_run_key_idx of_ema[] = {TESS_RUN_KEY_quantizer_decay,
-                                              TESS_RUN_KEY_quantizer_threshold};
-    const bool is_ema = run->quantizer.update == TESS_RUN_UPDATE_EMA;
-    char place[TESS_RUN_PLACE_NBYTES];
-    for (int i = 0; i < TESS_NELEM(of_ema); i++) {
-        tess_run_place_text(run, of_ema[i], place);
-        TESS_CHECK(is_ema || !run->place[of_ema[i]].is_given, TESS_E_CONFIG,
-                   "%s: has no meaning with quantizer.update gradient: remove it or choose ema",
-                   place);
-    }
-    tess_run_place_text(run, TESS_RUN_KEY_train_optimizer, place);
-    TESS_CHECK(!is_ema || run->train.optimizer != TESS_OPTIMIZER_SCHEDULE_FREE, TESS_E_CONFIG,
-               "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema "
-               "sets: choose another optimizer",
-               place);
-    tess_run_place_text(run, TESS_RUN_KEY_train_ema_decay, place);
-    TESS_CHECK(!is_ema || !(run->train.ema_decay > 0.0), TESS_E_CONFIG,
-               "%s: codes with quantizer.update ema are averages already: remove it", place);
-    return TESS_OK;
 }
 
 /* What a key of another family is good for. */
@@ -206,8 +147,8 @@ tess_status run_family_check(const tess_run *run)
     TESS_TRY(check_export(run));
     if (tess_run_is_flux(run))
         TESS_TRY(check_objective(run));
-    if (tess_run_is_rqvae(run))
-        TESS_TRY(check_update(run));
+    if (tess_run_is_vectors(run))
+        TESS_TRY(run_quantizer_check(run));
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         if (!run->place[i].is_given || run_family_reads(run, (tess_run_key_idx)i))
             continue;
@@ -220,7 +161,6 @@ tess_status run_family_check(const tess_run *run)
                                                   : "of a language model",
                          other_family(run, (tess_run_key_idx)i));
     }
-    TESS_TRY(check_init(run));
     if (tess_run_is_vectors(run) || run->model.path != NULL)
         return TESS_OK;
     return TESS_FAIL(TESS_E_CONFIG, "%s:1:1: key 'model.path' is missing (%s)", run->source_name,

@@ -190,23 +190,13 @@ static tess_status fill_defaults(tess_run *run)
     return TESS_OK;
 }
 
-/* k-means++ visits its sample once per code; later levels do better from drawn vectors. */
-static void resolve_quantizer(tess_run *run)
-{
-    enum { SEEDED_CODES_MAX = 4096 };
-    tess_run_quantizer_keys *q = &run->quantizer;
-    if (q->init == TESS_RUN_CODE_INIT_AUTO)
-        q->init = q->levels == 1 && q->codes <= SEEDED_CODES_MAX ? TESS_RUN_CODE_INIT_PLUS_PLUS
-                                                                 : TESS_RUN_CODE_INIT_SAMPLE;
-}
-
 /* Defaults that follow from other keys; what the user wrote is never changed. */
 static void resolve(tess_run *run)
 {
-    if (tess_run_is_kmeans(run)) {
-        resolve_quantizer(run);
+    if (tess_run_is_vectors(run))
+        run_quantizer_resolve(run);
+    if (tess_run_is_kmeans(run))
         return;
-    }
     if (tess_run_is_rqvae(run) || tess_run_is_flux(run))
         run_family_resolve(run);
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;

@@ -69,6 +69,14 @@ void run_family_resolve(tess_run *run);
 /** Keys of other families, and what this one needs. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status run_family_check(const tess_run *run);
 
+/* run_quantizer.c: keys of section quantizer */
+/** Whether the quantizer of an rqvae run reads a key. */
+bool run_quantizer_reads(const tess_run *run, tess_run_key_idx key);
+/** Defaults that follow from family and type. */
+void run_quantizer_resolve(tess_run *run);
+/** Keys that the type has no use for, and those it needs. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status run_quantizer_check(const tess_run *run);
+
 /* run_train.c: keys that depend on the optimizer or the schedule */
 bool run_train_applies(const tess_run *run, tess_run_key_idx key);
 void run_train_resolve(tess_run *run);

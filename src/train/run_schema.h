@@ -44,9 +44,18 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
     X(LLAMA, "llama")                                                                              \
-    X(MISTRAL, "mistral")                                                                          \
-    X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans") X(RQVAE, "rqvae") X(FLUX, "flux")
-#define TESS_RUN_QUANTIZER_LIST(X) X(RESIDUAL_KMEANS, "residual-kmeans")
+    X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans")                  \
+        X(RQVAE, "rqvae") X(FLUX, "flux")
+#define TESS_RUN_QUANTIZER_LIST(X)                                                                 \
+    X(AUTO, "auto")                                                                                \
+    X(RESIDUAL_KMEANS, "residual-kmeans")                                                          \
+    X(VQ, "vq")                                                                                    \
+    X(RESIDUAL_VQ, "residual-vq")                                                                  \
+    X(COSINE, "cosine")                                                                            \
+    X(SIMVQ, "simvq") X(RESIDUAL_SIMVQ, "residual-simvq") X(FSQ, "fsq")                            \
+    X(RESIDUAL_FSQ, "residual-fsq") X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent")
+#define TESS_RUN_LEVEL_RULE_LIST(X)                                                                \
+    X(UPPER, "upper") X(LOWER, "lower") X(SYMMETRIC, "symmetric") X(CLAMPED, "clamped")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
     X(AUTO, "auto")                                                                                \
     X(PLUS_PLUS, "kmeans++") X(SAMPLE, "sample") X(RANDOM, "random") X(KMEANS, "kmeans")
@@ -181,6 +190,11 @@ typedef enum tess_run_quantizer {
     TESS_RUN_QUANTIZER_LIST(X)
 #undef X
 } tess_run_quantizer;
+typedef enum tess_run_level_rule {
+#define X(name, text) TESS_RUN_LEVEL_RULE_##name,
+    TESS_RUN_LEVEL_RULE_LIST(X)
+#undef X
+} tess_run_level_rule;
 typedef enum tess_run_code_init {
 #define X(name, text) TESS_RUN_CODE_INIT_##name,
     TESS_RUN_CODE_INIT_LIST(X)
@@ -463,16 +477,19 @@ typedef struct tess_run_patterns {
 
 #define TESS_RUN_QUANTIZER_KEYS(X) \
     X(quantizer, type, "type", tess_run_quantizer, ENUM, TESS_RUN_WORDS_(QUANTIZER), \
-      "residual-kmeans", 0, 0, NUMERICS, \
-      "residual-kmeans: each level's codes are the k-means centers of what the levels before it " \
-      "leave ([vectors](vectors.md)).") \
+      "auto", 0, 0, NUMERICS, \
+      "residual-kmeans (kmeans, auto): each level's codes are the k-means centers of what the " \
+      "levels before it leave. rqvae: residual-vq (auto), vq (one level), cosine, simvq, " \
+      "residual-simvq, fsq, residual-fsq, lfq, bsq or latent ([vectors](vectors.md)).") \
     X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
       "Codes of a codebook (K).") \
     X(quantizer, levels, "levels", int64_t, INT, "", "1", 1, 64, NUMERICS, \
       "Codebooks one after the other, each for what those before it leave; 1: plain k-means.") \
     X(quantizer, groups, "groups", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
-      "Equal parts of the dimensions with codebooks of their own (product quantizer); divides " \
-      "the dimension.") \
+      "Equal parts of the dimensions with codebooks of their own (product quantizer, heads); " \
+      "divides the dimension. lfq and bsq: with an index each, of at most 31 bits.") \
+    X(quantizer, shared_codes, "shared_codes", bool, BOOL, "", "false", 0, 0, NUMERICS, \
+      "rqvae: all groups take the codes of a level from one codebook (heads that share it).") \
     X(quantizer, beam, "beam", int64_t, INT, "", "1", 1, 32, NUMERICS, \
       "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
     X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
@@ -498,7 +515,19 @@ typedef struct tess_run_patterns {
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
       "auto: what fits and sends less. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
-      "rqvae: dimension of the codes, and of what the encoder gives.") \
+      "rqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. With " \
+      "quantizer.axis_levels it is the length of that list.") \
+    X(quantizer, axis_levels, "axis_levels", tess_run_ints, INTS, "", TESS_RUN_UNSET, 2, 65536, \
+      NUMERICS, \
+      "fsq, residual-fsq, latent: levels of each dimension, such as [8, 5, 5, 5]; codes are " \
+      "their product.") \
+    X(quantizer, rule, "rule", tess_run_level_rule, ENUM, TESS_RUN_WORDS_(LEVEL_RULE), "upper", 0, \
+      0, NUMERICS, \
+      "fsq: how a number becomes a level. upper: as vector-quantize-pytorch; lower: as the " \
+      "published notebook; symmetric: evenly over [-1, 1]; clamped: the same without tanh.") \
+    X(quantizer, noise, "noise", double, F64, "", "0.0", 0, 1, NUMERICS, \
+      "fsq with rule symmetric or clamped: probability that a number of a code moves by up to " \
+      "1/2 while training.") \
     X(quantizer, encoder, "encoder", tess_run_ints, INTS, "", TESS_RUN_UNSET, 1, 1048576, \
       NUMERICS, \
       "rqvae: sizes of the encoder's hidden layers, such as [512, 256, 128]; the decoder has " \
@@ -511,6 +540,18 @@ typedef struct tess_run_patterns {
       "sums over elements.") \
     X(quantizer, commitment, "commitment", double, F64, "", "0.25", 0, 1e6, NUMERICS, \
       "rqvae: weight of what moves vectors to their codes; what moves codes to vectors has 1.") \
+    X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
+      "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none.") \
+    X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
+      "lfq, bsq: the entropy of the mean assignment of a whole step is rewarded with " \
+      "quantizer.entropy times this; 0: none, which saves a pass of the encoder over the step.") \
+    X(quantizer, inverse_temperature, "inverse_temperature", double, F64, "", "100.0", 1e-6, 1e9, \
+      NUMERICS, "lfq, bsq: sharpness of that assignment.") \
+    X(quantizer, orthogonal, "orthogonal", double, F64, "", "0.0", 0, 1e6, NUMERICS, \
+      "Codes that are learned by gradient: weight of the loss that makes them orthogonal to each " \
+      "other (10 in the paper); 0: none.") \
+    X(quantizer, temperature, "temperature", double, F64, "", "0.0", 0, 1e6, NUMERICS, \
+      "Codebooks: codes are drawn while training, by -distance / temperature; 0: the nearest.") \
     X(quantizer, estimator, "estimator", tess_run_estimator, ENUM, TESS_RUN_WORDS_(ESTIMATOR), \
       "straight-through", 0, 0, NUMERICS, \
       "rqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \

@@ -105,14 +105,19 @@ static tess_status carve(tess_session *s)
     f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,
                                    .x = f->x,
                                    .code = (uint32_t *)(void *)arena_at(s, f->at.code),
-                                   .square = (double *)(void *)arena_at(s, f->at.square)};
+                                   .square = (double *)(void *)arena_at(s, f->at.square),
+                                   .step_numel = s->run->train.micro_batches * f->at.row_numel};
+    if (f->at.shape.mean_numel > 0) {
+        f->batch.mean_slope = (double *)(void *)arena_at(s, f->at.mean_slope);
+        f->batch.mean_value = (double *)(void *)arena_at(s, f->at.mean_value);
+    }
     for (int kind = 0; kind < KIND_NUMEL; kind++) {
         f->window[kind] = window_at(s, kind);
         memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
     }
     /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
     memset(arena_at(s, f->at.average), 0,
-           (size_t)(f->at.level_numel * f->at.average_numel) * sizeof(float));
+           (size_t)(f->at.shape.book_numel * f->at.average_numel) * sizeof(float));
     s->has_batch_event = true;
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -133,8 +138,10 @@ static tess_exact *squares_of(int64_t *window) { return (tess_exact *)(void *)wi
 
 static int64_t *counts_of(const vector_feed *f, int64_t *window)
 {
-    return window + (1 + f->at.level_numel) * TESS_EXACT_LIMB_NUMEL;
+    return window + (1 + f->at.shape.index_numel) * TESS_EXACT_LIMB_NUMEL;
 }
+
+static bool is_counted(const vector_feed *f) { return f->at.bin_numel == f->at.shape.code_numel; }
 
 /* Results of the last micro-batch into their window. */
 static void note(vector_feed *f)
@@ -143,16 +150,18 @@ static void note(vector_feed *f)
     if (f->pending < 0)
         return;
     int64_t *window = f->window[f->pending], *count = counts_of(f, window);
-    for (int t = 0; t <= f->at.level_numel; t++) {
+    for (int t = 0; t <= f->at.shape.index_numel; t++) {
         double sum = 0.0;
         for (int64_t i = 0; i < rows; i++)
             sum += f->batch.square[t * rows + i];
         (void)tess_exact_add(&squares_of(window)[t], sum); /* a loss that is not finite says so */
     }
-    for (int l = 0; l < f->at.level_numel; l++)
-        for (int64_t i = 0; i < rows; i++)
-            if (f->batch.code[l * rows + i] < f->at.code_numel)
-                count[l * f->at.code_numel + f->batch.code[l * rows + i]]++;
+    for (int l = 0; l < f->at.shape.index_numel; l++)
+        for (int64_t i = 0; i < rows; i++) {
+            const uint32_t code = f->batch.code[l * rows + i];
+            if (code < f->at.shape.code_numel)
+                count[l * f->at.bin_numel + (is_counted(f) ? code : 0)]++;
+        }
     f->pending = -1;
 }
 
@@ -164,20 +173,14 @@ static tess_status add_up(tess_session *s, int kind)
     return tess_comm_control(s->world, s->vector->window[kind], numel_int, NULL, 0);
 }
 
+/* perplexity = exp(-sum p ln(p + 1e-10)), as published with the code of VQ-VAE. */
 static void measure(const vector_feed *f, const int64_t *count, int level,
                     tess_metrics_level_row *row)
 {
-    const double total = (double)row->vector_numel;
-    double entropy = 0.0;
     row->level = level;
-    row->used_numel = 0;
-    for (int64_t k = 0; k < f->at.code_numel; k++) {
-        const double p = (double)count[k] / total;
-        row->used_numel += count[k] > 0;
-        entropy -= p * log(p + 1e-10);
-    }
-    row->perplexity = exp(entropy);
-    row->dead_numel = f->at.code_numel - row->used_numel;
+    row->code_numel = is_counted(f) ? f->at.shape.code_numel : 0;
+    row->perplexity = tess_perplexity(count, f->at.bin_numel, &row->used_numel);
+    row->dead_numel = f->at.bin_numel - row->used_numel;
 }
 
 /* Rows of a window whose sums are those of all ranks. */
@@ -186,21 +189,25 @@ static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
     vector_feed *f = s->vector;
     int64_t *window = f->window[kind], *count = counts_of(f, window);
     tess_metrics_level_row row = {.step = s->step, .is_eval = kind == HELD_OUT};
-    for (int64_t k = 0; k < f->at.code_numel; k++)
+    for (int64_t k = 0; k < f->at.bin_numel; k++)
         row.vector_numel += count[k];
-    for (int t = 0; t <= f->at.level_numel && row.vector_numel > 0; t++) {
+    for (int t = 0; t <= f->at.shape.index_numel && row.vector_numel > 0; t++) {
         row.square_error = tess_exact_round(&squares_of(window)[t]) / (double)row.vector_numel;
         row.level = t - 1;
         if (t > 0)
-            measure(f, count + (t - 1) * f->at.code_numel, t - 1, &row);
-        if (t > 0 && row.is_eval)
+            measure(f, count + (t - 1) * f->at.bin_numel, t - 1, &row);
+        if (t > 0 && row.is_eval && row.code_numel > 0)
             tess_log_root(&s->ctx->log, TESS_LOG_INFO,
                           "eval level=%d error=%.6g perplexity=%.2f used=%" PRId64 " dead=%" PRId64,
                           row.level, row.square_error, row.perplexity, row.used_numel,
                           row.dead_numel);
-        else if (row.is_eval)
+        else if (row.is_eval && t == 0)
             tess_log_root(&s->ctx->log, TESS_LOG_INFO, "eval reconstruction error=%.6g",
                           row.square_error);
+        else if (row.is_eval)
+            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                          "eval level=%d error=%.6g (usage of %" PRId64 " codes is not counted)",
+                          row.level, row.square_error, f->at.shape.code_numel);
         if (metrics != NULL)
             TESS_TRY(tess_metrics_level(metrics, &row));
     }
@@ -308,8 +315,8 @@ static void add_records(tess_session *s)
                tess_view_host(window_at(s, TRAINING), at->window_numel, TESS_I64));
     if (at->is_averaged)
         add_record(s, "quantizer.averages", "averages",
-                   tess_view_host(arena_at(s, at->average), at->level_numel * at->average_numel,
-                                  TESS_F32));
+                   tess_view_host(arena_at(s, at->average),
+                                  at->shape.book_numel * at->average_numel, TESS_F32));
 }
 
 /* ---- micro-batches ---- */
@@ -319,11 +326,11 @@ static void keep_results(tess_session *s, int64_t micro_batch_idx)
 {
     vector_feed *f = s->vector;
     const int64_t m = micro_batch_idx % s->run->train.micro_batches;
-    const int64_t at = m / tess_comm_world(s->world) * f->at.level_numel * f->at.row_numel;
+    const int64_t at = m / tess_comm_world(s->world) * f->at.shape.index_numel * f->at.row_numel;
     if (!f->at.is_averaged)
         return;
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code) + at;
-    f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.code_dim;
+    f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.shape.dim;
 }
 
 static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **batch)
@@ -340,14 +347,10 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     }
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
+    f->batch.is_drawn = true;
+    f->batch.first_idx = micro_batch_idx * rows;
     f->pending = TRAINING;
     *batch = &f->batch;
-    return TESS_OK;
-}
-
-static tess_status count(tess_session *s, int64_t *loss_numel)
-{
-    *loss_numel = s->run->train.micro_batches * s->run->train.micro_batch;
     return TESS_OK;
 }
 
@@ -358,6 +361,7 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     note(f);
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
     f->batch.left = NULL;
+    f->batch.is_drawn = false;
     TESS_TRY(tess_vectors_read(f->data[HELD_OUT], first, numel, f->x));
     f->batch.vector_numel = *loss_numel = numel;
     f->pending = HELD_OUT;
@@ -365,26 +369,66 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     return TESS_OK;
 }
 
-/* ---- start ---- */
+/* ---- passes over a step ahead of it ---- */
 
-/* What the encoder makes of this rank's micro-batches of step 0. */
-static tess_status encode_first_step(tess_session *s, float *latent)
+/* The model over this rank's micro-batches of a step, for what the quantizer gives beside codes:
+ * entering vectors into `latent`, or what the batch wants added up. */
+static tess_status visit_step(tess_session *s, int64_t step, float *latent)
 {
     vector_feed *f = s->vector;
     const int64_t m_numel = s->run->train.micro_batches, world = tess_comm_world(s->world);
-    const int64_t each = f->at.row_numel * s->run->quantizer.code_dim;
+    const int64_t rank = tess_comm_rank(s->world);
+    const int64_t each = f->at.row_numel * f->at.shape.dim;
+    f->batch.latent_stride = rank < m_numel ? ((m_numel - 1 - rank) / world + 1) * each : 0;
     for (int64_t first = 0, at = 0; first < m_numel; first += world, at++) {
-        const int64_t m = first + tess_comm_rank(s->world);
+        const int64_t m = first + rank;
         const void *batch = NULL;
         double loss_sum = 0.0;
-        TESS_TRY(session_agree(s, m < m_numel ? fill(s, m, &batch) : TESS_OK));
-        f->batch.latent = latent + at * each;
+        TESS_TRY(session_agree(s, m < m_numel ? fill(s, step * m_numel + m, &batch) : TESS_OK));
+        f->batch.latent = latent != NULL ? latent + at * each : NULL;
         f->batch.left = NULL;
+        f->batch.is_drawn = false;
         f->pending = -1;
         TESS_TRY(session_section(s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, batch, &loss_sum)));
     }
     f->batch.latent = NULL;
     return TESS_OK;
+}
+
+/* What the whole step's vectors are assigned to on average, before any of them is trained on. */
+static tess_status look_ahead(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    f->batch.mean_sum = (int64_t *)(void *)arena_at(s, f->at.mean_sum);
+    memset(f->batch.mean_sum, 0, (size_t)f->at.shape.mean_numel * sizeof(int64_t));
+    note(f);
+    TESS_TRY(visit_step(s, s->step, NULL));
+    f->batch.mean_sum = NULL;
+    return session_section(s, tess_mean_entropy(s, &f->at));
+}
+
+static tess_status count(tess_session *s, int64_t *loss_numel)
+{
+    *loss_numel = s->run->train.micro_batches * s->run->train.micro_batch;
+    return s->vector->at.shape.mean_numel > 0 ? look_ahead(s) : TESS_OK;
+}
+
+/* ---- start ---- */
+
+/* Lists of values begin as their formula has them. */
+static tess_status start_values(tess_session *s)
+{
+    enum { VALUE_MAX = 4096 };
+    const int param_idx = tess_rqvae_values(s->d.model);
+    float value[VALUE_MAX];
+    if (param_idx < 0)
+        return TESS_OK;
+    if (s->d.registry.param[param_idx].numel > VALUE_MAX)
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "quantizer.axis_levels: %" PRId64 " values in all, expected at most %d",
+                         s->d.registry.param[param_idx].numel, VALUE_MAX);
+    tess_rqvae_values_start(s->d.model, value);
+    return codes_keep_param(s, param_idx, value);
 }
 
 static tess_status start_codes(tess_session *s)
@@ -393,9 +437,10 @@ static tess_status start_codes(tess_session *s)
     float *latent = (float *)(void *)arena_at(s, f->at.kept);
     if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
         TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
-        TESS_TRY(encode_first_step(s, latent));
+        TESS_TRY(visit_step(s, 0, latent));
         TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
     }
+    TESS_TRY(session_agree(s, start_values(s)));
     return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at)) : TESS_OK;
 }
 

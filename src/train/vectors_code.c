@@ -8,43 +8,29 @@
 #include "core/arith.h"
 #include "core/exact.h"
 #include "core/memory.h"
-#include "train/codes_file.h"
+#include "train/vectors_coder.h"
 #include "train/vectors_session.h"
 
-enum { BLOCK = TESS_KMEANS_BLOCK_NUMEL };
-
-static int64_t column_numel(const vectors_session *v)
-{
-    return (int64_t)v->plan.config.group_numel * v->plan.config.level_numel;
-}
-
-static tess_status need_codebooks(const tess_session *s)
-{
-    TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG,
-               "the checkpoint is of a run with a model (%s); codebooks come from runs with "
-               "model.family kmeans",
-               s->d.family_name);
-    return TESS_OK;
-}
-
 /* Vectors of every rank in round t: block t W + r of the file is rank r's. */
-static void count_round(const tess_session *s, int64_t vector_numel, int64_t round, int64_t *numel)
+static void count_round(const tess_session *s, const tess_coder *c, int64_t vector_numel,
+                        int64_t round, int64_t *numel)
 {
-    const int64_t world = tess_comm_world(s->world);
+    const int64_t world = tess_comm_world(s->world), block = c->block_numel;
     for (int64_t r = 0; r < world; r++)
-        numel[r] =
-            TESS_MIN(TESS_MAX(vector_numel - (round * world + r) * BLOCK, 0), (int64_t)BLOCK);
+        numel[r] = TESS_MIN(TESS_MAX(vector_numel - (round * world + r) * block, 0), block);
 }
 
-static int64_t first_of(const tess_session *s, int64_t round)
+static int64_t first_of(const tess_session *s, const tess_coder *c, int64_t round)
 {
-    return (round * tess_comm_world(s->world) + tess_comm_rank(s->world)) * BLOCK;
+    return (round * tess_comm_world(s->world) + tess_comm_rank(s->world)) * c->block_numel;
 }
 
-static int64_t round_numel(const tess_session *s, int64_t vector_numel)
+static int64_t round_numel(const tess_session *s, const tess_coder *c, int64_t vector_numel)
 {
-    return tess_ceil_div(tess_ceil_div(vector_numel, BLOCK), tess_comm_world(s->world));
+    return tess_ceil_div(tess_ceil_div(vector_numel, c->block_numel), tess_comm_world(s->world));
 }
+
+/* ---- codebooks of k-means ---- */
 
 /* Identity of all codebooks: their elements by number. */
 static tess_status name_codebooks(tess_session *s, char text[TESS_CODES_TEXT_NBYTES])
@@ -67,10 +53,50 @@ static tess_status name_codebooks(tess_session *s, char text[TESS_CODES_TEXT_NBY
     return TESS_OK;
 }
 
+static tess_status encode_by_books(tess_session *s, const tess_code_round *round)
+{
+    const tess_kmeans_encoding what = {.x = round->x,
+                                       .vector_numel = round->vector_numel,
+                                       .code = round->code,
+                                       .error = round->error};
+    return session_section(s, tess_kmeans_encode(s->vectors->job, &what));
+}
+
+static tess_status decode_by_books(tess_session *s, const tess_code_round *round)
+{
+    const tess_kmeans_decoding what = {
+        .code = round->code, .vector_numel = round->vector_numel, .x = round->x};
+    return session_section(s, tess_kmeans_decode(s->vectors->job, &what));
+}
+
+tess_status tess_coder_of_kmeans(tess_session *s, tess_coder *out)
+{
+    const tess_kmeans_config *c = &s->vectors->plan.config;
+    *out = (tess_coder){.block_numel = TESS_KMEANS_BLOCK_NUMEL,
+                        .dim = s->vectors->plan.dim,
+                        .info = {.code_numel = c->code_numel,
+                                 .level_numel = c->level_numel,
+                                 .group_numel = c->group_numel,
+                                 .bit_order = TESS_CODES_ROW},
+                        .encode = encode_by_books,
+                        .decode = decode_by_books};
+    return name_codebooks(s, out->info.codebooks);
+}
+
+static tess_status find_coder(tess_session *s, tess_coder *out)
+{
+    TESS_CHECK(s->vectors != NULL || tess_run_is_rqvae(s->run), TESS_E_CONFIG,
+               "the checkpoint is of a run of family %s; codes come from runs with model.family "
+               "kmeans or rqvae",
+               s->d.family_name);
+    return s->vectors != NULL ? tess_coder_of_kmeans(s, out) : tess_coder_of_rqvae(s, out);
+}
+
 /* ---- encode ---- */
 
 typedef struct encoder {
     tess_session *s;
+    tess_coder c;
     tess_vectors *vectors;
     tess_codes_writer *writer; /* rank 0 */
     int64_t vector_numel;
@@ -97,21 +123,21 @@ static tess_status room(void *slot, int64_t a, int64_t b, size_t nbytes)
 static tess_status open_encoder(encoder *e, const char *input)
 {
     tess_session *s = e->s;
-    const int64_t columns = column_numel(s->vectors), world = tess_comm_world(s->world);
+    const int64_t columns = tess_coder_column_numel(&e->c), world = tess_comm_world(s->world);
     TESS_TRY(tess_vectors_open(s->ctx, input, &e->vectors));
     const tess_vectors_info *info = tess_vectors_get_info(e->vectors);
-    TESS_CHECK(info->dim == s->vectors->plan.dim, TESS_E_CONFIG,
+    TESS_CHECK(info->dim == e->c.dim, TESS_E_CONFIG,
                "'%s' holds vectors of %" PRId64 " dimensions, the codebooks are of %" PRId64, input,
-               info->dim, s->vectors->plan.dim);
+               info->dim, e->c.dim);
     e->vector_numel = info->vector_numel;
     TESS_TRY(room(&e->numel, world, 1, sizeof(int64_t)));
-    TESS_TRY(room(&e->x, BLOCK, info->dim, sizeof(float)));
-    TESS_TRY(room(&e->error, BLOCK, 1, sizeof(float)));
-    TESS_TRY(room(&e->code, BLOCK, columns, sizeof(uint32_t)));
+    TESS_TRY(room(&e->x, e->c.block_numel, info->dim, sizeof(float)));
+    TESS_TRY(room(&e->error, e->c.block_numel, 1, sizeof(float)));
+    TESS_TRY(room(&e->code, e->c.block_numel, columns, sizeof(uint32_t)));
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
-    TESS_TRY(room(&e->all, world * BLOCK, columns, sizeof(uint32_t)));
-    return room(&e->wide, BLOCK, columns, sizeof(int64_t));
+    TESS_TRY(room(&e->all, world * e->c.block_numel, columns, sizeof(uint32_t)));
+    return room(&e->wide, e->c.block_numel, columns, sizeof(int64_t));
 }
 
 static void close_encoder(encoder *e)
@@ -126,10 +152,10 @@ static void close_encoder(encoder *e)
 static tess_status read_own(encoder *e, int64_t round)
 {
     const tess_session *s = e->s;
-    const int64_t numel = e->numel[tess_comm_rank(s->world)], dim = s->vectors->plan.dim;
+    const int64_t numel = e->numel[tess_comm_rank(s->world)], dim = e->c.dim;
     if (numel == 0)
         return TESS_OK;
-    TESS_TRY(tess_vectors_read(e->vectors, first_of(s, round), numel, e->x));
+    TESS_TRY(tess_vectors_read(e->vectors, first_of(s, &e->c, round), numel, e->x));
     for (int64_t i = 0; i < numel; i++) {
         double square = 0.0;
         for (int64_t j = 0; j < dim; j++)
@@ -137,17 +163,17 @@ static tess_status read_own(encoder *e, int64_t round)
         TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
                    "'%s': vector %" PRId64
                    " is not finite or too large for squares in f32; remove or scale it",
-                   tess_vectors_get_info(e->vectors)->path, first_of(s, round) + i);
+                   tess_vectors_get_info(e->vectors)->path, first_of(s, &e->c, round) + i);
     }
-    tess_vectors_digest_add(&e->digest, e->x, dim, first_of(s, round), numel);
+    tess_vectors_digest_add(&e->digest, e->x, dim, first_of(s, &e->c, round), numel);
     return TESS_OK;
 }
 
 static tess_status append_all(encoder *e)
 {
-    const int64_t columns = column_numel(e->s->vectors);
+    const int64_t columns = tess_coder_column_numel(&e->c);
     for (int r = 0; r < tess_comm_world(e->s->world); r++) {
-        const uint32_t *code = e->all + r * BLOCK * columns;
+        const uint32_t *code = e->all + r * e->c.block_numel * columns;
         for (int64_t i = 0; i < e->numel[r] * columns; i++)
             e->wide[i] = code[i] == TESS_NO_CODE ? -1 : (int64_t)code[i];
         TESS_TRY(tess_codes_writer_append(e->writer, e->wide, e->numel[r]));
@@ -158,18 +184,18 @@ static tess_status append_all(encoder *e)
 static tess_status encode_round(encoder *e, int64_t round)
 {
     tess_session *s = e->s;
-    count_round(s, e->vector_numel, round, e->numel);
+    count_round(s, &e->c, e->vector_numel, round, e->numel);
     TESS_TRY(session_agree(s, read_own(e, round)));
-    const tess_kmeans_encoding what = {
+    const tess_code_round what = {
         .x = e->x, .vector_numel = e->numel, .code = e->code, .error = e->error};
-    TESS_TRY(session_section(s, tess_kmeans_encode(s->vectors->job, &what)));
+    TESS_TRY(e->c.encode(s, &what));
     for (int64_t i = 0; i < e->numel[tess_comm_rank(s->world)]; i++)
         (void)tess_exact_add(&e->sums[0], (double)e->error[i]);
     tess_exact_carry(&e->sums[0]);
     tess_exact_carry(&e->sums[1]);
-    TESS_TRY(tess_comm_gather_bytes(s->world, 0, e->code,
-                                    (size_t)(BLOCK * column_numel(s->vectors)) * sizeof *e->code,
-                                    e->all));
+    TESS_TRY(tess_comm_gather_bytes(
+        s->world, 0, e->code,
+        (size_t)(e->c.block_numel * tess_coder_column_numel(&e->c)) * sizeof *e->code, e->all));
     return session_agree(s, tess_comm_rank(s->world) == 0 ? append_all(e) : TESS_OK);
 }
 
@@ -179,15 +205,15 @@ static tess_status identify(encoder *e, tess_codes_info *info)
     tess_session *s = e->s;
     int64_t lanes[2];
     tess_status st = TESS_OK;
-    for (int64_t t = 0; t < round_numel(s, e->vector_numel) && st == TESS_OK; t++) {
-        count_round(s, e->vector_numel, t, e->numel);
+    for (int64_t t = 0; t < round_numel(s, &e->c, e->vector_numel) && st == TESS_OK; t++) {
+        count_round(s, &e->c, e->vector_numel, t, e->numel);
         st = read_own(e, t);
     }
     TESS_TRY(session_agree(s, st));
     memcpy(lanes, &e->digest, sizeof lanes);
     TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
     memcpy(&e->digest, lanes, sizeof lanes);
-    tess_vectors_digest_text(&e->digest, e->vector_numel, s->vectors->plan.dim, info->source);
+    tess_vectors_digest_text(&e->digest, e->vector_numel, e->c.dim, info->source);
     memset(e->sums, 0, sizeof e->sums);
     return TESS_OK;
 }
@@ -195,19 +221,14 @@ static tess_status identify(encoder *e, tess_codes_info *info)
 static tess_status encode_all(encoder *e, const char *output, tess_encode_result *out)
 {
     tess_session *s = e->s;
-    const tess_kmeans_config *c = &s->vectors->plan.config;
-    tess_codes_info info = {.vector_numel = e->vector_numel,
-                            .code_numel = c->code_numel,
-                            .level_numel = c->level_numel,
-                            .group_numel = c->group_numel,
-                            .bit_order = TESS_CODES_ROW};
+    tess_codes_info info = e->c.info;
+    info.vector_numel = e->vector_numel;
     tess_status st = TESS_OK;
-    TESS_TRY(name_codebooks(s, info.codebooks));
     TESS_TRY(identify(e, &info));
     if (tess_comm_rank(s->world) == 0)
         st = tess_codes_writer_create(s->ctx, output, &info, &e->writer);
     TESS_TRY(session_agree(s, st));
-    for (int64_t t = 0; t < round_numel(s, e->vector_numel); t++)
+    for (int64_t t = 0; t < round_numel(s, &e->c, e->vector_numel); t++)
         TESS_TRY(encode_round(e, t));
     if (tess_comm_rank(s->world) == 0)
         st = tess_codes_writer_finish(e->writer);
@@ -224,8 +245,8 @@ static tess_status encode_all(encoder *e, const char *output, tess_encode_result
 tess_status tess_session_encode(tess_session *s, const char *input, const char *output,
                                 tess_encode_result *out)
 {
-    TESS_TRY(need_codebooks(s));
     encoder e = {.s = s};
+    TESS_TRY(find_coder(s, &e.c));
     tess_status st = session_agree(s, open_encoder(&e, input));
     if (st == TESS_OK)
         st = encode_all(&e, output, out);
@@ -237,6 +258,7 @@ tess_status tess_session_encode(tess_session *s, const char *input, const char *
 
 typedef struct decoder {
     tess_session *s;
+    tess_coder c;
     tess_codes_file *file;
     tess_vectors_writer *writer; /* rank 0 */
     int64_t *numel;              /* [world] */
@@ -246,30 +268,29 @@ typedef struct decoder {
     float *all;                  /* rank 0: [world, block, dim] */
 } decoder;
 
-static tess_status check_codes(const decoder *d, const char *input, const char *codebooks)
+static tess_status check_codes(const decoder *d, const char *input)
 {
     const tess_codes_info *info = tess_codes_file_get_info(d->file);
-    TESS_CHECK(strcmp(info->codebooks, codebooks) == 0, TESS_E_CONFIG,
+    TESS_CHECK(strcmp(info->codebooks, d->c.info.codebooks) == 0, TESS_E_CONFIG,
                "'%s' was encoded with codebooks %s, the checkpoint holds %s; give the checkpoint "
                "that encoded it",
-               input, info->codebooks, codebooks);
+               input, info->codebooks, d->c.info.codebooks);
     return TESS_OK;
 }
 
-static tess_status open_decoder(decoder *d, const char *input, const char *output,
-                                const char *codebooks)
+static tess_status open_decoder(decoder *d, const char *input, const char *output)
 {
     tess_session *s = d->s;
-    const int64_t columns = column_numel(s->vectors), dim = s->vectors->plan.dim;
+    const int64_t columns = tess_coder_column_numel(&d->c), dim = d->c.dim;
     TESS_TRY(tess_codes_file_open(s->ctx, input, &d->file));
-    TESS_TRY(check_codes(d, input, codebooks));
+    TESS_TRY(check_codes(d, input));
     TESS_TRY(room(&d->numel, tess_comm_world(s->world), 1, sizeof(int64_t)));
-    TESS_TRY(room(&d->wide, BLOCK, columns, sizeof(int64_t)));
-    TESS_TRY(room(&d->code, BLOCK, columns, sizeof(uint32_t)));
-    TESS_TRY(room(&d->x, BLOCK, dim, sizeof(float)));
+    TESS_TRY(room(&d->wide, d->c.block_numel, columns, sizeof(int64_t)));
+    TESS_TRY(room(&d->code, d->c.block_numel, columns, sizeof(uint32_t)));
+    TESS_TRY(room(&d->x, d->c.block_numel, dim, sizeof(float)));
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
-    TESS_TRY(room(&d->all, tess_comm_world(s->world) * BLOCK, dim, sizeof(float)));
+    TESS_TRY(room(&d->all, tess_comm_world(s->world) * d->c.block_numel, dim, sizeof(float)));
     return tess_vectors_writer_create(
         s->ctx, output, tess_codes_file_get_info(d->file)->vector_numel, dim, &d->writer);
 }
@@ -289,8 +310,8 @@ static tess_status read_codes(decoder *d, int64_t round)
     const int64_t numel = d->numel[tess_comm_rank(s->world)];
     if (numel == 0)
         return TESS_OK;
-    TESS_TRY(tess_codes_file_read(d->file, first_of(s, round), numel, d->wide));
-    for (int64_t i = 0; i < numel * column_numel(s->vectors); i++)
+    TESS_TRY(tess_codes_file_read(d->file, first_of(s, &d->c, round), numel, d->wide));
+    for (int64_t i = 0; i < numel * tess_coder_column_numel(&d->c); i++)
         d->code[i] = d->wide[i] < 0 ? TESS_NO_CODE : (uint32_t)d->wide[i];
     return TESS_OK;
 }
@@ -298,29 +319,28 @@ static tess_status read_codes(decoder *d, int64_t round)
 static tess_status decode_round(decoder *d, int64_t round)
 {
     tess_session *s = d->s;
-    const int64_t dim = s->vectors->plan.dim;
+    const int64_t dim = d->c.dim;
     tess_status st = TESS_OK;
-    count_round(s, tess_codes_file_get_info(d->file)->vector_numel, round, d->numel);
+    count_round(s, &d->c, tess_codes_file_get_info(d->file)->vector_numel, round, d->numel);
     TESS_TRY(session_agree(s, read_codes(d, round)));
-    const tess_kmeans_decoding what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
-    TESS_TRY(session_section(s, tess_kmeans_decode(s->vectors->job, &what)));
-    TESS_TRY(
-        tess_comm_gather_bytes(s->world, 0, d->x, (size_t)(BLOCK * dim) * sizeof *d->x, d->all));
+    const tess_code_round what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
+    TESS_TRY(d->c.decode(s, &what));
+    TESS_TRY(tess_comm_gather_bytes(s->world, 0, d->x,
+                                    (size_t)(d->c.block_numel * dim) * sizeof *d->x, d->all));
     for (int r = 0; d->all != NULL && st == TESS_OK && r < tess_comm_world(s->world); r++)
         if (d->numel[r] > 0)
-            st = tess_vectors_writer_append(d->writer, d->all + r * BLOCK * dim, d->numel[r]);
+            st = tess_vectors_writer_append(d->writer, d->all + r * d->c.block_numel * dim,
+                                            d->numel[r]);
     return session_agree(s, st);
 }
 
 tess_status tess_session_decode(tess_session *s, const char *input, const char *output)
 {
-    char codebooks[TESS_CODES_TEXT_NBYTES];
     decoder d = {.s = s};
-    TESS_TRY(need_codebooks(s));
-    TESS_TRY(name_codebooks(s, codebooks));
-    tess_status st = session_agree(s, open_decoder(&d, input, output, codebooks));
+    TESS_TRY(find_coder(s, &d.c));
+    tess_status st = session_agree(s, open_decoder(&d, input, output));
     const int64_t rounds =
-        st == TESS_OK ? round_numel(s, tess_codes_file_get_info(d.file)->vector_numel) : 0;
+        st == TESS_OK ? round_numel(s, &d.c, tess_codes_file_get_info(d.file)->vector_numel) : 0;
     for (int64_t t = 0; t < rounds && st == TESS_OK; t++)
         st = decode_round(&d, t);
     if (st == TESS_OK)

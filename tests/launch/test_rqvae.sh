@@ -14,6 +14,14 @@ fail() {
     exit 1
 }
 
+# Mean squared distance of the vectors of a .bvecs and a .fbin file.
+mean_error() {
+    local dim
+    dim=$(od -An -tu4 -j4 -N4 "$2" | tr -d ' ')
+    paste <(od -An -v -tu1 -w$((4 + dim)) "$1") <(od -An -v -tf4 -j8 -w$((4 * dim)) "$2") |
+        awk -v d="$dim" '{ for (j = 1; j <= d; j++) s += ($(4 + j) - $(4 + d + j)) ^ 2; n++ } END { printf "%.9g\n", s / n }'
+}
+
 cat >run.yaml <<YAML
 model: {family: rqvae}
 data: {path: $data/train.bvecs, eval_path: $data/held_out.bvecs}
@@ -54,13 +62,35 @@ grep -q "step 30: loss" shown || fail "$(cat shown)"
 "$TESSERA_BIN" export "$checkpoint" -o again 2>log || fail "$(cat log)"
 cmp again/model.safetensors one/export/model.safetensors || fail "exports differ"
 
+# Codes of every kind of quantizer: the same file on three ranks, the error of an evaluation, and decoded what it was of.
+kinds=("codes: 61, levels: 2, code_dim: 12, groups: 2, update: ema" "type: simvq, codes: 61, code_dim: 12"
+    "type: residual-fsq, axis_levels: [5, 4, 3], levels: 2" "type: bsq, code_dim: 16, groups: 2" "type: latent, axis_levels: [8, 5, 5]")
+for i in "${!kinds[@]}"; do
+    sed "s|^quantizer:.*|quantizer: {${kinds[i]}, encoder: [48]}|; s|dir: one|dir: kind$i|" run.yaml >kind.yaml
+    "$TESSERA_BIN" train kind.yaml train.steps=3 train.warmup_steps=0 compute.dtype=f32 2>log || fail "${kinds[i]}: $(cat log)"
+    "$TESSERA_BIN" encode "kind$i" "$data/held_out.bvecs" -o "codes$i.h5" --json >said 2>log || fail "${kinds[i]}: $(cat log)"
+    mpirun --oversubscribe -n 3 "$TESSERA_BIN" encode "kind$i" "$data/held_out.bvecs" -o other.h5 2>log >/dev/null || fail "$(cat log)"
+    cmp "codes$i.h5" other.h5 || fail "${kinds[i]}: codes differ on three ranks"
+    "$TESSERA_BIN" decode "kind$i" "codes$i.h5" -o back.fbin 2>log || fail "${kinds[i]}: $(cat log)"
+    mpirun --oversubscribe -n 3 "$TESSERA_BIN" decode "kind$i" "codes$i.h5" -o other.fbin 2>log || fail "$(cat log)"
+    cmp back.fbin other.fbin || fail "${kinds[i]}: decoded vectors differ on three ranks"
+    error=$(grep -o '"error": [^,]*' said | cut -d' ' -f2)
+    evaluated=$(grep '"kind": "eval", "level": -1' "kind$i/levels.jsonl" | tail -1 | grep -o '"square_error": [^,]*' | cut -d' ' -f2)
+    awk -v a="$error" -v b="$evaluated" 'BEGIN { exit !(a > 0 && (a - b) ^ 2 <= (1e-6 * b) ^ 2) }' ||
+        fail "${kinds[i]}: encode says an error of $error, the evaluation $evaluated"
+    mean_error "$data/held_out.bvecs" back.fbin >decoded
+    awk -v a="$error" -v b="$(cat decoded)" 'BEGIN { exit !((a - b) ^ 2 <= (1e-5 * b) ^ 2) }' ||
+        fail "${kinds[i]}: encode says an error of $error, decoded vectors are $(cat decoded) away"
+done
+! "$TESSERA_BIN" decode kind1 codes0.h5 -o back.fbin 2>refused || fail "codes of another model were decoded"
+grep -q "give the checkpoint that encoded it" refused || fail "$(cat refused)"
+
 refuse() {
     local words="$1"
     shift
     ! "$TESSERA_BIN" "$@" 2>refused || fail "$* was taken"
     grep -q "$words" refused || fail "$*: $(cat refused)"
 }
-refuse "run with a model (rqvae)" encode "$checkpoint" "$data/held_out.bvecs" -o codes.h5
 refuse "leave out --format" export "$checkpoint" -o other --format hf
 refuse "vectors, not text" sample one/run.yaml --prompt word
 echo passed

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "tests/train/run_file_choices.h"
 #include "train/run_file.h"
 #include "train/run_priv.h"
 #include "train/strbuf.h"
@@ -62,60 +63,6 @@ typedef struct change {
     bool is_left_out;
 } change;
 
-/* Keys that are refused unless another one has a certain value. */
-static const struct {
-    tess_run_key_idx key, needed;
-    const char *value;
-} needs[] = {
-    {TESS_RUN_KEY_base_block_size, TESS_RUN_KEY_base_format, "nf4"},
-    {TESS_RUN_KEY_base_double_quant, TESS_RUN_KEY_base_format, "nf4"},
-    {TESS_RUN_KEY_base_group_size, TESS_RUN_KEY_base_format, "qint4"},
-    {TESS_RUN_KEY_base_rule, TESS_RUN_KEY_base_format, "qint4"},
-    {TESS_RUN_KEY_base_scaling, TESS_RUN_KEY_base_format, "e4m3"},
-    {TESS_RUN_KEY_base_scale_meaning, TESS_RUN_KEY_base_format, "e4m3"},
-    {TESS_RUN_KEY_lora_init_iterations, TESS_RUN_KEY_lora_init, "loftq"},
-    {TESS_RUN_KEY_lora_power_iterations, TESS_RUN_KEY_lora_init, "pissa"},
-    {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, "linear"},
-    {TESS_RUN_KEY_train_power, TESS_RUN_KEY_train_schedule, "polynomial"},
-    {TESS_RUN_KEY_train_decay_steps, TESS_RUN_KEY_train_schedule, "wsd"},
-    {TESS_RUN_KEY_train_decay_shape, TESS_RUN_KEY_train_schedule, "wsd"},
-    {TESS_RUN_KEY_train_prodigy_d0, TESS_RUN_KEY_train_optimizer, "prodigy"},
-    {TESS_RUN_KEY_train_prodigy_d_coef, TESS_RUN_KEY_train_optimizer, "prodigy"},
-    {TESS_RUN_KEY_train_prodigy_bias_correction, TESS_RUN_KEY_train_optimizer, "prodigy"},
-    {TESS_RUN_KEY_train_prodigy_safeguard_warmup, TESS_RUN_KEY_train_optimizer, "prodigy"},
-    {TESS_RUN_KEY_train_adafactor_relative_step, TESS_RUN_KEY_train_optimizer,
-     "adafactor-momentum"},
-    {TESS_RUN_KEY_train_adafactor_scale_parameter, TESS_RUN_KEY_train_optimizer,
-     "adafactor-momentum"},
-    {TESS_RUN_KEY_train_muon_momentum, TESS_RUN_KEY_train_optimizer, "muon"},
-    {TESS_RUN_KEY_train_muon_scale, TESS_RUN_KEY_train_optimizer, "muon"},
-    {TESS_RUN_KEY_quantizer_decay, TESS_RUN_KEY_quantizer_update, "ema"},
-    {TESS_RUN_KEY_quantizer_threshold, TESS_RUN_KEY_quantizer_update, "ema"},
-    {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, "logit_normal"},
-    {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, "logit_normal"},
-    {TESS_RUN_KEY_objective_sigmoid_scale, TESS_RUN_KEY_objective_timesteps, "sigmoid"},
-    {TESS_RUN_KEY_objective_mode_scale, TESS_RUN_KEY_objective_timesteps, "mode"},
-    {TESS_RUN_KEY_objective_beta_alpha, TESS_RUN_KEY_objective_timesteps, "beta"},
-    {TESS_RUN_KEY_objective_beta_beta, TESS_RUN_KEY_objective_timesteps, "beta"},
-    {TESS_RUN_KEY_objective_shift_factor, TESS_RUN_KEY_objective_shift, "static"},
-    {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
-    {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
-};
-
-/* A family that reads `changed`: the first of these. */
-static tess_run family_of(tess_run_key_idx changed)
-{
-    static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
-                                             TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_FLUX};
-    tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
-    for (int i = 0; i < TESS_NELEM(family); i++) {
-        run.model.family = family[i];
-        if (changed == TESS_RUN_KEY_NUMEL || run_family_reads(&run, changed))
-            break;
-    }
-    return run;
-}
-
 /* Whether a file about `changed` has this key; what another one needs goes into `value`. */
 static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char value[64])
 {
@@ -127,6 +74,9 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
         snprintf(value, 64, "flux");
     if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
         snprintf(value, 64, "sample");
+    for (int t = 0; t < TESS_NELEM(types); t++)
+        if (key == TESS_RUN_KEY_quantizer_type && types[t].type == family.quantizer.type)
+            snprintf(value, 64, "%s", types[t].word);
     for (int i = 0; i < TESS_NELEM(needs); i++) {
         if (needs[i].key == key && key != changed)
             is_in = false;
@@ -410,12 +360,15 @@ static void test_run_parse_required_key_missing_is_refused(void **state)
         tess_run *run = NULL;
         tess_error_clear();
         const tess_status st = tess_run_parse(text.text, text.nbytes, "r.yaml", NULL, 0, &run);
-        /* two keys of the file need another one beside them */
-        const bool is_needed = i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers;
+        /* three keys of the file need another one beside them */
+        const bool is_of_axes = i == TESS_RUN_KEY_quantizer_axis_levels;
+        const bool is_needed =
+            i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers || is_of_axes;
         const bool is_required = key->initial == NULL || i == TESS_RUN_KEY_model_path;
         assert_int_equal(st, is_required || is_needed ? TESS_E_CONFIG : TESS_OK);
         if (is_needed) {
-            expect_message("r.yaml:", "lora.layers");
+            expect_message("r.yaml:",
+                           is_of_axes ? "fsq needs quantizer.axis_levels" : "lora.layers");
         } else if (st != TESS_OK) {
             required_numel++;
             expect_message("r.yaml:1:1: key '", key->path);

@@ -1,0 +1,115 @@
+/* Codes of a trained model: the encoder and its quantizer, the quantizer and its decoder. Rows do
+ * not depend on each other, so that blocks may be any rank's. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "train/rqvae_codes.h"
+#include "train/vectors_coder.h"
+
+/* The batch over the DATA arena, which no training uses now. */
+typedef struct block {
+    tess_vector_layout at;
+    char *data;
+    int64_t row_numel;
+    uint32_t *code; /* [indices, rows] */
+} block;
+
+static tess_status open_block(tess_session *s, const tess_code_round *round, block *b)
+{
+    TESS_TRY(tess_vector_layout_make(s->run, s->d.vector_dim, tess_comm_world(s->world), &b->at));
+    b->data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    b->row_numel = round->vector_numel[tess_comm_rank(s->world)];
+    b->code = (uint32_t *)(void *)(b->data + b->at.code);
+    return TESS_OK;
+}
+
+static tess_status pass(tess_session *s, const block *b, const tess_vector_batch *batch)
+{
+    double loss_sum = 0.0;
+    return session_section(
+        s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, b->row_numel > 0 ? batch : NULL, &loss_sum));
+}
+
+static tess_status encode(tess_session *s, const tess_code_round *round)
+{
+    block b;
+    TESS_TRY(session_agree(s, open_block(s, round, &b)));
+    double *square = (double *)(void *)(b.data + b.at.square);
+    const tess_vector_batch batch = {
+        .vector_numel = b.row_numel, .x = round->x, .code = b.code, .square = square};
+    TESS_TRY(pass(s, &b, &batch));
+    const int columns = b.at.shape.index_numel;
+    for (int64_t i = 0; i < b.row_numel; i++) {
+        round->error[i] = (float)square[i];
+        for (int c = 0; c < columns; c++)
+            round->code[i * columns + c] = b.code[c * b.row_numel + i];
+    }
+    return TESS_OK;
+}
+
+static tess_status decode(tess_session *s, const tess_code_round *round)
+{
+    block b;
+    TESS_TRY(session_agree(s, open_block(s, round, &b)));
+    const int columns = b.at.shape.index_numel;
+    float *nothing = (float *)(void *)(b.data + b.at.x);
+    memset(nothing, 0, (size_t)(b.row_numel * b.at.dim) * sizeof *nothing);
+    for (int64_t i = 0; i < b.row_numel; i++)
+        for (int c = 0; c < columns; c++)
+            b.code[c * b.row_numel + i] = round->code[i * columns + c];
+    const tess_vector_batch batch = {
+        .vector_numel = b.row_numel, .x = nothing, .given = b.code, .y = round->x};
+    return pass(s, &b, &batch);
+}
+
+/* Identity of the model: its masters by number, tensor after tensor. */
+static tess_status name_model(tess_session *s, char text[TESS_CODES_TEXT_NBYTES])
+{
+    tess_logical_hash h = {{0}};
+    int64_t lanes[2], first_idx = 0;
+    for (int i = 0; i < s->d.registry.param_numel; i++) {
+        const codes_range own = codes_range_of(s, i);
+        if (own.master.numel > 0)
+            tess_logical_hash_add(&h, own.master.data, own.master.numel, sizeof(float),
+                                  first_idx + own.first_idx);
+        first_idx += s->d.registry.param[i].numel;
+    }
+    memcpy(lanes, &h, sizeof lanes);
+    TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
+    snprintf(text, TESS_CODES_TEXT_NBYTES, "rqvae/%" PRId64 "/%016" PRIx64 "%016" PRIx64, first_idx,
+             (uint64_t)lanes[0], (uint64_t)lanes[1]);
+    return TESS_OK;
+}
+
+static tess_codes_order order_of(tess_quantizer_kind kind)
+{
+    switch (kind) {
+    case TESS_QUANTIZER_CODES:
+    case TESS_QUANTIZER_MAPPED_CODES:
+        break;
+    case TESS_QUANTIZER_SCALARS:
+    case TESS_QUANTIZER_VALUES:
+        return TESS_CODES_LSB_FIRST;
+    case TESS_QUANTIZER_SIGNS:
+        return TESS_CODES_MSB_FIRST;
+    }
+    return TESS_CODES_ROW;
+}
+
+tess_status tess_coder_of_rqvae(tess_session *s, tess_coder *out)
+{
+    const tess_rqvae_config config = tess_rqvae_config_of(s->run, s->d.vector_dim);
+    tess_quantizer_shape shape = {0};
+    TESS_TRY(tess_quantizer_shape_make(&config, &shape));
+    *out = (tess_coder){.block_numel = s->run->train.micro_batch,
+                        .dim = s->d.vector_dim,
+                        .info = {.code_numel = shape.code_numel,
+                                 .level_numel = shape.index_numel / shape.group_numel,
+                                 .group_numel = shape.group_numel,
+                                 .bit_order = order_of(config.kind)},
+                        .encode = encode,
+                        .decode = decode};
+    TESS_TRY(session_show(s, session_weights(s->run->train.eval_weights)));
+    return name_model(s, out->info.codebooks);
+}

@@ -1,0 +1,43 @@
+/* The entropy of what all vectors of a step are assigned to on average: one exact sum over ranks
+ * (quantizer_binary.h, [Note: the batch entropy at any number of ranks]). */
+#include "core/memory.h"
+#include "train/rqvae_codes.h"
+
+static const double LEAST = 1e-5; /* of vector-quantize-pytorch, under the logarithm */
+
+static char *data_at(tess_session *s, size_t offset_nbytes)
+{
+    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
+}
+
+/* Entropies of all groups into `value`, in their order. */
+static tess_status form(tess_session *s, const tess_vector_layout *v)
+{
+    const int64_t step_numel = s->run->train.micro_batches * v->row_numel;
+    const int64_t each = v->shape.mean_numel / v->shape.group_numel;
+    double *value = (double *)(void *)data_at(s, v->mean_value);
+    *value = 0.0;
+    for (int g = 0; g < v->shape.group_numel; g++) {
+        double entropy = 0.0;
+        const tess_quantizer_batch_entropy_args args = {
+            .sum = (int64_t *)(void *)data_at(s, v->mean_sum) + g * each,
+            .dim = v->shape.dim,
+            .valid_numel = step_numel,
+            .exponent = tess_rqvae_mean_exponent(step_numel),
+            .least = LEAST,
+            .loss = &entropy,
+            .slope = (double *)(void *)data_at(s, v->mean_slope) + g * each};
+        TESS_TRY(s->kernels->quantizers->batch_entropy(&args, tess_runtime_stream(s->rt)));
+        TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+        *value += entropy;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_mean_entropy(tess_session *s, const tess_vector_layout *layout)
+{
+    const codes_job job = {.s = s, .at = layout};
+    int64_t *sum = (int64_t *)(void *)data_at(s, layout->mean_sum);
+    TESS_TRY(codes_share(&job, sum, layout->shape.mean_numel));
+    return session_agree(s, form(s, layout));
+}

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Loss curves of quantized autoencoders as PyTorch and the peer's quantizers train them.
+
+    python make_quantizer_curves.py TESSERA OUTDIR        (normally tests/golden/quantizers)
+
+OUTDIR/curves.golden holds the vectors (`data.vectors`, [48, 6] f32) and for each case the keys of section quantizer
+(header CASE.quantizer) and the losses of 12 steps (`CASE.loss`, f64). Every step takes all vectors, so that their order
+does not matter; the optimizer is AdamW. Start weights are those of the program, from a run with a learning rate of 0.
+
+| case | quantizer |
+|---|---|
+| ema, ema-levels, heads, shared, cosine | VectorQuantize with moving averages; levels and the one estimator around the
+  stack by autograd here (ResidualVQ adds up an estimator of each level: its gradient is LEVELS times as large) |
+| simvq, fsq, lfq, spherical | SimVQ, FSQ, LFQ, LFQ(spherical) |
+| residual-fsq | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
+| orthogonal | learned codes with the two weights of this program by autograd here, and the peer's orthogonal loss |
+| latent | by its formula: the peer's (1.32.0) values get no gradient, because its output is z + (q - z).detach(); both of
+  its losses then act on z, with opposite signs |
+
+The closest of all assignments, `CASE.margin`, is how much nearer the nearest code was than the second, over all steps
+(scalars: how far from where they are rounded to another level).
+
+Made with torch 2.15.0, vector-quantize-pytorch 1.32.0.
+"""
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import vector_quantize_pytorch as vqp
+
+N, D, HIDDEN, STEPS, LR = 48, 6, 10, 12, 0.02
+RUN = """model: {{family: rqvae}}
+data: {{path: {file}}}
+train: {{steps: {steps}, micro_batch: 16, micro_batches: 3, learning_rate: {lr}, schedule: constant, warmup_steps: 0,
+        clip_norm: 0.0, seed: 5, eval_every: 0}}
+quantizer: {{{quantizer}, encoder: [10]}}
+compute: {{dtype: f32, memory_limit: 1GiB}}
+output: {{dir: {dir}, checkpoint_every: 0}}
+"""
+
+
+def read_safetensors(path):
+    data = Path(path).read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    out = {}
+    for name, t in json.loads(data[8:8 + size]).items():
+        if name == "__metadata__":
+            continue
+        lo, hi = t["data_offsets"]
+        array = np.frombuffer(data[8 + size + lo:8 + size + hi], np.float32).reshape(t["shape"])
+        out[name] = torch.tensor(array.copy())
+    return out
+
+
+def start_weights(program, file, quantizer):
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run.yaml")
+        run.write_text(RUN.format(file=file, steps=1, lr=0.0, quantizer=quantizer, dir=f"{folder}/out"))
+        environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+        subprocess.run([program, "train", run], check=True, env=environment, capture_output=True)
+        return read_safetensors(f"{folder}/out/export/model.safetensors")
+
+
+class Model:
+    """Encoder and decoder; `quantize(z)` gives the output with its gradient, the loss, and a margin."""
+
+    def __init__(self, w, quantize, learned=()):
+        self.w = {k: v.clone().requires_grad_() for k, v in w.items() if not k.startswith("quantizer")}
+        self.quantize = quantize
+        self.margin = float("inf")
+        self.optimizer = torch.optim.AdamW(list(self.w.values()) + list(learned), lr=LR, weight_decay=0.0)
+
+    def layers(self, name, x):
+        x = F.relu(F.linear(x, self.w[f"{name}.0.weight"], self.w[f"{name}.0.bias"]))
+        return F.linear(x, self.w[f"{name}.1.weight"], self.w[f"{name}.1.bias"])
+
+    def step(self, x):
+        q, loss, margin = self.quantize(self.layers("encoder", x))
+        self.margin = min(self.margin, float(margin))
+        loss = loss + F.mse_loss(self.layers("decoder", q), x)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def straight(z, q):
+    return z + (q - z).detach()
+
+
+def apart(z, codes):
+    best = torch.cdist(z.detach(), codes).topk(2, dim=-1, largest=False).values
+    return (best[:, 1] - best[:, 0]).min()
+
+
+def averaged(w, levels=1, heads=1, shared=False, cosine=False):
+    dim = w["quantizer.0.codes"].shape[1]
+    layers = []
+    for level in range(levels):
+        vq = vqp.VectorQuantize(dim=dim * heads, codebook_dim=dim, codebook_size=w["quantizer.0.codes"].shape[0], heads=heads,
+                                separate_codebook_per_head=heads > 1 and not shared, decay=0.8, commitment_weight=0.25,
+                                use_cosine_sim=cosine, rotation_trick=False).train()
+        books = [w[f"quantizer.{level if shared or heads == 1 else h}.codes"] for h in range(1 if shared else heads)]
+        codes = torch.stack(books)
+        codes = F.normalize(codes, dim=-1) if cosine else codes
+        vq._codebook.embed.data.copy_(codes)
+        vq._codebook.embed_avg.data.copy_(codes)
+        layers.append(vq)
+
+    def quantize(z):
+        left, out, loss, margin = z, 0.0, 0.0, float("inf")
+        for vq in layers:
+            parts = left.detach().reshape(len(z), heads, dim)
+            parts = F.normalize(parts, dim=-1) if cosine else parts
+            for h in range(heads):
+                margin = min(margin, apart(parts[:, h], vq._codebook.embed[0 if shared else h].clone()))
+            q, _, part = vq(left[None])
+            loss = loss + part.sum()
+            if cosine:
+                return q[0], loss, margin  # its estimator begins behind the normalization
+            out = out + q[0].detach()
+            left = left - q[0].detach()
+        return straight(z, out), loss, margin
+
+    return quantize, []
+
+
+def sim(w):
+    table = w["quantizer.0.table"]
+    vq = vqp.SimVQ(dim=table.shape[1], codebook_size=table.shape[0], rotation_trick=True).train()
+    vq.frozen_codebook.data.copy_(table)
+    vq.code_transform.weight.data.copy_(w["quantizer.0.map"])
+
+    def quantize(z):
+        margin = apart(z, vq.codebook.detach())
+        q, _, loss = vq(z[None])
+        return q[0], loss, margin
+
+    return quantize, [vq.code_transform.weight]
+
+
+def scalars(_):
+    fsq = vqp.FSQ(levels=[8, 5, 5])
+    levels = torch.tensor([8.0, 5.0, 5.0])
+    half, off = (levels - 1) * 1.001 / 2, torch.tensor([0.5, 0.0, 0.0])
+
+    def quantize(z):
+        bounded = torch.tanh(z.detach() + torch.atanh(off / half)) * half - off
+        q, _ = fsq(z[None])
+        return q[0], 0.0, (0.5 - (bounded - bounded.round()).abs()).min()
+
+    return quantize, []
+
+
+def scalar_stack(_):
+    stack = vqp.ResidualFSQ(dim=2, levels=[5, 4], num_quantizers=3)
+    levels = torch.tensor([5.0, 4.0])
+    clamp = 1 + 1 / (levels - 1)
+
+    def quantize(z):
+        y = clamp * torch.tanh(z / clamp)
+        q, index = stack(z[None].detach())
+        left, margin = y.detach(), float("inf")
+        for level in range(3):
+            scaled = (left / levels**-level).clamp(-1, 1)
+            at = (levels - 1) * (scaled + 1) / 2
+            margin = min(margin, (0.5 - (at - (at + 0.5).floor()).abs()).abs().min())
+            left = left - (2 * (at + 0.5).floor() / (levels - 1) - 1) * levels**-level
+        assert torch.allclose(y - left, q[0], atol=1e-6)
+        return straight(y, q[0]), 0.0, margin
+
+    return quantize, []
+
+
+def signs(spherical):
+    def make(_):
+        lfq = vqp.LFQ(dim=5, codebook_size=32, entropy_loss_weight=0.1, diversity_gamma=1.0, commitment_loss_weight=0.25,
+                      spherical=spherical).train()
+
+        def quantize(z):
+            q, _, loss = lfq(z[None], inv_temperature=2.0)
+            return q[0], loss, z.detach().abs().min()
+
+        return quantize, []
+
+    return make
+
+
+def latent(_):
+    levels = [4, 5, 3]
+    lists = [torch.linspace(-0.5, 0.5, n) if n % 2 else torch.arange(n) / n - 0.5 for n in levels]
+    values = [torch.nn.Parameter(v.clone()) for v in lists]
+
+    def quantize(z):
+        q, margin = [], float("inf")
+        for j, v in enumerate(values):
+            away = (z[:, j, None] - v).abs().detach()
+            best = away.topk(2, dim=-1, largest=False)
+            margin = min(margin, (best.values[:, 1] - best.values[:, 0]).min())
+            q.append(v[best.indices[:, 0]])
+        q = torch.stack(q, -1)
+        loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        return straight(z, q), loss, margin
+
+    return quantize, values
+
+
+def orthogonal(w):
+    codes = torch.nn.Parameter(w["quantizer.0.codes"].clone())
+
+    def quantize(z):
+        q = codes[torch.cdist(z.detach(), codes.detach()).argmin(-1)]
+        loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        loss = loss + 10.0 * vqp.vector_quantize_pytorch.orthogonal_loss_fn(codes[None])
+        return straight(z, q), loss, apart(z, codes.detach())
+
+    return quantize, [codes]
+
+
+EMA = ", update: ema, decay: 0.8, init: random, commitment: 0.25"
+CASES = {  # keys of section quantizer; what it starts as, where averages would move codes; peer
+    "ema": ("type: vq, codes: 11, code_dim: 4" + EMA, None, averaged),
+    "ema-levels": ("type: residual-vq, codes: 7, code_dim: 4, levels: 3" + EMA, None, lambda w: averaged(w, levels=3)),
+    "heads": ("type: vq, codes: 7, code_dim: 4, groups: 2" + EMA, None, lambda w: averaged(w, heads=2)),
+    "shared": ("type: vq, codes: 7, code_dim: 4, groups: 2, shared_codes: true" + EMA, None,
+               lambda w: averaged(w, heads=2, shared=True)),
+    "cosine": ("type: cosine, codes: 9, code_dim: 4" + EMA, "type: vq, codes: 9, code_dim: 4, init: random",
+               lambda w: averaged(w, cosine=True)),
+    "orthogonal": ("type: vq, codes: 7, code_dim: 4, init: random, orthogonal: 10.0", None, orthogonal),
+    "simvq": ("type: simvq, codes: 11, code_dim: 4, estimator: rotation", None, sim),
+    "fsq": ("type: fsq, axis_levels: [8, 5, 5]", None, scalars),
+    "residual-fsq": ("type: residual-fsq, axis_levels: [5, 4], levels: 3", None, scalar_stack),
+    "lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, signs(False)),
+    "spherical": ("type: bsq, code_dim: 5, inverse_temperature: 2.0", None, signs(True)),
+    "latent": ("type: latent, axis_levels: [4, 5, 3]", None, latent),
+}
+
+
+def write(path, keys, tensors):
+    names = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+    header, blob = ["tess-golden 1"] + [f"{k} {v}" for k, v in keys.items()], b""
+    for name, array in tensors.items():
+        blob += b"\0" * (-len(blob) % 8)
+        header.append(f"tensor {name} {names[array.dtype]} {array.size} {len(blob)}")
+        blob += array.tobytes()
+    text = "\n".join(header + ["end"]) + "\n"
+    path.write_bytes((text + " " * (-len(text) % 8)).encode() + blob)
+
+
+def main():
+    program, outdir = sys.argv[1], Path(sys.argv[2])
+    torch.manual_seed(31)
+    x = torch.randn(N, D)
+    keys, tensors = {"cases": " ".join(CASES)}, {"data.vectors": x.numpy().reshape(-1)}
+    with tempfile.NamedTemporaryFile(suffix=".fbin") as file:
+        file.write(struct.pack("<II", N, D) + x.numpy().astype("<f4").tobytes())
+        file.flush()
+        for name, (quantizer, start, make) in CASES.items():
+            w = start_weights(program, file.name, start or quantizer.replace(EMA, ", init: random"))
+            quantize, learned = make(w)
+            model = Model(w, quantize, learned)
+            tensors[f"{name}.loss"] = np.array([model.step(x) for _ in range(STEPS)])
+            keys[f"{name}.quantizer"] = quantizer
+            keys[f"{name}.margin"] = repr(model.margin)
+            print(name, model.margin, tensors[f"{name}.loss"][[0, -1]])
+    write(outdir / "curves.golden", keys, tensors)
+
+
+main()

@@ -1,0 +1,165 @@
+#include "tests/support/rqvae_run.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "train/session.h"
+
+/* M = 5 micro-batches and K = 19 codes divide by no number of ranks above 1; N = 301 vectors are
+ * less than two epochs of 12 steps with 40 vectors each, and no whole number of steps. */
+static const char run_text[] =
+    "model: {family: rqvae}\n"
+    "data: {path: %s, eval_path: %s}\n"
+    "train: {steps: 12, micro_batch: 8, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
+    "        eval_every: 5, seed: 11}\n"
+    "quantizer: {%s, encoder: [24, 10], window: 5}\n"
+    "compute: {memory_limit: 1GiB}\n"
+    "output: {dir: %s/%s, checkpoint_every: 4, keep: 2}\n";
+
+tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done)
+{
+    static volatile sig_atomic_t stop = 1;
+    char text[2048];
+    tess_session *session = NULL;
+    tess_run_override overrides[RQVAE_OVERRIDE_MAX];
+    int numel = 0;
+    for (; numel < RQVAE_OVERRIDE_MAX && l->override[numel] != NULL; numel++)
+        overrides[numel] = (tess_run_override){l->override[numel], numel + 1};
+    snprintf(text, sizeof text, run_text, v->file, v->file,
+             l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6", v->dir,
+             l->name);
+    const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+                                          .run_path = "run.yaml",
+                                          .run_text = text,
+                                          .overrides = overrides,
+                                          .override_numel = numel,
+                                          .needs_data = true,
+                                          .stop_request = l->is_stopped ? &stop : NULL};
+    TESS_TRY(tess_session_open(&v->ctx, comm, &options, &session));
+    tess_status st = tess_session_train(session);
+    tess_session_close(&session);
+    *is_done = st == TESS_OK;
+    if (st == TESS_E_PREEMPTED && l->is_stopped) {
+        tess_error_clear();
+        st = TESS_OK;
+    }
+    return st;
+}
+
+/* ---- what a run leaves ---- */
+
+static tess_status read_file(vector_run *v, const char *run, const char *name, char **text,
+                             size_t *nbytes)
+{
+    char path[600];
+    snprintf(path, sizeof path, "%s/%s/%s", v->dir, run, name);
+    return tess_io_read_all(v->ctx.io, path, 1 << 24, text, nbytes);
+}
+
+/* Bits of the losses, and the norms in front of the learning rates. */
+static tess_status hash_steps(const char *text, tess_sha256_state *sha, rqvae_outcome *out)
+{
+    for (const char *p = strstr(text, "\"loss\": "); p != NULL; p = strstr(p + 1, "\"loss\": ")) {
+        const char *bits = strstr(p, "\"loss_bits\""), *end = strstr(p, "\"lr\"");
+        TESS_CHECK(bits != NULL && end != NULL, TESS_E_FORMAT, "metrics.jsonl: '%.80s'", p);
+        out->last_loss = strtod(p + 8, NULL);
+        if (out->step_numel++ == 0)
+            out->first_loss = out->last_loss;
+        TESS_TRY(tess_sha256_update(sha, bits, (size_t)(end - bits)));
+    }
+    return TESS_OK;
+}
+
+tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out)
+{
+    static const char *const file[] = {"metrics.jsonl", "levels.jsonl", "eval.jsonl",
+                                       "export/model.safetensors"};
+    tess_sha256_state *sha = NULL;
+    TESS_TRY(tess_sha256_create(&sha));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < TESS_NELEM(file) && st == TESS_OK; i++) {
+        char *text = NULL;
+        size_t nbytes = 0;
+        st = read_file(v, run, file[i], &text, &nbytes);
+        if (st == TESS_OK)
+            st = i == 0 ? hash_steps(text, sha, out) : tess_sha256_update(sha, text, nbytes);
+        tess_free(text);
+    }
+    if (st == TESS_OK)
+        st = tess_sha256_final(sha, &out->digest);
+    tess_sha256_destroy(&sha);
+    return st;
+}
+
+static tess_status expect_same(vector_run *v, const char *a_name, const char *b_name)
+{
+    rqvae_outcome a = {0}, b = {0};
+    TESS_TRY(rqvae_outcome_of(v, a_name, &a));
+    TESS_TRY(rqvae_outcome_of(v, b_name, &b));
+    TESS_CHECK(tess_sha256_is_equal(&a.digest, &b.digest), TESS_E_STATE,
+               "runs '%s' and '%s' differ: last losses %.17g and %.17g", a_name, b_name,
+               a.last_loss, b.last_loss);
+    TESS_CHECK(a.step_numel == RQVAE_STEPS, TESS_E_STATE, "run '%s' has %d steps", a_name,
+               a.step_numel);
+    return TESS_OK;
+}
+
+tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
+                              const rqvae_launch *l)
+{
+    char alone_name[48];
+    bool is_done = false;
+    rqvae_launch alone = *l;
+    snprintf(alone_name, sizeof alone_name, "%s-alone", l->name);
+    alone.name = alone_name;
+    TESS_TRY(rqvae_train(comm, v, l, &is_done));
+    tess_status st = TESS_OK;
+    if (tess_comm_rank(comm) == 0)
+        st = rqvae_train(self, v, &alone, &is_done);
+    if (st == TESS_OK && tess_comm_rank(comm) == 0)
+        st = expect_same(v, l->name, alone_name);
+    return tess_agree(comm, st);
+}
+
+/* Stopped after every step, with all ranks and with one in turn. */
+tess_status rqvae_check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
+                               const rqvae_launch *whole)
+{
+    char parts_name[32];
+    rqvae_launch parts = *whole;
+    snprintf(parts_name, sizeof parts_name, "%s-parts", whole->name);
+    parts.name = parts_name;
+    parts.is_stopped = true;
+    int64_t is_over = 0;
+    int launches = 0;
+    bool is_done = false;
+    TESS_TRY(rqvae_train(comm, v, whole, &is_done));
+    for (; is_over == 0; launches++) {
+        tess_status st = TESS_OK;
+        is_done = false;
+        if (launches % 2 == 0)
+            st = rqvae_train(comm, v, &parts, &is_done);
+        else if (tess_comm_rank(comm) == 0)
+            st = rqvae_train(self, v, &parts, &is_done);
+        TESS_TRY(tess_agree(comm, st));
+        is_over = is_done;
+        TESS_TRY(tess_comm_control(comm, NULL, 0, &is_over, 1));
+    }
+    TESS_CHECK(launches == RQVAE_STEPS, TESS_E_STATE, "%d launches of one step each", launches);
+    return tess_agree(comm, expect_same(v, whole->name, parts_name));
+}
+
+tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_launch *l,
+                                 tess_status code, const char *words)
+{
+    bool is_done = false;
+    const tess_status st = rqvae_train(comm, v, l, &is_done);
+    TESS_CHECK(st == code && strstr(tess_error_message(), words) != NULL, TESS_E_STATE,
+               "%s: expected a refusal with '%s', found %s: %s", l->name, words,
+               tess_status_name(st), tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}

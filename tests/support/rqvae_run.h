@@ -1,0 +1,36 @@
+/** Whole RQ-VAE runs over a file of vectors: what they leave, and comparisons of such. */
+#pragma once
+
+#include "tests/support/vector_run.h"
+
+enum { RQVAE_OVERRIDE_MAX = 8, RQVAE_STEPS = 12 };
+
+/** A run and how it differs from the others. */
+typedef struct rqvae_launch {
+    const char *name;
+    const char *quantizer; /* keys of that section; NULL: codes, levels and code_dim */
+    const char *override[RQVAE_OVERRIDE_MAX]; /* ends with NULL */
+    bool is_stopped;                          /* as a signal would, after one step */
+} rqvae_launch;
+
+/** What a run leaves. */
+typedef struct rqvae_outcome {
+    tess_sha256 digest; /* losses, norms, levels, evaluations, tensors */
+    double first_loss, last_loss;
+    int step_numel;
+} rqvae_outcome;
+
+/** Collective over `comm`. */
+tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done);
+/** Local. */
+tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out);
+/** The run on all ranks and on one leave the same bits. Collective over `comm`. */
+tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
+                              const rqvae_launch *l);
+/** The run, and one that is stopped after every step, with all ranks and with one in turn.
+ * Collective over `comm`. */
+tess_status rqvae_check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
+                               const rqvae_launch *whole);
+/** Collective over `comm`. */
+tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_launch *l,
+                                 tess_status code, const char *words);

@@ -1,0 +1,204 @@
+/*
+ * Whole runs of every quantizer between encoder and decoder: the same bits on this many ranks as on
+ * one, in f32 and with bf16 weights cut over the ranks (what breaks peers whose quantizers mix
+ * dtypes), resumed on another number of ranks, and no more bytes on the wire than counted.
+ * Runs at 5 and 8 ranks too: K = 19, M = 5 and the bits of a group divide by none.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "tests/support/rank_test.h"
+#include "tests/support/rqvae_run.h"
+
+#define BOOKS "codes: 19, code_dim: 6"
+static const rqvae_launch quantizers[] = {
+    {.name = "vq", .quantizer = BOOKS ", type: vq"},
+    {.name = "grouped", .quantizer = BOOKS ", levels: 2, groups: 2, update: ema"},
+    {.name = "heads",
+     .quantizer = BOOKS ", type: vq, groups: 3, shared_codes: true, update: ema, threshold: 1.5, "
+                        "decay: 0.8"},
+    {.name = "learned",
+     .quantizer = BOOKS ", type: vq, groups: 2, shared_codes: true, orthogonal: 10"},
+    {.name = "drawn", .quantizer = BOOKS ", levels: 3, temperature: 0.7"},
+    {.name = "cosine", .quantizer = BOOKS ", type: cosine, groups: 2, threshold: 1.5"},
+    {.name = "simvq", .quantizer = BOOKS ", type: simvq, orthogonal: 1"},
+    {.name = "simvqs",
+     .quantizer = BOOKS ", type: residual-simvq, levels: 2, groups: 2, estimator: rotation"},
+    {.name = "fsq", .quantizer = "type: fsq, axis_levels: [8, 5, 5]"},
+    {.name = "noise", .quantizer = "type: fsq, axis_levels: [2, 3], rule: symmetric, noise: 0.5"},
+    {.name = "fsqs", .quantizer = "type: residual-fsq, axis_levels: [5, 4], levels: 3"},
+    {.name = "lfq", .quantizer = "type: lfq, code_dim: 5"},
+    {.name = "lfqs",
+     .quantizer = "type: lfq, code_dim: 6, groups: 2, diversity: 0.5, inverse_temperature: 3",
+     .override = {"train.micro_batches=2"}},
+    {.name = "bsq", .quantizer = "type: bsq, code_dim: 6, groups: 2, inverse_temperature: 2"},
+    {.name = "bsq0", .quantizer = "type: bsq, code_dim: 25, diversity: 0"},
+    {.name = "latent", .quantizer = "type: latent, axis_levels: [4, 5, 3, 6]"}};
+
+/* The launch with one more override. */
+static rqvae_launch with(const rqvae_launch *l, const char *name, const char *more)
+{
+    rqvae_launch out = *l;
+    int numel = 0;
+    while (out.override[numel] != NULL)
+        numel++;
+    out.override[numel] = more;
+    out.name = name;
+    return out;
+}
+
+static tess_status check_all(tess_comm *comm, tess_comm *self, vector_run *v)
+{
+    static const char *const dtype[] = {"compute.dtype=f32", "compute.dtype=bf16"};
+    for (int i = 0; i < TESS_NELEM(quantizers); i++)
+        for (int t = 0; t < TESS_NELEM(dtype); t++) {
+            char name[32];
+            snprintf(name, sizeof name, "%s-%d", quantizers[i].name, t);
+            const rqvae_launch l = with(&quantizers[i], name, dtype[t]);
+            TESS_TRY(rqvae_check_alone(comm, self, v, &l));
+        }
+    return TESS_OK;
+}
+
+static tess_status check_resumes(tess_comm *comm, tess_comm *self, vector_run *v)
+{
+    static const char *const name[] = {"drawn", "heads", "noise", "lfq"};
+    for (int i = 0; i < TESS_NELEM(name); i++)
+        for (int k = 0; k < TESS_NELEM(quantizers); k++) {
+            char whole[32];
+            if (strcmp(name[i], quantizers[k].name) != 0)
+                continue;
+            snprintf(whole, sizeof whole, "%s-whole", name[i]);
+            const rqvae_launch l = with(&quantizers[k], whole, "train.eval_every=0");
+            TESS_TRY(rqvae_check_resume(comm, self, v, &l));
+        }
+    return TESS_OK;
+}
+
+static tess_status check_refusals(tess_comm *comm, vector_run *v)
+{
+    static const struct {
+        rqvae_launch l;
+        const char *words;
+    } wrong[] = {
+        {{.name = "no1", .override = {"quantizer.type=residual-kmeans"}}, "expected another one"},
+        {{.name = "no2", .override = {"quantizer.type=fsq"}}, "no meaning with quantizer.type fsq"},
+        {{.name = "no3", .override = {"quantizer.entropy=0.2"}},
+         "no meaning with quantizer.type residual-vq"},
+        {{.name = "no4", .override = {"quantizer.groups=4"}}, "choose a divisor"},
+        {{.name = "no5", .override = {"quantizer.update=ema", "quantizer.orthogonal=1"}},
+         "set quantizer.update to gradient"},
+        {{.name = "no6", .override = {"quantizer.groups=3", "quantizer.levels=30"}},
+         "at most 64 indices"},
+        {{.name = "no7", .quantizer = "type: fsq"}, "fsq needs quantizer.axis_levels"},
+        {{.name = "no8", .quantizer = "type: fsq, axis_levels: [2, 3]"}, "symmetric and clamped"},
+        {{.name = "no9", .quantizer = "type: lfq, code_dim: 20"}, "use quantizer.groups"},
+        {{.name = "no10", .quantizer = "type: cosine, update: gradient"},
+         "quantizer.update to ema"}};
+    for (int i = 0; i < TESS_NELEM(wrong); i++)
+        TESS_TRY(rqvae_expect_refused(comm, v, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
+    return TESS_OK;
+}
+
+/* ---- on the wire ---- */
+
+typedef struct traffic {
+    int64_t gathered, sent; /* bytes received in gathers; of gradients to others */
+} traffic;
+
+static traffic traffic_of(const tess_comm *spy)
+{
+    const tess_spy_record *record = NULL;
+    const int64_t numel = tess_spy_records(spy, &record);
+    traffic t = {0};
+    for (int64_t i = 0; i < numel; i++) {
+        const int64_t each = (int64_t)tess_dtype_block_nbytes(record[i].wire);
+        if (record[i].op == TESS_COMM_ALL_GATHER)
+            t.gathered += each * record[i].receive_numel;
+        if (record[i].op == TESS_COMM_EXCHANGE)
+            t.sent += each * record[i].send_numel;
+    }
+    return t;
+}
+
+/* A number of the plan that a run leaves. */
+static tess_status planned(vector_run *v, const char *run, const char *key, int64_t *out)
+{
+    char path[400], *text = NULL;
+    size_t nbytes = 0;
+    snprintf(path, sizeof path, "%s/%s/plan.json", v->dir, run);
+    TESS_TRY(tess_io_read_all(v->ctx.io, path, 1 << 20, &text, &nbytes));
+    const char *at = strstr(text, key);
+    if (at != NULL)
+        *out = strtoll(at + strlen(key) + 2, NULL, 10);
+    tess_free(text);
+    TESS_CHECK(at != NULL, TESS_E_FORMAT, "%s: no '%s'", path, key);
+    return TESS_OK;
+}
+
+/* What five steps more put on the wire is what the plan says of one, five times: the pass ahead of
+ * every step too. */
+static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch *choice)
+{
+    static const char *const steps[] = {"train.steps=2", "train.steps=7"};
+    tess_comm *spy = NULL;
+    traffic t[2];
+    int64_t gathered = 0, sent = 0;
+    TESS_TRY(tess_comm_create_spy(comm, &spy));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < 2 && st == TESS_OK; i++) {
+        char name[32];
+        bool is_done = false;
+        snprintf(name, sizeof name, "%s-wire%d", choice->name, i);
+        const rqvae_launch quiet = with(choice, name, "train.eval_every=0");
+        const rqvae_launch l = with(&quiet, name, steps[i]);
+        tess_spy_clear(spy);
+        st = rqvae_train(spy, v, &l, &is_done);
+        t[i] = traffic_of(spy);
+        if (st == TESS_OK)
+            st = planned(v, name, "\"gather_bytes_received\"", &gathered);
+        if (st == TESS_OK)
+            st = planned(v, name, "\"gradient_bytes_sent\"", &sent);
+    }
+    if (st == TESS_OK && t[1].gathered - t[0].gathered != 5 * gathered)
+        st = TESS_FAIL(TESS_E_STATE, "%s: a step gathers %" PRId64 " / 5 bytes, planned %" PRId64,
+                       choice->name, t[1].gathered - t[0].gathered, gathered);
+    if (st == TESS_OK && tess_comm_rank(comm) == 0 && t[1].sent - t[0].sent != 5 * sent)
+        st = TESS_FAIL(TESS_E_STATE,
+                       "%s: a step sends %" PRId64 " / 5 bytes of gradients, planned %" PRId64,
+                       choice->name, t[1].sent - t[0].sent, sent);
+    tess_comm_destroy(&spy);
+    return tess_agree(comm, st);
+}
+
+static tess_status check_wires(tess_comm *comm, vector_run *v)
+{
+    for (int k = 0; k < TESS_NELEM(quantizers); k++)
+        if (strcmp(quantizers[k].name, "lfq") == 0 || strcmp(quantizers[k].name, "fsq") == 0)
+            TESS_TRY(check_wire(comm, v, &quantizers[k]));
+    return TESS_OK;
+}
+
+static tess_status run(tess_comm *comm)
+{
+    tess_comm *self = NULL;
+    vector_run v;
+    TESS_TRY(tess_comm_create_self(&self));
+    tess_status st = vector_run_create(comm, 301, 19, VECTORS_CLUSTERS, &v);
+    if (st == TESS_OK)
+        st = check_refusals(comm, &v);
+    if (st == TESS_OK)
+        st = check_wires(comm, &v);
+    if (st == TESS_OK)
+        st = check_all(comm, self, &v);
+    if (st == TESS_OK)
+        st = check_resumes(comm, self, &v);
+    vector_run_destroy(comm, &v);
+    tess_comm_destroy(&self);
+    return st;
+}
+
+int main(int argc, char **argv) { return rank_test_main(argc, argv, run); }
