@@ -1,5 +1,6 @@
 #include "reference/flux_reference.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,16 +31,53 @@ static tape_node get(const flux_reference *f, const char *prefix, const char *mo
     return flux_reference_find(f, name);
 }
 
+/* A of a module: its own, or that of the first part of the matrix it is a part of. */
+static tape_node adapter_a(const flux_reference *f, const char *prefix, const char *module)
+{
+    static const char *const part[][2] = {
+        {"attn.to_", "attn.to_q"}, {"attn.add_", "attn.add_q_proj"}, {"proj_mlp", "attn.to_q"}};
+    const tape_node own = get(f, prefix, module, ".lora_A.weight");
+    for (int i = 0; i < 3 && own < 0; i++)
+        if (strncmp(module, part[i][0], strlen(part[i][0])) == 0)
+            return get(f, prefix, part[i][1], ".lora_A.weight");
+    return own;
+}
+
+/* m / n per column, n the lengths of the rows of W + s B A, which have no gradient. */
+static tape_node rescale(flux_reference *f, tape_node y, tape_node m, const tape_node wab[3])
+{
+    tape *t = f->t;
+    const int64_t out = tape_rows(t, wab[0]), in = tape_cols(t, wab[0]), r = tape_rows(t, wab[1]);
+    const tape_node inverse = tape_leaf(t, 1, out);
+    for (int64_t o = 0; o < out; o++) {
+        double square = 0.0;
+        for (int64_t i = 0; i < in; i++) {
+            double w = tape_value(t, wab[0])[o * in + i];
+            for (int64_t k = 0; k < r; k++)
+                w += f->lora_scale * tape_value(t, wab[2])[o * r + k] *
+                     tape_value(t, wab[1])[k * in + i];
+            square += w * w;
+        }
+        tape_value(t, inverse)[o] = 1.0 / sqrt(square);
+    }
+    return tape_mul_row(t, tape_mul_row(t, y, m, 0.0), inverse, 0.0);
+}
+
 static tape_node linear(flux_reference *f, const char *prefix, const char *module, tape_node x)
 {
     tape *t = f->t;
-    const tape_node a = get(f, prefix, module, ".lora_A.weight");
-    tape_node y = tape_linear(t, x, get(f, prefix, module, ".weight"));
-    y = tape_add_row(t, y, get(f, prefix, module, ".bias"));
-    if (a < 0)
-        return y;
-    const tape_node u = tape_scale(t, tape_linear(t, x, a), f->lora_scale);
-    return tape_add(t, y, tape_linear(t, u, get(f, prefix, module, ".lora_B.weight")));
+    const tape_node w = get(f, prefix, module, ".weight");
+    const tape_node b = get(f, prefix, module, ".lora_B.weight");
+    const tape_node m = get(f, prefix, module, ".lora_magnitude_vector");
+    tape_node y = tape_linear(t, x, w);
+    if (b >= 0) {
+        const tape_node a = adapter_a(f, prefix, module);
+        const tape_node u = tape_scale(t, tape_linear(t, x, a), f->lora_scale);
+        y = tape_add(t, y, tape_linear(t, u, b));
+        if (m >= 0)
+            y = rescale(f, y, m, (const tape_node[3]){w, a, b});
+    }
+    return tape_add_row(t, y, get(f, prefix, module, ".bias"));
 }
 
 static tape_node leaf(flux_reference *f, int64_t rows, int64_t cols, const double *x)

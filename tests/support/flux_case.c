@@ -31,7 +31,8 @@ static bool ends_with(const char *name, const char *end)
 void flux_hash_fill(const char *name, int64_t rows, int64_t cols, float *out)
 {
     double off = 0.0, scale = 0.1;
-    if (rows == 1 && ends_with(name, ".weight") && strstr(name, "norm") != NULL)
+    if (ends_with(name, ".lora_magnitude_vector") ||
+        (rows == 1 && ends_with(name, ".weight") && strstr(name, "norm") != NULL))
         off = 1.0;
     else if (ends_with(name, ".weight") && !ends_with(name, ".lora_B.weight"))
         scale = sqrt(3.0 / (double)cols);
