@@ -84,9 +84,28 @@ static tess_status lora_of(void *arg, const char *path, bool is_head, tess_lora_
 
 static tess_status source_of(void *arg, const tess_param *p, tess_codec *out)
 {
-    (void)arg;
+    const flux_choice *o = arg;
     (void)p;
-    *out = (tess_codec){.format = TESS_FORMAT_F32};
+    *out = (tess_codec){.format = o->is_random ? TESS_FORMAT_BF16 : TESS_FORMAT_F32};
+    return TESS_OK;
+}
+
+static tess_status codec_of(void *arg, const tess_param *p, bool is_linear, tess_codec source,
+                            tess_codec *out)
+{
+    const flux_choice *o = arg;
+    *out = source;
+    if (o->base == TESS_FORMAT_F32 || !is_linear || p->shape[1] < 64)
+        return TESS_OK;
+    out->format = o->base;
+    out->block_numel = p->shape[1];
+    if (o->base == TESS_FORMAT_NF4) {
+        out->block_numel = 64;
+        out->double_quant = true;
+    } else if (o->base == TESS_FORMAT_QINT4) {
+        out->block_numel = tess_codec_group_numel(p->shape[1]);
+        out->scale_dt = TESS_BF16;
+    }
     return TESS_OK;
 }
 
@@ -108,23 +127,30 @@ static void fill_weights(stage_chain *c)
     }
 }
 
-stage_chain flux_open(const flux_choice *o)
+tess_status flux_describe(const flux_choice *o, tess_registry *reg, tess_model **model)
 {
-    stage_chain c = {.is_recomputed = o->is_recomputed, .kernels = o->kernels};
     const tess_flux_shape shape = {.sample_numel = o->sample_numel,
                                    .image_numel = o->height * o->width,
                                    .text_numel = o->text_numel};
     const tess_model_options options = {.compute_dt = o->dt,
                                         .is_full = o->is_full,
+                                        .is_random = o->is_random,
                                         .thread_numel = o->thread_numel,
                                         .dropout = o->dropout,
                                         .lora_plus_ratio = 1.0,
                                         .arg = (void *)(uintptr_t)o,
                                         .lora_of = lora_of,
-                                        .source_of = source_of};
+                                        .source_of = source_of,
+                                        .codec_of = codec_of};
+    return tess_flux_create(&o->config, &shape, &options, reg, model);
+}
+
+stage_chain flux_open(const flux_choice *o)
+{
+    stage_chain c = {.is_recomputed = o->is_recomputed, .kernels = o->kernels};
     must(tess_kernels_cpu_select(tess_cpu_path_best()));
     tess_registry_init(&c.reg, o->dt);
-    must(tess_flux_create(&o->config, &shape, &options, &c.reg, &c.model));
+    must(flux_describe(o, &c.reg, &c.model));
     must(stage_chain_init(&c, o->thread_numel));
     fill_weights(&c);
     must(stage_chain_publish(&c));

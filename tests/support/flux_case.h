@@ -23,10 +23,12 @@ typedef struct flux_choice {
     bool is_full, is_recomputed;
     int thread_numel;
     double dropout;
-    const char *const *targets; /* modules with LoRA: whole names, or "*" and a suffix; ends with
-                                   NULL */
+    const char *const
+        *targets; /* modules with LoRA: whole names, or "*" and a suffix; NULL-ended */
     bool shares_a, is_dora;
     const tess_kernels *kernels;
+    bool is_random;   /* the family's random rules instead of weights given */
+    tess_format base; /* of linears with enough columns, when random; F32: as they come */
 } flux_choice;
 
 /** f32, 2 + 2 blocks of 4 heads x 16, guidance, one sample of 4 x 4 tokens and 8 of text, frozen.
@@ -36,6 +38,8 @@ flux_choice flux_tiny(void);
 extern const char *const flux_golden_targets[];
 extern const char *const flux_every_target[];
 
+/** Registry and model alone. Local. */
+tess_status flux_describe(const flux_choice *o, tess_registry *reg, tess_model **model);
 /** A model ready to run; weights are those of the hash. */
 stage_chain flux_open(const flux_choice *o);
 
