@@ -204,7 +204,7 @@ static void test_the_reference_has_the_golden_numbers(void **state)
             expect_row(&lora_output, tape_value(graph, t.output[0]), N * C, exact);
         expect_near("loss", tape_value(graph, t.loss)[0],
                     with_lora ? golden_lora_loss : golden_loss, exact);
-        tape_backward(graph, t.loss, 1.0);
+        tape_backward(graph, t.loss, &(const double){1.0});
         for (int i = 0; i < TESS_NELEM(gradient_table) && with_lora; i++) {
             char name[2][160];
             snprintf(name[0], sizeof name[0], "%s.lora_A.weight", gradient_table[i].module);

@@ -60,7 +60,7 @@ static void expect_gradients(const flux_choice *o)
     flux_twin t;
     double loss = 0.0;
     flux_twin_open(o, &c, &x, FLUX_RIGHT, &t);
-    tape_backward(t.f.t, t.loss, (double)scale);
+    tape_backward(t.f.t, t.loss, &(const double){(double)scale});
     expect_ok(stage_chain_train(&c, &x.batch, scale, &loss));
     const double expected = tape_value(t.f.t, t.loss)[0];
     if (!(fabs(loss - expected) <= output_bound(o->dt) * expected))

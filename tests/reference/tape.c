@@ -521,11 +521,11 @@ static void node_back(tape *t, const node *n)
     }
 }
 
-void tape_backward(tape *t, tape_node loss, double scale)
+void tape_backward(tape *t, tape_node y, const double *d_y)
 {
     for (int i = 0; i < t->node_numel; i++)
         memset(t->node[i].d, 0, (size_t)(t->node[i].rows * t->node[i].cols) * sizeof(double));
-    t->node[loss].d[0] = scale;
+    memcpy(t->node[y].d, d_y, (size_t)(t->node[y].rows * t->node[y].cols) * sizeof(double));
     for (int i = t->node_numel - 1; i >= 0; i--)
         node_back(t, &t->node[i]);
 }

@@ -52,5 +52,5 @@ tape_node tape_join_rows(tape *t, tape_node a, tape_node b);
 tape_node tape_join_cols(tape *t, tape_node a, tape_node b);
 /** sum over rows of weight[r] |y - target|^2, [1, 1]; arrays kept by the caller. */
 tape_node tape_square_error(tape *t, tape_node y, const double *target, const double *weight);
-/** Gradients of sum of the [1, 1] node `loss` times `scale`. */
-void tape_backward(tape *t, tape_node loss, double scale);
+/** Gradients of sum(d_y y); d_y is as large as y. */
+void tape_backward(tape *t, tape_node y, const double *d_y);
