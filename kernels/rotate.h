@@ -12,7 +12,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_ROTATE_DIM_MAX = 512 };
+enum { TESS_ROTATE_DIM_MAX = 1024 };
 
 typedef struct tess_rotate_args {
     tess_sample_shape shape; /* its dim is D; rows hold head_numel of them */

@@ -1,8 +1,7 @@
-/* Tensors of the FLUX.1 family, their stages, and tables that a batch brings. */
+/* Tensors of the FLUX.1 family and their stages. */
 #include "model/flux.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,36 +14,6 @@
 /* Random weights are for measurements: outputs must not be zero. */
 static const double random_scale = 0.02;
 static const float qk_norm_eps = 1e-6f;
-static const double theta = 10000.0;
-
-/* ---- tables ---- */
-
-void tess_flux_sinusoid(double a, float out[TESS_FLUX_SINUSOID_NUMEL])
-{
-    enum { HALF = TESS_FLUX_SINUSOID_NUMEL / 2 };
-    for (int i = 0; i < HALF; i++) {
-        const double angle = a * exp(-log(theta) * (double)i / HALF);
-        out[i] = (float)cos(angle);
-        out[HALF + i] = (float)sin(angle);
-    }
-}
-
-void tess_flux_rope(const tess_flux_config *config, int64_t text_numel, int64_t height,
-                    int64_t width, float *cosine, float *sine)
-{
-    for (int64_t t = 0; t < text_numel + height * width; t++) {
-        const int64_t token = t - text_numel;
-        const int64_t id[] = {0, token < 0 ? 0 : token / width, token < 0 ? 0 : token % width};
-        for (int axis = 0; axis < TESS_FLUX_AXIS_NUMEL; axis++) {
-            const int64_t dim = config->axis_dim[axis];
-            for (int64_t j = 0; j < dim / 2; j++) {
-                const double angle = (double)id[axis] * pow(theta, -2.0 * (double)j / (double)dim);
-                *cosine++ = (float)cos(angle);
-                *sine++ = (float)sin(angle);
-            }
-        }
-    }
-}
 
 /* ---- tensors ---- */
 
@@ -266,41 +235,6 @@ done:
 
 /* ---- create ---- */
 
-static tess_status check_positive(const char *name, int64_t value)
-{
-    TESS_CHECK(value >= 1, TESS_E_CONFIG, "model config: %s is %" PRId64 ", expected at least 1",
-               name, value);
-    return TESS_OK;
-}
-
-static tess_status check_config(const tess_flux_config *c)
-{
-    TESS_TRY(check_positive("in_channels", c->in_channels));
-    TESS_TRY(check_positive("out_channels", c->out_channels));
-    TESS_TRY(check_positive("num_attention_heads", c->head_numel));
-    TESS_TRY(check_positive("attention_head_dim", c->head_dim));
-    TESS_TRY(check_positive("joint_attention_dim", c->text_dim));
-    TESS_TRY(check_positive("pooled_projection_dim", c->pooled_dim));
-    TESS_CHECK(c->double_numel >= 0 && c->single_numel >= 0 && c->double_numel <= 4096 &&
-                   c->single_numel <= 4096,
-               TESS_E_CONFIG,
-               "model config: num_layers %" PRId64 " and num_single_layers %" PRId64
-               ": expected 0 to 4096 of each",
-               c->double_numel, c->single_numel);
-    int64_t sum = 0;
-    for (int i = 0; i < TESS_FLUX_AXIS_NUMEL; i++) {
-        TESS_CHECK(c->axis_dim[i] >= 0 && c->axis_dim[i] % 2 == 0, TESS_E_CONFIG,
-                   "model config: axes_dims_rope[%d] is %" PRId64 ", expected an even number", i,
-                   c->axis_dim[i]);
-        sum += c->axis_dim[i];
-    }
-    TESS_CHECK(sum == c->head_dim && c->head_dim <= TESS_ROTATE_DIM_MAX, TESS_E_CONFIG,
-               "model config: axes_dims_rope add up to %" PRId64 ", attention_head_dim is %" PRId64
-               "; expected the same, at most %d",
-               sum, c->head_dim, TESS_ROTATE_DIM_MAX);
-    return TESS_OK;
-}
-
 static tess_status check_options(const tess_flux_shape *shape, const tess_model_options *o)
 {
     TESS_CHECK(o->compute_dt == TESS_F32 || o->compute_dt == TESS_BF16, TESS_E_DTYPE,
@@ -394,7 +328,7 @@ tess_status tess_flux_create(const tess_flux_config *config, const tess_flux_sha
                              const tess_model_options *options, tess_registry *reg,
                              tess_model **out)
 {
-    TESS_TRY(check_config(config));
+    TESS_TRY(tess_flux_config_check(config));
     TESS_TRY(check_options(shape, options));
     TESS_CHECK(
         reg->compute_dt == options->compute_dt && reg->param_numel == 0 && !reg->is_laid_out,

@@ -137,6 +137,8 @@ tess_status flux_describe(const flux_choice *o, tess_registry *reg, tess_model *
                                         .is_random = o->is_random,
                                         .thread_numel = o->thread_numel,
                                         .dropout = o->dropout,
+                                        .kernels = o->planned,
+                                        .start = o->start,
                                         .lora_plus_ratio = 1.0,
                                         .arg = (void *)(uintptr_t)o,
                                         .lora_of = lora_of,

@@ -27,6 +27,8 @@ typedef struct flux_choice {
         *targets; /* modules with LoRA: whole names, or "*" and a suffix; NULL-ended */
     bool shares_a, is_dora;
     const tess_kernels *kernels;
+    const tess_kernels *planned; /* table whose workspaces are planned; NULL: the CPU's */
+    tess_adapter_start start;
     bool is_random;   /* the family's random rules instead of weights given */
     tess_format base; /* of linears with enough columns, when random; F32: as they come */
 } flux_choice;
