@@ -13,7 +13,7 @@
 #include "support/flux_case.h"
 #include "support/rank_test.h"
 
-enum { STEP_NUMEL = 3, MICRO_BATCH_NUMEL = 5 };
+enum { STEP_NUMEL = 2, MICRO_BATCH_NUMEL = 4 };
 
 typedef struct outcome {
     double loss[STEP_NUMEL], norm[STEP_NUMEL];
