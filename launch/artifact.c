@@ -18,6 +18,7 @@
 #include "format/safetensors.h"
 #include "launch/launch.h"
 #include "train/codes_file.h"
+#include "train/latents.h"
 #include "train/strbuf.h"
 #include "train/token_file.h"
 #include "train/vectors.h"
@@ -57,6 +58,11 @@ static tess_status kind_of_file(const tess_ctx *ctx, const char *path, tess_arti
     TESS_TRY(tess_codes_file_is(ctx, path, &is_it));
     if (is_it) {
         *kind = TESS_ARTIFACT_CODES;
+        return TESS_OK;
+    }
+    TESS_TRY(tess_latents_is(ctx, path, &is_it));
+    if (is_it) {
+        *kind = TESS_ARTIFACT_CACHE;
         return TESS_OK;
     }
     TESS_TRY(tess_vectors_is_source(ctx, path, &is_it));
@@ -412,16 +418,65 @@ static tess_status describe_codes(const tess_ctx *ctx, const char *path, bool is
     return st;
 }
 
+static tess_status add_buckets(const tess_latents *file, tess_json *to)
+{
+    const tess_latents_info *info = tess_latents_get_info(file);
+    tess_json *list = NULL, *row = NULL;
+    TESS_TRY(tess_json_add_array(to, "buckets", &list));
+    for (int64_t i = 0; i < info->bucket_numel; i++) {
+        const tess_latents_bucket *b = &tess_latents_buckets(file)[i];
+        TESS_TRY(tess_json_add_object(list, NULL, &row));
+        TESS_TRY(tess_json_add_i64(row, "height", b->height));
+        TESS_TRY(tess_json_add_i64(row, "width", b->width));
+        TESS_TRY(tess_json_add_i64(row, "tokens", tess_latents_token_numel(b)));
+        TESS_TRY(tess_json_add_i64(row, "samples", b->sample_numel));
+    }
+    return TESS_OK;
+}
+
+static tess_status fill_cache(const tess_latents *file, bool is_verify, tess_json *to)
+{
+    const tess_latents_info *info = tess_latents_get_info(file);
+    if (is_verify)
+        TESS_TRY(tess_latents_verify(file));
+    TESS_TRY(tess_json_add_i64(to, "nbytes", info->file_nbytes));
+    TESS_TRY(tess_json_add_i64(to, "samples", info->sample_numel));
+    TESS_TRY(tess_json_add_i64(to, "captions", info->caption_numel));
+    TESS_TRY(tess_json_add_bool(to, "has_empty", info->has_empty));
+    TESS_TRY(tess_json_add_bool(to, "has_masks", info->has_masks));
+    TESS_TRY(tess_json_add_i64(to, "channels", info->channel_numel));
+    TESS_TRY(tess_json_add_string(to, "latent_dtype", tess_dtype_name(info->latent_dt)));
+    TESS_TRY(tess_json_add_string(to, "text_dtype", tess_dtype_name(info->text_dt)));
+    TESS_TRY(tess_json_add_i64(to, "text_tokens", info->text_numel));
+    TESS_TRY(tess_json_add_i64(to, "text_dim", info->text_dim));
+    TESS_TRY(tess_json_add_i64(to, "pooled_dim", info->pooled_dim));
+    TESS_TRY(tess_json_add_bool(to, "is_text_masked", info->is_text_masked));
+    TESS_TRY(tess_json_add_string(to, "tool", info->origin.tool));
+    TESS_TRY(tess_json_add_string(to, "vae", info->origin.vae));
+    TESS_TRY(tess_json_add_string(to, "text_encoders", info->origin.text_encoders));
+    TESS_TRY(tess_json_add_string(to, "posterior", info->origin.posterior));
+    TESS_TRY(add_hex(to, "digest", info->digest.byte, sizeof info->digest.byte));
+    return add_buckets(file, to);
+}
+
+static tess_status describe_cache(const tess_ctx *ctx, const char *path, bool is_verify,
+                                  tess_json *to)
+{
+    tess_latents *file = NULL;
+    TESS_TRY(tess_latents_open(ctx, path, &file));
+    const tess_status st = fill_cache(file, is_verify, to);
+    tess_latents_close(&file);
+    return st;
+}
+
 static tess_status describe(const tess_ctx *ctx, tess_artifact_kind kind, const char *path,
                             bool is_verify, tess_json *to)
 {
-    static const char *const names[] = {[TESS_ARTIFACT_CHECKPOINT] = "checkpoint",
-                                        [TESS_ARTIFACT_TOKEN_FILE] = "token file",
-                                        [TESS_ARTIFACT_VECTORS] = "vectors",
-                                        [TESS_ARTIFACT_CODES] = "codes file",
-                                        [TESS_ARTIFACT_SAFETENSORS] = "safetensors file",
-                                        [TESS_ARTIFACT_MODEL] = "model",
-                                        [TESS_ARTIFACT_ADAPTER] = "adapter"};
+    static const char *const names[] = {
+        [TESS_ARTIFACT_CHECKPOINT] = "checkpoint", [TESS_ARTIFACT_TOKEN_FILE] = "token file",
+        [TESS_ARTIFACT_VECTORS] = "vectors",       [TESS_ARTIFACT_CODES] = "codes file",
+        [TESS_ARTIFACT_CACHE] = "cache",           [TESS_ARTIFACT_SAFETENSORS] = "safetensors file",
+        [TESS_ARTIFACT_MODEL] = "model",           [TESS_ARTIFACT_ADAPTER] = "adapter"};
     TESS_TRY(tess_json_add_string(to, "kind", names[kind]));
     TESS_TRY(tess_json_add_string(to, "path", path));
     if (is_verify)
@@ -435,6 +490,8 @@ static tess_status describe(const tess_ctx *ctx, tess_artifact_kind kind, const 
         return describe_vectors(ctx, path, is_verify, to);
     case TESS_ARTIFACT_CODES:
         return describe_codes(ctx, path, is_verify, to);
+    case TESS_ARTIFACT_CACHE:
+        return describe_cache(ctx, path, is_verify, to);
     case TESS_ARTIFACT_SAFETENSORS:
         return describe_safetensors(ctx, path, is_verify, to);
     case TESS_ARTIFACT_MODEL:

@@ -1,5 +1,5 @@
 /** What inspect and verify can open besides checkpoints: token files, vectors and their codes,
- * safetensors files, model directories and adapters. */
+ * caches, safetensors files, model directories and adapters. */
 #pragma once
 
 #include <stdbool.h>
@@ -14,6 +14,7 @@ typedef enum tess_artifact_kind {
     TESS_ARTIFACT_TOKEN_FILE,
     TESS_ARTIFACT_VECTORS,
     TESS_ARTIFACT_CODES,
+    TESS_ARTIFACT_CACHE,
     TESS_ARTIFACT_SAFETENSORS,
     TESS_ARTIFACT_MODEL,
     TESS_ARTIFACT_ADAPTER

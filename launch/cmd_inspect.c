@@ -30,7 +30,8 @@ static const struct argp inspect_argp = {
     .parser = parse,
     .args_doc = "PATH",
     .doc = "Show what is in a checkpoint, a model, an adapter, a token file, a file of vectors or "
-           "one of codes: tensors with dtype and shape, where it came from, and sizes. Of an HDF5 "
+           "one of codes, a cache: tensors with dtype and shape, where it came from, and sizes. Of "
+           "an HDF5 "
            "file PATH may name the dataset: FILE.h5:DATASET.",
 };
 

@@ -12,6 +12,7 @@ TESS_BEGIN_DECLS
     X(eval, "loss of a model or checkpoint on held-out text")                                      \
     X(sample, "continue a prompt")                                                                 \
     X(tokenize, "turn text into a token file")                                                     \
+    X(cache, "turn cached latents and texts into a cache file")                                    \
     X(inspect, "show what is in a checkpoint, model, adapter or token file")                       \
     X(verify, "check every digest of a checkpoint, adapter or token file")                         \
     X(diff, "compare two checkpoints tensor by tensor, whatever their sharding")                   \

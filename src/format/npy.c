@@ -128,46 +128,79 @@ static tess_status read_dictionary(npy_text *t, tess_npy_header *h)
     return TESS_OK;
 }
 
-static tess_status read_text(tess_io *io, const char *path, int fd, size_t nbytes,
-                             tess_npy_header *h)
+/* What the first bytes say: where the dictionary begins and how long it is. */
+static tess_status check_prefix(const char *path, const uint8_t prefix[PREFIX_2_NBYTES],
+                                int64_t file_nbytes, int64_t *start, int64_t *nbytes)
 {
-    void *text = NULL;
-    TESS_TRY(tess_alloc(nbytes + 1, &text));
-    tess_status st =
-        tess_io_pread(io, path, fd, text, nbytes, h->data_offset_nbytes - (int64_t)nbytes);
-    if (st == TESS_OK && memchr(text, '\0', nbytes) != NULL)
-        st = TESS_FAIL(TESS_E_FORMAT, "'%s': npy header holds a zero byte", path);
-    if (st == TESS_OK)
-        st = read_dictionary(&(npy_text){path, text}, h);
-    tess_free(text);
-    return st;
+    TESS_CHECK(memcmp(prefix, magic, MAGIC_NBYTES) == 0, TESS_E_FORMAT,
+               "'%s': no npy file: it does not start with \\x93NUMPY", path);
+    TESS_CHECK(prefix[6] >= 1 && prefix[6] <= 3 && prefix[7] == 0, TESS_E_UNSUPPORTED,
+               "'%s': npy version %d.%d, expected 1.0, 2.0 or 3.0", path, prefix[6], prefix[7]);
+    *nbytes = prefix[8] | prefix[9] << 8;
+    *start = PREFIX_1_NBYTES;
+    if (prefix[6] > 1) {
+        *nbytes |= (int64_t)prefix[10] << 16 | (int64_t)prefix[11] << 24;
+        *start = PREFIX_2_NBYTES;
+    }
+    TESS_CHECK(*start + *nbytes <= TESS_NPY_HEADER_MAX_NBYTES && *start + *nbytes <= file_nbytes,
+               TESS_E_FORMAT,
+               "'%s': npy header of %" PRId64 " bytes in a file of %" PRId64
+               ", at most %d are read; copy the file again",
+               path, *nbytes, file_nbytes, TESS_NPY_HEADER_MAX_NBYTES);
+    return TESS_OK;
+}
+
+static tess_status check_size(const char *path, int64_t nbytes)
+{
+    TESS_CHECK(nbytes >= PREFIX_2_NBYTES, TESS_E_FORMAT,
+               "'%s': %" PRId64 " bytes are no npy file; copy it again", path, nbytes);
+    return TESS_OK;
+}
+
+/* `text` ends in a NUL of ours. */
+static tess_status take_text(const char *path, const char *text, size_t nbytes, tess_npy_header *h)
+{
+    TESS_CHECK(memchr(text, '\0', nbytes) == NULL, TESS_E_FORMAT,
+               "'%s': npy header holds a zero byte", path);
+    return read_dictionary(&(npy_text){path, text}, h);
 }
 
 tess_status tess_npy_read_header(tess_io *io, const char *path, int fd, int64_t file_nbytes,
                                  tess_npy_header *out)
 {
-    unsigned char prefix[PREFIX_2_NBYTES] = {0};
+    uint8_t prefix[PREFIX_2_NBYTES] = {0};
     tess_npy_header h = {.dim_numel = 0};
-    TESS_CHECK(file_nbytes >= PREFIX_2_NBYTES, TESS_E_FORMAT,
-               "'%s': %" PRId64 " bytes are no npy file; copy it again", path, file_nbytes);
+    int64_t start = 0, nbytes = 0;
+    void *text = NULL;
+    TESS_TRY(check_size(path, file_nbytes));
     TESS_TRY(tess_io_pread(io, path, fd, prefix, sizeof prefix, 0));
-    TESS_CHECK(memcmp(prefix, magic, MAGIC_NBYTES) == 0, TESS_E_FORMAT,
-               "'%s': no npy file: it does not start with \\x93NUMPY", path);
-    TESS_CHECK(prefix[6] >= 1 && prefix[6] <= 3 && prefix[7] == 0, TESS_E_UNSUPPORTED,
-               "'%s': npy version %d.%d, expected 1.0, 2.0 or 3.0", path, prefix[6], prefix[7]);
-    int64_t nbytes = prefix[8] | prefix[9] << 8;
-    int64_t start = PREFIX_1_NBYTES;
-    if (prefix[6] > 1) {
-        nbytes |= (int64_t)prefix[10] << 16 | (int64_t)prefix[11] << 24;
-        start = PREFIX_2_NBYTES;
-    }
-    TESS_CHECK(start + nbytes <= TESS_NPY_HEADER_MAX_NBYTES && start + nbytes <= file_nbytes,
-               TESS_E_FORMAT,
-               "'%s': npy header of %" PRId64 " bytes in a file of %" PRId64
-               ", at most %d are read; copy the file again",
-               path, nbytes, file_nbytes, TESS_NPY_HEADER_MAX_NBYTES);
+    TESS_TRY(check_prefix(path, prefix, file_nbytes, &start, &nbytes));
     h.data_offset_nbytes = start + nbytes;
-    TESS_TRY(read_text(io, path, fd, (size_t)nbytes, &h));
+    TESS_TRY(tess_alloc((size_t)nbytes + 1, &text));
+    tess_status st = tess_io_pread(io, path, fd, text, (size_t)nbytes, start);
+    if (st == TESS_OK)
+        st = take_text(path, text, (size_t)nbytes, &h);
+    tess_free(text);
+    TESS_TRY(st);
+    *out = h;
+    return TESS_OK;
+}
+
+tess_status tess_npy_parse_header(const char *path, const void *bytes, size_t nbytes,
+                                  tess_npy_header *out)
+{
+    tess_npy_header h = {.dim_numel = 0};
+    int64_t start = 0, text_nbytes = 0;
+    char *text = NULL;
+    TESS_TRY(check_size(path, (int64_t)nbytes));
+    TESS_TRY(check_prefix(path, bytes, (int64_t)nbytes, &start, &text_nbytes));
+    h.data_offset_nbytes = start + text_nbytes;
+    TESS_TRY(tess_strndup((const char *)bytes + start, (size_t)text_nbytes, &text));
+    const tess_status st = take_text(path, text, strlen(text), &h);
+    const bool is_whole = strlen(text) == (size_t)text_nbytes;
+    tess_free(text);
+    TESS_TRY(st);
+    TESS_CHECK(is_whole, TESS_E_FORMAT, "'%s': npy header holds a zero byte", path);
     *out = h;
     return TESS_OK;
 }

@@ -2,7 +2,8 @@
  * Headers of .npy files, versions 1.0 to 3.0: read with every field checked, written as 1.0.
  *
  * The header is a Python dictionary of three keys: descr, fortran_order, shape. Its stated length
- * is what counts, never an alignment. Arrays are little endian, in C order, of 1 to 4 dimensions.
+ * is what counts, never an alignment. Arrays are little endian, in C order, of at most 4
+ * dimensions.
  *
  * @source numpy lib/format.py
  */
@@ -36,6 +37,9 @@ typedef struct tess_npy_header {
  */
 TESS_MUST_CHECK tess_status tess_npy_read_header(tess_io *io, const char *path, int fd,
                                                  int64_t file_nbytes, tess_npy_header *out);
+/** The same of an array that lies in memory. Local. @param[in] bytes  [nbytes] header and data */
+TESS_MUST_CHECK tess_status tess_npy_parse_header(const char *path, const void *bytes,
+                                                  size_t nbytes, tess_npy_header *out);
 /**
  * A header 1.0 for `h->descr` and `h->dim`, padded so that the data start at a multiple of 64.
  * Local.
