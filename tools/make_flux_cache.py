@@ -53,7 +53,8 @@ def bucket_of(width, height, resolution, step):
     most = resolution * resolution
     sizes = [(w, min(most // w // step * step, 4 * resolution)) for w in range(step, 4 * resolution + 1, step)]
     ratio = np.log(width / height)
-    return min((s for s in sizes if s[1] >= step), key=lambda s: (round(abs(np.log(s[0] / s[1]) - ratio), 6), -s[0] * s[1]))
+    return min((s for s in sizes if s[1] >= step),
+               key=lambda s: (round(abs(np.log(s[0] / s[1]) - ratio), 6), -s[0] * s[1]))
 
 
 def fit(image, size):

@@ -290,9 +290,8 @@ typedef struct tess_run_patterns {
       FREE, \
       "Model family; auto takes it from the model's own config. The family that was taken enters " \
       "the numerics digest. kmeans: codebooks over vectors, by section quantizer; rqvae: an " \
-      "encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 " \
-      "transformer over " \
-      "cached latents.") \
+      "encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 transformer " \
+      "over cached latents.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
@@ -572,9 +571,8 @@ typedef struct tess_run_patterns {
     X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \
       "uniform", 0, 0, NUMERICS, \
       "How sigma, the share of noise, is drawn for a sample ([formulas](objective.md)): uniform; " \
-      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with " \
-      "mean 0 and " \
-      "sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else 0.75, 0.5 " \
+      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 " \
+      "and sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else 0.75, 0.5 " \
       "or 0.25, for schnell.") \
     X(objective, logit_mean, "logit_mean", double, F64, "", "0.0", -20, 20, NUMERICS, \
       "timesteps logit_normal: mean; above 0 there is more noise.") \
@@ -607,9 +605,8 @@ typedef struct tess_run_patterns {
       "(cosmap).") \
     X(objective, guidance_mode, "guidance_mode", tess_run_guidance, ENUM, \
       TESS_RUN_WORDS_(GUIDANCE), "constant", 0, 0, NUMERICS, \
-      "Guidance that a model with a guidance embedding (dev) is told: objective.guidance, " \
-      "or drawn " \
-      "for each sample between guidance_min and guidance_max.") \
+      "Guidance that a model with a guidance embedding (dev) is told: objective.guidance, or " \
+      "drawn for each sample between guidance_min and guidance_max.") \
     X(objective, guidance, "guidance", double, F64, "", "1.0", 0, 100, NUMERICS, \
       "guidance_mode constant: the value; also of evaluations.") \
     X(objective, guidance_min, "guidance_min", double, F64, "", "0.0", 0, 100, NUMERICS, \
@@ -620,9 +617,8 @@ typedef struct tess_run_patterns {
       "Probability that a sample is trained with the empty caption, which the cache must then " \
       "hold.") \
     X(objective, masked_loss, "masked_loss", bool, BOOL, "", "false", 0, 0, NUMERICS, \
-      "Multiply the loss of a token by the mean of the cached mask over it; samples " \
-      "without a mask " \
-      "count in full.")
+      "Multiply the loss of a token by the mean of the cached mask over it; samples without a " \
+      "mask count in full.")
 
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
@@ -712,8 +708,7 @@ typedef struct tess_run_patterns {
     S(data, DATA, "What is trained on, and how sequences are cut.") \
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
     S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
-    S(objective, OBJECTIVE, \
-      "What a FLUX.1 transformer is trained to do ([formulas](objective.md)).") \
+    S(objective, OBJECTIVE, "What a FLUX.1 transformer is trained to do ([how](objective.md)).") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \

@@ -111,6 +111,24 @@ for i in 0 14 4090 4100 6200; do
     byte "$work/bit.h5" "$i"
     bad 65 "$work/bit.h5" verify "$work/bit.h5"
 done
+
+# Caches: converted, shown, checked, and their damage found; a refusal leaves the old file.
+caches=$root/tests/golden/caches
+cache=$work/cache.h5
+good "wrote $cache: 4 samples in 3 sizes, 2 captions of 6 tokens, the empty one first, with masks; 1 flipped" \
+    cache "$caches/kohya" -o "$cache" --text-length 6
+good '^kind: cache$' inspect "$cache"
+good '"samples":4' verify "$cache" --json
+cp "$cache" "$work/first.h5"
+bad 65 'cache of safetensors' cache "$caches/kohya" "$caches/tensors" -o "$cache"
+bad 65 '--text-length is 512' cache "$caches/kohya" -o "$cache" --text-length 512
+cmp -s "$cache" "$work/first.h5" || complain "a refused conversion changed the file"
+good '"captions": 2, "buckets": 3, "has_empty": true' cache "$caches/tensors" -o "$work/other.h5" --json
+for i in 0 14 3000 4090 4100 9000 15000; do
+    cp "$cache" "$work/bit.h5"
+    byte "$work/bit.h5" "$i"
+    bad 65 "$work/bit.h5" verify "$work/bit.h5"
+done
 bad 66 "$work/nowhere" inspect "$work/nowhere"
 bad 66 "$work/nowhere" verify "$work/nowhere"
 

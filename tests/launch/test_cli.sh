@@ -72,6 +72,10 @@ expect 64 "sample: --checkpoint and --adapter: give one of them" sample a --prom
 expect 64 "tokenize: no tokenizer given" tokenize
 expect 64 "tokenize: no input file given" tokenize t.json
 expect 64 "tokenize: -o DATA.h5 is missing" tokenize t.json in.txt
+expect 64 "cache: no folder or file given" cache
+expect 64 "cache: -o CACHE.h5 is missing" cache folder
+expect 64 "cache: --text-length is 1 to 65536 tokens" cache folder -o c.h5 --text-length 0
+expect 64 "cache: a dtype is bf16 or f32" cache folder -o c.h5 --text-dtype f16
 
 # A full or closed stdout is an error, not silence.
 status=0
