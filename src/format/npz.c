@@ -5,8 +5,8 @@
 #include <string.h>
 #include <zip.h>
 
-#include "core/arith.h"
 #include "core/memory.h"
+#include "format/text_priv.h"
 #include "format/vector_file.h"
 
 static const char suffix[] = ".npy";
@@ -57,10 +57,11 @@ static tess_status take_names(tess_npz *npz)
         const char *name = zip_get_name(npz->zip, (zip_uint64_t)i, 0);
         const size_t nbytes = name == NULL ? 0 : strlen(name);
         const size_t end = sizeof suffix - 1;
+        char tame[80];
         TESS_CHECK(nbytes > end && strcmp(name + nbytes - end, suffix) == 0, TESS_E_FORMAT,
-                   "'%s': entry %" PRId64 " ('%.80s') is no .npy array; expected what numpy.savez "
+                   "'%s': entry %" PRId64 " ('%s') is no .npy array; expected what numpy.savez "
                    "writes",
-                   npz->path, i, name == NULL ? "" : name);
+                   npz->path, i, tess_text_tame(name == NULL ? "" : name, tame, sizeof tame));
         TESS_TRY(tess_strndup(name, nbytes - end, &npz->name[i]));
     }
     return TESS_OK;
@@ -157,13 +158,16 @@ static tess_status check_array(tess_npz_array *a, size_t nbytes)
     const tess_npy_header *h = &a->header;
     const size_t elem = elem_nbytes(h->descr);
     int64_t data_nbytes = 0;
+    char tame[TESS_NPY_DESCR_NBYTES];
+    bool fits = true;
     TESS_CHECK(elem != 0, TESS_E_UNSUPPORTED,
                "'%s' has type %s, expected f2, f4, f8, u1, i1, i4, i8 or bool, little endian",
-               a->name, h->descr);
+               a->name, tess_text_tame(h->descr, tame, sizeof tame));
     a->numel = 1;
     for (int i = 0; i < h->dim_numel; i++)
-        TESS_TRY(tess_mul_i64(a->numel, h->dim[i], &a->numel));
-    TESS_TRY(tess_mul_i64(a->numel, (int64_t)elem, &data_nbytes));
+        fits = fits && !__builtin_mul_overflow(a->numel, h->dim[i], &a->numel);
+    fits = fits && !__builtin_mul_overflow(a->numel, (int64_t)elem, &data_nbytes);
+    TESS_CHECK(fits, TESS_E_FORMAT, "'%s' has a shape of more than 2^63 bytes", a->name);
     TESS_CHECK(data_nbytes == (int64_t)nbytes - h->data_offset_nbytes, TESS_E_FORMAT,
                "'%s' has %" PRId64 " bytes of data, its shape needs %" PRId64 "; make it again",
                a->name, (int64_t)nbytes - h->data_offset_nbytes, data_nbytes);
@@ -174,7 +178,9 @@ tess_status tess_npz_read(const tess_npz *npz, int64_t idx, tess_npz_array *out)
 {
     zip_stat_t about;
     tess_npz_array a = {.numel = 0};
-    snprintf(a.name, sizeof a.name, "%.400s: %.180s", npz->path, npz->name[idx]);
+    char tame[180];
+    snprintf(a.name, sizeof a.name, "%.400s: %s", npz->path,
+             tess_text_tame(npz->name[idx], tame, sizeof tame));
     zip_stat_init(&about);
     TESS_CHECK(zip_stat_index(npz->zip, (zip_uint64_t)idx, 0, &about) == 0 &&
                    (about.valid & ZIP_STAT_SIZE) != 0 && about.size <= TESS_NPZ_LIMIT_NBYTES,

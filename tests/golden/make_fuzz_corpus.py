@@ -4,7 +4,8 @@
     python tests/golden/make_fuzz_corpus.py
 
 The seeds in corpus/token_file/ are not made here but by `tessera tokenize`: two texts, two prompts
-with completions, and ids of a vocabulary above 65,536.
+with completions, and ids of a vocabulary above 65,536. Those in corpus/latents/ are by `tessera cache` from
+tests/golden/caches: kohya in bf16, tensors in f32.
 """
 import json
 import pathlib
@@ -195,6 +196,9 @@ for i, suffix in enumerate(("fvecs", "bvecs", "ivecs", "fbin", "u8bin", "i8bin",
         put("vector_file", f"extent{j}_{suffix}", bytes([i]) + u32(n) + u32(2) + bytes(8))
 for path in sorted(VECTORS.glob("codes_*.h5")):
     put("codes_file", path.stem, path.read_bytes())
+
+for path in sorted((HERE / "caches").rglob("*.npz")):
+    put("npz", path.stem, path.read_bytes())
 
 for path in sorted((HERE / "images").glob("*/*")):
     if path.suffix.lower() == ".png":
