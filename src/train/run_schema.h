@@ -572,8 +572,8 @@ typedef struct tess_run_patterns {
       "uniform", 0, 0, NUMERICS, \
       "How sigma, the share of noise, is drawn for a sample ([formulas](objective.md)): uniform; " \
       "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 " \
-      "and sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else 0.75, 0.5 " \
-      "or 0.25, for schnell.") \
+      "and sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else " \
+      "0.75, 0.5 or 0.25, for schnell.") \
     X(objective, logit_mean, "logit_mean", double, F64, "", "0.0", -20, 20, NUMERICS, \
       "timesteps logit_normal: mean; above 0 there is more noise.") \
     X(objective, logit_std, "logit_std", double, F64, "", "1.0", 1e-6, 100, NUMERICS, \
