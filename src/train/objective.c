@@ -80,7 +80,7 @@ double tess_objective_shift_factor(const tess_run_objective_keys *keys, int64_t 
         break;
     case TESS_RUN_SHIFT_STATIC:
         return keys->shift_factor;
-    case TESS_RUN_SHIFT_RESOLUTION:
+    case TESS_RUN_SHIFT_AUTO:
         return tess_objective_resolution_shift(token_numel);
     }
     return 1.0;

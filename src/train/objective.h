@@ -45,7 +45,7 @@ static inline tess_objective tess_objective_of(const tess_run *run)
  * (0, 1), N standard normal:
  *
  *     uniform       u
- *     logit_normal  1 / (1 + exp(-(mean + std N)))
+ *     logit-normal  1 / (1 + exp(-(mean + std N)))
  *     sigmoid       1 / (1 + exp(-scale N))
  *     beta          the alpha-th smallest of alpha + beta - 1 uniforms
  *     mode          u + s (cos(pi u / 2)^2 - 1 + u)

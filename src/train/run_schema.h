@@ -64,9 +64,9 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_OVER_LIST(X) X(MEAN, "mean") X(SUM, "sum")
 #define TESS_RUN_TIMESTEPS_LIST(X)                                                                 \
     X(UNIFORM, "uniform")                                                                          \
-    X(LOGIT_NORMAL, "logit_normal")                                                                \
+    X(LOGIT_NORMAL, "logit-normal")                                                                \
     X(SIGMOID, "sigmoid") X(BETA, "beta") X(MODE, "mode") X(FAST, "fast")
-#define TESS_RUN_SHIFT_LIST(X) X(NONE, "none") X(STATIC, "static") X(RESOLUTION, "resolution")
+#define TESS_RUN_SHIFT_LIST(X) X(NONE, "none") X(STATIC, "static") X(AUTO, "auto")
 #define TESS_RUN_WEIGHTING_LIST(X) X(NONE, "none") X(SIGMA_SQRT, "sigma_sqrt") X(COSMAP, "cosmap")
 #define TESS_RUN_GUIDANCE_LIST(X) X(CONSTANT, "constant") X(UNIFORM, "uniform")
 #define TESS_RUN_SHARDING_LIST(X) X(AUTO, "auto") X(REPLICATED, "replicated") X(ROWS, "rows")
@@ -571,13 +571,13 @@ typedef struct tess_run_patterns {
     X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \
       "uniform", 0, 0, NUMERICS, \
       "How sigma, the share of noise, is drawn for a sample ([formulas](objective.md)): uniform; " \
-      "logit_normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 " \
+      "logit-normal: 1 / (1 + exp(-(logit_mean + logit_std N))); sigmoid: the same with mean 0 " \
       "and sigmoid_scale; beta; mode: of Stable Diffusion 3; fast: 1 in seven of ten, else " \
       "0.75, 0.5 or 0.25, for schnell.") \
     X(objective, logit_mean, "logit_mean", double, F64, "", "0.0", -20, 20, NUMERICS, \
-      "timesteps logit_normal: mean; above 0 there is more noise.") \
+      "timesteps logit-normal: mean; above 0 there is more noise.") \
     X(objective, logit_std, "logit_std", double, F64, "", "1.0", 1e-6, 100, NUMERICS, \
-      "timesteps logit_normal: standard deviation.") \
+      "timesteps logit-normal: standard deviation.") \
     X(objective, sigmoid_scale, "sigmoid_scale", double, F64, "", "1.0", 1e-6, 100, NUMERICS, \
       "timesteps sigmoid: factor of the normal number.") \
     X(objective, mode_scale, "mode_scale", double, F64, "", "1.29", -1, 1.75, NUMERICS, \
@@ -591,7 +591,7 @@ typedef struct tess_run_patterns {
       "schedulers with 1000 training timesteps do; 0: not rounded.") \
     X(objective, shift, "shift", tess_run_shift, ENUM, TESS_RUN_WORDS_(SHIFT), "none", 0, 0, \
       NUMERICS, \
-      "sigma becomes S sigma / (1 + (S - 1) sigma): static: S is shift_factor; resolution: S = " \
+      "sigma becomes S sigma / (1 + (S - 1) sigma): static: S is shift_factor; auto: S = " \
       "exp(mu), mu linear in the packed tokens of the sample from 0.5 at 256 to 1.15 at 4096.") \
     X(objective, shift_factor, "shift_factor", double, F64, "", "3.0", 1e-3, 1000, NUMERICS, \
       "shift static: S.") \

@@ -44,7 +44,7 @@ def normal(seed, purpose, sample, element=0):
 def draw_sigma(o, seed, sample, tokens):
     how = o.get("timesteps", "uniform")
     u = uniform(seed, SIGMA, sample)
-    if how == "logit_normal":
+    if how == "logit-normal":
         x = o.get("logit_mean", 0.0) + o.get("logit_std", 1.0) * normal(seed, SIGMA, sample)
         u = 1 / (1 + math.exp(-x))
     elif how == "sigmoid":
@@ -65,7 +65,7 @@ def draw_sigma(o, seed, sample, tokens):
     if shift == "static":
         s = o.get("shift_factor", 3.0)
         u = s * u / (1 + (s - 1) * u)
-    elif shift == "resolution":
+    elif shift == "auto":
         mu = 0.5 + (tokens - 256) / (4096 - 256) * (1.15 - 0.5)
         u = math.exp(mu) / (math.exp(mu) + (1 / u - 1))  # as pipelines write it
     low, high = o.get("min_timestep", 0.0), o.get("max_timestep", 1000.0)
@@ -79,15 +79,15 @@ def weight(o, sigma):
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma ** 2)) if how == "cosmap" else 1.0
 
 
-CASES = [{}, {"timesteps": "logit_normal"}, {"timesteps": "logit_normal", "logit_mean": -0.5, "logit_std": 1.5},
+CASES = [{}, {"timesteps": "logit-normal"}, {"timesteps": "logit-normal", "logit_mean": -0.5, "logit_std": 1.5},
          {"timesteps": "sigmoid", "sigmoid_scale": 1.3, "shift": "static", "shift_factor": 3.1582},
-         {"timesteps": "sigmoid", "shift": "resolution"}, {"timesteps": "beta"},
+         {"timesteps": "sigmoid", "shift": "auto"}, {"timesteps": "beta"},
          {"timesteps": "beta", "beta_alpha": 5, "beta_beta": 3, "weighting": "cosmap"}, {"timesteps": "mode"},
          {"timesteps": "mode", "mode_scale": -0.7, "levels": 1000, "weighting": "sigma_sqrt"},
          {"timesteps": "fast", "guidance": 3.5}, {"levels": 4, "caption_dropout": 0.5},
          {"levels": 1000, "shift": "static", "weighting": "cosmap"},
          {"min_timestep": 200.0, "max_timestep": 900.0, "guidance_mode": "uniform", "caption_dropout": 0.1},
-         {"guidance_mode": "uniform", "guidance_min": 1.0, "guidance_max": 3.0, "shift": "resolution"}]
+         {"guidance_mode": "uniform", "guidance_min": 1.0, "guidance_max": 3.0, "shift": "auto"}]
 DRAWS = [(0, 0, 1024), (7, 1, 4096), (7, 2, 256), (2 ** 40 + 3, 2 ** 33 + 5, 2304), (1, 123456, 4032)]
 
 

@@ -194,7 +194,7 @@ static void test_fill_holds_what_the_formulas_say(void **state)
 {
     const fixture *f = *state;
     write_cache(f, true, true);
-    check_training(f, "timesteps: sigmoid, shift: resolution", false);
+    check_training(f, "timesteps: sigmoid, shift: auto", false);
     check_training(f,
                    "masked_loss: true, weighting: cosmap, caption_dropout: 0.5, guidance_mode: "
                    "uniform",

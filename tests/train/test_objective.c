@@ -102,7 +102,7 @@ static void test_moments_are_those_of_the_distributions(void **state)
     check_moments("{timesteps: beta, beta_alpha: 5, beta_beta: 3}", 0.625, 15.0 / (64.0 * 9.0));
     check_moments("{timesteps: fast}", 0.85, 0.065);
     /* integral of the logistic function of a normal number, by quadrature */
-    check_moments("{timesteps: logit_normal}", 0.5, 0.0433790);
+    check_moments("{timesteps: logit-normal}", 0.5, 0.0433790);
     check_moments("{timesteps: sigmoid}", 0.5, 0.0433790);
     /* E u + s (E cos^2 - 1 + E u) = 1/2: E cos^2(pi u / 2) = 1/2; variance by quadrature */
     check_moments("{timesteps: mode}", 0.5, 0.0463950);
@@ -131,7 +131,7 @@ static void test_normal_draws_have_two_moments(void **state)
 static void test_shift_follows_the_resolution(void **state)
 {
     (void)state;
-    tess_run *run = run_of("{shift: resolution}");
+    tess_run *run = run_of("{shift: auto}");
     assert_true(fabs(tess_objective_shift_factor(&run->objective, 4096) - 3.1582) < 5e-5);
     assert_true(fabs(tess_objective_shift_factor(&run->objective, 2304) - 2.332) < 5e-4);
     assert_true(fabs(tess_objective_shift_factor(&run->objective, 1024) - 1.878) < 5e-4);

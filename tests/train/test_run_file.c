@@ -590,7 +590,7 @@ static void test_run_parse_keys_that_do_not_fit_are_refused(void **state)
         {"objective.shift=static", "model.family=auto", "or set model.family: flux"},
         {"quantizer.codes=4", "model.family=flux", "has no meaning with model.family flux"},
         {"data.packing=false", "model.family=flux", "has no meaning with model.family flux"},
-        {"objective.logit_mean=1", "model.family=flux", "choose objective.timesteps logit_normal"},
+        {"objective.logit_mean=1", "model.family=flux", "choose objective.timesteps logit-normal"},
         {"objective.shift_factor=2", "model.family=flux", "choose objective.shift static"},
         {"objective.guidance_max=2", "model.family=flux", "choose objective.guidance_mode uniform"},
         {"objective.min_timestep=999", "objective.max_timestep=500", "no meaning"},
