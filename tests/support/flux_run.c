@@ -352,6 +352,8 @@ static tess_status open_run(tess_comm *comm, flux_run *r, const flux_launch *l,
     options->run_text = text;
     options->overrides = overrides;
     options->override_numel = numel;
+    options->adapter = l->adapter;
+    options->checkpoint = l->checkpoint;
     return tess_session_open(&r->ctx, comm, options, out);
 }
 

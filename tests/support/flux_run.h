@@ -35,6 +35,8 @@ typedef struct flux_launch {
     const char *model;       /* path */
     const char *override[8]; /* ends with NULL */
     bool is_stopped;         /* as a signal would, after one step */
+    const char *adapter;     /* readers: instead of a checkpoint; NULL: none */
+    const char *checkpoint;  /* readers: "none" is the base alone; NULL: the newest */
 } flux_launch;
 
 /** Open a session. Collective. */
