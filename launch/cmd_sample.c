@@ -95,8 +95,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (sample->run.path == NULL)
             return tess_launch_refuse(state, "no run file given");
-        if (sample->prompt_numel == 0)
-            return tess_launch_refuse(state, "--prompt is missing");
         return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
     default:
         return parse_number(key, arg, state);
@@ -105,7 +103,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"prompt", 'p', "TEXT", 0,
-     "The text to continue; of a diffusion run a caption of the cache, and may be given again", 0},
+     "The text to continue; of a diffusion run a caption of the cache (default sample.prompts), "
+     "and may be given again",
+     0},
     {"checkpoint", 'c', "DIR", 0,
      "Use this checkpoint; none: the base alone; without it the newest of output.dir", 0},
     {"adapter", 'a', "PATH", 0,
@@ -118,14 +118,14 @@ static const struct argp_option options[] = {
      "the likeliest token",
      0},
     {"top-k", 'k', "K", 0, "Choose among the K likeliest tokens (default 40); 0: among all", 0},
-    {"seed", 's', "SEED", 0, "Seed of the choice (default 0)", 0},
+    {"seed", 's', "SEED", 0, "Seed of the choice or of the noise (default 0, or sample.seed)", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {"output", 'o', "FILE", 0, "Diffusion: write the latents to FILE (safetensors)", 1},
-    {"steps", KEY_STEPS, "N", 0, "Diffusion: Euler steps (default 28)", 1},
-    {"guidance", KEY_GUIDANCE, "G", 0, "Diffusion: guidance that the model is told (default 3.5)",
-     1},
-    {"size", KEY_SIZE, "WxH", 0, "Diffusion: pixels (default 512x512)", 1},
-    {"count", KEY_COUNT, "N", 0, "Diffusion: images of each prompt (default 1)", 1},
+    {"steps", KEY_STEPS, "N", 0, "Diffusion: Euler steps (default sample.steps)", 1},
+    {"guidance", KEY_GUIDANCE, "G", 0,
+     "Diffusion: guidance that the model is told (default sample.guidance)", 1},
+    {"size", KEY_SIZE, "WxH", 0, "Diffusion: pixels (default sample.width and sample.height)", 1},
+    {"count", KEY_COUNT, "N", 0, "Diffusion: images of each prompt (default sample.images)", 1},
     {"shift", KEY_SHIFT, "S", 0,
      "Diffusion: shift of the steps; without it by resolution, and none for models without "
      "guidance",
@@ -163,17 +163,28 @@ static tess_status print_text(const char *text, bool is_json)
 
 static tess_status sample_latents(tess_session *session, const tess_sample_options *sample)
 {
-    const tess_latent_request request = {.cache = sample->cache,
-                                         .caption = sample->prompt,
-                                         .caption_numel = sample->prompt_numel,
-                                         .image_numel = sample->image_numel,
-                                         .height = sample->height,
-                                         .width = sample->width,
-                                         .step_numel = sample->step_numel,
-                                         .guidance = sample->guidance,
-                                         .shift = sample->shift,
-                                         .seed = (uint64_t)sample->seed,
-                                         .output = sample->output};
+    tess_latent_request request = tess_session_latent_request(session);
+    request.cache = sample->cache;
+    request.shift = sample->shift;
+    request.output = sample->output;
+    if (sample->prompt_numel > 0) {
+        request.caption = sample->prompt;
+        request.caption_numel = sample->prompt_numel;
+    }
+    if (sample->image_numel > 0)
+        request.image_numel = sample->image_numel;
+    if (sample->width > 0) {
+        request.width = sample->width;
+        request.height = sample->height;
+    }
+    if (sample->step_numel > 0)
+        request.step_numel = sample->step_numel;
+    if (sample->guidance >= 0.0)
+        request.guidance = sample->guidance;
+    if (sample->seed >= 0)
+        request.seed = (uint64_t)sample->seed;
+    TESS_CHECK(request.caption_numel > 0, TESS_E_CONFIG,
+               "sample: no prompt: give --prompt, or sample.prompts in the run file");
     TESS_CHECK(sample->output != NULL, TESS_E_CONFIG,
                "sample: a diffusion run gives latents: name a file for them with -o FILE");
     return tess_session_sample_latents(session, &request);
@@ -182,6 +193,7 @@ static tess_status sample_latents(tess_session *session, const tess_sample_optio
 static tess_status sample_text(tess_session *session, tess_comm *comm,
                                const tess_sample_options *sample)
 {
+    TESS_CHECK(sample->prompt_numel > 0, TESS_E_CONFIG, "sample: --prompt is missing");
     TESS_CHECK(sample->output == NULL && sample->prompt_numel == 1, TESS_E_CONFIG,
                "sample: a language model continues one prompt on stdout: leave out -o and further "
                "--prompt");
@@ -189,7 +201,7 @@ static tess_status sample_text(tess_session *session, tess_comm *comm,
                                          .token_numel = sample->token_numel,
                                          .temperature = sample->temperature,
                                          .top_k = sample->top_k,
-                                         .seed = (uint64_t)sample->seed};
+                                         .seed = (uint64_t)TESS_MAX(sample->seed, INT64_C(0))};
     char *text = NULL;
     TESS_TRY(tess_session_sample(session, &request, &text));
     const tess_status st = tess_comm_rank(comm) == 0 ? print_text(text, sample->is_json) : TESS_OK;
@@ -214,14 +226,8 @@ static tess_status run(tess_sample_options *sample)
 
 int tess_cmd_sample(int argc, char **argv)
 {
-    tess_sample_options sample = {.token_numel = 64,
-                                  .temperature = 0.8,
-                                  .top_k = 40,
-                                  .width = 512,
-                                  .height = 512,
-                                  .step_numel = 28,
-                                  .image_numel = 1,
-                                  .guidance = 3.5};
+    tess_sample_options sample = {
+        .token_numel = 64, .temperature = 0.8, .top_k = 40, .seed = -1, .guidance = -1.0};
     tess_status st = tess_launch_parse(&sample_argp, argc, argv, &sample, &sample.common);
     if (st == TESS_OK && !sample.common.is_help)
         st = run(&sample);

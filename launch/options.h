@@ -58,9 +58,9 @@ typedef struct tess_sample_options {
     int64_t token_numel; /* --tokens: at most so many new ones */
     double temperature;  /* 0: always the likeliest token */
     int64_t top_k;       /* 0: all */
-    int64_t seed;
+    int64_t seed;        /* -1: not given */
     bool is_json;
-    /* of diffusion runs */
+    /* of diffusion runs; 0, guidance -1: not given */
     const char *output, *cache;
     int64_t width, height; /* pixels */
     int64_t step_numel, image_numel;

@@ -249,8 +249,11 @@ static tess_status run_rounds(sampler *p)
         if (st == TESS_OK)
             st = begin_images(p, own, numel);
         TESS_TRY(session_agree(s, st));
-        for (int64_t step = 0; step < p->request->step_numel; step++)
+        for (int64_t step = 0; step < p->request->step_numel; step++) {
+            if (p->request->tick != NULL)
+                p->request->tick(p->request->tick_arg);
             TESS_TRY(run_step(p, step, numel));
+        }
         TESS_TRY(collect(p, first, TESS_MIN(all - first, round)));
     }
     return TESS_OK;
@@ -278,4 +281,45 @@ tess_status tess_session_sample_latents(tess_session *s, const tess_latent_reque
     tess_latents_close(&p.cache);
     tess_free(p.caption_idx);
     return st;
+}
+
+/* ---- while training ---- */
+
+tess_latent_request tess_session_latent_request(const tess_session *s)
+{
+    const tess_run_sample_keys *k = &s->run->sample;
+    return (tess_latent_request){.caption = (const char *const *)k->prompts.item,
+                                 .caption_numel = k->prompts.item_numel,
+                                 .image_numel = k->images,
+                                 .height = k->height,
+                                 .width = k->width,
+                                 .step_numel = k->steps,
+                                 .guidance = k->guidance,
+                                 .seed = (uint64_t)k->seed};
+}
+
+bool session_images_are_due(const tess_session *s, bool is_last)
+{
+    const int64_t asked = s->run->sample.every;
+    const int64_t every = asked == TESS_RUN_AUTO ? s->run->train.eval_every : asked;
+    return tess_run_is_flux(s->run) && s->run->sample.prompts.item_numel > 0 &&
+           (is_last || (every > 0 && s->step % every == 0));
+}
+
+tess_status session_sample_images(tess_session *s, void (*tick)(void *arg), void *arg)
+{
+    char name[64], path[1024];
+    tess_latent_request request = tess_session_latent_request(s);
+    tess_status st = session_path(s, "samples", path);
+    if (st == TESS_OK && tess_comm_rank(s->world) == 0)
+        st = tess_io_mkdirs(s->ctx->io, path);
+    TESS_TRY(session_agree(s, st));
+    snprintf(name, sizeof name, "samples/step-%08" PRId64 ".safetensors", s->step);
+    TESS_TRY(session_agree(s, session_path(s, name, path)));
+    request.output = path;
+    request.tick = tick;
+    request.tick_arg = arg;
+    TESS_TRY(tess_session_sample_latents(s, &request));
+    tess_log_root(&s->ctx->log, TESS_LOG_INFO, "sampled '%s'", path);
+    return TESS_OK;
 }

@@ -222,6 +222,7 @@ static tess_status begin_save(loop *l)
 /* ---- evaluation ---- */
 
 static void beat_evaluation(void *arg) { beat(arg, "evaluation"); }
+static void beat_sample(void *arg) { beat(arg, "sample"); }
 
 static tess_status evaluate(loop *l)
 {
@@ -393,6 +394,8 @@ static tess_status run_steps(loop *l)
         const bool is_last = s->step == run->train.steps;
         if (is_last || (run->train.eval_every > 0 && s->step % run->train.eval_every == 0))
             TESS_TRY(evaluate(l));
+        if (session_images_are_due(s, is_last))
+            TESS_TRY(session_sample_images(s, beat_sample, l));
         if (is_last || l->is_stopping ||
             (run->output.checkpoint_every > 0 && s->step % run->output.checkpoint_every == 0))
             TESS_TRY(begin_save(l));

@@ -44,8 +44,8 @@ static const char *const not_of_flux[] = {"quantizer.", "data.sequence_length", 
                                           "data.mask_prompt", NULL};
 
 /* What language models have no use for. */
-static const char *const of_others[] = {"quantizer.", "objective.", "data.resolution",
-                                        "data.text_length", NULL};
+static const char *const of_others[] = {"quantizer.",      "objective.",       "sample.",
+                                        "data.resolution", "data.text_length", NULL};
 
 static bool is_listed(const char *const *list, const char *path)
 {
@@ -89,9 +89,10 @@ static const char *other_family(const tess_run *run, tess_run_key_idx key)
     const char *section = tess_run_key_at(key)->section;
     if (tess_run_is_vectors(run) || tess_run_is_flux(run))
         return "";
-    return strcmp(section, "quantizer") == 0   ? " or set model.family: kmeans"
-           : strcmp(section, "objective") == 0 ? " or set model.family: flux"
-                                               : "";
+    return strcmp(section, "quantizer") == 0 ? " or set model.family: kmeans"
+           : strcmp(section, "objective") == 0 || strcmp(section, "sample") == 0
+               ? " or set model.family: flux"
+               : "";
 }
 
 static tess_status check_below(const tess_run *run, tess_run_key_idx key, double low,

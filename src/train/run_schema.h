@@ -620,6 +620,24 @@ typedef struct tess_run_patterns {
       "Multiply the loss of a token by the mean of the cached mask over it; samples without a " \
       "mask count in full.")
 
+#define TESS_RUN_SAMPLE_KEYS(X) \
+    X(sample, prompts, "prompts", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "Captions of the cache that images are sampled from, as latents in output.dir/samples; " \
+      "without it nothing is sampled while training.") \
+    X(sample, every, "every", int64_t, INT, "auto", "auto", 1, 1000000000, FREE, \
+      "Steps between samples; auto: whenever held-out loss is due, and at the end.") \
+    X(sample, steps, "steps", int64_t, INT, "", "28", 1, 10000, FREE, \
+      "Euler steps of an image; 4 for schnell.") \
+    X(sample, guidance, "guidance", double, F64, "", "3.5", 0, 100, FREE, \
+      "Guidance that a model with a guidance embedding is told.") \
+    X(sample, width, "width", int64_t, INT, "", "512", 16, 16384, FREE, \
+      "Pixels of an image, a multiple of 16; what memory is planned for must hold it " \
+      "(data.resolution).") \
+    X(sample, height, "height", int64_t, INT, "", "512", 16, 16384, FREE, "See width.") \
+    X(sample, images, "images", int64_t, INT, "", "1", 1, 65536, FREE, "Images of each prompt.") \
+    X(sample, seed, "seed", int64_t, INT, "", "0", 0, INT64_MAX, FREE, \
+      "Seed of the noise that images begin with.")
+
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
       FREE, \
@@ -709,6 +727,7 @@ typedef struct tess_run_patterns {
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
     S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
     S(objective, OBJECTIVE, "What a FLUX.1 transformer is trained to do ([how](objective.md)).") \
+    S(sample, SAMPLE, "Images that a FLUX.1 run shows of itself.") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \
@@ -723,6 +742,7 @@ typedef struct tess_run_patterns {
     TESS_RUN_TRAIN_KEYS(X)                                                                         \
     TESS_RUN_QUANTIZER_KEYS(X)                                                                     \
     TESS_RUN_OBJECTIVE_KEYS(X)                                                                     \
+    TESS_RUN_SAMPLE_KEYS(X)                                                                        \
     TESS_RUN_SHARD_KEYS(X)                                                                         \
     TESS_RUN_COMPUTE_KEYS(X)                                                                       \
     TESS_RUN_ADAPTER_KEYS(X)                                                                       \

@@ -75,6 +75,8 @@ static bool is_range(const tess_run *run)
     return run->objective.guidance_mode == TESS_RUN_GUIDANCE_UNIFORM;
 }
 
+static bool samples(const tess_run *run) { return run->sample.prompts.item_numel > 0; }
+
 typedef struct reader {
     tess_run_key_idx key, choice; /* the key that chooses whether `key` is read */
     bool (*is_read)(const tess_run *run);
@@ -117,6 +119,7 @@ static const reader readers[] = {
      "objective.shift static"},
     {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, is_range,
      "objective.guidance_mode uniform"},
+    {TESS_RUN_KEY_sample_every, TESS_RUN_KEY_sample_prompts, samples, "sample.prompts"},
     {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, is_range,
      "objective.guidance_mode uniform"},
 };

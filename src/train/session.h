@@ -98,7 +98,13 @@ typedef struct tess_latent_request {
     double shift;       /* S; 0: by resolution for models with guidance, none for others */
     uint64_t seed;      /* image k of every caption begins with noise of (seed, k) */
     const char *output; /* .safetensors */
+    /* Called before every step, for a watchdog; NULL: nobody. */
+    void (*tick)(void *arg);
+    void *tick_arg;
 } tess_latent_request;
+
+/** What section sample of a diffusion run asks for; `output` is the caller's. Local. */
+tess_latent_request tess_session_latent_request(const tess_session *session);
 
 /**
  * Sample from the flow: Euler steps of equal length in shifted sigma from 1 to 0. The file holds

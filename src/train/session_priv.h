@@ -61,6 +61,11 @@ void session_vector_feed_close(tess_session *s);
 void session_flux_feed_close(tess_session *s);
 /** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
  * session_begin_batch() and writing them. Local. */
+/** Whether images are due after step s->step. Local. */
+bool session_images_are_due(const tess_session *s, bool is_last);
+/** Sample them into output.dir/samples. Collective. */
+TESS_MUST_CHECK tess_status session_sample_images(tess_session *s, void (*tick)(void *arg),
+                                                  void *arg);
 struct tess_flux_arrays *session_flux_arrays(tess_session *s);
 TESS_MUST_CHECK tess_status session_flux_send(tess_session *s);
 

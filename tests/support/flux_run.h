@@ -33,7 +33,7 @@ void flux_run_destroy(tess_comm *comm, flux_run *r);
 typedef struct flux_launch {
     const char *name;        /* folder of the run */
     const char *model;       /* path */
-    const char *override[8]; /* ends with NULL */
+    const char *override[10]; /* ends with NULL */
     bool is_stopped;         /* as a signal would, after one step */
     const char *adapter;     /* readers: instead of a checkpoint; NULL: none */
     const char *checkpoint;  /* readers: "none" is the base alone; NULL: the newest */

@@ -80,7 +80,9 @@ static tess_status check_modes(tess_comm *comm, tess_comm *self, flux_run *r)
         {.name = "f32",
          .model = r->model[FLUX_RUN_TINY],
          .override = {"compute.dtype=f32", "train.micro_batch=1", "objective.timesteps=uniform",
-                      "objective.weighting=cosmap", "train.ema_decay=0.9"}},
+                      "objective.weighting=cosmap", "train.ema_decay=0.9",
+                      "sample.prompts=[two cats, the sea]", "sample.width=64", "sample.height=32",
+                      "sample.steps=3"}},
     };
     for (int i = 0; i < TESS_NELEM(launch); i++)
         TESS_TRY(check_one(comm, self, r, &launch[i]));
