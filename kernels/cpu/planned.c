@@ -23,7 +23,6 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.relu = NULL;
     planned.mix = NULL;
     planned.quantizers = NULL;
-    planned.modulated = NULL;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;
 }

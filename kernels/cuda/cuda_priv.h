@@ -53,6 +53,16 @@ tess_status tess_cuda_blend(const tess_blend_args *a, tess_stream *s);
 tess_status tess_cuda_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s);
 tess_status tess_cuda_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s);
 
+tess_status tess_cuda_modulate(const tess_modulate_args *a, tess_stream *s);
+tess_status tess_cuda_modulate_backward(const tess_modulate_backward_args *a, tess_stream *s);
+tess_status tess_cuda_gate(const tess_gate_args *a, tess_stream *s);
+tess_status tess_cuda_gate_backward(const tess_gate_backward_args *a, tess_stream *s);
+tess_status tess_cuda_rotate(const tess_rotate_args *a, tess_stream *s);
+tess_status tess_cuda_rotate_backward(const tess_rotate_backward_args *a, tess_stream *s);
+tess_status tess_cuda_activation(const tess_activation_args *a, tess_stream *s);
+tess_status tess_cuda_activation_backward(const tess_activation_backward_args *a, tess_stream *s);
+tess_status tess_cuda_square_error(const tess_square_error_args *a, tess_stream *s);
+
 tess_status tess_cuda_gemm_prepare(const tess_gemm_args *a, tess_stream *s);
 size_t tess_cuda_choices_nbytes(tess_stream *s);
 tess_status tess_cuda_choices_export(tess_stream *s, void *data);

@@ -71,63 +71,30 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
     }
 }
 
-/* Sum over the row of what TERM gives for each chunk, in all threads. */
-template <typename TERM, bool IS_WHOLE, typename ARGS>
-__device__ static inline float row_sum(const ARGS &a, int64_t row, float *tiles, float *result)
-{
-    constexpr int N = TERM::NUMEL;
-    float sum = 0.0f;
-    int half = 0;
-    for (int64_t base = 0; base < a.dim; base += TESS_TILE_NUMEL) {
-        float *const tile = tiles + half * TESS_TILE_NUMEL;
-        const int64_t end = TESS_MIN(a.dim, base + TESS_TILE_NUMEL);
-        /* Up to whole groups of 16: terms past the row are 0. */
-        const int padded =
-            ((int)(end - base) + TESS_ROW_LANES - 1) / TESS_ROW_LANES * TESS_ROW_LANES;
-        for (int j = (int)threadIdx.x * N; j < padded; j += (int)blockDim.x * N) {
-            float v[N] = {};
-            const int left = (int)(end - base) - j;
-            if (left > 0)
-                TERM::template chunk<IS_WHOLE>(a, row, base + j, TESS_MIN(left, N), v);
-            tess_tile_put<N>(tile, j, v);
-        }
-        __syncthreads();
-        if (threadIdx.x < TESS_ROW_LANES)
-            sum = tess_tile_add(sum, tile, padded);
-        half = 1 - half;
-    }
-    if (threadIdx.x < 32) {
-        sum = tess_lanes_sum(sum);
-        if (threadIdx.x == 0)
-            *result = sum;
-    }
-    __syncthreads();
-    return *result;
-}
-
 template <bool IS_BF16> struct square_term {
-    enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
+    enum { NUMEL = tess_chunk<IS_BF16>::NUMEL, SUMS = 1 };
+    const tess_rmsnorm_args &a;
+    int64_t row;
     template <bool IS_WHOLE>
-    __device__ static inline void chunk(const tess_rmsnorm_args &a, int64_t row, int64_t i, int n,
-                                        float v[NUMEL])
+    __device__ inline void chunk(int64_t i, int n, float v[SUMS][NUMEL]) const
     {
-        source_chunk<IS_BF16, IS_WHOLE, NUMEL>(a, row * a.dim + i, n, v);
+        source_chunk<IS_BF16, IS_WHOLE, NUMEL>(a, row * a.dim + i, n, v[0]);
 #pragma unroll
         for (int k = 0; k < NUMEL; k++)
-            v[k] = v[k] * v[k];
+            v[0][k] = v[0][k] * v[0][k];
     }
 };
 
 template <bool IS_BF16, bool IS_W_BF16, bool IS_WHOLE>
 __global__ static void __launch_bounds__(TESS_ROW_THREADS) forward_kernel(const tess_rmsnorm_args a)
 {
-    TESS_SHARED(float4, tiles, 2 * TESS_TILE_NUMEL / 4);
+    TESS_SHARED(float4, tiles, tess_row_tiles<1>::NUMEL4);
     TESS_SHARED(float, result, 1);
     constexpr int N = tess_chunk<IS_BF16>::NUMEL;
     for (int64_t row = blockIdx.x; row < a.row_numel; row += gridDim.x) {
-        const float sum = row_sum<square_term<IS_BF16>, IS_WHOLE>(
-            a, row, reinterpret_cast<float *>(tiles), result);
-        const float inv = inverse_rms(sum, a.dim, a.eps);
+        const square_term<IS_BF16> term = {a, row};
+        tess_row_sums<IS_WHOLE>(term, a.dim, tiles, result);
+        const float inv = inverse_rms(*result, a.dim, a.eps);
         if (threadIdx.x == 0 && a.inv_rms != nullptr)
             a.inv_rms[row] = inv;
         for (int64_t i = (int64_t)threadIdx.x * N; i < a.dim; i += (int64_t)blockDim.x * N)
@@ -171,19 +138,20 @@ extern "C" tess_status tess_cuda_rmsnorm_forward(const tess_rmsnorm_args *a, tes
 
 /* d_y * w * n, n = x * inv */
 template <bool IS_BF16, bool IS_W_BF16> struct dot_term {
-    enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
+    enum { NUMEL = tess_chunk<IS_BF16>::NUMEL, SUMS = 1 };
+    const tess_rmsnorm_backward_args &a;
+    int64_t row;
+    float inv;
     template <bool IS_WHOLE>
-    __device__ static inline void chunk(const tess_rmsnorm_backward_args &a, int64_t row, int64_t i,
-                                        int n, float v[NUMEL])
+    __device__ inline void chunk(int64_t i, int n, float v[SUMS][NUMEL]) const
     {
         float x[NUMEL], w[NUMEL];
-        const float inv = a.inv_rms[row];
-        tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.d_y.data, row * a.dim + i, n, v);
+        tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.d_y.data, row * a.dim + i, n, v[0]);
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.x.data, row * a.dim + i, n, x);
         tess_load<IS_W_BF16, IS_WHOLE, NUMEL>(a.w.data, i, n, w);
 #pragma unroll
         for (int k = 0; k < NUMEL; k++)
-            v[k] = v[k] * w[k] * (x[k] * inv);
+            v[0][k] = v[0][k] * w[k] * (x[k] * inv);
     }
 };
 
@@ -238,13 +206,14 @@ template <bool IS_BF16, bool IS_W_BF16, bool IS_WHOLE>
 __global__ static void __launch_bounds__(TESS_ROW_THREADS)
     backward_kernel(const tess_rmsnorm_backward_args a)
 {
-    TESS_SHARED(float4, tiles, 2 * TESS_TILE_NUMEL / 4);
+    TESS_SHARED(float4, tiles, tess_row_tiles<1>::NUMEL4);
     TESS_SHARED(float, result, 1);
     constexpr int N = tess_chunk<IS_BF16>::NUMEL;
     for (int64_t row = blockIdx.x; row < a.row_numel; row += gridDim.x) {
-        const float sum = row_sum<dot_term<IS_BF16, IS_W_BF16>, IS_WHOLE>(
-            a, row, reinterpret_cast<float *>(tiles), result);
-        const float inv = a.inv_rms[row], mean = sum / (float)a.dim;
+        const float inv = a.inv_rms[row];
+        const dot_term<IS_BF16, IS_W_BF16> term = {a, row, inv};
+        tess_row_sums<IS_WHOLE>(term, a.dim, tiles, result);
+        const float mean = *result / (float)a.dim;
         for (int64_t i = (int64_t)threadIdx.x * N; i < a.dim; i += (int64_t)blockDim.x * N)
             backward_chunk<IS_BF16, IS_W_BF16, IS_WHOLE, N>(
                 a, row * a.dim, i, (int)TESS_MIN(a.dim - i, (int64_t)N), inv, mean);

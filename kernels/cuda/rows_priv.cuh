@@ -29,7 +29,7 @@ __device__ static inline void tess_tile_put(float *tile, int first, const float 
 template <typename T> __device__ static inline T tess_tile_add(T sum, const float *tile, int numel)
 {
 #pragma unroll 8
-    for (int i = (int)threadIdx.x; i < numel; i += TESS_ROW_LANES)
+    for (int i = (int)threadIdx.x % TESS_ROW_LANES; i < numel; i += TESS_ROW_LANES)
         sum = sum + (T)tile[i];
     return sum;
 }
@@ -41,6 +41,54 @@ template <typename T> __device__ static inline T tess_lanes_sum(T sum)
     for (int step = TESS_ROW_LANES / 2; step > 0; step /= 2)
         sum = sum + __shfl_down_sync(0xffffffffu, sum, (unsigned)step, TESS_ROW_LANES);
     return sum;
+}
+
+/** Floats of shared memory for the tiles of `SUMS` sums at once, as float4. */
+template <int SUMS> struct tess_row_tiles {
+    enum { NUMEL4 = 2 * SUMS * TESS_TILE_NUMEL / 4 };
+};
+
+/**
+ * One or two sums over a row of `dim` elements, in all threads: what term.chunk<IS_WHOLE>(i, n, v)
+ * gives of TERM::NUMEL elements from i on, n of which are there, for each of TERM::SUMS sums. Each
+ * sum has 16 threads of the first warp.
+ */
+template <bool IS_WHOLE, typename TERM>
+__device__ static inline void tess_row_sums(const TERM &term, int64_t dim, float4 *tiles4,
+                                            float *result)
+{
+    constexpr int N = TERM::NUMEL, SUMS = TERM::SUMS;
+    static_assert(SUMS * TESS_ROW_LANES <= 32, "sums of one warp");
+    float *const tiles = reinterpret_cast<float *>(tiles4);
+    const int own = (int)threadIdx.x / TESS_ROW_LANES; /* the sum of this thread */
+    float sum = 0.0f;
+    int half = 0;
+    for (int64_t base = 0; base < dim; base += TESS_TILE_NUMEL) {
+        float *const tile = tiles + half * SUMS * TESS_TILE_NUMEL;
+        const int64_t end = TESS_MIN(dim, base + TESS_TILE_NUMEL);
+        /* Up to whole groups of 16: terms past the row are 0. */
+        const int padded =
+            ((int)(end - base) + TESS_ROW_LANES - 1) / TESS_ROW_LANES * TESS_ROW_LANES;
+        for (int j = (int)threadIdx.x * N; j < padded; j += (int)blockDim.x * N) {
+            float v[SUMS][N] = {};
+            const int left = (int)(end - base) - j;
+            if (left > 0)
+                term.template chunk<IS_WHOLE>(base + j, TESS_MIN(left, N), v);
+#pragma unroll
+            for (int q = 0; q < SUMS; q++)
+                tess_tile_put<N>(tile + q * TESS_TILE_NUMEL, j, v[q]);
+        }
+        __syncthreads();
+        if (own < SUMS)
+            sum = tess_tile_add(sum, tile + own * TESS_TILE_NUMEL, padded);
+        half = 1 - half;
+    }
+    if (threadIdx.x < 32) {
+        sum = tess_lanes_sum(sum);
+        if (own < SUMS && threadIdx.x % TESS_ROW_LANES == 0)
+            result[own] = sum;
+    }
+    __syncthreads();
 }
 
 /** out[i] += sum over the TESS_ROW_CHUNK_NUMEL chunks of work[chunk][i], ascending. */

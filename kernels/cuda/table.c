@@ -1,5 +1,17 @@
 #include "kernels/cuda/cuda_priv.h"
 
+static const tess_modulated_kernels modulated = {
+    .modulate = tess_cuda_modulate,
+    .modulate_backward = tess_cuda_modulate_backward,
+    .gate = tess_cuda_gate,
+    .gate_backward = tess_cuda_gate_backward,
+    .rotate = tess_cuda_rotate,
+    .rotate_backward = tess_cuda_rotate_backward,
+    .activation = tess_cuda_activation,
+    .activation_backward = tess_cuda_activation_backward,
+    .square_error = tess_cuda_square_error,
+};
+
 const tess_kernels tess_kernels_cuda = {
     .name = "cuda",
     .wants_adjacent_terms = true,
@@ -38,6 +50,7 @@ const tess_kernels tess_kernels_cuda = {
     .blend = tess_cuda_blend,
     .prodigy_measure = tess_cuda_prodigy_measure,
     .prodigy_apply = tess_cuda_prodigy_apply,
+    .modulated = &modulated,
     .gemm_prepare = tess_cuda_gemm_prepare,
     .choices_nbytes = tess_cuda_choices_nbytes,
     .choices_export = tess_cuda_choices_export,
