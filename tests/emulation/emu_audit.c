@@ -13,8 +13,8 @@ enum { DISTURBANCE = 0x5a };
 static void mark_operand(void *arg, const emu_operand *o)
 {
     const emu_device *d = arg;
-    for (int64_t i = 0; i < o->row_numel; i++) {
-        const char *at = (const char *)*o->pointer_at + (size_t)i * o->stride_nbytes;
+    for (int64_t i = 0; i < o->group_numel * o->row_numel; i++) {
+        const char *at = emu_operand_row(o, i);
         for (const emu_memory *m = d->memory; m != NULL; m = m->next)
             if (m->access != NULL && at >= m->base && at < m->base + m->nbytes)
                 for (size_t b = 0; b < o->row_nbytes; b++)

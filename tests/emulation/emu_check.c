@@ -178,9 +178,8 @@ typedef struct toucher {
 static void touch_operand(void *arg, const emu_operand *o)
 {
     const toucher *t = arg;
-    const char *at = *o->pointer_at;
-    for (int64_t i = 0; i < o->row_numel; i++)
-        touch_device(t->d, t->entry, at + (size_t)i * o->stride_nbytes, o->row_nbytes, o->access);
+    for (int64_t i = 0; i < o->group_numel * o->row_numel; i++)
+        touch_device(t->d, t->entry, emu_operand_row(o, i), o->row_nbytes, o->access);
 }
 
 void emu_touch_call(emu_device *d, uint32_t entry, emu_kernel_call *call)

@@ -232,6 +232,11 @@ static tess_status call_twin(const emu_kernel_call *call, tess_stream *s)
         return tess_kernels_cpu.name(&call->args.name, s);
         EMU_KERNEL_LIST(X)
 #undef X
+#define X(name, type)                                                                              \
+    case EMU_KERNEL_##name:                                                                        \
+        return tess_kernels_cpu.modulated->name(&call->args.name, s);
+        EMU_MODULATED_LIST(X)
+#undef X
     case EMU_KERNEL_NUMEL:
         break;
     }
@@ -241,7 +246,8 @@ static tess_status call_twin(const emu_kernel_call *call, tess_stream *s)
 static void move_operand(void *arg, const emu_operand *o)
 {
     const emu_device *d = arg;
-    const size_t nbytes = (size_t)(o->row_numel - 1) * o->stride_nbytes + o->row_nbytes;
+    const char *last = emu_operand_row(o, o->group_numel * o->row_numel - 1);
+    const size_t nbytes = (size_t)(last - (const char *)*o->pointer_at) + o->row_nbytes;
     *o->pointer_at = emu_alias(d, *o->pointer_at, nbytes);
 }
 

@@ -35,8 +35,14 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
         call.args.name = *a;                                                                       \
         return enqueue(&call, s);                                                                  \
     }
-EMU_KERNEL_LIST(X)
+EMU_ALL_LIST(X)
 #undef X
+
+static const tess_modulated_kernels modulated = {
+#define X(name, type) .name = emu_##name,
+    EMU_MODULATED_LIST(X)
+#undef X
+};
 
 static const char *path(void) { return tess_kernels_cpu.path(); }
 
@@ -52,6 +58,7 @@ static size_t attention_work_nbytes(const tess_attention_shape *shape, int threa
 
 const tess_kernels emu_kernels = {.name = "emulated",
                                   .path = path,
+                                  .modulated = &modulated,
                                   .gemm_work_nbytes = gemm_work_nbytes,
                                   .attention_work_nbytes = attention_work_nbytes,
 #define X(name, type) .name = emu_##name,

@@ -12,6 +12,7 @@ static void rows(const emu_visitor *v, void *pointer_at, emu_operand o)
     void **at = pointer_at;
     if (*at == NULL || o.row_numel <= 0 || o.row_nbytes == 0)
         return;
+    o.group_numel = TESS_MAX(o.group_numel, INT64_C(1));
     if (o.stride_nbytes == o.row_nbytes || o.row_numel == 1) {
         o.row_nbytes *= (size_t)o.row_numel;
         o.row_numel = 1;
@@ -366,6 +367,121 @@ static void visit_prodigy_apply(tess_prodigy_apply_args *a, const emu_visitor *v
     array(v, &a->exp_avg_sq, a->part.numel, 4, EMU_READ);
 }
 
+/* Rows of samples, `head_numel` times the dim of `shape` wide. */
+static void samples(const emu_visitor *v, tess_sample_rows *r, const tess_sample_shape *shape,
+                    int64_t head_numel, emu_access access)
+{
+    const size_t elem_nbytes = tess_dtype_block_nbytes(r->view.dt);
+    if (shape->sample_numel > 0 && r->view.numel > 0)
+        rows(v, &r->view.data,
+             (emu_operand){.group_numel = shape->sample_numel,
+                           .row_numel = shape->row_numel,
+                           .row_nbytes = (size_t)(head_numel * shape->dim) * elem_nbytes,
+                           .stride_nbytes = (size_t)r->row_stride * elem_nbytes,
+                           .group_stride_nbytes = (size_t)r->sample_stride * elem_nbytes,
+                           .access = access});
+    if (v->makes_host)
+        r->view.space = TESS_HOST;
+}
+
+static void factor(const emu_visitor *v, tess_factor *f, const tess_sample_shape *shape,
+                   int64_t stride, emu_access access)
+{
+    strided(v, f, f->numel > 0 ? shape->sample_numel : 0, shape->dim, stride, access);
+}
+
+static int64_t sample_rows(const tess_sample_shape *shape)
+{
+    return shape->sample_numel * shape->row_numel;
+}
+
+static void visit_modulate(tess_modulate_args *a, const emu_visitor *v)
+{
+    samples(v, &a->x, &a->shape, 1, EMU_READ);
+    factor(v, &a->shift, &a->shape, a->factor_stride, EMU_READ);
+    factor(v, &a->scale, &a->shape, a->factor_stride, EMU_READ);
+    samples(v, &a->y, &a->shape, 1, EMU_WRITE);
+    array(v, &a->mean, sample_rows(&a->shape), 4, EMU_WRITE);
+    array(v, &a->inv, sample_rows(&a->shape), 4, EMU_WRITE);
+}
+
+static void visit_modulate_backward(tess_modulate_backward_args *a, const emu_visitor *v)
+{
+    samples(v, &a->x, &a->shape, 1, EMU_READ);
+    factor(v, &a->scale, &a->shape, a->factor_stride, EMU_READ);
+    array(v, &a->mean, sample_rows(&a->shape), 4, EMU_READ);
+    array(v, &a->inv, sample_rows(&a->shape), 4, EMU_READ);
+    samples(v, &a->d_y, &a->shape, 1, EMU_READ);
+    samples(v, &a->residual, &a->shape, 1, EMU_READ);
+    samples(v, &a->d_x, &a->shape, 1, EMU_WRITE);
+    factor(v, &a->d_shift, &a->shape, a->factor_stride, EMU_WRITE);
+    factor(v, &a->d_scale, &a->shape, a->factor_stride, EMU_WRITE);
+    array(v, &a->work, a->shape.sample_numel * 32 * a->shape.dim, 4, EMU_UPDATE);
+}
+
+static void visit_gate(tess_gate_args *a, const emu_visitor *v)
+{
+    samples(v, &a->x, &a->shape, 1, EMU_READ);
+    samples(v, &a->f, &a->shape, 1, EMU_READ);
+    factor(v, &a->gate, &a->shape, a->factor_stride, EMU_READ);
+    samples(v, &a->y, &a->shape, 1, EMU_WRITE);
+}
+
+static void visit_gate_backward(tess_gate_backward_args *a, const emu_visitor *v)
+{
+    samples(v, &a->d_y, &a->shape, 1, EMU_READ);
+    factor(v, &a->gate, &a->shape, a->factor_stride, EMU_READ);
+    samples(v, &a->d_f, &a->shape, 1, EMU_WRITE);
+    samples(v, &a->f, &a->shape, 1, EMU_READ);
+    factor(v, &a->d_gate, &a->shape, a->factor_stride, EMU_WRITE);
+    array(v, &a->work, a->shape.sample_numel * 16 * a->shape.dim, 4, EMU_UPDATE);
+}
+
+static void visit_rotate(tess_rotate_args *a, const emu_visitor *v)
+{
+    const int64_t angle_numel = a->shape.row_numel * (a->shape.dim / 2);
+    samples(v, &a->x, &a->shape, a->head_numel, EMU_READ);
+    view(v, &a->w, EMU_READ);
+    array(v, &a->cos_table, angle_numel, 4, EMU_READ);
+    array(v, &a->sin_table, angle_numel, 4, EMU_READ);
+    samples(v, &a->y, &a->shape, a->head_numel, EMU_WRITE);
+}
+
+static void visit_rotate_backward(tess_rotate_backward_args *a, const emu_visitor *v)
+{
+    const int64_t angle_numel = a->shape.row_numel * (a->shape.dim / 2);
+    samples(v, &a->x, &a->shape, a->head_numel, EMU_READ);
+    view(v, &a->w, EMU_READ);
+    array(v, &a->cos_table, angle_numel, 4, EMU_READ);
+    array(v, &a->sin_table, angle_numel, 4, EMU_READ);
+    samples(v, &a->d_y, &a->shape, a->head_numel, EMU_READ);
+    samples(v, &a->d_x, &a->shape, a->head_numel, EMU_WRITE);
+    array(v, &a->d_w, a->shape.dim, 4, EMU_UPDATE);
+    array(v, &a->work, 16 * a->shape.dim, 4, EMU_UPDATE);
+}
+
+static void visit_activation(tess_activation_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    spaced(v, &a->y, a->row_numel, a->dim, a->y_stride, EMU_WRITE);
+}
+
+static void visit_activation_backward(tess_activation_backward_args *a, const emu_visitor *v)
+{
+    view(v, &a->x, EMU_READ);
+    spaced(v, &a->d_y, a->row_numel, a->dim, a->d_y_stride, EMU_READ);
+    spaced(v, &a->d_x, a->row_numel, a->dim, a->d_x_stride, EMU_WRITE);
+}
+
+static void visit_square_error(tess_square_error_args *a, const emu_visitor *v)
+{
+    view(v, &a->y, EMU_READ);
+    array(v, &a->target, a->row_numel * a->dim, 4, EMU_READ);
+    array(v, &a->weight, a->row_numel, 4, EMU_READ);
+    array(v, &a->row_loss, a->row_numel, 8, EMU_WRITE);
+    view(v, &a->d_y, EMU_WRITE);
+}
+
 void emu_visit(emu_kernel_call *call, const emu_visitor *v)
 {
     switch (call->kernel) {
@@ -373,7 +489,7 @@ void emu_visit(emu_kernel_call *call, const emu_visitor *v)
     case EMU_KERNEL_##name:                                                                        \
         visit_##name(&call->args.name, v);                                                         \
         break;
-        EMU_KERNEL_LIST(X)
+        EMU_ALL_LIST(X)
 #undef X
     case EMU_KERNEL_NUMEL:
         break;
@@ -386,7 +502,7 @@ const char *emu_kernel_name(emu_kernel kernel)
 {
     static const char *const name[] = {
 #define X(entry, type) #entry,
-        EMU_KERNEL_LIST(X)
+        EMU_ALL_LIST(X)
 #undef X
     };
     return kernel < EMU_KERNEL_NUMEL ? name[kernel] : "unknown kernel";

@@ -3,7 +3,8 @@
 
 #include "kernels/kernels.h"
 
-/* X(entry of the table, type of its arguments): every kernel that is enqueued. */
+/* X(entry of the table, type of its arguments): every kernel that is enqueued, those of
+ * tess_kernels.modulated in a list of their own. */
 #define EMU_KERNEL_LIST(X)                                                                         \
     X(gemm, tess_gemm_args)                                                                        \
     X(quantize, tess_quantize_args)                                                                \
@@ -38,9 +39,24 @@
     X(prodigy_measure, tess_prodigy_measure_args)                                                  \
     X(prodigy_apply, tess_prodigy_apply_args)
 
+#define EMU_MODULATED_LIST(X)                                                                      \
+    X(modulate, tess_modulate_args)                                                                \
+    X(modulate_backward, tess_modulate_backward_args)                                              \
+    X(gate, tess_gate_args)                                                                        \
+    X(gate_backward, tess_gate_backward_args)                                                      \
+    X(rotate, tess_rotate_args)                                                                    \
+    X(rotate_backward, tess_rotate_backward_args)                                                  \
+    X(activation, tess_activation_args)                                                            \
+    X(activation_backward, tess_activation_backward_args)                                          \
+    X(square_error, tess_square_error_args)
+
+#define EMU_ALL_LIST(X)                                                                            \
+    EMU_KERNEL_LIST(X)                                                                             \
+    EMU_MODULATED_LIST(X)
+
 typedef enum emu_kernel {
 #define X(name, args) EMU_KERNEL_##name,
-    EMU_KERNEL_LIST(X)
+    EMU_ALL_LIST(X)
 #undef X
         EMU_KERNEL_NUMEL
 } emu_kernel;
@@ -50,7 +66,7 @@ typedef struct emu_kernel_call {
     emu_kernel kernel;
     union {
 #define X(name, args) args name;
-        EMU_KERNEL_LIST(X)
+        EMU_ALL_LIST(X)
 #undef X
     } args;
     tess_matrix bias; /* of a gemm */
@@ -58,13 +74,21 @@ typedef struct emu_kernel_call {
 
 typedef enum emu_access { EMU_READ = 1, EMU_WRITE = 2, EMU_UPDATE = 3 } emu_access;
 
-/** `row_numel` rows of `row_nbytes`, `stride_nbytes` apart, from `*pointer_at` on. */
+/** From `*pointer_at` on, `group_numel` times `row_numel` rows of `row_nbytes`; rows and groups of
+ * them are as far apart as the strides say. */
 typedef struct emu_operand {
     void **pointer_at; /* the field that holds the address */
-    int64_t row_numel;
-    size_t row_nbytes, stride_nbytes;
+    int64_t group_numel, row_numel;
+    size_t row_nbytes, stride_nbytes, group_stride_nbytes;
     emu_access access;
 } emu_operand;
+
+/** Row i of all of them. */
+static inline char *emu_operand_row(const emu_operand *o, int64_t i)
+{
+    return (char *)*o->pointer_at + (size_t)(i / o->row_numel) * o->group_stride_nbytes +
+           (size_t)(i % o->row_numel) * o->stride_nbytes;
+}
 
 typedef struct emu_visitor {
     void (*operand)(void *arg, const emu_operand *o);
