@@ -28,20 +28,10 @@ static bool is_library(const tess_attention_shape *shape, int64_t window, bool i
                TESS_ATTENTION_CUDNN;
 }
 
-static tess_status refuse_segments(const tess_attention_shape *shape)
-{
-    TESS_CHECK(shape->segment_numel == 0, TESS_E_UNSUPPORTED,
-               "attention over segments of %" PRId64
-               " tokens is not there on cuda; set compute.device to cpu",
-               shape->segment_numel);
-    return TESS_OK;
-}
-
 tess_status tess_cuda_attention_forward(const tess_attention_args *a, tess_stream *s)
 {
     const tess_cuda_library *library = NULL;
     TESS_TRY(tess_attention_check(a));
-    TESS_TRY(refuse_segments(&a->shape));
     TESS_TRY(tess_cuda_stream_library(s, &library));
     return is_library(&a->shape, a->window, false, library) ? tess_sdpa_forward(library->sdpa, a, s)
                                                             : tess_flash_forward(a, s);
@@ -51,7 +41,6 @@ tess_status tess_cuda_attention_backward(const tess_attention_backward_args *a, 
 {
     const tess_cuda_library *library = NULL;
     TESS_TRY(tess_attention_backward_check(a));
-    TESS_TRY(refuse_segments(&a->shape));
     TESS_TRY(tess_cuda_stream_library(s, &library));
     return is_library(&a->shape, a->window, true, library) ? tess_sdpa_backward(library->sdpa, a, s)
                                                            : tess_flash_backward(a, s);

@@ -51,7 +51,7 @@ template <int D> struct queries_shared {
 template <bool IS_BF16>
 __global__ void __launch_bounds__(PLAIN_THREADS) flash_delta(flash_params params)
 {
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<IS_BF16>(params), *const p = &moved;
     const int64_t at = static_cast<int64_t>(blockIdx.x) * PLAIN_WARPS + threadIdx.x / 32;
     if (at >= static_cast<int64_t>(p->token_numel) * p->head_numel)
         return;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_delta(flash_params params
                        plain_get<IS_BF16>(p->d_out, d_out_at + e), sum);
     sum = plain_sum(sum);
     if (threadIdx.x % 32 == 0)
-        p->delta[head * p->token_numel + row] = sum;
+        p->delta[head * p->head_stride + row] = sum;
 }
 
 /* Begin to copy a stage of rows of one head. */
@@ -82,10 +82,11 @@ static __device__ __forceinline__ void stage_load(query_stage<D> *stage, int hea
     if (threadIdx.x < TILE) {
         const bool has = row < p->token_numel;
         const int from = has ? row : 0;
-        const int64_t at = static_cast<int64_t>(head) * p->token_numel + from;
+        const int64_t at = head * p->head_stride + from;
         tess_cp_async_4(stage->lse + threadIdx.x, p->lse + at, has);
         tess_cp_async_4(stage->delta + threadIdx.x, p->delta + at, has);
-        tess_cp_async_4(stage->doc_start + threadIdx.x, p->doc_start + from, has);
+        if (p->doc_start != nullptr)
+            tess_cp_async_4(stage->doc_start + threadIdx.x, p->doc_start + from, has);
     }
 }
 
@@ -93,6 +94,8 @@ template <int D>
 static __device__ __forceinline__ int stage_first(const query_stage<D> *stage, int at, int row_lo,
                                                   const flash_params *p)
 {
+    if (p->doc_start == nullptr)
+        return 0;
     const int start = stage->doc_start[at];
     return p->window > 0 ? TESS_MAX(start, row_lo + at - p->window + 1) : start;
 }
@@ -115,9 +118,10 @@ static __device__ __forceinline__ void keys_softmax(float (*s)[4], const query_s
             if (sees_all)
                 continue;
             const int first = row < p->token_numel ? stage_first(stage, at, row_lo, p) : INT32_MAX;
-            if (key < first || key > row)
+            const int last = flash_last(p, row);
+            if (key < first || key > last)
                 s[n][e] = 0.0f;
-            if (key + 8 < first || key + 8 > row)
+            if (key + 8 < first || key + 8 > last)
                 s[n][2 + e] = 0.0f;
         }
 }
@@ -153,9 +157,9 @@ keys_tile(float (*d_v)[4], float (*d_k)[4], const keys_shared<D> *m, const query
     enum { TILE = backward_size<D>::TILE, NT = backward_size<D>::NT };
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16, last_key = key_lo + 15;
     const int row_last = TESS_MIN(row_lo + TILE, p->token_numel) - 1;
-    if (row_last < key_lo || stage_first(stage, 0, row_lo, p) > last_key)
+    if (flash_last(p, row_last) < key_lo || stage_first(stage, 0, row_lo, p) > last_key)
         return;
-    const bool sees_all = row_lo >= last_key && row_lo + TILE <= p->token_numel &&
+    const bool sees_all = flash_last(p, row_lo) >= last_key && row_lo + TILE <= p->token_numel &&
                           stage_first(stage, TILE - 1, row_lo, p) <= key_lo;
     float s[NT][4], d_p[NT][4];
     flash_scores<D, NT>(s, m->k, warp_row, stage->q);
@@ -177,14 +181,14 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_keys(flash_pa
         ROWS = backward_size<D>::ROWS,
         THREADS = backward_size<D>::THREADS,
     };
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<true>(params), *const p = &moved;
     TESS_DYN_SHARED(keys_shared<D>, m);
     /* the first keys are seen most: they start first */
     const int kv_head = static_cast<int>(blockIdx.x) % p->kv_head_numel;
     const int block_lo = static_cast<int>(blockIdx.x) / p->kv_head_numel * ROWS;
     const int block_last = TESS_MIN(block_lo + ROWS, p->token_numel) - 1;
     const int key_lo = block_lo + static_cast<int>(threadIdx.x) / 32 * 16;
-    const int row_begin = block_lo / TILE * TILE;
+    const int row_begin = flash_rows_begin(p, block_lo) / TILE * TILE;
     const int tile_numel =
         (flash_rows_end(p, block_last, block_last) - row_begin + TILE - 1) / TILE;
     const int step_numel = tile_numel * p->group_numel;
@@ -251,12 +255,12 @@ static __device__ __forceinline__ void queries_mask(float (*d_s)[4], int row_lo,
     for (int r = 0; r < 2; r++) {
         const int row =
             TESS_MIN(row_lo + 8 * r + static_cast<int>(threadIdx.x & 31) / 4, p->token_numel - 1);
-        const int first = flash_first(p, row);
+        const int first = flash_first(p, row), last = flash_last(p, row);
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int e = 0; e < 2; e++)
-                if (key + 8 * n + e < first || key + 8 * n + e > row)
+                if (key + 8 * n + e < first || key + 8 * n + e > last)
                     d_s[n][2 * r + e] = 0.0f;
     }
 }
@@ -270,7 +274,7 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_queries(flash
         THREADS = backward_size<D>::THREADS,
         NT = backward_size<D>::NT,
     };
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<true>(params), *const p = &moved;
     TESS_DYN_SHARED(queries_shared<D>, m);
     const int tile_numel = static_cast<int>(gridDim.x) / p->head_numel;
     const int tile = tile_numel - 1 - static_cast<int>(blockIdx.x) / p->head_numel;
@@ -291,35 +295,35 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_queries(flash
     row_pair rows;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int64_t at =
-            static_cast<int64_t>(head) * p->token_numel + TESS_MIN(row + 8 * r, p->token_numel - 1);
+        const int64_t at = head * p->head_stride + TESS_MIN(row + 8 * r, p->token_numel - 1);
         rows.lse_log2[r] = p->lse[at] * FLASH_LOG2E;
         rows.delta[r] = p->delta[at];
     }
     float d_q[D / 8][4];
     clear<D>(d_q);
+    const int key_end = flash_last(p, i_hi - 1) + 1;
     int key = flash_first(p, i_lo) / TILE * TILE;
     flash_load<D, ROWS, THREADS>(m->q, q, p->stride.q, i_lo, p);
     flash_load<D, ROWS, THREADS>(m->d_out, d_out, p->stride.d_out, i_lo, p);
     flash_load<D, TILE, THREADS>(m->stage[0].k, k, p->stride.k, key, p);
     flash_load<D, TILE, THREADS>(m->stage[0].v, v, p->stride.v, key, p);
     tess_cp_commit();
-    for (int step = 0; key < i_hi; step++, key += TILE) {
+    for (int step = 0; key < key_end; step++, key += TILE) {
         auto *const stage = &m->stage[step & 1], *const next = &m->stage[(step + 1) & 1];
         tess_cp_wait();
         __syncthreads(); /* this stage is here, the other one is used up */
-        if (key + TILE < i_hi) {
+        if (key + TILE < key_end) {
             flash_load<D, TILE, THREADS>(next->k, k, p->stride.k, key + TILE, p);
             flash_load<D, TILE, THREADS>(next->v, v, p->stride.v, key + TILE, p);
         }
         tess_cp_commit();
-        if (key > warp_last || key + TILE <= warp_first)
+        if (key > flash_last(p, warp_last) || key + TILE <= warp_first)
             continue;
         float s[NT][4], d_p[NT][4];
         flash_scores<D, NT>(s, m->q, warp_row, stage->k);
         flash_scores<D, NT>(d_p, m->d_out, warp_row, stage->v);
         queries_d_scores<NT>(d_p, s, &rows, scale_log2);
-        if (key + TILE - 1 > warp_lo || key < warp_first_of_last)
+        if (key + TILE - 1 > flash_last(p, warp_lo) || key < warp_first_of_last)
             queries_mask<NT>(d_p, warp_lo, key, p);
         flash_accumulate<D, NT>(d_q, d_p, stage->k);
     }
@@ -329,24 +333,20 @@ __global__ void __launch_bounds__(backward_size<D>::THREADS) flash_queries(flash
 
 /* ---- launches ---- */
 
-static unsigned block_numel(int64_t token_numel, int rows, int head_numel)
-{
-    return static_cast<unsigned>(tess_ceil_div(token_numel, rows) * head_numel);
-}
-
 template <bool IS_BF16> static tess_status delta_launch(const flash_params *p, tess_stream *s)
 {
     const int64_t rows = static_cast<int64_t>(p->token_numel) * p->head_numel;
     const auto kernel = flash_delta<IS_BF16>;
-    TESS_LAUNCH(kernel, static_cast<unsigned>(tess_ceil_div(rows, PLAIN_WARPS)), PLAIN_THREADS, 0,
-                s, *p);
+    const dim3 blocks(static_cast<unsigned>(tess_ceil_div(rows, PLAIN_WARPS)),
+                      static_cast<unsigned>(p->segment_numel));
+    TESS_LAUNCH(kernel, blocks, PLAIN_THREADS, 0, s, *p);
     return TESS_OK;
 }
 
 template <int D, bool HAS_DV, bool HAS_DK>
 static tess_status keys_launch(const flash_params *p, tess_stream *s)
 {
-    const unsigned blocks = block_numel(p->token_numel, backward_size<D>::ROWS, p->kv_head_numel);
+    const dim3 blocks = flash_grid(p, backward_size<D>::ROWS, p->kv_head_numel);
     const unsigned threads = backward_size<D>::THREADS;
     const size_t nbytes = sizeof(keys_shared<D>);
     const auto kernel = flash_keys<D, HAS_DV, HAS_DK>;
@@ -357,7 +357,7 @@ static tess_status keys_launch(const flash_params *p, tess_stream *s)
 
 template <int D> static tess_status queries_launch(const flash_params *p, tess_stream *s)
 {
-    const unsigned blocks = block_numel(p->token_numel, backward_size<D>::ROWS, p->head_numel);
+    const dim3 blocks = flash_grid(p, backward_size<D>::ROWS, p->head_numel);
     const unsigned threads = backward_size<D>::THREADS;
     const size_t nbytes = sizeof(queries_shared<D>);
     const auto kernel = flash_queries<D>;
@@ -383,8 +383,8 @@ template <bool IS_BF16>
 static tess_status backward_plain_launch(const flash_params *p, tess_stream *s)
 {
     const size_t nbytes = plain_shared_nbytes(p->dim);
-    const unsigned key_blocks = block_numel(p->token_numel, PLAIN_ROWS, p->kv_head_numel);
-    const unsigned query_blocks = block_numel(p->token_numel, PLAIN_ROWS, p->head_numel);
+    const dim3 key_blocks = flash_grid(p, PLAIN_ROWS, p->kv_head_numel);
+    const dim3 query_blocks = flash_grid(p, PLAIN_ROWS, p->head_numel);
     const auto keys = flash_keys_plain<IS_BF16>;
     const auto queries = flash_queries_plain<IS_BF16>;
     TESS_ALLOW_SHARED(keys, nbytes);
@@ -421,7 +421,7 @@ static tess_status backward_params(flash_params *p, const tess_attention_backwar
     p->d_v = a->d_v.data;
     p->lse = a->lse;
     p->delta = static_cast<float *>(a->work.data);
-    p->doc_start = a->doc_start;
+    p->doc_start = a->shape.segment_numel > 0 ? nullptr : a->doc_start;
     p->scale = a->scale;
     return TESS_OK;
 }

@@ -3,6 +3,12 @@
 
 #include "kernels/cuda/flash_plain_priv.cuh"
 
+/** First row that may see token `key`. */
+static __device__ __forceinline__ int flash_rows_begin(const flash_params *p, int key)
+{
+    return p->doc_start == nullptr ? 0 : key;
+}
+
 /** Smallest row from `row` up that does not see token `last` any more; T if all do. */
 static __device__ __forceinline__ int flash_rows_end(const flash_params *p, int row, int last)
 {
@@ -28,7 +34,7 @@ static __device__ __forceinline__ plain_operand plain_head(const void *data, int
 static __device__ __forceinline__ float plain_probability(float score, int i, int j,
                                                           int64_t head_at, const flash_params *p)
 {
-    if (i >= p->token_numel || j > i || j < flash_first(p, i))
+    if (i >= p->token_numel || j > flash_last(p, i) || j < flash_first(p, i))
         return 0.0f;
     return expf(fmaf(score, p->scale, -p->lse[head_at + i]));
 }
@@ -37,7 +43,7 @@ static __device__ __forceinline__ float plain_probability(float score, int i, in
 template <bool IS_BF16>
 __global__ void __launch_bounds__(PLAIN_THREADS) flash_keys_plain(flash_params params)
 {
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<IS_BF16>(params), *const p = &moved;
     TESS_DYN_SHARED(float, k_rows);
     float *const v_rows = k_rows + PLAIN_ROWS * plain_pitch(p->dim);
     float *const q_tile = v_rows + PLAIN_ROWS * plain_pitch(p->dim);
@@ -53,10 +59,11 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_keys_plain(flash_params p
     plain_load<IS_BF16>(v_rows, plain_head(p->v, kv_head, p->stride.v, p), j_lo, PLAIN_ROWS, p);
     for (int g = 0; g < p->group_numel; g++) {
         const int head = kv_head * p->group_numel + g;
-        const int64_t head_at = static_cast<int64_t>(head) * p->token_numel;
+        const int64_t head_at = head * p->head_stride;
         const plain_operand q = plain_head(p->q, head, p->stride.q, p);
         const plain_operand d_out = plain_head(p->d_out, head, p->stride.d_out, p);
-        for (int row = j_lo / PLAIN_TILE * PLAIN_TILE; row < i_end; row += PLAIN_TILE) {
+        for (int row = flash_rows_begin(p, j_lo) / PLAIN_TILE * PLAIN_TILE; row < i_end;
+             row += PLAIN_TILE) {
             float score[PLAIN_OWN], d_p[PLAIN_OWN];
             __syncthreads(); /* the last tile is used up */
             plain_load<IS_BF16>(q_tile, q, row, PLAIN_TILE, p);
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_keys_plain(flash_params p
 template <bool IS_BF16>
 __global__ void __launch_bounds__(PLAIN_THREADS) flash_queries_plain(flash_params params)
 {
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<IS_BF16>(params), *const p = &moved;
     TESS_DYN_SHARED(float, q_rows);
     float *const d_out_rows = q_rows + PLAIN_ROWS * plain_pitch(p->dim);
     float *const k_tile = d_out_rows + PLAIN_ROWS * plain_pitch(p->dim);
@@ -98,7 +105,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_queries_plain(flash_param
     const int tile = tile_numel - 1 - static_cast<int>(blockIdx.x) / p->head_numel;
     const int head = static_cast<int>(blockIdx.x) % p->head_numel;
     const int kv_head = head / p->group_numel;
-    const int64_t head_at = static_cast<int64_t>(head) * p->token_numel;
+    const int64_t head_at = head * p->head_stride;
     const int i_lo = tile * PLAIN_ROWS, i_hi = TESS_MIN(i_lo + PLAIN_ROWS, p->token_numel);
     const int row = i_lo + static_cast<int>(threadIdx.x) / 32 * PLAIN_OWN;
     const int lane = threadIdx.x % 32;
@@ -106,7 +113,9 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_queries_plain(flash_param
     plain_load<IS_BF16>(q_rows, plain_head(p->q, head, p->stride.q, p), i_lo, PLAIN_ROWS, p);
     plain_load<IS_BF16>(d_out_rows, plain_head(p->d_out, head, p->stride.d_out, p), i_lo,
                         PLAIN_ROWS, p);
-    for (int col = flash_first(p, i_lo) / PLAIN_TILE * PLAIN_TILE; col < i_hi; col += PLAIN_TILE) {
+    const int col_end = flash_last(p, i_hi - 1) + 1;
+    for (int col = flash_first(p, i_lo) / PLAIN_TILE * PLAIN_TILE; col < col_end;
+         col += PLAIN_TILE) {
         float score[PLAIN_OWN], d_p[PLAIN_OWN];
         __syncthreads(); /* the last tile is used up */
         plain_load<IS_BF16>(k_tile, plain_head(p->k, kv_head, p->stride.k, p), col, PLAIN_TILE, p);

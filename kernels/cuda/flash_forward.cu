@@ -72,7 +72,8 @@ static __device__ __forceinline__ void forward_mask(float (*s)[FORWARD_NT][4], i
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int row = row_lo + 16 * m + 8 * r + (threadIdx.x & 31) / 4;
-            const int last = TESS_MIN(row, p->token_numel - 1), first = flash_first(p, last);
+            const int seen = TESS_MIN(row, p->token_numel - 1);
+            const int first = flash_first(p, seen), last = flash_last(p, seen);
 #pragma unroll
             for (int n = 0; n < FORWARD_NT; n++)
 #pragma unroll
@@ -163,7 +164,7 @@ static __device__ __forceinline__ void forward_store(forward_state<D, MT> *w, in
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
             inverse[r] = 1.0f / sum;
             if (row + 8 * r < p->token_numel && (threadIdx.x & 3) == 0)
-                p->lse_dst[static_cast<int64_t>(head) * p->token_numel + row + 8 * r] =
+                p->lse_dst[head * p->head_stride + row + 8 * r] =
                     fmaf(w->max[m][r], FLASH_LN2, logf(sum));
         }
         flash_store<D>(w->out[m], inverse, out, p->stride.out, row, p);
@@ -174,7 +175,7 @@ template <int D, int MT>
 __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params params)
 {
     enum { ROWS = 16 * MT * FORWARD_WARPS };
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<true>(params), *const p = &moved;
     TESS_DYN_SHARED(uint16_t, q_tile);
     uint16_t *const k_tile = q_tile + ROWS * D;
     uint16_t *const v_tile = k_tile + FORWARD_TILE * D;
@@ -191,6 +192,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params pa
     const int warp_last = TESS_MIN(warp_lo + 16 * MT, p->token_numel) - 1;
     const int warp_first = flash_first(p, TESS_MIN(warp_lo, p->token_numel - 1));
     const int warp_first_of_last = flash_first(p, TESS_MAX(warp_last, 0));
+    const int col_end = flash_last(p, i_hi - 1) + 1;
     const float scale_log2 = p->scale * FLASH_LOG2E;
     forward_state<D, MT> w;
     forward_init(&w);
@@ -198,9 +200,10 @@ __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params pa
     flash_load<D, ROWS, FORWARD_THREADS>(q_tile, q, p->stride.q, i_lo, p);
     flash_load<D, FORWARD_TILE, FORWARD_THREADS>(k_tile, k, p->stride.k, col, p);
     tess_cp_commit();
-    for (; col < i_hi; col += FORWARD_TILE) {
-        const bool sees = col <= warp_last && col + FORWARD_TILE > warp_first;
-        const bool sees_all = col + FORWARD_TILE - 1 <= warp_lo && col >= warp_first_of_last;
+    for (; col < col_end; col += FORWARD_TILE) {
+        const bool sees = col <= flash_last(p, warp_last) && col + FORWARD_TILE > warp_first;
+        const bool sees_all =
+            col + FORWARD_TILE - 1 <= flash_last(p, warp_lo) && col >= warp_first_of_last;
         float s[MT][FORWARD_NT][4];
         tess_cp_wait();
         __syncthreads(); /* K is here, V is used up */
@@ -210,7 +213,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params pa
             forward_scores<D, MT>(s, q_tile, k_tile);
         tess_cp_wait();
         __syncthreads(); /* V is here, K is used up */
-        if (col + FORWARD_TILE < i_hi)
+        if (col + FORWARD_TILE < col_end)
             flash_load<D, FORWARD_TILE, FORWARD_THREADS>(k_tile, k, p->stride.k, col + FORWARD_TILE,
                                                          p);
         tess_cp_commit();
@@ -228,7 +231,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS) flash_forward(flash_params pa
 template <bool IS_BF16>
 __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_params params)
 {
-    const flash_params *const p = &params;
+    const flash_params moved = flash_segment<IS_BF16>(params), *const p = &moved;
     TESS_DYN_SHARED(float, q_rows);
     float *const k_tile = q_rows + PLAIN_ROWS * plain_pitch(p->dim);
     float *const v_tile = k_tile + PLAIN_TILE * plain_pitch(p->dim);
@@ -243,8 +246,10 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
     const int lane = threadIdx.x % 32;
     float out[PLAIN_OWN][PLAIN_COLUMNS] = {{0.0f}};
     float max[PLAIN_OWN] = {-INFINITY, -INFINITY}, sum[PLAIN_OWN] = {0.0f, 0.0f};
+    const int col_end = flash_last(p, i_hi - 1) + 1;
     plain_load<IS_BF16>(q_rows, q, i_lo, PLAIN_ROWS, p);
-    for (int col = flash_first(p, i_lo) / PLAIN_TILE * PLAIN_TILE; col < i_hi; col += PLAIN_TILE) {
+    for (int col = flash_first(p, i_lo) / PLAIN_TILE * PLAIN_TILE; col < col_end;
+         col += PLAIN_TILE) {
         float score[PLAIN_OWN];
         __syncthreads(); /* the last tile is used up */
         plain_load<IS_BF16>(k_tile, k, col, PLAIN_TILE, p);
@@ -254,7 +259,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
 #pragma unroll
         for (int r = 0; r < PLAIN_OWN; r++) {
             const int i = TESS_MIN(row + r, p->token_numel - 1);
-            const bool sees = col + lane >= flash_first(p, i) && col + lane <= i;
+            const bool sees = col + lane >= flash_first(p, i) && col + lane <= flash_last(p, i);
             const float x = sees ? score[r] * p->scale : -INFINITY;
             const float largest = fmaxf(max[r], plain_largest(x));
             const float base = largest == -INFINITY ? 0.0f : largest;
@@ -274,16 +279,14 @@ __global__ void __launch_bounds__(PLAIN_THREADS) flash_forward_plain(flash_param
         plain_store<IS_BF16>(out[r], 1.0f / sum[r], p->out_dst,
                              q.head_offset + (row + r) * p->stride.out, p->dim);
         if (lane == 0)
-            p->lse_dst[static_cast<int64_t>(head) * p->token_numel + row + r] =
-                max[r] + logf(sum[r]);
+            p->lse_dst[head * p->head_stride + row + r] = max[r] + logf(sum[r]);
     }
 }
 
 template <int D, int MT> static tess_status forward_launch(const flash_params *p, tess_stream *s)
 {
     const int rows = 16 * MT * FORWARD_WARPS;
-    const unsigned blocks =
-        static_cast<unsigned>(tess_ceil_div(p->token_numel, rows) * p->head_numel);
+    const dim3 blocks = flash_grid(p, rows, p->head_numel);
     const size_t nbytes = static_cast<size_t>(rows + 2 * FORWARD_TILE) * D * sizeof(uint16_t);
     const auto kernel = flash_forward<D, MT>;
     TESS_ALLOW_SHARED(kernel, nbytes);
@@ -294,8 +297,7 @@ template <int D, int MT> static tess_status forward_launch(const flash_params *p
 template <bool IS_BF16>
 static tess_status forward_plain_launch(const flash_params *p, tess_stream *s)
 {
-    const unsigned blocks =
-        static_cast<unsigned>(tess_ceil_div(p->token_numel, PLAIN_ROWS) * p->head_numel);
+    const dim3 blocks = flash_grid(p, PLAIN_ROWS, p->head_numel);
     const size_t nbytes = plain_shared_nbytes(p->dim);
     const auto kernel = flash_forward_plain<IS_BF16>;
     TESS_ALLOW_SHARED(kernel, nbytes);
@@ -323,7 +325,7 @@ tess_status tess_flash_forward_strided(const tess_attention_args *a,
     p.v = a->v.data;
     p.out_dst = a->out.data;
     p.lse_dst = a->lse;
-    p.doc_start = a->doc_start;
+    p.doc_start = a->shape.segment_numel > 0 ? nullptr : a->doc_start;
     p.scale = a->scale;
     if (a->shape.dt == TESS_F32)
         return forward_plain_launch<false>(&p, s);

@@ -13,30 +13,79 @@
 #include "kernels/cuda/flash_priv.h"
 #include "kernels/cuda/mma_priv.cuh"
 
+#include <type_traits>
+
 #include "core/arith.h"
 
 #define FLASH_LOG2E 1.4426950408889634f
 #define FLASH_LN2 0.69314718055994531f
 
-/** Arguments of every kernel; pointers to elements of the compute dtype where not typed. */
+enum { FLASH_SEGMENT_MAX = 65535 };
+
+/**
+ * Arguments of every kernel; pointers to elements of the compute dtype where not typed.
+ *
+ * [Note: segments] A segment is an attention of its own: the grid's second dimension counts them,
+ * and a kernel begins by moving its pointers to its segment. So tiles begin with a segment, and its
+ * bits are those that it has alone.
+ */
 typedef struct flash_params {
     const void *q, *k, *v, *out, *d_out;
     void *out_dst, *d_q, *d_k, *d_v;
-    float *lse_dst;   /* [heads, T] */
-    const float *lse; /* [heads, T] */
-    float *delta;     /* [heads, T] row sums of d_out * out */
-    const int32_t *doc_start;
+    float *lse_dst;           /* [heads, T] */
+    const float *lse;         /* [heads, T] */
+    float *delta;             /* [heads, T] row sums of d_out * out */
+    const int32_t *doc_start; /* NULL: every token sees all of its segment */
     tess_flash_strides stride;
-    int token_numel, head_numel, kv_head_numel, group_numel, dim;
+    int64_t head_stride; /* of lse and delta: T of all segments */
+    int token_numel;     /* of a segment; all where there are none */
+    int segment_numel;   /* segments; 1 where there are none */
+    int head_numel, kv_head_numel, group_numel, dim;
     int window; /* 0: none */
     float scale;
 } flash_params;
 
+template <bool IS_BF16, typename T>
+static __device__ __forceinline__ T *flash_moved(T *data, int64_t numel)
+{
+    using byte = typename std::conditional<std::is_const<T>::value, const char, char>::type;
+    return data == nullptr ? nullptr : reinterpret_cast<byte *>(data) + numel * (IS_BF16 ? 2 : 4);
+}
+
+/** The parameters with their pointers at the segment of this block. */
+template <bool IS_BF16>
+static __device__ __forceinline__ flash_params flash_segment(const flash_params &params)
+{
+    flash_params p = params;
+    const int64_t first = static_cast<int64_t>(blockIdx.y) * p.token_numel;
+    p.q = flash_moved<IS_BF16>(p.q, first * p.stride.q);
+    p.k = flash_moved<IS_BF16>(p.k, first * p.stride.k);
+    p.v = flash_moved<IS_BF16>(p.v, first * p.stride.v);
+    p.out = flash_moved<IS_BF16>(p.out, first * p.stride.out);
+    p.out_dst = flash_moved<IS_BF16>(p.out_dst, first * p.stride.out);
+    p.d_out = flash_moved<IS_BF16>(p.d_out, first * p.stride.d_out);
+    p.d_q = flash_moved<IS_BF16>(p.d_q, first * p.stride.d_q);
+    p.d_k = flash_moved<IS_BF16>(p.d_k, first * p.stride.d_k);
+    p.d_v = flash_moved<IS_BF16>(p.d_v, first * p.stride.d_v);
+    p.lse_dst = p.lse_dst == nullptr ? nullptr : p.lse_dst + first;
+    p.lse = p.lse == nullptr ? nullptr : p.lse + first;
+    p.delta = p.delta == nullptr ? nullptr : p.delta + first;
+    return p;
+}
+
 /** First token that token i sees; never descends with i. */
 static __device__ __forceinline__ int flash_first(const flash_params *p, int i)
 {
+    if (p->doc_start == nullptr)
+        return 0;
     const int start = p->doc_start[i];
     return p->window > 0 ? TESS_MAX(start, i - p->window + 1) : start;
+}
+
+/** Last token that token i sees; never descends with i. */
+static __device__ __forceinline__ int flash_last(const flash_params *p, int i)
+{
+    return p->doc_start == nullptr ? p->token_numel - 1 : i;
 }
 
 /** Offset of chunk `chunk` of row `row` in a tile, in elements. */
@@ -179,6 +228,13 @@ static __device__ __forceinline__ float flash_from_bf16(uint16_t bits)
     return x;
 }
 
+/** Blocks of `rows` rows of one head; segments in the second dimension. */
+static inline dim3 flash_grid(const flash_params *p, int rows, int head_numel)
+{
+    return dim3(static_cast<unsigned>(tess_ceil_div(p->token_numel, rows) * head_numel),
+                static_cast<unsigned>(p->segment_numel));
+}
+
 /** Head dims are rounded up to the kernels there are. */
 static inline int flash_dim(int dim)
 {
@@ -205,7 +261,16 @@ static inline tess_status flash_params_init(flash_params *p, const tess_attentio
                static_cast<long long>(shape->token_numel),
                static_cast<long long>(shape->head_numel));
     p->stride = *strides;
+    p->head_stride = shape->token_numel;
     p->token_numel = static_cast<int>(shape->token_numel);
+    p->segment_numel = 1;
+    if (shape->segment_numel > 0) {
+        p->token_numel = static_cast<int>(shape->segment_numel);
+        p->segment_numel = static_cast<int>(shape->token_numel / shape->segment_numel);
+    }
+    TESS_CHECK(p->segment_numel <= FLASH_SEGMENT_MAX, TESS_E_UNSUPPORTED,
+               "attention: %d segments are more than a grid holds (%d); use smaller micro-batches",
+               p->segment_numel, FLASH_SEGMENT_MAX);
     p->head_numel = static_cast<int>(shape->head_numel);
     p->kv_head_numel = static_cast<int>(shape->kv_head_numel);
     p->group_numel = p->head_numel / p->kv_head_numel;

@@ -30,6 +30,7 @@ typedef struct flash_case {
     int64_t doc_numel; /* 0: every token is a document */
     int64_t gap;       /* elements behind each row of every operand */
     int64_t shift;     /* elements that operands start behind an aligned address */
+    int64_t segment;   /* 0: causal; else tokens of a segment, and there are no documents */
 } flash_case;
 
 /* An operand with its copy on the device, exact values and error bounds. */
@@ -95,6 +96,8 @@ static problem problem_create(flash_case c)
         p.doc_start[i] = is_new ? (int32_t)i : p.doc_start[i - 1];
         p.longest_numel = TESS_MAX(p.longest_numel, i - p.doc_start[i] + 1);
     }
+    if (c.segment > 0)
+        p.longest_numel = c.segment;
     return p;
 }
 
@@ -117,7 +120,14 @@ typedef struct weights {
 static int64_t first_seen(const problem *p, int64_t i)
 {
     const int64_t start = p->doc_start[i];
+    if (p->c.segment > 0)
+        return i / p->c.segment * p->c.segment;
     return p->c.window > 0 ? TESS_MAX(start, i - p->c.window + 1) : start;
+}
+
+static int64_t last_seen(const problem *p, int64_t i)
+{
+    return p->c.segment > 0 ? first_seen(p, i) + p->c.segment - 1 : i;
 }
 
 static double inner_w(const problem *p) { return p->c.dt == TESS_BF16 ? BF16_U : 0.0; }
@@ -149,7 +159,7 @@ static int64_t key_at(const problem *p, int64_t j, int64_t head)
 static double row_scores(const problem *p, int64_t i, int64_t head, double *score)
 {
     double largest_score = 0.0, magnitude = 0.0;
-    for (int64_t j = first_seen(p, i); j <= i; j++) {
+    for (int64_t j = first_seen(p, i); j <= last_seen(p, i); j++) {
         const double s = dot(query(p, Q, i, head), p->x[K].host.value + key_at(p, j, head),
                              p->c.dim, &magnitude);
         score[j - first_seen(p, i)] = s * (double)p->scale;
@@ -160,12 +170,12 @@ static double row_scores(const problem *p, int64_t i, int64_t head, double *scor
 
 static void exact_forward_row(problem *p, int64_t i, int64_t head, double *score)
 {
-    const int64_t first = first_seen(p, i), dim = p->c.dim;
-    const double n = (double)(i - first + 1), s = row_scores(p, i, head, score);
+    const int64_t first = first_seen(p, i), last = last_seen(p, i), dim = p->c.dim;
+    const double n = (double)(last - first + 1), s = row_scores(p, i, head, score);
     double max = -INFINITY, sum = 0.0;
-    for (int64_t j = first; j <= i; j++)
+    for (int64_t j = first; j <= last; j++)
         max = fmax(max, score[j - first]);
-    for (int64_t j = first; j <= i; j++)
+    for (int64_t j = first; j <= last; j++)
         sum += exp(score[j - first] - max);
     const double e_p =
         (2.0 * ((double)dim + 2.0) + 4.0) * F32_U * s + (n + 8.0) * F32_U + ldexp(1.0, EXP_LOG2);
@@ -175,7 +185,7 @@ static void exact_forward_row(problem *p, int64_t i, int64_t head, double *score
     const int64_t at = (i * p->c.head_numel + head) * dim;
     for (int64_t d = 0; d < dim; d++) {
         double out = 0.0, magnitude = 0.0;
-        for (int64_t j = first; j <= i; j++) {
+        for (int64_t j = first; j <= last; j++) {
             const double v = p->x[V].host.value[key_at(p, j, head) + d];
             out += exp(score[j - first] - lse) * v;
             magnitude += exp(score[j - first] - lse) * fabs(v);
@@ -215,22 +225,22 @@ static void add_term(operand *x, int64_t at, double weight, double error, double
 
 static void exact_backward_row(problem *p, int64_t i, int64_t head, double *score)
 {
-    const int64_t first = first_seen(p, i), dim = p->c.dim;
+    const int64_t first = first_seen(p, i), last = last_seen(p, i), dim = p->c.dim;
     const int64_t at = (i * p->c.head_numel + head) * dim;
     const double group = (double)(p->c.head_numel / p->c.kv_head_numel);
-    /* no key is seen by more rows than the longest document (or window) has */
+    /* no key is seen by more rows than the longest document (or window, or segment) has */
     const double rows = (double)p->longest_numel * group, scale = (double)p->scale;
     double magnitude = 0.0;
     const double s = row_scores(p, i, head, score);
     const double delta = dot(query(p, D_OUT, i, head), query(p, OUT, i, head), dim, &magnitude);
     const double e_delta = ((double)dim + 2.0) * F32_U * magnitude;
-    for (int64_t j = first; j <= i; j++) {
+    for (int64_t j = first; j <= last; j++) {
         const double facts[] = {score[j - first], s, delta, e_delta};
         const weights w = row_weights(p, i, head, j, facts);
         const int64_t key = key_at(p, j, head);
         for (int64_t d = 0; d < dim; d++) {
             add_term(&p->x[D_Q], at + d, w.d_s * scale, w.d_s_error * scale,
-                     p->x[K].host.value[key + d], (double)(i - first + 1));
+                     p->x[K].host.value[key + d], (double)(last - first + 1));
             add_term(&p->x[D_K], key + d, w.d_s * scale, w.d_s_error * scale,
                      p->x[Q].host.value[at + d], rows);
             add_term(&p->x[D_V], key + d, w.p, w.p_error, p->x[D_OUT].host.value[at + d], rows);
@@ -274,6 +284,7 @@ static tess_attention_shape shape_of(const problem *p)
         .kv_head_numel = p->c.kv_head_numel,
         .dim = p->c.dim,
         .longest_numel = p->longest_numel,
+        .segment_numel = p->c.segment,
     };
 }
 
@@ -287,6 +298,11 @@ static tess_view view_of(const problem *p, int which, bool is_device)
     return v;
 }
 
+static const int32_t *doc_start_of(const problem *p, bool is_device)
+{
+    return p->c.segment > 0 ? NULL : view_of(p, DOC, is_device).data;
+}
+
 static tess_attention_args forward_args(const problem *p, bool is_device, tess_view work)
 {
     return (tess_attention_args){
@@ -294,7 +310,7 @@ static tess_attention_args forward_args(const problem *p, bool is_device, tess_v
         .q = view_of(p, Q, is_device),
         .k = view_of(p, K, is_device),
         .v = view_of(p, V, is_device),
-        .doc_start = view_of(p, DOC, is_device).data,
+        .doc_start = doc_start_of(p, is_device),
         .window = p->c.window,
         .scale = p->scale,
         .out = view_of(p, OUT, is_device),
@@ -313,7 +329,7 @@ static tess_attention_backward_args backward_args(const problem *p, bool is_devi
         .out = view_of(p, OUT, is_device),
         .lse = view_of(p, LSE, is_device).data,
         .d_out = view_of(p, D_OUT, is_device),
-        .doc_start = view_of(p, DOC, is_device).data,
+        .doc_start = doc_start_of(p, is_device),
         .window = p->c.window,
         .scale = p->scale,
         .d_q = view_of(p, D_Q, is_device),
@@ -508,11 +524,11 @@ static void test_flash_bf16_heads_and_dims_match_twin(void **state)
 {
     (void)state;
     static const flash_case cases[] = {
-        {TESS_BF16, 1, 1, 1, 64, 0, 1, 0, 0},    {TESS_BF16, 7, 2, 1, 128, 0, 1, 0, 0},
-        {TESS_BF16, 64, 6, 2, 16, 0, 1, 0, 0},   {TESS_BF16, 65, 6, 3, 96, 0, 1, 0, 0},
-        {TESS_BF16, 200, 2, 1, 128, 0, 1, 0, 0}, {TESS_BF16, 333, 2, 2, 64, 0, 1, 0, 0},
-        {TESS_BF16, 130, 1, 1, 256, 0, 2, 0, 0}, {TESS_BF16, 70, 1, 1, 40, 0, 1, 0, 0},
-        {TESS_BF16, 129, 1, 1, 200, 0, 1, 0, 0},
+        {TESS_BF16, 1, 1, 1, 64, 0, 1, 0, 0, 0},    {TESS_BF16, 7, 2, 1, 128, 0, 1, 0, 0, 0},
+        {TESS_BF16, 64, 6, 2, 16, 0, 1, 0, 0, 0},   {TESS_BF16, 65, 6, 3, 96, 0, 1, 0, 0, 0},
+        {TESS_BF16, 200, 2, 1, 128, 0, 1, 0, 0, 0}, {TESS_BF16, 333, 2, 2, 64, 0, 1, 0, 0, 0},
+        {TESS_BF16, 130, 1, 1, 256, 0, 2, 0, 0, 0}, {TESS_BF16, 70, 1, 1, 40, 0, 1, 0, 0, 0},
+        {TESS_BF16, 129, 1, 1, 200, 0, 1, 0, 0, 0},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++)
         check_case(cases[i]);
@@ -522,22 +538,80 @@ static void test_flash_bf16_documents_and_windows_match_twin(void **state)
 {
     (void)state;
     static const flash_case cases[] = {
-        {TESS_BF16, 333, 1, 1, 64, 0, 5, 0, 0},  {TESS_BF16, 200, 1, 1, 96, 0, 0, 0, 0},
-        {TESS_BF16, 333, 1, 1, 16, 70, 1, 0, 0}, {TESS_BF16, 200, 2, 1, 64, 17, 3, 0, 0},
-        {TESS_BF16, 200, 1, 1, 128, 1, 1, 0, 0}, {TESS_BF16, 333, 1, 1, 128, 100, 4, 0, 0},
+        {TESS_BF16, 333, 1, 1, 64, 0, 5, 0, 0, 0},  {TESS_BF16, 200, 1, 1, 96, 0, 0, 0, 0, 0},
+        {TESS_BF16, 333, 1, 1, 16, 70, 1, 0, 0, 0}, {TESS_BF16, 200, 2, 1, 64, 17, 3, 0, 0, 0},
+        {TESS_BF16, 200, 1, 1, 128, 1, 1, 0, 0, 0}, {TESS_BF16, 333, 1, 1, 128, 100, 4, 0, 0, 0},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++)
         check_case(cases[i]);
+}
+
+/* Segments around the sizes of tiles and blocks, one and more of them. */
+static void test_flash_segments_match_twin(void **state)
+{
+    (void)state;
+    static const flash_case cases[] = {
+        {TESS_BF16, 1, 1, 1, 64, 0, 1, 0, 0, 1},      {TESS_BF16, 21, 2, 1, 128, 0, 1, 0, 0, 7},
+        {TESS_BF16, 128, 2, 2, 128, 0, 1, 0, 0, 128}, {TESS_BF16, 130, 2, 1, 64, 0, 1, 0, 0, 65},
+        {TESS_BF16, 387, 1, 1, 32, 0, 1, 0, 0, 129},  {TESS_BF16, 200, 1, 1, 96, 0, 1, 8, 8, 100},
+        {TESS_BF16, 140, 1, 1, 256, 0, 1, 0, 0, 70},  {TESS_BF16, 90, 2, 2, 20, 0, 1, 3, 0, 45},
+        {TESS_F32, 1, 1, 1, 7, 0, 1, 0, 0, 1},        {TESS_F32, 99, 4, 2, 24, 0, 1, 0, 0, 33},
+        {TESS_F32, 140, 1, 1, 128, 0, 1, 5, 1, 70},
+    };
+    for (int i = 0; i < TESS_NELEM(cases); i++)
+        check_case(cases[i]);
+}
+
+/* The second of two segments has the bits that it has alone. */
+static void check_alone(tess_dtype dt)
+{
+    enum { SEGMENT = 75, HEADS = 2, DIM = 32, ROW = HEADS * DIM };
+    static const int inputs[] = {Q, K, V, D_OUT}, outputs[] = {OUT, D_Q, D_K, D_V};
+    problem both =
+        problem_create((flash_case){dt, 2 * SEGMENT, HEADS, HEADS, DIM, 0, 1, 0, 0, SEGMENT});
+    problem one = problem_create((flash_case){dt, SEGMENT, HEADS, HEADS, DIM, 0, 1, 0, 0, SEGMENT});
+    const size_t nbytes = (size_t)SEGMENT * ROW * tess_dtype_block_nbytes(dt);
+    for (int i = 0; i < TESS_NELEM(inputs); i++) {
+        const char *second = (const char *)both.x[inputs[i]].host.view.data + nbytes;
+        memcpy(one.x[inputs[i]].host.view.data, second, nbytes);
+    }
+    problem *const problems[] = {&both, &one};
+    for (int i = 0; i < TESS_NELEM(problems); i++) {
+        problem *p = problems[i];
+        twin_run(p, false); /* what the backward starts from */
+        set_order(TESS_EMULATION_FORWARD, -1);
+        device_create(p);
+        must(device_forward(p));
+        take_results(p, forward_outputs, 2, TESS_EMULATION_FORWARD);
+        must(device_backward(p));
+        take_results(p, backward_outputs, 3, TESS_EMULATION_FORWARD);
+        tess_emulation_release_all();
+    }
+    for (int i = 0; i < TESS_NELEM(outputs); i++)
+        assert_memory_equal(both.x[outputs[i]].result + nbytes, one.x[outputs[i]].result, nbytes);
+    for (int h = 0; h < HEADS; h++)
+        assert_memory_equal((float *)(void *)both.x[LSE].result + (2 * h + 1) * SEGMENT,
+                            (float *)(void *)one.x[LSE].result + h * SEGMENT,
+                            SEGMENT * sizeof(float));
+    problem_destroy(&both);
+    problem_destroy(&one);
+}
+
+static void test_flash_segments_are_alone(void **state)
+{
+    (void)state;
+    check_alone(TESS_BF16);
+    check_alone(TESS_F32);
 }
 
 static void test_flash_f32_matches_twin(void **state)
 {
     (void)state;
     static const flash_case cases[] = {
-        {TESS_F32, 1, 1, 1, 64, 0, 1, 0, 0},    {TESS_F32, 7, 2, 1, 7, 0, 1, 0, 0},
-        {TESS_F32, 65, 6, 3, 96, 0, 2, 0, 0},   {TESS_F32, 200, 2, 1, 128, 33, 3, 0, 0},
-        {TESS_F32, 333, 1, 1, 16, 0, 1, 0, 0},  {TESS_F32, 64, 1, 1, 256, 0, 0, 0, 0},
-        {TESS_F32, 100, 2, 1, 64, 0, 1, 24, 3},
+        {TESS_F32, 1, 1, 1, 64, 0, 1, 0, 0, 0},    {TESS_F32, 7, 2, 1, 7, 0, 1, 0, 0, 0},
+        {TESS_F32, 65, 6, 3, 96, 0, 2, 0, 0, 0},   {TESS_F32, 200, 2, 1, 128, 33, 3, 0, 0, 0},
+        {TESS_F32, 333, 1, 1, 16, 0, 1, 0, 0, 0},  {TESS_F32, 64, 1, 1, 256, 0, 0, 0, 0, 0},
+        {TESS_F32, 100, 2, 1, 64, 0, 1, 24, 3, 0},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++)
         check_case(cases[i]);
@@ -549,9 +623,9 @@ static void test_flash_bf16_layouts_match_twin(void **state)
 {
     (void)state;
     static const flash_case cases[] = {
-        {TESS_BF16, 150, 2, 1, 64, 0, 2, 8, 0}, {TESS_BF16, 70, 2, 1, 128, 0, 1, 72, 8},
-        {TESS_BF16, 70, 2, 1, 64, 0, 2, 3, 0},  {TESS_BF16, 70, 2, 1, 32, 0, 1, 0, 1},
-        {TESS_BF16, 70, 3, 1, 20, 0, 1, 0, 0},
+        {TESS_BF16, 150, 2, 1, 64, 0, 2, 8, 0, 0}, {TESS_BF16, 70, 2, 1, 128, 0, 1, 72, 8, 0},
+        {TESS_BF16, 70, 2, 1, 64, 0, 2, 3, 0, 0},  {TESS_BF16, 70, 2, 1, 32, 0, 1, 0, 1, 0},
+        {TESS_BF16, 70, 3, 1, 20, 0, 1, 0, 0, 0},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++)
         check_case(cases[i]);
@@ -561,7 +635,7 @@ static void test_flash_bf16_layouts_match_twin(void **state)
 static void test_flash_out_stride_of_arguments_is_kept(void **state)
 {
     (void)state;
-    problem p = problem_create((flash_case){TESS_BF16, 40, 2, 1, 32, 0, 1, 0, 0});
+    problem p = problem_create((flash_case){TESS_BF16, 40, 2, 1, 32, 0, 1, 0, 0, 0});
     tess_stream s;
     tess_stream_init_inline(&s, "test", NULL);
     set_order(TESS_EMULATION_FORWARD, -1);
@@ -599,7 +673,7 @@ static void test_flash_out_stride_of_arguments_is_kept(void **state)
 static void test_flash_wrong_arguments_are_refused(void **state)
 {
     (void)state;
-    problem p = problem_create((flash_case){TESS_BF16, 9, 2, 1, 264, 0, 1, 0, 0});
+    problem p = problem_create((flash_case){TESS_BF16, 9, 2, 1, 264, 0, 1, 0, 0, 0});
     tess_stream s;
     tess_stream_init_inline(&s, "test", NULL);
     set_order(TESS_EMULATION_FORWARD, -1);
@@ -611,7 +685,7 @@ static void test_flash_wrong_arguments_are_refused(void **state)
     a.k.numel--;
     assert_refused(tess_flash_forward(&a, &s), TESS_E_ARG, "k holds 2375 elements, expected 2376");
     problem_destroy(&p);
-    p = problem_create((flash_case){TESS_BF16, 100, 2, 1, 16, 0, 1, 0, 0});
+    p = problem_create((flash_case){TESS_BF16, 100, 2, 1, 16, 0, 1, 0, 0, 0});
     device_create(&p);
     const tess_view small = {p.x[D_Q].device, 64, TESS_U8_OPAQUE, TESS_DEVICE};
     const tess_attention_backward_args b = backward_args(&p, true, small);
@@ -688,8 +762,10 @@ static void check_barriers(flash_case c, int least)
 static void test_flash_every_barrier_is_needed(void **state)
 {
     (void)state;
-    check_barriers((flash_case){TESS_BF16, 200, 1, 1, 64, 0, 1, 0, 0}, 4);
-    check_barriers((flash_case){TESS_F32, 70, 2, 1, 16, 0, 1, 0, 0}, 6);
+    check_barriers((flash_case){TESS_BF16, 200, 1, 1, 64, 0, 1, 0, 0, 0}, 4);
+    check_barriers((flash_case){TESS_F32, 70, 2, 1, 16, 0, 1, 0, 0, 0}, 6);
+    check_barriers((flash_case){TESS_BF16, 400, 1, 1, 64, 0, 1, 0, 0, 200}, 4);
+    check_barriers((flash_case){TESS_F32, 140, 1, 1, 16, 0, 1, 0, 0, 70}, 6);
 }
 
 int main(void)
@@ -697,6 +773,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_flash_bf16_heads_and_dims_match_twin),
         cmocka_unit_test(test_flash_bf16_documents_and_windows_match_twin),
+        cmocka_unit_test(test_flash_segments_match_twin),
+        cmocka_unit_test(test_flash_segments_are_alone),
         cmocka_unit_test(test_flash_f32_matches_twin),
         cmocka_unit_test(test_flash_bf16_layouts_match_twin),
         cmocka_unit_test(test_flash_out_stride_of_arguments_is_kept),
