@@ -73,10 +73,11 @@ size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape)
     if (shape->dt != TESS_BF16)
         return 0;
     const size_t places = aligned(TESS_SDPA_PLACE_NUMEL * (int64_t)sizeof(int32_t));
-    const size_t sums =
-        aligned(shape->token_numel * shape->head_numel * shape->dim * (int64_t)sizeof(float));
+    const int64_t numel = shape->token_numel * shape->head_numel * shape->dim;
+    const size_t sums = aligned(numel * (int64_t)sizeof(float));
+    const size_t out = aligned(numel * (int64_t)sizeof(uint16_t));
     return ALIGN_NBYTES + (1 + TESS_SDPA_OFFSET_KIND_NUMEL) * places + 2 * rows_nbytes(shape) +
-           sums;
+           sums + out;
 }
 
 size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int thread_numel)

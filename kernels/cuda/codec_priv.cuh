@@ -195,12 +195,123 @@ static inline bool tess_decode_is_whole(const tess_decode_args *a, int64_t block
            TESS_MAX(a->numel, a->rows * a->cols) / TESS_DECODE_CHUNK < TESS_DECODE_CHUNK_MAX;
 }
 
+/* ---- few rows times the tensor ---- */
+
+/**
+ * [Note: few rows] A modulation or an embedding of a sample multiplies one row with a whole matrix:
+ * reading the codes is all there is to it. A warp takes two rows of the matrix at a time, its lanes
+ * chunks of them; what is decoded is rounded to bf16 as it would be on its way to a product, and
+ * meets the rows of A, which stay in the first cache, in registers. Loads of four chunks are under
+ * way at once. Order: chunks of a lane ascending, elements ascending, then a tree over the lanes;
+ * it depends on nothing but the matrix's columns.
+ */
+enum { TESS_THIN_ROWS = 2, TESS_THIN_BATCH = 2 };
+
+/** acc[r][m] += row r of the matrix times row m of A, over one chunk of columns. */
+__device__ static inline void tess_thin_chunk(float acc[TESS_THIN_ROWS][TESS_THIN_ROW_MAX],
+                                              const float w[TESS_THIN_ROWS][TESS_DECODE_CHUNK],
+                                              const tess_thin_args &a, unsigned chunk)
+{
+#pragma unroll
+    for (int m = 0; m < TESS_THIN_ROW_MAX; m++) {
+        float x[TESS_DECODE_CHUNK];
+        if (m >= a.m)
+            break;
+        tess_load<true, true, TESS_DECODE_CHUNK>(
+            a.a, m * a.a_stride + (int64_t)chunk * TESS_DECODE_CHUNK, TESS_DECODE_CHUNK, x);
+#pragma unroll
+        for (int r = 0; r < TESS_THIN_ROWS; r++)
+#pragma unroll
+            for (int k = 0; k < TESS_DECODE_CHUNK; k++)
+                acc[r][m] = fmaf(w[r][k], x[k], acc[r][m]);
+    }
+}
+
+/** Sums of a warp's lanes to their places. */
+__device__ static inline void tess_thin_store(const float acc[TESS_THIN_ROWS][TESS_THIN_ROW_MAX],
+                                              const tess_thin_args &a, unsigned first_row,
+                                              unsigned row_numel)
+{
+#pragma unroll
+    for (int m = 0; m < TESS_THIN_ROW_MAX; m++) {
+        if (m >= a.m)
+            break;
+#pragma unroll
+        for (int r = 0; r < TESS_THIN_ROWS; r++) {
+            float sum = acc[r][m];
+#pragma unroll
+            for (int step = 16; step > 0; step /= 2)
+                sum = sum + __shfl_xor_sync(0xffffffffu, sum, step);
+            if (threadIdx.x % 32 != 0 || first_row + r >= row_numel)
+                continue;
+            float *const place = a.sum + (int64_t)m * row_numel + first_row + r;
+            *place = a.is_added ? *place + a.scale * sum : a.scale * sum;
+        }
+    }
+}
+
+template <typename READER>
+__global__ static void __launch_bounds__(TESS_DECODE_THREADS)
+    tess_thin_kernel(const typename READER::source src, const tess_thin_args a, unsigned row_numel,
+                     unsigned col_chunks)
+{
+    const typename READER::tables *tables = tess_decode_tables<READER>(src);
+    const unsigned step = gridDim.x * (TESS_DECODE_THREADS / 32) * TESS_THIN_ROWS;
+    const unsigned warp = blockIdx.x * (TESS_DECODE_THREADS / 32) + threadIdx.x / 32;
+    for (unsigned row = warp * TESS_THIN_ROWS; row < row_numel; row += step) {
+        float acc[TESS_THIN_ROWS][TESS_THIN_ROW_MAX] = {};
+        for (unsigned first = threadIdx.x % 32; first < col_chunks; first += 32 * TESS_THIN_BATCH) {
+            typename READER::chunk chunk[TESS_THIN_BATCH][TESS_THIN_ROWS];
+#pragma unroll
+            for (int b = 0; b < TESS_THIN_BATCH; b++)
+#pragma unroll
+                for (int r = 0; r < TESS_THIN_ROWS; r++)
+                    chunk[b][r] = READER::load(src, TESS_MIN(row + r, row_numel - 1) * col_chunks +
+                                                        TESS_MIN(first + 32 * b, col_chunks - 1));
+#pragma unroll
+            for (int b = 0; b < TESS_THIN_BATCH; b++) {
+                float w[TESS_THIN_ROWS][TESS_DECODE_CHUNK];
+                if (first + 32 * b >= col_chunks)
+                    break;
+#pragma unroll
+                for (int r = 0; r < TESS_THIN_ROWS; r++) {
+                    READER::expand(src, tables, chunk[b][r], w[r]);
+#pragma unroll
+                    for (int k = 0; k < TESS_DECODE_CHUNK; k++)
+                        w[r][k] = tess_round<true>(w[r][k]);
+                }
+                tess_thin_chunk(acc, w, a, first + 32 * b);
+            }
+        }
+        tess_thin_store(acc, a, row, row_numel);
+    }
+}
+
+template <typename READER>
+TESS_MUST_CHECK static inline tess_status
+tess_thin_launch(const typename READER::source &src, int64_t rows, int64_t cols,
+                 const tess_thin_args *thin, tess_stream *s)
+{
+    const tess_thin_args args = *thin;
+    TESS_LAUNCH((tess_thin_kernel<READER>),
+                tess_grid(rows, (int64_t)TESS_DECODE_THREADS / 32 * TESS_THIN_ROWS),
+                TESS_DECODE_THREADS, 0, s, src, args, (unsigned)rows,
+                (unsigned)(cols / TESS_DECODE_CHUNK));
+    return TESS_OK;
+}
+
 /** Start what decodes `a`; `fold_shift` as in tess_decode_target, 0 unless rows are whole. */
 template <typename READER>
 TESS_MUST_CHECK static inline tess_status
 tess_decode_launch(const tess_decode_args *a, const typename READER::source &src, bool is_whole,
                    int fold_shift, tess_stream *s)
 {
+    if (a->thin != nullptr) {
+        TESS_CHECK(is_whole, TESS_E_STATE,
+                   "product of few rows: rows of %lld elements are no whole chunks",
+                   (long long)a->cols);
+        return tess_thin_launch<READER>(src, a->rows, a->cols, a->thin, s);
+    }
     if (a->dt == TESS_BF16)
         return is_whole ? tess_decode_chunks_launch<READER, true>(a, src, fold_shift, s)
                         : tess_decode_elements_launch<READER, true>(a, src, s);

@@ -8,6 +8,18 @@
 
 TESS_BEGIN_DECLS
 
+enum { TESS_THIN_ROW_MAX = 8 };
+
+/** Few rows times a stored matrix, decoded on the way; see [Note: few rows] in thin_priv.cuh. */
+typedef struct tess_thin_args {
+    const void *a;    /* [m, cols of the matrix] bf16, rows at multiples of 16 bytes */
+    int64_t a_stride; /* elements between its rows */
+    int m;            /* at most TESS_THIN_ROW_MAX */
+    float scale;
+    float *sum;    /* [m, rows of the matrix] f32: scale times the product */
+    bool is_added; /* ... added to what is there */
+} tess_thin_args;
+
 /** Rows of a stored tensor, decoded in f32 and rounded once to `dt`. */
 typedef struct tess_decode_args {
     tess_codec codec;
@@ -19,7 +31,16 @@ typedef struct tess_decode_args {
     void *dst;                             /* [rows, cols] */
     int64_t dst_stride;                    /* elements between rows of dst */
     tess_dtype dt;                         /* f32 or bf16 */
+    const tess_thin_args *thin;            /* multiply the rows (bf16) in place of storing them;
+                                              NULL: store. Only where tess_thin_covers() */
 } tess_decode_args;
+
+/** Whether rows of this matrix may be multiplied on the way: whole chunks, everything aligned.
+ * Local. */
+bool tess_thin_covers(const tess_matrix *b);
+/** The same for a plain matrix, f32 (rounded to bf16) or bf16. Enqueued on `s`. */
+TESS_MUST_CHECK tess_status tess_cuda_thin_plain(const tess_matrix *b, const tess_thin_args *thin,
+                                                 tess_stream *s);
 
 /** Any quantized format, any start and alignment. Enqueued on `s`; arguments are not checked. */
 TESS_MUST_CHECK tess_status tess_cuda_decode(const tess_decode_args *a, tess_stream *s);

@@ -385,6 +385,71 @@ static tess_status run_ahead(gemm_call *call, tess_dequant_lane *lane)
     return tess_event_record(&slot->free, call->stream);
 }
 
+/* -------- few rows -------- */
+
+/* Whether the rows are so few that decoding and multiplying are one kernel. The f32 sums take the
+ * place of matrices in the workspace. */
+static bool is_thin(const gemm_plan *p, size_t work_nbytes)
+{
+    const tess_gemm_args *a = p->args;
+    bool covers = a->kind == TESS_GEMM_NT && a->m <= TESS_THIN_ROW_MAX && p->has_quantized &&
+                  dtype_of(a) == TESS_BF16 && a->n < INT32_MAX / 2 &&
+                  (size_t)(a->m * a->n) * sizeof(float) + ALIGN_NBYTES <= work_nbytes;
+    for (int t = 0; t < a->term_numel && covers; t++) {
+        const tess_gemm_term *term = &a->term[t];
+        covers = term->k == 0 || (tess_thin_covers(&term->b) && (uintptr_t)term->a.data % 16 == 0 &&
+                                  a_stride_of(a, term) % 8 == 0);
+    }
+    return covers;
+}
+
+static tess_status thin_term(const tess_gemm_term *term, const tess_thin_args *thin, tess_stream *s)
+{
+    const tess_matrix *b = &term->b;
+    if (!tess_format_is_quantized(b->codec.format))
+        return tess_cuda_thin_plain(b, thin, s);
+    tess_decode_args args = {.codec = b->codec,
+                             .numel = b->rows * b->cols,
+                             .rows = b->rows,
+                             .cols = b->cols,
+                             .dst_stride = b->cols,
+                             .dt = TESS_BF16,
+                             .thin = thin};
+    memcpy(args.part, b->part, sizeof(args.part));
+    return tess_cuda_decode(&args, s);
+}
+
+static tess_status run_thin(const tess_gemm_args *a, float *sum, tess_stream *s)
+{
+    bool is_added = false;
+    for (int t = 0; t < a->term_numel; t++) {
+        const tess_gemm_term *term = &a->term[t];
+        const tess_thin_args thin = {.a = term->a.data,
+                                     .a_stride = a_stride_of(a, term),
+                                     .m = (int)a->m,
+                                     .scale = term->scale,
+                                     .sum = sum,
+                                     .is_added = is_added};
+        if (term->k == 0)
+            continue;
+        TESS_TRY(thin_term(term, &thin, s));
+        is_added = true;
+    }
+    tess_gemm_finish_args finish = {.sum = sum,
+                                    .sum_stride = a->n,
+                                    .c = a->c.data,
+                                    .c_stride = a->c_stride != 0 ? a->c_stride : a->n,
+                                    .rows = a->m,
+                                    .cols = a->n,
+                                    .c_dt = a->c.dt,
+                                    .is_added = a->accumulate};
+    if (a->bias != NULL) {
+        finish.bias = a->bias->part[0];
+        finish.bias_dt = plain_dtype(&a->bias->codec);
+    }
+    return tess_cuda_gemm_finish(&finish, s);
+}
+
 tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s)
 {
     gemm_plan p;
@@ -402,6 +467,8 @@ tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s)
     char *scratch = a->work.data;
     scratch += (ALIGN_NBYTES - work % ALIGN_NBYTES) % ALIGN_NBYTES;
     call.sum = (float *)(void *)scratch;
+    if (is_thin(&p, tess_view_nbytes(a->work)))
+        return run_thin(a, call.sum, s);
     call.b_scratch = scratch + p.sum_nbytes;
     tess_dequant_lane *lane = call.library->lane;
     if (lane != NULL && p.has_quantized && p.b_nbytes <= lane->slot[0].nbytes)

@@ -230,9 +230,14 @@ tess_sdpa_case tess_sdpa_case_of(const tess_sdpa *sdpa, const tess_attention_sha
 {
     tess_sdpa_case c;
     memset(&c, 0, sizeof(c));
+    c.is_whole = shape->segment_numel > 0;
     c.batch_numel = is_packed ? sdpa->settings.document_max : 1;
     c.length_numel =
         is_packed ? TESS_MIN(shape->longest_numel, shape->token_numel) : shape->token_numel;
+    if (c.is_whole) {
+        c.batch_numel = shape->token_numel / shape->segment_numel;
+        c.length_numel = shape->segment_numel;
+    }
     c.dim = shape->dim;
     c.head_numel = shape->head_numel;
     c.kv_head_numel = shape->kv_head_numel;
@@ -306,9 +311,9 @@ tess_status tess_sdpa_plan(tess_sdpa *sdpa, const tess_attention_shape *shape)
     if (shape->dt != TESS_BF16 || shape->token_numel == 0)
         return TESS_OK;
     for (int back = 0; back < 2; back++) {
-        if (shape->longest_numel >= shape->token_numel)
+        if (shape->segment_numel > 0 || shape->longest_numel >= shape->token_numel)
             TESS_TRY(plan_case(sdpa, tess_sdpa_case_of(sdpa, shape, false, back != 0)));
-        if (sdpa->settings.document_max > 1)
+        if (shape->segment_numel == 0 && sdpa->settings.document_max > 1)
             TESS_TRY(plan_case(sdpa, tess_sdpa_case_of(sdpa, shape, true, back != 0)));
     }
     return TESS_OK;

@@ -22,7 +22,7 @@ static bool is_usable(const tess_sdpa *sdpa, const tess_attention_shape *shape, 
         return refuse(why, "sliding windows are not in cuDNN's graphs here");
     if (shape->dim % DIM_STEP != 0)
         return refuse(why, "cuDNN's attention takes head dims that are multiples of 8");
-    if (shape->document_numel == 0)
+    if (shape->document_numel == 0 && shape->segment_numel == 0)
         return refuse(why, "the number of documents is not known");
     if (tess_sdpa_is_packed(shape) && shape->document_numel > sdpa->settings.document_max) {
         (void)snprintf(why, TESS_SDPA_REASON_NBYTES,

@@ -261,8 +261,11 @@ static desc mask_padding(tess_sdpa_graph *g, const axes *x, desc scores, desc le
     return keep_where(g, x, scores, is_both, minus_infinity);
 }
 
+/* Nothing behind the row itself, but in segments. */
 static desc mask_future(tess_sdpa_graph *g, const axes *x, desc scores, desc minus_infinity)
 {
+    if (x->c->is_whole)
+        return scores;
     desc row = index_of(g, x, scores, 2);
     desc col = index_of(g, x, scores, 3);
     desc is_past = compare(g, x, CUDNN_POINTWISE_CMP_GE, row, col);
@@ -316,7 +319,8 @@ static desc key_transposed(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid,
     return tensor_make(g, &t);
 }
 
-/* One number per row: [heads, T] without packing, token by token with it. */
+/* One number per row: [heads, T] without packing, token by token with it; the T of `heads` heads
+ * are those of all segments. */
 static desc statistics(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid, int64_t heads,
                        desc offset)
 {
@@ -324,7 +328,8 @@ static desc statistics(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid, int
     const tensor t = {.uid = uid,
                       .type = CUDNN_DATA_FLOAT,
                       .dim = {x->b, x->hq, x->s, 1},
-                      .stride = {heads * x->s, is_packed ? 1 : x->s, is_packed ? heads : 1, 1},
+                      .stride = {x->c->is_whole ? x->s : heads * x->s, is_packed ? 1 : x->b * x->s,
+                                 is_packed ? heads : 1, 1},
                       .offset = offset};
     return tensor_make(g, &t);
 }
@@ -342,7 +347,7 @@ static void build_forward(tess_sdpa_graph *g, const axes *x)
     desc v = key_like(g, x, TESS_SDPA_V, at_kv);
     desc o = query_like(g, x, TESS_SDPA_O, at_q);
     desc stats = statistics(g, x, TESS_SDPA_STATS, x->c->head_numel, at_stats);
-    desc minus_infinity = scalar(g, TESS_SDPA_MINUS_INFINITY);
+    desc minus_infinity = x->c->is_whole ? NULL : scalar(g, TESS_SDPA_MINUS_INFINITY);
 
     desc s = inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, x->s);
     matmul(g, q, k, s, (lengths){.m = length, .n = length});
@@ -448,7 +453,7 @@ static void build_backward(tess_sdpa_graph *g, const axes *x)
     desc o = query_like(g, x, TESS_SDPA_O, at_q);
     desc d_o = query_like(g, x, TESS_SDPA_D_O, at_q);
     desc stats = statistics(g, x, TESS_SDPA_STATS, x->c->head_numel, at_stats);
-    desc minus_infinity = scalar(g, TESS_SDPA_MINUS_INFINITY);
+    desc minus_infinity = x->c->is_whole ? NULL : scalar(g, TESS_SDPA_MINUS_INFINITY);
     desc scale = scalar(g, TESS_SDPA_SCALE);
     const lengths of_scores = {.m = length, .n = length};
     desc sums = row_sums(g, x, d_o, o);

@@ -121,7 +121,8 @@ const tess_sdpa_compiled *tess_sdpa_find(const tess_sdpa *sdpa, const tess_sdpa_
 /** Whether a call takes the ragged graph: more than one document, or an unknown number. */
 static inline bool tess_sdpa_is_packed(const tess_attention_shape *shape)
 {
-    return shape->document_numel != 1 || shape->longest_numel < shape->token_numel;
+    return shape->segment_numel == 0 &&
+           (shape->document_numel != 1 || shape->longest_numel < shape->token_numel);
 }
 /** The case of a call, with its group zero. */
 tess_sdpa_case tess_sdpa_case_of(const tess_sdpa *sdpa, const tess_attention_shape *shape,

@@ -5,7 +5,7 @@
  * and lengths, computed on the device from doc_start by one small kernel. A plan is built for the
  * most documents a pack may have; places without a document have length 0 and lie behind the last
  * token (as Transformer Engine passes them). A pack of one document takes a plan without any of
- * this.
+ * this. Segments are a batch of equal lengths: no lengths, no offsets and no mask.
  *
  * [Note: row statistics] The library keeps log-sum-exp token by token in ragged graphs; kernels/
  * attention.h wants [heads, T]. A transposition of 4 bytes per token and head on both sides keeps
@@ -29,13 +29,13 @@ enum { TESS_SDPA_REASON_NBYTES = 256, TESS_SDPA_DOCUMENT_MAX = 1024 };
 
 /** What graphs depend on. Zero all of it before filling it in: compared as bytes. */
 typedef struct tess_sdpa_case {
-    int64_t batch_numel;               /* documents, 1 without packing */
-    int64_t length_numel;              /* of the longest */
+    int64_t batch_numel;               /* documents of a pack, or segments; else 1 */
+    int64_t length_numel;              /* of the longest document, or of each segment */
     int64_t dim;                       /* of a head */
     int64_t head_numel, kv_head_numel; /* of the tensors, all of them */
     int64_t group_kv_numel;            /* key-value heads that one execution covers */
     int32_t is_packed, is_backward, is_deterministic;
-    int32_t unused;
+    int32_t is_whole; /* segments: a token sees all of its own; else what comes before it */
 } tess_sdpa_case;
 
 typedef struct tess_sdpa_settings {

@@ -16,6 +16,7 @@ typedef struct scratch {
     float *stats;                                 /* [T, heads] */
     float *sum;                                   /* [T, heads] */
     float *d_q_sum;                               /* [T, heads, D] */
+    void *out;                                    /* [T, heads, D] bf16, see Note: gaps */
 } scratch;
 
 static size_t aligned(size_t nbytes)
@@ -28,6 +29,11 @@ static size_t places_nbytes(void) { return aligned(TESS_SDPA_PLACE_NUMEL * sizeo
 static size_t rows_nbytes(const tess_attention_shape *shape)
 {
     return aligned((size_t)shape->token_numel * (size_t)shape->head_numel * sizeof(float));
+}
+
+static int64_t query_numel(const tess_attention_shape *shape)
+{
+    return shape->token_numel * shape->head_numel * shape->dim;
 }
 
 static tess_status scratch_take(tess_view work, const tess_attention_shape *shape, scratch *out)
@@ -43,7 +49,28 @@ static tess_status scratch_take(tess_view work, const tess_attention_shape *shap
         out->offset[i] = (int32_t *)(void *)(at += places_nbytes());
     out->stats = (float *)(void *)(at += places_nbytes());
     out->sum = (float *)(void *)(at += rows_nbytes(shape));
-    out->d_q_sum = (float *)(void *)(at + rows_nbytes(shape));
+    out->d_q_sum = (float *)(void *)(at += rows_nbytes(shape));
+    out->out = at + aligned((size_t)query_numel(shape) * sizeof(float));
+    return TESS_OK;
+}
+
+/* [Note: gaps] Plans are built for rows without gaps. Where rows of `out` have them, the library
+ * has its own copy: 4 bytes moved per element, beside 4 operations per token that it sees. */
+static bool has_gaps(const tess_attention_shape *shape, int64_t out_stride)
+{
+    return out_stride != 0 && out_stride != shape->head_numel * shape->dim;
+}
+
+/* Rows of `out` to rows without gaps, or back. */
+static tess_status copy_rows(const tess_attention_shape *shape, void *dst, int64_t dst_stride,
+                             const void *src, int64_t src_stride, tess_stream *s)
+{
+    const size_t elem_nbytes = tess_dtype_block_nbytes(TESS_BF16);
+    const int64_t row_numel = shape->head_numel * shape->dim;
+    TESS_CUDA_TRY(cudaMemcpy2DAsync(dst, (size_t)dst_stride * elem_nbytes, src,
+                                    (size_t)src_stride * elem_nbytes,
+                                    (size_t)row_numel * elem_nbytes, (size_t)shape->token_numel,
+                                    cudaMemcpyDeviceToDevice, tess_cuda_stream(s)));
     return TESS_OK;
 }
 
@@ -63,13 +90,14 @@ static void bind(bindings *b, tess_sdpa_uid uid, const void *data)
     b->data[b->numel++] = data;
 }
 
-static void bind_scalars(bindings *b, float scale)
+static void bind_scalars(bindings *b, float scale, const tess_sdpa_case *c)
 {
     b->scale = scale;
     b->minus_infinity = -INFINITY;
     b->one = 1.0F;
     bind(b, TESS_SDPA_SCALE, &b->scale);
-    bind(b, TESS_SDPA_MINUS_INFINITY, &b->minus_infinity);
+    if (!c->is_whole)
+        bind(b, TESS_SDPA_MINUS_INFINITY, &b->minus_infinity);
 }
 
 static void bind_documents(bindings *b, const scratch *w, const tess_sdpa_case *c)
@@ -171,17 +199,23 @@ tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a, tes
     const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
     float *stats = p->c.is_packed ? w.stats : a->lse;
     const int64_t stats_step = p->c.is_packed ? 1 : shape->token_numel;
+    const int64_t row_numel = shape->head_numel * shape->dim;
+    tess_view out = a->out;
+    if (has_gaps(shape, a->out_stride))
+        out.data = w.out;
     for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
         bindings b = {.numel = 0};
-        bind_scalars(&b, a->scale);
+        bind_scalars(&b, a->scale, &p->c);
         bind_documents(&b, &w, &p->c);
         bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
         bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
         bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
-        bind(&b, TESS_SDPA_O, head_of(a->out, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(out, kv * ratio, shape->dim));
         bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
         TESS_TRY(execute(sdpa, p, &b));
     }
+    if (out.data != a->out.data)
+        TESS_TRY(copy_rows(shape, a->out.data, a->out_stride, out.data, row_numel, s));
     if (!p->c.is_packed)
         return TESS_OK;
     return tess_cuda_sdpa_transpose(w.stats, shape->token_numel, shape->head_numel, a->lse, s);
@@ -202,15 +236,21 @@ tess_status tess_sdpa_backward(tess_sdpa *sdpa, const tess_attention_backward_ar
     const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
     const float *stats = p->c.is_packed ? w.stats : a->lse;
     const int64_t stats_step = p->c.is_packed ? 1 : shape->token_numel;
+    const int64_t row_numel = shape->head_numel * shape->dim;
+    tess_view out = a->out;
+    if (has_gaps(shape, a->out_stride)) {
+        out.data = w.out;
+        TESS_TRY(copy_rows(shape, out.data, row_numel, a->out.data, a->out_stride, s));
+    }
     for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
         bindings b = {.numel = 0};
-        bind_scalars(&b, a->scale);
+        bind_scalars(&b, a->scale, &p->c);
         bind(&b, TESS_SDPA_ONE, &b.one);
         bind_documents(&b, &w, &p->c);
         bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
         bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
         bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
-        bind(&b, TESS_SDPA_O, head_of(a->out, kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(out, kv * ratio, shape->dim));
         bind(&b, TESS_SDPA_D_O, head_of(a->d_out, kv * ratio, shape->dim));
         bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
         bind(&b, TESS_SDPA_D_Q, head_of(a->d_q, kv * ratio, shape->dim));

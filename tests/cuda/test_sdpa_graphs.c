@@ -138,6 +138,32 @@ static void test_graphs_dim_256_has_no_backward_on_sm_80(void **state)
     tess_sdpa_destroy(&hopper);
 }
 
+/* Samples of FLUX.1 at 512, 768 and 1024 pixels, one and more; a length that is no multiple of
+ * anything. */
+static void test_graphs_segments_find_flash_engines(void **state)
+{
+    (void)state;
+    const described *devices[] = {&a100, &h100};
+    const int64_t engines[][2] = {{1, 7}, {2, 6}};
+    static const int64_t lengths[] = {1536, 2816, 4608, 1021};
+    for (int i = 0; i < 2; i++) {
+        tess_sdpa *sdpa = open_described(devices[i], &usual);
+        for (int n = 0; n < TESS_NELEM(lengths); n++)
+            for (int bits = 0; bits < 8; bits++) {
+                tess_sdpa_case c = case_of(24, 128, false, (bits & 1) != 0);
+                c.is_whole = true;
+                c.head_numel = 24;
+                c.length_numel = lengths[n];
+                c.batch_numel = (bits & 2) != 0 ? 4 : 1;
+                c.is_deterministic = (bits & 4) != 0 && c.is_backward;
+                expect_engine(sdpa, devices[i], &c, engines[i][c.is_backward]);
+                c.group_kv_numel = 6; /* of 24 heads */
+                expect_engine(sdpa, devices[i], &c, engines[i][c.is_backward]);
+            }
+        tess_sdpa_destroy(&sdpa);
+    }
+}
+
 static tess_attention_shape shape_of(int64_t longest_numel, int64_t document_numel)
 {
     const tess_attention_shape shape = {.dt = TESS_BF16,
@@ -221,6 +247,44 @@ static void test_plan_deterministic_stays_below_the_limit(void **state)
     tess_sdpa_destroy(&sdpa);
 }
 
+/* Samples need no number of documents; other batches have plans of their own. */
+static void test_plan_covers_segments(void **state)
+{
+    (void)state;
+    tess_sdpa *sdpa = open_described(&h100, &usual);
+    tess_attention_shape shape = {.dt = TESS_BF16,
+                                  .token_numel = (int64_t)2 * 1536,
+                                  .head_numel = 24,
+                                  .kv_head_numel = 24,
+                                  .dim = 128,
+                                  .longest_numel = 1536,
+                                  .segment_numel = 1536};
+    assert_int_equal(tess_sdpa_plan(sdpa, &shape), TESS_OK);
+    expect_path(sdpa, &shape, 0, false, true, "engine 2, 24 of 24");
+    expect_path(sdpa, &shape, 0, true, true, "engine 6, 24 of 24");
+    shape.token_numel = 1536;
+    expect_path(sdpa, &shape, 0, false, false, "no plan for this shape");
+    assert_int_equal(tess_sdpa_plan(sdpa, &shape), TESS_OK);
+    expect_path(sdpa, &shape, 0, false, true, "engine 2, 24 of 24");
+    shape.segment_numel = 0; /* as one causal document */
+    shape.document_numel = 1;
+    expect_path(sdpa, &shape, 0, false, false, "no plan for this shape");
+    tess_sdpa_destroy(&sdpa);
+
+    /* 1 GiB holds the scores of 24 heads of one sample of 4,608 (2 * 24 * 4608^2), not of two */
+    tess_sdpa_settings settings = usual;
+    settings.is_deterministic = true;
+    sdpa = open_described(&h100, &settings);
+    shape.token_numel = shape.longest_numel = shape.segment_numel = 4608;
+    shape.document_numel = 0;
+    assert_int_equal(tess_sdpa_plan(sdpa, &shape), TESS_OK);
+    expect_path(sdpa, &shape, 0, true, true, "24 of 24 key-value heads");
+    shape.token_numel = 2 * 4608;
+    assert_int_equal(tess_sdpa_plan(sdpa, &shape), TESS_OK);
+    expect_path(sdpa, &shape, 0, true, true, "12 of 24 key-value heads");
+    tess_sdpa_destroy(&sdpa);
+}
+
 static void test_create_refuses_what_is_no_description(void **state)
 {
     (void)state;
@@ -239,8 +303,10 @@ int main(void)
         cmocka_unit_test(test_graphs_causal_and_packed_find_flash_engines),
         cmocka_unit_test(test_graphs_deterministic_backward_takes_groups_of_heads),
         cmocka_unit_test(test_graphs_dim_256_has_no_backward_on_sm_80),
+        cmocka_unit_test(test_graphs_segments_find_flash_engines),
         cmocka_unit_test(test_plan_says_what_it_covers_and_why_not),
         cmocka_unit_test(test_plan_deterministic_stays_below_the_limit),
+        cmocka_unit_test(test_plan_covers_segments),
         cmocka_unit_test(test_create_refuses_what_is_no_description),
     };
     if (dlopen("libcudnn.so.9", RTLD_NOW) == NULL) {

@@ -20,7 +20,7 @@
 #include "tests/emulation/blas_emulation.h"
 #include "tests/emulation/emulation.h"
 
-enum { TERM_MAX = 4, PAD_BYTE = 0xa5, LIBRARY_WORK_NBYTES = 4096 };
+enum { TERM_MAX = 4, PAD_BYTE = 0xa5, LIBRARY_WORK_NBYTES = 4096, NO_PRODUCT = -1 };
 
 typedef struct spec {
     tess_gemm_kind kind;
@@ -37,7 +37,7 @@ typedef struct spec {
     bool has_bias;
     tess_dtype bias_dt;
     int64_t pad;           /* elements behind each row of A and C */
-    int64_t product_numel; /* library calls expected, 0: not checked */
+    int64_t product_numel; /* library calls expected, 0: not checked, NO_PRODUCT: none */
 } spec;
 
 /* One operand on the host and its copy on the device. */

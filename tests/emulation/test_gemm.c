@@ -99,7 +99,7 @@ static void check(const spec *s)
     void *again = zeroed((int64_t)p->c->nbytes + 1, 1);
     run_device(p);
     if (s->product_numel != 0)
-        assert_int_equal(blas.run_numel, s->product_numel);
+        assert_int_equal(blas.run_numel, TESS_MAX(s->product_numel, INT64_C(0)));
     if (p->c->nbytes > 0)
         must(tess_emulation_read(got, p->c->device, p->c->nbytes));
     check_bound(p, got);
@@ -190,6 +190,12 @@ static void test_gemm_plain_any_size_runs_where_it_lies(void **state)
     }
 }
 
+/* Whether a quantized matrix is multiplied while it is decoded: few rows of whole chunks. */
+static bool is_thin(const spec *s)
+{
+    return s->kind == TESS_GEMM_NT && s->dt == TESS_BF16 && s->m <= 8 && s->k[0] % 8 == 0;
+}
+
 static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **state)
 {
     (void)state;
@@ -200,9 +206,10 @@ static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **sta
         for (int dt = 0; dt < 2; dt++) {
             for (int i = 0; i < TESS_NELEM(sizes); i++) {
                 spec s = spec_of(kinds[kind], dtypes[dt], sizes[i][0], sizes[i][1], sizes[i][2]);
-                s.product_numel = 1;
+                s.product_numel = is_thin(&s) ? NO_PRODUCT : 1;
                 s.codec[0] = codecs[i % TESS_NELEM(codecs)];
                 check(&s);
+                s.product_numel = 1;
                 s.codec[0] = plain(dtypes[1 - dt]);
                 check(&s);
             }
@@ -212,7 +219,7 @@ static void test_gemm_quantized_and_other_dtypes_pass_through_scratch(void **sta
 
 static spec joined_spec(tess_gemm_kind kind, tess_dtype dt, const char *format)
 {
-    spec s = spec_of(kind, dt, 5, 256, 256);
+    spec s = spec_of(kind, dt, 11, 256, 256);
     assert_int_equal(tess_codec_parse(format, 256, &s.codec[0]), TESS_OK);
     s.term_numel = 2;
     s.k[1] = 8;
@@ -263,6 +270,72 @@ static void test_gemm_int4_and_int2_take_f32_and_bf16_activations(void **state)
                 const spec s = joined_spec(kinds[kind], dtypes[dt], format[i]);
                 check(&s);
             }
+}
+
+/* One to eight rows, in every format, with an adapter of any scale, a bias of either dtype, an f32
+ * result that is added to; where rows or addresses are odd, products as ever. */
+static void test_gemm_few_rows_are_multiplied_while_decoded(void **state)
+{
+    (void)state;
+    static const char *const format[] = {"nf4/64",
+                                         "f16",
+                                         "q8_0",
+                                         "q4_0",
+                                         "q4_1",
+                                         "q5_0",
+                                         "q5_1",
+                                         "q2_k",
+                                         "q3_k",
+                                         "q4_k",
+                                         "q5_k",
+                                         "q6_k",
+                                         "int8/256",
+                                         "fp4/64",
+                                         "qint8/row/bf16",
+                                         "qfloat8/row/f16",
+                                         "e4m3/raw",
+                                         "qint4/128/bf16",
+                                         "qint4/64/f32",
+                                         "qint2/128/bf16",
+                                         "e5m2/tensor/quant_scale"};
+    for (int i = 0; i < TESS_NELEM(format); i++) {
+        spec s = joined_spec(TESS_GEMM_NT, TESS_BF16, format[i]);
+        s.m = 1 + i % 8;
+        s.n = 40;
+        s.codec[1] = plain(dtypes[i % 2]);
+        s.has_bias = i % 3 != 0;
+        s.bias_dt = dtypes[i % 3 % 2];
+        s.product_numel = NO_PRODUCT;
+        s.pad = 8;
+        check(&s);
+        s.scale[1] = 0.3F;
+        s.c_dt = TESS_F32;
+        s.is_accumulating = true;
+        check(&s);
+        s.is_adjacent = false; /* and so at an odd address */
+        s.product_numel = 2;
+        check(&s);
+        s.is_accumulating = false;
+        s.term_numel = 1;
+        s.pad = 3;
+        s.product_numel = 1;
+        check(&s);
+    }
+}
+
+/* More chunks than two turns of a warp, rows that do not fill one, one row of the matrix. */
+static void test_gemm_few_rows_of_any_extent(void **state)
+{
+    (void)state;
+    static const int64_t extents[][3] = {{1, 1, 8},     {2, 3, 264},  {8, 17, 512},
+                                         {3, 37, 1032}, {5, 18, 768}, {8, 2, 3072}};
+    for (int i = 0; i < TESS_NELEM(extents); i++) {
+        spec s = spec_of(TESS_GEMM_NT, TESS_BF16, extents[i][0], extents[i][1], extents[i][2]);
+        s.codec[0] = nf4(64, i % 2 == 0);
+        /* the sums must fit where the decoded matrix would have */
+        s.product_numel = i == 0 ? 0 : NO_PRODUCT;
+        check(&s);
+    }
 }
 
 /* [x | u] times [W | B]^T and [dy | du] times [W; A]: one product, whatever the widths. */
@@ -543,7 +616,7 @@ static const tess_stream_ops spy_ops = {.record = spy_record, .wait = spy_wait};
 static void test_gemm_with_a_lane_takes_slots_in_turn(void **state)
 {
     (void)state;
-    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 5, 24, 64);
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 11, 24, 64);
     s.term_numel = 2;
     s.k[1] = 16;
     s.codec[0] = nf4(64, true);
@@ -591,6 +664,9 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(test_gemm_int4_and_int2_take_f32_and_bf16_activations,
                                         setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_few_rows_are_multiplied_while_decoded, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_few_rows_of_any_extent, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_adjacent_terms_are_one_product, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_columns_between_terms_do_not_count, setup,
                                         teardown),
