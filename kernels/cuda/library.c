@@ -116,7 +116,8 @@ static tess_status open_lane(stream_library *l, size_t slot_nbytes)
 static tess_status plan_attention(stream_library *l, const tess_cuda_work *work)
 {
     void *memory = NULL;
-    TESS_TRY(tess_sdpa_plan(l->base.sdpa, &work->attention));
+    for (int i = 0; i < work->attention_numel; i++)
+        TESS_TRY(tess_sdpa_plan(l->base.sdpa, &work->attention[i]));
     const size_t nbytes = tess_sdpa_library_nbytes(l->base.sdpa);
     if (nbytes == 0)
         return TESS_OK;
@@ -144,7 +145,7 @@ static tess_status open_attention(stream_library *l, const tess_cuda_work *work,
         return TESS_OK;
     }
     char why[2][TESS_SDPA_REASON_NBYTES];
-    tess_attention_shape shape = work->attention;
+    tess_attention_shape shape = work->attention[0];
     shape.document_numel = work->document_max;
     const bool forward = tess_sdpa_covers(l->base.sdpa, &shape, 0, false, why[0]);
     const bool backward = tess_sdpa_covers(l->base.sdpa, &shape, 0, true, why[1]);

@@ -12,7 +12,8 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_CUDA_ABI = 1, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_ABI = 2, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_SHAPE_MAX = 16 }; /* of attention that libraries make plans for */
 
 /** Services of the program. */
 typedef struct tess_cuda_host {
@@ -40,7 +41,9 @@ typedef struct tess_cuda_info {
 
 /** What a step will ask of the libraries, so that nothing is opened or allocated inside one. */
 typedef struct tess_cuda_work {
-    tess_attention_shape attention;
+    tess_attention_shape attention[TESS_CUDA_SHAPE_MAX]; /* largest first; what is not among them
+                                                            takes own kernels */
+    int attention_numel;
     int64_t document_max;    /* documents a micro-batch may have for the library's attention */
     bool is_deterministic;   /* attention's backward pass */
     size_t slot_nbytes;      /* of the largest matrix that is dequantized; 0: none */

@@ -223,6 +223,13 @@ static tess_status rotate_launch(const tess_rotate_args *a, tess_stream *s)
     return TESS_OK;
 }
 
+template <bool IS_BF16, bool IS_WHOLE>
+static tess_status rotate_run(const tess_rotate_args *a, tess_stream *s)
+{
+    return a->w.dt == TESS_BF16 ? rotate_launch<IS_BF16, true, IS_WHOLE>(a, s)
+                                : rotate_launch<IS_BF16, false, IS_WHOLE>(a, s);
+}
+
 template <bool IS_BF16, bool IS_W_BF16, bool IS_WHOLE>
 static tess_status rotate_backward_launch(const tess_rotate_backward_args *a, tess_stream *s)
 {
@@ -238,24 +245,23 @@ static tess_status rotate_backward_launch(const tess_rotate_backward_args *a, te
     return TESS_OK;
 }
 
-/* CALL<dtype of rows, dtype of w, whole pairs> */
-#define DISPATCH(CALL, is_bf16, is_w_bf16, is_whole)                                                \
-    (is_bf16 ? is_w_bf16  ? is_whole ? CALL<true, true, true>(a, s) : CALL<true, true, false>(a, s) \
-                : is_whole ? CALL<true, false, true>(a, s)                                          \
-                          : CALL<true, false, false>(a, s)                                          \
-     : is_w_bf16 ? is_whole ? CALL<false, true, true>(a, s) : CALL<false, true, false>(a, s)        \
-     : is_whole ? CALL<false, false, true>(a, s)                                                    \
-                 : CALL<false, false, false>(a, s))
+template <bool IS_BF16, bool IS_WHOLE>
+static tess_status rotate_backward_run(const tess_rotate_backward_args *a, tess_stream *s)
+{
+    return a->w.dt == TESS_BF16 ? rotate_backward_launch<IS_BF16, true, IS_WHOLE>(a, s)
+                                : rotate_backward_launch<IS_BF16, false, IS_WHOLE>(a, s);
+}
 
 extern "C" tess_status tess_cuda_rotate(const tess_rotate_args *a, tess_stream *s)
 {
     TESS_TRY(tess_rotate_check(a));
     if (tess_sample_row_numel(&a->shape) == 0)
         return TESS_OK;
-    const bool is_bf16 = a->x.view.dt == TESS_BF16, is_w_bf16 = a->w.dt == TESS_BF16;
     const bool is_whole =
         tess_samples_are_whole(&a->x, 2) && tess_samples_are_whole(&a->y, 2) && is_w_whole(a->w);
-    return DISPATCH(rotate_launch, is_bf16, is_w_bf16, is_whole);
+    if (a->x.view.dt == TESS_BF16)
+        return is_whole ? rotate_run<true, true>(a, s) : rotate_run<true, false>(a, s);
+    return is_whole ? rotate_run<false, true>(a, s) : rotate_run<false, false>(a, s);
 }
 
 static tess_status backward_w(const tess_rotate_backward_args *a, tess_stream *s)
@@ -277,8 +283,11 @@ extern "C" tess_status tess_cuda_rotate_backward(const tess_rotate_backward_args
         TESS_TRY(backward_w(a, s));
     if (tess_sample_row_numel(&a->shape) == 0)
         return TESS_OK;
-    const bool is_bf16 = a->x.view.dt == TESS_BF16, is_w_bf16 = a->w.dt == TESS_BF16;
     const bool is_whole = tess_samples_are_whole(&a->x, 2) && tess_samples_are_whole(&a->d_y, 2) &&
                           tess_samples_are_whole(&a->d_x, 2) && is_w_whole(a->w);
-    return DISPATCH(rotate_backward_launch, is_bf16, is_w_bf16, is_whole);
+    if (a->x.view.dt == TESS_BF16)
+        return is_whole ? rotate_backward_run<true, true>(a, s)
+                        : rotate_backward_run<true, false>(a, s);
+    return is_whole ? rotate_backward_run<false, true>(a, s)
+                    : rotate_backward_run<false, false>(a, s);
 }

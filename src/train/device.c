@@ -313,7 +313,8 @@ static tess_cuda_work work_of(const tess_session *s)
     /* a plan has room for every place of a pack, so more of them cost memory */
     const int64_t document_numel =
         run->data.packing ? PACK_DOCUMENTS * run->train.micro_batch : run->train.micro_batch;
-    return (tess_cuda_work){.attention = shape,
+    return (tess_cuda_work){.attention = {shape},
+                            .attention_numel = 1,
                             .document_max = document_numel,
                             .is_deterministic = run->shard.reduction == TESS_RUN_REDUCTION_EXACT,
                             .attention_nbytes = ATTENTION_NBYTES};

@@ -140,7 +140,7 @@ static tess_status fake_device_open(int idx, tess_device **out)
 static tess_status fake_prepare(tess_device *d, tess_stream *compute, const tess_cuda_work *work,
                                 char note[TESS_CUDA_NOTE_NBYTES])
 {
-    TESS_CHECK(strcmp(compute->name, "compute") == 0 && work->attention.token_numel > 0,
+    TESS_CHECK(strcmp(compute->name, "compute") == 0 && work->attention[0].token_numel > 0,
                TESS_E_STATE, "%s: prepared for stream '%s'", d->name, compute->name);
     snprintf(note, TESS_CUDA_NOTE_NBYTES, "the CPU's kernels, slots of %zu bytes",
              work->slot_nbytes);

@@ -235,9 +235,8 @@ static flux_choice small(tess_dtype dt, tess_format base)
 
 static tess_status body(tess_comm *comm)
 {
-    const flux_choice choice[] = {small(TESS_F32, TESS_FORMAT_NF4),
-                                  small(TESS_BF16, TESS_FORMAT_NF4),
-                                  small(TESS_BF16, TESS_FORMAT_INT8)};
+    const flux_choice choice[] = {small(TESS_F32, TESS_FORMAT_INT8),
+                                  small(TESS_BF16, TESS_FORMAT_NF4)};
     for (int i = 0; i < TESS_NELEM(choice); i++) {
         const tess_status st = check_choice(comm, &choice[i]);
         if (st != TESS_OK && tess_comm_rank(comm) == 0)
