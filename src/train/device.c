@@ -300,20 +300,36 @@ size_t session_device_used_nbytes(const tess_session *s)
 
 /* ---- libraries ---- */
 
+static tess_attention_shape attention_of(const tess_session *s)
+{
+    const tess_run *run = s->run;
+    const tess_dtype dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16;
+    if (tess_run_is_flux(run)) { /* the largest bucket; others take own kernels */
+        const tess_flux_shape *batch = &s->d.flux_shape;
+        const int64_t token_numel = batch->image_numel + batch->text_numel;
+        return (tess_attention_shape){.dt = dt,
+                                      .token_numel = batch->sample_numel * token_numel,
+                                      .head_numel = s->d.flux.head_numel,
+                                      .kv_head_numel = s->d.flux.head_numel,
+                                      .dim = s->d.flux.head_dim,
+                                      .longest_numel = token_numel,
+                                      .segment_numel = token_numel};
+    }
+    return (tess_attention_shape){.dt = dt,
+                                  .token_numel = run->train.micro_batch * run->data.sequence_length,
+                                  .head_numel = s->d.config.head_numel,
+                                  .kv_head_numel = s->d.config.kv_head_numel,
+                                  .dim = s->d.config.head_dim,
+                                  .longest_numel = run->data.sequence_length};
+}
+
 static tess_cuda_work work_of(const tess_session *s)
 {
     const tess_run *run = s->run;
-    const tess_attention_shape shape = {
-        .dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
-        .token_numel = run->train.micro_batch * run->data.sequence_length,
-        .head_numel = s->d.config.head_numel,
-        .kv_head_numel = s->d.config.kv_head_numel,
-        .dim = s->d.config.head_dim,
-        .longest_numel = run->data.sequence_length};
     /* a plan has room for every place of a pack, so more of them cost memory */
     const int64_t document_numel =
         run->data.packing ? PACK_DOCUMENTS * run->train.micro_batch : run->train.micro_batch;
-    return (tess_cuda_work){.attention = {shape},
+    return (tess_cuda_work){.attention = {attention_of(s)},
                             .attention_numel = 1,
                             .document_max = document_numel,
                             .is_deterministic = run->shard.reduction == TESS_RUN_REDUCTION_EXACT,
