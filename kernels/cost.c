@@ -1,5 +1,7 @@
 #include "kernels/cost.h"
 
+#include <string.h>
+
 #include "core/arith.h"
 
 static double product(int64_t a, int64_t b) { return (double)a * (double)b; }
@@ -11,24 +13,57 @@ static tess_cost once(double flops, double nbytes)
     return cost;
 }
 
+enum { FIELD_NUMEL = sizeof(tess_cost) / sizeof(double) };
+_Static_assert(sizeof(tess_cost) == FIELD_NUMEL * sizeof(double), "nothing but doubles");
+
 tess_cost tess_cost_sum(tess_cost a, tess_cost b)
 {
-    const tess_cost sum = {.model_flops = a.model_flops + b.model_flops,
-                           .hardware_flops = a.hardware_flops + b.hardware_flops,
-                           .other_flops = a.other_flops + b.other_flops,
-                           .nbytes = a.nbytes + b.nbytes,
-                           .wire_nbytes = a.wire_nbytes + b.wire_nbytes};
-    return sum;
+    double x[FIELD_NUMEL], y[FIELD_NUMEL];
+    memcpy(x, &a, sizeof a);
+    memcpy(y, &b, sizeof b);
+    for (int i = 0; i < FIELD_NUMEL; i++)
+        x[i] += y[i];
+    memcpy(&a, x, sizeof a);
+    return a;
 }
 
 tess_cost tess_cost_times(tess_cost a, double factor)
 {
-    const tess_cost scaled = {.model_flops = factor * a.model_flops,
-                              .hardware_flops = factor * a.hardware_flops,
-                              .other_flops = factor * a.other_flops,
-                              .nbytes = factor * a.nbytes,
-                              .wire_nbytes = factor * a.wire_nbytes};
-    return scaled;
+    double x[FIELD_NUMEL];
+    memcpy(x, &a, sizeof a);
+    for (int i = 0; i < FIELD_NUMEL; i++)
+        x[i] *= factor;
+    memcpy(&a, x, sizeof a);
+    return a;
+}
+
+const char *tess_cost_op_name(tess_cost_op op)
+{
+    static const char *const name[TESS_COST_OP_NUMEL] = {
+#define X(name, text, is_flops) text,
+        TESS_COST_OP_LIST(X)
+#undef X
+    };
+    return (unsigned)op < TESS_COST_OP_NUMEL ? name[op] : "unknown";
+}
+
+bool tess_cost_op_is_flops(tess_cost_op op)
+{
+    static const bool is_flops[TESS_COST_OP_NUMEL] = {
+#define X(name, text, is_flops) is_flops,
+        TESS_COST_OP_LIST(X)
+#undef X
+    };
+    return (unsigned)op < TESS_COST_OP_NUMEL && is_flops[op];
+}
+
+int tess_cost_extent_class(int64_t m, int64_t n, int64_t k)
+{
+    const int64_t least = TESS_MIN(TESS_MIN(m, n), k);
+    int i = 0;
+    while (i + 1 < TESS_COST_EXTENT_NUMEL && least >> (i + 1) > 0)
+        i++;
+    return i;
 }
 
 tess_cost tess_cost_linear(int64_t token_numel, int64_t out_numel, int64_t in_numel,

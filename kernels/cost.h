@@ -18,12 +18,56 @@ TESS_BEGIN_DECLS
 
 typedef enum tess_cost_pass { TESS_COST_FORWARD, TESS_COST_BACKWARD } tess_cost_pass;
 
-/** Doubles: whole numbers are exact up to 9e15, and a step of a large model stays below. */
+/**
+ * What a device's time for it depends on, beside the products of matrices: their amounts are FLOPs
+ * of the hardware (is_flops) or bytes. X(NAME, "word of device files", is_flops)
+ */
+#define TESS_COST_OP_LIST(X)                                                                       \
+    X(ATTENTION, "attention", true)                                                                \
+    X(ATTENTION_BACKWARD, "attention_backward", true)                                              \
+    X(SEARCH, "search", true)                                                                      \
+    X(NORM, "norm", false)                                                                         \
+    X(NORM_BACKWARD, "norm_backward", false)                                                       \
+    X(ROPE, "rope", false)                                                                         \
+    X(SWIGLU, "swiglu", false)                                                                     \
+    X(SWIGLU_BACKWARD, "swiglu_backward", false)                                                   \
+    X(LOSS, "loss", false)                                                                         \
+    X(EMBEDDING, "embedding", false)                                                               \
+    X(ELEMENT, "element", false)                                                                   \
+    X(FOLD, "fold", false)                                                                         \
+    X(SQUARES, "squares", false)                                                                   \
+    X(OPTIMIZER, "optimizer", false)
+
+typedef enum tess_cost_op {
+#define X(name, text, is_flops) TESS_COST_##name,
+    TESS_COST_OP_LIST(X)
+#undef X
+        TESS_COST_OP_NUMEL
+} tess_cost_op;
+
+const char *tess_cost_op_name(tess_cost_op op);
+bool tess_cost_op_is_flops(tess_cost_op op);
+
+/* Products fall into classes by their smallest extent: class i from 2^i to 2^(i+1) - 1, the last
+ * open. */
+enum { TESS_COST_EXTENT_NUMEL = 13 };
+int tess_cost_extent_class(int64_t m, int64_t n, int64_t k);
+
+/** Doubles: whole numbers are exact up to 9e15, and a step of a large model stays below. Nothing
+ * but doubles: sums and multiples go over all of them. */
 typedef struct tess_cost {
     double model_flops, hardware_flops;
     double other_flops; /* of norms: reported, in no utilization */
     double nbytes;      /* of device memory */
     double wire_nbytes; /* sent by one rank */
+    /* The same work by what it is; closed forms below leave it empty, kernels/cost_count.h fills
+     * it. */
+    double product_flops[TESS_COST_EXTENT_NUMEL];
+    double weight_numel[TESS_FORMAT_NUMEL]; /* elements of B of products, by how they are stored */
+    double weight_nbytes;                   /* what their decoding reads and writes */
+    double op[TESS_COST_OP_NUMEL];
+    double launch_numel;
+    double unlisted_numel; /* launches without a closed form */
 } tess_cost;
 
 tess_cost tess_cost_sum(tess_cost a, tess_cost b);

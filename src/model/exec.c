@@ -122,6 +122,8 @@ tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args)
 
 tess_status tess_exec_zero(const tess_exec *ex, tess_view v)
 {
+    if (ex->is_plan && ex->cost != NULL)
+        tess_count_copy(ex->cost, 0.5 * (double)tess_view_nbytes(v));
     if (ex->is_plan || ex->is_announced)
         return TESS_OK;
     return tess_device_zero(ex->call->device, v, ex->stream);
@@ -162,6 +164,8 @@ tess_status tess_carve_take_rows(tess_carve *carve, int64_t rows, int64_t cols, 
 tess_status tess_exec_copy_rows(const tess_exec *ex, tess_rows dst, tess_rows src)
 {
     const int64_t item = (int64_t)tess_dtype_block_nbytes(src.view.dt);
+    if (ex->is_plan && ex->cost != NULL)
+        tess_count_copy(ex->cost, (double)item * (double)src.rows * (double)src.cols);
     if (ex->is_plan || ex->is_announced)
         return TESS_OK;
     const tess_rows_copy copy = {.dst = dst.view.data,

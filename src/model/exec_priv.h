@@ -4,10 +4,12 @@
  * [Note: one source of sizes] A stage's code runs twice. In the describe phase `is_plan` is set:
  * views carry extents but no memory, kernels are not called, and the carves only count. In a call
  * the same code carves the same buffers in the same order. So `saved_nbytes` and `work_nbytes` of a
- * stage are what its code takes, and there is no second formula to keep in step.
+ * stage are what its code takes, and there is no second formula to keep in step. What the stage
+ * costs is counted the same way, kernel by kernel, where `cost` points.
  */
 #pragma once
 
+#include "kernels/cost_count.h"
 #include "shard/registry.h"
 
 TESS_BEGIN_DECLS
@@ -47,11 +49,18 @@ typedef struct tess_exec {
     const int32_t *positions; /* [row_numel] */
     const int32_t *doc_start; /* [row_numel] */
     tess_carve saved, work;
+    tess_cost *cost; /* where planned calls count; NULL: nowhere */
 } tess_exec;
 
-/** Run a kernel of the table, or nothing while planning. */
+/** Count a planned call of a kernel. */
+#define TESS_EXEC_COUNT(ex, args)                                                                  \
+    ((ex)->cost != NULL ? TESS_COST_OF(args)((ex)->cost, (args)) : (void)0)
+
+/** Run a kernel of the table; while planning only count it. */
 #define TESS_EXEC_RUN(ex, op, args)                                                                \
-    ((ex)->is_plan || (ex)->is_announced ? TESS_OK : (ex)->kernels->op((args), (ex)->stream))
+    ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \
+     : (ex)->is_announced ? TESS_OK                                                                \
+                          : (ex)->kernels->op((args), (ex)->stream))
 
 /** A view in the space of a call's kernels. Local. */
 static inline tess_view tess_exec_view(const tess_exec *ex, void *data, int64_t numel,

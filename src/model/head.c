@@ -131,12 +131,16 @@ static tess_status skip(const tess_exec *ex, const head_run *run, int64_t first_
 }
 
 /* Workspaces need not grow with the number of rows: count the full chunk and the short one at the
- * end. */
+ * end. All of them are counted. */
 static tess_status plan_chunks(tess_exec *ex, const head_run *run)
 {
     const int64_t tail_numel = ex->row_numel % run->head->chunk_numel;
-    if (ex->row_numel >= run->head->chunk_numel)
+    const int64_t full_numel = ex->row_numel / run->head->chunk_numel;
+    const tess_cost before = ex->cost != NULL ? *ex->cost : (tess_cost){0};
+    if (full_numel > 0)
         TESS_TRY(chunk(ex, run, 0, run->head->chunk_numel));
+    if (full_numel > 0 && ex->cost != NULL)
+        tess_cost_repeat(ex->cost, &before, (double)(full_numel - 1));
     return tail_numel > 0 ? chunk(ex, run, 0, tail_numel) : TESS_OK;
 }
 

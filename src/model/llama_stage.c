@@ -116,7 +116,10 @@ static tess_status forward(const tess_llama *m, tess_exec *ex, int stage_idx,
     if (!is_head(m, stage_idx))
         return block_forward(m, ex, &m->block[stage_idx - 1], v->input, v->output);
     if (ex->is_plan) {
+        tess_cost *cost = ex->cost;
+        ex->cost = NULL; /* logits are sampling's */
         TESS_TRY(tess_head_logits(ex, &m->head, v->input, 0, NULL));
+        ex->cost = cost;
         return tess_head_loss(ex, &m->head, v->input, no_labels, NULL);
     }
     if (ex->call->mode != TESS_CALL_LOGITS)
@@ -143,6 +146,16 @@ static tess_status backward(const tess_llama *m, tess_exec *ex, int stage_idx,
                                    v->d_input);
 }
 
+/* A recomputation wants no output. */
+static tess_status plan_again(const tess_llama *m, tess_exec ex, int stage_idx,
+                              const tess_token_batch *batch, const stage_views *v, tess_cost *cost)
+{
+    const stage_views again = {.input = v->input, .output = none};
+    ex.saved.used_nbytes = 0;
+    ex.cost = cost;
+    return is_head(m, stage_idx) ? TESS_OK : forward(m, &ex, stage_idx, batch, &again);
+}
+
 tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int stage_idx,
                                   tess_stage *stage)
 {
@@ -167,10 +180,13 @@ tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int s
         .d_output = h,
         .d_input = stage_idx == 0 ? none : h,
     };
+    ex.cost = &stage->cost.forward;
     TESS_TRY(forward(m, &ex, stage_idx, &batch, &v));
     /* Evaluation has no dropout and takes no more; backward carves the same saved buffers again. */
     ex.saved.used_nbytes = 0;
+    ex.cost = &stage->cost.backward;
     TESS_TRY(backward(m, &ex, stage_idx, &batch, &v));
+    TESS_TRY(plan_again(m, ex, stage_idx, &batch, &v, &stage->cost.again));
     stage->saved_nbytes = ex.saved.peak_nbytes;
     stage->work_nbytes = ex.work.peak_nbytes;
     stage->is_fused_loss = is_head(m, stage_idx);

@@ -73,10 +73,11 @@ struct tess_rqvae {
     int32_t axis_level[TESS_LEVEL_DIM_MAX];
 };
 
-/** Run a kernel of the quantizers, or nothing while planning. */
+/** Run a kernel of the quantizers; while planning only count it. */
 #define TESS_RQVAE_RUN(ex, op, args)                                                               \
-    ((ex)->is_plan || (ex)->is_announced ? TESS_OK                                                 \
-                                         : (ex)->kernels->quantizers->op((args), (ex)->stream))
+    ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \
+     : (ex)->is_announced ? TESS_OK                                                                \
+                          : (ex)->kernels->quantizers->op((args), (ex)->stream))
 
 /** Enqueue a copy of `src` to host memory where it is wanted. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src);

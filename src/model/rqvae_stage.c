@@ -234,10 +234,12 @@ tess_status tess_rqvae_plan_stage(const tess_rqvae *m, const tess_registry *reg,
     ex.work = tess_carve_make("work", (tess_view){0}, true);
     TESS_TRY(plan_io(m, &ex, stage_idx, &io, &stage->output_nbytes));
     const size_t begin = ex.saved.used_nbytes;
+    ex.cost = &stage->cost.forward;
     TESS_TRY(forward(m, &ex, stage_idx, &io));
     if (stage_idx == TESS_RQVAE_QUANTIZER)
         TESS_TRY(m->ops->decode(m, &ex, &io));
     ex.saved.used_nbytes = begin; /* backward carves the same buffers again */
+    ex.cost = &stage->cost.backward;
     TESS_TRY(backward(m, &ex, stage_idx, &io));
     stage->saved_nbytes = ex.saved.peak_nbytes;
     stage->work_nbytes = ex.work.peak_nbytes;

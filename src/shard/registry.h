@@ -18,6 +18,7 @@
 #include "core/codec.h"
 #include "core/device.h"
 #include "core/view.h"
+#include "kernels/cost.h"
 #include "kernels/kernels.h"
 
 TESS_BEGIN_DECLS
@@ -100,6 +101,13 @@ typedef struct tess_unit {
     int stage_numel; /* stages that use it */
 } tess_unit;
 
+/** What one micro-batch of full shape costs in a stage, counted by its code while it is planned. */
+typedef struct tess_stage_cost {
+    tess_cost forward; /* of the last stage where it is fused: evaluation's, no part of a step */
+    tess_cost again;   /* the forward that a recomputation runs; its model FLOPs do not count */
+    tess_cost backward;
+} tess_stage_cost;
+
 /** One step of forward and backward. */
 typedef struct tess_stage {
     char name[TESS_NAME_NBYTES];
@@ -115,6 +123,7 @@ typedef struct tess_stage {
     /* A recomputation may pass `output` with numel 0: then only `saved` is written, which costs
      * less. */
     bool skips_output;
+    tess_stage_cost cost;
 } tess_stage;
 
 typedef enum tess_call_mode {

@@ -1,0 +1,260 @@
+#include "kernels/cost_count.h"
+
+#include <string.h>
+
+static double elem(tess_view v) { return (double)tess_dtype_block_nbytes(v.dt); }
+static double nbytes_of(tess_view v) { return elem(v) * (double)v.numel; }
+static double rows_nbytes(tess_view v, int64_t rows, int64_t cols)
+{
+    return elem(v) * (double)rows * (double)cols;
+}
+
+static void count(tess_cost *sum, tess_cost_op op, tess_cost one)
+{
+    const double amount = tess_cost_op_is_flops(op) ? one.hardware_flops : one.nbytes;
+    *sum = tess_cost_sum(*sum, one);
+    sum->op[op] += amount;
+    sum->launch_numel += 1.0;
+}
+
+static void count_nbytes(tess_cost *sum, tess_cost_op op, double nbytes)
+{
+    count(sum, op, (tess_cost){.nbytes = nbytes});
+}
+
+void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times)
+{
+    const tess_cost added = tess_cost_sum(*sum, tess_cost_times(*before, -1.0));
+    *sum = tess_cost_sum(*sum, tess_cost_times(added, times));
+}
+
+/* ---- products ---- */
+
+static double stored_nbytes(const tess_matrix *b)
+{
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    int part_numel = 0;
+    double nbytes = 0;
+    /* A codec that does not fit is refused where the tensor is registered. */
+    if (tess_codec_parts(&b->codec, b->rows * b->cols, part, &part_numel) != TESS_OK)
+        return 0;
+    for (int i = 0; i < part_numel; i++)
+        nbytes += (double)part[i].nbytes;
+    return nbytes;
+}
+
+static void count_term(tess_cost *sum, const tess_gemm_args *a, const tess_gemm_term *t)
+{
+    const double weight_numel = (double)t->b.rows * (double)t->b.cols;
+    const double stored = stored_nbytes(&t->b), plain = elem(t->a) * weight_numel;
+    sum->weight_numel[t->b.codec.format] += weight_numel;
+    sum->nbytes += rows_nbytes(t->a, a->m, t->k);
+    if (!tess_format_is_quantized(t->b.codec.format)) {
+        sum->nbytes += stored;
+        return;
+    }
+    sum->weight_nbytes += stored + plain;
+    sum->nbytes += stored + 2.0 * plain;
+}
+
+void tess_count_gemm(tess_cost *sum, const tess_gemm_args *a)
+{
+    int64_t k = 0;
+    for (int i = 0; i < a->term_numel; i++) {
+        k += a->term[i].k;
+        count_term(sum, a, &a->term[i]);
+    }
+    const double flops = 2.0 * (double)a->m * (double)a->n * (double)k;
+    sum->model_flops += flops;
+    sum->hardware_flops += flops;
+    sum->nbytes += (a->accumulate ? 2.0 : 1.0) * rows_nbytes(a->c, a->m, a->n);
+    /* Terms go on in one sum: a short one beside a long one is not a short product. */
+    sum->product_flops[tess_cost_extent_class(a->m, a->n, k)] += flops;
+    sum->launch_numel += 1.0;
+}
+
+/* ---- attention ---- */
+
+/* tess_cost_attention() halves a square: twice the pairs of one sequence that are seen. */
+static tess_cost attention(const tess_attention_shape *s, int64_t window, tess_cost_pass pass)
+{
+    const double length = (double)s->longest_numel;
+    const double wide = window > 0 && window < s->longest_numel ? (double)window : length;
+    const double seen = wide * (wide + 1.0) / 2.0 + (length - wide) * wide;
+    const tess_cost_attention_shape shape = {.token_numel = s->token_numel,
+                                             .square_numel =
+                                                 2.0 * seen * (double)s->token_numel / length,
+                                             .head_numel = s->head_numel,
+                                             .kv_head_numel = s->kv_head_numel,
+                                             .dim = s->dim,
+                                             .elem_nbytes = tess_dtype_block_nbytes(s->dt)};
+    return tess_cost_attention(&shape, pass);
+}
+
+void tess_count_attention(tess_cost *sum, const tess_attention_args *a)
+{
+    count(sum, TESS_COST_ATTENTION, attention(&a->shape, a->window, TESS_COST_FORWARD));
+}
+
+void tess_count_attention_backward(tess_cost *sum, const tess_attention_backward_args *a)
+{
+    count(sum, TESS_COST_ATTENTION_BACKWARD, attention(&a->shape, a->window, TESS_COST_BACKWARD));
+}
+
+/* ---- rows ---- */
+
+void tess_count_rmsnorm(tess_cost *sum, const tess_rmsnorm_args *a)
+{
+    tess_cost one =
+        tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt), TESS_COST_FORWARD);
+    one.nbytes = (a->residual.numel > 0 ? 4.0 : 2.0) * nbytes_of(a->x);
+    count(sum, TESS_COST_NORM, one);
+}
+
+void tess_count_rmsnorm_backward(tess_cost *sum, const tess_rmsnorm_backward_args *a)
+{
+    tess_cost one = tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt),
+                                      TESS_COST_BACKWARD);
+    one.nbytes = (a->residual.numel > 0 ? 4.0 : 3.0) * nbytes_of(a->x);
+    count(sum, TESS_COST_NORM_BACKWARD, one);
+}
+
+void tess_count_rope(tess_cost *sum, const tess_rope_args *a)
+{
+    count(sum, TESS_COST_ROPE,
+          tess_cost_rope(a->token_numel, a->head_numel, a->dim, tess_dtype_block_nbytes(a->x.dt)));
+}
+
+void tess_count_swiglu(tess_cost *sum, const tess_swiglu_args *a)
+{
+    count_nbytes(sum, TESS_COST_SWIGLU, 3.0 * nbytes_of(a->gate));
+}
+
+void tess_count_swiglu_backward(tess_cost *sum, const tess_swiglu_backward_args *a)
+{
+    count_nbytes(sum, TESS_COST_SWIGLU_BACKWARD, 5.0 * nbytes_of(a->gate));
+}
+
+/* Logits are read twice, for the sum of exponentials and for the gradient. */
+void tess_count_cross_entropy(tess_cost *sum, const tess_cross_entropy_args *a)
+{
+    const double read = rows_nbytes(a->logits, a->row_numel, a->vocab_numel);
+    const double written = a->d_logits.numel > 0 ? read + nbytes_of(a->d_logits) : 0.0;
+    count_nbytes(sum, TESS_COST_LOSS, read + written);
+}
+
+void tess_count_embedding(tess_cost *sum, const tess_embedding_args *a)
+{
+    count_nbytes(sum, TESS_COST_EMBEDDING, 2.0 * nbytes_of(a->out));
+}
+
+void tess_count_embedding_backward(tess_cost *sum, const tess_embedding_backward_args *a)
+{
+    const double numel = (double)a->token_numel * (double)a->hidden_numel;
+    count_nbytes(sum, TESS_COST_EMBEDDING, nbytes_of(a->d_out) + 2.0 * sizeof(float) * numel);
+}
+
+/* ---- elements ---- */
+
+void tess_count_add(tess_cost *sum, const tess_add_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, 3.0 * nbytes_of(a->a));
+}
+
+void tess_count_sum_rows(tess_cost *sum, const tess_sum_rows_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, nbytes_of(a->x));
+}
+
+void tess_count_dropout(tess_cost *sum, const tess_dropout_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, nbytes_of(a->x) + nbytes_of(a->add) + nbytes_of(a->out));
+}
+
+void tess_count_cast(tess_cost *sum, const tess_cast_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, nbytes_of(a->src) + nbytes_of(a->dst));
+}
+
+void tess_count_relu(tess_cost *sum, const tess_relu_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, 3.0 * nbytes_of(a->x));
+}
+
+void tess_count_dora(tess_cost *sum, const tess_dora_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT,
+                 nbytes_of(a->z) +
+                     (a->accumulate ? 2.0 : 1.0) * rows_nbytes(a->y, a->row_numel, a->dim));
+}
+
+void tess_count_dora_backward(tess_cost *sum, const tess_dora_backward_args *a)
+{
+    const double one = rows_nbytes(a->z, a->row_numel, a->dim);
+    count_nbytes(sum, TESS_COST_ELEMENT, (a->d_direct.numel > 0 ? 4.0 : 3.0) * one);
+}
+
+void tess_count_row_norm(tess_cost *sum, const tess_row_norm_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, sizeof(float) * (double)a->row_numel * (double)a->dim);
+}
+
+void tess_count_mix(tess_cost *sum, const tess_mix_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT,
+                 sizeof(double) * (1.0 + (double)a->term_numel) * (double)a->row_numel);
+}
+
+void tess_count_sum(tess_cost *sum, const tess_sum_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, sizeof(double) * (double)a->numel);
+}
+
+/* ---- codes ---- */
+
+/* The score of a code is a product of d terms; codes are read once, vectors once. */
+void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a)
+{
+    const double d = (double)a->dim;
+    const double flops = 2.0 * (double)a->vector_numel * (double)a->code_numel * d;
+    count(sum, TESS_COST_SEARCH,
+          (tess_cost){.model_flops = flops,
+                      .hardware_flops = flops,
+                      .nbytes = sizeof(float) * d *
+                                ((double)a->vector_numel + (double)a->code_numel)});
+}
+
+void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, 2.0 * nbytes_of(a->code));
+}
+
+void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT,
+                 (sizeof(uint64_t) + sizeof(uint32_t)) * (double)a->vector_numel);
+}
+
+void tess_count_unlisted(tess_cost *sum, const void *a)
+{
+    (void)a;
+    sum->launch_numel += 1.0;
+    sum->unlisted_numel += 1.0;
+}
+
+/* ---- beside stages ---- */
+
+void tess_count_fold(tess_cost *sum, double numel)
+{
+    count_nbytes(sum, TESS_COST_FOLD, 3.0 * sizeof(float) * numel);
+}
+
+void tess_count_copy(tess_cost *sum, double nbytes)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, 2.0 * nbytes);
+}
+
+void tess_count_squares(tess_cost *sum, double numel)
+{
+    count_nbytes(sum, TESS_COST_SQUARES, sizeof(float) * numel);
+}

@@ -1,0 +1,73 @@
+/**
+ * The cost of one call of a kernel, from its arguments: what stages count while they are planned.
+ *
+ * [Note: an op's closed form] A function here and its line in TESS_COST_OF. Arguments of planned
+ * calls have extents and no memory. Ops that are not listed count as launches without a closed form
+ * (tess_cost.unlisted_numel), which predictions report.
+ */
+#pragma once
+
+#include "kernels/cost.h"
+#include "kernels/kernels.h"
+
+TESS_BEGIN_DECLS
+
+void tess_count_gemm(tess_cost *sum, const tess_gemm_args *a);
+/** Causal over whole sequences of `longest_numel`: boundaries of documents are data. */
+void tess_count_attention(tess_cost *sum, const tess_attention_args *a);
+void tess_count_attention_backward(tess_cost *sum, const tess_attention_backward_args *a);
+void tess_count_rmsnorm(tess_cost *sum, const tess_rmsnorm_args *a);
+void tess_count_rmsnorm_backward(tess_cost *sum, const tess_rmsnorm_backward_args *a);
+void tess_count_rope(tess_cost *sum, const tess_rope_args *a);
+void tess_count_swiglu(tess_cost *sum, const tess_swiglu_args *a);
+void tess_count_swiglu_backward(tess_cost *sum, const tess_swiglu_backward_args *a);
+void tess_count_cross_entropy(tess_cost *sum, const tess_cross_entropy_args *a);
+void tess_count_embedding(tess_cost *sum, const tess_embedding_args *a);
+void tess_count_embedding_backward(tess_cost *sum, const tess_embedding_backward_args *a);
+void tess_count_add(tess_cost *sum, const tess_add_args *a);
+void tess_count_sum_rows(tess_cost *sum, const tess_sum_rows_args *a);
+void tess_count_dropout(tess_cost *sum, const tess_dropout_args *a);
+void tess_count_cast(tess_cost *sum, const tess_cast_args *a);
+void tess_count_relu(tess_cost *sum, const tess_relu_args *a);
+void tess_count_dora(tess_cost *sum, const tess_dora_args *a);
+void tess_count_dora_backward(tess_cost *sum, const tess_dora_backward_args *a);
+void tess_count_row_norm(tess_cost *sum, const tess_row_norm_args *a);
+void tess_count_mix(tess_cost *sum, const tess_mix_args *a);
+void tess_count_sum(tess_cost *sum, const tess_sum_args *a);
+void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a);
+void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a);
+void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a);
+void tess_count_unlisted(tess_cost *sum, const void *a);
+
+/* What a step does beside its stages. */
+void tess_count_fold(tess_cost *sum, double numel);    /* f32: dst = a + b */
+void tess_count_copy(tess_cost *sum, double nbytes);   /* read and written */
+void tess_count_squares(tess_cost *sum, double numel); /* f32 */
+
+/** `sum` gains what was added to it since `before` so many times more. Local. */
+void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
+
+#define TESS_COST_CASE(type, op) const type *: tess_count_##op, type *: tess_count_##op
+
+/** The counting function of a kernel's arguments, by their type. */
+#define TESS_COST_OF(args)                                                                         \
+    _Generic((args), TESS_COST_CASE(tess_gemm_args, gemm),                                         \
+        TESS_COST_CASE(tess_attention_args, attention),                                            \
+        TESS_COST_CASE(tess_attention_backward_args, attention_backward),                          \
+        TESS_COST_CASE(tess_rmsnorm_args, rmsnorm),                                                \
+        TESS_COST_CASE(tess_rmsnorm_backward_args, rmsnorm_backward),                              \
+        TESS_COST_CASE(tess_rope_args, rope), TESS_COST_CASE(tess_swiglu_args, swiglu),            \
+        TESS_COST_CASE(tess_swiglu_backward_args, swiglu_backward),                                \
+        TESS_COST_CASE(tess_cross_entropy_args, cross_entropy),                                    \
+        TESS_COST_CASE(tess_embedding_args, embedding),                                            \
+        TESS_COST_CASE(tess_embedding_backward_args, embedding_backward),                          \
+        TESS_COST_CASE(tess_add_args, add), TESS_COST_CASE(tess_sum_rows_args, sum_rows),          \
+        TESS_COST_CASE(tess_dropout_args, dropout), TESS_COST_CASE(tess_cast_args, cast),          \
+        TESS_COST_CASE(tess_relu_args, relu), TESS_COST_CASE(tess_dora_args, dora),                \
+        TESS_COST_CASE(tess_dora_backward_args, dora_backward),                                    \
+        TESS_COST_CASE(tess_row_norm_args, row_norm), TESS_COST_CASE(tess_mix_args, mix),          \
+        TESS_COST_CASE(tess_sum_args, sum), TESS_COST_CASE(tess_nearest_args, nearest),            \
+        TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                                \
+        TESS_COST_CASE(tess_code_row_args, code_row), default: tess_count_unlisted)
+
+TESS_END_DECLS
