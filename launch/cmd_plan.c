@@ -1,4 +1,4 @@
-/* tessera plan RUN.yaml [--ranks N] [--device NAME] [--json] */
+/* tessera plan RUN.yaml [--ranks N] [--device NAME] [--network NAME] [--timeline FILE] [--json] */
 #include <errno.h>
 
 #include "launch/commands.h"
@@ -20,13 +20,24 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'd':
         plan->device = arg;
         return 0;
+    case 'l':
+        plan->network = arg;
+        return 0;
+    case 't':
+        plan->timeline = arg;
+        return 0;
     case 'j':
         plan->is_json = true;
         return 0;
     case ARGP_KEY_ARG:
         return tess_launch_run_arg(state, arg, &plan->run);
     case ARGP_KEY_END:
-        return plan->run.path == NULL ? tess_launch_refuse(state, "no run file given") : 0;
+        if (plan->run.path == NULL)
+            return tess_launch_refuse(state, "no run file given");
+        if (plan->device == NULL && (plan->network != NULL || plan->timeline != NULL))
+            return tess_launch_refuse(state, "%s needs --device",
+                                      plan->network != NULL ? "--network" : "--timeline");
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -35,9 +46,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"ranks", 'n', "N", 0, "Plan for N ranks, from 1 to 1048576", 0},
     {"device", 'd', "NAME", 0,
-     "Plan for a device and predict times: cpu, h100-80g, h200-141g, a100-80g or a100-40g; its "
-     "memory is the default of compute.memory_limit",
+     "Plan for a device and simulate a step: cpu, h100-80g, h200-141g, a100-80g, a100-40g, or the "
+     "file that tessera bench device wrote; its memory is the default of compute.memory_limit",
      0},
+    {"network", 'l', "NAME", 0,
+     "The network between nodes: infiniband-8x400g, infiniband-8x200g, ethernet-100g, "
+     "ethernet-10g, or a file; default: what goes with the device",
+     0},
+    {"timeline", 't', "FILE", 0, "Write the simulated step as a trace for Perfetto", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},
 };
@@ -56,6 +72,8 @@ static tess_status print_plan(const tess_plan_command *plan, const tess_ctx *ctx
     char *text = NULL;
     const tess_plan_request request = {.rank_numel = plan->rank_numel > 0 ? plan->rank_numel : 1,
                                        .device = plan->device,
+                                       .network = plan->network,
+                                       .timeline = plan->timeline,
                                        .is_json = plan->is_json};
     TESS_TRY(tess_session_plan(ctx, &o, &request, &text));
     tess_status st = tess_launch_print(text);

@@ -205,6 +205,33 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
                                                int rank, bool is_eval, tess_schedule *out);
 /** Rounds in which `rank` has a micro-batch. */
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
+/** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by a
+ * reduction; -1: it moves none. Local. */
+int64_t tess_plan_op_nbytes(const tess_plan *plan, const tess_registry *reg, int rank,
+                            const tess_sched_op *op);
+
+/** What one rank of a plan holds and moves. */
+typedef struct tess_rank_cost {
+    size_t memory_nbytes; /* of what is planned, the bytes that hold something: no padding */
+    double received_nbytes, sent_nbytes; /* in a step */
+} tess_rank_cost;
+
+/** In closed form: in a time that does not depend on the number of ranks. Local. */
+void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int rank,
+                         tess_rank_cost *out);
+
+typedef struct tess_rank_range {
+    double least, most;
+    int least_rank, most_rank; /* the first of those alike */
+} tess_rank_range;
+
+/** Ranges over all ranks. */
+typedef struct tess_rank_ranges {
+    tess_rank_range memory, received, sent;
+} tess_rank_ranges;
+
+void tess_plan_rank_ranges(const tess_plan *plan, const tess_registry *reg, tess_rank_ranges *out);
+
 /** The frozen matrices that are stored alike. */
 typedef struct tess_plan_format {
     char format[TESS_CODEC_TEXT_NBYTES]; /* as tess_codec_describe() */

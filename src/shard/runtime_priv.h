@@ -94,8 +94,6 @@ TESS_MUST_CHECK tess_status runtime_wait(tess_runtime *rt, const tess_event *ev,
 TESS_MUST_CHECK tess_status runtime_exposed(tess_runtime *rt, double *exposed_s);
 /** What follows belongs to an operation of the training program; NULL: to none. */
 void runtime_trace_place(tess_runtime *rt, const tess_sched_op *op);
-/** Bytes an operation moves between ranks as the plan counts them; -1: it moves none. */
-int64_t runtime_op_nbytes(const tess_runtime *rt, const tess_sched_op *op);
 /** Run one operation of a step inside its span and range. */
 TESS_MUST_CHECK tess_status runtime_traced_op(tess_runtime *rt, const tess_sched_op *op,
                                               tess_status (*run)(tess_runtime *,

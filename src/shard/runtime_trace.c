@@ -91,35 +91,6 @@ int tess_runtime_span_numel(const tess_runtime *rt)
     return (int)TESS_MIN(numel, (int64_t)1 << 20);
 }
 
-int64_t runtime_op_nbytes(const tess_runtime *rt, const tess_sched_op *op)
-{
-    const tess_plan *plan = rt->parts.plan;
-    const tess_unit_plan *u = &plan->unit[op->unit_idx];
-    const int64_t elem_nbytes =
-        (int64_t)tess_dtype_block_nbytes(rt->parts.registry->unit[op->unit_idx].compute_dt);
-    int64_t nbytes = 0;
-    switch (op->kind) {
-    case TESS_SCHED_GATHER: /* received */
-        if (u->frozen_wire_idx >= 0)
-            nbytes += (int64_t)u->frozen_shard_nbytes * (plan->options.gather_group_numel - 1);
-        if (plan->options.is_full)
-            nbytes += u->slab_shard_numel * (rt->world - 1) * elem_nbytes;
-        return nbytes;
-    case TESS_SCHED_SEND: /* given to other owners */
-        if ((int64_t)op->round_idx * rt->world + rt->rank >= plan->options.micro_batch_numel)
-            return 0;
-        return (u->slab_numel - runtime_owned_numel(rt, op->unit_idx)) * (int64_t)sizeof(float);
-    case TESS_SCHED_REDUCE:
-        return u->slab_shard_numel * (rt->world - 1) * (int64_t)sizeof(float);
-    case TESS_SCHED_FORWARD:
-    case TESS_SCHED_BACKWARD:
-    case TESS_SCHED_FOLD:
-    case TESS_SCHED_CLEAR:
-        break;
-    }
-    return -1;
-}
-
 static tess_trace_lane trace_lane(tess_lane lane)
 {
     return lane == TESS_LANE_GATHER   ? TESS_TRACE_GATHER
@@ -161,7 +132,7 @@ tess_status runtime_traced_op(tess_runtime *rt, const tess_sched_op *op,
     tess_stream *stream = rt->lane[op->lane];
     push_range(rt, op);
     const int span = tess_trace_begin(tracer, trace_lane(op->lane), tess_sched_kind_name(op->kind),
-                                      runtime_op_nbytes(rt, op), stream);
+                                      tess_plan_op_nbytes(rt->parts.plan, rt->parts.registry, rt->rank, op), stream);
     const tess_status st = run(rt, op);
     tess_trace_end(tracer, span, stream);
     if (rt->device->ops->range_pop != NULL)

@@ -3,10 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/arith.h"
 #include "core/memory.h"
-#include "shard/plan_device.h"
-#include "kernels/cuda_work.h"
 #include "train/session_priv.h"
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
@@ -233,81 +230,3 @@ bool tess_session_is_broken(const tess_session *session)
     return session != NULL && session->is_broken;
 }
 int64_t tess_session_step(const tess_session *session) { return session->step; }
-
-/* ---- plan only ---- */
-
-static tess_status plan_json(const tess_description *d, const tess_prediction *p, char **text)
-{
-    tess_json *root = NULL;
-    TESS_TRY(tess_plan_json(d->plan, &d->registry, &root));
-    tess_status st = p->device != NULL ? tess_prediction_json(p, root) : TESS_OK;
-    if (st == TESS_OK)
-        st = tess_json_dump(root, 2, text, NULL);
-    tess_json_destroy(&root);
-    return st;
-}
-
-static tess_status plan_text(const tess_description *d, const tess_prediction *p, char **text)
-{
-    char *plan = NULL, *predicted = NULL;
-    if (p->device == NULL)
-        return tess_plan_text(d->plan, &d->registry, text);
-    TESS_TRY(tess_prediction_text(p, &predicted));
-    tess_status st = tess_plan_text(d->plan, &d->registry, &plan);
-    if (st == TESS_OK)
-        st = tess_asprintf(text, "%s%s", plan, predicted);
-    tess_free(plan);
-    tess_free(predicted);
-    return st;
-}
-
-static tess_status describe_for(const tess_ctx *ctx, const tess_run *run,
-                                const tess_plan_request *request, const tess_plan_device *device,
-                                char **text)
-{
-    char path[48];
-    tess_description d;
-    const int64_t limit = run->compute.memory_limit;
-    const size_t memory = device != NULL ? device->memory_nbytes : 0;
-    const int node = device != NULL ? device->node_rank_numel : 8;
-    snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
-    const bool is_device = device != NULL && device->kernel_path != NULL;
-    const tess_launch_shape launch = {
-        .world = request->rank_numel,
-        .node_rank_numel = TESS_MIN(request->rank_numel, node),
-        .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
-        .kernel_path = is_device ? device->kernel_path : path,
-        .is_device = is_device,
-        .kernels = is_device ? tess_kernels_cuda_planned() : NULL,
-        .library_nbytes = is_device ? session_planned_library_nbytes() : 0};
-    TESS_TRY(tess_describe(ctx, run, &launch, &d));
-    tess_prediction p = {.device = NULL};
-    if (device != NULL)
-        tess_plan_predict(d.plan, &d.registry, device,
-                          run->train.micro_batch * run->data.sequence_length, &p);
-    const tess_status st = request->is_json ? plan_json(&d, &p, text) : plan_text(&d, &p, text);
-    tess_description_fini(&d);
-    return st;
-}
-
-tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *options,
-                              const tess_plan_request *request, char **text)
-{
-    char *source = NULL;
-    size_t nbytes = 0;
-    tess_run *run = NULL;
-    const tess_plan_device *device = NULL;
-    if (request->device != NULL)
-        TESS_TRY(tess_plan_device_find(request->device, &device));
-    TESS_TRY(
-        tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
-    tess_status st = tess_run_parse(source, nbytes, options->run_path, options->overrides,
-                                    options->override_numel, &run);
-    tess_free(source);
-    if (st != TESS_OK)
-        return st;
-    st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, text)
-                                 : describe_for(ctx, run, request, device, text);
-    tess_run_destroy(&run);
-    return st;
-}

@@ -141,8 +141,9 @@ int64_t tess_session_step(const tess_session *session);
 /** What `tessera plan` is asked for. */
 typedef struct tess_plan_request {
     int rank_numel; /* world size to plan for, >= 1 */
-    const char
-        *device; /* plan for this device and predict times (shard/plan_device.h); NULL: not */
+    const char *device;   /* plan for this device and predict times (shard/profile.h); NULL: not */
+    const char *network;  /* between nodes; NULL: the one that goes with the device */
+    const char *timeline; /* write the simulated step there; NULL: not */
     bool is_json;
 } tess_plan_request;
 
@@ -150,7 +151,7 @@ typedef struct tess_plan_request {
  * `tessera plan`: describe without ranks or device. Local.
  * @param text  JSON (without `device`: the same as plan.json of the run) or text for people; free
  * with tess_free
- * @return TESS_E_UNSUPPORTED an unknown device
+ * @return TESS_E_UNSUPPORTED an unknown device or network; TESS_E_FORMAT a bad description
  */
 TESS_MUST_CHECK tess_status tess_session_plan(const tess_ctx *ctx,
                                               const tess_session_options *options,

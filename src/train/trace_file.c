@@ -55,12 +55,14 @@ static tess_status put_end(tess_trace_file *f, int64_t lost_numel)
     return tess_io_pwrite(f->io, f->path, f->fd, end, (size_t)n, f->offset_nbytes);
 }
 
-static tess_status put_head(tess_trace_file *f)
+tess_status tess_trace_file_rank(tess_trace_file *f, int rank)
 {
+    const bool is_first = f->offset_nbytes == 0 && f->buffered_nbytes == 0;
+    f->rank = rank;
     TESS_TRY(put(f,
-                 "{\"traceEvents\":[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{"
+                 "%s\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{"
                  "\"name\":\"rank %d\"}}",
-                 f->rank, f->rank));
+                 is_first ? "{\"traceEvents\":[" : ",", f->rank, f->rank));
     for (int i = 0; i < TESS_TRACE_LANE_NUMEL; i++) {
         TESS_TRY(put(f,
                      ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"args\":{"
@@ -71,25 +73,43 @@ static tess_status put_head(tess_trace_file *f)
                      "\"args\":{\"sort_index\":%d}}",
                      f->rank, i, i));
     }
-    return put_end(f, 0);
+    return TESS_OK;
 }
 
-tess_status tess_trace_file_open(const tess_ctx *ctx, const char *folder, int rank,
-                                 tess_trace_file **out)
+tess_status tess_trace_file_end(tess_trace_file *f) { return put_end(f, 0); }
+
+tess_status tess_trace_file_create(const tess_ctx *ctx, const char *path, tess_trace_file **out)
 {
     void *memory = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_trace_file), &memory));
     tess_trace_file *f = memory;
     f->io = ctx->io;
     f->fd = -1;
-    f->rank = rank;
-    tess_status st = tess_asprintf(&f->path, "%s/trace.%d.json", folder, rank);
+    tess_status st = tess_strdup(path, &f->path);
     if (st == TESS_OK)
         st = tess_io_unlink(f->io, f->path, true);
     if (st == TESS_OK)
         st = tess_io_open_new(f->io, f->path, &f->fd);
+    if (st != TESS_OK) {
+        (void)!tess_trace_file_close(&f);
+        return st;
+    }
+    *out = f;
+    return TESS_OK;
+}
+
+tess_status tess_trace_file_open(const tess_ctx *ctx, const char *folder, int rank,
+                                 tess_trace_file **out)
+{
+    char *path = NULL;
+    tess_trace_file *f = NULL;
+    TESS_TRY(tess_asprintf(&path, "%s/trace.%d.json", folder, rank));
+    tess_status st = tess_trace_file_create(ctx, path, &f);
+    tess_free(path);
     if (st == TESS_OK)
-        st = put_head(f);
+        st = tess_trace_file_rank(f, rank);
+    if (st == TESS_OK)
+        st = tess_trace_file_end(f);
     if (st != TESS_OK) {
         (void)!tess_trace_file_close(&f);
         return st;
@@ -114,9 +134,9 @@ static int64_t nanoseconds(double s) { return (int64_t)llround(1e9 * s); }
 
 /* Start and end are rounded, and the duration is what lies between, so that neighbours never
  * overlap. */
-static tess_status put_event(void *arg, const tess_trace_event *e)
+tess_status tess_trace_file_put(void *file, const tess_trace_event *e)
 {
-    tess_trace_file *f = arg;
+    tess_trace_file *f = file;
     char name[TEXT_NBYTES], unit[TEXT_NBYTES] = "";
     const char *what = e->place.stage != NULL ? e->place.stage : e->place.unit;
     const int64_t start_ns = nanoseconds(e->start_s);
@@ -145,7 +165,7 @@ static tess_status put_event(void *arg, const tess_trace_event *e)
 
 tess_status tess_trace_file_flush(tess_trace_file *file, tess_trace *trace)
 {
-    TESS_TRY(tess_trace_flush(trace, put_event, file));
+    TESS_TRY(tess_trace_flush(trace, tess_trace_file_put, file));
     return put_end(file, tess_trace_lost(trace));
 }
 

@@ -1,0 +1,125 @@
+/*
+ * What single ranks hold and move.
+ *
+ * [Note: padding] Every rank allocates the same: the largest share of everything. What differs is
+ * how much of a share is real. Shards are cut in whole blocks, so the last members of a gather
+ * group and the last ranks of the world hold less of it, or nothing.
+ */
+#include "shard/plan.h"
+
+int64_t tess_plan_op_nbytes(const tess_plan *plan, const tess_registry *reg, int rank,
+                            const tess_sched_op *op)
+{
+    const tess_unit_plan *u = &plan->unit[op->unit_idx];
+    const int64_t world = plan->options.world;
+    const int64_t elem_nbytes =
+        (int64_t)tess_dtype_block_nbytes(reg->unit[op->unit_idx].compute_dt);
+    int64_t nbytes = 0, lo = 0, hi = 0;
+    switch (op->kind) {
+    case TESS_SCHED_GATHER: /* received */
+        if (u->frozen_wire_idx >= 0)
+            nbytes += (int64_t)u->frozen_shard_nbytes * (plan->options.gather_group_numel - 1);
+        if (plan->options.is_full)
+            nbytes += u->slab_shard_numel * (world - 1) * elem_nbytes;
+        return nbytes;
+    case TESS_SCHED_SEND: /* given to other owners */
+        if ((int64_t)op->round_idx * world + rank >= plan->options.micro_batch_numel)
+            return 0;
+        tess_plan_owned(plan, op->unit_idx, rank, &lo, &hi);
+        return (u->slab_numel - (hi - lo)) * (int64_t)sizeof(float);
+    case TESS_SCHED_REDUCE:
+        return u->slab_shard_numel * (world - 1) * (int64_t)sizeof(float);
+    case TESS_SCHED_FORWARD:
+    case TESS_SCHED_BACKWARD:
+    case TESS_SCHED_FOLD:
+    case TESS_SCHED_CLEAR:
+        break;
+    }
+    return -1;
+}
+
+static size_t real_frozen_nbytes(const tess_plan *plan, const tess_unit_plan *u, int rank)
+{
+    const size_t first = u->frozen_shard_nbytes * (size_t)(rank % plan->options.gather_group_numel);
+    return first < u->frozen_nbytes ? TESS_MIN(u->frozen_nbytes - first, u->frozen_shard_nbytes)
+                                    : 0;
+}
+
+static size_t state_elem_nbytes(const tess_plan *plan)
+{
+    size_t nbytes = 0;
+    for (int i = 0; i < plan->state_array_numel; i++)
+        if (plan->state[i].array.grain == TESS_GRAIN_ELEMENT)
+            nbytes += tess_dtype_block_nbytes(plan->state[i].array.dt);
+    return nbytes;
+}
+
+/* Of a reduction: pieces to other owners, pieces of other ranks, or whole padded rows. */
+static void add_gradients(const tess_plan *plan, int unit_idx, int rank, tess_rank_cost *out)
+{
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    const double world = plan->options.world;
+    const double active = tess_plan_active_rounds(plan, rank);
+    const double pieces = (double)plan->options.micro_batch_numel - active;
+    int64_t lo = 0, hi = 0;
+    tess_plan_owned(plan, unit_idx, rank, &lo, &hi);
+    const double own = (double)(hi - lo);
+    if (!plan->options.is_library) {
+        out->sent_nbytes += sizeof(float) * active * ((double)u->slab_numel - own);
+        out->received_nbytes += sizeof(float) * pieces * own;
+        return;
+    }
+    const double times = plan->is_library_once ? 1.0 : plan->round_numel;
+    const double rows = sizeof(float) * times * (double)u->slab_shard_numel * (world - 1.0);
+    out->sent_nbytes += rows;
+    out->received_nbytes += rows;
+}
+
+void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int rank,
+                         tess_rank_cost *out)
+{
+    const double world = plan->options.world;
+    const size_t state_nbytes = state_elem_nbytes(plan);
+    tess_rank_cost c = {.memory_nbytes = plan->total_nbytes,
+                        .received_nbytes =
+                            plan->gather_nbytes_per_step + plan->slab_nbytes_per_step,
+                        .sent_nbytes = plan->gather_nbytes_per_step};
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[i];
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, i, rank, &lo, &hi);
+        c.memory_nbytes -= u->frozen_shard_nbytes - real_frozen_nbytes(plan, u, rank);
+        c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_nbytes;
+        if (u->slab_numel == 0)
+            continue;
+        add_gradients(plan, i, rank, &c);
+        if (!plan->options.is_full)
+            c.sent_nbytes += (double)u->slab_shard_numel *
+                             (double)tess_dtype_block_nbytes(reg->unit[i].compute_dt) *
+                             (world - 1.0);
+    }
+    *out = c;
+}
+
+static void widen(tess_rank_range *r, double value, int rank)
+{
+    if (rank == 0 || value < r->least) {
+        r->least = value;
+        r->least_rank = rank;
+    }
+    if (rank == 0 || value > r->most) {
+        r->most = value;
+        r->most_rank = rank;
+    }
+}
+
+void tess_plan_rank_ranges(const tess_plan *plan, const tess_registry *reg, tess_rank_ranges *out)
+{
+    for (int rank = 0; rank < plan->options.world; rank++) {
+        tess_rank_cost c;
+        tess_plan_rank_cost(plan, reg, rank, &c);
+        widen(&out->memory, (double)c.memory_nbytes, rank);
+        widen(&out->received, c.received_nbytes, rank);
+        widen(&out->sent, c.sent_nbytes, rank);
+    }
+}

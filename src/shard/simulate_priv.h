@@ -1,0 +1,36 @@
+/** Durations of what a step does, for the simulation. All functions are Local and pure. */
+#pragma once
+
+#include "shard/simulate.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct sim_model {
+    const tess_plan *plan;
+    const tess_registry *reg;
+    const tess_device_profile *device;
+    const tess_link *node, *across;
+} sim_model;
+
+double sim_link_s(const tess_link *link, double nbytes, double message_numel);
+/** `nbytes` from each of the `member_numel` ranks from `first_rank` on to all of them. */
+double sim_all_gather_s(const sim_model *m, int rank, int first_rank, int member_numel,
+                        double nbytes);
+/** Gradient pieces of a unit in a round. */
+double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx);
+/** One library reduction of a unit. */
+double sim_reduce_s(const sim_model *m, int rank, int unit_idx);
+/** An operation of any lane. */
+double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op);
+/** All owned gradients: the last sums and their squares; the optimizer. */
+double sim_sum_s(const sim_model *m, int rank);
+double sim_squares_s(const sim_model *m, int rank);
+double sim_optimizer_s(const sim_model *m, int rank);
+/** The control record. */
+double sim_agree_s(const sim_model *m);
+/** A unit's trainable copy to all ranks; 0 where slabs are not kept. */
+double sim_publish_s(const sim_model *m, int rank, int unit_idx);
+/** Gradients of a step on their lane under a reduction, of rank 0. */
+double sim_reduction_s(const sim_model *m, tess_reduction kind);
+
+TESS_END_DECLS

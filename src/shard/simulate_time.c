@@ -1,0 +1,270 @@
+#include <math.h>
+
+#include "kernels/cost_count.h"
+#include "shard/simulate_priv.h"
+
+static int64_t owned_numel(const sim_model *m, int unit_idx, int rank)
+{
+    int64_t lo = 0, hi = 0;
+    tess_plan_owned(m->plan, unit_idx, rank, &lo, &hi);
+    return hi - lo;
+}
+
+static int64_t senders_of(const sim_model *m, int round_idx)
+{
+    const int64_t world = m->plan->options.world;
+    return TESS_MIN(m->plan->options.micro_batch_numel - round_idx * world, world);
+}
+
+/* ---- links ---- */
+
+/* Ranks [first, end) of a range that share a node with `rank`. */
+typedef struct near_ranks {
+    int64_t first, end;
+} near_ranks;
+
+static near_ranks near_of(const sim_model *m, int rank, int64_t first, int64_t end)
+{
+    const int64_t q = m->device->node_rank_numel;
+    const int64_t node = rank / q * q;
+    near_ranks n = {TESS_MAX(first, node), TESS_MIN(end, node + q)};
+    n.end = TESS_MAX(n.end, n.first);
+    return n;
+}
+
+double sim_link_s(const tess_link *link, double nbytes, double message_numel)
+{
+    if (nbytes <= 0.0 && message_numel <= 0.0)
+        return 0.0;
+    const double bytes_s = nbytes > 0.0 ? nbytes / tess_curve_at(&link->rate, nbytes) : 0.0;
+    return link->latency_s + message_numel * link->message_s + bytes_s;
+}
+
+double sim_all_gather_s(const sim_model *m, int rank, int first_rank, int member_numel,
+                        double nbytes)
+{
+    const near_ranks n = near_of(m, rank, first_rank, (int64_t)first_rank + member_numel);
+    const double near = (double)(n.end - n.first), far = (double)member_numel - near;
+    const double adapters = TESS_MIN((double)m->across->adapter_numel, near);
+    const double passing = m->device->is_ring ? near + far - 1.0 : near - 1.0;
+    const double node_nbytes = near > 1.0 ? passing * nbytes : 0.0;
+    const double senders = m->device->is_ring ? 1.0 : near;
+    const double hops = m->device->is_ring ? ceil(far / near) : far;
+    return TESS_MAX(sim_link_s(m->node, node_nbytes, near - 1.0),
+                    sim_link_s(m->across, senders * far * nbytes / adapters, hops));
+}
+
+/* Elements of a slab that the ranks [first, end) own. */
+static double owned_by(const sim_model *m, int unit_idx, int64_t first, int64_t end)
+{
+    const tess_unit_plan *u = &m->plan->unit[unit_idx];
+    const int64_t lo = TESS_MIN(u->slab_shard_numel * first, u->slab_numel);
+    const int64_t hi = TESS_MIN(u->slab_shard_numel * end, u->slab_numel);
+    return (double)(hi - lo);
+}
+
+static double owners_among(const sim_model *m, int unit_idx, int64_t first, int64_t end)
+{
+    const tess_unit_plan *u = &m->plan->unit[unit_idx];
+    const int64_t owners = (u->slab_numel + u->slab_shard_numel - 1) / u->slab_shard_numel;
+    return (double)TESS_MAX(TESS_MIN(end, owners) - first, (int64_t)0);
+}
+
+/* Both directions at once: the busier one counts, for bytes and for messages. */
+double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
+{
+    const int64_t world = m->plan->options.world, senders = senders_of(m, round_idx);
+    const near_ranks n = near_of(m, rank, 0, world);
+    const near_ranks active = near_of(m, rank, 0, senders);
+    const double own = (double)owned_numel(m, unit_idx, rank);
+    const double mine = rank < senders ? 1.0 : 0.0;
+    const double near_sent = mine * (owned_by(m, unit_idx, n.first, n.end) - own);
+    const double far_sent = mine * (owned_by(m, unit_idx, 0, world) - own) - near_sent;
+    const double near_from = (double)(active.end - active.first) - mine;
+    const double far_from = (double)senders - mine - near_from;
+    const double owners = owners_among(m, unit_idx, n.first, n.end) - (own > 0 ? 1.0 : 0.0);
+    const double far_owners = owners_among(m, unit_idx, 0, world) - (own > 0 ? 1.0 : 0.0) - owners;
+    const double receives = own > 0 ? 1.0 : 0.0;
+    const double shared = (double)(n.end - n.first) /
+                          TESS_MIN((double)m->across->adapter_numel, (double)(n.end - n.first));
+    const double near_nbytes = sizeof(float) * TESS_MAX(near_sent, near_from * own);
+    const double far_nbytes = sizeof(float) * shared * TESS_MAX(far_sent, far_from * own);
+    return TESS_MAX(
+        sim_link_s(m->node, near_nbytes, TESS_MAX(mine * owners, receives * near_from)),
+        sim_link_s(m->across, far_nbytes, TESS_MAX(mine * far_owners, receives * far_from)));
+}
+
+double sim_reduce_s(const sim_model *m, int rank, int unit_idx)
+{
+    const double nbytes = sizeof(float) * (double)m->plan->unit[unit_idx].slab_shard_numel;
+    return sim_all_gather_s(m, rank, 0, m->plan->options.world, nbytes);
+}
+
+static double slab_nbytes(const sim_model *m, int unit_idx)
+{
+    return (double)m->plan->unit[unit_idx].slab_shard_numel *
+           (double)tess_dtype_block_nbytes(m->reg->unit[unit_idx].compute_dt);
+}
+
+double sim_publish_s(const sim_model *m, int rank, int unit_idx)
+{
+    if (m->plan->options.is_full || m->plan->unit[unit_idx].slab_numel == 0)
+        return 0.0;
+    return sim_all_gather_s(m, rank, 0, m->plan->options.world, slab_nbytes(m, unit_idx));
+}
+
+/* A tree up and down again. */
+double sim_agree_s(const sim_model *m)
+{
+    const int world = m->plan->options.world, q = m->device->node_rank_numel;
+    const double inside = ceil(log2((double)TESS_MIN(world, q)));
+    const double nodes = world > q ? ceil(log2((double)world / (double)q)) : 0.0;
+    return 2.0 * (inside * m->node->latency_s + nodes * m->across->latency_s);
+}
+
+/* ---- kernels ---- */
+
+static double seconds(const sim_model *m, const tess_cost *c)
+{
+    return tess_profile_seconds(m->device, c);
+}
+
+static double padded_nbytes(const sim_model *m, int unit_idx)
+{
+    return sizeof(float) * (double)m->plan->unit[unit_idx].slab_shard_numel *
+           (double)m->plan->options.world;
+}
+
+static double backward_s(const sim_model *m, const tess_sched_op *op)
+{
+    const tess_stage *stage = &m->reg->stage[op->stage_idx];
+    tess_cost c = stage->cost.backward;
+    if (op->is_recomputed)
+        c = tess_cost_sum(c, stage->cost.again.launch_numel > 0.0 ? stage->cost.again
+                                                                  : stage->cost.forward);
+    if (op->clears_grad)
+        tess_count_copy(&c, 0.5 * padded_nbytes(m, op->unit_idx));
+    return seconds(m, &c);
+}
+
+/* [Note: ordered sum] of gradient.c: an even micro-batch is copied, an odd one carries. */
+static void count_pushes(tess_cost *c, int64_t first, int64_t end, double numel)
+{
+    double copies = 0, folds = 0;
+    for (int64_t i = first; i < end; i++) {
+        copies += (i & 1) == 0 ? 1.0 : 0.0;
+        for (int l = 0; (i >> l & 1) != 0; l++)
+            folds += 1.0;
+    }
+    tess_cost one = {0};
+    tess_count_copy(&one, sizeof(float) * numel);
+    *c = tess_cost_sum(*c, tess_cost_times(one, copies));
+    one = (tess_cost){0};
+    tess_count_fold(&one, numel);
+    *c = tess_cost_sum(*c, tess_cost_times(one, folds));
+}
+
+static double fold_s(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    const tess_plan *plan = m->plan;
+    const double numel = (double)owned_numel(m, op->unit_idx, rank);
+    tess_cost c = {0};
+    if (numel == 0.0)
+        return 0.0;
+    if (!plan->options.is_library) {
+        const int64_t first = (int64_t)op->round_idx * plan->options.world;
+        count_pushes(&c, first, first + senders_of(m, op->round_idx), numel);
+    } else if (plan->is_library_once || op->round_idx == 0) {
+        tess_count_copy(&c, sizeof(float) * numel);
+    } else {
+        tess_count_fold(&c, numel);
+    }
+    return seconds(m, &c);
+}
+
+static double gather_s(const sim_model *m, int rank, int unit_idx)
+{
+    const tess_plan *plan = m->plan;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    const int group = plan->options.gather_group_numel;
+    double s = 0;
+    if (u->frozen_wire_idx >= 0)
+        s += sim_all_gather_s(m, rank, rank / group * group, group, (double)u->frozen_shard_nbytes);
+    if (plan->options.is_full && u->slab_numel > 0)
+        s += sim_all_gather_s(m, rank, 0, plan->options.world, slab_nbytes(m, unit_idx));
+    return s;
+}
+
+double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    tess_cost c = {0};
+    switch (op->kind) {
+    case TESS_SCHED_GATHER:
+        return gather_s(m, rank, op->unit_idx);
+    case TESS_SCHED_FORWARD:
+        return seconds(m, &m->reg->stage[op->stage_idx].cost.forward);
+    case TESS_SCHED_BACKWARD:
+        return backward_s(m, op);
+    case TESS_SCHED_SEND:
+        return sim_exchange_s(m, rank, op->unit_idx, op->round_idx);
+    case TESS_SCHED_REDUCE:
+        return sim_reduce_s(m, rank, op->unit_idx);
+    case TESS_SCHED_FOLD:
+        return fold_s(m, rank, op);
+    case TESS_SCHED_CLEAR:
+        tess_count_copy(&c, 0.5 * padded_nbytes(m, op->unit_idx));
+        return seconds(m, &c);
+    }
+    return 0.0;
+}
+
+double sim_sum_s(const sim_model *m, int rank)
+{
+    const int64_t batches = m->plan->options.is_library ? 1 : m->plan->options.micro_batch_numel;
+    double folds = -1.0;
+    tess_cost one = {0};
+    (void)rank; /* padding is summed too */
+    for (int64_t left = batches; left > 0; left /= 2)
+        folds += (double)(left & 1);
+    tess_count_fold(&one, (double)m->plan->state_numel);
+    one = tess_cost_times(one, folds);
+    return seconds(m, &one);
+}
+
+double sim_squares_s(const sim_model *m, int rank)
+{
+    tess_cost c = {0};
+    for (int i = 0; i < m->plan->unit_numel; i++)
+        if (owned_numel(m, i, rank) > 0)
+            tess_count_squares(&c, (double)owned_numel(m, i, rank));
+    return seconds(m, &c);
+}
+
+/* State is read and written, the gradient read, the copy in the compute dtype written: AdamW's 30
+ * bytes (kernels/cost.h), and what others keep. */
+double sim_optimizer_s(const sim_model *m, int rank)
+{
+    const tess_plan *plan = m->plan;
+    double state = 0;
+    tess_cost c = {0};
+    for (int i = 0; i < plan->state_array_numel; i++)
+        state += 2.0 * (double)plan->state[i].numel *
+                 (double)tess_dtype_block_nbytes(plan->state[i].array.dt);
+    const double each = plan->state_numel > 0 ? state / (double)plan->state_numel : 0.0;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const double numel = (double)owned_numel(m, i, rank);
+        const double copy = (double)tess_dtype_block_nbytes(m->reg->unit[i].compute_dt);
+        c.op[TESS_COST_OPTIMIZER] += numel * (each + sizeof(float) + copy);
+    }
+    return seconds(m, &c);
+}
+
+double sim_reduction_s(const sim_model *m, tess_reduction kind)
+{
+    const int rounds = kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : m->plan->round_numel;
+    double s = 0;
+    for (int i = 0; i < m->plan->unit_numel; i++)
+        for (int r = 0; r < rounds && m->plan->unit[i].slab_numel > 0; r++)
+            s += kind == TESS_REDUCTION_EXACT ? sim_exchange_s(m, 0, i, r) : sim_reduce_s(m, 0, i);
+    return s;
+}

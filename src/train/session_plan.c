@@ -1,0 +1,160 @@
+/* `tessera plan`: a run described for ranks and a device that need not be there. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "kernels/cuda_work.h"
+#include "shard/simulate_print.h"
+#include "train/session_priv.h"
+#include "train/trace_file.h"
+
+/* What was asked for beside the plan. */
+typedef struct outlook {
+    const tess_plan_request *request;
+    bool has_device;
+    tess_device_profile device;
+    tess_network_profile network;
+    tess_simulation simulation;
+    tess_rank_ranges ranges;
+} outlook;
+
+static tess_status read_profiles(const tess_ctx *ctx, outlook *o)
+{
+    const tess_plan_request *r = o->request;
+    if (r->device == NULL)
+        return TESS_OK;
+    o->has_device = true;
+    TESS_TRY(tess_device_profile_read(ctx->io, r->device, &o->device));
+    const char *network = r->network != NULL ? r->network : o->device.network;
+    TESS_CHECK(network[0] != '\0', TESS_E_CONFIG,
+               "plan: device '%s' names no network; give one with --network", o->device.name);
+    return tess_network_profile_read(ctx->io, network, &o->network);
+}
+
+static tess_prediction prediction_of(const tess_description *d, const outlook *o)
+{
+    return (tess_prediction){.device = &o->device,
+                             .network = &o->network,
+                             .simulation = &o->simulation,
+                             .reduction = d->plan->reduction,
+                             .item_name =
+                                 tess_run_is_rqvae(d->run) ? "vectors_per_s" : "tokens_per_s"};
+}
+
+static tess_status fill_json(const tess_description *d, const outlook *o, tess_json *root)
+{
+    const tess_prediction p = prediction_of(d, o);
+    if (!o->has_device)
+        return TESS_OK; /* exactly plan.json of the run */
+    TESS_TRY(tess_rank_ranges_json(&o->ranges, root));
+    return tess_prediction_json(&p, root);
+}
+
+static tess_status plan_json(const tess_description *d, const outlook *o, char **text)
+{
+    tess_json *root = NULL;
+    TESS_TRY(tess_plan_json(d->plan, &d->registry, &root));
+    tess_status st = fill_json(d, o, root);
+    if (st == TESS_OK)
+        st = tess_json_dump(root, 2, text, NULL);
+    tess_json_destroy(&root);
+    return st;
+}
+
+static tess_status plan_text(const tess_description *d, const outlook *o, char **text)
+{
+    const tess_prediction p = prediction_of(d, o);
+    char *plan = NULL, *ranks = NULL, *predicted = NULL;
+    tess_status st = tess_plan_text(d->plan, &d->registry, &plan);
+    if (st == TESS_OK)
+        st = tess_rank_ranges_text(&o->ranges, &ranks);
+    if (st == TESS_OK && o->has_device)
+        st = tess_prediction_text(&p, &predicted);
+    if (st == TESS_OK)
+        st = tess_asprintf(text, "%s%s%s", plan, ranks, predicted != NULL ? predicted : "");
+    tess_free(plan);
+    tess_free(ranks);
+    tess_free(predicted);
+    return st;
+}
+
+static tess_status write_timeline(const tess_ctx *ctx, const tess_description *d, outlook *o)
+{
+    tess_trace_file *file = NULL;
+    if (o->request->timeline == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_trace_file_create(ctx, o->request->timeline, &file));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < o->simulation.rank_numel && st == TESS_OK; i++) {
+        st = tess_trace_file_rank(file, o->simulation.rank[i].rank);
+        if (st == TESS_OK)
+            st = tess_simulation_trace(&o->simulation.rank[i], &d->registry, tess_trace_file_put,
+                                       file);
+    }
+    if (st == TESS_OK)
+        st = tess_trace_file_end(file);
+    const tess_status closed = tess_trace_file_close(&file);
+    return st != TESS_OK ? st : closed;
+}
+
+static tess_status look_ahead(const tess_ctx *ctx, const tess_description *d, outlook *o)
+{
+    const tess_run *run = d->run;
+    const double length = tess_run_is_rqvae(run) ? 1.0 : (double)run->data.sequence_length;
+    const tess_sim_options options = {.device = &o->device,
+                                      .network = &o->network,
+                                      .item_numel = (double)run->train.micro_batch * length,
+                                      .has_spans = o->request->timeline != NULL};
+    tess_plan_rank_ranges(d->plan, &d->registry, &o->ranges);
+    if (!o->has_device)
+        return TESS_OK;
+    TESS_TRY(tess_simulate(d->plan, &d->registry, &options, &o->simulation));
+    return write_timeline(ctx, d, o);
+}
+
+static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outlook *o, char **text)
+{
+    char path[48];
+    tess_description d;
+    const int64_t limit = run->compute.memory_limit;
+    const size_t memory = o->has_device ? o->device.memory_nbytes : 0;
+    const int node = o->has_device ? o->device.node_rank_numel : 8;
+    snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
+    const bool is_device = o->has_device && o->device.kernel_path[0] != '\0';
+    const tess_launch_shape launch = {
+        .world = o->request->rank_numel,
+        .node_rank_numel = TESS_MIN(o->request->rank_numel, node),
+        .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
+        .kernel_path = is_device ? o->device.kernel_path : path,
+        .is_device = is_device,
+        .kernels = is_device ? tess_kernels_cuda_planned() : NULL,
+        .library_nbytes = is_device ? session_planned_library_nbytes() : 0};
+    TESS_TRY(tess_describe(ctx, run, &launch, &d));
+    tess_status st = look_ahead(ctx, &d, o);
+    if (st == TESS_OK)
+        st = o->request->is_json ? plan_json(&d, o, text) : plan_text(&d, o, text);
+    tess_simulation_fini(&o->simulation);
+    tess_description_fini(&d);
+    return st;
+}
+
+tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *options,
+                              const tess_plan_request *request, char **text)
+{
+    char *source = NULL;
+    size_t nbytes = 0;
+    tess_run *run = NULL;
+    outlook o = {.request = request};
+    TESS_TRY(read_profiles(ctx, &o));
+    TESS_TRY(
+        tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
+    tess_status st = tess_run_parse(source, nbytes, options->run_path, options->overrides,
+                                    options->override_numel, &run);
+    tess_free(source);
+    if (st != TESS_OK)
+        return st;
+    st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, text)
+                                 : describe_for(ctx, run, &o, text);
+    tess_run_destroy(&run);
+    return st;
+}
