@@ -102,6 +102,13 @@ typedef struct tess_export_options {
     tess_codebook_format codebook;
 } tess_export_options;
 
+typedef struct tess_bench_options {
+    tess_common_options common;
+    const char *part;   /* device, links, collectives */
+    const char *output; /* NULL: stdout */
+    int64_t thread_numel, repeat_numel, max_mib;
+} tess_bench_options;
+
 /** encode and decode. */
 typedef struct tess_code_options {
     tess_common_options common;

@@ -1,0 +1,47 @@
+/** What the parts of `tessera bench` share. */
+#pragma once
+
+#include "core/ctx.h"
+#include "core/stream.h"
+#include "dist/comm.h"
+#include "format/json.h"
+#include "launch/options.h"
+
+TESS_BEGIN_DECLS
+
+enum { TESS_BENCH_REPEAT_MAX = 1000 };
+
+/** One measuring rank. */
+typedef struct tess_bench {
+    const tess_ctx *ctx;
+    const tess_bench_options *options;
+    tess_comm *comm; /* device: NULL */
+    tess_pool *pool;
+    tess_stream stream;
+    char *memory; /* operands, filled with ordinary values; taken from the front */
+    size_t memory_nbytes, used_nbytes;
+} tess_bench;
+
+typedef tess_status (*tess_bench_call)(void *arg, tess_stream *stream);
+
+/** Median seconds of a call: one warm-up, then the repeats of the options, each of so many calls
+ * that it takes a millisecond. Local. */
+TESS_MUST_CHECK tess_status tess_bench_time(tess_bench *b, tess_bench_call call, void *arg,
+                                            double *out_s);
+/** Room for operands at a multiple of 256 bytes; NULL when there is no more. Local. */
+void *tess_bench_take(tess_bench *b, size_t nbytes);
+/** Median of `numel` values, which are sorted. Local. */
+double tess_bench_median(double *value, int numel);
+/** Members that say where and how: machine, cores, versions, command, time. Local. */
+TESS_MUST_CHECK tess_status tess_bench_origin(const tess_bench *b, tess_json *root);
+/** The same in one line, as the `source` of a description. Local. */
+void tess_bench_source(const tess_bench *b, char *text, size_t text_nbytes);
+
+/** Rates of this machine's own kernels into a description of a device. Local. */
+TESS_MUST_CHECK tess_status tess_bench_device(tess_bench *b);
+/** Latency and rate of the links between ranks into a description of a network. Collective. */
+TESS_MUST_CHECK tess_status tess_bench_links(tess_bench *b);
+/** Every collective at every size, checked, as JSON lines. Collective. */
+TESS_MUST_CHECK tess_status tess_bench_collectives(tess_bench *b);
+
+TESS_END_DECLS

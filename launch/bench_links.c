@@ -1,0 +1,301 @@
+/*
+ * Links and collectives between the ranks of this launch, with the program's own communicators.
+ *
+ * Sizes and bandwidths are those of nccl-tests: a collective's size is the whole buffer, algorithm
+ * bandwidth is size over time, bus bandwidth counts what every rank must receive, (n - 1) / n of
+ * the size. Times are of the slowest rank.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "core/memory.h"
+#include "launch/bench.h"
+#include "launch/launch.h"
+#include "shard/profile.h"
+
+enum { SIZE_FIRST_NBYTES = 4096, PIECE_MAX = 4096 };
+
+/* One collective at one size. */
+typedef struct collective {
+    tess_bench *b;
+    tess_comm_op op;
+    int rank, world;
+    int64_t row_numel; /* f32 elements of a rank's row */
+    float *shard, *full;
+    tess_piece *sends, *receives; /* [world] */
+    double wrong_numel;           /* elements of the last call, of all ranks */
+} collective;
+
+/* Small whole numbers: sums over ranks are exact in f32 whatever their order. */
+static float value_of(int rank, int64_t i) { return (float)((rank * 7 + i) % 1021); }
+
+static tess_view f32(float *data, int64_t numel) { return tess_view_host(data, numel, TESS_F32); }
+
+static tess_status enqueue(collective *c)
+{
+    const tess_wire wire = {.op = c->op,
+                            .storage = TESS_F32,
+                            .wire = TESS_F32,
+                            .accumulate = TESS_F32,
+                            .numel_per_rank = c->row_numel,
+                            .numel_total = c->row_numel * c->world,
+                            .name = "bench",
+                            .config_key = "bench"};
+    const tess_view shard = f32(c->shard, c->row_numel);
+    const tess_view full = f32(c->full, c->row_numel * c->world);
+    if (c->op == TESS_COMM_ALL_GATHER)
+        return tess_comm_all_gather(c->b->comm, &wire, shard, full,
+                                    tess_comm_gather_stream(c->b->comm));
+    if (c->op == TESS_COMM_REDUCE_SCATTER)
+        return tess_comm_reduce_scatter(c->b->comm, &wire, full, shard,
+                                        tess_comm_reduce_stream(c->b->comm));
+    return tess_comm_exchange(c->b->comm, &wire, c->sends, c->world - 1, c->receives, c->world - 1,
+                              tess_comm_reduce_stream(c->b->comm));
+}
+
+static tess_status run_once(collective *c)
+{
+    tess_stream *s = c->op == TESS_COMM_ALL_GATHER ? tess_comm_gather_stream(c->b->comm)
+                                                   : tess_comm_reduce_stream(c->b->comm);
+    TESS_TRY(enqueue(c));
+    return tess_stream_finish(s);
+}
+
+/* ---- results ---- */
+
+static void prepare(collective *c)
+{
+    for (int64_t i = 0; i < c->row_numel; i++)
+        c->shard[i] = value_of(c->rank, i);
+    memset(c->full, 0, (size_t)(c->row_numel * c->world) * sizeof(float));
+    if (c->op == TESS_COMM_REDUCE_SCATTER)
+        for (int64_t i = 0; i < c->row_numel * c->world; i++)
+            c->full[i] = value_of(c->rank, i);
+    /* everybody gives its row to every other rank and keeps theirs in the order of ranks */
+    for (int p = 0, k = 0; p < c->world; p++) {
+        if (p == c->rank)
+            continue;
+        c->sends[k] = (tess_piece){p, f32(c->shard, c->row_numel)};
+        c->receives[k++] = (tess_piece){p, f32(c->full + p * c->row_numel, c->row_numel)};
+    }
+}
+
+static double count_wrong(const collective *c)
+{
+    double wrong = 0.0;
+    if (c->op == TESS_COMM_REDUCE_SCATTER) {
+        for (int64_t i = 0; i < c->row_numel; i++) {
+            float want = 0.0F;
+            for (int p = 0; p < c->world; p++)
+                want += value_of(p, c->rank * c->row_numel + i);
+            wrong += c->shard[i] == want ? 0.0 : 1.0;
+        }
+        return wrong;
+    }
+    for (int p = 0; p < c->world; p++)
+        for (int64_t i = 0; i < c->row_numel; i++)
+            if (p != c->rank || c->op == TESS_COMM_ALL_GATHER)
+                wrong += c->full[p * c->row_numel + i] == value_of(p, i) ? 0.0 : 1.0;
+    return wrong;
+}
+
+/* Nanoseconds of the slowest rank, and wrong elements of all. */
+static tess_status agree_on(collective *c, double *s)
+{
+    int64_t most = (int64_t)llround(*s * 1e9), wrong = (int64_t)c->wrong_numel;
+    TESS_TRY(tess_comm_control(c->b->comm, &wrong, 1, &most, 1));
+    *s = 1e-9 * (double)most;
+    c->wrong_numel = (double)wrong;
+    return TESS_OK;
+}
+
+static tess_status time_collective(collective *c, double *median_s)
+{
+    double second[TESS_BENCH_REPEAT_MAX];
+    const int repeat_numel = (int)c->b->options->repeat_numel;
+    double wrong = 0.0;
+    for (int i = -1; i < repeat_numel; i++) {
+        prepare(c);
+        TESS_TRY(tess_comm_barrier(c->b->comm));
+        const double start_s = tess_clock_s();
+        TESS_TRY(run_once(c));
+        double s = tess_clock_s() - start_s;
+        c->wrong_numel = count_wrong(c);
+        TESS_TRY(agree_on(c, &s));
+        wrong += c->wrong_numel;
+        if (i >= 0)
+            second[i] = s;
+    }
+    c->wrong_numel = wrong;
+    *median_s = tess_bench_median(second, repeat_numel);
+    return TESS_OK;
+}
+
+static tess_status set_size(collective *c, int64_t nbytes)
+{
+    c->row_numel = TESS_MAX(nbytes / (int64_t)sizeof(float) / c->world, (int64_t)1);
+    c->b->used_nbytes = 0;
+    const size_t row_nbytes = (size_t)c->row_numel * sizeof(float);
+    c->shard = tess_bench_take(c->b, row_nbytes);
+    c->full = tess_bench_take(c->b, row_nbytes * (size_t)c->world);
+    TESS_CHECK(c->shard != NULL && c->full != NULL, TESS_E_RANGE,
+               "bench: %lld bytes a collective do not fit; lower --max-mib", (long long)nbytes);
+    return TESS_OK;
+}
+
+static tess_status make(tess_bench *b, collective *c)
+{
+    void *array = NULL;
+    *c = (collective){.b = b, .rank = tess_comm_rank(b->comm), .world = tess_comm_world(b->comm)};
+    TESS_CHECK(c->world <= PIECE_MAX, TESS_E_UNSUPPORTED, "bench: at most %d ranks, found %d",
+               PIECE_MAX, c->world);
+    tess_status st = tess_alloc_array(2 * (int64_t)c->world, sizeof(tess_piece), &array);
+    c->sends = array;
+    c->receives = c->sends != NULL ? c->sends + c->world : NULL;
+    return tess_agree(b->comm, st);
+}
+
+/* ---- collectives ---- */
+
+static tess_status add_line(const collective *c, double s, tess_json *root)
+{
+    const double nbytes = (double)c->row_numel * c->world * (double)sizeof(float);
+    const double share = (double)(c->world - 1) / c->world;
+    TESS_TRY(tess_json_add_string(root, "collective", tess_comm_op_name(c->op)));
+    TESS_TRY(tess_json_add_i64(root, "bytes", (int64_t)nbytes));
+    TESS_TRY(tess_json_add_f64(root, "time_us", 1e6 * s));
+    TESS_TRY(tess_json_add_f64(root, "algorithm_gb_per_s", 1e-9 * nbytes / s));
+    TESS_TRY(tess_json_add_f64(root, "bus_gb_per_s", 1e-9 * nbytes * share / s));
+    TESS_TRY(tess_json_add_i64(root, "wrong_elements", (int64_t)c->wrong_numel));
+    TESS_TRY(tess_json_add_i64(root, "repeats", c->b->options->repeat_numel));
+    return tess_bench_origin(c->b, root);
+}
+
+static tess_status print_line(const collective *c, double s, FILE *file)
+{
+    tess_json *root = NULL;
+    char *text = NULL;
+    if (c->rank != 0)
+        return TESS_OK;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = add_line(c, s, root);
+    if (st == TESS_OK)
+        st = tess_json_dump(root, 0, &text, NULL);
+    if (st == TESS_OK && file != NULL && fprintf(file, "%s\n", text) < 0)
+        st = TESS_FAIL(TESS_E_IO, "bench: writing '%s' failed", c->b->options->output);
+    if (st == TESS_OK && file == NULL)
+        st = tess_launch_print(text);
+    if (st == TESS_OK && file == NULL)
+        st = tess_launch_print("\n");
+    tess_free(text);
+    tess_json_destroy(&root);
+    return st;
+}
+
+static tess_status measure_all(collective *c, FILE *file, double *wrong)
+{
+    const int64_t most_nbytes = c->b->options->max_mib << 20;
+    for (int op = 0; op < TESS_COMM_OP_NUMEL; op++) {
+        c->op = (tess_comm_op)op;
+        for (int64_t n = SIZE_FIRST_NBYTES; n <= most_nbytes; n *= 4) {
+            double s = 0.0;
+            TESS_TRY(set_size(c, n));
+            TESS_TRY(time_collective(c, &s));
+            *wrong += c->wrong_numel;
+            TESS_TRY(tess_agree(c->b->comm, print_line(c, s, file)));
+        }
+    }
+    return TESS_OK;
+}
+
+static tess_status open_output(const collective *c, FILE **file)
+{
+    const char *path = c->b->options->output;
+    if (c->rank != 0 || path == NULL)
+        return TESS_OK;
+    *file = fopen(path, "we");
+    TESS_CHECK(*file != NULL, TESS_E_IO, "bench: '%s' cannot be written; choose another -o", path);
+    return TESS_OK;
+}
+
+tess_status tess_bench_collectives(tess_bench *b)
+{
+    collective c;
+    FILE *file = NULL;
+    double wrong = 0.0;
+    TESS_TRY(make(b, &c));
+    tess_status st = tess_agree(b->comm, open_output(&c, &file));
+    if (st == TESS_OK)
+        st = measure_all(&c, file, &wrong);
+    if (file != NULL && fclose(file) != 0 && st == TESS_OK)
+        st = TESS_FAIL(TESS_E_IO, "bench: writing '%s' failed", b->options->output);
+    tess_free(c.sends);
+    if (st == TESS_OK && wrong > 0.0) /* a sum over ranks: the same verdict everywhere */
+        st = TESS_FAIL(TESS_E_COMM, "bench: %.0f elements of results are wrong", wrong);
+    return st;
+}
+
+/* ---- links ---- */
+
+/* A row from each to each: the rate of what a rank receives, over those bytes. */
+static tess_status measure_link(collective *c, tess_json *link)
+{
+    const int64_t most_nbytes = c->b->options->max_mib << 20;
+    tess_json *list = NULL, *point = NULL;
+    double latency_s = 0.0;
+    c->op = TESS_COMM_EXCHANGE;
+    TESS_TRY(set_size(c, (int64_t)sizeof(float) * c->world));
+    TESS_TRY(time_collective(c, &latency_s));
+    TESS_TRY(tess_json_add_f64(link, "latency_us", 1e6 * latency_s));
+    TESS_TRY(tess_json_add_array(link, "gb_per_s", &list));
+    for (int64_t n = 64 * SIZE_FIRST_NBYTES; n <= most_nbytes; n *= 4) {
+        double s = 0.0;
+        TESS_TRY(set_size(c, n));
+        TESS_TRY(time_collective(c, &s));
+        const double nbytes = (double)c->row_numel * (c->world - 1) * (double)sizeof(float);
+        const double left_s = TESS_MAX(s - latency_s, 0.1 * s);
+        TESS_TRY(tess_json_add_array(list, NULL, &point));
+        TESS_TRY(tess_json_add_f64(point, NULL, nbytes));
+        TESS_TRY(tess_json_add_f64(point, NULL, 1e-9 * nbytes / left_s));
+    }
+    return TESS_OK;
+}
+
+static tess_status fill_network(collective *c, tess_json *root)
+{
+    char source[TESS_PROFILE_SOURCE_NBYTES];
+    tess_json *across = NULL;
+    const int near = tess_comm_node_rank_numel();
+    tess_bench_source(c->b, source, sizeof source);
+    TESS_TRY(tess_json_add_string(root, "name", "this-network"));
+    TESS_TRY(tess_json_add_string(root, "kind", "measured"));
+    TESS_TRY(tess_json_add_string(root, "source", source));
+    TESS_TRY(tess_json_add_object(root, "across", &across));
+    TESS_TRY(measure_link(c, across));
+    /* All on one node: what was measured is its link, and stands for both. */
+    return near < c->world ? TESS_OK : tess_json_add_copy(root, "node", across);
+}
+
+tess_status tess_bench_links(tess_bench *b)
+{
+    collective c;
+    tess_json *root = NULL;
+    TESS_TRY(make(b, &c));
+    tess_status st = tess_agree(
+        b->comm, c.world > 1 ? TESS_OK
+                             : TESS_FAIL(TESS_E_CONFIG, "bench links: expected 2 ranks or more, "
+                                                        "found 1; start it with mpirun -n 2"));
+    if (st == TESS_OK)
+        st = tess_agree(b->comm, tess_json_create_object(&root));
+    if (st == TESS_OK)
+        st = fill_network(&c, root);
+    if (st == TESS_OK)
+        st = tess_agree(b->comm, c.rank == 0
+                                     ? tess_json_write(b->ctx->io, b->options->output, root, 2)
+                                     : TESS_OK);
+    tess_json_destroy(&root);
+    tess_free(c.sends);
+    return st;
+}
