@@ -13,7 +13,7 @@
 #include "core/clock.h"
 #include "core/memory.h"
 #include "model/model.h"
-#include "shard/plan_device.h"
+#include "shard/plan.h"
 
 enum { MIB = 1 << 20 };
 
@@ -556,54 +556,6 @@ static void test_text_shows_everything(void **state)
     tess_registry_fini(&reg);
 }
 
-/* Bytes over the rate of the slowest link that the members share, and nothing else. */
-static void test_prediction_is_bytes_over_rate(void **state)
-{
-    (void)state;
-    static const struct {
-        int world, group;
-        double gather_rate, world_rate;
-    } cases[] = {{8, 8, 450e9, 450e9}, {16, 8, 450e9, 50e9}, {16, 16, 50e9, 50e9}};
-    for (int i = 0; i < TESS_NELEM(cases); i++) {
-        tess_registry reg;
-        tess_plan *plan = NULL;
-        const tess_plan_device *device = NULL;
-        tess_prediction p;
-        tess_plan_options o = base_options(cases[i].world);
-        o.gather_group_numel = cases[i].group;
-        o.micro_batch_numel = 3 * cases[i].world;
-        o.checkpointing = TESS_ON;
-        make_model(&reg, 5, false);
-        make_plan(&reg, &o, &plan);
-        expect_ok(tess_plan_device_find("h100-80g", &device));
-        assert_int_equal(device->memory_nbytes, 80000000000);
-        tess_plan_predict(plan, &reg, device, 100, &p);
-        assert_true(plan->gather_nbytes_per_step > 0);
-        assert_true(p.gather_s == plan->gather_nbytes_per_step / cases[i].gather_rate);
-        assert_true(p.trainable_s == plan->slab_nbytes_per_step / cases[i].world_rate);
-        for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++)
-            assert_true(p.reduction_s[kind] ==
-                        plan->reduction_cost[kind].grad_nbytes_per_step / cases[i].world_rate);
-        assert_int_equal(p.reduction, TESS_REDUCTION_EXACT);
-        /* Forward, recomputation and input gradient of all but the first unit's matrices, and the
-         * weight gradient of those that learn: 2 operations each, 100 tokens, 3 rounds. */
-        double per_token = 0;
-        for (int k = 0; k < reg.param_numel; k++)
-            if (reg.param[k].unit_idx > 0)
-                per_token += (reg.param[k].role == TESS_ROLE_TRAINABLE ? 8.0 : 6.0) *
-                             (double)reg.param[k].numel;
-        const double want = per_token * 100 * 3 / 989e12;
-        assert_true(p.compute_s > want * 0.999999 && p.compute_s < want * 1.000001);
-        tess_plan_destroy(&plan);
-        tess_registry_fini(&reg);
-    }
-    const tess_plan_device *none = NULL;
-    tess_error_clear();
-    expect_refusal(tess_plan_device_find("h100", &none), TESS_E_UNSUPPORTED,
-                   "--device 'h100' is not known; known: cpu, h100-80g, h200-141g, a100-80g, "
-                   "a100-40g");
-}
-
 /* ---- size ---- */
 
 static tess_status rank_16(void *arg, const char *path, bool is_head, tess_lora_choice *out)
@@ -691,7 +643,6 @@ int main(void)
         cmocka_unit_test(test_refusals_name_keys),
         cmocka_unit_test(test_digest_covers_choices),
         cmocka_unit_test(test_text_shows_everything),
-        cmocka_unit_test(test_prediction_is_bytes_over_rate),
         cmocka_unit_test(test_70b_on_1024_ranks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

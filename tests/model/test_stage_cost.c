@@ -1,0 +1,213 @@
+/* What stages count while they are planned, against totals that are known and loops that are run.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+
+#include "kernels/cost_count.h"
+#include "model/model.h"
+
+static void expect_ok(tess_status st)
+{
+    if (st != TESS_OK)
+        fail_msg("%s: %s", tess_status_name(st), tess_error_message());
+}
+
+/* ---- single kernels against their loops ---- */
+
+static void test_product_counts_its_loops(void **state)
+{
+    const int64_t m = 5, n = 7, k = 3, r = 2;
+    const tess_codec plain = tess_codec_of_format(TESS_FORMAT_BF16);
+    tess_gemm_args a = {.kind = TESS_GEMM_NT, .m = m, .n = n, .term_numel = 2};
+    tess_cost c = {0};
+    double flops = 0.0;
+    (void)state;
+    a.term[0] = (tess_gemm_term){.a = tess_view_host(NULL, m * k, TESS_BF16), .k = k};
+    a.term[0].b = (tess_matrix){.codec = plain, .rows = n, .cols = k};
+    a.term[1] = (tess_gemm_term){.a = tess_view_host(NULL, m * r, TESS_BF16), .k = r};
+    a.term[1].b = (tess_matrix){.codec = plain, .rows = n, .cols = r};
+    a.c = tess_view_host(NULL, m * n, TESS_BF16);
+    tess_count_gemm(&c, &a);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t p = 0; p < k + r; p++)
+                flops += 2.0;
+    assert_true(c.model_flops == flops && c.hardware_flops == flops);
+    assert_true(c.product_flops[2] == flops); /* smallest extent 5: from 4 to 7 */
+    assert_true(c.weight_numel[TESS_FORMAT_BF16] == (double)(n * (k + r)));
+    assert_true(c.nbytes == 2.0 * (double)(m * (k + r) + n * (k + r) + m * n));
+    assert_true(c.launch_numel == 1.0 && c.unlisted_numel == 0.0);
+}
+
+/* Pairs of a query and a key it sees, one by one; 4 D FLOPs each forward, 10 D backward. */
+static void test_attention_counts_the_pairs_it_sees(void **state)
+{
+    static const int64_t windows[] = {0, 1, 3, 6, 100};
+    (void)state;
+    for (int w = 0; w < TESS_NELEM(windows); w++) {
+        const tess_attention_shape shape = {.dt = TESS_BF16,
+                                            .token_numel = 12,
+                                            .head_numel = 4,
+                                            .kv_head_numel = 2,
+                                            .dim = 8,
+                                            .longest_numel = 6};
+        const tess_attention_args forward = {.shape = shape, .window = windows[w]};
+        const tess_attention_backward_args backward = {.shape = shape, .window = windows[w]};
+        double pairs = 0.0;
+        tess_cost f = {0}, b = {0};
+        for (int i = 0; i < 6; i++)
+            for (int j = 0; j <= i; j++)
+                pairs += windows[w] == 0 || i - j < windows[w] ? 1.0 : 0.0;
+        tess_count_attention(&f, &forward);
+        tess_count_attention_backward(&b, &backward);
+        assert_true(f.hardware_flops == 4.0 * 8.0 * 4.0 * 2.0 * pairs);
+        assert_true(b.model_flops == 2.0 * f.hardware_flops);
+        assert_true(b.op[TESS_COST_ATTENTION_BACKWARD] == 2.5 * f.hardware_flops);
+    }
+}
+
+static void test_unlisted_kernels_are_counted_as_such(void **state)
+{
+    const int nothing = 0;
+    tess_cost c = {0};
+    (void)state;
+    TESS_COST_OF (&nothing)(&c, &nothing);
+    assert_true(c.unlisted_numel == 1.0 && c.launch_numel == 1.0 && c.nbytes == 0.0);
+}
+
+static void test_repeated_work_is_multiplied(void **state)
+{
+    tess_cost c = {.nbytes = 3.0};
+    (void)state;
+    const tess_cost before = c;
+    c.nbytes += 5.0;
+    c.launch_numel += 1.0;
+    tess_cost_repeat(&c, &before, 2.0);
+    assert_true(c.nbytes == 18.0 && c.launch_numel == 3.0);
+}
+
+/* ---- models ---- */
+
+static tess_status rank_16(void *arg, const char *path, bool is_head, tess_lora_choice *out)
+{
+    (void)arg;
+    (void)path;
+    *out = (tess_lora_choice){.rank = is_head ? 0 : 16, .scale = 2.0};
+    return TESS_OK;
+}
+
+static tess_llm_config llama3(int64_t hidden, int64_t inner, int64_t layers, int64_t heads)
+{
+    return (tess_llm_config){.family = TESS_LLM_LLAMA,
+                             .hidden_numel = hidden,
+                             .intermediate_numel = inner,
+                             .layer_numel = layers,
+                             .head_numel = heads,
+                             .kv_head_numel = 8,
+                             .head_dim = 128,
+                             .vocab_numel = 128256,
+                             .rms_eps = 1e-5,
+                             .rope = {.theta = 5e5, .factor = 1.0},
+                             .bos_id = -1};
+}
+
+static const tess_model_options s4096 = {.compute_dt = TESS_BF16,
+                                         .is_random = true,
+                                         .sequence_length = 4096,
+                                         .micro_batch = 1,
+                                         .thread_numel = 1,
+                                         .lora_plus_ratio = 1.0,
+                                         .lora_of = rank_16};
+
+/* Model FLOPs of a step's calls: the fused last stage has no forward of its own. */
+static tess_cost step_cost(const tess_registry *reg)
+{
+    tess_cost c = {0};
+    for (int i = 0; i < reg->stage_numel; i++) {
+        const tess_stage *s = &reg->stage[i];
+        c = tess_cost_sum(c, s->cost.backward);
+        if (!s->is_fused_loss)
+            c = tess_cost_sum(c, s->cost.forward);
+    }
+    return c;
+}
+
+static double gflop_per_token(const tess_llm_config *config, const tess_model_options *o,
+                              double *declared)
+{
+    tess_registry reg;
+    tess_model *model = NULL;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_llama_create(config, o, &reg, &model));
+    const tess_cost c = step_cost(&reg);
+    assert_true(c.unlisted_numel == 0.0);
+    *declared = tess_model_flops_per_token(model);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+    return c.model_flops / (double)(o->sequence_length * o->micro_batch) / 1e9;
+}
+
+static void test_llama3_has_known_flops_per_token(void **state)
+{
+    const tess_llm_config small = llama3(4096, 14336, 32, 32), large = llama3(8192, 28672, 80, 64);
+    double declared = 0.0;
+    (void)state;
+    assert_true(fabs(gflop_per_token(&small, &s4096, &declared) - 33.5) < 0.05);
+    assert_true(fabs(gflop_per_token(&large, &s4096, &declared) - 295.4) < 0.05);
+}
+
+/* The same number that reports have, which the model counts from its layers alone; chunks of the
+ * head that do not divide the rows included. */
+static void test_stages_sum_up_to_what_models_declare(void **state)
+{
+    (void)state;
+    for (int is_full = 0; is_full < 2; is_full++) {
+        tess_llm_config c = llama3(256, 384, 3, 16);
+        tess_model_options o = s4096;
+        double declared = 0.0;
+        o.is_full = is_full == 1;
+        o.lora_of = o.is_full ? NULL : rank_16;
+        o.sequence_length = 1000;
+        o.micro_batch = 3;
+        const double counted = 1e9 * gflop_per_token(&c, &o, &declared);
+        assert_true(fabs(counted - declared) <= 1e-9 * declared);
+    }
+}
+
+/* A recomputation leaves the last product and sum out, and runs nothing that forward does not. */
+static void test_recomputation_costs_less_than_forward(void **state)
+{
+    const tess_llm_config c = llama3(256, 384, 3, 16);
+    tess_registry reg;
+    tess_model *model = NULL;
+    (void)state;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_llama_create(&c, &s4096, &reg, &model));
+    const tess_stage *block = &reg.stage[1];
+    const double down = 2.0 * 4096.0 * 256.0 * (384.0 + 16.0);
+    assert_true(block->cost.forward.model_flops - block->cost.again.model_flops == down);
+    assert_true(block->cost.again.nbytes < block->cost.forward.nbytes);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_product_counts_its_loops),
+        cmocka_unit_test(test_attention_counts_the_pairs_it_sees),
+        cmocka_unit_test(test_unlisted_kernels_are_counted_as_such),
+        cmocka_unit_test(test_repeated_work_is_multiplied),
+        cmocka_unit_test(test_llama3_has_known_flops_per_token),
+        cmocka_unit_test(test_stages_sum_up_to_what_models_declare),
+        cmocka_unit_test(test_recomputation_costs_less_than_forward),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
