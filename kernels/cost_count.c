@@ -105,8 +105,8 @@ void tess_count_attention_backward(tess_cost *sum, const tess_attention_backward
 
 void tess_count_rmsnorm(tess_cost *sum, const tess_rmsnorm_args *a)
 {
-    tess_cost one =
-        tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt), TESS_COST_FORWARD);
+    tess_cost one = tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt),
+                                      TESS_COST_FORWARD);
     one.nbytes = (a->residual.numel > 0 ? 4.0 : 2.0) * nbytes_of(a->x);
     count(sum, TESS_COST_NORM, one);
 }
@@ -220,8 +220,8 @@ void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a)
     count(sum, TESS_COST_SEARCH,
           (tess_cost){.model_flops = flops,
                       .hardware_flops = flops,
-                      .nbytes = sizeof(float) * d *
-                                ((double)a->vector_numel + (double)a->code_numel)});
+                      .nbytes =
+                          sizeof(float) * d * ((double)a->vector_numel + (double)a->code_numel)});
 }
 
 void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a)

@@ -47,27 +47,28 @@ void tess_count_squares(tess_cost *sum, double numel); /* f32 */
 /** `sum` gains what was added to it since `before` so many times more. Local. */
 void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
 
-#define TESS_COST_CASE(type, op) const type *: tess_count_##op, type *: tess_count_##op
+#define TESS_COST_CASE(type, op) const type * : tess_count_##op, type * : tess_count_##op
 
 /** The counting function of a kernel's arguments, by their type. */
 #define TESS_COST_OF(args)                                                                         \
     _Generic((args), TESS_COST_CASE(tess_gemm_args, gemm),                                         \
-        TESS_COST_CASE(tess_attention_args, attention),                                            \
-        TESS_COST_CASE(tess_attention_backward_args, attention_backward),                          \
-        TESS_COST_CASE(tess_rmsnorm_args, rmsnorm),                                                \
-        TESS_COST_CASE(tess_rmsnorm_backward_args, rmsnorm_backward),                              \
-        TESS_COST_CASE(tess_rope_args, rope), TESS_COST_CASE(tess_swiglu_args, swiglu),            \
-        TESS_COST_CASE(tess_swiglu_backward_args, swiglu_backward),                                \
-        TESS_COST_CASE(tess_cross_entropy_args, cross_entropy),                                    \
-        TESS_COST_CASE(tess_embedding_args, embedding),                                            \
-        TESS_COST_CASE(tess_embedding_backward_args, embedding_backward),                          \
-        TESS_COST_CASE(tess_add_args, add), TESS_COST_CASE(tess_sum_rows_args, sum_rows),          \
-        TESS_COST_CASE(tess_dropout_args, dropout), TESS_COST_CASE(tess_cast_args, cast),          \
-        TESS_COST_CASE(tess_relu_args, relu), TESS_COST_CASE(tess_dora_args, dora),                \
-        TESS_COST_CASE(tess_dora_backward_args, dora_backward),                                    \
-        TESS_COST_CASE(tess_row_norm_args, row_norm), TESS_COST_CASE(tess_mix_args, mix),          \
-        TESS_COST_CASE(tess_sum_args, sum), TESS_COST_CASE(tess_nearest_args, nearest),            \
-        TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                                \
-        TESS_COST_CASE(tess_code_row_args, code_row), default: tess_count_unlisted)
+             TESS_COST_CASE(tess_attention_args, attention),                                       \
+             TESS_COST_CASE(tess_attention_backward_args, attention_backward),                     \
+             TESS_COST_CASE(tess_rmsnorm_args, rmsnorm),                                           \
+             TESS_COST_CASE(tess_rmsnorm_backward_args, rmsnorm_backward),                         \
+             TESS_COST_CASE(tess_rope_args, rope), TESS_COST_CASE(tess_swiglu_args, swiglu),       \
+             TESS_COST_CASE(tess_swiglu_backward_args, swiglu_backward),                           \
+             TESS_COST_CASE(tess_cross_entropy_args, cross_entropy),                               \
+             TESS_COST_CASE(tess_embedding_args, embedding),                                       \
+             TESS_COST_CASE(tess_embedding_backward_args, embedding_backward),                     \
+             TESS_COST_CASE(tess_add_args, add), TESS_COST_CASE(tess_sum_rows_args, sum_rows),     \
+             TESS_COST_CASE(tess_dropout_args, dropout), TESS_COST_CASE(tess_cast_args, cast),     \
+             TESS_COST_CASE(tess_relu_args, relu), TESS_COST_CASE(tess_dora_args, dora),           \
+             TESS_COST_CASE(tess_dora_backward_args, dora_backward),                               \
+             TESS_COST_CASE(tess_row_norm_args, row_norm), TESS_COST_CASE(tess_mix_args, mix),     \
+             TESS_COST_CASE(tess_sum_args, sum), TESS_COST_CASE(tess_nearest_args, nearest),       \
+             TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                           \
+             TESS_COST_CASE(tess_code_row_args, code_row), default                                 \
+             : tess_count_unlisted)
 
 TESS_END_DECLS

@@ -33,7 +33,7 @@ typedef struct tess_train_options {
 typedef struct tess_plan_command {
     tess_common_options common;
     tess_run_options run;
-    int rank_numel;     /* --ranks, 0: the ranks of this launch */
+    int rank_numel;       /* --ranks, 0: the ranks of this launch */
     const char *device;   /* --device, NULL: the device of this launch */
     const char *network;  /* --network, NULL: the one that goes with the device */
     const char *timeline; /* --timeline, NULL: none */

@@ -205,8 +205,8 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
                                                int rank, bool is_eval, tess_schedule *out);
 /** Rounds in which `rank` has a micro-batch. */
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
-/** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by a
- * reduction; -1: it moves none. Local. */
+/** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by
+ * a reduction; -1: it moves none. Local. */
 int64_t tess_plan_op_nbytes(const tess_plan *plan, const tess_registry *reg, int rank,
                             const tess_sched_op *op);
 

@@ -171,10 +171,23 @@ static tess_status take_weights(const tess_json *v, tess_device_profile *out)
 
 static tess_status take_device(const tess_json *v, tess_device_profile *out)
 {
-    static const char *const known[] = {
-        "name", "source", "kind", "kernels", "network", "memory_bytes", "ranks_per_node",
-        "peak_tflop_per_s", "product_tflop_per_s", "memory_gb_per_s", "ops", "weights_gelem_per_s",
-        "launch_us", "decodes_beside_products", "overlaps", "gathers_in_rings", "link"};
+    static const char *const known[] = {"name",
+                                        "source",
+                                        "kind",
+                                        "kernels",
+                                        "network",
+                                        "memory_bytes",
+                                        "ranks_per_node",
+                                        "peak_tflop_per_s",
+                                        "product_tflop_per_s",
+                                        "memory_gb_per_s",
+                                        "ops",
+                                        "weights_gelem_per_s",
+                                        "launch_us",
+                                        "decodes_beside_products",
+                                        "overlaps",
+                                        "gathers_in_rings",
+                                        "link"};
     const tess_json *link = NULL;
     int64_t memory = 0, ranks = 0;
     TESS_TRY(check_members(v, known, TESS_NELEM(known)));

@@ -2,8 +2,8 @@
  * What a device and a network do in how much time: small JSON files, measured by `tessera bench` or
  * taken from published figures, and named as such. docs/profiles.md describes the format.
  *
- * Names of descriptions that are installed (share/devices, share/networks) are known everywhere: the
- * program holds their texts.
+ * Names of descriptions that are installed (share/devices, share/networks) are known everywhere:
+ * the program holds their texts.
  */
 #pragma once
 
@@ -35,24 +35,25 @@ typedef struct tess_link {
 typedef struct tess_device_profile {
     char name[TESS_PROFILE_NAME_NBYTES];
     char source[TESS_PROFILE_SOURCE_NBYTES];
-    char kernel_path[TESS_PROFILE_NAME_NBYTES]; /* "cuda/sm_90"; empty: that of this machine's CPU */
-    char network[TESS_PROFILE_NAME_NBYTES];     /* the one that is meant where none is named */
-    bool is_measured;                           /* else published */
-    size_t memory_nbytes;                       /* default of compute.memory_limit; 0: none */
-    int node_rank_numel;                        /* ranks of a node */
-    double peak_flops;                          /* dense bf16 products: what utilization refers to */
-    tess_curve product_flops;                   /* over the smallest extent of a product */
-    double memory_rate;                         /* bytes per second that a copy reads and writes */
-    double op_rate[TESS_COST_OP_NUMEL];         /* FLOPs or bytes per second; 0: as memory_rate */
+    char
+        kernel_path[TESS_PROFILE_NAME_NBYTES]; /* "cuda/sm_90"; empty: that of this machine's CPU */
+    char network[TESS_PROFILE_NAME_NBYTES];    /* the one that is meant where none is named */
+    bool is_measured;                          /* else published */
+    size_t memory_nbytes;                      /* default of compute.memory_limit; 0: none */
+    int node_rank_numel;                       /* ranks of a node */
+    double peak_flops;                         /* dense bf16 products: what utilization refers to */
+    tess_curve product_flops;                  /* over the smallest extent of a product */
+    double memory_rate;                        /* bytes per second that a copy reads and writes */
+    double op_rate[TESS_COST_OP_NUMEL];        /* FLOPs or bytes per second; 0: as memory_rate */
     double weight_rate[TESS_FORMAT_NUMEL]; /* elements per second to bring weights of a format in
                                               front of a product; 0: bytes at memory_rate, nothing
                                               for formats that are multiplied as stored */
     double launch_s;                       /* least time of a kernel, host included */
-    bool has_decoding_beside; /* weights are decoded while the product before runs */
-    bool has_overlap;         /* communication goes on while kernels run */
-    bool is_ring; /* gathers go around a ring, so that a node receives every byte once; else every
-                     rank sends its shard to every other */
-    tess_link link;          /* inside a node */
+    bool has_decoding_beside;              /* weights are decoded while the product before runs */
+    bool has_overlap;                      /* communication goes on while kernels run */
+    bool is_ring;   /* gathers go around a ring, so that a node receives every byte once; else every
+                       rank sends its shard to every other */
+    tess_link link; /* inside a node */
 } tess_device_profile;
 
 typedef struct tess_network_profile {
@@ -64,7 +65,8 @@ typedef struct tess_network_profile {
 } tess_network_profile;
 
 /**
- * Read a device's description. `name` is one that is installed, or a path: it holds a '/' or ends in
+ * Read a device's description. `name` is one that is installed, or a path: it holds a '/' or ends
+ * in
  * ".json". Local.
  * @return TESS_E_UNSUPPORTED lists the known names; TESS_E_IO; TESS_E_FORMAT names file and member
  */

@@ -52,16 +52,16 @@ static tess_status keep_op(walker *w, int op_idx, double start_s, double end_s)
     static const tess_trace_lane lane[TESS_LANE_NUMEL] = {TESS_TRACE_COMPUTE, TESS_TRACE_GATHER,
                                                           TESS_TRACE_REDUCE};
     const tess_sched_op *op = &w->schedule.op[op_idx];
-    return keep_span(w, (tess_sim_span){.lane = lane[op->lane],
-                                        .name = tess_sched_kind_name(op->kind),
-                                        .op_idx = op_idx,
-                                        .unit_idx = op->unit_idx,
-                                        .stage_idx = op->stage_idx,
-                                        .round_idx = op->round_idx,
-                                        .nbytes = tess_plan_op_nbytes(w->m->plan, w->m->reg,
-                                                                      w->out->rank, op),
-                                        .start_s = start_s,
-                                        .end_s = end_s});
+    return keep_span(
+        w, (tess_sim_span){.lane = lane[op->lane],
+                           .name = tess_sched_kind_name(op->kind),
+                           .op_idx = op_idx,
+                           .unit_idx = op->unit_idx,
+                           .stage_idx = op->stage_idx,
+                           .round_idx = op->round_idx,
+                           .nbytes = tess_plan_op_nbytes(w->m->plan, w->m->reg, w->out->rank, op),
+                           .start_s = start_s,
+                           .end_s = end_s});
 }
 
 static tess_status keep_named(walker *w, tess_trace_lane lane, const char *name, double start_s,
@@ -356,9 +356,9 @@ static void sum_up(const simulation *s, const tess_sim_options *options, tess_si
     }
     out->model_flops = flops * s->model.plan->round_numel;
     out->items_per_s = out->step_s > 0.0 ? batches * options->item_numel / out->step_s : 0.0;
-    out->utilization = out->step_s > 0.0 ? flops * batches /
-                                               (out->step_s * world * s->model.device->peak_flops)
-                                         : 0.0;
+    out->utilization = out->step_s > 0.0
+                           ? flops * batches / (out->step_s * world * s->model.device->peak_flops)
+                           : 0.0;
     for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++)
         out->reduction_s[kind] = sim_reduction_s(&s->model, (tess_reduction)kind);
 }
@@ -379,12 +379,11 @@ tess_status tess_simulate(const tess_plan *plan, const tess_registry *reg,
 {
     const tess_network_profile *network = options->network;
     tess_simulation made = {.rank_numel = 0};
-    simulation s = {
-        .model = {.plan = plan,
-                  .reg = reg,
-                  .device = options->device,
-                  .node = network->has_node ? &network->node : &options->device->link,
-                  .across = &network->across}};
+    simulation s = {.model = {.plan = plan,
+                              .reg = reg,
+                              .device = options->device,
+                              .node = network->has_node ? &network->node : &options->device->link,
+                              .across = &network->across}};
     const int64_t last = plan->options.micro_batch_numel - 1;
     add_rank(&made, 0);
     add_rank(&made, (int)(last % plan->options.world));

@@ -47,10 +47,10 @@ typedef struct tess_sim_span {
 /** One simulated rank. Seconds of a step. */
 typedef struct tess_sim_rank {
     int rank;
-    double compute_s;           /* kernels of the compute lane */
-    double gather_s, reduce_s;  /* busy lanes */
-    double exposed_s;           /* the compute lane waits for gathers, reductions or publication */
-    double imbalance_s;         /* it waits for other ranks to agree on the step */
+    double compute_s;          /* kernels of the compute lane */
+    double gather_s, reduce_s; /* busy lanes */
+    double exposed_s;          /* the compute lane waits for gathers, reductions or publication */
+    double imbalance_s;        /* it waits for other ranks to agree on the step */
     double end_s;
     tess_sim_span *span; /* [span_numel] */
     int span_numel;

@@ -83,11 +83,14 @@ tess_status tess_prediction_text(const tess_prediction *p, char **out)
         char label[64], time[24];
         snprintf(label, sizeof label, "gradients, %s", tess_reduction_name((tess_reduction)kind));
         time_text(s->reduction_s[kind], time);
-        add(&l, "  %-38s %14s%s\n", label, time,
-            (int)p->reduction == kind ? "  <- this plan" : "");
+        add(&l, "  %-38s %14s%s\n", label, time, (int)p->reduction == kind ? "  <- this plan" : "");
     }
     add(&l, "  %-38s %14.1f\n", p->item_name, s->items_per_s);
     add(&l, "  %-38s %13.1f%%\n", "model FLOPs of what the peak allows", 100.0 * s->utilization);
+    if (!p->has_kernels)
+        add(&l,
+            "  the program has no kernels of this family for the device: memory is planned as on "
+            "a CPU, times are what the device's rates allow\n");
     if (s->unlisted_numel > 0.0)
         add(&l, "  %-38s %14.0f\n", "kernels without a closed form", s->unlisted_numel);
     for (int i = 0; i < s->rank_numel; i++)
@@ -146,6 +149,7 @@ tess_status tess_prediction_json(const tess_prediction *p, tess_json *plan)
     TESS_TRY(json_origin(v, "device", p->device->name, p->device->is_measured, p->device->source));
     TESS_TRY(
         json_origin(v, "network", p->network->name, p->network->is_measured, p->network->source));
+    TESS_TRY(tess_json_add_bool(v, "has_kernels", p->has_kernels));
     TESS_TRY(tess_json_add_f64(v, "step_s", s->step_s));
     TESS_TRY(tess_json_add_f64(v, "exposed_comm_s", s->exposed_s));
     TESS_TRY(tess_json_add_f64(v, "trainable_copies_s", s->publish_s));

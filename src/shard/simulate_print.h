@@ -10,6 +10,7 @@ typedef struct tess_prediction {
     const tess_network_profile *network;
     const tess_simulation *simulation;
     tess_reduction reduction; /* of the plan */
+    bool has_kernels;         /* the program has the family's kernels for this device */
     const char *item_name;    /* "tokens_per_s" */
 } tess_prediction;
 

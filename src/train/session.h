@@ -140,7 +140,7 @@ int64_t tess_session_step(const tess_session *session);
 
 /** What `tessera plan` is asked for. */
 typedef struct tess_plan_request {
-    int rank_numel; /* world size to plan for, >= 1 */
+    int rank_numel;       /* world size to plan for, >= 1 */
     const char *device;   /* plan for this device and predict times (shard/profile.h); NULL: not */
     const char *network;  /* between nodes; NULL: the one that goes with the device */
     const char *timeline; /* write the simulated step there; NULL: not */

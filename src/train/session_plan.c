@@ -12,6 +12,7 @@
 typedef struct outlook {
     const tess_plan_request *request;
     bool has_device;
+    bool has_kernels; /* the program's, of the device, for this family */
     tess_device_profile device;
     tess_network_profile network;
     tess_simulation simulation;
@@ -37,6 +38,7 @@ static tess_prediction prediction_of(const tess_description *d, const outlook *o
                              .network = &o->network,
                              .simulation = &o->simulation,
                              .reduction = d->plan->reduction,
+                             .has_kernels = o->has_kernels,
                              .item_name =
                                  tess_run_is_rqvae(d->run) ? "vectors_per_s" : "tokens_per_s"};
 }
@@ -120,14 +122,18 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outloo
     const size_t memory = o->has_device ? o->device.memory_nbytes : 0;
     const int node = o->has_device ? o->device.node_rank_numel : 8;
     snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
-    const bool is_device = o->has_device && o->device.kernel_path[0] != '\0';
+    const tess_kernels *planned = tess_kernels_cuda_planned();
+    const bool is_other = o->has_device && o->device.kernel_path[0] != '\0';
+    /* A family that has no kernels there yet is planned with the CPU's. */
+    o->has_kernels = !is_other || !tess_run_is_rqvae(run) || planned->nearest != NULL;
+    const bool is_device = is_other && o->has_kernels;
     const tess_launch_shape launch = {
         .world = o->request->rank_numel,
         .node_rank_numel = TESS_MIN(o->request->rank_numel, node),
         .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
         .kernel_path = is_device ? o->device.kernel_path : path,
         .is_device = is_device,
-        .kernels = is_device ? tess_kernels_cuda_planned() : NULL,
+        .kernels = is_device ? planned : NULL,
         .library_nbytes = is_device ? session_planned_library_nbytes() : 0};
     TESS_TRY(tess_describe(ctx, run, &launch, &d));
     tess_status st = look_ahead(ctx, &d, o);
