@@ -235,6 +235,37 @@ void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a)
                  (sizeof(uint64_t) + sizeof(uint32_t)) * (double)a->vector_numel);
 }
 
+static void count_rows(tess_cost *sum, int64_t rows, int64_t dim, double operand_numel)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT,
+                 operand_numel * sizeof(float) * (double)rows * (double)dim);
+}
+
+void tess_count_enter(tess_cost *sum, const tess_quantizer_enter_args *a)
+{
+    count_rows(sum, a->row_numel, a->dim, 2.0);
+}
+
+void tess_count_residual(tess_cost *sum, const tess_quantizer_residual_args *a)
+{
+    count_rows(sum, a->rows.row_numel, a->rows.dim, 5.0); /* code; r and sum, read and written */
+}
+
+void tess_count_row_loss(tess_cost *sum, const tess_quantizer_row_loss_args *a)
+{
+    count_rows(sum, a->rows.row_numel, a->rows.dim, 2.0);
+}
+
+void tess_count_backward(tess_cost *sum, const tess_quantizer_backward_args *a)
+{
+    count_rows(sum, a->rows.row_numel, a->rows.dim, a->accumulate ? 5.0 : 4.0);
+}
+
+void tess_count_code_gradient(tess_cost *sum, const tess_quantizer_code_gradient_args *a)
+{
+    count_rows(sum, a->rows.row_numel, a->rows.dim, 4.0);
+}
+
 void tess_count_unlisted(tess_cost *sum, const void *a)
 {
     (void)a;

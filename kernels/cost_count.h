@@ -37,6 +37,12 @@ void tess_count_sum(tess_cost *sum, const tess_sum_args *a);
 void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a);
 void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a);
 void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a);
+/* Rows of a quantizer: every operand that the op may have, as f32. */
+void tess_count_enter(tess_cost *sum, const tess_quantizer_enter_args *a);
+void tess_count_residual(tess_cost *sum, const tess_quantizer_residual_args *a);
+void tess_count_row_loss(tess_cost *sum, const tess_quantizer_row_loss_args *a);
+void tess_count_backward(tess_cost *sum, const tess_quantizer_backward_args *a);
+void tess_count_code_gradient(tess_cost *sum, const tess_quantizer_code_gradient_args *a);
 void tess_count_unlisted(tess_cost *sum, const void *a);
 
 /* What a step does beside its stages. */
@@ -68,7 +74,12 @@ void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
              TESS_COST_CASE(tess_row_norm_args, row_norm), TESS_COST_CASE(tess_mix_args, mix),     \
              TESS_COST_CASE(tess_sum_args, sum), TESS_COST_CASE(tess_nearest_args, nearest),       \
              TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                           \
-             TESS_COST_CASE(tess_code_row_args, code_row), default                                 \
+             TESS_COST_CASE(tess_code_row_args, code_row),                                         \
+             TESS_COST_CASE(tess_quantizer_enter_args, enter),                                     \
+             TESS_COST_CASE(tess_quantizer_residual_args, residual),                               \
+             TESS_COST_CASE(tess_quantizer_row_loss_args, row_loss),                               \
+             TESS_COST_CASE(tess_quantizer_backward_args, backward),                               \
+             TESS_COST_CASE(tess_quantizer_code_gradient_args, code_gradient), default             \
              : tess_count_unlisted)
 
 TESS_END_DECLS

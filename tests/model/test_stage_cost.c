@@ -12,6 +12,7 @@
 
 #include "kernels/cost_count.h"
 #include "model/model.h"
+#include "model/rqvae.h"
 
 static void expect_ok(tess_status st)
 {
@@ -198,6 +199,40 @@ static void test_recomputation_costs_less_than_forward(void **state)
     tess_registry_fini(&reg);
 }
 
+/* A search of every vector through every code, encoder and decoder forward and backward: products
+ * of weights that learn are three times the forward. */
+static void test_rqvae_counts_search_and_perceptrons(void **state)
+{
+    static const int64_t hidden[] = {32};
+    const tess_rqvae_config c = {.dim = 48,
+                                 .code_dim = 16,
+                                 .hidden = hidden,
+                                 .hidden_numel = 1,
+                                 .code_numel = 1000,
+                                 .level_numel = 2,
+                                 .commitment = 0.25,
+                                 .estimator = TESS_ESTIMATOR_STRAIGHT};
+    const tess_model_options o = {.compute_dt = TESS_BF16,
+                                  .is_full = true,
+                                  .is_random = true,
+                                  .micro_batch = 24,
+                                  .thread_numel = 1};
+    tess_registry reg;
+    tess_model *model = NULL;
+    (void)state;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_rqvae_create(&c, &o, &reg, &model));
+    const tess_cost sum = step_cost(&reg);
+    const double weights = 48.0 * 32.0 + 32.0 * 16.0, search = 2.0 * 24.0 * 1000.0 * 16.0 * 2.0;
+    /* the input needs no gradient: one product less in the encoder */
+    const double products = 2.0 * 24.0 * (2.0 * 3.0 * weights - 48.0 * 32.0);
+    assert_true(sum.op[TESS_COST_SEARCH] == search);
+    assert_true(sum.model_flops == products + search);
+    assert_true(sum.unlisted_numel == 0.0);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -208,6 +243,7 @@ int main(void)
         cmocka_unit_test(test_llama3_has_known_flops_per_token),
         cmocka_unit_test(test_stages_sum_up_to_what_models_declare),
         cmocka_unit_test(test_recomputation_costs_less_than_forward),
+        cmocka_unit_test(test_rqvae_counts_search_and_perceptrons),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
