@@ -17,7 +17,7 @@
 /* Shapes of the ops: rows of a small model, in cache as they are in a step. */
 enum { ROWS = 512, DIM = 1024, HEADS = 8, KV_HEADS = 4, HEAD_DIM = 64, VOCAB = 4096 };
 enum { CODES = 4096, CODE_DIM = 64, PARAMS = 1 << 20, WEIGHT_EXTENT = 768 };
-enum { EXTENT_FIRST = 3, EXTENT_END = 12, PRODUCT_ROWS = 512 };
+enum { EXTENT_FIRST = 3, EXTENT_END = 11, PRODUCT_ROWS = 512 };
 
 typedef struct device_bench {
     tess_bench *b;

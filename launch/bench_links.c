@@ -239,63 +239,76 @@ tess_status tess_bench_collectives(tess_bench *b)
 
 /* ---- links ---- */
 
-/* A row from each to each: the rate of what a rank receives, over those bytes. */
-static tess_status measure_link(collective *c, tess_json *link)
+/* A row from each to each: the rate of what a rank receives, over those bytes. Sizes are the same
+ * on all ranks, and so is what does not fit. Collective. */
+static tess_status measure_link(collective *c, tess_link *link)
 {
     const int64_t most_nbytes = c->b->options->max_mib << 20;
-    tess_json *list = NULL, *point = NULL;
-    double latency_s = 0.0;
     c->op = TESS_COMM_EXCHANGE;
     TESS_TRY(set_size(c, (int64_t)sizeof(float) * c->world));
-    TESS_TRY(time_collective(c, &latency_s));
-    TESS_TRY(tess_json_add_f64(link, "latency_us", 1e6 * latency_s));
-    TESS_TRY(tess_json_add_array(link, "gb_per_s", &list));
+    TESS_TRY(time_collective(c, &link->latency_s));
     for (int64_t n = 64 * SIZE_FIRST_NBYTES; n <= most_nbytes; n *= 4) {
+        const int i = link->rate.point_numel++;
         double s = 0.0;
         TESS_TRY(set_size(c, n));
         TESS_TRY(time_collective(c, &s));
-        const double nbytes = (double)c->row_numel * (c->world - 1) * (double)sizeof(float);
-        const double left_s = TESS_MAX(s - latency_s, 0.1 * s);
-        TESS_TRY(tess_json_add_array(list, NULL, &point));
-        TESS_TRY(tess_json_add_f64(point, NULL, nbytes));
-        TESS_TRY(tess_json_add_f64(point, NULL, 1e-9 * nbytes / left_s));
+        link->rate.size[i] = (double)c->row_numel * (c->world - 1) * (double)sizeof(float);
+        link->rate.rate[i] = link->rate.size[i] / TESS_MAX(s - link->latency_s, 0.1 * s);
     }
     return TESS_OK;
 }
 
-static tess_status fill_network(collective *c, tess_json *root)
+static tess_status add_link(tess_json *root, const char *key, const tess_link *link)
+{
+    tess_json *v = NULL, *list = NULL, *point = NULL;
+    TESS_TRY(tess_json_add_object(root, key, &v));
+    TESS_TRY(tess_json_add_f64(v, "latency_us", 1e6 * link->latency_s));
+    TESS_TRY(tess_json_add_array(v, "gb_per_s", &list));
+    for (int i = 0; i < link->rate.point_numel; i++) {
+        TESS_TRY(tess_json_add_array(list, NULL, &point));
+        TESS_TRY(tess_json_add_f64(point, NULL, link->rate.size[i]));
+        TESS_TRY(tess_json_add_f64(point, NULL, 1e-9 * link->rate.rate[i]));
+    }
+    return TESS_OK;
+}
+
+static tess_status fill_network(const collective *c, const tess_link *link, tess_json *root)
 {
     char source[TESS_PROFILE_SOURCE_NBYTES];
-    tess_json *across = NULL;
     const int near = tess_comm_node_rank_numel();
     tess_bench_source(c->b, source, sizeof source);
     TESS_TRY(tess_json_add_string(root, "name", "this-network"));
     TESS_TRY(tess_json_add_string(root, "kind", "measured"));
     TESS_TRY(tess_json_add_string(root, "source", source));
-    TESS_TRY(tess_json_add_object(root, "across", &across));
-    TESS_TRY(measure_link(c, across));
+    TESS_TRY(tess_json_add_i64(root, "ranks_per_node", near));
+    TESS_TRY(add_link(root, "across", link));
     /* All on one node: what was measured is its link, and stands for both. */
-    return near < c->world ? TESS_OK : tess_json_add_copy(root, "node", across);
+    return near < c->world ? TESS_OK : add_link(root, "node", link);
+}
+
+static tess_status write_network(const collective *c, const tess_link *link)
+{
+    tess_json *root = NULL;
+    if (c->rank != 0)
+        return TESS_OK;
+    TESS_TRY(tess_json_create_object(&root));
+    tess_status st = fill_network(c, link, root);
+    if (st == TESS_OK)
+        st = tess_json_write(c->b->ctx->io, c->b->options->output, root, 2);
+    tess_json_destroy(&root);
+    return st;
 }
 
 tess_status tess_bench_links(tess_bench *b)
 {
     collective c;
-    tess_json *root = NULL;
+    tess_link link = {.latency_s = 0.0};
+    TESS_CHECK(tess_comm_world(b->comm) > 1, TESS_E_CONFIG,
+               "bench links: expected 2 ranks or more, found 1; start it with mpirun -n 2");
     TESS_TRY(make(b, &c));
-    tess_status st = tess_agree(
-        b->comm, c.world > 1 ? TESS_OK
-                             : TESS_FAIL(TESS_E_CONFIG, "bench links: expected 2 ranks or more, "
-                                                        "found 1; start it with mpirun -n 2"));
+    tess_status st = measure_link(&c, &link);
     if (st == TESS_OK)
-        st = tess_agree(b->comm, tess_json_create_object(&root));
-    if (st == TESS_OK)
-        st = fill_network(&c, root);
-    if (st == TESS_OK)
-        st = tess_agree(b->comm, c.rank == 0
-                                     ? tess_json_write(b->ctx->io, b->options->output, root, 2)
-                                     : TESS_OK);
-    tess_json_destroy(&root);
+        st = tess_agree(b->comm, write_network(&c, &link));
     tess_free(c.sends);
     return st;
 }

@@ -217,10 +217,16 @@ static tess_status take_device(const tess_json *v, tess_device_profile *out)
 
 static tess_status take_network(const tess_json *v, tess_network_profile *out)
 {
-    static const char *const known[] = {"name", "source", "kind", "node", "across"};
+    static const char *const known[] = {"name",           "source", "kind",
+                                        "ranks_per_node", "node",   "across"};
     const tess_json *node = NULL, *across = NULL;
+    int64_t ranks = 0;
     TESS_TRY(check_members(v, known, TESS_NELEM(known)));
     TESS_TRY(take_origin(v, out->name, out->source, &out->is_measured));
+    TESS_TRY(tess_json_opt_i64(v, "ranks_per_node", 0, &ranks));
+    if (ranks < 0 || ranks > 1024)
+        return refuse(v, "ranks_per_node", "1 to 1024");
+    out->node_rank_numel = (int)ranks;
     TESS_TRY(tess_json_opt_object(v, "node", &node));
     TESS_TRY(tess_json_get_object(v, "across", &across));
     out->has_node = node != NULL;

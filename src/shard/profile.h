@@ -60,7 +60,8 @@ typedef struct tess_network_profile {
     char name[TESS_PROFILE_NAME_NBYTES];
     char source[TESS_PROFILE_SOURCE_NBYTES];
     bool is_measured;
-    bool has_node; /* `node` replaces the device's own link */
+    bool has_node;       /* `node` replaces the device's own link */
+    int node_rank_numel; /* ranks of a node, where they are not the device's; 0: as there */
     tess_link node, across;
 } tess_network_profile;
 

@@ -29,7 +29,10 @@ static tess_status read_profiles(const tess_ctx *ctx, outlook *o)
     const char *network = r->network != NULL ? r->network : o->device.network;
     TESS_CHECK(network[0] != '\0', TESS_E_CONFIG,
                "plan: device '%s' names no network; give one with --network", o->device.name);
-    return tess_network_profile_read(ctx->io, network, &o->network);
+    TESS_TRY(tess_network_profile_read(ctx->io, network, &o->network));
+    if (o->network.node_rank_numel > 0)
+        o->device.node_rank_numel = o->network.node_rank_numel;
+    return TESS_OK;
 }
 
 static tess_prediction prediction_of(const tess_description *d, const outlook *o)
