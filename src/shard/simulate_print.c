@@ -73,7 +73,8 @@ tess_status tess_prediction_text(const tess_prediction *p, char **out)
     const tess_simulation *s = p->simulation;
     lines l = {.used = 0};
     add(&l,
-        "predictions, per step (simulated schedule; device %s: %s rates, network %s: %s rates)\n",
+        "predictions, per step (simulated schedule, not measured; device %s: %s rates, network %s: "
+        "%s rates)\n",
         p->device->name, kind_of(p->device->is_measured), p->network->name,
         kind_of(p->network->is_measured));
     add_time(&l, "step", s->step_s);

@@ -124,8 +124,8 @@ grep -q 'compute.memory_limit is 24576 MiB; cheapest changes: .* ranks ([0-9]* M
     "$work/err" || fail "refusal says: $(cat "$work/err")"
 # A device: its memory is the limit, and times are predicted and called that.
 text=$("$tessera" plan "${big[@]}" --device h100-80g)
-for part in 'kernels cuda/sm_90' 'predictions for h100-80g, per step' 'not measured' \
-    'gradients, exact' 'gradients, library, once per step' 'matrix products'; do
+for part in 'kernels cuda/sm_90' 'predictions, per step (simulated schedule, not measured; device h100-80g: published' \
+    'gradients, exact' 'gradients, library, once per step' 'exposed communication' 'single ranks'; do
     grep -qF -- "$part" <<<"$text" || fail "--device: no '$part' in:
 $text"
 done
