@@ -80,10 +80,13 @@ static tess_cost attention(const tess_attention_shape *s, int64_t window, tess_c
 {
     const double length = (double)s->longest_numel;
     const double wide = window > 0 && window < s->longest_numel ? (double)window : length;
-    const double seen = wide * (wide + 1.0) / 2.0 + (length - wide) * wide;
+    const bool is_whole = s->segment_numel > 0;
+    const double segment = (double)s->segment_numel;
+    const double seen =
+        is_whole ? segment * segment : wide * (wide + 1.0) / 2.0 + (length - wide) * wide;
     const tess_cost_attention_shape shape = {.token_numel = s->token_numel,
-                                             .square_numel =
-                                                 2.0 * seen * (double)s->token_numel / length,
+                                             .square_numel = 2.0 * seen * (double)s->token_numel /
+                                                             (is_whole ? segment : length),
                                              .head_numel = s->head_numel,
                                              .kv_head_numel = s->kv_head_numel,
                                              .dim = s->dim,
@@ -246,6 +249,16 @@ void tess_count_enter(tess_cost *sum, const tess_quantizer_enter_args *a)
     count_rows(sum, a->row_numel, a->dim, 2.0);
 }
 
+void tess_count_enter_backward(tess_cost *sum, const tess_quantizer_enter_backward_args *a)
+{
+    count_rows(sum, a->row_numel, a->dim, a->accumulate ? 3.0 : 2.0);
+}
+
+void tess_count_gather(tess_cost *sum, const tess_quantizer_gather_args *a)
+{
+    count_rows(sum, a->rows.row_numel, a->rows.dim, 2.0);
+}
+
 void tess_count_residual(tess_cost *sum, const tess_quantizer_residual_args *a)
 {
     count_rows(sum, a->rows.row_numel, a->rows.dim, 5.0); /* code; r and sum, read and written */
@@ -264,6 +277,64 @@ void tess_count_backward(tess_cost *sum, const tess_quantizer_backward_args *a)
 void tess_count_code_gradient(tess_cost *sum, const tess_quantizer_code_gradient_args *a)
 {
     count_rows(sum, a->rows.row_numel, a->rows.dim, 4.0);
+}
+
+/* ---- modulated transformers ---- */
+
+static double samples_nbytes(tess_view v, const tess_sample_shape *s, int64_t head_numel)
+{
+    return elem(v) * (double)s->sample_numel * (double)s->row_numel * (double)s->dim *
+           (double)head_numel;
+}
+
+void tess_count_modulate(tess_cost *sum, const tess_modulate_args *a)
+{
+    count_nbytes(sum, TESS_COST_NORM, 2.0 * samples_nbytes(a->x.view, &a->shape, 1));
+}
+
+void tess_count_modulate_backward(tess_cost *sum, const tess_modulate_backward_args *a)
+{
+    const double operands =
+        2.0 + (a->residual.view.numel > 0 ? 1.0 : 0.0) + (a->d_x.view.numel > 0 ? 1.0 : 0.0);
+    count_nbytes(sum, TESS_COST_NORM_BACKWARD, operands * samples_nbytes(a->x.view, &a->shape, 1));
+}
+
+void tess_count_gate(tess_cost *sum, const tess_gate_args *a)
+{
+    count_nbytes(sum, TESS_COST_ELEMENT, 3.0 * samples_nbytes(a->x.view, &a->shape, 1));
+}
+
+void tess_count_gate_backward(tess_cost *sum, const tess_gate_backward_args *a)
+{
+    const double operands = a->d_gate.numel > 0 ? 3.0 : 2.0;
+    count_nbytes(sum, TESS_COST_ELEMENT, operands * samples_nbytes(a->d_y.view, &a->shape, 1));
+}
+
+void tess_count_rotate(tess_cost *sum, const tess_rotate_args *a)
+{
+    count_nbytes(sum, TESS_COST_NORM, 2.0 * samples_nbytes(a->x.view, &a->shape, a->head_numel));
+}
+
+void tess_count_rotate_backward(tess_cost *sum, const tess_rotate_backward_args *a)
+{
+    count_nbytes(sum, TESS_COST_NORM_BACKWARD,
+                 3.0 * samples_nbytes(a->x.view, &a->shape, a->head_numel));
+}
+
+void tess_count_activation(tess_cost *sum, const tess_activation_args *a)
+{
+    count_nbytes(sum, TESS_COST_SWIGLU, 2.0 * rows_nbytes(a->x, a->row_numel, a->dim));
+}
+
+void tess_count_activation_backward(tess_cost *sum, const tess_activation_backward_args *a)
+{
+    count_nbytes(sum, TESS_COST_SWIGLU_BACKWARD, 3.0 * rows_nbytes(a->x, a->row_numel, a->dim));
+}
+
+void tess_count_square_error(tess_cost *sum, const tess_square_error_args *a)
+{
+    const double operands = a->d_y.numel > 0 ? 3.0 : 2.0;
+    count_nbytes(sum, TESS_COST_ELEMENT, operands * rows_nbytes(a->y, a->row_numel, a->dim));
 }
 
 void tess_count_unlisted(tess_cost *sum, const void *a)

@@ -13,7 +13,8 @@
 TESS_BEGIN_DECLS
 
 void tess_count_gemm(tess_cost *sum, const tess_gemm_args *a);
-/** Causal over whole sequences of `longest_numel`: boundaries of documents are data. */
+/** Over whole segments; else causal over whole sequences of `longest_numel`: boundaries of
+ * documents are data. */
 void tess_count_attention(tess_cost *sum, const tess_attention_args *a);
 void tess_count_attention_backward(tess_cost *sum, const tess_attention_backward_args *a);
 void tess_count_rmsnorm(tess_cost *sum, const tess_rmsnorm_args *a);
@@ -39,10 +40,22 @@ void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args 
 void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a);
 /* Rows of a quantizer: every operand that the op may have, as f32. */
 void tess_count_enter(tess_cost *sum, const tess_quantizer_enter_args *a);
+void tess_count_enter_backward(tess_cost *sum, const tess_quantizer_enter_backward_args *a);
+void tess_count_gather(tess_cost *sum, const tess_quantizer_gather_args *a);
 void tess_count_residual(tess_cost *sum, const tess_quantizer_residual_args *a);
 void tess_count_row_loss(tess_cost *sum, const tess_quantizer_row_loss_args *a);
 void tess_count_backward(tess_cost *sum, const tess_quantizer_backward_args *a);
 void tess_count_code_gradient(tess_cost *sum, const tess_quantizer_code_gradient_args *a);
+/* Modulated transformers. */
+void tess_count_modulate(tess_cost *sum, const tess_modulate_args *a);
+void tess_count_modulate_backward(tess_cost *sum, const tess_modulate_backward_args *a);
+void tess_count_gate(tess_cost *sum, const tess_gate_args *a);
+void tess_count_gate_backward(tess_cost *sum, const tess_gate_backward_args *a);
+void tess_count_rotate(tess_cost *sum, const tess_rotate_args *a);
+void tess_count_rotate_backward(tess_cost *sum, const tess_rotate_backward_args *a);
+void tess_count_activation(tess_cost *sum, const tess_activation_args *a);
+void tess_count_activation_backward(tess_cost *sum, const tess_activation_backward_args *a);
+void tess_count_square_error(tess_cost *sum, const tess_square_error_args *a);
 void tess_count_unlisted(tess_cost *sum, const void *a);
 
 /* What a step does beside its stages. */
@@ -76,10 +89,21 @@ void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
              TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                           \
              TESS_COST_CASE(tess_code_row_args, code_row),                                         \
              TESS_COST_CASE(tess_quantizer_enter_args, enter),                                     \
+             TESS_COST_CASE(tess_quantizer_enter_backward_args, enter_backward),                   \
+             TESS_COST_CASE(tess_quantizer_gather_args, gather),                                   \
              TESS_COST_CASE(tess_quantizer_residual_args, residual),                               \
              TESS_COST_CASE(tess_quantizer_row_loss_args, row_loss),                               \
              TESS_COST_CASE(tess_quantizer_backward_args, backward),                               \
-             TESS_COST_CASE(tess_quantizer_code_gradient_args, code_gradient), default             \
+             TESS_COST_CASE(tess_quantizer_code_gradient_args, code_gradient),                     \
+             TESS_COST_CASE(tess_modulate_args, modulate),                                         \
+             TESS_COST_CASE(tess_modulate_backward_args, modulate_backward),                       \
+             TESS_COST_CASE(tess_gate_args, gate),                                                 \
+             TESS_COST_CASE(tess_gate_backward_args, gate_backward),                               \
+             TESS_COST_CASE(tess_rotate_args, rotate),                                             \
+             TESS_COST_CASE(tess_rotate_backward_args, rotate_backward),                           \
+             TESS_COST_CASE(tess_activation_args, activation),                                     \
+             TESS_COST_CASE(tess_activation_backward_args, activation_backward),                   \
+             TESS_COST_CASE(tess_square_error_args, square_error), default                         \
              : tess_count_unlisted)
 
 TESS_END_DECLS

@@ -105,9 +105,11 @@ tess_status tess_flux_plan_stage(const tess_flux *m, const tess_registry *reg, i
     c.d_output = c.output;
     if (stage_idx > 0)
         c.input = c.d_input = c.output;
+    ex.cost = &stage->cost.forward;
     TESS_TRY(forward(&c, stage_idx));
     /* Evaluation has no dropout and takes no more; backward carves the same saved buffers again. */
     ex.saved.used_nbytes = ex.work.used_nbytes = 0;
+    ex.cost = &stage->cost.backward;
     TESS_TRY(backward(&c, stage_idx));
     stage->saved_nbytes = ex.saved.peak_nbytes;
     stage->work_nbytes = ex.work.peak_nbytes;

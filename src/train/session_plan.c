@@ -42,8 +42,9 @@ static tess_prediction prediction_of(const tess_description *d, const outlook *o
                              .simulation = &o->simulation,
                              .reduction = d->plan->reduction,
                              .has_kernels = o->has_kernels,
-                             .item_name =
-                                 tess_run_is_rqvae(d->run) ? "vectors_per_s" : "tokens_per_s"};
+                             .item_name = tess_run_is_rqvae(d->run)  ? "vectors_per_s"
+                                          : tess_run_is_flux(d->run) ? "images_per_s"
+                                                                     : "tokens_per_s"};
 }
 
 static tess_status fill_json(const tess_description *d, const outlook *o, tess_json *root)
@@ -105,7 +106,8 @@ static tess_status write_timeline(const tess_ctx *ctx, const tess_description *d
 static tess_status look_ahead(const tess_ctx *ctx, const tess_description *d, outlook *o)
 {
     const tess_run *run = d->run;
-    const double length = tess_run_is_rqvae(run) ? 1.0 : (double)run->data.sequence_length;
+    const bool has_tokens = !tess_run_is_rqvae(run) && !tess_run_is_flux(run);
+    const double length = has_tokens ? (double)run->data.sequence_length : 1.0;
     const tess_sim_options options = {.device = &o->device,
                                       .network = &o->network,
                                       .item_numel = (double)run->train.micro_batch * length,

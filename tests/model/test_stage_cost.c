@@ -13,6 +13,7 @@
 #include "kernels/cost_count.h"
 #include "model/model.h"
 #include "model/rqvae.h"
+#include "tests/support/flux_case.h"
 
 static void expect_ok(tess_status st)
 {
@@ -233,6 +234,45 @@ static void test_rqvae_counts_search_and_perceptrons(void **state)
     tess_registry_fini(&reg);
 }
 
+/*
+ * A full-size FLUX.1 with adapters everywhere: what the family declares, but for inputs that need
+ * no gradient, which it counts as if they did. Every kernel has a closed form.
+ */
+static void test_flux_counts_what_it_declares(void **state)
+{
+    flux_choice o = flux_tiny();
+    tess_registry reg;
+    tess_model *model = NULL;
+    (void)state;
+    o.config = (tess_flux_config){.in_channels = 64,
+                                  .out_channels = 64,
+                                  .double_numel = 19,
+                                  .single_numel = 38,
+                                  .head_numel = 24,
+                                  .head_dim = 128,
+                                  .text_dim = 4096,
+                                  .pooled_dim = 768,
+                                  .has_guidance = true,
+                                  .axis_dim = {16, 56, 56}};
+    o.dt = TESS_BF16;
+    o.height = o.width = 64;
+    o.text_numel = 512;
+    o.targets = flux_every_target;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(flux_describe(&o, &reg, &model));
+    const tess_cost sum = step_cost(&reg);
+    const double samples = (double)o.sample_numel;
+    const double declared = samples * tess_flux_flops_per_sample(model, 64 * 64, 512);
+    assert_true(sum.unlisted_numel == 0.0);
+    assert_true(sum.model_flops <= declared * (1.0 + 1e-9));
+    /* embedders of image, text, time, guidance and pooled text, forward once and not twice */
+    const double least = 2.0 * samples * (4096.0 * 64.0 + 512.0 * 4096.0 + 3.0 * 3072.0) * 3072.0;
+    if (sum.model_flops < declared - 2.0 * least)
+        fail_msg("%.6g TFLOP counted, %.6g declared", sum.model_flops * 1e-12, declared * 1e-12);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -244,6 +284,7 @@ int main(void)
         cmocka_unit_test(test_stages_sum_up_to_what_models_declare),
         cmocka_unit_test(test_recomputation_costs_less_than_forward),
         cmocka_unit_test(test_rqvae_counts_search_and_perceptrons),
+        cmocka_unit_test(test_flux_counts_what_it_declares),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
