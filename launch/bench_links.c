@@ -275,7 +275,7 @@ static tess_status add_link(tess_json *root, const char *key, const tess_link *l
 static tess_status fill_network(const collective *c, const tess_link *link, tess_json *root)
 {
     char source[TESS_PROFILE_SOURCE_NBYTES];
-    const int near = tess_comm_node_rank_numel();
+    const int near = tess_comm_node_rank_numel(c->b->comm, 0);
     tess_bench_source(c->b, source, sizeof source);
     TESS_TRY(tess_json_add_string(root, "name", "this-network"));
     TESS_TRY(tess_json_add_string(root, "kind", "measured"));

@@ -102,8 +102,10 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     listen_for_signals();
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
     tess_status st = open_comm(ctx.io, &o, &comm);
-    if (st == TESS_OK)
+    if (st == TESS_OK) {
+        ctx.log.rank = tess_comm_rank(comm); /* ranks are numbered by node */
         st = tess_session_open(&ctx, comm, &o, &session);
+    }
     if (st == TESS_OK)
         st = body(session, comm, arg);
     if (st != TESS_OK && (tess_status_is_fatal(st) || tess_session_is_broken(session))) {

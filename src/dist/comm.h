@@ -158,10 +158,15 @@ double tess_comm_blocked_s(const tess_comm *comm);
  * of a job; without one, `self` is the communicator to use. Reads the environment; no MPI. Local.
  */
 bool tess_comm_is_launched(void);
-/** Ranks of this launch on this node as the launcher says, at least 1. Local. */
-int tess_comm_node_rank_numel(void);
-/** Number of this process among them as the launcher says, 0 where it does not. Local. */
-int tess_comm_node_rank(void);
+/** Nodes of the launch. Ranks are numbered so that those of a node are consecutive, whatever the
+ * launcher's order was. Local. */
+int tess_comm_node_numel(const tess_comm *comm);
+/** Node of a rank of `comm`, from 0 in the order of ranks. Local. */
+int tess_comm_node_of(const tess_comm *comm, int rank);
+/** Number of this process among the ranks of the launch on its node. Local. */
+int tess_comm_node_rank(const tess_comm *comm);
+/** Ranks of the launch on a node. Local. */
+int tess_comm_node_rank_numel(const tess_comm *comm, int node);
 /** Number of this rank in the whole launch (differs from tess_comm_rank in a group). Local. */
 int tess_comm_launch_rank(const tess_comm *comm);
 /** Write this rank's last 4,096 collective records as text lines. May be called from any thread.

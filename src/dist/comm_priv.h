@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dist/comm.h"
+#include "dist/nodes_priv.h"
 
 TESS_BEGIN_DECLS
 
@@ -44,9 +45,10 @@ struct tess_comm {
     const tess_comm_ops *ops;
     int rank;
     int world;
-    int first_world_rank; /* rank in the launch of this communicator's rank 0 */
-    tess_space space;     /* where views must lie */
-    tess_comm *host;      /* of the same ranks, for host memory; NULL: this one */
+    int first_world_rank;    /* rank in the launch of this communicator's rank 0 */
+    tess_space space;        /* where views must lie */
+    tess_comm *host;         /* of the same ranks, for host memory; NULL: this one */
+    const dist_nodes *nodes; /* of the launch; NULL: one process */
     char name[32];
     tess_stream *gather; /* owned by the concrete communicator */
     tess_stream *reduce;

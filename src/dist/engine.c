@@ -324,6 +324,7 @@ static void engine_free(engine *e)
     pthread_cond_destroy(&e->done_cond);
     pthread_cond_destroy(&e->work_cond);
     pthread_mutex_destroy(&e->lock);
+    dist_nodes_destroy(&e->nodes);
     tess_free(e->records);
     tess_free(e);
 }

@@ -140,6 +140,7 @@ struct engine {
     double created_s;
     double moved_s; /* last time anything moved */
     double blocked_s;
+    dist_nodes *nodes;   /* of the launch; NULL: one process */
     engine_alarm *alarm; /* see alarm_priv.h; NULL: none */
     atomic_int failed;   /* tess_status; not TESS_OK: only destroy is legal */
     char failure[ENGINE_FAILURE_NBYTES];

@@ -23,20 +23,12 @@ bool tess_comm_is_launched(void)
     return false;
 }
 
-int tess_comm_node_rank_numel(void)
+/* Ranks of this node as the launcher says: MPI does not run yet. */
+static int local_numel(void)
 {
     const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
     const long numel = local != NULL ? strtol(local, NULL, 10) : 1;
     return numel >= 1 && numel <= 1 << 20 ? (int)numel : 1;
-}
-
-int tess_comm_node_rank(void)
-{
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-    if (local == NULL)
-        local = getenv("SLURM_LOCALID");
-    const long rank = local != NULL ? strtol(local, NULL, 10) : 0;
-    return rank >= 0 && rank <= 1 << 20 ? (int)rank : 0;
 }
 
 static int cores_here(void)
@@ -63,7 +55,7 @@ void engine_mpi_prepare(tess_comm_thread thread)
 {
     undo_default_binding();
     const int threads = thread == TESS_COMM_THREAD_ON ? 2 : 1;
-    if (tess_comm_node_rank_numel() * threads > cores_here())
+    if (local_numel() * threads > cores_here())
         (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
     (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);

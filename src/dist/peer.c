@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "dist/alarm_priv.h"
+#include "dist/start_priv.h"
 
 enum { TREE_FANOUT = 32, CONTROL_NUMEL = 4096 };
 
@@ -442,6 +443,7 @@ static tess_status peer_create(const engine_queue_args *where, const MPI_Comm mp
     p->base.world = where->world;
     p->base.first_world_rank = where->first_world_rank;
     p->base.space = TESS_HOST;
+    p->base.nodes = e->nodes;
     snprintf(p->base.name, sizeof p->base.name, "%s", name);
     const tess_status st = peer_alloc(p, where, mpi);
     if (st != TESS_OK) {
@@ -468,82 +470,16 @@ tess_status tess_comm_create_self(tess_comm **out)
 
 /* ---- world over MPI ---- */
 
-static tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, bool *owns_mpi)
-{
-    int is_started = 0;
-    TESS_MPI(MPI_Initialized(&is_started));
-    int provided = MPI_THREAD_SINGLE;
-    if (is_started) {
-        TESS_MPI(MPI_Query_thread(&provided));
-    } else {
-        engine_mpi_prepare(thread);
-        TESS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided));
-        *owns_mpi = true;
-    }
-    TESS_CHECK(thread == TESS_COMM_THREAD_OFF || provided >= MPI_THREAD_SERIALIZED,
-               TESS_E_UNSUPPORTED,
-               "this MPI offers thread level %d, a communication thread needs %d; set "
-               "compute.comm_thread: off",
-               provided, MPI_THREAD_SERIALIZED);
-    TESS_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
-    return TESS_OK;
-}
-
-/* Waiting while there is no engine yet. */
-static tess_status finish_request(MPI_Request *req, double limit_s)
-{
-    const double until_s = engine_now_s() + limit_s;
-    int is_done = 0;
-    for (;;) {
-        TESS_MPI(MPI_Test(req, &is_done, MPI_STATUS_IGNORE));
-        if (is_done)
-            return TESS_OK;
-        TESS_CHECK(engine_now_s() < until_s, TESS_E_TIMEOUT,
-                   "starting the communicators: not all ranks came within %.0f s", limit_s);
-        const struct timespec nap = {0, 20000};
-        nanosleep(&nap, NULL);
-    }
-}
-
-static tess_status dup_world(MPI_Comm mpi[3], double limit_s)
-{
-    for (int i = 0; i < 3; i++) {
-        MPI_Request req = MPI_REQUEST_NULL;
-        TESS_MPI(MPI_Comm_idup(MPI_COMM_WORLD, &mpi[i], &req));
-        TESS_TRY(finish_request(&req, limit_s));
-        TESS_MPI(MPI_Comm_set_errhandler(mpi[i], MPI_ERRORS_RETURN));
-    }
-    return TESS_OK;
-}
-
-/* The verdict about creation cannot use the communicator that may not exist. */
-static tess_status agree_on_start(tess_status local, double limit_s)
-{
-    int rank = 0;
-    int world = 0;
-    TESS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
-    TESS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world));
-    const int mine = local == TESS_OK ? 0 : world - rank; /* the lowest failing rank wins */
-    int worst = 0;
-    MPI_Request req = MPI_REQUEST_NULL;
-    TESS_MPI(MPI_Iallreduce(&mine, &worst, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD, &req));
-    TESS_TRY(finish_request(&req, limit_s));
-    if (local != TESS_OK)
-        return local;
-    TESS_CHECK(worst == 0, TESS_E_COMM, "rank %d could not create its communicator", world - worst);
-    return TESS_OK;
-}
-
 static tess_status create_world(engine *e, tess_comm **out)
 {
     engine_queue_args where = {.first_world_rank = 0};
     MPI_Comm mpi[3] = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL};
-    TESS_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &where.rank));
-    TESS_MPI(MPI_Comm_size(MPI_COMM_WORLD, &where.world));
-    TESS_TRY(dup_world(mpi, e->deadlines.start_s));
+    TESS_TRY(start_worlds(e->deadlines.start_s, &e->nodes, mpi));
+    TESS_MPI(MPI_Comm_rank(mpi[0], &where.rank));
+    TESS_MPI(MPI_Comm_size(mpi[0], &where.world));
     tess_comm *comm = NULL;
     tess_status st = peer_create(&where, mpi, e, "mpi", &comm);
-    st = agree_on_start(st, e->deadlines.start_s);
+    st = start_agree(st, e->deadlines.start_s);
     if (st != TESS_OK) {
         if (comm != NULL) {
             peer_free(peer_of(comm));
@@ -563,7 +499,7 @@ tess_status tess_comm_create_mpi(int *argc, char ***argv, tess_comm_thread threa
     engine *e = NULL;
     const double limit_s =
         deadlines != NULL && deadlines->start_s > 0.0 ? deadlines->start_s : 600.0;
-    tess_status st = agree_on_start(engine_create(thread, deadlines, &e), limit_s);
+    tess_status st = start_agree(engine_create(thread, deadlines, &e), limit_s);
     if (st == TESS_OK) {
         e->owns_mpi = owns_mpi;
         st = create_world(e, out);

@@ -195,6 +195,7 @@ static tess_status wrap(tess_comm *inner, spy_list *list, bool owns, tess_comm *
     spy->base.world = inner->world;
     spy->base.first_world_rank = inner->first_world_rank;
     spy->base.space = inner->space;
+    spy->base.nodes = inner->host != NULL ? inner->host->nodes : inner->nodes;
     spy->base.gather = inner->gather;
     spy->base.reduce = inner->reduce;
     snprintf(spy->base.name, sizeof spy->base.name, "spy(%.24s)", inner->name);

@@ -130,7 +130,7 @@ typedef struct device_card {
 
 static tess_status take_device(tess_session *s, int visible_numel, device_card *card)
 {
-    const int idx = tess_comm_node_rank() % visible_numel;
+    const int idx = tess_comm_node_rank(s->world) % visible_numel;
     memset(card, 0, sizeof *card);
     card->visible_numel = visible_numel;
     card->idx = idx;

@@ -87,7 +87,9 @@ static tess_status choose_kernels(tess_session *s)
 
 tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes)
 {
-    int64_t least = -(int64_t)(tess_memory_free_nbytes() / (size_t)tess_comm_node_rank_numel());
+    const int node = tess_comm_node_of(s->world, tess_comm_rank(s->world));
+    int64_t least =
+        -(int64_t)(tess_memory_free_nbytes() / (size_t)tess_comm_node_rank_numel(s->world, node));
     if (s->device != NULL) {
         size_t nbytes = 0;
         TESS_TRY(session_agree(s, session_device_limit(s, &nbytes)));
@@ -100,10 +102,27 @@ tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes)
     return TESS_OK;
 }
 
+/* The map of nodes is the same on all ranks, and so is the verdict. */
+static tess_status check_nodes(const tess_session *s)
+{
+    const int least = tess_comm_node_rank_numel(s->world, 0);
+    for (int n = 1; n < tess_comm_node_numel(s->world); n++) {
+        const int numel = tess_comm_node_rank_numel(s->world, n);
+        TESS_CHECK(
+            numel == least || s->run->shard.gather_group != TESS_RUN_GROUP_NODE, TESS_E_CONFIG,
+            "shard.gather_group: node needs as many ranks on every node, and node %d has %d, "
+            "node 0 has %d; start with mpirun --map-by ppr:N:node or srun "
+            "--ntasks-per-node=N, or set shard.gather_group to a number that divides both",
+            n, numel, least);
+    }
+    return TESS_OK;
+}
+
 static tess_status make_description(tess_session *s)
 {
+    TESS_TRY(check_nodes(s));
     tess_launch_shape launch = {.world = tess_comm_world(s->world),
-                                .node_rank_numel = tess_comm_node_rank_numel(),
+                                .node_rank_numel = tess_comm_node_rank_numel(s->world, 0),
                                 .kernel_path = s->kernel_path,
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),

@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# Source me: several simulated hosts on this machine. A host is a set of namespaces (network, host
+# name, IPC, mounts) with an interface of its own on a bridge and its own /dev/shm; what runs on it
+# is known by its network namespace.
+#
+#   hosts_enter "$@"        first: run the calling script again in namespaces of its own, so that
+#                           nothing it makes can outlive it or meet another run; exits 77 and says
+#                           why where that is not allowed
+#   hosts_up N              make hosts 1..N, 10.77.0.i, on one bridge
+#   hosts_on I COMMAND...   run a command on a host, in the present folder
+#   hosts_mpirun SLOTS...   "2 2": start mpirun on host 1 with two ranks on each of hosts 1 and 2; what
+#                           follows -- are its arguments. `hosts_first=3` starts at host 3
+#   hosts_shape I RATE      limit what host I sends (tc tbf), e.g. 200mbit; "none" lifts it
+#   hosts_link I up|down    pull the cable of host I, or put it back
+#   hosts_bytes I           bytes that host I has sent and received on its interface
+#   hosts_crash I           end all its processes; peers see their connections closed
+#   hosts_power_off I       pull the cable, then end all: peers see nothing at all
+#
+# There is no netem in many kernels (hosts_has_delay says so): links have a rate, no latency of
+# their own.
+hosts_net=10.77.0
+hosts_first=1
+hosts_user=()
+[ "$(id -u)" = 0 ] || hosts_user=(--user --map-root-user)
+
+hosts_skip() {
+    echo "skipped: simulated hosts need $1"
+    exit 77
+}
+
+hosts_enter() {
+    [ -z "${TESS_HOSTS_INSIDE:-}" ] || return 0
+    local tool
+    for tool in unshare nsenter ip mpirun; do
+        command -v "$tool" > /dev/null || hosts_skip "$tool"
+    done
+    local inside=(unshare "${hosts_user[@]}" --mount --net --uts --ipc --pid --fork --kill-child
+        --mount-proc)
+    "${inside[@]}" true 2> /dev/null || hosts_skip "the right to make namespaces"
+    "${inside[@]}" bash -c 'ip link add name hosts type bridge && ip link add name cable type veth' \
+        2> /dev/null || hosts_skip "bridges and veth pairs in the kernel"
+    TESS_HOSTS_INSIDE=1 exec "${inside[@]}" bash "$0" "$@"
+}
+
+hosts_numel=0
+hosts_keeper=() # process of each host that keeps its namespaces
+
+hosts_up() {
+    local i
+    hosts_work="$(mktemp -d "${TMPDIR:-/tmp}/tessera-hosts-XXXXXX")"
+    ip link set lo up
+    ip link add name hosts type bridge
+    ip link set hosts up
+    for ((i = 1; i <= $1; i++)); do
+        hosts_make "$i"
+    done
+    hosts_numel=$1
+    cat > "$hosts_work/agent" << 'AGENT'
+#!/usr/bin/env bash
+# In the place of ssh: HOST COMMAND...
+keeper=$(cat "$(dirname "$0")/keeper.${1##*.}")
+shift
+exec nsenter --target "$keeper" --net --uts --ipc --mount --wd="$PWD" bash -c "$*"
+AGENT
+    chmod +x "$hosts_work/agent"
+}
+
+hosts_make() {
+    local i=$1
+    unshare --mount --net --uts --ipc bash -c '
+        mount -t tmpfs tessera /dev/shm && hostname "host$1" && ip link set lo up && : > "$2" &&
+            exec sleep infinity' - "$i" "$hosts_work/ready.$i" > /dev/null 2>&1 &
+    hosts_keeper[i]=$!
+    until [ -e "$hosts_work/ready.$i" ]; do
+        kill -0 "${hosts_keeper[i]}" 2> /dev/null || hosts_skip "a host of their own"
+        sleep 0.01
+    done
+    echo "${hosts_keeper[i]}" > "$hosts_work/keeper.$i"
+    ip link add name "cable$i" type veth peer name eth0 netns "${hosts_keeper[i]}"
+    ip link set "cable$i" master hosts up
+    hosts_on "$i" ip address add "$hosts_net.$i/24" dev eth0
+    hosts_on "$i" ip link set eth0 up
+}
+
+hosts_on() {
+    local i=$1
+    shift
+    nsenter --target "${hosts_keeper[i]}" --net --uts --ipc --mount --wd="$PWD" "$@"
+}
+
+# Arguments of mpirun that make it reach the hosts; --host comes from SLOTS.
+hosts_mpirun() {
+    local list='' total=0 i=$hosts_first
+    while [ "$1" != -- ]; do
+        [ "$1" = 0 ] || list="$list${list:+,}$hosts_net.$i:$1"
+        total=$((total + $1))
+        i=$((i + 1))
+        shift
+    done
+    shift
+    hosts_on "$hosts_first" mpirun --host "$list" -n "$total" \
+        --mca plm rsh --mca plm_rsh_agent "$hosts_work/agent" --mca plm_rsh_no_tree_spawn 1 \
+        --mca orte_keep_fqdn_hostnames 1 --mca pml ob1 --mca btl tcp,vader,self \
+        --mca btl_tcp_if_include "$hosts_net.0/24" --mca oob_tcp_if_include "$hosts_net.0/24" "$@"
+}
+
+hosts_shape() {
+    hosts_on "$1" tc qdisc del dev eth0 root 2> /dev/null
+    [ "$2" = none ] && return 0
+    hosts_on "$1" tc qdisc add dev eth0 root tbf rate "$2" burst 256kb latency 50ms 2> /dev/null
+}
+hosts_has_delay() {
+    hosts_on "$1" tc qdisc add dev lo root netem delay 1ms 2> /dev/null &&
+        hosts_on "$1" tc qdisc del dev lo root
+}
+
+hosts_link() { ip link set "cable$1" "$2"; }
+
+hosts_bytes() {
+    sed -n 's/^ *eth0: *//p' "/proc/${hosts_keeper[$1]}/net/dev" | awk '{print $9, $1}'
+}
+
+# Processes of host I but for the keeper of its namespaces.
+hosts_pids() {
+    local p mine
+    mine=$(readlink "/proc/${hosts_keeper[$1]}/ns/net")
+    for p in /proc/[0-9]*; do
+        [ "$(readlink "$p/ns/net" 2> /dev/null)" != "$mine" ] || echo "${p#/proc/}"
+    done | grep -vx "${hosts_keeper[$1]}"
+}
+
+hosts_crash() {
+    local pids
+    while pids=$(hosts_pids "$1") && [ -n "$pids" ]; do
+        # shellcheck disable=SC2086 # a list
+        kill -KILL $pids 2> /dev/null
+    done
+}
+hosts_power_off() {
+    hosts_link "$1" down
+    hosts_crash "$1"
+}
