@@ -452,9 +452,12 @@ static void count_gathers(tess_plan *plan, const tess_registry *reg, const tess_
         if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
             plan->gather_nbytes_per_step +=
                 turn_numel * (double)u->frozen_shard_nbytes * (group - 1);
-        if (op->kind == TESS_SCHED_GATHER && plan->options.is_full)
-            plan->gather_nbytes_per_step +=
+        if (op->kind == TESS_SCHED_GATHER && plan->options.is_full) {
+            const double nbytes =
                 turn_numel * slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
+            plan->gather_nbytes_per_step += nbytes;
+            plan->gather_slab_nbytes_per_step += nbytes;
+        }
     }
 }
 

@@ -56,6 +56,7 @@ typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 typedef struct tess_plan_options {
     int world;
     int gather_group_numel;    /* 0: the smallest that fits */
+    int node_rank_numel;       /* ranks on each node, consecutive; 0: not the same everywhere */
     tess_choice reshard;       /* reshard after forward */
     tess_choice checkpointing; /* activation checkpointing */
     int prefetch;
@@ -166,11 +167,12 @@ typedef struct tess_plan {
     tess_reduction reduction; /* the chosen one; a library reduction of one round is "once" */
     tess_reduction_cost reduction_cost[TESS_REDUCTION_NUMEL];
     int grad_buffer_numel;
-    int64_t gather_numel_per_step; /* gathers of units in one step of an active rank */
-    double gather_nbytes_per_step; /* bytes received per rank and step in gathers of units */
-    double grad_nbytes_per_step;   /* bytes that rank 0 sends per step for gradients */
-    double slab_nbytes_per_step;   /* bytes received per rank and step for kept slabs */
-    double ahead_nbytes_per_step;  /* the same for sums ahead of a step; their gathers are above */
+    int64_t gather_numel_per_step;      /* gathers of units in one step of an active rank */
+    double gather_nbytes_per_step;      /* bytes received per rank and step in gathers of units */
+    double gather_slab_nbytes_per_step; /* of them trainable slabs, which come from all ranks */
+    double grad_nbytes_per_step;        /* bytes that rank 0 sends per step for gradients */
+    double slab_nbytes_per_step;        /* bytes received per rank and step for kept slabs */
+    double ahead_nbytes_per_step; /* the same for sums ahead of a step; their gathers are above */
     /* WORK arena */
     size_t shared_saved_offset_nbytes, work_offset_nbytes, d_offset_nbytes[2];
     size_t work_nbytes, d_nbytes;

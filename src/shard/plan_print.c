@@ -5,7 +5,7 @@
 #include "core/arith.h"
 #include "core/digest.h"
 #include "core/memory.h"
-#include "shard/plan.h"
+#include "shard/plan_links.h"
 
 /* ---- JSON ---- */
 
@@ -75,7 +75,15 @@ static tess_status json_base(const tess_plan *plan, const tess_registry *reg, te
     return st;
 }
 
-static tess_status json_wire(const tess_wire *w, tess_json *list)
+/* Frozen strings travel in groups, everything else among all ranks. */
+static const char *link_of(const tess_plan *plan, const tess_wire *w)
+{
+    const bool is_frozen = w->wire == TESS_U8_OPAQUE;
+    return tess_plan_link_name(plan, is_frozen && !plan->options.is_full ? TESS_TRAFFIC_GATHER
+                                                                         : TESS_TRAFFIC_GRADIENT);
+}
+
+static tess_status json_wire(const tess_plan *plan, const tess_wire *w, tess_json *list)
 {
     tess_json *v = NULL;
     TESS_TRY(tess_json_add_object(list, NULL, &v));
@@ -86,6 +94,8 @@ static tess_status json_wire(const tess_wire *w, tess_json *list)
     TESS_TRY(tess_json_add_string(v, "accumulate", tess_dtype_name(w->accumulate)));
     TESS_TRY(tess_json_add_i64(v, "elements_per_rank", w->numel_per_rank));
     TESS_TRY(tess_json_add_i64(v, "elements", w->numel_total));
+    if (plan->options.node_rank_numel > 0)
+        TESS_TRY(tess_json_add_string(v, "link", link_of(plan, w)));
     return tess_json_add_string(v, "decided_by", w->config_key);
 }
 
@@ -118,6 +128,28 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
     return TESS_OK;
 }
 
+/* Payload of a step by link: of rank 0, and of all ranks of its node together. */
+static tess_status json_links(const tess_plan *plan, tess_json *step)
+{
+    static const char *const key[TESS_TRAFFIC_NUMEL] = {"unit_gathers", "gradients",
+                                                        "trainable_copies"};
+    tess_json *v = NULL, *kind = NULL;
+    double sent = 0, received = 0;
+    TESS_TRY(tess_json_add_object(step, "links", &v));
+    TESS_TRY(tess_json_add_i64(v, "nodes", tess_plan_node_numel(plan)));
+    TESS_TRY(tess_json_add_i64(v, "ranks_per_node", plan->options.node_rank_numel));
+    for (int i = 0; i < TESS_TRAFFIC_NUMEL; i++) {
+        const tess_link_nbytes b = tess_plan_rank_sends(plan, (tess_traffic)i, 0);
+        TESS_TRY(tess_json_add_object(v, key[i], &kind));
+        TESS_TRY(tess_json_add_string(kind, "link", tess_plan_link_name(plan, (tess_traffic)i)));
+        TESS_TRY(tess_json_add_i64(kind, "sent_inside_bytes", (int64_t)b.inside));
+        TESS_TRY(tess_json_add_i64(kind, "sent_across_bytes", (int64_t)b.across));
+    }
+    tess_plan_node_traffic(plan, 0, &sent, &received);
+    TESS_TRY(tess_json_add_i64(v, "node_sent_bytes", (int64_t)sent));
+    return tess_json_add_i64(v, "node_received_bytes", (int64_t)received);
+}
+
 static tess_status json_traffic(const tess_plan *plan, tess_json *root)
 {
     tess_json *v = NULL;
@@ -126,7 +158,8 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "gather_bytes_received", (int64_t)plan->gather_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step));
-    return tess_json_add_i64(v, "sum_bytes_received", (int64_t)plan->ahead_nbytes_per_step);
+    TESS_TRY(tess_json_add_i64(v, "sum_bytes_received", (int64_t)plan->ahead_nbytes_per_step));
+    return plan->options.node_rank_numel > 0 ? json_links(plan, v) : TESS_OK;
 }
 
 static tess_status json_reductions(const tess_plan *plan, tess_json *root)
@@ -155,7 +188,7 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
     TESS_TRY(json_base(plan, reg, root));
     TESS_TRY(tess_json_add_array(root, "contracts", &list));
     for (int i = 0; i < plan->wire_numel; i++)
-        TESS_TRY(json_wire(&plan->wire[i], list));
+        TESS_TRY(json_wire(plan, &plan->wire[i], list));
     TESS_TRY(json_memory(plan, root));
     TESS_TRY(json_reductions(plan, root));
     return json_traffic(plan, root);
@@ -379,6 +412,29 @@ static tess_status say_memory(text_buffer *t, const tess_plan *plan)
                   "kernels; a run says which and why\n");
 }
 
+static tess_status say_links(text_buffer *t, const tess_plan *plan)
+{
+    double sent = 0, received = 0;
+    char a[24], b[24];
+    const int node_numel = tess_plan_node_numel(plan);
+    if (node_numel == 0)
+        return TESS_OK;
+    TESS_TRY(say(t, "links (%d node%s of %d rank%s): sent by rank 0 in a step\n  %-34s %14s %14s\n",
+                 node_numel, node_numel == 1 ? "" : "s", plan->options.node_rank_numel,
+                 plan->options.node_rank_numel == 1 ? "" : "s", "", "inside a node",
+                 "across nodes"));
+    for (int i = 0; i < TESS_TRAFFIC_NUMEL; i++) {
+        const tess_link_nbytes link = tess_plan_rank_sends(plan, (tess_traffic)i, 0);
+        size_text(link.inside, a);
+        size_text(link.across, b);
+        TESS_TRY(say(t, "  %-34s %14s %14s\n", tess_traffic_name((tess_traffic)i), a, b));
+    }
+    tess_plan_node_traffic(plan, 0, &sent, &received);
+    size_text(sent, a);
+    size_text(received, b);
+    return say(t, "  node 0 sends %s to other nodes and receives %s\n", a, b);
+}
+
 /* What the optimizer keeps, in bytes over all parameters of a rank. */
 static tess_status say_state(text_buffer *t, const tess_plan *plan)
 {
@@ -419,6 +475,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
     TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));
     if (plan->options.ahead_sum_numel > 0)
         TESS_TRY(say_size(t, "sums before a step received", plan->ahead_nbytes_per_step));
+    TESS_TRY(say_links(t, plan));
     return say_reductions(t, plan);
 }
 

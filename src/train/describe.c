@@ -498,6 +498,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
     tess_plan_options o = {
         .world = launch->world,
         .gather_group_numel = group_of(d, launch),
+        .node_rank_numel = launch->node_rank_numel,
         .reshard = choice_of(run->shard.reshard_after_forward),
         .checkpointing = choice_of(run->compute.activation_checkpointing),
         .prefetch = (int)run->shard.prefetch,

@@ -25,7 +25,7 @@ enum { TESS_OUTSIDE_NBYTES = 64 << 20, TESS_DATA_NBYTES = 40 << 20 };
 /** What the launch is and was asked for, as far as a plan depends on it. */
 typedef struct tess_launch_shape {
     int world;
-    int node_rank_numel;         /* ranks on a node, for gather_group: node */
+    int node_rank_numel;         /* ranks on each node; 0: not the same everywhere */
     size_t memory_limit_nbytes;  /* of a rank; 0: none */
     const char *kernel_path;     /* "cpu/avx512_bf16" */
     bool is_device;              /* kernels use memory of a device, not the host's */

@@ -102,27 +102,31 @@ tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes)
     return TESS_OK;
 }
 
-/* The map of nodes is the same on all ranks, and so is the verdict. */
-static tess_status check_nodes(const tess_session *s)
+/* Ranks on each node, 0 where they differ. The map is the same on all ranks, and so the verdict. */
+static tess_status count_node_ranks(const tess_session *s, int *out)
 {
-    const int least = tess_comm_node_rank_numel(s->world, 0);
+    const int first = tess_comm_node_rank_numel(s->world, 0);
+    *out = first;
     for (int n = 1; n < tess_comm_node_numel(s->world); n++) {
         const int numel = tess_comm_node_rank_numel(s->world, n);
         TESS_CHECK(
-            numel == least || s->run->shard.gather_group != TESS_RUN_GROUP_NODE, TESS_E_CONFIG,
+            numel == first || s->run->shard.gather_group != TESS_RUN_GROUP_NODE, TESS_E_CONFIG,
             "shard.gather_group: node needs as many ranks on every node, and node %d has %d, "
             "node 0 has %d; start with mpirun --map-by ppr:N:node or srun "
             "--ntasks-per-node=N, or set shard.gather_group to a number that divides both",
-            n, numel, least);
+            n, numel, first);
+        if (numel != first)
+            *out = 0;
     }
     return TESS_OK;
 }
 
 static tess_status make_description(tess_session *s)
 {
-    TESS_TRY(check_nodes(s));
+    int node_rank_numel = 0;
+    TESS_TRY(count_node_ranks(s, &node_rank_numel));
     tess_launch_shape launch = {.world = tess_comm_world(s->world),
-                                .node_rank_numel = tess_comm_node_rank_numel(s->world, 0),
+                                .node_rank_numel = node_rank_numel,
                                 .kernel_path = s->kernel_path,
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),

@@ -6,10 +6,11 @@
 #   hosts_enter "$@"        first: run the calling script again in namespaces of its own, so that
 #                           nothing it makes can outlive it or meet another run; exits 77 and says
 #                           why where that is not allowed
-#   hosts_up N              make hosts 1..N, 10.77.0.i, on one bridge
+#   hosts_up N FOLDER       make hosts 1..N, 10.77.0.i, on one bridge; FOLDER is for files of theirs,
+#                           outside /dev/shm
 #   hosts_on I COMMAND...   run a command on a host, in the present folder
-#   hosts_mpirun SLOTS...   "2 2": start mpirun on host 1 with two ranks on each of hosts 1 and 2; what
-#                           follows -- are its arguments. `hosts_first=3` starts at host 3
+#   hosts_file SLOTS...     print a host file, "2 2": two ranks on each of hosts 1 and 2;
+#                           `hosts_first=3` begins with host 3
 #   hosts_shape I RATE      limit what host I sends (tc tbf), e.g. 200mbit; "none" lifts it
 #   hosts_link I up|down    pull the cable of host I, or put it back
 #   hosts_bytes I           bytes that host I has sent and received on its interface
@@ -47,7 +48,8 @@ hosts_keeper=() # process of each host that keeps its namespaces
 
 hosts_up() {
     local i
-    hosts_work="$(mktemp -d "${TMPDIR:-/tmp}/tessera-hosts-XXXXXX")"
+    hosts_work="$2"
+    mkdir -p "$hosts_work"
     ip link set lo up
     ip link add name hosts type bridge
     ip link set hosts up
@@ -63,6 +65,7 @@ shift
 exec nsenter --target "$keeper" --net --uts --ipc --mount --wd="$PWD" bash -c "$*"
 AGENT
     chmod +x "$hosts_work/agent"
+    hosts_environment
 }
 
 hosts_make() {
@@ -88,20 +91,19 @@ hosts_on() {
     nsenter --target "${hosts_keeper[i]}" --net --uts --ipc --mount --wd="$PWD" "$@"
 }
 
-# Arguments of mpirun that make it reach the hosts; --host comes from SLOTS.
-hosts_mpirun() {
-    local list='' total=0 i=$hosts_first
-    while [ "$1" != -- ]; do
-        [ "$1" = 0 ] || list="$list${list:+,}$hosts_net.$i:$1"
-        total=$((total + $1))
+# What makes mpirun on a host reach the others.
+hosts_environment() {
+    export OMPI_MCA_plm=rsh OMPI_MCA_plm_rsh_agent="$hosts_work/agent" OMPI_MCA_plm_rsh_no_tree_spawn=1
+    export OMPI_MCA_orte_keep_fqdn_hostnames=1 OMPI_MCA_pml=ob1 OMPI_MCA_btl=tcp,vader,self
+    export OMPI_MCA_btl_tcp_if_include="$hosts_net.0/24" OMPI_MCA_oob_tcp_if_include="$hosts_net.0/24"
+}
+
+hosts_file() {
+    local i=$hosts_first numel
+    for numel in "$@"; do
+        [ "$numel" = 0 ] || echo "$hosts_net.$i slots=$numel"
         i=$((i + 1))
-        shift
     done
-    shift
-    hosts_on "$hosts_first" mpirun --host "$list" -n "$total" \
-        --mca plm rsh --mca plm_rsh_agent "$hosts_work/agent" --mca plm_rsh_no_tree_spawn 1 \
-        --mca orte_keep_fqdn_hostnames 1 --mca pml ob1 --mca btl tcp,vader,self \
-        --mca btl_tcp_if_include "$hosts_net.0/24" --mca oob_tcp_if_include "$hosts_net.0/24" "$@"
 }
 
 hosts_shape() {

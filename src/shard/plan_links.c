@@ -1,0 +1,161 @@
+#include "shard/plan_links.h"
+
+const char *tess_traffic_name(tess_traffic traffic)
+{
+    static const char *const name[TESS_TRAFFIC_NUMEL] = {"unit gathers", "gradients",
+                                                         "trainable copies"};
+    return name[traffic];
+}
+
+int tess_plan_node_numel(const tess_plan *plan)
+{
+    const tess_plan_options *o = &plan->options;
+    return o->node_rank_numel > 0 ? (o->world + o->node_rank_numel - 1) / o->node_rank_numel : 0;
+}
+
+/* Consecutive ranks [lo, hi). */
+typedef struct span {
+    int lo, hi;
+} span;
+
+static span node_span(const tess_plan *plan, int node)
+{
+    const tess_plan_options *o = &plan->options;
+    const int lo = node * o->node_rank_numel;
+    return (span){lo, TESS_MIN(lo + o->node_rank_numel, o->world)};
+}
+
+static span node_of(const tess_plan *plan, int rank)
+{
+    return node_span(plan, rank / plan->options.node_rank_numel);
+}
+
+static span group_of(const tess_plan *plan, int rank)
+{
+    const int numel = plan->options.gather_group_numel;
+    const int lo = rank / numel * numel;
+    return (span){lo, lo + numel};
+}
+
+static int overlap(span a, span b)
+{
+    return TESS_MAX(TESS_MIN(a.hi, b.hi) - TESS_MAX(a.lo, b.lo), 0);
+}
+
+/* Every member gets the same from `rank`, `each` bytes. */
+static tess_link_nbytes to_members(span members, span node, double each)
+{
+    const int here = overlap(members, node);
+    return (tess_link_nbytes){each * (here - 1), each * (members.hi - members.lo - here)};
+}
+
+static tess_link_nbytes add(tess_link_nbytes a, tess_link_nbytes b)
+{
+    return (tess_link_nbytes){a.inside + b.inside, a.across + b.across};
+}
+
+static span all_of(const tess_plan *plan) { return (span){0, plan->options.world}; }
+
+/* Bytes per receiver; nothing is received where nobody else is. */
+static double each_of(double nbytes, int member_numel)
+{
+    return member_numel > 1 ? nbytes / (member_numel - 1) : 0.0;
+}
+
+static tess_link_nbytes gather_sends(const tess_plan *plan, int rank)
+{
+    const span node = node_of(plan, rank);
+    const double slab = plan->gather_slab_nbytes_per_step;
+    const double frozen = plan->gather_nbytes_per_step - slab;
+    const tess_link_nbytes units =
+        to_members(group_of(plan, rank), node, each_of(frozen, plan->options.gather_group_numel));
+    return add(units, to_members(all_of(plan), node, each_of(slab, plan->options.world)));
+}
+
+/* Elements of all slabs that ranks [lo, hi) own. */
+static double owned_numel(const tess_plan *plan, span ranks)
+{
+    double numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        for (int r = ranks.lo; r < ranks.hi; r++) {
+            int64_t lo = 0, hi = 0;
+            tess_plan_owned(plan, i, r, &lo, &hi);
+            numel += (double)(hi - lo);
+        }
+    return numel;
+}
+
+static double slab_numel(const tess_plan *plan)
+{
+    double numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        numel += (double)plan->unit[i].slab_numel;
+    return numel;
+}
+
+static tess_link_nbytes gradient_sends(const tess_plan *plan, int rank)
+{
+    const span node = node_of(plan, rank);
+    if (plan->options.is_library) /* whole padded rows to everybody */
+        return to_members(all_of(plan), node,
+                          each_of(plan->grad_nbytes_per_step, plan->options.world));
+    const double nbytes = (double)sizeof(float) * tess_plan_active_rounds(plan, rank);
+    const double here = owned_numel(plan, node);
+    const double own = owned_numel(plan, (span){rank, rank + 1});
+    return (tess_link_nbytes){nbytes * (here - own), nbytes * (slab_numel(plan) - here)};
+}
+
+tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffic, int rank)
+{
+    switch (traffic) {
+    case TESS_TRAFFIC_GATHER:
+        return gather_sends(plan, rank);
+    case TESS_TRAFFIC_GRADIENT:
+        return gradient_sends(plan, rank);
+    case TESS_TRAFFIC_TRAINABLE:
+        return to_members(all_of(plan), node_of(plan, rank),
+                          each_of(plan->slab_nbytes_per_step, plan->options.world));
+    case TESS_TRAFFIC_NUMEL:
+        break;
+    }
+    return (tess_link_nbytes){0};
+}
+
+/* Gradients that other nodes send to owners on this one. */
+static double gradients_received(const tess_plan *plan, span node)
+{
+    double rounds = 0;
+    for (int r = 0; r < plan->options.world; r++)
+        if (r < node.lo || r >= node.hi)
+            rounds += tess_plan_active_rounds(plan, r);
+    return rounds * (double)sizeof(float) * owned_numel(plan, node);
+}
+
+void tess_plan_node_traffic(const tess_plan *plan, int node, double *sent_nbytes,
+                            double *received_nbytes)
+{
+    const span ranks = node_span(plan, node);
+    *sent_nbytes = *received_nbytes = 0;
+    for (int kind = 0; kind < TESS_TRAFFIC_NUMEL; kind++)
+        for (int r = ranks.lo; r < ranks.hi; r++) {
+            const double across = tess_plan_rank_sends(plan, (tess_traffic)kind, r).across;
+            *sent_nbytes += across;
+            /* shards are equal, so gathers and library reductions bring what they take */
+            if (kind != TESS_TRAFFIC_GRADIENT || plan->options.is_library)
+                *received_nbytes += across;
+        }
+    if (!plan->options.is_library)
+        *received_nbytes += gradients_received(plan, ranks);
+}
+
+const char *tess_plan_link_name(const tess_plan *plan, tess_traffic traffic)
+{
+    const tess_plan_options *o = &plan->options;
+    const bool is_grouped = traffic == TESS_TRAFFIC_GATHER && !o->is_full;
+    const int members = is_grouped ? o->gather_group_numel : o->world;
+    if (members == 1)
+        return "one rank";
+    /* a group that divides the node never lies on two */
+    const bool is_inside = members <= o->node_rank_numel && o->node_rank_numel % members == 0;
+    return is_inside ? "node" : "network";
+}

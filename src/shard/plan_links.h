@@ -1,0 +1,38 @@
+/**
+ * Which links the traffic of a plan takes: inside a node, or across nodes.
+ *
+ * Nodes are runs of `options.node_rank_numel` consecutive ranks (dist/comm.h numbers ranks so). All
+ * functions are Local and pure.
+ */
+#pragma once
+
+#include "shard/plan.h"
+
+TESS_BEGIN_DECLS
+
+typedef enum tess_traffic {
+    TESS_TRAFFIC_GATHER,    /* units in their groups; in full mode their slabs over the world */
+    TESS_TRAFFIC_GRADIENT,  /* of micro-batches, to their owners */
+    TESS_TRAFFIC_TRAINABLE, /* copies of trainable slabs, once a step */
+    TESS_TRAFFIC_NUMEL
+} tess_traffic;
+
+/** "unit gathers", "gradients", "trainable copies". */
+const char *tess_traffic_name(tess_traffic traffic);
+
+/** Payload of a step in bytes, by whether sender and receiver share a node. */
+typedef struct tess_link_nbytes {
+    double inside, across;
+} tess_link_nbytes;
+
+/** Nodes of the plan; 0 where they have different numbers of ranks. */
+int tess_plan_node_numel(const tess_plan *plan);
+/** What `rank` sends in a step. Needs equal nodes. */
+tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffic, int rank);
+/** What all ranks of `node` send to and receive from other nodes in a step. Needs equal nodes. */
+void tess_plan_node_traffic(const tess_plan *plan, int node, double *sent_nbytes,
+                            double *received_nbytes);
+/** "one rank", "node" or "network": the widest link of a collective of that kind. */
+const char *tess_plan_link_name(const tess_plan *plan, tess_traffic traffic);
+
+TESS_END_DECLS
