@@ -9,6 +9,7 @@ TESS_BEGIN_DECLS
 #define TESS_COMMAND_LIST(X)                                                                       \
     X(train, "train or resume a run")                                                              \
     X(plan, "print what a run allocates and sends, without running it")                            \
+    X(check, "look at the ranks, devices and links of a launch before a run")                      \
     X(eval, "loss of a model or checkpoint on held-out text")                                      \
     X(sample, "continue a prompt")                                                                 \
     X(tokenize, "turn text into a token file")                                                     \

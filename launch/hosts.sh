@@ -60,7 +60,9 @@ hosts_up() {
     cat > "$hosts_work/agent" << 'AGENT'
 #!/usr/bin/env bash
 # In the place of ssh: HOST COMMAND...
-keeper=$(cat "$(dirname "$0")/keeper.${1##*.}")
+work=$(dirname "$0")
+[ -e "$work/down.${1##*.}" ] && exit 255 # no cable
+keeper=$(cat "$work/keeper.${1##*.}")
 shift
 exec nsenter --target "$keeper" --net --uts --ipc --mount --wd="$PWD" bash -c "$*"
 AGENT
@@ -116,7 +118,10 @@ hosts_has_delay() {
         hosts_on "$1" tc qdisc del dev lo root
 }
 
-hosts_link() { ip link set "cable$1" "$2"; }
+hosts_link() {
+    ip link set "cable$1" "$2"
+    if [ "$2" = down ]; then : > "$hosts_work/down.$1"; else rm -f "$hosts_work/down.$1"; fi
+}
 
 hosts_bytes() {
     sed -n 's/^ *eth0: *//p' "/proc/${hosts_keeper[$1]}/net/dev" | awk '{print $9, $1}'

@@ -79,12 +79,47 @@ static tess_comm_thread thread_of(tess_io *io, const tess_session_options *o)
     return thread;
 }
 
-static tess_status open_comm(tess_io *io, const tess_session_options *o, tess_comm **comm)
+static tess_status open_comm(tess_comm_thread thread, tess_ctx *ctx, tess_comm **comm)
 {
     const tess_deadlines deadlines = {.start_s = deadline_s(), .collective_s = deadline_s()};
     if (!tess_comm_is_launched())
         return tess_comm_create_self(comm);
-    return tess_comm_create_mpi(NULL, NULL, thread_of(io, o), &deadlines, comm);
+    TESS_TRY(tess_comm_create_mpi(NULL, NULL, thread, &deadlines, comm));
+    ctx->log.rank = tess_comm_rank(*comm); /* ranks are numbered by node */
+    return TESS_OK;
+}
+
+/* A failure that peers cannot know of ends all of them. */
+static void end_if_lost(const tess_common_options *common, tess_comm *comm, tess_status st,
+                        bool is_broken)
+{
+    if (st == TESS_OK || (!tess_status_is_fatal(st) && !is_broken))
+        return;
+    tess_launch_report(common, st, true);
+    if (comm != NULL)
+        tess_comm_abort(comm, tess_status_exit_code(st));
+    _Exit(tess_status_exit_code(st));
+}
+
+static void close_comm(const tess_common_options *common, tess_status st, tess_comm **comm)
+{
+    if (*comm != NULL) /* before the others can leave: mpirun ends the job at the first exit */
+        tess_launch_report(common, st, false);
+    tess_comm_destroy(comm);
+}
+
+tess_status tess_launch_ranks(const tess_common_options *common, tess_ranks_body body, void *arg)
+{
+    tess_ctx ctx = {0};
+    tess_comm *comm = NULL;
+    TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
+    tess_status st = open_comm(TESS_COMM_THREAD_OFF, &ctx, &comm);
+    if (st == TESS_OK)
+        st = body(&ctx, comm, arg);
+    end_if_lost(common, comm, st, false);
+    close_comm(common, st, &comm);
+    tess_launch_close(&ctx);
+    return st;
 }
 
 tess_status tess_launch_job(const tess_common_options *common, const tess_session_options *options,
@@ -101,23 +136,14 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     o.columns = terminal_columns();
     listen_for_signals();
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
-    tess_status st = open_comm(ctx.io, &o, &comm);
-    if (st == TESS_OK) {
-        ctx.log.rank = tess_comm_rank(comm); /* ranks are numbered by node */
+    tess_status st = open_comm(thread_of(ctx.io, &o), &ctx, &comm);
+    if (st == TESS_OK)
         st = tess_session_open(&ctx, comm, &o, &session);
-    }
     if (st == TESS_OK)
         st = body(session, comm, arg);
-    if (st != TESS_OK && (tess_status_is_fatal(st) || tess_session_is_broken(session))) {
-        tess_launch_report(common, st, true);
-        if (comm != NULL)
-            tess_comm_abort(comm, tess_status_exit_code(st));
-        _Exit(tess_status_exit_code(st));
-    }
+    end_if_lost(common, comm, st, tess_session_is_broken(session));
     tess_session_close(&session);
-    if (comm != NULL) /* before the others can leave: mpirun ends the job at the first exit */
-        tess_launch_report(common, st, false);
-    tess_comm_destroy(&comm);
+    close_comm(common, st, &comm);
     tess_launch_close(&ctx);
     return st;
 }

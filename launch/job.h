@@ -10,6 +10,13 @@ TESS_BEGIN_DECLS
 /** The work itself; `arg` is the command's own. Called on every rank. */
 typedef tess_status (*tess_job_body)(tess_session *session, tess_comm *comm, void *arg);
 
+/** Work of all ranks that needs no run. */
+typedef tess_status (*tess_ranks_body)(const tess_ctx *ctx, tess_comm *comm, void *arg);
+
+/** Run `body` on all ranks of the launch and end cleanly. Collective; failures as in
+ * tess_launch_job(). */
+TESS_MUST_CHECK tess_status tess_launch_ranks(const tess_common_options *common,
+                                              tess_ranks_body body, void *arg);
 /**
  * Open a session on all ranks of the launch (one rank without mpirun), run `body`, close.
  *

@@ -40,6 +40,13 @@ typedef struct tess_plan_command {
     bool is_json;
 } tess_plan_command;
 
+typedef struct tess_check_options {
+    tess_common_options common;
+    tess_run_options run; /* path NULL: none */
+    const char *dir;      /* in place of a run's output.dir, NULL: not given */
+    bool is_json;
+} tess_check_options;
+
 typedef struct tess_eval_options {
     tess_common_options common;
     tess_run_options run;

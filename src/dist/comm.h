@@ -167,6 +167,8 @@ int tess_comm_node_of(const tess_comm *comm, int rank);
 int tess_comm_node_rank(const tess_comm *comm);
 /** Ranks of the launch on a node. Local. */
 int tess_comm_node_rank_numel(const tess_comm *comm, int node);
+/** What the MPI library says of itself, first words: "Open MPI v4.1.4". Local. */
+void tess_comm_library(char *text, size_t text_nbytes);
 /** Number of this rank in the whole launch (differs from tess_comm_rank in a group). Local. */
 int tess_comm_launch_rank(const tess_comm *comm);
 /** Write this rank's last 4,096 collective records as text lines. May be called from any thread.

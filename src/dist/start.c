@@ -1,5 +1,7 @@
 #include "dist/start_priv.h"
 
+#include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, bool *owns_mpi)
@@ -109,4 +111,15 @@ tess_status start_worlds(double limit_s, dist_nodes **nodes, MPI_Comm mpi[3])
     if (st == TESS_OK)
         (void)MPI_Comm_free(&ordered);
     return st;
+}
+
+/* ---- what is linked ---- */
+
+void tess_comm_library(char *text, size_t text_nbytes)
+{
+    char whole[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+    int numel = 0;
+    (void)MPI_Get_library_version(whole, &numel);
+    whole[strcspn(whole, ",\n")] = '\0';
+    snprintf(text, text_nbytes, "%s", whole);
 }

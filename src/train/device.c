@@ -47,7 +47,7 @@ static const tess_cuda_host services = {
 static const char PLUGIN_NAME[] = "libtessera_cuda.so";
 
 /* Beside the program, or in the lib folder beside its own. */
-static tess_status find_plugin(tess_session *s, char path[PATH_MAX])
+static tess_status find_plugin(tess_io *io, char path[PATH_MAX])
 {
     static const char *const place[] = {".", "../lib"};
     const char *chosen = getenv("TESSERA_CUDA_PLUGIN");
@@ -64,7 +64,7 @@ static tess_status find_plugin(tess_session *s, char path[PATH_MAX])
         tess_io_kind kind = TESS_IO_MISSING;
         int64_t nbytes = 0;
         snprintf(path, PATH_MAX, "%s/%s/%s", folder, place[i], PLUGIN_NAME);
-        TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
+        TESS_TRY(tess_io_stat(io, path, &kind, &nbytes));
         if (kind != TESS_IO_MISSING)
             return TESS_OK;
     }
@@ -75,9 +75,9 @@ static tess_status find_plugin(tess_session *s, char path[PATH_MAX])
 }
 
 /* The libraries behind the plugin take 0.1 s and 200 MB: not without a driver. */
-static tess_status look_for_driver(const tess_session *s)
+static tess_status look_for_driver(bool is_asked)
 {
-    if (s->run->compute.device != TESS_RUN_DEVICE_AUTO || getenv("TESSERA_CUDA_PLUGIN") != NULL)
+    if (is_asked || getenv("TESSERA_CUDA_PLUGIN") != NULL)
         return TESS_OK;
     void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
     TESS_CHECK(driver != NULL, TESS_E_UNSUPPORTED, "no CUDA driver (libcuda.so.1) on this machine");
@@ -85,11 +85,11 @@ static tess_status look_for_driver(const tess_session *s)
 }
 
 /* Never closed: the runtime inside does not survive that. */
-static tess_status open_plugin(tess_session *s)
+tess_status session_open_plugin(tess_io *io, bool is_asked, const tess_cuda_plugin **out)
 {
     char path[PATH_MAX];
-    TESS_TRY(find_plugin(s, path));
-    TESS_TRY(look_for_driver(s));
+    TESS_TRY(find_plugin(io, path));
+    TESS_TRY(look_for_driver(is_asked));
     void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     TESS_CHECK(object != NULL, TESS_E_UNSUPPORTED, "the CUDA part cannot be loaded: %s", dlerror());
     union {
@@ -103,7 +103,7 @@ static tess_status open_plugin(tess_session *s)
                "'%s' was built from another version (interface %u, the program's is %d); build "
                "both from the same sources",
                path, plugin != NULL ? plugin->abi : 0, TESS_CUDA_ABI);
-    s->plugin = plugin;
+    *out = plugin;
     return TESS_OK;
 }
 
@@ -111,7 +111,8 @@ static tess_status open_plugin(tess_session *s)
 static tess_status find_devices(tess_session *s, int *numel)
 {
     if (s->plugin == NULL)
-        TESS_TRY(open_plugin(s));
+        TESS_TRY(session_open_plugin(s->ctx->io, s->run->compute.device != TESS_RUN_DEVICE_AUTO,
+                                     &s->plugin));
     TESS_TRY(s->plugin->device_numel(numel));
     TESS_CHECK(*numel > 0, TESS_E_UNSUPPORTED,
                "the CUDA driver shows no device; look at CUDA_VISIBLE_DEVICES");

@@ -23,6 +23,13 @@ tess_status tess_h5_start(void)
     return TESS_OK;
 }
 
+void tess_h5_version(char *text, size_t text_nbytes)
+{
+    unsigned part[3] = {0};
+    (void)H5get_libversion(&part[0], &part[1], &part[2]);
+    snprintf(text, text_nbytes, "%u.%u.%u", part[0], part[1], part[2]);
+}
+
 tess_status tess_h5_fail(tess_status code, const char *path, const char *call, const char *file,
                          int line)
 {

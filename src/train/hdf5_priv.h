@@ -16,6 +16,8 @@ TESS_BEGIN_DECLS
 /** Silence the library and leave nothing to exit handlers. Local; any number of times.
  * @return TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_h5_start(void);
+/** "1.10.8", of the library in use. Local. */
+void tess_h5_version(char *text, size_t text_nbytes);
 /** Record what the library says about a failed call. Local. @return `code` */
 tess_status tess_h5_fail(tess_status code, const char *path, const char *call, const char *file,
                          int line);

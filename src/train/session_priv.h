@@ -129,6 +129,13 @@ struct tess_session {
     bool is_broken; /* a collective section failed on this rank alone */
 };
 
+/**
+ * Open the CUDA part of the program. Local.
+ * @param is_asked  look into it without a driver too, so that its own words say what is missing
+ * @return TESS_E_UNSUPPORTED why there is none
+ */
+TESS_MUST_CHECK tess_status session_open_plugin(tess_io *io, bool is_asked,
+                                                const struct tess_cuda_plugin **out);
 /** Take the device of compute.device, or stay on the host; all ranks alike. Collective. */
 TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 /** Bytes a rank may take of its device: what is free less a margin. Local. */

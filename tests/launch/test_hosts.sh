@@ -89,6 +89,34 @@ wire() { # slots, hosts, ranks a host, what it is, options of on-hosts
     echo "$what: sent ${seen[0]} bytes a step (plan ${want[0]}), received ${seen[1]} (${want[1]})"
 }
 
+# The preflight: even hosts pass, then one link is slow, then the folder is each host's own.
+check() {
+    hosts_file 1 1 1 > hostfile
+    hosts_on 1 "$source_dir/launch/on-hosts" hostfile -- "$tessera" check "$@" > log 2>&1
+}
+for i in 1 2 3; do
+    hosts_shape "$i" 400mbit || break
+done
+if [ "$i" = 3 ]; then
+    check run.yaml || fail "check: exit code $?"
+    grep -q "3 ranks on 3 nodes" log && grep -q "across nodes  *3 " log || fail "check: no links"
+    hosts_shape 2 100mbit
+    check run.yaml
+    [ $? = 65 ] || fail "check of a slow link: not exit code 65"
+    grep -q "node 1 'host2' reaches others at 0.01[0-9] GB/s at best, the median of nodes is 0.0[45]" \
+        log || fail "check of a slow link: not named"
+    [ "$(grep -c "at best\|reach each other" log)" = 1 ] || fail "check of a slow link: others too"
+    echo "check: names the slow link"
+else
+    echo "check of a slow link: not tested, this kernel has no tbf"
+fi
+for i in 1 2 3; do hosts_shape "$i" none; done
+check --dir /dev/shm/own
+[ $? = 65 ] || fail "check of a folder of each host's own: not exit code 65"
+grep -q "rank 1 on 'host2' does not see what rank 0 on 'host1' writes in '/dev/shm/own'" log ||
+    fail "check of a folder of each host's own: not named"
+echo "check: names the folder that is not shared"
+
 wire "2 2" 2 2 "two hosts of two"
 wire "2 2" 2 2 "two hosts of two, ranks dealt out by node" -m "--map-by node"
 wire "1 1 1" 3 1 "three hosts of one"
