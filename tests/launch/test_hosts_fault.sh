@@ -14,7 +14,7 @@ export OMPI_MCA_oob_tcp_keepalive_time=6 OMPI_MCA_oob_tcp_keepalive_intvl=1
 export OMPI_MCA_oob_tcp_keepalive_probes=3 OMPI_MCA_odls_base_sigkill_timeout=0
 export TESSERA_DEADLINE_S=20
 keepalive_s=9 spare_s=6
-steps=1500
+steps=600
 run=(run.yaml "train.steps=$steps" output.checkpoint_every=50)
 
 begin() { # output folder, slots...

@@ -11,7 +11,7 @@ complain() {
     failures=$((failures + 1))
 }
 
-for script in "$root"/launch/{check,quickstart,common.sh,mpirun-example.sh,slurm-example.sbatch} \
+for script in "$root"/launch/{check,quickstart,common.sh,hosts.sh,on-hosts,slurm.sbatch} \
     "$root/.ci/run"; do
     bash -n "$script" || complain "$script: syntax"
 done
@@ -24,6 +24,23 @@ for script in check quickstart; do
     grep -q "$script: error: unknown argument '--bogus'" "$work/err" ||
         complain "launch/$script --bogus: $(cat "$work/err")"
 done
+
+# A host file is asked for, and read, before anything is started.
+expect() { # exit code, text, arguments of on-hosts...
+    local code=$1 text=$2
+    shift 2
+    status=0
+    "$root/launch/on-hosts" "$@" >"$work/out" 2>"$work/err" || status=$?
+    [[ $status == "$code" ]] || complain "on-hosts $*: exit $status, expected $code"
+    grep -qF -- "$text" "$work/err" "$work/out" || complain "on-hosts $*: $(cat "$work/err")"
+}
+printf '# none\n\n' >"$work/empty"
+expect 0 "launch/on-hosts [OPTION...] HOSTFILE -- COMMAND" -h
+expect 64 "unknown argument '-z'" -z
+expect 64 "-c: expected a number, found 'x'" -c x "$work/empty" -- true
+expect 64 "expected HOSTFILE -- COMMAND" "$work/empty"
+expect 66 "$work/missing: cannot read this host file" "$work/missing" -- true
+expect 65 "$work/empty: names no machine" "$work/empty" -- true
 
 # A user who may not install gets the exact line, and 69. Everything the script calls before that
 # is a stand-in on PATH.
