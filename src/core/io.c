@@ -522,6 +522,21 @@ tess_status tess_io_read_all(tess_io *io, const char *path, size_t limit_nbytes,
     return TESS_OK;
 }
 
+void tess_io_kernel_text(const char *path, char *text, size_t text_nbytes)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t used = 0;
+    while (fd >= 0 && used < text_nbytes - 1) {
+        const ssize_t n = read(fd, text + used, text_nbytes - 1 - used);
+        if (n <= 0)
+            break;
+        used += (size_t)n;
+    }
+    text[used] = '\0';
+    if (fd >= 0)
+        close(fd);
+}
+
 static tess_status write_durable(tess_io *io, const char *path, const void *src, size_t nbytes)
 {
     int fd = -1;

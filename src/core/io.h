@@ -21,9 +21,9 @@ TESS_BEGIN_DECLS
     X(PREAD, "pread")                                                                              \
     X(PWRITE, "pwrite")                                                                            \
     X(FSYNC, "fsync")                                                                              \
-    X(CLOSE, "close") X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename") X(MKDIR, "mkdir")    \
-        X(RMDIR, "rmdir") X(FALLOCATE, "fallocate") X(STATVFS, "statvfs") X(STAT, "stat")          \
-            X(OPENDIR, "opendir")
+    X(CLOSE, "close")                                                                              \
+    X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir")    \
+        X(FALLOCATE, "fallocate") X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,
@@ -118,6 +118,9 @@ void tess_io_list_free(char ***names, int64_t name_numel);
  * than `limit_nbytes` */
 TESS_MUST_CHECK tess_status tess_io_read_all(tess_io *io, const char *path, size_t limit_nbytes,
                                              char **out, size_t *nbytes);
+/** Beginning of a file of the kernel (/proc, /sys), which has no length to be read by, as text;
+ * empty where there is none. Not a counted operation. Local. */
+void tess_io_kernel_text(const char *path, char *text, size_t text_nbytes);
 /** Write a small file under a temporary name, fsync, rename over `path`, fsync the folder. */
 TESS_MUST_CHECK tess_status tess_io_write_all(tess_io *io, const char *path, const void *src,
                                               size_t nbytes);

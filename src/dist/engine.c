@@ -438,6 +438,7 @@ tess_status engine_queue_create(engine *e, const engine_queue_args *args, engine
     q->rank = args->rank;
     q->world = args->world;
     q->first_world_rank = args->first_world_rank;
+    q->node_rank_numel = args->node_rank_numel;
     tess_status st = queue_alloc(q);
     if (st == TESS_OK && args->has_reduce)
         st = queue_scratch(q);

@@ -48,23 +48,43 @@ static char *reduce_slot(const engine_queue *q, int64_t chunk_idx, int peer)
     return v.data;
 }
 
+/* Rows that pass between this rank and a peer in the present phase, each way. */
+static int row_numel(const engine_queue *q, const engine_op *op, int peer)
+{
+    const int k = q->node_rank_numel;
+    if (op->kind != ENGINE_ALL_GATHER || k == 0)
+        return 1;
+    if (q->phase == 0)
+        return peer % k == q->rank % k;
+    return peer / k == q->rank / k ? q->world / k : 0;
+}
+
+/* Set the flow on its next row; see [Note: gathers across nodes]. */
+static bool row_load(const engine_queue *q, const engine_op *op, int peer, bool is_receive)
+{
+    engine_flow *f = is_receive ? &q->receive[peer] : &q->send[peer];
+    if (f->list_idx == row_numel(q, op, peer))
+        return false;
+    const int k = q->node_rank_numel, giver = is_receive ? peer : q->rank;
+    int row = op->kind == ENGINE_ALL_GATHER ? giver : peer;
+    if (op->kind == ENGINE_ALL_GATHER && k > 0 && q->phase == 1)
+        row = giver % k + f->list_idx * k;
+    f->list_idx++;
+    f->at = op->full + (size_t)row * op->row_nbytes;
+    if (op->kind == ENGINE_ALL_GATHER && !is_receive && row == q->rank)
+        f->at = op->shard;
+    f->left_nbytes = op->row_nbytes;
+    return f->left_nbytes > 0;
+}
+
 /* Set the flow on its next non-empty piece; false: none left. */
 static bool flow_load(const engine_queue *q, const engine_op *op, int peer, bool is_receive)
 {
     engine_flow *f = is_receive ? &q->receive[peer] : &q->send[peer];
     if (f->left_nbytes > 0)
         return true;
-    if (op->kind != ENGINE_EXCHANGE) {
-        if (f->list_idx > 0)
-            return false;
-        f->list_idx = 1;
-        if (op->kind == ENGINE_ALL_GATHER)
-            f->at = is_receive ? op->full + (size_t)peer * op->row_nbytes : op->shard;
-        else
-            f->at = op->full + (size_t)peer * op->row_nbytes;
-        f->left_nbytes = op->row_nbytes;
-        return f->left_nbytes > 0;
-    }
+    if (op->kind != ENGINE_EXCHANGE)
+        return row_load(q, op, peer, is_receive);
     const tess_piece *list = is_receive ? op->pieces.receives : op->pieces.sends;
     const int list_numel = is_receive ? op->pieces.receive_numel : op->pieces.send_numel;
     while (f->list_idx < list_numel) {
@@ -136,7 +156,8 @@ static void count_flows(engine_queue *q, const engine_op *op)
     if (op->kind != ENGINE_EXCHANGE) {
         for (int peer = 0; peer < q->world; peer++)
             if (peer != q->rank)
-                q->send[peer].total_nbytes = q->receive[peer].total_nbytes = op->row_nbytes;
+                q->send[peer].total_nbytes = q->receive[peer].total_nbytes =
+                    op->row_nbytes * (size_t)row_numel(q, op, peer);
     } else {
         for (int i = 0; i < op->pieces.send_numel; i++)
             q->send[op->pieces.sends[i].peer_rank].total_nbytes +=
@@ -150,18 +171,24 @@ static void count_flows(engine_queue *q, const engine_op *op)
             q->left_nbytes += q->send[peer].total_nbytes + q->receive[peer].total_nbytes;
 }
 
-void engine_op_start(engine_queue *q, engine_op *op)
+static void start_flows(engine_queue *q, engine_op *op)
 {
     count_flows(q, op);
+    for (int d = 1; d < q->world; d++)
+        flow_fill(q, op, (q->rank + q->world - d) % q->world, true);
+    for (int d = 1; d < q->world; d++)
+        flow_fill(q, op, (q->rank + d) % q->world, false);
+}
+
+void engine_op_start(engine_queue *q, engine_op *op)
+{
+    q->phase = 0;
     q->copied_nbytes = 0;
     q->own_send_idx = q->own_receive_idx = 0;
     q->is_copied = op->kind == ENGINE_REDUCE_SCATTER;
     q->reduced_numel = 0;
     memset(q->arrived, 0, sizeof q->arrived);
-    for (int d = 1; d < q->world; d++)
-        flow_fill(q, op, (q->rank + q->world - d) % q->world, true);
-    for (int d = 1; d < q->world; d++)
-        flow_fill(q, op, (q->rank + d) % q->world, false);
+    start_flows(q, op);
 }
 
 /* ---- own part ---- */
@@ -321,6 +348,11 @@ static bool test_requests(engine_queue *q, engine_op *op)
     return true;
 }
 
+static bool has_another_phase(const engine_queue *q, const engine_op *op)
+{
+    return op->kind == ENGINE_ALL_GATHER && q->node_rank_numel > 0 && q->phase == 0;
+}
+
 bool engine_op_step(engine_queue *q, engine_op *op)
 {
     bool moved = test_requests(q, op);
@@ -330,12 +362,17 @@ bool engine_op_step(engine_queue *q, engine_op *op)
         moved |= reduce_ready(q, op);
     else if (!q->is_copied)
         moved |= op->kind == ENGINE_ALL_GATHER ? copy_row(q, op) : copy_own_piece(q, op);
+    if (has_another_phase(q, op) && q->left_nbytes == 0 && q->is_copied) {
+        q->phase = 1;
+        start_flows(q, op);
+        moved = true;
+    }
     return moved;
 }
 
 bool engine_op_is_done(const engine_queue *q, const engine_op *op)
 {
-    if (q->left_nbytes > 0 || !q->is_copied)
+    if (q->left_nbytes > 0 || !q->is_copied || has_another_phase(q, op))
         return false;
     return op->kind != ENGINE_REDUCE_SCATTER || q->reduced_numel == reduce_chunk_numel(q, op);
 }

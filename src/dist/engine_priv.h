@@ -9,6 +9,11 @@
  * Each flow has a window of its own: a peer that is late holds up nobody else, and two ranks can
  * not wait for each other's window, whatever the order of their lists.
  *
+ * [Note: gathers across nodes] Where a communicator spans whole nodes of k ranks each, a row of an
+ * all-gather crosses to every other node once: first each rank gathers from the ranks at its own
+ * place on the other nodes, then the ranks of a node give each other what they have. Straight from
+ * everybody to everybody, it would cross k times. The bytes that land are the same.
+ *
  * Whoever holds `lock` may drive: the waiting thread, the enqueuing thread once, or the
  * communication thread. What is sent does not depend on who drives.
  */
@@ -90,6 +95,8 @@ typedef struct engine_queue {
     atomic_uint_fast64_t done;        /* of them complete */
     uint64_t data_seq;                /* collectives enqueued */
     bool is_started;                  /* the operation at `done` has begun */
+    int node_rank_numel;              /* k of [Note: gathers across nodes]; 0: straight */
+    int phase;                        /* of an all-gather across nodes: 0, then 1 */
     size_t left_nbytes;               /* of all its flows */
     engine_flow *send;                /* [world] */
     engine_flow *receive;             /* [world] */
@@ -168,6 +175,7 @@ typedef struct engine_queue_args {
     int world;
     int first_world_rank;
     bool has_reduce;
+    int node_rank_numel;
 } engine_queue_args;
 TESS_MUST_CHECK tess_status engine_queue_create(engine *e, const engine_queue_args *args,
                                                 engine_queue **out);
@@ -217,5 +225,8 @@ void engine_mpi_prepare(tess_comm_thread thread);
 /** The chunk size of every communicator that shares the engine of `comm` (self or mpi, not a spy);
  * equal on all ranks. For tests. */
 void tess_comm_set_chunk(tess_comm *comm, size_t nbytes);
+/** Treat every `node_rank_numel` consecutive ranks as a node in all-gathers, 0: none; divides the
+ * world, equal on all ranks. For tests. */
+void tess_comm_set_nodes(tess_comm *comm, int node_rank_numel);
 
 TESS_END_DECLS

@@ -75,6 +75,20 @@ int dist_nodes_find(const dist_nodes *nodes, int rank)
     return lo;
 }
 
+int dist_nodes_even(const dist_nodes *nodes, int first_rank, int numel)
+{
+    if (nodes == NULL)
+        return 0;
+    const int first = dist_nodes_find(nodes, first_rank);
+    const int k = nodes->first_rank[first + 1] - nodes->first_rank[first];
+    if (k < 2 || numel <= k || numel % k != 0)
+        return 0;
+    for (int i = 0; i <= numel / k; i++) /* also where the last one ends */
+        if (nodes->first_rank[first + i] != first_rank + i * k)
+            return 0;
+    return k;
+}
+
 /* ---- communicators ---- */
 
 /* NULL where all ranks are one process. */

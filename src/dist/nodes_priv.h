@@ -27,5 +27,8 @@ TESS_MUST_CHECK tess_status dist_nodes_create(const int *lowest_rank, int world,
 void dist_nodes_destroy(dist_nodes **nodes);
 /** Node of a rank in the new order. */
 int dist_nodes_find(const dist_nodes *nodes, int rank);
+/** Ranks of each node where [first_rank, first_rank + numel) are two or more whole nodes of the
+ * same number of ranks, more than one; else 0. `nodes` may be NULL. Local. */
+int dist_nodes_even(const dist_nodes *nodes, int first_rank, int numel);
 
 TESS_END_DECLS

@@ -338,6 +338,12 @@ void tess_comm_set_chunk(tess_comm *comm, size_t nbytes)
     peer_of(comm)->engine->chunk_nbytes = TESS_MAX((size_t)1, TESS_MIN(nbytes, (size_t)1 << 30));
 }
 
+void tess_comm_set_nodes(tess_comm *comm, int node_rank_numel)
+{
+    peer_comm *p = peer_of(comm);
+    p->gather->node_rank_numel = p->reduce->node_rank_numel = node_rank_numel;
+}
+
 /* ---- groups ---- */
 
 static tess_status split_mpi(peer_comm *p, int group_numel, MPI_Comm mpi[3])
@@ -413,6 +419,8 @@ static tess_status peer_alloc(peer_comm *p, const engine_queue_args *where, cons
         args.name = name[i];
         args.mpi = mpi[i];
         args.has_reduce = i == 1;
+        args.node_rank_numel =
+            dist_nodes_even(p->engine->nodes, where->first_world_rank, where->world);
         TESS_TRY(engine_queue_create(p->engine, &args, queue[i]));
     }
     void *pieces = NULL;

@@ -49,6 +49,16 @@ static tess_link_nbytes to_members(span members, span node, double each)
     return (tess_link_nbytes){each * (here - 1), each * (members.hi - members.lo - here)};
 }
 
+/* An all-gather over whole nodes: to every other node once, then the rows of its place on all nodes
+ * to every rank of the own node; dist/engine_priv.h, [Note: gathers across nodes]. */
+static tess_link_nbytes gather_to(const tess_plan *plan, span members, span node, double each)
+{
+    const int k = plan->options.node_rank_numel, numel = members.hi - members.lo;
+    if (k < 2 || numel <= k || numel % k != 0 || members.lo % k != 0)
+        return to_members(members, node, each);
+    return (tess_link_nbytes){each * (k - 1) * (numel / k), each * (numel / k - 1)};
+}
+
 static tess_link_nbytes add(tess_link_nbytes a, tess_link_nbytes b)
 {
     return (tess_link_nbytes){a.inside + b.inside, a.across + b.across};
@@ -67,9 +77,9 @@ static tess_link_nbytes gather_sends(const tess_plan *plan, int rank)
     const span node = node_of(plan, rank);
     const double slab = plan->gather_slab_nbytes_per_step;
     const double frozen = plan->gather_nbytes_per_step - slab;
-    const tess_link_nbytes units =
-        to_members(group_of(plan, rank), node, each_of(frozen, plan->options.gather_group_numel));
-    return add(units, to_members(all_of(plan), node, each_of(slab, plan->options.world)));
+    const tess_link_nbytes units = gather_to(plan, group_of(plan, rank), node,
+                                             each_of(frozen, plan->options.gather_group_numel));
+    return add(units, gather_to(plan, all_of(plan), node, each_of(slab, plan->options.world)));
 }
 
 /* Elements of all slabs that ranks [lo, hi) own. */
@@ -113,8 +123,8 @@ tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffi
     case TESS_TRAFFIC_GRADIENT:
         return gradient_sends(plan, rank);
     case TESS_TRAFFIC_TRAINABLE:
-        return to_members(all_of(plan), node_of(plan, rank),
-                          each_of(plan->slab_nbytes_per_step, plan->options.world));
+        return gather_to(plan, all_of(plan), node_of(plan, rank),
+                         each_of(plan->slab_nbytes_per_step, plan->options.world));
     case TESS_TRAFFIC_NUMEL:
         break;
     }

@@ -33,18 +33,6 @@ static void proc_value(const char *text, const char *name, char *out, size_t out
     snprintf(out, out_nbytes, "%.*s", (int)strcspn(at, "\n"), at);
 }
 
-/* Files of the kernel have no length to be read by. */
-static void read_proc(const char *path, char text[PROC_LIMIT_NBYTES])
-{
-    FILE *file = fopen(path, "re");
-    size_t numel = 0;
-    if (file != NULL) {
-        numel = fread(text, 1, PROC_LIMIT_NBYTES - 1, file);
-        (void)fclose(file);
-    }
-    text[numel] = '\0';
-}
-
 static void describe_machine(tess_preflight_card *card)
 {
     char text[PROC_LIMIT_NBYTES];
@@ -53,10 +41,10 @@ static void describe_machine(tess_preflight_card *card)
     (void)gethostname(card->host, sizeof card->host - 1);
     if (sched_getaffinity(0, sizeof set, &set) == 0)
         card->core_numel = CPU_COUNT(&set);
-    read_proc("/proc/self/status", text);
+    tess_io_kernel_text("/proc/self/status", text, sizeof text);
     proc_value(text, "Cpus_allowed_list", card->cores, sizeof card->cores);
     proc_value(text, "Mems_allowed_list", card->numa, sizeof card->numa);
-    read_proc("/proc/driver/nvidia/version", text);
+    tess_io_kernel_text("/proc/driver/nvidia/version", text, sizeof text);
     const char *number = strstr(text, "Module  ");
     if (number != NULL)
         snprintf(card->driver, sizeof card->driver, "%.*s", (int)strcspn(number + 8, " "),

@@ -18,12 +18,23 @@ static int failures;
         }                                                                                          \
     } while (0)
 
+/* Runs at 5 and 8 ranks too: 8 are nodes of 2 and of 4. */
 static void test_world_and_groups_conform(tess_comm *comm)
 {
     failures += comm_conformance(comm);
     /* 257 bytes: every transfer is many chunks, and floats are never cut by it */
     tess_comm_set_chunk(comm, 257);
     failures += comm_conformance(comm);
+    for (int k = 2; k < tess_comm_world(comm); k++) { /* as on nodes of k ranks */
+        if (tess_comm_world(comm) % k != 0)
+            continue;
+        tess_comm_set_nodes(comm, k);
+        failures += comm_conformance(comm);
+        tess_comm_set_chunk(comm, ENGINE_CHUNK_NBYTES);
+        failures += comm_conformance(comm);
+        tess_comm_set_chunk(comm, 257);
+        tess_comm_set_nodes(comm, 0);
+    }
     tess_comm_set_chunk(comm, ENGINE_CHUNK_NBYTES);
     for (int group = 1; group <= tess_comm_world(comm); group++) {
         tess_comm *part = NULL;

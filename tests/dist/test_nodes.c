@@ -59,12 +59,29 @@ static void test_create_uneven_nodes_counts_each(void **state)
     check(&(nodes_case){5, {0, 1, 1, 3, 1}, {0, 1, 2, 4, 3}, 3, {0, 1, 4, 5}});
 }
 
+static void test_even_only_whole_equal_nodes_count(void **state)
+{
+    (void)state;
+    int first[] = {0, 2, 4, 6, 7, 10}; /* 2 2 2 1 3 */
+    const dist_nodes nodes = {5, first};
+    assert_int_equal(dist_nodes_even(&nodes, 0, 4), 2);
+    assert_int_equal(dist_nodes_even(&nodes, 0, 6), 2);
+    assert_int_equal(dist_nodes_even(&nodes, 2, 4), 2);
+    assert_int_equal(dist_nodes_even(&nodes, 0, 2), 0);  /* one node */
+    assert_int_equal(dist_nodes_even(&nodes, 1, 4), 0);  /* begins inside one */
+    assert_int_equal(dist_nodes_even(&nodes, 0, 8), 0);  /* ends inside one */
+    assert_int_equal(dist_nodes_even(&nodes, 0, 10), 0); /* uneven */
+    assert_int_equal(dist_nodes_even(&nodes, 6, 1), 0);
+    assert_int_equal(dist_nodes_even(NULL, 0, 4), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_create_ranks_by_slot_keeps_the_order),
         cmocka_unit_test(test_create_ranks_by_node_makes_nodes_consecutive),
         cmocka_unit_test(test_create_uneven_nodes_counts_each),
+        cmocka_unit_test(test_even_only_whole_equal_nodes_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
