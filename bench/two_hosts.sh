@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Step time and exposed communication of two simulated hosts with one rank and one core each, over
+# links of 200 Mbit/s, 1 Gbit/s and as fast as they are: six configurations each, as JSON lines.
+#
+#   bench/two_hosts.sh TESSERA OUT [RATE...]
+#
+# Writes OUT/predictions.jsonl, all of it before the first measured run of a rate, then
+# OUT/measured.jsonl with both numbers side by side. TESSERA_PREDICT is the command that predicts: it is
+# called with RATE and the keys of the run, in the folder of run.yaml, and prints two numbers, seconds
+# of a step and of exposed communication; without it predictions are null. RATE is tc's (200mbit) or
+# none. Wants two free cores; root, or a kernel that lets users make namespaces.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$here/launch/hosts.sh"
+[[ $# -ge 2 ]] || { echo "usage: bench/two_hosts.sh TESSERA OUT [RATE...]" >&2; exit 64; }
+hosts_enter "$@"
+set -euo pipefail
+tessera=$(realpath "$1")
+mkdir -p "$2"
+cd "$2"
+rates=("${@:3}")
+((${#rates[@]} > 0)) || rates=(200mbit 1gbit none)
+[[ $(nproc --all) -ge 2 ]] || hosts_skip "two cores"
+hosts_up 2 "$PWD/hosts"
+hosts_file 1 1 >hostfile
+
+# name, keys: gather groups, micro-batches and formats that differ in what they send and compute
+configurations=(
+    "nf4-group2-m2 shard.gather_group=2 train.micro_batches=2 base.format=nf4"
+    "nf4-group1-m2 shard.gather_group=1 train.micro_batches=2 base.format=nf4"
+    "nf4-group2-m8 shard.gather_group=2 train.micro_batches=8 base.format=nf4"
+    "nf4-group1-m8 shard.gather_group=1 train.micro_batches=8 base.format=nf4"
+    "bf16-group2-m4 shard.gather_group=2 train.micro_batches=4 base.format=bf16"
+    "qint8-group2-m4 shard.gather_group=2 train.micro_batches=4 base.format=qint8"
+)
+steps=12 first=3 # what is timed begins when buffers have been touched
+
+corpus() {
+    xz -dkc "$here/examples/corpus/kjv.train.jsonl.xz" | sed -n '1,400p' >text.jsonl
+    "$tessera" tokenize "$here/examples/base" text.jsonl -o train.h5 >/dev/null
+    cat >run.yaml <<YAML
+model: {path: $here/examples/base, init: weights}
+lora: {rank: 16, alpha: 32, targets: all-linear}
+data: {path: train.h5, sequence_length: 256}
+train: {steps: $steps, micro_batch: 1, learning_rate: 1.0e-3, warmup_steps: 2, seed: 0, eval_every: 0}
+compute: {threads: 1}
+output: {dir: run, checkpoint_every: 0, export: none}
+YAML
+}
+
+# RATE KEY...: "STEP_S EXPOSED_S", or nulls
+predict() {
+    if [[ -n ${TESSERA_PREDICT-} ]]; then
+        $TESSERA_PREDICT "$@"
+    else
+        echo "null null"
+    fi
+}
+
+median() { sort -g | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
+
+values() { # key: of the timed steps
+    sed -n "s/.*\"$1\": \([-0-9.e+]*\),.*/\1/p" run/metrics.jsonl | tail -n "+$first"
+}
+
+measure() { # RATE NAME KEY...
+    local rate=$1 name=$2 step exposed predicted sent
+    shift 2
+    rm -rf run
+    # shellcheck disable=SC2016 # for the rank's own shell: a core of its own
+    hosts_on 1 "$here/launch/on-hosts" hostfile -- bash -c \
+        'exec taskset -c "$OMPI_COMM_WORLD_RANK" "$@"' rank "$tessera" train run.yaml "$@" 2>log ||
+        { tail -n 5 log >&2; return 1; }
+    step=$(values step_s | median)
+    exposed=$(values exposed_comm_s | median)
+    sent=$(sed -n 's/.*"node_sent_bytes": *\([0-9]*\),*$/\1/p' run/plan.json)
+    predicted=$(grep "\"rate\": \"$rate\", \"name\": \"$name\"" predictions.jsonl |
+        sed 's/.*\("predicted_step_s".*\)}/\1/')
+    printf '{"rate": "%s", "name": "%s", "keys": "%s", %s, "step_s": %s, "exposed_comm_s": %s, ' \
+        "$rate" "$name" "$*" "$predicted" "$step" "$exposed"
+    printf '"steps_timed": %d, "sent_bytes_of_a_step": %s, "commit": "%s", "machine": "%s"}\n' \
+        $((steps - first + 1)) "$sent" "$commit" "$machine"
+}
+
+commit=$(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)
+machine=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+corpus
+: >measured.jsonl
+: >predictions.jsonl
+for rate in "${rates[@]}"; do
+    for c in "${configurations[@]}"; do
+        read -ra word <<<"$c"
+        read -r step exposed < <(predict "$rate" "${word[@]:1}")
+        printf '{"rate": "%s", "name": "%s", "predicted_step_s": %s, "predicted_exposed_comm_s": %s}\n' \
+            "$rate" "${word[0]}" "$step" "$exposed" >>predictions.jsonl
+    done
+    for host in 1 2; do
+        hosts_shape "$host" "$rate" || hosts_skip "a kernel with tc tbf"
+    done
+    for c in "${configurations[@]}"; do
+        read -ra word <<<"$c"
+        measure "$rate" "${word[@]}" | tee -a measured.jsonl
+    done
+done
