@@ -18,7 +18,6 @@ static int failures;
         }                                                                                          \
     } while (0)
 
-/* Runs at 5 and 8 ranks too: 8 are nodes of 2 and of 4. */
 static void test_world_and_groups_conform(tess_comm *comm)
 {
     failures += comm_conformance(comm);

@@ -61,7 +61,7 @@ goes_on() {
     shift
     hosts_file "$@" > hostfile
     hosts_on "$hosts_first" "$source_dir/launch/on-hosts" hostfile -- \
-        "$tessera" train "${run[@]}" "output.dir=$out" shard.gather_group=node > log 2>&1 ||
+        "$tessera" train "${run[@]}" "output.dir=$out" > log 2>&1 ||
         fail "$what: does not go on"
     same_bits "$out"
 }
@@ -74,6 +74,17 @@ $(head -n 5 diff.txt)"
 }
 
 "$tessera" train "${run[@]}" output.dir=one > log 2>&1 || fail "one rank"
+
+what="USR1 to the script"
+begin usr1 1 1
+for p in $(descendants "$job"); do
+    if grep -q launch/on-hosts "/proc/$p/cmdline" 2> /dev/null; then
+        kill -USR1 "$p"
+        break
+    fi
+done
+ends_with 75 "stopped on request after step"
+goes_on usr1 2 1
 
 what="a host crashes"
 begin crash 2 2
