@@ -43,7 +43,6 @@ hosts_enter() {
     TESS_HOSTS_INSIDE=1 exec "${inside[@]}" bash "$0" "$@"
 }
 
-hosts_numel=0
 hosts_keeper=() # process of each host that keeps its namespaces
 
 hosts_up() {
@@ -56,7 +55,6 @@ hosts_up() {
     for ((i = 1; i <= $1; i++)); do
         hosts_make "$i"
     done
-    hosts_numel=$1
     cat > "$hosts_work/agent" << 'AGENT'
 #!/usr/bin/env bash
 # In the place of ssh: HOST COMMAND...

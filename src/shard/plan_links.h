@@ -2,7 +2,7 @@
  * Which links the traffic of a plan takes: inside a node, or across nodes.
  *
  * Nodes are runs of `options.node_rank_numel` consecutive ranks (dist/comm.h numbers ranks so). All
- * functions are Local and pure.
+ * functions are Local and pure. Exchanges of an optimizer and sums ahead of a step are not counted.
  */
 #pragma once
 

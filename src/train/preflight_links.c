@@ -17,7 +17,7 @@
 enum {
     ROUND_MAX = 512, /* of a few hundredths of a second on gigabit links */
     LATENCY_REPEAT = 16,
-    RATE_REPEAT = 3,
+    RATE_REPEAT = 6,
     RATE_NBYTES = 1 << 20 /* one chunk of the engine, past the plateau of its links */
 };
 

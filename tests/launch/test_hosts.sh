@@ -59,7 +59,7 @@ echo "uneven nodes: refused"
 # receives from another no more than 4 pieces a unit and step. The step's control record (under 4 KiB
 # up and down for each rank across) comes on top.
 wire() { # slots, hosts, ranks a host, what it is, options of on-hosts
-    local slots=$1 hosts=$2 each=$3 what=$4 before after sent received units
+    local slots=$1 hosts=$2 each=$3 what=$4 before after units
     shift 4
     local want=() seen=() other k steps=(4 20) at
     local -A total
