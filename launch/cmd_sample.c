@@ -95,6 +95,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (sample->run.path == NULL)
             return tess_launch_refuse(state, "no run file given");
+        if (sample->prompt_numel == 0 && sample->output == NULL)
+            return tess_launch_refuse(
+                state,
+                "--prompt is missing (a diffusion run has sample.prompts, and needs -o FILE)");
         return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
     default:
         return parse_number(key, arg, state);
