@@ -169,10 +169,32 @@ static size_t plan_nbytes(const plan *p)
            p->thread_nbytes * (size_t)p->thread_numel;
 }
 
+/* [Note: work of fewer rows] Chunks of equal size shrink where one more is needed, so a product of
+ * fewer rows may take more memory than one of more. What is planned is a bound that only grows with
+ * m and k: batches are often smaller than the planned one. */
 size_t tess_cpu_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
 {
     plan p;
     plan_make(&p, a, thread_numel);
+    const size_t unit_nbytes = (size_t)TESS_MAX(p.unit_offset[p.args.term_numel], 1) * 4;
+    const int64_t m = TESS_MAX(p.args.m, 1);
+    const int64_t share =
+        p.is_narrow ? tess_ceil_div(m, p.thread_numel) : TESS_MIN(m, (int64_t)TESS_GEMM_ROWS_MAX);
+    const size_t rows = (size_t)tess_round_up(share, p.block_rows);
+    size_t packed_nbytes = rows * unit_nbytes;
+    if (p.is_narrow) /* whatever k: see narrow_rows() */
+        packed_nbytes = TESS_MIN(packed_nbytes,
+                                 TESS_MAX((size_t)NEAR_NBYTES, 4 * (size_t)p.args.n * unit_nbytes) +
+                                     (size_t)p.block_rows * unit_nbytes);
+    const size_t sums_nbytes = rows * TESS_GEMM_PANEL_MAX * sizeof(float);
+    const int64_t panel_numel = TESS_MAX(panels_of(&p, p.vector_numel), 1);
+    const size_t group_numel = (size_t)TESS_MIN(panel_numel, (int64_t)GROUP_MAX);
+    const size_t group_nbytes =
+        TESS_MIN(TESS_MAX(sums_nbytes, (size_t)NEAR_NBYTES), sums_nbytes * group_numel);
+    p.packed_nbytes = (size_t)tess_round_up((int64_t)packed_nbytes, ALIGN_NBYTES);
+    p.thread_nbytes = (size_t)TESS_GEMM_DEPTH * TESS_GEMM_PANEL_MAX * 4 + STAGE_NBYTES +
+                      group_nbytes * (p.has_long_scaled ? 2 : 1) +
+                      (p.is_narrow ? p.packed_nbytes : 0);
     return plan_nbytes(&p);
 }
 

@@ -610,9 +610,37 @@ static void test_gemm_wrong_arguments_are_refused(void **state)
     problem_destroy(p);
 }
 
+/* What is planned for a batch holds any smaller one. */
+static void test_work_never_shrinks_with_rows(void **state)
+{
+    static const int64_t n[] = {1, 16, 24, 64, 96, 256, 3072};
+    static const tess_dtype dtypes[] = {TESS_F32, TESS_BF16};
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(n) * 12; i++) {
+        const int thread_numel = 1 + i % 3;
+        const tess_gemm_kind kind = i / 3 % 2 == 0 ? TESS_GEMM_NT : TESS_GEMM_TN;
+        size_t before = 0;
+        for (int64_t rows = 1; rows < 2200; rows += rows < 40 || rows % 1024 > 1000 ? 1 : 17) {
+            const bool is_tn = kind == TESS_GEMM_TN;
+            const tess_gemm_args args = {
+                .kind = kind,
+                .m = is_tn ? 192 : rows,
+                .n = n[i / 12],
+                .term_numel = 1,
+                .term = {{.a = {.dt = dtypes[i / 6 % 2]}, .k = is_tn ? rows : 320, .scale = 1.0F}}};
+            const size_t found = tess_cpu_gemm_work_nbytes(&args, thread_numel);
+            if (found < before)
+                fail_msg("%d rows, n %d, %d threads: %zu bytes, fewer rows take %zu", (int)rows,
+                         (int)n[i / 12], thread_numel, found, before);
+            before = found;
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_work_never_shrinks_with_rows),
         cmocka_unit_test(test_gemm_plain_any_size_is_within_bound),
         cmocka_unit_test(test_gemm_weight_of_other_dtype_is_converted_once),
         cmocka_unit_test(test_gemm_nf4_blocks_cross_rows_is_within_bound),
