@@ -434,6 +434,21 @@ static tess_status add_buckets(const tess_latents *file, tess_json *to)
     return TESS_OK;
 }
 
+/* What `tessera sample --prompt` takes. */
+static tess_status add_captions(const tess_latents *file, tess_json *to)
+{
+    tess_json *list = NULL;
+    tess_status st = tess_json_add_array(to, "texts", &list);
+    for (int64_t i = 0; i < tess_latents_get_info(file)->caption_numel && st == TESS_OK; i++) {
+        char *text = NULL;
+        st = tess_latents_caption(file, i, &text);
+        if (st == TESS_OK)
+            st = tess_json_add_string(list, NULL, text);
+        tess_free(text);
+    }
+    return st;
+}
+
 static tess_status fill_cache(const tess_latents *file, bool is_verify, tess_json *to)
 {
     const tess_latents_info *info = tess_latents_get_info(file);
@@ -456,6 +471,7 @@ static tess_status fill_cache(const tess_latents *file, bool is_verify, tess_jso
     TESS_TRY(tess_json_add_string(to, "text_encoders", info->origin.text_encoders));
     TESS_TRY(tess_json_add_string(to, "posterior", info->origin.posterior));
     TESS_TRY(add_hex(to, "digest", info->digest.byte, sizeof info->digest.byte));
+    TESS_TRY(add_captions(file, to));
     return add_buckets(file, to);
 }
 

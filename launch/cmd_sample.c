@@ -198,6 +198,11 @@ static tess_status sample_text(tess_session *session, tess_comm *comm,
                                const tess_sample_options *sample)
 {
     TESS_CHECK(sample->prompt_numel > 0, TESS_E_CONFIG, "sample: --prompt is missing");
+    TESS_CHECK(sample->step_numel == 0 && sample->width == 0 && sample->image_numel == 0 &&
+                   sample->cache == NULL && sample->guidance < 0.0 && sample->shift == 0.0,
+               TESS_E_CONFIG,
+               "sample: --steps, --size, --count, --cache, --guidance and --shift are of diffusion "
+               "runs, and this is a language model: leave them out");
     TESS_CHECK(sample->output == NULL && sample->prompt_numel == 1, TESS_E_CONFIG,
                "sample: a language model continues one prompt on stdout: leave out -o and further "
                "--prompt");

@@ -74,7 +74,8 @@ static tess_status adopt_spec(const tess_ctx *ctx, const char *path, tess_descri
                "adapter '%s': train.mode is full, and an adapter lies over a frozen base; set "
                "train.mode=lora",
                path);
-    TESS_TRY(tess_adapter_open(ctx->io, path, NULL, &adapter));
+    const tess_adapter_options options = {.skip_text_encoders = tess_run_is_flux(d->run)};
+    TESS_TRY(tess_adapter_open(ctx->io, path, &options, &adapter));
     const tess_status st = tess_adapter_spec(adapter, &d->spec);
     tess_adapter_close(&adapter);
     return st;
@@ -424,7 +425,7 @@ static tess_status check_weights(tess_description *d)
         if (p->init == TESS_INIT_SOURCE)
             TESS_TRY(tess_model_dir_claim(d->dir, p->name, p->shape, p->shape_rank, &found));
     }
-    return TESS_OK;
+    return d->dir != NULL && tess_run_is_flux(d->run) ? tess_describe_flux_left(d) : TESS_OK;
 }
 
 /* ---- plan ---- */

@@ -120,6 +120,24 @@ static tess_status find_sizes(const tess_ctx *ctx, tess_description *d, const ch
     return st;
 }
 
+/* That of the first matrix that is an array of one: what scales of quanto formats take. */
+static tess_status find_dtype(tess_description *d)
+{
+    for (int64_t i = 0; i < tess_model_dir_tensor_numel(d->dir); i++) {
+        const tess_model_tensor *t = tess_model_dir_at(d->dir, i);
+        const bool is_half = t->st->dtype == TESS_ST_F16, is_wide = t->st->dtype == TESS_ST_F32;
+        if (t->gguf != NULL || t->packed != NULL || t->st->dim_numel != 2 ||
+            !(is_half || is_wide || t->st->dtype == TESS_ST_BF16))
+            continue;
+        snprintf(d->dtype_hint, sizeof d->dtype_hint, "%s",
+                 is_half   ? "float16"
+                 : is_wide ? "float32"
+                           : "bfloat16");
+        return TESS_OK;
+    }
+    return TESS_OK;
+}
+
 /* Sizes under diffusers' names, and how tensors are kept where bf16 is not the whole answer: the
  * same text for the same weights in any layout. */
 static tess_status make_config(tess_description *d)
@@ -127,7 +145,10 @@ static tess_status make_config(tess_description *d)
     size_t nbytes = 0;
     bool is_plain = true;
     snprintf(d->dtype_hint, sizeof d->dtype_hint, "bfloat16");
+    if (d->dir != NULL)
+        TESS_TRY(find_dtype(d));
     TESS_TRY(tess_flux_config_json(&d->flux, &d->config_root));
+    TESS_TRY(tess_json_add_string(d->config_root, "torch_dtype", d->dtype_hint));
     if (d->dir != NULL)
         TESS_TRY(describe_is_as_hinted(d, &is_plain));
     if (!is_plain)
@@ -144,7 +165,9 @@ static tess_status go_on_without(const tess_ctx *ctx, tess_description *d, const
                TESS_E_CONFIG, "output.dir: path is too long");
     TESS_TRY(tess_io_read_all(ctx->io, path, LIMIT_NBYTES, &d->config_text, &nbytes));
     TESS_TRY(tess_json_parse(path, d->config_text, nbytes, &d->config_root));
-    snprintf(d->dtype_hint, sizeof d->dtype_hint, "bfloat16");
+    const char *hint = "bfloat16";
+    TESS_TRY(tess_json_opt_string(d->config_root, "torch_dtype", hint, &hint));
+    snprintf(d->dtype_hint, sizeof d->dtype_hint, "%.15s", hint);
     return tess_flux_config_parse(d->config_root, &d->flux);
 }
 
@@ -191,24 +214,46 @@ tess_status tess_flux_codec_of(void *arg, const tess_param *p, bool is_linear, t
     return tess_base_codec_of(arg, p, is_linear, source, out);
 }
 
-/* ---- data ---- */
-
-/* The largest bucket, and the text, of one cache. */
-static tess_status look_at(const tess_ctx *ctx, const char *path, tess_flux_shape *shape)
+tess_status tess_describe_flux_left(const tess_description *d)
 {
-    tess_latents *cache = NULL;
-    TESS_TRY(tess_latents_open(ctx, path, &cache));
-    shape->image_numel = TESS_MAX(shape->image_numel, tess_flux_largest(cache));
-    shape->text_numel = TESS_MAX(shape->text_numel, tess_latents_get_info(cache)->text_numel);
-    tess_latents_close(&cache);
+    const tess_model_tensor *t = tess_model_dir_unclaimed(d->dir, 0);
+    TESS_CHECK(t == NULL, TESS_E_FORMAT,
+               "model.path: '%s': tensor '%s' has no place in the model that config.json describes "
+               "(%d + %d blocks, guidance_embeds %s); give the config.json that belongs to the "
+               "weights",
+               d->run->model.path, t->name, (int)d->flux.double_numel, (int)d->flux.single_numel,
+               d->flux.has_guidance ? "true" : "false");
     return TESS_OK;
 }
+
+/* ---- data ---- */
 
 /* Packed tokens of a square image: 16 x 16 pixels each. */
 static int64_t square_numel(int64_t resolution)
 {
     const int64_t side = TESS_LATENTS_PIXELS * TESS_LATENTS_PATCH;
     return tess_ceil_div(resolution, side) * tess_ceil_div(resolution, side);
+}
+
+/* The largest bucket, and the text, of one cache. Who exports or samples may be without it: then
+ * the usual sizes are planned, and who trains is told when it is opened. */
+static tess_status look_at(const tess_ctx *ctx, const char *path, tess_flux_shape *shape)
+{
+    enum { USUAL_RESOLUTION = 1024, USUAL_TEXT_NUMEL = 512 };
+    tess_latents *cache = NULL;
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
+    if (kind == TESS_IO_MISSING) {
+        shape->image_numel = TESS_MAX(shape->image_numel, square_numel(USUAL_RESOLUTION));
+        shape->text_numel = TESS_MAX(shape->text_numel, (int64_t)USUAL_TEXT_NUMEL);
+        return TESS_OK;
+    }
+    TESS_TRY(tess_latents_open(ctx, path, &cache));
+    shape->image_numel = TESS_MAX(shape->image_numel, tess_flux_largest(cache));
+    shape->text_numel = TESS_MAX(shape->text_numel, tess_latents_get_info(cache)->text_numel);
+    tess_latents_close(&cache);
+    return TESS_OK;
 }
 
 tess_status tess_describe_flux_data(const tess_ctx *ctx, tess_description *d)

@@ -23,6 +23,9 @@ const tess_flux_targets *tess_flux_targets_find(const char *name);
  * @return TESS_E_CONFIG, TESS_E_FORMAT, TESS_E_UNSUPPORTED, TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_describe_flux_open(const tess_ctx *ctx, tess_description *d);
+/** Every tensor of the files has a place in the model. Local. @return TESS_E_FORMAT names the first
+ * without one */
+TESS_MUST_CHECK tess_status tess_describe_flux_left(const tess_description *d);
 /** Shape and bytes of the largest micro-batch, from data.resolution and data.text_length or from
  * the cache. Local. @return TESS_E_CONFIG; as tess_latents_open */
 TESS_MUST_CHECK tess_status tess_describe_flux_data(const tess_ctx *ctx, tess_description *d);

@@ -94,12 +94,13 @@ static tess_status check_extents(const tess_flux_data_request *r, const tess_lat
     TESS_TRY(check_extent(r, "text embeddings", info->text_dim, r->config->text_dim));
     TESS_TRY(check_extent(r, "pooled embeddings", info->pooled_dim, r->config->pooled_dim));
     TESS_CHECK(info->text_numel == r->shape->text_numel, TESS_E_CONFIG,
-               "%s: '%s' holds texts of %" PRId64 " tokens, the run has %" PRId64
-               "; make both caches with the same --text-length",
+               "%s: '%s' holds texts of %" PRId64 " tokens, the run plans %" PRId64
+               "; make both caches with one --text-length, and remove data.text_length or set it "
+               "to that",
                r->key, r->path, info->text_numel, r->shape->text_numel);
     TESS_CHECK(tess_flux_largest(cache) <= r->shape->image_numel, TESS_E_CONFIG,
                "%s: '%s' has images of %" PRId64 " packed tokens, the run plans %" PRId64
-               "; make the cache at a lower resolution",
+               "; raise data.resolution or remove it (auto), or make the cache at a lower one",
                r->key, r->path, tess_flux_largest(cache), r->shape->image_numel);
     return TESS_OK;
 }
@@ -168,12 +169,13 @@ const tess_flux_order *tess_flux_data_order(const tess_flux_data *d) { return &d
 void tess_flux_put_rotations(const tess_flux_config *config, int64_t text_numel, int64_t height,
                              int64_t width, tess_flux_arrays *a)
 {
-    if (a->rope_height == height && a->rope_width == width)
+    if (a->rope_height == height && a->rope_width == width && a->rope_text_numel == text_numel)
         return;
     tess_flux_rope(config, text_numel, height / TESS_LATENTS_PATCH, width / TESS_LATENTS_PATCH,
                    tess_flux_array(a, a->at.cos), tess_flux_array(a, a->at.sin));
     a->rope_height = height;
     a->rope_width = width;
+    a->rope_text_numel = text_numel;
 }
 
 static void put_rotations(const tess_flux_data *d, const tess_latents_bucket *b,

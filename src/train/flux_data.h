@@ -57,7 +57,8 @@ typedef struct tess_flux_arrays {
     char *base;       /* [layout.nbytes] */
     const char *read; /* where kernels find [layout.read_nbytes] of it: `base`, or on a device */
     tess_flux_layout at;
-    int64_t rope_height, rope_width; /* whose rotations lie there, 0: none yet */
+    /* Whose rotations lie there, 0: none yet. */
+    int64_t rope_height, rope_width, rope_text_numel;
 } tess_flux_arrays;
 
 /** An array of the host. Local. */

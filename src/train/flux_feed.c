@@ -72,7 +72,19 @@ static tess_status open_files(tess_session *s)
     return check_pair(s);
 }
 
-static tess_status open_data(tess_session *s) { return session_agree(s, open_files(s)); }
+static tess_status open_data(tess_session *s)
+{
+    TESS_TRY(session_agree(s, open_files(s)));
+    if (s->options.kind != TESS_SESSION_TRAIN || !s->options.needs_data)
+        return TESS_OK;
+    const tess_latents *cache = tess_flux_data_cache(s->flux->data[TRAINING]);
+    if (tess_latents_get_info(cache)->is_text_masked)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "data.path: '%s' was made with masked texts; the transformer attends to "
+                      "their padding all the same",
+                      s->run->data.path);
+    return session_agree(s, session_check_images(s));
+}
 
 static tess_status carve(tess_session *s)
 {
@@ -143,5 +155,9 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     return session_flux_send(s);
 }
 
-const session_feed session_flux_feed = {
-    .open = open_data, .carve = carve, .fill = fill, .count = count, .fill_eval = fill_eval};
+const session_feed session_flux_feed = {.unit = "samples",
+                                        .open = open_data,
+                                        .carve = carve,
+                                        .fill = fill,
+                                        .count = count,
+                                        .fill_eval = fill_eval};

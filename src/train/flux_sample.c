@@ -12,6 +12,7 @@
 
 #include "core/memory.h"
 #include "core/rng.h"
+#include "format/json.h"
 #include "format/safetensors.h"
 #include "train/flux_data.h"
 #include "train/session_priv.h"
@@ -104,20 +105,30 @@ static tess_status prepare(sampler *p)
 
 /* ---- the file ---- */
 
-static tess_status open_output(sampler *p)
+/* A JSON list: captions may hold anything. */
+static tess_status list_captions(const tess_latent_request *q, char **text)
+{
+    tess_json *list = NULL;
+    TESS_TRY(tess_json_create_array(&list));
+    tess_status st = TESS_OK;
+    for (int64_t i = 0; i < q->caption_numel && st == TESS_OK; i++)
+        st = tess_json_add_string(list, NULL, q->caption[i]);
+    if (st == TESS_OK)
+        st = tess_json_dump(list, 0, text, NULL);
+    tess_json_destroy(&list);
+    return st;
+}
+
+static tess_status create_output(sampler *p, const char *captions)
 {
     const tess_latent_request *q = p->request;
-    char text[8][64], captions[4096] = "";
-    size_t used = 0;
+    char text[8][64];
     const tess_st_tensor tensor = {.name = "latents",
                                    .dtype = TESS_ST_F32,
                                    .dim_numel = 4,
                                    .dim = {q->caption_numel * q->image_numel,
                                            p->image.channel_numel, p->image.height,
                                            p->image.width}};
-    for (int64_t i = 0; i < q->caption_numel && used < sizeof captions; i++)
-        used += (size_t)snprintf(captions + used, sizeof captions - used, "%s%s", i > 0 ? "\n" : "",
-                                 q->caption[i]);
     snprintf(text[0], sizeof text[0], "%" PRIu64, q->seed);
     snprintf(text[1], sizeof text[1], "%" PRId64, q->step_numel);
     snprintf(text[2], sizeof text[2], "%.9g", q->guidance);
@@ -131,6 +142,15 @@ static tess_status open_output(sampler *p)
         {"vae_scale", text[5]}, {"vae_shift", text[6]}, {"model", p->s->run->model.path}};
     return tess_safetensors_writer_create(p->s->ctx->io, q->output, &tensor, 1, pair,
                                           TESS_NELEM(pair), &p->writer);
+}
+
+static tess_status open_output(sampler *p)
+{
+    char *captions = NULL;
+    TESS_TRY(list_captions(p->request, &captions));
+    const tess_status st = create_output(p, captions);
+    tess_free(captions);
+    return st;
 }
 
 /* ---- steps ---- */
@@ -187,6 +207,7 @@ static tess_status run_step(sampler *p, int64_t step, int64_t numel)
     float *velocity = tess_flux_array(a, a->at.target);
     tess_flux_shape shape = p->shape;
     double loss_sum = 0.0;
+    tess_status sent = TESS_OK;
     shape.sample_numel = numel;
     tess_flux_batch batch = tess_flux_batch_over(&s->d.flux, a, shape);
     batch.target = batch.weight = NULL;
@@ -195,12 +216,14 @@ static tess_status run_step(sampler *p, int64_t step, int64_t numel)
         for (int64_t i = 0; i < numel; i++)
             tess_flux_sinusoid(1000.0 * sigma_at(p, step),
                                tess_flux_array(a, a->at.time) + i * TESS_FLUX_SINUSOID_NUMEL);
-        TESS_TRY(session_flux_send(s));
+        sent = session_flux_send(s); /* who fails goes on taking part until all agree */
     }
+    const bool is_part = numel > 0 && sent == TESS_OK;
     TESS_TRY(session_section(
-        s, tess_runtime_forward(s->rt, TESS_CALL_LOGITS, numel > 0 ? &batch : NULL, &loss_sum)));
-    advance(p, step, numel, velocity);
-    return TESS_OK;
+        s, tess_runtime_forward(s->rt, TESS_CALL_LOGITS, is_part ? &batch : NULL, &loss_sum)));
+    if (is_part)
+        advance(p, step, numel, velocity);
+    return session_agree(s, sent);
 }
 
 /* ---- rounds ---- */
@@ -266,8 +289,10 @@ static tess_status sample(sampler *p)
     TESS_TRY(session_agree(p->s, prepare(p)));
     TESS_TRY(session_agree(p->s, is_root ? open_output(p) : TESS_OK));
     TESS_TRY(session_show(p->s, session_weights(p->s->run->train.eval_weights)));
-    TESS_TRY(run_rounds(p));
-    TESS_TRY(session_show(p->s, before));
+    const tess_status st = run_rounds(p);
+    if (!tess_session_is_broken(p->s))
+        TESS_TRY(session_show(p->s, before));
+    TESS_TRY(st);
     return session_agree(p->s, is_root ? tess_safetensors_writer_finish(p->writer) : TESS_OK);
 }
 
@@ -296,6 +321,16 @@ tess_latent_request tess_session_latent_request(const tess_session *s)
                                  .step_numel = k->steps,
                                  .guidance = k->guidance,
                                  .seed = (uint64_t)k->seed};
+}
+
+tess_status session_check_images(tess_session *s)
+{
+    const tess_latent_request request = tess_session_latent_request(s);
+    sampler p = {.s = s, .request = &request};
+    const tess_status st = request.caption_numel > 0 ? prepare(&p) : TESS_OK;
+    tess_latents_close(&p.cache);
+    tess_free(p.caption_idx);
+    return st;
 }
 
 bool session_images_are_due(const tess_session *s, bool is_last)

@@ -187,7 +187,7 @@ tess_status session_import_adapter(tess_session *s)
     tess_io_kind kind = TESS_IO_MISSING;
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(s->ctx->io, path_of(s), &kind, &nbytes));
-    if (kind == TESS_IO_FILE)
+    if (kind == TESS_IO_FILE || s->d.shares_a) /* which also sees that shared A's are equal */
         return session_import_file(s, path_of(s));
     TESS_TRY(tess_peft_dir_open(s->ctx->io, path_of(s), &dir));
     tess_status st = check_base(s, dir);

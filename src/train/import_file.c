@@ -122,8 +122,13 @@ static tess_status import_param(const file_import *f, const tess_param *p)
 tess_status session_import_file(tess_session *s, const char *path)
 {
     file_import f = {.s = s, .path = path};
-    const tess_adapter_options options = {.base = &s->d.config};
+    const tess_adapter_options options = {.base = &s->d.config,
+                                          .skip_text_encoders = tess_run_is_flux(s->run)};
     TESS_TRY(tess_adapter_open(s->ctx->io, path, &options, &f.adapter));
+    if (tess_adapter_skipped_numel(f.adapter) > 0)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "adapter '%s': %lld tensors of text encoders are left out", path,
+                      (long long)tess_adapter_skipped_numel(f.adapter));
     tess_status st = check_base(&f);
     if (st == TESS_OK)
         st = check_targets(&f);

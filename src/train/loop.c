@@ -224,6 +224,19 @@ static tess_status begin_save(loop *l)
 static void beat_evaluation(void *arg) { beat(arg, "evaluation"); }
 static void beat_sample(void *arg) { beat(arg, "sample"); }
 
+/* A run is worth more than its images: what they lack is said, and training goes on. */
+static tess_status sample_images(loop *l)
+{
+    tess_session *s = l->s;
+    const tess_status st = session_sample_images(s, beat_sample, l);
+    if (st == TESS_OK || tess_session_is_broken(s))
+        return st;
+    tess_log_root(&s->ctx->log, TESS_LOG_WARN, "sample of step %" PRId64 ": %s", s->step,
+                  tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
 static tess_status evaluate(loop *l)
 {
     tess_session *s = l->s;
@@ -394,11 +407,11 @@ static tess_status run_steps(loop *l)
         const bool is_last = s->step == run->train.steps;
         if (is_last || (run->train.eval_every > 0 && s->step % run->train.eval_every == 0))
             TESS_TRY(evaluate(l));
-        if (session_images_are_due(s, is_last))
-            TESS_TRY(session_sample_images(s, beat_sample, l));
         if (is_last || l->is_stopping ||
             (run->output.checkpoint_every > 0 && s->step % run->output.checkpoint_every == 0))
             TESS_TRY(begin_save(l));
+        if (!l->is_stopping && session_images_are_due(s, is_last))
+            TESS_TRY(sample_images(l));
     }
     TESS_TRY(commit(l));
     flush_trace(l);
@@ -447,7 +460,8 @@ static tess_status start(loop *l)
     tess_session *s = l->s;
     const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
     const bool is_root = tess_comm_rank(s->world) == 0;
-    const tess_progress_options progress = {.write =
+    const tess_progress_options progress = {.unit = s->feed->unit,
+                                            .write =
                                                 is_root && s->options.show != NULL ? show : NULL,
                                             .arg = s,
                                             .is_terminal = s->options.is_terminal,

@@ -92,6 +92,8 @@ double tess_objective_sigma(const tess_objective *o, int64_t sample, int64_t tok
     const tess_rng rng = rng_of(o->seed, TESS_RNG_SIGMA, sample);
     const double s = tess_objective_shift_factor(k, token_numel);
     double sigma = draw(k, &rng);
+    if (k->timesteps == TESS_RUN_TIMESTEPS_FAST) /* a list of its own: neither rounded nor moved */
+        return (k->min_timestep + (k->max_timestep - k->min_timestep) * sigma) / 1000.0;
     if (k->levels > 0)
         sigma = TESS_MAX(ceil(sigma * (double)k->levels), 1.0) / (double)k->levels;
     sigma = s * sigma / (1.0 + (s - 1.0) * sigma);

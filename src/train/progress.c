@@ -45,7 +45,7 @@ static void rate_text(double tokens_per_s, char text[16])
     else if (tokens_per_s >= 1e4)
         snprintf(text, 16, "%.1fk", tokens_per_s / 1e3);
     else
-        snprintf(text, 16, "%.0f", tokens_per_s);
+        snprintf(text, 16, tokens_per_s < 10 ? "%.2f" : "%.0f", tokens_per_s);
 }
 
 static void numbers_text(const tess_progress *p, const tess_progress_row *row,
@@ -56,7 +56,8 @@ static void numbers_text(const tess_progress *p, const tess_progress_row *row,
     rate_text(row->tokens_per_s, rate);
     const double left_s = (double)(p->options.step_numel - row->step) * p->mean_step_s;
     tess_progress_time_text(left_s, left);
-    snprintf(text, TEXT_NBYTES / 2, "loss %.4f  %s tokens/s  %s left", row->loss, rate, left);
+    snprintf(text, TEXT_NBYTES / 2, "loss %.4f  %s %.16s/s  %s left", row->loss, rate,
+             p->options.unit != NULL ? p->options.unit : "tokens", left);
 }
 
 /* [#####.....]  50%  step 50/100  loss ... ; the bar takes what room the numbers leave. */

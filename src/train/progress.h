@@ -12,6 +12,7 @@ TESS_BEGIN_DECLS
 typedef void (*tess_progress_write)(void *arg, const char *text);
 
 typedef struct tess_progress_options {
+    const char *unit;          /* what is counted: NULL: "tokens" */
     tess_progress_write write; /* NULL: nothing is shown */
     void *arg;
     bool is_terminal;   /* a bar that is drawn over itself, at most ten times a second */

@@ -126,6 +126,12 @@ static tess_status check_objective(const tess_run *run)
     return TESS_OK;
 }
 
+bool run_family_needs_peft(const tess_run *run)
+{
+    return run->lora.dora || run->lora.modules_to_save.item_numel > 0 ||
+           run->lora.init == TESS_RUN_START_PISSA || run->lora.init == TESS_RUN_START_LOFTQ;
+}
+
 /* Forms of adapters that a family's tools do not read. */
 static tess_status check_export(const tess_run *run)
 {
@@ -136,6 +142,10 @@ static tess_status check_export(const tess_run *run)
     tess_run_place_text(run, TESS_RUN_KEY_output_export_as, place);
     TESS_CHECK(!is_of_flux || tess_run_is_flux(run), TESS_E_CONFIG,
                "%s: that is a form of FLUX.1 adapters: use peft or gguf", place);
+    TESS_CHECK(!is_of_flux || !run_family_needs_peft(run), TESS_E_CONFIG,
+               "%s: has no place for lora.dora, lora.modules_to_save and lora.init pissa or loftq: "
+               "use peft",
+               place);
     TESS_CHECK(form != TESS_RUN_EXPORT_GGUF || !tess_run_is_flux(run), TESS_E_CONFIG,
                "%s: gguf holds adapters of language models: use diffusers, kohya, comfyui or peft",
                place);

@@ -204,9 +204,10 @@ static void resolve(tess_run *run)
         run->base.format = TESS_RUN_BASE_KEEP;
     run_train_resolve(run);
     if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
-        run->output.export_as = is_full                 ? TESS_RUN_EXPORT_HF
-                                : tess_run_is_flux(run) ? TESS_RUN_EXPORT_DIFFUSERS
-                                                        : TESS_RUN_EXPORT_PEFT;
+        run->output.export_as = is_full ? TESS_RUN_EXPORT_HF
+                                : tess_run_is_flux(run) && !run_family_needs_peft(run)
+                                    ? TESS_RUN_EXPORT_DIFFUSERS
+                                    : TESS_RUN_EXPORT_PEFT;
 }
 
 static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)

@@ -66,6 +66,8 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key);
 /** Sequences of an RQ-VAE are single vectors, those of FLUX.1 single samples; an RQ-VAE is a fully
  * trained model with random weights. */
 void run_family_resolve(tess_run *run);
+/** Whether an adapter holds what only a PEFT directory has a place for. Local. */
+bool run_family_needs_peft(const tess_run *run);
 /** Keys of other families, and what this one needs. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status run_family_check(const tess_run *run);
 
@@ -105,7 +107,7 @@ TESS_MUST_CHECK tess_status tess_run_mismatch(const tess_run_key *key, const run
                                               const run_where *where);
 
 /* Kinds with any number of items (run_lists.c); `field` is the one of their type. */
-enum { RUN_LIST_MAX = 4096, RUN_NAME_MAX_NBYTES = 512 };
+enum { RUN_LIST_MAX = 4096, RUN_NAME_MAX_NBYTES = 4096 };
 bool tess_run_kind_is_list(tess_run_kind kind);
 TESS_MUST_CHECK tess_status tess_run_list_set(const tess_run_key *key, const run_node *node,
                                               const run_where *where, void *field);

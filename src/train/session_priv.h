@@ -28,6 +28,7 @@ typedef struct session_source {
 /** How a model gets its data: tokens, vectors or images. Elements with a loss are tokens, vectors,
  * or samples. */
 typedef struct session_feed {
+    const char *unit; /* of what has a loss, for people: "samples"; NULL: "tokens" */
     /** Open data.path and data.eval_path, where the session needs data, and say what they are in
      * `source`. Collective. */
     tess_status (*open)(tess_session *s);
@@ -61,6 +62,8 @@ void session_vector_feed_close(tess_session *s);
 void session_flux_feed_close(tess_session *s);
 /** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
  * session_begin_batch() and writing them. Local. */
+/** Whether section sample can be done: captions, sizes. Local. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status session_check_images(tess_session *s);
 /** Whether images are due after step s->step. Local. */
 bool session_images_are_due(const tess_session *s, bool is_last);
 /** Sample them into output.dir/samples. Collective. */

@@ -451,7 +451,8 @@ static tess_status resumed(tess_session *s)
     return f->at.is_averaged ? session_section(s, tess_averages_resume(s, &f->at)) : TESS_OK;
 }
 
-const session_feed session_vector_feed = {.open = open_data,
+const session_feed session_vector_feed = {.unit = "vectors",
+                                          .open = open_data,
                                           .carve = carve,
                                           .fill = fill,
                                           .count = count,

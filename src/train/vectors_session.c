@@ -519,6 +519,7 @@ static tess_status start(loop *l)
     const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
     const bool is_root = tess_comm_rank(s->world) == 0;
     const tess_progress_options progress = {
+        .unit = "vectors",
         .write = is_root && s->options.show != NULL ? show : NULL,
         .arg = s,
         .is_terminal = s->options.is_terminal,

@@ -396,6 +396,17 @@ static tess_status hash_steps(const char *text, tess_sha256_state *sha, flux_out
     return TESS_OK;
 }
 
+static bool has_prompts(flux_run *r, const char *name)
+{
+    char path[600], *text = NULL;
+    size_t nbytes = 0;
+    snprintf(path, sizeof path, "%s/%s/run.yaml", r->dir, name);
+    const bool is_read = tess_io_read_all(r->ctx.io, path, 1 << 20, &text, &nbytes) == TESS_OK;
+    const bool has = is_read && strstr(text, "prompts: [") != NULL;
+    tess_free(text);
+    return has;
+}
+
 tess_status flux_run_outcome(flux_run *r, const char *name, flux_outcome *out)
 {
     static const char *const file[] = {"metrics.jsonl", "eval.jsonl", "export",
@@ -416,7 +427,7 @@ tess_status flux_run_outcome(flux_run *r, const char *name, flux_outcome *out)
         snprintf(path, sizeof path, "%s/%s/%s", r->dir, name, file[i]);
         if (i > 2) { /* images are sampled by some runs only */
             st = tess_io_stat(r->ctx.io, path, &kind, &size);
-            if (kind == TESS_IO_MISSING)
+            if (kind == TESS_IO_MISSING && !has_prompts(r, name))
                 break;
         }
         for (int k = 0; i == 2 && k < TESS_NELEM(adapter) && kind == TESS_IO_MISSING; k++) {

@@ -257,7 +257,7 @@ static void test_open_refuses_what_does_not_fit(void **state)
     c.pooled_dim = 768;
     refuse(f, "", &c, &shape, "pooled embeddings of 4, the model takes 768");
     s.text_numel = 512;
-    refuse(f, "", &config, &s, "texts of 3 tokens, the run has 512");
+    refuse(f, "", &config, &s, "texts of 3 tokens, the run plans 512");
     s = shape;
     s.image_numel = 4;
     refuse(f, "", &config, &s, "images of 6 packed tokens, the run plans 4");

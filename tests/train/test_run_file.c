@@ -311,7 +311,7 @@ static void range_values(const tess_run_key *key, char *below, char *above, size
         return;
     case TESS_RUN_NAMES:
         snprintf(below, nbytes, "[]");
-        fill(above, 514, "a");
+        fill(above, 4098, "a");
         return;
     case TESS_RUN_RULES: /* nothing is below an empty list */
         snprintf(below, nbytes, "{}");
