@@ -364,6 +364,13 @@ tess_status flux_run_open(tess_comm *comm, flux_run *r, const flux_launch *l,
     return open_run(comm, r, l, &options, out);
 }
 
+tess_status flux_run_open_without(tess_comm *comm, flux_run *r, const flux_launch *l,
+                                  tess_session **out)
+{
+    tess_session_options options = {.kind = TESS_SESSION_READER};
+    return open_run(comm, r, l, &options, out);
+}
+
 tess_status flux_run_train(tess_comm *comm, flux_run *r, const flux_launch *l, bool *is_done)
 {
     static volatile sig_atomic_t stop = 1;

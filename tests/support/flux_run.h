@@ -31,17 +31,20 @@ void flux_run_destroy(tess_comm *comm, flux_run *r);
 
 /** What is trained. */
 typedef struct flux_launch {
-    const char *name;        /* folder of the run */
-    const char *model;       /* path */
+    const char *name;         /* folder of the run */
+    const char *model;        /* path */
     const char *override[10]; /* ends with NULL */
-    bool is_stopped;         /* as a signal would, after one step */
-    const char *adapter;     /* readers: instead of a checkpoint; NULL: none */
-    const char *checkpoint;  /* readers: "none" is the base alone; NULL: the newest */
+    bool is_stopped;          /* as a signal would, after one step */
+    const char *adapter;      /* readers: instead of a checkpoint; NULL: none */
+    const char *checkpoint;   /* readers: "none" is the base alone; NULL: the newest */
 } flux_launch;
 
 /** Open a session. Collective. */
 tess_status flux_run_open(tess_comm *comm, flux_run *r, const flux_launch *l,
                           tess_session_kind kind, tess_session **out);
+/** A reader that opens no data, as exports and samples do. Collective. */
+tess_status flux_run_open_without(tess_comm *comm, flux_run *r, const flux_launch *l,
+                                  tess_session **out);
 /** Train to the end, or for one step. Collective. */
 tess_status flux_run_train(tess_comm *comm, flux_run *r, const flux_launch *l, bool *is_done);
 

@@ -51,6 +51,7 @@ static tess_status check_formats(tess_comm *comm, tess_comm *self, flux_run *r)
         {FLUX_RUN_TINY, "int8", "int8", "lora.targets=kohya"},
         {FLUX_RUN_TINY, "nf4", "nf4", "lora.targets=ai-toolkit"},
         {FLUX_RUN_TINY, "q8", "q8_0", "lora.targets=all-linear"},
+        {FLUX_RUN_TINY, "dora", "int8", "lora.dora=true"},
         {FLUX_RUN_WIDE, "wide-bf16", "bf16", "shard.gather_group=world"},
         {FLUX_RUN_WIDE, "wide-nf4", "nf4", "compute.activation_checkpointing=on"},
         {FLUX_RUN_WIDE, "wide-int8", "qint8", "shard.gather_group=1"},
@@ -148,8 +149,60 @@ static tess_status check_resume(tess_comm *comm, tess_comm *self, flux_run *r, c
     return tess_agree(comm, expect_same(r, name[0], name[1]));
 }
 
+static tess_status expect_refused(tess_comm *comm, flux_run *r, const flux_launch *l,
+                                  tess_status code, const char *words)
+{
+    tess_session *session = NULL;
+    const tess_status st = flux_run_open(comm, r, l, TESS_SESSION_TRAIN, &session);
+    tess_session_close(&session);
+    TESS_CHECK(st == code && strstr(tess_error_message(), words) != NULL, TESS_E_STATE,
+               "%s: expected a refusal with '%s', found %s: %s", l->name, words,
+               tess_status_name(st), tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
+/* What would only be noticed after hours. */
+static tess_status check_refusals(tess_comm *comm, flux_run *r)
+{
+    const char *model = r->model[FLUX_RUN_TINY];
+    char lacking[400], command[1200];
+    const struct {
+        flux_launch l;
+        const char *words;
+    } wrong[] = {
+        {{.name = "no1",
+          .model = model,
+          .override = {"sample.prompts=[a typo]", "sample.width=64", "sample.height=64"}},
+         "holds no text"},
+        {{.name = "no2",
+          .model = model,
+          .override = {"sample.prompts=[two cats]", "sample.width=256"}},
+         "data.resolution"},
+        {{.name = "no3", .model = model, .override = {"lora.dora=true", "output.export=kohya"}},
+         "use peft"},
+        {{.name = "no4", .model = model, .override = {"output.export=gguf"}}, "use diffusers"},
+        {{.name = "no5", .model = model, .override = {"objective.masked_loss=true"}}, "no masks"},
+        {{.name = "no6", .model = model, .override = {"data.text_length=5"}}, "texts of 8 tokens"},
+    };
+    for (int i = 0; i < TESS_NELEM(wrong); i++)
+        TESS_TRY(expect_refused(comm, r, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
+    snprintf(lacking, sizeof lacking, "%s/lacking", r->dir);
+    snprintf(command, sizeof command,
+             "cp -r '%s' '%s' && sed -i 's/\"guidance_embeds\": true/\"guidance_embeds\": false/' "
+             "'%s/config.json'",
+             model, lacking, lacking);
+    tess_status st = TESS_OK;
+    if (tess_comm_rank(comm) == 0 && system(command) != 0)
+        st = TESS_FAIL(TESS_E_IO, "%s", command);
+    TESS_TRY(tess_agree(comm, st));
+    return expect_refused(comm, r, &(flux_launch){.name = "no7", .model = lacking}, TESS_E_FORMAT,
+                          "has no place in the model");
+}
+
 static tess_status run_all(tess_comm *comm, tess_comm *self, flux_run *r)
 {
+    TESS_TRY(check_refusals(comm, r));
     TESS_TRY(check_formats(comm, self, r));
     TESS_TRY(check_modes(comm, self, r));
     TESS_TRY(check_layouts(comm, r));

@@ -30,27 +30,33 @@ static tess_latent_request request_of(const char *output)
                                  .output = output};
 }
 
+static tess_status read_latents(flux_run *r, const char *path, float *latent)
+{
+    tess_safetensors *st = NULL;
+    TESS_TRY(tess_safetensors_open(r->ctx.io, path, &st));
+    const tess_st_tensor *t = tess_safetensors_find(st, "latents");
+    const tess_status result =
+        t != NULL && t->nbytes == NUMEL * (int64_t)sizeof(float)
+            ? tess_safetensors_read(st, t, 0, (size_t)t->nbytes, latent)
+            : TESS_FAIL(TESS_E_STATE, "'%s' has no latents of the size asked for", path);
+    tess_safetensors_close(&st);
+    return result;
+}
+
 /* Sample as `l` says into `dir`/`file`, and read the file on rank 0 into `latent` [NUMEL]. */
 static tess_status sample(tess_comm *comm, flux_run *r, const flux_launch *l, const char *file,
                           float *latent)
 {
     char path[400];
     tess_session *session = NULL;
-    tess_safetensors *st = NULL;
     snprintf(path, sizeof path, "%s/%s.safetensors", r->dir, file);
     const tess_latent_request request = request_of(path);
     TESS_TRY(flux_run_open(comm, r, l, TESS_SESSION_READER, &session));
-    tess_status result = tess_session_sample_latents(session, &request);
+    const tess_status st = tess_session_sample_latents(session, &request);
     tess_session_close(&session);
-    if (result != TESS_OK || tess_comm_rank(comm) != 0)
-        return result;
-    TESS_TRY(tess_safetensors_open(r->ctx.io, path, &st));
-    const tess_st_tensor *t = tess_safetensors_find(st, "latents");
-    result = t != NULL && t->nbytes == NUMEL * (int64_t)sizeof(float)
-                 ? tess_safetensors_read(st, t, 0, (size_t)t->nbytes, latent)
-                 : TESS_FAIL(TESS_E_STATE, "'%s' has no latents of the size asked for", path);
-    tess_safetensors_close(&st);
-    return result;
+    if (st != TESS_OK || tess_comm_rank(comm) != 0)
+        return st;
+    return read_latents(r, path, latent);
 }
 
 static double distance(const float *a, const float *b)
@@ -144,6 +150,34 @@ static tess_status check_refusals(tess_comm *comm, flux_run *r)
     return TESS_OK;
 }
 
+/* Exports and samples do without the cache that was trained on. */
+static tess_status check_without_cache(tess_comm *comm, flux_run *r, const float *whole)
+{
+    static float other[NUMEL];
+    char gone[400], path[400];
+    tess_session *session = NULL;
+    snprintf(gone, sizeof gone, "data.path=%s/gone.h5", r->dir);
+    snprintf(path, sizeof path, "%s/without", r->dir);
+    const flux_launch l = {.name = "trained", .model = r->model[FLUX_RUN_TINY], .override = {gone}};
+    const tess_export_request request = {
+        .dir = path, .format = TESS_RUN_EXPORT_KOHYA, .dt = TESS_F32};
+    tess_latent_request images = request_of(path);
+    char output[420];
+    TESS_TRY(flux_run_open_without(comm, r, &l, &session));
+    tess_status st = tess_session_export(session, &request);
+    snprintf(output, sizeof output, "%s.safetensors", path);
+    images.cache = r->train;
+    images.output = output;
+    if (st == TESS_OK)
+        st = tess_session_sample_latents(session, &images);
+    tess_session_close(&session);
+    TESS_TRY(st);
+    if (tess_comm_rank(comm) == 0)
+        st = read_latents(r, output, other);
+    TESS_TRY(tess_agree(comm, st));
+    return expect_equal(comm, other, whole, "without the cache");
+}
+
 static tess_status run_all(tess_comm *comm, tess_comm *self, flux_run *r)
 {
     static float whole[NUMEL], base[NUMEL];
@@ -163,6 +197,7 @@ static tess_status run_all(tess_comm *comm, tess_comm *self, flux_run *r)
     TESS_TRY(tess_agree(comm, st));
     TESS_TRY(check_ranks(comm, self, r, whole));
     TESS_TRY(check_exports(comm, r, whole, base));
+    TESS_TRY(check_without_cache(comm, r, whole));
     return check_refusals(comm, r);
 }
 
