@@ -4,11 +4,10 @@
 #
 #   bench/two_hosts.sh TESSERA OUT [RATE...]
 #
-# Writes OUT/predictions.jsonl, all of it before the first measured run of a rate, then
-# OUT/measured.jsonl with both numbers side by side. TESSERA_PREDICT is the command that predicts: it is
-# called with RATE and the keys of the run, in the folder of run.yaml, and prints two numbers, seconds
-# of a step and of exposed communication; without it predictions are null. RATE is tc's (200mbit) or
-# none. Wants two free cores; root, or a kernel that lets users make namespaces.
+# Writes OUT/device.json (tessera bench device) and, per rate, OUT/links-RATE.json (tessera bench links
+# over both hosts); from them tessera plan makes OUT/predictions.jsonl, all of it before the first
+# measured run of a rate; then OUT/measured.jsonl with both numbers side by side. RATE is tc's
+# (200mbit) or none. Wants two free cores; root, or a kernel that lets users make namespaces.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$here/launch/hosts.sh"
 [[ $# -ge 2 ]] || { echo "usage: bench/two_hosts.sh TESSERA OUT [RATE...]" >&2; exit 64; }
@@ -47,13 +46,22 @@ output: {dir: run, checkpoint_every: 0, export: none}
 YAML
 }
 
-# RATE KEY...: "STEP_S EXPOSED_S", or nulls
+# What the links give, by ranks on both hosts; none of the runs below is part of it.
+calibrate() { # RATE
+    hosts_on 1 "$here/launch/on-hosts" hostfile -- bash -c \
+        'exec taskset -c "$OMPI_COMM_WORLD_RANK" "$@"' rank \
+        "$tessera" bench links --repeats 10 --max-mib 8 -o "links-$1.json" >/dev/null 2>log ||
+        { tail -n 5 log >&2; return 1; }
+}
+
+# RATE KEY...: "STEP_S EXPOSED_S"
 predict() {
-    if [[ -n ${TESSERA_PREDICT-} ]]; then
-        $TESSERA_PREDICT "$@"
-    else
-        echo "null null"
-    fi
+    "$tessera" plan run.yaml "${@:2}" --ranks 2 --device device.json --network "links-$1.json" --json >plan.json
+    echo "$(number step_s) $(number exposed_comm_s)"
+}
+
+number() { # member of "predicted" in plan.json
+    sed -n '/"predicted"/,$p' plan.json | sed -n "s/^ *\"$1\": *\([-0-9.e+]*\),*$/\1/p" | head -n 1
 }
 
 median() { sort -g | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'; }
@@ -86,15 +94,18 @@ machine=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 corpus
 : >measured.jsonl
 : >predictions.jsonl
+taskset -c 0 "$tessera" bench device -o device.json >/dev/null
 for rate in "${rates[@]}"; do
+    for host in 1 2; do
+        hosts_shape "$host" "$rate" || hosts_skip "a kernel with tc tbf"
+    done
+    # shellcheck disable=SC2016 # for the rank's own shell: a core of its own
+    calibrate "$rate"
     for c in "${configurations[@]}"; do
         read -ra word <<<"$c"
         read -r step exposed < <(predict "$rate" "${word[@]:1}")
         printf '{"rate": "%s", "name": "%s", "predicted_step_s": %s, "predicted_exposed_comm_s": %s}\n' \
             "$rate" "${word[0]}" "$step" "$exposed" >>predictions.jsonl
-    done
-    for host in 1 2; do
-        hosts_shape "$host" "$rate" || hosts_skip "a kernel with tc tbf"
     done
     for c in "${configurations[@]}"; do
         read -ra word <<<"$c"
