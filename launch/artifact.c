@@ -71,14 +71,19 @@ static tess_status kind_of_file(const tess_ctx *ctx, const char *path, tess_arti
     return TESS_OK;
 }
 
+/* Of a pipeline of diffusers, which keeps its transformer in a folder of its own. */
+static const char pipeline_mark[] = "model_index.json";
+
 tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_artifact_kind *kind)
 {
     static const struct {
         const char *name;
         tess_artifact_kind kind;
-    } marks[] = {{"adapter_config.json", TESS_ARTIFACT_ADAPTER},
+    } marks[] = {{pipeline_mark, TESS_ARTIFACT_MODEL},
                  {"model.safetensors", TESS_ARTIFACT_MODEL},
-                 {"model.safetensors.index.json", TESS_ARTIFACT_MODEL}};
+                 {"model.safetensors.index.json", TESS_ARTIFACT_MODEL},
+                 {"diffusion_pytorch_model.safetensors", TESS_ARTIFACT_MODEL},
+                 {"diffusion_pytorch_model.safetensors.index.json", TESS_ARTIFACT_MODEL}};
     tess_io_kind found = TESS_IO_MISSING;
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(ctx->io, path, &found, &nbytes));
@@ -87,7 +92,14 @@ tess_status tess_artifact_kind_of(const tess_ctx *ctx, const char *path, tess_ar
         return kind_of_file(ctx, path, kind);
     if (found == TESS_IO_MISSING && strchr(path, ':') != NULL && tess_vectors_is_path(path))
         *kind = TESS_ARTIFACT_VECTORS; /* FILE.h5:DATASET */
-    for (int i = 0; i < TESS_NELEM(marks) && found == TESS_IO_DIR; i++) {
+    if (found == TESS_IO_DIR) {
+        bool is_adapter = false;
+        TESS_TRY(tess_adapter_is_path(ctx->io, path, &is_adapter));
+        if (is_adapter)
+            *kind = TESS_ARTIFACT_ADAPTER;
+    }
+    for (int i = 0;
+         i < TESS_NELEM(marks) && *kind == TESS_ARTIFACT_CHECKPOINT && found == TESS_IO_DIR; i++) {
         bool is_there = false;
         TESS_TRY(has_file(ctx, path, marks[i].name, &is_there));
         if (is_there) {
@@ -225,16 +237,11 @@ static tess_status describe_gguf(const tess_ctx *ctx, const char *path, bool is_
 }
 
 /* The config is copied, so that --json shows what peft sees. */
-static tess_status describe_adapter(const tess_ctx *ctx, const char *path, bool is_verify,
-                                    tess_json *to)
+static tess_status describe_peft(const tess_ctx *ctx, const char *path, bool is_verify,
+                                 tess_json *to)
 {
     char name[PATH_NBYTES];
     tess_json *config = NULL;
-    TESS_TRY(add_modules(ctx, path, to));
-    if (ends_in(path, ".gguf"))
-        return describe_gguf(ctx, path, is_verify, to);
-    if (ends_in(path, ".safetensors"))
-        return describe_safetensors(ctx, path, is_verify, to);
     snprintf(name, sizeof name, "%.4096s/adapter_config.json", path);
     TESS_TRY(tess_json_read(ctx->io, name, &config));
     const tess_status st = tess_json_add_copy(to, "config", config);
@@ -242,6 +249,20 @@ static tess_status describe_adapter(const tess_ctx *ctx, const char *path, bool 
     TESS_TRY(st);
     snprintf(name, sizeof name, "%.4096s/adapter_model.safetensors", path);
     return describe_safetensors(ctx, name, is_verify, to);
+}
+
+static tess_status describe_adapter(const tess_ctx *ctx, const char *path, bool is_verify,
+                                    tess_json *to)
+{
+    char *file = NULL;
+    TESS_TRY(add_modules(ctx, path, to));
+    TESS_TRY(tess_adapter_locate(ctx->io, path, &file));
+    const tess_status st = ends_in(file, ".gguf") ? describe_gguf(ctx, file, is_verify, to)
+                           : ends_in(file, ".safetensors")
+                               ? describe_safetensors(ctx, file, is_verify, to)
+                               : describe_peft(ctx, file, is_verify, to);
+    tess_free(file);
+    return st;
 }
 
 static tess_status add_model_files(tess_model_dir *dir, bool is_verify, tess_json *to)
@@ -286,8 +307,12 @@ static tess_status fill_model(tess_model_dir *dir, bool is_verify, tess_json *to
 static tess_status describe_model(const tess_ctx *ctx, const char *path, bool is_verify,
                                   tess_json *to)
 {
+    char transformer[PATH_NBYTES];
+    bool is_pipeline = false;
     tess_model_dir *dir = NULL;
-    TESS_TRY(tess_model_dir_open(ctx, path, &dir));
+    TESS_TRY(has_file(ctx, path, pipeline_mark, &is_pipeline));
+    snprintf(transformer, sizeof transformer, "%.4096s/transformer", path);
+    TESS_TRY(tess_model_dir_open(ctx, is_pipeline ? transformer : path, &dir));
     const tess_status st = fill_model(dir, is_verify, to);
     tess_model_dir_close(&dir);
     return st;

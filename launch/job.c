@@ -11,6 +11,7 @@
 #include "core/memory.h"
 #include "format/json.h"
 #include "shard/ckpt.h"
+#include "train/describe.h"
 #include "train/strbuf.h"
 
 static volatile sig_atomic_t stop_request;
@@ -62,16 +63,18 @@ static double deadline_s(void)
  * What is wrong with it is said later, by all ranks together; ranks that differ here still give the
  * same bits.
  */
-static tess_comm_thread thread_of(tess_io *io, const tess_session_options *o)
+static tess_comm_thread thread_of(const tess_ctx *ctx, const tess_session_options *o)
 {
     char *text = NULL;
     size_t nbytes = 0;
     tess_run *run = NULL;
     tess_comm_thread thread = TESS_COMM_THREAD_OFF;
-    if (tess_io_read_all(io, o->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &text, &nbytes) == TESS_OK &&
-        tess_run_parse(text, nbytes, o->run_path, o->overrides, o->override_numel, &run) ==
-            TESS_OK &&
-        run->compute.comm_thread == TESS_RUN_SWITCH_ON)
+    tess_status st =
+        tess_io_read_all(ctx->io, o->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &text, &nbytes);
+    const tess_run_source source = {text, nbytes, o->run_path, o->overrides, o->override_numel};
+    if (st == TESS_OK)
+        st = tess_run_parse_with(&source, tess_describe_family, ctx, &run);
+    if (st == TESS_OK && run->compute.comm_thread == TESS_RUN_SWITCH_ON)
         thread = TESS_COMM_THREAD_ON;
     tess_run_destroy(&run);
     tess_free(text);
@@ -136,7 +139,7 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     o.columns = terminal_columns();
     listen_for_signals();
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
-    tess_status st = open_comm(thread_of(ctx.io, &o), &ctx, &comm);
+    tess_status st = open_comm(thread_of(&ctx, &o), &ctx, &comm);
     if (st == TESS_OK)
         st = tess_session_open(&ctx, comm, &o, &session);
     if (st == TESS_OK)

@@ -86,18 +86,45 @@ static tess_status is_adapter_file(tess_io *io, const char *path, bool *out)
     return TESS_OK;
 }
 
+static tess_status holds_file(tess_io *io, const char *dir, const char *name, bool *out)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    char *path = NULL;
+    TESS_TRY(tess_asprintf(&path, "%s/%s", dir, name));
+    const tess_status st = tess_io_stat(io, path, &kind, &nbytes);
+    tess_free(path);
+    *out = st == TESS_OK && kind == TESS_IO_FILE;
+    return st;
+}
+
+tess_status tess_adapter_locate(tess_io *io, const char *path, char **out)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    const char *found = NULL;
+    TESS_TRY(tess_io_stat(io, path, &kind, &nbytes));
+    for (int i = 0; i < TESS_ADAPTER_DIALECT_NUMEL && kind == TESS_IO_DIR && found == NULL; i++) {
+        const char *name = adapter_file_name((tess_adapter_dialect)i);
+        bool is_there = false;
+        if (name != NULL)
+            TESS_TRY(holds_file(io, path, name, &is_there));
+        found = is_there ? name : NULL;
+    }
+    return found != NULL ? tess_asprintf(out, "%s/%s", path, found) : tess_strdup(path, out);
+}
+
 tess_status tess_adapter_is_path(tess_io *io, const char *path, bool *out)
 {
     tess_io_kind kind = TESS_IO_MISSING;
     int64_t nbytes = 0;
-    char *config = NULL;
-    TESS_TRY(tess_io_stat(io, path, &kind, &nbytes));
-    if (kind != TESS_IO_DIR)
-        return is_adapter_file(io, path, out);
-    TESS_TRY(tess_asprintf(&config, "%s/adapter_config.json", path));
-    const tess_status st = tess_io_stat(io, config, &kind, &nbytes);
-    tess_free(config);
-    *out = st == TESS_OK && kind == TESS_IO_FILE;
+    char *file = NULL;
+    TESS_TRY(tess_adapter_locate(io, path, &file));
+    tess_status st = tess_io_stat(io, file, &kind, &nbytes);
+    if (st == TESS_OK)
+        st = kind == TESS_IO_DIR ? holds_file(io, file, "adapter_config.json", out)
+                                 : is_adapter_file(io, file, out);
+    tess_free(file);
     return st;
 }
 
@@ -209,7 +236,7 @@ tess_status tess_adapter_open(tess_io *io, const char *path, const tess_adapter_
     static const tess_adapter_options plain;
     tess_adapter *a = object;
     a->io = io;
-    tess_status st = tess_strdup(path, &a->path);
+    tess_status st = tess_adapter_locate(io, path, &a->path);
     if (st == TESS_OK)
         st = open_source(a, options != NULL ? options : &plain);
     if (st == TESS_OK)

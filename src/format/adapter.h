@@ -81,8 +81,11 @@ typedef struct tess_adapter_options {
 
 typedef struct tess_adapter tess_adapter;
 
-/** Whether a path is an adapter by what it holds: a directory with adapter_config.json, or a
- * .safetensors or .gguf file with matrices of an adapter. Local. */
+/** The file that an export left in folder `path`; `path` itself where it is no such folder. Local.
+ * @param[out] out  free with tess_free */
+TESS_MUST_CHECK tess_status tess_adapter_locate(tess_io *io, const char *path, char **out);
+/** Whether a path is an adapter by what it holds: a directory with adapter_config.json or an
+ * exported file, or a .safetensors or .gguf file with matrices of an adapter. Local. */
 TESS_MUST_CHECK tess_status tess_adapter_is_path(tess_io *io, const char *path, bool *out);
 /**
  * Open an adapter; the dialect is found from the keys. Local. `io` is kept (view).

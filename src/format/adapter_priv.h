@@ -59,6 +59,8 @@ int adapter_role_of(const char *key, size_t *stem_nbytes);
 
 /* The three kinds of sources. */
 TESS_MUST_CHECK tess_status adapter_open_peft(tess_adapter *a);
+/** Name of the file that an export writes; NULL: a PEFT directory. */
+const char *adapter_file_name(tess_adapter_dialect dialect);
 TESS_MUST_CHECK tess_status adapter_open_flux(tess_adapter *a, const tess_adapter_options *options);
 TESS_MUST_CHECK tess_status adapter_open_gguf(tess_adapter *a, const tess_adapter_options *options);
 

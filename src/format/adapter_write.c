@@ -27,6 +27,11 @@ static const struct {
                               {".lora_down.weight", ".lora_up.weight", NULL, ".alpha"}},
 };
 
+const char *adapter_file_name(tess_adapter_dialect dialect)
+{
+    return dialect == TESS_ADAPTER_GGUF ? "adapter.gguf" : layout[dialect].file;
+}
+
 typedef char tensor_name[TESS_ST_NAME_MAX_NBYTES + 1];
 
 typedef struct flux_item {

@@ -38,6 +38,7 @@ typedef struct tess_model_write_request {
     const char *source_path; /* folder whose tokenizer files go along; NULL: none */
     const tess_llm_config *config;
     const tess_json *config_root;          /* config.json that goes along; NULL: made of config */
+    const char *stem; /* of the names of weight files; NULL: model */
     const char *torch_dtype;               /* stated in config.json; NULL: as in config_root */
     const tess_model_write_tensor *tensor; /* [tensor_numel] */
     int64_t tensor_numel;

@@ -12,7 +12,7 @@
 #include "format/model_dir.h"
 #include "format/model_write_priv.h"
 
-enum { FILE_MAX = 512, SMALL_FILE_LIMIT_NBYTES = 256 << 20, BASE_NAME_NBYTES = 48 };
+enum { FILE_MAX = 512, SMALL_FILE_LIMIT_NBYTES = 256 << 20, BASE_NAME_NBYTES = 64 };
 
 static const char folder_suffix[] = ".tessera-tmp", identity_key[] = "base.identity";
 
@@ -27,6 +27,7 @@ typedef struct dir_writer {
     const tess_ctx *ctx;
     char *path, *folder; /* the name it gets, and the one it has until then */
     bool is_started;     /* `folder` is ours */
+    char *stem;          /* of the names of weight files */
     char *quant;
     tess_model_write_tensor *tensor; /* [tensor_numel] names are owned */
     int64_t *first_slot;             /* [tensor_numel + 1] */
@@ -40,9 +41,9 @@ typedef struct dir_writer {
 static void name_file(const dir_writer *w, int file_idx, char name[BASE_NAME_NBYTES])
 {
     if (w->file_numel == 1)
-        snprintf(name, BASE_NAME_NBYTES, "model.safetensors");
+        snprintf(name, BASE_NAME_NBYTES, "%s.safetensors", w->stem);
     else
-        snprintf(name, BASE_NAME_NBYTES, "model-%05d-of-%05d.safetensors", file_idx + 1,
+        snprintf(name, BASE_NAME_NBYTES, "%s-%05d-of-%05d.safetensors", w->stem, file_idx + 1,
                  w->file_numel);
 }
 
@@ -267,9 +268,10 @@ static tess_status fill_index(const dir_writer *w, const char *base_id, tess_jso
 
 static tess_status write_index(const dir_writer *w, const char *base_id)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], name[BASE_NAME_NBYTES + sizeof ".safetensors.index.json"];
     tess_json *root = NULL;
-    TESS_TRY(path_of(w, "model.safetensors.index.json", path));
+    snprintf(name, sizeof name, "%.63s.safetensors.index.json", w->stem);
+    TESS_TRY(path_of(w, name, path));
     TESS_TRY(tess_json_create_object(&root));
     tess_status st = fill_index(w, base_id, root);
     if (st == TESS_OK)
@@ -339,6 +341,7 @@ static void destroy(void *self)
     tess_free(w->first_slot);
     tess_free(w->tensor);
     tess_free(w->quant);
+    tess_free(w->stem);
     tess_free(w->folder);
     tess_free(w->path);
     tess_free(w);
@@ -409,6 +412,7 @@ static tess_status fill_writer(dir_writer *w, const tess_model_write_request *q)
     TESS_TRY(tess_strndup(q->path, path_nbytes, &w->path));
     TESS_TRY(tess_asprintf(&w->folder, "%s%s", w->path, folder_suffix));
     TESS_TRY(tess_strdup(q->quant, &w->quant));
+    TESS_TRY(tess_strdup(q->stem != NULL ? q->stem : "model", &w->stem));
     TESS_TRY(tess_alloc_array(q->tensor_numel, sizeof *w->tensor, &tensor));
     w->tensor = tensor;
     TESS_TRY(tess_alloc_array(q->tensor_numel + 1, sizeof *w->first_slot, &first));

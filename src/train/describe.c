@@ -591,6 +591,7 @@ tess_status tess_describe_base(const tess_ctx *ctx, const tess_run *run, unsigne
     out->run = run;
     out->keeps_ragged = (flags & TESS_DESCRIBE_KEEP_RAGGED) != 0;
     out->requantizes = (flags & TESS_DESCRIBE_REQUANTIZE) != 0;
+    out->flux_shape = (tess_flux_shape){1, 1, 1}; /* none runs */
     tess_status st = open_model(ctx, out);
     if (st == TESS_OK && out->dir == NULL)
         st = TESS_FAIL(TESS_E_FORMAT, "'%s' has no weights", run->model.path);

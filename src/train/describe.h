@@ -113,4 +113,12 @@ tess_load_source tess_description_source(tess_description *d);
 /** "base.format" etc. resolved for loading: what tess_load() needs. Local. */
 tess_load_request tess_description_load(const tess_description *d, const tess_load_source *source);
 
+/**
+ * A tess_run_family_of(): flux where model.path, or else what output.dir keeps of an earlier start,
+ * is a FLUX.1 transformer. Opens single files, of directories only the config. Local.
+ * @param ctx  const tess_ctx *
+ */
+TESS_MUST_CHECK tess_status tess_describe_family(const void *ctx, const tess_run *run,
+                                                 tess_run_family *family);
+
 TESS_END_DECLS

@@ -4,6 +4,7 @@
 
 #include "core/half.h"
 #include "core/memory.h"
+#include "format/adapter.h"
 #include "train/session_priv.h"
 
 static const char *path_of(const tess_session *s)
@@ -181,14 +182,9 @@ static tess_status import_tensor(tess_session *s, const tess_peft_dir *dir, cons
     return TESS_OK;
 }
 
-tess_status session_import_adapter(tess_session *s)
+static tess_status import_dir(tess_session *s)
 {
     tess_peft_dir *dir = NULL;
-    tess_io_kind kind = TESS_IO_MISSING;
-    int64_t nbytes = 0;
-    TESS_TRY(tess_io_stat(s->ctx->io, path_of(s), &kind, &nbytes));
-    if (kind == TESS_IO_FILE || s->d.shares_a) /* which also sees that shared A's are equal */
-        return session_import_file(s, path_of(s));
     TESS_TRY(tess_peft_dir_open(s->ctx->io, path_of(s), &dir));
     tess_status st = check_base(s, dir);
     if (st == TESS_OK)
@@ -199,5 +195,20 @@ tess_status session_import_adapter(tess_session *s)
         if (s->d.registry.param[i].role == TESS_ROLE_TRAINABLE)
             st = import_tensor(s, dir, &s->d.registry.param[i]);
     tess_peft_dir_close(&dir);
+    return st;
+}
+
+tess_status session_import_adapter(tess_session *s)
+{
+    char *file = NULL;
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_adapter_locate(s->ctx->io, path_of(s), &file));
+    tess_status st = tess_io_stat(s->ctx->io, file, &kind, &nbytes);
+    if (st == TESS_OK)
+        st = kind == TESS_IO_FILE || s->d.shares_a /* which also sees that shared A's are equal */
+                 ? session_import_file(s, file)
+                 : import_dir(s);
+    tess_free(file);
     return st;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "format/adapter.h"
 #include "train/merge_priv.h"
 
 enum { KEY_MAX = 3, KEY_NBYTES = 96 };
@@ -440,8 +441,25 @@ static tess_status start(job *j)
     return tess_rewrite_start(j->ctx, &j->base, j->tensor, &request, &j->writer);
 }
 
+static tess_status check_dialect(const job *j)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    char *file = NULL;
+    TESS_TRY(tess_adapter_locate(j->ctx->io, j->options->adapter, &file));
+    const tess_status st = tess_io_stat(j->ctx->io, file, &kind, &nbytes);
+    tess_free(file);
+    TESS_TRY(st);
+    TESS_CHECK(kind != TESS_IO_FILE, TESS_E_UNSUPPORTED,
+               "'%s' is no PEFT directory, which is what merge reads; write one from the "
+               "checkpoint: tessera export CHECKPOINT --format peft -o DIR",
+               j->options->adapter);
+    return TESS_OK;
+}
+
 static tess_status run(job *j)
 {
+    TESS_TRY(check_dialect(j));
     TESS_TRY(tess_peft_dir_open(j->ctx->io, j->options->adapter, &j->adapter));
     TESS_TRY(open_trained(j));
     TESS_TRY(start(j));

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "format/adapter.h"
 #include "train/session_priv.h"
 #include "train/strbuf.h"
 
@@ -39,16 +40,18 @@ static tess_status hash_fd(tess_io *io, const char *path, int fd, int64_t nbytes
 /* "missing" is a digest of its own: a resume does not read the adapter again. */
 static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES])
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], *file = NULL;
     tess_io_kind kind = TESS_IO_MISSING;
     int64_t nbytes = 0;
     int fd = -1;
     tess_sha256 sha;
     TESS_TRY(tess_io_stat(s->ctx->io, s->run->adapter.resume, &kind, &nbytes));
-    TESS_CHECK(snprintf(path, sizeof path, "%s%s", s->run->adapter.resume,
-                        kind == TESS_IO_FILE ? "" : "/adapter_model.safetensors") <
-                   (int)sizeof path,
-               TESS_E_CONFIG, "adapter.resume: path is too long");
+    TESS_TRY(tess_adapter_locate(s->ctx->io, s->run->adapter.resume, &file));
+    const bool is_peft = kind != TESS_IO_FILE && strcmp(file, s->run->adapter.resume) == 0;
+    const int length =
+        snprintf(path, sizeof path, "%s%s", file, is_peft ? "/adapter_model.safetensors" : "");
+    tess_free(file);
+    TESS_CHECK(length < (int)sizeof path, TESS_E_CONFIG, "adapter.resume: path is too long");
     TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
     snprintf(hex, TESS_SHA256_HEX_NBYTES, "%s", missing);
     if (kind == TESS_IO_MISSING)

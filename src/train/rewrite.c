@@ -62,8 +62,9 @@ tess_status tess_rewrite_base_open(const tess_ctx *ctx, const char *model,
     memset(out, 0, sizeof *out);
     tess_status st = put_run(&yaml, model, choice);
     if (st == TESS_OK)
-        st = tess_run_parse(yaml.text, yaml.nbytes, "options", choice->key, choice->key_numel,
-                            &out->run);
+        st = tess_run_parse_with(
+            &(tess_run_source){yaml.text, yaml.nbytes, "options", choice->key, choice->key_numel},
+            tess_describe_family, ctx, &out->run);
     tess_strbuf_fini(&yaml);
     if (st == TESS_OK)
         st = tess_describe_base(ctx, out->run, flags, &out->d);
@@ -188,6 +189,11 @@ tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *bas
     const tess_registry *reg = &base->d.registry;
     tess_model_write_request q = *request;
     void *array = NULL;
+    const bool is_flux = tess_run_is_flux(base->run);
+    TESS_CHECK(!is_flux || !tess_gguf_is_path(request->path), TESS_E_UNSUPPORTED,
+               "'%s': FLUX.1 is written as a directory of safetensors, not as a GGUF file; leave "
+               "out .gguf",
+               request->path);
     TESS_TRY(check_storage(tensor, reg->param_numel, request));
     TESS_TRY(tess_alloc_array(reg->param_numel, sizeof *q.tensor, &array));
     tess_model_write_tensor *to = array;
@@ -202,7 +208,9 @@ tess_status tess_rewrite_start(const tess_ctx *ctx, const tess_rewrite_base *bas
     if (q.torch_dtype == NULL)
         q.torch_dtype = torch_dtype_of(to, reg->param_numel);
     q.source_path = tess_model_dir_path(base->d.dir);
-    q.config = &base->d.config;
+    q.config = is_flux ? NULL : &base->d.config;
+    if (is_flux)
+        q.stem = "diffusion_pytorch_model";
     q.config_root = base->d.config_root;
     q.tensor = to;
     q.tensor_numel = reg->param_numel;

@@ -90,9 +90,7 @@ static const char *other_family(const tess_run *run, tess_run_key_idx key)
     if (tess_run_is_vectors(run) || tess_run_is_flux(run))
         return "";
     return strcmp(section, "quantizer") == 0 ? " or set model.family: kmeans"
-           : strcmp(section, "objective") == 0 || strcmp(section, "sample") == 0
-               ? " or set model.family: flux"
-               : "";
+                                             : " or set model.family: flux";
 }
 
 static tess_status check_below(const tess_run *run, tess_run_key_idx key, double low,

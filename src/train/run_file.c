@@ -304,34 +304,50 @@ static tess_status check_fit(const tess_run *run)
     return run_unused_check(run);
 }
 
-static tess_status build(tess_run *run, const char *text, size_t nbytes,
-                         const tess_run_override *overrides, int64_t override_numel)
+static tess_status find_family(tess_run *run, tess_run_family_of family_of, const void *arg)
 {
-    TESS_TRY(read_file(run, text, nbytes));
-    for (int64_t i = 0; i < override_numel; i++)
-        TESS_TRY(apply_override(run, &overrides[i]));
+    if (family_of == NULL || run->model.family != TESS_RUN_FAMILY_AUTO)
+        return TESS_OK;
+    return family_of(arg, run, &run->model.family);
+}
+
+static tess_status build(tess_run *run, const tess_run_source *source, tess_run_family_of family_of,
+                         const void *arg)
+{
+    TESS_TRY(read_file(run, source->text, source->nbytes));
+    for (int64_t i = 0; i < source->override_numel; i++)
+        TESS_TRY(apply_override(run, &source->overrides[i]));
     TESS_TRY(fill_defaults(run));
+    TESS_TRY(find_family(run, family_of, arg));
     resolve(run);
     return check_fit(run);
 }
 
-tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
-                           const tess_run_override *overrides, int64_t override_numel,
-                           tess_run **run)
+tess_status tess_run_parse_with(const tess_run_source *source, tess_run_family_of family_of,
+                                const void *arg, tess_run **run)
 {
-    TESS_CHECK(text != NULL && source_name != NULL, TESS_E_ARG, "run file: no text or no name");
+    TESS_CHECK(source->text != NULL && source->name != NULL, TESS_E_ARG,
+               "run file: no text or no name");
     void *memory = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_run), &memory));
     tess_run *made = memory;
-    tess_status st = tess_strdup(source_name, &made->source_name);
+    tess_status st = tess_strdup(source->name, &made->source_name);
     if (st == TESS_OK)
-        st = build(made, text, nbytes, overrides, override_numel);
+        st = build(made, source, family_of, arg);
     if (st != TESS_OK) {
         tess_run_destroy(&made);
         return st;
     }
     *run = made;
     return TESS_OK;
+}
+
+tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
+                           const tess_run_override *overrides, int64_t override_numel,
+                           tess_run **run)
+{
+    const tess_run_source source = {text, nbytes, source_name, overrides, override_numel};
+    return tess_run_parse_with(&source, NULL, NULL, run);
 }
 
 void tess_run_destroy(tess_run **run)

@@ -69,6 +69,26 @@ enum { TESS_RUN_TEXT_LIMIT_NBYTES = 1 << 20, TESS_RUN_PLACE_NBYTES = 512 };
 TESS_MUST_CHECK tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
                                            const tess_run_override *overrides,
                                            int64_t override_numel, tess_run **run);
+/** What a run is parsed from; arguments as those of tess_run_parse(). */
+typedef struct tess_run_source {
+    const char *text;
+    size_t nbytes;
+    const char *name;
+    const tess_run_override *overrides;
+    int64_t override_numel;
+} tess_run_source;
+
+/** Says which family model.family: auto is, as far as keys depend on it: called when all keys have
+ * values and before they are checked. What is left at auto is a language model, whose config tells
+ * which. */
+typedef tess_status (*tess_run_family_of)(const void *arg, const tess_run *run,
+                                          tess_run_family *family);
+
+/** tess_run_parse() that asks `family_of(arg, ...)`, unless it is NULL or the family is given.
+ * @return as tess_run_parse(); what family_of returned */
+TESS_MUST_CHECK tess_status tess_run_parse_with(const tess_run_source *source,
+                                                tess_run_family_of family_of, const void *arg,
+                                                tess_run **run);
 void tess_run_destroy(tess_run **run);
 
 /** Whether the run finds codebooks by k-means: a job over vectors without a model. Local. */

@@ -54,16 +54,39 @@ static tess_status share_run_text(tess_session *s, char **text, size_t *nbytes)
     return tess_comm_bcast(s->world, 0, *text, *nbytes);
 }
 
+/* Where rank 0 found the family. */
+static tess_status family_of_root(const void *arg, const tess_run *run, tess_run_family *family)
+{
+    (void)run;
+    *family = *(const tess_run_family *)arg;
+    return TESS_OK;
+}
+
+/* Rank 0 looks at the model where keys depend on what it is, and the others take its word. */
 static tess_status parse_run(tess_session *s)
 {
+    const bool is_root = tess_comm_rank(s->world) == 0;
     char *text = NULL;
     size_t nbytes = 0;
+    tess_run_family family = TESS_RUN_FAMILY_AUTO;
     tess_status st = share_run_text(s, &text, &nbytes);
+    if (st != TESS_OK)
+        goto done;
+    const tess_run_source source = {text, nbytes, s->options.run_path, s->options.overrides,
+                                    s->options.override_numel};
+    tess_status parsed = TESS_OK;
+    if (is_root)
+        parsed = tess_run_parse_with(&source, tess_describe_family, s->ctx, &s->run);
+    if (is_root && parsed == TESS_OK)
+        family = s->run->model.family;
+    st = tess_comm_bcast(s->world, 0, &family, sizeof family);
+    if (st == TESS_OK && !is_root)
+        parsed = tess_run_parse_with(&source, family_of_root, &family, &s->run);
     if (st == TESS_OK)
-        st = tess_run_parse(text, nbytes, s->options.run_path, s->options.overrides,
-                            s->options.override_numel, &s->run);
+        st = session_agree(s, parsed);
+done:
     tess_free(text);
-    return session_agree(s, st);
+    return st;
 }
 
 /* ---- launch ---- */

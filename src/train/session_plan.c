@@ -159,8 +159,9 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     TESS_TRY(read_profiles(ctx, &o));
     TESS_TRY(
         tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
-    tess_status st = tess_run_parse(source, nbytes, options->run_path, options->overrides,
-                                    options->override_numel, &run);
+    const tess_run_source from = {source, nbytes, options->run_path, options->overrides,
+                                  options->override_numel};
+    tess_status st = tess_run_parse_with(&from, tess_describe_family, ctx, &run);
     tess_free(source);
     if (st != TESS_OK)
         return st;
