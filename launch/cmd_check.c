@@ -3,6 +3,7 @@
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "launch/job.h"
+#include "train/describe.h"
 #include "train/preflight.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)

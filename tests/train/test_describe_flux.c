@@ -178,11 +178,38 @@ static void test_targets_have_the_counts_of_their_trainers(void **state)
     }
 }
 
+/* Keys of FLUX.1 need no model.family where the model tells. */
+static void test_the_family_is_found(void **state)
+{
+    static const char other[] = "{\"_class_name\": \"SD3Transformer2DModel\"}";
+    const fixture *f = *state;
+    const tess_ctx ctx = {.io = f->io};
+    char text[1024];
+    tess_run *run = NULL;
+    put_text(f, "config.json", model_config);
+    snprintf(text, sizeof text,
+             "model: {path: %s}\ndata: {path: none.h5, resolution: 512}\n"
+             "objective: {shift: auto}\noutput: {dir: out}\n",
+             f->dir);
+    const tess_run_source source = {text, strlen(text), "run.yaml", NULL, 0};
+    assert_int_equal(tess_run_parse_with(&source, NULL, NULL, &run), TESS_E_CONFIG);
+    tess_error_clear();
+    assert_ok(tess_run_parse_with(&source, tess_describe_family, &ctx, &run));
+    assert_int_equal(run->model.family, TESS_RUN_FAMILY_FLUX);
+    assert_int_equal(run->output.export_as, TESS_RUN_EXPORT_DIFFUSERS);
+    tess_run_destroy(&run);
+    put_text(f, "config.json", other);
+    assert_int_equal(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG);
+    assert_non_null(strstr(tess_error_message(), "or set model.family: flux"));
+    tess_error_clear();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         folder_test(test_bytes_of_every_format_are_those_of_the_table),
         folder_test(test_targets_have_the_counts_of_their_trainers),
+        folder_test(test_the_family_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
