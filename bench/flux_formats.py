@@ -1,12 +1,14 @@
 """How far the latents that an adapter gives over each form of the base are from those over its own form.
 
-  python bench/flux_formats.py RUN.yaml ADAPTER --prompt TEXT [--prompt TEXT ...] [--tessera PATH] [--formats nf4,int4,...]
-         [--own FORMAT] [--seeds 4] [--steps 20] [--size 512x512] [--ranks 1] [--out results.jsonl] [KEY=VALUE ...]
+  python bench/flux_formats.py RUN.yaml ADAPTER --prompt TEXT [--prompt TEXT ...] [--tessera PATH] [--own FORMAT]
+         [--formats nf4,int4,...] [--seeds 4] [--steps 20] [--size 512x512] [--ranks 1] [--out results.jsonl]
+         [KEY=VALUE ...]
 
-A format is a word of base.format, with what else it takes: nf4, int4:base.rule=hqq. RUN.yaml names a FLUX.1 model of 16 bits and a cache that holds the prompts. Latents are sampled with the same seeds over
-every form, with the adapter and without one. A row: relative distance ||x - own|| / ||own|| of the latents with the adapter,
-the largest of them, and the same of the base alone. An adapter learns the quantization error of the base it was trained over
-(`--own`, by default what the adapter's file says), so that over another form it can be further off than the base alone is.
+A format is a word of base.format, with what else it takes: nf4, int4:base.rule=hqq. RUN.yaml names a FLUX.1 model of 16
+bits and a cache that holds the prompts. Latents are sampled with the same seeds over every form, with the adapter and
+without one. A row: relative distance ||x - own|| / ||own|| of the latents with the adapter, the largest of them, and
+the same of the base alone. An adapter learns the quantization error of the base it was trained over (`--own`, by
+default what the adapter's file says), so that over another form it can be further off than the base alone is.
 Needs numpy and safetensors.
 """
 
@@ -65,8 +67,8 @@ def latents(args, folder, name, how):
     for seed in range(args.seeds):
         out = folder / f"{name}.{seed}.{len(parts)}.safetensors"
         prompts = [word for text in args.prompt for word in ("--prompt", text)]
-        run(args, "sample", args.run, *args.keys, *settings(name), f"output.dir={folder}/none", *prompts, *how, "--seed",
-            str(seed), "--steps", str(args.steps), "--size", args.size, "-o", str(out))
+        run(args, "sample", args.run, *args.keys, *settings(name), f"output.dir={folder}/none", *prompts, *how,
+            "--seed", str(seed), "--steps", str(args.steps), "--size", args.size, "-o", str(out))
         parts.append(load_file(out)["latents"].astype(np.float64))
         out.unlink()
     return np.concatenate(parts)

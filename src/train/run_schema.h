@@ -284,14 +284,14 @@ typedef struct tess_run_patterns {
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "HF directory or GGUF file; required but for kmeans and rqvae. The weights' identity " \
-      "(base id) is checked by content, not by path.") \
+      "HF or diffusers directory, GGUF file, or .safetensors file of FLUX.1; required but for " \
+      "kmeans and rqvae. The weights' identity (base id) is checked by content, not by path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
       FREE, \
-      "Model family; auto takes it from the model's own config. The family that was taken enters " \
-      "the numerics digest. kmeans: codebooks over vectors, by section quantizer; rqvae: an " \
-      "encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 transformer " \
-      "over cached latents.") \
+      "Model family; auto takes it from the model's own config or tensors. The family that was " \
+      "taken enters the numerics digest. kmeans: codebooks over vectors, by section quantizer; " \
+      "rqvae: an encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 " \
+      "transformer over cached latents.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
