@@ -99,9 +99,33 @@ mkdir pipeline
 cp -r $model pipeline/transformer
 echo '{"_class_name": "FluxPipeline"}' >pipeline/model_index.json
 for path in $model pipeline $model/diffusion_pytorch_model.safetensors; do
-    good inspect $path
+    good inspect "$path"
     says 'BF16 +\[64, 64\] +transformer_blocks.0.attn.add_k_proj.weight'
     says '^tensors: 66$'
+done
+
+# A GGUF file, here of one tensor, is cut into diffusers' by rows: little-endian numbers of 4 and 8 bytes, and text.
+bytes() { # NUMBER COUNT
+    local i
+    for ((i = 0; i < $2; i++)); do printf '%b' "\\x$(printf '%02x' $(($1 >> 8 * i & 255)))"; done
+}
+u32() { bytes "$1" 4; }
+u64() { bytes "$1" 8; }
+text() { u64 ${#1}; printf '%s' "$1"; }
+{
+    printf GGUF; u32 3; u64 1; u64 1
+    text general.architecture; u32 8; text flux
+    text double_blocks.0.img_attn.qkv.weight; u32 2; u64 64; u64 192; u32 8; u64 0
+} >header
+{
+    cat header
+    head -c $(((32 - $(stat -c %s header) % 32) % 32)) /dev/zero
+    head -c $((192 * 64 * 34 / 32)) /dev/zero
+} >flux.gguf
+good inspect flux.gguf
+says '^kind: model$'
+for part in q k v; do
+    says "q8_0 +\[64, 64\] +transformer_blocks.0.attn.to_$part.weight"
 done
 
 # ---- plan and train: the family is found, what is planned is what runs ----
@@ -124,7 +148,7 @@ for file in eval.jsonl export/pytorch_lora_weights.safetensors; do
 done
 grep -q 'family: flux' two/run.yaml || fail "run.yaml does not name the family: $(cat two/run.yaml)"
 for path in pipeline $model/diffusion_pytorch_model.safetensors; do
-    good train run.yaml model.path=$path output.dir="layout-${path##*/}"
+    good train run.yaml model.path="$path" output.dir="layout-${path##*/}"
     same_adapter "layout-${path##*/}/export" one/export
 done
 
