@@ -20,6 +20,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/im2col.h"
 #include "kernels/modulate.h"
 #include "kernels/muon.h"
 #include "kernels/nearest.h"
@@ -160,6 +161,9 @@ typedef struct tess_kernels {
     const tess_quantizer_kernels *quantizers;
     /* NULL: families of modulated transformers are refused by name. */
     const tess_modulated_kernels *modulated;
+    /* Both or none: then families with convolutions are refused by name. */
+    tess_status (*im2col)(const tess_im2col_args *a, tess_stream *s);
+    tess_status (*col2im)(const tess_col2im_args *a, tess_stream *s);
 
     /* Only of backends that choose among algorithms, all four or none. Before the first step
      * `gemm_prepare` announces every product of one; the choices of one rank then go to all as

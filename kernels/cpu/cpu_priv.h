@@ -73,6 +73,8 @@ tess_status tess_cpu_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s);
 tess_status tess_cpu_code_row(const tess_code_row_args *a, tess_stream *s);
 
+tess_status tess_cpu_im2col(const tess_im2col_args *a, tess_stream *s);
+tess_status tess_cpu_col2im(const tess_col2im_args *a, tess_stream *s);
 tess_status tess_cpu_modulate(const tess_modulate_args *a, tess_stream *s);
 tess_status tess_cpu_modulate_backward(const tess_modulate_backward_args *a, tess_stream *s);
 tess_status tess_cpu_gate(const tess_gate_args *a, tess_stream *s);

@@ -23,6 +23,8 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.relu = NULL;
     planned.mix = NULL;
     planned.quantizers = NULL;
+    planned.im2col = NULL;
+    planned.col2im = NULL;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;
 }

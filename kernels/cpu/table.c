@@ -107,6 +107,8 @@ const tess_kernels tess_kernels_cpu = {
     .mix = tess_cpu_mix,
     .quantizers = &quantizers,
     .modulated = &modulated,
+    .im2col = tess_cpu_im2col,
+    .col2im = tess_cpu_col2im,
 };
 
 /* All or none. */
@@ -216,12 +218,15 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 26 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 28 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,
                    "kernel table '%s': entry %d of %d is missing (order of kernels/kernels.h)",
                    k->name != NULL ? k->name : "", i, TESS_NELEM(has));
+    TESS_CHECK((k->im2col != NULL) == (k->col2im != NULL), TESS_E_UNSUPPORTED,
+               "kernel table '%s': im2col or col2im is missing; a backend has both or none",
+               k->name);
     if (k->quantizers != NULL)
         TESS_TRY(check_quantizers(k->name, k->quantizers));
     return k->modulated != NULL ? check_modulated(k->name, k->modulated) : TESS_OK;
