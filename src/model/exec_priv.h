@@ -119,6 +119,13 @@ tess_matrix tess_exec_matrix(const tess_exec *ex, int param_idx);
 TESS_MUST_CHECK tess_status tess_exec_vector(const tess_exec *ex, int param_idx, tess_view *out);
 /** Gradient of a trainable parameter as a view [numel] f32. Local. */
 tess_view tess_exec_grad(const tess_exec *ex, int param_idx);
+/** out = x where gate is above 0, else 0; out may be either. Local. */
+TESS_MUST_CHECK static inline tess_status tess_exec_relu(const tess_exec *ex, tess_view x,
+                                                         tess_view gate, tess_view out)
+{
+    const tess_relu_args args = {.x = x, .gate = gate, .out = out};
+    return TESS_EXEC_RUN(ex, relu, &args);
+}
 /** Matrix product with its workspace from `work`. Local. */
 TESS_MUST_CHECK tess_status tess_exec_gemm(tess_exec *ex, tess_gemm_args *args);
 

@@ -104,6 +104,9 @@ typedef struct tess_mlp_saved {
 
 /** Whether backward needs the layer's input: its weight or its adapter learns. Local. */
 bool tess_linear_learns(const tess_linear *linear);
+/** A group of one linear without an adapter. Local. */
+tess_group tess_group_of(const tess_exec *ex, const tess_linear *linear, const tess_rows *x,
+                         const tess_rows *y);
 /**
  * Take the input of a group of `row_numel` rows, its adapters' activations with it (of DoRA see
  * tess_group_take_dora()). `wants_x` false: somebody else holds x, if no product wants it beside u.

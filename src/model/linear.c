@@ -8,6 +8,15 @@ bool tess_linear_learns(const tess_linear *linear)
     return linear->is_trainable || linear->lora_rank > 0;
 }
 
+tess_group tess_group_of(const tess_exec *ex, const tess_linear *linear, const tess_rows *x,
+                         const tess_rows *y)
+{
+    const tess_rows none = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), x->rows, 0);
+    tess_group group = {.numel = 1, .linear = {linear}, .in = {.x = *x}, .y = {*y}};
+    group.in.u[0] = group.in.z[0] = group.d_out = none;
+    return group;
+}
+
 /* ---- buffers ---- */
 
 /* Rows start at multiples of 16 bytes, which vector loads and matrix libraries like. */
@@ -119,7 +128,7 @@ static tess_status weight_grad(tess_exec *ex, const tess_rows *a, const tess_row
     return tess_exec_gemm(ex, &args);
 }
 
-static tess_status bias_grad(tess_exec *ex, const tess_linear *linear, const tess_rows *d_y)
+tess_status tess_linear_bias_grad(tess_exec *ex, int bias_idx, const tess_rows *d_y)
 {
     const size_t mark = tess_carve_mark(&ex->work);
     tess_view work = {0};
@@ -128,11 +137,11 @@ static tess_status bias_grad(tess_exec *ex, const tess_linear *linear, const tes
         TESS_TRY(tess_carve_take_rows(&ex->work, d_y->rows, d_y->cols, ex->dt, &x));
         TESS_TRY(tess_exec_copy_rows(ex, x, *d_y));
     }
-    TESS_TRY(tess_carve_take_2d(&ex->work, 16, linear->out_numel, TESS_F32, &work));
+    TESS_TRY(tess_carve_take_2d(&ex->work, 16, d_y->cols, TESS_F32, &work));
     const tess_sum_rows_args args = {.x = x.view,
                                      .row_numel = x.rows,
-                                     .dim = linear->out_numel,
-                                     .out = tess_exec_grad(ex, linear->bias_idx).data,
+                                     .dim = d_y->cols,
+                                     .out = tess_exec_grad(ex, bias_idx).data,
                                      .work = work.data};
     TESS_TRY(TESS_EXEC_RUN(ex, sum_rows, &args));
     tess_carve_release(&ex->work, mark);
@@ -416,7 +425,7 @@ static tess_status parameter_grads(tess_exec *ex, const tess_group *group, const
             continue;
         TESS_TRY(weight_grad(ex, &g->d_y[i], &group->in.x, tess_exec_grad(ex, linear->weight_idx)));
         if (linear->bias_idx >= 0)
-            TESS_TRY(bias_grad(ex, linear, &g->d_y[i]));
+            TESS_TRY(tess_linear_bias_grad(ex, linear->bias_idx, &g->d_y[i]));
     }
     for (int i = 0, n = 1; i < group->numel; i += n) {
         n = 1;

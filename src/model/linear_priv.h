@@ -19,6 +19,9 @@ static inline tess_gemm_term tess_linear_term(const tess_rows *a, tess_matrix b,
 TESS_MUST_CHECK tess_status tess_linear_adapter_input(tess_exec *ex, const tess_group *group,
                                                       const tess_linear *linear, tess_rows *out);
 
+/** Gradient of a bias: += the sum over rows of d_y [R, out]. Local. */
+TESS_MUST_CHECK tess_status tess_linear_bias_grad(tess_exec *ex, int bias_idx,
+                                                  const tess_rows *d_y);
 /** Norms of all rows of W + s B A of the group's DoRA linears into `in.norm`. Local. */
 TESS_MUST_CHECK tess_status tess_dora_norms(tess_exec *ex, const tess_group *group);
 /** z of linear `i`, and where y is wanted, y. `u` is there. Local. */

@@ -9,23 +9,6 @@ tess_status tess_perceptron_take_saved(const tess_exec *ex, const tess_perceptro
     return TESS_OK;
 }
 
-/* A group of one linear without an adapter. */
-static tess_group group_of(const tess_exec *ex, const tess_linear *linear, const tess_rows *x,
-                           const tess_rows *y)
-{
-    const tess_rows none = tess_rows_of(tess_exec_view(ex, NULL, 0, ex->dt), x->rows, 0);
-    tess_group group = {.numel = 1, .linear = {linear}, .in = {.x = *x}, .y = {*y}};
-    group.in.u[0] = group.in.z[0] = group.d_out = none;
-    return group;
-}
-
-/* out = x where gate is above 0, else 0. */
-static tess_status relu(const tess_exec *ex, tess_view x, tess_view gate)
-{
-    const tess_relu_args args = {.x = x, .gate = gate, .out = x};
-    return TESS_EXEC_RUN(ex, relu, &args);
-}
-
 tess_status tess_perceptron_forward(tess_exec *ex, const tess_perceptron *p, const tess_rows *x,
                                     const tess_perceptron_saved *saved, const tess_rows *y)
 {
@@ -33,10 +16,10 @@ tess_status tess_perceptron_forward(tess_exec *ex, const tess_perceptron *p, con
     for (int i = 0; i < p->layer_numel; i++) {
         const bool is_last = i + 1 == p->layer_numel;
         const tess_rows *out = is_last ? y : &saved->hidden[i];
-        const tess_group group = group_of(ex, &p->layer[i], in, out);
+        const tess_group group = tess_group_of(ex, &p->layer[i], in, out);
         TESS_TRY(tess_group_forward(ex, &group));
         if (!is_last)
-            TESS_TRY(relu(ex, out->view, out->view));
+            TESS_TRY(tess_exec_relu(ex, out->view, out->view, out->view));
         in = out;
     }
     return TESS_OK;
@@ -51,13 +34,13 @@ tess_status tess_perceptron_backward(tess_exec *ex, const tess_perceptron *p,
     for (int i = p->layer_numel - 1; i >= 0; i--, d_y = d_x) {
         const tess_linear *linear = &p->layer[i];
         const tess_rows *in = i > 0 ? &saved->hidden[i - 1] : &g->x;
-        const tess_group group = group_of(ex, linear, in, &d_y);
+        const tess_group group = tess_group_of(ex, linear, in, &d_y);
         d_x = tess_rows_of(g->d_x, in->rows, linear->in_numel);
         if (i > 0)
             TESS_TRY(tess_carve_take_rows(&ex->work, in->rows, linear->in_numel, ex->dt, &d_x));
         TESS_TRY(tess_group_backward(ex, &group, d_x.view));
         if (i > 0)
-            TESS_TRY(relu(ex, d_x.view, in->view));
+            TESS_TRY(tess_exec_relu(ex, d_x.view, in->view, d_x.view));
     }
     tess_carve_release(&ex->work, mark);
     return TESS_OK;

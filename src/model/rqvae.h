@@ -1,9 +1,16 @@
 /**
- * Quantized autoencoder over vectors: encoder, quantizer, decoder.
+ * Quantized autoencoder over vectors or images: encoder, quantizer, decoder.
  *
  * z = encoder(x), q = the quantizer's codes of z, y = decoder(q). Encoder and decoder are linear
  * layers with ReLU between them, the decoder's sizes those of the encoder backwards: where the
  * vectors' dimension is not that of the codes they are the projections around the quantizer.
+ *
+ * [Note: images] Convolutions as in van den Oord et al., Neural Discrete Representation Learning,
+ * 2017: 4 x 4 with stride 2 that halve height and width, residual blocks (3 x 3, 1 x 1), 1 x 1 to d
+ * channels; the decoder backwards, with transposed ones. Each position of the latent image is a
+ * vector z of its own, position by position, image by image; x and y are [images, H, W, C], read as
+ * one row of D = C 4^halvings elements for each position. So everything behind the encoder, and
+ * every loss, is that of `images x positions` vectors: means over positions are means over images.
  *
  * Loss of a vector: rec |x - y|^2 plus the terms of its quantizer, with rec = 1 / D and w = 1 / d
  * (means over elements) or rec = w = 1 (sums). g is the gradient at q.
@@ -50,9 +57,18 @@ typedef enum tess_quantizer_kind {
     TESS_QUANTIZER_VALUES,
 } tess_quantizer_kind;
 
+/** A convolutional encoder and decoder; channel_numel 0: vectors. */
+typedef struct tess_rqvae_images {
+    int64_t channel_numel, height, width; /* of the images */
+    int64_t halving_numel;                /* of height and width */
+    int64_t hidden_channel_numel;         /* of all layers between */
+    int64_t residual_numel, residual_channel_numel;
+} tess_rqvae_images;
+
 /** Sizes and losses. Names in messages are those of section quantizer. */
 typedef struct tess_rqvae_config {
-    int64_t dim;           /* D of the vectors */
+    int64_t dim; /* D of the vectors; of images the share of a position */
+    tess_rqvae_images images;
     int64_t code_dim;      /* d */
     const int64_t *hidden; /* [hidden_numel] sizes between them, as the encoder has them; borrowed
                               for the create call */
@@ -83,6 +99,18 @@ typedef struct tess_rqvae_config {
     double inverse_temperature; /* SIGNS: beta of p */
 } tess_rqvae_config;
 
+/** Vectors that the encoder gives for a sample: 1, or the positions of an image. Local, pure. */
+static inline int64_t tess_rqvae_position_numel(const tess_rqvae_images *i)
+{
+    return i->channel_numel > 0 ? (i->height >> i->halving_numel) * (i->width >> i->halving_numel)
+                                : 1;
+}
+/** Elements of an image for each of its positions. Local, pure. */
+static inline int64_t tess_rqvae_share_numel(const tess_rqvae_images *i)
+{
+    return i->channel_numel << 2 * i->halving_numel;
+}
+
 /** What a quantizer gives for a vector: indices, and what is counted of them. */
 typedef struct tess_quantizer_shape {
     int group_numel;    /* parts of z */
@@ -96,7 +124,7 @@ typedef struct tess_quantizer_shape {
 /** One micro-batch. Results go where they are wanted; host memory, there when the stream has passed
  * the call. */
 typedef struct tess_vector_batch {
-    int64_t vector_numel; /* of training: exactly the planned ones */
+    int64_t vector_numel; /* of training: exactly the planned ones; positions of whole images */
     const float *x;       /* [vector_numel, D] f32, where kernels read it */
     bool is_drawn;        /* of training: codes may be drawn and noisy */
     int64_t first_idx;    /* with is_drawn: number of the first vector over the whole run */
@@ -128,7 +156,7 @@ TESS_MUST_CHECK tess_status tess_quantizer_shape_make(const tess_rqvae_config *c
                                                       tess_quantizer_shape *out);
 /**
  * Describe the model: fills `reg` (initialized, empty) and lays it out. Of `options` it reads
- * compute_dt, micro_batch (vectors), thread_numel and kernels. Local.
+ * compute_dt, micro_batch (vectors, positions of images), thread_numel and kernels. Local.
  * @return TESS_E_CONFIG names the key of the run file; TESS_E_UNSUPPORTED a backend without
  * quantizers
  */

@@ -1,6 +1,7 @@
 /** Body of an RQ-VAE, shared by its registration, its stage calls and its quantizers. */
 #pragma once
 
+#include "model/convolution_priv.h"
 #include "model/perceptron_priv.h"
 #include "model/rqvae.h"
 
@@ -8,6 +9,10 @@ TESS_BEGIN_DECLS
 
 enum { TESS_RQVAE_ENCODER, TESS_RQVAE_QUANTIZER, TESS_RQVAE_DECODER, TESS_RQVAE_STAGE_NUMEL };
 enum { TESS_RQVAE_TERM_MAX = TESS_MIX_TERM_MAX - 1 };
+enum { TESS_RQVAE_HALVING_MAX = 8, TESS_RQVAE_RESIDUAL_MAX = 16 };
+
+_Static_assert(TESS_RQVAE_HALVING_MAX + TESS_RQVAE_RESIDUAL_MAX + 1 <= TESS_CONVOLUTION_LAYER_MAX,
+               "layers of an encoder");
 
 typedef struct tess_rqvae tess_rqvae;
 
@@ -56,13 +61,24 @@ const tess_quantizer_ops *tess_quantizer_ops_of(tess_quantizer_kind kind);
 extern const tess_quantizer_ops tess_quantizer_of_codes, tess_quantizer_of_mapped_codes,
     tess_quantizer_of_scalars, tess_quantizer_of_signs, tess_quantizer_of_values;
 
+/** Encoder or decoder, by what the model is over. */
+typedef union tess_rqvae_body {
+    tess_perceptron vectors;
+    tess_convolutions images;
+} tess_rqvae_body;
+
+typedef union tess_rqvae_saved {
+    tess_perceptron_saved vectors;
+    tess_convolutions_saved images;
+} tess_rqvae_saved;
+
 struct tess_rqvae {
     tess_rqvae_config config; /* without borrowed arrays */
     tess_dtype dt;
     const tess_kernels *kernels; /* sizes only; calls bring their own */
     int thread_numel;
     int64_t row_numel; /* of the planned micro-batch */
-    tess_perceptron encoder, decoder;
+    tess_rqvae_body encoder, decoder;
     double reconstruction_weight, level_weight; /* of a vector's loss: rec and w */
     const tess_quantizer_ops *ops;
     tess_quantizer_shape shape;
@@ -83,6 +99,25 @@ struct tess_rqvae {
 TESS_MUST_CHECK tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src);
 /** Register a trainable tensor. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_add_param(tess_registry *reg, tess_param *p, int *idx);
+
+/** Sizes of encoder and decoder. Local, pure. @return TESS_E_CONFIG names the key */
+TESS_MUST_CHECK tess_status tess_rqvae_check_body(const tess_rqvae_config *c);
+/** Register the encoder or the decoder in a unit of its own. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_add_body(tess_rqvae *m, const int64_t *hidden,
+                                                tess_registry *reg, bool is_decoder);
+/** Multiply-adds of both for each vector of the latent. Local, pure. */
+double tess_rqvae_body_products(const tess_rqvae *m);
+/** As of tess_perceptron and tess_convolutions; views are rows or images. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_body_take_saved(const tess_rqvae *m, const tess_exec *ex,
+                                                       const tess_rqvae_body *body,
+                                                       tess_carve *carve, tess_rqvae_saved *saved);
+TESS_MUST_CHECK tess_status tess_rqvae_body_forward(const tess_rqvae *m, tess_exec *ex,
+                                                    const tess_rqvae_body *body, tess_view x,
+                                                    const tess_rqvae_saved *saved, tess_view y);
+TESS_MUST_CHECK tess_status tess_rqvae_body_backward(const tess_rqvae *m, tess_exec *ex,
+                                                     const tess_rqvae_body *body,
+                                                     const tess_rqvae_saved *saved,
+                                                     const tess_convolutions_gradients *g);
 
 /** Row `idx` of an array with a row of R elements for each index or term. Local. */
 static inline tess_view tess_rqvae_row(const tess_exec *ex, tess_view all, int idx)

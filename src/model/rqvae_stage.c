@@ -13,11 +13,6 @@ tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src)
                             ex->stream);
 }
 
-static tess_rows rows_of(const tess_exec *ex, tess_view v)
-{
-    return tess_rows_of(v, ex->row_numel, v.numel / ex->row_numel);
-}
-
 /* ---- encoder ---- */
 
 /* Vectors as the first product takes them: in bf16 each value is rounded once. */
@@ -34,12 +29,11 @@ static tess_status enter(tess_exec *ex, tess_view x, tess_view *out)
 static tess_status encoder_forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_perceptron_saved saved;
+    tess_rqvae_saved saved;
     tess_view x = {0};
-    TESS_TRY(tess_perceptron_take_saved(ex, &m->encoder, &ex->saved, &saved));
+    TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->encoder, &ex->saved, &saved));
     TESS_TRY(enter(ex, io->x, &x));
-    const tess_rows in = rows_of(ex, x), out = rows_of(ex, io->output);
-    TESS_TRY(tess_perceptron_forward(ex, &m->encoder, &in, &saved, &out));
+    TESS_TRY(tess_rqvae_body_forward(m, ex, &m->encoder, x, &saved, io->output));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -47,14 +41,13 @@ static tess_status encoder_forward(const tess_rqvae *m, tess_exec *ex, const tes
 static tess_status encoder_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_perceptron_saved saved;
+    tess_rqvae_saved saved;
     tess_view x = {0};
-    TESS_TRY(tess_perceptron_take_saved(ex, &m->encoder, &ex->saved, &saved));
+    TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->encoder, &ex->saved, &saved));
     TESS_TRY(enter(ex, io->x, &x));
-    const tess_perceptron_gradients g = {.x = rows_of(ex, x),
-                                         .d_y = rows_of(ex, io->d_output),
-                                         .d_x = tess_exec_view(ex, NULL, 0, ex->dt)};
-    TESS_TRY(tess_perceptron_backward(ex, &m->encoder, &saved, &g));
+    const tess_convolutions_gradients g = {
+        .x = x, .d_y = io->d_output, .d_x = tess_exec_view(ex, NULL, 0, ex->dt)};
+    TESS_TRY(tess_rqvae_body_backward(m, ex, &m->encoder, &saved, &g));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -100,19 +93,18 @@ static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqv
 
 /* Reconstruction y [R, D] f32 and the losses. */
 static tess_status reconstruct(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
-                               tess_perceptron_saved *saved, tess_view *y)
+                               tess_rqvae_saved *saved, tess_view *y)
 {
-    TESS_TRY(tess_perceptron_take_saved(ex, &m->decoder, &ex->work, saved));
+    TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->decoder, &ex->work, saved));
     TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.dim, TESS_F32, y));
-    const tess_rows in = rows_of(ex, io->input), out = rows_of(ex, *y);
-    TESS_TRY(tess_perceptron_forward(ex, &m->decoder, &in, saved, &out));
+    TESS_TRY(tess_rqvae_body_forward(m, ex, &m->decoder, io->input, saved, *y));
     return add_losses(m, ex, io, *y);
 }
 
 static tess_status decoder_forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_perceptron_saved saved;
+    tess_rqvae_saved saved;
     tess_view y = {0};
     TESS_TRY(reconstruct(m, ex, io, &saved, &y));
     TESS_TRY(tess_rqvae_give(ex, io->batch->y, y));
@@ -137,13 +129,12 @@ static tess_status loss_gradient(const tess_rqvae *m, tess_exec *ex, const tess_
 static tess_status decoder_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
-    tess_perceptron_saved saved;
+    tess_rqvae_saved saved;
     tess_view y = {0}, d_y = {0};
     TESS_TRY(reconstruct(m, ex, io, &saved, &y));
     TESS_TRY(loss_gradient(m, ex, io, y, &d_y));
-    const tess_perceptron_gradients g = {
-        .x = rows_of(ex, io->input), .d_y = rows_of(ex, d_y), .d_x = io->d_input};
-    TESS_TRY(tess_perceptron_backward(ex, &m->decoder, &saved, &g));
+    const tess_convolutions_gradients g = {.x = io->input, .d_y = d_y, .d_x = io->d_input};
+    TESS_TRY(tess_rqvae_body_backward(m, ex, &m->decoder, &saved, &g));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -262,6 +253,9 @@ static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_
                TESS_E_ARG,
                "micro-batch of %" PRId64 " vectors: expected 1 to %" PRId64 " as planned",
                batch == NULL ? 0 : batch->vector_numel, m->row_numel);
+    TESS_CHECK(batch->vector_numel % tess_rqvae_position_numel(&m->config.images) == 0, TESS_E_ARG,
+               "micro-batch of %" PRId64 " vectors: expected those of whole images",
+               batch->vector_numel);
     *ex = (tess_exec){.kernels = call->kernels,
                       .registry = call->registry,
                       .call = call,
