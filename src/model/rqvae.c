@@ -85,7 +85,7 @@ static void destroy_rqvae(void *self) { tess_free(self); }
 tess_status tess_rqvae_create(const tess_rqvae_config *config, const tess_model_options *options,
                               tess_registry *reg, tess_model **out)
 {
-    TESS_TRY(tess_rqvae_check_body(config));
+    TESS_TRY(tess_rqvae_check_config(config));
     TESS_CHECK(options->micro_batch > 0 && options->thread_numel > 0, TESS_E_ARG,
                "micro-batch %" PRId64 ", threads %d: expected both above 0", options->micro_batch,
                options->thread_numel);

@@ -154,6 +154,9 @@ static inline int tess_rqvae_mean_exponent(int64_t step_numel)
 /** Sizes of a quantizer, and whether it is one. Local, pure. @return TESS_E_CONFIG names the key */
 TESS_MUST_CHECK tess_status tess_quantizer_shape_make(const tess_rqvae_config *config,
                                                       tess_quantizer_shape *out);
+/** Whether encoder and decoder have sizes that they can have. Local, pure. @return TESS_E_CONFIG
+ * names the key */
+TESS_MUST_CHECK tess_status tess_rqvae_check_config(const tess_rqvae_config *config);
 /**
  * Describe the model: fills `reg` (initialized, empty) and lays it out. Of `options` it reads
  * compute_dt, micro_batch (vectors, positions of images), thread_numel and kernels. Local.

@@ -194,7 +194,7 @@ static tess_status check_images(const tess_rqvae_config *c)
     return TESS_OK;
 }
 
-tess_status tess_rqvae_check_body(const tess_rqvae_config *c)
+tess_status tess_rqvae_check_config(const tess_rqvae_config *c)
 {
     if (c->images.channel_numel > 0)
         return check_images(c);

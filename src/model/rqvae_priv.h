@@ -100,8 +100,6 @@ TESS_MUST_CHECK tess_status tess_rqvae_give(const tess_exec *ex, void *host, tes
 /** Register a trainable tensor. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_add_param(tess_registry *reg, tess_param *p, int *idx);
 
-/** Sizes of encoder and decoder. Local, pure. @return TESS_E_CONFIG names the key */
-TESS_MUST_CHECK tess_status tess_rqvae_check_body(const tess_rqvae_config *c);
 /** Register the encoder or the decoder in a unit of its own. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_add_body(tess_rqvae *m, const int64_t *hidden,
                                                 tess_registry *reg, bool is_decoder);

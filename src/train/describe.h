@@ -16,6 +16,7 @@
 #include "shard/loader.h"
 #include "shard/plan.h"
 #include "train/run_file.h"
+#include "train/samples.h"
 
 TESS_BEGIN_DECLS
 
@@ -40,10 +41,10 @@ typedef struct tess_description {
     tess_llm_config config; /* of language models */
     tess_flux_config flux;  /* of the FLUX.1 transformer */
     tess_flux_shape flux_shape;
-    const char *family_name; /* "llama", "rqvae", "flux" */
+    const char *family_name; /* "llama", "rqvae", "vqvae", "flux" */
     char dtype_hint[16];     /* of the weights as the config states it: "bfloat16"; "": unknown */
     bool shares_a;           /* adapters of a fused matrix have one A */
-    int64_t vector_dim;      /* D of a model over vectors */
+    tess_sample_size sample; /* of a model over vectors or images */
     size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
     int64_t counter_numel;   /* words of it that checkpoints hold */
     int64_t ahead_sum_numel; /* as in tess_plan_options */

@@ -8,7 +8,6 @@
 #include "model/rqvae.h"
 #include "train/rqvae_codes.h"
 #include "train/run_priv.h"
-#include "train/vectors.h"
 
 static tess_status place(size_t *at, int64_t rows, int64_t cols, size_t elem_nbytes, size_t *out)
 {
@@ -54,12 +53,28 @@ static tess_level_rule rule_of(tess_run_level_rule rule)
     return of[rule];
 }
 
-tess_rqvae_config tess_rqvae_config_of(const tess_run *run, int64_t dim)
+static tess_rqvae_images images_of(const tess_run *run, const tess_sample_size *sample)
+{
+    const tess_run_quantizer_keys *q = &run->quantizer;
+    if (sample->channel_numel == 0)
+        return (tess_rqvae_images){0};
+    return (tess_rqvae_images){.channel_numel = sample->channel_numel,
+                               .height = sample->height,
+                               .width = sample->width,
+                               .halving_numel = q->downsample,
+                               .hidden_channel_numel = q->channels,
+                               .residual_numel = q->residual_blocks,
+                               .residual_channel_numel = q->residual_channels};
+}
+
+tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_size *sample)
 {
     const tess_run_quantizer_keys *q = &run->quantizer;
     const tess_quantizer_kind kind = kind_of(q->type);
+    const tess_rqvae_images images = images_of(run, sample);
     return (tess_rqvae_config){
-        .dim = dim,
+        .dim = sample->channel_numel > 0 ? tess_rqvae_share_numel(&images) : sample->dim,
+        .images = images,
         .code_dim = q->code_dim,
         .hidden = q->encoder.item,
         .hidden_numel = (int)TESS_MIN(q->encoder.item_numel, TESS_RQVAE_HIDDEN_MAX + 1),
@@ -106,12 +121,15 @@ static tess_status place_mean(tess_vector_layout *v)
     return place(&v->nbytes, numel > 0, 1, sizeof(double), &v->mean_value);
 }
 
-tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
+tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size *sample, int world,
                                     tess_vector_layout *out)
 {
-    const tess_rqvae_config config = tess_rqvae_config_of(run, dim);
-    tess_vector_layout v = {
-        .row_numel = run->train.micro_batch, .dim = dim, .is_averaged = config.is_averaged};
+    const tess_rqvae_config config = tess_rqvae_config_of(run, sample);
+    tess_vector_layout v = {.position_numel = tess_rqvae_position_numel(&config.images),
+                            .dim = config.dim,
+                            .is_averaged = config.is_averaged};
+    TESS_TRY(tess_rqvae_check_config(&config));
+    TESS_TRY(tess_mul_i64(run->train.micro_batch, v.position_numel, &v.row_numel));
     TESS_TRY(tess_quantizer_shape_make(&config, &v.shape));
     const int64_t indices = v.shape.index_numel;
     v.bin_numel = v.shape.code_numel <= TESS_COUNTED_CODES_MAX ? v.shape.code_numel : 1;
@@ -120,7 +138,7 @@ tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
     if (v.is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
-    TESS_TRY(place(&v.nbytes, v.row_numel, dim, sizeof(float), &v.x));
+    TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
     TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
     TESS_TRY(place(&v.nbytes, v.row_numel, 1 + indices, sizeof(double), &v.square));
@@ -132,15 +150,47 @@ tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
     return TESS_OK;
 }
 
-static tess_status find_dim(const tess_ctx *ctx, const tess_run *run, int64_t *dim)
+static tess_status size_of_image(const tess_run *run, tess_sample_size *size)
 {
-    tess_vectors *vectors = NULL;
-    *dim = run->quantizer.dim;
-    if (*dim != TESS_RUN_AUTO)
+    const tess_run_ints *image = &run->quantizer.image;
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_quantizer_image, place);
+    TESS_CHECK(image->item_numel == 3 && (image->item[0] == 1 || image->item[0] == 3),
+               TESS_E_CONFIG, "%s: expected channels (1 or 3), height and width", place);
+    *size = (tess_sample_size){
+        .channel_numel = image->item[0], .height = image->item[1], .width = image->item[2]};
+    TESS_TRY(tess_mul_i64(size->height, size->width, &size->dim));
+    return tess_mul_i64(size->dim, size->channel_numel, &size->dim);
+}
+
+static tess_status find_size(const tess_ctx *ctx, const tess_run *run, tess_sample_size *size)
+{
+    const bool is_images = tess_run_is_of_images(run);
+    tess_samples *samples = NULL;
+    if (is_images && run->quantizer.image.item_numel > 0)
+        return size_of_image(run, size);
+    *size = (tess_sample_size){.dim = run->quantizer.dim};
+    if (!is_images && size->dim != TESS_RUN_AUTO)
         return TESS_OK;
-    TESS_TRY(tess_vectors_open(ctx, run->data.path, &vectors));
-    *dim = tess_vectors_get_info(vectors)->dim;
-    tess_vectors_close(&vectors);
+    TESS_TRY(tess_samples_open(ctx, run->data.path, is_images, &samples));
+    *size = *tess_samples_size(samples);
+    tess_samples_close(&samples);
+    return TESS_OK;
+}
+
+tess_status tess_rqvae_keep_size(tess_run *run, const tess_sample_size *sample)
+{
+    tess_run_ints *image = &run->quantizer.image;
+    void *item = NULL;
+    if (sample->channel_numel == 0)
+        run->quantizer.dim = sample->dim;
+    if (sample->channel_numel == 0 || image->item_numel > 0)
+        return TESS_OK;
+    TESS_TRY(tess_alloc_array(3, sizeof *image->item, &item));
+    *image = (tess_run_ints){item, 3};
+    image->item[0] = sample->channel_numel;
+    image->item[1] = sample->height;
+    image->item[2] = sample->width;
     return TESS_OK;
 }
 
@@ -153,17 +203,29 @@ static tess_status write_list(tess_json *root, const char *name, const tess_run_
     return TESS_OK;
 }
 
+static tess_status write_sizes(const tess_run *run, int64_t dim, tess_json *root)
+{
+    const tess_run_quantizer_keys *q = &run->quantizer;
+    if (!tess_run_is_of_images(run)) {
+        TESS_TRY(tess_json_add_i64(root, "dim", dim));
+        return write_list(root, "encoder", &q->encoder);
+    }
+    TESS_TRY(tess_json_add_i64(root, "downsample", q->downsample));
+    TESS_TRY(tess_json_add_i64(root, "channels", q->channels));
+    TESS_TRY(tess_json_add_i64(root, "residual_blocks", q->residual_blocks));
+    return tess_json_add_i64(root, "residual_channels", q->residual_channels);
+}
+
 /* What the model computes, for those who compare models. */
 static tess_status write_config(const tess_run *run, int64_t dim, tess_json *root)
 {
     const tess_run_quantizer_keys *q = &run->quantizer;
     char type[32];
     tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_quantizer_type)->words, (int)q->type, type);
-    TESS_TRY(tess_json_add_string(root, "model_type", "rqvae"));
+    TESS_TRY(tess_json_add_string(root, "model_type", tess_run_is_of_images(run) ? "vqvae" : "rqvae"));
     TESS_TRY(tess_json_add_string(root, "quantizer", type));
-    TESS_TRY(tess_json_add_i64(root, "dim", dim));
+    TESS_TRY(write_sizes(run, dim, root));
     TESS_TRY(tess_json_add_i64(root, "code_dim", q->code_dim));
-    TESS_TRY(write_list(root, "encoder", &q->encoder));
     TESS_TRY(tess_json_add_bool(root, "bias", q->bias));
     TESS_TRY(tess_json_add_i64(root, "codes", q->codes));
     TESS_TRY(tess_json_add_i64(root, "levels", q->levels));
@@ -179,7 +241,7 @@ static tess_status make_config(tess_description *d)
 {
     size_t nbytes = 0;
     TESS_TRY(tess_json_create_object(&d->config_root));
-    TESS_TRY(write_config(d->run, d->vector_dim, d->config_root));
+    TESS_TRY(write_config(d->run, d->sample.dim, d->config_root));
     return tess_json_dump(d->config_root, 2, &d->config_text, &nbytes);
 }
 
@@ -188,20 +250,20 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
-    TESS_TRY(find_dim(ctx, run, &d->vector_dim));
-    TESS_TRY(tess_vector_layout_make(run, d->vector_dim, launch->world, &layout));
+    TESS_TRY(find_size(ctx, run, &d->sample));
+    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, &layout));
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
     d->ahead_sum_numel = layout.shape.mean_numel;
-    d->family_name = "rqvae";
+    d->family_name = tess_run_is_of_images(run) ? "vqvae" : "rqvae";
     TESS_TRY(make_config(d));
-    const tess_rqvae_config config = tess_rqvae_config_of(run, d->vector_dim);
+    const tess_rqvae_config config = tess_rqvae_config_of(run, &d->sample);
     const tess_model_options options = {
         .compute_dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
         .is_full = true,
         .is_random = true,
-        .micro_batch = run->train.micro_batch,
+        .micro_batch = layout.row_numel,
         .thread_numel = (int)run->compute.threads,
         .kernels = launch->kernels};
     tess_registry_init(&d->registry, options.compute_dt);

@@ -1,4 +1,4 @@
-/** An RQ-VAE from its run file: nothing but keys and the dimension of the vectors. */
+/** A quantized autoencoder from its run file: nothing but keys and the size of a sample. */
 #pragma once
 
 #include "model/rqvae.h"
@@ -8,7 +8,8 @@ TESS_BEGIN_DECLS
 
 /** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
 typedef struct tess_vector_layout {
-    int64_t row_numel, dim;
+    int64_t position_numel;   /* vectors of a sample: 1, or the positions of an image's latent */
+    int64_t row_numel, dim;   /* vectors of a micro-batch, and elements of samples for each */
     tess_quantizer_shape shape;
     /* Counters of an index: its values where they are countable, or one for all of them. */
     int64_t bin_numel;
@@ -24,21 +25,25 @@ typedef struct tess_vector_layout {
 
 enum { TESS_COUNTED_CODES_MAX = 1 << 20 };
 
-/** The model that a run file describes, for vectors of this dimension; lists are borrowed from
- * `run`. Local, pure. */
-tess_rqvae_config tess_rqvae_config_of(const tess_run *run, int64_t dim);
+/** The model that a run file describes, for samples of this size; lists are borrowed from `run`.
+ * Local, pure. */
+tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_size *sample);
 /** Codes that one codebook has vectors of: parts of a vector that share it. Local. */
 static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 {
     return v->shape.book_numel > 0 ? v->shape.index_numel / v->shape.book_numel : 1;
 }
 /** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make */
-TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run, int64_t dim, int world,
+TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run,
+                                                    const tess_sample_size *sample, int world,
                                                     tess_vector_layout *out);
+/** quantizer.dim or quantizer.image of `run` as described: run.yaml as resolved says them, and needs
+ * no data. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sample_size *sample);
 /**
- * Describe the model: registry, model, texts and sizes of `d`, no plan. The dimension is
- * quantizer.dim, or else what data.path holds. Local.
- * @return TESS_E_CONFIG, TESS_E_UNSUPPORTED, and as tess_vectors_open
+ * Describe the model: registry, model, texts and sizes of `d`, no plan. A sample has the size of
+ * quantizer.dim or quantizer.image, or else of what data.path holds. Local.
+ * @return TESS_E_CONFIG, TESS_E_UNSUPPORTED, and as tess_samples_open
  */
 TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,
                                                 const tess_launch_shape *launch,

@@ -17,7 +17,7 @@ typedef struct block {
 
 static tess_status open_block(tess_session *s, const tess_code_round *round, block *b)
 {
-    TESS_TRY(tess_vector_layout_make(s->run, s->d.vector_dim, tess_comm_world(s->world), &b->at));
+    TESS_TRY(tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world), &b->at));
     b->data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
     b->row_numel = round->vector_numel[tess_comm_rank(s->world)];
     b->code = (uint32_t *)(void *)(b->data + b->at.code);
@@ -60,7 +60,10 @@ static tess_status decode(tess_session *s, const tess_code_round *round)
             b.code[c * b.row_numel + i] = round->code[i * columns + c];
     const tess_vector_batch batch = {
         .vector_numel = b.row_numel, .x = nothing, .given = b.code, .y = round->x};
-    return pass(s, &b, &batch);
+    TESS_TRY(pass(s, &b, &batch));
+    for (int64_t i = 0; s->d.sample.channel_numel > 0 && i < b.row_numel * b.at.dim; i++)
+        round->x[i] = 0.5f * round->x[i] + 0.5f; /* as images have them */
+    return TESS_OK;
 }
 
 /* Identity of the model: its masters by number, tensor after tensor. */
@@ -99,11 +102,14 @@ static tess_codes_order order_of(tess_quantizer_kind kind)
 
 tess_status tess_coder_of_rqvae(tess_session *s, tess_coder *out)
 {
-    const tess_rqvae_config config = tess_rqvae_config_of(s->run, s->d.vector_dim);
+    const tess_rqvae_config config = tess_rqvae_config_of(s->run, &s->d.sample);
     tess_quantizer_shape shape = {0};
     TESS_TRY(tess_quantizer_shape_make(&config, &shape));
-    *out = (tess_coder){.block_numel = s->run->train.micro_batch,
-                        .dim = s->d.vector_dim,
+    const int64_t positions = tess_rqvae_position_numel(&config.images);
+    *out = (tess_coder){.block_numel = s->run->train.micro_batch * positions,
+                        .dim = config.dim,
+                        .position_numel = positions,
+                        .sample = s->d.sample,
                         .info = {.code_numel = shape.code_numel,
                                  .level_numel = shape.index_numel / shape.group_numel,
                                  .group_numel = shape.group_numel,

@@ -96,12 +96,17 @@ static inline bool tess_run_is_kmeans(const tess_run *run)
 {
     return run->model.family == TESS_RUN_FAMILY_KMEANS;
 }
-/** Whether it trains an RQ-VAE: a model over vectors. Local. */
+/** Whether its data are folders of images. Local. */
+static inline bool tess_run_is_of_images(const tess_run *run)
+{
+    return run->model.family == TESS_RUN_FAMILY_VQVAE;
+}
+/** Whether it trains a quantized autoencoder: over vectors, or over images. Local. */
 static inline bool tess_run_is_rqvae(const tess_run *run)
 {
-    return run->model.family == TESS_RUN_FAMILY_RQVAE;
+    return run->model.family == TESS_RUN_FAMILY_RQVAE || tess_run_is_of_images(run);
 }
-/** Whether its data are vectors, not tokens. Local. */
+/** Whether it makes codes of vectors or images. Local. */
 static inline bool tess_run_is_vectors(const tess_run *run)
 {
     return tess_run_is_kmeans(run) || tess_run_is_rqvae(run);

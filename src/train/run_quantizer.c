@@ -20,6 +20,11 @@ static const struct {
 } readers[] = {{KEY(type), ALL},
                {KEY(dim), ALL},
                {KEY(encoder), ALL},
+               {KEY(image), ALL},
+               {KEY(downsample), ALL},
+               {KEY(channels), ALL},
+               {KEY(residual_blocks), ALL},
+               {KEY(residual_channels), ALL},
                {KEY(bias), ALL},
                {KEY(loss), ALL},
                {KEY(window), ALL},
@@ -63,10 +68,26 @@ static bool type_reads(const tess_run *run, tess_run_key_idx key)
     return false;
 }
 
+/* Keys of layers over vectors alone, and of convolutions alone. */
+static bool is_of_other_family(const tess_run *run, tess_run_key_idx key)
+{
+    static const tess_run_key_idx of_vectors[] = {KEY(dim), KEY(encoder)};
+    static const tess_run_key_idx of_images[] = {KEY(image), KEY(downsample), KEY(channels),
+                                                 KEY(residual_blocks), KEY(residual_channels)};
+    const bool is_images = tess_run_is_of_images(run);
+    const tess_run_key_idx *other = is_images ? of_vectors : of_images;
+    const int numel = is_images ? TESS_NELEM(of_vectors) : TESS_NELEM(of_images);
+    for (int i = 0; i < numel; i++)
+        if (other[i] == key)
+            return true;
+    return false;
+}
+
 bool run_quantizer_reads(const tess_run *run, tess_run_key_idx key)
 {
     const bool is_of_ema = key == KEY(decay) || key == KEY(threshold);
-    return type_reads(run, key) && (!is_of_ema || is_averaged(run));
+    return type_reads(run, key) && !is_of_other_family(run, key) &&
+           (!is_of_ema || is_averaged(run));
 }
 
 /* ---- defaults ---- */
@@ -119,20 +140,22 @@ static tess_status check_family(const tess_run *run)
     const bool is_of_kmeans = run->quantizer.type == TESS_RUN_QUANTIZER_RESIDUAL_KMEANS;
     const tess_run_code_init refused =
         is_kmeans ? TESS_RUN_CODE_INIT_KMEANS : TESS_RUN_CODE_INIT_PLUS_PLUS;
-    char place[TESS_RUN_PLACE_NBYTES];
+    char place[TESS_RUN_PLACE_NBYTES], family[32];
+    tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_model_family)->words, (int)run->model.family,
+                     family);
     tess_run_place_text(run, KEY(type), place);
     TESS_CHECK(is_kmeans == is_of_kmeans, TESS_E_CONFIG, "%s: expected %s with model.family %s",
                place, is_kmeans ? "residual-kmeans" : "another one than residual-kmeans",
-               is_kmeans ? "kmeans" : "rqvae");
+               family);
     tess_run_place_text(run, KEY(init), place);
     TESS_CHECK(run->quantizer.init != refused, TESS_E_CONFIG,
                "%s: expected one of %s with model.family %s", place,
                is_kmeans ? "kmeans++, sample, random" : "kmeans, sample, random",
-               is_kmeans ? "kmeans" : "rqvae");
+               family);
     return TESS_OK;
 }
 
-/* Keys of rqvae runs that this type does not read. */
+/* Keys that this type does not read. */
 static tess_status check_type(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES], type[32];

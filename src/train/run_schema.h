@@ -45,7 +45,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(AUTO, "auto")                                                                                \
     X(LLAMA, "llama")                                                                              \
     X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans")                  \
-        X(RQVAE, "rqvae") X(FLUX, "flux")
+        X(RQVAE, "rqvae") X(VQVAE, "vqvae") X(FLUX, "flux")
 #define TESS_RUN_QUANTIZER_LIST(X)                                                                 \
     X(AUTO, "auto")                                                                                \
     X(RESIDUAL_KMEANS, "residual-kmeans")                                                          \
@@ -285,13 +285,14 @@ typedef struct tess_run_patterns {
 #define TESS_RUN_MODEL_KEYS(X) \
     X(model, path, "path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "HF or diffusers directory, GGUF file, or .safetensors file of FLUX.1; required but for " \
-      "kmeans and rqvae. The weights' identity (base id) is checked by content, not by path.") \
+      "kmeans, rqvae and vqvae. The weights' identity (base id) is checked by content, not by " \
+      "path.") \
     X(model, family, "family", tess_run_family, ENUM, TESS_RUN_WORDS_(FAMILY), "auto", 0, 0, \
       FREE, \
       "Model family; auto takes it from the model's own config or tensors. The family that was " \
       "taken enters the numerics digest. kmeans: codebooks over vectors, by section quantizer; " \
-      "rqvae: an encoder, codebooks and a decoder over vectors, all trained; flux: the FLUX.1 " \
-      "transformer over cached latents.") \
+      "rqvae: an encoder, codebooks and a decoder over vectors, all trained; vqvae: the same with " \
+      "convolutions over images; flux: the FLUX.1 transformer over cached latents.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
@@ -374,11 +375,11 @@ typedef struct tess_run_patterns {
 #define TESS_RUN_DATA_KEYS(X) \
     X(data, path, "path", char *, PATH, "", TESS_RUN_REQUIRED, 1, 4096, FREE, \
       "Token file made by tessera tokenize; with family kmeans or rqvae vectors (.fvecs, " \
-      ".bvecs, .ivecs, .fbin, .u8bin, .i8bin, .npy, HDF5); with flux a cache made by tessera " \
-      "cache. The digest, not the path, enters the " \
+      ".bvecs, .ivecs, .fbin, .u8bin, .i8bin, .npy, HDF5); with vqvae a folder of images (.png, " \
+      ".npy); with flux a cache made by tessera cache. The digest, not the path, enters the " \
       "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "Held-out token file, vectors, or cache; without it nothing is evaluated.") \
+      "Held-out token file, vectors, images, or cache; without it nothing is evaluated.") \
     X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
       "flux: memory is planned for images of as many pixels as a square of this side; " \
       "auto: for the " \
@@ -478,7 +479,7 @@ typedef struct tess_run_patterns {
     X(quantizer, type, "type", tess_run_quantizer, ENUM, TESS_RUN_WORDS_(QUANTIZER), \
       "auto", 0, 0, NUMERICS, \
       "residual-kmeans (kmeans, auto): each level's codes are the k-means centers of what the " \
-      "levels before it leave. rqvae: residual-vq (auto), vq (one level), cosine, simvq, " \
+      "levels before it leave. rqvae, vqvae: residual-vq (auto), vq (one level), cosine, simvq, " \
       "residual-simvq, fsq, residual-fsq, lfq, bsq or latent ([vectors](vectors.md)).") \
     X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
       "Codes of a codebook (K).") \
@@ -488,7 +489,7 @@ typedef struct tess_run_patterns {
       "Equal parts of the dimensions with codebooks of their own (product quantizer, heads); " \
       "divides the dimension. lfq and bsq: with an index each, of at most 31 bits.") \
     X(quantizer, shared_codes, "shared_codes", bool, BOOL, "", "false", 0, 0, NUMERICS, \
-      "rqvae: all groups take the codes of a level from one codebook (heads that share it).") \
+      "rqvae, vqvae: all groups take the codes of a level from one codebook (heads that share it).") \
     X(quantizer, beam, "beam", int64_t, INT, "", "1", 1, 32, NUMERICS, \
       "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
     X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
@@ -497,11 +498,11 @@ typedef struct tess_run_patterns {
       0, NUMERICS, \
       "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn " \
       "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else sample. " \
-      "With rqvae of what the encoder makes of the first step, level by level: kmeans (auto; " \
+      "With rqvae and vqvae of what the encoder makes of the first step, level by level: kmeans (auto; " \
       "quantizer.passes rounds), sample, or random: uniform.") \
     X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
       "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
-      "repeats. With rqvae the rounds of init kmeans, 10 where it is not given.") \
+      "repeats. With rqvae and vqvae the rounds of init kmeans, 10 where it is not given.") \
     X(quantizer, refine, "refine", int64_t, INT, "", "0", 0, 1000000, NUMERICS, \
       "Passes after the last level in which each level is fitted to what all others leave, " \
       "and vectors are assigned again.") \
@@ -514,7 +515,7 @@ typedef struct tess_run_patterns {
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
       "auto: what fits and sends less. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
-      "rqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. With " \
+      "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. With " \
       "quantizer.axis_levels it is the length of that list.") \
     X(quantizer, axis_levels, "axis_levels", tess_run_ints, INTS, "", TESS_RUN_UNSET, 2, 65536, \
       NUMERICS, \
@@ -531,14 +532,26 @@ typedef struct tess_run_patterns {
       NUMERICS, \
       "rqvae: sizes of the encoder's hidden layers, such as [512, 256, 128]; the decoder has " \
       "them backwards. Not set: one linear layer each.") \
+    X(quantizer, image, "image", tess_run_ints, INTS, "", TESS_RUN_UNSET, 1, 1048576, FREE, \
+      "vqvae: channels (1 or 3), height and width of the images, such as [3, 64, 64]; not set: " \
+      "what data.path holds, which must agree.") \
+    X(quantizer, downsample, "downsample", int64_t, INT, "", "2", 1, 8, NUMERICS, \
+      "vqvae: convolutions of 4 x 4 with stride 2 that halve height and width; each position of " \
+      "what is left is a vector.") \
+    X(quantizer, channels, "channels", int64_t, INT, "", "128", 1, 65536, NUMERICS, \
+      "vqvae: channels between the layers.") \
+    X(quantizer, residual_blocks, "residual_blocks", int64_t, INT, "", "2", 0, 16, NUMERICS, \
+      "vqvae: residual blocks (3 x 3, 1 x 1) of encoder and of decoder.") \
+    X(quantizer, residual_channels, "residual_channels", int64_t, INT, "", "32", 1, 65536, \
+      NUMERICS, "vqvae: channels inside a residual block.") \
     X(quantizer, bias, "bias", bool, BOOL, "", "true", 0, 0, NUMERICS, \
-      "rqvae: the layers of encoder and decoder have biases.") \
+      "rqvae, vqvae: the layers of encoder and decoder have biases.") \
     X(quantizer, loss, "loss", tess_run_over, ENUM, TESS_RUN_WORDS_(OVER), "mean", 0, 0, \
       NUMERICS, \
-      "rqvae: squared errors of a vector, of its reconstruction and of each level, are means or " \
+      "rqvae, vqvae: squared errors of a vector, of its reconstruction and of each level, are means or " \
       "sums over elements.") \
     X(quantizer, commitment, "commitment", double, F64, "", "0.25", 0, 1e6, NUMERICS, \
-      "rqvae: weight of what moves vectors to their codes; what moves codes to vectors has 1.") \
+      "rqvae, vqvae: weight of what moves vectors to their codes; what moves codes to vectors has 1.") \
     X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
       "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none.") \
     X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
@@ -553,11 +566,11 @@ typedef struct tess_run_patterns {
       "Codebooks: codes are drawn while training, by -distance / temperature; 0: the nearest.") \
     X(quantizer, estimator, "estimator", tess_run_estimator, ENUM, TESS_RUN_WORDS_(ESTIMATOR), \
       "straight-through", 0, 0, NUMERICS, \
-      "rqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \
+      "rqvae, vqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \
       "once, from the sum of codes to the encoder.") \
     X(quantizer, update, "update", tess_run_update, ENUM, TESS_RUN_WORDS_(UPDATE), "gradient", 0, \
       0, NUMERICS, \
-      "rqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors " \
+      "rqvae, vqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors " \
       "they are nearest to, once per step.") \
     X(quantizer, decay, "decay", double, F64, "", "0.99", 0, 0.999999, NUMERICS, \
       "update ema: decay of the averages.") \
@@ -565,7 +578,7 @@ typedef struct tess_run_patterns {
       "update ema: codes whose average of hits per step, over all ranks, falls below it are " \
       "replaced by vectors of the step; 0: none are.") \
     X(quantizer, window, "window", int64_t, INT, "", "50", 1, 1000000000, FREE, \
-      "rqvae: steps over which usage and errors of levels are counted before they are reported.")
+      "rqvae, vqvae: steps over which usage and errors of levels are counted before they are reported.")
 
 #define TESS_RUN_OBJECTIVE_KEYS(X) \
     X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \

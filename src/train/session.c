@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "train/describe_rqvae.h"
 #include "train/session_priv.h"
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }
@@ -158,7 +159,7 @@ static tess_status make_description(tess_session *s)
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
     TESS_TRY(session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d)));
     if (tess_run_is_rqvae(s->run))
-        s->run->quantizer.dim = s->d.vector_dim; /* run.yaml as resolved says it */
+        TESS_TRY(session_agree(s, tess_rqvae_keep_size(s->run, &s->d.sample)));
     return TESS_OK;
 }
 

@@ -1,8 +1,8 @@
 /*
- * Vectors as a session's data: files, micro-batches, and what is counted of codes.
+ * Vectors or images as a session's data: files, micro-batches, and what is counted of codes.
  *
- * [Note: order of vectors] Vector v of training (v = micro-batch number x vectors of one, plus its
- * row) is entry v % N of the permutation of epoch v / N: nothing is dropped between epochs, a
+ * [Note: order of samples] Sample v of training, a vector or an image (v = micro-batch number x
+ * samples of one, plus its place) is entry v % N of the permutation of epoch v / N: nothing is dropped between epochs, a
  * micro-batch may end in the next one, and no state is carried over.
  *
  * [Note: window] Squared errors are exact sums, usage is counted in integers; ranks count what they
@@ -25,7 +25,7 @@
 enum { TRAINING, HELD_OUT, KIND_NUMEL };
 
 struct vector_feed {
-    tess_vectors *data[KIND_NUMEL];
+    tess_samples *data[KIND_NUMEL];
     tess_vector_layout at;
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
@@ -44,7 +44,7 @@ static tess_status make_feed(tess_session *s)
     TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
     s->vector = object;
     s->vector->pending = -1;
-    return tess_vector_layout_make(s->run, s->d.vector_dim, tess_comm_world(s->world),
+    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world),
                                    &s->vector->at);
 }
 
@@ -52,14 +52,16 @@ static tess_status open_file(tess_session *s, int kind)
 {
     static const char *const key[KIND_NUMEL] = {"data.path", "data.eval_path"};
     const char *path = kind == TRAINING ? s->run->data.path : s->run->data.eval_path;
-    tess_vectors **file = &s->vector->data[kind];
-    TESS_TRY(tess_vectors_open(s->ctx, path, file));
-    const tess_vectors_info *info = tess_vectors_get_info(*file);
-    TESS_CHECK(info->dim == s->d.vector_dim, TESS_E_CONFIG,
-               "%s: '%s' holds vectors of %" PRId64 " dimensions, the model takes %" PRId64
-               " (quantizer.dim)",
-               key[kind], path, info->dim, s->d.vector_dim);
-    s->source[kind].sequence_numel = info->vector_numel;
+    const bool is_images = tess_run_is_of_images(s->run);
+    tess_samples **file = &s->vector->data[kind];
+    char found[TESS_SAMPLE_TEXT_NBYTES], expected[TESS_SAMPLE_TEXT_NBYTES];
+    TESS_TRY(tess_samples_open(s->ctx, path, is_images, file));
+    const tess_sample_size *size = tess_samples_size(*file), *taken = &s->d.sample;
+    tess_sample_text(size, found);
+    tess_sample_text(taken, expected);
+    TESS_CHECK(tess_sample_is_equal(size, taken), TESS_E_CONFIG, "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind],
+               path, found, expected, is_images ? "image" : "dim");
+    s->source[kind].sequence_numel = tess_samples_numel(*file);
     return TESS_OK;
 }
 
@@ -80,9 +82,9 @@ static tess_status open_data(tess_session *s)
         tess_logical_hash digest = {0};
         if (s->vector->data[kind] == NULL)
             continue;
-        TESS_TRY(tess_vectors_scan(s->world, s->vector->data[kind],
+        TESS_TRY(tess_samples_scan(s->world, s->vector->data[kind],
                                    kind == TRAINING ? "data.path" : "data.eval_path", &digest));
-        tess_vectors_digest_text(&digest, s->source[kind].sequence_numel, s->d.vector_dim,
+        tess_vectors_digest_text(&digest, s->source[kind].sequence_numel, s->d.sample.dim,
                                  s->source[kind].digest);
     }
     return TESS_OK;
@@ -127,7 +129,7 @@ void session_vector_feed_close(tess_session *s)
     if (s->vector == NULL)
         return;
     for (int kind = 0; kind < KIND_NUMEL; kind++)
-        tess_vectors_close(&s->vector->data[kind]);
+        tess_samples_close(&s->vector->data[kind]);
     tess_free(s->vector);
     s->vector = NULL;
 }
@@ -192,7 +194,9 @@ static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
     for (int64_t k = 0; k < f->at.bin_numel; k++)
         row.vector_numel += count[k];
     for (int t = 0; t <= f->at.shape.index_numel && row.vector_numel > 0; t++) {
-        row.square_error = tess_exact_round(&squares_of(window)[t]) / (double)row.vector_numel;
+        /* The reconstruction's of a whole sample. */
+        row.square_error = tess_exact_round(&squares_of(window)[t]) * (t > 0 ? 1.0 : (double)f->at.position_numel) /
+                           (double)row.vector_numel;
         row.level = t - 1;
         if (t > 0)
             measure(f, count + (t - 1) * f->at.bin_numel, t - 1, &row);
@@ -337,13 +341,14 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
 {
     vector_feed *f = s->vector;
     const int64_t rows = f->at.row_numel, numel = s->source[TRAINING].sequence_numel;
+    const int64_t samples = s->run->train.micro_batch;
     note(f);
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t v = micro_batch_idx * rows + i;
+    for (int64_t i = 0; i < samples; i++) {
+        const int64_t v = micro_batch_idx * samples + i;
         const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
                                            (uint32_t)(uint64_t)(v / numel));
-        TESS_TRY(tess_vectors_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
-                                   f->x + i * f->at.dim));
+        TESS_TRY(tess_samples_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
+                                   f->x + i * s->d.sample.dim));
     }
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
@@ -362,8 +367,8 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
     f->batch.left = NULL;
     f->batch.is_drawn = false;
-    TESS_TRY(tess_vectors_read(f->data[HELD_OUT], first, numel, f->x));
-    f->batch.vector_numel = *loss_numel = numel;
+    TESS_TRY(tess_samples_read(f->data[HELD_OUT], first, numel, f->x));
+    f->batch.vector_numel = *loss_numel = numel * f->at.position_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;
     return TESS_OK;
@@ -409,7 +414,7 @@ static tess_status look_ahead(tess_session *s)
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
 {
-    *loss_numel = s->run->train.micro_batches * s->run->train.micro_batch;
+    *loss_numel = s->run->train.micro_batches * s->vector->at.row_numel;
     return s->vector->at.shape.mean_numel > 0 ? look_ahead(s) : TESS_OK;
 }
 

@@ -73,6 +73,8 @@ TESS_MUST_CHECK tess_status tess_vectors_read(tess_vectors *vectors, int64_t fir
  */
 void tess_vectors_digest_add(tess_logical_hash *digest, const float *x, int64_t dim,
                              int64_t first_idx, int64_t numel);
+/** An identity of which every rank has a part, whole on all. Collective. */
+TESS_MUST_CHECK tess_status tess_vectors_digest_join(tess_comm *comm, tess_logical_hash *digest);
 /** "1000000x128/" and 32 hex digits. Local. */
 void tess_vectors_digest_text(const tess_logical_hash *digest, int64_t vector_numel, int64_t dim,
                               char text[TESS_VECTORS_DIGEST_TEXT_NBYTES]);
@@ -100,6 +102,15 @@ typedef struct tess_vectors_writer tess_vectors_writer;
 TESS_MUST_CHECK tess_status tess_vectors_writer_create(const tess_ctx *ctx, const char *path,
                                                        int64_t vector_numel, int64_t dim,
                                                        tess_vectors_writer **out);
+/** A file whose vectors may be images: .npy then says so. */
+typedef struct tess_vectors_shape {
+    int64_t vector_numel, dim;
+    int64_t image[3]; /* H, W, C with H W C = dim, 0: vectors */
+} tess_vectors_shape;
+/** The same, of images in .npy as [N, H, W, C]. Local. @return as tess_vectors_writer_create */
+TESS_MUST_CHECK tess_status tess_vectors_writer_create_shaped(const tess_ctx *ctx, const char *path,
+                                                              const tess_vectors_shape *shape,
+                                                              tess_vectors_writer **out);
 /** Append the next vectors, x [numel, dim] f32. Local; allocates nothing. @return TESS_E_RANGE more
  * than N; TESS_E_IO */
 TESS_MUST_CHECK tess_status tess_vectors_writer_append(tess_vectors_writer *writer, const float *x,

@@ -74,6 +74,8 @@ tess_status tess_coder_of_kmeans(tess_session *s, tess_coder *out)
     const tess_kmeans_config *c = &s->vectors->plan.config;
     *out = (tess_coder){.block_numel = TESS_KMEANS_BLOCK_NUMEL,
                         .dim = s->vectors->plan.dim,
+                        .position_numel = 1,
+                        .sample = {.dim = s->vectors->plan.dim},
                         .info = {.code_numel = c->code_numel,
                                  .level_numel = c->level_numel,
                                  .group_numel = c->group_numel,
@@ -87,7 +89,7 @@ static tess_status find_coder(tess_session *s, tess_coder *out)
 {
     TESS_CHECK(s->vectors != NULL || tess_run_is_rqvae(s->run), TESS_E_CONFIG,
                "the checkpoint is of a run of family %s; codes come from runs with model.family "
-               "kmeans or rqvae",
+               "kmeans, rqvae or vqvae",
                s->d.family_name);
     return s->vectors != NULL ? tess_coder_of_kmeans(s, out) : tess_coder_of_rqvae(s, out);
 }
@@ -96,8 +98,9 @@ static tess_status find_coder(tess_session *s, tess_coder *out)
 
 typedef struct encoder {
     tess_session *s;
+    const char *input;
     tess_coder c;
-    tess_vectors *vectors;
+    tess_samples *samples;
     tess_codes_writer *writer; /* rank 0 */
     int64_t vector_numel;
     int64_t *numel; /* [world] */
@@ -124,14 +127,16 @@ static tess_status open_encoder(encoder *e, const char *input)
 {
     tess_session *s = e->s;
     const int64_t columns = tess_coder_column_numel(&e->c), world = tess_comm_world(s->world);
-    TESS_TRY(tess_vectors_open(s->ctx, input, &e->vectors));
-    const tess_vectors_info *info = tess_vectors_get_info(e->vectors);
-    TESS_CHECK(info->dim == e->c.dim, TESS_E_CONFIG,
-               "'%s' holds vectors of %" PRId64 " dimensions, the codebooks are of %" PRId64, input,
-               info->dim, e->c.dim);
-    e->vector_numel = info->vector_numel;
+    char found[TESS_SAMPLE_TEXT_NBYTES], expected[TESS_SAMPLE_TEXT_NBYTES];
+    TESS_TRY(tess_samples_open(s->ctx, input, e->c.sample.channel_numel > 0, &e->samples));
+    const tess_sample_size *size = tess_samples_size(e->samples);
+    tess_sample_text(size, found);
+    tess_sample_text(&e->c.sample, expected);
+    TESS_CHECK(tess_sample_is_equal(size, &e->c.sample), TESS_E_CONFIG,
+               "'%s' holds %s, the checkpoint is of %s", input, found, expected);
+    TESS_TRY(tess_mul_i64(tess_samples_numel(e->samples), e->c.position_numel, &e->vector_numel));
     TESS_TRY(room(&e->numel, world, 1, sizeof(int64_t)));
-    TESS_TRY(room(&e->x, e->c.block_numel, info->dim, sizeof(float)));
+    TESS_TRY(room(&e->x, e->c.block_numel, e->c.dim, sizeof(float)));
     TESS_TRY(room(&e->error, e->c.block_numel, 1, sizeof(float)));
     TESS_TRY(room(&e->code, e->c.block_numel, columns, sizeof(uint32_t)));
     if (tess_comm_rank(s->world) != 0)
@@ -143,7 +148,7 @@ static tess_status open_encoder(encoder *e, const char *input)
 static void close_encoder(encoder *e)
 {
     tess_codes_writer_destroy(&e->writer);
-    tess_vectors_close(&e->vectors);
+    tess_samples_close(&e->samples);
     void *const owned[] = {e->numel, e->x, e->error, e->code, e->all, e->wide};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
@@ -152,10 +157,11 @@ static void close_encoder(encoder *e)
 static tess_status read_own(encoder *e, int64_t round)
 {
     const tess_session *s = e->s;
-    const int64_t numel = e->numel[tess_comm_rank(s->world)], dim = e->c.dim;
+    const int64_t numel = e->numel[tess_comm_rank(s->world)] / e->c.position_numel;
+    const int64_t first = first_of(s, &e->c, round) / e->c.position_numel, dim = e->c.sample.dim;
     if (numel == 0)
         return TESS_OK;
-    TESS_TRY(tess_vectors_read(e->vectors, first_of(s, &e->c, round), numel, e->x));
+    TESS_TRY(tess_samples_read(e->samples, first, numel, e->x));
     for (int64_t i = 0; i < numel; i++) {
         double square = 0.0;
         for (int64_t j = 0; j < dim; j++)
@@ -163,9 +169,9 @@ static tess_status read_own(encoder *e, int64_t round)
         TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
                    "'%s': vector %" PRId64
                    " is not finite or too large for squares in f32; remove or scale it",
-                   tess_vectors_get_info(e->vectors)->path, first_of(s, &e->c, round) + i);
+                   e->input, first + i);
     }
-    tess_vectors_digest_add(&e->digest, e->x, dim, first_of(s, &e->c, round), numel);
+    tess_vectors_digest_add(&e->digest, e->x, dim, first, numel);
     return TESS_OK;
 }
 
@@ -203,17 +209,15 @@ static tess_status encode_round(encoder *e, int64_t round)
 static tess_status identify(encoder *e, tess_codes_info *info)
 {
     tess_session *s = e->s;
-    int64_t lanes[2];
     tess_status st = TESS_OK;
     for (int64_t t = 0; t < round_numel(s, &e->c, e->vector_numel) && st == TESS_OK; t++) {
         count_round(s, &e->c, e->vector_numel, t, e->numel);
         st = read_own(e, t);
     }
     TESS_TRY(session_agree(s, st));
-    memcpy(lanes, &e->digest, sizeof lanes);
-    TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
-    memcpy(&e->digest, lanes, sizeof lanes);
-    tess_vectors_digest_text(&e->digest, e->vector_numel, e->c.dim, info->source);
+    TESS_TRY(tess_vectors_digest_join(s->world, &e->digest));
+    tess_vectors_digest_text(&e->digest, tess_samples_numel(e->samples), e->c.sample.dim,
+                             info->source);
     memset(e->sums, 0, sizeof e->sums);
     return TESS_OK;
 }
@@ -235,17 +239,18 @@ static tess_status encode_all(encoder *e, const char *output, tess_encode_result
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < 2; i++)
         TESS_TRY(tess_comm_control(s->world, e->sums[i].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
-    *out = (tess_encode_result){.vector_numel = e->vector_numel,
-                                .error = tess_exact_round(&e->sums[0]) / (double)e->vector_numel,
-                                .mean_square =
-                                    tess_exact_round(&e->sums[1]) / (double)e->vector_numel};
+    const int64_t numel = tess_samples_numel(e->samples);
+    *out = (tess_encode_result){.sample_numel = numel,
+                                .is_images = e->c.sample.channel_numel > 0,
+                                .error = tess_exact_round(&e->sums[0]) / (double)numel,
+                                .mean_square = tess_exact_round(&e->sums[1]) / (double)numel};
     return TESS_OK;
 }
 
 tess_status tess_session_encode(tess_session *s, const char *input, const char *output,
                                 tess_encode_result *out)
 {
-    encoder e = {.s = s};
+    encoder e = {.s = s, .input = input};
     TESS_TRY(find_coder(s, &e.c));
     tess_status st = session_agree(s, open_encoder(&e, input));
     if (st == TESS_OK)
@@ -275,6 +280,9 @@ static tess_status check_codes(const decoder *d, const char *input)
                "'%s' was encoded with codebooks %s, the checkpoint holds %s; give the checkpoint "
                "that encoded it",
                input, info->codebooks, d->c.info.codebooks);
+    TESS_CHECK(info->vector_numel % d->c.position_numel == 0, TESS_E_FORMAT,
+               "'%s': %" PRId64 " rows of codes, expected %" PRId64 " for each image", input,
+               info->vector_numel, d->c.position_numel);
     return TESS_OK;
 }
 
@@ -291,8 +299,12 @@ static tess_status open_decoder(decoder *d, const char *input, const char *outpu
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
     TESS_TRY(room(&d->all, tess_comm_world(s->world) * d->c.block_numel, dim, sizeof(float)));
-    return tess_vectors_writer_create(
-        s->ctx, output, tess_codes_file_get_info(d->file)->vector_numel, dim, &d->writer);
+    const tess_sample_size *size = &d->c.sample;
+    const int64_t vectors = tess_codes_file_get_info(d->file)->vector_numel;
+    const tess_vectors_shape shape = {.vector_numel = vectors / d->c.position_numel,
+                                      .dim = size->dim,
+                                      .image = {size->height, size->width, size->channel_numel}};
+    return tess_vectors_writer_create_shaped(s->ctx, output, &shape, &d->writer);
 }
 
 static void close_decoder(decoder *d)
@@ -330,7 +342,7 @@ static tess_status decode_round(decoder *d, int64_t round)
     for (int r = 0; d->all != NULL && st == TESS_OK && r < tess_comm_world(s->world); r++)
         if (d->numel[r] > 0)
             st = tess_vectors_writer_append(d->writer, d->all + r * d->c.block_numel * dim,
-                                            d->numel[r]);
+                                            d->numel[r] / d->c.position_numel);
     return session_agree(s, st);
 }
 

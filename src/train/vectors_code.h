@@ -7,20 +7,23 @@ TESS_BEGIN_DECLS
 
 /** What an encoding did. */
 typedef struct tess_encode_result {
-    int64_t vector_numel;
-    double error;       /* mean squared distance to what the codes say, summed over dimensions */
+    int64_t sample_numel;
+    bool is_images;
+    double error;       /* mean squared distance to what the codes say, summed over elements */
     double mean_square; /* mean |x|^2 */
 } tess_encode_result;
 
 /**
- * Codes of all vectors of `input` into the codes file `output`; rank 0 writes. Collective.
+ * Codes of all vectors, or images, of `input` into the codes file `output`; rank 0 writes. A row is
+ * a vector, or a position of an image's latent: row (i h + y) w + x of image i. Collective.
  * @return TESS_E_CONFIG another dimension; TESS_E_FORMAT a vector that is not finite
  */
 TESS_MUST_CHECK tess_status tess_session_encode(tess_session *session, const char *input,
                                                 const char *output, tess_encode_result *out);
 /**
  * Vectors that the codes of `input` say into `output` (.fvecs, .fbin, .npy, .h5); rank 0 writes.
- * Collective. @return TESS_E_CONFIG codes of other codebooks
+ * Images as rows of H W C, in .npy as [N, H, W, C]: [0, 1] is what they were learned in, what the
+ * decoder gives may lie outside. Collective. @return TESS_E_CONFIG codes of other codebooks
  */
 TESS_MUST_CHECK tess_status tess_session_decode(tess_session *session, const char *input,
                                                 const char *output);

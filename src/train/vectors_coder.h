@@ -2,6 +2,7 @@
 #pragma once
 
 #include "train/codes_file.h"
+#include "train/samples.h"
 #include "train/session_priv.h"
 
 TESS_BEGIN_DECLS
@@ -9,13 +10,15 @@ TESS_BEGIN_DECLS
 /** Blocks of vectors of all ranks in one round; a rank may have none. */
 typedef struct tess_code_round {
     const int64_t *vector_numel; /* [world], at most block_numel each */
-    float *x;                    /* [of this rank, dim] */
+    float *x;                    /* [of this rank, dim]: samples, of decoded images in [0, 1] */
     uint32_t *code;              /* [of this rank, columns], TESS_NO_CODE: absent */
     float *error;                /* [of this rank] squared distance to what the codes say; encode */
 } tess_code_round;
 
 typedef struct tess_coder {
-    int64_t block_numel, dim;
+    int64_t block_numel, dim; /* vectors of a block, and elements of samples for each */
+    int64_t position_numel;   /* vectors of a sample; divides block_numel */
+    tess_sample_size sample;
     tess_codes_info info; /* all but vectors and their source */
     /* x to code and error, and code to x. Collective. */
     tess_status (*encode)(tess_session *s, const tess_code_round *round);

@@ -41,15 +41,20 @@ static tess_status scan_own(tess_comm *comm, tess_vectors *vectors, const char *
     return st;
 }
 
-tess_status tess_vectors_scan(tess_comm *comm, tess_vectors *vectors, const char *key,
-                              tess_logical_hash *digest)
+tess_status tess_vectors_digest_join(tess_comm *comm, tess_logical_hash *digest)
 {
-    tess_logical_hash sum = {0};
     int64_t lanes[2];
-    _Static_assert(sizeof lanes == sizeof sum, "lanes of an identity");
-    TESS_TRY(tess_agree(comm, scan_own(comm, vectors, key, &sum)));
-    memcpy(lanes, &sum, sizeof lanes);
+    _Static_assert(sizeof lanes == sizeof *digest, "lanes of an identity");
+    memcpy(lanes, digest, sizeof lanes);
     TESS_TRY(tess_comm_control(comm, lanes, 2, NULL, 0));
     memcpy(digest, lanes, sizeof lanes);
     return TESS_OK;
+}
+
+tess_status tess_vectors_scan(tess_comm *comm, tess_vectors *vectors, const char *key,
+                              tess_logical_hash *digest)
+{
+    *digest = (tess_logical_hash){0};
+    TESS_TRY(tess_agree(comm, scan_own(comm, vectors, key, digest)));
+    return tess_vectors_digest_join(comm, digest);
 }

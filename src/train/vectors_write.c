@@ -12,6 +12,7 @@ enum { PREFIX_NBYTES = 4 };
 struct tess_vectors_writer {
     tess_partial_file file; /* range 0: all vectors */
     int64_t vector_numel, dim;
+    int64_t image[3]; /* H, W, C; 0: vectors */
     int64_t done_numel;
     uint8_t *scratch; /* [scratch_numel] records; NULL: vectors are written as they come */
     int64_t scratch_numel;
@@ -75,6 +76,10 @@ static tess_status start(tess_vectors_writer *w, const tess_ctx *ctx, const char
     if (dot != NULL && strcmp(dot, ".npy") == 0) {
         char header[TESS_NPY_MADE_NBYTES];
         tess_npy_header h = {.descr = "<f4", .dim_numel = 2, .dim = {w->vector_numel, w->dim}};
+        if (w->image[0] > 0) {
+            h.dim_numel = 4;
+            memcpy(h.dim + 1, w->image, sizeof w->image);
+        }
         tess_npy_make_header(&h, header);
         return start_flat(w, ctx, path, header, (size_t)h.data_offset_nbytes, nbytes);
     }
@@ -87,15 +92,17 @@ static tess_status start(tess_vectors_writer *w, const tess_ctx *ctx, const char
     return start_flat(w, ctx, path, header, sizeof header, nbytes);
 }
 
-tess_status tess_vectors_writer_create(const tess_ctx *ctx, const char *path, int64_t vector_numel,
-                                       int64_t dim, tess_vectors_writer **out)
+tess_status tess_vectors_writer_create_shaped(const tess_ctx *ctx, const char *path,
+                                              const tess_vectors_shape *shape,
+                                              tess_vectors_writer **out)
 {
     void *object = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_vectors_writer), &object));
     tess_vectors_writer *w = object;
     w->file.fd = -1;
-    w->vector_numel = vector_numel;
-    w->dim = dim;
+    w->vector_numel = shape->vector_numel;
+    w->dim = shape->dim;
+    memcpy(w->image, shape->image, sizeof w->image);
     const tess_status st = start(w, ctx, path);
     if (st != TESS_OK) {
         tess_vectors_writer_destroy(&w);
@@ -103,6 +110,13 @@ tess_status tess_vectors_writer_create(const tess_ctx *ctx, const char *path, in
     }
     *out = w;
     return TESS_OK;
+}
+
+tess_status tess_vectors_writer_create(const tess_ctx *ctx, const char *path, int64_t vector_numel,
+                                       int64_t dim, tess_vectors_writer **out)
+{
+    const tess_vectors_shape shape = {.vector_numel = vector_numel, .dim = dim};
+    return tess_vectors_writer_create_shaped(ctx, path, &shape, out);
 }
 
 static tess_status append_records(tess_vectors_writer *w, const float *x, int64_t numel)

@@ -57,7 +57,8 @@ static const struct {
 static inline tess_run family_of(tess_run_key_idx changed)
 {
     static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
-                                             TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_FLUX};
+                                             TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_VQVAE,
+                                             TESS_RUN_FAMILY_FLUX};
     tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
     for (int t = 0; t < TESS_NELEM(types); t++)
         for (int i = 0; i < TESS_NELEM(family); i++) {

@@ -69,7 +69,10 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     const tess_run family = family_of(changed);
     bool is_in = run_family_reads(&family, key);
     if (tess_run_is_vectors(&family) && key == TESS_RUN_KEY_model_family)
-        snprintf(value, 64, tess_run_is_rqvae(&family) ? "rqvae" : "kmeans");
+        snprintf(value, 64, "%s",
+                 tess_run_is_of_images(&family) ? "vqvae"
+                 : tess_run_is_rqvae(&family)   ? "rqvae"
+                                                : "kmeans");
     if (tess_run_is_flux(&family) && key == TESS_RUN_KEY_model_family)
         snprintf(value, 64, "flux");
     if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
