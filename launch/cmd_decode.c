@@ -30,9 +30,10 @@ static const struct argp decode_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "CHECKPOINT CODES.h5 -o OUT",
-    .doc = "Write the vectors that codes stand for: the sum of their codes over the levels, or what "
-           "the decoder makes of them; images as rows, in .npy as [N, H, W, C]. The checkpoint "
-           "must be the one that encoded them.",
+    .doc =
+        "Write the vectors that codes stand for: the sum of their codes over the levels, or what "
+        "the decoder makes of them; images as rows, in .npy as [N, H, W, C]. The checkpoint "
+        "must be the one that encoded them.",
 };
 
 static tess_status work(tess_session *session, tess_comm *comm, void *arg)

@@ -37,12 +37,12 @@ static const struct argp encode_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "CHECKPOINT INPUT -o CODES.h5",
-    .doc =
-        "Write the codes of all vectors of INPUT (.fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
-        ".i8bin, .npy, HDF5), or of a folder of images, by the codebooks, or the encoder, of a checkpoint or run folder, and "
-        "print the mean squared error of what they stand for. Under mpirun the ranks share the "
-        "work; the file "
-        "is the same for any number of them.",
+    .doc = "Write the codes of all vectors of INPUT (.fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
+           ".i8bin, .npy, HDF5), or of a folder of images, by the codebooks, or the encoder, of a "
+           "checkpoint or run folder, and "
+           "print the mean squared error of what they stand for. Under mpirun the ranks share the "
+           "work; the file "
+           "is the same for any number of them.",
 };
 
 static tess_status print_result(const tess_encode_result *r, bool is_json)
@@ -51,13 +51,12 @@ static tess_status print_result(const tess_encode_result *r, bool is_json)
     tess_f64_text(r->error, error);
     tess_f64_text(r->mean_square > 0.0 ? r->error / r->mean_square : 0.0, relative);
     const char *what = r->is_images ? "image" : "vector";
-    const int n =
-        is_json
-            ? snprintf(line, sizeof line, "{\"%ss\": %lld, \"error\": %s, \"relative_error\": %s}\n",
-                       what, (long long)r->sample_numel, error, relative)
-            : snprintf(line, sizeof line,
-                       "%lld %ss: error %s a %s, %s of their mean squared length\n",
-                       (long long)r->sample_numel, what, error, what, relative);
+    const int n = is_json ? snprintf(line, sizeof line,
+                                     "{\"%ss\": %lld, \"error\": %s, \"relative_error\": %s}\n",
+                                     what, (long long)r->sample_numel, error, relative)
+                          : snprintf(line, sizeof line,
+                                     "%lld %ss: error %s a %s, %s of their mean squared length\n",
+                                     (long long)r->sample_numel, what, error, what, relative);
     TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "encode: result line too long");
     return tess_launch_print(line);
 }

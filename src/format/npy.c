@@ -165,25 +165,31 @@ static tess_status take_text(const char *path, const char *text, size_t nbytes, 
     return read_dictionary(&(npy_text){path, text}, h);
 }
 
-tess_status tess_npy_read_header(tess_io *io, const char *path, int fd, int64_t file_nbytes,
-                                 tess_npy_header *out)
+tess_status tess_npy_read_header_in(tess_io *io, const char *path, int fd, int64_t file_nbytes,
+                                    char *room, tess_npy_header *out)
 {
     uint8_t prefix[PREFIX_2_NBYTES] = {0};
     tess_npy_header h = {.dim_numel = 0};
     int64_t start = 0, nbytes = 0;
-    void *text = NULL;
     TESS_TRY(check_size(path, file_nbytes));
     TESS_TRY(tess_io_pread(io, path, fd, prefix, sizeof prefix, 0));
     TESS_TRY(check_prefix(path, prefix, file_nbytes, &start, &nbytes));
     h.data_offset_nbytes = start + nbytes;
-    TESS_TRY(tess_alloc((size_t)nbytes + 1, &text));
-    tess_status st = tess_io_pread(io, path, fd, text, (size_t)nbytes, start);
-    if (st == TESS_OK)
-        st = take_text(path, text, (size_t)nbytes, &h);
-    tess_free(text);
-    TESS_TRY(st);
+    TESS_TRY(tess_io_pread(io, path, fd, room, (size_t)nbytes, start));
+    room[nbytes] = '\0';
+    TESS_TRY(take_text(path, room, (size_t)nbytes, &h));
     *out = h;
     return TESS_OK;
+}
+
+tess_status tess_npy_read_header(tess_io *io, const char *path, int fd, int64_t file_nbytes,
+                                 tess_npy_header *out)
+{
+    void *room = NULL;
+    TESS_TRY(tess_alloc(TESS_NPY_HEADER_MAX_NBYTES, &room));
+    const tess_status st = tess_npy_read_header_in(io, path, fd, file_nbytes, room, out);
+    tess_free(room);
+    return st;
 }
 
 tess_status tess_npy_parse_header(const char *path, const void *bytes, size_t nbytes,

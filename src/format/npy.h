@@ -37,6 +37,12 @@ typedef struct tess_npy_header {
  */
 TESS_MUST_CHECK tess_status tess_npy_read_header(tess_io *io, const char *path, int fd,
                                                  int64_t file_nbytes, tess_npy_header *out);
+/** The same with room for a header, `room` [TESS_NPY_HEADER_MAX_NBYTES]: nothing is allocated.
+ * Local.
+ */
+TESS_MUST_CHECK tess_status tess_npy_read_header_in(tess_io *io, const char *path, int fd,
+                                                    int64_t file_nbytes, char *room,
+                                                    tess_npy_header *out);
 /** The same of an array that lies in memory. Local. @param[in] bytes  [nbytes] header and data */
 TESS_MUST_CHECK tess_status tess_npy_parse_header(const char *path, const void *bytes,
                                                   size_t nbytes, tess_npy_header *out);

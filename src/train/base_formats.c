@@ -19,8 +19,8 @@ tess_codec tess_base_kept(const tess_model_tensor *t, tess_codec stored)
 
 tess_codec tess_base_hinted(const tess_description *d)
 {
-    const bool is_f32 = strcmp(d->dtype_hint, "float32") == 0 ||
-                        strcmp(d->dtype_hint, "float16") == 0;
+    const bool is_f32 =
+        strcmp(d->dtype_hint, "float32") == 0 || strcmp(d->dtype_hint, "float16") == 0;
     return (tess_codec){.format = is_f32 ? TESS_FORMAT_F32 : TESS_FORMAT_BF16};
 }
 

@@ -222,7 +222,8 @@ static tess_status write_config(const tess_run *run, int64_t dim, tess_json *roo
     const tess_run_quantizer_keys *q = &run->quantizer;
     char type[32];
     tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_quantizer_type)->words, (int)q->type, type);
-    TESS_TRY(tess_json_add_string(root, "model_type", tess_run_is_of_images(run) ? "vqvae" : "rqvae"));
+    TESS_TRY(
+        tess_json_add_string(root, "model_type", tess_run_is_of_images(run) ? "vqvae" : "rqvae"));
     TESS_TRY(tess_json_add_string(root, "quantizer", type));
     TESS_TRY(write_sizes(run, dim, root));
     TESS_TRY(tess_json_add_i64(root, "code_dim", q->code_dim));

@@ -8,8 +8,8 @@ TESS_BEGIN_DECLS
 
 /** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
 typedef struct tess_vector_layout {
-    int64_t position_numel;   /* vectors of a sample: 1, or the positions of an image's latent */
-    int64_t row_numel, dim;   /* vectors of a micro-batch, and elements of samples for each */
+    int64_t position_numel; /* vectors of a sample: 1, or the positions of an image's latent */
+    int64_t row_numel, dim; /* vectors of a micro-batch, and elements of samples for each */
     tess_quantizer_shape shape;
     /* Counters of an index: its values where they are countable, or one for all of them. */
     int64_t bin_numel;
@@ -37,8 +37,8 @@ static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run,
                                                     const tess_sample_size *sample, int world,
                                                     tess_vector_layout *out);
-/** quantizer.dim or quantizer.image of `run` as described: run.yaml as resolved says them, and needs
- * no data. Local. */
+/** quantizer.dim or quantizer.image of `run` as described: run.yaml as resolved says them, and
+ * needs no data. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sample_size *sample);
 /**
  * Describe the model: registry, model, texts and sizes of `d`, no plan. A sample has the size of

@@ -28,6 +28,7 @@ struct tess_images {
     uint8_t *samples; /* [samples_nbytes] of one image, as wide as they were at open */
     int64_t samples_nbytes;
     float *values; /* [H, W, C] of one .npy */
+    char *header;  /* [TESS_NPY_HEADER_MAX_NBYTES] of one .npy */
 };
 
 static bool ends_in(const char *name, const char *tail)
@@ -118,12 +119,13 @@ static tess_status take_npy(const char *path, int64_t file_nbytes, const tess_np
 }
 
 /* A .npy that stays open for the samples when it is sound. */
-static tess_status open_npy(tess_io *io, const char *path, image_header *h, int *fd)
+static tess_status open_npy(const tess_images *images, const char *path, image_header *h, int *fd)
 {
+    tess_io *io = images->ctx.io;
     tess_npy_header npy;
     int64_t file_nbytes = 0;
     TESS_TRY(tess_io_open_read(io, path, true, fd, &file_nbytes));
-    tess_status st = tess_npy_read_header(io, path, *fd, file_nbytes, &npy);
+    tess_status st = tess_npy_read_header_in(io, path, *fd, file_nbytes, images->header, &npy);
     if (st == TESS_OK)
         st = take_npy(path, file_nbytes, &npy, h);
     if (st != TESS_OK)
@@ -133,14 +135,13 @@ static tess_status open_npy(tess_io *io, const char *path, image_header *h, int 
 
 static tess_status read_header(tess_images *images, int64_t idx, image_header *h)
 {
-    tess_io *io = images->ctx.io;
     const char *path = path_of(images, idx);
     int fd = -1;
     *h = (image_header){.is_png = ends_in(images->name[idx], ".png")};
     if (h->is_png)
-        return tess_png_read_info(io, path, &h->png);
-    TESS_TRY(open_npy(io, path, h, &fd));
-    return tess_io_close(io, path, &fd);
+        return tess_png_read_info(images->ctx.io, path, &h->png);
+    TESS_TRY(open_npy(images, path, h, &fd));
+    return tess_io_close(images->ctx.io, path, &fd);
 }
 
 static tess_status check_size(tess_images *images, int64_t idx, const image_header *h)
@@ -191,9 +192,12 @@ static tess_status read_headers(tess_images *images)
 
 static tess_status open_folder(tess_images *images, const char *folder)
 {
+    void *header = NULL;
     TESS_TRY(tess_strdup(folder, &images->folder));
     TESS_TRY(tess_io_list(images->ctx.io, folder, &images->name, &images->name_numel));
     TESS_TRY(sort_names(images));
+    TESS_TRY(tess_alloc(TESS_NPY_HEADER_MAX_NBYTES, &header));
+    images->header = header;
     return read_headers(images);
 }
 
@@ -223,6 +227,7 @@ void tess_images_close(tess_images **images)
     tess_free(m->path);
     tess_free(m->samples);
     tess_free(m->values);
+    tess_free(m->header);
     tess_free(m);
     *images = NULL;
 }
@@ -263,7 +268,7 @@ static tess_status read_npy(tess_images *images, int64_t idx, float *dst)
     const int64_t numel = info->height * info->width * info->channel_numel;
     image_header h = {0};
     int fd = -1;
-    TESS_TRY(open_npy(io, path, &h, &fd));
+    TESS_TRY(open_npy(images, path, &h, &fd));
     tess_status st = check_again(images, idx, &h);
     if (st == TESS_OK)
         st = tess_io_pread(io, path, fd, images->samples, (size_t)samples_nbytes_of(&h),

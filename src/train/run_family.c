@@ -164,11 +164,11 @@ tess_status run_family_check(const tess_run *run)
         tess_run_place_text(run, (tess_run_key_idx)i, place);
         return TESS_FAIL(TESS_E_CONFIG, "%s: has no meaning with model.family %s: remove it%s",
                          place,
-                         tess_run_is_kmeans(run)  ? "kmeans"
+                         tess_run_is_kmeans(run)      ? "kmeans"
                          : tess_run_is_of_images(run) ? "vqvae"
-                         : tess_run_is_rqvae(run) ? "rqvae"
-                         : tess_run_is_flux(run)  ? "flux"
-                                                  : "of a language model",
+                         : tess_run_is_rqvae(run)     ? "rqvae"
+                         : tess_run_is_flux(run)      ? "flux"
+                                                      : "of a language model",
                          other_family(run, (tess_run_key_idx)i));
     }
     if (tess_run_is_vectors(run) || run->model.path != NULL)

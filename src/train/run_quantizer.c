@@ -145,13 +145,11 @@ static tess_status check_family(const tess_run *run)
                      family);
     tess_run_place_text(run, KEY(type), place);
     TESS_CHECK(is_kmeans == is_of_kmeans, TESS_E_CONFIG, "%s: expected %s with model.family %s",
-               place, is_kmeans ? "residual-kmeans" : "another one than residual-kmeans",
-               family);
+               place, is_kmeans ? "residual-kmeans" : "another one than residual-kmeans", family);
     tess_run_place_text(run, KEY(init), place);
     TESS_CHECK(run->quantizer.init != refused, TESS_E_CONFIG,
                "%s: expected one of %s with model.family %s", place,
-               is_kmeans ? "kmeans++, sample, random" : "kmeans, sample, random",
-               family);
+               is_kmeans ? "kmeans++, sample, random" : "kmeans, sample, random", family);
     return TESS_OK;
 }
 

@@ -44,16 +44,18 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_FAMILY_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
     X(LLAMA, "llama")                                                                              \
-    X(MISTRAL, "mistral") X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans")                  \
-        X(RQVAE, "rqvae") X(VQVAE, "vqvae") X(FLUX, "flux")
+    X(MISTRAL, "mistral")                                                                          \
+    X(QWEN2, "qwen2") X(QWEN3, "qwen3") X(KMEANS, "kmeans") X(RQVAE, "rqvae") X(VQVAE, "vqvae")    \
+        X(FLUX, "flux")
 #define TESS_RUN_QUANTIZER_LIST(X)                                                                 \
     X(AUTO, "auto")                                                                                \
     X(RESIDUAL_KMEANS, "residual-kmeans")                                                          \
     X(VQ, "vq")                                                                                    \
     X(RESIDUAL_VQ, "residual-vq")                                                                  \
     X(COSINE, "cosine")                                                                            \
-    X(SIMVQ, "simvq") X(RESIDUAL_SIMVQ, "residual-simvq") X(FSQ, "fsq")                            \
-    X(RESIDUAL_FSQ, "residual-fsq") X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent")
+    X(SIMVQ, "simvq")                                                                              \
+    X(RESIDUAL_SIMVQ, "residual-simvq") X(FSQ, "fsq") X(RESIDUAL_FSQ, "residual-fsq")              \
+        X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent")
 #define TESS_RUN_LEVEL_RULE_LIST(X)                                                                \
     X(UPPER, "upper") X(LOWER, "lower") X(SYMMETRIC, "symmetric") X(CLAMPED, "clamped")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
@@ -77,9 +79,10 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(BF16, "bf16")                                                                                \
     X(NF4, "nf4")                                                                                  \
     X(FP4, "fp4")                                                                                  \
-    X(F16, "f16") X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8") X(QINT8, "qint8")                \
-        X(QINT4, "qint4") X(QINT2, "qint2") X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2")  \
-            X(INT4, "int4") X(INT2, "int2") X(E4M3, "e4m3") X(E5M2, "e5m2")
+    X(F16, "f16")                                                                                  \
+    X(Q8_0, "q8_0") X(Q4_0, "q4_0") X(INT8, "int8") X(QINT8, "qint8") X(QINT4, "qint4")            \
+        X(QINT2, "qint2") X(QFLOAT8, "qfloat8") X(QFLOAT8_E5M2, "qfloat8_e5m2") X(INT4, "int4")    \
+            X(INT2, "int2") X(E4M3, "e4m3") X(E5M2, "e5m2")
 /* The choices of core/codec.h. */
 #define TESS_RUN_RULE_LIST(X) TESS_SCALE_RULE_LIST(X)
 #define TESS_RUN_SCALING_LIST(X) TESS_SCALING_LIST(X)

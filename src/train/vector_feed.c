@@ -2,8 +2,8 @@
  * Vectors or images as a session's data: files, micro-batches, and what is counted of codes.
  *
  * [Note: order of samples] Sample v of training, a vector or an image (v = micro-batch number x
- * samples of one, plus its place) is entry v % N of the permutation of epoch v / N: nothing is dropped between epochs, a
- * micro-batch may end in the next one, and no state is carried over.
+ * samples of one, plus its place) is entry v % N of the permutation of epoch v / N: nothing is
+ * dropped between epochs, a micro-batch may end in the next one, and no state is carried over.
  *
  * [Note: window] Squared errors are exact sums, usage is counted in integers; ranks count what they
  * compute, and their counts add up whenever they are reported. For a checkpoint all counts move to
@@ -44,8 +44,7 @@ static tess_status make_feed(tess_session *s)
     TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
     s->vector = object;
     s->vector->pending = -1;
-    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world),
-                                   &s->vector->at);
+    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world), &s->vector->at);
 }
 
 static tess_status open_file(tess_session *s, int kind)
@@ -59,8 +58,9 @@ static tess_status open_file(tess_session *s, int kind)
     const tess_sample_size *size = tess_samples_size(*file), *taken = &s->d.sample;
     tess_sample_text(size, found);
     tess_sample_text(taken, expected);
-    TESS_CHECK(tess_sample_is_equal(size, taken), TESS_E_CONFIG, "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind],
-               path, found, expected, is_images ? "image" : "dim");
+    TESS_CHECK(tess_sample_is_equal(size, taken), TESS_E_CONFIG,
+               "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind], path, found,
+               expected, is_images ? "image" : "dim");
     s->source[kind].sequence_numel = tess_samples_numel(*file);
     return TESS_OK;
 }
@@ -195,8 +195,8 @@ static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
         row.vector_numel += count[k];
     for (int t = 0; t <= f->at.shape.index_numel && row.vector_numel > 0; t++) {
         /* The reconstruction's of a whole sample. */
-        row.square_error = tess_exact_round(&squares_of(window)[t]) * (t > 0 ? 1.0 : (double)f->at.position_numel) /
-                           (double)row.vector_numel;
+        row.square_error = tess_exact_round(&squares_of(window)[t]) *
+                           (t > 0 ? 1.0 : (double)f->at.position_numel) / (double)row.vector_numel;
         row.level = t - 1;
         if (t > 0)
             measure(f, count + (t - 1) * f->at.bin_numel, t - 1, &row);

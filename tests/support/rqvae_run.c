@@ -1,23 +1,58 @@
 #include "tests/support/rqvae_run.h"
 
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/memory.h"
+#include "core/rng.h"
+#include "format/npy.h"
 #include "train/session.h"
 
 /* M = 5 micro-batches and K = 19 codes divide by no number of ranks above 1; N = 301 vectors are
  * less than two epochs of 12 steps with 40 vectors each, and no whole number of steps. */
 static const char run_text[] =
-    "model: {family: rqvae}\n"
+    "model: {family: %s}\n"
     "data: {path: %s, eval_path: %s}\n"
     "train: {steps: 12, micro_batch: 8, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
     "        eval_every: 5, seed: 11}\n"
-    "quantizer: {%s, encoder: [24, 10], window: 5}\n"
+    "quantizer: {%s, %s, window: 5}\n"
     "compute: {memory_limit: 1GiB}\n"
     "output: {dir: %s/%s, checkpoint_every: 4, keep: 2}\n";
+
+tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent)
+{
+    enum { EXTENT_MAX = 32 };
+    const tess_rng rng = tess_rng_make(5, TESS_RNG_TEST, 0, 0);
+    tess_npy_header h = {.descr = "|u1", .dim_numel = 3, .dim = {extent, extent, 3}};
+    char path[600], bytes[TESS_NPY_MADE_NBYTES + 3 * EXTENT_MAX * EXTENT_MAX];
+    double draw[9]; /* of a disk, its color and the other one */
+    for (int i = 0; i < TESS_NELEM(draw); i++)
+        draw[i] = tess_rng_uniform(&rng, (uint64_t)(idx * TESS_NELEM(draw) + i));
+    tess_npy_make_header(&h, bytes);
+    for (int i = 0; i < 3 * extent * extent; i++) {
+        const double y = i / 3 / extent - extent * draw[0], x = i / 3 % extent - extent * draw[1];
+        const bool is_inside = sqrt(x * x + y * y) < extent * (0.1 + 0.4 * draw[2]);
+        bytes[h.data_offset_nbytes + i] = (char)(int)(255.0 * draw[(is_inside ? 3 : 6) + i % 3]);
+    }
+    snprintf(path, sizeof path, "%s/%s/%03d.npy", v->dir, folder, idx);
+    return tess_io_write_all(v->ctx.io, path, bytes,
+                             (size_t)(h.data_offset_nbytes + 3 * extent * extent));
+}
+
+tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel)
+{
+    char path[600];
+    tess_status st = TESS_OK;
+    snprintf(path, sizeof path, "%s/%s", v->dir, folder);
+    if (tess_comm_rank(comm) == 0)
+        st = tess_io_mkdir(v->ctx.io, path, false);
+    for (int i = 0; i < numel && st == TESS_OK && tess_comm_rank(comm) == 0; i++)
+        st = rqvae_make_image(v, folder, i, 16);
+    return tess_agree(comm, st);
+}
 
 tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done)
 {
@@ -28,9 +63,17 @@ tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, b
     int numel = 0;
     for (; numel < RQVAE_OVERRIDE_MAX && l->override[numel] != NULL; numel++)
         overrides[numel] = (tess_run_override){l->override[numel], numel + 1};
-    snprintf(text, sizeof text, run_text, v->file, v->file,
-             l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6", v->dir,
-             l->name);
+    char data[600];
+    if (l->images != NULL)
+        snprintf(data, sizeof data, "%s/%s", v->dir, l->images);
+    else
+        snprintf(data, sizeof data, "%s", v->file);
+    snprintf(text, sizeof text, run_text, l->images != NULL ? "vqvae" : "rqvae", data, data,
+             l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6",
+             l->images != NULL
+                 ? "downsample: 2, channels: 6, residual_blocks: 1, residual_channels: 4"
+                 : "encoder: [24, 10]",
+             v->dir, l->name);
     const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
                                           .run_path = "run.yaml",
                                           .run_text = text,

@@ -1,4 +1,5 @@
-/** Whole RQ-VAE runs over a file of vectors: what they leave, and comparisons of such. */
+/** Whole runs of quantized autoencoders over a file of vectors, or a folder of images: what they
+ * leave, and comparisons of such. */
 #pragma once
 
 #include "tests/support/vector_run.h"
@@ -10,7 +11,8 @@ typedef struct rqvae_launch {
     const char *name;
     const char *quantizer; /* keys of that section; NULL: codes, levels and code_dim */
     const char *override[RQVAE_OVERRIDE_MAX]; /* ends with NULL */
-    bool is_stopped;                          /* as a signal would, after one step */
+    const char *images; /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
+    bool is_stopped;    /* as a signal would, after one step */
 } rqvae_launch;
 
 /** What a run leaves. */
@@ -20,6 +22,11 @@ typedef struct rqvae_outcome {
     int step_numel;
 } rqvae_outcome;
 
+/** Images of 16 x 16 with 3 channels, a disk of one color on another, as .npy in `folder`.
+ * Collective over `comm`. */
+tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel);
+/** One image of another extent beside them. Local. */
+tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent);
 /** Collective over `comm`. */
 tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done);
 /** Local. */
