@@ -492,7 +492,8 @@ typedef struct tess_run_patterns {
       "Equal parts of the dimensions with codebooks of their own (product quantizer, heads); " \
       "divides the dimension. lfq and bsq: with an index each, of at most 31 bits.") \
     X(quantizer, shared_codes, "shared_codes", bool, BOOL, "", "false", 0, 0, NUMERICS, \
-      "rqvae, vqvae: all groups take the codes of a level from one codebook (heads that share it).") \
+      "rqvae, vqvae: all groups take the codes of a level from one codebook (heads that share " \
+      "it).") \
     X(quantizer, beam, "beam", int64_t, INT, "", "1", 1, 32, NUMERICS, \
       "Partial assignments that are kept from level to level; 1: the nearest code of each level.") \
     X(quantizer, dim, "dim", int64_t, INT, "auto", "auto", 1, 4194304, FREE, \
@@ -500,9 +501,9 @@ typedef struct tess_run_patterns {
     X(quantizer, init, "init", tess_run_code_init, ENUM, TESS_RUN_WORDS_(CODE_INIT), "auto", 0, \
       0, NUMERICS, \
       "Start codes. kmeans++: spread over a sample of 64 vectors per code; sample: drawn " \
-      "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else sample. " \
-      "With rqvae and vqvae of what the encoder makes of the first step, level by level: kmeans (auto; " \
-      "quantizer.passes rounds), sample, or random: uniform.") \
+      "vectors; random: normal. auto: kmeans++ for one level of at most 4096 codes, else " \
+      "sample. With rqvae and vqvae of what the encoder makes of the first step, level by " \
+      "level: kmeans (auto; quantizer.passes rounds), sample, or random: uniform.") \
     X(quantizer, passes, "passes", int64_t, INT, "", "25", 1, 1000000000, NUMERICS, \
       "Most passes over the data, or mini-batches, of a level; it ends early when its error " \
       "repeats. With rqvae and vqvae the rounds of init kmeans, 10 where it is not given.") \
@@ -518,8 +519,8 @@ typedef struct tess_run_patterns {
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
       "auto: what fits and sends less. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
-      "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. With " \
-      "quantizer.axis_levels it is the length of that list.") \
+      "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. " \
+      "With quantizer.axis_levels it is the length of that list.") \
     X(quantizer, axis_levels, "axis_levels", tess_run_ints, INTS, "", TESS_RUN_UNSET, 2, 65536, \
       NUMERICS, \
       "fsq, residual-fsq, latent: levels of each dimension, such as [8, 5, 5, 5]; codes are " \
@@ -551,10 +552,11 @@ typedef struct tess_run_patterns {
       "rqvae, vqvae: the layers of encoder and decoder have biases.") \
     X(quantizer, loss, "loss", tess_run_over, ENUM, TESS_RUN_WORDS_(OVER), "mean", 0, 0, \
       NUMERICS, \
-      "rqvae, vqvae: squared errors of a vector, of its reconstruction and of each level, are means or " \
-      "sums over elements.") \
+      "rqvae, vqvae: squared errors of a vector, of its reconstruction and of each level, are " \
+      "means or sums over elements.") \
     X(quantizer, commitment, "commitment", double, F64, "", "0.25", 0, 1e6, NUMERICS, \
-      "rqvae, vqvae: weight of what moves vectors to their codes; what moves codes to vectors has 1.") \
+      "rqvae, vqvae: weight of what moves vectors to their codes; what moves codes to vectors " \
+      "has 1.") \
     X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
       "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none.") \
     X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
@@ -569,19 +571,20 @@ typedef struct tess_run_patterns {
       "Codebooks: codes are drawn while training, by -distance / temperature; 0: the nearest.") \
     X(quantizer, estimator, "estimator", tess_run_estimator, ENUM, TESS_RUN_WORDS_(ESTIMATOR), \
       "straight-through", 0, 0, NUMERICS, \
-      "rqvae, vqvae: how the decoder's gradient passes the codes: as it is, or by the rotation trick; " \
-      "once, from the sum of codes to the encoder.") \
+      "rqvae, vqvae: how the decoder's gradient passes the codes: as it is, or by the rotation " \
+      "trick; once, from the sum of codes to the encoder.") \
     X(quantizer, update, "update", tess_run_update, ENUM, TESS_RUN_WORDS_(UPDATE), "gradient", 0, \
       0, NUMERICS, \
-      "rqvae, vqvae: what moves codes. gradient: the optimizer; ema: moving averages of the vectors " \
-      "they are nearest to, once per step.") \
+      "rqvae, vqvae: what moves codes. gradient: the optimizer; ema: moving averages of the " \
+      "vectors they are nearest to, once per step.") \
     X(quantizer, decay, "decay", double, F64, "", "0.99", 0, 0.999999, NUMERICS, \
       "update ema: decay of the averages.") \
     X(quantizer, threshold, "threshold", double, F64, "", "0.0", 0, 1e9, NUMERICS, \
       "update ema: codes whose average of hits per step, over all ranks, falls below it are " \
       "replaced by vectors of the step; 0: none are.") \
     X(quantizer, window, "window", int64_t, INT, "", "50", 1, 1000000000, FREE, \
-      "rqvae, vqvae: steps over which usage and errors of levels are counted before they are reported.")
+      "rqvae, vqvae: steps over which usage and errors of levels are counted before they are " \
+      "reported.")
 
 #define TESS_RUN_OBJECTIVE_KEYS(X) \
     X(objective, timesteps, "timesteps", tess_run_timesteps, ENUM, TESS_RUN_WORDS_(TIMESTEPS), \
