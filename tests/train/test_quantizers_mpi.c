@@ -179,7 +179,12 @@ static tess_status check_wires(tess_comm *comm, vector_run *v)
     for (int k = 0; k < TESS_NELEM(quantizers); k++)
         if (strcmp(quantizers[k].name, "lfq") == 0 || strcmp(quantizers[k].name, "fsq") == 0)
             TESS_TRY(check_wire(comm, v, &quantizers[k]));
-    return TESS_OK;
+    const rqvae_launch images = {.name = "images",
+                                 .quantizer = "type: lfq, code_dim: 5",
+                                 .images = "images",
+                                 .override = {"train.micro_batch=2"}};
+    TESS_TRY(rqvae_make_images(comm, v, images.images, 9));
+    return check_wire(comm, v, &images);
 }
 
 static tess_status run(tess_comm *comm)

@@ -1,8 +1,9 @@
 /*
  * Whole runs over images on this many ranks against one rank: the same bits with codes that follow
  * averages, with levels and with signs, whose entropy is that of a whole step; stopped and resumed
- * on other numbers of ranks; and that they learn. 5 micro-batches of 2 images divide by no number
- * of ranks above 1, and 37 images are no whole number of steps.
+ * on other numbers of ranks; and that they learn.
+ * Runs at 5 and 8 ranks too: K = 19 codes divide by none, M = 5 micro-batches of 2 images by 5
+ * alone, and 37 images are no whole number of steps.
  */
 #include <string.h>
 
