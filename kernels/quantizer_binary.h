@@ -82,7 +82,8 @@ typedef struct tess_quantizer_sign_backward_args {
     bool accumulate;
 } tess_quantizer_sign_backward_args;
 
-/** sum[c] += llrint(2^exponent sum_i p_i(c)): codes in MSB-first order. */
+/** sum[c] += llrint(2^exponent sum_i p_i(c)): codes in MSB-first order. Nothing where that sum is
+ * not finite, as with a vector that is not: its own entropy says so. */
 typedef struct tess_quantizer_pbar_args {
     tess_sign_rows rows; /* dim at most TESS_ENTROPY_DIM_MAX */
     double beta;

@@ -59,33 +59,32 @@ typedef struct tess_level_code {
     int32_t level;
 } tess_level_code;
 
-TESS_HD static inline tess_level_code tess_level_of(tess_level_rule rule, const tess_level *l,
-                                                    float z)
-{
-    const float last = (float)(l->level_numel - 1);
-    float code = 0.0f, level = 0.0f;
-    if (rule == TESS_LEVEL_UPPER || rule == TESS_LEVEL_LOWER) {
-        const float r = rintf(tess_tanh_f32(z + l->shift).value * l->half - l->off);
-        code = r / l->width;
-        level = r + l->width;
-    } else {
-        float t = z > 1.0f ? 1.0f : z < -1.0f ? -1.0f : z;
-        if (rule == TESS_LEVEL_SYMMETRIC)
-            t = tess_tanh_f32(z).value;
-        level = floorf(last * (t + 1.0f) * 0.5f + 0.5f);
-        code = 2.0f * level / last - 1.0f;
-    }
-    const bool is_level = level >= 0.0f && level <= last;
-    const tess_level_code result = {is_level ? code : z * 0.0f, is_level ? (int32_t)level : -1};
-    return result;
-}
-
 TESS_HD static inline float tess_level_code_of(tess_level_rule rule, const tess_level *l,
                                                int32_t level)
 {
     if (rule == TESS_LEVEL_UPPER || rule == TESS_LEVEL_LOWER)
         return ((float)level - l->width) / l->width;
     return 2.0f * (float)level / (float)(l->level_numel - 1) - 1.0f;
+}
+
+TESS_HD static inline tess_level_code tess_level_of(tess_level_rule rule, const tess_level *l,
+                                                    float z)
+{
+    const float last = (float)(l->level_numel - 1);
+    float level = 0.0f;
+    if (rule == TESS_LEVEL_UPPER || rule == TESS_LEVEL_LOWER) {
+        level = rintf(tess_tanh_f32(z + l->shift).value * l->half - l->off) + l->width;
+    } else {
+        float t = z > 1.0f ? 1.0f : z < -1.0f ? -1.0f : z;
+        if (rule == TESS_LEVEL_SYMMETRIC)
+            t = tess_tanh_f32(z).value;
+        level = floorf(last * (t + 1.0f) * 0.5f + 0.5f);
+    }
+    /* Above 1000 levels half of UPPER reaches past the last one; rounding of so many may, too. */
+    const int32_t legal = !(level < last) ? l->level_numel - 1 : level > 0.0f ? (int32_t)level : 0;
+    const tess_level_code none = {z * 0.0f, -1};
+    const tess_level_code result = {tess_level_code_of(rule, l, legal), legal};
+    return level == level ? result : none;
 }
 
 /** Derivative of the code by z. */

@@ -27,7 +27,8 @@ enum { TESS_LEVEL_DIM_MAX = 32 };
  * SYMMETRIC: level k = floor((L-1)(t + 1) / 2 + 1/2) with t = tanh(z), code 2k / (L-1) - 1; dz = g
  * (1 - t^2). CLAMPED: the same with t = z clamped to [-1, 1]; dz = g where |z| <= 1, else 0.
  *
- * half, shift and off are formed in fp64 and rounded to f32.
+ * half, shift and off are formed in fp64 and rounded to f32. A level past the first or the last is
+ * that one; NaN has none.
  */
 typedef enum tess_level_rule {
     TESS_LEVEL_UPPER,
@@ -117,7 +118,7 @@ typedef struct tess_quantizer_latent_args {
     uint32_t *index; /* [row_numel] out */
 } tess_quantizer_latent_args;
 
-/** out = values of indices. */
+/** out = values of indices; the largest number, no code, gives NaN. */
 typedef struct tess_quantizer_latent_decode_args {
     tess_latents latents;
     const uint32_t *index; /* [row_numel] */
@@ -125,7 +126,8 @@ typedef struct tess_quantizer_latent_decode_args {
     float *out; /* [row_numel, dim] f32 */
 } tess_quantizer_latent_decode_args;
 
-/** d_value += coefficient (value - x) of every vector, rows ascending: learned values. */
+/** d_value += coefficient (value - x) of every vector that has a code, rows ascending: learned
+ * values. */
 typedef struct tess_quantizer_latent_gradient_args {
     tess_latents latents;
     const float *x;        /* [row_numel, dim] f32 */

@@ -92,7 +92,7 @@ tess_status tess_cpu_quantizer_pbar(const tess_quantizer_pbar_args *a, tess_stre
     }
     const double scale = ldexp(1.0, a->exponent);
     for (int64_t c = 0; c < code_numel; c++)
-        a->sum[c] += llrint(job.acc[c] * scale);
+        a->sum[c] += isfinite(job.acc[c]) ? llrint(job.acc[c] * scale) : 0;
     return TESS_OK;
 }
 

@@ -75,13 +75,13 @@ tess_status tess_cpu_quantizer_level(const tess_quantizer_level_args *a, tess_st
 }
 
 static tess_status check_indices(const char *op, const uint32_t *index, int64_t row_numel,
-                                 const int32_t *levels, int64_t dim)
+                                 const int32_t *levels, int64_t dim, bool has_none)
 {
     uint32_t end = 1;
     for (int64_t j = 0; j < dim; j++)
         end *= (uint32_t)levels[j];
     for (int64_t row = 0; row < row_numel; row++)
-        TESS_CHECK(index[row] < end, TESS_E_RANGE,
+        TESS_CHECK(index[row] < end || (has_none && index[row] == UINT32_MAX), TESS_E_RANGE,
                    "%s: vector %" PRId64 " has index %" PRIu32 ", expected below %" PRIu32, op, row,
                    index[row], end);
     return TESS_OK;
@@ -94,7 +94,7 @@ tess_status tess_cpu_quantizer_level_decode(const tess_quantizer_level_decode_ar
     static const char op[] = "quantizer level_decode";
     const int64_t dim = a->levels.dim;
     TESS_TRY(tess_quantizer_level_decode_check(a));
-    TESS_TRY(check_indices(op, a->index, a->row_numel, a->levels.levels, dim));
+    TESS_TRY(check_indices(op, a->index, a->row_numel, a->levels.levels, dim, false));
     tess_level level[TESS_LEVEL_DIM_MAX];
     make_levels(&a->levels, level);
     for (int64_t row = 0; row < a->row_numel; row++) {
@@ -217,12 +217,13 @@ tess_status tess_cpu_quantizer_latent_decode(const tess_quantizer_latent_decode_
     (void)s;
     const tess_latents *l = &a->latents;
     TESS_TRY(tess_quantizer_latent_decode_check(a));
-    TESS_TRY(check_indices("quantizer latent_decode", a->index, a->row_numel, l->levels, l->dim));
+    TESS_TRY(check_indices("quantizer latent_decode", a->index, a->row_numel, l->levels, l->dim, true));
     for (int64_t row = 0; row < a->row_numel; row++) {
         const float *value = l->value;
+        const bool is_none = a->index[row] == UINT32_MAX;
         uint32_t rest = a->index[row];
         for (int64_t j = 0; j < l->dim; j++) {
-            a->out[row * l->dim + j] = value[rest % (uint32_t)l->levels[j]];
+            a->out[row * l->dim + j] = is_none ? NAN : value[rest % (uint32_t)l->levels[j]];
             rest /= (uint32_t)l->levels[j];
             value += l->levels[j];
         }
@@ -236,11 +237,11 @@ tess_status tess_cpu_quantizer_latent_gradient(const tess_quantizer_latent_gradi
     (void)s;
     const tess_latents *l = &a->latents;
     TESS_TRY(tess_quantizer_latent_gradient_check(a));
-    TESS_TRY(check_indices("quantizer latent_gradient", a->index, a->row_numel, l->levels, l->dim));
+    TESS_TRY(check_indices("quantizer latent_gradient", a->index, a->row_numel, l->levels, l->dim, true));
     for (int64_t row = 0; row < a->row_numel; row++) {
         int64_t first = 0;
         uint32_t rest = a->index[row];
-        for (int64_t j = 0; j < l->dim; j++) {
+        for (int64_t j = 0; j < l->dim && a->index[row] != UINT32_MAX; j++) {
             const int64_t v = first + rest % (uint32_t)l->levels[j];
             a->d_value[v] = a->d_value[v] + a->coefficient * (l->value[v] - a->x[row * l->dim + j]);
             rest /= (uint32_t)l->levels[j];

@@ -26,13 +26,16 @@
  * MAPPED_CODES: the same with codes F A^T, F a fixed normal table, A learned (SimVQ, Zhu et al.,
  * Addressing Representation Collapse, 2024).
  *
- * SCALARS: every dimension is rounded to its levels (quantizer_scalar.h), no term. With more than
- * one level the input is clamped softly, level l rounds what is left in units of L^-l, clamped and
+ * SCALARS: every dimension is rounded to its levels (quantizer_scalar.h), no term. Of a stack
+ * (ResidualFSQ, be it of one level) the input is clamped softly, level l rounds what is left in units of L^-l, clamped and
  * symmetric, and g passes once, through the soft clamp.
  *
  * SIGNS: a sign per dimension (quantizer_binary.h), straight-through; terms w beta |z - q|^2,
  * e H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are parts with
- * an index, and entropies, of their own. Spherical: all of z has length 1.
+ * an index, and entropies, of their own: of G groups their means. Binary spherical (BSQ, Zhao et
+ * al., Image and Video Tokenization with Binary Spherical Quantization, 2024): all of z has length
+ * 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i) that is
+ * the entropy over all bits), with e / (inverse temperature) for e.
  *
  * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
  * |z - q|^2, straight-through.
@@ -47,7 +50,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_RQVAE_HIDDEN_MAX = 16, TESS_RQVAE_LEVEL_MAX = 64 };
+enum { TESS_RQVAE_HIDDEN_MAX = 16, TESS_RQVAE_LEVEL_MAX = 64, TESS_RQVAE_VALUE_MAX = 4096 };
 
 typedef enum tess_quantizer_kind {
     TESS_QUANTIZER_CODES,
@@ -87,14 +90,16 @@ typedef struct tess_rqvae_config {
     /* Codes follow moving averages that the trainer keeps: they have no gradient and no loss of
      * their own, and the optimizer leaves them alone. */
     bool is_averaged;
-    double orthogonal;         /* weight of that term of every codebook; 0: none */
+    double orthogonal;         /* weight of that term, the mean over a level's codebooks; 0: none */
     double temperature;        /* of draws; 0: the nearest code */
     uint64_t seed;             /* of draws */
     const int64_t *axis_level; /* [code_dim] L of each dimension: SCALARS and VALUES; borrowed for
                                   the call */
     int axis_numel;
-    tess_level_rule rule;       /* SCALARS of one level */
+    bool is_stack;              /* SCALARS: levels of a residual stack, be it of one */
+    tess_level_rule rule;       /* SCALARS that are none */
     double noise;               /* SCALARS: probability of noise on a code */
+    bool is_binary_spherical;   /* SIGNS: weights of BSQ; is_spherical too */
     double entropy, diversity;  /* SIGNS: e and g_d */
     double inverse_temperature; /* SIGNS: beta of p */
 } tess_rqvae_config;

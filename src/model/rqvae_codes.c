@@ -31,6 +31,12 @@ static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
     return TESS_OK;
 }
 
+/* Of each codebook: the mean over those of a level, as over heads. */
+static double orthogonal_of(const tess_rqvae *m)
+{
+    return m->config.orthogonal * (double)m->config.level_numel / (double)m->shape.book_numel;
+}
+
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
 {
     const tess_rqvae_config *c = &m->config;
@@ -39,7 +45,7 @@ static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
     for (int i = 0; i < out->numel; i++)
         out->weight[i] = weight;
     for (int b = 0; b < m->shape.book_numel && c->orthogonal > 0.0; b++)
-        out->weight[out->numel++] = c->orthogonal;
+        out->weight[out->numel++] = orthogonal_of(m);
 }
 
 /* Codes begin uniform in sqrt(6 / (K d)) (Kaiming over all of a codebook, as
@@ -452,7 +458,7 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
 static tess_status orthogonal_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                        const way_back *w)
 {
-    const double weight = m->config.orthogonal * (double)io->grad_scale * (double)ex->row_numel;
+    const double weight = orthogonal_of(m) * (double)io->grad_scale * (double)ex->row_numel;
     for (int b = 0; b < m->shape.book_numel; b++) {
         const tess_view d_codes = is_mapped(m) ? w->d_room : tess_exec_grad(ex, m->book_idx[b]);
         tess_view codes = {0};

@@ -3,7 +3,7 @@
 
 #include "model/rqvae_priv.h"
 
-static bool is_stack(const tess_rqvae *m) { return m->config.level_numel > 1; }
+static bool is_stack(const tess_rqvae *m) { return m->config.is_stack; }
 
 static tess_level_rule rule_of(const tess_rqvae *m)
 {
@@ -37,15 +37,19 @@ tess_status tess_rqvae_axis_shape(const tess_rqvae_config *c, tess_quantizer_sha
 static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
 {
     const bool is_symmetric =
-        c->level_numel > 1 || c->rule == TESS_LEVEL_SYMMETRIC || c->rule == TESS_LEVEL_CLAMPED;
+        c->is_stack || c->rule == TESS_LEVEL_SYMMETRIC || c->rule == TESS_LEVEL_CLAMPED;
     TESS_TRY(tess_rqvae_axis_shape(c, out));
+    TESS_CHECK(c->is_stack || c->level_numel == 1, TESS_E_CONFIG,
+               "quantizer.levels: %d, expected 1: only stacks have levels; set quantizer.type to "
+               "residual-fsq",
+               c->level_numel);
     for (int j = 0; j < c->axis_numel && !is_symmetric; j++)
         TESS_CHECK(c->axis_level[j] > 2, TESS_E_CONFIG,
                    "quantizer.axis_levels: dimension %d has 2 levels, which only quantizer.rule "
                    "symmetric and clamped have",
                    j);
-    TESS_CHECK(!(c->noise > 0.0) || (is_symmetric && c->level_numel == 1), TESS_E_CONFIG,
-               "quantizer.noise: only one level of quantizer.rule symmetric or clamped has it");
+    TESS_CHECK(!(c->noise > 0.0) || (is_symmetric && !c->is_stack), TESS_E_CONFIG,
+               "quantizer.noise: only quantizer.rule symmetric and clamped of fsq have it");
     return TESS_OK;
 }
 

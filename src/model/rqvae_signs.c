@@ -30,6 +30,19 @@ static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
     return TESS_OK;
 }
 
+/* Weights of |z - q|^2 and of each group's entropies. */
+static double commitment_of(const tess_rqvae *m)
+{
+    return m->config.commitment * (m->config.is_binary_spherical ? 1.0 : m->level_weight);
+}
+
+static double entropy_of(const tess_rqvae *m)
+{
+    const tess_rqvae_config *c = &m->config;
+    return c->entropy /
+           (c->is_binary_spherical ? c->inverse_temperature : (double)m->shape.group_numel);
+}
+
 /* Squares, then entropies, then that of the mean. */
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
 {
@@ -37,12 +50,12 @@ static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
     const int groups = m->shape.group_numel;
     *out = (tess_quantizer_terms){0};
     for (int g = 0; g < groups; g++)
-        out->weight[out->numel++] = m->level_weight * c->commitment;
+        out->weight[out->numel++] = commitment_of(m);
     for (int g = 0; g < groups && c->entropy > 0.0; g++)
-        out->weight[out->numel++] = c->entropy;
+        out->weight[out->numel++] = entropy_of(m);
     out->of_rows = out->numel;
     if (wants_mean(c))
-        out->weight[out->numel++] = -c->entropy * c->diversity;
+        out->weight[out->numel++] = -entropy_of(m) * c->diversity;
 }
 
 static double count_products(const tess_rqvae *m)
@@ -184,8 +197,8 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
         .d_out_stride = tess_rows_gap(&d_out),
         .d_out = d_out.view,
         .beta = c->inverse_temperature,
-        .commitment = (float)(2.0 * m->level_weight * scale * c->commitment),
-        .entropy = c->entropy * scale,
+        .commitment = (float)(2.0 * scale * commitment_of(m)),
+        .entropy = entropy_of(m) * scale,
         .d_x = d_z};
     TESS_TRY(TESS_RQVAE_RUN(ex, sign_backward, &args));
     if (m->shape.mean_numel == 0 || slope == NULL)
@@ -194,7 +207,7 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
         .rows = rows,
         .beta = c->inverse_temperature,
         .slope = slope + group * m->shape.code_numel,
-        .weight = -c->entropy * c->diversity * scale * (double)io->batch->step_numel,
+        .weight = -entropy_of(m) * c->diversity * scale * (double)io->batch->step_numel,
         .d_x = d_z};
     return TESS_RQVAE_RUN(ex, batch_entropy_backward, &mean);
 }

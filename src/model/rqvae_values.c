@@ -1,4 +1,5 @@
 /* Latent quantization: a list of learned values for every dimension. */
+#include <inttypes.h>
 #include <stdio.h>
 
 #include "model/rqvae_priv.h"
@@ -7,7 +8,14 @@ static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
 {
     TESS_CHECK(c->level_numel == 1, TESS_E_CONFIG,
                "quantizer.levels: %d, expected 1: latents have no levels", c->level_numel);
-    return tess_rqvae_axis_shape(c, out);
+    TESS_TRY(tess_rqvae_axis_shape(c, out));
+    int64_t numel = 0;
+    for (int j = 0; j < c->axis_numel; j++)
+        numel += c->axis_level[j];
+    TESS_CHECK(numel <= TESS_RQVAE_VALUE_MAX, TESS_E_CONFIG,
+               "quantizer.axis_levels: %" PRId64 " values in all, expected at most %d", numel,
+               TESS_RQVAE_VALUE_MAX);
+    return TESS_OK;
 }
 
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)

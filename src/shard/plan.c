@@ -461,10 +461,19 @@ static void count_gathers(tess_plan *plan, const tess_registry *reg, const tess_
     }
 }
 
-/* Sums of the trainer: each rank receives what it adds up, then what others did. */
+/* Sums of the trainer go as control records (tess_comm_control): up a tree of fan-out 32 and down
+ * again, so that most is received by rank 0, of every child, or by the first rank below it, of its
+ * children and, once, of its parent. */
+static double control_nbytes(int64_t numel, int64_t world)
+{
+    const int64_t fan_out = 32;
+    const int64_t of_root = TESS_MIN(world - 1, fan_out);
+    const int64_t of_first = TESS_MAX(TESS_MIN(world - 1 - fan_out, fan_out), 0) + (world > 1);
+    return 8.0 * (double)numel * (double)TESS_MAX(of_root, of_first);
+}
+
 static tess_status count_ahead(tess_plan *plan, const tess_registry *reg)
 {
-    const double world = plan->options.world;
     tess_schedule sched = {0};
     if (plan->options.ahead_sum_numel == 0)
         return TESS_OK;
@@ -472,7 +481,7 @@ static tess_status count_ahead(tess_plan *plan, const tess_registry *reg)
     count_gathers(plan, reg, &sched, plan->round_numel);
     tess_schedule_fini(&sched);
     plan->ahead_nbytes_per_step =
-        8.0 * (double)plan->options.ahead_sum_numel * 2.0 * (world - 1) / world;
+        control_nbytes(plan->options.ahead_sum_numel, plan->options.world);
     return TESS_OK;
 }
 

@@ -95,8 +95,10 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .seed = (uint64_t)run->train.seed,
         .axis_level = q->axis_levels.item,
         .axis_numel = (int)TESS_MIN(q->axis_levels.item_numel, TESS_LEVEL_DIM_MAX + 1),
+        .is_stack = q->type == TESS_RUN_QUANTIZER_RESIDUAL_FSQ,
         .rule = rule_of(q->rule),
         .noise = q->noise,
+        .is_binary_spherical = q->type == TESS_RUN_QUANTIZER_BSQ,
         .entropy = q->entropy,
         .diversity = q->diversity,
         .inverse_temperature = q->inverse_temperature};
@@ -134,7 +136,8 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     const int64_t indices = v.shape.index_numel;
     v.bin_numel = v.shape.code_numel <= TESS_COUNTED_CODES_MAX ? v.shape.code_numel : 1;
     TESS_TRY(tess_mul_i64(indices, v.bin_numel, &v.window_numel));
-    TESS_TRY(tess_add_i64(v.window_numel, (1 + indices) * TESS_EXACT_LIMB_NUMEL, &v.window_numel));
+    TESS_TRY(
+        tess_add_i64(v.window_numel, (1 + indices) * TESS_EXACT_LIMB_NUMEL + 1, &v.window_numel));
     if (v.is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
@@ -220,8 +223,9 @@ static tess_status write_sizes(const tess_run *run, int64_t dim, tess_json *root
 static tess_status write_config(const tess_run *run, int64_t dim, tess_json *root)
 {
     const tess_run_quantizer_keys *q = &run->quantizer;
-    char type[32];
+    char type[32], rule[32];
     tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_quantizer_type)->words, (int)q->type, type);
+    tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_quantizer_rule)->words, (int)q->rule, rule);
     TESS_TRY(
         tess_json_add_string(root, "model_type", tess_run_is_of_images(run) ? "vqvae" : "rqvae"));
     TESS_TRY(tess_json_add_string(root, "quantizer", type));
@@ -231,7 +235,9 @@ static tess_status write_config(const tess_run *run, int64_t dim, tess_json *roo
     TESS_TRY(tess_json_add_i64(root, "codes", q->codes));
     TESS_TRY(tess_json_add_i64(root, "levels", q->levels));
     TESS_TRY(tess_json_add_i64(root, "groups", q->groups));
+    TESS_TRY(tess_json_add_bool(root, "shared_codes", q->shared_codes));
     TESS_TRY(write_list(root, "axis_levels", &q->axis_levels));
+    TESS_TRY(tess_json_add_string(root, "rule", rule));
     TESS_TRY(tess_json_add_string(root, "loss", q->loss == TESS_RUN_OVER_SUM ? "sum" : "mean"));
     TESS_TRY(tess_json_add_string(root, "update",
                                   q->update == TESS_RUN_UPDATE_EMA ? "ema" : "gradient"));

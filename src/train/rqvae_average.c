@@ -61,8 +61,10 @@ tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layou
             rows.cluster_size[k] = 1.0f;
         if (!is_cosine(s))
             continue;
-        TESS_TRY(make_unit(s, &rows));
-        TESS_TRY(codes_keep(&job, b, rows.embed));
+        tess_status st = make_unit(s, &rows);
+        if (st == TESS_OK)
+            st = codes_keep(&job, b, rows.embed);
+        TESS_TRY(session_agree(s, st));
     }
     return TESS_OK;
 }
@@ -135,19 +137,25 @@ static tess_status move(codes_job *job, const tess_codebook_rows *rows)
     return q->embed(&embed, stream);
 }
 
+static tess_status find_expired(codes_job *job, const tess_codebook_rows *rows,
+                                int64_t *expired_numel)
+{
+    tess_session *s = job->s;
+    const tess_quantizer_expire_args expire = {.cluster_size = rows->cluster_size,
+                                               .row_numel = rows->row_numel,
+                                               .threshold = s->run->quantizer.threshold,
+                                               .expired = job->r.expired,
+                                               .expired_numel = expired_numel};
+    TESS_TRY(s->kernels->quantizers->expire(&expire, tess_runtime_stream(s->rt)));
+    return tess_stream_finish(tess_runtime_stream(s->rt));
+}
+
 /* Codes that too few vectors came to begin again at vectors of the step. */
 static tess_status replace(codes_job *job, const tess_codebook_rows *rows, int book)
 {
     tess_session *s = job->s;
-    const double threshold = s->run->quantizer.threshold;
     int64_t expired_numel = 0, numel = 0;
-    const tess_quantizer_expire_args expire = {.cluster_size = rows->cluster_size,
-                                               .row_numel = rows->row_numel,
-                                               .threshold = threshold,
-                                               .expired = job->r.expired,
-                                               .expired_numel = &expired_numel};
-    TESS_TRY(s->kernels->quantizers->expire(&expire, tess_runtime_stream(s->rt)));
-    TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    TESS_TRY(session_agree(s, find_expired(job, rows, &expired_numel)));
     if (expired_numel == 0)
         return TESS_OK;
     const tess_draw draw = {.seed = (uint64_t)s->run->train.seed,
@@ -162,9 +170,9 @@ static tess_status replace(codes_job *job, const tess_codebook_rows *rows, int b
                                               .row = job->r.count,
                                               .vector = job->r.code,
                                               .replace_numel = numel,
-                                              .reset = threshold,
+                                              .reset = s->run->quantizer.threshold,
                                               .is_cosine = is_cosine(s)};
-    return s->kernels->quantizers->replace(&args, tess_runtime_stream(s->rt));
+    return session_agree(s, s->kernels->quantizers->replace(&args, tess_runtime_stream(s->rt)));
 }
 
 tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout)

@@ -5,7 +5,10 @@
 #include <string.h>
 
 #include "train/rqvae_codes.h"
+#include "train/run_priv.h"
 #include "train/vectors_coder.h"
+
+enum { BLOCK_NUMEL_MAX = 1024 }; /* vectors, or one image */
 
 /* The batch over the DATA arena, which no training uses now. */
 typedef struct block {
@@ -66,7 +69,7 @@ static tess_status decode(tess_session *s, const tess_code_round *round)
     return TESS_OK;
 }
 
-/* Identity of the model: its masters by number, tensor after tensor. */
+/* Identity of the model: what it computes, and its masters by number, tensor after tensor. */
 static tess_status name_model(tess_session *s, char text[TESS_CODES_TEXT_NBYTES])
 {
     tess_logical_hash h = {{0}};
@@ -80,8 +83,16 @@ static tess_status name_model(tess_session *s, char text[TESS_CODES_TEXT_NBYTES]
     }
     memcpy(lanes, &h, sizeof lanes);
     TESS_TRY(tess_comm_control(s->world, lanes, 2, NULL, 0));
-    snprintf(text, TESS_CODES_TEXT_NBYTES, "rqvae/%" PRId64 "/%016" PRIx64 "%016" PRIx64, first_idx,
-             (uint64_t)lanes[0], (uint64_t)lanes[1]);
+    char weights[32], sample[TESS_SAMPLE_TEXT_NBYTES], hex[2 * sizeof(tess_xxh128) + 1];
+    tess_sample_text(&s->d.sample, sample);
+    const tess_xxh128 part[] = {tess_xxh128_of(s->d.config_text, strlen(s->d.config_text)),
+                                tess_xxh128_of(sample, strlen(sample))};
+    const tess_xxh128 form = tess_xxh128_of(part, sizeof part);
+    tess_hex(&form, sizeof form, hex);
+    tess_run_word_at(tess_run_key_at(TESS_RUN_KEY_train_eval_weights)->words,
+                     (int)s->run->train.eval_weights, weights);
+    snprintf(text, TESS_CODES_TEXT_NBYTES, "%s/%s/%s/%" PRId64 "/%016" PRIx64 "%016" PRIx64,
+             s->d.family_name, hex, weights, first_idx, (uint64_t)lanes[0], (uint64_t)lanes[1]);
     return TESS_OK;
 }
 
@@ -106,7 +117,9 @@ tess_status tess_coder_of_rqvae(tess_session *s, tess_coder *out)
     tess_quantizer_shape shape = {0};
     TESS_TRY(tess_quantizer_shape_make(&config, &shape));
     const int64_t positions = tess_rqvae_position_numel(&config.images);
-    *out = (tess_coder){.block_numel = s->run->train.micro_batch * positions,
+    /* Rank 0 holds a block of every rank. */
+    const int64_t most = TESS_MAX(BLOCK_NUMEL_MAX / positions, 1);
+    *out = (tess_coder){.block_numel = TESS_MIN(s->run->train.micro_batch, most) * positions,
                         .dim = config.dim,
                         .position_numel = positions,
                         .sample = s->d.sample,

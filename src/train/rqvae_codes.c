@@ -196,10 +196,12 @@ tess_status codes_gather(codes_job *job, int book, float *code)
 {
     const codes_range range = codes_range_of(job->s, tess_rqvae_codebook(job->s->d.model, book));
     const int64_t numel = job->at->shape.code_numel * job->at->shape.dim;
+    tess_status st = TESS_OK;
     memset(code, 0, (size_t)numel * sizeof *code);
     if (range.master.numel > 0)
-        TESS_TRY(tess_runtime_copy(
+        st = tess_runtime_copy(
             job->s->rt, tess_view_host(code + range.first_idx, range.master.numel, TESS_F32),
-            range.master));
+            range.master);
+    TESS_TRY(session_agree(job->s, st));
     return codes_join(job, code, numel);
 }

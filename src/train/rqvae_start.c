@@ -65,7 +65,7 @@ static tess_status lloyd_round(codes_job *k, int exponent)
     TESS_TRY(session_agree(k->s, add_own(k, exponent)));
     TESS_TRY(codes_share(k, k->r.sum, k->at->shape.code_numel * k->at->shape.dim));
     TESS_TRY(codes_share(k, k->r.count, k->at->shape.code_numel));
-    return k->s->kernels->code_mean(&mean, tess_runtime_stream(k->s->rt));
+    return session_agree(k->s, k->s->kernels->code_mean(&mean, tess_runtime_stream(k->s->rt)));
 }
 
 /* The next level's vectors. */

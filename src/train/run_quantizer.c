@@ -83,11 +83,37 @@ static bool is_of_other_family(const tess_run *run, tess_run_key_idx key)
     return false;
 }
 
+static bool has_entropy(const tess_run *run) { return run->quantizer.entropy > 0.0; }
+
+static bool has_kmeans(const tess_run *run)
+{
+    return run->quantizer.init == TESS_RUN_CODE_INIT_AUTO ||
+           run->quantizer.init == TESS_RUN_CODE_INIT_KMEANS;
+}
+
+static bool has_groups(const tess_run *run) { return run->quantizer.groups > 1; }
+
+/* Keys that have a meaning with values of others alone. */
+static const struct {
+    tess_run_key_idx key;
+    bool (*is_read)(const tess_run *run);
+    const char *otherwise; /* without which, and what would give it one */
+} conditions[] = {
+    {KEY(decay), is_averaged, "quantizer.update gradient: remove it or choose ema"},
+    {KEY(threshold), is_averaged, "quantizer.update gradient: remove it or choose ema"},
+    {KEY(diversity), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
+    {KEY(inverse_temperature), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
+    {KEY(passes), has_kmeans, "this quantizer.init: remove it or choose kmeans"},
+    {KEY(shared_codes), has_groups, "one group: remove it or set quantizer.groups"}};
+
 bool run_quantizer_reads(const tess_run *run, tess_run_key_idx key)
 {
-    const bool is_of_ema = key == KEY(decay) || key == KEY(threshold);
-    return type_reads(run, key) && !is_of_other_family(run, key) &&
-           (!is_of_ema || is_averaged(run));
+    if (!type_reads(run, key) || is_of_other_family(run, key))
+        return false;
+    for (int i = 0; i < TESS_NELEM(conditions); i++)
+        if (conditions[i].key == key)
+            return conditions[i].is_read(run);
+    return true;
 }
 
 /* ---- defaults ---- */
@@ -172,19 +198,23 @@ static tess_status check_type(const tess_run *run)
     return TESS_OK;
 }
 
-/* What belongs to moving averages, and the optimizer that would move codes all the same: it trains
- * between its masters and a copy of them. */
+static tess_status check_conditions(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    for (int i = 0; i < TESS_NELEM(conditions); i++) {
+        tess_run_place_text(run, conditions[i].key, place);
+        TESS_CHECK(conditions[i].is_read(run) || !run->place[conditions[i].key].is_given,
+                   TESS_E_CONFIG, "%s: has no meaning with %s", place, conditions[i].otherwise);
+    }
+    return TESS_OK;
+}
+
+/* The optimizer would move averages all the same: it trains between its masters and a copy of
+ * them. */
 static tess_status check_update(const tess_run *run)
 {
-    static const tess_run_key_idx of_ema[] = {KEY(decay), KEY(threshold)};
     const bool is_ema = is_averaged(run);
     char place[TESS_RUN_PLACE_NBYTES];
-    for (int i = 0; i < TESS_NELEM(of_ema); i++) {
-        tess_run_place_text(run, of_ema[i], place);
-        TESS_CHECK(is_ema || !run->place[of_ema[i]].is_given, TESS_E_CONFIG,
-                   "%s: has no meaning with quantizer.update gradient: remove it or choose ema",
-                   place);
-    }
     tess_run_place_text(run, TESS_RUN_KEY_train_optimizer, place);
     TESS_CHECK(!is_ema || run->train.optimizer != TESS_OPTIMIZER_SCHEDULE_FREE, TESS_E_CONFIG,
                "%s: adamw-schedule-free trains beside its masters, which quantizer.update ema "
@@ -202,5 +232,6 @@ tess_status run_quantizer_check(const tess_run *run)
     if (tess_run_is_kmeans(run))
         return TESS_OK;
     TESS_TRY(check_type(run));
+    TESS_TRY(check_conditions(run));
     return check_update(run);
 }

@@ -143,6 +143,12 @@ static int64_t *counts_of(const vector_feed *f, int64_t *window)
     return window + (1 + f->at.shape.index_numel) * TESS_EXACT_LIMB_NUMEL;
 }
 
+/* All of them, with a code or without. */
+static int64_t *vectors_of(const vector_feed *f, int64_t *window)
+{
+    return window + f->at.window_numel - 1;
+}
+
 static bool is_counted(const vector_feed *f) { return f->at.bin_numel == f->at.shape.code_numel; }
 
 /* Results of the last micro-batch into their window. */
@@ -164,6 +170,7 @@ static void note(vector_feed *f)
             if (code < f->at.shape.code_numel)
                 count[l * f->at.bin_numel + (is_counted(f) ? code : 0)]++;
         }
+    *vectors_of(f, window) += rows;
     f->pending = -1;
 }
 
@@ -190,9 +197,8 @@ static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
 {
     vector_feed *f = s->vector;
     int64_t *window = f->window[kind], *count = counts_of(f, window);
-    tess_metrics_level_row row = {.step = s->step, .is_eval = kind == HELD_OUT};
-    for (int64_t k = 0; k < f->at.bin_numel; k++)
-        row.vector_numel += count[k];
+    tess_metrics_level_row row = {
+        .step = s->step, .is_eval = kind == HELD_OUT, .vector_numel = *vectors_of(f, window)};
     for (int t = 0; t <= f->at.shape.index_numel && row.vector_numel > 0; t++) {
         /* The reconstruction's of a whole sample. */
         row.square_error = tess_exact_round(&squares_of(window)[t]) *
@@ -423,15 +429,10 @@ static tess_status count(tess_session *s, int64_t *loss_numel)
 /* Lists of values begin as their formula has them. */
 static tess_status start_values(tess_session *s)
 {
-    enum { VALUE_MAX = 4096 };
     const int param_idx = tess_rqvae_values(s->d.model);
-    float value[VALUE_MAX];
+    float value[TESS_RQVAE_VALUE_MAX];
     if (param_idx < 0)
         return TESS_OK;
-    if (s->d.registry.param[param_idx].numel > VALUE_MAX)
-        return TESS_FAIL(TESS_E_CONFIG,
-                         "quantizer.axis_levels: %" PRId64 " values in all, expected at most %d",
-                         s->d.registry.param[param_idx].numel, VALUE_MAX);
     tess_rqvae_values_start(s->d.model, value);
     return codes_keep_param(s, param_idx, value);
 }

@@ -187,6 +187,18 @@ static tess_status append_all(encoder *e)
     return TESS_OK;
 }
 
+/* Codes of what the model cannot say are worth nothing. */
+static tess_status add_errors(encoder *e, int64_t round)
+{
+    for (int64_t i = 0; i < e->numel[tess_comm_rank(e->s->world)]; i++)
+        TESS_CHECK(tess_exact_add(&e->sums[0], (double)e->error[i]), TESS_E_NUMERIC,
+                   "'%s': the error of %s %" PRId64 " is %g, expected a finite number in f32; "
+                   "leave it out, or give a checkpoint whose weights are sound",
+                   e->input, e->c.sample.channel_numel > 0 ? "image" : "vector",
+                   (first_of(e->s, &e->c, round) + i) / e->c.position_numel, (double)e->error[i]);
+    return TESS_OK;
+}
+
 static tess_status encode_round(encoder *e, int64_t round)
 {
     tess_session *s = e->s;
@@ -195,8 +207,7 @@ static tess_status encode_round(encoder *e, int64_t round)
     const tess_code_round what = {
         .x = e->x, .vector_numel = e->numel, .code = e->code, .error = e->error};
     TESS_TRY(e->c.encode(s, &what));
-    for (int64_t i = 0; i < e->numel[tess_comm_rank(s->world)]; i++)
-        (void)tess_exact_add(&e->sums[0], (double)e->error[i]);
+    TESS_TRY(session_agree(s, add_errors(e, round)));
     tess_exact_carry(&e->sums[0]);
     tess_exact_carry(&e->sums[1]);
     TESS_TRY(tess_comm_gather_bytes(
@@ -273,13 +284,37 @@ typedef struct decoder {
     float *all;                  /* rank 0: [world, block, dim] */
 } decoder;
 
+/* The digest is a text that a file states; sizes of buffers follow from these. */
+static tess_status check_form(const char *input, const tess_codes_info *found,
+                              const tess_codes_info *expected)
+{
+    const struct {
+        const char *name;
+        int64_t found, expected;
+    } form[] = {{"codes", found->code_numel, expected->code_numel},
+                {"levels", found->level_numel, expected->level_numel},
+                {"groups", found->group_numel, expected->group_numel},
+                {"has_absent", found->has_absent, expected->has_absent}};
+    for (int i = 0; i < TESS_NELEM(form); i++)
+        TESS_CHECK(form[i].found == form[i].expected, TESS_E_FORMAT,
+                   "'%s': %s is %" PRId64 ", the checkpoint has %" PRId64
+                   "; give the checkpoint that encoded it",
+                   input, form[i].name, form[i].found, form[i].expected);
+    TESS_CHECK(found->bit_order == expected->bit_order, TESS_E_FORMAT,
+               "'%s': bit_order is %s, the checkpoint has %s; give the checkpoint that encoded it",
+               input, tess_codes_order_name(found->bit_order),
+               tess_codes_order_name(expected->bit_order));
+    return TESS_OK;
+}
+
 static tess_status check_codes(const decoder *d, const char *input)
 {
-    const tess_codes_info *info = tess_codes_file_get_info(d->file);
-    TESS_CHECK(strcmp(info->codebooks, d->c.info.codebooks) == 0, TESS_E_CONFIG,
+    const tess_codes_info *info = tess_codes_file_get_info(d->file), *expected = &d->c.info;
+    TESS_CHECK(strcmp(info->codebooks, expected->codebooks) == 0, TESS_E_CONFIG,
                "'%s' was encoded with codebooks %s, the checkpoint holds %s; give the checkpoint "
                "that encoded it",
-               input, info->codebooks, d->c.info.codebooks);
+               input, info->codebooks, expected->codebooks);
+    TESS_TRY(check_form(input, info, expected));
     TESS_CHECK(info->vector_numel % d->c.position_numel == 0, TESS_E_FORMAT,
                "'%s': %" PRId64 " rows of codes, expected %" PRId64 " for each image", input,
                info->vector_numel, d->c.position_numel);

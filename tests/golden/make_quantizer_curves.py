@@ -11,9 +11,11 @@ does not matter; the optimizer is AdamW. Start weights are those of the program,
 |---|---|
 | ema, ema-levels, heads, shared, cosine | VectorQuantize with moving averages; levels and the one estimator around the
   stack by autograd here (ResidualVQ adds up an estimator of each level: its gradient is LEVELS times as large) |
-| simvq, fsq, lfq, spherical | SimVQ, FSQ, LFQ, LFQ(spherical) |
-| residual-fsq | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
-| orthogonal | learned codes with the two weights of this program by autograd here, and the peer's orthogonal loss |
+| simvq, fsq, lfq, lfq-groups | SimVQ, FSQ, LFQ with one and with two codebooks |
+| bsq | by its formula, in f64: the entropies of two groups of bits, with those of vectors over all bits |
+| residual-fsq, stack-of-one | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
+| orthogonal, orthogonal-heads | learned codes with the two weights of this program by autograd here, and the peer's
+  orthogonal loss |
 | latent | by its formula: the peer's (1.32.0) values get no gradient, because its output is z + (q - z).detach(); both of
   its losses then act on z, with opposite signs |
 
@@ -159,8 +161,8 @@ def scalars(_):
     return quantize, []
 
 
-def scalar_stack(_):
-    stack = vqp.ResidualFSQ(dim=2, levels=[5, 4], num_quantizers=3)
+def scalar_stack(_, numel=3):
+    stack = vqp.ResidualFSQ(dim=2, levels=[5, 4], num_quantizers=numel)
     levels = torch.tensor([5.0, 4.0])
     clamp = 1 + 1 / (levels - 1)
 
@@ -168,7 +170,7 @@ def scalar_stack(_):
         y = clamp * torch.tanh(z / clamp)
         q, index = stack(z[None].detach())
         left, margin = y.detach(), float("inf")
-        for level in range(3):
+        for level in range(numel):
             scaled = (left / levels**-level).clamp(-1, 1)
             at = (levels - 1) * (scaled + 1) / 2
             margin = min(margin, (0.5 - (at - (at + 0.5).floor()).abs()).abs().min())
@@ -179,10 +181,10 @@ def scalar_stack(_):
     return quantize, []
 
 
-def signs(spherical):
+def signs(groups, bits):
     def make(_):
-        lfq = vqp.LFQ(dim=5, codebook_size=32, entropy_loss_weight=0.1, diversity_gamma=1.0, commitment_loss_weight=0.25,
-                      spherical=spherical).train()
+        lfq = vqp.LFQ(dim=groups * bits, codebook_size=2**bits, num_codebooks=groups, entropy_loss_weight=0.1,
+                      diversity_gamma=1.0, commitment_loss_weight=0.25).train()
 
         def quantize(z):
             q, _, loss = lfq(z[None], inv_temperature=2.0)
@@ -191,6 +193,25 @@ def signs(spherical):
         return quantize, []
 
     return make
+
+
+def binary_spherical(_):
+    groups, bits, beta = 2, 3, 2.0
+    dim = groups * bits
+    codes = torch.tensor([[1.0 if c >> (bits - 1 - j) & 1 else -1.0 for j in range(bits)] for c in range(2**bits)]).double()
+
+    def entropy(p):
+        return -(p * p.clamp_min(1e-300).log()).sum(-1)
+
+    def quantize(z):
+        u = F.normalize(z, dim=-1)
+        q = torch.where(u > 0, 1.0, -1.0).double() / dim**0.5
+        commitment = 0.25 * (u - q).square().sum(-1).mean()
+        p = (2 * beta * u.reshape(-1, groups, bits) @ codes.T / dim**0.5).softmax(-1)
+        of_vectors, of_mean = entropy(p).sum(-1).mean(), entropy(p.mean(0)).sum()
+        return straight(u, q), commitment + 0.1 * (of_vectors - of_mean) / beta, u.detach().abs().min()
+
+    return quantize, []
 
 
 def latent(_):
@@ -212,14 +233,15 @@ def latent(_):
     return quantize, values
 
 
-def orthogonal(w):
-    codes = torch.nn.Parameter(w["quantizer.0.codes"].clone())
+def orthogonal(w, heads=1):
+    codes = torch.nn.Parameter(torch.stack([w[f"quantizer.{h}.codes"] for h in range(heads)]))
 
     def quantize(z):
-        q = codes[torch.cdist(z.detach(), codes.detach()).argmin(-1)]
+        parts = z.detach().chunk(heads, -1)
+        q = torch.cat([c[torch.cdist(part, c.detach()).argmin(-1)] for part, c in zip(parts, codes)], -1)
         loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
-        loss = loss + 10.0 * vqp.vector_quantize_pytorch.orthogonal_loss_fn(codes[None])
-        return straight(z, q), loss, apart(z, codes.detach())
+        loss = loss + 10.0 * vqp.vector_quantize_pytorch.orthogonal_loss_fn(codes)
+        return straight(z, q), loss, min(apart(part, c.detach()) for part, c in zip(parts, codes))
 
     return quantize, [codes]
 
@@ -234,11 +256,15 @@ CASES = {  # keys of section quantizer; what it starts as, where averages would 
     "cosine": ("type: cosine, codes: 9, code_dim: 4" + EMA, "type: vq, codes: 9, code_dim: 4, init: random",
                lambda w: averaged(w, cosine=True)),
     "orthogonal": ("type: vq, codes: 7, code_dim: 4, init: random, orthogonal: 10.0", None, orthogonal),
+    "orthogonal-heads": ("type: vq, codes: 7, code_dim: 4, groups: 2, init: random, orthogonal: 10.0", None,
+                         lambda w: orthogonal(w, heads=2)),
     "simvq": ("type: simvq, codes: 11, code_dim: 4, estimator: rotation", None, sim),
     "fsq": ("type: fsq, axis_levels: [8, 5, 5]", None, scalars),
     "residual-fsq": ("type: residual-fsq, axis_levels: [5, 4], levels: 3", None, scalar_stack),
-    "lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, signs(False)),
-    "spherical": ("type: bsq, code_dim: 5, inverse_temperature: 2.0", None, signs(True)),
+    "stack-of-one": ("type: residual-fsq, axis_levels: [5, 4]", None, lambda w: scalar_stack(w, numel=1)),
+    "lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, signs(1, 5)),
+    "lfq-groups": ("type: lfq, code_dim: 6, groups: 2, inverse_temperature: 2.0", None, signs(2, 3)),
+    "bsq": ("type: bsq, code_dim: 6, groups: 2, inverse_temperature: 2.0", None, binary_spherical),
     "latent": ("type: latent, axis_levels: [4, 5, 3]", None, latent),
 }
 
@@ -264,9 +290,12 @@ def main():
         file.flush()
         for name, (quantizer, start, make) in CASES.items():
             w = start_weights(program, file.name, start or quantizer.replace(EMA, ", init: random"))
+            if name == "bsq":
+                w = {k: v.double() for k, v in w.items()}
             quantize, learned = make(w)
             model = Model(w, quantize, learned)
-            tensors[f"{name}.loss"] = np.array([model.step(x) for _ in range(STEPS)])
+            inputs = x.double() if name == "bsq" else x
+            tensors[f"{name}.loss"] = np.array([model.step(inputs) for _ in range(STEPS)])
             keys[f"{name}.quantizer"] = quantizer
             keys[f"{name}.margin"] = repr(model.margin)
             print(name, model.margin, tensors[f"{name}.loss"][[0, -1]])

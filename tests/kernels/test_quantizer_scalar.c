@@ -401,7 +401,50 @@ static void test_nan_has_no_index(void **state)
     }
 }
 
+/* With 4001 levels half is 2002: numbers far out are the ends, on both sides, not past them. */
+static void test_many_levels_saturate(void **state)
+{
+    (void)state;
+    static const int32_t numel[] = {4001, 4000};
+    const float x[] = {40.0f, -40.0f, INFINITY, -INFINITY};
+    for (int rule = TESS_LEVEL_UPPER; rule <= TESS_LEVEL_CLAMPED; rule++)
+        for (int i = 0; i < 2; i++)
+            for (int k = 0; k < TESS_NELEM(x); k++) {
+                float out = NAN;
+                uint32_t index = 0;
+                const int32_t half = numel[i] / 2, last = x[k] > 0.0f ? numel[i] - 1 : 0;
+                /* google's half stays inside by 1e-3 of it: two levels */
+                const uint32_t most = rule == TESS_LEVEL_LOWER ? 2 : 0;
+                quantize((tess_level_rule)rule, &numel[i], 1, &x[k], &out, &index);
+                assert_true((uint32_t)abs((int32_t)index - last) <= most);
+                assert_true(rule > TESS_LEVEL_LOWER ||
+                            out == (float)((int32_t)index - half) / (float)half);
+            }
+}
+
 /* ---- lists of values ---- */
+
+/* No code says nothing finite, and moves nothing. */
+static void test_latents_of_nothing(void **state)
+{
+    (void)state;
+    static const int32_t levels[] = {3, 2};
+    const float value[] = {-0.5f, 0.0f, 0.5f, -0.5f, 0.0f}, x[] = {NAN, 0.1f};
+    float out[2], again[2], d_value[5] = {0};
+    uint32_t index = 0;
+    tess_stream s = inline_stream();
+    const tess_latents l = {value, levels, 2};
+    const tess_quantizer_latent_args a = {l, x, 1, out, &index};
+    assert_done(tess_cpu_quantizer_latent(&a, &s));
+    assert_true(index == TESS_NO_CODE && isnan(out[0]));
+    const tess_quantizer_latent_decode_args d = {l, &index, 1, again};
+    assert_done(tess_cpu_quantizer_latent_decode(&d, &s));
+    assert_true(isnan(again[0]) && isnan(again[1]));
+    const tess_quantizer_latent_gradient_args g = {l, x, &index, 1, 2.0f, d_value};
+    assert_done(tess_cpu_quantizer_latent_gradient(&g, &s));
+    for (int i = 0; i < 5; i++)
+        assert_true(d_value[i] == 0.0f);
+}
 
 static void test_latent_positions(void **state)
 {
@@ -479,7 +522,9 @@ int main(void)
         cmocka_unit_test(test_gradients_on_every_path),
         cmocka_unit_test(test_tanh),
         cmocka_unit_test(test_nan_has_no_index),
+        cmocka_unit_test(test_many_levels_saturate),
         cmocka_unit_test(test_latent_positions),
+        cmocka_unit_test(test_latents_of_nothing),
         cmocka_unit_test(test_wrong_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

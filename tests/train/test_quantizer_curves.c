@@ -106,7 +106,7 @@ static void test_curves_are_those_of_the_peer(void **state)
         check_curve(name);
         numel++;
     }
-    assert_int_equal(numel, 12);
+    assert_int_equal(numel, 15);
 }
 
 /* vq.md's example: exp(-(1/2 ln 1/2 + 1/4 ln 1/4 + 2/8 ln 1/8)) = 2^(7/4). */

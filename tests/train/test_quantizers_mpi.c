@@ -97,7 +97,15 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
         {{.name = "no8", .quantizer = "type: fsq, axis_levels: [2, 3]"}, "symmetric and clamped"},
         {{.name = "no9", .quantizer = "type: lfq, code_dim: 20"}, "use quantizer.groups"},
         {{.name = "no10", .quantizer = "type: cosine, update: gradient"},
-         "quantizer.update to ema"}};
+         "quantizer.update to ema"},
+        {{.name = "no11", .quantizer = "type: lfq, code_dim: 5, entropy: 0, diversity: 0.5"},
+         "no meaning with quantizer.entropy 0"},
+        {{.name = "no12", .quantizer = "type: bsq, code_dim: 5, entropy: 0, inverse_temperature: 2"},
+         "no meaning with quantizer.entropy 0"},
+        {{.name = "no13", .override = {"quantizer.init=random", "quantizer.passes=3"}},
+         "choose kmeans"},
+        {{.name = "no14", .override = {"quantizer.shared_codes=true"}}, "no meaning with one group"},
+        {{.name = "no15", .quantizer = "type: latent, axis_levels: [4000, 97]"}, "4097 values"}};
     for (int i = 0; i < TESS_NELEM(wrong); i++)
         TESS_TRY(rqvae_expect_refused(comm, v, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
     return TESS_OK;
@@ -146,7 +154,7 @@ static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch
     static const char *const steps[] = {"train.steps=2", "train.steps=7"};
     tess_comm *spy = NULL;
     traffic t[2];
-    int64_t gathered = 0, sent = 0;
+    int64_t gathered = 0, sent = 0, summed = -1;
     TESS_TRY(tess_comm_create_spy(comm, &spy));
     tess_status st = TESS_OK;
     for (int i = 0; i < 2 && st == TESS_OK; i++) {
@@ -163,6 +171,10 @@ static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch
         if (st == TESS_OK)
             st = planned(v, name, "\"gradient_bytes_sent\"", &sent);
     }
+    if (st == TESS_OK && strcmp(choice->name, "lfq") == 0) /* 2^5 sums; rank 0 hears all others */
+        st = planned(v, "lfq-wire1", "\"sum_bytes_received\"", &summed);
+    if (st == TESS_OK && summed >= 0 && summed != 8 * 32 * (tess_comm_world(comm) - 1))
+        st = TESS_FAIL(TESS_E_STATE, "planned %" PRId64 " bytes of sums", summed);
     if (st == TESS_OK && t[1].gathered - t[0].gathered != 5 * gathered)
         st = TESS_FAIL(TESS_E_STATE, "%s: a step gathers %" PRId64 " / 5 bytes, planned %" PRId64,
                        choice->name, t[1].gathered - t[0].gathered, gathered);
