@@ -217,7 +217,8 @@ tess_status tess_cpu_quantizer_latent_decode(const tess_quantizer_latent_decode_
     (void)s;
     const tess_latents *l = &a->latents;
     TESS_TRY(tess_quantizer_latent_decode_check(a));
-    TESS_TRY(check_indices("quantizer latent_decode", a->index, a->row_numel, l->levels, l->dim, true));
+    TESS_TRY(
+        check_indices("quantizer latent_decode", a->index, a->row_numel, l->levels, l->dim, true));
     for (int64_t row = 0; row < a->row_numel; row++) {
         const float *value = l->value;
         const bool is_none = a->index[row] == UINT32_MAX;
@@ -237,7 +238,8 @@ tess_status tess_cpu_quantizer_latent_gradient(const tess_quantizer_latent_gradi
     (void)s;
     const tess_latents *l = &a->latents;
     TESS_TRY(tess_quantizer_latent_gradient_check(a));
-    TESS_TRY(check_indices("quantizer latent_gradient", a->index, a->row_numel, l->levels, l->dim, true));
+    TESS_TRY(check_indices("quantizer latent_gradient", a->index, a->row_numel, l->levels, l->dim,
+                           true));
     for (int64_t row = 0; row < a->row_numel; row++) {
         int64_t first = 0;
         uint32_t rest = a->index[row];

@@ -27,8 +27,8 @@
  * Addressing Representation Collapse, 2024).
  *
  * SCALARS: every dimension is rounded to its levels (quantizer_scalar.h), no term. Of a stack
- * (ResidualFSQ, be it of one level) the input is clamped softly, level l rounds what is left in units of L^-l, clamped and
- * symmetric, and g passes once, through the soft clamp.
+ * (ResidualFSQ, be it of one level) the input is clamped softly, level l rounds what is left in
+ * units of L^-l, clamped and symmetric, and g passes once, through the soft clamp.
  *
  * SIGNS: a sign per dimension (quantizer_binary.h), straight-through; terms w beta |z - q|^2,
  * e H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are parts with

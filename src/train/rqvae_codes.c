@@ -199,9 +199,9 @@ tess_status codes_gather(codes_job *job, int book, float *code)
     tess_status st = TESS_OK;
     memset(code, 0, (size_t)numel * sizeof *code);
     if (range.master.numel > 0)
-        st = tess_runtime_copy(
-            job->s->rt, tess_view_host(code + range.first_idx, range.master.numel, TESS_F32),
-            range.master);
+        st = tess_runtime_copy(job->s->rt,
+                               tess_view_host(code + range.first_idx, range.master.numel, TESS_F32),
+                               range.master);
     TESS_TRY(session_agree(job->s, st));
     return codes_join(job, code, numel);
 }

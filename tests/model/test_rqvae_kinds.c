@@ -22,22 +22,25 @@ enum { D = 7, DIM = 6, CODES = 5, ROWS = 6, PARAM_MAX = 12, INDEX_MAX = 4, GROUP
 
 static const int64_t axes[DIM] = {4, 5, 3, 8, 6, 7};
 
-#define ALL(k, levels, ...)                                                                            \
+#define ALL(k, levels, ...)                                                                        \
     {                                                                                              \
         .kind = TESS_QUANTIZER_##k, .dim = D, .code_dim = DIM, .code_numel = CODES,                \
-        .level_numel = (levels), .commitment = 0.25, .axis_level = axes, .axis_numel = DIM, __VA_ARGS__   \
+        .level_numel = (levels), .commitment = 0.25, .axis_level = axes, .axis_numel = DIM,        \
+        __VA_ARGS__                                                                                \
     }
 #define SIGNS_OF(...)                                                                              \
-    ALL(SIGNS, 1, .group_numel = 2, .entropy = 0.3, .diversity = 0.5, .inverse_temperature = 2.0,     \
+    ALL(SIGNS, 1, .group_numel = 2, .entropy = 0.3, .diversity = 0.5, .inverse_temperature = 2.0,  \
         __VA_ARGS__)
 
+#define STRAIGHT .group_numel = 2, .estimator = TESS_ESTIMATOR_STRAIGHT
+
 static const tess_rqvae_config kinds[] = {
-    ALL(CODES, 2, .group_numel = 2),
+    ALL(CODES, 2, STRAIGHT),
     ALL(CODES, 2, .group_numel = 2, .estimator = TESS_ESTIMATOR_ROTATION),
-    ALL(CODES, 1, .group_numel = 2, .is_shared = true, .orthogonal = 3.0),
-    ALL(CODES, 2, .group_numel = 2, .orthogonal = 3.0),
-    ALL(CODES, 1, .group_numel = 2, .is_spherical = true, .is_averaged = true),
-    ALL(MAPPED_CODES, 2, .group_numel = 2, .orthogonal = 2.0),
+    ALL(CODES, 1, STRAIGHT, .is_shared = true, .orthogonal = 3.0),
+    ALL(CODES, 2, STRAIGHT, .orthogonal = 3.0),
+    ALL(CODES, 1, STRAIGHT, .is_spherical = true, .is_averaged = true),
+    ALL(MAPPED_CODES, 2, STRAIGHT, .orthogonal = 2.0),
     ALL(MAPPED_CODES, 1, .group_numel = 2, .is_shared = true, .estimator = TESS_ESTIMATOR_ROTATION),
     ALL(SCALARS, 1, .rule = TESS_LEVEL_UPPER),
     ALL(SCALARS, 1, .rule = TESS_LEVEL_LOWER),
@@ -239,9 +242,8 @@ static double pass_values(const reference *f, int i, const double *z, double *ou
         if (!f->is_held)
             *q0 = v;
         out[j] = z[j] + (*q0 - z0);
-        loss += weight_of(f) *
-                ((v - z0) * (v - z0) + f->c.commitment * (*q0 - z[j]) * (*q0 - z[j]));
-        /* the decoder's gradient goes to z alone */
+        loss +=
+            weight_of(f) * ((v - z0) * (v - z0) + f->c.commitment * (*q0 - z[j]) * (*q0 - z[j]));
         rest /= numel;
         value += numel;
     }
@@ -320,8 +322,8 @@ static double total_loss(reference *f)
             memcpy(f->u0[i], u[i], sizeof u[i]);
         sum += quantize(f, i, u[i], out);
         for (int j = 0; j < D; j++)
-            sum += pow(dot(decoder + j * DIM, out, DIM) - f->x[i][j], 2.0) /
-                   (f->c.is_sum ? 1.0 : D);
+            sum +=
+                pow(dot(decoder + j * DIM, out, DIM) - f->x[i][j], 2.0) / (f->c.is_sum ? 1.0 : D);
     }
     if (f->c.orthogonal > 0.0)
         sum += ROWS * orthogonal_loss(f);
@@ -366,14 +368,13 @@ static void train(stage_chain *c, const reference *f, tess_vector_batch *batch, 
         value = 0.0;
         for (int g = 0; g < 2; g++) {
             double entropy = 0.0;
-            const tess_quantizer_batch_entropy_args a = {
-                .sum = sum + g * GROUP_CODES,
-                .dim = f->shape.dim,
-                .valid_numel = ROWS,
-                .exponent = tess_rqvae_mean_exponent(ROWS),
-                .least = 1e-5,
-                .loss = &entropy,
-                .slope = slope + g * GROUP_CODES};
+            const tess_quantizer_batch_entropy_args a = {.sum = sum + g * GROUP_CODES,
+                                                         .dim = f->shape.dim,
+                                                         .valid_numel = ROWS,
+                                                         .exponent = tess_rqvae_mean_exponent(ROWS),
+                                                         .least = 1e-5,
+                                                         .loss = &entropy,
+                                                         .slope = slope + g * GROUP_CODES};
             expect_ok(tess_kernels_cpu.quantizers->batch_entropy(&a, &s));
             value += entropy;
         }

@@ -100,11 +100,13 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
          "quantizer.update to ema"},
         {{.name = "no11", .quantizer = "type: lfq, code_dim: 5, entropy: 0, diversity: 0.5"},
          "no meaning with quantizer.entropy 0"},
-        {{.name = "no12", .quantizer = "type: bsq, code_dim: 5, entropy: 0, inverse_temperature: 2"},
+        {{.name = "no12",
+          .quantizer = "type: bsq, code_dim: 5, entropy: 0, inverse_temperature: 2"},
          "no meaning with quantizer.entropy 0"},
         {{.name = "no13", .override = {"quantizer.init=random", "quantizer.passes=3"}},
          "choose kmeans"},
-        {{.name = "no14", .override = {"quantizer.shared_codes=true"}}, "no meaning with one group"},
+        {{.name = "no14", .override = {"quantizer.shared_codes=true"}},
+         "no meaning with one group"},
         {{.name = "no15", .quantizer = "type: latent, axis_levels: [4000, 97]"}, "4097 values"}};
     for (int i = 0; i < TESS_NELEM(wrong); i++)
         TESS_TRY(rqvae_expect_refused(comm, v, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
