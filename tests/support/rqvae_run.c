@@ -54,11 +54,11 @@ tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder
     return tess_agree(comm, st);
 }
 
-tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done)
+tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool is_reader,
+                       tess_session **session)
 {
     static volatile sig_atomic_t stop = 1;
     char text[2048];
-    tess_session *session = NULL;
     tess_run_override overrides[RQVAE_OVERRIDE_MAX];
     int numel = 0;
     for (; numel < RQVAE_OVERRIDE_MAX && l->override[numel] != NULL; numel++)
@@ -74,14 +74,21 @@ tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, b
                  ? "downsample: 2, channels: 6, residual_blocks: 1, residual_channels: 4"
                  : "encoder: [24, 10]",
              v->dir, l->name);
-    const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+    const tess_session_options options = {.kind =
+                                              is_reader ? TESS_SESSION_READER : TESS_SESSION_TRAIN,
                                           .run_path = "run.yaml",
                                           .run_text = text,
                                           .overrides = overrides,
                                           .override_numel = numel,
-                                          .needs_data = true,
+                                          .needs_data = !is_reader,
                                           .stop_request = l->is_stopped ? &stop : NULL};
-    TESS_TRY(tess_session_open(&v->ctx, comm, &options, &session));
+    return tess_session_open(&v->ctx, comm, &options, session);
+}
+
+tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done)
+{
+    tess_session *session = NULL;
+    TESS_TRY(rqvae_open(comm, v, l, false, &session));
     tess_status st = tess_session_train(session);
     tess_session_close(&session);
     *is_done = st == TESS_OK;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "tests/support/vector_run.h"
+#include "train/session.h"
 
 enum { RQVAE_OVERRIDE_MAX = 8, RQVAE_STEPS = 12 };
 
@@ -27,6 +28,9 @@ typedef struct rqvae_outcome {
 tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel);
 /** One image of another extent beside them. Local. */
 tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent);
+/** A session of the run: training, or a reader of its newest checkpoint. Collective over `comm`. */
+tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool is_reader,
+                       tess_session **session);
 /** Collective over `comm`. */
 tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done);
 /** Local. */

@@ -1,0 +1,192 @@
+/*
+ * Codes files of trained quantizers on this many ranks: what is not of the model is refused by name
+ * before a code is read, whatever its digest says, and errors that are no numbers end an encoding.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/memory.h"
+#include "tests/support/rank_test.h"
+#include "tests/support/rqvae_run.h"
+#include "train/codes_file.h"
+#include "train/vectors.h"
+#include "train/vectors_code.h"
+
+enum { N = 2100, DIM = 5 };
+
+/* Masters as the seed gives them, the same for the same shapes. */
+#define UNTRAINED "train.learning_rate=0", "train.steps=2", "train.eval_every=0"
+#define FSQ "type: fsq, axis_levels: [5, 4, 3]"
+#define STACK "type: residual-fsq, axis_levels: [5, 4, 3]"
+
+static const rqvae_launch upper = {.name = "upper", .quantizer = FSQ, .override = {UNTRAINED}};
+static const rqvae_launch lower = {
+    .name = "lower", .quantizer = FSQ ", rule: lower", .override = {UNTRAINED}};
+static const rqvae_launch stack = {.name = "stack", .quantizer = STACK, .override = {UNTRAINED}};
+static const rqvae_launch three = {
+    .name = "three", .quantizer = STACK ", levels: 3", .override = {UNTRAINED}};
+static const rqvae_launch wide = {
+    .name = "wide",
+    .quantizer = FSQ,
+    .override = {UNTRAINED, "train.micro_batch=1500", "train.micro_batches=1"}};
+
+static void path_of(const vector_run *v, const char *name, char path[600])
+{
+    snprintf(path, 600, "%s/%s", v->dir, name);
+}
+
+typedef enum way { ENCODE, DECODE } way;
+
+/* `from` through the newest checkpoint of the run to `to`, both in the folder. Collective. */
+static tess_status convert(tess_comm *comm, vector_run *v, const rqvae_launch *l, way to_do,
+                           const char *const file[2])
+{
+    char from[600], to[600];
+    tess_session *session = NULL;
+    tess_encode_result result;
+    path_of(v, file[0], from);
+    path_of(v, file[1], to);
+    TESS_TRY(rqvae_open(comm, v, l, true, &session));
+    const tess_status st = to_do == ENCODE ? tess_session_encode(session, from, to, &result)
+                                           : tess_session_decode(session, from, to);
+    tess_session_close(&session);
+    return st;
+}
+
+static tess_status expect_refused(tess_status st, tess_status code, const char *words)
+{
+    TESS_CHECK(st == code && strstr(tess_error_message(), words) != NULL, TESS_E_STATE,
+               "expected %s with '%s', found %s: %s", tess_status_name(code), words,
+               tess_status_name(st), tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
+static tess_status make_runs(tess_comm *comm, vector_run *v)
+{
+    const rqvae_launch *const all[] = {&upper, &lower, &stack, &three, &wide};
+    bool is_done = false;
+    for (int i = 0; i < TESS_NELEM(all); i++)
+        TESS_TRY(rqvae_train(comm, v, all[i], &is_done));
+    TESS_TRY(convert(comm, v, &upper, ENCODE, (const char *[]){"all.fbin", "upper.h5"}));
+    return convert(comm, v, &three, ENCODE, (const char *[]){"all.fbin", "three.h5"});
+}
+
+/* Equal masters, another rule, another number of levels: another digest. */
+static tess_status check_names(tess_comm *comm, vector_run *v)
+{
+    static const char words[] = "give the checkpoint that encoded it";
+    TESS_TRY(
+        expect_refused(convert(comm, v, &lower, DECODE, (const char *[]){"upper.h5", "back.fbin"}),
+                       TESS_E_CONFIG, words));
+    TESS_TRY(
+        expect_refused(convert(comm, v, &stack, DECODE, (const char *[]){"three.h5", "back.fbin"}),
+                       TESS_E_CONFIG, words));
+    return convert(comm, v, &upper, DECODE, (const char *[]){"upper.h5", "back.fbin"});
+}
+
+/* A file that states the digest of the run's codes and another form. Local, of rank 0. */
+static tess_status forge(vector_run *v, int field)
+{
+    char from[600], to[600];
+    tess_codes_file *file = NULL;
+    tess_codes_writer *writer = NULL;
+    int64_t code[1 << 6] = {0};
+    path_of(v, "upper.h5", from);
+    path_of(v, "forged.h5", to);
+    TESS_TRY(tess_codes_file_open(&v->ctx, from, &file));
+    tess_codes_info info = *tess_codes_file_get_info(file);
+    tess_codes_file_close(&file);
+    info.vector_numel = 8;
+    info.code_numel += field == 0;
+    info.level_numel += field == 1 ? 6 : 0;
+    info.group_numel += field == 2 ? 6 : 0;
+    info.has_absent = field == 3;
+    info.bit_order = field == 4 ? TESS_CODES_MSB_FIRST : info.bit_order;
+    TESS_TRY(tess_codes_writer_create(&v->ctx, to, &info, &writer));
+    tess_status st = tess_codes_writer_append(writer, code, info.vector_numel);
+    if (st == TESS_OK)
+        st = tess_codes_writer_finish(writer);
+    tess_codes_writer_destroy(&writer);
+    return st;
+}
+
+static tess_status check_forms(tess_comm *comm, vector_run *v)
+{
+    static const char *const words[] = {"codes is 61, the checkpoint has 60", "levels is 7",
+                                        "groups is 7", "has_absent is 1",
+                                        "bit_order is msb-first, the checkpoint has lsb-first"};
+    for (int i = 0; i < TESS_NELEM(words); i++) {
+        TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? forge(v, i) : TESS_OK));
+        TESS_TRY(expect_refused(
+            convert(comm, v, &upper, DECODE, (const char *[]){"forged.h5", "back.fbin"}),
+            TESS_E_FORMAT, words[i]));
+    }
+    return TESS_OK;
+}
+
+static tess_status write_vectors(vector_run *v, const char *name, const float *x)
+{
+    char path[600];
+    tess_vectors_writer *writer = NULL;
+    path_of(v, name, path);
+    TESS_TRY(tess_vectors_writer_create(&v->ctx, path, N, DIM, &writer));
+    tess_status st = tess_vectors_writer_append(writer, x, N);
+    if (st == TESS_OK)
+        st = tess_vectors_writer_finish(writer);
+    tess_vectors_writer_destroy(&writer);
+    return st;
+}
+
+/* Its square is finite in f64, its error in f32 is not. */
+static tess_status make_files(vector_run *v)
+{
+    const float kept = v->x[1234 * DIM];
+    TESS_TRY(write_vectors(v, "all.fbin", v->x));
+    v->x[1234 * DIM] = 3e38f;
+    const tess_status st = write_vectors(v, "huge.fbin", v->x);
+    v->x[1234 * DIM] = kept;
+    return st;
+}
+
+/* Blocks of micro-batches above 1024 vectors are cut, to the same codes. */
+static tess_status check_blocks(tess_comm *comm, vector_run *v)
+{
+    char path[600];
+    tess_codes_file *file = NULL;
+    tess_logical_hash payload[2];
+    static const char *const name[] = {"upper.h5", "wide.h5"};
+    TESS_TRY(convert(comm, v, &wide, ENCODE, (const char *[]){"all.fbin", "wide.h5"}));
+    for (int i = 0; i < 2; i++) {
+        path_of(v, name[i], path);
+        TESS_TRY(tess_codes_file_open(&v->ctx, path, &file));
+        payload[i] = tess_codes_file_get_info(file)->payload;
+        tess_codes_file_close(&file);
+    }
+    TESS_CHECK(memcmp(&payload[0], &payload[1], sizeof payload[0]) == 0, TESS_E_STATE,
+               "codes depend on the micro-batch");
+    return TESS_OK;
+}
+
+static tess_status check_all(tess_comm *comm, vector_run *v)
+{
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? make_files(v) : TESS_OK));
+    TESS_TRY(make_runs(comm, v));
+    TESS_TRY(check_names(comm, v));
+    TESS_TRY(check_forms(comm, v));
+    TESS_TRY(check_blocks(comm, v));
+    return expect_refused(convert(comm, v, &upper, ENCODE, (const char *[]){"huge.fbin", "no.h5"}),
+                          TESS_E_NUMERIC, "the error of vector 1234 is inf");
+}
+
+static tess_status run(tess_comm *comm)
+{
+    vector_run v;
+    TESS_TRY(vector_run_create(comm, N, DIM, VECTORS_CLUSTERS, &v));
+    const tess_status st = tess_agree(comm, check_all(comm, &v));
+    vector_run_destroy(comm, &v);
+    return st;
+}
+
+int main(int argc, char **argv) { return rank_test_main(argc, argv, run); }
