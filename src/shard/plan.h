@@ -172,7 +172,9 @@ typedef struct tess_plan {
     double gather_slab_nbytes_per_step; /* of them trainable slabs, which come from all ranks */
     double grad_nbytes_per_step;        /* bytes that rank 0 sends per step for gradients */
     double slab_nbytes_per_step;        /* bytes received per rank and step for kept slabs */
-    double ahead_nbytes_per_step; /* the same for sums ahead of a step; their gathers are above */
+    /* The most that a rank receives of sums ahead of a step, which are control records (spies do
+     * not see them); their gathers are above. */
+    double ahead_nbytes_per_step;
     /* WORK arena */
     size_t shared_saved_offset_nbytes, work_offset_nbytes, d_offset_nbytes[2];
     size_t work_nbytes, d_nbytes;

@@ -558,7 +558,8 @@ typedef struct tess_run_patterns {
       "rqvae, vqvae: weight of what moves vectors to their codes; what moves codes to vectors " \
       "has 1.") \
     X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
-      "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none.") \
+      "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none. bsq " \
+      "divides it by quantizer.inverse_temperature.") \
     X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
       "lfq, bsq: the entropy of the mean assignment of a whole step is rewarded with " \
       "quantizer.entropy times this; 0: none, which saves a pass of the encoder over the step.") \

@@ -151,19 +151,34 @@ static int64_t *vectors_of(const vector_feed *f, int64_t *window)
 
 static bool is_counted(const vector_feed *f) { return f->at.bin_numel == f->at.shape.code_numel; }
 
-/* Results of the last micro-batch into their window. */
+/* Sums of squared errors of the last micro-batch. @return false: one is not finite */
+static bool add_squares(const vector_feed *f, double sum[1 + TESS_RQVAE_LEVEL_MAX])
+{
+    const int64_t rows = f->batch.vector_numel;
+    bool is_finite = true;
+    for (int t = 0; t <= f->at.shape.index_numel; t++) {
+        sum[t] = 0.0;
+        for (int64_t i = 0; i < rows; i++)
+            sum[t] += f->batch.square[t * rows + i];
+        is_finite = is_finite && isfinite(sum[t]);
+    }
+    return is_finite;
+}
+
+/* Results of the last micro-batch into their window; none of them where an error is not finite,
+ * which its loss says too. */
 static void note(vector_feed *f)
 {
     const int64_t rows = f->batch.vector_numel;
-    if (f->pending < 0)
+    double sum[1 + TESS_RQVAE_LEVEL_MAX];
+    const bool is_wanted = f->pending >= 0 && add_squares(f, sum);
+    if (!is_wanted) {
+        f->pending = -1;
         return;
-    int64_t *window = f->window[f->pending], *count = counts_of(f, window);
-    for (int t = 0; t <= f->at.shape.index_numel; t++) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < rows; i++)
-            sum += f->batch.square[t * rows + i];
-        (void)tess_exact_add(&squares_of(window)[t], sum); /* a loss that is not finite says so */
     }
+    int64_t *window = f->window[f->pending], *count = counts_of(f, window);
+    for (int t = 0; t <= f->at.shape.index_numel; t++)
+        (void)tess_exact_add(&squares_of(window)[t], sum[t]);
     for (int l = 0; l < f->at.shape.index_numel; l++)
         for (int64_t i = 0; i < rows; i++) {
             const uint32_t code = f->batch.code[l * rows + i];

@@ -192,10 +192,10 @@ static tess_status add_errors(encoder *e, int64_t round)
 {
     for (int64_t i = 0; i < e->numel[tess_comm_rank(e->s->world)]; i++)
         TESS_CHECK(tess_exact_add(&e->sums[0], (double)e->error[i]), TESS_E_NUMERIC,
-                   "'%s': the error of %s %" PRId64 " is %g, expected a finite number in f32; "
-                   "leave it out, or give a checkpoint whose weights are sound",
+                   "'%s': the error of %s %" PRId64 " is not a finite number of f32; leave it out, "
+                   "or give a checkpoint whose weights are sound",
                    e->input, e->c.sample.channel_numel > 0 ? "image" : "vector",
-                   (first_of(e->s, &e->c, round) + i) / e->c.position_numel, (double)e->error[i]);
+                   (first_of(e->s, &e->c, round) + i) / e->c.position_numel);
     return TESS_OK;
 }
 
