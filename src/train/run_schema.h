@@ -294,8 +294,8 @@ typedef struct tess_run_patterns {
       FREE, \
       "Model family; auto takes it from the model's own config or tensors. The family that was " \
       "taken enters the numerics digest. kmeans: codebooks over vectors, by section quantizer; " \
-      "rqvae: an encoder, codebooks and a decoder over vectors, all trained; vqvae: the same with " \
-      "convolutions over images; flux: the FLUX.1 transformer over cached latents.") \
+      "rqvae: an encoder, codebooks and a decoder over vectors, all trained; vqvae: the same " \
+      "with convolutions over images; flux: the FLUX.1 transformer over cached latents.") \
     X(model, init, "init", tess_run_init, ENUM, TESS_RUN_WORDS_(INIT), "weights", 0, 0, \
       NUMERICS, \
       "weights reads the tensors; random draws them from train.seed and needs only the config.")
