@@ -109,7 +109,8 @@ hosts_file() {
 hosts_shape() {
     hosts_on "$1" tc qdisc del dev eth0 root 2> /dev/null
     [ "$2" = none ] && return 0
-    hosts_on "$1" tc qdisc add dev eth0 root tbf rate "$2" burst 256kb latency 50ms 2> /dev/null
+    # a small bucket: what it lets through at once is no rate
+    hosts_on "$1" tc qdisc add dev eth0 root tbf rate "$2" burst 96kb latency 50ms 2> /dev/null
 }
 hosts_has_delay() {
     hosts_on "$1" tc qdisc add dev lo root netem delay 1ms 2> /dev/null &&
