@@ -1,15 +1,17 @@
 /* tessera sample RUN.yaml --prompt TEXT */
-#include <stdio.h>
+#include <errno.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
-#include "launch/commands.h"
-#include "launch/launch.h"
 #include "core/memory.h"
 #include "format/json.h"
+#include "launch/commands.h"
 #include "launch/job.h"
+#include "launch/launch.h"
 
 /* Keys without a letter. */
-enum { KEY_STEPS = 256, KEY_GUIDANCE, KEY_SIZE, KEY_COUNT, KEY_SHIFT, KEY_CACHE };
+enum { KEY_STEPS = 256, KEY_GUIDANCE, KEY_SIZE, KEY_COUNT, KEY_SHIFT, KEY_CACHE, KEY_BASE };
 
 static error_t parse_size(struct argp_state *state, const char *arg, tess_sample_options *sample)
 {
@@ -46,9 +48,28 @@ static error_t parse_diffusion(int key, char *arg, struct argp_state *state)
     case KEY_CACHE:
         sample->cache = arg;
         return 0;
+    case KEY_BASE:
+        sample->base_format = arg;
+        return 0;
     default:
         return ARGP_ERR_UNKNOWN;
     }
+}
+
+/* An adapter lies over any base; a checkpoint holds one of its own. */
+static error_t set_base(struct argp_state *state, tess_sample_options *sample)
+{
+    const bool is_base_alone =
+        sample->checkpoint != NULL && strcmp(sample->checkpoint, "none") == 0;
+    if (sample->base_format == NULL)
+        return 0;
+    if (sample->adapter == NULL && !is_base_alone)
+        return tess_launch_refuse(state,
+                                  "--base-format: a checkpoint belongs to its own base: give "
+                                  "--adapter with its export, or --checkpoint none");
+    snprintf(sample->base_override, sizeof sample->base_override, "base.format=%.32s",
+             sample->base_format);
+    return tess_launch_run_arg(state, sample->base_override, &sample->run);
 }
 
 static error_t parse_number(int key, char *arg, struct argp_state *state)
@@ -99,6 +120,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             return tess_launch_refuse(
                 state,
                 "--prompt is missing (a diffusion run has sample.prompts, and needs -o FILE)");
+        if (set_base(state, sample) != 0)
+            return EINVAL;
         return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
     default:
         return parse_number(key, arg, state);
@@ -116,6 +139,8 @@ static const struct argp_option options[] = {
      "Use this adapter, of any dialect, over the base that the run file describes, whatever its "
      "format (base.format=nf4, say)",
      0},
+    {"base-format", KEY_BASE, "FORMAT", 0,
+     "Store the base in FORMAT, as base.format=FORMAT does: the same seed over any of them", 0},
     {"tokens", 'n', "N", 0, "Write at most N tokens (default 64)", 0},
     {"temperature", 't', "T", 0,
      "Flatten (above 1) or sharpen the choice (default 0.8); 0 takes "

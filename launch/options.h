@@ -71,7 +71,9 @@ typedef struct tess_sample_options {
     bool is_json;
     /* of diffusion runs; 0, guidance -1: not given */
     const char *output, *cache;
-    int64_t width, height; /* pixels */
+    const char *base_format;
+    char base_override[48]; /* "base.format=nf4" */
+    int64_t width, height;  /* pixels */
     int64_t step_numel, image_numel;
     double guidance;
     double shift; /* 0: by resolution */

@@ -185,6 +185,8 @@ same one.safetensors three.safetensors
 good inspect one.safetensors
 says 'F32 +\[2, 16, 4, 6\] +latents'
 good sample run.yaml base.format=int8 output.dir=none "${ask[@]}" --adapter one/export -o int8.safetensors
+good sample run.yaml --base-format int8 output.dir=none "${ask[@]}" --adapter one/export -o again.safetensors
+cmp int8.safetensors again.safetensors || fail "--base-format and base.format differ"
 ! cmp -s one.safetensors int8.safetensors || fail "latents over nf4 and int8 are the same"
 refuse "name a file for them with -o" sample run.yaml output.dir=one --prompt ""
 refuse "memory is planned for 6; set data.resolution" sample run.yaml output.dir=one --size 512x512 --prompt "" -o big.safetensors

@@ -33,6 +33,7 @@ static const struct {
     {TESS_RUN_KEY_train_muon_scale, TESS_RUN_KEY_train_optimizer, "muon"},
     {TESS_RUN_KEY_quantizer_decay, TESS_RUN_KEY_quantizer_update, "ema"},
     {TESS_RUN_KEY_quantizer_threshold, TESS_RUN_KEY_quantizer_update, "ema"},
+    {TESS_RUN_KEY_quantizer_shared_codes, TESS_RUN_KEY_quantizer_groups, "2"},
     {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, "logit-normal"},
     {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, "logit-normal"},
     {TESS_RUN_KEY_objective_sigmoid_scale, TESS_RUN_KEY_objective_timesteps, "sigmoid"},
@@ -59,7 +60,7 @@ static inline tess_run family_of(tess_run_key_idx changed)
     static const tess_run_family family[] = {TESS_RUN_FAMILY_AUTO, TESS_RUN_FAMILY_KMEANS,
                                              TESS_RUN_FAMILY_RQVAE, TESS_RUN_FAMILY_VQVAE,
                                              TESS_RUN_FAMILY_FLUX};
-    tess_run run = {.quantizer.update = TESS_RUN_UPDATE_EMA};
+    tess_run run = {.quantizer = {.update = TESS_RUN_UPDATE_EMA, .groups = 2, .entropy = 0.1}};
     for (int t = 0; t < TESS_NELEM(types); t++)
         for (int i = 0; i < TESS_NELEM(family); i++) {
             run.model.family = family[i];

@@ -76,7 +76,7 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     if (tess_run_is_flux(&family) && key == TESS_RUN_KEY_model_family)
         snprintf(value, 64, "flux");
     if (tess_run_is_rqvae(&family) && key == TESS_RUN_KEY_quantizer_init)
-        snprintf(value, 64, "sample");
+        snprintf(value, 64, "kmeans");
     for (int t = 0; t < TESS_NELEM(types); t++)
         if (key == TESS_RUN_KEY_quantizer_type && types[t].type == family.quantizer.type)
             snprintf(value, 64, "%s", types[t].word);
@@ -368,7 +368,8 @@ static void test_run_parse_required_key_missing_is_refused(void **state)
         const bool is_needed =
             i == TESS_RUN_KEY_lora_targets || i == TESS_RUN_KEY_lora_layers || is_of_axes;
         const bool is_required = key->initial == NULL || i == TESS_RUN_KEY_model_path;
-        assert_int_equal(st, is_required || is_needed ? TESS_E_CONFIG : TESS_OK);
+        if (st != (is_required || is_needed ? TESS_E_CONFIG : TESS_OK))
+            fail_msg("without %s: %s: %s", key->path, tess_status_name(st), tess_error_message());
         if (is_needed) {
             expect_message("r.yaml:",
                            is_of_axes ? "fsq needs quantizer.axis_levels" : "lora.layers");
