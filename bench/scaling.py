@@ -22,6 +22,8 @@ MODELS = (
      ("shard.gather_group=node",)),
     ("Llama-3 70B, QLoRA nf4, base over all ranks", "llama-70b.yaml", "4,096 tokens", 8, 1024,
      ("shard.gather_group=world",)),
+    ("FLUX.1 12B, LoRA of rank 16 over nf4, 1024 px, base in every node", "flux-12b.yaml", "1 image", 8, 1024,
+     ()),
     ("RQ-VAE with 2^20 codes", "vq-1m.yaml", "8,192 vectors", 8, 1024, ()),
 )
 
@@ -51,10 +53,12 @@ the last rank, which may own nothing and then waits for what others compute.
   LoRA). Predicted: {anchor:.1f}k, with an nf4 base, whose weights are decoded twice a micro-batch.
 - Model FLOPs per token at 4,096 tokens, 4 per frozen weight, 6 per trained one, and attention. Known: 33.5 GFLOP for
   8B, 295.4 for 70B. Counted by the stages: {flops8:.1f} and {flops70:.1f}.
+- FLUX.1 at 1024 px, batch 1, seconds of an image on an H100. Predicted: {flux:.2f} over nf4. Published: 2 steps/s in bf16
+  at a resolution that is not stated (SimpleTuner PR #1033); 15 s a step of 256 images on 32 H100, full rank (its
+  DISTRIBUTED.md).
 - Bus bandwidth inside a node: 360 GB/s of NCCL on 8 H100 from 256 MiB on; the description's curve ends there.
 
 Predictions leave out: variance between devices, contention of links, the file system, evaluation and checkpoints.
-FLUX.1 12B follows when a run file of that family plans from sizes alone: one entry of `MODELS`.
 """
 
 
@@ -66,12 +70,17 @@ def plan(program, run, more, ranks, batches):
 
 
 def per_s(p):
-    return p["predicted"].get("tokens_per_s", p["predicted"].get("vectors_per_s"))
+    units = ("tokens_per_s", "vectors_per_s", "images_per_s")
+    return next(p["predicted"][unit] for unit in units if unit in p["predicted"])
+
+
+def number(x):
+    return f"{x:,.0f}" if x >= 100 else f"{x:.2f}"
 
 
 def table(program, model, is_weak):
     name, run, item, each, all_of, more = model
-    unit = item.split()[1]
+    unit = item.split()[1].rstrip("s") + "s"
     batches = f"$(({each} * RANKS))" if is_weak else str(all_of)
     words = " ".join(("RANKS=8; tessera plan", f"bench/scaling/{run}", f"train.micro_batches={batches}", *more,
                       "--ranks $RANKS --device h100-80g"))
@@ -90,7 +99,7 @@ def table(program, model, is_weak):
         q = p["predicted"]
         out.append(f"| {ranks} | {count} | {p['choices']['gather_group']} | {p['memory_bytes']['total'] / 2**30:.1f} "
                    f"| {q['step_s']:.3f} | {1e3 * q['ranks'][0]['exposed_comm_s']:.2f} "
-                   f"| {1e3 * q['exposed_comm_s']:.2f} | {per_s(p):,.0f} | {rate:,.0f} "
+                   f"| {1e3 * q['exposed_comm_s']:.2f} | {number(per_s(p))} | {number(rate)} "
                    f"| {100 * q['model_flops_utilization']:.1f} % | {100 * rate / first:.1f} % |")
     return out
 
@@ -105,7 +114,8 @@ def page(program):
     many = plan(program, "llama-8b.yaml", (), 1024, 8192)["predicted"]
     one = eight["predicted"]["ranks"][0]["compute_s"]
     folds = 100 * (many["ranks"][0]["compute_s"] - one) / many["step_s"]
-    lines = [HEAD.format(folds=folds, anchor=per_s(eight) / 8e3, flops8=gflop_per_token(program, "llama-8b.yaml"),
+    flux = 8 / per_s(plan(program, "flux-12b.yaml", (), 8, 64))
+    lines = [HEAD.format(folds=folds, flux=flux, anchor=per_s(eight) / 8e3, flops8=gflop_per_token(program, "llama-8b.yaml"),
                          flops70=gflop_per_token(program, "llama-70b.yaml"))]
     for model in MODELS:
         if model[1].startswith("vq"):
