@@ -53,9 +53,9 @@ the last rank, which may own nothing and then waits for what others compute.
   LoRA). Predicted: {anchor:.1f}k, with an nf4 base, whose weights are decoded twice a micro-batch.
 - Model FLOPs per token at 4,096 tokens, 4 per frozen weight, 6 per trained one, and attention. Known: 33.5 GFLOP for
   8B, 295.4 for 70B. Counted by the stages: {flops8:.1f} and {flops70:.1f}.
-- FLUX.1 at 1024 px, batch 1, seconds of an image on an H100. Predicted: {flux:.2f} over nf4. Published: 2 steps/s in bf16
-  at a resolution that is not stated (SimpleTuner PR #1033); 15 s a step of 256 images on 32 H100, full rank (its
-  DISTRIBUTED.md).
+- FLUX.1 at 1024 px, batch 1, seconds of an image on an H100. Predicted: {flux:.2f} over nf4. Published: 2 steps/s
+  in bf16 at a resolution that is not stated (SimpleTuner PR #1033); 15 s a step of 256 images on 32 H100, full rank
+  (its DISTRIBUTED.md).
 - Bus bandwidth inside a node: 360 GB/s of NCCL on 8 H100 from 256 MiB on; the description's curve ends there.
 
 Predictions leave out: variance between devices, contention of links, the file system, evaluation and checkpoints.
@@ -115,7 +115,8 @@ def page(program):
     one = eight["predicted"]["ranks"][0]["compute_s"]
     folds = 100 * (many["ranks"][0]["compute_s"] - one) / many["step_s"]
     flux = 8 / per_s(plan(program, "flux-12b.yaml", (), 8, 64))
-    lines = [HEAD.format(folds=folds, flux=flux, anchor=per_s(eight) / 8e3, flops8=gflop_per_token(program, "llama-8b.yaml"),
+    lines = [HEAD.format(folds=folds, flux=flux, anchor=per_s(eight) / 8e3,
+                         flops8=gflop_per_token(program, "llama-8b.yaml"),
                          flops70=gflop_per_token(program, "llama-70b.yaml"))]
     for model in MODELS:
         if model[1].startswith("vq"):
