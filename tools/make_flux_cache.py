@@ -11,7 +11,8 @@ black does not. PIPELINE is a diffusers directory with vae, text_encoder, text_e
 An image is resized to cover the size of its bucket and cut in the middle. Buckets are sizes of a multiple of
 --bucket-step pixels whose area is at most resolution^2; the one with the nearest aspect ratio is taken. T5 and CLIP
 get no attention mask, as in the model's own pipeline. Files of OUT that are there are kept: a run that was stopped
-goes on. Layout of the files: docs/data.md. Needs torch, diffusers, transformers, safetensors and Pillow.
+goes on; a file whose image, caption, mask or settings have changed is made again. Layout of the files: docs/data.md.
+Needs torch, diffusers, transformers, safetensors and Pillow.
 """
 import argparse
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
@@ -129,32 +131,56 @@ def save(tensors, path, metadata):
     path.with_suffix(".tmp").rename(path)
 
 
+def is_made(path, made_from):
+    """Whether a file of an earlier run is what this one would write."""
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("made_from") == made_from
+
+
+def digest(*parts):
+    """Of settings and of files' contents: what a result depends on."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else str(part).encode()
+        sha.update(f"{len(data)} ".encode() + data)
+    return sha.hexdigest()
+
+
 def write_text(encoders, out, caption, origin):
     name = text_name(caption)
     path = out / f"{name}.safetensors"
-    if path.is_file():
+    made_from = digest(caption, sorted(origin.items()), encoders.a.text_length)
+    if is_made(path, made_from):
         return
     states, pooled, length = encoders.text(caption)
     save({f"{name}.t5": states, f"{name}.pooled": pooled}, path,
-         {**origin, f"{name}.caption": caption, f"{name}.length": str(length)})
+         {**origin, f"{name}.caption": caption, f"{name}.length": str(length), "made_from": made_from})
+
+
+def image_name(a, source):
+    return source.relative_to(a.images).with_suffix("").as_posix().replace("/", "-")
 
 
 def write_image(encoders, a, source, origin):
-    name = source.relative_to(a.images).with_suffix("").as_posix().replace("/", "-")
+    name = image_name(a, source)
     path = a.out / f"{name}.safetensors"
-    if path.is_file():
+    mask = a.masks / f"{name}.png" if a.masks else None
+    masks = [mask] if mask and mask.is_file() else []
+    made_from = digest(source, *masks, caption_of(source), sorted(origin.items()), a.resolution, a.bucket_step, a.seed)
+    if is_made(path, made_from):
         return
     image = ImageOps.exif_transpose(Image.open(source))
     size = bucket_of(image.width, image.height, a.resolution, a.bucket_step)
     fitted, crop = fit(image.convert("RGB"), size)
     tensors = {f"{name}.latent": encoders.latent(fitted, name)}
-    mask = a.masks / f"{name}.png" if a.masks else None
-    if mask and mask.is_file():
+    if masks:
         grey = ImageOps.exif_transpose(Image.open(mask)).convert("L").resize(image.size, Image.Resampling.BOX)
         tensors[f"{name}.mask"] = torch.from_numpy(np.array(fit(grey, size)[0], np.float32) / 255)
     save(tensors, path, {**origin, f"{name}.text": text_name(caption_of(source)),
                          f"{name}.original_size": f"{image.width} {image.height}",
-                         f"{name}.crop": " ".join(map(str, crop))})
+                         f"{name}.crop": " ".join(map(str, crop)), "made_from": made_from})
 
 
 def main():
@@ -162,6 +188,11 @@ def main():
     sources = sorted(p for p in a.images.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not sources:
         sys.exit(f"'{a.images}' holds no images ({', '.join(SUFFIXES)})")
+    names = {}
+    for source in sources:
+        other = names.setdefault(image_name(a, source), source)
+        if other is not source:
+            sys.exit(f"'{other}' and '{source}' would be one sample, '{image_name(a, source)}': rename one")
     origin = {"space": "model", "tool": "make_flux_cache", "vae": str(a.model / "vae")[-150:],
               "text_encoders": f"{a.dtype} {str(a.model)[-130:]}", "posterior": a.posterior}
     encoders = Encoders(a)
