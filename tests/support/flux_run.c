@@ -19,8 +19,8 @@ static const char run_text[] =
     "%s"
     "data: {path: %s, eval_path: %s}\n"
     "objective: {timesteps: sigmoid, caption_dropout: 0.2, guidance: 1.0}\n"
-    "train: {steps: 6, micro_batch: 2, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
-    "        eval_every: 3, seed: 11}\n"
+    "train: {steps: 4, micro_batch: 2, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
+    "        eval_every: 2, seed: 11}\n"
     "compute: {memory_limit: 2GiB}\n"
     "output: {dir: %s/%s, checkpoint_every: 2, keep: 2}\n";
 
@@ -417,8 +417,8 @@ static bool has_prompts(flux_run *r, const char *name)
 tess_status flux_run_outcome(flux_run *r, const char *name, flux_outcome *out)
 {
     static const char *const file[] = {"metrics.jsonl", "eval.jsonl", "export",
-                                       "samples/step-00000003.safetensors",
-                                       "samples/step-00000006.safetensors"};
+                                       "samples/step-00000002.safetensors",
+                                       "samples/step-00000004.safetensors"};
     tess_sha256_state *sha = NULL;
     *out = (flux_outcome){0};
     TESS_TRY(tess_sha256_create(&sha));

@@ -10,7 +10,7 @@
 #include "tests/support/flux_run.h"
 #include "tests/support/rank_test.h"
 
-enum { STEPS = 6 };
+enum { STEPS = 4 };
 
 static tess_status expect_same(flux_run *r, const char *a_name, const char *b_name)
 {
