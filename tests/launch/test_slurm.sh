@@ -84,6 +84,8 @@ submit 2 1 B:USR1@59
 wait_for 100 "the job was not queued again" bash -c \
     "[ \"\$(scontrol show job $id | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p')\" = 1 ]"
 grep -q "checkpoint step=" job.log || fail "USR1: no save before the end: $(tail -n 5 job.log)"
+# The signal would come again at once on every start; the next one is to run on.
+scontrol update JobId="$id" TimeLimit=60 || fail "scontrol update"
 echo "USR1 before the limit: saved, ended with 75, queued again"
 
 wait_for 60 "the job did not start again" is_in "$id" RUNNING
