@@ -70,6 +70,7 @@ AGENT
 
 hosts_make() {
     local i=$1
+    rm -f "$hosts_work/ready.$i"
     unshare --mount --net --uts --ipc bash -c '
         mount -t tmpfs tessera /dev/shm && hostname "host$1" && ip link set lo up && : > "$2" &&
             exec sleep infinity' - "$i" "$hosts_work/ready.$i" > /dev/null 2>&1 &

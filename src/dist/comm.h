@@ -57,6 +57,10 @@ typedef struct tess_deadlines {
     double collective_s; /* any later wait (300) */
 } tess_deadlines;
 
+/** What the engine hands to the network at once for a peer on another node, per collective. The
+ * network carries it while both compute. */
+enum { TESS_COMM_FAR_NBYTES = 960 << 10 };
+
 typedef enum tess_comm_thread { TESS_COMM_THREAD_OFF, TESS_COMM_THREAD_ON } tess_comm_thread;
 
 /** One rank, no MPI. `streams` as for mpi. Local. */

@@ -376,7 +376,8 @@ bool engine_unref(engine *e)
 
 static tess_status queue_alloc(engine_queue *q)
 {
-    const int64_t slots = 2 * (int64_t)q->world * ENGINE_FLOW_WINDOW;
+    const int64_t near = q->near_end - q->near_first, far = q->world - near;
+    const int64_t slots = 2 * (near * ENGINE_FLOW_WINDOW + far * ENGINE_FAR_WINDOW);
     void *part[7] = {NULL};
     const struct {
         int64_t numel;
@@ -416,11 +417,26 @@ static void queue_free(engine_queue *q)
     tess_free(q);
 }
 
-/* Untouched pages of the scratch cost nothing, so a run without library reductions pays nothing. */
+static void find_near(engine_queue *q)
+{
+    const dist_nodes *nodes = q->owner->nodes;
+    q->near_end = q->world;
+    if (nodes == NULL)
+        return;
+    const int node = dist_nodes_find(nodes, q->first_world_rank + q->rank);
+    q->near_first = TESS_MAX(nodes->first_rank[node] - q->first_world_rank, 0);
+    q->near_end = TESS_MIN(nodes->first_rank[node + 1] - q->first_world_rank, q->world);
+}
+
+/* Untouched pages of the scratch cost nothing, so a run without library reductions pays nothing.
+ * Chunks are the same on all ranks of the queue, so also where it lies on one node. */
 static tess_status queue_scratch(engine_queue *q)
 {
+    const dist_nodes *nodes = q->owner->nodes;
+    const size_t most =
+        nodes != NULL && nodes->node_numel > 1 ? ENGINE_FAR_CHUNK_NBYTES : 256u << 10;
     const size_t per_peer = ENGINE_REDUCE_SCRATCH_NBYTES / ENGINE_REDUCE_SLOTS / (size_t)q->world;
-    q->reduce_chunk_nbytes = TESS_MIN(TESS_MAX(per_peer / 4096 * 4096, (size_t)4096), 256u << 10);
+    q->reduce_chunk_nbytes = TESS_MIN(TESS_MAX(per_peer / 4096 * 4096, (size_t)4096), most);
     return tess_arena_create("reduce-scatter scratch",
                              q->reduce_chunk_nbytes * ENGINE_REDUCE_SLOTS * (size_t)q->world,
                              &q->scratch);
@@ -439,6 +455,7 @@ tess_status engine_queue_create(engine *e, const engine_queue_args *args, engine
     q->world = args->world;
     q->first_world_rank = args->first_world_rank;
     q->node_rank_numel = args->node_rank_numel;
+    find_near(q);
     tess_status st = queue_alloc(q);
     if (st == TESS_OK && args->has_reduce)
         st = queue_scratch(q);

@@ -24,9 +24,18 @@ const char *engine_op_kind_name(engine_op_kind kind)
 
 /* ---- flows ---- */
 
-static size_t chunk_limit(const engine_queue *q, const engine_op *op)
+static bool is_near(const engine_queue *q, int peer)
 {
-    return op->kind == ENGINE_REDUCE_SCATTER ? q->reduce_chunk_nbytes : q->owner->chunk_nbytes;
+    return peer >= q->near_first && peer < q->near_end;
+}
+
+static size_t chunk_limit(const engine_queue *q, const engine_op *op, int peer)
+{
+    if (op->kind == ENGINE_REDUCE_SCATTER)
+        return q->reduce_chunk_nbytes;
+    if (is_near(q, peer))
+        return q->owner->chunk_nbytes;
+    return TESS_MIN(q->owner->chunk_nbytes, (size_t)ENGINE_FAR_CHUNK_NBYTES);
 }
 
 static int64_t reduce_chunk_numel(const engine_queue *q, const engine_op *op)
@@ -109,7 +118,7 @@ static int op_tag(const engine_op *op)
 static bool flow_post(engine_queue *q, engine_op *op, int peer, bool is_receive)
 {
     engine_flow *f = is_receive ? &q->receive[peer] : &q->send[peer];
-    const size_t nbytes = TESS_MIN(f->left_nbytes, chunk_limit(q, op));
+    const size_t nbytes = TESS_MIN(f->left_nbytes, chunk_limit(q, op, peer));
     char *at = f->at;
     if (is_receive && op->kind == ENGINE_REDUCE_SCATTER)
         at = reduce_slot(q, f->chunk_idx, peer);
@@ -137,7 +146,8 @@ static bool flow_post(engine_queue *q, engine_op *op, int peer, bool is_receive)
 static void flow_fill(engine_queue *q, engine_op *op, int peer, bool is_receive)
 {
     const engine_flow *f = is_receive ? &q->receive[peer] : &q->send[peer];
-    while (f->inflight < ENGINE_FLOW_WINDOW && flow_load(q, op, peer, is_receive)) {
+    const int window = is_near(q, peer) ? ENGINE_FLOW_WINDOW : ENGINE_FAR_WINDOW;
+    while (f->inflight < window && flow_load(q, op, peer, is_receive)) {
         if (is_receive && op->kind == ENGINE_REDUCE_SCATTER &&
             f->chunk_idx >= q->reduced_numel + ENGINE_REDUCE_SLOTS)
             return;

@@ -605,8 +605,8 @@ typedef struct control_sum {
 typedef struct control_record {
     control_sum sum;
     /* flags, then minus the lowest (rank, unit) with a non-finite value, then exposed nanoseconds
-     */
-    int64_t max[TESS_FLAG_MAX + 2];
+     * and minus them */
+    int64_t max[TESS_FLAG_MAX + 3];
 } control_record;
 
 _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
@@ -632,6 +632,7 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
     double exposed_s = 0.0;
     TESS_TRY(runtime_exposed(rt, &exposed_s));
     c->max[TESS_FLAG_MAX + 1] = (int64_t)(1e9 * exposed_s);
+    c->max[TESS_FLAG_MAX + 2] = -c->max[TESS_FLAG_MAX + 1];
     c->sum = (control_sum){.loss = found->loss,
                            .norm = found->norm,
                            .nonfinite_numel = found->nonfinite_loss_numel,
@@ -658,6 +659,7 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
                                (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_NELEM(c.max)));
     tess_trace_host(rt->trace, "agree on step", start_s, tess_clock_s());
     result->exposed_comm_s = 1e-9 * (double)c.max[TESS_FLAG_MAX + 1];
+    result->exposed_comm_least_s = -1e-9 * (double)c.max[TESS_FLAG_MAX + 2];
     const int64_t units = rt->parts.plan->unit_numel;
     result->loss = tess_exact_round(&c.sum.loss) / (double)rt->request->loss_token_numel;
     if (c.sum.nonfinite_loss_numel > 0)

@@ -56,6 +56,8 @@ typedef struct tess_step_result {
     int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
     double exposed_comm_s; /* the compute lane stood still for gathers and gradient traffic: the
                               most of any rank; what follows an update counts with the next step */
+    double exposed_comm_least_s; /* the least of any: the rest of the most is waiting for ranks that
+                                    were slower */
 } tess_step_result;
 
 /** Local (no communication). @return TESS_E_MEMORY; TESS_E_ARG parts that do not fit together */

@@ -1,5 +1,6 @@
 #include "shard/simulate.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -141,8 +142,9 @@ static bool is_pending(const walker *w, int lane)
     return w->done_numel[lane] < w->queued_numel[lane];
 }
 
-/* When a rank has come to the first collective of a lane; false: it has not yet. */
-static bool comes_at(const walker *w, int lane, double *at_s)
+/* When a rank has come to the first collective of a lane, and since when it does nothing but wait,
+ * INFINITY: not yet; false: it has not come yet. */
+static bool comes_at(const walker *w, int lane, double *at_s, double *still_s)
 {
     if (!is_pending(w, lane))
         return false;
@@ -156,12 +158,9 @@ static bool comes_at(const walker *w, int lane, double *at_s)
             return false;
         at = TESS_MAX(at, w->finish[op->wait[other]]);
     }
-    if (!w->m->device->has_overlap) {
-        if (!is_waiting)
-            return false;
-        at = TESS_MAX(at, w->free_s[COMPUTE]);
-    }
-    *at_s = at;
+    *at_s = *still_s = at;
+    if (!w->m->device->has_overlap)
+        *still_s = is_waiting ? TESS_MAX(at, w->free_s[COMPUTE]) : INFINITY;
     return true;
 }
 
@@ -175,11 +174,11 @@ static bool is_joined(const simulation *s, int a, int b, int lane)
            s->rank[b].out->rank / o->gather_group_numel;
 }
 
-static tess_status finish_one(walker *w, int lane, double start_s, double seconds)
+static tess_status finish_one(walker *w, int lane, double start_s, double end_s)
 {
     const int i = w->queue[lane][w->done_numel[lane]++];
-    w->finish[i] = w->free_s[lane] = start_s + seconds;
-    *(lane == GATHER ? &w->out->gather_s : &w->out->reduce_s) += seconds;
+    w->finish[i] = w->free_s[lane] = end_s;
+    *(lane == GATHER ? &w->out->gather_s : &w->out->reduce_s) += end_s - start_s;
     TESS_TRY(keep_op(w, i, start_s, w->finish[i]));
     if (w->waited_lane != lane || w->waited_op != i)
         return TESS_OK;
@@ -187,25 +186,37 @@ static tess_status finish_one(walker *w, int lane, double start_s, double second
     return expose(w, lane, w->finish[i]);
 }
 
-/* The first collective of rank `a`'s lane, where everybody in it has come. */
+/* The first collective of rank `a`'s lane, where everybody in it has come. Where kernels hold up
+ * communication, what the network carries by itself goes first and the rest when all stand still.
+ */
 static tess_status meet(simulation *s, int a, int lane, bool *has_moved)
 {
-    double start_s = 0.0, seconds = 0.0;
+    double start_s = 0.0, stand_s = 0.0, seconds = 0.0, carried = 1.0;
     for (int b = 0; b < s->rank_numel; b++) {
-        double at_s = 0.0;
+        double at_s = 0.0, still_s = 0.0;
         const walker *w = &s->rank[b];
         if (!is_joined(s, a, b, lane))
             continue;
-        if (!comes_at(w, lane, &at_s))
+        if (!comes_at(w, lane, &at_s, &still_s))
             return TESS_OK;
         const tess_sched_op *op = &w->schedule.op[w->queue[lane][w->done_numel[lane]]];
         const double own_s = sim_op_s(&s->model, w->out->rank, op);
         start_s = TESS_MAX(start_s, at_s);
         seconds = TESS_MAX(seconds, own_s);
+        stand_s = TESS_MAX(stand_s, still_s);
+        if (!w->m->device->has_overlap)
+            carried = TESS_MIN(carried, sim_carried(&s->model, w->out->rank, op));
+    }
+    double end_s = start_s + carried * seconds;
+    if (carried < 1.0) {
+        if (isinf(stand_s))
+            return TESS_OK;
+        start_s = carried > 0.0 ? start_s : stand_s;
+        end_s = TESS_MAX(end_s, stand_s) + (1.0 - carried) * seconds;
     }
     for (int b = 0; b < s->rank_numel; b++)
         if (is_joined(s, a, b, lane))
-            TESS_TRY(finish_one(&s->rank[b], lane, start_s, seconds));
+            TESS_TRY(finish_one(&s->rank[b], lane, start_s, end_s));
     *has_moved = true;
     return TESS_OK;
 }
@@ -353,6 +364,8 @@ static void sum_up(const simulation *s, const tess_sim_options *options, tess_si
     for (int i = 0; i < out->rank_numel; i++) {
         out->step_s = TESS_MAX(out->step_s, out->rank[i].end_s);
         out->exposed_s = TESS_MAX(out->exposed_s, out->rank[i].exposed_s);
+        if (i == 0 || out->rank[i].exposed_s < out->exposed_least_s)
+            out->exposed_least_s = out->rank[i].exposed_s;
     }
     out->model_flops = flops * s->model.plan->round_numel;
     out->items_per_s = out->step_s > 0.0 ? batches * options->item_numel / out->step_s : 0.0;

@@ -153,6 +153,7 @@ tess_status tess_prediction_json(const tess_prediction *p, tess_json *plan)
     TESS_TRY(tess_json_add_bool(v, "has_kernels", p->has_kernels));
     TESS_TRY(tess_json_add_f64(v, "step_s", s->step_s));
     TESS_TRY(tess_json_add_f64(v, "exposed_comm_s", s->exposed_s));
+    TESS_TRY(tess_json_add_f64(v, "exposed_comm_least_s", s->exposed_least_s));
     TESS_TRY(tess_json_add_f64(v, "trainable_copies_s", s->publish_s));
     TESS_TRY(tess_json_add_f64(v, p->item_name, s->items_per_s));
     TESS_TRY(tess_json_add_f64(v, "model_flops_utilization", s->utilization));

@@ -218,6 +218,23 @@ double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
     return 0.0;
 }
 
+double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    const tess_plan *plan = m->plan;
+    const tess_unit_plan *u = &plan->unit[op->unit_idx];
+    const int group = plan->options.gather_group_numel;
+    const int64_t first = op->kind == TESS_SCHED_GATHER ? rank / group * group : 0;
+    const int64_t numel = op->kind == TESS_SCHED_GATHER ? group : plan->options.world;
+    const near_ranks near = near_of(m, rank, first, first + numel);
+    const double nbytes = op->kind == TESS_SCHED_GATHER
+                              ? (double)u->frozen_shard_nbytes
+                              : sizeof(float) * (double)u->slab_shard_numel;
+    const bool is_far = near.end - near.first == 1 && numel > 1;
+    if (!is_far || op->kind == TESS_SCHED_REDUCE || plan->options.is_full)
+        return 0.0;
+    return TESS_MIN(TESS_COMM_FAR_NBYTES / TESS_MAX(nbytes, 1.0), 1.0);
+}
+
 double sim_sum_s(const sim_model *m, int rank)
 {
     const int64_t batches = m->plan->options.is_library ? 1 : m->plan->options.micro_batch_numel;

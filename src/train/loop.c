@@ -310,6 +310,7 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
                                        .tokens_per_s = (double)token_numel / step_s,
                                        .step_s = step_s,
                                        .exposed_comm_s = r->exposed_comm_s,
+                                       .exposed_comm_least_s = r->exposed_comm_least_s,
                                        .mem_device_peak_nbytes = r->flags[FLAG_DEVICE_PEAK],
                                        .mem_host_peak_nbytes = r->flags[FLAG_HOST_PEAK]};
     const tess_progress_row shown = {.step = s->step,

@@ -256,20 +256,22 @@ static tess_status append_scalars(tess_metrics *m, int64_t step, const tess_tf_s
 
 tess_status tess_metrics_step(tess_metrics *metrics, const tess_metrics_step_row *row)
 {
-    const double value[] = {row->loss,         row->grad_norm, row->learning_rate,
-                            row->tokens_per_s, row->step_s,    row->exposed_comm_s};
+    const double value[] = {
+        row->loss,   row->grad_norm,      row->learning_rate,       row->tokens_per_s,
+        row->step_s, row->exposed_comm_s, row->exposed_comm_least_s};
     char text[TESS_NELEM(value)][TESS_F64_TEXT_NBYTES];
     for (int i = 0; i < TESS_NELEM(value); i++)
         json_number(value[i], text[i]);
     char line[LINE_NBYTES];
-    const int nbytes =
-        snprintf(line, sizeof line,
-                 "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
-                 "\", \"grad_norm\": %s, \"lr\": %s, \"tokens\": %" PRId64
-                 ", \"tokens_per_s\": %s, \"step_s\": %s, \"exposed_comm_s\": %s, "
-                 "\"mem_device_peak\": %" PRId64 ", \"mem_host_peak\": %" PRId64 "}\n",
-                 row->step, text[0], bits_of(row->loss), text[1], text[2], row->token_numel,
-                 text[3], text[4], text[5], row->mem_device_peak_nbytes, row->mem_host_peak_nbytes);
+    const int nbytes = snprintf(line, sizeof line,
+                                "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
+                                "\", \"grad_norm\": %s, \"lr\": %s, \"tokens\": %" PRId64
+                                ", \"tokens_per_s\": %s, \"step_s\": %s, \"exposed_comm_s\": %s, "
+                                "\"exposed_comm_least_s\": %s, \"mem_device_peak\": %" PRId64
+                                ", \"mem_host_peak\": %" PRId64 "}\n",
+                                row->step, text[0], bits_of(row->loss), text[1], text[2],
+                                row->token_numel, text[3], text[4], text[5], text[6],
+                                row->mem_device_peak_nbytes, row->mem_host_peak_nbytes);
     TESS_TRY(append(metrics, &metrics->steps, line, (size_t)nbytes));
     const tess_tf_scalar scalars[] = {{"loss", (float)row->loss},
                                       {"grad_norm", (float)row->grad_norm},

@@ -18,15 +18,16 @@ TESS_BEGIN_DECLS
 
 /** One optimizer step. */
 typedef struct tess_metrics_step_row {
-    int64_t step;          /* from 1 */
-    double loss;           /* mean over the step's loss tokens */
-    double grad_norm;      /* before clipping */
-    double learning_rate;  /* of this step */
-    int64_t token_numel;   /* tokens of the step, over all ranks */
-    double tokens_per_s;   /* over all ranks */
-    double step_s;         /* wall time */
-    double exposed_comm_s; /* time a rank computed nothing because its compute lane waited for
-                              gathers and gradient traffic: maximum over ranks */
+    int64_t step;                /* from 1 */
+    double loss;                 /* mean over the step's loss tokens */
+    double grad_norm;            /* before clipping */
+    double learning_rate;        /* of this step */
+    int64_t token_numel;         /* tokens of the step, over all ranks */
+    double tokens_per_s;         /* over all ranks */
+    double step_s;               /* wall time */
+    double exposed_comm_s;       /* time a rank computed nothing because its compute lane waited for
+                                    gathers and gradient traffic: maximum over ranks */
+    double exposed_comm_least_s; /* minimum over ranks */
     int64_t mem_device_peak_nbytes; /* maximum over ranks */
     int64_t mem_host_peak_nbytes;
 } tess_metrics_step_row;

@@ -78,6 +78,7 @@ static tess_metrics_step_row row_of(int64_t step)
                                    .tokens_per_s = 1234.5,
                                    .step_s = 3.25,
                                    .exposed_comm_s = 0.125,
+                                   .exposed_comm_least_s = 0.0625,
                                    .mem_host_peak_nbytes = 1 << 20};
 }
 
@@ -137,10 +138,11 @@ static void test_metrics_step_line_has_every_field(void **state)
     assert_non_null(end);
     *end = '\0';
     assert_string_equal(
-        text, "{\"step\": 1, \"loss\": 0.30000000000000004, \"loss_bits\": \"3fd3333333333334\", "
-              "\"grad_norm\": 0.5, \"lr\": 0.0002, \"tokens\": 4096, \"tokens_per_s\": 1234.5, "
-              "\"step_s\": 3.25, \"exposed_comm_s\": 0.125, \"mem_device_peak\": 0, "
-              "\"mem_host_peak\": 1048576}");
+        text,
+        "{\"step\": 1, \"loss\": 0.30000000000000004, \"loss_bits\": \"3fd3333333333334\", "
+        "\"grad_norm\": 0.5, \"lr\": 0.0002, \"tokens\": 4096, \"tokens_per_s\": 1234.5, "
+        "\"step_s\": 3.25, \"exposed_comm_s\": 0.125, "
+        "\"exposed_comm_least_s\": 0.0625, \"mem_device_peak\": 0, \"mem_host_peak\": 1048576}");
     assert_non_null(strstr(end + 1, "\"loss\": null, \"loss_bits\": \"7ff8000000000000\", "
                                     "\"grad_norm\": null,"));
     tess_free(text);
