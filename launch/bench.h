@@ -9,7 +9,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_BENCH_REPEAT_MAX = 1000 };
+enum { TESS_BENCH_REPEAT_MAX = 1000, TESS_BENCH_PASS_MAX = 5, TESS_BENCH_TIMED_MAX = 1024 };
 
 /** One measuring rank. */
 typedef struct tess_bench {
@@ -20,12 +20,20 @@ typedef struct tess_bench {
     tess_stream stream;
     char *memory; /* operands, filled with ordinary values; taken from the front */
     size_t memory_nbytes, used_nbytes;
+    int pass_idx, pass_numel, timed_idx;    /* of tess_bench_time(); see [Note: passes] */
+    double (*timed_s)[TESS_BENCH_PASS_MAX]; /* [TESS_BENCH_TIMED_MAX] */
 } tess_bench;
 
 typedef tess_status (*tess_bench_call)(void *arg, tess_stream *stream);
 
-/** Median seconds of a call: one warm-up, then the repeats of the options, each of so many calls
- * that it takes a millisecond. Local. */
+/**
+ * Median seconds of a call: one warm-up, then the repeats of the options, each of so many calls
+ * that it takes a millisecond. Local.
+ *
+ * [Note: passes] A machine's speed drifts within seconds. So the same sequence of calls is timed in
+ * `pass_numel` passes, which share the repeats; a call's result is the median over the passes so
+ * far.
+ */
 TESS_MUST_CHECK tess_status tess_bench_time(tess_bench *b, tess_bench_call call, void *arg,
                                             double *out_s);
 /** Room for operands at a multiple of 256 bytes; NULL when there is no more. Local. */

@@ -441,7 +441,7 @@ static tess_status add_link(tess_json *root)
     return tess_json_add_f64(point, NULL, 2.0);
 }
 
-static tess_status write_device(device_bench *d)
+static tess_status make_description(device_bench *d)
 {
     char source[TESS_PROFILE_SOURCE_NBYTES];
     tess_bench_source(d->b, source, sizeof source);
@@ -455,14 +455,31 @@ static tess_status write_device(device_bench *d)
     TESS_TRY(tess_json_add_object(d->root, "ops", &d->ops));
     TESS_TRY(tess_json_add_object(d->root, "weights_gelem_per_s", &d->weights));
     TESS_TRY(add_link(d->root));
-    TESS_TRY(measure_all(d));
-    return tess_json_write(d->b->ctx->io, d->b->options->output, d->root, 2);
+    return measure_all(d);
+}
+
+/* The last pass has every pass's times. */
+static tess_status measure_passes(device_bench *d)
+{
+    tess_bench *b = d->b;
+    for (b->pass_idx = 0; b->pass_idx < b->pass_numel; b->pass_idx++) {
+        b->timed_idx = 0;
+        tess_json_destroy(&d->root);
+        TESS_TRY(make_description(d));
+    }
+    return tess_json_write(b->ctx->io, b->options->output, d->root, 2);
 }
 
 tess_status tess_bench_device(tess_bench *b)
 {
     device_bench d = {.b = b};
-    const tess_status st = write_device(&d);
+    void *timed = NULL;
+    TESS_TRY(tess_alloc_array(TESS_BENCH_TIMED_MAX, sizeof *b->timed_s, &timed));
+    b->timed_s = timed;
+    b->pass_numel = (int)TESS_MIN(b->options->repeat_numel, (int64_t)TESS_BENCH_PASS_MAX);
+    const tess_status st = measure_passes(&d);
     tess_json_destroy(&d.root);
+    tess_free(timed);
+    b->timed_s = NULL;
     return st;
 }

@@ -6,6 +6,7 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "core/arith.h"
 #include "core/clock.h"
 #include "core/memory.h"
 #include "kernels/kernels.h"
@@ -124,7 +125,8 @@ tess_status tess_bench_time(tess_bench *b, tess_bench_call call, void *arg, doub
 {
     enum { CALL_MAX = 10000 };
     double second[TESS_BENCH_REPEAT_MAX], once_s = 0.0;
-    const int repeat_numel = (int)b->options->repeat_numel;
+    const int repeat_numel =
+        (int)tess_ceil_div(b->options->repeat_numel, TESS_MAX(b->pass_numel, 1));
     TESS_TRY(time_calls(b, call, arg, 1, &once_s));
     TESS_TRY(time_calls(b, call, arg, 1, &once_s));
     const double wanted = 1e-3 / TESS_MAX(once_s, 1e-9);
@@ -132,6 +134,14 @@ tess_status tess_bench_time(tess_bench *b, tess_bench_call call, void *arg, doub
     for (int i = 0; i < repeat_numel; i++)
         TESS_TRY(time_calls(b, call, arg, call_numel, &second[i]));
     *out_s = tess_bench_median(second, repeat_numel);
+    if (b->timed_s == NULL)
+        return TESS_OK;
+    TESS_CHECK(b->timed_idx < TESS_BENCH_TIMED_MAX, TESS_E_STATE, "bench: more than %d timings",
+               TESS_BENCH_TIMED_MAX);
+    double *kept = b->timed_s[b->timed_idx++], sorted[TESS_BENCH_PASS_MAX];
+    kept[b->pass_idx] = *out_s;
+    memcpy(sorted, kept, sizeof sorted);
+    *out_s = tess_bench_median(sorted, b->pass_idx + 1);
     return TESS_OK;
 }
 

@@ -23,14 +23,12 @@ from pathlib import Path
 import make_caches as caches
 import make_flux as flux
 import make_flux_run as run
-import make_objective as draws
 import numpy as np
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from safetensors.numpy import load_file, save_file
 
 TESSERA = os.environ.get("TESSERA_BIN", "tessera")
-LATENT = 12
 # Bytes behind the headers of the wide exports: what the repository keeps of them.
 DIGESTS = dict.fromkeys(("kohya", "comfyui"), "442bfcb0e0516d0c5be6fb0f8deffd3ecab0bcd4f811bb35e566b0e45a883f6d")
 
@@ -46,31 +44,16 @@ def tensors_digest(path):
     return sha256(blob[8 + int.from_bytes(blob[:8], "little"):]).hexdigest()
 
 
-def noise(seed, shape):
-    numel = int(np.prod(shape))
-    words = [draws.philox([q, 0, 0, LATENT << 24], [seed, 0]) for q in range((numel + 3) // 4)]
-    out = []
-    for w in words:
-        for pair in (0, 2):
-            radius, angle = np.sqrt(-2 * np.log((w[pair] + 0.5) / 2**32)), 2 * np.pi * w[pair + 1] / 2**32
-            out += [radius * np.cos(angle), radius * np.sin(angle)]
-    return np.array(out[:numel]).astype(np.float32).reshape(shape)
-
-
-def unpack(x, channels, height, width):
-    return x.reshape(height // 2, width // 2, channels, 2, 2).transpose(2, 0, 3, 1, 4).reshape(channels, height, width)
-
-
 def one_step(model, text, pooled, seed, height, width):
     """x - v(x, 1): an Euler step from sigma 1 to 0. Channels 16."""
-    x = noise(seed, (16, height, width))
+    x = run.start(seed, (16, height, width))
     dtype = next(model.parameters()).dtype
     ids = torch.tensor([[0.0, r, c] for r in range(height // 2) for c in range(width // 2)])
     with torch.no_grad():
         v = model(hidden_states=torch.tensor(run.pack(x))[None].to(dtype), encoder_hidden_states=torch.tensor(text)[None].to(dtype),
                   pooled_projections=torch.tensor(pooled)[None].to(dtype), timestep=torch.tensor([1.0], dtype=dtype),
                   guidance=torch.tensor([3.5], dtype=dtype), img_ids=ids, txt_ids=torch.zeros(len(text), 3), return_dict=False)[0]
-    return x - unpack(v[0].double().numpy(), 16, height, width)
+    return x - run.unpack(v[0].double().numpy(), 16, height, width)
 
 
 def distance(a, b):

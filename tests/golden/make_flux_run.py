@@ -9,8 +9,11 @@ captions and the order of samples are those of docs/objective.md and docs/data.m
 definitions with Python's integers (make_objective.py). Everything is float64 but what a run rounds: latents, noise, their
 mix and the sinusoids, which are made in float64 and rounded to float32 (diffusers' own are float32 throughout, 1e-4 off).
 
-Header: versions and what the run file says. Tensors: `losses` f64 [20] of the steps, and every adapter after them under
+run.golden: versions and what the run file says. Tensors: `losses` f64 [20] of the steps, and every adapter after them under
 diffusers' name, f32.
+
+sample.golden: latents f32 [4, H, W] that the trained adapter gives by diffusers' FlowMatchEulerDiscreteScheduler from the noise
+of `tessera sample`, `static` and `dynamic` by the kind of shift; header: heights, widths, steps, seed, static shift, caption.
 """
 import sys
 from pathlib import Path
@@ -32,7 +35,7 @@ BUCKETS = [(4, 10, 3), (8, 8, 5)]  # height, width, samples, in the order of a c
 CAPTIONS, TEXT = 3, 8
 OBJECTIVE = dict(timesteps="sigmoid", sigmoid_scale=1.2, shift="static", shift_factor=1.7, guidance=3.5, caption_dropout=0.3,
                  weighting="cosmap")
-SHUFFLE = 3
+SHUFFLE, LATENT = 3, 12
 
 
 def permuted(numel, i, layer, index):
@@ -117,6 +120,36 @@ def loss_of(model, bucket, samples):
     return ((out - stack("target")).square().mean(dim=(1, 2)) * stack("weight")).sum()
 
 
+def start(seed, shape):
+    """Noise of image 0 of `tessera sample`."""
+    return f32(np.array([draws.normal(seed, LATENT, 0, i) for i in range(int(np.prod(shape)))]).reshape(shape))
+
+
+def unpack(x, channels, height, width):
+    return x.reshape(height // 2, width // 2, channels, 2, 2).transpose(2, 0, 3, 1, 4).reshape(channels, height, width)
+
+
+def euler(model, kind, height, width, steps):
+    """As diffusers' FluxPipeline calls its scheduler."""
+    channels, tokens = flux.CONFIG["in_channels"] // 4, height * width // 4
+    config = dict(shift=OBJECTIVE["shift_factor"]) if kind == "static" else dict(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    slope = (1.15 - 0.5) / (4096 - 256)
+    mu = dict(mu=tokens * slope + 0.5 - slope * 256) if kind == "dynamic" else {}
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **mu)
+    x = torch.tensor(pack(start(SEED, (channels, height, width))))[None]
+    ids = torch.tensor([[0.0, r, c] for r in range(height // 2) for c in range(width // 2)], dtype=torch.float64)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            v = model(hidden_states=x.double(), encoder_hidden_states=flux.hashed("cache.text.1", (TEXT, 32), 1.0)[None],
+                      pooled_projections=flux.hashed("cache.pooled.1", (32,), 1.0)[None], timestep=t.double()[None] / 1000,
+                      guidance=torch.tensor([OBJECTIVE["guidance"]], dtype=torch.float64), img_ids=ids,
+                      txt_ids=torch.zeros(TEXT, 3, dtype=torch.float64), return_dict=False)[0]
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+    return unpack(x[0].double().numpy(), channels, height, width).astype(np.float32)
+
+
 def main(outdir):
     model, batches = build(), order()
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -141,6 +174,11 @@ def main(outdir):
                   rank=RANK, lr=RATE, decay=DECAY, steps=STEPS,
                   objective=", ".join(f"{k}: {v}" for k, v in OBJECTIVE.items()))
     llama.write(outdir / "run.golden", header, tensors)
+    sizes = dict(static=(8, 8, 5), dynamic=(4, 10, 3))
+    llama.write(outdir / "sample.golden", dict(diffusers=diffusers.__version__, torch=header["torch"], seed=SEED, caption="one",
+                                               guidance=OBJECTIVE["guidance"], shift=OBJECTIVE["shift_factor"])
+                | {f"{k}_{name}": v for k, size in sizes.items() for name, v in zip(("height", "width", "steps"), size)},
+                {kind: euler(model, kind, *size) for kind, size in sizes.items()})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
  * 20 steps of the real trainer, from the cache to the exported adapter, against the same run by
  * diffusers, peft and torch.optim.AdamW in fp64 (tests/golden/make_flux_run.py): order of samples,
  * dropped captions, noise, sigma, weights, gradients and updates at once, on any number of ranks.
+ * Then latents sampled from the adapter that came of it against diffusers' scheduler.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -27,6 +28,9 @@ static const double loss_bound = 1e-6;
  * 1e-6 of the tensor's rms, may move anywhere: 1e-6 of normal elements, sqrt(1e-6) of all that
  * moved. */
 static const double moved_bound = 1e-3;
+
+/* What training leaves of the distance, 1e-6, and roundings of a few Euler steps. */
+static const double latent_bound = 1e-5;
 
 typedef struct golden_run {
     flux_run files;
@@ -148,6 +152,74 @@ static tess_status write_adapter(const golden_run *g)
     return st;
 }
 
+/* ---- sampling ---- */
+
+static int64_t whole_number(const tess_golden *golden, const char *kind, const char *what)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%s_%s", kind, what);
+    return (int64_t)tess_golden_number(golden, name);
+}
+
+static tess_status check_latents(const golden_run *g, const tess_golden *golden, const char *kind,
+                                 const char *path)
+{
+    int64_t numel = 0;
+    float ours[CHANNELS * 64];
+    double error = 0.0, whole = 0.0;
+    tess_safetensors *file = NULL;
+    const float *want = tess_golden_tensor(golden, kind, TESS_F32, &numel);
+    TESS_TRY(tess_safetensors_open(g->files.ctx.io, path, &file));
+    const tess_st_tensor *t = tess_safetensors_find(file, "latents");
+    tess_status st = TESS_OK;
+    if (want == NULL || t == NULL || t->numel != numel || numel > TESS_NELEM(ours))
+        st = TESS_FAIL(TESS_E_STATE, "'%s': not the golden file's size", path);
+    if (st == TESS_OK)
+        st = tess_safetensors_read(file, t, 0, (size_t)numel * sizeof(float), ours);
+    tess_safetensors_close(&file);
+    TESS_TRY(st);
+    for (int64_t i = 0; i < numel; i++) {
+        error += pow((double)ours[i] - (double)want[i], 2);
+        whole += pow((double)want[i], 2);
+    }
+    TESS_CHECK(sqrt(error) <= latent_bound * sqrt(whole), TESS_E_STATE,
+               "%s shift: latents differ by %.3g from diffusers'", kind, sqrt(error / whole));
+    return TESS_OK;
+}
+
+static tess_status sample_as(tess_comm *comm, tess_session *session, const golden_run *g,
+                             const tess_golden *golden, const char *kind)
+{
+    char path[400];
+    const char *caption = tess_golden_text(golden, "caption");
+    snprintf(path, sizeof path, "%s/%s.safetensors", g->files.dir, kind);
+    const tess_latent_request request = {
+        .caption = &caption,
+        .caption_numel = 1,
+        .image_numel = 1,
+        .height = 8 * whole_number(golden, kind, "height"),
+        .width = 8 * whole_number(golden, kind, "width"),
+        .step_numel = whole_number(golden, kind, "steps"),
+        .guidance = tess_golden_number(golden, "guidance"),
+        .shift = strcmp(kind, "static") == 0 ? tess_golden_number(golden, "shift") : 0.0,
+        .seed = (uint64_t)tess_golden_number(golden, "seed"),
+        .output = path};
+    TESS_TRY(tess_session_sample_latents(session, &request));
+    return tess_agree(comm,
+                      tess_comm_rank(comm) == 0 ? check_latents(g, golden, kind, path) : TESS_OK);
+}
+
+static tess_status sample(tess_comm *comm, tess_session *session, const golden_run *g,
+                          const char *kind)
+{
+    tess_golden *golden = NULL;
+    tess_status st = tess_agree(comm, tess_golden_open("tests/golden/flux/sample.golden", &golden));
+    if (st == TESS_OK)
+        st = sample_as(comm, session, g, golden, kind);
+    tess_golden_close(&golden);
+    return st;
+}
+
 /* ---- the run ---- */
 
 /* Whole paths of the adapted modules, as a list. */
@@ -188,7 +260,11 @@ static tess_status train(tess_comm *comm, golden_run *g)
     const tess_session_options options = {
         .kind = TESS_SESSION_TRAIN, .run_path = "run.yaml", .run_text = text, .needs_data = true};
     TESS_TRY(tess_session_open(&g->files.ctx, comm, &options, &session));
-    const tess_status st = tess_session_train(session);
+    tess_status st = tess_session_train(session);
+    if (st == TESS_OK)
+        st = sample(comm, session, g, "static");
+    if (st == TESS_OK)
+        st = sample(comm, session, g, "dynamic");
     tess_session_close(&session);
     return st;
 }
