@@ -183,6 +183,30 @@ static void test_no_overlap_adds_everything(void **state)
     tess_registry_fini(&reg);
 }
 
+/* Between nodes the network carries what fits the engine's window, 3 KB here, beside kernels. */
+static void test_no_overlap_far_messages_are_hidden(void **state)
+{
+    tess_registry reg;
+    tess_simulation far, beside;
+    (void)state;
+    make_model(&reg, 2);
+    tess_plan *plan = make_plan(
+        &reg, (tess_plan_options){
+                  .world = 2, .gather_group_numel = 2, .micro_batch_numel = 2, .prefetch = 1});
+    tess_device_profile d = make_device(100.0, false);
+    d.node_rank_numel = 1;
+    simulate(&reg, plan, &d, &far);
+    d.has_overlap = true;
+    simulate(&reg, plan, &d, &beside);
+    assert_true(far.exposed_s < far.rank[0].gather_s + far.rank[0].reduce_s + far.publish_s - 1.0);
+    expect_near(far.step_s, beside.step_s);
+    expect_near(far.exposed_least_s, beside.exposed_least_s);
+    tess_simulation_fini(&far);
+    tess_simulation_fini(&beside);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
 /* ---- what always holds ---- */
 
 static void check_spans(const tess_sim_rank *r)
@@ -385,6 +409,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_stages_by_hand),
         cmocka_unit_test(test_no_overlap_adds_everything),
+        cmocka_unit_test(test_no_overlap_far_messages_are_hidden),
         cmocka_unit_test(test_invariants_of_many_plans),
         cmocka_unit_test(test_prefetch_is_no_slower),
         cmocka_unit_test(test_ranks_that_differ_are_simulated),
