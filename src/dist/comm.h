@@ -80,6 +80,12 @@ TESS_MUST_CHECK tess_status tess_comm_create_mpi(int *argc, char ***argv, tess_c
 TESS_MUST_CHECK tess_status tess_comm_split_group(tess_comm *comm, int group_numel,
                                                   tess_comm **out);
 /**
+ * The first `rank_numel` ranks as a communicator of their own; the others are left in groups of at
+ * most as many. Shares the parent's engine; the parent outlives it. Of host memory only. Collective
+ * over `comm`.
+ */
+TESS_MUST_CHECK tess_status tess_comm_split_first(tess_comm *comm, int rank_numel, tess_comm **out);
+/**
  * Wrapper that records every data collective; `inner` is borrowed. Local.
  */
 TESS_MUST_CHECK tess_status tess_comm_create_spy(tess_comm *inner, tess_comm **out);
