@@ -297,8 +297,7 @@ static void run_text(const shape *s, const char *folder, int64_t length, tess_be
                  folder, folder, batch);
     else
         snprintf(at, room,
-                 "model: {path: '%s', init: random}\nbase: {format: nf4}\n"
-                 "lora: {rank: 16, alpha: 32}\n"
+                 "model: {path: '%s', init: random}\n"
                  "data: {path: '%s/data.h5', sequence_length: %" PRId64 "}\n%s",
                  folder, folder, length, batch);
 }
@@ -319,6 +318,7 @@ static tess_status make_builtin(tess_bench *b, const tess_bench_scratch *scratch
     char folder[TESS_BENCH_PATH_NBYTES + 64];
     c->is_builtin = true;
     c->has_model_files = s->family == LLAMA;
+    c->has_no_base = s->family == RQVAE;
     c->length = c->length > 0 ? c->length : s->length;
     TESS_TRY(check_length(s, c->length));
     snprintf(folder, sizeof folder, "%s/%s-%" PRId64, scratch->path, s->name, c->length);

@@ -24,6 +24,7 @@ typedef struct tess_bench_case {
     const char *name;                      /* shape, or path of the run file */
     bool is_builtin;                       /* random weights, made-up data */
     bool has_model_files;                  /* of this family weights can be exported and read */
+    bool has_no_base;                      /* and no format to choose; of run files not known */
     int64_t length;                        /* 0: as the run file says */
     char text[2048];                       /* run file of a built-in shape; "": read `name` */
     char override[TESS_BENCH_PATH_NBYTES]; /* what the length changes in a run file; "": nothing */

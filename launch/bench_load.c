@@ -34,7 +34,7 @@ static tess_status write_safetensors(tess_bench *b, const tess_bench_job *like, 
     export_arg arg = {dir};
     tess_bench_job job = *like;
     job.setting[job.setting_numel++] = "train.mode=full";
-    job.setting[job.setting_numel++] = "base.format=keep";
+    job.has_no_keys = true;
     job.format = NULL;
     return tess_bench_on_ranks(b, &job, tess_comm_world(b->comm), export_model, &arg, NULL);
 }
@@ -45,7 +45,7 @@ static tess_status write_gguf(tess_bench *b, const char *dir, const char *path)
     const tess_quantize_options options = {.model = dir,
                                            .output = path,
                                            .choice = {.key = &key, .key_numel = 1},
-                                           .storage = TESS_U8_OPAQUE,
+                                           .storage = TESS_U8,
                                            .shard_nbytes = (int64_t)5 << 30,
                                            .thread_numel = 1};
     tess_quantize_result result = {0};
@@ -162,11 +162,10 @@ static tess_status train_one(tess_session *session, tess_comm *group, void *arg)
     return tess_session_train(session);
 }
 
-/* A checkpoint that holds the base too, and starts from it. */
+/* A checkpoint, with the base where the run keeps it there, and starts from it. */
 static tess_status from_checkpoint(tess_bench *b, const tess_bench_job *like)
 {
     tess_bench_job job = *like;
-    job.setting[job.setting_numel++] = "output.base=copy";
     job.measure = (tess_session_measure){.step_numel = 1, .save_every = 1};
     TESS_TRY(tess_bench_on_ranks(b, &job, tess_comm_world(b->comm), train_one, NULL, NULL));
     job.may_resume = true;

@@ -53,27 +53,32 @@ static void set(settings *s, const char *fmt, const char *value)
     s->numel++;
 }
 
-/* The user's keys, then what the measurement needs. */
+static bool has_key(const settings *s, int numel, const char *key_value)
+{
+    const size_t key_nbytes = strcspn(key_value, "=") + 1;
+    for (int i = 0; i < numel; i++)
+        if (strncmp(s->text[i], key_value, key_nbytes) == 0)
+            return true;
+    return false;
+}
+
+/* What the measurement needs, and keys of the command line that it leaves alone: weak scaling
+ * changes the micro-batches it was given, a load where weights come from. */
 static void gather_settings(const tess_bench *b, const tess_bench_job *job, settings *s)
 {
     s->numel = 0;
-    for (int i = 0; i < b->options->override_numel; i++)
-        s->list[s->numel++] = b->options->override[i];
-    const int user_numel = s->numel;
-    settings own = {.numel = 0};
     if (job->format != NULL)
-        set(&own, "base.format=%s", job->format);
+        set(s, "base.format=%s", job->format);
     if (job->what->override[0] != '\0')
-        set(&own, "%s", job->what->override);
+        set(s, "%s", job->what->override);
     for (int i = 0; i < job->setting_numel; i++)
-        set(&own, "%s", job->setting[i]);
-    set(&own, "output.dir=%s", job->dir);
-    set(&own, "output.resume=%s", job->may_resume ? "auto" : "never");
-    for (int i = 0; i < own.numel; i++) {
-        memcpy(s->text[i], own.text[i], sizeof s->text[0]);
-        s->list[user_numel + i] = (tess_run_override){s->text[i], 1};
-    }
-    s->numel = user_numel + own.numel;
+        set(s, "%s", job->setting[i]);
+    set(s, "output.dir=%s", job->dir);
+    set(s, "output.resume=%s", job->may_resume ? "auto" : "never");
+    const int own_numel = s->numel;
+    for (int i = 0; i < b->options->override_numel && !job->has_no_keys; i++)
+        if (!has_key(s, own_numel, b->options->override[i].text))
+            s->list[s->numel++] = b->options->override[i];
 }
 
 static const char *unit_of(const tess_run *run)
@@ -91,9 +96,6 @@ static tess_status look(const tess_bench_job *job, const tess_session *session, 
                "bench: --length: the data of '%s' decide; leave --length out, or name a built-in "
                "shape",
                job->what->name);
-    TESS_CHECK(job->format == NULL || !tess_run_is_rqvae(run), TESS_E_ARG,
-               "bench: --format: '%s' has no frozen base that is stored in %s", job->what->name,
-               job->format);
     *out = (tess_bench_run){.unit = unit_of(run),
                             .micro_batch = run->train.micro_batch,
                             .micro_batch_numel = run->train.micro_batches,
@@ -295,6 +297,8 @@ static tess_status visit_formats(tess_bench *b, tess_bench_place place,
                                  const tess_bench_scratch *scratch, const tess_bench_case *what)
 {
     const tess_bench_options *o = b->options;
+    if (what->has_no_base)
+        return place(b, scratch, what, NULL);
     for (int f = 0; f < TESS_MAX(o->format_numel, 1); f++)
         TESS_TRY(place(b, scratch, what, o->format_numel > 0 ? o->format[f] : NULL));
     return TESS_OK;

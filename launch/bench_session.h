@@ -26,6 +26,7 @@ typedef struct tess_bench_job {
     int setting_numel;
     const char *format; /* NULL: the case's own */
     const char *dir;    /* output.dir */
+    bool has_no_keys;   /* those of the command line are left out */
     bool may_resume;    /* go on from what is there; else begin anew */
     tess_session_measure measure;
 } tess_bench_job;

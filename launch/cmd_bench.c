@@ -38,6 +38,27 @@ static int part_of(const char *name)
     return -1;
 }
 
+static bool has_key(const tess_bench_options *bench, const char *key)
+{
+    for (int i = 0; i < bench->override_numel; i++)
+        if (strncmp(bench->override[i].text, key, strlen(key)) == 0)
+            return true;
+    return false;
+}
+
+/* Keys that a measurement sets itself. */
+static error_t check_keys(const struct argp_state *state, const tess_bench_options *bench)
+{
+    if (has_key(bench, "output.dir=") || has_key(bench, "output.resume="))
+        return tess_launch_refuse(state, "output.dir and output.resume belong to the measurement: "
+                                         "say with --dir where files may go");
+    if (bench->format_numel > 0 && has_key(bench, "base.format="))
+        return tess_launch_refuse(state, "base.format and --format: give one of them");
+    if (bench->length_numel > 0 && has_key(bench, "data.sequence_length="))
+        return tess_launch_refuse(state, "data.sequence_length and --length: give one of them");
+    return 0;
+}
+
 static error_t check_end(const struct argp_state *state, tess_bench_options *bench)
 {
     const int part = part_of(bench->part);
@@ -55,6 +76,8 @@ static error_t check_end(const struct argp_state *state, tess_bench_options *ben
             state, "%s measures no run: it has no --format, --length, --ranks", parts[part].name);
     if (bench->repeat_numel == 0)
         bench->repeat_numel = parts[part].repeat_numel;
+    if (check_keys(state, bench) != 0)
+        return EINVAL;
     if (parts[part].writes_file && bench->output == NULL)
         return tess_launch_refuse(state, "%s writes a description: give a file with -o",
                                   parts[part].name);
