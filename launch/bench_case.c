@@ -250,6 +250,31 @@ static tess_status write_cache(const tess_bench *b, const char *path, const shap
     return st;
 }
 
+/* The 256 bytes as tokens, by the printable characters that stand for them: what a GGUF file needs
+ * of a tokenizer. */
+static tess_status write_tokenizer(const tess_bench *b, const char *folder)
+{
+    enum { FIRST = 2, ROOM_NBYTES = 8192 };
+    char path[TESS_BENCH_PATH_NBYTES + 96], text[ROOM_NBYTES];
+    size_t at = (size_t)snprintf(
+        text, sizeof text,
+        "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [],\n"
+        "\"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+        "\"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
+        "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", "
+        "\"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true},\n"
+        "\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"merges\": [],\n"
+        "\"vocab\": {\"<s>\": 0, \"</s>\": 1");
+    for (int byte = 0, other = 256; byte < 256; byte++) {
+        const bool is_shown = (byte > 32 && byte < 127) || (byte > 160 && byte != 173);
+        at += (size_t)snprintf(text + at, sizeof text - at, ", \"\\u%04x\": %d",
+                               (unsigned)(is_shown ? byte : other++), FIRST + byte);
+    }
+    at += (size_t)snprintf(text + at, sizeof text - at, "}}}\n");
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    return tess_io_write_all(b->ctx->io, path, text, at);
+}
+
 /* ---- a case ---- */
 
 static tess_status write_files(const tess_bench *b, const char *folder, const shape *s,
@@ -272,6 +297,8 @@ static tess_status write_files(const tess_bench *b, const char *folder, const sh
     else
         flux_config(s, config, sizeof config);
     TESS_TRY(tess_io_write_all(b->ctx->io, path, config, strlen(config)));
+    if (s->family == LLAMA)
+        TESS_TRY(write_tokenizer(b, folder));
     snprintf(path, sizeof path, "%s/data.h5", folder);
     return s->family == LLAMA ? write_tokens(b, path, s, length) : write_cache(b, path, s, length);
 }

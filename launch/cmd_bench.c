@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "launch/bench.h"
 #include "launch/commands.h"
+#include "launch/job.h"
 #include "launch/launch.h"
 
 static const struct {
@@ -350,6 +351,8 @@ static tess_status run(const tess_bench_options *bench, int argc, char **argv)
     TESS_TRY(tess_launch_open(&bench->common, tess_launch_rank(), &ctx));
     if (!bench->common.is_verbose) /* the runs' own lines are not what is asked for */
         ctx.log.least = TESS_LOG_WARN;
+    if (parts[part].has_run)
+        tess_launch_listen();
     command_text(argc, argv, b.command, sizeof b.command);
     tess_status st = parts[part].has_ranks ? open_ranks(&b) : TESS_OK;
     if (st == TESS_OK && b.comm != NULL)
