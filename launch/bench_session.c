@@ -130,6 +130,8 @@ static tess_status open_and_run(tess_bench *b, const tess_bench_job *job, tess_c
     if (st == TESS_OK && out != NULL)
         *out = run;
     if (st == TESS_OK)
+        snprintf(b->kernels, sizeof b->kernels, "%s", tess_session_kernel_path(session));
+    if (st == TESS_OK)
         st = body(session, group, arg);
     b->is_broken = st != TESS_OK && (tess_session_is_broken(session) || tess_status_is_fatal(st));
     if (!b->is_broken)

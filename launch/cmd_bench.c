@@ -75,6 +75,9 @@ static error_t check_end(const struct argp_state *state, tess_bench_options *ben
     if (!parts[part].has_run && (bench->format_numel + bench->length_numel + bench->rank_numel > 0))
         return tess_launch_refuse(
             state, "%s measures no run: it has no --format, --length, --ranks", parts[part].name);
+    if (parts[part].has_run && bench->thread_numel > 1)
+        return tess_launch_refuse(state, "--threads is of device: say compute.threads=%d",
+                                  (int)bench->thread_numel);
     if (bench->repeat_numel == 0)
         bench->repeat_numel = parts[part].repeat_numel;
     if (check_keys(state, bench) != 0)
@@ -196,11 +199,11 @@ static const struct argp_option options[] = {
 static const struct argp bench_argp = {
     .options = options,
     .parser = parse,
-    .args_doc = "device|links|collectives\nstep|scaling|checkpoint|load [RUN.yaml|SHAPE...] "
-                "[KEY=VALUE...]",
+    .args_doc = "PART [RUN.yaml|SHAPE...] [KEY=VALUE...]",
     .doc =
-        "Measure this machine with the program's own kernels, communicators and trainer. device "
-        "and links write descriptions that tessera plan reads with --device and --network; "
+        "Measure this machine with the program's own kernels, communicators and trainer. PART is "
+        "device, links, collectives, step, scaling, checkpoint or load. device and links write "
+        "descriptions that tessera plan reads with --device and --network; "
         "collectives prints a JSON line for every collective and size, its result checked. step, "
         "scaling, checkpoint and load train for some steps the runs that are named: run files, or "
         "built-in shapes with random weights and made-up data: llama (the default), llama-1b, "

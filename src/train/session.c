@@ -304,6 +304,7 @@ const char *tess_session_base_format(const tess_session *session)
     return word[session->run->base.format];
 }
 
+const char *tess_session_kernel_path(const tess_session *session) { return session->kernel_path; }
 tess_open_times tess_session_open_times(const tess_session *session) { return session->times; }
 
 size_t tess_session_planned_nbytes(const tess_session *session)

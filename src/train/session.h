@@ -177,6 +177,8 @@ bool tess_session_is_broken(const tess_session *session);
 /** The family that was taken, and base.format as the run file writes it. Local. */
 const char *tess_session_family(const tess_session *session);
 const char *tess_session_base_format(const tess_session *session);
+/** Backend and instruction path of its kernels: "cpu/avx2". Local. */
+const char *tess_session_kernel_path(const tess_session *session);
 /** How long opening took. Local. */
 tess_open_times tess_session_open_times(const tess_session *session);
 /** What the plan says of every rank's memory, and of a step's model FLOPs over all ranks; 0 for

@@ -160,6 +160,7 @@ refused "output.dir and output.resume belong to the measurement" bench step outp
 refused "base.format and --format: give one of them" bench step base.format=nf4 --format nf4
 refused "data.sequence_length and --length: give one of them" bench step data.sequence_length=8 --length 8
 refused "device measures no run: what is 'llama' for?" bench device llama -o x.json
+refused "--threads is of device: say compute.threads=2" bench step --threads 2
 refused "expected at most the 1 ranks of this launch, found 2" bench scaling --ranks 2
 refused "--length of flux: expected pixels, a multiple of 16, found 100" bench step flux --length 100
 refused "train.steps: expected at least the 22 that are measured, found 1" bench step run.yaml data.path=text.h5
