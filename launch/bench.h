@@ -24,8 +24,8 @@ typedef struct tess_bench {
     size_t memory_nbytes, used_nbytes;
     int pass_idx, pass_numel, timed_idx;    /* of tess_bench_time(); see [Note: passes] */
     double (*timed_s)[TESS_BENCH_PASS_MAX]; /* [TESS_BENCH_TIMED_MAX] */
-    FILE *file;     /* of -o, rank 0 */
-    bool is_broken; /* this rank failed where others wait */
+    FILE *file;                             /* of -o, rank 0 */
+    bool is_broken;                         /* this rank failed where others wait */
     char command[1024], kernels[64];
 } tess_bench;
 
