@@ -1,7 +1,9 @@
 #!/bin/bash
-# tessera bench: descriptions that tessera plan reads, collectives whose results are checked, and what is refused.
+# tessera bench: descriptions that tessera plan reads, collectives whose results are checked, measured runs whose
+# numbers agree with each other, tables and plots of them, and what is refused.
 set -euo pipefail
 command -v mpirun >/dev/null || { echo "skipped: needs mpirun"; exit 77; }
+command -v python3 >/dev/null || { echo "skipped: needs python3"; exit 77; }
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -148,7 +150,8 @@ else
 fi
 rc=0
 mkdir bare
-PATH="$PWD/bare" "$(command -v python3)" "$report" scaling-3.jsonl --plot x.svg >/dev/null 2>err.txt || rc=$?
+python="$(python3 -c "import sys; print(sys.executable)")" # not a wrapper that needs PATH
+PATH="$PWD/bare" "$python" "$report" scaling-3.jsonl --plot x.svg >/dev/null 2>err.txt || rc=$?
 [ "$rc" -eq 3 ] || fail "without gnuplot: expected status 3, found $rc"
 grep -q 'skipped: plots need gnuplot' err.txt || fail "without gnuplot: $(cat err.txt)"
 echo '{"loss": 1}' >other.jsonl
