@@ -180,32 +180,21 @@ static tess_status add_line(const collective *c, double s, tess_json *root)
     TESS_TRY(tess_json_add_f64(root, "algorithm_gb_per_s", 1e-9 * nbytes / s));
     TESS_TRY(tess_json_add_f64(root, "bus_gb_per_s", 1e-9 * nbytes * share / s));
     TESS_TRY(tess_json_add_i64(root, "wrong_elements", (int64_t)c->wrong_numel));
-    TESS_TRY(tess_json_add_i64(root, "repeats", c->b->options->repeat_numel));
-    return tess_bench_origin(c->b, root);
+    return tess_json_add_i64(root, "repeats", c->b->options->repeat_numel);
 }
 
-static tess_status print_line(const collective *c, double s, FILE *file)
+static tess_status print_line(const collective *c, double s)
 {
     tess_json *root = NULL;
-    char *text = NULL;
-    if (c->rank != 0)
-        return TESS_OK;
-    TESS_TRY(tess_json_create_object(&root));
-    tess_status st = add_line(c, s, root);
-    if (st == TESS_OK)
-        st = tess_json_dump(root, 0, &text, NULL);
-    if (st == TESS_OK && file != NULL && fprintf(file, "%s\n", text) < 0)
-        st = TESS_FAIL(TESS_E_IO, "bench: writing '%s' failed", c->b->options->output);
-    if (st == TESS_OK && file == NULL)
-        st = tess_launch_print(text);
-    if (st == TESS_OK && file == NULL)
-        st = tess_launch_print("\n");
-    tess_free(text);
-    tess_json_destroy(&root);
-    return st;
+    tess_status st = TESS_OK;
+    if (c->rank == 0)
+        st = tess_json_create_object(&root);
+    if (root != NULL)
+        st = add_line(c, s, root);
+    return tess_bench_line(c->b, root, st);
 }
 
-static tess_status measure_all(collective *c, FILE *file, double *wrong)
+static tess_status measure_all(collective *c, double *wrong)
 {
     const int64_t most_nbytes = c->b->options->max_mib << 20;
     for (int op = 0; op < TESS_COMM_OP_NUMEL; op++) {
@@ -215,33 +204,18 @@ static tess_status measure_all(collective *c, FILE *file, double *wrong)
             TESS_TRY(set_size(c, n));
             TESS_TRY(time_collective(c, &s));
             *wrong += c->wrong_numel;
-            TESS_TRY(tess_agree(c->b->comm, print_line(c, s, file)));
+            TESS_TRY(print_line(c, s));
         }
     }
-    return TESS_OK;
-}
-
-static tess_status open_output(const collective *c, FILE **file)
-{
-    const char *path = c->b->options->output;
-    if (c->rank != 0 || path == NULL)
-        return TESS_OK;
-    *file = fopen(path, "we");
-    TESS_CHECK(*file != NULL, TESS_E_IO, "bench: '%s' cannot be written; choose another -o", path);
     return TESS_OK;
 }
 
 tess_status tess_bench_collectives(tess_bench *b)
 {
     collective c;
-    FILE *file = NULL;
     double wrong = 0.0;
     TESS_TRY(make(b, &c));
-    tess_status st = tess_agree(b->comm, open_output(&c, &file));
-    if (st == TESS_OK)
-        st = measure_all(&c, file, &wrong);
-    if (file != NULL && fclose(file) != 0 && st == TESS_OK)
-        st = TESS_FAIL(TESS_E_IO, "bench: writing '%s' failed", b->options->output);
+    tess_status st = measure_all(&c, &wrong);
     tess_free(c.sends);
     if (st == TESS_OK && wrong > 0.0) /* a sum over ranks: the same verdict everywhere */
         st = TESS_FAIL(TESS_E_COMM, "bench: %.0f elements of results are wrong", wrong);

@@ -1,9 +1,8 @@
-/* tessera bench device|links|collectives */
+/* tessera bench device|links|collectives|step|scaling|checkpoint|load */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/utsname.h>
 #include <time.h>
 
 #include "core/arith.h"
@@ -12,16 +11,23 @@
 #include "kernels/kernels.h"
 #include "launch/bench.h"
 #include "launch/commands.h"
+#include "launch/job.h"
 #include "launch/launch.h"
 
-/* X(name of the part, whether it needs an output file, whether ranks take part) */
 static const struct {
     const char *name;
     tess_status (*run)(tess_bench *b);
-    bool writes_file, has_ranks;
-} parts[] = {{"device", tess_bench_device, true, false},
-             {"links", tess_bench_links, true, true},
-             {"collectives", tess_bench_collectives, false, true}};
+    bool writes_file; /* a description, which needs -o; else lines */
+    bool has_ranks;
+    bool has_run; /* measures runs: subjects, keys, grids */
+    int repeat_numel;
+} parts[] = {{"device", tess_bench_device, true, false, false, 20},
+             {"links", tess_bench_links, true, true, false, 20},
+             {"collectives", tess_bench_collectives, false, true, false, 20},
+             {"step", tess_bench_step, false, true, true, 20},
+             {"scaling", tess_bench_scaling, false, true, true, 20},
+             {"checkpoint", tess_bench_checkpoint, false, true, true, 5},
+             {"load", tess_bench_load, false, true, true, 3}};
 
 enum { OPERANDS_NBYTES = 512 << 20, MESSAGES_NBYTES = 1 << 20 };
 
@@ -33,16 +39,119 @@ static int part_of(const char *name)
     return -1;
 }
 
-static error_t check_end(const struct argp_state *state, const tess_bench_options *bench)
+static bool has_key(const tess_bench_options *bench, const char *key)
+{
+    for (int i = 0; i < bench->override_numel; i++)
+        if (strncmp(bench->override[i].text, key, strlen(key)) == 0)
+            return true;
+    return false;
+}
+
+/* Keys that a measurement sets itself. */
+static error_t check_keys(const struct argp_state *state, const tess_bench_options *bench)
+{
+    if (has_key(bench, "output.dir=") || has_key(bench, "output.resume="))
+        return tess_launch_refuse(state, "output.dir and output.resume belong to the measurement: "
+                                         "say with --dir where files may go");
+    if (bench->format_numel > 0 && has_key(bench, "base.format="))
+        return tess_launch_refuse(state, "base.format and --format: give one of them");
+    if (bench->length_numel > 0 && has_key(bench, "data.sequence_length="))
+        return tess_launch_refuse(state, "data.sequence_length and --length: give one of them");
+    return 0;
+}
+
+static error_t check_end(const struct argp_state *state, tess_bench_options *bench)
 {
     const int part = part_of(bench->part);
     if (part < 0)
-        return tess_launch_refuse(state, "expected device, links or collectives, found '%s'",
+        return tess_launch_refuse(state,
+                                  "expected device, links, collectives, step, scaling, checkpoint "
+                                  "or load, found '%s'",
                                   bench->part != NULL ? bench->part : "nothing");
+    if (!parts[part].has_run && bench->subject_numel + bench->override_numel > 0)
+        return tess_launch_refuse(
+            state, "%s measures no run: what is '%.100s' for?", parts[part].name,
+            bench->subject_numel > 0 ? bench->subject[0] : bench->override[0].text);
+    if (!parts[part].has_run && (bench->format_numel + bench->length_numel + bench->rank_numel > 0))
+        return tess_launch_refuse(
+            state, "%s measures no run: it has no --format, --length, --ranks", parts[part].name);
+    if (parts[part].has_run && bench->thread_numel > 1)
+        return tess_launch_refuse(state, "--threads is of device: say compute.threads=%d",
+                                  (int)bench->thread_numel);
+    if (bench->repeat_numel == 0)
+        bench->repeat_numel = parts[part].repeat_numel;
+    if (check_keys(state, bench) != 0)
+        return EINVAL;
     if (parts[part].writes_file && bench->output == NULL)
         return tess_launch_refuse(state, "%s writes a description: give a file with -o",
                                   parts[part].name);
     return 0;
+}
+
+/* Keys of the run file have a dot and lowercase letters in front of their '='. */
+static bool is_key_value(const char *arg)
+{
+    const size_t n = strspn(arg, "abcdefghijklmnopqrstuvwxyz0123456789_.");
+    return n > 0 && arg[n] == '=' && memchr(arg, '.', n) != NULL;
+}
+
+static error_t parse_word(struct argp_state *state, tess_bench_options *bench, char *arg)
+{
+    const bool is_key = is_key_value(arg);
+    int *numel = is_key ? &bench->override_numel : &bench->subject_numel;
+    if (bench->part == NULL) {
+        bench->part = arg;
+        return 0;
+    }
+    if (*numel == TESS_BENCH_LIST_MAX)
+        return tess_launch_refuse(state, "at most %d runs and as many keys; '%.100s' is too many",
+                                  TESS_BENCH_LIST_MAX, arg);
+    if (is_key)
+        bench->override[*numel] = (tess_run_override){arg, state->next};
+    else
+        bench->subject[*numel] = arg;
+    ++*numel;
+    return 0;
+}
+
+/* An option that may come again: one more place of the grid. */
+static error_t parse_again(struct argp_state *state, const char *option, const char *arg,
+                           int64_t *list, int *numel)
+{
+    static const int64_t range[2] = {1, 1 << 20};
+    if (*numel == TESS_BENCH_LIST_MAX)
+        return tess_launch_refuse(state, "%s: at most %d of them", option, TESS_BENCH_LIST_MAX);
+    if (tess_launch_int(state, option, arg, range, &list[*numel]) != 0)
+        return EINVAL;
+    ++*numel;
+    return 0;
+}
+
+static error_t parse_run(int key, char *arg, struct argp_state *state, tess_bench_options *bench)
+{
+    static const int64_t warmups[2] = {0, 1000}, every[2] = {1, 1000};
+    switch (key) {
+    case 'f':
+        if (bench->format_numel == TESS_BENCH_LIST_MAX)
+            return tess_launch_refuse(state, "--format: at most %d of them", TESS_BENCH_LIST_MAX);
+        bench->format[bench->format_numel++] = arg;
+        return 0;
+    case 'l':
+        return parse_again(state, "--length", arg, bench->length, &bench->length_numel);
+    case 'n':
+        return parse_again(state, "--ranks", arg, bench->rank, &bench->rank_numel);
+    case 'w':
+        return tess_launch_int(state, "--warmup", arg, warmups, &bench->warmup_numel);
+    case 'e':
+        return tess_launch_int(state, "--every", arg, every, &bench->every_numel);
+    case 'd':
+        bench->dir = arg;
+        return 0;
+    case ARGP_KEY_ARG:
+        return parse_word(state, bench, arg);
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -50,7 +159,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     static const int64_t threads[2] = {1, 1024}, repeats[2] = {1, TESS_BENCH_REPEAT_MAX};
     static const int64_t mib[2] = {1, 4096};
     tess_bench_options *bench = state->input;
-    const char **slots[] = {&bench->part};
     switch (key) {
     case 'o':
         bench->output = arg;
@@ -61,31 +169,47 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return tess_launch_int(state, "--repeats", arg, repeats, &bench->repeat_numel);
     case 'm':
         return tess_launch_int(state, "--max-mib", arg, mib, &bench->max_mib);
-    case ARGP_KEY_ARG:
-        return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
         return check_end(state, bench);
     default:
-        return ARGP_ERR_UNKNOWN;
+        return parse_run(key, arg, state, bench);
     }
 }
 
 static const struct argp_option options[] = {
     {"output", 'o', "FILE", 0, "Write there; needed for device and links", 0},
     {"threads", 't', "N", 0, "device: threads of the kernels (1)", 0},
-    {"repeats", 'r', "N", 0, "Timed repeats of everything, from 1 to 1000 (20)", 0},
+    {"repeats", 'r', "N", 0,
+     "Timed repeats of everything, from 1 to 1000 (20; checkpoint: 5 saves, load: 3 starts)", 0},
     {"max-mib", 'm', "N", 0, "links, collectives: largest size in MiB (16)", 0},
+    {"format", 'f', "NAME", 0, "Base format; again for each that is to be measured", 0},
+    {"length", 'l', "N", 0,
+     "Tokens of a sequence; of built-in flux pixels of a side, of rqvae vectors of a micro-batch; "
+     "again for each",
+     0},
+    {"ranks", 'n', "N", 0,
+     "scaling: number of ranks, checkpoint: of a load; again for each (powers of two, and all)", 0},
+    {"warmup", 'w', "N", 0, "Steps, or saves, before the timed ones (2)", 0},
+    {"every", 'e', "N", 0, "checkpoint: steps between saves (4)", 0},
+    {"dir", 'd', "DIR", 0,
+     "Scratch files and checkpoints go there, seen by all ranks, and are removed (TMPDIR, /tmp)",
+     0},
     {0},
 };
 static const struct argp bench_argp = {
     .options = options,
     .parser = parse,
-    .args_doc = "device|links|collectives",
+    .args_doc = "PART [RUN.yaml|SHAPE...] [KEY=VALUE...]",
     .doc =
-        "Measure this machine with the program's own kernels and communicators. device and links "
-        "write descriptions that tessera plan reads with --device and --network; collectives "
-        "prints a JSON line for every collective and size, its result checked. links and "
-        "collectives run under mpirun.",
+        "Measure this machine with the program's own kernels, communicators and trainer. PART is "
+        "device, links, collectives, step, scaling, checkpoint or load. device and links write "
+        "descriptions that tessera plan reads with --device and --network; "
+        "collectives prints a JSON line for every collective and size, its result checked. step, "
+        "scaling, checkpoint and load train for some steps the runs that are named: run files, or "
+        "built-in shapes with random weights and made-up data: llama (the default), llama-1b, "
+        "llama-8b, llama-70b, flux, flux-12b, rqvae. They print a JSON line for every measurement "
+        "and a table on stderr. All but device run under mpirun or srun.\v"
+        "bench/README.md says what every number means; bench/report makes tables and plots.",
 };
 
 /* ---- measuring ---- */
@@ -155,67 +279,6 @@ void *tess_bench_take(tess_bench *b, size_t nbytes)
     return out;
 }
 
-/* ---- where it was measured ---- */
-
-static void machine_text(char text[128])
-{
-    struct utsname name;
-    FILE *file = fopen("/proc/cpuinfo", "re");
-    char line[256];
-    snprintf(text, 128, "%s", uname(&name) == 0 ? name.machine : "unknown");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || colon == NULL)
-            continue;
-        line[strcspn(line, "\n")] = '\0';
-        snprintf(text, 128, "%.120s", colon + 2);
-        break;
-    }
-    if (file != NULL)
-        fclose(file);
-}
-
-static void date_text(char text[32])
-{
-    const time_t now = time(NULL);
-    struct tm tm;
-    text[0] = '\0';
-    if (gmtime_r(&now, &tm) != NULL)
-        (void)strftime(text, 32, "%Y-%m-%dT%H:%M:%SZ", &tm);
-}
-
-static void command_text(const tess_bench *b, char text[256])
-{
-    const tess_bench_options *o = b->options;
-    snprintf(text, 256, "tessera bench %s --threads %d --repeats %d --max-mib %d", o->part,
-             (int)o->thread_numel, (int)o->repeat_numel, (int)o->max_mib);
-}
-
-void tess_bench_source(const tess_bench *b, char *text, size_t text_nbytes)
-{
-    char machine[128], date[32], command[256];
-    machine_text(machine);
-    date_text(date);
-    command_text(b, command);
-    snprintf(text, text_nbytes, "%s, kernels cpu/%s, tessera %s, %s: %s, %d rank(s)", machine,
-             tess_kernels_cpu.path(), TESS_VERSION, date, command,
-             b->comm != NULL ? tess_comm_world(b->comm) : 1);
-}
-
-tess_status tess_bench_origin(const tess_bench *b, tess_json *root)
-{
-    char machine[128], date[32], command[256];
-    machine_text(machine);
-    date_text(date);
-    command_text(b, command);
-    TESS_TRY(tess_json_add_string(root, "machine", machine));
-    TESS_TRY(tess_json_add_string(root, "kernels", tess_kernels_cpu.path()));
-    TESS_TRY(tess_json_add_string(root, "version", TESS_VERSION));
-    TESS_TRY(tess_json_add_string(root, "time", date));
-    TESS_TRY(tess_json_add_string(root, "command", command));
-    return tess_json_add_i64(root, "world", b->comm != NULL ? tess_comm_world(b->comm) : 1);
-}
-
 /* ---- the command ---- */
 
 /* bf16 values around 1 in any alignment: no denormals, no overflow. */
@@ -229,45 +292,80 @@ static void fill(char *memory, size_t nbytes)
     }
 }
 
-static tess_status measure(tess_bench *b, int part)
+/* What was typed. */
+static void command_text(int argc, char **argv, char *text, size_t nbytes)
+{
+    size_t at = (size_t)snprintf(text, nbytes, "tessera bench");
+    for (int i = 1; i < argc && at < nbytes; i++)
+        at += (size_t)snprintf(text + at, nbytes - at, " %s", argv[i]);
+}
+
+static tess_status take_memory(tess_bench *b, int part)
 {
     void *memory = NULL;
-    tess_status st = tess_kernels_cpu_select(tess_cpu_path_best());
-    if (st == TESS_OK && b->options->thread_numel > 1)
-        st = tess_pool_create((int)b->options->thread_numel, &b->pool);
     b->memory_nbytes =
         parts[part].has_ranks ? (size_t)b->options->max_mib * 4 * MESSAGES_NBYTES : OPERANDS_NBYTES;
-    if (st == TESS_OK)
-        st = tess_alloc(b->memory_nbytes, &memory);
+    tess_status st = tess_alloc(b->memory_nbytes, &memory);
     b->memory = memory;
     if (b->comm != NULL)
         st = tess_agree(b->comm, st);
+    if (st == TESS_OK)
+        fill(b->memory, b->memory_nbytes);
+    return st;
+}
+
+static tess_status measure(tess_bench *b, int part)
+{
+    tess_status st = tess_kernels_cpu_select(tess_cpu_path_best());
+    if (st == TESS_OK && b->options->thread_numel > 1)
+        st = tess_pool_create((int)b->options->thread_numel, &b->pool);
+    if (b->comm != NULL)
+        st = tess_agree(b->comm, st);
+    if (st == TESS_OK && !parts[part].has_run)
+        st = take_memory(b, part);
     if (st != TESS_OK)
         return st;
-    fill(b->memory, b->memory_nbytes);
+    snprintf(b->kernels, sizeof b->kernels, "cpu/%s", tess_kernels_cpu.path());
     tess_stream_init_inline(&b->stream, "compute", b->pool);
-    return parts[part].run(b);
+    if (parts[part].writes_file)
+        return parts[part].run(b);
+    TESS_TRY(tess_bench_open(b));
+    st = parts[part].run(b);
+    if (b->is_broken)
+        return st;
+    const tess_status closed = tess_bench_close(b);
+    return st != TESS_OK ? st : closed;
 }
 
+/* Ranks that a measurement leaves out wait for the others at one collective. */
 static tess_status open_ranks(tess_bench *b)
 {
+    static const tess_deadlines deadlines = {.start_s = 600.0, .collective_s = 4.0 * 3600.0};
     if (!tess_comm_is_launched())
         return tess_comm_create_self(&b->comm);
-    return tess_comm_create_mpi(NULL, NULL, TESS_COMM_THREAD_OFF, NULL, &b->comm);
+    return tess_comm_create_mpi(NULL, NULL, TESS_COMM_THREAD_OFF, &deadlines, &b->comm);
 }
 
-static tess_status run(const tess_bench_options *bench)
+static tess_status run(const tess_bench_options *bench, int argc, char **argv)
 {
     tess_ctx ctx;
     tess_bench b = {.options = bench, .ctx = &ctx};
     const int part = part_of(bench->part);
     TESS_TRY(tess_launch_open(&bench->common, tess_launch_rank(), &ctx));
+    if (!bench->common.is_verbose) /* the runs' own lines are not what is asked for */
+        ctx.log.least = TESS_LOG_WARN;
+    if (parts[part].has_run)
+        tess_launch_listen();
+    command_text(argc, argv, b.command, sizeof b.command);
     tess_status st = parts[part].has_ranks ? open_ranks(&b) : TESS_OK;
+    if (st == TESS_OK && b.comm != NULL)
+        ctx.log.rank = tess_comm_rank(b.comm);
     if (st == TESS_OK)
         st = measure(&b, part);
-    if (st != TESS_OK && tess_status_is_fatal(st) && b.comm != NULL) {
+    if (st != TESS_OK && (tess_status_is_fatal(st) || b.is_broken) && b.comm != NULL) {
         tess_launch_report(&bench->common, st, true);
         tess_comm_abort(b.comm, tess_status_exit_code(st));
+        _Exit(tess_status_exit_code(st));
     }
     tess_free(b.memory);
     tess_pool_destroy(&b.pool);
@@ -280,9 +378,10 @@ static tess_status run(const tess_bench_options *bench)
 
 int tess_cmd_bench(int argc, char **argv)
 {
-    tess_bench_options bench = {.thread_numel = 1, .repeat_numel = 20, .max_mib = 16};
+    tess_bench_options bench = {
+        .thread_numel = 1, .max_mib = 16, .warmup_numel = 2, .every_numel = 4};
     tess_status st = tess_launch_parse(&bench_argp, argc, argv, &bench, &bench.common);
     if (st == TESS_OK && !bench.common.is_help)
-        st = run(&bench);
+        st = run(&bench, argc, argv);
     return tess_launch_finish(&bench.common, st);
 }

@@ -22,7 +22,7 @@ TESS_BEGIN_DECLS
     X(export, "write a checkpoint or an adapter in a form that other programs read")               \
     X(encode, "codes of vectors, by trained codebooks")                                            \
     X(decode, "vectors that codes stand for")                                                      \
-    X(bench, "measure this machine for predictions: kernels, links, collectives")                  \
+    X(bench, "measure kernels, links, steps, scaling, checkpoints and starts")                  \
     X(help, "show help of a command, or the run file's keys")
 
 /** Run a subcommand. argv[0] is its name; results go to stdout, the rest to stderr.

@@ -22,7 +22,7 @@ static void on_stop_request(int number)
     stop_request = 1;
 }
 
-static void listen_for_signals(void)
+void tess_launch_listen(void)
 {
     struct sigaction action = {.sa_handler = on_stop_request, .sa_flags = SA_RESTART};
     (void)sigaction(SIGUSR1, &action, NULL);
@@ -137,7 +137,7 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     o.show = show_on_stderr;
     o.is_terminal = isatty(STDERR_FILENO) != 0;
     o.columns = terminal_columns();
-    listen_for_signals();
+    tess_launch_listen();
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
     tess_status st = open_comm(thread_of(&ctx, &o), &ctx, &comm);
     if (st == TESS_OK)

@@ -31,6 +31,8 @@ TESS_MUST_CHECK tess_status tess_launch_job(const tess_common_options *common,
 TESS_MUST_CHECK tess_status tess_launch_checkpoint(const tess_common_options *common,
                                                    const tess_ctx *ctx, const char *path,
                                                    tess_job_body body, void *arg);
+/** Signals of a process that trains: before any thread starts. Local. */
+void tess_launch_listen(void);
 /** Session options of a RUN.yaml argument. */
 tess_session_options tess_launch_session(const tess_run_options *run, tess_session_kind kind,
                                          const char *checkpoint);

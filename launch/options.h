@@ -111,11 +111,21 @@ typedef struct tess_export_options {
     tess_codebook_format codebook;
 } tess_export_options;
 
+enum { TESS_BENCH_LIST_MAX = 32 };
+
 typedef struct tess_bench_options {
     tess_common_options common;
-    const char *part;   /* device, links, collectives */
+    const char *part;   /* device, links, collectives, step, scaling, checkpoint, load */
     const char *output; /* NULL: stdout */
-    int64_t thread_numel, repeat_numel, max_mib;
+    int64_t thread_numel, repeat_numel, max_mib; /* repeats 0: as many as the part thinks fit */
+    /* of step, scaling, checkpoint and load */
+    const char *subject[TESS_BENCH_LIST_MAX]; /* run files and built-in shapes */
+    tess_run_override override[TESS_BENCH_LIST_MAX];
+    const char *format[TESS_BENCH_LIST_MAX]; /* base.format */
+    int64_t length[TESS_BENCH_LIST_MAX], rank[TESS_BENCH_LIST_MAX];
+    int subject_numel, override_numel, format_numel, length_numel, rank_numel;
+    int64_t warmup_numel, every_numel;
+    const char *dir; /* scratch goes there; NULL: TMPDIR or /tmp */
 } tess_bench_options;
 
 /** encode and decode. */

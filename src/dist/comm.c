@@ -359,6 +359,14 @@ tess_status tess_comm_split_group(tess_comm *comm, int group_numel, tess_comm **
     return TESS_OK;
 }
 
+tess_status tess_comm_split_first(tess_comm *comm, int rank_numel, tess_comm **out)
+{
+    TESS_CHECK(rank_numel >= 1 && rank_numel <= comm->world, TESS_E_ARG,
+               "expected 1 to %d ranks to split off, found %d", comm->world, rank_numel);
+    TESS_TRY(comm->ops->split_group(comm, rank_numel, out));
+    return TESS_OK;
+}
+
 void tess_comm_destroy(tess_comm **comm)
 {
     if (comm == NULL || *comm == NULL)

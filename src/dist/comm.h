@@ -80,6 +80,12 @@ TESS_MUST_CHECK tess_status tess_comm_create_mpi(int *argc, char ***argv, tess_c
 TESS_MUST_CHECK tess_status tess_comm_split_group(tess_comm *comm, int group_numel,
                                                   tess_comm **out);
 /**
+ * The first `rank_numel` ranks as a communicator of their own; the others are left in groups of at
+ * most as many. Shares the parent's engine; the parent outlives it. Of host memory only. Collective
+ * over `comm`.
+ */
+TESS_MUST_CHECK tess_status tess_comm_split_first(tess_comm *comm, int rank_numel, tess_comm **out);
+/**
  * Wrapper that records every data collective; `inner` is borrowed. Local.
  */
 TESS_MUST_CHECK tess_status tess_comm_create_spy(tess_comm *inner, tess_comm **out);
@@ -162,14 +168,14 @@ double tess_comm_blocked_s(const tess_comm *comm);
  * of a job; without one, `self` is the communicator to use. Reads the environment; no MPI. Local.
  */
 bool tess_comm_is_launched(void);
-/** Nodes of the launch. Ranks are numbered so that those of a node are consecutive, whatever the
- * launcher's order was. Local. */
+/** Nodes up to that of the last rank of `comm`. Ranks are numbered so that those of a node are
+ * consecutive, whatever the launcher's order was. Local. */
 int tess_comm_node_numel(const tess_comm *comm);
 /** Node of a rank of `comm`, from 0 in the order of ranks. Local. */
 int tess_comm_node_of(const tess_comm *comm, int rank);
 /** Number of this process among the ranks of the launch on its node. Local. */
 int tess_comm_node_rank(const tess_comm *comm);
-/** Ranks of the launch on a node. Local. */
+/** Ranks of `comm` on a node. Local. */
 int tess_comm_node_rank_numel(const tess_comm *comm, int node);
 /** What the MPI library says of itself, first words: "Open MPI v4.1.4". Local. */
 void tess_comm_library(char *text, size_t text_nbytes);

@@ -100,7 +100,7 @@ static const dist_nodes *nodes_of(const tess_comm *comm)
 int tess_comm_node_numel(const tess_comm *comm)
 {
     const dist_nodes *nodes = nodes_of(comm);
-    return nodes != NULL ? nodes->node_numel : 1;
+    return nodes != NULL ? tess_comm_node_of(comm, comm->world - 1) + 1 : 1;
 }
 
 int tess_comm_node_of(const tess_comm *comm, int rank)
@@ -119,5 +119,9 @@ int tess_comm_node_rank(const tess_comm *comm)
 int tess_comm_node_rank_numel(const tess_comm *comm, int node)
 {
     const dist_nodes *nodes = nodes_of(comm);
-    return nodes != NULL ? nodes->first_rank[node + 1] - nodes->first_rank[node] : 1;
+    if (nodes == NULL)
+        return 1;
+    const int first = TESS_MAX(nodes->first_rank[node], comm->first_world_rank);
+    const int end = TESS_MIN(nodes->first_rank[node + 1], comm->first_world_rank + comm->world);
+    return TESS_MAX(end - first, 0);
 }

@@ -368,10 +368,11 @@ static tess_status peer_split_group(tess_comm *comm, int group_numel, tess_comm 
         TESS_TRY(tess_comm_barrier(comm));
         TESS_TRY(split_mpi(p, group_numel, mpi));
     }
+    const int first_rank = comm->rank / group_numel * group_numel;
     const engine_queue_args where = {
-        .rank = comm->rank % group_numel,
-        .world = group_numel,
-        .first_world_rank = comm->first_world_rank + comm->rank / group_numel * group_numel,
+        .rank = comm->rank - first_rank,
+        .world = TESS_MIN(group_numel, comm->world - first_rank),
+        .first_world_rank = comm->first_world_rank + first_rank,
     };
     tess_comm *group = NULL;
     tess_status st = peer_create(&where, mpi, p->engine, comm->name, &group);

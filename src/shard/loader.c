@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/clock.h"
 #include "core/half.h"
 #include "core/memory.h"
 #include "core/rng.h"
@@ -296,6 +297,15 @@ static tess_status hash_derived(const loader *l, const tess_param *p, const stag
     return TESS_OK;
 }
 
+static tess_status read_source(loader *l, const tess_param *p, void *dst, size_t nbytes)
+{
+    const tess_load_source *source = l->q->source;
+    const double start_s = tess_clock_s();
+    const tess_status st = source->read(source->arg, p, dst, nbytes);
+    l->times.read_s += tess_clock_s() - start_s;
+    return st;
+}
+
 /* Make one whole tensor: read or draw it, then widen or encode, then what is made of it. */
 static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha)
 {
@@ -311,7 +321,7 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha
                "weights; an adapter under way cannot get another one",
                p->name);
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
-        TESS_TRY(q->source->read(q->source->arg, p, s.source, from.nbytes));
+        TESS_TRY(read_source(l, p, s.source, from.nbytes));
     else
         draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
     if (from.is_kept) {
@@ -538,15 +548,19 @@ static bool any_derived(const loader *l, const int *list, int numel, int k)
 static tess_status load_round(loader *l, const int *list, int numel, tess_sha256 *tensor_sha)
 {
     tess_status st = TESS_OK;
+    const double start_s = tess_clock_s(), before_s = l->times.read_s;
     if (l->rt->rank < numel) {
         const int mine = list[l->rt->rank];
         st = make_tensor(l, mine, tensor_sha);
     }
+    const double made_s = tess_clock_s();
+    l->times.make_s += made_s - start_s - (l->times.read_s - before_s);
     TESS_TRY(tess_agree(l->rt->parts.world, st));
     TESS_TRY(route_tensors(l, list, numel, -1));
     for (int k = 0; k < LOADER_DERIVED_MAX; k++)
         if (any_derived(l, list, numel, k))
             TESS_TRY(route_tensors(l, list, numel, k));
+    l->times.distribute_s += tess_clock_s() - made_s;
     return TESS_OK;
 }
 
@@ -601,7 +615,11 @@ tess_status tess_load(tess_runtime *rt, const tess_load_request *request, tess_s
     tess_free(list);
     if (st != TESS_OK)
         return st;
+    const double draw_s = tess_clock_s();
     st = draw_owned(&l);
+    l.times.make_s += tess_clock_s() - draw_s;
+    if (request->times != NULL)
+        *request->times = l.times;
     if (l.is_device) /* on the host drawing cannot fail */
         st = tess_agree(rt->parts.world, st);
     TESS_TRY(st);

@@ -26,6 +26,13 @@ typedef struct tess_load_source {
     tess_status (*read)(void *arg, const tess_param *p, void *dst, size_t nbytes);
 } tess_load_source;
 
+/** Seconds of this rank in tess_load(). */
+typedef struct tess_load_times {
+    double read_s;       /* from the source */
+    double make_s;       /* drawn, decoded, quantized, hashed */
+    double distribute_s; /* to the owners, with the waits for ranks that were slower */
+} tess_load_times;
+
 typedef struct tess_load_request {
     const tess_load_source *source; /* NULL when nothing has TESS_INIT_SOURCE */
     bool is_random;                 /* random_init instead of TESS_INIT_SOURCE */
@@ -33,6 +40,7 @@ typedef struct tess_load_request {
     bool wants_trainable;           /* false: masters come from elsewhere */
     bool is_device; /* the runtime's memory is a device's: bytes land in host memory first */
     uint64_t seed;
+    tess_load_times *times; /* NULL: nobody asks */
 } tess_load_request;
 
 /** Staging bytes that loading needs on any rank. Local. */

@@ -17,6 +17,7 @@ typedef struct loader {
     tess_comm *world;   /* for host memory */
     tess_view work;     /* staging */
     bool is_device;
+    tess_load_times times;
 } loader;
 
 /** Areas of staging for one tensor. */

@@ -613,7 +613,7 @@ _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(i
                "no padding");
 
 /* Squares of the owned gradients, then the one look of the host at what the step's kernels did. */
-static tess_status measure_gradients(tess_runtime *rt, control_record *c)
+static tess_status measure_gradients(tess_runtime *rt, control_record *c, double *exposed_s)
 {
     const int64_t units = rt->parts.plan->unit_numel;
     step_record *record = record_of(rt);
@@ -629,9 +629,8 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
     runtime_span_end(rt, span);
     const step_record *found = NULL;
     TESS_TRY(read_record(rt, &found));
-    double exposed_s = 0.0;
-    TESS_TRY(runtime_exposed(rt, &exposed_s));
-    c->max[TESS_FLAG_MAX + 1] = (int64_t)(1e9 * exposed_s);
+    TESS_TRY(runtime_exposed(rt, exposed_s));
+    c->max[TESS_FLAG_MAX + 1] = (int64_t)(1e9 * *exposed_s);
     c->max[TESS_FLAG_MAX + 2] = -c->max[TESS_FLAG_MAX + 1];
     c->sum = (control_sum){.loss = found->loss,
                            .norm = found->norm,
@@ -651,12 +650,13 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c)
 static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
 {
     control_record c = {0};
-    TESS_TRY(measure_gradients(rt, &c));
+    TESS_TRY(measure_gradients(rt, &c, &result->wait_s));
     for (int i = 0; i < rt->request->flag_numel; i++)
         c.max[i] = rt->request->flags[i];
     const double start_s = tess_clock_s();
     TESS_TRY(tess_comm_control(rt->parts.world, (int64_t *)(void *)&c.sum,
                                (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_NELEM(c.max)));
+    result->wait_s += tess_clock_s() - start_s;
     tess_trace_host(rt->trace, "agree on step", start_s, tess_clock_s());
     result->exposed_comm_s = 1e-9 * (double)c.max[TESS_FLAG_MAX + 1];
     result->exposed_comm_least_s = -1e-9 * (double)c.max[TESS_FLAG_MAX + 2];

@@ -58,6 +58,7 @@ typedef struct tess_step_result {
                               most of any rank; what follows an update counts with the next step */
     double exposed_comm_least_s; /* the least of any: the rest of the most is waiting for ranks that
                                     were slower */
+    double wait_s; /* of this rank alone: as exposed_comm_s, and until all came to the record */
 } tess_step_result;
 
 /** Local (no communication). @return TESS_E_MEMORY; TESS_E_ARG parts that do not fit together */

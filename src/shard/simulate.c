@@ -340,9 +340,8 @@ static void stop_walker(walker *w)
     tess_free(w->queue[SEND]);
 }
 
-static double model_flops(const simulation *s, double *unlisted)
+double tess_model_flops(const tess_registry *reg, double *unlisted)
 {
-    const tess_registry *reg = s->model.reg;
     double flops = 0.0;
     for (int i = 0; i < reg->stage_numel; i++) {
         const tess_stage *stage = &reg->stage[i];
@@ -360,7 +359,7 @@ static void sum_up(const simulation *s, const tess_sim_options *options, tess_si
 {
     const double batches = (double)s->model.plan->options.micro_batch_numel;
     const double world = s->model.plan->options.world;
-    const double flops = model_flops(s, &out->unlisted_numel);
+    const double flops = tess_model_flops(s->model.reg, &out->unlisted_numel);
     for (int i = 0; i < out->rank_numel; i++) {
         out->step_s = TESS_MAX(out->step_s, out->rank[i].end_s);
         out->exposed_s = TESS_MAX(out->exposed_s, out->rank[i].exposed_s);

@@ -74,6 +74,9 @@ typedef struct tess_simulation {
 TESS_MUST_CHECK tess_status tess_simulate(const tess_plan *plan, const tess_registry *reg,
                                           const tess_sim_options *options, tess_simulation *out);
 void tess_simulation_fini(tess_simulation *sim);
+/** Model FLOPs of forward and backward of one micro-batch of full shape; launches without a closed
+ * form are added to `*unlisted`. Local. */
+double tess_model_flops(const tess_registry *reg, double *unlisted);
 /** The timeline of a simulated rank, in order of beginnings. Local. @return what `sink` returned */
 TESS_MUST_CHECK tess_status tess_simulation_trace(const tess_sim_rank *rank,
                                                   const tess_registry *reg, tess_trace_sink sink,

@@ -36,6 +36,8 @@ typedef struct loop {
     int64_t asked_step;         /* of the last save that was asked for, -1: none */
     int64_t committed_step;     /* of the last one that is on disk, -1: none by this process */
     int64_t device_peak_nbytes; /* of this rank, so far */
+    int64_t done_numel;         /* steps of this call */
+    double begun_s, begin_s;    /* of the save under way: when it began, how long that took */
 } loop;
 
 /* ---- watchdog ---- */
@@ -162,6 +164,20 @@ static void report_save(loop *l, const tess_ckpt_report *r)
                       r->fsync_s, r->commit_s);
 }
 
+/* Who measures saves hears of those that are on disk. */
+static void measure_save(const loop *l, const tess_ckpt_report *r, double start_s, double end_s)
+{
+    const tess_session_measure *m = l->s->options.measure;
+    if (m == NULL || m->on_save == NULL || r->outcome != TESS_CKPT_COMMITTED)
+        return;
+    const tess_measured_save save = {.begin_s = l->begin_s,
+                                     .commit_s = end_s - start_s,
+                                     .publish_s = end_s - l->begun_s,
+                                     .write_s = r->hash_s + r->write_s + r->fsync_s,
+                                     .disk_nbytes = r->disk_nbytes};
+    m->on_save(m->arg, &save);
+}
+
 static tess_status commit(loop *l)
 {
     tess_ckpt_report report;
@@ -171,7 +187,9 @@ static tess_status commit(loop *l)
     l->is_saving = false;
     const double start_s = tess_clock_s();
     TESS_TRY(tess_ckpt_commit(l->s->store, &report));
-    tess_trace_host(l->trace, "commit checkpoint", start_s, tess_clock_s());
+    const double end_s = tess_clock_s();
+    tess_trace_host(l->trace, "commit checkpoint", start_s, end_s);
+    measure_save(l, &report, start_s, end_s);
     report_save(l, &report);
     return TESS_OK;
 }
@@ -210,7 +228,9 @@ static tess_status begin_save(loop *l)
     const double start_s = tess_clock_s();
     tess_ckpt_trace(s->store, tess_trace_tracer(l->trace));
     TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, state_numel, &report));
-    tess_trace_host(l->trace, "begin checkpoint", start_s, tess_clock_s());
+    l->begun_s = start_s;
+    l->begin_s = tess_clock_s() - start_s;
+    tess_trace_host(l->trace, "begin checkpoint", start_s, start_s + l->begin_s);
     tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
     l->asked_step = s->step;
@@ -356,6 +376,20 @@ static tess_update update_of(const tess_session *s)
                          .matches_adamw = t->muon_scale == TESS_RUN_MUON_SCALE_MATCH};
 }
 
+static void measure_step(loop *l, const tess_step_result *r, double step_s)
+{
+    const tess_session_measure *m = l->s->options.measure;
+    l->done_numel++;
+    if (m == NULL || m->on_step == NULL)
+        return;
+    const tess_measured_step step = {.step_s = step_s,
+                                     .wait_s = r->wait_s,
+                                     .host_peak_nbytes = r->flags[FLAG_HOST_PEAK],
+                                     .device_peak_nbytes = r->flags[FLAG_DEVICE_PEAK],
+                                     .loss = r->loss};
+    m->on_step(m->arg, &step);
+}
+
 static tess_status run_step(loop *l)
 {
     tess_session *s = l->s;
@@ -388,9 +422,25 @@ static tess_status run_step(loop *l)
     l->is_stopping = result.flags[FLAG_STOP] != 0;
     TESS_TRY(judge_finite(l, &result));
     note_metrics(l, report_step(l, &result, request.update.learning_rate, step_s));
+    measure_step(l, &result, step_s);
     if (s->feed->stepped != NULL)
         TESS_TRY(session_section(s, s->feed->stepped(s, l->metrics)));
     return result.flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
+}
+
+/* Steps alone, and checkpoints where they are what is measured. */
+static tess_status run_measured(loop *l)
+{
+    const tess_session_measure *m = l->s->options.measure;
+    while (l->done_numel < m->step_numel && !l->is_stopping) {
+        TESS_TRY(run_step(l));
+        if (m->save_every > 0 && l->done_numel % m->save_every == 0)
+            TESS_TRY(begin_save(l));
+    }
+    TESS_TRY(commit(l));
+    flush_trace(l);
+    tess_ckpt_drain(l->s->store);
+    return TESS_OK;
 }
 
 static tess_status run_steps(loop *l)
@@ -527,12 +577,14 @@ tess_status tess_session_train(tess_session *s)
     if (st == TESS_OK)
         st = start_trace(&l);
     if (st == TESS_OK)
-        st = run_steps(&l);
+        st = s->options.measure != NULL ? run_measured(&l) : run_steps(&l);
     st = finish(&l, st);
     if (st != TESS_OK)
         return st;
-    const bool is_done = s->step >= s->run->train.steps;
-    if (is_done) /* also where the last save was lost: the adapter is worth having */
+    const bool is_measured = s->options.measure != NULL && !l.is_stopping;
+    const bool is_done = is_measured || s->step >= s->run->train.steps;
+    if (is_done &&
+        !is_measured) /* also where the last save was lost: the adapter is worth having */
         TESS_TRY(export_result(s));
     TESS_TRY(check_last_save(&l));
     if (!is_done)

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "format/identity.h"
 #include "train/session_priv.h"
@@ -48,9 +49,14 @@ static tess_status load_from_source(tess_session *s, bool wants_trainable)
     void *array = NULL;
     request.wants_trainable = wants_trainable;
     request.is_device = s->device != NULL;
+    tess_load_times times = {0};
+    request.times = &times;
     tess_status st = tess_alloc_array(s->d.registry.param_numel, sizeof(tess_sha256), &array);
     TESS_TRY(session_agree(s, st));
     st = tess_load(s->rt, &request, array);
+    s->times.read_s += times.read_s;
+    s->times.make_s += times.make_s;
+    s->times.distribute_s += times.distribute_s;
     if (st == TESS_OK && has_frozen(s))
         st = session_agree(s, identify(s, array));
     tess_free(array);
@@ -152,7 +158,7 @@ static tess_status start_fresh(tess_session *s)
     if (!is_reader && s->feed->start != NULL)
         TESS_TRY(s->feed->start(s));
     TESS_TRY(session_agree(s, tess_runtime_begin(s->rt)));
-    if (is_reader)
+    if (!session_keeps(s))
         return TESS_OK;
     TESS_TRY(session_agree(s, keep_model(s)));
     return store_base(s);
@@ -294,7 +300,9 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
                                             .base = has_frozen(s) ? &s->records.base : NULL,
                                             .accept = accept_manifest,
                                             .accept_arg = s};
+    const double start_s = tess_clock_s();
     TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
+    s->times.read_s += tess_clock_s() - start_s;
     tess_status st = TESS_OK;
     if (loaded.found == TESS_CKPT_LOADED) {
         *is_loaded = true;
@@ -382,7 +390,7 @@ tess_status session_load(tess_session *s)
         TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
     if (is_loaded && s->feed->resumed != NULL)
         TESS_TRY(s->feed->resumed(s));
-    if (!is_reader)
+    if (session_keeps(s))
         TESS_TRY(prepare_saves(s));
     s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;
     return session_section(s, tess_runtime_publish_as(s->rt, s->shown));

@@ -1,9 +1,12 @@
 #include "train/session.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
+#include "shard/simulate.h"
 #include "train/describe_rqvae.h"
 #include "train/session_priv.h"
 
@@ -207,8 +210,15 @@ static tess_status create_runtime(tess_session *s)
 
 static tess_status open_inside(tess_session *s)
 {
+    const double start_s = tess_clock_s();
     TESS_TRY(parse_run(s));
     TESS_TRY(choose_kernels(s));
+    const tess_session_measure *measure = s->options.measure;
+    TESS_CHECK(measure == NULL || !tess_run_is_kmeans(s->run), TESS_E_UNSUPPORTED,
+               "model.family: steps of kmeans are not measured; give a run of another family");
+    TESS_CHECK(measure == NULL || measure->step_numel <= s->run->train.steps, TESS_E_CONFIG,
+               "train.steps: expected at least the %" PRId64 " that are measured, found %" PRId64,
+               measure->step_numel, s->run->train.steps);
     if (tess_run_is_kmeans(s->run))
         return session_vectors_open(s);
     s->feed = tess_run_is_rqvae(s->run)  ? &session_vector_feed
@@ -220,7 +230,12 @@ static tess_status open_inside(tess_session *s)
     TESS_TRY(session_agree_on_contract(s));
     TESS_TRY(create_runtime(s));
     TESS_TRY(session_agree(s, s->feed->carve(s)));
-    return session_load(s);
+    const double load_s = tess_clock_s();
+    s->times.open_s = load_s - start_s;
+    TESS_TRY(session_load(s));
+    const tess_open_times *t = &s->times;
+    s->times.rest_s = tess_clock_s() - load_s - t->read_s - t->make_s - t->distribute_s;
+    return TESS_OK;
 }
 
 tess_status tess_session_open(const tess_ctx *ctx, tess_comm *world,
@@ -277,3 +292,30 @@ bool tess_session_is_broken(const tess_session *session)
     return session != NULL && session->is_broken;
 }
 int64_t tess_session_step(const tess_session *session) { return session->step; }
+const char *tess_session_family(const tess_session *session) { return session->d.family_name; }
+
+const char *tess_session_base_format(const tess_session *session)
+{
+    static const char *const word[] = {
+#define X(name, text) text,
+        TESS_RUN_BASE_LIST(X)
+#undef X
+    };
+    return word[session->run->base.format];
+}
+
+const char *tess_session_kernel_path(const tess_session *session) { return session->kernel_path; }
+tess_open_times tess_session_open_times(const tess_session *session) { return session->times; }
+
+size_t tess_session_planned_nbytes(const tess_session *session)
+{
+    return session->vectors == NULL ? session->d.plan->total_nbytes : 0;
+}
+
+double tess_session_model_flops(const tess_session *session)
+{
+    double unlisted = 0.0;
+    return session->vectors == NULL ? tess_model_flops(&session->d.registry, &unlisted) *
+                                          (double)session->run->train.micro_batches
+                                    : 0.0;
+}

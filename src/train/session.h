@@ -26,6 +26,44 @@ typedef enum tess_session_kind {
     TESS_SESSION_READER, /* evaluation, sampling, export: nothing of the run directory changes */
 } tess_session_kind;
 
+/** One step as this rank saw it. */
+typedef struct tess_measured_step {
+    double step_s; /* from the step's first look at flags to its end */
+    double wait_s; /* of it: the compute lane stood still for others */
+    int64_t host_peak_nbytes, device_peak_nbytes; /* so far; maxima over ranks */
+    double loss;
+} tess_measured_step;
+
+/** One checkpoint as this rank saw it: how long its training thread stood still, and what the
+ * writer did. */
+typedef struct tess_measured_save {
+    double begin_s, commit_s; /* of the training thread: snapshot; agreement and publication */
+    double publish_s;         /* from the beginning to a manifest on disk, steps between included */
+    double write_s;           /* of the writer: digests, writing, fsync */
+    int64_t disk_nbytes;      /* of all ranks' files */
+} tess_measured_save;
+
+/**
+ * A training session that is measured: no evaluation, images or export, and checkpoints only where
+ * they are asked for. Callbacks are called on every rank, between steps; NULL: not wanted.
+ */
+typedef struct tess_session_measure {
+    int64_t step_numel; /* end after so many; at most the run's train.steps */
+    int64_t save_every; /* steps; 0: nothing is kept in output.dir */
+    void *arg;
+    void (*on_step)(void *arg, const tess_measured_step *step);
+    void (*on_save)(void *arg, const tess_measured_save *save);
+} tess_session_measure;
+
+/** Seconds that opening took on this rank. */
+typedef struct tess_open_times {
+    double open_s;       /* run file, model, plan, data, agreement, memory */
+    double read_s;       /* tensors from files, or everything from a checkpoint */
+    double make_s;       /* drawing, decoding, quantizing, digests */
+    double distribute_s; /* bytes to their owners, with waits for slower ranks */
+    double rest_s;       /* of loading: files beside the checkpoints, compute copies */
+} tess_open_times;
+
 typedef struct tess_session_options {
     tess_session_kind kind;
     const char *run_path;
@@ -41,6 +79,7 @@ typedef struct tess_session_options {
     const char *adapter;
     bool needs_data;                           /* open the data sets */
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
+    const tess_session_measure *measure; /* NULL: a run as its file says; outlives the session */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
     const tess_kernels *kernels; /* NULL: the table of compute.device; outlives the session */
     /* NULL: what compute.device says. A device of the caller's, with `kernels` of its own, whose
@@ -135,6 +174,17 @@ const tess_run *tess_session_run(const tess_session *session);
 /** Whether a failure inside a collective section leaves peers waiting: the job must be ended. NULL
  * is fine. Local. */
 bool tess_session_is_broken(const tess_session *session);
+/** The family that was taken, and base.format as the run file writes it. Local. */
+const char *tess_session_family(const tess_session *session);
+const char *tess_session_base_format(const tess_session *session);
+/** Backend and instruction path of its kernels: "cpu/avx2". Local. */
+const char *tess_session_kernel_path(const tess_session *session);
+/** How long opening took. Local. */
+tess_open_times tess_session_open_times(const tess_session *session);
+/** What the plan says of every rank's memory, and of a step's model FLOPs over all ranks; 0 for
+ * jobs over vectors. Local. */
+size_t tess_session_planned_nbytes(const tess_session *session);
+double tess_session_model_flops(const tess_session *session);
 /** Completed steps. Local. */
 int64_t tess_session_step(const tess_session *session);
 

@@ -127,6 +127,7 @@ struct tess_session {
     int64_t update_numel;  /* steps that changed parameters: t of AdamW */
     int64_t skipped_numel; /* steps with non-finite values */
     int64_t skipped_in_row;
+    tess_open_times times;
     tess_weights shown; /* what the compute copies hold */
     bool was_resumed;
     bool is_broken; /* a collective section failed on this rank alone */
@@ -160,6 +161,13 @@ TESS_MUST_CHECK tess_status session_enroll_arenas(tess_session *s);
 void session_close_device(tess_session *s);
 
 static inline bool session_has_eval(const tess_session *s) { return *s->source[1].digest != '\0'; }
+
+/** Whether checkpoints, and what goes with them, are written. Local. */
+static inline bool session_keeps(const tess_session *s)
+{
+    return s->options.kind == TESS_SESSION_TRAIN &&
+           (s->options.measure == NULL || s->options.measure->save_every > 0);
+}
 
 /** Pass on the verdict of a section in which peers may now wait for this rank. */
 tess_status session_section(tess_session *s, tess_status st);

@@ -52,6 +52,33 @@ static void test_world_and_groups_conform(tess_comm *comm)
     }
 }
 
+/* Some ranks alone, whether or not their number divides the world: they work, the others wait. */
+static void test_split_first_leaves_the_others(tess_comm *comm)
+{
+    const int world = tess_comm_world(comm), rank = tess_comm_rank(comm);
+    for (int numel = 1; numel <= world; numel++) {
+        tess_comm *part = NULL;
+        const int first = rank / numel * numel;
+        EXPECT(tess_comm_split_first(comm, numel, &part) == TESS_OK);
+        EXPECT(tess_comm_world(part) == (first + numel <= world ? numel : world - first));
+        EXPECT(tess_comm_rank(part) == rank - first);
+        EXPECT(tess_comm_launch_rank(part) == rank);
+        if (rank < numel) {
+            int ranks = 0;
+            for (int n = 0; n < tess_comm_node_numel(part); n++)
+                ranks += tess_comm_node_rank_numel(part, n);
+            EXPECT(ranks == numel);
+            failures += comm_conformance(part);
+        }
+        EXPECT(tess_comm_barrier(comm) == TESS_OK);
+        tess_comm_destroy(&part);
+    }
+    tess_comm *part = NULL;
+    EXPECT(tess_comm_split_first(comm, world + 1, &part) == TESS_E_ARG);
+    EXPECT(strstr(tess_error_message(), "ranks to split off, found") != NULL);
+    tess_error_clear();
+}
+
 /* Traffic of a group and of the world runs side by side through one engine. */
 static void test_group_and_world_interleave(tess_comm *comm)
 {
@@ -192,6 +219,7 @@ static void run(tess_comm_thread thread)
     if (comm == NULL)
         return;
     test_world_and_groups_conform(comm);
+    test_split_first_leaves_the_others(comm);
     test_group_and_world_interleave(comm);
     test_spy_records_world_and_group(comm);
     test_checked_mode_names_both_sides(comm);

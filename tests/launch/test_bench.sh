@@ -1,7 +1,9 @@
 #!/bin/bash
-# tessera bench: descriptions that tessera plan reads, collectives whose results are checked, and what is refused.
+# tessera bench: descriptions that tessera plan reads, collectives whose results are checked, measured runs whose
+# numbers agree with each other, tables and plots of them, and what is refused.
 set -euo pipefail
 command -v mpirun >/dev/null || { echo "skipped: needs mpirun"; exit 77; }
+command -v python3 >/dev/null || { echo "skipped: needs python3"; exit 77; }
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -45,7 +47,7 @@ grep -q 'device this-machine: measured rates, network this-network: measured rat
     fail "no prediction in $(cat plan.txt)"
 grep -q 'traceEvents' t.json || fail "no timeline"
 
-refused "expected device, links or collectives, found 'nothing'" "$TESSERA_BIN" bench
+refused "expected device, links, collectives, step, scaling, checkpoint or load, found 'nothing'" "$TESSERA_BIN" bench
 refused "found 'devices'" "$TESSERA_BIN" bench devices
 refused "device writes a description: give a file with -o" "$TESSERA_BIN" bench device
 refused "expected 2 ranks or more, found 1" "$TESSERA_BIN" bench links -o x.json
@@ -55,3 +57,121 @@ refused "--device 'gpu' is not known" "$TESSERA_BIN" plan run.yaml --device gpu
 refused "none.json" "$TESSERA_BIN" plan run.yaml --device none.json
 sed 's/"memory_gb_per_s"/"memory_rate"/' device.json >bad.json
 refused "member 'memory_rate': expected no such member" "$TESSERA_BIN" plan run.yaml --device bad.json
+
+# ---- measured runs: steps, scaling, checkpoints, starts ----
+
+# lines FILE NUMBER: so many lines, each with where it comes from.
+lines() {
+    [ "$(wc -l <"$1")" -eq "$2" ] || fail "$1: expected $2 lines, found $(cat "$1")"
+    for member in bench machine kernels version time command world load_average; do
+        [ "$(grep -c "\"$member\":" "$1")" -eq "$2" ] || fail "$1: lines without $member"
+    done
+}
+
+# where FILE CONDITION: every line satisfies it; `l` is the line's members.
+where() {
+    python3 -c '
+import json, sys
+for text in open(sys.argv[1]):
+    l = json.loads(text)
+    if not eval(sys.argv[2]):
+        sys.exit(f"{sys.argv[1]}: not {sys.argv[2]}: {text}")' "$1" "$2" || fail "see above"
+}
+
+mkdir scratch
+small=(train.micro_batches=3 --length 16 --repeats 2 --warmup 1 --dir scratch)
+spread='l["{0}_p10_s"] <= l["{0}_s"] <= l["{0}_p90_s"]'
+
+for n in 1 2 3; do
+    mpirun -n "$n" "$TESSERA_BIN" bench step llama flux rqvae --format nf4 --format bf16 "${small[@]}" \
+        -o "step-$n.jsonl" 2>table.txt
+    lines "step-$n.jsonl" 5
+    [ "$(grep -c '/s ' table.txt)" -eq 5 ] || fail "no table in $(cat table.txt)"
+    where "step-$n.jsonl" "${spread//\{0\}/step} and l['ranks'] == l['world'] == $n"
+    where "step-$n.jsonl" "abs(l['items_per_s'] * l['step_s'] / l['items'] - 1) < 1e-9 and l['model_flop'] > 0"
+    where "step-$n.jsonl" "abs(l['model_gflop_per_s'] * 1e9 * l['step_s'] / l['model_flop'] - 1) < 1e-9"
+    where "step-$n.jsonl" "0 <= l['exposed_s'] + l['imbalance_s'] and l['planned_bytes'] > 0 < l['host_peak_bytes']"
+    where "step-$n.jsonl" "l['items'] == 3 * l['micro_batch'] * (16 if l['unit'] == 'tokens' else 1)"
+done
+# What is counted does not depend on the number of ranks.
+counted() { grep -o '"\(model_flop\|items\|family\|format\)":[^,]*' "$1"; }
+[ "$(counted step-1.jsonl)" = "$(counted step-3.jsonl)" ] || fail "counts differ between 1 and 3 ranks"
+
+for n in 1 2 3; do
+    mpirun -n "$n" "$TESSERA_BIN" bench scaling rqvae "${small[@]}" -o "scaling-$n.jsonl"
+    points=$n # powers of two, and all
+    lines "scaling-$n.jsonl" $((2 * points))
+    where "scaling-$n.jsonl" \
+        "abs(l['efficiency'] + l['loss_exposed'] + l['loss_imbalance'] + l['loss_other'] - 1) < 1e-9"
+    where "scaling-$n.jsonl" "l['loss_exposed'] >= 0 and l['loss_imbalance'] >= 0"
+    where "scaling-$n.jsonl" "l['ranks'] > 1 or l['efficiency'] == 1"
+    where "scaling-$n.jsonl" "l['micro_batches'] == 3 * (l['ranks'] if l['scaling'] == 'weak' else 1)"
+done
+
+for n in 1 2 3; do
+    mpirun -n "$n" "$TESSERA_BIN" bench checkpoint "${small[@]}" --every 1 --ranks 1 --ranks "$n" \
+        -o "checkpoint-$n.jsonl"
+    lines "checkpoint-$n.jsonl" $((n == 1 ? 2 : 3))
+    where "checkpoint-$n.jsonl" "l['what'] == 'load' or l['bytes'] > 1e6 and ${spread//\{0\}/stall}"
+    where "checkpoint-$n.jsonl" "l['what'] == 'load' or l['write_s'] <= l['publish_p90_s'] and l['ranks'] == $n"
+    where "checkpoint-$n.jsonl" "l['what'] == 'save' or l['saved_by'] == $n and l['read_s'] <= l['open_s']"
+done
+
+for n in 1 3; do
+    mpirun -n "$n" "$TESSERA_BIN" bench load llama rqvae "${small[@]}" -o "load-$n.jsonl"
+    lines "load-$n.jsonl" 5
+    [ "$(grep -o '"source":"[a-z0-9 ]*"' "load-$n.jsonl" | tr '\n' ' ')" = \
+        '"source":"safetensors" "source":"gguf" "source":"hdf5" "source":"random" "source":"hdf5" ' ] ||
+        fail "sources: $(cat "load-$n.jsonl")"
+    # Medians of parts of the slowest rank in each: no part is longer than the whole ever was.
+    where "load-$n.jsonl" \
+        "all(0 <= l[p + '_p10_s'] <= l['total_p90_s'] for p in ('open', 'read', 'quantize', 'first_step'))"
+    where "load-$n.jsonl" "(l['read_s'] > 0) == (l['source'] != 'random')"
+done
+[ -z "$(ls -A scratch)" ] || fail "left behind: $(ls scratch)"
+
+# A run file of the user's own.
+"$TESSERA_BIN" tokenize "$TESS_SOURCE_DIR/examples/base" "$TESS_SOURCE_DIR/docs/lora.md" -o text.h5 >/dev/null
+"$TESSERA_BIN" bench step run.yaml data.path=text.h5 train.steps=9 --length 32 --repeats 2 --format keep \
+    --dir scratch -o own.jsonl
+where own.jsonl "l['run'] == 'run.yaml' and l['format'] == 'keep' and l['items'] == 2 * 4 * 32"
+
+# Tables and plots from any of them.
+report="$TESS_SOURCE_DIR/bench/report"
+"$report" ./*.jsonl --commands >report.txt
+for part in collectives step scaling save 'load of checkpoint' load; do
+    grep -q "^### $part\$" report.txt || fail "no table of $part in $(cat report.txt)"
+done
+if command -v gnuplot >/dev/null; then
+    "$report" scaling-3.jsonl --plot scaling.svg >/dev/null
+    grep -q '<svg' scaling.svg || fail "no plot"
+else
+    echo "plots: skipped, no gnuplot"
+fi
+rc=0
+mkdir bare
+python="$(python3 -c "import sys; print(sys.executable)")" # not a wrapper that needs PATH
+PATH="$PWD/bare" "$python" "$report" scaling-3.jsonl --plot x.svg >/dev/null 2>err.txt || rc=$?
+[ "$rc" -eq 3 ] || fail "without gnuplot: expected status 3, found $rc"
+grep -q 'skipped: plots need gnuplot' err.txt || fail "without gnuplot: $(cat err.txt)"
+echo '{"loss": 1}' >other.jsonl
+refused "report: other.jsonl:1: expected a line of tessera bench" "$report" other.jsonl
+
+bench() { "$TESSERA_BIN" bench "$@" --dir scratch; }
+refused "'none.yaml' is neither a run file nor a shape" bench step none.yaml
+refused "output.dir and output.resume belong to the measurement" bench step output.dir=x
+refused "base.format and --format: give one of them" bench step base.format=nf4 --format nf4
+refused "data.sequence_length and --length: give one of them" bench step data.sequence_length=8 --length 8
+refused "device measures no run: what is 'llama' for?" bench device llama -o x.json
+refused "--threads is of device: say compute.threads=2" bench step --threads 2
+refused "expected at most the 1 ranks of this launch, found 2" bench scaling --ranks 2
+refused "--length of flux: expected pixels, a multiple of 16, found 100" bench step flux --length 100
+refused "train.steps: expected at least the 22 that are measured, found 1" bench step run.yaml data.path=text.h5
+refused "no folder can be made in 'nowhere'" "$TESSERA_BIN" bench step --dir nowhere
+refused "'nowhere/x' cannot be written; choose another -o" bench step -o nowhere/x
+cat >kmeans.yaml <<YAML
+model: {family: kmeans}
+data: {path: none.fvecs}
+output: {dir: run}
+YAML
+refused "steps of kmeans are not measured" bench step kmeans.yaml
