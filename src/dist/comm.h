@@ -51,6 +51,17 @@ typedef struct tess_piece {
     tess_view view; /* elements of the contract's wire dtype */
 } tess_piece;
 
+/**
+ * One of several all-gathers that travel together: every rank gives `shard` [numel_per_rank of
+ * `wire`], and [world, numel_per_rank] lands from byte `place_nbytes` of the memory given with the
+ * list.
+ */
+typedef struct tess_gather_piece {
+    const tess_wire *wire;
+    tess_view shard;
+    size_t place_nbytes;
+} tess_gather_piece;
+
 /** Limits of waiting; 0 means the default in parentheses. */
 typedef struct tess_deadlines {
     double start_s;      /* init and first collectives (600) */
@@ -108,6 +119,17 @@ tess_stream *tess_comm_reduce_stream(tess_comm *comm);
  */
 TESS_MUST_CHECK tess_status tess_comm_all_gather(tess_comm *comm, const tess_wire *wire,
                                                  tess_view shard, tess_view full, tess_stream *s);
+/**
+ * All the listed all-gathers as one collective: with one start, and no order among its pieces.
+ * `full` (u8_opaque) holds all their places, which keep apart; `shard` may alias row `rank` of its
+ * own. List, contracts and views are borrowed until `s` passes. No pieces: nothing is enqueued.
+ *
+ * Collective over `comm`, enqueued on `s`. @return as tess_comm_all_gather()
+ */
+TESS_MUST_CHECK tess_status tess_comm_all_gather_list(tess_comm *comm,
+                                                      const tess_gather_piece *pieces,
+                                                      int piece_numel, tess_view full,
+                                                      tess_stream *s);
 /**
  * Move the listed pieces. The k-th piece from rank a to rank b on a's send list meets the k-th
  * piece from a on b's receive list; sizes must agree. Empty pieces are skipped on both sides. Lists
@@ -207,7 +229,9 @@ typedef struct tess_spy_record {
     tess_dtype wire;
     int64_t send_numel;    /* elements given by this rank (exchange: to other ranks) */
     int64_t receive_numel; /* elements received (exchange: from other ranks) */
-    int world; /* ranks of the communicator it ran on: a group's land in the same list */
+    int world;          /* ranks of the communicator it ran on: a group's land in the same list */
+    int together_numel; /* contracts that this collective carried: as many records follow each
+                           other, this one among them */
     char name[96];
 } tess_spy_record;
 
