@@ -68,9 +68,9 @@ typedef struct tess_deadlines {
     double collective_s; /* any later wait (300) */
 } tess_deadlines;
 
-/** What the engine hands to the network at once for a peer on another node, per collective. The
- * network carries it while both compute. */
-enum { TESS_COMM_FAR_NBYTES = 960 << 10 };
+/** What the engine hands to the network at once for a peer on another node, per collective, in so
+ * many messages; none holds parts of two pieces. The network carries it while both compute. */
+enum { TESS_COMM_FAR_NBYTES = 960 << 10, TESS_COMM_FAR_MESSAGE_NUMEL = 16 };
 
 typedef enum tess_comm_thread { TESS_COMM_THREAD_OFF, TESS_COMM_THREAD_ON } tess_comm_thread;
 

@@ -45,7 +45,7 @@ enum {
     ENGINE_RECORD_NUMEL = 4096,   /* collective records kept for the dump */
     ENGINE_FLOW_WINDOW = 4,       /* chunks in flight per peer and direction */
     ENGINE_CHUNK_NBYTES = 1 << 20,
-    ENGINE_FAR_WINDOW = 16, /* the same on other nodes */
+    ENGINE_FAR_WINDOW = TESS_COMM_FAR_MESSAGE_NUMEL, /* the same on other nodes */
     ENGINE_FAR_CHUNK_NBYTES =
         TESS_COMM_FAR_NBYTES / ENGINE_FAR_WINDOW, /* see [Note: chunks across nodes] */
     ENGINE_REDUCE_SLOTS = 2, /* chunks of a reduce-scatter that can be under way */

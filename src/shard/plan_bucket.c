@@ -21,8 +21,8 @@ int64_t plan_bucket_target(const tess_plan_options *o)
 {
     const int64_t member_numel = o->is_full ? o->world : o->gather_group_numel;
     const tess_plan shape = {.options = *o};
-    if (!o->is_device) /* TCP between hosts: 1 MiB a message, which is a rank's part */
-        return MIB * member_numel;
+    if (!o->is_device) /* from a rank to a peer, so that the network has all of it at once */
+        return TESS_COMM_FAR_NBYTES * member_numel;
     /* NVLink and InfiniBand, bytes of the whole call */
     return tess_plan_is_inside(&shape, TESS_TRAFFIC_GATHER) ? 64 * (int64_t)MIB
                                                             : 256 * (int64_t)MIB;

@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "core/arith.h"
 #include "kernels/cost_count.h"
 #include "shard/simulate_priv.h"
 
@@ -233,20 +234,34 @@ double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
     return 0.0;
 }
 
+/* The share of a bucket's frozen strings that the first messages to a peer hold. */
+static double handed_over(const tess_plan *plan, const tess_bucket_plan *b)
+{
+    const int64_t each_nbytes = TESS_COMM_FAR_NBYTES / TESS_COMM_FAR_MESSAGE_NUMEL;
+    int64_t left_numel = TESS_COMM_FAR_MESSAGE_NUMEL, nbytes = 0;
+    for (int i = 0; i < b->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[plan->bucket_unit[b->first_idx + i]];
+        const int64_t shard = (int64_t)u->frozen_shard_nbytes;
+        const int64_t numel = TESS_MIN(tess_ceil_div(shard, each_nbytes), left_numel);
+        nbytes += TESS_MIN(shard, numel * each_nbytes);
+        left_numel -= numel;
+    }
+    return (double)nbytes / (double)TESS_MAX(b->frozen_shard_nbytes, (size_t)1);
+}
+
 double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
 {
     const tess_plan *plan = m->plan;
-    const tess_unit_plan *u = &plan->unit[op->unit_idx];
     const int group = plan->options.gather_group_numel;
     const int64_t first = op->kind == TESS_SCHED_GATHER ? rank / group * group : 0;
     const int64_t numel = op->kind == TESS_SCHED_GATHER ? group : plan->options.world;
     const near_ranks near = near_of(m, rank, first, first + numel);
-    const double nbytes = op->kind == TESS_SCHED_GATHER
-                              ? (double)u->frozen_shard_nbytes
-                              : sizeof(float) * (double)u->slab_shard_numel;
     const bool is_far = near.end - near.first == 1 && numel > 1;
     if (!is_far || op->kind == TESS_SCHED_REDUCE || plan->options.is_full)
         return 0.0;
+    if (op->kind == TESS_SCHED_GATHER)
+        return handed_over(plan, &plan->bucket[op->bucket_idx]);
+    const double nbytes = sizeof(float) * (double)plan->unit[op->unit_idx].slab_shard_numel;
     return TESS_MIN(TESS_COMM_FAR_NBYTES / TESS_MAX(nbytes, 1.0), 1.0);
 }
 

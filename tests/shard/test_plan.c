@@ -344,8 +344,8 @@ static void test_buckets_of_any_size(void **state)
         }
 }
 
-/* auto takes what the link asks for: 1 MiB a rank on the host; between devices 64 MiB inside nodes
- * and 256 MiB across them. Where that does not fit, units alone. */
+/* auto takes what the link asks for: 960 KiB a rank on the host; between devices 64 MiB inside
+ * nodes and 256 MiB across them. Where that does not fit, units alone. */
 static void test_auto_buckets(void **state)
 {
     (void)state;
@@ -358,7 +358,7 @@ static void test_auto_buckets(void **state)
     o.node_rank_numel = 4;
     o.reshard = TESS_ON;
     make_plan(&reg, &o, &plan);
-    assert_int_equal(plan->options.bucket_nbytes, 4 * MIB);
+    assert_int_equal(plan->options.bucket_nbytes, 4 * 960 << 10);
     check_buckets(&reg, plan);
     assert_in_range(plan->bucket_numel, 2, 4);
     const size_t packed_nbytes = plan->total_nbytes;
