@@ -61,8 +61,8 @@ static const struct argp plan_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "RUN.yaml [KEY=VALUE...]",
-    .doc = "Print units, buffers, collectives and the memory of every rank of a run, as the run "
-           "itself would allocate them. Reads no weights and needs no device.\v"
+    .doc = "Print units, buckets, buffers, collectives and the memory of every rank of a run, as "
+           "the run itself would allocate them. Reads no weights and needs no device.\v"
            "What each number means stands in the README.",
 };
 

@@ -1,6 +1,7 @@
 #include "dist/comm.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/arith.h"
@@ -26,9 +27,9 @@ const char *tess_comm_op_name(tess_comm_op op)
 
 tess_status tess_comm_ops_check(const tess_comm_ops *ops, const char *name)
 {
-    const bool is_whole = ops->all_gather != NULL && ops->exchange != NULL &&
-                          ops->reduce_scatter != NULL && ops->control != NULL &&
-                          ops->bcast != NULL && ops->gather_bytes != NULL &&
+    const bool is_whole = ops->all_gather != NULL && ops->all_gather_list != NULL &&
+                          ops->exchange != NULL && ops->reduce_scatter != NULL &&
+                          ops->control != NULL && ops->bcast != NULL && ops->gather_bytes != NULL &&
                           ops->split_group != NULL && ops->destroy != NULL && ops->abort != NULL &&
                           ops->blocked_s != NULL && ops->dump != NULL && ops->describe != NULL &&
                           ops->set_checking != NULL;
@@ -228,6 +229,52 @@ tess_status tess_comm_all_gather(tess_comm *comm, const tess_wire *wire, tess_vi
     TESS_TRY(check_rows(comm, wire, shard, full));
     TESS_TRY(check_across(comm, wire, s));
     TESS_TRY(comm->ops->all_gather(comm, wire, shard, full, s));
+    return TESS_OK;
+}
+
+tess_view tess_gather_piece_rows(const tess_comm *comm, const tess_gather_piece *piece,
+                                 tess_view full)
+{
+    return (tess_view){(char *)full.data + piece->place_nbytes, piece->shard.numel * comm->world,
+                       piece->shard.dt, full.space};
+}
+
+tess_wire tess_gather_list_wire(const tess_gather_piece *pieces, int piece_numel)
+{
+    tess_wire w = *pieces[0].wire;
+    if (piece_numel > 1)
+        snprintf(w.name, sizeof w.name, "%.60s and %d more", pieces[0].wire->name, piece_numel - 1);
+    return w;
+}
+
+static tess_status check_piece(tess_comm *comm, const tess_gather_piece *piece, tess_view full,
+                               const tess_stream *s)
+{
+    const tess_wire *wire = piece->wire;
+    TESS_TRY(check_call(comm, wire, TESS_COMM_ALL_GATHER, s));
+    TESS_TRY(check_view(comm, wire, "shard", piece->shard, wire->numel_per_rank));
+    const tess_view rows = tess_gather_piece_rows(comm, piece, full);
+    TESS_CHECK(piece->place_nbytes <= tess_view_nbytes(full) &&
+                   tess_view_nbytes(rows) <= tess_view_nbytes(full) - piece->place_nbytes,
+               TESS_E_ARG,
+               "all_gather '%s': %zu bytes from byte %zu on do not lie in the %zu bytes given with "
+               "the list",
+               wire->name, tess_view_nbytes(rows), piece->place_nbytes, tess_view_nbytes(full));
+    return check_rows(comm, wire, piece->shard, rows);
+}
+
+tess_status tess_comm_all_gather_list(tess_comm *comm, const tess_gather_piece *pieces,
+                                      int piece_numel, tess_view full, tess_stream *s)
+{
+    TESS_CHECK(piece_numel >= 0 && (piece_numel == 0 || pieces != NULL), TESS_E_ARG,
+               "all_gather of a list of %d pieces", piece_numel);
+    for (int i = 0; i < piece_numel; i++)
+        TESS_TRY(check_piece(comm, &pieces[i], full, s));
+    for (int i = 0; i < piece_numel; i++)
+        TESS_TRY(check_across(comm, pieces[i].wire, s));
+    if (piece_numel == 0)
+        return TESS_OK;
+    TESS_TRY(comm->ops->all_gather_list(comm, pieces, piece_numel, full, s));
     return TESS_OK;
 }
 

@@ -51,15 +51,26 @@ typedef struct tess_piece {
     tess_view view; /* elements of the contract's wire dtype */
 } tess_piece;
 
+/**
+ * One of several all-gathers that travel together: every rank gives `shard` [numel_per_rank of
+ * `wire`], and [world, numel_per_rank] lands from byte `place_nbytes` of the memory given with the
+ * list.
+ */
+typedef struct tess_gather_piece {
+    const tess_wire *wire;
+    tess_view shard;
+    size_t place_nbytes;
+} tess_gather_piece;
+
 /** Limits of waiting; 0 means the default in parentheses. */
 typedef struct tess_deadlines {
     double start_s;      /* init and first collectives (600) */
     double collective_s; /* any later wait (300) */
 } tess_deadlines;
 
-/** What the engine hands to the network at once for a peer on another node, per collective. The
- * network carries it while both compute. */
-enum { TESS_COMM_FAR_NBYTES = 960 << 10 };
+/** What the engine hands to the network at once for a peer on another node, per collective, in so
+ * many messages; none holds parts of two pieces. The network carries it while both compute. */
+enum { TESS_COMM_FAR_NBYTES = 960 << 10, TESS_COMM_FAR_MESSAGE_NUMEL = 16 };
 
 typedef enum tess_comm_thread { TESS_COMM_THREAD_OFF, TESS_COMM_THREAD_ON } tess_comm_thread;
 
@@ -114,6 +125,17 @@ tess_stream *tess_comm_reduce_stream(tess_comm *comm);
  */
 TESS_MUST_CHECK tess_status tess_comm_all_gather(tess_comm *comm, const tess_wire *wire,
                                                  tess_view shard, tess_view full, tess_stream *s);
+/**
+ * All the listed all-gathers as one collective: with one start, and no order among its pieces.
+ * `full` (u8_opaque) holds all their places, which keep apart; `shard` may alias row `rank` of its
+ * own. List, contracts and views are borrowed until `s` passes. No pieces: nothing is enqueued.
+ *
+ * Collective over `comm`, enqueued on `s`. @return as tess_comm_all_gather()
+ */
+TESS_MUST_CHECK tess_status tess_comm_all_gather_list(tess_comm *comm,
+                                                      const tess_gather_piece *pieces,
+                                                      int piece_numel, tess_view full,
+                                                      tess_stream *s);
 /**
  * Move the listed pieces. The k-th piece from rank a to rank b on a's send list meets the k-th
  * piece from a on b's receive list; sizes must agree. Empty pieces are skipped on both sides. Lists
@@ -213,7 +235,9 @@ typedef struct tess_spy_record {
     tess_dtype wire;
     int64_t send_numel;    /* elements given by this rank (exchange: to other ranks) */
     int64_t receive_numel; /* elements received (exchange: from other ranks) */
-    int world; /* ranks of the communicator it ran on: a group's land in the same list */
+    int world;          /* ranks of the communicator it ran on: a group's land in the same list */
+    int together_numel; /* contracts that this collective carried: as many records follow each
+                           other, this one among them */
     char name[96];
 } tess_spy_record;
 

@@ -18,6 +18,8 @@ typedef struct tess_comm_exchange_args {
 typedef struct tess_comm_ops {
     tess_status (*all_gather)(tess_comm *comm, const tess_wire *wire, tess_view shard,
                               tess_view full, tess_stream *s);
+    tess_status (*all_gather_list)(tess_comm *comm, const tess_gather_piece *pieces,
+                                   int piece_numel, tess_view full, tess_stream *s);
     tess_status (*exchange)(tess_comm *comm, const tess_wire *wire,
                             const tess_comm_exchange_args *args, tess_stream *s);
     tess_status (*reduce_scatter)(tess_comm *comm, const tess_wire *wire, tess_view full,
@@ -55,6 +57,12 @@ struct tess_comm {
     bool is_checking;
     uint64_t checked_seq[TESS_COMM_STREAM_NUMEL]; /* data collectives enqueued while checking */
 };
+
+/** Where a piece of a list lands in `full`: [world, numel_per_rank]. Local. */
+tess_view tess_gather_piece_rows(const tess_comm *comm, const tess_gather_piece *piece,
+                                 tess_view full);
+/** What messages call a list: the first contract, its name followed by "and 3 more". Local. */
+tess_wire tess_gather_list_wire(const tess_gather_piece *pieces, int piece_numel);
 
 /** Refuse a table with holes. Local. @return TESS_E_STATE names the communicator */
 TESS_MUST_CHECK tess_status tess_comm_ops_check(const tess_comm_ops *ops, const char *name);

@@ -57,7 +57,24 @@ static char *reduce_slot(const engine_queue *q, int64_t chunk_idx, int peer)
     return v.data;
 }
 
-/* Rows that pass between this rank and a peer in the present phase, each way. */
+/* What is gathered: one of a list, or the operation itself. */
+typedef struct gather_part {
+    char *shard;
+    char *full;
+    size_t row_nbytes;
+} gather_part;
+
+static int part_numel(const engine_op *op) { return op->gathers != NULL ? op->gather_numel : 1; }
+
+static gather_part part_of(const engine_op *op, int idx)
+{
+    if (op->gathers == NULL)
+        return (gather_part){op->shard, op->full, op->row_nbytes};
+    const tess_gather_piece *p = &op->gathers[idx];
+    return (gather_part){p->shard.data, op->full + p->place_nbytes, tess_view_nbytes(p->shard)};
+}
+
+/* Rows of a part that pass between this rank and a peer in the present phase, each way. */
 static int row_numel(const engine_queue *q, const engine_op *op, int peer)
 {
     const int k = q->node_rank_numel;
@@ -68,22 +85,36 @@ static int row_numel(const engine_queue *q, const engine_op *op, int peer)
     return peer / k == q->rank / k ? q->world / k : 0;
 }
 
-/* Set the flow on its next row; see [Note: gathers across nodes]. */
+/* Of the rows of all parts together. */
+static size_t sum_row_nbytes(const engine_op *op)
+{
+    size_t nbytes = 0;
+    for (int i = 0; i < part_numel(op); i++)
+        nbytes += part_of(op, i).row_nbytes;
+    return nbytes;
+}
+
+/* Set the flow on its next non-empty row; see [Note: gathers across nodes] and [Note: lists of
+ * gathers]. */
 static bool row_load(const engine_queue *q, const engine_op *op, int peer, bool is_receive)
 {
     engine_flow *f = is_receive ? &q->receive[peer] : &q->send[peer];
-    if (f->list_idx == row_numel(q, op, peer))
-        return false;
     const int k = q->node_rank_numel, giver = is_receive ? peer : q->rank;
-    int row = op->kind == ENGINE_ALL_GATHER ? giver : peer;
-    if (op->kind == ENGINE_ALL_GATHER && k > 0 && q->phase == 1)
-        row = giver % k + f->list_idx * k;
-    f->list_idx++;
-    f->at = op->full + (size_t)row * op->row_nbytes;
-    if (op->kind == ENGINE_ALL_GATHER && !is_receive && row == q->rank)
-        f->at = op->shard;
-    f->left_nbytes = op->row_nbytes;
-    return f->left_nbytes > 0;
+    const int rows = row_numel(q, op, peer);
+    while (f->list_idx < rows * part_numel(op)) {
+        const gather_part part = part_of(op, f->list_idx / rows);
+        int row = op->kind == ENGINE_ALL_GATHER ? giver : peer;
+        if (op->kind == ENGINE_ALL_GATHER && k > 0 && q->phase == 1)
+            row = giver % k + f->list_idx % rows * k;
+        f->list_idx++;
+        f->at = part.full + (size_t)row * part.row_nbytes;
+        if (op->kind == ENGINE_ALL_GATHER && !is_receive && row == q->rank)
+            f->at = part.shard;
+        f->left_nbytes = part.row_nbytes;
+        if (f->left_nbytes > 0)
+            return true;
+    }
+    return false;
 }
 
 /* Set the flow on its next non-empty piece; false: none left. */
@@ -164,10 +195,11 @@ static void count_flows(engine_queue *q, const engine_op *op)
     memset(q->receive, 0, (size_t)q->world * sizeof *q->receive);
     q->left_nbytes = 0;
     if (op->kind != ENGINE_EXCHANGE) {
+        const size_t each_nbytes = sum_row_nbytes(op);
         for (int peer = 0; peer < q->world; peer++)
             if (peer != q->rank)
                 q->send[peer].total_nbytes = q->receive[peer].total_nbytes =
-                    op->row_nbytes * (size_t)row_numel(q, op, peer);
+                    each_nbytes * (size_t)row_numel(q, op, peer);
     } else {
         for (int i = 0; i < op->pieces.send_numel; i++)
             q->send[op->pieces.sends[i].peer_rank].total_nbytes +=
@@ -205,13 +237,17 @@ void engine_op_start(engine_queue *q, engine_op *op)
 
 static bool copy_row(engine_queue *q, const engine_op *op)
 {
-    char *dst = op->full + (size_t)q->rank * op->row_nbytes;
-    const size_t left = op->row_nbytes - q->copied_nbytes;
+    const gather_part part = part_of(op, q->own_send_idx);
+    char *dst = part.full + (size_t)q->rank * part.row_nbytes;
+    const size_t left = part.row_nbytes - q->copied_nbytes;
     const size_t nbytes = TESS_MIN(left, (size_t)COPY_STEP_NBYTES);
-    if (dst != op->shard && nbytes > 0)
-        memcpy(dst + q->copied_nbytes, op->shard + q->copied_nbytes, nbytes);
-    q->copied_nbytes = dst == op->shard ? op->row_nbytes : q->copied_nbytes + nbytes;
-    q->is_copied = q->copied_nbytes == op->row_nbytes;
+    if (dst != part.shard && nbytes > 0)
+        memcpy(dst + q->copied_nbytes, part.shard + q->copied_nbytes, nbytes);
+    q->copied_nbytes = dst == part.shard ? part.row_nbytes : q->copied_nbytes + nbytes;
+    if (q->copied_nbytes < part.row_nbytes)
+        return true;
+    q->copied_nbytes = 0;
+    q->is_copied = ++q->own_send_idx == part_numel(op);
     return true;
 }
 

@@ -21,6 +21,10 @@
  * compute. `bench/two_hosts.sh` shows it: two hosts at 1 Gbit/s, steps 1.4 times as long with
  * chunks of 1 MiB.
  *
+ * [Note: lists of gathers] An operation that carries several all-gathers runs through their rows
+ * one after another in every flow, piece by piece: peers start once, and requests of several pieces
+ * are under way together. Nothing is copied.
+ *
  * Whoever holds `lock` may drive: the waiting thread, the enqueuing thread once, or the
  * communication thread. What is sent does not depend on who drives.
  */
@@ -41,7 +45,7 @@ enum {
     ENGINE_RECORD_NUMEL = 4096,   /* collective records kept for the dump */
     ENGINE_FLOW_WINDOW = 4,       /* chunks in flight per peer and direction */
     ENGINE_CHUNK_NBYTES = 1 << 20,
-    ENGINE_FAR_WINDOW = 16, /* the same on other nodes */
+    ENGINE_FAR_WINDOW = TESS_COMM_FAR_MESSAGE_NUMEL, /* the same on other nodes */
     ENGINE_FAR_CHUNK_NBYTES =
         TESS_COMM_FAR_NBYTES / ENGINE_FAR_WINDOW, /* see [Note: chunks across nodes] */
     ENGINE_REDUCE_SLOTS = 2, /* chunks of a reduce-scatter that can be under way */
@@ -64,9 +68,11 @@ typedef struct engine_op {
     uint64_t record_serial; /* its record in the ring */
     tess_event event;       /* ENGINE_WAIT */
     tess_comm_exchange_args pieces;
+    const tess_gather_piece *gathers; /* all-gathers of a list, into `full`; NULL: one */
+    int gather_numel;
     char *shard;       /* all-gather: source; reduce-scatter: destination */
     char *full;        /* [world, row_nbytes] */
-    size_t row_nbytes; /* bytes of one rank's row */
+    size_t row_nbytes; /* bytes of one rank's row; of a list 0 */
     char name[96];
 } engine_op;
 
@@ -112,7 +118,7 @@ typedef struct engine_queue {
     engine_flow *send;                /* [world] */
     engine_flow *receive;             /* [world] */
     size_t copied_nbytes;             /* own row */
-    int own_send_idx;                 /* exchange: next own piece in either list */
+    int own_send_idx;                 /* exchange: next own piece in either list; gathers: piece */
     int own_receive_idx;              /* exchange */
     bool is_copied;                   /* own part done */
     int64_t reduced_numel;            /* reduce-scatter: chunks added up */

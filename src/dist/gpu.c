@@ -283,6 +283,27 @@ static tess_status gpu_all_gather(tess_comm *comm, const tess_wire *wire, tess_v
                                             tess_view_nbytes(shard), s));
 }
 
+/* One launch. A group that was begun is ended, whatever its calls say. */
+static tess_status gpu_all_gather_list(tess_comm *comm, const tess_gather_piece *pieces,
+                                       int piece_numel, tess_view full, tess_stream *s)
+{
+    gpu_comm *c = gpu_of(comm);
+    gpu_lane *lane = lane_of(c, s);
+    const tess_gpu_collectives *library = c->link->library;
+    const tess_wire wire = tess_gather_list_wire(pieces, piece_numel);
+    TESS_TRY(begin(c, lane));
+    tess_status st = library->group_begin(lane->group);
+    if (st != TESS_OK)
+        return end(c, lane, &wire, st);
+    for (int i = 0; i < piece_numel && st == TESS_OK; i++)
+        if (pieces[i].shard.numel > 0)
+            st = library->all_gather(lane->group, pieces[i].shard.data,
+                                     tess_gather_piece_rows(comm, &pieces[i], full).data,
+                                     tess_view_nbytes(pieces[i].shard), s);
+    const tess_status closed = library->group_end(lane->group);
+    return end(c, lane, &wire, st == TESS_OK ? closed : st);
+}
+
 static tess_status gpu_reduce_scatter(tess_comm *comm, const tess_wire *wire, tess_view full,
                                       tess_view shard, tess_stream *s)
 {
@@ -494,6 +515,7 @@ static tess_status gpu_split_group(tess_comm *comm, int group_numel, tess_comm *
 
 static const tess_comm_ops gpu_ops = {
     .all_gather = gpu_all_gather,
+    .all_gather_list = gpu_all_gather_list,
     .exchange = gpu_exchange,
     .reduce_scatter = gpu_reduce_scatter,
     .control = over_control,

@@ -47,7 +47,7 @@ static tess_status enqueue(const tess_wire *wire, engine_op *op, tess_stream *s)
 {
     static char nothing; /* so that no pointer arithmetic starts at NULL */
     op->entry_idx = wire->entry_idx;
-    if (op->row_nbytes == 0)
+    if (op->row_nbytes == 0 && op->gathers == NULL)
         op->shard = op->full = &nothing;
     memcpy(op->name, wire->name, sizeof op->name);
     op->name[sizeof op->name - 1] = '\0';
@@ -63,6 +63,18 @@ static tess_status peer_all_gather(tess_comm *comm, const tess_wire *wire, tess_
                     .full = full.data,
                     .row_nbytes = tess_view_nbytes(shard)};
     return enqueue(wire, &op, s);
+}
+
+static tess_status peer_all_gather_list(tess_comm *comm, const tess_gather_piece *pieces,
+                                        int piece_numel, tess_view full, tess_stream *s)
+{
+    (void)comm;
+    const tess_wire wire = tess_gather_list_wire(pieces, piece_numel);
+    engine_op op = {.kind = ENGINE_ALL_GATHER,
+                    .gathers = pieces,
+                    .gather_numel = piece_numel,
+                    .full = full.data};
+    return enqueue(&wire, &op, s);
 }
 
 static tess_status peer_reduce_scatter(tess_comm *comm, const tess_wire *wire, tess_view full,
@@ -390,6 +402,7 @@ static tess_status peer_split_group(tess_comm *comm, int group_numel, tess_comm 
 
 static const tess_comm_ops peer_ops = {
     .all_gather = peer_all_gather,
+    .all_gather_list = peer_all_gather_list,
     .exchange = peer_exchange,
     .reduce_scatter = peer_reduce_scatter,
     .control = peer_control,

@@ -105,6 +105,16 @@ static tess_status staged_all_gather(tess_comm *comm, const tess_wire *wire, tes
     return settle(c, wire, st);
 }
 
+/* Every piece is done when its call returns. */
+static tess_status staged_all_gather_list(tess_comm *comm, const tess_gather_piece *pieces,
+                                          int piece_numel, tess_view full, tess_stream *s)
+{
+    for (int i = 0; i < piece_numel; i++)
+        TESS_TRY(staged_all_gather(comm, pieces[i].wire, pieces[i].shard,
+                                   tess_gather_piece_rows(comm, &pieces[i], full), s));
+    return TESS_OK;
+}
+
 static tess_status reduce_chunk(staged_comm *c, const tess_wire *wire, tess_view full,
                                 tess_view shard, int64_t first_idx, tess_stream *s)
 {
@@ -286,6 +296,7 @@ static tess_status staged_split_group(tess_comm *comm, int group_numel, tess_com
 
 static const tess_comm_ops staged_ops = {
     .all_gather = staged_all_gather,
+    .all_gather_list = staged_all_gather_list,
     .exchange = staged_exchange,
     .reduce_scatter = staged_reduce_scatter,
     .control = over_control,

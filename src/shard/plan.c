@@ -31,6 +31,8 @@ void tess_plan_destroy(tess_plan **inout)
     if (plan == NULL)
         return;
     tess_free(plan->unit);
+    tess_free(plan->bucket);
+    tess_free(plan->bucket_unit);
     tess_free(plan->stage);
     tess_free(plan->buffer);
     tess_free(plan->wire);
@@ -59,18 +61,6 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     plan->factor_numel += u->factor_numel;
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
-    const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
-    const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0;
-    u->is_gathered = has_sharded_base || has_sharded_slab;
-    u->slot_slab_offset_nbytes = group_numel > 1 ? u->frozen_shard_nbytes * (size_t)group_numel : 0;
-}
-
-static size_t slot_nbytes_of(const tess_plan *plan, const tess_unit_plan *u, tess_dtype dt)
-{
-    const size_t slab = plan->options.is_full && plan->options.world > 1
-                            ? (size_t)u->slab_shard_numel * (size_t)plan->options.world
-                            : 0;
-    return u->slot_slab_offset_nbytes + slab * tess_dtype_block_nbytes(dt);
 }
 
 static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
@@ -79,29 +69,16 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof *plan->unit, &array));
     plan->unit = array;
     plan->unit_numel = reg->unit_numel;
-    int gathered_numel = 0;
     for (int i = 0; i < reg->unit_numel; i++) {
         tess_unit_plan *u = &plan->unit[i];
         u->factor_numel = tess_state_total_numel(reg, i, TESS_GRAIN_FACTOR);
         u->rest_numel = tess_state_total_numel(reg, i, TESS_GRAIN_REST);
         plan_unit(plan, &reg->unit[i], u);
-        if (!u->is_gathered)
-            continue;
-        gathered_numel++;
-        const size_t nbytes = slot_nbytes_of(plan, u, reg->unit[i].compute_dt);
-        plan->slot_nbytes =
-            TESS_MAX(plan->slot_nbytes, (size_t)tess_round_up((int64_t)nbytes, ALIGN));
     }
     for (int i = 0; i < reg->param_numel; i++)
         if (reg->param[i].role == TESS_ROLE_TRAINABLE)
             plan->trainable_numel += reg->param[i].numel;
-    const bool keeps_all = plan->options.reshard == TESS_OFF;
-    plan->slot_numel = gathered_numel == 0 ? 0 : keeps_all ? TESS_MAX(gathered_numel, 2) : 2;
-    if (plan->slot_numel > 0 && plan->options.prefetch >= plan->slot_numel)
-        return TESS_FAIL(TESS_E_CONFIG,
-                         "shard.prefetch: %d needs %d slots, the plan has %d; lower it",
-                         plan->options.prefetch, plan->options.prefetch + 1, plan->slot_numel);
-    return TESS_OK;
+    return plan_buckets(plan, reg);
 }
 
 /* ---- buffers ---- */
@@ -306,7 +283,7 @@ static tess_status plan_rest(tess_plan *plan)
 typedef struct spec_arrays {
     int *stage_unit;
     bool *stage_checkpoints;
-    bool *unit_is_gathered;
+    int *unit_bucket;
     bool *unit_has_grad;
     int *unit_stage_numel;
     bool *unit_is_sent, *unit_is_owned;
@@ -317,7 +294,7 @@ static void spec_arrays_fini(spec_arrays *a)
 {
     tess_free(a->stage_unit);
     tess_free(a->stage_checkpoints);
-    tess_free(a->unit_is_gathered);
+    tess_free(a->unit_bucket);
     tess_free(a->unit_has_grad);
     tess_free(a->unit_stage_numel);
     tess_free(a->unit_is_sent);
@@ -349,7 +326,7 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
 {
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(int), (void **)&a->stage_unit));
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_checkpoints));
-    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_is_gathered));
+    TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_bucket));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_has_grad));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_stage_numel));
     for (int i = 0; i < reg->stage_numel; i++) {
@@ -357,7 +334,7 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
         a->stage_checkpoints[i] = plan->stage != NULL && plan->stage[i].is_checkpointed;
     }
     for (int i = 0; i < reg->unit_numel; i++) {
-        a->unit_is_gathered[i] = plan->unit[i].is_gathered;
+        a->unit_bucket[i] = plan->unit[i].bucket_idx;
         a->unit_has_grad[i] = plan->unit[i].slab_numel > 0;
         a->unit_stage_numel[i] = reg->unit[i].stage_numel;
     }
@@ -377,7 +354,8 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.stage_checkpoints = arrays.stage_checkpoints;
     spec.is_last_fused = reg->stage[reg->stage_numel - 1].is_fused_loss;
     spec.unit_numel = reg->unit_numel;
-    spec.unit_is_gathered = arrays.unit_is_gathered;
+    spec.bucket_numel = plan->bucket_numel;
+    spec.unit_bucket = arrays.unit_bucket;
     spec.unit_has_grad = arrays.unit_has_grad;
     spec.unit_stage_numel = arrays.unit_stage_numel;
     spec.unit_is_sent = arrays.unit_is_sent;
@@ -431,6 +409,8 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
                "train.micro_batches: expected 1 to %d, found %" PRId64, INT32_MAX,
                o->micro_batch_numel);
     TESS_CHECK(o->prefetch >= 0, TESS_E_CONFIG, "shard.prefetch: %d is negative", o->prefetch);
+    TESS_CHECK(o->bucket_nbytes >= 0, TESS_E_CONFIG, "shard.bucket_bytes: %" PRId64 " is negative",
+               o->bucket_nbytes);
     return TESS_OK;
 }
 
@@ -441,23 +421,18 @@ static double slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg,
 }
 
 /* Gathers of a schedule that runs `turn_numel` times in a step. */
-static void count_gathers(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched,
-                          int turn_numel)
+static void count_gathers(tess_plan *plan, const tess_schedule *sched, int turn_numel)
 {
     const double group = plan->options.gather_group_numel, world = plan->options.world;
     plan->gather_numel_per_step += turn_numel * sched->gather_numel;
     for (int i = 0; i < sched->op_numel; i++) {
-        const tess_sched_op *op = &sched->op[i];
-        const tess_unit_plan *u = &plan->unit[op->unit_idx];
-        if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
-            plan->gather_nbytes_per_step +=
-                turn_numel * (double)u->frozen_shard_nbytes * (group - 1);
-        if (op->kind == TESS_SCHED_GATHER && plan->options.is_full) {
-            const double nbytes =
-                turn_numel * slab_shard_nbytes(plan, reg, op->unit_idx) * (world - 1);
-            plan->gather_nbytes_per_step += nbytes;
-            plan->gather_slab_nbytes_per_step += nbytes;
-        }
+        if (sched->op[i].kind != TESS_SCHED_GATHER)
+            continue;
+        const tess_bucket_plan *b = &plan->bucket[sched->op[i].bucket_idx];
+        const double slabs = turn_numel * (double)b->slab_shard_nbytes * (world - 1);
+        plan->gather_nbytes_per_step +=
+            turn_numel * (double)b->frozen_shard_nbytes * (group - 1) + slabs;
+        plan->gather_slab_nbytes_per_step += slabs;
     }
 }
 
@@ -478,7 +453,7 @@ static tess_status count_ahead(tess_plan *plan, const tess_registry *reg)
     if (plan->options.ahead_sum_numel == 0)
         return TESS_OK;
     TESS_TRY(tess_plan_schedule(plan, reg, 0, true, &sched));
-    count_gathers(plan, reg, &sched, plan->round_numel);
+    count_gathers(plan, &sched, plan->round_numel);
     tess_schedule_fini(&sched);
     plan->ahead_nbytes_per_step =
         control_nbytes(plan->options.ahead_sum_numel, plan->options.world);
@@ -487,7 +462,7 @@ static tess_status count_ahead(tess_plan *plan, const tess_registry *reg)
 
 static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_schedule *sched)
 {
-    count_gathers(plan, reg, sched, 1);
+    count_gathers(plan, sched, 1);
     for (int i = 0; i < plan->unit_numel && !plan->options.is_full; i++)
         plan->slab_nbytes_per_step +=
             slab_shard_nbytes(plan, reg, i) * (double)(plan->options.world - 1);
@@ -648,11 +623,25 @@ static tess_status try_reductions(const tess_registry *reg, const tess_plan_opti
     return TESS_OK;
 }
 
+/* Buckets that their link wants, then units alone. */
+static tess_status try_buckets(const tess_registry *reg, const tess_plan_options *options,
+                               tess_plan **fitting, size_t *smallest_nbytes)
+{
+    tess_plan_options o = *options;
+    if (options->bucket_nbytes == TESS_BUCKET_AUTO)
+        o.bucket_nbytes = plan_bucket_target(options);
+    TESS_TRY(try_reductions(reg, &o, fitting, smallest_nbytes));
+    if (*fitting != NULL || options->bucket_nbytes != TESS_BUCKET_AUTO)
+        return TESS_OK;
+    o.bucket_nbytes = 0;
+    return try_reductions(reg, &o, fitting, smallest_nbytes);
+}
+
 /*
  * [Note: order of choices] Recomputation costs a third of the compute, a gather hides behind it:
  * first all gather groups without recomputation, smallest first, then with it. Within a group,
- * keeping units comes before resharding, and one library reduction per step before one per
- * micro-batch.
+ * keeping units comes before resharding, buckets before units alone, and one library reduction per
+ * step before one per micro-batch.
  */
 static tess_status search(const tess_registry *reg, const tess_plan_options *options,
                           tess_plan **fitting, size_t *smallest_nbytes)
@@ -669,7 +658,7 @@ static tess_status search(const tess_registry *reg, const tess_plan_options *opt
                 o.checkpointing = (tess_choice)ck;
                 o.gather_group_numel = group;
                 o.reshard = (tess_choice)rs;
-                TESS_TRY(try_reductions(reg, &o, fitting, smallest_nbytes));
+                TESS_TRY(try_buckets(reg, &o, fitting, smallest_nbytes));
             }
         } while (*fitting == NULL && options->gather_group_numel == 0 &&
                  next_group(o.world, &group));
@@ -709,6 +698,10 @@ static tess_status add_remedy(remedy_list *list, const tess_plan_options *o, con
 static tess_status list_remedies(remedy_list *list, const tess_plan_options *options)
 {
     tess_plan_options o = *options;
+    if (options->bucket_nbytes > 0) {
+        o.bucket_nbytes = TESS_BUCKET_AUTO;
+        TESS_TRY(add_remedy(list, &o, "shard.bucket_bytes=auto"));
+    }
     o.gather_group_numel = 0;
     o.reshard = TESS_AUTO;
     const bool is_held = options->gather_group_numel > 0 || options->reshard == TESS_OFF;

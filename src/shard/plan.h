@@ -14,6 +14,8 @@
  * optimizer's state per element or block (optimizer.h) and gradient sums have that shape. In LoRA
  * mode the compute copy of every slab is gathered once after the optimizer and kept; in full mode
  * slabs go through the slots.
+ *
+ * [Note: buckets] Units are gathered in buckets, one collective each; plan_bucket.c says which.
  */
 #pragma once
 
@@ -52,29 +54,33 @@ enum { TESS_STEP_RECORD_NUMEL = 2 * TESS_EXACT_LIMB_NUMEL + 2 };
 
 typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 
+/** `bucket_nbytes` of tess_plan_options: what messages need on the link they take, if it fits. */
+enum { TESS_BUCKET_AUTO = -1 };
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
-    int gather_group_numel;    /* 0: the smallest that fits */
-    int node_rank_numel;       /* ranks on each node, consecutive; 0: not the same everywhere */
-    tess_choice reshard;       /* reshard after forward */
-    tess_choice checkpointing; /* activation checkpointing */
-    int prefetch;
-    bool is_library;                 /* reduction: library */
-    tess_choice library_once;        /* library: one reduction per step; auto: where it fits */
-    bool is_full;                    /* slabs go through the slots */
-    int64_t micro_batch_numel;       /* M */
-    size_t memory_limit_nbytes;      /* per rank; 0: none */
-    size_t outside_nbytes;           /* memory outside arenas that counts against the limit */
-    size_t library_nbytes;           /* of it, an estimate of what a device's libraries take */
-    size_t load_nbytes;              /* staging of tensors while they are loaded or exported */
-    size_t data_nbytes;              /* batches and data window */
-    bool is_device;                  /* kernels use memory of a device, not the host's */
-    size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
-    bool has_snapshot;               /* of the state, for the checkpoint writer */
-    int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
-    int64_t ahead_sum_numel;         /* i64 that the trainer adds up over ranks before every step,
-                                        after a forward pass over its micro-batches; 0: none */
+    int gather_group_numel;     /* 0: the smallest that fits */
+    int node_rank_numel;        /* ranks on each node, consecutive; 0: not the same everywhere */
+    tess_choice reshard;        /* reshard after forward */
+    tess_choice checkpointing;  /* activation checkpointing */
+    int prefetch;               /* buckets */
+    int64_t bucket_nbytes;      /* most bytes of units that are gathered together; 0: each alone */
+    bool is_library;            /* reduction: library */
+    tess_choice library_once;   /* library: one reduction per step; auto: where it fits */
+    bool is_full;               /* slabs go through the slots */
+    int64_t micro_batch_numel;  /* M */
+    size_t memory_limit_nbytes; /* per rank; 0: none */
+    size_t outside_nbytes;      /* memory outside arenas that counts against the limit */
+    size_t library_nbytes;      /* of it, an estimate of what a device's libraries take */
+    size_t load_nbytes;         /* staging of tensors while they are loaded or exported */
+    size_t data_nbytes;         /* batches and data window */
+    bool is_device;             /* kernels use memory of a device, not the host's */
+    size_t mirror_nbytes;       /* device copies of batches and tables; 0 on the host */
+    bool has_snapshot;          /* of the state, for the checkpoint writer */
+    int64_t counter_numel;      /* i64 that the trainer saves with it, cut over the world */
+    int64_t ahead_sum_numel;    /* i64 that the trainer adds up over ranks before every step,
+                                   after a forward pass over its micro-batches; 0: none */
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -102,11 +108,20 @@ typedef struct tess_unit_plan {
     int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
     size_t param_offset_nbytes;     /* in the PARAM arena */
-    bool is_gathered;               /* lives in a slot */
-    size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind the frozen string in a
-                                       slot */
+    int bucket_idx;                 /* it is gathered with; -1: it lies in place */
+    size_t slot_offset_nbytes;      /* place of the frozen string in the bucket's slot */
+    size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind it */
     int frozen_wire_idx, slab_wire_idx, grad_wire_idx; /* contracts, -1: none */
 } tess_unit_plan;
+
+/** Units that are gathered together, into one slot. */
+typedef struct tess_bucket_plan {
+    int first_idx; /* of its units in the plan's `bucket_unit` */
+    int unit_numel;
+    size_t nbytes;              /* of a slot */
+    size_t frozen_shard_nbytes; /* what a rank gives to its gather group */
+    size_t slab_shard_nbytes;   /* full mode: what a rank gives to all ranks */
+} tess_bucket_plan;
 
 /** One planned allocation. */
 typedef struct tess_buffer_plan {
@@ -141,6 +156,9 @@ typedef struct tess_plan {
     tess_plan_options options; /* with every `auto` decided */
     tess_unit_plan *unit;
     int unit_numel;
+    tess_bucket_plan *bucket;
+    int bucket_numel;
+    int *bucket_unit; /* units of all buckets, in the order in which stages come to them */
     tess_stage_plan *stage;
     int stage_numel;
     tess_buffer_plan *buffer;
@@ -167,7 +185,7 @@ typedef struct tess_plan {
     tess_reduction reduction; /* the chosen one; a library reduction of one round is "once" */
     tess_reduction_cost reduction_cost[TESS_REDUCTION_NUMEL];
     int grad_buffer_numel;
-    int64_t gather_numel_per_step;      /* gathers of units in one step of an active rank */
+    int64_t gather_numel_per_step;      /* gathers of buckets in one step of an active rank */
     double gather_nbytes_per_step;      /* bytes received per rank and step in gathers of units */
     double gather_slab_nbytes_per_step; /* of them trainable slabs, which come from all ranks */
     double grad_nbytes_per_step;        /* bytes that rank 0 sends per step for gradients */
@@ -211,8 +229,7 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
 /** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by
  * a reduction; -1: it moves none. Local. */
-int64_t tess_plan_op_nbytes(const tess_plan *plan, const tess_registry *reg, int rank,
-                            const tess_sched_op *op);
+int64_t tess_plan_op_nbytes(const tess_plan *plan, int rank, const tess_sched_op *op);
 
 /** What one rank of a plan holds and moves. */
 typedef struct tess_rank_cost {

@@ -158,14 +158,22 @@ void tess_plan_node_traffic(const tess_plan *plan, int node, double *sent_nbytes
         *received_nbytes += gradients_received(plan, ranks);
 }
 
-const char *tess_plan_link_name(const tess_plan *plan, tess_traffic traffic)
+static int member_numel(const tess_plan *plan, tess_traffic traffic)
 {
     const tess_plan_options *o = &plan->options;
-    const bool is_grouped = traffic == TESS_TRAFFIC_GATHER && !o->is_full;
-    const int members = is_grouped ? o->gather_group_numel : o->world;
-    if (members == 1)
-        return "one rank";
+    return traffic == TESS_TRAFFIC_GATHER && !o->is_full ? o->gather_group_numel : o->world;
+}
+
+bool tess_plan_is_inside(const tess_plan *plan, tess_traffic traffic)
+{
+    const int members = member_numel(plan, traffic), node = plan->options.node_rank_numel;
     /* a group that divides the node never lies on two */
-    const bool is_inside = members <= o->node_rank_numel && o->node_rank_numel % members == 0;
-    return is_inside ? "node" : "network";
+    return members == 1 || (members <= node && node % members == 0);
+}
+
+const char *tess_plan_link_name(const tess_plan *plan, tess_traffic traffic)
+{
+    return member_numel(plan, traffic) == 1     ? "one rank"
+           : tess_plan_is_inside(plan, traffic) ? "node"
+                                                : "network";
 }

@@ -32,6 +32,8 @@ tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffi
 /** What all ranks of `node` send to and receive from other nodes in a step. Needs equal nodes. */
 void tess_plan_node_traffic(const tess_plan *plan, int node, double *sent_nbytes,
                             double *received_nbytes);
+/** Whether no collective of that kind leaves a node. Needs only options. */
+bool tess_plan_is_inside(const tess_plan *plan, tess_traffic traffic);
 /** "one rank", "node" or "network": the widest link of a collective of that kind. */
 const char *tess_plan_link_name(const tess_plan *plan, tess_traffic traffic);
 

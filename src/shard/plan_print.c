@@ -24,6 +24,7 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_string(v, "reshard_after_forward", choice_name(o->reshard)));
     TESS_TRY(tess_json_add_string(v, "activation_checkpointing", choice_name(o->checkpointing)));
     TESS_TRY(tess_json_add_i64(v, "prefetch", o->prefetch));
+    TESS_TRY(tess_json_add_i64(v, "bucket_bytes", o->bucket_nbytes));
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
     TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
@@ -31,6 +32,7 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_bool(v, "ema", o->has_ema));
     TESS_TRY(tess_json_add_i64(v, "micro_batches", o->micro_batch_numel));
     TESS_TRY(tess_json_add_i64(v, "slots", plan->slot_numel));
+    TESS_TRY(tess_json_add_i64(v, "slot_bytes", (int64_t)plan->slot_nbytes));
     TESS_TRY(tess_json_add_i64(v, "rounds", plan->round_numel));
     TESS_TRY(tess_json_add_i64(v, "sum_levels", plan->level_numel));
     return tess_json_add_string(v, "kernels", o->kernel_path != NULL ? o->kernel_path : "");
@@ -47,7 +49,21 @@ static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, in
     TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)u->frozen_shard_nbytes));
     TESS_TRY(tess_json_add_i64(v, "trainable_elements", u->slab_numel));
     TESS_TRY(tess_json_add_i64(v, "trainable_shard_elements", u->slab_shard_numel));
-    return tess_json_add_bool(v, "gathered", u->is_gathered);
+    return tess_json_add_bool(v, "gathered", u->bucket_idx >= 0);
+}
+
+static tess_status json_bucket(const tess_plan *plan, const tess_registry *reg,
+                               const tess_bucket_plan *b, tess_json *list)
+{
+    tess_json *v = NULL, *units = NULL;
+    TESS_TRY(tess_json_add_object(list, NULL, &v));
+    TESS_TRY(tess_json_add_array(v, "units", &units));
+    for (int i = 0; i < b->unit_numel; i++)
+        TESS_TRY(
+            tess_json_add_string(units, NULL, reg->unit[plan->bucket_unit[b->first_idx + i]].name));
+    TESS_TRY(tess_json_add_i64(v, "bytes", (int64_t)b->nbytes));
+    TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)b->frozen_shard_nbytes));
+    return tess_json_add_i64(v, "trainable_shard_bytes", (int64_t)b->slab_shard_nbytes);
 }
 
 static tess_status json_format(const tess_plan_format *f, tess_json *list)
@@ -154,7 +170,7 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
 {
     tess_json *v = NULL;
     TESS_TRY(tess_json_add_object(root, "per_step", &v));
-    TESS_TRY(tess_json_add_i64(v, "unit_gathers", plan->gather_numel_per_step));
+    TESS_TRY(tess_json_add_i64(v, "bucket_gathers", plan->gather_numel_per_step));
     TESS_TRY(tess_json_add_i64(v, "gather_bytes_received", (int64_t)plan->gather_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step));
@@ -185,6 +201,9 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
     TESS_TRY(tess_json_add_array(root, "units", &list));
     for (int i = 0; i < plan->unit_numel; i++)
         TESS_TRY(json_unit(plan, reg, i, list));
+    TESS_TRY(tess_json_add_array(root, "buckets", &list));
+    for (int i = 0; i < plan->bucket_numel; i++)
+        TESS_TRY(json_bucket(plan, reg, &plan->bucket[i], list));
     TESS_TRY(json_base(plan, reg, root));
     TESS_TRY(tess_json_add_array(root, "contracts", &list));
     for (int i = 0; i < plan->wire_numel; i++)
@@ -308,12 +327,12 @@ static bool is_alike(const tess_plan *plan, int a, int b)
 {
     const tess_unit_plan *x = &plan->unit[a], *y = &plan->unit[b];
     return x->frozen_nbytes == y->frozen_nbytes && x->slab_numel == y->slab_numel &&
-           x->is_gathered == y->is_gathered;
+           (x->bucket_idx >= 0) == (y->bucket_idx >= 0);
 }
 
 static tess_status say_units(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
 {
-    TESS_TRY(say(t, "units (what is gathered together)\n  %-22s %12s %12s %14s %10s\n", "name",
+    TESS_TRY(say(t, "units (what a stage takes whole)\n  %-22s %12s %12s %14s %10s\n", "name",
                  "frozen", "shard", "trainable", "gathered"));
     for (int i = 0; i < plan->unit_numel;) {
         int end = i + 1;
@@ -325,7 +344,45 @@ static tess_status say_units(text_buffer *t, const tess_plan *plan, const tess_r
         size_text((double)plan->unit[i].frozen_nbytes, frozen);
         size_text((double)plan->unit[i].frozen_shard_nbytes, shard);
         TESS_TRY(say(t, "  %-22s %12s %12s %14" PRId64 " %10s\n", name, frozen, shard,
-                     plan->unit[i].slab_numel, plan->unit[i].is_gathered ? "yes" : "in place"));
+                     plan->unit[i].slab_numel, plan->unit[i].bucket_idx >= 0 ? "yes" : "in place"));
+        i = end;
+    }
+    return TESS_OK;
+}
+
+static bool is_same_bucket(const tess_bucket_plan *a, const tess_bucket_plan *b)
+{
+    return a->unit_numel == b->unit_numel && a->nbytes == b->nbytes &&
+           a->frozen_shard_nbytes == b->frozen_shard_nbytes &&
+           a->slab_shard_nbytes == b->slab_shard_nbytes;
+}
+
+static tess_status say_buckets(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
+{
+    char nbytes[24], given[24];
+    if (plan->bucket_numel == 0)
+        return TESS_OK;
+    size_text((double)plan->slot_nbytes, nbytes);
+    TESS_TRY(say(
+        t, "buckets (one collective each, into one of %d slot%s of %s)\n  %-22s %6s %12s %14s\n",
+        plan->slot_numel, plan->slot_numel == 1 ? "" : "s", nbytes, "units", "", "in a slot",
+        "rank gives"));
+    for (int i = 0; i < plan->bucket_numel;) {
+        const tess_bucket_plan *b = &plan->bucket[i];
+        int end = i + 1;
+        char name[64], times[16] = "";
+        while (end < plan->bucket_numel && is_same_bucket(b, &plan->bucket[end]))
+            end++;
+        const tess_bucket_plan *last = &plan->bucket[end - 1];
+        const int first_unit = plan->bucket_unit[b->first_idx];
+        const int last_unit = plan->bucket_unit[last->first_idx + last->unit_numel - 1];
+        snprintf(name, sizeof name, last_unit != first_unit ? "%.20s .. %.20s" : "%.20s",
+                 reg->unit[first_unit].name, reg->unit[last_unit].name);
+        if (end > i + 1)
+            snprintf(times, sizeof times, "%d x", end - i);
+        size_text((double)b->nbytes, nbytes);
+        size_text((double)(b->frozen_shard_nbytes + b->slab_shard_nbytes), given);
+        TESS_TRY(say(t, "  %-22s %6s %12s %14s\n", name, times, nbytes, given));
         i = end;
     }
     return TESS_OK;
@@ -466,6 +523,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
                  o->kernel_path != NULL ? o->kernel_path : "-"));
     TESS_TRY(say_state(t, plan));
     TESS_TRY(say_units(t, plan, reg));
+    TESS_TRY(say_buckets(t, plan, reg));
     TESS_TRY(say_base(t, plan, reg));
     TESS_TRY(say_contracts(t, plan));
     TESS_TRY(say_memory(t, plan));

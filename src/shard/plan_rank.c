@@ -7,21 +7,17 @@
  */
 #include "shard/plan.h"
 
-int64_t tess_plan_op_nbytes(const tess_plan *plan, const tess_registry *reg, int rank,
-                            const tess_sched_op *op)
+int64_t tess_plan_op_nbytes(const tess_plan *plan, int rank, const tess_sched_op *op)
 {
     const tess_unit_plan *u = &plan->unit[op->unit_idx];
     const int64_t world = plan->options.world;
-    const int64_t elem_nbytes =
-        (int64_t)tess_dtype_block_nbytes(reg->unit[op->unit_idx].compute_dt);
-    int64_t nbytes = 0, lo = 0, hi = 0;
+    const tess_bucket_plan *b = NULL;
+    int64_t lo = 0, hi = 0;
     switch (op->kind) {
     case TESS_SCHED_GATHER: /* received */
-        if (u->frozen_wire_idx >= 0)
-            nbytes += (int64_t)u->frozen_shard_nbytes * (plan->options.gather_group_numel - 1);
-        if (plan->options.is_full)
-            nbytes += u->slab_shard_numel * (world - 1) * elem_nbytes;
-        return nbytes;
+        b = &plan->bucket[op->bucket_idx];
+        return (int64_t)b->frozen_shard_nbytes * (plan->options.gather_group_numel - 1) +
+               (int64_t)b->slab_shard_nbytes * (world - 1);
     case TESS_SCHED_SEND: /* given to other owners */
         if ((int64_t)op->round_idx * world + rank >= plan->options.micro_batch_numel)
             return 0;

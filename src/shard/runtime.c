@@ -144,6 +144,7 @@ static tess_status create_inside(tess_runtime *rt)
         TESS_TRY(tess_alloc_array(2 * (int64_t)rt->world, sizeof(tess_piece), &array));
         rt->pieces[i] = array;
     }
+    TESS_TRY(gather_create(rt));
     TESS_TRY(create_events(rt));
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
@@ -194,6 +195,7 @@ void tess_runtime_destroy(tess_runtime **inout)
     runtime_timing_destroy(rt);
     for (int i = 0; i < 2; i++)
         tess_free(rt->pieces[i]);
+    gather_destroy(rt);
     tess_free(rt->segment);
     tess_device_stream_destroy(rt->device, &rt->compute);
     tess_arena_destroy(&rt->record_copy);
@@ -332,41 +334,6 @@ tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev)
     return tess_stream_wait(to, ev);
 }
 
-/* In full mode. Slabs are sharded over the world whatever the group, so they travel on the world's
- * own stream; the lane that the schedule knows is made to enclose it. */
-static tess_status gather_slab(tess_runtime *rt, int unit_idx, char *dst)
-{
-    const tess_unit_plan *u = &rt->parts.plan->unit[unit_idx];
-    const tess_dtype dt = rt->parts.registry->unit[unit_idx].compute_dt;
-    tess_stream *lane = rt->lane[TESS_LANE_GATHER];
-    tess_stream *stream = tess_comm_gather_stream(rt->parts.world);
-    char *row = runtime_at(rt, TESS_LIFE_PARAM, u->param_offset_nbytes);
-    const tess_view shard = runtime_view(rt, row, u->slab_shard_numel, dt);
-    const tess_view full = runtime_view(rt, dst, u->slab_shard_numel * rt->world, dt);
-    TESS_TRY(runtime_follow(lane, stream, &rt->joined[0]));
-    TESS_TRY(tess_comm_all_gather(rt->parts.world, &rt->parts.plan->wire[u->slab_wire_idx], shard,
-                                  full, stream));
-    return runtime_follow(stream, lane, &rt->joined[1]);
-}
-
-static tess_status gather_unit(tess_runtime *rt, const tess_sched_op *op)
-{
-    const tess_plan *plan = rt->parts.plan;
-    const tess_unit_plan *u = &plan->unit[op->unit_idx];
-    char *slot = runtime_at(rt, TESS_LIFE_SLOT, (size_t)op->slot_idx * plan->slot_nbytes);
-    tess_stream *stream = rt->lane[TESS_LANE_GATHER];
-    if (u->frozen_wire_idx >= 0) {
-        const int64_t full_numel =
-            (int64_t)u->frozen_shard_nbytes * plan->options.gather_group_numel;
-        TESS_TRY(tess_comm_all_gather(rt->parts.group, &plan->wire[u->frozen_wire_idx],
-                                      tess_runtime_frozen_shard(rt, op->unit_idx),
-                                      runtime_view(rt, slot, full_numel, TESS_U8_OPAQUE), stream));
-    }
-    if (!plan->options.is_full || u->slab_numel == 0)
-        return TESS_OK;
-    return gather_slab(rt, op->unit_idx, slot + u->slot_slab_offset_nbytes);
-}
-
 static tess_view work_view(tess_runtime *rt, size_t offset_nbytes, size_t nbytes)
 {
     return runtime_view(rt, nbytes > 0 ? runtime_at(rt, TESS_LIFE_WORK, offset_nbytes) : NULL,
@@ -382,7 +349,7 @@ static void point_at_params(tess_runtime *rt, const tess_sched_op *op, tess_stag
                           : NULL;
     if (u->frozen_nbytes > 0)
         call->frozen = plan->options.gather_group_numel > 1
-                           ? slot
+                           ? slot + u->slot_offset_nbytes
                            : runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes);
     if (u->slab_numel > 0)
         call->trainable = plan->options.is_full && rt->world > 1
@@ -522,7 +489,7 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
 {
     switch (op->kind) {
     case TESS_SCHED_GATHER:
-        return gather_unit(rt, op);
+        return gather_bucket(rt, op);
     case TESS_SCHED_FORWARD:
         return run_forward(rt, op);
     case TESS_SCHED_BACKWARD:
@@ -740,7 +707,7 @@ tess_status tess_runtime_step(tess_runtime *rt, const tess_step_request *request
 static tess_status run_forward_only(tess_runtime *rt, const tess_sched_op *op)
 {
     if (op->kind == TESS_SCHED_GATHER)
-        return gather_unit(rt, op);
+        return gather_bucket(rt, op);
     if (rt->batch == NULL)
         return TESS_OK;
     tess_stage_call call = runtime_call(rt, op, rt->forward_mode);

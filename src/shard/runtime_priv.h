@@ -17,6 +17,12 @@ typedef struct update_segment {
     bool has_weight_decay;
 } update_segment;
 
+/** The collectives of a bucket: what to whom, see runtime_gather.c. */
+typedef struct bucket_lists {
+    const tess_gather_piece *frozen, *slab; /* in `gather_piece` of the runtime */
+    int frozen_numel, slab_numel;
+} bucket_lists;
+
 typedef struct program {
     tess_schedule schedule;
     tess_event *event; /* [op_numel] */
@@ -44,6 +50,8 @@ struct tess_runtime {
     tess_stream *compute;
     tess_stream *lane[TESS_LANE_NUMEL];
     program train, eval;
+    bucket_lists *bucket;            /* [bucket_numel] */
+    tess_gather_piece *gather_piece; /* [2 * unit_numel] */
     tess_piece *pieces[2]; /* send and receive lists of the exchange under way and of the next */
     int piece_parity;
     int d_parity; /* which of the two gradient activations holds d_output */
@@ -101,6 +109,12 @@ TESS_MUST_CHECK tess_status runtime_traced_op(tess_runtime *rt, const tess_sched
 /** A span of the compute lane. */
 int runtime_span(tess_runtime *rt, const char *name);
 void runtime_span_end(tess_runtime *rt, int span_idx);
+
+/* runtime_gather.c */
+/** Lists of all buckets; addresses in the arenas are final. */
+TESS_MUST_CHECK tess_status gather_create(tess_runtime *rt);
+void gather_destroy(tess_runtime *rt);
+TESS_MUST_CHECK tess_status gather_bucket(tess_runtime *rt, const tess_sched_op *op);
 
 TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_clear(tess_runtime *rt, const tess_sched_op *op);

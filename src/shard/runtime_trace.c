@@ -131,9 +131,8 @@ tess_status runtime_traced_op(tess_runtime *rt, const tess_sched_op *op,
     tess_tracer *tracer = tess_trace_tracer(rt->trace);
     tess_stream *stream = rt->lane[op->lane];
     push_range(rt, op);
-    const int span = tess_trace_begin(
-        tracer, trace_lane(op->lane), tess_sched_kind_name(op->kind),
-        tess_plan_op_nbytes(rt->parts.plan, rt->parts.registry, rt->rank, op), stream);
+    const int span = tess_trace_begin(tracer, trace_lane(op->lane), tess_sched_kind_name(op->kind),
+                                      tess_plan_op_nbytes(rt->parts.plan, rt->rank, op), stream);
     const tess_status st = run(rt, op);
     tess_trace_end(tracer, span, stream);
     if (rt->device->ops->range_pop != NULL)

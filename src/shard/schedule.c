@@ -24,7 +24,7 @@ typedef struct builder {
     clock_vector now[TESS_LANE_NUMEL];
     resource *resources; /* slots, gradient buffers, the receive buffer */
     int resource_numel;
-    int *slot_unit;   /* [slot_numel] unit in the slot, -1 */
+    int *slot_bucket; /* [slot_numel] bucket in the slot, -1 */
     int *visit_stage; /* [visit_numel] stages in order of a round: forward, then backward */
     int visit_numel;
     int forward_numel;
@@ -201,6 +201,7 @@ static tess_sched_op make_op(tess_sched_kind kind, tess_lane lane, int round_idx
                               .round_idx = round_idx,
                               .stage_idx = -1,
                               .unit_idx = unit_idx,
+                              .bucket_idx = -1,
                               .slot_idx = -1,
                               .grad_idx = -1,
                               .wait = {-1, -1, -1}};
@@ -214,21 +215,30 @@ static int unit_of_visit(const builder *b, int64_t visit)
     return b->spec->stage_unit[b->visit_stage[visit % b->visit_numel]];
 }
 
-static int slot_of(const builder *b, int unit_idx)
+static int bucket_of_visit(const builder *b, int64_t visit)
+{
+    return b->spec->unit_bucket[unit_of_visit(b, visit)];
+}
+
+static int64_t visit_end(const builder *b)
+{
+    return (int64_t)b->visit_numel * b->spec->round_numel;
+}
+
+static int slot_of(const builder *b, int bucket_idx)
 {
     for (int i = 0; i < b->spec->slot_numel; i++)
-        if (b->slot_unit[i] == unit_idx)
+        if (b->slot_bucket[i] == bucket_idx)
             return i;
     return -1;
 }
 
-/* Visits from `visit` on until `unit_idx` is needed; INT_MAX when it is not needed within one whole
+/* Visits from `visit` on until a bucket is needed; INT_MAX when it is not needed within one whole
  * round. */
-static int distance(const builder *b, int64_t visit, int unit_idx)
+static int distance(const builder *b, int64_t visit, int bucket_idx)
 {
-    const int64_t end = (int64_t)b->visit_numel * b->spec->round_numel;
-    for (int d = 0; d <= b->visit_numel && visit + d < end; d++)
-        if (unit_of_visit(b, visit + d) == unit_idx)
+    for (int d = 0; d <= b->visit_numel && visit + d < visit_end(b); d++)
+        if (bucket_of_visit(b, visit + d) == bucket_idx)
             return d;
     return INT_MAX;
 }
@@ -239,9 +249,9 @@ static int choose_slot(const builder *b, int64_t visit, int ahead)
 {
     int best = -1, best_distance = ahead;
     for (int i = 0; i < b->spec->slot_numel; i++) {
-        if (b->slot_unit[i] < 0)
+        if (b->slot_bucket[i] < 0)
             return i;
-        const int d = distance(b, visit, b->slot_unit[i]);
+        const int d = distance(b, visit, b->slot_bucket[i]);
         if (d > best_distance) {
             best = i;
             best_distance = d;
@@ -252,20 +262,37 @@ static int choose_slot(const builder *b, int64_t visit, int ahead)
 
 static tess_status ensure_gathered(builder *b, int64_t visit, int ahead)
 {
-    if (visit + ahead >= (int64_t)b->visit_numel * b->spec->round_numel)
-        return TESS_OK;
-    const int unit_idx = unit_of_visit(b, visit + ahead);
-    if (!b->spec->unit_is_gathered[unit_idx] || slot_of(b, unit_idx) >= 0)
+    const int bucket_idx = bucket_of_visit(b, visit + ahead);
+    if (bucket_idx < 0 || slot_of(b, bucket_idx) >= 0)
         return TESS_OK;
     const int slot_idx = choose_slot(b, visit, ahead);
     if (slot_idx < 0)
         return TESS_OK;
-    b->slot_unit[slot_idx] = unit_idx;
-    tess_sched_op op = make_op(TESS_SCHED_GATHER, TESS_LANE_GATHER,
-                               (int)((visit + ahead) / b->visit_numel), unit_idx);
+    b->slot_bucket[slot_idx] = bucket_idx;
+    tess_sched_op op =
+        make_op(TESS_SCHED_GATHER, TESS_LANE_GATHER, (int)((visit + ahead) / b->visit_numel),
+                unit_of_visit(b, visit + ahead));
+    op.bucket_idx = bucket_idx;
     op.slot_idx = slot_idx;
     b->out->gather_numel++;
     return emit(b, op);
+}
+
+/* The bucket of this visit, and of the next `prefetch` that are others. */
+static tess_status gather_for(builder *b, int64_t visit)
+{
+    int last = bucket_of_visit(b, visit), ahead_numel = 0;
+    TESS_TRY(ensure_gathered(b, visit, 0));
+    for (int d = 1; d <= b->visit_numel && visit + d < visit_end(b); d++) {
+        const int bucket_idx = bucket_of_visit(b, visit + d);
+        if (bucket_idx < 0 || bucket_idx == last)
+            continue;
+        if (ahead_numel++ == b->spec->prefetch)
+            return TESS_OK;
+        last = bucket_idx;
+        TESS_TRY(ensure_gathered(b, visit, d));
+    }
+    return TESS_OK;
 }
 
 /* ---- gradients ---- */
@@ -341,13 +368,11 @@ static tess_status emit_visit(builder *b, int round_idx, int place, int64_t visi
     const int unit_idx = spec->stage_unit[stage_idx];
     const bool is_backward = place >= b->forward_numel;
     const bool is_active = round_idx < spec->active_round_numel;
-    TESS_TRY(ensure_gathered(b, visit, 0));
-    for (int ahead = 1; ahead <= spec->prefetch; ahead++)
-        TESS_TRY(ensure_gathered(b, visit, ahead));
+    TESS_TRY(gather_for(b, visit));
     tess_sched_op op = make_op(is_backward ? TESS_SCHED_BACKWARD : TESS_SCHED_FORWARD,
                                TESS_LANE_COMPUTE, round_idx, unit_idx);
     op.stage_idx = stage_idx;
-    op.slot_idx = spec->unit_is_gathered[unit_idx] ? slot_of(b, unit_idx) : -1;
+    op.slot_idx = spec->unit_bucket[unit_idx] >= 0 ? slot_of(b, spec->unit_bucket[unit_idx]) : -1;
     const bool has_grad = is_backward && spec->unit_has_grad[unit_idx];
     if (has_grad)
         op.grad_idx = grad_buffer_of(b, unit_idx);
@@ -367,16 +392,19 @@ static tess_status emit_visit(builder *b, int round_idx, int place, int64_t visi
 
 static tess_status check_spec(const tess_sched_spec *spec)
 {
-    bool is_any_gathered = false;
-    for (int u = 0; u < spec->unit_numel; u++)
-        is_any_gathered = is_any_gathered || spec->unit_is_gathered[u];
+    const bool is_short = spec->slot_numel < spec->bucket_numel;
     TESS_CHECK(spec->stage_numel > 0 && spec->unit_numel > 0 && spec->round_numel > 0, TESS_E_ARG,
                "schedule needs stages, units and rounds, found %d, %d, %d", spec->stage_numel,
                spec->unit_numel, spec->round_numel);
-    TESS_CHECK(!is_any_gathered || spec->slot_numel >= 2, TESS_E_ARG,
-               "gathered units need at least 2 slots, found %d", spec->slot_numel);
+    for (int u = 0; u < spec->unit_numel; u++)
+        TESS_CHECK(spec->unit_bucket[u] < spec->bucket_numel, TESS_E_ARG,
+                   "unit %d is gathered with bucket %d of %d", u, spec->unit_bucket[u],
+                   spec->bucket_numel);
+    TESS_CHECK(!is_short || spec->slot_numel >= 2, TESS_E_ARG,
+               "%d buckets of gathered units need at least 2 slots, found %d", spec->bucket_numel,
+               spec->slot_numel);
     TESS_CHECK(spec->prefetch >= 0 &&
-                   (spec->prefetch == 0 || spec->prefetch < spec->slot_numel || !is_any_gathered),
+                   (spec->prefetch == 0 || spec->prefetch < spec->slot_numel || !is_short),
                TESS_E_ARG, "prefetch %d needs %d slots, found %d", spec->prefetch,
                spec->prefetch + 1, spec->slot_numel);
     return TESS_OK;
@@ -431,9 +459,9 @@ static tess_status plan_resources(builder *b)
 {
     void *array = NULL;
     TESS_TRY(tess_alloc_array(b->spec->slot_numel, sizeof(int), &array));
-    b->slot_unit = array;
+    b->slot_bucket = array;
     for (int i = 0; i < b->spec->slot_numel; i++)
-        b->slot_unit[i] = -1;
+        b->slot_bucket[i] = -1;
     b->resource_numel = b->spec->slot_numel + b->out->grad_buffer_numel + 1;
     TESS_TRY(tess_alloc_array(b->resource_numel, sizeof(resource), &array));
     b->resources = array;
@@ -467,7 +495,7 @@ tess_status tess_schedule_create(const tess_sched_spec *spec, tess_schedule *out
     const tess_status st = build(&b);
     tess_free(b.finish);
     tess_free(b.resources);
-    tess_free(b.slot_unit);
+    tess_free(b.slot_bucket);
     tess_free(b.visit_stage);
     tess_free(b.unit_grad);
     if (st != TESS_OK) {

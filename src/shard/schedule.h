@@ -7,9 +7,11 @@
  * buffer's last writer or readers sit on another lane, unless another wait already implies it
  * (vector clocks over lanes). There are no hand-written waits anywhere.
  *
- * [Note: slots] A unit that is gathered lives in a slot. Stage visits are known in advance, so the
- * slot to reuse is the one whose unit is needed last (Belady). With two slots this is
- * gather-compute-release; with as many slots as units nothing is gathered twice in a step.
+ * [Note: slots] Units are gathered in buckets, runs of units that travel together and share a slot.
+ * Stage visits are known in advance, so the slot to reuse is the one whose bucket is needed last
+ * (Belady). With two slots this is gather-compute-release; with as many slots as buckets nothing is
+ * gathered twice in a step. Prefetch counts buckets: that of the next ones is gathered while the
+ * first stage of the present one computes, in whichever direction stages are visited.
  */
 #pragma once
 
@@ -28,7 +30,7 @@ typedef enum tess_lane {
 } tess_lane;
 
 typedef enum tess_sched_kind {
-    TESS_SCHED_GATHER,   /* unit -> slot, gather lane */
+    TESS_SCHED_GATHER,   /* bucket -> slot, gather lane */
     TESS_SCHED_FORWARD,  /* stage, compute lane */
     TESS_SCHED_BACKWARD, /* stage, compute lane; recomputes first where asked */
     TESS_SCHED_SEND,     /* unit's gradient pieces to their owners, reduce lane */
@@ -41,8 +43,9 @@ typedef struct tess_sched_op {
     tess_sched_kind kind;
     tess_lane lane;
     int round_idx;
-    int stage_idx; /* FORWARD, BACKWARD; else -1 */
-    int unit_idx;
+    int stage_idx;             /* FORWARD, BACKWARD; else -1 */
+    int unit_idx;              /* GATHER: the one of the bucket that is needed first */
+    int bucket_idx;            /* GATHER; else -1 */
     int slot_idx;              /* GATHER, FORWARD, BACKWARD of a gathered unit; else -1 */
     int grad_idx;              /* gradient buffer of BACKWARD, SEND, FOLD, CLEAR, REDUCE; else -1 */
     bool clears_grad;          /* BACKWARD: the buffer starts from zero */
@@ -58,9 +61,10 @@ typedef struct tess_sched_spec {
     const bool *stage_checkpoints; /* [stage_numel] recompute before backward */
     bool is_last_fused;            /* the last stage has no training forward */
     int unit_numel;
-    const bool *unit_is_gathered; /* [unit_numel] lives in a slot */
-    const bool *unit_has_grad;    /* [unit_numel] */
-    const int *unit_stage_numel;  /* [unit_numel] stages using it */
+    int bucket_numel;
+    const int *unit_bucket;      /* [unit_numel] bucket it is gathered with, -1: it lies in place */
+    const bool *unit_has_grad;   /* [unit_numel] */
+    const int *unit_stage_numel; /* [unit_numel] stages using it */
     /* What an exchange of gradients moves on this rank, so that nothing waits for what is not
      * there. NULL: all of it. */
     const bool *unit_is_sent;   /* [unit_numel] other ranks own a part */
@@ -69,8 +73,9 @@ typedef struct tess_sched_spec {
     int round_numel;            /* ceil(M / W) */
     int active_round_numel; /* rounds in which this rank has a micro-batch: round_numel or one less
                              */
-    int slot_numel;         /* >= 2 when anything is gathered */
-    int prefetch;           /* gathers issued ahead of the running stage, 0 .. slot_numel - 1 */
+    int slot_numel;         /* one a bucket, or fewer but at least two */
+    int prefetch;           /* gathers issued ahead of the running bucket, 0 .. slot_numel - 1; any
+                               where every bucket has a slot */
     bool is_library;        /* library reduction instead of the ordered one */
     bool is_library_once;   /* library: one reduction per step, gradients of rounds added locally */
     bool is_eval;           /* forward only */

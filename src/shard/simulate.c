@@ -53,16 +53,15 @@ static tess_status keep_op(walker *w, int op_idx, double start_s, double end_s)
     static const tess_trace_lane lane[TESS_LANE_NUMEL] = {TESS_TRACE_COMPUTE, TESS_TRACE_GATHER,
                                                           TESS_TRACE_REDUCE};
     const tess_sched_op *op = &w->schedule.op[op_idx];
-    return keep_span(
-        w, (tess_sim_span){.lane = lane[op->lane],
-                           .name = tess_sched_kind_name(op->kind),
-                           .op_idx = op_idx,
-                           .unit_idx = op->unit_idx,
-                           .stage_idx = op->stage_idx,
-                           .round_idx = op->round_idx,
-                           .nbytes = tess_plan_op_nbytes(w->m->plan, w->m->reg, w->out->rank, op),
-                           .start_s = start_s,
-                           .end_s = end_s});
+    return keep_span(w, (tess_sim_span){.lane = lane[op->lane],
+                                        .name = tess_sched_kind_name(op->kind),
+                                        .op_idx = op_idx,
+                                        .unit_idx = op->unit_idx,
+                                        .stage_idx = op->stage_idx,
+                                        .round_idx = op->round_idx,
+                                        .nbytes = tess_plan_op_nbytes(w->m->plan, w->out->rank, op),
+                                        .start_s = start_s,
+                                        .end_s = end_s});
 }
 
 static tess_status keep_named(walker *w, tess_trace_lane lane, const char *name, double start_s,

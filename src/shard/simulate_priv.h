@@ -13,9 +13,14 @@ typedef struct sim_model {
 } sim_model;
 
 double sim_link_s(const tess_link *link, double nbytes, double message_numel);
-/** `nbytes` from each of the `member_numel` ranks from `first_rank` on to all of them. */
-double sim_all_gather_s(const sim_model *m, int rank, int first_rank, int member_numel,
-                        double nbytes);
+/** Consecutive ranks. */
+typedef struct sim_ranks {
+    int first, numel;
+} sim_ranks;
+/** `nbytes` from each of `ranks` to all of them, one of which is `rank`, as a list of pieces. */
+double sim_gathers_s(const sim_model *m, int rank, sim_ranks ranks, double nbytes, int piece_numel);
+/** `nbytes` from each rank of the world to all. */
+double sim_all_gather_s(const sim_model *m, int rank, double nbytes);
 /** Gradient pieces of a unit in a round. */
 double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx);
 /** One library reduction of a unit. */

@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "core/arith.h"
 #include "kernels/cost_count.h"
 #include "shard/simulate_priv.h"
 
@@ -40,18 +41,24 @@ double sim_link_s(const tess_link *link, double nbytes, double message_numel)
     return link->latency_s + message_numel * link->message_s + bytes_s;
 }
 
-double sim_all_gather_s(const sim_model *m, int rank, int first_rank, int member_numel,
-                        double nbytes)
+double sim_gathers_s(const sim_model *m, int rank, sim_ranks ranks, double nbytes, int piece_numel)
 {
-    const near_ranks n = near_of(m, rank, first_rank, (int64_t)first_rank + member_numel);
+    const int member_numel = ranks.numel;
+    const near_ranks n = near_of(m, rank, ranks.first, (int64_t)ranks.first + member_numel);
     const double near = (double)(n.end - n.first), far = (double)member_numel - near;
     const double adapters = TESS_MIN((double)m->across->adapter_numel, near);
     const double passing = m->device->is_ring ? near + far - 1.0 : near - 1.0;
     const double node_nbytes = near > 1.0 ? passing * nbytes : 0.0;
     const double senders = m->device->is_ring ? 1.0 : near;
     const double hops = m->device->is_ring ? ceil(far / near) : far;
-    return TESS_MAX(sim_link_s(m->node, node_nbytes, near - 1.0),
-                    sim_link_s(m->across, senders * far * nbytes / adapters, hops));
+    const double messages = m->device->is_ring ? 1.0 : piece_numel; /* a ring sends them as one */
+    return TESS_MAX(sim_link_s(m->node, node_nbytes, messages * (near - 1.0)),
+                    sim_link_s(m->across, senders * far * nbytes / adapters, messages * hops));
+}
+
+double sim_all_gather_s(const sim_model *m, int rank, double nbytes)
+{
+    return sim_gathers_s(m, rank, (sim_ranks){0, m->plan->options.world}, nbytes, 1);
 }
 
 /* Elements of a slab that the ranks [first, end) own. */
@@ -97,7 +104,7 @@ double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
 double sim_reduce_s(const sim_model *m, int rank, int unit_idx)
 {
     const double nbytes = sizeof(float) * (double)m->plan->unit[unit_idx].slab_shard_numel;
-    return sim_all_gather_s(m, rank, 0, m->plan->options.world, nbytes);
+    return sim_all_gather_s(m, rank, nbytes);
 }
 
 static double slab_nbytes(const sim_model *m, int unit_idx)
@@ -110,7 +117,7 @@ double sim_publish_s(const sim_model *m, int rank, int unit_idx)
 {
     if (m->plan->options.is_full || m->plan->unit[unit_idx].slab_numel == 0)
         return 0.0;
-    return sim_all_gather_s(m, rank, 0, m->plan->options.world, slab_nbytes(m, unit_idx));
+    return sim_all_gather_s(m, rank, slab_nbytes(m, unit_idx));
 }
 
 /* A tree up and down again. */
@@ -182,16 +189,25 @@ static double fold_s(const sim_model *m, int rank, const tess_sched_op *op)
     return seconds(m, &c);
 }
 
-static double gather_s(const sim_model *m, int rank, int unit_idx)
+/* Frozen strings in one call, slabs in another. */
+static double gather_s(const sim_model *m, int rank, int bucket_idx)
 {
     const tess_plan *plan = m->plan;
-    const tess_unit_plan *u = &plan->unit[unit_idx];
+    const tess_bucket_plan *b = &plan->bucket[bucket_idx];
     const int group = plan->options.gather_group_numel;
+    int frozen_numel = 0, slab_numel = 0;
+    for (int i = 0; i < b->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[plan->bucket_unit[b->first_idx + i]];
+        frozen_numel += u->frozen_wire_idx >= 0;
+        slab_numel += plan->options.is_full && u->slab_numel > 0;
+    }
     double s = 0;
-    if (u->frozen_wire_idx >= 0)
-        s += sim_all_gather_s(m, rank, rank / group * group, group, (double)u->frozen_shard_nbytes);
-    if (plan->options.is_full && u->slab_numel > 0)
-        s += sim_all_gather_s(m, rank, 0, plan->options.world, slab_nbytes(m, unit_idx));
+    if (frozen_numel > 0)
+        s += sim_gathers_s(m, rank, (sim_ranks){rank / group * group, group},
+                           (double)b->frozen_shard_nbytes, frozen_numel);
+    if (slab_numel > 0)
+        s += sim_gathers_s(m, rank, (sim_ranks){0, plan->options.world},
+                           (double)b->slab_shard_nbytes, slab_numel);
     return s;
 }
 
@@ -200,7 +216,7 @@ double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
     tess_cost c = {0};
     switch (op->kind) {
     case TESS_SCHED_GATHER:
-        return gather_s(m, rank, op->unit_idx);
+        return gather_s(m, rank, op->bucket_idx);
     case TESS_SCHED_FORWARD:
         return seconds(m, &m->reg->stage[op->stage_idx].cost.forward);
     case TESS_SCHED_BACKWARD:
@@ -218,20 +234,34 @@ double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
     return 0.0;
 }
 
+/* The share of a bucket's frozen strings that the first messages to a peer hold. */
+static double handed_over(const tess_plan *plan, const tess_bucket_plan *b)
+{
+    const int64_t each_nbytes = TESS_COMM_FAR_NBYTES / TESS_COMM_FAR_MESSAGE_NUMEL;
+    int64_t left_numel = TESS_COMM_FAR_MESSAGE_NUMEL, nbytes = 0;
+    for (int i = 0; i < b->unit_numel; i++) {
+        const tess_unit_plan *u = &plan->unit[plan->bucket_unit[b->first_idx + i]];
+        const int64_t shard = (int64_t)u->frozen_shard_nbytes;
+        const int64_t numel = TESS_MIN(tess_ceil_div(shard, each_nbytes), left_numel);
+        nbytes += TESS_MIN(shard, numel * each_nbytes);
+        left_numel -= numel;
+    }
+    return (double)nbytes / (double)TESS_MAX(b->frozen_shard_nbytes, (size_t)1);
+}
+
 double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
 {
     const tess_plan *plan = m->plan;
-    const tess_unit_plan *u = &plan->unit[op->unit_idx];
     const int group = plan->options.gather_group_numel;
     const int64_t first = op->kind == TESS_SCHED_GATHER ? rank / group * group : 0;
     const int64_t numel = op->kind == TESS_SCHED_GATHER ? group : plan->options.world;
     const near_ranks near = near_of(m, rank, first, first + numel);
-    const double nbytes = op->kind == TESS_SCHED_GATHER
-                              ? (double)u->frozen_shard_nbytes
-                              : sizeof(float) * (double)u->slab_shard_numel;
     const bool is_far = near.end - near.first == 1 && numel > 1;
     if (!is_far || op->kind == TESS_SCHED_REDUCE || plan->options.is_full)
         return 0.0;
+    if (op->kind == TESS_SCHED_GATHER)
+        return handed_over(plan, &plan->bucket[op->bucket_idx]);
+    const double nbytes = sizeof(float) * (double)plan->unit[op->unit_idx].slab_shard_numel;
     return TESS_MIN(TESS_COMM_FAR_NBYTES / TESS_MAX(nbytes, 1.0), 1.0);
 }
 

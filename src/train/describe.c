@@ -503,6 +503,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .reshard = choice_of(run->shard.reshard_after_forward),
         .checkpointing = choice_of(run->compute.activation_checkpointing),
         .prefetch = (int)run->shard.prefetch,
+        .bucket_nbytes =
+            run->shard.bucket_bytes == TESS_RUN_AUTO ? TESS_BUCKET_AUTO : run->shard.bucket_bytes,
         .is_library = run->shard.reduction == TESS_RUN_REDUCTION_LIBRARY,
         .is_full = run->train.mode == TESS_RUN_MODE_FULL,
         .micro_batch_numel = run->train.micro_batches,

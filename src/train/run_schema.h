@@ -668,7 +668,13 @@ typedef struct tess_run_patterns {
       "Give a unit's gathered bytes back after the forward pass and gather them again for " \
       "the backward pass.") \
     X(shard, prefetch, "prefetch", int64_t, INT, "", "1", 0, 1, FREE, \
-      "Units gathered ahead of the one that computes.") \
+      "Buckets of units gathered ahead of the one that computes.") \
+    X(shard, bucket_bytes, "bucket_bytes", int64_t, BYTES, "auto", "auto", 0, INT64_MAX, \
+      FREE, \
+      "Consecutive units are gathered together as long as they have at most so many bytes; 0 " \
+      "gathers every unit alone. auto takes what messages need on their link: 64 MiB between " \
+      "GPUs of a node, 256 MiB across nodes, 960 KiB a rank between CPU ranks, and units " \
+      "alone where memory is short.") \
     X(shard, reduction, "reduction", tess_run_reduction, ENUM, TESS_RUN_WORDS_(REDUCTION), \
       "exact", 0, 0, NUMERICS, \
       "exact: the same bits on any number of ranks; library: the communication library's " \

@@ -152,6 +152,37 @@ static void test_sizes_that_differ_are_refused(int give, int take, const char *p
     MPI_Barrier(MPI_COMM_WORLD);
 }
 
+/* The second gather of a list has another size on the last rank: every rank that gets a part of the
+ * wrong size leaves with that cause, the others when nothing comes any more. */
+static void test_list_with_a_size_that_differs(void)
+{
+    static unsigned char full[2][8 * 128];
+    tess_comm *comm = make(TESS_COMM_THREAD_OFF);
+    if (comm == NULL)
+        return;
+    const int world = tess_comm_world(comm), rank = tess_comm_rank(comm);
+    tess_wire w[2];
+    tess_gather_piece list[2];
+    for (int i = 0; i < 2; i++) {
+        const int numel = i == 1 && rank == world - 1 ? 100 : 120;
+        w[i] = (tess_wire){.op = TESS_COMM_ALL_GATHER, .entry_idx = (uint32_t)i, .wire = TESS_U8};
+        w[i].numel_per_rank = numel;
+        snprintf(w[i].name, sizeof w[i].name, "blk.%d/frozen", i);
+        list[i] = (tess_gather_piece){&w[i], tess_view_host(full[i] + rank * numel, numel, TESS_U8),
+                                      (size_t)i * sizeof full[0]};
+    }
+    tess_stream *s = tess_comm_gather_stream(comm);
+    tess_status st = tess_comm_all_gather_list(
+        comm, list, 2, tess_view_host(full, sizeof full, TESS_U8_OPAQUE), s);
+    if (st == TESS_OK)
+        st = tess_stream_finish(s);
+    EXPECT(st == TESS_E_COMM || (world > 2 && st == TESS_E_TIMEOUT));
+    expect_message("all_gather 'blk.0/frozen and 1 more' (sequence 0");
+    MPI_Barrier(MPI_COMM_WORLD);
+    tess_comm_destroy(&comm);
+    MPI_Barrier(MPI_COMM_WORLD);
+}
+
 /* A queue that waits for an event that never comes says which one. */
 static void test_wait_for_an_event_has_a_deadline(void)
 {
@@ -181,6 +212,7 @@ int main(int argc, char **argv)
         test_sizes_that_differ_are_refused(100, 120,
                                            "rank 0 sent 100 bytes where rank 1 expects 120");
         test_sizes_that_differ_are_refused(5000, 120, "receiving from rank 0, 120 bytes");
+        test_list_with_a_size_that_differs();
         test_late_rank_is_named(world % 2 == 0 ? TESS_COMM_THREAD_OFF : TESS_COMM_THREAD_ON);
         test_late_rank_is_named_by_control();
     }

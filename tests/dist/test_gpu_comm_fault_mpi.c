@@ -1,7 +1,7 @@
 /*
- * Collectives between devices that end badly: an error of the library on one rank, a rank that
- * never begins one, a rank that never joins. Every rank leaves with the first cause, and its groups
- * are aborted.
+ * Collectives between devices that end badly: an error of the library on one rank, also in the
+ * middle of a list, a rank that never begins one, a rank that never joins. Every rank leaves with
+ * the first cause, and its groups are aborted.
  */
 #include <stdio.h>
 #include <string.h>
@@ -45,21 +45,28 @@ static void expect_message(const char *part)
     }
 }
 
-/* Gathers until one fails; the device's own stream waits for each, and the host for that stream. */
+/* Gathers of lists of two until one fails; the device's own stream waits for each, and the host for
+ * that stream. */
 static tess_status run(tess_comm *comm, tess_device *d, tess_stream *compute)
 {
     void *memory = NULL;
     tess_event ev;
     tess_stream *s = tess_comm_gather_stream(comm);
     tess_wire w = {.op = TESS_COMM_ALL_GATHER, .entry_idx = 9, .wire = TESS_U8, .name = "blk.3/f"};
-    const int64_t full_numel = (int64_t)NUMEL * tess_comm_world(comm);
+    const int64_t full_numel = 2 * (int64_t)NUMEL * tess_comm_world(comm);
     w.numel_per_rank = NUMEL;
     TESS_TRY(d->ops->alloc(d, TESS_DEVICE, (size_t)full_numel, &memory));
-    const tess_view full = {memory, full_numel, TESS_U8, TESS_DEVICE};
+    const tess_view full = {memory, full_numel, TESS_U8_OPAQUE, TESS_DEVICE};
+    tess_gather_piece list[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t place = i * full_numel / 2,
+                      at = place + (int64_t)NUMEL * tess_comm_rank(comm);
+        list[i] = (tess_gather_piece){
+            &w, {(char *)memory + at, NUMEL, TESS_U8, TESS_DEVICE}, (size_t)place};
+    }
     tess_status st = tess_event_init(&ev, s);
     for (int k = 0; k < ROUNDS && st == TESS_OK; k++) {
-        st = tess_comm_all_gather(
-            comm, &w, tess_view_slice(full, (int64_t)NUMEL * tess_comm_rank(comm), NUMEL), full, s);
+        st = tess_comm_all_gather_list(comm, list, 2, full, s);
         if (st == TESS_OK)
             st = tess_event_record(&ev, s);
         if (st == TESS_OK)
@@ -121,7 +128,7 @@ static void test_error_reaches_a_rank_that_waits_for_the_host(tess_device *d)
         EXPECT(tess_comm_barrier(host) == TESS_E_COMM);
     else
         EXPECT(run(comm, d, compute) == TESS_E_COMM);
-    expect_message("rank 0: emulated collectives, blk.3/f: emulated failure");
+    expect_message("rank 0: emulated collectives, blk.3/f and 1 more: emulated failure");
     tess_error_clear();
     tess_device_stream_destroy(d, &compute);
     tess_comm_destroy(&comm);
@@ -147,14 +154,17 @@ int main(int argc, char **argv)
 {
     static const char *const error[2] = {"rank 0: emulated collectives, ",
                                          "emulated failure: unhandled system error"};
-    static const char *const late[2] = {"s: all_gather 'blk.3/f' (entry 9) of gpu(mpi) on stream "
-                                        "gather is not done",
+    static const char *const piece[2] = {"rank 0: emulated collectives, blk.3/f and 1 more: ",
+                                         "emulated failure: a call inside a group"};
+    static const char *const late[2] = {"s: all_gather 'blk.3/f and 1 more' (entry 9) of gpu(mpi) "
+                                        "on stream gather is not done",
                                         " waited 0."};
     tess_device *d = NULL;
     int provided = 0, all = 0;
     MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
     EXPECT(plain_device_create("plain:0", true, &d) == TESS_OK);
     fail_while_running(d, "fail:0:2", TESS_E_COMM, error);
+    fail_while_running(d, "piece:0:2", TESS_E_COMM, piece);
     fail_while_running(d, "hang:0:2", TESS_E_TIMEOUT, late);
     test_error_reaches_a_rank_that_waits_for_the_host(d);
     test_rank_that_never_joins(d);

@@ -120,7 +120,10 @@ static tess_status post(tess_gpu_group *g, void *data, size_t nbytes, int peer, 
 static tess_status emu_all_gather(tess_gpu_group *g, const void *shard, void *full, size_t nbytes,
                                   tess_stream *s)
 {
-    TESS_TRY(begin(g, s));
+    if (!g->is_open || g->stream == NULL)
+        TESS_TRY(begin(g, s));
+    TESS_CHECK(!g->is_open || g->stream == NULL || !is_faulty("piece"), TESS_E_COMM,
+               "emulated failure: a call inside a group");
     void *src = plain_device_near(g->device, shard);
     char *dst = plain_device_near(g->device, full);
     if (src != dst + (size_t)g->rank * nbytes)
@@ -131,7 +134,8 @@ static tess_status emu_all_gather(tess_gpu_group *g, const void *shard, void *fu
         TESS_TRY(post(g, dst + (size_t)p * nbytes, nbytes, p, true));
         TESS_TRY(post(g, src, nbytes, p, false));
     }
-    return plain_stream_defer(s, step, g);
+    g->stream = s;
+    return g->is_open ? TESS_OK : plain_stream_defer(s, step, g);
 }
 
 static tess_status emu_reduce_scatter(tess_gpu_group *g, const float *full, float *shard,

@@ -109,6 +109,7 @@ static tess_status make_plan(parts *p)
                                  .reshard = c->keeps ? TESS_OFF : TESS_ON,
                                  .checkpointing = c->checkpoints ? TESS_ON : TESS_OFF,
                                  .prefetch = c->prefetch,
+                                 .bucket_nbytes = c->bucket_nbytes,
                                  .is_full = c->is_full,
                                  .is_library = c->is_library,
                                  .library_once = c->is_once ? TESS_ON : TESS_OFF,

@@ -15,7 +15,8 @@ typedef struct emu_case {
     int64_t m; /* micro-batches a step */
     int group; /* ranks of a gather group */
     int prefetch;
-    int between_numel; /* stages between the two */
+    int64_t bucket_nbytes; /* units that travel together */
+    int between_numel;     /* stages between the two */
     bool is_full, is_tied, is_library, is_once;
     bool checkpoints; /* recompute activations */
     bool keeps;       /* gathered units stay until the end of the round */

@@ -156,6 +156,16 @@ static tess_status comm_all_gather(tess_comm *base, const tess_wire *wire, tess_
     return emu_enqueue((emu_stream *)(void *)s, op);
 }
 
+/* Pieces have no order among them; here they run one after another. */
+static tess_status comm_all_gather_list(tess_comm *base, const tess_gather_piece *pieces,
+                                        int piece_numel, tess_view full, tess_stream *s)
+{
+    for (int i = 0; i < piece_numel; i++)
+        TESS_TRY(comm_all_gather(base, pieces[i].wire, pieces[i].shard,
+                                 tess_gather_piece_rows(base, &pieces[i], full), s));
+    return TESS_OK;
+}
+
 static tess_status comm_exchange(tess_comm *base, const tess_wire *wire,
                                  const tess_comm_exchange_args *a, tess_stream *s)
 {
@@ -445,6 +455,7 @@ static void comm_set_checking(tess_comm *base, bool is_on) { base->is_checking =
 
 static const tess_comm_ops comm_ops = {
     .all_gather = comm_all_gather,
+    .all_gather_list = comm_all_gather_list,
     .exchange = comm_exchange,
     .reduce_scatter = comm_reduce_scatter,
     .control = comm_control,

@@ -81,6 +81,8 @@ static void check_ranks(int rank_numel)
                                 .group = group_of(rank_numel, case_numel),
                                 .prefetch = variant & 1,
                                 .is_full = (variant & 2) != 0,
+                                /* four units, in one case of two as two buckets */
+                                .bucket_nbytes = case_numel % 8 == 1 ? 18 << 10 : 0,
                                 .between_numel = case_numel % 4 == 1 ? 2 : 0,
                                 .is_tied = (variant & 4) != 0,
                                 .checkpoints = (variant & 8) != 0,

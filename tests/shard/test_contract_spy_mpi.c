@@ -19,6 +19,7 @@ typedef struct setting {
     int64_t m;
     int group;
     tess_choice reshard, once;
+    int64_t bucket_nbytes;
     bool is_full, is_library, is_tied;
 } setting;
 
@@ -92,8 +93,8 @@ typedef struct record_list {
     int64_t numel;
 } record_list;
 
-static void expect_record(record_list *list, const tess_wire *wire, int world, int64_t send_numel,
-                          int64_t receive_numel)
+static tess_spy_record *expect_record(record_list *list, const tess_wire *wire, int world,
+                                      int64_t send_numel, int64_t receive_numel)
 {
     tess_spy_record *r = &list->item[list->numel++];
     *r = (tess_spy_record){.op = wire->op,
@@ -101,14 +102,34 @@ static void expect_record(record_list *list, const tess_wire *wire, int world, i
                            .wire = wire->wire,
                            .send_numel = send_numel,
                            .receive_numel = receive_numel,
-                           .world = world};
+                           .world = world,
+                           .together_numel = 1};
     memcpy(r->name, wire->name, sizeof r->name);
+    return r;
 }
 
-static void expect_rows(record_list *list, const tess_wire *wire, int world, bool is_gather)
+static tess_spy_record *expect_rows(record_list *list, const tess_wire *wire, int world,
+                                    bool is_gather)
 {
     const int64_t others_numel = wire->numel_per_rank * (world - 1);
-    expect_record(list, wire, world, is_gather ? wire->numel_per_rank : others_numel, others_numel);
+    return expect_record(list, wire, world, is_gather ? wire->numel_per_rank : others_numel,
+                         others_numel);
+}
+
+/* The units of a bucket: frozen strings in one collective, in full mode slabs in another. */
+static void expect_bucket(record_list *list, const trial *t, const tess_bucket_plan *b)
+{
+    for (int i = 0; i < b->unit_numel; i++) {
+        const tess_unit_plan *u = &t->plan->unit[t->plan->bucket_unit[b->first_idx + i]];
+        if (u->frozen_wire_idx >= 0)
+            expect_rows(list, &t->plan->wire[u->frozen_wire_idx], t->s->group, true)
+                ->together_numel = b->unit_numel;
+    }
+    for (int i = 0; i < b->unit_numel && t->s->is_full; i++) {
+        const tess_unit_plan *u = &t->plan->unit[t->plan->bucket_unit[b->first_idx + i]];
+        expect_rows(list, &t->plan->wire[u->slab_wire_idx], tess_comm_world(t->comm), true)
+            ->together_numel = b->unit_numel;
+    }
 }
 
 static void expect_send(record_list *list, const trial *t, const tess_sched_op *op)
@@ -129,10 +150,8 @@ static void expect_op(record_list *list, const trial *t, const tess_sched_op *op
 {
     const int world = tess_comm_world(t->comm);
     const tess_unit_plan *u = &t->plan->unit[op->unit_idx];
-    if (op->kind == TESS_SCHED_GATHER && u->frozen_wire_idx >= 0)
-        expect_rows(list, &t->plan->wire[u->frozen_wire_idx], t->s->group, true);
-    if (op->kind == TESS_SCHED_GATHER && t->s->is_full)
-        expect_rows(list, &t->plan->wire[u->slab_wire_idx], world, true);
+    if (op->kind == TESS_SCHED_GATHER)
+        expect_bucket(list, t, &t->plan->bucket[op->bucket_idx]);
     if (op->kind == TESS_SCHED_SEND)
         expect_send(list, t, op);
     if (op->kind == TESS_SCHED_REDUCE)
@@ -157,7 +176,8 @@ static bool is_same_record(const tess_spy_record *a, const tess_spy_record *b)
 {
     return a->op == b->op && a->entry_idx == b->entry_idx && a->wire == b->wire &&
            a->send_numel == b->send_numel && a->receive_numel == b->receive_numel &&
-           a->world == b->world && strcmp(a->name, b->name) == 0;
+           a->world == b->world && a->together_numel == b->together_numel &&
+           strcmp(a->name, b->name) == 0;
 }
 
 /* Bytes of the list against the numbers that `tessera plan` prints. */
@@ -272,6 +292,19 @@ static tess_status check_base(const trial *t, tess_runtime *rt)
     const int64_t found = tess_runtime_arena(rt, TESS_LIFE_BASE).numel;
     TESS_CHECK(found <= (int64_t)bound_nbytes, TESS_E_STATE,
                "base arena of %" PRId64 " bytes, a share and padding are %zu", found, bound_nbytes);
+    /* a slot holds the largest bucket, and what lies in it is what its units take */
+    size_t largest_nbytes = 0;
+    for (int i = 0; i < t->plan->bucket_numel; i++) {
+        const tess_bucket_plan *b = &t->plan->bucket[i];
+        const size_t nbytes = b->frozen_shard_nbytes * (size_t)t->s->group +
+                              b->slab_shard_nbytes * (size_t)tess_comm_world(t->comm);
+        TESS_CHECK(b->nbytes == nbytes, TESS_E_STATE, "bucket %d of %zu bytes holds %zu", i,
+                   b->nbytes, nbytes);
+        largest_nbytes = TESS_MAX(largest_nbytes, nbytes);
+    }
+    const int64_t slots = tess_runtime_arena(rt, TESS_LIFE_SLOT).numel;
+    TESS_CHECK(slots == (int64_t)largest_nbytes * t->plan->slot_numel, TESS_E_STATE,
+               "%" PRId64 " bytes for %d slots of %zu", slots, t->plan->slot_numel, largest_nbytes);
     return TESS_OK;
 }
 
@@ -301,6 +334,7 @@ static tess_status describe(trial *t)
                                  .reshard = s->reshard,
                                  .checkpointing = TESS_OFF,
                                  .prefetch = 1,
+                                 .bucket_nbytes = s->bucket_nbytes,
                                  .is_full = s->is_full,
                                  .is_library = s->is_library,
                                  .library_once = s->once,
@@ -368,14 +402,15 @@ static tess_status check_setting(tess_comm *comm, tess_comm *spy, const setting 
 static tess_status check_steps(tess_comm *comm, tess_comm *spy)
 {
     const int world = tess_comm_world(comm);
-    for (int variant = 0; variant < 48; variant++) {
-        const int group_choice = variant / 16;
+    for (int variant = 0; variant < 96; variant++) {
+        const int group_choice = variant / 16 % 3;
         const setting s = {.m = variant & 1 ? (group_choice == 2 ? 1 : 7) : 12,
                            .group = group_choice == 0   ? 1
                                     : group_choice == 1 ? world
                                                         : 2,
                            .reshard = variant & 1 ? TESS_ON : TESS_OFF,
                            .once = variant & 8 ? TESS_ON : TESS_OFF,
+                           .bucket_nbytes = variant < 48 ? 0 : 1 << 20, /* both units together */
                            .is_full = (variant & 2) != 0,
                            .is_library = (variant & 12) != 0,
                            .is_tied = (variant & 12) == 12};

@@ -267,6 +267,129 @@ static void test_active_rounds(void **state)
         }
 }
 
+/* ---- buckets ---- */
+
+/* Every gathered unit is in one bucket, in the order of stages, in a place of its own. */
+static void check_buckets(const tess_registry *reg, const tess_plan *plan)
+{
+    const size_t group = (size_t)plan->options.gather_group_numel;
+    const size_t world = (size_t)plan->options.world;
+    size_t largest_nbytes = 0;
+    int at = 0;
+    for (int i = 0; i < plan->bucket_numel; i++) {
+        const tess_bucket_plan *b = &plan->bucket[i];
+        size_t end_nbytes = 0, frozen_nbytes = 0, slab_nbytes = 0;
+        assert_int_equal(b->first_idx, at);
+        assert_true(b->unit_numel > 0);
+        for (int k = 0; k < b->unit_numel; k++, at++) {
+            const int unit = plan->bucket_unit[at];
+            const tess_unit_plan *u = &plan->unit[unit];
+            const size_t frozen = group > 1 ? u->frozen_shard_nbytes : 0;
+            const size_t slab = plan->options.is_full && world > 1
+                                    ? (size_t)u->slab_shard_numel *
+                                          tess_dtype_block_nbytes(reg->unit[unit].compute_dt)
+                                    : 0;
+            assert_int_equal(u->bucket_idx, i);
+            assert_int_equal(u->slot_offset_nbytes, end_nbytes);
+            assert_int_equal(u->slot_slab_offset_nbytes, end_nbytes + frozen * group);
+            end_nbytes += frozen * group + slab * world;
+            frozen_nbytes += frozen;
+            slab_nbytes += slab;
+            if (at > 0)
+                assert_true(plan->bucket_unit[at - 1] < unit); /* stages take units in order */
+        }
+        assert_int_equal(b->nbytes, end_nbytes);
+        assert_int_equal(b->frozen_shard_nbytes, frozen_nbytes);
+        assert_int_equal(b->slab_shard_nbytes, slab_nbytes);
+        assert_true(b->unit_numel == 1 || (int64_t)b->nbytes <= plan->options.bucket_nbytes);
+        largest_nbytes = b->nbytes > largest_nbytes ? b->nbytes : largest_nbytes;
+    }
+    int gathered_numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        gathered_numel += plan->unit[i].bucket_idx >= 0;
+    assert_int_equal(at, gathered_numel);
+    assert_int_equal(plan->slot_nbytes, largest_nbytes);
+    assert_int_equal(plan->arena_nbytes[TESS_LIFE_SLOT], largest_nbytes * (size_t)plan->slot_numel);
+}
+
+static void test_buckets_of_any_size(void **state)
+{
+    (void)state;
+    for (int variant = 0; variant < 32; variant++)
+        for (int64_t nbytes = 0; nbytes < 12 * MIB; nbytes += 700000) {
+            tess_registry reg;
+            tess_plan *plan = NULL;
+            tess_plan_options o = base_options(4);
+            const bool is_tied = (variant & 8) != 0;
+            o.gather_group_numel = variant & 1 ? 2 : 4;
+            o.is_full = (variant & 2) != 0;
+            o.reshard = variant & 4 ? TESS_ON : TESS_OFF;
+            o.gather_group_numel = variant & 16 ? 1 : o.gather_group_numel;
+            o.bucket_nbytes = nbytes;
+            make_model(&reg, 9, is_tied);
+            make_plan(&reg, &o, &plan);
+            check_buckets(&reg, plan);
+            const int most = o.gather_group_numel > 1 ? 9
+                             : o.is_full              ? 8
+                                                      : 0; /* unit 2 has no slab */
+            if (nbytes == 0)
+                assert_int_equal(plan->bucket_numel, most);
+            else if (nbytes > 11 * MIB && most > 0) /* the tied unit stays alone */
+                assert_int_equal(plan->bucket_numel, 1 + is_tied);
+            assert_int_equal(plan->slot_numel, o.reshard == TESS_OFF || plan->bucket_numel < 2
+                                                   ? plan->bucket_numel
+                                                   : 2);
+            tess_plan_destroy(&plan);
+            tess_registry_fini(&reg);
+        }
+}
+
+/* auto takes what the link asks for: 960 KiB a rank on the host; between devices 64 MiB inside
+ * nodes and 256 MiB across them. Where that does not fit, units alone. */
+static void test_auto_buckets(void **state)
+{
+    (void)state;
+    tess_registry reg;
+    tess_plan *plan = NULL;
+    tess_plan_options o = base_options(8);
+    make_model(&reg, 9, false); /* units of 700 KiB */
+    o.bucket_nbytes = TESS_BUCKET_AUTO;
+    o.gather_group_numel = 4;
+    o.node_rank_numel = 4;
+    o.reshard = TESS_ON;
+    make_plan(&reg, &o, &plan);
+    assert_int_equal(plan->options.bucket_nbytes, 4 * 960 << 10);
+    check_buckets(&reg, plan);
+    assert_in_range(plan->bucket_numel, 2, 4);
+    const size_t packed_nbytes = plan->total_nbytes;
+    tess_plan_destroy(&plan);
+    o.memory_limit_nbytes = packed_nbytes - 1;
+    o.checkpointing = TESS_OFF;
+    make_plan(&reg, &o, &plan);
+    assert_int_equal(plan->options.bucket_nbytes, 0);
+    assert_int_equal(plan->bucket_numel, 9);
+    tess_plan_destroy(&plan);
+    o.bucket_nbytes = 4 * MIB;
+    expect_refusal(tess_plan_create(&reg, &o, &plan), TESS_E_FIT, "shard.bucket_bytes=auto");
+    tess_error_clear();
+    o.memory_limit_nbytes = 0;
+    o.is_device = true;
+    o.bucket_nbytes = TESS_BUCKET_AUTO;
+    make_plan(&reg, &o, &plan);
+    assert_int_equal(plan->options.bucket_nbytes, 64 * MIB);
+    tess_plan_destroy(&plan);
+    o.gather_group_numel = 8;
+    make_plan(&reg, &o, &plan);
+    assert_int_equal(plan->options.bucket_nbytes, 256 * MIB);
+    assert_int_equal(plan->bucket_numel, 1);
+    assert_int_equal(plan->slot_numel, 1);
+    tess_plan_destroy(&plan);
+    o.bucket_nbytes = -2;
+    expect_refusal(tess_plan_create(&reg, &o, &plan), TESS_E_CONFIG,
+                   "shard.bucket_bytes: -2 is negative");
+    tess_registry_fini(&reg);
+}
+
 /* ---- choices ---- */
 
 static size_t total_of(const tess_registry *reg, const tess_plan_options *options, int group,
@@ -497,7 +620,7 @@ static void test_digest_covers_choices(void **state)
     tess_registry reg;
     tess_sha256 first = {{0}};
     make_model(&reg, 5, false);
-    for (int variant = 0; variant < 8; variant++) {
+    for (int variant = 0; variant < 9; variant++) {
         tess_plan *a = NULL, *b = NULL;
         tess_plan_options o = base_options(4);
         o.gather_group_numel = variant == 1 ? 2 : 4;
@@ -507,6 +630,7 @@ static void test_digest_covers_choices(void **state)
         o.is_library = variant == 5;
         o.data_nbytes = variant == 6 ? 2000 : 1000;
         o.kernel_path = variant == 7 ? "cpu/avx2" : "cpu/plain";
+        o.bucket_nbytes = variant == 8 ? 2 * MIB : 0;
         make_plan(&reg, &o, &a);
         make_plan(&reg, &o, &b);
         char *x = json_of(a, &reg), *y = json_of(b, &reg);
@@ -533,6 +657,7 @@ static void test_text_shows_everything(void **state)
         "unit0/frozen",
         "unit0/grad",
         "reduce_scatter",
+        "buckets (one collective each, into one of 5 slots of ",
         "memory of every rank",
         "slots",
         "outside arenas (at most)",
@@ -636,6 +761,8 @@ int main(void)
         cmocka_unit_test(test_shards_and_buffers),
         cmocka_unit_test(test_widened_unit_is_f32_on_every_edge),
         cmocka_unit_test(test_active_rounds),
+        cmocka_unit_test(test_buckets_of_any_size),
+        cmocka_unit_test(test_auto_buckets),
         cmocka_unit_test(test_auto_takes_the_smallest_that_fits),
         cmocka_unit_test(test_library_once_where_it_fits),
         cmocka_unit_test(test_fit_message_names_changes),

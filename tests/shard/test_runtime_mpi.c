@@ -1,5 +1,5 @@
-/* The two-matrix model gives the same bits at every world size, group, prefetch and reshard choice.
- */
+/* The two-matrix model gives the same bits at every world size, group, bucket, prefetch and reshard
+ * choice. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -24,7 +24,8 @@ typedef struct setting {
     int64_t m;
     int group;
     tess_choice reshard, checkpointing;
-    int prefetch;
+    int prefetch, between_numel;
+    int64_t bucket_nbytes;
     bool is_full, is_tied, is_library;
     tess_choice once;
 } setting;
@@ -109,8 +110,12 @@ static tess_status run_with(tess_comm *comm, tess_comm *group, const setting *s,
 
 static tess_status run_setting(tess_comm *comm, const setting *s, outcome *out)
 {
-    two_matrices model = {
-        .row_numel = 7, .in_numel = 19, .mid_numel = 33, .out_numel = 29, .is_tied = s->is_tied};
+    two_matrices model = {.row_numel = 7,
+                          .in_numel = 19,
+                          .mid_numel = 33,
+                          .out_numel = 29,
+                          .between_numel = s->between_numel,
+                          .is_tied = s->is_tied};
     tess_registry reg;
     tess_plan *plan = NULL;
     tess_comm *group = NULL;
@@ -121,6 +126,7 @@ static tess_status run_setting(tess_comm *comm, const setting *s, outcome *out)
                                  .reshard = s->reshard,
                                  .checkpointing = s->checkpointing,
                                  .prefetch = s->prefetch,
+                                 .bucket_nbytes = s->bucket_nbytes,
                                  .is_full = s->is_full,
                                  .is_library = s->is_library,
                                  .library_once = s->once,
@@ -173,6 +179,34 @@ static tess_status check_against_one_rank(tess_comm *comm, tess_comm *self, bool
         }
         TESS_CHECK(want.loss[STEP_NUMEL - 1] < want.loss[0] * 0.999 || s.m == 1, TESS_E_STATE,
                    "loss does not fall: %.9g to %.9g", want.loss[0], want.loss[STEP_NUMEL - 1]);
+    }
+    return TESS_OK;
+}
+
+/* Six units of some KiB: each alone, two or three together, all in one, and what the plan takes by
+ * itself. A bucket may hold one, as the first and the last are smaller than the others. */
+static tess_status check_buckets(tess_comm *comm, tess_comm *self)
+{
+    static const int64_t nbytes[] = {0, 12 << 10, 20 << 10, 1 << 20, TESS_BUCKET_AUTO};
+    const int world = tess_comm_world(comm);
+    outcome want, got;
+    setting s = {.m = 7,
+                 .group = 1,
+                 .reshard = TESS_ON,
+                 .checkpointing = TESS_OFF,
+                 .between_numel = TWO_MATRICES_STAGE_MAX - 2};
+    TESS_TRY(run_setting(self, &s, &want));
+    for (int variant = 0; variant < 32 * TESS_NELEM(nbytes); variant++) {
+        s.bucket_nbytes = nbytes[variant / 32];
+        s.group = variant & 1 ? world : world % 2 == 0 && variant & 2 ? 2 : 1;
+        s.reshard = variant & 4 ? TESS_ON : TESS_OFF;
+        s.prefetch = variant & 8 ? 1 : 0;
+        s.checkpointing = variant & 8 ? TESS_OFF : TESS_ON;
+        s.is_full = (variant & 16) != 0;
+        TESS_TRY(run_setting(comm, &s, &got));
+        TESS_CHECK(is_same(&want, &got), TESS_E_STATE,
+                   "buckets of %" PRId64 " bytes, variant %d: loss %.17g, one rank alone has %.17g",
+                   s.bucket_nbytes, variant, got.loss[STEP_NUMEL - 1], want.loss[STEP_NUMEL - 1]);
     }
     return TESS_OK;
 }
@@ -381,6 +415,8 @@ static tess_status run(tess_comm *comm)
     tess_status st = check_against_one_rank(comm, self, false);
     if (st == TESS_OK)
         st = check_against_one_rank(comm, self, true);
+    if (st == TESS_OK)
+        st = check_buckets(comm, self);
     if (st == TESS_OK)
         st = check_library(comm);
     if (st == TESS_OK)

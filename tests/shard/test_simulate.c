@@ -353,7 +353,7 @@ static void check_rank_cost(const tess_plan *plan, const tess_registry *reg, int
     expect_ok(tess_plan_schedule(plan, reg, rank, false, &sched));
     for (int i = 0; i < sched.op_numel; i++) {
         const tess_sched_op *op = &sched.op[i];
-        const int64_t nbytes = tess_plan_op_nbytes(plan, reg, rank, op);
+        const int64_t nbytes = tess_plan_op_nbytes(plan, rank, op);
         int64_t lo = 0, hi = 0;
         if (op->kind == TESS_SCHED_GATHER)
             gathered += (double)nbytes;

@@ -169,6 +169,79 @@ static void test_all_gather(suite *t)
     }
 }
 
+/* Pieces of any size, some empty, some at their row, each in a place of its own; the gaps between
+ * places stay as they are. Two lists are under way at once. */
+enum { LIST_NUMEL = 9, PLACE_GAP_NBYTES = 5 };
+
+static size_t listed_nbytes(int k) { return (size_t)k * (size_t)k * (size_t)k * 997 % 70001; }
+
+static void fill_gather_list(suite *t, const guarded *full, const guarded *shards, int list_idx,
+                             tess_wire *wires, tess_gather_piece *pieces)
+{
+    size_t place = 0, from = 0;
+    for (int k = 0; k < LIST_NUMEL; k++) {
+        const size_t nbytes = listed_nbytes(k);
+        const bool is_alias = k % 3 == 2;
+        unsigned char *src =
+            is_alias ? full->data + place + (size_t)t->rank * nbytes : shards->data + from;
+        for (size_t i = 0; i < nbytes; i++)
+            src[i] = pattern(t->rank, k + list_idx, i);
+        wires[k] = wire_make(TESS_COMM_ALL_GATHER, TESS_U8, (int64_t)nbytes, 20 + (uint32_t)k);
+        pieces[k] = (tess_gather_piece){
+            &wires[k], view_of(t, is_alias ? full : shards, src, (int64_t)nbytes, TESS_U8), place};
+        place += nbytes * (size_t)t->world + PLACE_GAP_NBYTES;
+        from += nbytes;
+    }
+}
+
+static size_t wrong_in_list(const suite *t, const guarded *full, int list_idx)
+{
+    size_t wrong = 0, at = 0;
+    for (int k = 0; k < LIST_NUMEL; k++) {
+        for (int r = 0; r < t->world; r++)
+            for (size_t i = 0; i < listed_nbytes(k); i++)
+                wrong += full->data[at++] != pattern(r, k + list_idx, i);
+        for (int i = 0; i < PLACE_GAP_NBYTES; i++)
+            wrong += full->data[at++] != GUARD_BYTE;
+    }
+    return wrong;
+}
+
+static void test_all_gather_list(suite *t)
+{
+    size_t shard_nbytes = 0;
+    guarded full[2], shards[2];
+    tess_wire wires[2][LIST_NUMEL];
+    tess_gather_piece pieces[2][LIST_NUMEL];
+    tess_stream *s = tess_comm_gather_stream(t->comm);
+    for (int k = 0; k < LIST_NUMEL; k++)
+        shard_nbytes += listed_nbytes(k);
+    const size_t full_nbytes = shard_nbytes * (size_t)t->world + LIST_NUMEL * PLACE_GAP_NBYTES;
+    for (int i = 0; i < 2; i++) {
+        full[i] = guarded_make(t, full_nbytes, 3);
+        shards[i] = guarded_make(t, shard_nbytes, 0);
+        memset(full[i].data, GUARD_BYTE, full_nbytes);
+        fill_gather_list(t, &full[i], &shards[i], i, wires[i], pieces[i]);
+        push(t, &full[i]);
+        push(t, &shards[i]);
+    }
+    for (int i = 0; i < 2; i++)
+        EXPECT_OK(t,
+                  tess_comm_all_gather_list(
+                      t->comm, pieces[i], LIST_NUMEL,
+                      view_of(t, &full[i], full[i].data, (int64_t)full_nbytes, TESS_U8_OPAQUE), s));
+    EXPECT_OK(t, tess_comm_all_gather_list(
+                     t->comm, NULL, 0, view_of(t, &full[0], full[0].data, 0, TESS_U8_OPAQUE), s));
+    EXPECT_OK(t, tess_stream_finish(s));
+    for (int i = 0; i < 2; i++) {
+        pull(t, &full[i]);
+        EXPECT(t, wrong_in_list(t, &full[i], i) == 0);
+        EXPECT(t, guarded_is_whole(&full[i]) && guarded_is_whole(&shards[i]));
+        guarded_free(t, &full[i]);
+        guarded_free(t, &shards[i]);
+    }
+}
+
 /* ---- exchange ---- */
 
 /* Bytes rank a sends to rank b as its k-th piece; 0 for some pairs, many for others. */
@@ -546,6 +619,36 @@ static void test_views_are_checked_against_the_contract(suite *t)
     guarded_free(t, &data);
 }
 
+/* One piece that is wrong: none of the list travels. */
+static void test_lists_are_checked_against_their_contracts(suite *t)
+{
+    guarded data = guarded_make(t, 256, 0);
+    tess_stream *s = tess_comm_gather_stream(t->comm);
+    tess_wire w[2] = {wire_make(TESS_COMM_ALL_GATHER, TESS_U8, 4, 8),
+                      wire_make(TESS_COMM_ALL_GATHER, TESS_BF16, 2, 9)};
+    const int64_t full_nbytes = 8 * t->world;
+    const tess_view full = view_of(t, &data, data.data, full_nbytes, TESS_U8_OPAQUE);
+    tess_gather_piece list[2] = {{&w[0], view_of(t, &data, data.data + 200, 4, TESS_U8), 0},
+                                 {&w[1], view_of(t, &data, data.data + 208, 2, TESS_F32), 0}};
+    list[1].place_nbytes = (size_t)(4 * t->world);
+    tess_error_clear();
+    expect_refusal(t, tess_comm_all_gather_list(t->comm, list, 2, full, s), TESS_E_DTYPE,
+                   "all_gather 'blk.9/test': wire dtype bf16 but shard view is f32");
+    list[1].shard = view_of(t, &data, data.data + 208, 3, TESS_BF16);
+    expect_refusal(t, tess_comm_all_gather_list(t->comm, list, 2, full, s), TESS_E_DTYPE,
+                   "shard view has 3 elements of bf16, the contract says 2");
+    list[1].shard.numel = 2;
+    list[1].place_nbytes++;
+    expect_refusal(t, tess_comm_all_gather_list(t->comm, list, 2, full, s), TESS_E_ARG,
+                   "do not lie in the ");
+    list[1].place_nbytes = SIZE_MAX;
+    expect_refusal(t, tess_comm_all_gather_list(t->comm, list, 2, full, s), TESS_E_ARG,
+                   "all_gather 'blk.9/test': ");
+    expect_refusal(t, tess_comm_all_gather_list(t->comm, NULL, 2, full, s), TESS_E_ARG,
+                   "a list of 2 pieces");
+    guarded_free(t, &data);
+}
+
 /* ---- agreement ---- */
 
 static void test_agree_with_each_rank_failing(suite *t)
@@ -606,6 +709,7 @@ int comm_conformance_on(tess_comm *comm, tess_device *device)
     if (device != NULL)
         EXPECT_OK(&t, tess_device_stream_create(device, "test", false, &t.copying));
     test_all_gather(&t);
+    test_all_gather_list(&t);
     test_exchange_uneven(&t);
     test_exchange_one_sided(&t);
     test_reduce_scatter(&t);
@@ -615,6 +719,7 @@ int comm_conformance_on(tess_comm *comm, tess_device *device)
     test_bcast_and_gather_bytes(&t);
     test_enqueue_allocates_nothing_and_pushes_back(&t);
     test_views_are_checked_against_the_contract(&t);
+    test_lists_are_checked_against_their_contracts(&t);
     test_dump_lists_the_records(&t);
     if (tess_comm_launch_rank(comm) == tess_comm_rank(comm))
         test_agree_with_each_rank_failing(&t);

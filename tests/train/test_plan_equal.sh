@@ -70,7 +70,7 @@ compare 3 full-3 compute.dtype=f32
 # What a person reads.
 text=$("$tessera" plan "$work/run.yaml" --ranks 4 shard.gather_group=world)
 for part in '4 ranks, gather group 4, 6 micro-batches in 2 rounds, reduction exact' \
-    'units (what is gathered together)' 'frozen matrices (how products take them)' \
+    'units (what a stage takes whole)' 'frozen matrices (how products take them)' \
     'dequantized panel by panel' 'contracts (collectives with dtypes)' \
     'all_gather     stored u8_opaque wire u8_opaque' 'memory of every rank' 'outside arenas' \
     'unit gathers received' 'reductions' 'library, once per step' '<- this plan'; do
@@ -111,7 +111,7 @@ start_ns=$(date +%s%N)
 "$tessera" plan "${big[@]}" --json >"$work/big.json" || fail "70B at 1024 ranks"
 took_ms=$((($(date +%s%N) - start_ns) / 1000000))
 grep -qE '"world": *1024\b' "$work/big.json" || fail "70B plan is not for 1024 ranks"
-[ "$(grep -c '"frozen_shard_bytes"' "$work/big.json")" = 82 ] || fail "70B plan: expected 82 units"
+[ "$(grep -c '"trainable_shard_elements"' "$work/big.json")" = 82 ] || fail "70B plan: expected 82 units"
 # Ten times what the issue asks for: a plan that looks at weights or loops over ranks takes minutes.
 [ "$took_ms" -lt 10000 ] || fail "70B plan took $took_ms ms"
 

@@ -1,6 +1,6 @@
 /*
- * The bits of a run do not depend on ranks, gather groups, prefetch, checkpointing, resharding,
- * threads or a communication thread.
+ * The bits of a run do not depend on ranks, gather groups, buckets, prefetch, checkpointing,
+ * resharding, threads or a communication thread.
  *
  * NF4 double-quantized base, packed data with masked prompts, dropout, weight decay, clipping. Each
  * variant is compared with the plainest run: one rank, everything off.
@@ -19,16 +19,21 @@ typedef struct variant {
     const char *group; /* "2" is the world where 2 does not divide it */
     const char *prefetch, *checkpointing, *reshard, *threads;
     bool has_comm_thread;
+    const char *bucket;
 } variant;
 
 /* A pairwise cover: any two choices of two keys meet in a row. M = 7 and 12 give rounds in which
  * some ranks have nothing to do. */
 static const variant variants[] = {
-    {"8", "1", "0", "off", "off", "1", true},      {"8", "2", "1", "on", "on", "1", false},
-    {"8", "world", "1", "off", "on", "2", false},  {"7", "1", "1", "on", "off", "2", true},
-    {"7", "2", "0", "off", "on", "1", true},       {"7", "world", "0", "on", "off", "2", false},
-    {"12", "1", "1", "on", "on", "1", false},      {"12", "2", "1", "on", "off", "2", true},
-    {"12", "world", "0", "off", "off", "1", true},
+    {"8", "1", "0", "off", "off", "1", true, "0"},
+    {"8", "2", "1", "on", "on", "1", false, "64KiB"},
+    {"8", "world", "1", "off", "on", "2", false, "0"},
+    {"7", "1", "1", "on", "off", "2", true, "auto"},
+    {"7", "2", "0", "off", "on", "1", true, "auto"},
+    {"7", "world", "0", "on", "off", "2", false, "64KiB"},
+    {"12", "1", "1", "on", "on", "1", false, "64KiB"},
+    {"12", "2", "1", "on", "off", "2", true, "0"},
+    {"12", "world", "0", "off", "off", "1", true, "auto"},
 };
 
 /* The engine of a communicator has a thread or none; both lie over one MPI and are used in turn. */
@@ -66,7 +71,7 @@ static tess_status run_variant(const world_pair *w, tiny_run *t, const variant *
     const int world = tess_comm_world(comm);
     const bool is_pair = strcmp(v->group, "2") == 0;
     const char *group = is_pair && world % 2 != 0 ? "world" : v->group;
-    char text[7][64], name[64];
+    char text[8][64], name[64];
     tiny_outcome got;
     snprintf(text[0], sizeof text[0], "train.micro_batches=%s", v->micro_batches);
     snprintf(text[1], sizeof text[1], "shard.gather_group=%s", group);
@@ -75,9 +80,10 @@ static tess_status run_variant(const world_pair *w, tiny_run *t, const variant *
     snprintf(text[4], sizeof text[4], "shard.reshard_after_forward=%s", v->reshard);
     snprintf(text[5], sizeof text[5], "compute.threads=%s", v->threads);
     snprintf(text[6], sizeof text[6], "compute.comm_thread=%s", v->has_comm_thread ? "on" : "off");
+    snprintf(text[7], sizeof text[7], "shard.bucket_bytes=%s", v->bucket);
     snprintf(name, sizeof name, "variant-%d", idx);
-    const char *const overrides[] = {text[0], text[1], text[2], text[3],
-                                     text[4], text[5], text[6], NULL};
+    const char *const overrides[] = {text[0], text[1], text[2], text[3], text[4],
+                                     text[5], text[6], text[7], NULL};
     TESS_TRY(tiny_run_train(comm, t, name, overrides, &got));
     TESS_CHECK(tess_sha256_is_equal(&got.losses, &want->losses), TESS_E_STATE,
                "variant %d (M %s, group %s): losses differ; last %.17g, one rank has %.17g", idx,
@@ -109,10 +115,11 @@ static tess_status run_product(const world_pair *w, tiny_run *t, const tiny_outc
 {
     static const char *const groups[] = {"1", "2", "world"}, *const bits[] = {"0", "1"};
     static const char *const switches[] = {"off", "on"}, *const threads[] = {"1", "2"};
+    static const char *const buckets[] = {"0", "64KiB", "auto"};
     for (int i = 0; i < 3 * 3 * 32; i++) {
         const variant v = {numels[i % 3],        groups[i / 3 % 3],    bits[i / 9 & 1],
                            switches[i / 18 & 1], switches[i / 36 & 1], threads[i / 72 & 1],
-                           (i / 144 & 1) != 0};
+                           (i / 144 & 1) != 0,   buckets[i % 7 % 3]};
         TESS_TRY(run_variant(w, t, &v, 100 + i, wanted(want, v.micro_batches)));
     }
     return TESS_OK;
