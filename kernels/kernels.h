@@ -124,6 +124,7 @@ typedef struct tess_kernels {
     tess_status (*cast)(const tess_cast_args *a, tess_stream *s);
     tess_status (*cross_entropy)(const tess_cross_entropy_args *a, tess_stream *s);
     tess_status (*fold)(const tess_fold_args *a, tess_stream *s);
+    tess_status (*fold_pieces)(const tess_fold_pieces_args *a, tess_stream *s);
     tess_status (*square_norm)(const tess_square_norm_args *a, tess_stream *s);
     tess_status (*sum)(const tess_sum_args *a, tess_stream *s);
     tess_status (*exact_add)(const tess_exact_add_args *a, tess_stream *s);

@@ -42,6 +42,7 @@ tess_status tess_cuda_dora_backward(const tess_dora_backward_args *a, tess_strea
 tess_status tess_cuda_cast(const tess_cast_args *a, tess_stream *s);
 tess_status tess_cuda_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
 tess_status tess_cuda_fold(const tess_fold_args *a, tess_stream *s);
+tess_status tess_cuda_fold_pieces(const tess_fold_pieces_args *a, tess_stream *s);
 tess_status tess_cuda_square_norm(const tess_square_norm_args *a, tess_stream *s);
 tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cuda_exact_add(const tess_exact_add_args *a, tess_stream *s);

@@ -40,6 +40,7 @@ const tess_kernels tess_kernels_cuda = {
     .cast = tess_cuda_cast,
     .cross_entropy = tess_cuda_cross_entropy,
     .fold = tess_cuda_fold,
+    .fold_pieces = tess_cuda_fold_pieces,
     .square_norm = tess_cuda_square_norm,
     .sum = tess_cuda_sum,
     .exact_add = tess_cuda_exact_add,

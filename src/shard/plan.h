@@ -24,6 +24,7 @@
 #include "dist/contract.h"
 #include "format/json.h"
 #include "shard/optimizer.h"
+#include "shard/profile.h"
 #include "shard/registry.h"
 #include "shard/schedule.h"
 
@@ -57,14 +58,26 @@ typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 /** `bucket_nbytes` of tess_plan_options: what messages need on the link they take, if it fits. */
 enum { TESS_BUCKET_AUTO = -1 };
 
+/** How gradient pieces reach their owners; see plan_exchange.h. */
+typedef enum tess_exchange {
+    TESS_EXCHANGE_AUTO,
+    TESS_EXCHANGE_DIRECT,
+    TESS_EXCHANGE_BY_NODE
+} tess_exchange;
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
     int gather_group_numel;     /* 0: the smallest that fits */
     int node_rank_numel;        /* ranks on each node, consecutive; 0: not the same everywhere */
-    tess_choice reshard;        /* reshard after forward */
-    tess_choice checkpointing;  /* activation checkpointing */
-    int prefetch;               /* buckets */
+    const int *node_first_rank; /* where it is 0: [node_numel + 1], the last is the world; copied;
+                                   NULL: nodes are not known */
+    int node_numel;
+    tess_exchange exchange; /* of gradient pieces; auto: for each unit what is cheaper */
+    const tess_link *link_inside, *link_across; /* what decides it; borrowed; NULL: usual ones */
+    tess_choice reshard;                        /* reshard after forward */
+    tess_choice checkpointing;                  /* activation checkpointing */
+    int prefetch;                               /* buckets */
     int64_t bucket_nbytes;      /* most bytes of units that are gathered together; 0: each alone */
     bool is_library;            /* reduction: library */
     tess_choice library_once;   /* library: one reduction per step; auto: where it fits */
@@ -108,10 +121,12 @@ typedef struct tess_unit_plan {
     int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
     size_t param_offset_nbytes;     /* in the PARAM arena */
+    bool is_by_node;                /* its gradient pieces go by node */
     int bucket_idx;                 /* it is gathered with; -1: it lies in place */
     size_t slot_offset_nbytes;      /* place of the frozen string in the bucket's slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind it */
     int frozen_wire_idx, slab_wire_idx, grad_wire_idx; /* contracts, -1: none */
+    int pass_wire_idx; /* pieces that a relay passes on, -1: they go straight */
 } tess_unit_plan;
 
 /** Units that are gathered together, into one slot. */
@@ -154,6 +169,7 @@ typedef struct tess_reduction_cost {
 
 typedef struct tess_plan {
     tess_plan_options options; /* with every `auto` decided */
+    int *node_first_rank;      /* that of the options, NULL */
     tess_unit_plan *unit;
     int unit_numel;
     tess_bucket_plan *bucket;
@@ -172,11 +188,10 @@ typedef struct tess_plan {
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
-    int level_numel;       /* floor(log2 M) + 1; 1 with the library reduction */
-    int receive_row_numel; /* pieces a rank may receive at once */
-    int64_t state_numel;   /* sum of slab_shard_numel */
-    int64_t factor_numel;  /* sum of factor_numel */
-    int64_t rest_numel;    /* sum of slab_shard_numel where there is a rest */
+    int level_numel;      /* floor(log2 M) + 1; 1 with the library reduction */
+    int64_t state_numel;  /* sum of slab_shard_numel */
+    int64_t factor_numel; /* sum of factor_numel */
+    int64_t rest_numel;   /* sum of slab_shard_numel where there is a rest */
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */

@@ -1,5 +1,7 @@
 #include "shard/plan_links.h"
 
+#include "shard/plan_exchange.h"
+
 const char *tess_traffic_name(tess_traffic traffic)
 {
     static const char *const name[TESS_TRAFFIC_NUMEL] = {"unit gathers", "gradients",
@@ -112,7 +114,10 @@ static tess_link_nbytes gradient_sends(const tess_plan *plan, int rank)
     const double nbytes = (double)sizeof(float) * tess_plan_active_rounds(plan, rank);
     const double here = owned_numel(plan, node);
     const double own = owned_numel(plan, (span){rank, rank + 1});
-    return (tess_link_nbytes){nbytes * (here - own), nbytes * (slab_numel(plan) - here)};
+    double passed = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        passed += sizeof(float) * tess_plan_passed_numel(plan, i, rank);
+    return (tess_link_nbytes){nbytes * (here - own) + passed, nbytes * (slab_numel(plan) - here)};
 }
 
 tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffic, int rank)

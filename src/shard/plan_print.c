@@ -5,6 +5,7 @@
 #include "core/arith.h"
 #include "core/digest.h"
 #include "core/memory.h"
+#include "shard/plan_exchange.h"
 #include "shard/plan_links.h"
 
 /* ---- JSON ---- */
@@ -27,6 +28,8 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "bucket_bytes", o->bucket_nbytes));
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
     TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
+    TESS_TRY(tess_json_add_string(v, "exchange", tess_exchange_name(o->exchange)));
+    TESS_TRY(tess_json_add_i64(v, "units_exchanged_by_node", tess_plan_by_node_numel(plan)));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
     TESS_TRY(tess_json_add_string(v, "optimizer", o->optimizer->name));
     TESS_TRY(tess_json_add_bool(v, "ema", o->has_ema));
@@ -49,6 +52,7 @@ static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, in
     TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)u->frozen_shard_nbytes));
     TESS_TRY(tess_json_add_i64(v, "trainable_elements", u->slab_numel));
     TESS_TRY(tess_json_add_i64(v, "trainable_shard_elements", u->slab_shard_numel));
+    TESS_TRY(tess_json_add_bool(v, "exchanged_by_node", u->is_by_node));
     return tess_json_add_bool(v, "gathered", u->bucket_idx >= 0);
 }
 
@@ -144,6 +148,15 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
     return TESS_OK;
 }
 
+static tess_status json_messages(const tess_plan *plan, tess_json *kind)
+{
+    const tess_link_messages m = tess_plan_gradient_messages(plan, 0);
+    if (plan->options.is_library)
+        return TESS_OK; /* the library's own */
+    TESS_TRY(tess_json_add_i64(kind, "sent_inside_messages", (int64_t)m.inside));
+    return tess_json_add_i64(kind, "sent_across_messages", (int64_t)m.across);
+}
+
 /* Payload of a step by link: of rank 0, and of all ranks of its node together. */
 static tess_status json_links(const tess_plan *plan, tess_json *step)
 {
@@ -160,6 +173,8 @@ static tess_status json_links(const tess_plan *plan, tess_json *step)
         TESS_TRY(tess_json_add_string(kind, "link", tess_plan_link_name(plan, (tess_traffic)i)));
         TESS_TRY(tess_json_add_i64(kind, "sent_inside_bytes", (int64_t)b.inside));
         TESS_TRY(tess_json_add_i64(kind, "sent_across_bytes", (int64_t)b.across));
+        if (i == TESS_TRAFFIC_GRADIENT)
+            TESS_TRY(json_messages(plan, kind));
     }
     tess_plan_node_traffic(plan, 0, &sent, &received);
     TESS_TRY(tess_json_add_i64(v, "node_sent_bytes", (int64_t)sent));
@@ -264,6 +279,9 @@ tess_status tess_plan_contract(const tess_plan *plan, const tess_registry *reg,
     const tess_plan_options *o = &plan->options;
     TESS_TRY(tess_contract_add_text(contract, "world", "%d", o->world));
     TESS_TRY(tess_contract_add_text(contract, "shard.gather_group", "%d", o->gather_group_numel));
+    TESS_TRY(tess_contract_add_text(contract, "shard.exchange", "%s, %d units by node",
+                                    tess_exchange_name(o->exchange),
+                                    tess_plan_by_node_numel(plan)));
     TESS_TRY(
         tess_contract_add_text(contract, "train.micro_batches", "%" PRId64, o->micro_batch_numel));
     TESS_TRY(tess_contract_add_text(contract, "kernels", "%s",
@@ -486,10 +504,33 @@ static tess_status say_links(text_buffer *t, const tess_plan *plan)
         size_text(link.across, b);
         TESS_TRY(say(t, "  %-34s %14s %14s\n", tess_traffic_name((tess_traffic)i), a, b));
     }
+    const tess_link_messages m = tess_plan_gradient_messages(plan, 0);
+    if (!plan->options.is_library)
+        TESS_TRY(say(t, "  %-34s %14.0f %14.0f\n", "messages of gradients", m.inside, m.across));
     tess_plan_node_traffic(plan, 0, &sent, &received);
     size_text(sent, a);
     size_text(received, b);
     return say(t, "  node 0 sends %s to other nodes and receives %s\n", a, b);
+}
+
+/* How pieces of gradients travel. Links of a description decide for what is planned, the usual ones
+ * for what runs: where it matters, the run file should say. */
+static tess_status say_exchange(text_buffer *t, const tess_plan *plan)
+{
+    const tess_plan_options *o = &plan->options;
+    int unit_numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        unit_numel += plan->unit[i].slab_numel > 0;
+    if (o->is_library || o->world == 1)
+        return TESS_OK;
+    if (o->is_device)
+        return say(t, "gradient pieces sent straight to owners; NCCL groups messages by node\n");
+    const bool is_told = o->exchange == TESS_EXCHANGE_AUTO && o->link_across != NULL;
+    return say(t, "gradient pieces sent by node for %d of %d units, straight for the others%s\n",
+               tess_plan_by_node_numel(plan), unit_numel,
+               is_told ? " (by the links described; a run takes usual ones unless shard.exchange "
+                         "says how)"
+                       : "");
 }
 
 /* What the optimizer keeps, in bytes over all parameters of a rank. */
@@ -521,6 +562,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
             choice_name(o->reshard), choice_name(o->checkpointing), o->prefetch, plan->slot_numel));
     TESS_TRY(say(t, "%" PRId64 " trainable parameters, kernels %s\n", plan->trainable_numel,
                  o->kernel_path != NULL ? o->kernel_path : "-"));
+    TESS_TRY(say_exchange(t, plan));
     TESS_TRY(say_state(t, plan));
     TESS_TRY(say_units(t, plan, reg));
     TESS_TRY(say_buckets(t, plan, reg));

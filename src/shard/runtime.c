@@ -83,6 +83,8 @@ static tess_status create_events(tess_runtime *rt)
     TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->drained[0], rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]));
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
+        TESS_TRY(tess_event_init(&rt->piece_sent[i], rt->lane[TESS_LANE_REDUCE]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
     return tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world));
 }
@@ -95,6 +97,8 @@ static void destroy_events(tess_runtime *rt)
     tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->drained[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]);
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
+        tess_event_fini(&rt->piece_sent[i], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
 }
@@ -139,9 +143,10 @@ static tess_status create_inside(tess_runtime *rt)
     rt->lane[TESS_LANE_GATHER] =
         tess_comm_gather_stream(parts->group != NULL ? parts->group : parts->world);
     rt->lane[TESS_LANE_REDUCE] = tess_comm_reduce_stream(parts->world);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++) {
         void *array = NULL;
-        TESS_TRY(tess_alloc_array(2 * (int64_t)rt->world, sizeof(tess_piece), &array));
+        const int64_t piece_numel = gradient_piece_numel(rt);
+        TESS_TRY(tess_alloc_array(piece_numel, sizeof(tess_piece), &array));
         rt->pieces[i] = array;
     }
     TESS_TRY(gather_create(rt));
@@ -193,7 +198,7 @@ void tess_runtime_destroy(tess_runtime **inout)
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
     runtime_timing_destroy(rt);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
         tess_free(rt->pieces[i]);
     gather_destroy(rt);
     tess_free(rt->segment);

@@ -114,7 +114,9 @@ static bool takes(const builder *b, const tess_sched_op *op)
     const bool is_owned = holds(spec->unit_is_owned, op->unit_idx);
     if (spec->is_library) /* it writes the padding too */
         return op->kind == TESS_SCHED_REDUCE || is_owned;
-    return is_owned && holds(spec->round_has_peer, op->round_idx);
+    const bool is_passed =
+        op->kind == TESS_SCHED_SEND && holds(spec->unit_is_relayed, op->unit_idx);
+    return (is_owned || is_passed) && holds(spec->round_has_peer, op->round_idx);
 }
 
 static bool is_send(const tess_sched_op *op)

@@ -435,6 +435,13 @@ static tess_choice choice_of(tess_run_switch s)
     return s == TESS_RUN_SWITCH_AUTO ? TESS_AUTO : s == TESS_RUN_SWITCH_ON ? TESS_ON : TESS_OFF;
 }
 
+static tess_exchange exchange_of(tess_run_exchange e)
+{
+    return e == TESS_RUN_EXCHANGE_AUTO     ? TESS_EXCHANGE_AUTO
+           : e == TESS_RUN_EXCHANGE_DIRECT ? TESS_EXCHANGE_DIRECT
+                                           : TESS_EXCHANGE_BY_NODE;
+}
+
 static bool has_frozen(const tess_registry *reg)
 {
     for (int i = 0; i < reg->unit_numel; i++)
@@ -500,6 +507,11 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .world = launch->world,
         .gather_group_numel = group_of(d, launch),
         .node_rank_numel = launch->node_rank_numel,
+        .node_first_rank = launch->node_first_rank,
+        .node_numel = launch->node_numel,
+        .exchange = exchange_of(run->shard.exchange),
+        .link_inside = launch->link_inside,
+        .link_across = launch->link_across,
         .reshard = choice_of(run->shard.reshard_after_forward),
         .checkpointing = choice_of(run->compute.activation_checkpointing),
         .prefetch = (int)run->shard.prefetch,

@@ -99,6 +99,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_WEIGHTS_LIST(X) X(TRAINED, "trained") X(EMA, "ema")
 #define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
 #define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
+#define TESS_RUN_EXCHANGE_LIST(X) X(AUTO, "auto") X(DIRECT, "direct") X(BY_NODE, "by-node")
 #define TESS_RUN_DEVICE_LIST(X) X(AUTO, "auto") X(CPU, "cpu") X(CUDA, "cuda")
 #define TESS_RUN_DTYPE_LIST(X) X(BF16, "bf16") X(F32, "f32")
 #define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
@@ -168,6 +169,11 @@ typedef enum tess_run_reduction {
     TESS_RUN_REDUCTION_LIST(X)
 #undef X
 } tess_run_reduction;
+typedef enum tess_run_exchange {
+#define X(name, text) TESS_RUN_EXCHANGE_##name,
+    TESS_RUN_EXCHANGE_LIST(X)
+#undef X
+} tess_run_exchange;
 typedef enum tess_run_device {
 #define X(name, text) TESS_RUN_DEVICE_##name,
     TESS_RUN_DEVICE_LIST(X)
@@ -678,7 +684,13 @@ typedef struct tess_run_patterns {
     X(shard, reduction, "reduction", tess_run_reduction, ENUM, TESS_RUN_WORDS_(REDUCTION), \
       "exact", 0, 0, NUMERICS, \
       "exact: the same bits on any number of ranks; library: the communication library's " \
-      "own reduction.")
+      "own reduction.") \
+    X(shard, exchange, "exchange", tess_run_exchange, ENUM, TESS_RUN_WORDS_(EXCHANGE), "auto", 0, \
+      0, FREE, \
+      "How gradient pieces reach their owners, with reduction exact; same bits. direct: a " \
+      "message to each; by-node: one message to each other node, passed on there; auto: for " \
+      "each unit what takes less time, which is by-node where pieces are of a few kilobytes. " \
+      "On GPUs direct: NCCL groups messages itself.")
 
 #define TESS_RUN_COMPUTE_KEYS(X) \
     X(compute, device, "device", tess_run_device, ENUM, TESS_RUN_WORDS_(DEVICE), "auto", 0, \
