@@ -1,6 +1,7 @@
 /*
  * Quantizers with codebooks: levels of codes, each for what the ones before it leave, in groups of
- * dimensions. Codes are a tensor, or a table times a learned map.
+ * dimensions. Codes are a tensor, a table times a learned map, or the rows of a fixed table brought
+ * to length 1.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -12,11 +13,19 @@
 
 static bool is_mapped(const tess_rqvae *m) { return m->config.kind == TESS_QUANTIZER_MAPPED_CODES; }
 
+static bool is_projected(const tess_rqvae_config *c) { return c->kind == TESS_QUANTIZER_PROJECTED; }
+
+/* Codes that every call makes of a table, in a room of its own. */
+static bool has_room(const tess_rqvae *m) { return is_mapped(m) || is_projected(&m->config); }
+
 static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
 {
     TESS_CHECK(c->code_numel >= 1 && c->code_numel < (int64_t)TESS_NO_CODE, TESS_E_CONFIG,
                "quantizer.codes: %" PRId64 " is out of range", c->code_numel);
-    TESS_CHECK(!c->is_spherical || (c->level_numel == 1 && c->is_averaged), TESS_E_CONFIG,
+    TESS_CHECK(!is_projected(c) || c->images.channel_numel == 0, TESS_E_CONFIG,
+               "quantizer.type: random-projection is over vectors; use model.family rqvae");
+    TESS_CHECK(!c->is_spherical || is_projected(c) || (c->level_numel == 1 && c->is_averaged),
+               TESS_E_CONFIG,
                "quantizer.type: cosine has one level of codes that are averages; set "
                "quantizer.levels to 1 and quantizer.update to ema");
     TESS_CHECK(!(c->orthogonal > 0.0) || !c->is_averaged, TESS_E_CONFIG,
@@ -40,7 +49,9 @@ static double orthogonal_of(const tess_rqvae *m)
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
 {
     const tess_rqvae_config *c = &m->config;
-    const double weight = m->level_weight * ((c->is_averaged ? 0.0 : 1.0) + c->commitment);
+    const double weight = is_projected(c) ? 0.0
+                                          : m->level_weight * ((c->is_averaged ? 0.0 : 1.0) +
+                                                               c->commitment);
     *out = (tess_quantizer_terms){.numel = m->shape.index_numel, .of_rows = m->shape.index_numel};
     for (int i = 0; i < out->numel; i++)
         out->weight[i] = weight;
@@ -68,18 +79,32 @@ static tess_status add_codebooks(tess_rqvae *m, tess_registry *reg, int unit_idx
     return TESS_OK;
 }
 
-/* F ~ N(0, 1 / d); A as PyTorch's Linear begins. */
+/* A fixed table, N(0, 1 / d). */
+static tess_status add_table(tess_rqvae *m, tess_registry *reg, int unit_idx, int book)
+{
+    tess_param table = {.unit_idx = unit_idx,
+                        .shape_rank = 2,
+                        .shape = {m->config.code_numel, m->shape.dim},
+                        .init = TESS_INIT_NORMAL,
+                        .init_scale = 1.0 / sqrt((double)m->shape.dim),
+                        .learning_rate_ratio = 0.0,
+                        .is_outer = true};
+    snprintf(table.name, sizeof table.name, "quantizer.%d.table", book);
+    return tess_rqvae_add_param(reg, &table, &m->book_idx[book]);
+}
+
+static tess_status add_tables(tess_rqvae *m, tess_registry *reg, int unit_idx)
+{
+    for (int b = 0; b < m->shape.book_numel; b++)
+        TESS_TRY(add_table(m, reg, unit_idx, b));
+    return TESS_OK;
+}
+
+/* A as PyTorch's Linear begins. */
 static tess_status add_mapped(tess_rqvae *m, tess_registry *reg, int unit_idx)
 {
     const int64_t d = m->shape.dim;
     for (int b = 0; b < m->shape.book_numel; b++) {
-        tess_param table = {.unit_idx = unit_idx,
-                            .shape_rank = 2,
-                            .shape = {m->config.code_numel, d},
-                            .init = TESS_INIT_NORMAL,
-                            .init_scale = 1.0 / sqrt((double)d),
-                            .learning_rate_ratio = 0.0,
-                            .is_outer = true};
         tess_param map = {.unit_idx = unit_idx,
                           .shape_rank = 2,
                           .shape = {d, d},
@@ -87,9 +112,8 @@ static tess_status add_mapped(tess_rqvae *m, tess_registry *reg, int unit_idx)
                           .init_scale = 1.0 / sqrt((double)d),
                           .learning_rate_ratio = 1.0,
                           .has_weight_decay = true};
-        snprintf(table.name, sizeof table.name, "quantizer.%d.table", b);
         snprintf(map.name, sizeof map.name, "quantizer.%d.map", b);
-        TESS_TRY(tess_rqvae_add_param(reg, &table, &m->book_idx[b]));
+        TESS_TRY(add_table(m, reg, unit_idx, b));
         TESS_TRY(tess_rqvae_add_param(reg, &map, &m->map_idx[b]));
     }
     return TESS_OK;
@@ -117,14 +141,33 @@ static tess_status map_codes(const tess_rqvae *m, tess_exec *ex, int book, tess_
     return tess_exec_gemm(ex, &args);
 }
 
-/* Codes of a book [K, d]; where they are mapped they lie in `room`. */
+/* Rows of length 1, K x d: once for each pass. */
+static tess_status make_unit(const tess_rqvae *m, tess_exec *ex, tess_view table, tess_view codes)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view norm = {0};
+    TESS_TRY(tess_carve_take(&ex->work, m->config.code_numel, TESS_F32, &norm));
+    const tess_quantizer_enter_args args = {.x = table,
+                                            .row_numel = m->config.code_numel,
+                                            .dim = m->shape.dim,
+                                            .length = 1.0f,
+                                            .least = TESS_UNIT_LEAST,
+                                            .core = codes.data,
+                                            .norm = norm.data};
+    TESS_TRY(TESS_RQVAE_RUN(ex, enter, &args));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* Codes of a book [K, d]; where they are made of a table they lie in `room`. */
 static tess_status codes_of(const tess_rqvae *m, tess_exec *ex, int book, tess_view room,
                             tess_view *codes)
 {
     TESS_TRY(tess_exec_vector(ex, m->book_idx[book], codes));
-    if (!is_mapped(m))
+    if (!has_room(m))
         return TESS_OK;
-    TESS_TRY(map_codes(m, ex, book, *codes, room));
+    TESS_TRY(is_mapped(m) ? map_codes(m, ex, book, *codes, room)
+                          : make_unit(m, ex, *codes, room));
     *codes = room;
     return TESS_OK;
 }
@@ -132,7 +175,7 @@ static tess_status codes_of(const tess_rqvae *m, tess_exec *ex, int book, tess_v
 static tess_status take_room(const tess_rqvae *m, tess_exec *ex, tess_view *room)
 {
     *room = (tess_view){0};
-    if (!is_mapped(m))
+    if (!has_room(m))
         return TESS_OK;
     return tess_carve_take_2d(&ex->work, m->config.code_numel, m->shape.dim, TESS_F32, room);
 }
@@ -238,6 +281,7 @@ static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const sear
     const tess_code_row_args row = {
         .key = s->key.data, .row = code.data, .vector_numel = ex->row_numel};
     TESS_TRY(TESS_EXEC_RUN(ex, code_row, &row));
+    TESS_TRY(tess_rqvae_mask(ex, io, code));
     const tess_coded_rows rows = rows_of(m, ex, codes, code);
     if (io->output.numel > 0) {
         const tess_quantizer_row_loss_args loss = {
@@ -265,7 +309,7 @@ static tess_status quantize_group(const tess_rqvae *m, tess_exec *ex, const sear
     if (io->output.numel == 0)
         return TESS_OK;
     const tess_rows out = tess_rqvae_part(m, ex, io->output, group);
-    return tess_rqvae_leave(ex, s->sum, &out);
+    return tess_rqvae_leave(ex, io, s->sum, &out);
 }
 
 /* ---- orthogonal codes ---- */
@@ -357,7 +401,7 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
     for (int g = 0; g < m->shape.group_numel; g++) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, g);
         TESS_TRY(add_codes(m, ex, io, g, room, sum));
-        TESS_TRY(tess_rqvae_leave(ex, sum, &out));
+        TESS_TRY(tess_rqvae_leave(ex, io, sum, &out));
     }
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
@@ -380,7 +424,8 @@ static tess_status estimate(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     tess_view sum = {0};
     TESS_TRY(tess_carve_take(&ex->work, w->r.numel, TESS_F32, &sum));
     TESS_TRY(add_codes(m, ex, io, group, w->room, sum));
-    const tess_quantizer_backward_args args = {.rows = tess_rqvae_own_rows(ex, sum, m->shape.dim),
+    const tess_quantizer_backward_args args = {.rows = tess_rqvae_valid_rows(ex, io, sum,
+                                                                             m->shape.dim),
                                                .x = w->r.data,
                                                .d_out = d_out.view,
                                                .d_stride = tess_rows_gap(&d_out),
@@ -458,7 +503,8 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
 static tess_status orthogonal_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                        const way_back *w)
 {
-    const double weight = orthogonal_of(m) * (double)io->grad_scale * (double)ex->row_numel;
+    const double weight = orthogonal_of(m) * (double)io->grad_scale *
+                          (double)tess_rqvae_valid_numel(ex, io);
     for (int b = 0; b < m->shape.book_numel; b++) {
         const tess_view d_codes = is_mapped(m) ? w->d_room : tess_exec_grad(ex, m->book_idx[b]);
         tess_view codes = {0};
@@ -488,6 +534,13 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     return TESS_OK;
 }
 
+/* Nothing that a gradient could reach. */
+static tess_status leave_alone(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    (void)m;
+    return tess_exec_zero(ex, io->d_input);
+}
+
 const tess_quantizer_ops tess_quantizer_of_codes = {.shape = shape,
                                                     .terms = terms,
                                                     .add_tensors = add_codebooks,
@@ -502,3 +555,10 @@ const tess_quantizer_ops tess_quantizer_of_mapped_codes = {.shape = shape,
                                                            .forward = forward,
                                                            .decode = decode,
                                                            .backward = backward};
+const tess_quantizer_ops tess_quantizer_of_projected = {.shape = shape,
+                                                        .terms = terms,
+                                                        .add_tensors = add_tables,
+                                                        .count_products = count_products,
+                                                        .forward = forward,
+                                                        .decode = decode,
+                                                        .backward = leave_alone};

@@ -59,7 +59,8 @@ typedef struct tess_quantizer_ops {
 
 const tess_quantizer_ops *tess_quantizer_ops_of(tess_quantizer_kind kind);
 extern const tess_quantizer_ops tess_quantizer_of_codes, tess_quantizer_of_mapped_codes,
-    tess_quantizer_of_scalars, tess_quantizer_of_signs, tess_quantizer_of_values;
+    tess_quantizer_of_projected, tess_quantizer_of_scalars, tess_quantizer_of_signs,
+    tess_quantizer_of_values;
 
 /** Encoder or decoder, by what the model is over. */
 typedef union tess_rqvae_body {
@@ -138,6 +139,24 @@ static inline tess_coded_rows tess_rqvae_own_rows(const tess_exec *ex, tess_view
         .codes = q.data, .row_numel = ex->row_numel, .dim = dim, .code_numel = ex->row_numel};
 }
 
+/** Rows of the vectors that are valid, as codes; the others have none. Local. */
+static inline tess_coded_rows tess_rqvae_valid_rows(const tess_exec *ex, const tess_rqvae_io *io,
+                                                    tess_view q, int64_t dim)
+{
+    tess_coded_rows rows = tess_rqvae_own_rows(ex, q, dim);
+    rows.code = io->batch->own;
+    return rows;
+}
+
+/** Vectors of the micro-batch that are valid. Local. */
+static inline int64_t tess_rqvae_valid_numel(const tess_exec *ex, const tess_rqvae_io *io)
+{
+    return io->batch->valid != NULL ? io->batch->valid_numel : ex->row_numel;
+}
+
+/** Masked vectors lose their codes: code [numel, R]. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_mask(const tess_exec *ex, const tess_rqvae_io *io,
+                                            tess_view code);
 /** core [R, part.cols] f32 = part; with norm.numel > 0 as unit vectors. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_enter(const tess_exec *ex, const tess_rows *part,
                                              tess_view core, tess_view norm);
@@ -145,9 +164,9 @@ TESS_MUST_CHECK tess_status tess_rqvae_enter(const tess_exec *ex, const tess_row
 TESS_MUST_CHECK tess_status tess_rqvae_enter_backward(const tess_exec *ex, tess_view core,
                                                       tess_view norm, tess_view d_core,
                                                       const tess_rows *part);
-/** part = rows of q [R, part.cols] f32, rounded once. Local. */
-TESS_MUST_CHECK tess_status tess_rqvae_leave(const tess_exec *ex, tess_view q,
-                                             const tess_rows *part);
+/** part = rows of q [R, part.cols] f32, rounded once; 0 of masked vectors. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_leave(const tess_exec *ex, const tess_rqvae_io *io,
+                                             tess_view q, const tess_rows *part);
 
 /** Shape of a quantizer with levels for every dimension. Local. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status tess_rqvae_axis_shape(const tess_rqvae_config *c,

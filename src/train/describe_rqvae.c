@@ -40,6 +40,8 @@ static tess_quantizer_kind kind_of(tess_run_quantizer type)
         return TESS_QUANTIZER_SIGNS;
     case TESS_RUN_QUANTIZER_LATENT:
         return TESS_QUANTIZER_VALUES;
+    case TESS_RUN_QUANTIZER_RANDOM_PROJECTION:
+        return TESS_QUANTIZER_PROJECTED;
     }
     return TESS_QUANTIZER_CODES;
 }
@@ -85,7 +87,8 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .level_numel = (int)q->levels,
         .group_numel = (int)q->groups,
         .is_shared = q->shared_codes,
-        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE || q->type == TESS_RUN_QUANTIZER_BSQ,
+        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE ||
+                        q->type == TESS_RUN_QUANTIZER_BSQ || kind == TESS_QUANTIZER_PROJECTED,
         .commitment = q->commitment,
         .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
                                                                  : TESS_ESTIMATOR_STRAIGHT,
@@ -100,6 +103,8 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .noise = q->noise,
         .is_binary_spherical = q->type == TESS_RUN_QUANTIZER_BSQ,
         .entropy = q->entropy,
+        .confidence = q->confidence,
+        .scale = q->scale,
         .diversity = q->diversity,
         .inverse_temperature = q->inverse_temperature};
 }
@@ -113,6 +118,18 @@ static tess_status place_averages(tess_vector_layout *v)
     TESS_TRY(place(&v->nbytes, v->kept_numel, rows * d, sizeof(float), &v->kept));
     TESS_TRY(place(&v->nbytes, books * v->shape.code_numel, d, sizeof(float), &v->embed));
     return place(&v->nbytes, books, v->average_numel, sizeof(float), &v->average);
+}
+
+/* Flags stay as long as what they are of. */
+static tess_status place_masks(const tess_run *run, tess_vector_layout *v)
+{
+    v->is_masked = run->data.mask_path != NULL || run->data.eval_mask_path != NULL;
+    if (!v->is_masked)
+        return TESS_OK;
+    TESS_TRY(place(&v->nbytes, TESS_MAX(v->kept_numel, v->row_numel), 1, sizeof(uint8_t),
+                   &v->valid));
+    TESS_TRY(place(&v->nbytes, v->row_numel, 1, sizeof(uint32_t), &v->own));
+    return place(&v->nbytes, run->train.micro_batches + 1, 1, sizeof(int64_t), &v->valid_before);
 }
 
 static tess_status place_mean(tess_vector_layout *v)
@@ -149,6 +166,7 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
         TESS_TRY(place(&v.nbytes, v.window_numel, 1, sizeof(int64_t), &v.window[i]));
     TESS_TRY(place_averages(&v));
     TESS_TRY(place_mean(&v));
+    TESS_TRY(place_masks(run, &v));
     *out = v;
     return TESS_OK;
 }

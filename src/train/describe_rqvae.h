@@ -20,6 +20,10 @@ typedef struct tess_vector_layout {
     size_t x, code, square, window[2]; /* training, evaluation */
     size_t kept, embed, average; /* kept vectors, all codes, all averages: of every codebook */
     size_t mean_sum, mean_slope, mean_value; /* of the mean assignment of a step, where wanted */
+    /* Of runs with masks: flags of the kept vectors, or of a micro-batch; numbers of its vectors;
+     * [micro-batches + 1] valid vectors of the step in front of each, and all. */
+    bool is_masked;
+    size_t valid, own, valid_before;
     size_t nbytes;
 } tess_vector_layout;
 

@@ -101,6 +101,7 @@ static tess_codes_order order_of(tess_quantizer_kind kind)
     switch (kind) {
     case TESS_QUANTIZER_CODES:
     case TESS_QUANTIZER_MAPPED_CODES:
+    case TESS_QUANTIZER_PROJECTED:
         break;
     case TESS_QUANTIZER_SCALARS:
     case TESS_QUANTIZER_VALUES:

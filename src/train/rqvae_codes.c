@@ -63,6 +63,11 @@ tess_status codes_begin(tess_session *s, const tess_vector_layout *layout, codes
                        .batch_numel = rank < m ? (m - 1 - rank) / tess_comm_world(s->world) + 1 : 0,
                        .all_numel = m * layout->row_numel,
                        .part_numel = tess_vector_layout_pooled(layout)};
+    const char *data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    if (layout->is_masked) {
+        job->valid = (const uint8_t *)data + layout->valid;
+        job->valid_before = (const int64_t *)(const void *)(data + layout->valid_before);
+    }
     tess_view work = {0};
     tess_status st = tess_runtime_host_work(s->rt, &work);
     job->r.base = work.data;
@@ -113,21 +118,54 @@ tess_status codes_join(codes_job *job, float *value, int64_t numel)
     return TESS_OK;
 }
 
-/* Vector g of all parts of the step, where this rank has it; micro-batches go round. */
+/* Valid vectors of a part in the step: what draws are from. */
+static int64_t valid_numel(const codes_job *job)
+{
+    return job->valid_before != NULL ? job->valid_before[job->s->run->train.micro_batches]
+                                     : job->all_numel;
+}
+
+/* Micro-batch of valid vector v of the step: the last one that has no more than v in front. */
+static int64_t batch_of(const codes_job *job, int64_t v)
+{
+    int64_t low = 0, high = job->s->run->train.micro_batches;
+    if (job->valid_before == NULL)
+        return v / job->at->row_numel;
+    while (high - low > 1) {
+        const int64_t mid = low + (high - low) / 2;
+        *(job->valid_before[mid] <= v ? &low : &high) = mid;
+    }
+    return low;
+}
+
+/* Its row, in a micro-batch m that this rank has. */
+static int64_t row_of(const codes_job *job, int64_t v, int64_t m)
+{
+    const int64_t t = m / tess_comm_world(job->s->world);
+    if (job->valid_before == NULL)
+        return v % job->at->row_numel;
+    int64_t row = 0;
+    for (int64_t left = v - job->valid_before[m];; row++)
+        if (!codes_is_masked(job, t, row) && left-- == 0)
+            return row;
+}
+
+/* Vector g of the valid ones of all parts of the step, where this rank has it; micro-batches go
+ * round. */
 static const float *own_vector(const codes_job *job, int64_t g)
 {
-    const int64_t rows = job->at->row_numel, world = tess_comm_world(job->s->world);
-    const int64_t m = g % job->all_numel / rows;
+    const int64_t world = tess_comm_world(job->s->world), numel = valid_numel(job);
+    const int64_t m = batch_of(job, g % numel);
     if (m % world != tess_comm_rank(job->s->world))
         return NULL;
-    return codes_vectors(job, (int)(g / job->all_numel), m / world) +
-           g % job->all_numel % rows * job->at->shape.dim;
+    return codes_vectors(job, (int)(g / numel), m / world) +
+           row_of(job, g % numel, m) * job->at->shape.dim;
 }
 
 tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel)
 {
     const int64_t d = job->at->shape.dim;
-    TESS_TRY(tess_draw_select(job->s->world, draw, job->all_numel * job->part_numel, numel,
+    TESS_TRY(tess_draw_select(job->s->world, draw, valid_numel(job) * job->part_numel, numel,
                               job->r.drawn));
     memset(job->r.sum, 0, (size_t)(numel * d) * sizeof *job->r.sum);
     for (int64_t c = 0; c < numel; c++) {
@@ -147,7 +185,8 @@ tess_status codes_exponent(const codes_job *job, int *exponent)
         for (int64_t t = 0; t < job->batch_numel; t++) {
             const float *x = codes_vectors(job, p, t);
             for (int64_t i = 0; i < job->at->row_numel * job->at->shape.dim; i++)
-                if (!(fabsf(x[i]) <= most) && !isnan(x[i]))
+                if (!(fabsf(x[i]) <= most) && !isnan(x[i]) &&
+                    !codes_is_masked(job, t, i / job->at->shape.dim))
                     most = fabsf(x[i]);
         }
     int64_t bits = (int64_t)tess_ordered_bits(most);

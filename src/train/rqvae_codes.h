@@ -43,6 +43,10 @@ typedef struct codes_job {
     float *x;            /* of part p, micro-batch t: [row_numel, d] f32 at x + p * part_stride +
                             t * stride */
     int64_t stride, part_stride; /* elements */
+    /* Where vectors are masked: flags of this rank's, [batch_numel, row_numel], and [micro-batches
+     * + 1] valid ones of the step in front of each micro-batch. Else NULL. */
+    const uint8_t *valid;
+    const int64_t *valid_before;
 } codes_job;
 
 /** Lay the room out; x and strides are the caller's. Collective. */
@@ -50,12 +54,17 @@ TESS_MUST_CHECK tess_status codes_begin(tess_session *s, const tess_vector_layou
                                         codes_job *job);
 /** Sums over ranks, in place. Collective. */
 TESS_MUST_CHECK tess_status codes_share(const codes_job *job, int64_t *words, int64_t numel);
-/** Draw `numel` vectors of the step into r.code [numel, d]; overwrites r.sum and r.drawn.
+/** Draw `numel` valid vectors of the step into r.code [numel, d]; overwrites r.sum and r.drawn.
  * Collective. */
 TESS_MUST_CHECK tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel);
 /** Exponent for sums over the vectors of all ranks. Collective. @return TESS_E_NUMERIC a number
  * that is not finite */
 TESS_MUST_CHECK tess_status codes_exponent(const codes_job *job, int *exponent);
+/** Whether row i of micro-batch t of this rank is masked. Local. */
+static inline bool codes_is_masked(const codes_job *job, int64_t t, int64_t i)
+{
+    return job->valid != NULL && job->valid[t * job->at->row_numel + i] == 0;
+}
 /** Where part p of micro-batch t lies. Local. */
 static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
 {

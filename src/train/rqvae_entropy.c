@@ -10,10 +10,18 @@ static char *data_at(tess_session *s, size_t offset_nbytes)
     return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
 }
 
+/* Vectors of the step that are not masked. */
+static int64_t count_vectors(tess_session *s, const tess_vector_layout *v)
+{
+    const int64_t m_numel = s->run->train.micro_batches;
+    const int64_t *before = (const int64_t *)(const void *)data_at(s, v->valid_before);
+    return v->is_masked ? before[m_numel] : m_numel * v->row_numel;
+}
+
 /* Entropies of all groups into `value`, in their order. */
 static tess_status form(tess_session *s, const tess_vector_layout *v)
 {
-    const int64_t step_numel = s->run->train.micro_batches * v->row_numel;
+    const int64_t step_numel = count_vectors(s, v);
     const int64_t each = v->shape.mean_numel / v->shape.group_numel;
     double *value = (double *)(void *)data_at(s, v->mean_value);
     *value = 0.0;

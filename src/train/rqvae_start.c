@@ -10,7 +10,15 @@ static int64_t pooled_rows(const codes_job *k)
     return k->batch_numel * k->at->row_numel * k->part_numel;
 }
 
-/* Nearest codes of this rank's vectors, which lie in one piece. */
+static void leave_masked(codes_job *k)
+{
+    const int64_t each = k->batch_numel * k->at->row_numel;
+    for (int64_t i = 0; k->valid != NULL && i < pooled_rows(k); i++)
+        if (k->valid[i % each] == 0)
+            k->r.row[i] = TESS_NO_CODE;
+}
+
+/* Nearest codes of this rank's vectors, which lie in one piece; none of masked ones. */
 static tess_status assign(codes_job *k)
 {
     const tess_kernels *kernels = k->s->kernels;
@@ -32,7 +40,9 @@ static tess_status assign(codes_job *k)
     TESS_TRY(kernels->nearest_prepare(&prepare, stream));
     TESS_TRY(kernels->nearest(&nearest, stream));
     TESS_TRY(kernels->code_row(&row, stream));
-    return tess_stream_finish(stream);
+    TESS_TRY(tess_stream_finish(stream));
+    leave_masked(k);
+    return TESS_OK;
 }
 
 static tess_status add_own(codes_job *k, int exponent)

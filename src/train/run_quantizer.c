@@ -10,7 +10,8 @@ enum {
     STACKS = OF(RESIDUAL_VQ) | OF(RESIDUAL_SIMVQ) | OF(RESIDUAL_FSQ),
     AXES = OF(FSQ) | OF(RESIDUAL_FSQ) | OF(LATENT),
     SIGNS = OF(LFQ) | OF(BSQ),
-    ALL = CODEBOOKS | MAPPED | AXES | SIGNS
+    FIXED = OF(RANDOM_PROJECTION),
+    ALL = CODEBOOKS | MAPPED | AXES | SIGNS | FIXED
 };
 
 #define KEY(name) TESS_RUN_KEY_quantizer_##name
@@ -28,11 +29,11 @@ static const struct {
                {KEY(bias), ALL},
                {KEY(loss), ALL},
                {KEY(window), ALL},
-               {KEY(codes), CODEBOOKS | MAPPED},
+               {KEY(codes), CODEBOOKS | MAPPED | FIXED},
                {KEY(levels), STACKS},
-               {KEY(groups), CODEBOOKS | MAPPED | SIGNS},
+               {KEY(groups), CODEBOOKS | MAPPED | SIGNS | FIXED},
                {KEY(shared_codes), CODEBOOKS | MAPPED},
-               {KEY(code_dim), CODEBOOKS | MAPPED | SIGNS},
+               {KEY(code_dim), CODEBOOKS | MAPPED | SIGNS | FIXED},
                {KEY(init), CODEBOOKS},
                {KEY(passes), CODEBOOKS},
                {KEY(update), CODEBOOKS},
@@ -46,6 +47,8 @@ static const struct {
                {KEY(rule), OF(FSQ)},
                {KEY(noise), OF(FSQ)},
                {KEY(entropy), SIGNS},
+               {KEY(confidence), SIGNS},
+               {KEY(scale), OF(LFQ)},
                {KEY(diversity), SIGNS},
                {KEY(inverse_temperature), SIGNS}};
 
@@ -101,6 +104,7 @@ static const struct {
 } conditions[] = {
     {KEY(decay), is_averaged, "quantizer.update gradient: remove it or choose ema"},
     {KEY(threshold), is_averaged, "quantizer.update gradient: remove it or choose ema"},
+    {KEY(confidence), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(diversity), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(inverse_temperature), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(passes), has_kmeans, "this quantizer.init: remove it or choose kmeans"},
@@ -226,6 +230,15 @@ static tess_status check_update(const tess_run *run)
     return TESS_OK;
 }
 
+static tess_status check_masks(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_data_eval_mask_path, place);
+    TESS_CHECK(run->data.eval_mask_path == NULL || run->data.eval_path != NULL, TESS_E_CONFIG,
+               "%s: has no meaning without data.eval_path: remove it or give that one", place);
+    return TESS_OK;
+}
+
 tess_status run_quantizer_check(const tess_run *run)
 {
     TESS_TRY(check_family(run));
@@ -233,5 +246,6 @@ tess_status run_quantizer_check(const tess_run *run)
         return TESS_OK;
     TESS_TRY(check_type(run));
     TESS_TRY(check_conditions(run));
+    TESS_TRY(check_masks(run));
     return check_update(run);
 }

@@ -62,7 +62,9 @@ static tess_status open_file(tess_session *s, int kind)
                "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind], path, found,
                expected, is_images ? "image" : "dim");
     s->source[kind].sequence_numel = tess_samples_numel(*file);
-    return TESS_OK;
+    const char *mask = kind == TRAINING ? s->run->data.mask_path : s->run->data.eval_mask_path;
+    return mask != NULL ? tess_samples_open_mask(s->ctx, *file, mask, tess_mask_key(kind != TRAINING))
+                        : TESS_OK;
 }
 
 static tess_status open_files(tess_session *s)
@@ -185,7 +187,7 @@ static void note(vector_feed *f)
             if (code < f->at.shape.code_numel)
                 count[l * f->at.bin_numel + (is_counted(f) ? code : 0)]++;
         }
-    *vectors_of(f, window) += rows;
+    *vectors_of(f, window) += f->batch.valid_numel;
     f->pending = -1;
 }
 
@@ -358,19 +360,120 @@ static void keep_results(tess_session *s, int64_t micro_batch_idx)
     f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.shape.dim;
 }
 
+/* Sample v of training. */
+static int64_t sample_of(const tess_session *s, int64_t v)
+{
+    const int64_t numel = s->source[TRAINING].sequence_numel;
+    const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
+                                       (uint32_t)(uint64_t)(v / numel));
+    return tess_rng_permute(&rng, numel, v % numel);
+}
+
+/* ---- masks: of vectors, which are samples ---- */
+
+/* Flags of a micro-batch's vectors into what the model sees. */
+static void take_mask(tess_session *s, uint8_t *valid, int64_t numel)
+{
+    vector_feed *f = s->vector;
+    uint32_t *own = (uint32_t *)(void *)arena_at(s, f->at.own);
+    f->batch.valid = valid;
+    f->batch.own = own;
+    f->batch.valid_numel = 0;
+    for (int64_t i = 0; i < numel; i++) {
+        own[i] = valid[i] != 0 ? (uint32_t)i : TESS_NO_CODE;
+        f->batch.valid_numel += valid[i];
+    }
+}
+
+static tess_status read_mask(tess_session *s, int64_t micro_batch_idx, uint8_t *valid)
+{
+    const int64_t samples = s->run->train.micro_batch;
+    for (int64_t i = 0; i < samples; i++)
+        TESS_TRY(tess_samples_valid(s->vector->data[TRAINING],
+                                    sample_of(s, micro_batch_idx * samples + i), 1, valid + i));
+    return TESS_OK;
+}
+
+/* The flags stay with the results that they are of. */
+static uint8_t *flags_of(tess_session *s, int64_t micro_batch_idx)
+{
+    const tess_vector_layout *v = &s->vector->at;
+    const int64_t m = micro_batch_idx % s->run->train.micro_batches;
+    return (uint8_t *)arena_at(s, v->valid) +
+           (v->kept_numel > 0 ? m / tess_comm_world(s->world) * v->row_numel : 0);
+}
+
+static tess_status mask_training(tess_session *s, int64_t micro_batch_idx)
+{
+    vector_feed *f = s->vector;
+    f->batch.valid_numel = f->at.row_numel;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    uint8_t *valid = flags_of(s, micro_batch_idx);
+    TESS_TRY(read_mask(s, micro_batch_idx, valid));
+    take_mask(s, valid, f->at.row_numel);
+    return TESS_OK;
+}
+
+static tess_status mask_held_out(tess_session *s, int64_t first, int64_t numel)
+{
+    vector_feed *f = s->vector;
+    uint8_t *valid = (uint8_t *)arena_at(s, f->at.valid);
+    f->batch.valid_numel = numel * f->at.position_numel;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    TESS_TRY(tess_samples_valid(f->data[HELD_OUT], first, numel, valid));
+    take_mask(s, valid, numel);
+    return TESS_OK;
+}
+
+/* Valid vectors of each of this rank's micro-batches. */
+static tess_status count_own(tess_session *s, int64_t step, int64_t *numel)
+{
+    vector_feed *f = s->vector;
+    const int64_t m_numel = s->run->train.micro_batches;
+    for (int64_t m = tess_comm_rank(s->world); m < m_numel; m += tess_comm_world(s->world)) {
+        uint8_t *valid = flags_of(s, m);
+        TESS_TRY(read_mask(s, step * m_numel + m, valid));
+        for (int64_t i = 0; i < f->at.row_numel; i++)
+            numel[m] += valid[i];
+    }
+    return TESS_OK;
+}
+
+/* The vectors that a step's means are over: the same on all ranks, and from all of them. */
+static tess_status count_valid(tess_session *s, int64_t step)
+{
+    vector_feed *f = s->vector;
+    const int64_t m_numel = s->run->train.micro_batches;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    int64_t *before = (int64_t *)(void *)arena_at(s, f->at.valid_before);
+    const codes_job job = {.s = s};
+    note(f);
+    memset(before, 0, (size_t)(m_numel + 1) * sizeof *before);
+    TESS_TRY(session_agree(s, count_own(s, step, before + 1)));
+    TESS_TRY(codes_share(&job, before + 1, m_numel));
+    for (int64_t m = 0; m < m_numel; m++)
+        before[m + 1] += before[m];
+    f->batch.step_numel = before[m_numel];
+    TESS_CHECK(before[m_numel] > 0, TESS_E_FORMAT,
+               "step %" PRId64 ": all of its %" PRId64 " vectors are masked by '%s' "
+               "(data.mask_path); raise train.micro_batches, or leave out vectors that are masked",
+               step + 1, m_numel * f->at.row_numel, s->run->data.mask_path);
+    return TESS_OK;
+}
+
 static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **batch)
 {
     vector_feed *f = s->vector;
-    const int64_t rows = f->at.row_numel, numel = s->source[TRAINING].sequence_numel;
-    const int64_t samples = s->run->train.micro_batch;
+    const int64_t rows = f->at.row_numel, samples = s->run->train.micro_batch;
     note(f);
-    for (int64_t i = 0; i < samples; i++) {
-        const int64_t v = micro_batch_idx * samples + i;
-        const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
-                                           (uint32_t)(uint64_t)(v / numel));
-        TESS_TRY(tess_samples_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
+    for (int64_t i = 0; i < samples; i++)
+        TESS_TRY(tess_samples_read(f->data[TRAINING],
+                                   sample_of(s, micro_batch_idx * samples + i), 1,
                                    f->x + i * s->d.sample.dim));
-    }
+    TESS_TRY(mask_training(s, micro_batch_idx));
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
     f->batch.is_drawn = true;
@@ -389,7 +492,9 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     f->batch.left = NULL;
     f->batch.is_drawn = false;
     TESS_TRY(tess_samples_read(f->data[HELD_OUT], first, numel, f->x));
-    f->batch.vector_numel = *loss_numel = numel * f->at.position_numel;
+    TESS_TRY(mask_held_out(s, first, numel));
+    f->batch.vector_numel = numel * f->at.position_numel;
+    *loss_numel = f->batch.valid_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;
     return TESS_OK;
@@ -435,7 +540,8 @@ static tess_status look_ahead(tess_session *s)
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
 {
-    *loss_numel = s->run->train.micro_batches * s->vector->at.row_numel;
+    TESS_TRY(count_valid(s, s->step));
+    *loss_numel = s->vector->batch.step_numel;
     return s->vector->at.shape.mean_numel > 0 ? look_ahead(s) : TESS_OK;
 }
 
@@ -458,6 +564,7 @@ static tess_status start_codes(tess_session *s)
     float *latent = (float *)(void *)arena_at(s, f->at.kept);
     if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
         TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
+        TESS_TRY(count_valid(s, 0));
         TESS_TRY(visit_step(s, 0, latent));
         TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
     }
