@@ -82,6 +82,7 @@ void tess_samples_close(tess_samples **samples)
 tess_status tess_samples_open_mask(const tess_ctx *ctx, tess_samples *s, const char *mask_path,
                                    const char *key)
 {
+    TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG, "%s: images have no mask: remove it", key);
     TESS_TRY(tess_vectors_open(ctx, mask_path, &s->mask));
     const tess_vectors_info *info = tess_vectors_get_info(s->mask);
     TESS_CHECK(info->vector_numel == s->sample_numel && info->dim == 1, TESS_E_CONFIG,
