@@ -13,9 +13,11 @@ does not matter; the optimizer is AdamW. Start weights are those of the program,
 | ema, ema-levels, heads, shared, cosine | VectorQuantize with moving averages; levels and the one estimator around the
   stack by autograd here (ResidualVQ adds up an estimator of each level: its gradient is LEVELS times as large) |
 | simvq, fsq, lfq, lfq-groups | SimVQ, FSQ, LFQ with one and with two codebooks |
-| masked-ema, masked-levels, masked-heads, masked-cosine | VectorQuantize with its argument mask; the reconstruction's
-  mean is over the vectors that are kept |
-| masked-lfq | LFQ of the vectors that are kept: with a mask the peer averages no probabilities (vq.md) |
+| masked-ema, masked-levels | VectorQuantize with its argument mask; the reconstruction's mean is over the vectors that
+  are kept |
+| masked-heads, masked-cosine, masked-lfq | those quantizers of the vectors that are kept alone: with a mask the peer
+  (1.32.0) ends with an error where it has heads, compares codes of length 1 with vectors of any length, and its LFQ
+  averages no probabilities |
 | random-projection | RandomProjectionQuantizer with the projection and codes that the program drew; a decoder learns |
 | bsq, bsq-gamma0 | by its formula, in f64: the entropies of two groups of bits, with those of vectors over all bits |
 | residual-fsq, stack-of-one | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
@@ -145,6 +147,11 @@ def averaged(w, levels=1, heads=1, shared=False, cosine=False, mask=None):
     return quantize, []
 
 
+def kept(made):
+    quantize, learned = made
+    return lambda z: quantize(z[MASK]), learned
+
+
 def sim(w):
     table = w["quantizer.0.table"]
     vq = vqp.SimVQ(dim=table.shape[1], codebook_size=table.shape[0], rotation_trick=True).train()
@@ -192,13 +199,12 @@ def scalar_stack(_, numel=3):
     return quantize, []
 
 
-def signs(groups, bits, mask=None, scale=1.0):
+def signs(groups, bits, scale=1.0):
     def make(_):
         lfq = vqp.LFQ(dim=groups * bits, codebook_size=2**bits, num_codebooks=groups, entropy_loss_weight=0.1,
                       diversity_gamma=1.0, commitment_loss_weight=0.25, codebook_scale=scale).train()
 
         def quantize(z):
-            z = z if mask is None else z[mask]
             q, _, loss = lfq(z[None], inv_temperature=2.0)
             return q[0], loss, z.detach().abs().min()
 
@@ -308,10 +314,10 @@ CASES = {  # keys of section quantizer; what it starts as, where averages would 
     "masked-ema": ("type: vq, codes: 11, code_dim: 4" + EMA, None, lambda w: averaged(w, mask=MASK)),
     "masked-levels": ("type: residual-vq, codes: 7, code_dim: 4, levels: 3" + EMA, None,
                       lambda w: averaged(w, levels=3, mask=MASK)),
-    "masked-heads": ("type: vq, codes: 7, code_dim: 4, groups: 2" + EMA, None, lambda w: averaged(w, heads=2, mask=MASK)),
+    "masked-heads": ("type: vq, codes: 7, code_dim: 4, groups: 2" + EMA, None, lambda w: kept(averaged(w, heads=2))),
     "masked-cosine": ("type: cosine, codes: 9, code_dim: 4" + EMA, "type: vq, codes: 9, code_dim: 4, init: random",
-                      lambda w: averaged(w, cosine=True, mask=MASK)),
-    "masked-lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, signs(1, 5, mask=MASK)),
+                      lambda w: kept(averaged(w, cosine=True))),
+    "masked-lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, lambda w: kept(signs(1, 5)(w))),
     "latent": ("type: latent, axis_levels: [4, 5, 3]", None, latent),
 }
 
