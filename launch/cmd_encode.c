@@ -34,8 +34,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"output", 'o', "CODES.h5", 0, "Codes file to write", 0},
     {"mask", 'm', "FILE", 0,
-     "Vectors [N, 1] beside INPUT: 0 where a vector is masked, else 1. Codes of a masked one are -1, "
-     "and it does not count", 0},
+     "Vectors [N, 1] beside INPUT: 0 where a vector is masked, else 1. Codes of a masked one are "
+     "-1, "
+     "and it does not count",
+     0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},
 };
@@ -71,8 +73,7 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 {
     const tess_code_options *encode = arg;
     tess_encode_result result;
-    TESS_TRY(tess_session_encode(session, encode->input, encode->mask, encode->output,
-                                 &result));
+    TESS_TRY(tess_session_encode(session, encode->input, encode->mask, encode->output, &result));
     return tess_agree(comm,
                       tess_comm_rank(comm) == 0 ? print_result(&result, encode->is_json) : TESS_OK);
 }

@@ -36,12 +36,12 @@
  * (ResidualFSQ, be it of one level) the input is clamped softly, level l rounds what is left in
  * units of L^-l, clamped and symmetric, and g passes once, through the soft clamp.
  *
- * SIGNS: a sign per dimension (quantizer_binary.h) times a scale, straight-through; terms w beta |z - q|^2,
- * e g_0 H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are parts with
- * an index, and entropies, of their own: of G groups their means. Binary spherical (BSQ, Zhao et
- * al., Image and Video Tokenization with Binary Spherical Quantization, 2024): all of z has length
- * 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i) that is
- * the entropy over all bits), with e / (inverse temperature) for e.
+ * SIGNS: a sign per dimension (quantizer_binary.h) times a scale, straight-through; terms w beta |z
+ * - q|^2, e g_0 H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are
+ * parts with an index, and entropies, of their own: of G groups their means. Binary spherical (BSQ,
+ * Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, 2024): all of z has
+ * length 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i)
+ * that is the entropy over all bits), with e / (inverse temperature) for e.
  *
  * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
  * |z - q|^2, straight-through.
@@ -103,12 +103,12 @@ typedef struct tess_rqvae_config {
     const int64_t *axis_level; /* [code_dim] L of each dimension: SCALARS and VALUES; borrowed for
                                   the call */
     int axis_numel;
-    bool is_stack;              /* SCALARS: levels of a residual stack, be it of one */
-    tess_level_rule rule;       /* SCALARS that are none */
-    double noise;               /* SCALARS: probability of noise on a code */
-    bool is_binary_spherical;   /* SIGNS: weights of BSQ; is_spherical too */
+    bool is_stack;                         /* SCALARS: levels of a residual stack, be it of one */
+    tess_level_rule rule;                  /* SCALARS that are none */
+    double noise;                          /* SCALARS: probability of noise on a code */
+    bool is_binary_spherical;              /* SIGNS: weights of BSQ; is_spherical too */
     double entropy, confidence, diversity; /* SIGNS: e, g_0 and g_d */
-    double scale; /* SIGNS that are not spherical: magnitude of q, above 0 */
+    double scale;               /* SIGNS that are not spherical: magnitude of q, above 0 */
     double inverse_temperature; /* SIGNS: beta of p */
 } tess_rqvae_config;
 
@@ -145,8 +145,8 @@ typedef struct tess_vector_batch {
     const uint8_t *valid; /* [vector_numel] */
     const uint32_t *own;  /* [vector_numel] */
     int64_t valid_numel;
-    bool is_drawn;        /* of training: codes may be drawn and noisy */
-    int64_t first_idx;    /* with is_drawn: number of the first vector over the whole run */
+    bool is_drawn;     /* of training: codes may be drawn and noisy */
+    int64_t first_idx; /* with is_drawn: number of the first vector over the whole run */
     /* [indices, vector_numel] codes to decode: then x is not looked at but for its losses, and
      * nothing is searched. NULL: those of x. Evaluation alone. */
     const uint32_t *given;
@@ -157,8 +157,8 @@ typedef struct tess_vector_batch {
     int64_t latent_stride; /* elements between groups of `latent`, 0: contiguous */
     float *left;           /* [indices, vector_numel, d / groups] f32 out, or NULL: r_i */
     /* The mean of p over a step of step_numel vectors: sums of p are added up in `mean_sum` where
-     * that is given; else training wants what the whole sum gave, or NULL: the term is left out. Masked ones do not
-     * count. */
+     * that is given; else training wants what the whole sum gave, or NULL: the term is left out.
+     * Masked ones do not count. */
     int64_t *mean_sum;        /* [mean_numel] in place, multiples of 2^-exponent */
     const double *mean_slope; /* [mean_numel], as of batch_entropy (quantizer_binary.h) */
     const double *mean_value; /* [1] f64, where kernels read it: H(mean p), of all groups */

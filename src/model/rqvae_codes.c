@@ -49,9 +49,8 @@ static double orthogonal_of(const tess_rqvae *m)
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
 {
     const tess_rqvae_config *c = &m->config;
-    const double weight = is_projected(c) ? 0.0
-                                          : m->level_weight * ((c->is_averaged ? 0.0 : 1.0) +
-                                                               c->commitment);
+    const double weight =
+        is_projected(c) ? 0.0 : m->level_weight * ((c->is_averaged ? 0.0 : 1.0) + c->commitment);
     *out = (tess_quantizer_terms){.numel = m->shape.index_numel, .of_rows = m->shape.index_numel};
     for (int i = 0; i < out->numel; i++)
         out->weight[i] = weight;
@@ -166,8 +165,7 @@ static tess_status codes_of(const tess_rqvae *m, tess_exec *ex, int book, tess_v
     TESS_TRY(tess_exec_vector(ex, m->book_idx[book], codes));
     if (!has_room(m))
         return TESS_OK;
-    TESS_TRY(is_mapped(m) ? map_codes(m, ex, book, *codes, room)
-                          : make_unit(m, ex, *codes, room));
+    TESS_TRY(is_mapped(m) ? map_codes(m, ex, book, *codes, room) : make_unit(m, ex, *codes, room));
     *codes = room;
     return TESS_OK;
 }
@@ -424,8 +422,8 @@ static tess_status estimate(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     tess_view sum = {0};
     TESS_TRY(tess_carve_take(&ex->work, w->r.numel, TESS_F32, &sum));
     TESS_TRY(add_codes(m, ex, io, group, w->room, sum));
-    const tess_quantizer_backward_args args = {.rows = tess_rqvae_valid_rows(ex, io, sum,
-                                                                             m->shape.dim),
+    const tess_quantizer_backward_args args = {.rows =
+                                                   tess_rqvae_valid_rows(ex, io, sum, m->shape.dim),
                                                .x = w->r.data,
                                                .d_out = d_out.view,
                                                .d_stride = tess_rows_gap(&d_out),
@@ -503,8 +501,8 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
 static tess_status orthogonal_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                        const way_back *w)
 {
-    const double weight = orthogonal_of(m) * (double)io->grad_scale *
-                          (double)tess_rqvae_valid_numel(ex, io);
+    const double weight =
+        orthogonal_of(m) * (double)io->grad_scale * (double)tess_rqvae_valid_numel(ex, io);
     for (int b = 0; b < m->shape.book_numel; b++) {
         const tess_view d_codes = is_mapped(m) ? w->d_room : tess_exec_grad(ex, m->book_idx[b]);
         tess_view codes = {0};

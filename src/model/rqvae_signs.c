@@ -196,14 +196,14 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
     const tess_rows d_out = tess_rqvae_part(m, ex, io->d_output, group);
     const tess_sign_rows rows = rows_of(m, ex, io, v[0], group);
     float *d_z = tess_rqvae_part(m, ex, v[1], group).view.data;
-    const tess_quantizer_sign_backward_args args = {.rows = rows,
-                                                    .d_out_stride = tess_rows_gap(&d_out),
-                                                    .d_out = d_out.view,
-                                                    .beta = c->inverse_temperature,
-                                                    .commitment =
-                                                        (float)(2.0 * scale * commitment_of(m)),
-                                                    .entropy = entropy_of(m) * c->confidence * scale,
-                                                    .d_x = d_z};
+    const tess_quantizer_sign_backward_args args = {
+        .rows = rows,
+        .d_out_stride = tess_rows_gap(&d_out),
+        .d_out = d_out.view,
+        .beta = c->inverse_temperature,
+        .commitment = (float)(2.0 * scale * commitment_of(m)),
+        .entropy = entropy_of(m) * c->confidence * scale,
+        .d_x = d_z};
     TESS_TRY(TESS_RQVAE_RUN(ex, sign_backward, &args));
     if (m->shape.mean_numel == 0 || slope == NULL)
         return TESS_OK;

@@ -76,9 +76,7 @@ static tess_status row_terms(const tess_rqvae *m, tess_exec *ex, const tess_rqva
     const int terms = m->terms.numel, squares = 1 + m->shape.index_numel;
     TESS_TRY(tess_carve_take_2d(&ex->work, 1 + terms, ex->row_numel, TESS_F64, out));
     const tess_quantizer_row_loss_args args = {
-        .rows = tess_rqvae_valid_rows(ex, io, y, m->config.dim),
-        .x = io->x.data,
-        .out = out->data};
+        .rows = tess_rqvae_valid_rows(ex, io, y, m->config.dim), .x = io->x.data, .out = out->data};
     TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &args));
     const tess_view behind = tess_view_rows(*out, 1, terms, ex->row_numel);
     TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, terms, ex->row_numel),
@@ -99,8 +97,8 @@ static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqv
                          .row_numel = ex->row_numel,
                          .out = term.data};
     for (int t = 0; t < m->terms.numel; t++)
-        mix.weight[1 + t] =
-            m->terms.weight[t] * (t < m->terms.of_rows ? 1.0 : (double)tess_rqvae_valid_numel(ex, io));
+        mix.weight[1 + t] = m->terms.weight[t] *
+                            (t < m->terms.of_rows ? 1.0 : (double)tess_rqvae_valid_numel(ex, io));
     const tess_sum_args sum = {.x = term.data, .numel = ex->row_numel, .out = io->loss_sum};
     TESS_TRY(TESS_EXEC_RUN(ex, mix, &mix));
     TESS_TRY(TESS_EXEC_RUN(ex, sum, &sum));

@@ -87,8 +87,8 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .level_numel = (int)q->levels,
         .group_numel = (int)q->groups,
         .is_shared = q->shared_codes,
-        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE ||
-                        q->type == TESS_RUN_QUANTIZER_BSQ || kind == TESS_QUANTIZER_PROJECTED,
+        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE || q->type == TESS_RUN_QUANTIZER_BSQ ||
+                        kind == TESS_QUANTIZER_PROJECTED,
         .commitment = q->commitment,
         .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
                                                                  : TESS_ESTIMATOR_STRAIGHT,
@@ -126,8 +126,8 @@ static tess_status place_masks(const tess_run *run, tess_vector_layout *v)
     v->is_masked = run->data.mask_path != NULL || run->data.eval_mask_path != NULL;
     if (!v->is_masked)
         return TESS_OK;
-    TESS_TRY(place(&v->nbytes, TESS_MAX(v->kept_numel, v->row_numel), 1, sizeof(uint8_t),
-                   &v->valid));
+    TESS_TRY(
+        place(&v->nbytes, TESS_MAX(v->kept_numel, v->row_numel), 1, sizeof(uint8_t), &v->valid));
     TESS_TRY(place(&v->nbytes, v->row_numel, 1, sizeof(uint32_t), &v->own));
     return place(&v->nbytes, run->train.micro_batches + 1, 1, sizeof(int64_t), &v->valid_before);
 }

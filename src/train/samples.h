@@ -51,13 +51,13 @@ const tess_sample_size *tess_samples_size(const tess_samples *samples);
  * time. @return as tess_vectors_read or tess_images_read */
 TESS_MUST_CHECK tess_status tess_samples_read(tess_samples *samples, int64_t first_idx,
                                               int64_t numel, float *dst);
-/** Which of samples first .. first + numel - 1 are valid: 1, or 0 where they are masked, into `valid`
- * [numel]; all are without a mask. Local. @return TESS_E_FORMAT another number, which is named; as
- * tess_vectors_read */
+/** Which of samples first .. first + numel - 1 are valid: 1, or 0 where they are masked, into
+ * `valid` [numel]; all are without a mask. Local. @return TESS_E_FORMAT another number, which is
+ * named; as tess_vectors_read */
 TESS_MUST_CHECK tess_status tess_samples_valid(tess_samples *samples, int64_t first_idx,
                                                int64_t numel, uint8_t *valid);
-/** All samples once, each rank some: their identity, of images that of the rows; with a mask that of
- * vectors [x, valid]. Collective.
+/** All samples once, each rank some: their identity, of images that of the rows; with a mask that
+ * of vectors [x, valid]. Collective.
  * @return as tess_vectors_scan or tess_images_read */
 TESS_MUST_CHECK tess_status tess_samples_scan(tess_comm *comm, tess_samples *samples,
                                               const char *key, tess_logical_hash *digest);

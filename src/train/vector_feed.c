@@ -63,8 +63,9 @@ static tess_status open_file(tess_session *s, int kind)
                expected, is_images ? "image" : "dim");
     s->source[kind].sequence_numel = tess_samples_numel(*file);
     const char *mask = kind == TRAINING ? s->run->data.mask_path : s->run->data.eval_mask_path;
-    return mask != NULL ? tess_samples_open_mask(s->ctx, *file, mask, tess_mask_key(kind != TRAINING))
-                        : TESS_OK;
+    return mask != NULL
+               ? tess_samples_open_mask(s->ctx, *file, mask, tess_mask_key(kind != TRAINING))
+               : TESS_OK;
 }
 
 static tess_status open_files(tess_session *s)
@@ -449,11 +450,12 @@ static tess_status count_valid(tess_session *s, int64_t step)
     if (!f->at.is_masked)
         return TESS_OK;
     int64_t *before = (int64_t *)(void *)arena_at(s, f->at.valid_before);
-    const codes_job job = {.s = s};
+    int numel = 0;
     note(f);
     memset(before, 0, (size_t)(m_numel + 1) * sizeof *before);
     TESS_TRY(session_agree(s, count_own(s, step, before + 1)));
-    TESS_TRY(codes_share(&job, before + 1, m_numel));
+    TESS_TRY(tess_to_int(m_numel, &numel));
+    TESS_TRY(tess_comm_control(s->world, before + 1, numel, NULL, 0));
     for (int64_t m = 0; m < m_numel; m++)
         before[m + 1] += before[m];
     f->batch.step_numel = before[m_numel];
@@ -470,9 +472,8 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     const int64_t rows = f->at.row_numel, samples = s->run->train.micro_batch;
     note(f);
     for (int64_t i = 0; i < samples; i++)
-        TESS_TRY(tess_samples_read(f->data[TRAINING],
-                                   sample_of(s, micro_batch_idx * samples + i), 1,
-                                   f->x + i * s->d.sample.dim));
+        TESS_TRY(tess_samples_read(f->data[TRAINING], sample_of(s, micro_batch_idx * samples + i),
+                                   1, f->x + i * s->d.sample.dim));
     TESS_TRY(mask_training(s, micro_batch_idx));
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;

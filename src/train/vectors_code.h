@@ -26,7 +26,8 @@ TESS_MUST_CHECK tess_status tess_session_encode(tess_session *session, const cha
 /**
  * Vectors that the codes of `input` say into `output` (.fvecs, .fbin, .npy, .h5); rank 0 writes.
  * Images as rows of H W C, in .npy as [N, H, W, C]: [0, 1] is what they were learned in, what the
- * decoder gives may lie outside. A vector without codes becomes zeros. Collective. @return TESS_E_CONFIG codes of other codebooks
+ * decoder gives may lie outside. A vector without codes becomes zeros. Collective. @return
+ * TESS_E_CONFIG codes of other codebooks
  */
 TESS_MUST_CHECK tess_status tess_session_decode(tess_session *session, const char *input,
                                                 const char *output);

@@ -434,13 +434,14 @@ static void train(stage_chain *c, const reference *f, tess_vector_batch *batch, 
         value = 0.0;
         for (int g = 0; g < 2; g++) {
             double entropy = 0.0;
-            const tess_quantizer_batch_entropy_args a = {.sum = sum + g * GROUP_CODES,
-                                                         .dim = f->shape.dim,
-                                                         .valid_numel = f->valid_numel,
-                                                         .exponent = tess_rqvae_mean_exponent(f->valid_numel),
-                                                         .least = 1e-5,
-                                                         .loss = &entropy,
-                                                         .slope = slope + g * GROUP_CODES};
+            const tess_quantizer_batch_entropy_args a = {
+                .sum = sum + g * GROUP_CODES,
+                .dim = f->shape.dim,
+                .valid_numel = f->valid_numel,
+                .exponent = tess_rqvae_mean_exponent(f->valid_numel),
+                .least = 1e-5,
+                .loss = &entropy,
+                .slope = slope + g * GROUP_CODES};
             expect_ok(tess_kernels_cpu.quantizers->batch_entropy(&a, &s));
             value += entropy;
         }
@@ -487,8 +488,7 @@ static void check_kind(int kind, bool is_masked)
     open_reference(&c, &f);
     for (int i = 0; i < ROWS * D; i++)
         x[i] = (float)f.x[i / D][i % D];
-    tess_vector_batch batch = {
-        .vector_numel = ROWS, .x = x, .code = f.code[0], .square = square};
+    tess_vector_batch batch = {.vector_numel = ROWS, .x = x, .code = f.code[0], .square = square};
     if (is_masked)
         mask_rows(&f, &batch, x);
     train(&c, &f, &batch, &loss);

@@ -27,8 +27,8 @@ typedef struct rqvae_outcome {
 /** Images of 16 x 16 with 3 channels, a disk of one color on another, as .npy in `folder`.
  * Collective over `comm`. */
 tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel);
-/** `mask.fbin` in the folder: seven of ten vectors, so that whole micro-batches are masked. Collective
- * over `comm`. */
+/** `mask.fbin` in the folder: seven of ten vectors, so that whole micro-batches are masked.
+ * Collective over `comm`. */
 tess_status rqvae_make_mask(tess_comm *comm, vector_run *v);
 static inline bool rqvae_is_valid(int64_t vector_idx) { return vector_idx * 7 % 10 < 3; }
 /** Vectors [numel, dim] of a file in the folder. Local. */

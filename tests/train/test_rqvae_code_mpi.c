@@ -276,8 +276,7 @@ static tess_status check_masks(tess_comm *comm, vector_run *v)
     TESS_CHECK(result.sample_numel == valid_numel && result.error > 0.0, TESS_E_STATE,
                "%" PRId64 " vectors counted, expected %" PRId64, result.sample_numel, valid_numel);
     TESS_TRY(tess_agree(comm, compare_codes(v, "upper.h5", "masked.h5")));
-    TESS_TRY(
-        convert(comm, v, &upper, DECODE, (const char *[]){"masked.h5", "masked-back.fbin"}));
+    TESS_TRY(convert(comm, v, &upper, DECODE, (const char *[]){"masked.h5", "masked-back.fbin"}));
     TESS_TRY(tess_agree(comm, compare_vectors(v)));
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? forge_absent(v) : TESS_OK));
     return expect_refused(
