@@ -52,6 +52,14 @@ enum { TESS_STEP_RECORD_NUMEL = 2 * TESS_EXACT_LIMB_NUMEL + 2 };
 
 typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 
+/** Codebooks that the trainer sets, as far as a plan tells of them. */
+typedef struct tess_plan_codes {
+    bool has_books, is_sharded;
+    double step_nbytes; /* the most that a rank receives in their exchanges in a step */
+    /* The same of either sharding with what it gathers of codes; 0: it cannot be. */
+    double replicated_nbytes, rows_nbytes;
+} tess_plan_codes;
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
@@ -75,6 +83,7 @@ typedef struct tess_plan_options {
     int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
     int64_t ahead_sum_numel;         /* i64 that the trainer adds up over ranks before every step,
                                         after a forward pass over its micro-batches; 0: none */
+    tess_plan_codes codes;
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -96,6 +105,7 @@ typedef struct tess_unit_plan {
     size_t base_offset_nbytes;  /* in the BASE arena */
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
+    int64_t grad_numel;         /* slab_numel, or 0 where nothing differentiates it */
     int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
     int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
     int64_t factor_first_idx;   /* the first of them there */
