@@ -38,9 +38,9 @@
  * the entropy over all bits), with e / (inverse temperature) for e.
  *
  * [Note: row-sharded codes] Codes that are averages may stay with the owners of their rows
- * (shard/codebook.h). The quantizer's stage is then joint: in every level all ranks search together,
- * also those without a micro-batch, and a vector's code comes to its rank, where backward finds it
- * again. Indices, codes and all that follows are the same bits.
+ * (shard/codebook.h). The quantizer's stage is then joint: in every level all ranks search
+ * together, also those without a micro-batch, and a vector's code comes to its rank, where backward
+ * finds it again. Indices, codes and all that follows are the same bits.
  *
  * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
  * |z - q|^2, straight-through.

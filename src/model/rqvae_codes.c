@@ -278,8 +278,7 @@ static tess_status find_among_all(const tess_rqvae *m, tess_exec *ex, const sear
     if (!is_called(ex))
         return find(m, ex, s, tess_view_host(NULL, numel, TESS_F32));
     return find_shared(m, ex->stream, &round, ex->row_numel,
-                       tess_rqvae_row(ex, io->code, index).data,
-                       chosen_of(m, ex, io, index).data);
+                       tess_rqvae_row(ex, io->code, index).data, chosen_of(m, ex, io, index).data);
 }
 
 /* What find_among_all() of other ranks waits for, level by level. */

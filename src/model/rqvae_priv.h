@@ -86,7 +86,7 @@ struct tess_rqvae {
     const tess_quantizer_ops *ops;
     tess_quantizer_shape shape;
     tess_quantizer_terms terms;
-    tess_codebooks *books; /* row-sharded codes; borrowed */
+    tess_codebooks *books;             /* row-sharded codes; borrowed */
     int book_idx[TESS_RQVAE_TERM_MAX]; /* codes [K, d / groups], or tables */
     int map_idx[TESS_RQVAE_TERM_MAX];  /* MAPPED_CODES: A */
     int value_idx;                     /* VALUES */

@@ -150,8 +150,9 @@ typedef struct tess_codebook_subtraction {
 TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,
                                                     const tess_codebook_subtraction *what);
 /**
- * dst[i] = code[row[i]], zeros for TESS_NO_CODE, for a round whose `vector_numel` says how many rows each rank wants; row-
- * sharded only. `x`, `key`, `best_numel` and `adds` of the round are not used. Collective.
+ * dst[i] = code[row[i]], zeros for TESS_NO_CODE, for a round whose `vector_numel` says how many
+ * rows each rank wants; row- sharded only. `x`, `key`, `best_numel` and `adds` of the round are not
+ * used. Collective.
  */
 TESS_MUST_CHECK tess_status tess_codebooks_fetch(tess_codebooks *books,
                                                  const tess_codebook_round *round,
@@ -179,10 +180,10 @@ double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
 
 /** Vectors that ranks hold, numbered over all of them, to ranks. */
 typedef struct tess_codebook_route {
-    const int64_t *first;                                     /* [world + 1]: vectors first[r] ..
-                                                                 first[r + 1] go to rank r */
-    int (*holder)(const void *arg, int64_t idx);              /* the same on all ranks */
-    const float *(*vector)(const void *arg, int64_t idx);     /* [d], of those that this rank holds */
+    const int64_t *first;                                 /* [world + 1]: vectors first[r] ..
+                                                             first[r + 1] go to rank r */
+    int (*holder)(const void *arg, int64_t idx);          /* the same on all ranks */
+    const float *(*vector)(const void *arg, int64_t idx); /* [d], of those that this rank holds */
     const void *arg;
     float *dst; /* [first[rank + 1] - first[rank], d] f32 */
 } tess_codebook_route;

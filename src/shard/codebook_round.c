@@ -70,7 +70,7 @@ static tess_status gather_vectors(tess_codebooks *b, const tess_codebook_round *
 {
     const int64_t numel = round->vector_numel[b->rank] * b->plan.shape.dim;
     return codebook_gather(b, WIRE_VECTOR, round->x, (size_t)numel * sizeof(float),
-                  codebook_place(b, TESS_BOOK_GATHERED));
+                           codebook_place(b, TESS_BOOK_GATHERED));
 }
 
 static float *gathered_of(const tess_codebooks *b, int rank)
@@ -301,8 +301,8 @@ tess_status tess_codebooks_fetch(tess_codebooks *b, const tess_codebook_round *r
     const float *received = codebook_place(b, TESS_BOOK_RECEIVE);
     TESS_TRY(check_round(b, round));
     TESS_CHECK(b->plan.shape.is_sharded, TESS_E_STATE, "codebooks: fetched where all codes are");
-    TESS_TRY(fetch_rows(b, round->book_idx, row, round->vector_numel,
-                        b->extent + b->plan.shape.world));
+    TESS_TRY(
+        fetch_rows(b, round->book_idx, row, round->vector_numel, b->extent + b->plan.shape.world));
     for (int64_t i = 0; i < round->vector_numel[b->rank]; i++) {
         const uint32_t at = own_rows(b)[i];
         if (at == TESS_NO_CODE)

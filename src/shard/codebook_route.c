@@ -49,8 +49,8 @@ static int64_t overlap(const tess_codebook_plan *plan, const tess_codebook_cut *
 
 static tess_piece piece_of(int peer_rank, float *base, int64_t first, int64_t lo, int64_t numel)
 {
-    return (tess_piece){peer_rank, tess_view_host(numel > 0 ? base + (lo - first) : base, numel,
-                                                  TESS_F32)};
+    return (tess_piece){peer_rank,
+                        tess_view_host(numel > 0 ? base + (lo - first) : base, numel, TESS_F32)};
 }
 
 tess_status tess_codebooks_recut(tess_codebooks *b, const tess_codebook_cut *cut)

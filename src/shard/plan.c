@@ -61,7 +61,8 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
-    const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0 && !unit->is_held;
+    const bool has_sharded_slab =
+        plan->options.is_full && world > 1 && u->slab_numel > 0 && !unit->is_held;
     u->is_gathered = has_sharded_base || has_sharded_slab;
     u->slot_slab_offset_nbytes = group_numel > 1 ? u->frozen_shard_nbytes * (size_t)group_numel : 0;
 }
@@ -240,9 +241,8 @@ static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
     size_t shared_nbytes = 0;
     for (int i = 0; i < reg->stage_numel; i++) {
         const tess_stage *s = &reg->stage[i];
-        plan->stage[i].is_checkpointed =
-            plan->options.checkpointing == TESS_ON && !s->is_fused_loss && !s->is_joint &&
-            s->saved_nbytes > 0;
+        plan->stage[i].is_checkpointed = plan->options.checkpointing == TESS_ON &&
+                                         !s->is_fused_loss && !s->is_joint && s->saved_nbytes > 0;
         plan->stage[i].saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
         if (plan->stage[i].is_checkpointed) {
             shared_nbytes = TESS_MAX(shared_nbytes, s->saved_nbytes);

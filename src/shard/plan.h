@@ -68,21 +68,21 @@ typedef struct tess_plan_options {
     tess_choice reshard;       /* reshard after forward */
     tess_choice checkpointing; /* activation checkpointing */
     int prefetch;
-    bool is_library;                 /* reduction: library */
-    tess_choice library_once;        /* library: one reduction per step; auto: where it fits */
-    bool is_full;                    /* slabs go through the slots */
-    int64_t micro_batch_numel;       /* M */
-    size_t memory_limit_nbytes;      /* per rank; 0: none */
-    size_t outside_nbytes;           /* memory outside arenas that counts against the limit */
-    size_t library_nbytes;           /* of it, an estimate of what a device's libraries take */
-    size_t load_nbytes;              /* staging of tensors while they are loaded or exported */
-    size_t data_nbytes;              /* batches and data window */
-    bool is_device;                  /* kernels use memory of a device, not the host's */
-    size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
-    bool has_snapshot;               /* of the state, for the checkpoint writer */
-    int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
-    int64_t ahead_sum_numel;         /* i64 that the trainer adds up over ranks before every step,
-                                        after a forward pass over its micro-batches; 0: none */
+    bool is_library;            /* reduction: library */
+    tess_choice library_once;   /* library: one reduction per step; auto: where it fits */
+    bool is_full;               /* slabs go through the slots */
+    int64_t micro_batch_numel;  /* M */
+    size_t memory_limit_nbytes; /* per rank; 0: none */
+    size_t outside_nbytes;      /* memory outside arenas that counts against the limit */
+    size_t library_nbytes;      /* of it, an estimate of what a device's libraries take */
+    size_t load_nbytes;         /* staging of tensors while they are loaded or exported */
+    size_t data_nbytes;         /* batches and data window */
+    bool is_device;             /* kernels use memory of a device, not the host's */
+    size_t mirror_nbytes;       /* device copies of batches and tables; 0 on the host */
+    bool has_snapshot;          /* of the state, for the checkpoint writer */
+    int64_t counter_numel;      /* i64 that the trainer saves with it, cut over the world */
+    int64_t ahead_sum_numel;    /* i64 that the trainer adds up over ranks before every step,
+                                   after a forward pass over its micro-batches; 0: none */
     tess_plan_codes codes;
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */

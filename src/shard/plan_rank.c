@@ -81,9 +81,9 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
     const double world = plan->options.world;
     const size_t state_nbytes = state_elem_nbytes(plan);
     tess_rank_cost c = {.memory_nbytes = plan->total_nbytes,
-                        .received_nbytes =
-                            plan->gather_nbytes_per_step + plan->slab_nbytes_per_step +
-                            plan->options.codes.step_nbytes,
+                        .received_nbytes = plan->gather_nbytes_per_step +
+                                           plan->slab_nbytes_per_step +
+                                           plan->options.codes.step_nbytes,
                         .sent_nbytes = plan->gather_nbytes_per_step};
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];

@@ -122,8 +122,8 @@ static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, 
     return tess_codebook_plan_make(&shape, &tess_kernels_cpu, out);
 }
 
-/* Received in a step for searches and sums of all codebooks: vectors of a block and their rows go to
- * all ranks, for the search and for the sums, keys and codes come back; or sums to owners. */
+/* Received in a step for searches and sums of all codebooks: vectors of a block and their rows go
+ * to all ranks, for the search and for the sums, keys and codes come back; or sums to owners. */
 static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
                                const tess_codebook_plan *book)
 {

@@ -17,11 +17,11 @@ typedef struct tess_vector_layout {
     int64_t window_numel; /* words of a window: 1 + I exact sums of squares, then I x bins counts */
     bool is_averaged;     /* codes follow moving averages */
     int64_t kept_numel;   /* vectors of a rank in a step, where codes start from or follow them */
-    bool has_books;            /* codes start from the vectors of a step, or follow them */
-    tess_codebook_plan book;   /* where they do: row-sharded all of them, else one at a time */
-    int64_t average_numel; /* of a codebook: averages [K, d], then sizes [K]; 0: there are none */
+    bool has_books;       /* codes start from the vectors of a step, or follow them */
+    tess_codebook_plan book; /* where they do: row-sharded all of them, else one at a time */
+    int64_t average_numel;   /* of a codebook: averages [K, d], then sizes [K]; 0: there are none */
     size_t x, code, square, window[2]; /* training, evaluation */
-    size_t kept, books; /* vectors of a step; row-sharded codes */
+    size_t kept, books;                /* vectors of a step; row-sharded codes */
     /* Averages: [books, c, d] and sizes [books, c] of owned rows; a rank's range of them as a
      * checkpoint has them. */
     size_t average, saved;

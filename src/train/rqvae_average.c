@@ -85,9 +85,8 @@ static void bounds_of(const codes_job *job, int64_t first, int64_t numel, int64_
 /* `first`: of `width` numbers for each row of a book, the place in that list. */
 static tess_status recut(codes_job *job, int64_t first, int64_t width, float *rows, bool to_rows)
 {
-    const int64_t lo = tess_ceil_div(job->at->shape.book_numel * job->at->average_numel,
-                                     job->world) *
-                       job->rank;
+    const int64_t lo =
+        tess_ceil_div(job->at->shape.book_numel * job->at->average_numel, job->world) * job->rank;
     float *saved = (float *)(void *)data_at(job->s, job->at->saved);
     bounds_of(job, first, job->at->shape.code_numel * width, job->r.bound);
     const tess_codebook_cut cut = {.width = width,

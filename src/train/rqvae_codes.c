@@ -137,11 +137,8 @@ static const float *vector_of(const void *arg, int64_t idx)
 
 tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel, float *dst)
 {
-    const tess_codebook_route route = {.first = job->r.first,
-                                       .holder = holder_of,
-                                       .vector = vector_of,
-                                       .arg = job,
-                                       .dst = dst};
+    const tess_codebook_route route = {
+        .first = job->r.first, .holder = holder_of, .vector = vector_of, .arg = job, .dst = dst};
     TESS_TRY(tess_draw_select(job->s->world, draw, job->all_numel * job->part_numel, numel,
                               job->r.drawn));
     return tess_codebooks_route(job->books, &route);
@@ -216,11 +213,11 @@ void tess_codes_bounds(const tess_registry *reg, int world, int param_idx, int64
 {
     const tess_param *p = &reg->param[param_idx];
     const int64_t slab_numel = reg->unit[p->unit_idx].trainable_numel;
-    const int64_t each = tess_ceil_div(slab_numel / TESS_TRAINABLE_BLOCK_NUMEL, world) *
-                         TESS_TRAINABLE_BLOCK_NUMEL;
+    const int64_t each =
+        tess_ceil_div(slab_numel / TESS_TRAINABLE_BLOCK_NUMEL, world) * TESS_TRAINABLE_BLOCK_NUMEL;
     for (int r = 0; r <= world; r++)
-        bound[r] = TESS_MIN(TESS_MAX(TESS_MIN(each * r, slab_numel) - p->slab_first_idx, 0),
-                            p->numel);
+        bound[r] =
+            TESS_MIN(TESS_MAX(TESS_MIN(each * r, slab_numel) - p->slab_first_idx, 0), p->numel);
 }
 
 tess_status codes_keep(codes_job *job, int book)
@@ -243,9 +240,8 @@ tess_status codes_load(codes_job *job, int book, float *rows)
     const codes_range range = codes_range_of(job->s, param_of(job, book));
     tess_status st = TESS_OK;
     if (range.master.numel > 0)
-        st = tess_runtime_copy(job->s->rt,
-                               tess_view_host(job->r.share, range.master.numel, TESS_F32),
-                               range.master);
+        st = tess_runtime_copy(
+            job->s->rt, tess_view_host(job->r.share, range.master.numel, TESS_F32), range.master);
     TESS_TRY(session_agree(job->s, st));
     return tess_codebooks_recut(job->books, &cut);
 }

@@ -37,12 +37,11 @@ static tess_status subtract(codes_job *k, int book)
         const tess_code_row_args row = {round.key, k->r.code, own};
         TESS_TRY(tess_codebooks_search(k->books, &round));
         TESS_TRY(k->s->kernels->code_row(&row, tess_runtime_stream(k->s->rt)));
-        const tess_codebook_subtraction what = {
-            .book_idx = round.book_idx,
-            .x = round.x,
-            .row = k->r.code,
-            .entry_numel = round.vector_numel,
-            .dst = k->x + (round.x - k->x)};
+        const tess_codebook_subtraction what = {.book_idx = round.book_idx,
+                                                .x = round.x,
+                                                .row = k->r.code,
+                                                .entry_numel = round.vector_numel,
+                                                .dst = k->x + (round.x - k->x)};
         TESS_TRY(tess_codebooks_subtract(k->books, &what));
     }
     return TESS_OK;

@@ -232,8 +232,7 @@ static tess_status check_sharding(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     tess_run_place_text(run, KEY(sharding), place);
-    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS || is_averaged(run),
-               TESS_E_CONFIG,
+    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS || is_averaged(run), TESS_E_CONFIG,
                "%s: rows needs codes that are averages, found quantizer.update gradient: choose "
                "ema, or replicated here",
                place);

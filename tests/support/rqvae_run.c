@@ -144,7 +144,7 @@ tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out)
     return st;
 }
 
-static tess_status expect_same(vector_run *v, const char *a_name, const char *b_name)
+tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name)
 {
     rqvae_outcome a = {0}, b = {0};
     TESS_TRY(rqvae_outcome_of(v, a_name, &a));
@@ -170,7 +170,7 @@ tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
     if (tess_comm_rank(comm) == 0)
         st = rqvae_train(self, v, &alone, &is_done);
     if (st == TESS_OK && tess_comm_rank(comm) == 0)
-        st = expect_same(v, l->name, alone_name);
+        st = rqvae_expect_same(v, l->name, alone_name);
     return tess_agree(comm, st);
 }
 
@@ -199,7 +199,7 @@ tess_status rqvae_check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
         TESS_TRY(tess_comm_control(comm, NULL, 0, &is_over, 1));
     }
     TESS_CHECK(launches == RQVAE_STEPS, TESS_E_STATE, "%d launches of one step each", launches);
-    return tess_agree(comm, expect_same(v, whole->name, parts_name));
+    return tess_agree(comm, rqvae_expect_same(v, whole->name, parts_name));
 }
 
 tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_launch *l,
