@@ -25,6 +25,7 @@ typedef struct tess_rqvae_io {
     tess_view output;   /* [R, d] dt: of encoder and quantizer; numel 0: not wanted again */
     tess_view term;     /* [T, R] f64: out of the quantizer, into the decoder */
     tess_view code;     /* [indices, R] u32 in dtype i32: saved by the quantizer */
+    tess_view chosen;   /* [indices, R, d / groups] f32: codes of row-sharded ones, saved too */
     tess_view d_output; /* [R, d] dt */
     tess_view d_input;  /* [R, d] dt */
     float grad_scale;   /* 1 / T */
@@ -51,6 +52,8 @@ typedef struct tess_quantizer_ops {
     double (*count_products)(const tess_rqvae *m);
     /* z in `input` to `code`; where `output` is wanted also that and `term`. */
     tess_status (*forward)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
+    /* Take part in the forward of other ranks, row-sharded; NULL: nobody is asked to. */
+    tess_status (*attend)(const tess_rqvae *m);
     /* Codes in `code` to `output`. */
     tess_status (*decode)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
     /* Gradients of its tensors, and d_input. */
@@ -84,6 +87,7 @@ struct tess_rqvae {
     const tess_quantizer_ops *ops;
     tess_quantizer_shape shape;
     tess_quantizer_terms terms;
+    tess_codebooks *books;             /* row-sharded codes; borrowed */
     int book_idx[TESS_RQVAE_TERM_MAX]; /* codes [K, d / groups], or tables */
     int map_idx[TESS_RQVAE_TERM_MAX];  /* MAPPED_CODES: A */
     int value_idx;                     /* VALUES */

@@ -203,7 +203,12 @@ static tess_status take_codes(const tess_rqvae *m, tess_exec *ex, int stage_idx,
 {
     if (stage_idx != TESS_RQVAE_QUANTIZER)
         return TESS_OK;
-    return tess_carve_take_2d(&ex->saved, m->shape.index_numel, ex->row_numel, TESS_I32, &io->code);
+    TESS_TRY(
+        tess_carve_take_2d(&ex->saved, m->shape.index_numel, ex->row_numel, TESS_I32, &io->code));
+    if (!m->config.is_sharded)
+        return TESS_OK;
+    return tess_carve_take_2d(&ex->saved, m->shape.index_numel * ex->row_numel, m->shape.dim,
+                              TESS_F32, &io->chosen);
 }
 
 /* ---- plan ---- */
@@ -307,6 +312,8 @@ static tess_status call_forward(void *model, const tess_stage_call *call)
     tess_exec ex;
     tess_rqvae_io io;
     tess_view in[2], out[2];
+    if (call->batch == NULL && m->config.is_sharded && !tess_call_is_announced(call->mode))
+        return m->ops->attend(m);
     TESS_TRY(begin(m, call, &ex, &io));
     const int s = call->stage_idx;
     TESS_TRY(edge_of(m, &ex, "input", call->input, s == TESS_RQVAE_DECODER, in));

@@ -50,6 +50,7 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
         (size_t)tess_ceil_div(tess_ceil_div((int64_t)unit->frozen_nbytes, ALIGN), group_numel) *
         ALIGN;
     u->slab_numel = unit->trainable_numel;
+    u->grad_numel = unit->is_set ? 0 : u->slab_numel;
     u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
     u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
@@ -60,7 +61,8 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
     const bool has_sharded_base = group_numel > 1 && u->frozen_nbytes > 0;
-    const bool has_sharded_slab = plan->options.is_full && world > 1 && u->slab_numel > 0;
+    const bool has_sharded_slab =
+        plan->options.is_full && world > 1 && u->slab_numel > 0 && !unit->is_held;
     u->is_gathered = has_sharded_base || has_sharded_slab;
     u->slot_slab_offset_nbytes = group_numel > 1 ? u->frozen_shard_nbytes * (size_t)group_numel : 0;
 }
@@ -171,9 +173,10 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
     return plan_state_arrays(plan);
 }
 
-static int64_t padded_slab_numel(const tess_plan *plan, int unit_idx)
+static int64_t padded_grad_numel(const tess_plan *plan, int unit_idx)
 {
-    return plan->unit[unit_idx].slab_shard_numel * plan->options.world;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    return u->grad_numel > 0 ? u->slab_shard_numel * plan->options.world : 0;
 }
 
 static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched)
@@ -190,7 +193,7 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
             for (int j = 0; j < sched->grad_buffer_numel; j++)
                 is_dedicated = is_dedicated || sched->grad_unit[j] == u;
             if (sched->grad_unit[i] == u || (sched->grad_unit[i] < 0 && !is_dedicated))
-                numel = TESS_MAX(numel, padded_slab_numel(plan, u));
+                numel = TESS_MAX(numel, padded_grad_numel(plan, u));
         }
         snprintf(name, sizeof name, "grad.%d", i);
         plan->grad_buffer_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_GRAD];
@@ -206,7 +209,8 @@ static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
     const int64_t m = plan->options.micro_batch_numel;
     int64_t largest_shard_numel = 0;
     for (int u = 0; u < plan->unit_numel; u++)
-        largest_shard_numel = TESS_MAX(largest_shard_numel, plan->unit[u].slab_shard_numel);
+        if (plan->unit[u].grad_numel > 0)
+            largest_shard_numel = TESS_MAX(largest_shard_numel, plan->unit[u].slab_shard_numel);
     TESS_TRY(plan_grad_buffers(plan, sched));
     plan->receive_row_numel = plan->options.is_library ? 1
                               : world == 1             ? 0
@@ -237,8 +241,8 @@ static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
     size_t shared_nbytes = 0;
     for (int i = 0; i < reg->stage_numel; i++) {
         const tess_stage *s = &reg->stage[i];
-        plan->stage[i].is_checkpointed =
-            plan->options.checkpointing == TESS_ON && !s->is_fused_loss && s->saved_nbytes > 0;
+        plan->stage[i].is_checkpointed = plan->options.checkpointing == TESS_ON &&
+                                         !s->is_fused_loss && !s->is_joint && s->saved_nbytes > 0;
         plan->stage[i].saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
         if (plan->stage[i].is_checkpointed) {
             shared_nbytes = TESS_MAX(shared_nbytes, s->saved_nbytes);
@@ -305,7 +309,7 @@ static tess_status plan_rest(tess_plan *plan)
 
 typedef struct spec_arrays {
     int *stage_unit;
-    bool *stage_checkpoints;
+    bool *stage_checkpoints, *stage_is_joint;
     bool *unit_is_gathered;
     bool *unit_has_grad;
     int *unit_stage_numel;
@@ -317,6 +321,7 @@ static void spec_arrays_fini(spec_arrays *a)
 {
     tess_free(a->stage_unit);
     tess_free(a->stage_checkpoints);
+    tess_free(a->stage_is_joint);
     tess_free(a->unit_is_gathered);
     tess_free(a->unit_has_grad);
     tess_free(a->unit_stage_numel);
@@ -336,7 +341,7 @@ static tess_status list_traffic(const tess_plan *plan, int rank, spec_arrays *a)
         int64_t lo = 0, hi = 0;
         tess_plan_owned(plan, i, rank, &lo, &hi);
         a->unit_is_owned[i] = hi > lo;
-        a->unit_is_sent[i] = hi - lo < plan->unit[i].slab_numel;
+        a->unit_is_sent[i] = hi - lo < plan->unit[i].grad_numel;
     }
     for (int r = 0; r < plan->round_numel; r++) {
         const int64_t sender_numel = TESS_MIN(m - r * world, world);
@@ -349,16 +354,18 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
 {
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(int), (void **)&a->stage_unit));
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_checkpoints));
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_is_joint));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_is_gathered));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_has_grad));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_stage_numel));
     for (int i = 0; i < reg->stage_numel; i++) {
         a->stage_unit[i] = reg->stage[i].unit_idx;
         a->stage_checkpoints[i] = plan->stage != NULL && plan->stage[i].is_checkpointed;
+        a->stage_is_joint[i] = reg->stage[i].is_joint;
     }
     for (int i = 0; i < reg->unit_numel; i++) {
         a->unit_is_gathered[i] = plan->unit[i].is_gathered;
-        a->unit_has_grad[i] = plan->unit[i].slab_numel > 0;
+        a->unit_has_grad[i] = plan->unit[i].grad_numel > 0;
         a->unit_stage_numel[i] = reg->unit[i].stage_numel;
     }
     return TESS_OK;
@@ -375,6 +382,7 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.stage_numel = reg->stage_numel;
     spec.stage_unit = arrays.stage_unit;
     spec.stage_checkpoints = arrays.stage_checkpoints;
+    spec.stage_is_joint = arrays.stage_is_joint;
     spec.is_last_fused = reg->stage[reg->stage_numel - 1].is_fused_loss;
     spec.unit_numel = reg->unit_numel;
     spec.unit_is_gathered = arrays.unit_is_gathered;
@@ -500,6 +508,8 @@ static double grad_nbytes(const tess_plan *plan, tess_reduction kind)
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
         int64_t lo = 0, hi = 0;
+        if (u->grad_numel == 0)
+            continue;
         tess_plan_owned(plan, i, 0, &lo, &hi);
         numel += kind == TESS_REDUCTION_EXACT
                      ? (double)(u->slab_numel - (hi - lo))

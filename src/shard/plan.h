@@ -52,6 +52,14 @@ enum { TESS_STEP_RECORD_NUMEL = 2 * TESS_EXACT_LIMB_NUMEL + 2 };
 
 typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 
+/** Codebooks that the trainer sets, as far as a plan tells of them. */
+typedef struct tess_plan_codes {
+    bool has_books, is_sharded;
+    double step_nbytes; /* the most that a rank receives in their exchanges in a step */
+    /* The same of either sharding with what it gathers of codes; 0: it cannot be. */
+    double replicated_nbytes, rows_nbytes;
+} tess_plan_codes;
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
@@ -60,21 +68,22 @@ typedef struct tess_plan_options {
     tess_choice reshard;       /* reshard after forward */
     tess_choice checkpointing; /* activation checkpointing */
     int prefetch;
-    bool is_library;                 /* reduction: library */
-    tess_choice library_once;        /* library: one reduction per step; auto: where it fits */
-    bool is_full;                    /* slabs go through the slots */
-    int64_t micro_batch_numel;       /* M */
-    size_t memory_limit_nbytes;      /* per rank; 0: none */
-    size_t outside_nbytes;           /* memory outside arenas that counts against the limit */
-    size_t library_nbytes;           /* of it, an estimate of what a device's libraries take */
-    size_t load_nbytes;              /* staging of tensors while they are loaded or exported */
-    size_t data_nbytes;              /* batches and data window */
-    bool is_device;                  /* kernels use memory of a device, not the host's */
-    size_t mirror_nbytes;            /* device copies of batches and tables; 0 on the host */
-    bool has_snapshot;               /* of the state, for the checkpoint writer */
-    int64_t counter_numel;           /* i64 that the trainer saves with it, cut over the world */
-    int64_t ahead_sum_numel;         /* i64 that the trainer adds up over ranks before every step,
-                                        after a forward pass over its micro-batches; 0: none */
+    bool is_library;            /* reduction: library */
+    tess_choice library_once;   /* library: one reduction per step; auto: where it fits */
+    bool is_full;               /* slabs go through the slots */
+    int64_t micro_batch_numel;  /* M */
+    size_t memory_limit_nbytes; /* per rank; 0: none */
+    size_t outside_nbytes;      /* memory outside arenas that counts against the limit */
+    size_t library_nbytes;      /* of it, an estimate of what a device's libraries take */
+    size_t load_nbytes;         /* staging of tensors while they are loaded or exported */
+    size_t data_nbytes;         /* batches and data window */
+    bool is_device;             /* kernels use memory of a device, not the host's */
+    size_t mirror_nbytes;       /* device copies of batches and tables; 0 on the host */
+    bool has_snapshot;          /* of the state, for the checkpoint writer */
+    int64_t counter_numel;      /* i64 that the trainer saves with it, cut over the world */
+    int64_t ahead_sum_numel;    /* i64 that the trainer adds up over ranks before every step,
+                                   after a forward pass over its micro-batches; 0: none */
+    tess_plan_codes codes;
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -96,6 +105,7 @@ typedef struct tess_unit_plan {
     size_t base_offset_nbytes;  /* in the BASE arena */
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
+    int64_t grad_numel;         /* slab_numel, or 0 where nothing differentiates it */
     int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
     int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
     int64_t factor_first_idx;   /* the first of them there */

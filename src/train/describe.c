@@ -513,6 +513,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .has_snapshot = true,
         .counter_numel = d->counter_numel,
         .ahead_sum_numel = d->ahead_sum_numel,
+        .codes = d->codes,
         .optimizer = tess_optimizer_get(run->train.optimizer),
         .has_ema = run->train.ema_decay > 0.0,
         .kernels = launch->kernels,

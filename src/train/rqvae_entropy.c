@@ -1,5 +1,6 @@
 /* The entropy of what all vectors of a step are assigned to on average: one exact sum over ranks
  * (quantizer_binary.h, [Note: the batch entropy at any number of ranks]). */
+#include "core/arith.h"
 #include "core/memory.h"
 #include "train/rqvae_codes.h"
 
@@ -44,8 +45,9 @@ static tess_status form(tess_session *s, const tess_vector_layout *v)
 
 tess_status tess_mean_entropy(tess_session *s, const tess_vector_layout *layout)
 {
-    const codes_job job = {.s = s, .at = layout};
     int64_t *sum = (int64_t *)(void *)data_at(s, layout->mean_sum);
-    TESS_TRY(codes_share(&job, sum, layout->shape.mean_numel));
+    int numel = 0;
+    TESS_TRY(tess_to_int(layout->shape.mean_numel, &numel));
+    TESS_TRY(tess_comm_control(s->world, sum, numel, NULL, 0));
     return session_agree(s, form(s, layout));
 }

@@ -39,6 +39,7 @@ static const struct {
                {KEY(update), CODEBOOKS},
                {KEY(decay), CODEBOOKS},
                {KEY(threshold), CODEBOOKS},
+               {KEY(sharding), CODEBOOKS},
                {KEY(commitment), CODEBOOKS | MAPPED | SIGNS | OF(LATENT)},
                {KEY(estimator), CODEBOOKS | MAPPED},
                {KEY(orthogonal), CODEBOOKS | MAPPED},
@@ -239,6 +240,24 @@ static tess_status check_masks(const tess_run *run)
     return TESS_OK;
 }
 
+/* Gradients of codes, and draws among all of them, need all codes. */
+static tess_status check_sharding(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, KEY(sharding), place);
+    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS || is_averaged(run), TESS_E_CONFIG,
+               "%s: rows needs codes that are averages, found quantizer.update gradient: choose "
+               "ema, or replicated here",
+               place);
+    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS ||
+                   !(run->quantizer.temperature > 0.0),
+               TESS_E_CONFIG,
+               "%s: rows finds the nearest code, quantizer.temperature draws one: set it to 0, or "
+               "choose replicated here",
+               place);
+    return TESS_OK;
+}
+
 tess_status run_quantizer_check(const tess_run *run)
 {
     TESS_TRY(check_family(run));
@@ -247,5 +266,6 @@ tess_status run_quantizer_check(const tess_run *run)
     TESS_TRY(check_type(run));
     TESS_TRY(check_conditions(run));
     TESS_TRY(check_masks(run));
+    TESS_TRY(check_sharding(run));
     return check_update(run);
 }

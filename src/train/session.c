@@ -156,6 +156,8 @@ static tess_status make_description(tess_session *s)
                                 .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels,
                                 .adapter = s->options.adapter};
+    if (s->options.kind != TESS_SESSION_TRAIN) /* codes are looked up, not only found */
+        s->run->quantizer.sharding = TESS_RUN_SHARDING_REPLICATED;
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
     TESS_TRY(session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d)));
     if (tess_run_is_rqvae(s->run))

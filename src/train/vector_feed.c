@@ -27,6 +27,7 @@ enum { TRAINING, HELD_OUT, KIND_NUMEL };
 struct vector_feed {
     tess_samples *data[KIND_NUMEL];
     tess_vector_layout at;
+    tess_codebooks *books;   /* where codes start from, or follow, vectors; else NULL */
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
     int64_t *window[KIND_NUMEL];
@@ -120,9 +121,10 @@ static tess_status carve(tess_session *s)
         f->window[kind] = window_at(s, kind);
         memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
     }
-    /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
-    memset(arena_at(s, f->at.average), 0,
-           (size_t)(f->at.shape.book_numel * f->at.average_numel) * sizeof(float));
+    if (f->at.has_books)
+        TESS_TRY(tess_codes_create(s, &f->at, &f->books));
+    if (f->at.book.shape.is_sharded)
+        tess_rqvae_use_books(s->d.model, f->books);
     s->has_batch_event = true;
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -133,6 +135,7 @@ void session_vector_feed_close(tess_session *s)
         return;
     for (int kind = 0; kind < KIND_NUMEL; kind++)
         tess_samples_close(&s->vector->data[kind]);
+    tess_codebooks_destroy(&s->vector->books);
     tess_free(s->vector);
     s->vector = NULL;
 }
@@ -269,7 +272,7 @@ static tess_status follow(tess_session *s)
     vector_feed *f = s->vector;
     const bool is_due = f->at.is_averaged && s->update_numel != f->update_numel;
     f->update_numel = s->update_numel;
-    return is_due ? tess_averages_update(s, &f->at) : TESS_OK;
+    return is_due ? session_section(s, tess_averages_update(s, &f->at, f->books)) : TESS_OK;
 }
 
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
@@ -305,46 +308,51 @@ static tess_status before_save(tess_session *s)
     TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
     memset(f->window[TRAINING] + hi, 0, (size_t)(f->at.window_numel - hi) * sizeof(int64_t));
-    return TESS_OK;
+    return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, false))
+                             : TESS_OK;
 }
 
-/* All of an array that every rank saves its range of. */
-static void add_record(tess_session *s, const char *name, const char *role, tess_view all)
+/* An array of `total_numel` that every rank saves its range of; `data` is where that lies. */
+static void add_record(tess_session *s, const char *name, const char *role, int64_t total_numel,
+                       tess_view data)
 {
     session_records *r = &s->records;
-    const bool is_f32 = all.dt == TESS_F32;
+    const bool is_f32 = data.dt == TESS_F32;
     int64_t lo = 0, hi = 0;
-    owned(s, all.numel, &lo, &hi);
+    owned(s, total_numel, &lo, &hi);
     r->state_record[r->state.record_numel++] =
         (tess_ckpt_record){.unit = name,
                            .role = role,
-                           .dt = all.dt,
-                           .total_numel = all.numel,
+                           .dt = data.dt,
+                           .total_numel = total_numel,
                            .align_numel = 1,
                            .lo_idx = lo,
                            .hi_idx = hi,
-                           .view = tess_view_slice(all, lo, hi - lo),
+                           .view = tess_view_slice(data, 0, hi - lo),
                            .contract = is_f32 ? "stored=f32 logical=f32" : "stored=i64 logical=i64",
                            .quant = "none"};
     r->state_tensor[r->state.tensor_numel++] = (tess_ckpt_tensor){.unit = name,
                                                                   .name = name,
                                                                   .role = role,
-                                                                  .dtype = tess_dtype_name(all.dt),
+                                                                  .dtype = tess_dtype_name(data.dt),
                                                                   .dim_numel = 1,
-                                                                  .shape = {all.numel},
-                                                                  .extent_numel = all.numel,
+                                                                  .shape = {total_numel},
+                                                                  .extent_numel = total_numel,
                                                                   .quant = "none"};
 }
 
 static void add_records(tess_session *s)
 {
     const tess_vector_layout *at = &s->vector->at;
-    add_record(s, "quantizer.window", "counts",
-               tess_view_host(window_at(s, TRAINING), at->window_numel, TESS_I64));
+    int64_t lo = 0, hi = 0;
+    owned(s, at->window_numel, &lo, &hi);
+    add_record(s, "quantizer.window", "counts", at->window_numel,
+               tess_view_host(window_at(s, TRAINING) + lo, hi - lo, TESS_I64));
     if (at->is_averaged)
-        add_record(s, "quantizer.averages", "averages",
-                   tess_view_host(arena_at(s, at->average),
-                                  at->shape.book_numel * at->average_numel, TESS_F32));
+        add_record(s, "quantizer.averages", "averages", at->shape.book_numel * at->average_numel,
+                   tess_view_host(arena_at(s, at->saved),
+                                  tess_vector_layout_saved(at, tess_comm_world(s->world)),
+                                  TESS_F32));
 }
 
 /* ---- micro-batches ---- */
@@ -559,6 +567,13 @@ static tess_status start_values(tess_session *s)
     return codes_keep_param(s, param_idx, value);
 }
 
+/* Row-sharded codes to where they are searched. */
+static tess_status load_codes(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    return f->at.has_books ? tess_codes_load(s, &f->at, f->books) : TESS_OK;
+}
+
 static tess_status start_codes(tess_session *s)
 {
     vector_feed *f = s->vector;
@@ -566,22 +581,34 @@ static tess_status start_codes(tess_session *s)
     if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
         TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
         TESS_TRY(count_valid(s, 0));
+        TESS_TRY(session_section(s, load_codes(s)));
         TESS_TRY(visit_step(s, 0, latent));
-        TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
+        TESS_TRY(session_section(s, tess_codes_start(s, &f->at, f->books)));
     }
     TESS_TRY(session_agree(s, start_values(s)));
-    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at)) : TESS_OK;
+    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at, f->books))
+                             : TESS_OK;
 }
 
 static tess_status resumed(tess_session *s)
 {
     vector_feed *f = s->vector;
     f->update_numel = s->update_numel;
-    return f->at.is_averaged ? session_section(s, tess_averages_resume(s, &f->at)) : TESS_OK;
+    if (!f->at.is_averaged)
+        return TESS_OK;
+    TESS_TRY(session_section(s, tess_averages_recut(s, &f->at, f->books, true)));
+    return session_section(s, load_codes(s));
+}
+
+static tess_status add_wires(tess_session *s, tess_contract *c)
+{
+    const tess_vector_layout *at = &s->vector->at;
+    return at->has_books ? tess_codebook_plan_contract(&at->book, c) : TESS_OK;
 }
 
 const session_feed session_vector_feed = {.unit = "vectors",
                                           .open = open_data,
+                                          .add_wires = add_wires,
                                           .carve = carve,
                                           .fill = fill,
                                           .count = count,

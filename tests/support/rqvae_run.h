@@ -44,6 +44,8 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
 tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done);
 /** Local. */
 tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out);
+/** Two runs of RQVAE_STEPS steps left the same bits. Local. */
+tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name);
 /** The run on all ranks and on one leave the same bits. Collective over `comm`. */
 tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
                               const rqvae_launch *l);

@@ -46,6 +46,9 @@ static const rqvae_launch quantizers[] = {
      .quantizer = BOOKS ", type: vq, groups: 3, shared_codes: true, update: ema, threshold: 1.5, "
                         "decay: 0.8",
      .is_masked = true},
+    {.name = "m-rows",
+     .quantizer = BOOKS ", levels: 2, groups: 2, update: ema, threshold: 1.5, sharding: rows",
+     .is_masked = true},
     {.name = "m-simvq", .quantizer = BOOKS ", type: simvq, orthogonal: 1", .is_masked = true},
     {.name = "m-fsqs",
      .quantizer = "type: residual-fsq, axis_levels: [5, 4], levels: 2",
