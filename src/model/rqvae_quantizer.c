@@ -36,7 +36,7 @@ tess_status tess_rqvae_mask(const tess_exec *ex, const tess_rqvae_io *io, tess_v
 {
     const tess_quantizer_mask_args args = {.valid = io->batch->valid,
                                            .row_numel = ex->row_numel,
-                                           .index_numel = (int)(code.numel / ex->row_numel),
+                                           .index_numel = code.numel / TESS_MAX(ex->row_numel, 1),
                                            .code = code.data};
     return io->batch->valid != NULL ? TESS_RQVAE_RUN(ex, mask, &args) : TESS_OK;
 }
