@@ -151,9 +151,9 @@ static bool can_shard(const tess_run *run, const tess_vector_layout *v)
     return v->is_averaged && !(run->quantizer.temperature > 0.0);
 }
 
-static tess_status choose_sharding(const tess_run *run, int world, tess_vector_layout *v)
+static tess_status choose_sharding(const tess_run *run, int world, tess_run_sharding wanted,
+                                   tess_vector_layout *v)
 {
-    const tess_run_sharding wanted = run->quantizer.sharding;
     tess_codebook_plan rows;
     if (!v->has_books)
         return TESS_OK;
@@ -232,7 +232,7 @@ static tess_status place_mean(tess_vector_layout *v)
 }
 
 tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size *sample, int world,
-                                    tess_vector_layout *out)
+                                    tess_run_sharding sharding, tess_vector_layout *out)
 {
     const tess_rqvae_config config = tess_rqvae_config_of(run, sample);
     tess_vector_layout v = {.position_numel = tess_rqvae_position_numel(&config.images),
@@ -251,7 +251,7 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     if (v.has_books)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
-    TESS_TRY(choose_sharding(run, world, &v));
+    TESS_TRY(choose_sharding(run, world, sharding, &v));
     TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
     TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
@@ -364,12 +364,12 @@ static tess_status make_config(tess_description *d)
 }
 
 tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
-                                tess_description *d)
+                                tess_run_sharding sharding, tess_description *d)
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
     TESS_TRY(find_size(ctx, run, &d->sample));
-    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, &layout));
+    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
