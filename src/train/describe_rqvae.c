@@ -137,12 +137,14 @@ static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
     return rounds * (8.0 * others + indices * (search + sums));
 }
 
-/* Codes that are searched on every rank come to it once in a round. */
+/* Codes that are searched on every rank come to it once in a step, or in a round where units leave
+ * their slots. (The plan may still decide that, for want of memory: then it is more.) */
 static double gathered_nbytes(const tess_run *run, const tess_vector_layout *v, int world)
 {
+    const bool is_left = run->shard.reshard_after_forward == TESS_RUN_SWITCH_ON;
+    const int64_t turns = is_left ? tess_ceil_div(run->train.micro_batches, world) : 1;
     const double numel = (double)v->shape.book_numel * (double)v->shape.code_numel;
-    return (double)tess_ceil_div(run->train.micro_batches, world) * 4.0 * numel *
-           (double)v->shape.dim * (world - 1) / world;
+    return (double)turns * 4.0 * numel * (double)v->shape.dim * (world - 1) / world;
 }
 
 /* Codes that learn by gradients, and drawn ones, are searched where all of them are. */
