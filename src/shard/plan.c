@@ -50,7 +50,7 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
         (size_t)tess_ceil_div(tess_ceil_div((int64_t)unit->frozen_nbytes, ALIGN), group_numel) *
         ALIGN;
     u->slab_numel = unit->trainable_numel;
-    u->grad_numel = unit->is_set ? 0 : u->slab_numel;
+    u->is_set = unit->is_set;
     u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
     u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
@@ -176,7 +176,7 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
 static int64_t padded_grad_numel(const tess_plan *plan, int unit_idx)
 {
     const tess_unit_plan *u = &plan->unit[unit_idx];
-    return u->grad_numel > 0 ? u->slab_shard_numel * plan->options.world : 0;
+    return tess_unit_grad_numel(u) > 0 ? u->slab_shard_numel * plan->options.world : 0;
 }
 
 static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched)
@@ -209,7 +209,7 @@ static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
     const int64_t m = plan->options.micro_batch_numel;
     int64_t largest_shard_numel = 0;
     for (int u = 0; u < plan->unit_numel; u++)
-        if (plan->unit[u].grad_numel > 0)
+        if (tess_unit_grad_numel(&plan->unit[u]) > 0)
             largest_shard_numel = TESS_MAX(largest_shard_numel, plan->unit[u].slab_shard_numel);
     TESS_TRY(plan_grad_buffers(plan, sched));
     plan->receive_row_numel = plan->options.is_library ? 1
@@ -341,7 +341,7 @@ static tess_status list_traffic(const tess_plan *plan, int rank, spec_arrays *a)
         int64_t lo = 0, hi = 0;
         tess_plan_owned(plan, i, rank, &lo, &hi);
         a->unit_is_owned[i] = hi > lo;
-        a->unit_is_sent[i] = hi - lo < plan->unit[i].grad_numel;
+        a->unit_is_sent[i] = hi - lo < tess_unit_grad_numel(&plan->unit[i]);
     }
     for (int r = 0; r < plan->round_numel; r++) {
         const int64_t sender_numel = TESS_MIN(m - r * world, world);
@@ -365,7 +365,7 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
     }
     for (int i = 0; i < reg->unit_numel; i++) {
         a->unit_is_gathered[i] = plan->unit[i].is_gathered;
-        a->unit_has_grad[i] = plan->unit[i].grad_numel > 0;
+        a->unit_has_grad[i] = tess_unit_grad_numel(&plan->unit[i]) > 0;
         a->unit_stage_numel[i] = reg->unit[i].stage_numel;
     }
     return TESS_OK;
@@ -508,7 +508,7 @@ static double grad_nbytes(const tess_plan *plan, tess_reduction kind)
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
         int64_t lo = 0, hi = 0;
-        if (u->grad_numel == 0)
+        if (tess_unit_grad_numel(u) == 0)
             continue;
         tess_plan_owned(plan, i, 0, &lo, &hi);
         numel += kind == TESS_REDUCTION_EXACT

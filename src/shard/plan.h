@@ -105,7 +105,7 @@ typedef struct tess_unit_plan {
     size_t base_offset_nbytes;  /* in the BASE arena */
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
-    int64_t grad_numel;         /* slab_numel, or 0 where nothing differentiates it */
+    bool is_set;                /* the trainer sets it: there are no gradients */
     int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
     int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
     int64_t factor_first_idx;   /* the first of them there */
@@ -117,6 +117,12 @@ typedef struct tess_unit_plan {
                                        slot */
     int frozen_wire_idx, slab_wire_idx, grad_wire_idx; /* contracts, -1: none */
 } tess_unit_plan;
+
+/** Elements of its slab that have gradients. Local. */
+static inline int64_t tess_unit_grad_numel(const tess_unit_plan *u)
+{
+    return u->is_set ? 0 : u->slab_numel;
+}
 
 /** One planned allocation. */
 typedef struct tess_buffer_plan {

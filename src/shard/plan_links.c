@@ -87,7 +87,7 @@ static double owned_numel(const tess_plan *plan, span ranks)
 {
     double numel = 0;
     for (int i = 0; i < plan->unit_numel; i++)
-        for (int r = ranks.lo; r < ranks.hi && plan->unit[i].grad_numel > 0; r++) {
+        for (int r = ranks.lo; r < ranks.hi && tess_unit_grad_numel(&plan->unit[i]) > 0; r++) {
             int64_t lo = 0, hi = 0;
             tess_plan_owned(plan, i, r, &lo, &hi);
             numel += (double)(hi - lo);
@@ -99,7 +99,7 @@ static double grad_numel(const tess_plan *plan)
 {
     double numel = 0;
     for (int i = 0; i < plan->unit_numel; i++)
-        numel += (double)plan->unit[i].grad_numel;
+        numel += (double)tess_unit_grad_numel(&plan->unit[i]);
     return numel;
 }
 

@@ -93,7 +93,7 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
         c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_nbytes;
         if (u->slab_numel == 0)
             continue;
-        if (u->grad_numel > 0)
+        if (tess_unit_grad_numel(u) > 0)
             add_gradients(plan, i, rank, &c);
         if (!plan->options.is_full)
             c.sent_nbytes += (double)u->slab_shard_numel *

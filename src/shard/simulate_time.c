@@ -281,7 +281,7 @@ double sim_reduction_s(const sim_model *m, tess_reduction kind)
     const int rounds = kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : m->plan->round_numel;
     double s = 0;
     for (int i = 0; i < m->plan->unit_numel; i++)
-        for (int r = 0; r < rounds && m->plan->unit[i].grad_numel > 0; r++)
+        for (int r = 0; r < rounds && tess_unit_grad_numel(&m->plan->unit[i]) > 0; r++)
             s += kind == TESS_REDUCTION_EXACT ? sim_exchange_s(m, 0, i, r) : sim_reduce_s(m, 0, i);
     return s;
 }

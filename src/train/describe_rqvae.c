@@ -142,12 +142,14 @@ static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
     return rounds * (8.0 * others + indices * (search + sums));
 }
 
-/* Codes that are searched on every rank come to it once in a round. */
+/* Codes that are searched on every rank come to it once in a step, or in a round where units leave
+ * their slots. (The plan may still decide that, for want of memory: then it is more.) */
 static double gathered_nbytes(const tess_run *run, const tess_vector_layout *v, int world)
 {
+    const bool is_left = run->shard.reshard_after_forward == TESS_RUN_SWITCH_ON;
+    const int64_t turns = is_left ? tess_ceil_div(run->train.micro_batches, world) : 1;
     const double numel = (double)v->shape.book_numel * (double)v->shape.code_numel;
-    return (double)tess_ceil_div(run->train.micro_batches, world) * 4.0 * numel *
-           (double)v->shape.dim * (world - 1) / world;
+    return (double)turns * 4.0 * numel * (double)v->shape.dim * (world - 1) / world;
 }
 
 /* Codes that learn by gradients, and drawn ones, are searched where all of them are. */
@@ -156,9 +158,9 @@ static bool can_shard(const tess_run *run, const tess_vector_layout *v)
     return v->is_averaged && !(run->quantizer.temperature > 0.0);
 }
 
-static tess_status choose_sharding(const tess_run *run, int world, tess_vector_layout *v)
+static tess_status choose_sharding(const tess_run *run, int world, tess_run_sharding wanted,
+                                   tess_vector_layout *v)
 {
-    const tess_run_sharding wanted = run->quantizer.sharding;
     tess_codebook_plan rows;
     if (!v->has_books)
         return TESS_OK;
@@ -249,7 +251,7 @@ static tess_status place_mean(tess_vector_layout *v)
 }
 
 tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size *sample, int world,
-                                    tess_vector_layout *out)
+                                    tess_run_sharding sharding, tess_vector_layout *out)
 {
     const tess_rqvae_config config = tess_rqvae_config_of(run, sample);
     tess_vector_layout v = {.position_numel = tess_rqvae_position_numel(&config.images),
@@ -268,7 +270,7 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     if (v.has_books)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
-    TESS_TRY(choose_sharding(run, world, &v));
+    TESS_TRY(choose_sharding(run, world, sharding, &v));
     TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
     TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
@@ -382,12 +384,12 @@ static tess_status make_config(tess_description *d)
 }
 
 tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
-                                tess_description *d)
+                                tess_run_sharding sharding, tess_description *d)
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
     TESS_TRY(find_size(ctx, run, &d->sample));
-    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, &layout));
+    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;

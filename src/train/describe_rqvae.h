@@ -43,10 +43,22 @@ static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 {
     return v->shape.book_numel > 0 ? v->shape.index_numel / v->shape.book_numel : 1;
 }
-/** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make */
+/**
+ * Local, pure.
+ *
+ * @param sharding  of codebooks: that of a description (tess_rqvae_sharding), or auto: what
+ * receives less
+ * @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make
+ */
 TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run,
                                                     const tess_sample_size *sample, int world,
+                                                    tess_run_sharding sharding,
                                                     tess_vector_layout *out);
+/** What a description chose. Local. */
+static inline tess_run_sharding tess_rqvae_sharding(const tess_description *d)
+{
+    return d->codes.is_sharded ? TESS_RUN_SHARDING_ROWS : TESS_RUN_SHARDING_REPLICATED;
+}
 /** Numbers of all averages that a rank of `world` saves, at most. Local. */
 static inline int64_t tess_vector_layout_saved(const tess_vector_layout *v, int world)
 {
@@ -62,6 +74,6 @@ TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sampl
  */
 TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,
                                                 const tess_launch_shape *launch,
-                                                tess_description *d);
+                                                tess_run_sharding sharding, tess_description *d);
 
 TESS_END_DECLS

@@ -45,7 +45,8 @@ static tess_status make_feed(tess_session *s)
     TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
     s->vector = object;
     s->vector->pending = -1;
-    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world), &s->vector->at);
+    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world),
+                                   tess_rqvae_sharding(&s->d), &s->vector->at);
 }
 
 static tess_status open_file(tess_session *s, int kind)
