@@ -52,6 +52,7 @@ typedef struct tess_quantizer_kernels {
     tess_status (*code_gradient)(const tess_quantizer_code_gradient_args *a, tess_stream *s);
     tess_status (*gram)(const tess_quantizer_gram_args *a, tess_stream *s);
     tess_status (*orthogonal)(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+    tess_status (*mask)(const tess_quantizer_mask_args *a, tess_stream *s);
     tess_status (*sample)(const tess_quantizer_sample_args *a, tess_stream *s);
     tess_status (*average)(const tess_quantizer_average_args *a, tess_stream *s);
     tess_status (*total)(const tess_quantizer_total_args *a, tess_stream *s);

@@ -100,6 +100,7 @@ tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_
                                              tess_stream *s);
 tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_average(const tess_quantizer_average_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_total(const tess_quantizer_total_args *a, tess_stream *s);

@@ -54,6 +54,7 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
         (size_t)tess_ceil_div(tess_ceil_div((int64_t)unit->frozen_nbytes, ALIGN), group_numel) *
         ALIGN;
     u->slab_numel = unit->trainable_numel;
+    u->is_set = unit->is_set;
     u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
     u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
@@ -150,9 +151,10 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
     return plan_state_arrays(plan);
 }
 
-static int64_t padded_slab_numel(const tess_plan *plan, int unit_idx)
+static int64_t padded_grad_numel(const tess_plan *plan, int unit_idx)
 {
-    return plan->unit[unit_idx].slab_shard_numel * plan->options.world;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    return tess_unit_grad_numel(u) > 0 ? u->slab_shard_numel * plan->options.world : 0;
 }
 
 static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched)
@@ -169,7 +171,7 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
             for (int j = 0; j < sched->grad_buffer_numel; j++)
                 is_dedicated = is_dedicated || sched->grad_unit[j] == u;
             if (sched->grad_unit[i] == u || (sched->grad_unit[i] < 0 && !is_dedicated))
-                numel = TESS_MAX(numel, padded_slab_numel(plan, u));
+                numel = TESS_MAX(numel, padded_grad_numel(plan, u));
         }
         snprintf(name, sizeof name, "grad.%d", i);
         plan->grad_buffer_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_GRAD];
@@ -209,8 +211,8 @@ static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
     size_t shared_nbytes = 0;
     for (int i = 0; i < reg->stage_numel; i++) {
         const tess_stage *s = &reg->stage[i];
-        plan->stage[i].is_checkpointed =
-            plan->options.checkpointing == TESS_ON && !s->is_fused_loss && s->saved_nbytes > 0;
+        plan->stage[i].is_checkpointed = plan->options.checkpointing == TESS_ON &&
+                                         !s->is_fused_loss && !s->is_joint && s->saved_nbytes > 0;
         plan->stage[i].saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
         if (plan->stage[i].is_checkpointed) {
             shared_nbytes = TESS_MAX(shared_nbytes, s->saved_nbytes);
@@ -277,7 +279,7 @@ static tess_status plan_rest(tess_plan *plan)
 
 typedef struct spec_arrays {
     int *stage_unit;
-    bool *stage_checkpoints;
+    bool *stage_checkpoints, *stage_is_joint;
     int *unit_bucket;
     bool *unit_has_grad;
     int *unit_stage_numel;
@@ -289,6 +291,7 @@ static void spec_arrays_fini(spec_arrays *a)
 {
     tess_free(a->stage_unit);
     tess_free(a->stage_checkpoints);
+    tess_free(a->stage_is_joint);
     tess_free(a->unit_bucket);
     tess_free(a->unit_has_grad);
     tess_free(a->unit_stage_numel);
@@ -310,7 +313,7 @@ static tess_status list_traffic(const tess_plan *plan, int rank, spec_arrays *a)
         int64_t lo = 0, hi = 0;
         tess_plan_owned(plan, i, rank, &lo, &hi);
         a->unit_is_owned[i] = hi > lo;
-        a->unit_is_sent[i] = hi - lo < plan->unit[i].slab_numel;
+        a->unit_is_sent[i] = hi - lo < tess_unit_grad_numel(&plan->unit[i]);
         tess_plan_node_owned(plan, i, tess_plan_exchange_node(plan, i, rank), &lo, &hi);
         a->unit_is_relayed[i] = plan->unit[i].is_by_node && hi > lo;
     }
@@ -325,16 +328,18 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
 {
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(int), (void **)&a->stage_unit));
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_checkpoints));
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_is_joint));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_bucket));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_has_grad));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_stage_numel));
     for (int i = 0; i < reg->stage_numel; i++) {
         a->stage_unit[i] = reg->stage[i].unit_idx;
         a->stage_checkpoints[i] = plan->stage != NULL && plan->stage[i].is_checkpointed;
+        a->stage_is_joint[i] = reg->stage[i].is_joint;
     }
     for (int i = 0; i < reg->unit_numel; i++) {
         a->unit_bucket[i] = plan->unit[i].bucket_idx;
-        a->unit_has_grad[i] = plan->unit[i].slab_numel > 0;
+        a->unit_has_grad[i] = tess_unit_grad_numel(&plan->unit[i]) > 0;
         a->unit_stage_numel[i] = reg->unit[i].stage_numel;
     }
     return TESS_OK;
@@ -351,6 +356,7 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.stage_numel = reg->stage_numel;
     spec.stage_unit = arrays.stage_unit;
     spec.stage_checkpoints = arrays.stage_checkpoints;
+    spec.stage_is_joint = arrays.stage_is_joint;
     spec.is_last_fused = reg->stage[reg->stage_numel - 1].is_fused_loss;
     spec.unit_numel = reg->unit_numel;
     spec.bucket_numel = plan->bucket_numel;
@@ -479,6 +485,8 @@ static double grad_nbytes(const tess_plan *plan, tess_reduction kind)
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
         int64_t lo = 0, hi = 0;
+        if (tess_unit_grad_numel(u) == 0)
+            continue;
         tess_plan_owned(plan, i, 0, &lo, &hi);
         numel += kind == TESS_REDUCTION_EXACT
                      ? (double)(u->slab_numel - (hi - lo))

@@ -65,6 +65,14 @@ typedef enum tess_exchange {
     TESS_EXCHANGE_BY_NODE
 } tess_exchange;
 
+/** Codebooks that the trainer sets, as far as a plan tells of them. */
+typedef struct tess_plan_codes {
+    bool has_books, is_sharded;
+    double step_nbytes; /* the most that a rank receives in their exchanges in a step */
+    /* The same of either sharding with what it gathers of codes; 0: it cannot be. */
+    double replicated_nbytes, rows_nbytes;
+} tess_plan_codes;
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
@@ -94,6 +102,7 @@ typedef struct tess_plan_options {
     int64_t counter_numel;      /* i64 that the trainer saves with it, cut over the world */
     int64_t ahead_sum_numel;    /* i64 that the trainer adds up over ranks before every step,
                                    after a forward pass over its micro-batches; 0: none */
+    tess_plan_codes codes;
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -115,6 +124,7 @@ typedef struct tess_unit_plan {
     size_t base_offset_nbytes;  /* in the BASE arena */
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
+    bool is_set;                /* the trainer sets it: there are no gradients */
     int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
     int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
     int64_t factor_first_idx;   /* the first of them there */
@@ -137,6 +147,12 @@ typedef struct tess_bucket_plan {
     size_t frozen_shard_nbytes; /* what a rank gives to its gather group */
     size_t slab_shard_nbytes;   /* full mode: what a rank gives to all ranks */
 } tess_bucket_plan;
+
+/** Elements of its slab that have gradients. Local. */
+static inline int64_t tess_unit_grad_numel(const tess_unit_plan *u)
+{
+    return u->is_set ? 0 : u->slab_numel;
+}
 
 /** One planned allocation. */
 typedef struct tess_buffer_plan {

@@ -135,7 +135,7 @@ tess_link_messages tess_plan_gradient_messages(const tess_plan *plan, int rank)
 {
     tess_link_messages m = {0};
     for (int i = 0; i < plan->unit_numel && !plan->options.is_library; i++)
-        if (plan->unit[i].slab_numel > 0)
+        if (tess_unit_grad_numel(&plan->unit[i]) > 0)
             add_messages(plan, i, rank, &m);
     return m;
 }
@@ -199,7 +199,7 @@ void plan_exchanges(tess_plan *plan)
         return;
     for (int i = 0; i < plan->unit_numel; i++) {
         tess_unit_plan *u = &plan->unit[i];
-        u->is_by_node = u->slab_numel > 0 &&
+        u->is_by_node = tess_unit_grad_numel(u) > 0 &&
                         (o->exchange == TESS_EXCHANGE_BY_NODE || is_cheaper_by_node(plan, u));
     }
 }
@@ -227,7 +227,8 @@ int64_t plan_received_numel(const tess_plan *plan)
         by_node = TESS_MAX(by_node, received_rows(plan, tess_plan_node_of(plan, r), r));
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
-        numel = TESS_MAX(numel, u->slab_shard_numel * (u->is_by_node ? by_node : straight));
+        if (tess_unit_grad_numel(u) > 0)
+            numel = TESS_MAX(numel, u->slab_shard_numel * (u->is_by_node ? by_node : straight));
     }
     return numel;
 }

@@ -190,7 +190,22 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "sum_bytes_received", (int64_t)plan->ahead_nbytes_per_step));
+    if (plan->options.codes.has_books)
+        TESS_TRY(tess_json_add_i64(v, "codebook_bytes_received",
+                                   (int64_t)plan->options.codes.step_nbytes));
     return plan->options.node_rank_numel > 0 ? json_links(plan, v) : TESS_OK;
+}
+
+static tess_status json_codes(const tess_plan *plan, tess_json *root)
+{
+    const tess_plan_codes *c = &plan->options.codes;
+    tess_json *v = NULL;
+    if (!c->has_books)
+        return TESS_OK;
+    TESS_TRY(tess_json_add_object(root, "codebooks", &v));
+    TESS_TRY(tess_json_add_string(v, "sharding", c->is_sharded ? "rows" : "replicated"));
+    TESS_TRY(tess_json_add_i64(v, "replicated_bytes_received", (int64_t)c->replicated_nbytes));
+    return tess_json_add_i64(v, "rows_bytes_received", (int64_t)c->rows_nbytes);
 }
 
 static tess_status json_reductions(const tess_plan *plan, tess_json *root)
@@ -225,6 +240,7 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
         TESS_TRY(json_wire(plan, &plan->wire[i], list));
     TESS_TRY(json_memory(plan, root));
     TESS_TRY(json_reductions(plan, root));
+    TESS_TRY(json_codes(plan, root));
     return json_traffic(plan, root);
 }
 
@@ -338,6 +354,19 @@ static tess_status say_size(text_buffer *t, const char *label, double nbytes)
     char size[24];
     size_text(nbytes, size);
     return say(t, "  %-34s %14s\n", label, size);
+}
+
+/* Either sharding of codebooks, with what it gathers of codes. */
+static tess_status say_codes(text_buffer *t, const tess_plan *plan)
+{
+    const tess_plan_codes *c = &plan->options.codes;
+    if (!c->has_books)
+        return TESS_OK;
+    TESS_TRY(say_size(t, "codebook exchanges received", c->step_nbytes));
+    TESS_TRY(say(t, "codebooks %s; received in a step with gathers of codes\n",
+                 c->is_sharded ? "sharded by rows" : "replicated"));
+    TESS_TRY(say_size(t, "replicated", c->replicated_nbytes));
+    return c->rows_nbytes > 0 ? say_size(t, "sharded by rows", c->rows_nbytes) : TESS_OK;
 }
 
 /* Units of equal shape follow each other: one line for a run of them. */
@@ -575,6 +604,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
     TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));
     if (plan->options.ahead_sum_numel > 0)
         TESS_TRY(say_size(t, "sums before a step received", plan->ahead_nbytes_per_step));
+    TESS_TRY(say_codes(t, plan));
     TESS_TRY(say_links(t, plan));
     return say_reductions(t, plan);
 }

@@ -86,8 +86,9 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
     const double world = plan->options.world;
     const size_t state_nbytes = state_elem_nbytes(plan);
     tess_rank_cost c = {.memory_nbytes = plan->total_nbytes,
-                        .received_nbytes =
-                            plan->gather_nbytes_per_step + plan->slab_nbytes_per_step,
+                        .received_nbytes = plan->gather_nbytes_per_step +
+                                           plan->slab_nbytes_per_step +
+                                           plan->options.codes.step_nbytes,
                         .sent_nbytes = plan->gather_nbytes_per_step};
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
@@ -97,7 +98,8 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
         c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_nbytes;
         if (u->slab_numel == 0)
             continue;
-        add_gradients(plan, i, rank, &c);
+        if (tess_unit_grad_numel(u) > 0)
+            add_gradients(plan, i, rank, &c);
         if (!plan->options.is_full)
             c.sent_nbytes += (double)u->slab_shard_numel *
                              (double)tess_dtype_block_nbytes(reg->unit[i].compute_dt) *

@@ -46,7 +46,10 @@ static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, in
                             .numel_per_rank = u->slab_shard_numel,
                             .numel_total = u->slab_numel,
                             .config_key = "shard.reduction"};
-    TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
+    if (!reg->unit[unit_idx].is_held)
+        TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
+    if (tess_unit_grad_numel(u) == 0)
+        return TESS_OK;
     TESS_TRY(add_wire(plan, grad, name, "grad", &u->grad_wire_idx));
     if (!u->is_by_node)
         return TESS_OK;

@@ -385,7 +385,8 @@ static tess_status emit_visit(builder *b, int round_idx, int place, int64_t visi
     /* A buffer that is about to be written again is summed first. */
     if (has_grad && b->pending_fold.grad_idx == op.grad_idx)
         TESS_TRY(flush_fold(b));
-    if (is_active)
+    if (is_active ||
+        (!is_backward && spec->stage_is_joint != NULL && spec->stage_is_joint[stage_idx]))
         TESS_TRY(emit(b, op));
     if (has_grad && is_last_backward(b, stage_idx))
         return emit_gradient(b, round_idx, unit_idx, op.grad_idx);

@@ -59,6 +59,8 @@ typedef struct tess_sched_spec {
     int stage_numel;
     const int *stage_unit;         /* [stage_numel] */
     const bool *stage_checkpoints; /* [stage_numel] recompute before backward */
+    const bool *stage_is_joint;    /* [stage_numel] all ranks run its forward in every round; NULL:
+                                      none */
     bool is_last_fused;            /* the last stage has no training forward */
     int unit_numel;
     int bucket_numel;

@@ -229,7 +229,7 @@ static double gather_s(const sim_model *m, int rank, int bucket_idx)
     for (int i = 0; i < b->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[plan->bucket_unit[b->first_idx + i]];
         frozen_numel += u->frozen_wire_idx >= 0;
-        slab_numel += plan->options.is_full && u->slab_numel > 0;
+        slab_numel += plan->options.is_full && u->slab_wire_idx >= 0;
     }
     double s = 0;
     if (frozen_numel > 0)
@@ -338,7 +338,7 @@ double sim_reduction_s(const sim_model *m, tess_reduction kind)
     const int rounds = kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : m->plan->round_numel;
     double s = 0;
     for (int i = 0; i < m->plan->unit_numel; i++)
-        for (int r = 0; r < rounds && m->plan->unit[i].slab_numel > 0; r++)
+        for (int r = 0; r < rounds && tess_unit_grad_numel(&m->plan->unit[i]) > 0; r++)
             s += kind == TESS_REDUCTION_EXACT ? sim_exchange_s(m, 0, i, r) : sim_reduce_s(m, 0, i);
     return s;
 }

@@ -51,6 +51,7 @@ typedef struct tess_description {
     size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
     int64_t counter_numel;   /* words of it that checkpoints hold */
     int64_t ahead_sum_numel; /* as in tess_plan_options */
+    tess_plan_codes codes;   /* as in tess_plan_options */
     size_t start_nbytes;     /* staging for start codes */
     char *config_text; /* config.json as read: kept in the run directory for resumes without the
                           source */

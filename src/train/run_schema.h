@@ -55,7 +55,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(COSINE, "cosine")                                                                            \
     X(SIMVQ, "simvq")                                                                              \
     X(RESIDUAL_SIMVQ, "residual-simvq") X(FSQ, "fsq") X(RESIDUAL_FSQ, "residual-fsq")              \
-        X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent")
+        X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent") X(RANDOM_PROJECTION, "random-projection")
 #define TESS_RUN_LEVEL_RULE_LIST(X)                                                                \
     X(UPPER, "upper") X(LOWER, "lower") X(SYMMETRIC, "symmetric") X(CLAMPED, "clamped")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
@@ -389,6 +389,11 @@ typedef struct tess_run_patterns {
       "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, vectors, images, or cache; without it nothing is evaluated.") \
+    X(data, mask_path, "mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "rqvae: vectors [N, 1] beside data.path: 1, or 0 where a vector is padding: it counts " \
+      "nowhere and has code -1. Enters the identity of data.path.") \
+    X(data, eval_mask_path, "eval_mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "rqvae: the same beside data.eval_path.") \
     X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
       "flux: memory is planned for images of as many pixels as a square of this side; " \
       "auto: for the " \
@@ -489,7 +494,8 @@ typedef struct tess_run_patterns {
       "auto", 0, 0, NUMERICS, \
       "residual-kmeans (kmeans, auto): each level's codes are the k-means centers of what the " \
       "levels before it leave. rqvae, vqvae: residual-vq (auto), vq (one level), cosine, simvq, " \
-      "residual-simvq, fsq, residual-fsq, lfq, bsq or latent ([vectors](vectors.md)).") \
+      "residual-simvq, fsq, residual-fsq, lfq, bsq, latent; rqvae alone: random-projection " \
+      "([vectors](vectors.md)).") \
     X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
       "Codes of a codebook (K).") \
     X(quantizer, levels, "levels", int64_t, INT, "", "1", 1, 64, NUMERICS, \
@@ -523,7 +529,8 @@ typedef struct tess_run_patterns {
     X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
       "auto", 0, 0, FREE, \
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
-      "auto: what fits and sends less. Same bits.") \
+      "auto: what fits and sends less. With rqvae and vqvae while training, rows with " \
+      "quantizer.update ema and temperature 0 alone; auto: what receives less. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
       "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. " \
       "With quantizer.axis_levels it is the length of that list.") \
@@ -566,6 +573,11 @@ typedef struct tess_run_patterns {
     X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
       "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none. bsq " \
       "divides it by quantizer.inverse_temperature.") \
+    X(quantizer, confidence, "confidence", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
+      "lfq, bsq: weight of that entropy of vectors alone (gamma0 of BSQ), times " \
+      "quantizer.entropy.") \
+    X(quantizer, scale, "scale", double, F64, "", "1.0", 1e-6, 1e6, NUMERICS, \
+      "lfq: magnitude of the codes' numbers (codebook_scale).") \
     X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
       "lfq, bsq: the entropy of the mean assignment of a whole step is rewarded with " \
       "quantizer.entropy times this; 0: none, which saves a pass of the encoder over the step.") \
