@@ -121,6 +121,18 @@ hosts_has_delay() {
 hosts_link() {
     ip link set "cable$1" "$2"
     if [ "$2" = down ]; then : > "$hosts_work/down.$1"; else rm -f "$hosts_work/down.$1"; fi
+    [ "$2" = down ] || hosts_answer "$1"
+}
+# A cable that was just put in carries nothing until its neighbours have been asked for again.
+hosts_answer() {
+    local i tries
+    for i in "${!hosts_keeper[@]}"; do
+        [ "$i" = "$1" ] || [ -e "$hosts_work/down.$i" ] || ! kill -0 "${hosts_keeper[i]}" 2> /dev/null && continue
+        for ((tries = 0; tries < 50; tries++)); do
+            # shellcheck disable=SC2016 # for the host's own shell
+            [[ $(hosts_on "$i" timeout 1 bash -c '< "/dev/tcp/$1/9"' - "$hosts_net.$1" 2>&1) != *refused* ]] || break
+        done
+    done
 }
 
 hosts_bytes() {
