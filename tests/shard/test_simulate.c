@@ -476,6 +476,34 @@ static void test_exchange_by_node_by_hand(void **state)
 }
 
 /*
+ * Nodes of 3, 3 and 1 ranks, shards of one block, the last rank with none: 6 owners on 2 nodes. By
+ * node, rank 6 sends 1 message to each, 2 in all and not a third of 6 messages of its own node's 1;
+ * all messages are dear, bytes next to free.
+ */
+static void test_messages_are_counted_by_owners_nodes(void **state)
+{
+    static const tess_link link = {.message_s = 2.0, .rate = {1, {1}, {1e12}}, .adapter_numel = 1};
+    tess_registry reg;
+    (void)state;
+    make_model(&reg, 2);
+    tess_device_profile d = make_device(1024.0, true);
+    d.node_rank_numel = 3;
+    tess_plan *plan = make_plan(&reg, (tess_plan_options){.world = 7,
+                                                          .gather_group_numel = 1,
+                                                          .micro_batch_numel = 7,
+                                                          .node_rank_numel = 3,
+                                                          .exchange = TESS_EXCHANGE_BY_NODE});
+    const sim_model m = {.plan = plan, .reg = &reg, .device = &d, .node = &link, .across = &link};
+    assert_int_equal(plan->unit[1].slab_shard_numel, 256);
+    assert_int_equal(tess_plan_owner_nodes(plan, 1), 2);
+    expect_near(sim_exchange_s(&m, 6, 1, 0), 2 * 2.0);
+    plan->unit[1].is_set = true; /* the trainer sets it: nothing travels */
+    expect_near(sim_exchange_s(&m, 6, 1, 0), 0.0);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
+/*
  * Two nodes of three ranks, shards of one block. Straight, rank 0 sends 3 messages across, by node
  * 1, and passes 2 on. So it saves 2 messages across and adds 20 us, 2 messages inside of 1 us each
  * and 2 KiB at 1 GB/s: worth it where a message across takes more than 24.048 / 2 us.
@@ -520,6 +548,7 @@ int main(void)
         cmocka_unit_test(test_ranks_that_differ_are_simulated),
         cmocka_unit_test(test_single_ranks_equal_their_schedules),
         cmocka_unit_test(test_exchange_by_node_by_hand),
+        cmocka_unit_test(test_messages_are_counted_by_owners_nodes),
         cmocka_unit_test(test_auto_weighs_messages_against_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
