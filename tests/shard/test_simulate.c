@@ -10,6 +10,7 @@
 
 #include <math.h>
 
+#include "core/memory.h"
 #include "core/rng.h"
 #include "shard/plan_exchange.h"
 #include "shard/simulate_priv.h"
@@ -537,6 +538,69 @@ static void test_auto_weighs_messages_against_bytes(void **state)
     tess_registry_fini(&reg);
 }
 
+/* Groups so large that their link asks for more than the whole model: auto takes an eighth of it,
+ * or the largest unit, so that giving units back still gives memory back. */
+static void test_auto_buckets_of_large_groups(void **state)
+{
+    (void)state;
+    for (int unit_numel = 1; unit_numel <= 64; unit_numel++)
+        for (int is_device = 0; is_device < 2; is_device++) {
+            tess_registry reg;
+            tess_plan_options o = {.world = 1024,
+                                   .gather_group_numel = 1024,
+                                   .micro_batch_numel = 1024,
+                                   .reshard = TESS_ON,
+                                   .is_device = is_device};
+            make_model(&reg, unit_numel);
+            tess_plan *alone = make_plan(&reg, o); /* units of one size */
+            o.bucket_nbytes = TESS_BUCKET_AUTO;
+            tess_plan *plan = make_plan(&reg, o);
+            assert_int_equal(alone->bucket_numel, unit_numel);
+            const int64_t each = (int64_t)alone->slot_nbytes, eighth = each * unit_numel / 8;
+            const int64_t most = eighth > each ? eighth : each;
+            assert_int_equal(plan->options.bucket_nbytes, most);
+            assert_true(plan->bucket_numel >= (unit_numel < 8 ? unit_numel : 8));
+            assert_true(plan->slot_numel <= 2 && (int64_t)plan->slot_nbytes <= most);
+            tess_plan_destroy(&alone);
+            tess_plan_destroy(&plan);
+            tess_registry_fini(&reg);
+        }
+}
+
+/* What relays take in needs room: where that alone does not fit, auto sends straight. The JSON
+ * tells which links decided. */
+static void test_straight_where_relays_do_not_fit(void **state)
+{
+    static const tess_link cheap = {.rate = {1, {1}, {1e9}}, .adapter_numel = 1};
+    tess_link dear = cheap;
+    tess_registry reg;
+    tess_json *json = NULL;
+    char *text = NULL;
+    (void)state;
+    dear.message_s = 1.0;
+    make_model(&reg, 5);
+    tess_plan_options o = {.world = 6,
+                           .gather_group_numel = 1,
+                           .micro_batch_numel = 12,
+                           .checkpointing = TESS_OFF,
+                           .node_rank_numel = 3,
+                           .link_inside = &cheap,
+                           .link_across = &dear};
+    tess_plan *plan = make_plan(&reg, o);
+    assert_true(tess_plan_by_node_numel(plan) > 0);
+    expect_ok(tess_plan_json(plan, &reg, &json));
+    expect_ok(tess_json_dump(json, 2, &text, NULL));
+    assert_non_null(strstr(text, "\"exchange_links\": \"described\""));
+    tess_free(text);
+    tess_json_destroy(&json);
+    o.memory_limit_nbytes = plan->total_nbytes - 1;
+    tess_plan_destroy(&plan);
+    plan = make_plan(&reg, o);
+    assert_int_equal(tess_plan_by_node_numel(plan), 0);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -549,6 +613,8 @@ int main(void)
         cmocka_unit_test(test_single_ranks_equal_their_schedules),
         cmocka_unit_test(test_exchange_by_node_by_hand),
         cmocka_unit_test(test_messages_are_counted_by_owners_nodes),
+        cmocka_unit_test(test_auto_buckets_of_large_groups),
+        cmocka_unit_test(test_straight_where_relays_do_not_fit),
         cmocka_unit_test(test_auto_weighs_messages_against_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
