@@ -75,6 +75,7 @@ static void gather_settings(const tess_bench *b, const tess_bench_job *job, sett
         set(s, "%s", job->setting[i]);
     set(s, "output.dir=%s", job->dir);
     set(s, "output.resume=%s", job->may_resume ? "auto" : "never");
+    set(s, "output.when_busy=%s", "wait"); /* every save that is asked for is measured */
     const int own_numel = s->numel;
     for (int i = 0; i < b->options->override_numel && !job->has_no_keys; i++)
         if (!has_key(s, own_numel, b->options->override[i].text))

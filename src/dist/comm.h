@@ -190,14 +190,14 @@ double tess_comm_blocked_s(const tess_comm *comm);
  * of a job; without one, `self` is the communicator to use. Reads the environment; no MPI. Local.
  */
 bool tess_comm_is_launched(void);
-/** Nodes up to that of the last rank of `comm`. Ranks are numbered so that those of a node are
+/** Nodes that ranks of `comm` are on. Ranks are numbered so that those of a node are
  * consecutive, whatever the launcher's order was. Local. */
 int tess_comm_node_numel(const tess_comm *comm);
-/** Node of a rank of `comm`, from 0 in the order of ranks. Local. */
+/** Node of a rank of `comm`, from 0 in the order of its ranks. Local. */
 int tess_comm_node_of(const tess_comm *comm, int rank);
 /** Number of this process among the ranks of the launch on its node. Local. */
 int tess_comm_node_rank(const tess_comm *comm);
-/** Ranks of `comm` on a node. Local. */
+/** Ranks of `comm` on one of its nodes, at least 1. Local. */
 int tess_comm_node_rank_numel(const tess_comm *comm, int node);
 /** What the MPI library says of itself, first words: "Open MPI v4.1.4". Local. */
 void tess_comm_library(char *text, size_t text_nbytes);

@@ -103,10 +103,18 @@ int tess_comm_node_numel(const tess_comm *comm)
     return nodes != NULL ? tess_comm_node_of(comm, comm->world - 1) + 1 : 1;
 }
 
+/* Node of the launch on which `comm` begins. */
+static int first_node(const tess_comm *comm, const dist_nodes *nodes)
+{
+    return dist_nodes_find(nodes, comm->first_world_rank);
+}
+
 int tess_comm_node_of(const tess_comm *comm, int rank)
 {
     const dist_nodes *nodes = nodes_of(comm);
-    return nodes != NULL ? dist_nodes_find(nodes, comm->first_world_rank + rank) : 0;
+    if (nodes == NULL)
+        return 0;
+    return dist_nodes_find(nodes, comm->first_world_rank + rank) - first_node(comm, nodes);
 }
 
 int tess_comm_node_rank(const tess_comm *comm)
@@ -121,7 +129,7 @@ int tess_comm_node_rank_numel(const tess_comm *comm, int node)
     const dist_nodes *nodes = nodes_of(comm);
     if (nodes == NULL)
         return 1;
-    const int first = TESS_MAX(nodes->first_rank[node], comm->first_world_rank);
-    const int end = TESS_MIN(nodes->first_rank[node + 1], comm->first_world_rank + comm->world);
-    return TESS_MAX(end - first, 0);
+    const int *first_rank = &nodes->first_rank[first_node(comm, nodes) + node];
+    const int first = TESS_MAX(first_rank[0], comm->first_world_rank);
+    return TESS_MIN(first_rank[1], comm->first_world_rank + comm->world) - first;
 }

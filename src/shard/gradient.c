@@ -162,7 +162,8 @@ tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op)
     const int list_idx = rt->piece_list_idx;
     round_pieces p = pieces_of(rt, op);
     rt->piece_list_idx = (list_idx + 1) % PIECE_LIST_NUMEL;
-    TESS_TRY(tess_event_finish(&rt->piece_sent[list_idx]));
+    if (rt->device->space == TESS_HOST) /* communicators of devices have read lists on return */
+        TESS_TRY(tess_event_finish(&rt->piece_sent[list_idx]));
     p.sends = rt->pieces[list_idx];
     p.receives = p.sends + rt->world;
     list_first_hop(rt, &p);

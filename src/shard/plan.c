@@ -415,8 +415,8 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
                "train.micro_batches: expected 1 to %d, found %" PRId64, INT32_MAX,
                o->micro_batch_numel);
     TESS_CHECK(o->prefetch >= 0, TESS_E_CONFIG, "shard.prefetch: %d is negative", o->prefetch);
-    TESS_CHECK(o->bucket_nbytes >= 0, TESS_E_CONFIG, "shard.bucket_bytes: %" PRId64 " is negative",
-               o->bucket_nbytes);
+    TESS_CHECK(o->bucket_nbytes >= 0 || o->bucket_nbytes == TESS_BUCKET_AUTO, TESS_E_CONFIG,
+               "shard.bucket_bytes: %" PRId64 " is negative", o->bucket_nbytes);
     TESS_CHECK(
         !o->is_device || o->exchange != TESS_EXCHANGE_BY_NODE, TESS_E_CONFIG,
         "shard.exchange: by-node is for ranks on CPUs, and kernels run on a device, where NCCL "
@@ -602,18 +602,31 @@ static bool next_group(int world, int *group_numel)
 }
 
 /* One candidate; keeps it when it fits, remembers the smallest total otherwise. */
-static tess_status try_candidate(const tess_registry *reg, const tess_plan_options *o,
-                                 tess_plan **fitting, size_t *smallest_nbytes)
+static tess_status try_exchange(const tess_registry *reg, const tess_plan_options *o,
+                                tess_plan **fitting, size_t *smallest_nbytes, bool *has_relays)
 {
     tess_plan *plan = NULL;
     TESS_TRY(tess_plan_build(reg, o, &plan));
-    if (plan->total_nbytes < *smallest_nbytes)
-        *smallest_nbytes = plan->total_nbytes;
+    *has_relays = tess_plan_by_node_numel(plan) > 0;
+    *smallest_nbytes = TESS_MIN(*smallest_nbytes, plan->total_nbytes);
     if (o->memory_limit_nbytes == 0 || plan->total_nbytes <= o->memory_limit_nbytes)
         *fitting = plan;
     else
         tess_plan_destroy(&plan);
     return TESS_OK;
+}
+
+/* Pieces by node where that is cheaper; straight where only what relays take in does not fit. */
+static tess_status try_candidate(const tess_registry *reg, const tess_plan_options *options,
+                                 tess_plan **fitting, size_t *smallest_nbytes)
+{
+    tess_plan_options o = *options;
+    bool has_relays = false;
+    TESS_TRY(try_exchange(reg, &o, fitting, smallest_nbytes, &has_relays));
+    if (*fitting != NULL || !has_relays || o.exchange != TESS_EXCHANGE_AUTO)
+        return TESS_OK;
+    o.exchange = TESS_EXCHANGE_DIRECT;
+    return try_exchange(reg, &o, fitting, smallest_nbytes, &has_relays);
 }
 
 /* A local sum needs a gradient buffer for every unit; with one round there is nothing to add up. */
@@ -632,10 +645,9 @@ static tess_status try_reductions(const tess_registry *reg, const tess_plan_opti
     static const tess_choice order[2] = {TESS_ON, TESS_OFF};
     for (int i = 0; i < 2 && *fitting == NULL; i++) {
         tess_plan_options o = *options;
-        if (!is_offered(options, order[i]))
-            continue;
         o.library_once = order[i];
-        TESS_TRY(try_candidate(reg, &o, fitting, smallest_nbytes));
+        if (is_offered(options, order[i]))
+            TESS_TRY(try_candidate(reg, &o, fitting, smallest_nbytes));
     }
     return TESS_OK;
 }
@@ -645,8 +657,6 @@ static tess_status try_buckets(const tess_registry *reg, const tess_plan_options
                                tess_plan **fitting, size_t *smallest_nbytes)
 {
     tess_plan_options o = *options;
-    if (options->bucket_nbytes == TESS_BUCKET_AUTO)
-        o.bucket_nbytes = plan_bucket_target(options);
     TESS_TRY(try_reductions(reg, &o, fitting, smallest_nbytes));
     if (*fitting != NULL || options->bucket_nbytes != TESS_BUCKET_AUTO)
         return TESS_OK;
@@ -664,7 +674,7 @@ static tess_status search(const tess_registry *reg, const tess_plan_options *opt
                           tess_plan **fitting, size_t *smallest_nbytes)
 {
     tess_plan_options o = *options;
-    for (int ck = TESS_OFF; ck <= TESS_ON; ck++) {
+    for (int ck = TESS_OFF; ck <= TESS_ON && *fitting == NULL; ck++) {
         if (options->checkpointing != TESS_AUTO && (int)options->checkpointing != ck)
             continue;
         int group = options->gather_group_numel > 0 ? options->gather_group_numel : 1;
@@ -679,8 +689,6 @@ static tess_status search(const tess_registry *reg, const tess_plan_options *opt
             }
         } while (*fitting == NULL && options->gather_group_numel == 0 &&
                  next_group(o.world, &group));
-        if (*fitting != NULL)
-            return TESS_OK;
     }
     return TESS_OK;
 }

@@ -7,6 +7,12 @@
  * bucket may have is what the largest unit or the target takes, never more. A unit that comes up a
  * second time later (a tied embedding) stays alone: it would bring its neighbours along.
  *
+ * The target of auto is what messages need on their link, but at most an eighth of what all units
+ * take in slots: the first bucket of a step is waited for, and two slots are what giving units back
+ * leaves in memory. So at most an eighth of a gather cannot hide and at most a quarter of the model
+ * stays, or what units alone would leave: two of the largest. On many ranks messages are smaller
+ * for it than their link would like.
+ *
  * Shards, contracts, checkpoints and loads know nothing of buckets: a bucket is one start of the
  * all-gathers of its units, each in its place in the slot (tess_comm_all_gather_list()).
  */
@@ -17,15 +23,14 @@
 
 enum { MIB = 1 << 20, ALIGN = TESS_ARENA_ALIGN_NBYTES };
 
-int64_t plan_bucket_target(const tess_plan_options *o)
+static int64_t link_target(const tess_plan *plan)
 {
+    const tess_plan_options *o = &plan->options;
     const int64_t member_numel = o->is_full ? o->world : o->gather_group_numel;
-    const tess_plan shape = {.options = *o};
     if (!o->is_device) /* from a rank to a peer, so that the network has all of it at once */
         return TESS_COMM_FAR_NBYTES * member_numel;
     /* NVLink and InfiniBand, bytes of the whole call */
-    return tess_plan_is_inside(&shape, TESS_TRAFFIC_GATHER) ? 64 * (int64_t)MIB
-                                                            : 256 * (int64_t)MIB;
+    return tess_plan_is_inside(plan, TESS_TRAFFIC_GATHER) ? 64 * (int64_t)MIB : 256 * (int64_t)MIB;
 }
 
 static size_t slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
@@ -49,6 +54,18 @@ static size_t slot_nbytes_of(const tess_plan *plan, const tess_registry *reg, in
         frozen_shard_nbytes(plan, unit_idx) * (size_t)plan->options.gather_group_numel +
         slab_shard_nbytes(plan, reg, unit_idx) * (size_t)plan->options.world;
     return (size_t)tess_round_up((int64_t)nbytes, ALIGN);
+}
+
+static int64_t auto_target(const tess_plan *plan, const tess_registry *reg)
+{
+    size_t largest_nbytes = 0, all_nbytes = 0;
+    for (int i = 0; i < plan->unit_numel; i++) {
+        const size_t nbytes = slot_nbytes_of(plan, reg, i);
+        largest_nbytes = TESS_MAX(largest_nbytes, nbytes);
+        all_nbytes += nbytes;
+    }
+    const int64_t most_nbytes = (int64_t)TESS_MAX(largest_nbytes, all_nbytes / 8);
+    return TESS_MIN(link_target(plan), most_nbytes);
 }
 
 /* Whether its stages, if more than one, follow each other. */
@@ -108,6 +125,8 @@ tess_status plan_buckets(tess_plan *plan, const tess_registry *reg)
     plan->bucket_unit = array;
     for (int i = 0; i < plan->unit_numel; i++)
         plan->unit[i].bucket_idx = -1;
+    if (plan->options.bucket_nbytes == TESS_BUCKET_AUTO)
+        plan->options.bucket_nbytes = auto_target(plan, reg);
     pack(plan, reg);
     const bool keeps_all = plan->options.reshard == TESS_OFF;
     plan->slot_numel = keeps_all ? plan->bucket_numel : TESS_MIN(plan->bucket_numel, 2);

@@ -103,9 +103,10 @@ static int64_t owners_among(const tess_unit_plan *u, int64_t first, int64_t end)
     return TESS_MAX(TESS_MIN(end, numel) - first, (int64_t)0);
 }
 
-/* Nodes with owners, which are the first ones: the node of the last owner and all before it. */
-static int64_t owner_nodes(const tess_plan *plan, const tess_unit_plan *u)
+/* They are the first ones: the node of the last owner and all before it. */
+int64_t tess_plan_owner_nodes(const tess_plan *plan, int unit_idx)
 {
+    const tess_unit_plan *u = &plan->unit[unit_idx];
     const int64_t owners = owners_among(u, 0, plan->options.world);
     int64_t numel = 0;
     for (int64_t first = 0; first < owners; numel++) {
@@ -124,7 +125,7 @@ static void add_messages(const tess_plan *plan, int unit_idx, int rank, tess_lin
     const int64_t others_here = here - owners_among(u, rank, rank + 1);
     int64_t far = owners_among(u, 0, plan->options.world) - here;
     if (u->is_by_node) {
-        far = owner_nodes(plan, u) - (here > 0);
+        far = tess_plan_owner_nodes(plan, unit_idx) - (here > 0);
         out->inside += (double)(tess_plan_relayed_per_step(plan, node, rank) * others_here);
     }
     out->inside += active * (double)others_here;
@@ -163,15 +164,16 @@ static const tess_link usual_across = {
 
 /* Of rank 0, in a round that all ranks have a micro-batch of: what its messages across would take
  * more, against what it passes on. */
-static bool is_cheaper_by_node(const tess_plan *plan, const tess_unit_plan *u)
+static bool is_cheaper_by_node(const tess_plan *plan, int unit_idx)
 {
     const tess_plan_options *o = &plan->options;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
     const tess_link *inside = o->link_inside != NULL ? o->link_inside : &usual_inside;
     const tess_link *across = o->link_across != NULL ? o->link_across : &usual_across;
     const tess_node_ranks node = tess_plan_node_of(plan, 0);
     const int64_t here = owners_among(u, 0, node.numel);
     const int64_t far = owners_among(u, 0, o->world) - here;
-    const int64_t saved = far - (owner_nodes(plan, u) - (here > 0));
+    const int64_t saved = far - (tess_plan_owner_nodes(plan, unit_idx) - (here > 0));
     const int64_t senders = TESS_MIN((int64_t)o->world, o->micro_batch_numel);
     const double passed = (double)(tess_plan_relayed(node, 0, senders) * (here - 1));
     const double nbytes = passed * sizeof(float) * (double)u->slab_shard_numel;
@@ -200,7 +202,7 @@ void plan_exchanges(tess_plan *plan)
     for (int i = 0; i < plan->unit_numel; i++) {
         tess_unit_plan *u = &plan->unit[i];
         u->is_by_node = tess_unit_grad_numel(u) > 0 &&
-                        (o->exchange == TESS_EXCHANGE_BY_NODE || is_cheaper_by_node(plan, u));
+                        (o->exchange == TESS_EXCHANGE_BY_NODE || is_cheaper_by_node(plan, i));
     }
 }
 

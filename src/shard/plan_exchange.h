@@ -41,6 +41,8 @@ static inline int tess_plan_relay(tess_node_ranks node, int sender)
 /** Elements of a unit's slab that ranks of a node own: [lo, hi), may be empty. */
 void tess_plan_node_owned(const tess_plan *plan, int unit_idx, tess_node_ranks node,
                           int64_t *lo_idx, int64_t *hi_idx);
+/** Nodes with a rank that owns a part of a unit, which has gradients. */
+int64_t tess_plan_owner_nodes(const tess_plan *plan, int unit_idx);
 /** Of the ranks [0, sender_numel), those on other nodes that `rank` is the relay of. */
 int64_t tess_plan_relayed(tess_node_ranks node, int rank, int64_t sender_numel);
 /** The same over all micro-batches of a step. */

@@ -29,6 +29,9 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
     TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
     TESS_TRY(tess_json_add_string(v, "exchange", tess_exchange_name(o->exchange)));
+    if (o->exchange == TESS_EXCHANGE_AUTO) /* by which links it was decided */
+        TESS_TRY(tess_json_add_string(v, "exchange_links",
+                                      o->link_across != NULL ? "described" : "usual"));
     TESS_TRY(tess_json_add_i64(v, "units_exchanged_by_node", tess_plan_by_node_numel(plan)));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
     TESS_TRY(tess_json_add_string(v, "optimizer", o->optimizer->name));
@@ -549,7 +552,7 @@ static tess_status say_exchange(text_buffer *t, const tess_plan *plan)
     const tess_plan_options *o = &plan->options;
     int unit_numel = 0;
     for (int i = 0; i < plan->unit_numel; i++)
-        unit_numel += plan->unit[i].slab_numel > 0;
+        unit_numel += tess_unit_grad_numel(&plan->unit[i]) > 0;
     if (o->is_library || o->world == 1)
         return TESS_OK;
     if (o->is_device)

@@ -14,10 +14,8 @@ TESS_MUST_CHECK tess_status plan_add_buffer(tess_plan *plan, const char *name, t
                                             tess_dtype dt, int64_t numel);
 
 /* plan_bucket.c */
-/** Buckets, the places of units in slots, and the slots. */
+/** What TESS_BUCKET_AUTO is, buckets, the places of units in slots, and the slots. */
 TESS_MUST_CHECK tess_status plan_buckets(tess_plan *plan, const tess_registry *reg);
-/** What TESS_BUCKET_AUTO asks for where memory allows it: bytes of a bucket. */
-int64_t plan_bucket_target(const tess_plan_options *options);
 
 /* plan_wire.c */
 /** List the contracts of all units and of the optimizer. */

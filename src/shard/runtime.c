@@ -1,10 +1,10 @@
 #include "shard/runtime.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "core/clock.h"
-
 #include "core/memory.h"
 #include "shard/runtime_priv.h"
 
@@ -179,14 +179,29 @@ tess_status tess_runtime_create(const tess_runtime_parts *parts, tess_runtime **
     return TESS_OK;
 }
 
-/* Nothing uses the memory any more: the compute stream comes after all other work of a step. What
- * failed may never end, and is not waited for. */
-static void drain(tess_runtime *rt)
+/*
+ * [Note: broken runtime] What a step that failed has posted still refers to arenas and lists. A
+ * message cannot be taken back: MPI does not cancel sends, nor receives that have met theirs, and
+ * moves their bytes in whatever call comes next, also after the communicator is gone. Kernels and
+ * collectives of a device are no better. So the whole runtime stays as it is until the process
+ * ends, which such a failure is the reason for; here it stays reachable, so that it is no leak.
+ */
+static _Atomic(tess_runtime *) left_behind;
+
+static void leave_behind(tess_runtime *rt) { rt->left_before = atomic_exchange(&left_behind, rt); }
+
+/* Whether nothing uses the memory any more. What failed may never end, and is not waited for. */
+static bool is_drained(tess_runtime *rt)
 {
     const bool was_well = tess_error_status() == TESS_OK;
-    if (rt->compute != NULL && !rt->is_broken && tess_stream_finish(rt->compute) != TESS_OK &&
-        was_well)
+    bool is_done = !rt->is_broken;
+    for (int i = 0; i < TESS_LANE_NUMEL && is_done; i++)
+        is_done = rt->lane[i] == NULL || tess_stream_finish(rt->lane[i]) == TESS_OK;
+    if (is_done && rt->lane[TESS_LANE_GATHER] != NULL)
+        is_done = tess_stream_finish(tess_comm_gather_stream(rt->parts.world)) == TESS_OK;
+    if (was_well)
         tess_error_clear();
+    return is_done;
 }
 
 void tess_runtime_destroy(tess_runtime **inout)
@@ -194,7 +209,11 @@ void tess_runtime_destroy(tess_runtime **inout)
     tess_runtime *rt = *inout;
     if (rt == NULL)
         return;
-    drain(rt);
+    *inout = NULL;
+    if (!is_drained(rt)) {
+        leave_behind(rt);
+        return;
+    }
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
@@ -209,7 +228,6 @@ void tess_runtime_destroy(tess_runtime **inout)
     for (int i = TESS_LIFE_NUMEL - 1; i >= 0; i--)
         tess_arena_destroy(&rt->arena[i]);
     tess_free(rt);
-    *inout = NULL;
 }
 
 /* ---- views ---- */

@@ -64,6 +64,8 @@ typedef struct tess_step_result {
 /** Local (no communication). @return TESS_E_MEMORY; TESS_E_ARG parts that do not fit together */
 TESS_MUST_CHECK tess_status tess_runtime_create(const tess_runtime_parts *parts,
                                                 tess_runtime **out);
+/** Waits for what is under way. After a failed step, or where that fails, nothing is freed: posted
+ * messages may still touch the memory, see [Note: broken runtime]. Local. NULL is fine. */
 void tess_runtime_destroy(tess_runtime **rt);
 
 /** Where the plan's memory is. Local. */

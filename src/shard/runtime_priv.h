@@ -72,7 +72,8 @@ struct tess_runtime {
     int wait_used;     /* marks passed and not read */
     tess_trace *trace; /* of the caller, NULL */
 
-    bool is_broken; /* a step failed: its work may never end */
+    bool is_broken;            /* a step failed: its work may never end */
+    tess_runtime *left_before; /* see [Note: broken runtime] */
 
     /* the step that runs */
     const tess_step_request *request;

@@ -25,8 +25,13 @@ typedef struct builder {
     resource *resources; /* slots, gradient buffers, the receive buffer */
     int resource_numel;
     int *slot_bucket; /* [slot_numel] bucket in the slot, -1 */
+    int filled_numel; /* slots with a bucket */
     int *visit_stage; /* [visit_numel] stages in order of a round: forward, then backward */
     int visit_numel;
+    int *next_other;  /* [visit_numel] visits until another bucket is needed, round after round; 0:
+                         none is */
+    int *visit_of;    /* [visit_numel] visits that need a bucket, by bucket, then in order */
+    int *first_visit; /* [bucket_numel + 1] where a bucket's begin there */
     int forward_numel;
     int *unit_grad; /* [unit_numel] dedicated gradient buffer, -1: the rotating pair */
     int rotation;
@@ -235,14 +240,21 @@ static int slot_of(const builder *b, int bucket_idx)
     return -1;
 }
 
-/* Visits from `visit` on until a bucket is needed; INT_MAX when it is not needed within one whole
- * round. */
+/* Visits from `visit` on until a bucket is needed; INT_MAX when it is not needed any more. */
 static int distance(const builder *b, int64_t visit, int bucket_idx)
 {
-    for (int d = 0; d <= b->visit_numel && visit + d < visit_end(b); d++)
-        if (bucket_of_visit(b, visit + d) == bucket_idx)
-            return d;
-    return INT_MAX;
+    const int place = (int)(visit % b->visit_numel);
+    const int first = b->first_visit[bucket_idx], end = b->first_visit[bucket_idx + 1];
+    int lo = first, hi = end; /* the first of its visits at `place` or later in the round */
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (b->visit_of[mid] < place)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    const int d = lo < end ? b->visit_of[lo] - place : b->visit_of[first] + b->visit_numel - place;
+    return visit + d < visit_end(b) ? d : INT_MAX;
 }
 
 /* The slot to fill for `visit + ahead`: free, or the one needed last; -1 when all are needed
@@ -270,6 +282,7 @@ static tess_status ensure_gathered(builder *b, int64_t visit, int ahead)
     const int slot_idx = choose_slot(b, visit, ahead);
     if (slot_idx < 0)
         return TESS_OK;
+    b->filled_numel += b->slot_bucket[slot_idx] < 0;
     b->slot_bucket[slot_idx] = bucket_idx;
     tess_sched_op op =
         make_op(TESS_SCHED_GATHER, TESS_LANE_GATHER, (int)((visit + ahead) / b->visit_numel),
@@ -283,16 +296,16 @@ static tess_status ensure_gathered(builder *b, int64_t visit, int ahead)
 /* The bucket of this visit, and of the next `prefetch` that are others. */
 static tess_status gather_for(builder *b, int64_t visit)
 {
-    int last = bucket_of_visit(b, visit), ahead_numel = 0;
+    int ahead = 0;
+    if (b->filled_numel == b->spec->bucket_numel)
+        return TESS_OK;
     TESS_TRY(ensure_gathered(b, visit, 0));
-    for (int d = 1; d <= b->visit_numel && visit + d < visit_end(b); d++) {
-        const int bucket_idx = bucket_of_visit(b, visit + d);
-        if (bucket_idx < 0 || bucket_idx == last)
-            continue;
-        if (ahead_numel++ == b->spec->prefetch)
+    for (int i = 0; i < b->spec->prefetch; i++) {
+        const int step = b->next_other[(visit + ahead) % b->visit_numel];
+        ahead += step;
+        if (step == 0 || ahead > b->visit_numel || visit + ahead >= visit_end(b))
             return TESS_OK;
-        last = bucket_idx;
-        TESS_TRY(ensure_gathered(b, visit, d));
+        TESS_TRY(ensure_gathered(b, visit, ahead));
     }
     return TESS_OK;
 }
@@ -428,6 +441,49 @@ static tess_status plan_visits(builder *b)
     return TESS_OK;
 }
 
+/* From the next visit's answer: twice around, so that the first visits are behind the last ones. */
+static int next_other_of(const builder *b, int place)
+{
+    const int next = (place + 1) % b->visit_numel;
+    const int bucket_idx = bucket_of_visit(b, place), next_idx = bucket_of_visit(b, next);
+    const int step = b->next_other[next];
+    if (next_idx >= 0 && next_idx != bucket_idx)
+        return 1;
+    if (step == 0)
+        return 0;
+    if (next_idx == bucket_idx)
+        return 1 + step;
+    /* the next visit needs none, what comes then may be this one's own bucket */
+    const int then = (next + step) % b->visit_numel;
+    if (bucket_of_visit(b, then) != bucket_idx)
+        return 1 + step;
+    return b->next_other[then] > 0 ? 1 + step + b->next_other[then] : 0;
+}
+
+/* Where buckets are needed, so that no visit looks through the others. */
+static tess_status plan_needs(builder *b)
+{
+    const int bucket_numel = b->spec->bucket_numel;
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(b->visit_numel, sizeof(int), &array));
+    b->next_other = array;
+    TESS_TRY(tess_alloc_array(b->visit_numel, sizeof(int), &array));
+    b->visit_of = array;
+    TESS_TRY(tess_alloc_array((int64_t)bucket_numel + 1, sizeof(int), &array));
+    b->first_visit = array;
+    for (int i = 2 * b->visit_numel - 1; i >= 0; i--)
+        b->next_other[i % b->visit_numel] = next_other_of(b, i % b->visit_numel);
+    for (int place = 0; place < b->visit_numel; place++)
+        if (bucket_of_visit(b, place) >= 0)
+            b->first_visit[bucket_of_visit(b, place)]++;
+    for (int i = 0, at = 0; i <= bucket_numel; i++)
+        b->first_visit[i] = at += b->first_visit[i]; /* its end */
+    for (int place = b->visit_numel - 1; place >= 0; place--)
+        if (bucket_of_visit(b, place) >= 0)
+            b->visit_of[--b->first_visit[bucket_of_visit(b, place)]] = place;
+    return TESS_OK;
+}
+
 /* A unit of several stages, or one whose rounds are added locally, keeps a buffer of its own. */
 static tess_status plan_grad_buffers(builder *b)
 {
@@ -483,6 +539,7 @@ static tess_status build(builder *b)
 {
     TESS_TRY(check_spec(b->spec));
     TESS_TRY(plan_visits(b));
+    TESS_TRY(plan_needs(b));
     TESS_TRY(plan_grad_buffers(b));
     TESS_TRY(plan_resources(b));
     for (int round = 0; round < b->spec->round_numel; round++)
@@ -500,6 +557,9 @@ tess_status tess_schedule_create(const tess_sched_spec *spec, tess_schedule *out
     tess_free(b.resources);
     tess_free(b.slot_bucket);
     tess_free(b.visit_stage);
+    tess_free(b.next_other);
+    tess_free(b.visit_of);
+    tess_free(b.first_visit);
     tess_free(b.unit_grad);
     if (st != TESS_OK) {
         tess_schedule_fini(&made);

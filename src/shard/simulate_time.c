@@ -107,13 +107,16 @@ static double pass_s(const sim_model *m, int rank, int unit_idx, int64_t senders
                         .received_messages = from_others};
     far->received = relayed * whole;
     far->received_messages = whole > 0 ? relayed : 0.0;
-    far->sent_messages = ceil(far->sent_messages / node.numel);
+    if (far->sent_messages > 0.0) /* one to every other node with owners */
+        far->sent_messages = (double)(tess_plan_owner_nodes(m->plan, unit_idx) - (whole > 0.0));
     return moved_s(m->node, &pass, 1.0);
 }
 
 double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
 {
     const int64_t world = m->plan->options.world, senders = senders_of(m, round_idx);
+    if (tess_unit_grad_numel(&m->plan->unit[unit_idx]) == 0)
+        return 0.0;
     const near_ranks n = near_of(m, rank, 0, world);
     const near_ranks active = near_of(m, rank, 0, senders);
     const double own = (double)owned_numel(m, unit_idx, rank);

@@ -437,8 +437,9 @@ TESS_BEGIN_DECLS
       FREE, \
       "Consecutive units are gathered together as long as they have at most so many bytes; 0 " \
       "gathers every unit alone. auto takes what messages need on their link: 64 MiB between " \
-      "GPUs of a node, 256 MiB across nodes, 960 KiB a rank between CPU ranks, and units " \
-      "alone where memory is short.") \
+      "GPUs of a node, 256 MiB across nodes, 960 KiB a rank between CPU ranks, but no more " \
+      "than an eighth of all that is gathered or the largest unit, and units alone where " \
+      "memory is short.") \
     X(shard, reduction, "reduction", tess_run_reduction, ENUM, TESS_RUN_WORDS_(REDUCTION), \
       "exact", 0, 0, NUMERICS, \
       "exact: the same bits on any number of ranks; library: the communication library's " \

@@ -229,6 +229,17 @@ static tess_status create_runtime(tess_session *s)
     return session_agree(s, st);
 }
 
+/* The same on all ranks. */
+static tess_status check_measured_steps(const tess_session *s)
+{
+    const tess_session_measure *m = s->options.measure;
+    TESS_CHECK(m == NULL || s->step + m->step_numel <= s->run->train.steps, TESS_E_CONFIG,
+               "train.steps: expected at least %" PRId64 ", for %" PRId64
+               " measured steps after step %" PRId64 ", found %" PRId64,
+               s->step + m->step_numel, m->step_numel, s->step, s->run->train.steps);
+    return TESS_OK;
+}
+
 static tess_status open_inside(tess_session *s)
 {
     const double start_s = tess_clock_s();
@@ -237,9 +248,7 @@ static tess_status open_inside(tess_session *s)
     const tess_session_measure *measure = s->options.measure;
     TESS_CHECK(measure == NULL || !tess_run_is_kmeans(s->run), TESS_E_UNSUPPORTED,
                "model.family: steps of kmeans are not measured; give a run of another family");
-    TESS_CHECK(measure == NULL || measure->step_numel <= s->run->train.steps, TESS_E_CONFIG,
-               "train.steps: expected at least the %" PRId64 " that are measured, found %" PRId64,
-               measure->step_numel, s->run->train.steps);
+    TESS_TRY(check_measured_steps(s)); /* before hours of loading; then from where it goes on */
     if (tess_run_is_kmeans(s->run))
         return session_vectors_open(s);
     s->feed = tess_run_is_rqvae(s->run)  ? &session_vector_feed
@@ -254,6 +263,7 @@ static tess_status open_inside(tess_session *s)
     const double load_s = tess_clock_s();
     s->times.open_s = load_s - start_s;
     TESS_TRY(session_load(s));
+    TESS_TRY(check_measured_steps(s));
     const tess_open_times *t = &s->times;
     s->times.rest_s = tess_clock_s() - load_s - t->read_s - t->make_s - t->distribute_s;
     return TESS_OK;

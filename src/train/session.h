@@ -48,7 +48,7 @@ typedef struct tess_measured_save {
  * they are asked for. Callbacks are called on every rank, between steps; NULL: not wanted.
  */
 typedef struct tess_session_measure {
-    int64_t step_numel; /* end after so many; at most the run's train.steps */
+    int64_t step_numel; /* end after so many; at most what is left of the run's train.steps */
     int64_t save_every; /* steps; 0: nothing is kept in output.dir */
     void *arg;
     void (*on_step)(void *arg, const tess_measured_step *step);

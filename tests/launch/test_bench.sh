@@ -166,7 +166,7 @@ refused "device measures no run: what is 'llama' for?" bench device llama -o x.j
 refused "--threads is of device: say compute.threads=2" bench step --threads 2
 refused "expected at most the 1 ranks of this launch, found 2" bench scaling --ranks 2
 refused "--length of flux: expected pixels, a multiple of 16, found 100" bench step flux --length 100
-refused "train.steps: expected at least the 22 that are measured, found 1" bench step run.yaml data.path=text.h5
+refused "expected at least 22, for 22 measured steps after step 0, found 1" bench step run.yaml data.path=text.h5
 refused "no folder can be made in 'nowhere'" "$TESSERA_BIN" bench step --dir nowhere
 refused "'nowhere/x' cannot be written; choose another -o" bench step -o nowhere/x
 cat >kmeans.yaml <<YAML

@@ -10,6 +10,7 @@
 
 #include <math.h>
 
+#include "core/memory.h"
 #include "core/rng.h"
 #include "shard/plan_exchange.h"
 #include "shard/simulate_priv.h"
@@ -476,6 +477,34 @@ static void test_exchange_by_node_by_hand(void **state)
 }
 
 /*
+ * Nodes of 3, 3 and 1 ranks, shards of one block, the last rank with none: 6 owners on 2 nodes. By
+ * node, rank 6 sends 1 message to each, 2 in all and not a third of 6 messages of its own node's 1;
+ * all messages are dear, bytes next to free.
+ */
+static void test_messages_are_counted_by_owners_nodes(void **state)
+{
+    static const tess_link link = {.message_s = 2.0, .rate = {1, {1}, {1e12}}, .adapter_numel = 1};
+    tess_registry reg;
+    (void)state;
+    make_model(&reg, 2);
+    tess_device_profile d = make_device(1024.0, true);
+    d.node_rank_numel = 3;
+    tess_plan *plan = make_plan(&reg, (tess_plan_options){.world = 7,
+                                                          .gather_group_numel = 1,
+                                                          .micro_batch_numel = 7,
+                                                          .node_rank_numel = 3,
+                                                          .exchange = TESS_EXCHANGE_BY_NODE});
+    const sim_model m = {.plan = plan, .reg = &reg, .device = &d, .node = &link, .across = &link};
+    assert_int_equal(plan->unit[1].slab_shard_numel, 256);
+    assert_int_equal(tess_plan_owner_nodes(plan, 1), 2);
+    expect_near(sim_exchange_s(&m, 6, 1, 0), 2 * 2.0);
+    plan->unit[1].is_set = true; /* the trainer sets it: nothing travels */
+    expect_near(sim_exchange_s(&m, 6, 1, 0), 0.0);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
+/*
  * Two nodes of three ranks, shards of one block. Straight, rank 0 sends 3 messages across, by node
  * 1, and passes 2 on. So it saves 2 messages across and adds 20 us, 2 messages inside of 1 us each
  * and 2 KiB at 1 GB/s: worth it where a message across takes more than 24.048 / 2 us.
@@ -509,6 +538,69 @@ static void test_auto_weighs_messages_against_bytes(void **state)
     tess_registry_fini(&reg);
 }
 
+/* Groups so large that their link asks for more than the whole model: auto takes an eighth of it,
+ * or the largest unit, so that giving units back still gives memory back. */
+static void test_auto_buckets_of_large_groups(void **state)
+{
+    (void)state;
+    for (int unit_numel = 1; unit_numel <= 64; unit_numel++)
+        for (int is_device = 0; is_device < 2; is_device++) {
+            tess_registry reg;
+            tess_plan_options o = {.world = 1024,
+                                   .gather_group_numel = 1024,
+                                   .micro_batch_numel = 1024,
+                                   .reshard = TESS_ON,
+                                   .is_device = is_device};
+            make_model(&reg, unit_numel);
+            tess_plan *alone = make_plan(&reg, o); /* units of one size */
+            o.bucket_nbytes = TESS_BUCKET_AUTO;
+            tess_plan *plan = make_plan(&reg, o);
+            assert_int_equal(alone->bucket_numel, unit_numel);
+            const int64_t each = (int64_t)alone->slot_nbytes, eighth = each * unit_numel / 8;
+            const int64_t most = eighth > each ? eighth : each;
+            assert_int_equal(plan->options.bucket_nbytes, most);
+            assert_true(plan->bucket_numel >= (unit_numel < 8 ? unit_numel : 8));
+            assert_true(plan->slot_numel <= 2 && (int64_t)plan->slot_nbytes <= most);
+            tess_plan_destroy(&alone);
+            tess_plan_destroy(&plan);
+            tess_registry_fini(&reg);
+        }
+}
+
+/* What relays take in needs room: where that alone does not fit, auto sends straight. The JSON
+ * tells which links decided. */
+static void test_straight_where_relays_do_not_fit(void **state)
+{
+    static const tess_link cheap = {.rate = {1, {1}, {1e9}}, .adapter_numel = 1};
+    tess_link dear = cheap;
+    tess_registry reg;
+    tess_json *json = NULL;
+    char *text = NULL;
+    (void)state;
+    dear.message_s = 1.0;
+    make_model(&reg, 5);
+    tess_plan_options o = {.world = 6,
+                           .gather_group_numel = 1,
+                           .micro_batch_numel = 12,
+                           .checkpointing = TESS_OFF,
+                           .node_rank_numel = 3,
+                           .link_inside = &cheap,
+                           .link_across = &dear};
+    tess_plan *plan = make_plan(&reg, o);
+    assert_true(tess_plan_by_node_numel(plan) > 0);
+    expect_ok(tess_plan_json(plan, &reg, &json));
+    expect_ok(tess_json_dump(json, 2, &text, NULL));
+    assert_non_null(strstr(text, "\"exchange_links\": \"described\""));
+    tess_free(text);
+    tess_json_destroy(&json);
+    o.memory_limit_nbytes = plan->total_nbytes - 1;
+    tess_plan_destroy(&plan);
+    plan = make_plan(&reg, o);
+    assert_int_equal(tess_plan_by_node_numel(plan), 0);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -520,6 +612,9 @@ int main(void)
         cmocka_unit_test(test_ranks_that_differ_are_simulated),
         cmocka_unit_test(test_single_ranks_equal_their_schedules),
         cmocka_unit_test(test_exchange_by_node_by_hand),
+        cmocka_unit_test(test_messages_are_counted_by_owners_nodes),
+        cmocka_unit_test(test_auto_buckets_of_large_groups),
+        cmocka_unit_test(test_straight_where_relays_do_not_fit),
         cmocka_unit_test(test_auto_weighs_messages_against_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
