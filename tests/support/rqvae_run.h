@@ -5,7 +5,7 @@
 #include "tests/support/vector_run.h"
 #include "train/session.h"
 
-enum { RQVAE_OVERRIDE_MAX = 8, RQVAE_STEPS = 12 };
+enum { RQVAE_OVERRIDE_MAX = 12, RQVAE_STEPS = 12 };
 
 /** A run and how it differs from the others. */
 typedef struct rqvae_launch {
