@@ -447,15 +447,6 @@ static void count_gathers(tess_plan *plan, const tess_schedule *sched, int turn_
     }
 }
 
-double tess_plan_unit_gathered_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
-{
-    const int bucket_idx = plan->unit[unit_idx].bucket_idx;
-    if (bucket_idx < 0)
-        return 0.0;
-    return (double)plan->bucket[bucket_idx].gather_numel * slab_shard_nbytes(plan, reg, unit_idx) *
-           (double)(plan->options.world - 1);
-}
-
 /* Sums of the trainer go as control records (tess_comm_control): up a tree of fan-out 32 and down
  * again, so that most is received by rank 0, of every child, or by the first rank below it, of its
  * children and, once, of its parent. */
