@@ -99,7 +99,7 @@ static tess_status add_tables(tess_rqvae *m, tess_registry *reg, int unit_idx)
 {
     for (int b = 0; b < m->shape.book_numel; b++)
         TESS_TRY(add_table(m, reg, unit_idx, b));
-    return TESS_OK;
+    return tess_registry_set_unit(reg, unit_idx, false);
 }
 
 /* A as PyTorch's Linear begins. */
@@ -203,7 +203,7 @@ static tess_status coded(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io
 {
     tess_view codes = {0};
     if (m->config.is_sharded) {
-        *rows = tess_rqvae_own_rows(ex, chosen_of(m, ex, io, index), m->shape.dim);
+        *rows = tess_rqvae_valid_rows(ex, io, chosen_of(m, ex, io, index), m->shape.dim);
         return TESS_OK;
     }
     TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, room, &codes));
@@ -294,16 +294,14 @@ static tess_status draw(const tess_rqvae *m, const tess_exec *ex, const search *
 
 static bool is_called(const tess_exec *ex) { return !ex->is_plan && !ex->is_announced; }
 
-/* One level of a row-sharded search: the rows of this rank's `code`, their codes to `chosen`. */
-static tess_status find_shared(const tess_rqvae *m, tess_stream *stream,
-                               const tess_codebook_round *round, int64_t own, uint32_t *code,
-                               float *chosen)
+/* Rows of the keys that a search found; none of masked vectors. */
+static tess_status take_rows(tess_exec *ex, const search *s, const tess_rqvae_io *io,
+                             tess_view code)
 {
-    const tess_code_row_args row = {.key = round->key, .row = code, .vector_numel = own};
-    TESS_TRY(tess_codebooks_search(m->books, round));
-    if (own > 0)
-        TESS_TRY(m->kernels->code_row(&row, stream));
-    return tess_codebooks_fetch(m->books, round, code, chosen);
+    const tess_code_row_args row = {
+        .key = s->key.data, .row = code.data, .vector_numel = ex->row_numel};
+    TESS_TRY(TESS_EXEC_RUN(ex, code_row, &row));
+    return tess_rqvae_mask(ex, io, code);
 }
 
 /* Row-sharded: the level's codes, from all ranks. While planning, the work of its search. */
@@ -318,8 +316,10 @@ static tess_status find_among_all(const tess_rqvae *m, tess_exec *ex, const sear
                                        .key = s->key.data};
     if (!is_called(ex))
         return find(m, ex, s, tess_view_host(NULL, numel, TESS_F32));
-    return find_shared(m, ex->stream, &round, ex->row_numel,
-                       tess_rqvae_row(ex, io->code, index).data, chosen_of(m, ex, io, index).data);
+    const tess_view code = tess_rqvae_row(ex, io->code, index);
+    TESS_TRY(tess_codebooks_search(m->books, &round));
+    TESS_TRY(take_rows(ex, s, io, code));
+    return tess_codebooks_fetch(m->books, &round, code.data, chosen_of(m, ex, io, index).data);
 }
 
 /* What find_among_all() of other ranks waits for, level by level. */
@@ -330,7 +330,8 @@ static tess_status attend(const tess_rqvae *m)
     for (int i = 0; i < m->shape.index_numel; i++) {
         const tess_codebook_round round = {
             .book_idx = i % m->shape.book_numel, .vector_numel = size, .best_numel = 1};
-        TESS_TRY(find_shared(m, NULL, &round, 0, NULL, NULL));
+        TESS_TRY(tess_codebooks_search(m->books, &round));
+        TESS_TRY(tess_codebooks_fetch(m->books, &round, NULL, NULL));
     }
     return TESS_OK;
 }
@@ -350,11 +351,8 @@ static tess_status choose(const tess_rqvae *m, tess_exec *ex, const search *s,
         TESS_TRY(draw(m, ex, s, io, index, codes));
     else
         TESS_TRY(find(m, ex, s, codes));
-    const tess_code_row_args row = {
-        .key = s->key.data, .row = code.data, .vector_numel = ex->row_numel};
     *rows = rows_of(m, ex, codes, code);
-    TESS_TRY(TESS_EXEC_RUN(ex, code_row, &row));
-    return tess_rqvae_mask(ex, io, code);
+    return take_rows(ex, s, io, code);
 }
 
 static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const search *s,

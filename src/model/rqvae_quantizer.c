@@ -34,11 +34,13 @@ tess_status tess_rqvae_enter_backward(const tess_exec *ex, tess_view core, tess_
 
 tess_status tess_rqvae_mask(const tess_exec *ex, const tess_rqvae_io *io, tess_view code)
 {
+    if (io->batch->valid == NULL)
+        return TESS_OK;
     const tess_quantizer_mask_args args = {.valid = io->batch->valid,
                                            .row_numel = ex->row_numel,
-                                           .index_numel = code.numel / TESS_MAX(ex->row_numel, 1),
+                                           .index_numel = code.numel / ex->row_numel,
                                            .code = code.data};
-    return io->batch->valid != NULL ? TESS_RQVAE_RUN(ex, mask, &args) : TESS_OK;
+    return TESS_RQVAE_RUN(ex, mask, &args);
 }
 
 tess_status tess_rqvae_leave(const tess_exec *ex, const tess_rqvae_io *io, tess_view q,

@@ -128,10 +128,10 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     TESS_TRY(tess_exec_zero(ex, v[2]));
     for (int l = 0; l < m->config.level_numel; l++)
         TESS_TRY(quantize_level(m, ex, io, l, v));
+    TESS_TRY(tess_rqvae_mask(ex, io, io->code));
     if (io->output.numel > 0) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, 0);
         TESS_TRY(tess_rqvae_leave(ex, io, v[2], &out));
-        TESS_TRY(tess_rqvae_mask(ex, io, io->code));
         TESS_TRY(tess_rqvae_give(ex, io->batch->code, io->code));
     }
     tess_carve_release(&ex->work, mark);

@@ -67,7 +67,7 @@ static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernel
         room(plan, TESS_BOOK_KEY, "keys", TESS_U64, (int64_t[3]){2 * round, b, s->best_numel}));
     TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1, b, 1}));
     TESS_TRY(room(plan, TESS_BOOK_ROUTE, "routed vectors", TESS_F32,
-                  (int64_t[3]){s->is_routed ? 2 : 0, b, d}));
+                  (int64_t[3]){2, s->route_numel, d}));
     return room_bytes(plan, TESS_BOOK_WORK, "search", 1,
                       kernels->nearest_work_nbytes(d, s->best_numel, s->thread_numel));
 }
@@ -147,7 +147,8 @@ static void make_wires(const tess_codebook_plan *plan, uint32_t first_entry_idx,
     wire[WIRE_FETCH] = make_wire(plan, WIRE_FETCH, "fetched codes", TESS_F32, block * s->dim);
     wire[WIRE_SIZE] = make_wire(plan, WIRE_SIZE, "sizes", TESS_I64, 1);
     wire[WIRE_CUT] = make_wire(plan, WIRE_CUT, "cuts", TESS_F32, c * s->dim);
-    wire[WIRE_ROUTE] = make_wire(plan, WIRE_ROUTE, "routed vectors", TESS_F32, block * s->dim);
+    wire[WIRE_ROUTE] =
+        make_wire(plan, WIRE_ROUTE, "routed vectors", TESS_F32, s->route_numel * s->dim);
     for (int i = 0; i < WIRE_NUMEL; i++)
         wire[i].entry_idx = first_entry_idx + (uint32_t)i;
 }

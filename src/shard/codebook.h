@@ -31,7 +31,8 @@ typedef struct tess_codebook_shape {
     int thread_numel;
     bool is_sharded; /* codes live with their owners alone */
     bool has_sums;   /* statistics are taken, not only assignments */
-    bool is_routed;  /* codes are set from vectors of the ranks and kept in other cuts too */
+    /* Codes are set from vectors of the ranks: so many at once on their way to owners; 0: not. */
+    int64_t route_numel;
 } tess_codebook_shape;
 
 /** One planned buffer of a rank. */
@@ -50,7 +51,7 @@ typedef enum tess_codebook_place {
     TESS_BOOK_GATHERED, /* [W, block, d] f32 */
     TESS_BOOK_KEY,      /* [2, W, block, best] u64 */
     TESS_BOOK_ROW,      /* [W + 1, block] rows */
-    TESS_BOOK_ROUTE,    /* [2, block, d] f32: vectors on their way to owners */
+    TESS_BOOK_ROUTE,    /* [2, route, d] f32: vectors on their way to owners */
     TESS_BOOK_WORK,     /* of the search */
     TESS_BOOK_PLACE_NUMEL
 } tess_codebook_place;
@@ -174,9 +175,9 @@ typedef struct tess_codebook_cut {
 /** Bring them from one cut to the other. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_recut(tess_codebooks *books,
                                                  const tess_codebook_cut *cut);
-/** The most bytes that a rank receives in it. Local, pure. */
+/** Bytes that `rank` receives where rows of numbers go to the other cut. Local, pure. */
 double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
-                                  const int64_t *bound);
+                                  const int64_t *bound, int rank);
 
 /** Vectors that ranks hold, numbered over all of them, to ranks. */
 typedef struct tess_codebook_route {
@@ -188,7 +189,7 @@ typedef struct tess_codebook_route {
     float *dst; /* [first[rank + 1] - first[rank], d] f32 */
 } tess_codebook_route;
 
-/** In rounds of a block. Collective. */
+/** In rounds of `route_numel` vectors. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_route(tess_codebooks *books,
                                                  const tess_codebook_route *route);
 

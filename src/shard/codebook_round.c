@@ -124,6 +124,8 @@ static void choose_keys(const tess_codebooks *b, const tess_codebook_round *roun
     const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
     const int64_t numel = round->vector_numel[b->rank];
     const uint64_t *received = (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + world * stride;
+    if (numel == 0) /* and there may be no memory for keys */
+        return;
     memcpy(round->key, received, (size_t)(numel * best) * sizeof *received);
     for (int r = 1; r < world; r++)
         for (int64_t i = 0; i < numel; i++)

@@ -68,16 +68,12 @@ tess_status tess_codebooks_recut(tess_codebooks *b, const tess_codebook_cut *cut
 }
 
 double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
-                                  const int64_t *bound)
+                                  const int64_t *bound, int rank)
 {
     const tess_codebook_cut cut = {.width = width, .bound = bound};
-    int64_t most = 0;
-    for (int r = 0; r < plan->shape.world; r++) {
-        int64_t lo = 0;
-        const int64_t own = overlap(plan, &cut, r, r, &lo);
-        most = TESS_MAX(most, bound[r + 1] - bound[r] - own);
-    }
-    return (double)sizeof(float) * (double)most;
+    int64_t lo = 0;
+    const int64_t own = overlap(plan, &cut, rank, rank, &lo);
+    return (double)sizeof(float) * (double)(bound[rank + 1] - bound[rank] - own);
 }
 
 /* ---- vectors to owners ---- */
@@ -129,7 +125,7 @@ static tess_status route_block(tess_codebooks *b, const tess_codebook_route *rou
     const int world = b->plan.shape.world;
     const int64_t d = b->plan.shape.dim;
     float *sent = codebook_place(b, TESS_BOOK_ROUTE);
-    float *received = sent + b->plan.shape.block_numel * d;
+    float *received = sent + b->plan.shape.route_numel * d;
     int64_t first = 0, end = 0, own = 0, own_end = 0;
     going_to(route, b->rank, lo, hi, &own, &own_end);
     for (int r = 0; r < world; r++) {
@@ -149,8 +145,8 @@ static tess_status route_block(tess_codebooks *b, const tess_codebook_route *rou
 
 tess_status tess_codebooks_route(tess_codebooks *b, const tess_codebook_route *route)
 {
-    const int64_t numel = route->first[b->plan.shape.world], block = b->plan.shape.block_numel;
-    TESS_CHECK(b->plan.shape.is_routed, TESS_E_STATE, "codebooks: planned without routes");
+    const int64_t numel = route->first[b->plan.shape.world], block = b->plan.shape.route_numel;
+    TESS_CHECK(block > 0, TESS_E_STATE, "codebooks: planned without routes");
     for (int64_t lo = 0; lo < numel; lo += block)
         TESS_TRY(route_block(b, route, lo, TESS_MIN(lo + block, numel)));
     return TESS_OK;

@@ -438,7 +438,8 @@ static void count_gathers(tess_plan *plan, const tess_schedule *sched, int turn_
     for (int i = 0; i < sched->op_numel; i++) {
         if (sched->op[i].kind != TESS_SCHED_GATHER)
             continue;
-        const tess_bucket_plan *b = &plan->bucket[sched->op[i].bucket_idx];
+        tess_bucket_plan *b = &plan->bucket[sched->op[i].bucket_idx];
+        b->gather_numel += turn_numel;
         const double slabs = turn_numel * (double)b->slab_shard_nbytes * (world - 1);
         plan->gather_nbytes_per_step +=
             turn_numel * (double)b->frozen_shard_nbytes * (group - 1) + slabs;
@@ -775,10 +776,12 @@ static tess_status refuse(const tess_registry *reg, const tess_plan_options *opt
         }
     return TESS_FAIL(TESS_E_FIT,
                      "plan needs %zu MiB per rank, compute.memory_limit is %zu MiB; cheapest "
-                     "changes: %s%s; or a "
-                     "shorter data.sequence_length or smaller train.micro_batch",
+                     "changes: %s%s; or a %s",
                      smallest_nbytes >> 20, options->memory_limit_nbytes >> 20, text,
-                     fitting_numel > 0 ? "" : ", none of which is enough alone");
+                     fitting_numel > 0 ? "" : ", none of which is enough alone",
+                     options->smaller != NULL
+                         ? options->smaller
+                         : "shorter data.sequence_length or smaller train.micro_batch");
 }
 
 tess_status tess_plan_create(const tess_registry *reg, const tess_plan_options *options,

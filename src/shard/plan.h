@@ -67,9 +67,10 @@ typedef enum tess_exchange {
 
 /** Codebooks that the trainer sets, as far as a plan tells of them. */
 typedef struct tess_plan_codes {
-    bool has_books, is_sharded;
+    bool has_books, is_sharded, can_shard;
     double step_nbytes; /* the most that a rank receives in their exchanges in a step */
-    /* The same of either sharding with what it gathers of codes; 0: it cannot be. */
+    /* The same of either sharding with what it gathers of codes. */
+    bool fits_replicated; /* else that is not known of replicated ones */
     double replicated_nbytes, rows_nbytes;
 } tess_plan_codes;
 
@@ -108,6 +109,8 @@ typedef struct tess_plan_options {
     int thread_numel;                /* of the compute stream; 0: 1 */
     bool has_ema;                    /* keep a moving average of the masters */
     const char *kernel_path;         /* "cpu/avx512_bf16" */
+    const char
+        *smaller; /* what else takes less memory, for messages; NULL: as in language models */
 } tess_plan_options;
 
 /** One array of state over all units. */
@@ -146,6 +149,7 @@ typedef struct tess_bucket_plan {
     size_t nbytes;              /* of a slot */
     size_t frozen_shard_nbytes; /* what a rank gives to its gather group */
     size_t slab_shard_nbytes;   /* full mode: what a rank gives to all ranks */
+    int64_t gather_numel;       /* in a step */
 } tess_bucket_plan;
 
 /** Elements of its slab that have gradients. Local. */
@@ -258,6 +262,9 @@ TESS_MUST_CHECK tess_status tess_plan_schedule(const tess_plan *plan, const tess
                                                int rank, bool is_eval, tess_schedule *out);
 /** Rounds in which `rank` has a micro-batch. */
 int tess_plan_active_rounds(const tess_plan *plan, int rank);
+/** Bytes that a rank receives in a step in gathers of a unit's slab. Local. */
+double tess_plan_unit_gathered_nbytes(const tess_plan *plan, const tess_registry *reg,
+                                      int unit_idx);
 /** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by
  * a reduction; -1: it moves none. Local. */
 int64_t tess_plan_op_nbytes(const tess_plan *plan, int rank, const tess_sched_op *op);

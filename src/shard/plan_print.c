@@ -207,8 +207,10 @@ static tess_status json_codes(const tess_plan *plan, tess_json *root)
         return TESS_OK;
     TESS_TRY(tess_json_add_object(root, "codebooks", &v));
     TESS_TRY(tess_json_add_string(v, "sharding", c->is_sharded ? "rows" : "replicated"));
-    TESS_TRY(tess_json_add_i64(v, "replicated_bytes_received", (int64_t)c->replicated_nbytes));
-    return tess_json_add_i64(v, "rows_bytes_received", (int64_t)c->rows_nbytes);
+    if (c->fits_replicated)
+        TESS_TRY(tess_json_add_i64(v, "replicated_bytes_received", (int64_t)c->replicated_nbytes));
+    return c->can_shard ? tess_json_add_i64(v, "rows_bytes_received", (int64_t)c->rows_nbytes)
+                        : TESS_OK;
 }
 
 static tess_status json_reductions(const tess_plan *plan, tess_json *root)
@@ -368,8 +370,9 @@ static tess_status say_codes(text_buffer *t, const tess_plan *plan)
     TESS_TRY(say_size(t, "codebook exchanges received", c->step_nbytes));
     TESS_TRY(say(t, "codebooks %s; received in a step with gathers of codes\n",
                  c->is_sharded ? "sharded by rows" : "replicated"));
-    TESS_TRY(say_size(t, "replicated", c->replicated_nbytes));
-    return c->rows_nbytes > 0 ? say_size(t, "sharded by rows", c->rows_nbytes) : TESS_OK;
+    TESS_TRY(c->fits_replicated ? say_size(t, "replicated", c->replicated_nbytes)
+                                : say(t, "  %-34s %14s\n", "replicated", "does not fit"));
+    return c->can_shard ? say_size(t, "sharded by rows", c->rows_nbytes) : TESS_OK;
 }
 
 /* Units of equal shape follow each other: one line for a run of them. */

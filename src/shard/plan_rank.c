@@ -80,6 +80,17 @@ static void add_gradients(const tess_plan *plan, int unit_idx, int rank, tess_ra
     out->received_nbytes += rows;
 }
 
+double tess_plan_unit_gathered_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
+{
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    const double shard = (double)u->slab_shard_numel *
+                         (double)tess_dtype_block_nbytes(reg->unit[unit_idx].compute_dt);
+    if (u->bucket_idx < 0)
+        return 0.0;
+    return (double)plan->bucket[u->bucket_idx].gather_numel * shard *
+           (double)(plan->options.world - 1);
+}
+
 void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int rank,
                          tess_rank_cost *out)
 {

@@ -533,6 +533,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .kernels = launch->kernels,
         .thread_numel = (int)run->compute.threads,
         .kernel_path = launch->kernel_path,
+        .smaller = tess_run_is_rqvae(run) ? "smaller train.micro_batch" : NULL,
         .is_device = launch->is_device,
     };
     if (o.is_device)
@@ -564,21 +565,73 @@ static tess_status set_batch(tess_description *d)
     return TESS_OK;
 }
 
-/* Codebooks that do not fit where all of them are on every rank may fit by rows. */
+/* ---- quantized autoencoders ---- */
+
+/* With all codes on every rank; what a step gathers of them is the plan's. */
+static tess_status describe_replicated(const tess_ctx *ctx, const tess_launch_shape *launch,
+                                       tess_description *d)
+{
+    tess_plan_codes *codes = &d->codes;
+    TESS_TRY(tess_describe_rqvae(ctx, launch, TESS_RUN_SHARDING_REPLICATED, d));
+    TESS_TRY(make_plan(d, launch));
+    if (!codes->has_books)
+        return TESS_OK;
+    const int unit_idx = d->registry.param[tess_rqvae_codebook(d->model, 0)].unit_idx;
+    codes->fits_replicated = true;
+    codes->replicated_nbytes =
+        codes->step_nbytes + tess_plan_unit_gathered_nbytes(d->plan, &d->registry, unit_idx);
+    d->plan->options.codes = *codes;
+    return TESS_OK;
+}
+
+/* The same run again, by rows: what is known of replicated codes stays. */
+static tess_status describe_rows(const tess_ctx *ctx, const tess_launch_shape *launch,
+                                 tess_description *d)
+{
+    const tess_plan_codes codes = d->codes;
+    const tess_description fresh = {.run = d->run, .sample = d->sample};
+    tess_description_fini(d);
+    *d = fresh;
+    TESS_TRY(tess_describe_rqvae(ctx, launch, TESS_RUN_SHARDING_ROWS, d));
+    d->codes.fits_replicated = codes.fits_replicated;
+    d->codes.replicated_nbytes = codes.replicated_nbytes;
+    return make_plan(d, launch);
+}
+
+/* Replicated codes do not fit: say so, and whether rows would. */
+static tess_status refuse_replicated(const tess_ctx *ctx, const tess_launch_shape *launch,
+                                     tess_description *d)
+{
+    char said[TESS_ERROR_MESSAGE_NBYTES];
+    snprintf(said, sizeof said, "%s", tess_error_message());
+    const char *advice = "";
+    tess_error_clear();
+    if (describe_rows(ctx, launch, d) == TESS_OK)
+        advice = launch->holds_codes
+                     ? "; only codes sharded by rows fit, which training alone can use: here every "
+                       "rank holds all codes, so raise compute.memory_limit"
+                     : "; or set quantizer.sharding: rows, which fits";
+    tess_error_clear();
+    return TESS_FAIL(TESS_E_FIT, "%s%s", said, advice);
+}
+
+/* Rows where they are asked for, receive less, or alone fit. */
 static tess_status describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
                                   tess_description *d)
 {
-    const tess_run *run = d->run;
-    TESS_TRY(tess_describe_rqvae(ctx, launch, run->quantizer.sharding, d));
-    const tess_status st = make_plan(d, launch);
-    if (st != TESS_E_FIT || run->quantizer.sharding != TESS_RUN_SHARDING_AUTO ||
-        d->codes.is_sharded || !(d->codes.rows_nbytes > 0.0))
+    const tess_run_sharding wanted =
+        launch->holds_codes ? TESS_RUN_SHARDING_REPLICATED : d->run->quantizer.sharding;
+    const tess_status st = describe_replicated(ctx, launch, d);
+    const tess_plan_codes *codes = &d->codes;
+    if ((st != TESS_OK && st != TESS_E_FIT) || !codes->can_shard)
         return st;
+    if (wanted == TESS_RUN_SHARDING_REPLICATED)
+        return st == TESS_OK ? st : refuse_replicated(ctx, launch, d);
+    if (wanted == TESS_RUN_SHARDING_AUTO && st == TESS_OK &&
+        !(codes->rows_nbytes < codes->replicated_nbytes))
+        return TESS_OK;
     tess_error_clear();
-    tess_description_fini(d);
-    *d = (tess_description){.run = run};
-    TESS_TRY(tess_describe_rqvae(ctx, launch, TESS_RUN_SHARDING_ROWS, d));
-    return make_plan(d, launch);
+    return describe_rows(ctx, launch, d);
 }
 
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,

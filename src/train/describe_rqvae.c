@@ -9,6 +9,8 @@
 #include "train/rqvae_codes.h"
 #include "train/run_priv.h"
 
+enum { ROUTE_NBYTES = 1 << 20 };
+
 static tess_status place(size_t *at, int64_t rows, int64_t cols, size_t elem_nbytes, size_t *out)
 {
     int64_t numel = 0, nbytes = 0;
@@ -111,6 +113,13 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
 
 /* ---- sharding of codebooks ---- */
 
+/* On their way to owners at once: a message worth its name, though micro-batches be small. */
+static int64_t route_of(const tess_vector_layout *v)
+{
+    const int64_t numel = ROUTE_NBYTES / ((int64_t)sizeof(float) * v->shape.dim);
+    return TESS_MIN(TESS_MAX(v->row_numel, numel), v->shape.code_numel);
+}
+
 static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, int world,
                               bool is_sharded, tess_codebook_plan *out)
 {
@@ -123,7 +132,7 @@ static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, 
                                        .thread_numel = (int)run->compute.threads,
                                        .is_sharded = is_sharded,
                                        .has_sums = true,
-                                       .is_routed = true};
+                                       .route_numel = route_of(v)};
     return tess_codebook_plan_make(&shape, &tess_kernels_cpu, out);
 }
 
@@ -137,19 +146,10 @@ static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
     const double rounds = (double)tess_ceil_div(run->train.micro_batches, book->shape.world);
     if (!book->shape.is_sharded)
         return v->shape.book_numel * others * (double)book->row_numel * (8.0 * d + 8.0);
-    const double search = others * rows * (4.0 * d + 4.0 + 8.0) + rows * 4.0 * d;
+    const double fetched = others > 0 ? rows * 4.0 * d : 0.0;
+    const double search = others * rows * (4.0 * d + 4.0 + 8.0) + fetched;
     const double sums = others * rows * (4.0 * d + 4.0);
     return rounds * (8.0 * others + indices * (search + sums));
-}
-
-/* Codes that are searched on every rank come to it once in a step, or in a round where units leave
- * their slots. (The plan may still decide that, for want of memory: then it is more.) */
-static double gathered_nbytes(const tess_run *run, const tess_vector_layout *v, int world)
-{
-    const bool is_left = run->shard.reshard_after_forward == TESS_RUN_SWITCH_ON;
-    const int64_t turns = is_left ? tess_ceil_div(run->train.micro_batches, world) : 1;
-    const double numel = (double)v->shape.book_numel * (double)v->shape.code_numel;
-    return (double)turns * 4.0 * numel * (double)v->shape.dim * (world - 1) / world;
 }
 
 /* Codes that learn by gradients, and drawn ones, are searched where all of them are. */
@@ -158,62 +158,49 @@ static bool can_shard(const tess_run *run, const tess_vector_layout *v)
     return v->is_averaged && !(run->quantizer.temperature > 0.0);
 }
 
-static tess_status choose_sharding(const tess_run *run, int world, tess_run_sharding wanted,
-                                   tess_vector_layout *v)
-{
-    tess_codebook_plan rows;
-    if (!v->has_books)
-        return TESS_OK;
-    TESS_TRY(plan_books(run, v, world, false, &v->book));
-    if (!can_shard(run, v) || wanted == TESS_RUN_SHARDING_REPLICATED)
-        return TESS_OK;
-    TESS_TRY(plan_books(run, v, world, true, &rows));
-    if (wanted == TESS_RUN_SHARDING_ROWS ||
-        exchanged_nbytes(run, v, &rows) <
-            exchanged_nbytes(run, v, &v->book) + gathered_nbytes(run, v, world))
-        v->book = rows;
-    return TESS_OK;
-}
-
 /* The most that a rank receives in a step beside searches and sums: codes to the masters' cut, and
- * vectors that take the place of dead codes. */
-static tess_status moved_nbytes(const tess_description *d, const tess_vector_layout *v,
-                                double *nbytes)
+ * vectors that take the place of dead codes. `bound` and `own` [world + 1] are scratch. */
+static double moved_nbytes(const tess_description *d, const tess_vector_layout *v, int64_t *bound,
+                           double *own)
 {
     const int world = v->book.shape.world;
-    void *bound = NULL;
-    *nbytes = 0.0;
-    TESS_TRY(tess_alloc_array(world + 1, sizeof(int64_t), &bound));
+    const bool has_draws = d->run->quantizer.threshold > 0.0 && world > 1;
+    double most = 0.0;
     for (int b = 0; b < v->shape.book_numel; b++) {
         tess_codes_bounds(&d->registry, world, tess_rqvae_codebook(d->model, b), bound);
-        *nbytes += tess_codebook_recut_nbytes(&v->book, v->shape.dim, bound);
-        if (d->run->quantizer.threshold > 0.0 && world > 1)
-            *nbytes += 4.0 * (double)v->shape.dim * (double)v->book.row_numel;
+        for (int r = 0; r < world; r++) {
+            int64_t lo = 0, hi = 0;
+            tess_codebook_owned(&v->book, r, &lo, &hi);
+            own[r] += tess_codebook_recut_nbytes(&v->book, v->shape.dim, bound, r);
+            if (has_draws)
+                own[r] += 4.0 * (double)v->shape.dim * (double)(hi - lo);
+        }
     }
-    tess_free(bound);
-    return TESS_OK;
+    for (int r = 0; r < world; r++)
+        most = TESS_MAX(most, own[r]);
+    return most;
 }
 
 static tess_status tell_codes(const tess_vector_layout *v, tess_description *d)
 {
     const int world = v->book.shape.world;
-    const double gathered = gathered_nbytes(d->run, v, world);
     tess_plan_codes *codes = &d->codes;
-    double moved = 0.0;
-    tess_codebook_plan other;
+    void *bound = NULL, *own = NULL;
+    tess_codebook_plan rows;
     if (!v->has_books || !v->is_averaged)
         return TESS_OK;
-    TESS_TRY(plan_books(d->run, v, world, !v->book.shape.is_sharded, &other));
-    TESS_TRY(moved_nbytes(d, v, &moved));
-    const tess_codebook_plan *rows = v->book.shape.is_sharded ? &v->book : &other;
-    const tess_codebook_plan *whole = v->book.shape.is_sharded ? &other : &v->book;
-    codes->has_books = true;
-    codes->is_sharded = v->book.shape.is_sharded;
-    codes->step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved;
-    codes->replicated_nbytes = exchanged_nbytes(d->run, v, whole) + gathered + moved;
-    if (can_shard(d->run, v))
-        codes->rows_nbytes = exchanged_nbytes(d->run, v, rows) + moved;
-    return TESS_OK;
+    TESS_TRY(plan_books(d->run, v, world, true, &rows));
+    TESS_TRY(tess_alloc_array(world + 1, sizeof(int64_t), &bound));
+    const tess_status st = tess_alloc_array(world + 1, sizeof(double), &own);
+    const double moved = st == TESS_OK ? moved_nbytes(d, v, bound, own) : 0.0;
+    tess_free(bound);
+    tess_free(own);
+    *codes = (tess_plan_codes){.has_books = true,
+                               .is_sharded = v->book.shape.is_sharded,
+                               .can_shard = can_shard(d->run, v),
+                               .step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved,
+                               .rows_nbytes = exchanged_nbytes(d->run, v, &rows) + moved};
+    return st;
 }
 
 static tess_status place_averages(tess_vector_layout *v)
@@ -270,7 +257,8 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     if (v.has_books)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
-    TESS_TRY(choose_sharding(run, world, sharding, &v));
+    if (v.has_books)
+        TESS_TRY(plan_books(run, &v, world, sharding == TESS_RUN_SHARDING_ROWS, &v.book));
     TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
     TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
@@ -388,7 +376,8 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
-    TESS_TRY(find_size(ctx, run, &d->sample));
+    if (d->sample.dim == 0)
+        TESS_TRY(find_size(ctx, run, &d->sample));
     TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =

@@ -46,8 +46,7 @@ static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 /**
  * Local, pure.
  *
- * @param sharding  of codebooks: that of a description (tess_rqvae_sharding), or auto: what
- * receives less
+ * @param sharding  of codebooks: that of a description (tess_rqvae_sharding)
  * @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make
  */
 TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run,
@@ -68,8 +67,10 @@ static inline int64_t tess_vector_layout_saved(const tess_vector_layout *v, int 
  * needs no data. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sample_size *sample);
 /**
- * Describe the model: registry, model, texts and sizes of `d`, no plan. A sample has the size of
+ * Describe the model: registry, model, texts and sizes of `d`, no plan; not what replicated codes
+ * receive, which a plan knows. A sample has the size that `d` says already, or else of
  * quantizer.dim or quantizer.image, or else of what data.path holds. Local.
+ * @param sharding  replicated or rows
  * @return TESS_E_CONFIG, TESS_E_UNSUPPORTED, and as tess_samples_open
  */
 TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,

@@ -50,7 +50,7 @@ static tess_status draw_picks(tess_kmeans *job, const tess_draw *draw, int level
     if (st == TESS_OK)
         st = tess_draw_select(job->parts.comm, draw,
                               job->plan.vector_numel * kmeans_entries(&job->plan.config, level),
-                              numel, ids);
+                              numel, NULL, ids);
     for (int64_t i = 0; st == TESS_OK && i < numel; i++)
         ((pick *)picks)[i] = (pick){((const int64_t *)ids)[i], i};
     if (st == TESS_OK)

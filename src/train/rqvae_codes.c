@@ -41,6 +41,8 @@ static tess_status lay_out(const tess_vector_layout *v, codes_room *r)
     TESS_TRY(take(r, c, d, sizeof *r->value, &r->value));
     TESS_TRY(take(r, share_numel(v), 1, sizeof *r->share, &r->share));
     TESS_TRY(take(r, v->shape.code_numel, 1, sizeof *r->drawn, &r->drawn));
+    TESS_TRY(take(r, (int64_t)tess_draw_room_nbytes(v->shape.code_numel, v->book.shape.world), 1, 1,
+                  &r->draws));
     TESS_TRY(take(r, c, 1, sizeof *r->row, &r->row));
     TESS_TRY(take(r, c, 1, sizeof *r->expired, &r->expired));
     TESS_TRY(take(r, v->row_numel, 1, sizeof *r->key, &r->key));
@@ -176,7 +178,9 @@ tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel, flo
 {
     const tess_codebook_route route = {
         .first = job->r.first, .holder = holder_of, .vector = vector_of, .arg = job, .dst = dst};
-    TESS_TRY(tess_draw_select(job->s->world, draw, valid_numel(job) * job->part_numel, numel,
+    const size_t nbytes = tess_draw_room_nbytes(job->at->shape.code_numel, job->world);
+    const tess_view room = tess_view_host(job->r.draws, (int64_t)nbytes, TESS_U8_OPAQUE);
+    TESS_TRY(tess_draw_select(job->s->world, draw, valid_numel(job) * job->part_numel, numel, &room,
                               job->r.drawn));
     return tess_codebooks_route(job->books, &route);
 }

@@ -36,6 +36,7 @@ typedef struct codes_room {
     float *value;     /* [c, d]: sums in f32, or drawn vectors */
     float *share;     /* [range of a tensor] */
     int64_t *drawn;   /* [K] */
+    void *draws;      /* scratch of drawing them */
     int64_t *row;     /* [c] */
     uint8_t *expired; /* [c] */
     uint64_t *key;    /* [row_numel] */

@@ -172,9 +172,8 @@ static tess_status make_description(tess_session *s)
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels,
+                                .holds_codes = s->options.kind != TESS_SESSION_TRAIN,
                                 .adapter = s->options.adapter};
-    if (s->options.kind != TESS_SESSION_TRAIN) /* codes are looked up, not only found */
-        s->run->quantizer.sharding = TESS_RUN_SHARDING_REPLICATED;
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
     tess_status st = list_nodes(s, &first_rank);
     launch.node_first_rank = first_rank;

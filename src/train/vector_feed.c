@@ -80,6 +80,8 @@ static tess_status open_files(tess_session *s)
     return s->run->data.eval_path != NULL ? open_file(s, HELD_OUT) : TESS_OK;
 }
 
+static tess_status check_masks(tess_session *s);
+
 static tess_status open_data(tess_session *s)
 {
     TESS_TRY(session_agree(s, open_files(s)));
@@ -92,7 +94,7 @@ static tess_status open_data(tess_session *s)
         tess_vectors_digest_text(&digest, s->source[kind].sequence_numel, s->d.sample.dim,
                                  s->source[kind].digest);
     }
-    return TESS_OK;
+    return session_agree(s, check_masks(s));
 }
 
 static char *arena_at(tess_session *s, size_t offset_nbytes)
@@ -413,6 +415,51 @@ static uint8_t *flags_of(tess_session *s, int64_t micro_batch_idx)
            (v->kept_numel > 0 ? m / tess_comm_world(s->world) * v->row_numel : 0);
 }
 
+/* Whether there is a valid vector in [first, end) of the held-out ones, or of training's order. */
+static tess_status find_valid(tess_session *s, int kind, int64_t first, int64_t end, bool *found)
+{
+    *found = false;
+    for (int64_t i = first; i < end && !*found; i++) {
+        uint8_t valid = 0;
+        TESS_TRY(tess_samples_valid(s->vector->data[kind], kind == TRAINING ? sample_of(s, i) : i,
+                                    1, &valid));
+        *found = valid != 0;
+    }
+    return TESS_OK;
+}
+
+/* Means are over valid vectors: every step has one, and so have those that are held out. What a
+ * step has is known before the first one, so no run ends at a later one; ranks look at steps in
+ * turn. Local. */
+static tess_status check_masks(tess_session *s)
+{
+    const tess_run *run = s->run;
+    const int64_t each = run->train.micro_batches * run->train.micro_batch;
+    const int64_t numel = s->source[HELD_OUT].sequence_numel;
+    tess_samples **data = s->vector->data;
+    bool found = false;
+    if (data[HELD_OUT] != NULL && run->data.eval_mask_path != NULL) {
+        TESS_TRY(find_valid(s, HELD_OUT, 0, numel, &found));
+        TESS_CHECK(found, TESS_E_FORMAT,
+                   "data.eval_mask_path: '%s' masks all of the %" PRId64 " vectors of '%s', "
+                   "expected a valid one; leave data.eval_path out",
+                   run->data.eval_mask_path, numel, run->data.eval_path);
+    }
+    if (data[TRAINING] == NULL || run->data.mask_path == NULL)
+        return TESS_OK;
+    for (int64_t i = tess_comm_rank(s->world); i < run->train.steps;
+         i += tess_comm_world(s->world)) {
+        TESS_TRY(find_valid(s, TRAINING, i * each, (i + 1) * each, &found));
+        TESS_CHECK(found, TESS_E_FORMAT,
+                   "data.mask_path: step %" PRId64 " of train.steps %" PRId64
+                   ": all of its %" PRId64
+                   " vectors are masked by '%s'; raise train.micro_batches, or leave out vectors "
+                   "that are masked",
+                   i + 1, run->train.steps, each, run->data.mask_path);
+    }
+    return TESS_OK;
+}
+
 static tess_status mask_training(tess_session *s, int64_t micro_batch_idx)
 {
     vector_feed *f = s->vector;
@@ -468,10 +515,6 @@ static tess_status count_valid(tess_session *s, int64_t step)
     for (int64_t m = 0; m < m_numel; m++)
         before[m + 1] += before[m];
     f->batch.step_numel = before[m_numel];
-    TESS_CHECK(before[m_numel] > 0, TESS_E_FORMAT,
-               "step %" PRId64 ": all of its %" PRId64 " vectors are masked by '%s' "
-               "(data.mask_path); raise train.micro_batches, or leave out vectors that are masked",
-               step + 1, m_numel * f->at.row_numel, s->run->data.mask_path);
     return TESS_OK;
 }
 

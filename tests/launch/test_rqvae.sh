@@ -93,4 +93,21 @@ refuse() {
 }
 refuse "leave out --format" export "$checkpoint" -o other --format hf
 refuse "vectors, not text" sample one/run.yaml --prompt word
+
+# A limit that codes fit by rows alone: said where they are replicated, to readers too, and taken by auto.
+sed "s|^quantizer:.*|quantizer: {type: vq, codes: 100000, code_dim: 12, update: ema, init: sample, encoder: [48]}|; s|dir: one|dir: large|" \
+    run.yaml >large.yaml
+needed() {
+    ! "$TESSERA_BIN" plan large.yaml --ranks 2 "quantizer.sharding=$1" compute.memory_limit=1MiB 2>refused || fail "1 MiB was enough"
+    ! grep -q sequence_length refused || fail "vectors have no sequences: $(cat refused)"
+    sed -n 's/.*plan needs \([0-9]*\) MiB.*/\1/p' refused
+}
+by_rows=$(needed rows) replicated=$(needed replicated)
+[ "$by_rows" -lt $((replicated - 2)) ] || fail "by rows codes need $by_rows MiB, replicated $replicated"
+limit="compute.memory_limit=$(((by_rows + replicated) / 2))MiB"
+refuse "or set quantizer.sharding: rows, which fits" plan large.yaml --ranks 2 quantizer.sharding=replicated "$limit"
+"$TESSERA_BIN" plan large.yaml --ranks 2 "$limit" | grep -q "codebooks sharded by rows" || fail "auto takes what does not fit"
+mpirun --oversubscribe -n 2 "$TESSERA_BIN" train large.yaml train.steps=1 train.warmup_steps=0 "$limit" 2>log || fail "$(cat log)"
+! mpirun --oversubscribe -n 2 "$TESSERA_BIN" eval large/run.yaml 2>refused >/dev/null || fail "eval took what does not fit"
+grep -q "only codes sharded by rows fit" refused || fail "$(cat refused)"
 echo passed

@@ -30,13 +30,13 @@ static void test_smallest_outputs_are_drawn_in_their_order(void **state)
     int64_t drawn[12];
     assert_int_equal(tess_comm_create_self(&self), TESS_OK);
     for (int64_t m = 1; m <= 8; m++) {
-        assert_int_equal(tess_draw_select(self, &example, 8, m, drawn), TESS_OK);
+        assert_int_equal(tess_draw_select(self, &example, 8, m, NULL, drawn), TESS_OK);
         assert_memory_equal(drawn, expected, (size_t)m * sizeof *drawn);
     }
-    assert_int_equal(tess_draw_select(self, &example, 8, 12, drawn), TESS_OK);
+    assert_int_equal(tess_draw_select(self, &example, 8, 12, NULL, drawn), TESS_OK);
     for (uint64_t j = 0; j < 12; j++) /* more than there are: with replacement */
         assert_int_equal(drawn[j], tess_draw_below(&example, j, 8));
-    assert_int_equal(tess_draw_select(self, &example, 0, 1, drawn), TESS_E_RANGE);
+    assert_int_equal(tess_draw_select(self, &example, 0, 1, NULL, drawn), TESS_E_RANGE);
     tess_error_clear();
     tess_comm_destroy(&self);
 }
@@ -49,7 +49,7 @@ static void test_few_of_many_are_the_smallest(void **state)
     tess_comm *self = NULL;
     int64_t drawn[M];
     assert_int_equal(tess_comm_create_self(&self), TESS_OK);
-    assert_int_equal(tess_draw_select(self, &example, N, M, drawn), TESS_OK);
+    assert_int_equal(tess_draw_select(self, &example, N, M, NULL, drawn), TESS_OK);
     const uint64_t last = tess_draw_output(&example, (uint64_t)drawn[M - 1]);
     int64_t below = 0;
     for (uint64_t g = 0; g < N; g++)

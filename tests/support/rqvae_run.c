@@ -14,14 +14,15 @@
 
 /* M = 5 micro-batches and K = 19 codes divide by no number of ranks above 1; N = 301 vectors are
  * less than two epochs of 12 steps with 40 vectors each, and no whole number of steps. */
-static const char run_text[] =
-    "model: {family: %s}\n"
-    "data: {path: %s, eval_path: %s%s}\n"
-    "train: {steps: 12, micro_batch: 8, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
-    "        eval_every: 5, seed: 11}\n"
-    "quantizer: {%s, %s, window: 5}\n"
-    "compute: {memory_limit: 1GiB}\n"
-    "output: {dir: %s/%s, checkpoint_every: 4, keep: 2}\n";
+enum { SEED = 11, MICRO_BATCH = 8, MICRO_BATCHES = 5 };
+static const char run_text[] = "model: {family: %s}\n"
+                               "data: {path: %s, eval_path: %s%s}\n"
+                               "train: {steps: 12, micro_batch: %d, micro_batches: %d, "
+                               "learning_rate: 1.0e-2, warmup_steps: 2,\n"
+                               "        eval_every: 5, seed: %d}\n"
+                               "quantizer: {%s, %s, window: 5}\n"
+                               "compute: {memory_limit: 1GiB}\n"
+                               "output: {dir: %s/%s, checkpoint_every: 4, keep: 2}\n";
 
 tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent)
 {
@@ -68,13 +69,51 @@ tess_status rqvae_write(vector_run *v, const char *name, const float *x, const i
     return st;
 }
 
+/* ---- masks ---- */
+
+int64_t rqvae_vector_at(int64_t n, int64_t place)
+{
+    const tess_rng rng = tess_rng_make(SEED, TESS_RNG_SHUFFLE, 0, 0);
+    return tess_rng_permute(&rng, n, place);
+}
+
+bool rqvae_is_valid(int64_t n, int64_t vector_idx)
+{
+    for (int64_t i = MICRO_BATCH; i < (MICRO_BATCHES - 1) * MICRO_BATCH; i++)
+        if (rqvae_vector_at(n, i) == vector_idx)
+            return false;
+    return vector_idx * 7 % 10 < 3;
+}
+
+/* In step 0 there are micro-batches with valid vectors and without, and beside ranks with some one
+ * with none. */
+static tess_status check_mask(const vector_run *v, int world)
+{
+    int of_batch[MICRO_BATCHES] = {0}, full_batches = 0, full_ranks = 0;
+    for (int i = 0; i < MICRO_BATCHES * MICRO_BATCH; i++)
+        of_batch[i / MICRO_BATCH] += rqvae_is_valid(v->n, rqvae_vector_at(v->n, i));
+    for (int m = 0; m < MICRO_BATCHES; m++)
+        full_batches += of_batch[m] > 0;
+    for (int r = 0; r < TESS_MIN(world, MICRO_BATCHES); r++) {
+        int numel = 0;
+        for (int m = r; m < MICRO_BATCHES; m += world)
+            numel += of_batch[m];
+        full_ranks += numel > 0;
+    }
+    TESS_CHECK(full_batches > 0 && full_batches < MICRO_BATCHES, TESS_E_STATE,
+               "mask: %d micro-batches of step 0 have valid vectors", full_batches);
+    TESS_CHECK(full_ranks > 0 && (world == 1 || full_ranks < TESS_MIN(world, MICRO_BATCHES)),
+               TESS_E_STATE, "mask: %d ranks have valid vectors in step 0", full_ranks);
+    return TESS_OK;
+}
+
 static tess_status write_mask(vector_run *v)
 {
     void *memory = NULL;
     TESS_TRY(tess_alloc_array(v->n, sizeof(float), &memory));
     float *valid = memory;
     for (int64_t i = 0; i < v->n; i++)
-        valid[i] = rqvae_is_valid(i) ? 1.0f : 0.0f;
+        valid[i] = rqvae_is_valid(v->n, i) ? 1.0f : 0.0f;
     const tess_status st = rqvae_write(v, "mask.fbin", valid, (const int64_t[]){v->n, 1});
     tess_free(memory);
     return st;
@@ -82,6 +121,7 @@ static tess_status write_mask(vector_run *v)
 
 tess_status rqvae_make_mask(tess_comm *comm, vector_run *v)
 {
+    TESS_TRY(check_mask(v, tess_comm_world(comm)));
     return tess_agree(comm, tess_comm_rank(comm) == 0 ? write_mask(v) : TESS_OK);
 }
 
@@ -103,6 +143,7 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
         snprintf(masks, sizeof masks, ", mask_path: %s/mask.fbin, eval_mask_path: %s/mask.fbin",
                  v->dir, v->dir);
     snprintf(text, sizeof text, run_text, l->images != NULL ? "vqvae" : "rqvae", data, data, masks,
+             MICRO_BATCH, MICRO_BATCHES, SEED,
              l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6",
              l->images != NULL
                  ? "downsample: 2, channels: 6, residual_blocks: 1, residual_channels: 4"

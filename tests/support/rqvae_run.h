@@ -5,7 +5,7 @@
 #include "tests/support/vector_run.h"
 #include "train/session.h"
 
-enum { RQVAE_OVERRIDE_MAX = 8, RQVAE_STEPS = 12 };
+enum { RQVAE_OVERRIDE_MAX = 12, RQVAE_STEPS = 12 };
 
 /** A run and how it differs from the others. */
 typedef struct rqvae_launch {
@@ -27,14 +27,16 @@ typedef struct rqvae_outcome {
 /** Images of 16 x 16 with 3 channels, a disk of one color on another, as .npy in `folder`.
  * Collective over `comm`. */
 tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel);
-/** `mask.fbin` in the folder: seven of ten vectors, so that whole micro-batches are masked.
- * Collective over `comm`. */
+/** `mask.fbin` in the folder: seven of ten vectors, and in the first step micro-batches 1 to 3 of
+ * 5, and so all of the last of up to 4 ranks. Checked on this number of ranks; the launches have
+ * the seed and the sizes of the run's text. Collective over `comm`. */
 tess_status rqvae_make_mask(tess_comm *comm, vector_run *v);
-static inline bool rqvae_is_valid(int64_t vector_idx) { return vector_idx * 7 % 10 < 3; }
+/** The vector at a place of the first epoch's order. Local. */
+int64_t rqvae_vector_at(int64_t n, int64_t place);
+/** Of n vectors. Local. */
+bool rqvae_is_valid(int64_t n, int64_t vector_idx);
 /** Vectors [numel, dim] of a file in the folder. Local. */
 tess_status rqvae_write(vector_run *v, const char *name, const float *x, const int64_t shape[2]);
-/** Runs that leave the same bits. Local. */
-tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name);
 /** One image of another extent beside them. Local. */
 tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent);
 /** A session of the run: training, or a reader of its newest checkpoint. Collective over `comm`. */

@@ -6,6 +6,7 @@
  * leave ranks without one, of 7 codes some of 8 ranks own none.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,20 @@ static const rqvae_launch runs[] = {
     {.name = "images",
      .quantizer = "type: vq, codes: 19, code_dim: 4, update: ema, decay: 0.8, threshold: 1.5",
      .images = "images",
-     .override = {"compute.dtype=bf16", "train.micro_batch=2"}}};
+     .override = {"compute.dtype=bf16", "train.micro_batch=2"}},
+    {.name = "m-levels",
+     .quantizer = BOOKS ", levels: 3, groups: 2, threshold: 1.5",
+     .override = {"compute.dtype=bf16", "compute.activation_checkpointing=on"},
+     .is_masked = true},
+    {.name = "m-cosine",
+     .quantizer = "codes: 19, code_dim: 6, type: cosine, groups: 2, threshold: 1.5",
+     .override = {"compute.dtype=f32"},
+     .is_masked = true},
+    /* More codes than vectors of a step, of which most are masked; all codes expire. */
+    {.name = "m-few",
+     .quantizer = "codes: 43, code_dim: 6, levels: 2, update: ema, threshold: 100",
+     .override = {"compute.dtype=f32"},
+     .is_masked = true}};
 
 /* The launch under another name, with more overrides. */
 static rqvae_launch with(const rqvae_launch *l, const char *name, const char *a, const char *b)
@@ -111,6 +125,43 @@ static tess_status check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
     return tess_agree(comm, rqvae_expect_same(v, whole_name, parts_name));
 }
 
+/* ---- masks ---- */
+
+/* The vectors with NaN in the place of masked ones: no bit is another, in either sharding. */
+static tess_status write_others(vector_run *v)
+{
+    static float x[301 * 19];
+    memcpy(x, v->x, sizeof x);
+    for (int64_t i = 0; i < v->n; i++)
+        for (int64_t j = 0; j < v->d && !rqvae_is_valid(v->n, i); j++)
+            x[i * v->d + j] = NAN;
+    return rqvae_write(v, "others.fbin", x, (const int64_t[]){v->n, v->d});
+}
+
+/* After check_bits of the same launch. */
+static tess_status check_others(tess_comm *comm, vector_run *v, const rqvae_launch *base)
+{
+    char data[400], eval[400], name[32], rows_name[32];
+    bool is_done = false;
+    snprintf(data, sizeof data, "data.path=%s/others.fbin", v->dir);
+    snprintf(eval, sizeof eval, "data.eval_path=%s/others.fbin", v->dir);
+    snprintf(name, sizeof name, "%s-others", base->name);
+    snprintf(rows_name, sizeof rows_name, "%s-rows", base->name);
+    const rqvae_launch others = with(base, name, data, eval);
+    const rqvae_launch rows = with(&others, name, ROWS, NULL);
+    TESS_TRY(rqvae_train(comm, v, &rows, &is_done));
+    return tess_agree(comm, rqvae_expect_same(v, rows_name, name));
+}
+
+static tess_status check_masks(tess_comm *comm, vector_run *v)
+{
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? write_others(v) : TESS_OK));
+    for (int i = 0; i < TESS_NELEM(runs); i++)
+        if (runs[i].is_masked)
+            TESS_TRY(check_others(comm, v, &runs[i]));
+    return TESS_OK;
+}
+
 /* ---- on the wire ---- */
 
 typedef struct traffic {
@@ -149,6 +200,10 @@ static tess_status planned(vector_run *v, const char *run, const char *key, int6
     return TESS_OK;
 }
 
+/* Both runs end with an evaluation, of one vector: whose codes, of at most 3 levels of 6
+ * dimensions, come from other ranks or not. */
+enum { EVAL_NBYTES = 3 * 6 * 4 };
+
 /* `t` of five steps on this rank, against what `run` planned for one. */
 static tess_status compare(tess_comm *comm, vector_run *v, const char *run, const traffic *t)
 {
@@ -156,12 +211,12 @@ static tess_status compare(tess_comm *comm, vector_run *v, const char *run, cons
     TESS_TRY(tess_agree(comm, planned(v, run, "\"codebook_bytes_received\"", &books)));
     TESS_TRY(tess_agree(comm, planned(v, run, "\"gather_bytes_received\"", &units)));
     TESS_TRY(tess_comm_control(comm, NULL, 0, &most, 1));
-    TESS_CHECK(most <= 5 * books, TESS_E_STATE,
+    TESS_CHECK(most <= 5 * books + EVAL_NBYTES, TESS_E_STATE,
                "%s: a rank receives %" PRId64
                " / 5 bytes for codebooks in a step, planned %" PRId64,
                run, most, books);
     /* Codes are fetched, and dead ones replaced, by fewer vectors than there could be. */
-    TESS_CHECK(tess_comm_world(comm) == 1 || 2 * most > 5 * books, TESS_E_STATE,
+    TESS_CHECK(tess_comm_world(comm) == 1 || 2 * (most + EVAL_NBYTES) > 5 * books, TESS_E_STATE,
                "%s: no rank receives more than %" PRId64 " / 5 of %" PRId64
                " planned bytes: what is missing?",
                run, most, books);
@@ -171,13 +226,15 @@ static tess_status compare(tess_comm *comm, vector_run *v, const char *run, cons
     return TESS_OK;
 }
 
+/* Five steps, into `out`, as `run` planned them. */
 static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch *base,
-                              const char *sharding)
+                              const char *sharding, traffic *out)
 {
     static const char *const steps[] = {"train.steps=2", "train.steps=7"};
     tess_comm *spy = NULL;
     traffic t[2];
-    char name[48];
+    char name[48], eval[400];
+    snprintf(eval, sizeof eval, "data.eval_path=%s/one.fbin", v->dir);
     TESS_TRY(tess_comm_create_spy(comm, &spy));
     tess_status st = TESS_OK;
     for (int i = 0; i < 2 && st == TESS_OK; i++) {
@@ -185,16 +242,46 @@ static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch
         snprintf(name, sizeof name, "%s-%s-wire%d", base->name, strchr(sharding, '=') + 1, i);
         const rqvae_launch quiet =
             with(base, name, "train.eval_every=0", "output.checkpoint_every=0");
-        const rqvae_launch l = with(&quiet, name, sharding, steps[i]);
+        const rqvae_launch cut = with(&quiet, name, sharding, steps[i]);
+        const rqvae_launch l = with(&cut, name, eval, NULL);
         tess_spy_clear(spy);
         st = rqvae_train(spy, v, &l, &is_done);
         t[i] = traffic_of(spy);
     }
-    const traffic five = {t[1].books - t[0].books, t[1].units - t[0].units};
+    *out = (traffic){t[1].books - t[0].books, t[1].units - t[0].units};
     if (st == TESS_OK)
-        st = compare(comm, v, name, &five);
+        st = compare(comm, v, name, out);
     tess_comm_destroy(&spy);
     return tess_agree(comm, st);
+}
+
+/* Both numbers that either plan has: exchanges of that sharding's own plan, and of replicated codes
+ * the gathers that rows do without. */
+static tess_status check_wires(tess_comm *comm, vector_run *v, const rqvae_launch *base)
+{
+    static const char *const sharding[] = {ROWS, REPLICATED};
+    traffic t[2];
+    int64_t own[2] = {0};
+    for (int i = 0; i < 2; i++) {
+        char name[48];
+        TESS_TRY(check_wire(comm, v, base, sharding[i], &t[i]));
+        snprintf(name, sizeof name, "%s-%s-wire1", base->name, strchr(sharding[i], '=') + 1);
+        TESS_TRY(tess_agree(comm, planned(v, name, "\"codebook_bytes_received\"", &own[i])));
+    }
+    const int64_t gathered = t[1].units - t[0].units;
+    for (int i = 0; i < 2; i++) {
+        char name[48];
+        int64_t rows = 0, whole = 0;
+        snprintf(name, sizeof name, "%s-%s-wire1", base->name, strchr(sharding[i], '=') + 1);
+        TESS_TRY(tess_agree(comm, planned(v, name, "\"rows_bytes_received\"", &rows)));
+        TESS_TRY(tess_agree(comm, planned(v, name, "\"replicated_bytes_received\"", &whole)));
+        TESS_CHECK(rows == own[0] && (rows == 0) == (tess_comm_world(comm) == 1), TESS_E_STATE,
+                   "%s: planned %" PRId64 " bytes by rows, and %" PRId64, name, rows, own[0]);
+        TESS_CHECK(5 * (whole - own[1]) == gathered, TESS_E_STATE,
+                   "%s: replicated codes gather %" PRId64 " / 5 bytes in a step, planned %" PRId64,
+                   name, gathered, whole - own[1]);
+    }
+    return TESS_OK;
 }
 
 /* ---- the choice ---- */
@@ -240,17 +327,22 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
 
 static tess_status check_all(tess_comm *comm, tess_comm *self, vector_run *v)
 {
+    tess_status st = TESS_OK;
     TESS_TRY(rqvae_make_images(comm, v, "images", 9));
+    TESS_TRY(rqvae_make_mask(comm, v));
     TESS_TRY(check_refusals(comm, v));
     TESS_TRY(tess_agree(comm, check_choice(comm, v)));
     for (int i = 0; i < TESS_NELEM(runs); i++)
         TESS_TRY(check_bits(comm, self, v, &runs[i]));
-    for (int i = 0; i < 4; i++) {
-        TESS_TRY(check_wire(comm, v, &runs[i], ROWS));
-        TESS_TRY(check_wire(comm, v, &runs[i], REPLICATED));
-    }
+    TESS_TRY(check_masks(comm, v));
+    if (tess_comm_rank(comm) == 0)
+        st = rqvae_write(v, "one.fbin", v->x, (const int64_t[]){1, v->d});
+    TESS_TRY(tess_agree(comm, st));
+    for (int i = 0; i < 4; i++)
+        TESS_TRY(check_wires(comm, v, &runs[i]));
     TESS_TRY(check_resume(comm, self, v, &runs[0]));
-    return check_resume(comm, self, v, &runs[2]);
+    TESS_TRY(check_resume(comm, self, v, &runs[2]));
+    return check_resume(comm, self, v, &runs[7]);
 }
 
 static tess_status run(tess_comm *comm)

@@ -149,7 +149,7 @@ static tess_status write_others(vector_run *v)
     static float x[301 * 19];
     memcpy(x, v->x, sizeof x);
     for (int64_t i = 0; i < v->n; i++)
-        for (int64_t j = 0; j < v->d && !rqvae_is_valid(i); j++)
+        for (int64_t j = 0; j < v->d && !rqvae_is_valid(v->n, i); j++)
             x[i * v->d + j] = i % 2 == 0 ? NAN : 1e30f;
     return rqvae_write(v, "others.fbin", x, (const int64_t[]){v->n, v->d});
 }
@@ -183,7 +183,12 @@ static tess_status write_bad_masks(vector_run *v)
     TESS_TRY(rqvae_write(v, "none.fbin", valid, (const int64_t[]){v->n, 1}));
     TESS_TRY(rqvae_write(v, "short.fbin", valid, (const int64_t[]){v->n - 1, 1}));
     valid[7] = 0.5f;
-    return rqvae_write(v, "half.fbin", valid, (const int64_t[]){v->n, 1});
+    TESS_TRY(rqvae_write(v, "half.fbin", valid, (const int64_t[]){v->n, 1}));
+    for (int64_t i = 0; i < v->n; i++)
+        valid[i] = 1.0f;
+    for (int64_t i = 6 * 40; i < 7 * 40; i++)
+        valid[rqvae_vector_at(v->n, i)] = 0.0f;
+    return rqvae_write(v, "late.fbin", valid, (const int64_t[]){v->n, 1});
 }
 
 static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
@@ -191,7 +196,8 @@ static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
     static const struct {
         const char *file, *words;
         tess_status code;
-    } bad[] = {{"none", "step 1: all of its 40 vectors are masked", TESS_E_FORMAT},
+    } bad[] = {{"none", "step 1 of train.steps 12: all of its 40 vectors", TESS_E_FORMAT},
+               {"late", "step 7 of train.steps 12: all of its 40 vectors", TESS_E_FORMAT},
                {"short", "expected [301, 1]", TESS_E_CONFIG},
                {"half", "vector 7 has 0.5, expected 0 (masked) or 1", TESS_E_FORMAT}};
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? write_bad_masks(v) : TESS_OK));
@@ -201,6 +207,10 @@ static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
         const rqvae_launch l = {.name = "bad", .override = {key}};
         TESS_TRY(rqvae_expect_refused(comm, v, &l, bad[i].code, bad[i].words));
     }
+    char held_out[400];
+    snprintf(held_out, sizeof held_out, "data.eval_mask_path=%s/none.fbin", v->dir);
+    const rqvae_launch none = {.name = "bad", .override = {held_out}};
+    TESS_TRY(rqvae_expect_refused(comm, v, &none, TESS_E_FORMAT, "data.eval_mask_path"));
     const rqvae_launch images = {
         .name = "images-bad", .images = "images", .override = {"data.mask_path=mask.fbin"}};
     return rqvae_expect_refused(comm, v, &images, TESS_E_CONFIG,

@@ -203,7 +203,7 @@ static tess_status compare_codes(vector_run *v, const char *plain, const char *n
         TESS_TRY(st);
     }
     for (int64_t i = 0; i < N; i++)
-        TESS_CHECK(code[1][i] == (rqvae_is_valid(i) ? code[0][i] : -1), TESS_E_STATE,
+        TESS_CHECK(code[1][i] == (rqvae_is_valid(N, i) ? code[0][i] : -1), TESS_E_STATE,
                    "vector %" PRId64 ": code %" PRId64 ", without a mask %" PRId64, i, code[1][i],
                    code[0][i]);
     return TESS_OK;
@@ -224,7 +224,7 @@ static tess_status compare_vectors(vector_run *v)
         TESS_TRY(st);
     }
     for (int64_t i = 0; i < (int64_t)N * DIM; i++)
-        TESS_CHECK(x[1][i] == (rqvae_is_valid(i / DIM) ? x[0][i] : 0.0f), TESS_E_STATE,
+        TESS_CHECK(x[1][i] == (rqvae_is_valid(N, i / DIM) ? x[0][i] : 0.0f), TESS_E_STATE,
                    "element %" PRId64 " is %g, without a mask %g", i, (double)x[1][i],
                    (double)x[0][i]);
     return TESS_OK;
@@ -270,7 +270,7 @@ static tess_status check_masks(tess_comm *comm, vector_run *v)
     tess_encode_result result;
     int64_t valid_numel = 0;
     for (int64_t i = 0; i < N; i++)
-        valid_numel += rqvae_is_valid(i);
+        valid_numel += rqvae_is_valid(N, i);
     TESS_TRY(rqvae_make_mask(comm, v));
     TESS_TRY(encode_masked(comm, v, &result));
     TESS_CHECK(result.sample_numel == valid_numel && result.error > 0.0, TESS_E_STATE,
