@@ -60,7 +60,6 @@ __global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
         __syncthreads();
         for (int64_t j = threadIdx.x; j < a.dim; j += blockDim.x)
             code[j] = (float)((double)code[j] / *length);
-        __syncthreads(); /* the length is used up */
     }
 }
 

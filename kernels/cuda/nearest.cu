@@ -247,11 +247,11 @@ __device__ static inline shared_parts shared_of(unsigned char *base, int slot_nu
     return p;
 }
 
-/* Scores below it are out: canonical distances that round to the same f32 lie within 2^-23 of each
- * other. NaN where the slack is. */
-__device__ static inline float bar_of(const shared_parts &p, int row)
+/* Scores below it are out, one of `found` being there: canonical distances that round to the same
+ * f32 lie within 2^-23 of each other. NaN where the slack is. */
+__device__ static inline float bar_of(const shared_parts &p, int row, float found)
 {
-    const float score = tess_ordered_value(p.best[row]), slack = p.slack[row];
+    const float score = fmaxf(tess_ordered_value(p.best[row]), found), slack = p.slack[row];
     const float distance = p.square[row] - 2.0f * score + slack;
     return score - slack - fmaxf(distance, 0.0f) * 0x1p-23f;
 }
@@ -299,7 +299,8 @@ __device__ static inline void begin_codes(const search_job &a, const shared_part
     tess_cp_commit();
 }
 
-/* Empty lists and the bounds of a tile's vectors, four threads each. */
+/* Empty lists and the bounds of a tile's vectors, four threads each: those that decided this row of
+ * the last tile, and have used its list up before they meet in the shuffles. */
 __device__ static inline void begin_vectors(const search_job &a, const shared_parts &p,
                                             int64_t first)
 {
@@ -381,31 +382,25 @@ __device__ static inline void begin_scores(const search_job &a, int64_t code_til
     }
 }
 
-/* Best scores of the rows of a tile. */
-__device__ static inline void raise_best(const shared_parts &p, const warp_place &at,
-                                         const float acc[2][4][4])
-{
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float most = -INFINITY;
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-            most = fmaxf(most, fmaxf(acc[i / 2][t][i % 2 * 2], acc[i / 2][t][i % 2 * 2 + 1]));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-        if (at.lane % 4 == 0)
-            atomicMax(p.best + at.row + i * 8 + at.g, tess_ordered_bits(most));
-    }
-}
-
-/* Codes that reach the bar into the lists; what does not fit is counted all the same. */
+/* Codes that reach the bar of their row into the lists; what does not fit is counted all the same.
+ * Other warps may raise the best score meanwhile: a bar that does not know it is lower, no more. */
 __device__ static inline void append(const shared_parts &p, int64_t code_tile, const warp_place &at,
                                      const float acc[2][4][4])
 {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = at.row + i * 8 + at.g;
-        const float bar = bar_of(p, row);
+        float most = -INFINITY;
+#pragma unroll
+        for (int t = 0; t < 8; t++)
+            most = fmaxf(most, acc[i / 2][t / 2][i % 2 * 2 + t % 2]);
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+        if (!(most > -INFINITY)) /* nothing but padding */
+            continue;
+        if (at.lane % 4 == 0)
+            atomicMax(p.best + row, tess_ordered_bits(most));
+        const float bar = bar_of(p, row, most);
 #pragma unroll
         for (int t = 0; t < 8; t++) {
             const float score = acc[i / 2][t / 2][i % 2 * 2 + t % 2];
@@ -419,21 +414,26 @@ __device__ static inline void append(const shared_parts &p, int64_t code_tile, c
     }
 }
 
-/* A list that is half full drops what fell below the bar; one that lost codes is given up. */
-__device__ static inline void tidy(const shared_parts &p, int row)
+/* Lists that are half full drop what fell below the bar, an entry a lane; those that lost codes are
+ * given up. */
+__device__ static inline void tidy(const shared_parts &p)
 {
-    const int numel = p.count[row];
-    list_entry *list = p.list + row * LIST_NUMEL;
-    if (numel > LIST_NUMEL)
-        p.slack[row] = NAN;
-    if (numel <= LIST_NUMEL / 2)
-        return;
-    const float bar = bar_of(p, row);
-    int kept = 0;
-    for (int i = 0; i < TESS_MIN(numel, (int)LIST_NUMEL); i++)
-        if (list[i].score >= bar)
-            list[kept++] = list[i];
-    p.count[row] = kept;
+    static_assert(LIST_NUMEL == 32, "an entry a lane");
+    const int lane = (int)threadIdx.x % 32, first = (int)threadIdx.x / 32;
+    for (int row = first; row < VECTORS; row += THREADS / 32) {
+        const int numel = p.count[row];
+        if (numel <= LIST_NUMEL / 2)
+            continue;
+        const list_entry entry = p.list[row * LIST_NUMEL + lane];
+        const bool is_kept = lane < numel && entry.score >= bar_of(p, row, -INFINITY);
+        const unsigned kept = __ballot_sync(0xffffffffu, is_kept);
+        if (is_kept)
+            p.list[row * LIST_NUMEL + __popc(kept & ((1u << lane) - 1u))] = entry;
+        if (lane == 0)
+            p.count[row] = __popc(kept);
+        if (lane == 0 && numel > LIST_NUMEL)
+            p.slack[row] = NAN;
+    }
 }
 
 /* What the lists hold, four threads a vector. */
@@ -441,14 +441,14 @@ __device__ static inline void decide(const search_job &a, const shared_parts &p,
 {
     const int row = (int)threadIdx.x / 4;
     const int64_t v = first + row;
-    const float bar = bar_of(p, row);
+    const float bar = bar_of(p, row, -INFINITY);
     if (v >= a.vector_numel)
         return;
     if (bar != bar && threadIdx.x % 4 == 0)
         atomicMin(a.key + v, NO_RESULT);
-    for (int i = (int)threadIdx.x % 4; i < p.count[row]; i += 4) {
+    for (int i = (int)threadIdx.x % 4; i < TESS_MIN(p.count[row], (int)LIST_NUMEL); i += 4) {
         const list_entry entry = p.list[row * LIST_NUMEL + i];
-        if (entry.score >= bar)
+        if (entry.score >= bar && entry.code < a.pack.code_numel) /* padding is no code */
             atomicMin(a.key + v, key_of(a.x + v * a.dim, a.code + entry.code * a.dim, a.dim,
                                         a.first_row + entry.code));
     }
@@ -482,12 +482,9 @@ __device__ static inline void search_tiles(const search_job &a, const shared_par
             begin_scores(a, tile, at, acc);
         multiply(p.x + slot * X_NUMEL, p.code + (i % 2) * CODE_NUMEL, at, acc);
         if (next == 0) {
-            raise_best(p, at, acc);
-            __syncthreads(); /* or lists would overflow by codes that the bar keeps out */
             append(p, tile, at, acc);
             __syncthreads();
-            if (threadIdx.x < VECTORS)
-                tidy(p, (int)threadIdx.x);
+            tidy(p);
             tile++;
         }
         stage = next;
@@ -506,7 +503,6 @@ __global__ static void __launch_bounds__(THREADS) search_kernel(const search_job
         const int64_t first = item % a.vector_tile_numel * VECTORS;
         search_tiles(a, p, first, a.code_tile_numel * slice / a.slice_numel,
                      a.code_tile_numel * (slice + 1) / a.slice_numel);
-        __syncthreads(); /* lists are used up */
     }
 }
 
@@ -522,6 +518,7 @@ struct fill_key {
 
 static search_job job_of(const tess_nearest_args *a)
 {
+    const int64_t wanted = TESS_MIN((int64_t)BLOCK_WANTED, tess_grid_max());
     search_job job = {};
     job.x = static_cast<const float *>(a->x.data);
     job.code = static_cast<const float *>(a->code.data);
@@ -532,8 +529,8 @@ static search_job job_of(const tess_nearest_args *a)
     job.first_row = (uint32_t)a->first_row_idx;
     job.vector_tile_numel = tess_ceil_div(a->vector_numel, VECTORS);
     job.code_tile_numel = job.pack.padded_numel / CODES;
-    job.slice_numel = TESS_MIN(tess_ceil_div(BLOCK_WANTED, TESS_MAX(job.vector_tile_numel, 1)),
-                               job.code_tile_numel);
+    job.slice_numel =
+        TESS_MIN(tess_ceil_div(wanted, TESS_MAX(job.vector_tile_numel, 1)), job.code_tile_numel);
     job.stage_numel = (int)(job.pack.padded_dim / DEPTH);
     job.slot_numel = job.stage_numel <= RESIDENT_NUMEL ? job.stage_numel : 2;
     job.best_numel = a->best_numel;
