@@ -332,7 +332,6 @@ __global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
             float *d_x = a.d_x + row_at(r, row) + own;
             *d_x = *d_x + (float)(scale * d);
         }
-        __syncthreads(); /* all of it is used up */
     }
 }
 

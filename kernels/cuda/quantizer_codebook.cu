@@ -229,7 +229,6 @@ __global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
         __syncthreads();
         if (threadIdx.x == 0)
             a.key[row] = *best;
-        __syncthreads(); /* the best is used up */
     }
 }
 

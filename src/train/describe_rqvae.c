@@ -275,5 +275,7 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         .kernels = launch->kernels};
     tess_registry_init(&d->registry, options.compute_dt);
     TESS_TRY(tess_rqvae_create(&config, &options, &d->registry, &d->model));
-    return tess_codes_room_nbytes(run, &layout, launch->kernels, &d->start_nbytes);
+    /* Where a device trains, the host sets codes. */
+    return tess_codes_room_nbytes(run, &layout, launch->is_device ? NULL : launch->kernels,
+                                  &d->start_nbytes);
 }

@@ -41,8 +41,8 @@ static tess_status make_unit(tess_session *s, const tess_codebook_rows *rows)
                                             .code_numel = rows->row_numel,
                                             .eps = EPS,
                                             .is_cosine = true};
-    TESS_TRY(s->kernels->quantizers->embed(&args, tess_runtime_stream(s->rt)));
-    TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    TESS_TRY(codes_kernels(s)->quantizers->embed(&args, codes_stream(s)));
+    TESS_TRY(tess_stream_finish(codes_stream(s)));
     memcpy(rows->embed_avg, rows->embed,
            (size_t)(rows->row_numel * rows->dim) * sizeof *rows->embed);
     return TESS_OK;
@@ -105,7 +105,7 @@ static tess_status add_up(codes_job *job, int book)
                                          .exponent = exponent,
                                          .sum = job->r.sum,
                                          .count = job->r.count};
-        st = s->kernels->code_sum(&args, tess_runtime_stream(s->rt));
+        st = codes_kernels(s)->code_sum(&args, codes_stream(s));
     }
     TESS_TRY(session_agree(s, st));
     TESS_TRY(codes_share(job, job->r.sum, numel));
@@ -117,8 +117,8 @@ static tess_status add_up(codes_job *job, int book)
 
 static tess_status move(codes_job *job, const tess_codebook_rows *rows)
 {
-    const tess_quantizer_kernels *q = job->s->kernels->quantizers;
-    tess_stream *stream = tess_runtime_stream(job->s->rt);
+    const tess_quantizer_kernels *q = codes_kernels(job->s)->quantizers;
+    tess_stream *stream = codes_stream(job->s);
     int64_t total = 0;
     const tess_quantizer_average_args average = {.rows = *rows,
                                                  .count = job->r.count,
@@ -146,8 +146,8 @@ static tess_status find_expired(codes_job *job, const tess_codebook_rows *rows,
                                                .threshold = s->run->quantizer.threshold,
                                                .expired = job->r.expired,
                                                .expired_numel = expired_numel};
-    TESS_TRY(s->kernels->quantizers->expire(&expire, tess_runtime_stream(s->rt)));
-    return tess_stream_finish(tess_runtime_stream(s->rt));
+    TESS_TRY(codes_kernels(s)->quantizers->expire(&expire, codes_stream(s)));
+    return tess_stream_finish(codes_stream(s));
 }
 
 /* Codes that too few vectors came to begin again at vectors of the step. */
@@ -172,7 +172,7 @@ static tess_status replace(codes_job *job, const tess_codebook_rows *rows, int b
                                               .replace_numel = numel,
                                               .reset = s->run->quantizer.threshold,
                                               .is_cosine = is_cosine(s)};
-    return session_agree(s, s->kernels->quantizers->replace(&args, tess_runtime_stream(s->rt)));
+    return session_agree(s, codes_kernels(s)->quantizers->replace(&args, codes_stream(s)));
 }
 
 tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout)

@@ -67,7 +67,7 @@ tess_status codes_begin(tess_session *s, const tess_vector_layout *layout, codes
     tess_status st = tess_runtime_host_work(s->rt, &work);
     job->r.base = work.data;
     if (st == TESS_OK)
-        st = lay_out(s->run, layout, s->kernels, &job->r);
+        st = lay_out(s->run, layout, codes_kernels(s), &job->r);
     if (st == TESS_OK && job->r.used_nbytes > (size_t)work.numel)
         st = TESS_FAIL(TESS_E_STATE, "codes need %zu bytes of staging, the plan has %" PRId64,
                        job->r.used_nbytes, work.numel);

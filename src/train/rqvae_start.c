@@ -13,8 +13,8 @@ static int64_t pooled_rows(const codes_job *k)
 /* Nearest codes of this rank's vectors, which lie in one piece. */
 static tess_status assign(codes_job *k)
 {
-    const tess_kernels *kernels = k->s->kernels;
-    tess_stream *stream = tess_runtime_stream(k->s->rt);
+    const tess_kernels *kernels = codes_kernels(k->s);
+    tess_stream *stream = codes_stream(k->s);
     const int64_t rows = pooled_rows(k), d = k->at->shape.dim;
     const tess_view code = tess_view_host(k->r.code, k->at->shape.code_numel * d, TESS_F32);
     const tess_nearest_prepare_args prepare = {
@@ -48,7 +48,7 @@ static tess_status add_own(codes_job *k, int exponent)
     memset(k->r.sum, 0, (size_t)(k->at->shape.code_numel * k->at->shape.dim) * sizeof *k->r.sum);
     memset(k->r.count, 0, (size_t)k->at->shape.code_numel * sizeof *k->r.count);
     TESS_TRY(assign(k));
-    return k->s->kernels->code_sum(&args, tess_runtime_stream(k->s->rt));
+    return codes_kernels(k->s)->code_sum(&args, codes_stream(k->s));
 }
 
 /* A code that no vector comes to keeps its place. */
@@ -65,7 +65,7 @@ static tess_status lloyd_round(codes_job *k, int exponent)
     TESS_TRY(session_agree(k->s, add_own(k, exponent)));
     TESS_TRY(codes_share(k, k->r.sum, k->at->shape.code_numel * k->at->shape.dim));
     TESS_TRY(codes_share(k, k->r.count, k->at->shape.code_numel));
-    return session_agree(k->s, k->s->kernels->code_mean(&mean, tess_runtime_stream(k->s->rt)));
+    return session_agree(k->s, codes_kernels(k->s)->code_mean(&mean, codes_stream(k->s)));
 }
 
 /* The next level's vectors. */
@@ -79,7 +79,7 @@ static tess_status subtract(codes_job *k)
                                           .dim = k->at->shape.dim,
                                           .dst = k->x};
     TESS_TRY(assign(k));
-    return k->s->kernels->code_residual(&args, tess_runtime_stream(k->s->rt));
+    return codes_kernels(k->s)->code_residual(&args, codes_stream(k->s));
 }
 
 static tess_status start_book(codes_job *k, int book)

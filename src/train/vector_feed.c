@@ -29,6 +29,7 @@ struct vector_feed {
     tess_vector_layout at;
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
+    char *read;              /* where kernels find the layout: the DATA arena, or its mirror */
     int64_t *window[KIND_NUMEL];
     int64_t update_numel; /* steps that codes have followed */
     int pending;          /* window that the results of the batch still belong into, -1: none */
@@ -100,18 +101,29 @@ static int64_t *window_at(tess_session *s, int kind)
     return (int64_t *)(void *)arena_at(s, s->vector->at.window[kind]);
 }
 
+static bool is_on_device(tess_session *s) { return tess_runtime_device(s->rt)->space != TESS_HOST; }
+
+static char *read_begin(tess_session *s)
+{
+    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
+    return is_on_device(s) ? (char *)mirror.data + (mirror.numel - (int64_t)s->vector->at.nbytes)
+                           : arena_at(s, 0);
+}
+
 static tess_status carve(tess_session *s)
 {
     vector_feed *f = s->vector;
+    f->read = read_begin(s);
+    tess_stream_init_inline(&s->codes_stream, "codes", s->pool);
     f->x = (float *)(void *)arena_at(s, f->at.x);
     f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,
-                                   .x = f->x,
+                                   .x = (float *)(void *)(f->read + f->at.x),
                                    .code = (uint32_t *)(void *)arena_at(s, f->at.code),
                                    .square = (double *)(void *)arena_at(s, f->at.square),
                                    .step_numel = s->run->train.micro_batches * f->at.row_numel};
     if (f->at.shape.mean_numel > 0) {
-        f->batch.mean_slope = (double *)(void *)arena_at(s, f->at.mean_slope);
-        f->batch.mean_value = (double *)(void *)arena_at(s, f->at.mean_value);
+        f->batch.mean_slope = (double *)(void *)(f->read + f->at.mean_slope);
+        f->batch.mean_value = (double *)(void *)(f->read + f->at.mean_value);
     }
     for (int kind = 0; kind < KIND_NUMEL; kind++) {
         f->window[kind] = window_at(s, kind);
@@ -165,9 +177,9 @@ static bool add_squares(const vector_feed *f, double sum[1 + TESS_RQVAE_LEVEL_MA
     return is_finite;
 }
 
-/* Results of the last micro-batch into their window; none of them where an error is not finite,
- * which its loss says too. */
-static void note(vector_feed *f)
+/* Results of the last micro-batch, which the host has, into their window; none of them where an
+ * error is not finite, which its loss says too. */
+static void add_results(vector_feed *f)
 {
     const int64_t rows = f->batch.vector_numel;
     double sum[1 + TESS_RQVAE_LEVEL_MAX];
@@ -187,6 +199,22 @@ static void note(vector_feed *f)
         }
     *vectors_of(f, window) += rows;
     f->pending = -1;
+}
+
+/* The same, once a device's copies of them are there. */
+static tess_status note(tess_session *s)
+{
+    if (s->vector->pending >= 0)
+        TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    add_results(s->vector);
+    return TESS_OK;
+}
+
+/* Between two exchanges; of a host nothing can fail. */
+static tess_status note_together(tess_session *s)
+{
+    const tess_status st = note(s);
+    return is_on_device(s) ? session_agree(s, st) : st;
 }
 
 static tess_status add_up(tess_session *s, int kind)
@@ -253,7 +281,7 @@ static void report(tess_session *s, int kind, tess_metrics *metrics)
 static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics)
 {
     vector_feed *f = s->vector;
-    note(f);
+    TESS_TRY(note_together(s));
     TESS_TRY(add_up(s, kind));
     report(s, kind, metrics);
     memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
@@ -271,7 +299,7 @@ static tess_status follow(tess_session *s)
 
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
 {
-    note(s->vector);
+    TESS_TRY(note_together(s));
     TESS_TRY(follow(s));
     if (s->step % s->run->quantizer.window != 0 && s->step != s->run->train.steps)
         return TESS_OK;
@@ -297,7 +325,7 @@ static tess_status before_save(tess_session *s)
 {
     vector_feed *f = s->vector;
     int64_t lo = 0, hi = 0;
-    note(f);
+    TESS_TRY(note_together(s));
     owned(s, f->at.window_numel, &lo, &hi);
     TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
@@ -346,6 +374,35 @@ static void add_records(tess_session *s)
 
 /* ---- micro-batches ---- */
 
+/* Bytes of the layout to where kernels read them, or back; nothing to do on the host. */
+static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes, bool is_back)
+{
+    const vector_feed *f = s->vector;
+    const tess_view device = {f->read + offset_nbytes, nbytes, TESS_U8_OPAQUE,
+                              tess_runtime_device(s->rt)->space};
+    const tess_view host = tess_view_host(arena_at(s, offset_nbytes), nbytes, TESS_U8_OPAQUE);
+    if (!is_on_device(s) || nbytes == 0)
+        return TESS_OK;
+    return tess_device_copy(tess_runtime_device(s->rt), is_back ? host : device,
+                            is_back ? device : host, tess_runtime_stream(s->rt));
+}
+
+/* The host's arrays may be written again once the last copy of them is done. */
+static tess_status begin_batch(tess_session *s)
+{
+    TESS_TRY(note(s));
+    return session_begin_batch(s);
+}
+
+static tess_status send_batch(tess_session *s)
+{
+    const vector_feed *f = s->vector;
+    if (!is_on_device(s))
+        return TESS_OK;
+    TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x, false));
+    return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
+}
+
 /* Where codes follow averages, what they are made of stays until the step is over. */
 static void keep_results(tess_session *s, int64_t micro_batch_idx)
 {
@@ -363,7 +420,7 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     vector_feed *f = s->vector;
     const int64_t rows = f->at.row_numel, numel = s->source[TRAINING].sequence_numel;
     const int64_t samples = s->run->train.micro_batch;
-    note(f);
+    TESS_TRY(begin_batch(s));
     for (int64_t i = 0; i < samples; i++) {
         const int64_t v = micro_batch_idx * samples + i;
         const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
@@ -377,14 +434,14 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     f->batch.first_idx = micro_batch_idx * rows;
     f->pending = TRAINING;
     *batch = &f->batch;
-    return TESS_OK;
+    return send_batch(s);
 }
 
 static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, const void **batch,
                              int64_t *loss_numel)
 {
     vector_feed *f = s->vector;
-    note(f);
+    TESS_TRY(begin_batch(s));
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
     f->batch.left = NULL;
     f->batch.is_drawn = false;
@@ -392,7 +449,7 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     f->batch.vector_numel = *loss_numel = numel * f->at.position_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;
-    return TESS_OK;
+    return send_batch(s);
 }
 
 /* ---- passes over a step ahead of it ---- */
@@ -421,16 +478,40 @@ static tess_status visit_step(tess_session *s, int64_t step, float *latent)
     return TESS_OK;
 }
 
+/* Sums of zeros where kernels add to them. */
+static tess_status clear_sums(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    const int64_t nbytes = f->at.shape.mean_numel * (int64_t)sizeof(int64_t);
+    TESS_TRY(note(s));
+    memset(arena_at(s, f->at.mean_sum), 0, (size_t)nbytes);
+    return mirror(s, f->at.mean_sum, nbytes, false);
+}
+
+/* This rank's sums to the host. */
+static tess_status take_sums(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    TESS_TRY(mirror(s, f->at.mean_sum, f->at.shape.mean_numel * (int64_t)sizeof(int64_t), true));
+    return tess_stream_finish(tess_runtime_stream(s->rt));
+}
+
 /* What the whole step's vectors are assigned to on average, before any of them is trained on. */
 static tess_status look_ahead(tess_session *s)
 {
     vector_feed *f = s->vector;
-    f->batch.mean_sum = (int64_t *)(void *)arena_at(s, f->at.mean_sum);
-    memset(f->batch.mean_sum, 0, (size_t)f->at.shape.mean_numel * sizeof(int64_t));
-    note(f);
-    TESS_TRY(visit_step(s, s->step, NULL));
+    TESS_TRY(session_agree(s, clear_sums(s)));
+    f->batch.mean_sum = (int64_t *)(void *)(f->read + f->at.mean_sum);
+    const tess_status visited = visit_step(s, s->step, NULL);
     f->batch.mean_sum = NULL;
-    return session_section(s, tess_mean_entropy(s, &f->at));
+    TESS_TRY(visited);
+    TESS_TRY(session_agree(s, take_sums(s)));
+    TESS_TRY(session_section(s, tess_mean_entropy(s, &f->at)));
+    tess_status st =
+        mirror(s, f->at.mean_slope, f->at.shape.mean_numel * (int64_t)sizeof(double), false);
+    if (st == TESS_OK)
+        st = mirror(s, f->at.mean_value, sizeof(double), false);
+    return session_agree(s, st);
 }
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
