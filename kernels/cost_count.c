@@ -351,6 +351,11 @@ void tess_count_fold(tess_cost *sum, double numel)
     count_nbytes(sum, TESS_COST_FOLD, 3.0 * sizeof(float) * numel);
 }
 
+void tess_count_fold_pieces(tess_cost *sum, double numel, double piece_numel, double level_numel)
+{
+    count_nbytes(sum, TESS_COST_FOLD, sizeof(float) * numel * (piece_numel + level_numel));
+}
+
 void tess_count_copy(tess_cost *sum, double nbytes)
 {
     count_nbytes(sum, TESS_COST_ELEMENT, 2.0 * nbytes);

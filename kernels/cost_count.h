@@ -59,7 +59,9 @@ void tess_count_square_error(tess_cost *sum, const tess_square_error_args *a);
 void tess_count_unlisted(tess_cost *sum, const void *a);
 
 /* What a step does beside its stages. */
-void tess_count_fold(tess_cost *sum, double numel);    /* f32: dst = a + b */
+void tess_count_fold(tess_cost *sum, double numel); /* f32: dst = a + b */
+/** One call over `piece_numel` pieces that reads and writes so many levels. */
+void tess_count_fold_pieces(tess_cost *sum, double numel, double piece_numel, double level_numel);
 void tess_count_copy(tess_cost *sum, double nbytes);   /* read and written */
 void tess_count_squares(tess_cost *sum, double numel); /* f32 */
 

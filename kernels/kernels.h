@@ -52,6 +52,7 @@ typedef struct tess_quantizer_kernels {
     tess_status (*code_gradient)(const tess_quantizer_code_gradient_args *a, tess_stream *s);
     tess_status (*gram)(const tess_quantizer_gram_args *a, tess_stream *s);
     tess_status (*orthogonal)(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+    tess_status (*mask)(const tess_quantizer_mask_args *a, tess_stream *s);
     tess_status (*sample)(const tess_quantizer_sample_args *a, tess_stream *s);
     tess_status (*average)(const tess_quantizer_average_args *a, tess_stream *s);
     tess_status (*total)(const tess_quantizer_total_args *a, tess_stream *s);
@@ -124,6 +125,7 @@ typedef struct tess_kernels {
     tess_status (*cast)(const tess_cast_args *a, tess_stream *s);
     tess_status (*cross_entropy)(const tess_cross_entropy_args *a, tess_stream *s);
     tess_status (*fold)(const tess_fold_args *a, tess_stream *s);
+    tess_status (*fold_pieces)(const tess_fold_pieces_args *a, tess_stream *s);
     tess_status (*square_norm)(const tess_square_norm_args *a, tess_stream *s);
     tess_status (*sum)(const tess_sum_args *a, tess_stream *s);
     tess_status (*exact_add)(const tess_exact_add_args *a, tess_stream *s);

@@ -189,6 +189,15 @@ tess_status tess_quantizer_orthogonal_check(const tess_quantizer_orthogonal_args
     return a->d_codes != NULL ? tess_check_pointer(op, "work", a->work, a->dim) : TESS_OK;
 }
 
+tess_status tess_quantizer_mask_check(const tess_quantizer_mask_args *a)
+{
+    static const char op[] = "quantizer mask";
+    TESS_TRY(tess_check_extent(op, "row_numel", a->row_numel, 0));
+    TESS_TRY(tess_check_extent(op, "index_numel", a->index_numel, 1));
+    TESS_TRY(tess_check_pointer(op, "valid", a->valid, a->row_numel));
+    return tess_check_pointer(op, "code", a->code, a->row_numel);
+}
+
 tess_status tess_quantizer_sample_check(const tess_quantizer_sample_args *a)
 {
     static const char op[] = "quantizer sample";

@@ -74,6 +74,13 @@ typedef struct tess_quantizer_gather_args {
     tess_view out;      /* [row_numel, dim] f32 or bf16 */
 } tess_quantizer_gather_args;
 
+/** code = TESS_NO_CODE of vectors that are not valid, in every row of codes. */
+typedef struct tess_quantizer_mask_args {
+    const uint8_t *valid; /* [row_numel] 0: masked */
+    int64_t row_numel, index_numel;
+    uint32_t *code; /* [index_numel, row_numel] in place */
+} tess_quantizer_mask_args;
+
 /** One level of a residual stack: next = r - q, sum += q; a masked vector has q = 0. */
 typedef struct tess_quantizer_residual_args {
     tess_coded_rows rows;
@@ -215,6 +222,7 @@ tess_quantizer_enter_backward_check(const tess_quantizer_enter_backward_args *a)
 TESS_MUST_CHECK tess_status
 tess_quantizer_layer_norm_check(const tess_quantizer_layer_norm_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_gather_check(const tess_quantizer_gather_args *a);
+TESS_MUST_CHECK tess_status tess_quantizer_mask_check(const tess_quantizer_mask_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_residual_check(const tess_quantizer_residual_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_row_loss_check(const tess_quantizer_row_loss_args *a);
 TESS_MUST_CHECK tess_status tess_quantizer_backward_check(const tess_quantizer_backward_args *a);

@@ -1,5 +1,7 @@
 #include "kernels/reduce.h"
 
+#include <inttypes.h>
+
 #include "kernels/check_priv.h"
 
 tess_status tess_fold_check(const tess_fold_args *a)
@@ -9,6 +11,30 @@ tess_status tess_fold_check(const tess_fold_args *a)
     TESS_TRY(tess_check_pointer(op, "a", a->a, a->numel));
     TESS_TRY(tess_check_pointer(op, "b", a->b, a->numel));
     return tess_check_pointer(op, "dst", a->dst, a->numel);
+}
+
+tess_status tess_fold_pieces_check(const tess_fold_pieces_args *a)
+{
+    static const char op[] = "fold_pieces";
+    TESS_TRY(tess_check_extent(op, "numel", a->numel, 0));
+    TESS_TRY(tess_check_extent(op, "piece_numel", a->piece_numel, 0));
+    TESS_TRY(tess_check_extent(op, "first_idx", a->first_idx, 0));
+    const int64_t row_numel = a->piece_numel - (a->own != NULL);
+    TESS_TRY(tess_check_pointer(op, "pieces", a->pieces, TESS_MIN(row_numel, a->numel)));
+    TESS_TRY(tess_check_pointer(op, "levels", a->levels, TESS_MIN(a->piece_numel, a->numel)));
+    TESS_CHECK(a->own == NULL || (a->own_idx >= 0 && a->own_idx < a->piece_numel), TESS_E_RANGE,
+               "%s: own piece is number %" PRId64 " of %" PRId64, op, a->own_idx, a->piece_numel);
+    TESS_CHECK(a->stride_numel >= a->numel || row_numel < 2, TESS_E_ARG,
+               "%s: rows of %" PRId64 " elements, %" PRId64 " from one to the next", op, a->numel,
+               a->stride_numel);
+    TESS_CHECK(a->level_stride_numel >= a->numel || a->level_numel < 2, TESS_E_ARG,
+               "%s: levels of %" PRId64 " elements, %" PRId64 " from one to the next", op, a->numel,
+               a->level_stride_numel);
+    TESS_CHECK(a->level_numel >= 1 && a->level_numel < TESS_FOLD_LEVEL_MAX &&
+                   (a->first_idx + a->piece_numel) >> a->level_numel == 0,
+               TESS_E_RANGE, "%s: %d levels do not hold %" PRId64 " pieces", op, a->level_numel,
+               a->first_idx + a->piece_numel);
+    return TESS_OK;
 }
 
 tess_status tess_square_norm_check(const tess_square_norm_args *a)

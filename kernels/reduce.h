@@ -14,6 +14,37 @@ typedef struct tess_fold_args {
     int64_t numel;
 } tess_fold_args;
 
+/** More than an int64 count of pieces has bits. */
+enum { TESS_FOLD_LEVEL_MAX = 64 };
+
+/**
+ * Pieces pushed in order into a binary counter of partial sums, element by element in f32. A piece
+ * is carried to level 0; while the level it comes to holds a sum, c = level + c is carried one
+ * level up; then level = c. So level l holds the sum of 2^l pieces where bit l of the number of
+ * pieces pushed so far is set, and nothing of use elsewhere: the tree depends on that number alone,
+ * not on how pieces are dealt out to calls.
+ */
+typedef struct tess_fold_pieces_args {
+    const float *pieces; /* [piece_numel, less one where there is `own`] rows of stride_numel */
+    const float *own;    /* [numel] piece number own_idx, which has no row; NULL: none */
+    int64_t own_idx;
+    int64_t piece_numel;
+    int64_t stride_numel; /* between rows, >= numel */
+    float *levels;        /* [level_numel] rows of level_stride_numel, in and out */
+    int64_t level_stride_numel;
+    int level_numel;   /* holds first_idx + piece_numel */
+    int64_t first_idx; /* pieces pushed before */
+    int64_t numel;     /* elements of a piece */
+} tess_fold_pieces_args;
+
+/** Piece `idx` of the call. */
+TESS_HD static inline const float *tess_fold_piece(const tess_fold_pieces_args *a, int64_t idx)
+{
+    if (a->own == NULL)
+        return a->pieces + idx * a->stride_numel;
+    return idx == a->own_idx ? a->own : a->pieces + (idx - (idx > a->own_idx)) * a->stride_numel;
+}
+
 /**
  * Per block of 256 elements: fp64 sum of squares in ascending order, added to the exact
  * accumulator; counts elements that are not finite (their block is left out of the sum).
@@ -51,6 +82,7 @@ typedef struct tess_exact_add_args {
 } tess_exact_add_args;
 
 TESS_MUST_CHECK tess_status tess_fold_check(const tess_fold_args *a);
+TESS_MUST_CHECK tess_status tess_fold_pieces_check(const tess_fold_pieces_args *a);
 TESS_MUST_CHECK tess_status tess_square_norm_check(const tess_square_norm_args *a);
 TESS_MUST_CHECK tess_status tess_sum_check(const tess_sum_args *a);
 TESS_MUST_CHECK tess_status tess_mix_check(const tess_mix_args *a);

@@ -114,8 +114,6 @@ static const shape *find(const char *name)
     return NULL;
 }
 
-bool tess_bench_is_shape(const char *name) { return find(name) != NULL; }
-
 /* Tokens of a text that is trained on: what dev has, less for the small one. */
 static int64_t text_numel_of(const shape *s) { return s->wide >= 4096 ? 512 : 32; }
 

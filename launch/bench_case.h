@@ -30,8 +30,6 @@ typedef struct tess_bench_case {
     char override[TESS_BENCH_PATH_NBYTES]; /* what the length changes in a run file; "": nothing */
 } tess_bench_case;
 
-/** Whether a word names a built-in shape. Local. */
-bool tess_bench_is_shape(const char *name);
 /**
  * Describe a subject; of a built-in shape its config and data are written into the scratch folder,
  * once per length. Collective.

@@ -14,6 +14,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'o':
         encode->output = arg;
         return 0;
+    case 'm':
+        encode->mask = arg;
+        return 0;
     case 'j':
         encode->is_json = true;
         return 0;
@@ -30,6 +33,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"output", 'o', "CODES.h5", 0, "Codes file to write", 0},
+    {"mask", 'm', "FILE", 0,
+     "Vectors [N, 1] beside INPUT: 0 where a vector is masked, else 1. Codes of a masked one are "
+     "-1, "
+     "and it does not count",
+     0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},
 };
@@ -65,7 +73,7 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 {
     const tess_code_options *encode = arg;
     tess_encode_result result;
-    TESS_TRY(tess_session_encode(session, encode->input, encode->output, &result));
+    TESS_TRY(tess_session_encode(session, encode->input, encode->mask, encode->output, &result));
     return tess_agree(comm,
                       tess_comm_rank(comm) == 0 ? print_result(&result, encode->is_json) : TESS_OK);
 }

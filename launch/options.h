@@ -134,7 +134,8 @@ typedef struct tess_code_options {
     const char *checkpoint;
     const char *input;
     const char *output;
-    bool is_json; /* encode */
+    const char *mask; /* encode: NULL: none */
+    bool is_json;     /* encode */
 } tess_code_options;
 
 TESS_END_DECLS

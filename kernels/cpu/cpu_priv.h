@@ -45,6 +45,7 @@ tess_status tess_cpu_dora_backward(const tess_dora_backward_args *a, tess_stream
 tess_status tess_cpu_cast(const tess_cast_args *a, tess_stream *s);
 tess_status tess_cpu_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
 tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s);
+tess_status tess_cpu_fold_pieces(const tess_fold_pieces_args *a, tess_stream *s);
 tess_status tess_cpu_square_norm(const tess_square_norm_args *a, tess_stream *s);
 tess_status tess_cpu_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cpu_mix(const tess_mix_args *a, tess_stream *s);
@@ -99,6 +100,7 @@ tess_status tess_cpu_quantizer_code_gradient(const tess_quantizer_code_gradient_
                                              tess_stream *s);
 tess_status tess_cpu_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+tess_status tess_cpu_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_average(const tess_quantizer_average_args *a, tess_stream *s);
 tess_status tess_cpu_quantizer_total(const tess_quantizer_total_args *a, tess_stream *s);

@@ -245,6 +245,17 @@ static void sample_part(void *arg, int part_idx, int part_numel)
     }
 }
 
+tess_status tess_cpu_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_quantizer_mask_check(a));
+    for (int64_t i = 0; i < a->index_numel; i++)
+        for (int64_t row = 0; row < a->row_numel; row++)
+            if (a->valid[row] == 0)
+                a->code[i * a->row_numel + row] = TESS_NO_CODE;
+    return TESS_OK;
+}
+
 tess_status tess_cpu_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s)
 {
     TESS_TRY(tess_quantizer_sample_check(a));

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/ops_priv.h"
 
@@ -15,6 +16,54 @@ tess_status tess_cpu_fold(const tess_fold_args *a, tess_stream *s)
     TESS_TRY(tess_fold_check(a));
     tess_fold_args args = *a;
     tess_pool_run(s->pool, tess_cpu_part_numel(s, a->numel), fold_part, &args);
+    return TESS_OK;
+}
+
+/* All pieces of a block before the next block, so that its levels stay in the cache and a piece is
+ * read once. */
+enum { PIECES_BLOCK_NUMEL = 1024 };
+
+/* Elements [lo, hi) of every piece; an even piece whose partner comes with it is not stored. */
+static void push_block(const tess_fold_pieces_args *a, int64_t lo, int64_t hi)
+{
+    const float *even = NULL;
+    for (int64_t i = 0; i < a->piece_numel; i++) {
+        const int64_t m = a->first_idx + i;
+        const float *carried = tess_fold_piece(a, i);
+        if ((m & 1) == 0) {
+            even = carried;
+            continue;
+        }
+        for (int l = 0; (m >> l & 1) != 0; l++) {
+            float *here = a->levels + l * a->level_stride_numel;
+            float *dst = (m >> (l + 1) & 1) != 0 ? here : here + a->level_stride_numel;
+            const tess_fold_args one = {.a = l == 0 && even != NULL ? even : here,
+                                        .b = carried,
+                                        .dst = dst,
+                                        .numel = a->numel};
+            tess_cpu_rows_get()->fold(&one, lo, hi);
+            carried = dst;
+        }
+        even = NULL;
+    }
+    if (even != NULL)
+        memcpy(a->levels + lo, even + lo, (size_t)(hi - lo) * sizeof(float));
+}
+
+static void pieces_part(void *arg, int part_idx, int part_numel)
+{
+    const tess_fold_pieces_args *a = arg;
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(a->numel, 64, part_idx, part_numel, &lo, &hi);
+    for (int64_t at = lo; at < hi; at += PIECES_BLOCK_NUMEL)
+        push_block(a, at, TESS_MIN(at + PIECES_BLOCK_NUMEL, hi));
+}
+
+tess_status tess_cpu_fold_pieces(const tess_fold_pieces_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_fold_pieces_check(a));
+    tess_fold_pieces_args args = *a;
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->numel), pieces_part, &args);
     return TESS_OK;
 }
 

@@ -42,6 +42,7 @@ tess_status tess_cuda_dora_backward(const tess_dora_backward_args *a, tess_strea
 tess_status tess_cuda_cast(const tess_cast_args *a, tess_stream *s);
 tess_status tess_cuda_cross_entropy(const tess_cross_entropy_args *a, tess_stream *s);
 tess_status tess_cuda_fold(const tess_fold_args *a, tess_stream *s);
+tess_status tess_cuda_fold_pieces(const tess_fold_pieces_args *a, tess_stream *s);
 tess_status tess_cuda_square_norm(const tess_square_norm_args *a, tess_stream *s);
 tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s);
 tess_status tess_cuda_exact_add(const tess_exact_add_args *a, tess_stream *s);
@@ -88,6 +89,7 @@ tess_status tess_cuda_quantizer_code_gradient(const tess_quantizer_code_gradient
                                               tess_stream *s);
 tess_status tess_cuda_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);
 tess_status tess_cuda_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s);
 tess_status tess_cuda_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s);
 tess_status tess_cuda_quantizer_average(const tess_quantizer_average_args *a, tess_stream *s);
 tess_status tess_cuda_quantizer_total(const tess_quantizer_total_args *a, tess_stream *s);

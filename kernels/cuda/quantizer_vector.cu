@@ -138,6 +138,21 @@ extern "C" tess_status tess_cuda_quantizer_gather(const tess_quantizer_gather_ar
     return tess_lane_rows_launch<gather_op>(job, a->rows.row_numel, a->rows.dim, s);
 }
 
+/* A thread per vector: its codes in every row. */
+struct mask_op {
+    __device__ static inline void one(const tess_quantizer_mask_args &a, int64_t row)
+    {
+        for (int64_t i = 0; i < a.index_numel && a.valid[row] == 0; i++)
+            a.code[i * a.row_numel + row] = TESS_NO_CODE;
+    }
+};
+
+extern "C" tess_status tess_cuda_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_quantizer_mask_check(a));
+    return tess_each_launch<mask_op>(*a, a->row_numel, s);
+}
+
 struct residual_op {
     __device__ static inline void row(const tess_quantizer_residual_args &a, const tess_lane_row &r)
     {

@@ -24,6 +24,51 @@ extern "C" tess_status tess_cuda_fold(const tess_fold_args *a, tess_stream *s)
 }
 
 /*
+ * A thread keeps the counter of an element. Pieces are short where there are many, so that what
+ * takes time is waiting for them: FOLD_AHEAD are read before the first of them is added.
+ */
+enum { FOLD_THREADS = 128, FOLD_AHEAD = 8 };
+
+__global__ static void __launch_bounds__(FOLD_THREADS) fold_pieces_kernel(tess_fold_pieces_args f)
+{
+    const int64_t end_idx = f.first_idx + f.piece_numel;
+    for (int64_t i = (int64_t)blockIdx.x * FOLD_THREADS + threadIdx.x; i < f.numel;
+         i += (int64_t)gridDim.x * FOLD_THREADS) {
+        float level[TESS_FOLD_LEVEL_MAX];
+        for (int l = 0; l < f.level_numel; l++)
+            if (f.first_idx >> l & 1)
+                level[l] = f.levels[l * f.level_stride_numel + i];
+        for (int64_t first = 0; first < f.piece_numel; first += FOLD_AHEAD) {
+            float x[FOLD_AHEAD];
+#pragma unroll
+            for (int k = 0; k < FOLD_AHEAD; k++)
+                x[k] = first + k < f.piece_numel ? tess_fold_piece(&f, first + k)[i] : 0.0f;
+#pragma unroll
+            for (int k = 0; k < FOLD_AHEAD; k++) {
+                if (first + k >= f.piece_numel)
+                    break;
+                const int64_t m = f.first_idx + first + k;
+                int l = 0;
+                for (; m >> l & 1; l++)
+                    x[k] = level[l] + x[k];
+                level[l] = x[k];
+            }
+        }
+        for (int l = 0; l < f.level_numel; l++)
+            if (end_idx >> l & 1)
+                f.levels[l * f.level_stride_numel + i] = level[l];
+    }
+}
+
+extern "C" tess_status tess_cuda_fold_pieces(const tess_fold_pieces_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_fold_pieces_check(a));
+    if (a->numel > 0 && a->piece_numel > 0)
+        TESS_LAUNCH(fold_pieces_kernel, tess_grid(a->numel, FOLD_THREADS), FOLD_THREADS, 0, s, *a);
+    return TESS_OK;
+}
+
+/*
  * [Note: one thread per block of 256] The squares of a block are added in ascending order, so a
  * block belongs to one thread. A warp takes 32 blocks and brings 32 elements of each through shared
  * memory, so that its loads are whole lines; rows of 33 words keep the columns in different banks.

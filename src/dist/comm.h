@@ -235,6 +235,7 @@ typedef struct tess_spy_record {
     tess_dtype wire;
     int64_t send_numel;    /* elements given by this rank (exchange: to other ranks) */
     int64_t receive_numel; /* elements received (exchange: from other ranks) */
+    int send_piece_numel;  /* exchange: pieces given to other ranks that are not empty; else 0 */
     int world;          /* ranks of the communicator it ran on: a group's land in the same list */
     int together_numel; /* contracts that this collective carried: as many records follow each
                            other, this one among them */

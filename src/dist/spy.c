@@ -26,7 +26,7 @@ static spy_comm *spy_of(tess_comm *comm) { return (spy_comm *)comm; }
 static const spy_comm *spy_of_const(const tess_comm *comm) { return (const spy_comm *)comm; }
 
 static tess_status add(spy_comm *spy, const tess_wire *wire, int64_t send_numel,
-                       int64_t receive_numel, int together_numel)
+                       int64_t receive_numel, int together_numel, int send_piece_numel)
 {
     TESS_CHECK(spy->list->numel < SPY_RECORD_NUMEL, TESS_E_RANGE,
                "communicator '%s' has recorded %d collectives, which is all it can; call "
@@ -38,6 +38,7 @@ static tess_status add(spy_comm *spy, const tess_wire *wire, int64_t send_numel,
     r->wire = wire->wire;
     r->send_numel = send_numel;
     r->receive_numel = receive_numel;
+    r->send_piece_numel = send_piece_numel;
     r->world = spy->base.world;
     r->together_numel = together_numel;
     memcpy(r->name, wire->name, sizeof r->name);
@@ -49,7 +50,7 @@ static tess_status spy_all_gather(tess_comm *comm, const tess_wire *wire, tess_v
                                   tess_view full, tess_stream *s)
 {
     spy_comm *spy = spy_of(comm);
-    TESS_TRY(add(spy, wire, shard.numel, full.numel - shard.numel, 1));
+    TESS_TRY(add(spy, wire, shard.numel, full.numel - shard.numel, 1, 0));
     return tess_comm_all_gather(spy->inner, wire, shard, full, s);
 }
 
@@ -60,7 +61,7 @@ static tess_status spy_all_gather_list(tess_comm *comm, const tess_gather_piece 
     spy_comm *spy = spy_of(comm);
     for (int i = 0; i < piece_numel; i++) {
         const int64_t numel = pieces[i].shard.numel;
-        TESS_TRY(add(spy, pieces[i].wire, numel, numel * (spy->base.world - 1), piece_numel));
+        TESS_TRY(add(spy, pieces[i].wire, numel, numel * (spy->base.world - 1), piece_numel, 0));
     }
     return tess_comm_all_gather_list(spy->inner, pieces, piece_numel, full, s);
 }
@@ -74,12 +75,21 @@ static int64_t numel_of_others(const spy_comm *spy, const tess_piece *list, int 
     return numel;
 }
 
+static int pieces_to_others(const spy_comm *spy, const tess_piece *list, int list_numel)
+{
+    int numel = 0;
+    for (int i = 0; i < list_numel; i++)
+        numel += list[i].peer_rank != spy->base.rank && list[i].view.numel > 0;
+    return numel;
+}
+
 static tess_status spy_exchange(tess_comm *comm, const tess_wire *wire,
                                 const tess_comm_exchange_args *a, tess_stream *s)
 {
     spy_comm *spy = spy_of(comm);
     TESS_TRY(add(spy, wire, numel_of_others(spy, a->sends, a->send_numel),
-                 numel_of_others(spy, a->receives, a->receive_numel), 1));
+                 numel_of_others(spy, a->receives, a->receive_numel), 1,
+                 pieces_to_others(spy, a->sends, a->send_numel)));
     return tess_comm_exchange(spy->inner, wire, a->sends, a->send_numel, a->receives,
                               a->receive_numel, s);
 }
@@ -89,7 +99,7 @@ static tess_status spy_reduce_scatter(tess_comm *comm, const tess_wire *wire, te
 {
     spy_comm *spy = spy_of(comm);
     const int64_t others_numel = full.numel - shard.numel;
-    TESS_TRY(add(spy, wire, others_numel, others_numel, 1));
+    TESS_TRY(add(spy, wire, others_numel, others_numel, 1, 0));
     return tess_comm_reduce_scatter(spy->inner, wire, full, shard, s);
 }
 

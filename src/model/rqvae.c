@@ -32,7 +32,8 @@ static tess_status add_stages(const tess_rqvae *m, tess_registry *reg)
     const int unit[TESS_RQVAE_STAGE_NUMEL] = {0, first, first + 1};
     static const char *const name[TESS_RQVAE_STAGE_NUMEL] = {"encoder", "quantizer", "decoder"};
     for (int s = 0; s < TESS_RQVAE_STAGE_NUMEL; s++) {
-        tess_stage stage = {.unit_idx = unit[s]};
+        tess_stage stage = {.unit_idx = unit[s],
+                            .is_joint = m->config.is_sharded && s == TESS_RQVAE_QUANTIZER};
         snprintf(stage.name, sizeof stage.name, "%s", name[s]);
         TESS_TRY(tess_rqvae_plan_stage(m, reg, s, &stage));
         TESS_TRY(tess_registry_add_stage(reg, &stage));
@@ -110,6 +111,12 @@ tess_status tess_rqvae_create(const tess_rqvae_config *config, const tess_model_
 fail:
     destroy_rqvae(self);
     return st;
+}
+
+void tess_rqvae_use_books(tess_model *model, tess_codebooks *books)
+{
+    tess_rqvae *m = model->self;
+    m->books = books;
 }
 
 int tess_rqvae_codebook(const tess_model *model, int book_idx)

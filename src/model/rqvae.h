@@ -26,16 +26,27 @@
  * MAPPED_CODES: the same with codes F A^T, F a fixed normal table, A learned (SimVQ, Zhu et al.,
  * Addressing Representation Collapse, 2024).
  *
+ * PROJECTED: nothing in front of the decoder learns (Chiu et al., Self-supervised Learning with
+ * Random-projection Quantizer for Speech Recognition, 2022). z = P norm(x), P a fixed normal matrix
+ * without a bias, norm to mean 0 and variance 1 over the elements of x; each group of z takes the
+ * code of the largest cosine among those of its own fixed normal table; no term. The decoder learns
+ * from codes of length 1.
+ *
  * SCALARS: every dimension is rounded to its levels (quantizer_scalar.h), no term. Of a stack
  * (ResidualFSQ, be it of one level) the input is clamped softly, level l rounds what is left in
  * units of L^-l, clamped and symmetric, and g passes once, through the soft clamp.
  *
- * SIGNS: a sign per dimension (quantizer_binary.h), straight-through; terms w beta |z - q|^2,
- * e H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are parts with
- * an index, and entropies, of their own: of G groups their means. Binary spherical (BSQ, Zhao et
- * al., Image and Video Tokenization with Binary Spherical Quantization, 2024): all of z has length
- * 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i) that is
- * the entropy over all bits), with e / (inverse temperature) for e.
+ * SIGNS: a sign per dimension (quantizer_binary.h) times a scale, straight-through; terms w beta |z
+ * - q|^2, e g_0 H(p_i) and - e g_d H(mean p) over the whole step, p the soft assignment; groups are
+ * parts with an index, and entropies, of their own: of G groups their means. Binary spherical (BSQ,
+ * Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, 2024): all of z has
+ * length 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i)
+ * that is the entropy over all bits), with e / (inverse temperature) for e.
+ *
+ * [Note: row-sharded codes] Codes that are averages may stay with the owners of their rows
+ * (shard/codebook.h). The quantizer's stage is then joint: in every level all ranks search
+ * together, also those without a micro-batch, and a vector's code comes to its rank, where backward
+ * finds it again. Indices, codes and all that follows are the same bits.
  *
  * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
  * |z - q|^2, straight-through.
@@ -47,6 +58,7 @@
 
 #include "kernels/kernels.h"
 #include "model/model.h"
+#include "shard/codebook.h"
 
 TESS_BEGIN_DECLS
 
@@ -55,6 +67,7 @@ enum { TESS_RQVAE_HIDDEN_MAX = 16, TESS_RQVAE_LEVEL_MAX = 64, TESS_RQVAE_VALUE_M
 typedef enum tess_quantizer_kind {
     TESS_QUANTIZER_CODES,
     TESS_QUANTIZER_MAPPED_CODES,
+    TESS_QUANTIZER_PROJECTED,
     TESS_QUANTIZER_SCALARS,
     TESS_QUANTIZER_SIGNS,
     TESS_QUANTIZER_VALUES,
@@ -90,17 +103,20 @@ typedef struct tess_rqvae_config {
     /* Codes follow moving averages that the trainer keeps: they have no gradient and no loss of
      * their own, and the optimizer leaves them alone. */
     bool is_averaged;
+    bool is_sharded;           /* averaged codes live with the owners of their rows and are searched
+                                  there: tess_rqvae_use_books() */
     double orthogonal;         /* weight of that term, the mean over a level's codebooks; 0: none */
     double temperature;        /* of draws; 0: the nearest code */
     uint64_t seed;             /* of draws */
     const int64_t *axis_level; /* [code_dim] L of each dimension: SCALARS and VALUES; borrowed for
                                   the call */
     int axis_numel;
-    bool is_stack;              /* SCALARS: levels of a residual stack, be it of one */
-    tess_level_rule rule;       /* SCALARS that are none */
-    double noise;               /* SCALARS: probability of noise on a code */
-    bool is_binary_spherical;   /* SIGNS: weights of BSQ; is_spherical too */
-    double entropy, diversity;  /* SIGNS: e and g_d */
+    bool is_stack;                         /* SCALARS: levels of a residual stack, be it of one */
+    tess_level_rule rule;                  /* SCALARS that are none */
+    double noise;                          /* SCALARS: probability of noise on a code */
+    bool is_binary_spherical;              /* SIGNS: weights of BSQ; is_spherical too */
+    double entropy, confidence, diversity; /* SIGNS: e, g_0 and g_d */
+    double scale;               /* SIGNS that are not spherical: magnitude of q, above 0 */
     double inverse_temperature; /* SIGNS: beta of p */
 } tess_rqvae_config;
 
@@ -131,8 +147,14 @@ typedef struct tess_quantizer_shape {
 typedef struct tess_vector_batch {
     int64_t vector_numel; /* of training: exactly the planned ones; positions of whole images */
     const float *x;       /* [vector_numel, D] f32, where kernels read it */
-    bool is_drawn;        /* of training: codes may be drawn and noisy */
-    int64_t first_idx;    /* with is_drawn: number of the first vector over the whole run */
+    /* Masked vectors: 0 in `valid`, TESS_NO_CODE in `own`, which holds i of every other vector i.
+     * Their codes are TESS_NO_CODE, q = 0; they have no loss and no gradient. Where kernels read
+     * them; NULL: none is masked, and valid_numel is not looked at. */
+    const uint8_t *valid; /* [vector_numel] */
+    const uint32_t *own;  /* [vector_numel] */
+    int64_t valid_numel;
+    bool is_drawn;     /* of training: codes may be drawn and noisy */
+    int64_t first_idx; /* with is_drawn: number of the first vector over the whole run */
     /* [indices, vector_numel] codes to decode: then x is not looked at but for its losses, and
      * nothing is searched. NULL: those of x. Evaluation alone. */
     const uint32_t *given;
@@ -143,7 +165,8 @@ typedef struct tess_vector_batch {
     int64_t latent_stride; /* elements between groups of `latent`, 0: contiguous */
     float *left;           /* [indices, vector_numel, d / groups] f32 out, or NULL: r_i */
     /* The mean of p over a step of step_numel vectors: sums of p are added up in `mean_sum` where
-     * that is given; else training wants what the whole sum gave, or NULL: the term is left out. */
+     * that is given; else training wants what the whole sum gave, or NULL: the term is left out.
+     * Masked ones do not count. */
     int64_t *mean_sum;        /* [mean_numel] in place, multiples of 2^-exponent */
     const double *mean_slope; /* [mean_numel], as of batch_entropy (quantizer_binary.h) */
     const double *mean_value; /* [1] f64, where kernels read it: H(mean p), of all groups */
@@ -173,6 +196,8 @@ TESS_MUST_CHECK tess_status tess_rqvae_create(const tess_rqvae_config *config,
                                               tess_model **out);
 /** The registry's tensor of a codebook [K, d / groups]. Local. */
 int tess_rqvae_codebook(const tess_model *model, int book_idx);
+/** Row-sharded codes: where stages search them, borrowed while the model is called. Local. */
+void tess_rqvae_use_books(tess_model *model, tess_codebooks *books);
 /** The registry's tensor of the learned values, and what they start as [sum of L] (Hsu et al.,
  * Disentanglement via Latent Quantization, 2023). Local. @return -1: there are none */
 int tess_rqvae_values(const tess_model *model);

@@ -46,6 +46,30 @@ static tess_status add_linear(tess_registry *reg, int unit_idx, const char *path
                     : TESS_OK;
 }
 
+/* One fixed layer in the encoder's place. Its scale is of no account: lengths are taken off. */
+static tess_status add_projection(tess_rqvae *m, tess_registry *reg)
+{
+    tess_perceptron *p = &m->encoder.vectors;
+    tess_linear *linear = &p->layer[0];
+    tess_param weight = {.shape_rank = 2,
+                         .shape = {m->config.code_dim, m->config.dim},
+                         .init = TESS_INIT_NORMAL,
+                         .init_scale = 1.0 / sqrt((double)m->config.dim),
+                         .learning_rate_ratio = 0.0,
+                         .is_outer = true};
+    snprintf(weight.name, sizeof weight.name, "encoder.0.weight");
+    p->layer_numel = 1;
+    *linear = (tess_linear){.in_numel = m->config.dim,
+                            .out_numel = m->config.code_dim,
+                            .is_trainable = true,
+                            .bias_idx = -1,
+                            .lora_a_idx = -1,
+                            .lora_b_idx = -1,
+                            .magnitude_idx = -1};
+    TESS_TRY(tess_registry_add_unit(reg, "encoder", &weight.unit_idx));
+    return tess_rqvae_add_param(reg, &weight, &linear->weight_idx);
+}
+
 /* size [layer_numel + 1] */
 static tess_status add_perceptron(const tess_rqvae *m, tess_registry *reg, const char *name,
                                   const int64_t *size, tess_perceptron *p)
@@ -157,6 +181,8 @@ tess_status tess_rqvae_add_body(tess_rqvae *m, const int64_t *hidden, tess_regis
     const int layers = m->config.hidden_numel + 1;
     if (is_of_images(m))
         return add_images(m, reg, is_decoder);
+    if (!is_decoder && m->config.kind == TESS_QUANTIZER_PROJECTED)
+        return add_projection(m, reg);
     size[0] = m->config.dim;
     for (int i = 0; i < m->config.hidden_numel; i++)
         size[i + 1] = hidden[i];
@@ -210,17 +236,21 @@ tess_status tess_rqvae_check_config(const tess_rqvae_config *c)
     return TESS_OK;
 }
 
-double tess_rqvae_body_products(const tess_rqvae *m)
+static double count_weights(const tess_perceptron *p)
 {
     double weights = 0.0;
+    for (int i = 0; i < p->layer_numel; i++)
+        weights += (double)p->layer[i].in_numel * (double)p->layer[i].out_numel;
+    return weights;
+}
+
+double tess_rqvae_body_products(const tess_rqvae *m)
+{
     if (is_of_images(m))
         return (tess_convolutions_products(&m->encoder.images) +
                 tess_convolutions_products(&m->decoder.images)) /
                (double)m->encoder.images.position_numel;
-    for (int i = 0; i < m->encoder.vectors.layer_numel; i++)
-        weights += (double)m->encoder.vectors.layer[i].in_numel *
-                   (double)m->encoder.vectors.layer[i].out_numel;
-    return 2.0 * weights; /* the decoder has as many */
+    return count_weights(&m->encoder.vectors) + count_weights(&m->decoder.vectors);
 }
 
 /* ---- calls ---- */

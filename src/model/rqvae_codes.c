@@ -1,6 +1,7 @@
 /*
  * Quantizers with codebooks: levels of codes, each for what the ones before it leave, in groups of
- * dimensions. Codes are a tensor, or a table times a learned map.
+ * dimensions. Codes are a tensor, a table times a learned map, or the rows of a fixed table brought
+ * to length 1.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -12,13 +13,24 @@
 
 static bool is_mapped(const tess_rqvae *m) { return m->config.kind == TESS_QUANTIZER_MAPPED_CODES; }
 
+static bool is_projected(const tess_rqvae_config *c) { return c->kind == TESS_QUANTIZER_PROJECTED; }
+
+/* Codes that every call makes of a table, in a room of its own. */
+static bool has_room(const tess_rqvae *m) { return is_mapped(m) || is_projected(&m->config); }
+
 static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
 {
     TESS_CHECK(c->code_numel >= 1 && c->code_numel < (int64_t)TESS_NO_CODE, TESS_E_CONFIG,
                "quantizer.codes: %" PRId64 " is out of range", c->code_numel);
-    TESS_CHECK(!c->is_spherical || (c->level_numel == 1 && c->is_averaged), TESS_E_CONFIG,
+    TESS_CHECK(!is_projected(c) || c->images.channel_numel == 0, TESS_E_CONFIG,
+               "quantizer.type: random-projection is over vectors; use model.family rqvae");
+    TESS_CHECK(!c->is_spherical || is_projected(c) || (c->level_numel == 1 && c->is_averaged),
+               TESS_E_CONFIG,
                "quantizer.type: cosine has one level of codes that are averages; set "
                "quantizer.levels to 1 and quantizer.update to ema");
+    TESS_CHECK(!c->is_sharded || (c->is_averaged && !(c->temperature > 0.0)), TESS_E_CONFIG,
+               "quantizer.sharding: rows needs codes that are averages and not drawn; set "
+               "quantizer.update to ema and quantizer.temperature to 0, or choose replicated");
     TESS_CHECK(!(c->orthogonal > 0.0) || !c->is_averaged, TESS_E_CONFIG,
                "quantizer.orthogonal: averages undo what it does to codes; set quantizer.update to "
                "gradient");
@@ -40,7 +52,8 @@ static double orthogonal_of(const tess_rqvae *m)
 static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
 {
     const tess_rqvae_config *c = &m->config;
-    const double weight = m->level_weight * ((c->is_averaged ? 0.0 : 1.0) + c->commitment);
+    const double weight =
+        is_projected(c) ? 0.0 : m->level_weight * ((c->is_averaged ? 0.0 : 1.0) + c->commitment);
     *out = (tess_quantizer_terms){.numel = m->shape.index_numel, .of_rows = m->shape.index_numel};
     for (int i = 0; i < out->numel; i++)
         out->weight[i] = weight;
@@ -65,21 +78,35 @@ static tess_status add_codebooks(tess_rqvae *m, tess_registry *reg, int unit_idx
         snprintf(p.name, sizeof p.name, "quantizer.%d.codes", b);
         TESS_TRY(tess_rqvae_add_param(reg, &p, &m->book_idx[b]));
     }
+    return c->is_averaged ? tess_registry_set_unit(reg, unit_idx, c->is_sharded) : TESS_OK;
+}
+
+/* A fixed table, N(0, 1 / d). */
+static tess_status add_table(tess_rqvae *m, tess_registry *reg, int unit_idx, int book)
+{
+    tess_param table = {.unit_idx = unit_idx,
+                        .shape_rank = 2,
+                        .shape = {m->config.code_numel, m->shape.dim},
+                        .init = TESS_INIT_NORMAL,
+                        .init_scale = 1.0 / sqrt((double)m->shape.dim),
+                        .learning_rate_ratio = 0.0,
+                        .is_outer = true};
+    snprintf(table.name, sizeof table.name, "quantizer.%d.table", book);
+    return tess_rqvae_add_param(reg, &table, &m->book_idx[book]);
+}
+
+static tess_status add_tables(tess_rqvae *m, tess_registry *reg, int unit_idx)
+{
+    for (int b = 0; b < m->shape.book_numel; b++)
+        TESS_TRY(add_table(m, reg, unit_idx, b));
     return TESS_OK;
 }
 
-/* F ~ N(0, 1 / d); A as PyTorch's Linear begins. */
+/* A as PyTorch's Linear begins. */
 static tess_status add_mapped(tess_rqvae *m, tess_registry *reg, int unit_idx)
 {
     const int64_t d = m->shape.dim;
     for (int b = 0; b < m->shape.book_numel; b++) {
-        tess_param table = {.unit_idx = unit_idx,
-                            .shape_rank = 2,
-                            .shape = {m->config.code_numel, d},
-                            .init = TESS_INIT_NORMAL,
-                            .init_scale = 1.0 / sqrt((double)d),
-                            .learning_rate_ratio = 0.0,
-                            .is_outer = true};
         tess_param map = {.unit_idx = unit_idx,
                           .shape_rank = 2,
                           .shape = {d, d},
@@ -87,9 +114,8 @@ static tess_status add_mapped(tess_rqvae *m, tess_registry *reg, int unit_idx)
                           .init_scale = 1.0 / sqrt((double)d),
                           .learning_rate_ratio = 1.0,
                           .has_weight_decay = true};
-        snprintf(table.name, sizeof table.name, "quantizer.%d.table", b);
         snprintf(map.name, sizeof map.name, "quantizer.%d.map", b);
-        TESS_TRY(tess_rqvae_add_param(reg, &table, &m->book_idx[b]));
+        TESS_TRY(add_table(m, reg, unit_idx, b));
         TESS_TRY(tess_rqvae_add_param(reg, &map, &m->map_idx[b]));
     }
     return TESS_OK;
@@ -117,14 +143,32 @@ static tess_status map_codes(const tess_rqvae *m, tess_exec *ex, int book, tess_
     return tess_exec_gemm(ex, &args);
 }
 
-/* Codes of a book [K, d]; where they are mapped they lie in `room`. */
+/* Rows of length 1, K x d: once for each pass. */
+static tess_status make_unit(const tess_rqvae *m, tess_exec *ex, tess_view table, tess_view codes)
+{
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view norm = {0};
+    TESS_TRY(tess_carve_take(&ex->work, m->config.code_numel, TESS_F32, &norm));
+    const tess_quantizer_enter_args args = {.x = table,
+                                            .row_numel = m->config.code_numel,
+                                            .dim = m->shape.dim,
+                                            .length = 1.0f,
+                                            .least = TESS_UNIT_LEAST,
+                                            .core = codes.data,
+                                            .norm = norm.data};
+    TESS_TRY(TESS_RQVAE_RUN(ex, enter, &args));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
+}
+
+/* Codes of a book [K, d]; where they are made of a table they lie in `room`. */
 static tess_status codes_of(const tess_rqvae *m, tess_exec *ex, int book, tess_view room,
                             tess_view *codes)
 {
     TESS_TRY(tess_exec_vector(ex, m->book_idx[book], codes));
-    if (!is_mapped(m))
+    if (!has_room(m))
         return TESS_OK;
-    TESS_TRY(map_codes(m, ex, book, *codes, room));
+    TESS_TRY(is_mapped(m) ? map_codes(m, ex, book, *codes, room) : make_unit(m, ex, *codes, room));
     *codes = room;
     return TESS_OK;
 }
@@ -132,9 +176,15 @@ static tess_status codes_of(const tess_rqvae *m, tess_exec *ex, int book, tess_v
 static tess_status take_room(const tess_rqvae *m, tess_exec *ex, tess_view *room)
 {
     *room = (tess_view){0};
-    if (!is_mapped(m))
+    if (!has_room(m))
         return TESS_OK;
     return tess_carve_take_2d(&ex->work, m->config.code_numel, m->shape.dim, TESS_F32, room);
+}
+
+static tess_view chosen_of(const tess_rqvae *m, const tess_exec *ex, const tess_rqvae_io *io,
+                           int index)
+{
+    return tess_view_rows(io->chosen, index, 1, ex->row_numel * m->shape.dim);
 }
 
 static tess_coded_rows rows_of(const tess_rqvae *m, const tess_exec *ex, tess_view codes,
@@ -145,6 +195,20 @@ static tess_coded_rows rows_of(const tess_rqvae *m, const tess_exec *ex, tess_vi
                              .row_numel = ex->row_numel,
                              .dim = m->shape.dim,
                              .code_numel = m->config.code_numel};
+}
+
+/* The codes of an index that was found before; mapped ones lie in `room`. */
+static tess_status coded(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io, int index,
+                         tess_view room, tess_coded_rows *rows)
+{
+    tess_view codes = {0};
+    if (m->config.is_sharded) {
+        *rows = tess_rqvae_own_rows(ex, chosen_of(m, ex, io, index), m->shape.dim);
+        return TESS_OK;
+    }
+    TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, room, &codes));
+    *rows = rows_of(m, ex, codes, tess_rqvae_row(ex, io->code, index));
+    return TESS_OK;
 }
 
 /* r becomes what the level leaves, sum gains its codes. */
@@ -162,6 +226,7 @@ static tess_status subtract(const tess_exec *ex, const tess_coded_rows *rows, te
 typedef struct search {
     tess_view pack, work, key;
     tess_view r, sum, norm, room; /* what is left, the sum of codes */
+    const int64_t *size;          /* [world] row-sharded: vectors of every rank */
 } search;
 
 static tess_status take_core(const tess_rqvae *m, tess_exec *ex, tess_view *core, tess_view *norm)
@@ -180,9 +245,11 @@ static tess_status take_search(const tess_rqvae *m, tess_exec *ex, search *s)
     const size_t work_nbytes = k->nearest_work_nbytes(d, 1, ex->thread_numel);
     TESS_TRY(take_core(m, ex, &s->r, &s->norm));
     TESS_TRY(tess_carve_take(&ex->work, s->r.numel, TESS_F32, &s->sum));
+    TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_U64, &s->key));
+    if (m->config.is_sharded) /* owners have their rows packed */
+        return TESS_OK;
     TESS_TRY(tess_carve_take(&ex->work, (int64_t)pack_nbytes, TESS_U8_OPAQUE, &s->pack));
     TESS_TRY(tess_carve_take(&ex->work, (int64_t)work_nbytes, TESS_U8_OPAQUE, &s->work));
-    TESS_TRY(tess_carve_take(&ex->work, ex->row_numel, TESS_U64, &s->key));
     return take_room(m, ex, &s->room);
 }
 
@@ -225,11 +292,59 @@ static tess_status draw(const tess_rqvae *m, const tess_exec *ex, const search *
     return TESS_RQVAE_RUN(ex, sample, &args);
 }
 
-static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const search *s,
+static bool is_called(const tess_exec *ex) { return !ex->is_plan && !ex->is_announced; }
+
+/* One level of a row-sharded search: the rows of this rank's `code`, their codes to `chosen`. */
+static tess_status find_shared(const tess_rqvae *m, tess_stream *stream,
+                               const tess_codebook_round *round, int64_t own, uint32_t *code,
+                               float *chosen)
+{
+    const tess_code_row_args row = {.key = round->key, .row = code, .vector_numel = own};
+    TESS_TRY(tess_codebooks_search(m->books, round));
+    if (own > 0)
+        TESS_TRY(m->kernels->code_row(&row, stream));
+    return tess_codebooks_fetch(m->books, round, code, chosen);
+}
+
+/* Row-sharded: the level's codes, from all ranks. While planning, the work of its search. */
+static tess_status find_among_all(const tess_rqvae *m, tess_exec *ex, const search *s,
                                   const tess_rqvae_io *io, int index)
+{
+    const int64_t numel = m->config.code_numel * m->shape.dim;
+    const tess_codebook_round round = {.book_idx = index % m->shape.book_numel,
+                                       .x = s->r.data,
+                                       .vector_numel = s->size,
+                                       .best_numel = 1,
+                                       .key = s->key.data};
+    if (!is_called(ex))
+        return find(m, ex, s, tess_view_host(NULL, numel, TESS_F32));
+    return find_shared(m, ex->stream, &round, ex->row_numel,
+                       tess_rqvae_row(ex, io->code, index).data, chosen_of(m, ex, io, index).data);
+}
+
+/* What find_among_all() of other ranks waits for, level by level. */
+static tess_status attend(const tess_rqvae *m)
+{
+    const int64_t *size = NULL;
+    TESS_TRY(tess_codebooks_share_size(m->books, 0, &size));
+    for (int i = 0; i < m->shape.index_numel; i++) {
+        const tess_codebook_round round = {
+            .book_idx = i % m->shape.book_numel, .vector_numel = size, .best_numel = 1};
+        TESS_TRY(find_shared(m, NULL, &round, 0, NULL, NULL));
+    }
+    return TESS_OK;
+}
+
+/* The codes nearest to r, or drawn. */
+static tess_status choose(const tess_rqvae *m, tess_exec *ex, const search *s,
+                          const tess_rqvae_io *io, int index, tess_coded_rows *rows)
 {
     const tess_view code = tess_rqvae_row(ex, io->code, index);
     tess_view codes = {0};
+    if (m->config.is_sharded) {
+        TESS_TRY(find_among_all(m, ex, s, io, index));
+        return coded(m, ex, io, index, s->room, rows);
+    }
     TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, s->room, &codes));
     if (m->config.temperature > 0.0 && io->batch->is_drawn)
         TESS_TRY(draw(m, ex, s, io, index, codes));
@@ -237,8 +352,16 @@ static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const sear
         TESS_TRY(find(m, ex, s, codes));
     const tess_code_row_args row = {
         .key = s->key.data, .row = code.data, .vector_numel = ex->row_numel};
+    *rows = rows_of(m, ex, codes, code);
     TESS_TRY(TESS_EXEC_RUN(ex, code_row, &row));
-    const tess_coded_rows rows = rows_of(m, ex, codes, code);
+    return tess_rqvae_mask(ex, io, code);
+}
+
+static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const search *s,
+                                  const tess_rqvae_io *io, int index)
+{
+    tess_coded_rows rows;
+    TESS_TRY(choose(m, ex, s, io, index, &rows));
     if (io->output.numel > 0) {
         const tess_quantizer_row_loss_args loss = {
             .rows = rows, .x = s->r.data, .out = tess_rqvae_row(ex, io->term, index).data};
@@ -265,7 +388,7 @@ static tess_status quantize_group(const tess_rqvae *m, tess_exec *ex, const sear
     if (io->output.numel == 0)
         return TESS_OK;
     const tess_rows out = tess_rqvae_part(m, ex, io->output, group);
-    return tess_rqvae_leave(ex, s->sum, &out);
+    return tess_rqvae_leave(ex, io, s->sum, &out);
 }
 
 /* ---- orthogonal codes ---- */
@@ -320,6 +443,8 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
     const size_t mark = tess_carve_mark(&ex->work);
     search s = {0};
     TESS_TRY(take_search(m, ex, &s));
+    if (m->config.is_sharded && is_called(ex))
+        TESS_TRY(tess_codebooks_share_size(m->books, ex->row_numel, &s.size));
     for (int g = 0; g < m->shape.group_numel; g++)
         TESS_TRY(quantize_group(m, ex, &s, io, g));
     if (io->output.numel > 0 && m->config.orthogonal > 0.0)
@@ -339,10 +464,8 @@ static tess_status add_codes(const tess_rqvae *m, tess_exec *ex, const tess_rqva
     TESS_TRY(tess_exec_zero(ex, sum));
     for (int l = 0; l < m->config.level_numel; l++) {
         const int index = group * m->config.level_numel + l;
-        tess_view codes = {0};
-        TESS_TRY(codes_of(m, ex, index % m->shape.book_numel, room, &codes));
-        const tess_quantizer_residual_args add = {
-            .rows = rows_of(m, ex, codes, tess_rqvae_row(ex, io->code, index)), .sum = sum.data};
+        tess_quantizer_residual_args add = {.sum = sum.data};
+        TESS_TRY(coded(m, ex, io, index, room, &add.rows));
         TESS_TRY(TESS_RQVAE_RUN(ex, residual, &add));
     }
     return TESS_OK;
@@ -352,12 +475,14 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
 {
     const size_t mark = tess_carve_mark(&ex->work);
     tess_view sum = {0}, room = {0};
+    TESS_CHECK(!m->config.is_sharded || !is_called(ex), TESS_E_UNSUPPORTED,
+               "codes sharded by rows are not decoded; open the run with replicated ones");
     TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->shape.dim, TESS_F32, &sum));
     TESS_TRY(take_room(m, ex, &room));
     for (int g = 0; g < m->shape.group_numel; g++) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, g);
         TESS_TRY(add_codes(m, ex, io, g, room, sum));
-        TESS_TRY(tess_rqvae_leave(ex, sum, &out));
+        TESS_TRY(tess_rqvae_leave(ex, io, sum, &out));
     }
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
@@ -380,7 +505,8 @@ static tess_status estimate(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     tess_view sum = {0};
     TESS_TRY(tess_carve_take(&ex->work, w->r.numel, TESS_F32, &sum));
     TESS_TRY(add_codes(m, ex, io, group, w->room, sum));
-    const tess_quantizer_backward_args args = {.rows = tess_rqvae_own_rows(ex, sum, m->shape.dim),
+    const tess_quantizer_backward_args args = {.rows =
+                                                   tess_rqvae_valid_rows(ex, io, sum, m->shape.dim),
                                                .x = w->r.data,
                                                .d_out = d_out.view,
                                                .d_stride = tess_rows_gap(&d_out),
@@ -426,9 +552,8 @@ static tess_status level_backward(const tess_rqvae *m, tess_exec *ex, const tess
 {
     const double scale = 2.0 * m->level_weight * (double)io->grad_scale;
     const int book = index % m->shape.book_numel;
-    tess_view codes = {0};
-    TESS_TRY(codes_of(m, ex, book, w->room, &codes));
-    const tess_coded_rows rows = rows_of(m, ex, codes, tess_rqvae_row(ex, io->code, index));
+    tess_coded_rows rows;
+    TESS_TRY(coded(m, ex, io, index, w->room, &rows));
     const tess_quantizer_backward_args commit = {.rows = rows,
                                                  .x = w->r.data,
                                                  .commitment =
@@ -458,7 +583,8 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
 static tess_status orthogonal_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                        const way_back *w)
 {
-    const double weight = orthogonal_of(m) * (double)io->grad_scale * (double)ex->row_numel;
+    const double weight =
+        orthogonal_of(m) * (double)io->grad_scale * (double)tess_rqvae_valid_numel(ex, io);
     for (int b = 0; b < m->shape.book_numel; b++) {
         const tess_view d_codes = is_mapped(m) ? w->d_room : tess_exec_grad(ex, m->book_idx[b]);
         tess_view codes = {0};
@@ -488,11 +614,19 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     return TESS_OK;
 }
 
+/* Nothing that a gradient could reach. */
+static tess_status leave_alone(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+{
+    (void)m;
+    return tess_exec_zero(ex, io->d_input);
+}
+
 const tess_quantizer_ops tess_quantizer_of_codes = {.shape = shape,
                                                     .terms = terms,
                                                     .add_tensors = add_codebooks,
                                                     .count_products = count_products,
                                                     .forward = forward,
+                                                    .attend = attend,
                                                     .decode = decode,
                                                     .backward = backward};
 const tess_quantizer_ops tess_quantizer_of_mapped_codes = {.shape = shape,
@@ -502,3 +636,10 @@ const tess_quantizer_ops tess_quantizer_of_mapped_codes = {.shape = shape,
                                                            .forward = forward,
                                                            .decode = decode,
                                                            .backward = backward};
+const tess_quantizer_ops tess_quantizer_of_projected = {.shape = shape,
+                                                        .terms = terms,
+                                                        .add_tensors = add_tables,
+                                                        .count_products = count_products,
+                                                        .forward = forward,
+                                                        .decode = decode,
+                                                        .backward = leave_alone};

@@ -25,6 +25,7 @@ typedef struct tess_rqvae_io {
     tess_view output;   /* [R, d] dt: of encoder and quantizer; numel 0: not wanted again */
     tess_view term;     /* [T, R] f64: out of the quantizer, into the decoder */
     tess_view code;     /* [indices, R] u32 in dtype i32: saved by the quantizer */
+    tess_view chosen;   /* [indices, R, d / groups] f32: codes of row-sharded ones, saved too */
     tess_view d_output; /* [R, d] dt */
     tess_view d_input;  /* [R, d] dt */
     float grad_scale;   /* 1 / T */
@@ -51,6 +52,8 @@ typedef struct tess_quantizer_ops {
     double (*count_products)(const tess_rqvae *m);
     /* z in `input` to `code`; where `output` is wanted also that and `term`. */
     tess_status (*forward)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
+    /* Take part in the forward of other ranks, row-sharded; NULL: nobody is asked to. */
+    tess_status (*attend)(const tess_rqvae *m);
     /* Codes in `code` to `output`. */
     tess_status (*decode)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
     /* Gradients of its tensors, and d_input. */
@@ -59,7 +62,8 @@ typedef struct tess_quantizer_ops {
 
 const tess_quantizer_ops *tess_quantizer_ops_of(tess_quantizer_kind kind);
 extern const tess_quantizer_ops tess_quantizer_of_codes, tess_quantizer_of_mapped_codes,
-    tess_quantizer_of_scalars, tess_quantizer_of_signs, tess_quantizer_of_values;
+    tess_quantizer_of_projected, tess_quantizer_of_scalars, tess_quantizer_of_signs,
+    tess_quantizer_of_values;
 
 /** Encoder or decoder, by what the model is over. */
 typedef union tess_rqvae_body {
@@ -83,6 +87,7 @@ struct tess_rqvae {
     const tess_quantizer_ops *ops;
     tess_quantizer_shape shape;
     tess_quantizer_terms terms;
+    tess_codebooks *books;             /* row-sharded codes; borrowed */
     int book_idx[TESS_RQVAE_TERM_MAX]; /* codes [K, d / groups], or tables */
     int map_idx[TESS_RQVAE_TERM_MAX];  /* MAPPED_CODES: A */
     int value_idx;                     /* VALUES */
@@ -138,6 +143,24 @@ static inline tess_coded_rows tess_rqvae_own_rows(const tess_exec *ex, tess_view
         .codes = q.data, .row_numel = ex->row_numel, .dim = dim, .code_numel = ex->row_numel};
 }
 
+/** Rows of the vectors that are valid, as codes; the others have none. Local. */
+static inline tess_coded_rows tess_rqvae_valid_rows(const tess_exec *ex, const tess_rqvae_io *io,
+                                                    tess_view q, int64_t dim)
+{
+    tess_coded_rows rows = tess_rqvae_own_rows(ex, q, dim);
+    rows.code = io->batch->own;
+    return rows;
+}
+
+/** Vectors of the micro-batch that are valid. Local. */
+static inline int64_t tess_rqvae_valid_numel(const tess_exec *ex, const tess_rqvae_io *io)
+{
+    return io->batch->valid != NULL ? io->batch->valid_numel : ex->row_numel;
+}
+
+/** Masked vectors lose their codes: code [numel, R]. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_mask(const tess_exec *ex, const tess_rqvae_io *io,
+                                            tess_view code);
 /** core [R, part.cols] f32 = part; with norm.numel > 0 as unit vectors. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_enter(const tess_exec *ex, const tess_rows *part,
                                              tess_view core, tess_view norm);
@@ -145,9 +168,9 @@ TESS_MUST_CHECK tess_status tess_rqvae_enter(const tess_exec *ex, const tess_row
 TESS_MUST_CHECK tess_status tess_rqvae_enter_backward(const tess_exec *ex, tess_view core,
                                                       tess_view norm, tess_view d_core,
                                                       const tess_rows *part);
-/** part = rows of q [R, part.cols] f32, rounded once. Local. */
-TESS_MUST_CHECK tess_status tess_rqvae_leave(const tess_exec *ex, tess_view q,
-                                             const tess_rows *part);
+/** part = rows of q [R, part.cols] f32, rounded once; 0 of masked vectors. Local. */
+TESS_MUST_CHECK tess_status tess_rqvae_leave(const tess_exec *ex, const tess_rqvae_io *io,
+                                             tess_view q, const tess_rows *part);
 
 /** Shape of a quantizer with levels for every dimension. Local. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status tess_rqvae_axis_shape(const tess_rqvae_config *c,

@@ -32,9 +32,19 @@ tess_status tess_rqvae_enter_backward(const tess_exec *ex, tess_view core, tess_
     return TESS_RQVAE_RUN(ex, enter_backward, &args);
 }
 
-tess_status tess_rqvae_leave(const tess_exec *ex, tess_view q, const tess_rows *part)
+tess_status tess_rqvae_mask(const tess_exec *ex, const tess_rqvae_io *io, tess_view code)
 {
-    const tess_quantizer_gather_args args = {.rows = tess_rqvae_own_rows(ex, q, part->cols),
+    const tess_quantizer_mask_args args = {.valid = io->batch->valid,
+                                           .row_numel = ex->row_numel,
+                                           .index_numel = code.numel / TESS_MAX(ex->row_numel, 1),
+                                           .code = code.data};
+    return io->batch->valid != NULL ? TESS_RQVAE_RUN(ex, mask, &args) : TESS_OK;
+}
+
+tess_status tess_rqvae_leave(const tess_exec *ex, const tess_rqvae_io *io, tess_view q,
+                             const tess_rows *part)
+{
+    const tess_quantizer_gather_args args = {.rows = tess_rqvae_valid_rows(ex, io, q, part->cols),
                                              .out_stride = tess_rows_gap(part),
                                              .out = part->view};
     return TESS_RQVAE_RUN(ex, gather, &args);
@@ -43,6 +53,7 @@ tess_status tess_rqvae_leave(const tess_exec *ex, tess_view q, const tess_rows *
 static const tess_quantizer_ops *const ops_of[] = {
     [TESS_QUANTIZER_CODES] = &tess_quantizer_of_codes,
     [TESS_QUANTIZER_MAPPED_CODES] = &tess_quantizer_of_mapped_codes,
+    [TESS_QUANTIZER_PROJECTED] = &tess_quantizer_of_projected,
     [TESS_QUANTIZER_SCALARS] = &tess_quantizer_of_scalars,
     [TESS_QUANTIZER_SIGNS] = &tess_quantizer_of_signs,
     [TESS_QUANTIZER_VALUES] = &tess_quantizer_of_values};

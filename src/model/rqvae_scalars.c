@@ -97,7 +97,9 @@ static tess_status quantize_level(const tess_rqvae *m, const tess_exec *ex, cons
     TESS_TRY(TESS_RQVAE_RUN(ex, level, &args));
     if (io->output.numel > 0) {
         const tess_quantizer_row_loss_args loss = {
-            .rows = rows, .x = r.data, .out = tess_rqvae_row(ex, io->term, level).data};
+            .rows = tess_rqvae_valid_rows(ex, io, q, m->config.code_dim),
+            .x = r.data,
+            .out = tess_rqvae_row(ex, io->term, level).data};
         TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &loss));
     }
     return TESS_RQVAE_RUN(ex, residual, &subtract);
@@ -128,7 +130,8 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
         TESS_TRY(quantize_level(m, ex, io, l, v));
     if (io->output.numel > 0) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, 0);
-        TESS_TRY(tess_rqvae_leave(ex, v[2], &out));
+        TESS_TRY(tess_rqvae_leave(ex, io, v[2], &out));
+        TESS_TRY(tess_rqvae_mask(ex, io, io->code));
         TESS_TRY(tess_rqvae_give(ex, io->batch->code, io->code));
     }
     tess_carve_release(&ex->work, mark);
@@ -155,7 +158,7 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
         TESS_TRY(TESS_RQVAE_RUN(ex, level_decode, &args));
         TESS_TRY(TESS_RQVAE_RUN(ex, residual, &add));
     }
-    TESS_TRY(tess_rqvae_leave(ex, sum, &out));
+    TESS_TRY(tess_rqvae_leave(ex, io, sum, &out));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }

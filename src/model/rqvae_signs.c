@@ -36,6 +36,7 @@ static double commitment_of(const tess_rqvae *m)
     return m->config.commitment * (m->config.is_binary_spherical ? 1.0 : m->level_weight);
 }
 
+/* Of both entropies together; that of vectors has the confidence beside it. */
 static double entropy_of(const tess_rqvae *m)
 {
     const tess_rqvae_config *c = &m->config;
@@ -52,7 +53,7 @@ static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
     for (int g = 0; g < groups; g++)
         out->weight[out->numel++] = commitment_of(m);
     for (int g = 0; g < groups && c->entropy > 0.0; g++)
-        out->weight[out->numel++] = entropy_of(m);
+        out->weight[out->numel++] = entropy_of(m) * c->confidence;
     out->of_rows = out->numel;
     if (wants_mean(c))
         out->weight[out->numel++] = -entropy_of(m) * c->diversity;
@@ -65,13 +66,16 @@ static double count_products(const tess_rqvae *m)
 
 static float magnitude_of(const tess_rqvae *m)
 {
-    return m->config.is_spherical ? (float)(1.0 / sqrt((double)m->config.code_dim)) : 1.0f;
+    return m->config.is_spherical ? (float)(1.0 / sqrt((double)m->config.code_dim))
+                                  : (float)m->config.scale;
 }
 
-static tess_sign_rows rows_of(const tess_rqvae *m, const tess_exec *ex, tess_view z, int group)
+static tess_sign_rows rows_of(const tess_rqvae *m, const tess_exec *ex, const tess_rqvae_io *io,
+                              tess_view z, int group)
 {
     const tess_rows part = tess_rqvae_part(m, ex, z, group);
     return (tess_sign_rows){.x = part.view.data,
+                            .valid = io->batch->valid,
                             .row_numel = ex->row_numel,
                             .dim = m->shape.dim,
                             .stride = tess_rows_gap(&part),
@@ -116,7 +120,7 @@ static tess_status quantize_group(const tess_rqvae *m, tess_exec *ex, const tess
                                   tess_view z, int group)
 {
     const bool has_entropy = m->config.entropy > 0.0, is_wanted = io->output.numel > 0;
-    const tess_sign_rows rows = rows_of(m, ex, z, group);
+    const tess_sign_rows rows = rows_of(m, ex, io, z, group);
     const tess_rows out =
         is_wanted ? tess_rqvae_part(m, ex, io->output, group) : (tess_rows){.stride = 0};
     const tess_quantizer_sign_args args = {.rows = rows,
@@ -190,16 +194,16 @@ static tess_status group_backward(const tess_rqvae *m, tess_exec *ex, const tess
     const double scale = (double)io->grad_scale;
     const double *slope = io->batch->mean_slope;
     const tess_rows d_out = tess_rqvae_part(m, ex, io->d_output, group);
-    const tess_sign_rows rows = rows_of(m, ex, v[0], group);
+    const tess_sign_rows rows = rows_of(m, ex, io, v[0], group);
     float *d_z = tess_rqvae_part(m, ex, v[1], group).view.data;
-    const tess_quantizer_sign_backward_args args = {.rows = rows,
-                                                    .d_out_stride = tess_rows_gap(&d_out),
-                                                    .d_out = d_out.view,
-                                                    .beta = c->inverse_temperature,
-                                                    .commitment =
-                                                        (float)(2.0 * scale * commitment_of(m)),
-                                                    .entropy = entropy_of(m) * scale,
-                                                    .d_x = d_z};
+    const tess_quantizer_sign_backward_args args = {
+        .rows = rows,
+        .d_out_stride = tess_rows_gap(&d_out),
+        .d_out = d_out.view,
+        .beta = c->inverse_temperature,
+        .commitment = (float)(2.0 * scale * commitment_of(m)),
+        .entropy = entropy_of(m) * c->confidence * scale,
+        .d_x = d_z};
     TESS_TRY(TESS_RQVAE_RUN(ex, sign_backward, &args));
     if (m->shape.mean_numel == 0 || slope == NULL)
         return TESS_OK;

@@ -15,6 +15,8 @@ tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src)
 
 /* ---- encoder ---- */
 
+static const double LAYER_NORM_EPS = 1e-5; /* of PyTorch */
+
 /* Vectors as the first product takes them: in bf16 each value is rounded once. */
 static tess_status enter(tess_exec *ex, tess_view x, tess_view *out)
 {
@@ -26,13 +28,26 @@ static tess_status enter(tess_exec *ex, tess_view x, tess_view *out)
     return TESS_EXEC_RUN(ex, cast, &args);
 }
 
+/* The encoder's: a fixed projection takes them normalized. */
+static tess_status enter_samples(const tess_rqvae *m, tess_exec *ex, tess_view x, tess_view *out)
+{
+    if (m->config.kind != TESS_QUANTIZER_PROJECTED)
+        return enter(ex, x, out);
+    tess_view y = {0};
+    TESS_TRY(tess_carve_take(&ex->work, x.numel, TESS_F32, &y));
+    const tess_quantizer_layer_norm_args args = {
+        .x = x, .row_numel = ex->row_numel, .dim = m->config.dim, .eps = LAYER_NORM_EPS, .y = y};
+    TESS_TRY(TESS_RQVAE_RUN(ex, layer_norm, &args));
+    return enter(ex, y, out);
+}
+
 static tess_status encoder_forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
     tess_rqvae_saved saved;
     tess_view x = {0};
     TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->encoder, &ex->saved, &saved));
-    TESS_TRY(enter(ex, io->x, &x));
+    TESS_TRY(enter_samples(m, ex, io->x, &x));
     TESS_TRY(tess_rqvae_body_forward(m, ex, &m->encoder, x, &saved, io->output));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
@@ -44,7 +59,7 @@ static tess_status encoder_backward(const tess_rqvae *m, tess_exec *ex, const te
     tess_rqvae_saved saved;
     tess_view x = {0};
     TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->encoder, &ex->saved, &saved));
-    TESS_TRY(enter(ex, io->x, &x));
+    TESS_TRY(enter_samples(m, ex, io->x, &x));
     const tess_convolutions_gradients g = {
         .x = x, .d_y = io->d_output, .d_x = tess_exec_view(ex, NULL, 0, ex->dt)};
     TESS_TRY(tess_rqvae_body_backward(m, ex, &m->encoder, &saved, &g));
@@ -61,7 +76,7 @@ static tess_status row_terms(const tess_rqvae *m, tess_exec *ex, const tess_rqva
     const int terms = m->terms.numel, squares = 1 + m->shape.index_numel;
     TESS_TRY(tess_carve_take_2d(&ex->work, 1 + terms, ex->row_numel, TESS_F64, out));
     const tess_quantizer_row_loss_args args = {
-        .rows = tess_rqvae_own_rows(ex, y, m->config.dim), .x = io->x.data, .out = out->data};
+        .rows = tess_rqvae_valid_rows(ex, io, y, m->config.dim), .x = io->x.data, .out = out->data};
     TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &args));
     const tess_view behind = tess_view_rows(*out, 1, terms, ex->row_numel);
     TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, terms, ex->row_numel),
@@ -82,8 +97,8 @@ static tess_status add_losses(const tess_rqvae *m, tess_exec *ex, const tess_rqv
                          .row_numel = ex->row_numel,
                          .out = term.data};
     for (int t = 0; t < m->terms.numel; t++)
-        mix.weight[1 + t] =
-            m->terms.weight[t] * (t < m->terms.of_rows ? 1.0 : (double)ex->row_numel);
+        mix.weight[1 + t] = m->terms.weight[t] *
+                            (t < m->terms.of_rows ? 1.0 : (double)tess_rqvae_valid_numel(ex, io));
     const tess_sum_args sum = {.x = term.data, .numel = ex->row_numel, .out = io->loss_sum};
     TESS_TRY(TESS_EXEC_RUN(ex, mix, &mix));
     TESS_TRY(TESS_EXEC_RUN(ex, sum, &sum));
@@ -117,7 +132,7 @@ static tess_status loss_gradient(const tess_rqvae *m, tess_exec *ex, const tess_
                                  tess_view y, tess_view *d_y)
 {
     const double scale = 2.0 * m->reconstruction_weight * (double)io->grad_scale;
-    const tess_coded_rows x = tess_rqvae_own_rows(ex, io->x, m->config.dim);
+    const tess_coded_rows x = tess_rqvae_valid_rows(ex, io, io->x, m->config.dim);
     tess_view d = {0};
     TESS_TRY(tess_carve_take(&ex->work, y.numel, TESS_F32, &d));
     const tess_quantizer_backward_args args = {
@@ -188,7 +203,12 @@ static tess_status take_codes(const tess_rqvae *m, tess_exec *ex, int stage_idx,
 {
     if (stage_idx != TESS_RQVAE_QUANTIZER)
         return TESS_OK;
-    return tess_carve_take_2d(&ex->saved, m->shape.index_numel, ex->row_numel, TESS_I32, &io->code);
+    TESS_TRY(
+        tess_carve_take_2d(&ex->saved, m->shape.index_numel, ex->row_numel, TESS_I32, &io->code));
+    if (!m->config.is_sharded)
+        return TESS_OK;
+    return tess_carve_take_2d(&ex->saved, m->shape.index_numel * ex->row_numel, m->shape.dim,
+                              TESS_F32, &io->chosen);
 }
 
 /* ---- plan ---- */
@@ -293,6 +313,8 @@ static tess_status call_forward(void *model, const tess_stage_call *call)
     tess_exec ex;
     tess_rqvae_io io;
     tess_view in[2], out[2];
+    if (call->batch == NULL && m->config.is_sharded && !tess_call_is_announced(call->mode))
+        return m->ops->attend(m);
     TESS_TRY(begin(m, call, &ex, &io));
     const int s = call->stage_idx;
     TESS_TRY(edge_of(m, &ex, "input", call->input, s == TESS_RQVAE_DECODER, in));

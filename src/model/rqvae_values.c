@@ -74,14 +74,15 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
                                              .out = v[1].data,
                                              .index = io->code.data};
     TESS_TRY(TESS_RQVAE_RUN(ex, latent, &args));
+    TESS_TRY(tess_rqvae_mask(ex, io, io->code));
     if (io->output.numel > 0) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, 0);
         const tess_quantizer_row_loss_args loss = {
-            .rows = tess_rqvae_own_rows(ex, v[1], m->config.code_dim),
+            .rows = tess_rqvae_valid_rows(ex, io, v[1], m->config.code_dim),
             .x = v[0].data,
             .out = io->term.data};
         TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &loss));
-        TESS_TRY(tess_rqvae_leave(ex, v[1], &out));
+        TESS_TRY(tess_rqvae_leave(ex, io, v[1], &out));
         TESS_TRY(tess_rqvae_give(ex, io->batch->code, io->code));
     }
     tess_carve_release(&ex->work, mark);
@@ -108,7 +109,7 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
     tess_view q = {0};
     TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.code_dim, TESS_F32, &q));
     TESS_TRY(look_up(m, ex, io, q));
-    TESS_TRY(tess_rqvae_leave(ex, q, &out));
+    TESS_TRY(tess_rqvae_leave(ex, io, q, &out));
     tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
@@ -123,7 +124,7 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     TESS_TRY(tess_carve_take(&ex->work, v[0].numel, TESS_F32, &d_z));
     TESS_TRY(tess_exec_vector(ex, m->value_idx, &value));
     const tess_quantizer_backward_args pass = {
-        .rows = tess_rqvae_own_rows(ex, v[1], m->config.code_dim),
+        .rows = tess_rqvae_valid_rows(ex, io, v[1], m->config.code_dim),
         .x = v[0].data,
         .d_out = io->d_output,
         .estimator = TESS_ESTIMATOR_STRAIGHT,

@@ -66,6 +66,8 @@ static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernel
     TESS_TRY(
         room(plan, TESS_BOOK_KEY, "keys", TESS_U64, (int64_t[3]){2 * round, b, s->best_numel}));
     TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1, b, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_ROUTE, "routed vectors", TESS_F32,
+                  (int64_t[3]){s->is_routed ? 2 : 0, b, d}));
     return room_bytes(plan, TESS_BOOK_WORK, "search", 1,
                       kernels->nearest_work_nbytes(d, s->best_numel, s->thread_numel));
 }
@@ -115,34 +117,63 @@ static void *place(const tess_codebooks *b, tess_codebook_place which)
     return b->memory + b->plan.buffer[which].offset_nbytes;
 }
 
-static tess_wire make_wire(const tess_codebooks *b, wire_idx idx, const char *name, tess_dtype dt,
-                           int64_t numel_per_rank)
+static tess_wire make_wire(const tess_codebook_plan *plan, wire_idx idx, const char *name,
+                           tess_dtype dt, int64_t numel_per_rank)
 {
-    tess_wire w = {.op = idx == WIRE_CODE || idx == WIRE_VECTOR || idx == WIRE_ROW
-                             ? TESS_COMM_ALL_GATHER
-                             : TESS_COMM_EXCHANGE,
-                   .entry_idx = (uint32_t)idx,
+    const bool is_gather =
+        idx == WIRE_CODE || idx == WIRE_VECTOR || idx == WIRE_ROW || idx == WIRE_SIZE;
+    tess_wire w = {.op = is_gather ? TESS_COMM_ALL_GATHER : TESS_COMM_EXCHANGE,
                    .storage = dt,
                    .wire = dt,
                    .accumulate = dt,
                    .numel_per_rank = numel_per_rank,
-                   .numel_total = numel_per_rank * b->plan.shape.world,
+                   .numel_total = numel_per_rank * plan->shape.world,
                    .config_key = "quantizer.sharding"};
     snprintf(w.name, sizeof w.name, "codebook/%s", name);
     return w;
 }
 
-static void make_wires(tess_codebooks *b)
+static void make_wires(const tess_codebook_plan *plan, uint32_t first_entry_idx,
+                       tess_wire wire[WIRE_NUMEL])
 {
-    const tess_codebook_shape *s = &b->plan.shape;
-    const int64_t c = b->plan.row_numel, block = s->block_numel;
-    b->wire[WIRE_CODE] = make_wire(b, WIRE_CODE, "codes", TESS_F32, c * s->dim);
-    b->wire[WIRE_SUM] = make_wire(b, WIRE_SUM, "sums", TESS_I64, c * s->dim);
-    b->wire[WIRE_TALLY] = make_wire(b, WIRE_TALLY, "counts", TESS_I64, c);
-    b->wire[WIRE_VECTOR] = make_wire(b, WIRE_VECTOR, "vectors", TESS_F32, block * s->dim);
-    b->wire[WIRE_KEY] = make_wire(b, WIRE_KEY, "keys", TESS_U64, block * s->best_numel);
-    b->wire[WIRE_ROW] = make_wire(b, WIRE_ROW, "rows", TESS_I32, block);
-    b->wire[WIRE_FETCH] = make_wire(b, WIRE_FETCH, "fetched codes", TESS_F32, block * s->dim);
+    const tess_codebook_shape *s = &plan->shape;
+    const int64_t c = plan->row_numel, block = s->block_numel;
+    wire[WIRE_CODE] = make_wire(plan, WIRE_CODE, "codes", TESS_F32, c * s->dim);
+    wire[WIRE_SUM] = make_wire(plan, WIRE_SUM, "sums", TESS_I64, c * s->dim);
+    wire[WIRE_TALLY] = make_wire(plan, WIRE_TALLY, "counts", TESS_I64, c);
+    wire[WIRE_VECTOR] = make_wire(plan, WIRE_VECTOR, "vectors", TESS_F32, block * s->dim);
+    wire[WIRE_KEY] = make_wire(plan, WIRE_KEY, "keys", TESS_U64, block * s->best_numel);
+    wire[WIRE_ROW] = make_wire(plan, WIRE_ROW, "rows", TESS_I32, block);
+    wire[WIRE_FETCH] = make_wire(plan, WIRE_FETCH, "fetched codes", TESS_F32, block * s->dim);
+    wire[WIRE_SIZE] = make_wire(plan, WIRE_SIZE, "sizes", TESS_I64, 1);
+    wire[WIRE_CUT] = make_wire(plan, WIRE_CUT, "cuts", TESS_F32, c * s->dim);
+    wire[WIRE_ROUTE] = make_wire(plan, WIRE_ROUTE, "routed vectors", TESS_F32, block * s->dim);
+    for (int i = 0; i < WIRE_NUMEL; i++)
+        wire[i].entry_idx = first_entry_idx + (uint32_t)i;
+}
+
+tess_status tess_codebook_plan_contract(const tess_codebook_plan *plan, tess_contract *contract)
+{
+    tess_wire wire[WIRE_NUMEL];
+    make_wires(plan, (uint32_t)tess_contract_wire_numel(contract), wire);
+    for (int i = 0; i < WIRE_NUMEL; i++)
+        TESS_TRY(tess_contract_add_wire(contract, &wire[i]));
+    return TESS_OK;
+}
+
+static tess_status take_memory(tess_codebooks *b)
+{
+    tess_view all = b->parts.memory;
+    if (all.numel > 0)
+        TESS_CHECK((size_t)all.numel >= b->plan.total_nbytes, TESS_E_STATE,
+                   "codebooks need %zu bytes, the plan has %" PRId64, b->plan.total_nbytes,
+                   all.numel);
+    else {
+        TESS_TRY(tess_arena_create("codebooks", TESS_MAX(b->plan.total_nbytes, 1), &b->arena));
+        TESS_TRY(tess_arena_view(b->arena, 0, (int64_t)b->plan.total_nbytes, TESS_U8_OPAQUE, &all));
+    }
+    b->memory = all.data;
+    return TESS_OK;
 }
 
 tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebooks **out)
@@ -155,19 +186,16 @@ tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebo
     b->parts.plan = &b->plan;
     b->rank = tess_comm_rank(parts->comm);
     tess_codebook_owned(&b->plan, b->rank, &b->lo, &b->hi);
-    make_wires(b);
+    make_wires(&b->plan, parts->first_entry_idx, b->wire);
     tess_status st =
         tess_alloc_array(2 * (int64_t)b->plan.shape.world, sizeof(tess_piece), &pieces);
     b->piece = pieces;
     if (st == TESS_OK)
-        st = tess_alloc_array(2 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
+        st = tess_alloc_array(3 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
     b->extent = extents;
+    b->size = b->extent != NULL ? b->extent + 2 * b->plan.shape.world + 1 : NULL;
     if (st == TESS_OK)
-        st = tess_arena_create("codebooks", TESS_MAX(b->plan.total_nbytes, 1), &b->arena);
-    tess_view all = {0};
-    if (st == TESS_OK)
-        st = tess_arena_view(b->arena, 0, (int64_t)b->plan.total_nbytes, TESS_U8_OPAQUE, &all);
-    b->memory = all.data;
+        st = take_memory(b);
     if (st != TESS_OK) {
         tess_codebooks_destroy(&b);
         return st;

@@ -31,6 +31,7 @@ typedef struct tess_codebook_shape {
     int thread_numel;
     bool is_sharded; /* codes live with their owners alone */
     bool has_sums;   /* statistics are taken, not only assignments */
+    bool is_routed;  /* codes are set from vectors of the ranks and kept in other cuts too */
 } tess_codebook_shape;
 
 /** One planned buffer of a rank. */
@@ -49,6 +50,7 @@ typedef enum tess_codebook_place {
     TESS_BOOK_GATHERED, /* [W, block, d] f32 */
     TESS_BOOK_KEY,      /* [2, W, block, best] u64 */
     TESS_BOOK_ROW,      /* [W + 1, block] rows */
+    TESS_BOOK_ROUTE,    /* [2, block, d] f32: vectors on their way to owners */
     TESS_BOOK_WORK,     /* of the search */
     TESS_BOOK_PLACE_NUMEL
 } tess_codebook_place;
@@ -74,6 +76,10 @@ TESS_MUST_CHECK tess_status tess_codebook_plan_make(const tess_codebook_shape *s
  */
 double tess_codebook_pass_nbytes(const tess_codebook_plan *plan, int64_t round_numel);
 
+/** Enter the collectives into a contract, behind the wires that it has. Local. */
+TESS_MUST_CHECK tess_status tess_codebook_plan_contract(const tess_codebook_plan *plan,
+                                                        tess_contract *contract);
+
 typedef struct tess_codebooks tess_codebooks;
 
 /** All pointers are borrowed until destroy. */
@@ -82,9 +88,14 @@ typedef struct tess_codebooks_parts {
     const tess_kernels *kernels;
     tess_stream *stream; /* of the host, with its threads */
     tess_comm *comm;
+    uint32_t first_entry_idx; /* wires in front of these in the contract */
+    /* [total_nbytes] host memory of the caller's plan, aligned as an arena; where it is scratch,
+     * nothing stays in it but what a caller of these functions brings there. numel 0: own memory,
+     * that begins with zeros. */
+    tess_view memory;
 } tess_codebooks_parts;
 
-/** Allocates what the plan says; codes and counts are zero. Local. */
+/** Allocates what the plan says, codes and counts are zero; or takes the given memory. Local. */
 TESS_MUST_CHECK tess_status tess_codebooks_create(const tess_codebooks_parts *parts,
                                                   tess_codebooks **out);
 void tess_codebooks_destroy(tess_codebooks **books);
@@ -138,6 +149,48 @@ typedef struct tess_codebook_subtraction {
 
 TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,
                                                     const tess_codebook_subtraction *what);
+/**
+ * dst[i] = code[row[i]], zeros for TESS_NO_CODE, for a round whose `vector_numel` says how many
+ * rows each rank wants; row- sharded only. `x`, `key`, `best_numel` and `adds` of the round are not
+ * used. Collective.
+ */
+TESS_MUST_CHECK tess_status tess_codebooks_fetch(tess_codebooks *books,
+                                                 const tess_codebook_round *round,
+                                                 const uint32_t *row, float *dst);
+/** A number of every rank to all, [world], borrowed until the next call: sizes of a round that no
+ * rank knows of others. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_share_size(tess_codebooks *books, int64_t own,
+                                                      const int64_t **all);
+
+/** Numbers [K, width] that owners of rows have, and ranks of another cut have too. */
+typedef struct tess_codebook_cut {
+    int64_t width;        /* numbers of a row */
+    const int64_t *bound; /* [world + 1]: of the other cut rank r has [bound[r], bound[r + 1]) */
+    float *rows;          /* [owned rows, width] f32 */
+    float *other;         /* [bound[rank + 1] - bound[rank]] f32 */
+    bool to_rows;         /* else from rows to the other cut */
+} tess_codebook_cut;
+
+/** Bring them from one cut to the other. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_recut(tess_codebooks *books,
+                                                 const tess_codebook_cut *cut);
+/** The most bytes that a rank receives in it. Local, pure. */
+double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
+                                  const int64_t *bound);
+
+/** Vectors that ranks hold, numbered over all of them, to ranks. */
+typedef struct tess_codebook_route {
+    const int64_t *first;                                 /* [world + 1]: vectors first[r] ..
+                                                             first[r + 1] go to rank r */
+    int (*holder)(const void *arg, int64_t idx);          /* the same on all ranks */
+    const float *(*vector)(const void *arg, int64_t idx); /* [d], of those that this rank holds */
+    const void *arg;
+    float *dst; /* [first[rank + 1] - first[rank], d] f32 */
+} tess_codebook_route;
+
+/** In rounds of a block. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_route(tess_codebooks *books,
+                                                 const tess_codebook_route *route);
 
 /** Sums at exponent S (kernels/codebook.h) begin at zero. Local. */
 TESS_MUST_CHECK tess_status tess_codebooks_begin_sums(tess_codebooks *books, int exponent);

@@ -14,6 +14,9 @@ typedef enum wire_idx {
     WIRE_KEY,    /* keys to the vectors' rank */
     WIRE_ROW,    /* winners, or wanted rows, to all */
     WIRE_FETCH,  /* code rows to who wants them */
+    WIRE_SIZE,   /* sizes of a round to all */
+    WIRE_CUT,    /* rows from one cut to another */
+    WIRE_ROUTE,  /* vectors to rows' owners */
     WIRE_NUMEL
 } wire_idx;
 
@@ -26,8 +29,9 @@ struct tess_codebooks {
     tess_wire wire[WIRE_NUMEL];
     tess_piece *piece; /* [2, world] */
     int64_t *extent;   /* [2 world + 1] */
+    int64_t *size;     /* [world] behind them */
     tess_arena *arena;
-    char *memory;
+    char *memory; /* of the arena, or the caller's */
 };
 
 static inline size_t pack_nbytes(const tess_kernels *kernels, int64_t code_numel, int64_t dim)
@@ -40,5 +44,10 @@ tess_view codebook_pack(const tess_codebooks *b, int book_idx);
 void *codebook_place(const tess_codebooks *b, tess_codebook_place which);
 int64_t *codebook_own_sum(const tess_codebooks *b);
 int64_t *codebook_own_tally(const tess_codebooks *b);
+/** A block of every rank, rank-major, each at its multiple of the planned one. Collective. */
+TESS_MUST_CHECK tess_status codebook_gather(tess_codebooks *b, wire_idx wire, const void *own,
+                                            size_t own_nbytes, void *all);
+/** `b->piece`: sends to, and receives from, every rank. Collective. */
+TESS_MUST_CHECK tess_status codebook_exchange(tess_codebooks *b, wire_idx wire);
 
 TESS_END_DECLS

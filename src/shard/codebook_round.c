@@ -66,25 +66,11 @@ static void rows_of_keys(const uint64_t *key, int best_numel, int64_t numel, uin
 
 /* ---- row-sharded ---- */
 
-/* A block of every rank, rank-major, each at its multiple of the planned block. */
-static tess_status gather(tess_codebooks *b, wire_idx wire, const void *own, size_t own_nbytes,
-                          void *all)
-{
-    const tess_wire *w = &b->wire[wire];
-    tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
-    const tess_view full = tess_view_host(all, w->numel_per_rank * b->plan.shape.world, w->wire);
-    const tess_view shard = tess_view_slice(full, b->rank * w->numel_per_rank, w->numel_per_rank);
-    if (own_nbytes > 0)
-        memcpy(shard.data, own, own_nbytes);
-    TESS_TRY(tess_comm_all_gather(b->parts.comm, w, shard, full, stream));
-    return tess_stream_finish(stream);
-}
-
 static tess_status gather_vectors(tess_codebooks *b, const tess_codebook_round *round)
 {
     const int64_t numel = round->vector_numel[b->rank] * b->plan.shape.dim;
-    return gather(b, WIRE_VECTOR, round->x, (size_t)numel * sizeof(float),
-                  codebook_place(b, TESS_BOOK_GATHERED));
+    return codebook_gather(b, WIRE_VECTOR, round->x, (size_t)numel * sizeof(float),
+                           codebook_place(b, TESS_BOOK_GATHERED));
 }
 
 static float *gathered_of(const tess_codebooks *b, int rank)
@@ -95,7 +81,8 @@ static float *gathered_of(const tess_codebooks *b, int rank)
 
 static tess_status gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
 {
-    return gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row, codebook_place(b, TESS_BOOK_ROW));
+    return codebook_gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row,
+                           codebook_place(b, TESS_BOOK_ROW));
 }
 
 static uint32_t *rows_of(const tess_codebooks *b, int rank)
@@ -113,16 +100,13 @@ static tess_status exchange_keys(tess_codebooks *b, const tess_codebook_round *r
     const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
     uint64_t *found = codebook_place(b, TESS_BOOK_KEY), *received = found + world * stride;
     tess_piece *send = b->piece, *receive = b->piece + world;
-    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
     for (int r = 0; r < world; r++) {
         const int64_t theirs = round->vector_numel[r] * round->best_numel;
         const int64_t own = round->vector_numel[b->rank] * round->best_numel;
         send[r] = (tess_piece){r, tess_view_host(found + r * stride, theirs, TESS_U64)};
         receive[r] = (tess_piece){r, tess_view_host(received + r * stride, own, TESS_U64)};
     }
-    TESS_TRY(
-        tess_comm_exchange(b->parts.comm, &b->wire[WIRE_KEY], send, world, receive, world, stream));
-    return tess_stream_finish(stream);
+    return codebook_exchange(b, WIRE_KEY);
 }
 
 /* The least `numel` of two ascending lists, into the first. */
@@ -241,34 +225,40 @@ static void place_wanted(const tess_codebooks *b, const uint32_t *row, int64_t n
             local[i] = TESS_NO_CODE;
 }
 
-/* Entries [lo, lo + numel[rank]) of every rank, at most a block each. */
-static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtraction *what,
-                                  int64_t lo, const int64_t *numel, int64_t *first)
+/* Codes of rows that the ranks want, numel[rank] each, at most a block: they lie together behind
+ * each other, and scratch rows say where each one is. @param first  [world + 1] scratch */
+static tess_status fetch_rows(tess_codebooks *b, int book_idx, const uint32_t *row,
+                              const int64_t *numel, int64_t *first)
 {
     const int world = b->plan.shape.world;
     const int64_t d = b->plan.shape.dim, own = numel[b->rank];
     tess_piece *send = b->piece, *receive = b->piece + world;
-    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
     float *sent = codebook_place(b, TESS_BOOK_GATHERED);
     float *received = codebook_place(b, TESS_BOOK_RECEIVE);
-    TESS_TRY(gather_rows(b, what->row + lo, own));
-    place_wanted(b, what->row + lo, own, first, own_rows(b));
+    TESS_TRY(gather_rows(b, row, own));
+    place_wanted(b, row, own, first, own_rows(b));
     for (int r = 0; r < world; r++) {
-        const int64_t found = pack_wanted(b, what->book_idx, r, numel[r], sent);
+        const int64_t found = pack_wanted(b, book_idx, r, numel[r], sent);
         send[r] = (tess_piece){r, tess_view_host(sent, found * d, TESS_F32)};
         sent += found * d;
         receive[r] = (tess_piece){
             r, tess_view_host(received + first[r] * d, (first[r + 1] - first[r]) * d, TESS_F32)};
     }
-    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[WIRE_FETCH], send, world, receive, world,
-                                stream));
-    TESS_TRY(tess_stream_finish(stream));
+    return codebook_exchange(b, WIRE_FETCH);
+}
+
+/* Entries [lo, lo + numel[rank]) of every rank, at most a block each. */
+static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtraction *what,
+                                  int64_t lo, const int64_t *numel, int64_t *first)
+{
+    const int64_t d = b->plan.shape.dim;
+    TESS_TRY(fetch_rows(b, what->book_idx, what->row + lo, numel, first));
     const tess_code_residual_args args = {.x = what->parent != NULL ? what->x : what->x + lo * d,
                                           .parent = what->parent != NULL ? what->parent + lo : NULL,
-                                          .code = received,
+                                          .code = codebook_place(b, TESS_BOOK_RECEIVE),
                                           .row = own_rows(b),
-                                          .vector_numel = own,
-                                          .code_numel = first[world],
+                                          .vector_numel = numel[b->rank],
+                                          .code_numel = first[b->plan.shape.world],
                                           .dim = d,
                                           .dst = what->dst + lo * d};
     return take_off(b, &args);
@@ -302,4 +292,23 @@ tess_status tess_codebooks_subtract(tess_codebooks *b, const tess_codebook_subtr
                                           .dim = b->plan.shape.dim,
                                           .dst = what->dst};
     return take_off(b, &args);
+}
+
+tess_status tess_codebooks_fetch(tess_codebooks *b, const tess_codebook_round *round,
+                                 const uint32_t *row, float *dst)
+{
+    const int64_t d = b->plan.shape.dim;
+    const float *received = codebook_place(b, TESS_BOOK_RECEIVE);
+    TESS_TRY(check_round(b, round));
+    TESS_CHECK(b->plan.shape.is_sharded, TESS_E_STATE, "codebooks: fetched where all codes are");
+    TESS_TRY(
+        fetch_rows(b, round->book_idx, row, round->vector_numel, b->extent + b->plan.shape.world));
+    for (int64_t i = 0; i < round->vector_numel[b->rank]; i++) {
+        const uint32_t at = own_rows(b)[i];
+        if (at == TESS_NO_CODE)
+            memset(dst + i * d, 0, (size_t)d * sizeof *dst);
+        else
+            memcpy(dst + i * d, received + at * d, (size_t)d * sizeof *dst);
+    }
+    return TESS_OK;
 }

@@ -4,6 +4,7 @@
  * depends on M alone, so any number of ranks gives the same bits. Leftover subtrees merge from the
  * smallest up into the top level.
  */
+#include "shard/plan_exchange.h"
 #include "shard/runtime_priv.h"
 
 static float *level(tess_runtime *rt, int level_idx, int unit_idx)
@@ -19,46 +20,161 @@ static float *grad_buffer(tess_runtime *rt, int grad_idx)
     return (float *)(void *)runtime_at(rt, TESS_LIFE_GRAD, offset);
 }
 
-static float *receive_row(tess_runtime *rt, int row_idx, int unit_idx)
+static float *received(tess_runtime *rt)
 {
-    const tess_plan *plan = rt->parts.plan;
-    float *base = (float *)(void *)runtime_at(rt, TESS_LIFE_GRAD, plan->receive_offset_nbytes);
-    return base + row_idx * plan->unit[unit_idx].slab_shard_numel;
+    return (float *)(void *)runtime_at(rt, TESS_LIFE_GRAD, rt->parts.plan->receive_offset_nbytes);
 }
 
-static int64_t senders_of_round(const tess_runtime *rt, int round_idx)
+static int senders_of_round(const tess_runtime *rt, int round_idx)
 {
     const int64_t left = rt->parts.plan->options.micro_batch_numel - (int64_t)round_idx * rt->world;
-    return TESS_MIN(left, (int64_t)rt->world);
+    return (int)TESS_MIN(left, (int64_t)rt->world);
+}
+
+/* ---- exchange ---- */
+
+/* A unit's pieces of a round on this rank. In the buffer of what is received there is a row of this
+ * rank's part for every other sender, in their order; behind them what it takes in as a relay, the
+ * parts of its node one sender after another. */
+typedef struct round_pieces {
+    int unit_idx, sender_numel;
+    tess_node_ranks node;         /* of this rank; all ranks where pieces go straight */
+    int64_t lo, hi;               /* this rank's part of the slab */
+    int64_t node_lo, node_hi;     /* its node's */
+    float *grad;                  /* this rank's gradient of the slab */
+    tess_piece *sends, *receives; /* of the list being made */
+    int send_numel, receive_numel;
+} round_pieces;
+
+static round_pieces pieces_of(tess_runtime *rt, const tess_sched_op *op)
+{
+    const tess_plan *plan = rt->parts.plan;
+    round_pieces p = {.unit_idx = op->unit_idx,
+                      .sender_numel = senders_of_round(rt, op->round_idx),
+                      .node = tess_plan_exchange_node(plan, op->unit_idx, rt->rank),
+                      .grad = grad_buffer(rt, op->grad_idx)};
+    tess_plan_owned(plan, op->unit_idx, rt->rank, &p.lo, &p.hi);
+    tess_plan_node_owned(plan, op->unit_idx, p.node, &p.node_lo, &p.node_hi);
+    return p;
+}
+
+static bool is_relayed_by(const round_pieces *p, int sender, int rank)
+{
+    return !tess_node_has(p->node, sender) && tess_plan_relay(p->node, sender) == rank;
+}
+
+static float *row_of(tess_runtime *rt, const round_pieces *p, int sender)
+{
+    return received(rt) + (sender - (sender > rt->rank)) * (p->hi - p->lo);
+}
+
+static float *behind_rows(tess_runtime *rt, const round_pieces *p)
+{
+    return received(rt) + (p->sender_numel - (rt->rank < p->sender_numel)) * (p->hi - p->lo);
+}
+
+static void give(tess_runtime *rt, round_pieces *p, int peer, const float *data, int64_t numel)
+{
+    if (numel > 0)
+        p->sends[p->send_numel++] = (tess_piece){peer, runtime_view(rt, data, numel, TESS_F32)};
+}
+
+static void take(tess_runtime *rt, round_pieces *p, int peer, const float *data, int64_t numel)
+{
+    if (numel > 0)
+        p->receives[p->receive_numel++] =
+            (tess_piece){peer, runtime_view(rt, data, numel, TESS_F32)};
+}
+
+/* To each other owner of the node, its part of what lies at `data` from element `first` on. */
+static void give_node(tess_runtime *rt, round_pieces *p, const float *data, int64_t first)
+{
+    for (int peer = p->node.first; peer < p->node.first + p->node.numel; peer++) {
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(rt->parts.plan, p->unit_idx, peer, &lo, &hi);
+        if (peer != rt->rank)
+            give(rt, p, peer, data + (lo - first), hi - lo);
+    }
+}
+
+/* First hop: parts to the owners of the own node, a node's parts to its relay. */
+static void list_first_hop(tess_runtime *rt, round_pieces *p)
+{
+    const int64_t numel = p->hi - p->lo, node_numel = p->node_hi - p->node_lo;
+    const float *taken_in = behind_rows(rt, p);
+    if (rt->rank < p->sender_numel)
+        give_node(rt, p, p->grad, 0);
+    for (int first = 0; first < rt->world && rt->rank < p->sender_numel;) {
+        const tess_node_ranks node = tess_plan_exchange_node(rt->parts.plan, p->unit_idx, first);
+        int64_t lo = 0, hi = 0;
+        tess_plan_node_owned(rt->parts.plan, p->unit_idx, node, &lo, &hi);
+        if (node.first != p->node.first)
+            give(rt, p, tess_plan_relay(node, rt->rank), p->grad + lo, hi - lo);
+        first += node.numel;
+    }
+    for (int sender = 0; sender < p->sender_numel; sender++) {
+        if (tess_node_has(p->node, sender)) {
+            if (sender != rt->rank)
+                take(rt, p, sender, row_of(rt, p, sender), numel);
+        } else if (is_relayed_by(p, sender, rt->rank)) {
+            take(rt, p, sender, taken_in, node_numel);
+            taken_in += node_numel;
+        }
+    }
+}
+
+/* Second hop: relays pass on what came from other nodes, in the order of senders, their own part
+ * to themselves. */
+static void list_second_hop(tess_runtime *rt, round_pieces *p)
+{
+    const int64_t numel = p->hi - p->lo;
+    const float *taken_in = behind_rows(rt, p);
+    for (int sender = 0; sender < p->sender_numel; sender++) {
+        if (tess_node_has(p->node, sender))
+            continue;
+        take(rt, p, tess_plan_relay(p->node, sender), row_of(rt, p, sender), numel);
+        if (!is_relayed_by(p, sender, rt->rank))
+            continue;
+        give_node(rt, p, taken_in, p->node_lo);
+        give(rt, p, rt->rank, taken_in + (p->lo - p->node_lo), numel);
+        taken_in += p->node_hi - p->node_lo;
+    }
+}
+
+/* Of a hop, a rank receives from at most all others; it sends to no more in the first, and in the
+ * second, for ceil(W / k) senders at most, to k: less than 2 W. */
+int64_t gradient_piece_numel(const tess_runtime *rt)
+{
+    const int64_t hops = tess_plan_by_node_numel(rt->parts.plan) > 0 ? 5 : 2;
+    return hops * rt->world;
+}
+
+static tess_status exchange(tess_runtime *rt, const round_pieces *p, int wire_idx)
+{
+    return tess_comm_exchange(rt->parts.world, &rt->parts.plan->wire[wire_idx], p->sends,
+                              p->send_numel, p->receives, p->receive_numel,
+                              rt->lane[TESS_LANE_REDUCE]);
 }
 
 tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op)
 {
-    const tess_plan *plan = rt->parts.plan;
-    const int unit_idx = op->unit_idx;
-    const int64_t sender_numel = senders_of_round(rt, op->round_idx);
-    tess_piece *sends = rt->pieces[rt->piece_parity];
-    tess_piece *receives = sends + rt->world;
-    int send_numel = 0, receive_numel = 0;
-    float *grad = grad_buffer(rt, op->grad_idx);
-    rt->piece_parity = 1 - rt->piece_parity;
-    for (int peer = 0; peer < rt->world && rt->rank < sender_numel; peer++) {
-        int64_t lo = 0, hi = 0;
-        tess_plan_owned(plan, unit_idx, peer, &lo, &hi);
-        if (peer == rt->rank || hi == lo)
-            continue;
-        sends[send_numel++] = (tess_piece){peer, runtime_view(rt, grad + lo, hi - lo, TESS_F32)};
+    const tess_unit_plan *u = &rt->parts.plan->unit[op->unit_idx];
+    const int list_idx = rt->piece_list_idx;
+    round_pieces p = pieces_of(rt, op);
+    rt->piece_list_idx = (list_idx + 1) % PIECE_LIST_NUMEL;
+    TESS_TRY(tess_event_finish(&rt->piece_sent[list_idx]));
+    p.sends = rt->pieces[list_idx];
+    p.receives = p.sends + rt->world;
+    list_first_hop(rt, &p);
+    TESS_TRY(exchange(rt, &p, u->grad_wire_idx));
+    if (u->is_by_node) {
+        p.receives += rt->world;
+        p.sends = p.receives + rt->world;
+        p.send_numel = p.receive_numel = 0;
+        list_second_hop(rt, &p);
+        TESS_TRY(exchange(rt, &p, u->pass_wire_idx));
     }
-    const int64_t owned_numel = runtime_owned_numel(rt, unit_idx);
-    for (int peer = 0, row = 0; peer < sender_numel && owned_numel > 0; peer++) {
-        if (peer == rt->rank)
-            continue;
-        receives[receive_numel++] = (tess_piece){
-            peer, runtime_view(rt, receive_row(rt, row++, unit_idx), owned_numel, TESS_F32)};
-    }
-    return tess_comm_exchange(rt->parts.world, &plan->wire[plan->unit[unit_idx].grad_wire_idx],
-                              sends, send_numel, receives, receive_numel,
-                              rt->lane[TESS_LANE_REDUCE]);
+    return tess_event_record(&rt->piece_sent[list_idx], rt->lane[TESS_LANE_REDUCE]);
 }
 
 tess_status gradient_clear(tess_runtime *rt, const tess_sched_op *op)
@@ -74,11 +190,10 @@ tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op)
     const tess_unit_plan *u = &plan->unit[op->unit_idx];
     float *grad = grad_buffer(rt, op->grad_idx);
     const int64_t padded_numel = u->slab_shard_numel * rt->world;
-    return tess_comm_reduce_scatter(
-        rt->parts.world, &plan->wire[u->grad_wire_idx],
-        runtime_view(rt, grad, padded_numel, TESS_F32),
-        runtime_view(rt, receive_row(rt, 0, op->unit_idx), u->slab_shard_numel, TESS_F32),
-        rt->lane[TESS_LANE_REDUCE]);
+    return tess_comm_reduce_scatter(rt->parts.world, &plan->wire[u->grad_wire_idx],
+                                    runtime_view(rt, grad, padded_numel, TESS_F32),
+                                    runtime_view(rt, received(rt), u->slab_shard_numel, TESS_F32),
+                                    rt->lane[TESS_LANE_REDUCE]);
 }
 
 static tess_status fold(tess_runtime *rt, const float *a, const float *b, float *dst, int64_t numel)
@@ -93,27 +208,11 @@ static tess_status copy(tess_runtime *rt, float *dst, const float *src, int64_t 
                             runtime_view(rt, src, numel, TESS_F32), rt->compute);
 }
 
-/* Push the piece of micro-batch `m` of the step. */
-static tess_status push(tess_runtime *rt, int unit_idx, const float *piece, int64_t m,
-                        int64_t numel)
-{
-    if ((m & 1) == 0)
-        return copy(rt, level(rt, 0, unit_idx), piece, numel);
-    const float *carried = piece;
-    for (int l = 0; (m >> l & 1) != 0; l++) {
-        float *here = level(rt, l, unit_idx);
-        float *dst = (m >> (l + 1) & 1) != 0 ? here : level(rt, l + 1, unit_idx);
-        TESS_TRY(fold(rt, here, carried, dst, numel));
-        carried = dst;
-    }
-    return TESS_OK;
-}
-
 static tess_status fold_library(tess_runtime *rt, const tess_sched_op *op, int64_t numel)
 {
     const bool is_first = rt->parts.plan->is_library_once || op->round_idx == 0;
     float *sum = level(rt, 0, op->unit_idx);
-    const float *part = receive_row(rt, 0, op->unit_idx);
+    const float *part = received(rt);
     if (!is_first)
         return fold(rt, sum, part, sum, numel);
     return copy(rt, sum, part, numel);
@@ -127,15 +226,19 @@ tess_status gradient_fold(tess_runtime *rt, const tess_sched_op *op)
         return TESS_OK;
     if (rt->parts.plan->options.is_library)
         return fold_library(rt, op, numel);
-    int64_t lo = 0, hi = 0;
-    tess_plan_owned(rt->parts.plan, unit_idx, rt->rank, &lo, &hi);
-    const int64_t sender_numel = senders_of_round(rt, op->round_idx);
-    for (int sender = 0, row = 0; sender < sender_numel; sender++) {
-        const float *piece = sender == rt->rank ? grad_buffer(rt, op->grad_idx) + lo
-                                                : receive_row(rt, row++, unit_idx);
-        TESS_TRY(push(rt, unit_idx, piece, (int64_t)op->round_idx * rt->world + sender, numel));
-    }
-    return TESS_OK;
+    const round_pieces p = pieces_of(rt, op);
+    const tess_plan *plan = rt->parts.plan;
+    const tess_fold_pieces_args args = {.pieces = received(rt),
+                                        .own = rt->rank < p.sender_numel ? p.grad + p.lo : NULL,
+                                        .own_idx = rt->rank,
+                                        .piece_numel = p.sender_numel,
+                                        .stride_numel = numel,
+                                        .levels = level(rt, 0, unit_idx),
+                                        .level_stride_numel = plan->state_numel,
+                                        .level_numel = plan->level_numel,
+                                        .first_idx = (int64_t)op->round_idx * rt->world,
+                                        .numel = numel};
+    return rt->parts.kernels->fold_pieces(&args, rt->compute);
 }
 
 tess_status gradient_finish(tess_runtime *rt)

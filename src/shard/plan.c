@@ -6,6 +6,7 @@
 #include "core/arith.h"
 #include "core/memory.h"
 #include "shard/ckpt.h"
+#include "shard/plan_exchange.h"
 #include "shard/plan_priv.h"
 
 enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL, ALIGN = TESS_ARENA_ALIGN_NBYTES };
@@ -37,6 +38,7 @@ void tess_plan_destroy(tess_plan **inout)
     tess_free(plan->buffer);
     tess_free(plan->wire);
     tess_free(plan->grad_buffer_offset_nbytes);
+    tess_free(plan->node_first_rank);
     tess_free(plan);
     *inout = NULL;
 }
@@ -52,6 +54,7 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
         (size_t)tess_ceil_div(tess_ceil_div((int64_t)unit->frozen_nbytes, ALIGN), group_numel) *
         ALIGN;
     u->slab_numel = unit->trainable_numel;
+    u->is_set = unit->is_set;
     u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
     u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
@@ -148,9 +151,10 @@ static tess_status plan_state(tess_plan *plan, const tess_registry *reg)
     return plan_state_arrays(plan);
 }
 
-static int64_t padded_slab_numel(const tess_plan *plan, int unit_idx)
+static int64_t padded_grad_numel(const tess_plan *plan, int unit_idx)
 {
-    return plan->unit[unit_idx].slab_shard_numel * plan->options.world;
+    const tess_unit_plan *u = &plan->unit[unit_idx];
+    return tess_unit_grad_numel(u) > 0 ? u->slab_shard_numel * plan->options.world : 0;
 }
 
 static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched)
@@ -167,7 +171,7 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
             for (int j = 0; j < sched->grad_buffer_numel; j++)
                 is_dedicated = is_dedicated || sched->grad_unit[j] == u;
             if (sched->grad_unit[i] == u || (sched->grad_unit[i] < 0 && !is_dedicated))
-                numel = TESS_MAX(numel, padded_slab_numel(plan, u));
+                numel = TESS_MAX(numel, padded_grad_numel(plan, u));
         }
         snprintf(name, sizeof name, "grad.%d", i);
         plan->grad_buffer_offset_nbytes[i] = plan->arena_nbytes[TESS_LIFE_GRAD];
@@ -179,18 +183,11 @@ static tess_status plan_grad_buffers(tess_plan *plan, const tess_schedule *sched
 static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
                                   const tess_schedule *sched)
 {
-    const int world = plan->options.world;
     const int64_t m = plan->options.micro_batch_numel;
-    int64_t largest_shard_numel = 0;
-    for (int u = 0; u < plan->unit_numel; u++)
-        largest_shard_numel = TESS_MAX(largest_shard_numel, plan->unit[u].slab_shard_numel);
     TESS_TRY(plan_grad_buffers(plan, sched));
-    plan->receive_row_numel = plan->options.is_library ? 1
-                              : world == 1             ? 0
-                                                       : (int)TESS_MIN((int64_t)world - 1, m);
     plan->receive_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
-    TESS_TRY(plan_add_buffer(plan, "received", TESS_LIFE_GRAD, TESS_F32,
-                             plan->receive_row_numel * largest_shard_numel));
+    TESS_TRY(
+        plan_add_buffer(plan, "received", TESS_LIFE_GRAD, TESS_F32, plan_received_numel(plan)));
     plan->level_numel = 1;
     for (int64_t left = m; left > 1 && !plan->options.is_library; left /= 2)
         plan->level_numel++;
@@ -214,8 +211,8 @@ static tess_status plan_saved(tess_plan *plan, const tess_registry *reg)
     size_t shared_nbytes = 0;
     for (int i = 0; i < reg->stage_numel; i++) {
         const tess_stage *s = &reg->stage[i];
-        plan->stage[i].is_checkpointed =
-            plan->options.checkpointing == TESS_ON && !s->is_fused_loss && s->saved_nbytes > 0;
+        plan->stage[i].is_checkpointed = plan->options.checkpointing == TESS_ON &&
+                                         !s->is_fused_loss && !s->is_joint && s->saved_nbytes > 0;
         plan->stage[i].saved_offset_nbytes = plan->arena_nbytes[TESS_LIFE_WORK];
         if (plan->stage[i].is_checkpointed) {
             shared_nbytes = TESS_MAX(shared_nbytes, s->saved_nbytes);
@@ -282,11 +279,11 @@ static tess_status plan_rest(tess_plan *plan)
 
 typedef struct spec_arrays {
     int *stage_unit;
-    bool *stage_checkpoints;
+    bool *stage_checkpoints, *stage_is_joint;
     int *unit_bucket;
     bool *unit_has_grad;
     int *unit_stage_numel;
-    bool *unit_is_sent, *unit_is_owned;
+    bool *unit_is_sent, *unit_is_owned, *unit_is_relayed;
     bool *round_has_peer;
 } spec_arrays;
 
@@ -294,11 +291,13 @@ static void spec_arrays_fini(spec_arrays *a)
 {
     tess_free(a->stage_unit);
     tess_free(a->stage_checkpoints);
+    tess_free(a->stage_is_joint);
     tess_free(a->unit_bucket);
     tess_free(a->unit_has_grad);
     tess_free(a->unit_stage_numel);
     tess_free(a->unit_is_sent);
     tess_free(a->unit_is_owned);
+    tess_free(a->unit_is_relayed);
     tess_free(a->round_has_peer);
 }
 
@@ -308,12 +307,15 @@ static tess_status list_traffic(const tess_plan *plan, int rank, spec_arrays *a)
     const int64_t m = plan->options.micro_batch_numel, world = plan->options.world;
     TESS_TRY(tess_alloc_array(plan->unit_numel, sizeof(bool), (void **)&a->unit_is_sent));
     TESS_TRY(tess_alloc_array(plan->unit_numel, sizeof(bool), (void **)&a->unit_is_owned));
+    TESS_TRY(tess_alloc_array(plan->unit_numel, sizeof(bool), (void **)&a->unit_is_relayed));
     TESS_TRY(tess_alloc_array(plan->round_numel, sizeof(bool), (void **)&a->round_has_peer));
     for (int i = 0; i < plan->unit_numel; i++) {
         int64_t lo = 0, hi = 0;
         tess_plan_owned(plan, i, rank, &lo, &hi);
         a->unit_is_owned[i] = hi > lo;
-        a->unit_is_sent[i] = hi - lo < plan->unit[i].slab_numel;
+        a->unit_is_sent[i] = hi - lo < tess_unit_grad_numel(&plan->unit[i]);
+        tess_plan_node_owned(plan, i, tess_plan_exchange_node(plan, i, rank), &lo, &hi);
+        a->unit_is_relayed[i] = plan->unit[i].is_by_node && hi > lo;
     }
     for (int r = 0; r < plan->round_numel; r++) {
         const int64_t sender_numel = TESS_MIN(m - r * world, world);
@@ -326,16 +328,18 @@ static tess_status spec_arrays_init(const tess_plan *plan, const tess_registry *
 {
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(int), (void **)&a->stage_unit));
     TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_checkpoints));
+    TESS_TRY(tess_alloc_array(reg->stage_numel, sizeof(bool), (void **)&a->stage_is_joint));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_bucket));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(bool), (void **)&a->unit_has_grad));
     TESS_TRY(tess_alloc_array(reg->unit_numel, sizeof(int), (void **)&a->unit_stage_numel));
     for (int i = 0; i < reg->stage_numel; i++) {
         a->stage_unit[i] = reg->stage[i].unit_idx;
         a->stage_checkpoints[i] = plan->stage != NULL && plan->stage[i].is_checkpointed;
+        a->stage_is_joint[i] = reg->stage[i].is_joint;
     }
     for (int i = 0; i < reg->unit_numel; i++) {
         a->unit_bucket[i] = plan->unit[i].bucket_idx;
-        a->unit_has_grad[i] = plan->unit[i].slab_numel > 0;
+        a->unit_has_grad[i] = tess_unit_grad_numel(&plan->unit[i]) > 0;
         a->unit_stage_numel[i] = reg->unit[i].stage_numel;
     }
     return TESS_OK;
@@ -352,6 +356,7 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.stage_numel = reg->stage_numel;
     spec.stage_unit = arrays.stage_unit;
     spec.stage_checkpoints = arrays.stage_checkpoints;
+    spec.stage_is_joint = arrays.stage_is_joint;
     spec.is_last_fused = reg->stage[reg->stage_numel - 1].is_fused_loss;
     spec.unit_numel = reg->unit_numel;
     spec.bucket_numel = plan->bucket_numel;
@@ -360,6 +365,7 @@ static tess_status make_schedule(const tess_plan *plan, const tess_registry *reg
     spec.unit_stage_numel = arrays.unit_stage_numel;
     spec.unit_is_sent = arrays.unit_is_sent;
     spec.unit_is_owned = arrays.unit_is_owned;
+    spec.unit_is_relayed = arrays.unit_is_relayed;
     spec.round_has_peer = arrays.round_has_peer;
     spec.slot_numel = plan->slot_numel;
     spec.prefetch = plan->options.prefetch;
@@ -411,6 +417,10 @@ static tess_status check_options(const tess_registry *reg, const tess_plan_optio
     TESS_CHECK(o->prefetch >= 0, TESS_E_CONFIG, "shard.prefetch: %d is negative", o->prefetch);
     TESS_CHECK(o->bucket_nbytes >= 0, TESS_E_CONFIG, "shard.bucket_bytes: %" PRId64 " is negative",
                o->bucket_nbytes);
+    TESS_CHECK(
+        !o->is_device || o->exchange != TESS_EXCHANGE_BY_NODE, TESS_E_CONFIG,
+        "shard.exchange: by-node is for ranks on CPUs, and kernels run on a device, where NCCL "
+        "groups messages by node itself; set it to auto or direct");
     return TESS_OK;
 }
 
@@ -471,16 +481,20 @@ static void count_traffic(tess_plan *plan, const tess_registry *reg, const tess_
 /* Rank 0 has a micro-batch in every round. A library reduction moves whole padded rows. */
 static double grad_nbytes(const tess_plan *plan, tess_reduction kind)
 {
-    double numel = 0;
+    double numel = 0, passed = 0;
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
         int64_t lo = 0, hi = 0;
+        if (tess_unit_grad_numel(u) == 0)
+            continue;
         tess_plan_owned(plan, i, 0, &lo, &hi);
         numel += kind == TESS_REDUCTION_EXACT
                      ? (double)(u->slab_numel - (hi - lo))
                      : (double)u->slab_shard_numel * (double)(plan->options.world - 1);
+        if (kind == TESS_REDUCTION_EXACT)
+            passed += tess_plan_passed_numel(plan, i, 0);
     }
-    return numel * 4 * (kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : plan->round_numel);
+    return 4 * (passed + numel * (kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : plan->round_numel));
 }
 
 static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
@@ -497,6 +511,7 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
                       : plan->is_library_once || plan->round_numel == 1
                           ? TESS_REDUCTION_LIBRARY_ONCE
                           : TESS_REDUCTION_LIBRARY_EACH;
+    plan_exchanges(plan);
     TESS_TRY(plan_wires(plan, reg));
     list_base(plan, reg);
     TESS_TRY(plan_state(plan, reg));
@@ -535,7 +550,9 @@ tess_status tess_plan_build(const tess_registry *reg, const tess_plan_options *o
     if (plan->options.kernels == NULL)
         plan->options.kernels = &tess_kernels_cpu;
     plan->options.thread_numel = TESS_MAX(plan->options.thread_numel, 1);
-    const tess_status st = build_parts(plan, reg);
+    tess_status st = plan_keep_nodes(plan);
+    if (st == TESS_OK)
+        st = build_parts(plan, reg);
     if (st != TESS_OK) {
         tess_plan_destroy(&plan);
         return st;
@@ -554,7 +571,7 @@ static tess_status weigh_reduction(tess_plan *plan, const tess_registry *reg, te
     o.library_once = is_once ? TESS_ON : TESS_OFF;
     TESS_TRY(tess_plan_build(reg, &o, &other));
     plan->reduction_cost[kind] = (tess_reduction_cost){
-        .total_nbytes = other->total_nbytes, .grad_nbytes_per_step = grad_nbytes(plan, kind)};
+        .total_nbytes = other->total_nbytes, .grad_nbytes_per_step = grad_nbytes(other, kind)};
     tess_plan_destroy(&other);
     return TESS_OK;
 }

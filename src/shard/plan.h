@@ -24,6 +24,7 @@
 #include "dist/contract.h"
 #include "format/json.h"
 #include "shard/optimizer.h"
+#include "shard/profile.h"
 #include "shard/registry.h"
 #include "shard/schedule.h"
 
@@ -57,14 +58,34 @@ typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;
 /** `bucket_nbytes` of tess_plan_options: what messages need on the link they take, if it fits. */
 enum { TESS_BUCKET_AUTO = -1 };
 
+/** How gradient pieces reach their owners; see plan_exchange.h. */
+typedef enum tess_exchange {
+    TESS_EXCHANGE_AUTO,
+    TESS_EXCHANGE_DIRECT,
+    TESS_EXCHANGE_BY_NODE
+} tess_exchange;
+
+/** Codebooks that the trainer sets, as far as a plan tells of them. */
+typedef struct tess_plan_codes {
+    bool has_books, is_sharded;
+    double step_nbytes; /* the most that a rank receives in their exchanges in a step */
+    /* The same of either sharding with what it gathers of codes; 0: it cannot be. */
+    double replicated_nbytes, rows_nbytes;
+} tess_plan_codes;
+
 /** What the caller decides. Zero `gather_group` means auto. */
 typedef struct tess_plan_options {
     int world;
     int gather_group_numel;     /* 0: the smallest that fits */
     int node_rank_numel;        /* ranks on each node, consecutive; 0: not the same everywhere */
-    tess_choice reshard;        /* reshard after forward */
-    tess_choice checkpointing;  /* activation checkpointing */
-    int prefetch;               /* buckets */
+    const int *node_first_rank; /* where it is 0: [node_numel + 1], the last is the world; copied;
+                                   NULL: nodes are not known */
+    int node_numel;
+    tess_exchange exchange; /* of gradient pieces; auto: for each unit what is cheaper */
+    const tess_link *link_inside, *link_across; /* what decides it; borrowed; NULL: usual ones */
+    tess_choice reshard;                        /* reshard after forward */
+    tess_choice checkpointing;                  /* activation checkpointing */
+    int prefetch;                               /* buckets */
     int64_t bucket_nbytes;      /* most bytes of units that are gathered together; 0: each alone */
     bool is_library;            /* reduction: library */
     tess_choice library_once;   /* library: one reduction per step; auto: where it fits */
@@ -81,6 +102,7 @@ typedef struct tess_plan_options {
     int64_t counter_numel;      /* i64 that the trainer saves with it, cut over the world */
     int64_t ahead_sum_numel;    /* i64 that the trainer adds up over ranks before every step,
                                    after a forward pass over its micro-batches; 0: none */
+    tess_plan_codes codes;
     const tess_optimizer *optimizer; /* NULL: AdamW */
     const tess_kernels *kernels;     /* its workspaces are planned; NULL: tess_kernels_cpu */
     int thread_numel;                /* of the compute stream; 0: 1 */
@@ -102,16 +124,19 @@ typedef struct tess_unit_plan {
     size_t base_offset_nbytes;  /* in the BASE arena */
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
+    bool is_set;                /* the trainer sets it: there are no gradients */
     int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
     int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
     int64_t factor_first_idx;   /* the first of them there */
     int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
     size_t param_offset_nbytes;     /* in the PARAM arena */
+    bool is_by_node;                /* its gradient pieces go by node */
     int bucket_idx;                 /* it is gathered with; -1: it lies in place */
     size_t slot_offset_nbytes;      /* place of the frozen string in the bucket's slot */
     size_t slot_slab_offset_nbytes; /* full mode: place of the slab behind it */
     int frozen_wire_idx, slab_wire_idx, grad_wire_idx; /* contracts, -1: none */
+    int pass_wire_idx; /* pieces that a relay passes on, -1: they go straight */
 } tess_unit_plan;
 
 /** Units that are gathered together, into one slot. */
@@ -122,6 +147,12 @@ typedef struct tess_bucket_plan {
     size_t frozen_shard_nbytes; /* what a rank gives to its gather group */
     size_t slab_shard_nbytes;   /* full mode: what a rank gives to all ranks */
 } tess_bucket_plan;
+
+/** Elements of its slab that have gradients. Local. */
+static inline int64_t tess_unit_grad_numel(const tess_unit_plan *u)
+{
+    return u->is_set ? 0 : u->slab_numel;
+}
 
 /** One planned allocation. */
 typedef struct tess_buffer_plan {
@@ -154,6 +185,7 @@ typedef struct tess_reduction_cost {
 
 typedef struct tess_plan {
     tess_plan_options options; /* with every `auto` decided */
+    int *node_first_rank;      /* that of the options, NULL */
     tess_unit_plan *unit;
     int unit_numel;
     tess_bucket_plan *bucket;
@@ -172,11 +204,10 @@ typedef struct tess_plan {
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
-    int level_numel;       /* floor(log2 M) + 1; 1 with the library reduction */
-    int receive_row_numel; /* pieces a rank may receive at once */
-    int64_t state_numel;   /* sum of slab_shard_numel */
-    int64_t factor_numel;  /* sum of factor_numel */
-    int64_t rest_numel;    /* sum of slab_shard_numel where there is a rest */
+    int level_numel;      /* floor(log2 M) + 1; 1 with the library reduction */
+    int64_t state_numel;  /* sum of slab_shard_numel */
+    int64_t factor_numel; /* sum of factor_numel */
+    int64_t rest_numel;   /* sum of slab_shard_numel where there is a rest */
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */

@@ -30,7 +30,8 @@ int64_t plan_bucket_target(const tess_plan_options *o)
 
 static size_t slab_shard_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
 {
-    const bool is_gathered = plan->options.is_full && plan->options.world > 1;
+    const bool is_gathered =
+        plan->options.is_full && plan->options.world > 1 && !reg->unit[unit_idx].is_held;
     return is_gathered ? (size_t)plan->unit[unit_idx].slab_shard_numel *
                              tess_dtype_block_nbytes(reg->unit[unit_idx].compute_dt)
                        : 0;

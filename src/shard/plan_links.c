@@ -1,5 +1,7 @@
 #include "shard/plan_links.h"
 
+#include "shard/plan_exchange.h"
+
 const char *tess_traffic_name(tess_traffic traffic)
 {
     static const char *const name[TESS_TRAFFIC_NUMEL] = {"unit gathers", "gradients",
@@ -87,7 +89,7 @@ static double owned_numel(const tess_plan *plan, span ranks)
 {
     double numel = 0;
     for (int i = 0; i < plan->unit_numel; i++)
-        for (int r = ranks.lo; r < ranks.hi; r++) {
+        for (int r = ranks.lo; r < ranks.hi && tess_unit_grad_numel(&plan->unit[i]) > 0; r++) {
             int64_t lo = 0, hi = 0;
             tess_plan_owned(plan, i, r, &lo, &hi);
             numel += (double)(hi - lo);
@@ -95,11 +97,11 @@ static double owned_numel(const tess_plan *plan, span ranks)
     return numel;
 }
 
-static double slab_numel(const tess_plan *plan)
+static double grad_numel(const tess_plan *plan)
 {
     double numel = 0;
     for (int i = 0; i < plan->unit_numel; i++)
-        numel += (double)plan->unit[i].slab_numel;
+        numel += (double)tess_unit_grad_numel(&plan->unit[i]);
     return numel;
 }
 
@@ -112,7 +114,10 @@ static tess_link_nbytes gradient_sends(const tess_plan *plan, int rank)
     const double nbytes = (double)sizeof(float) * tess_plan_active_rounds(plan, rank);
     const double here = owned_numel(plan, node);
     const double own = owned_numel(plan, (span){rank, rank + 1});
-    return (tess_link_nbytes){nbytes * (here - own), nbytes * (slab_numel(plan) - here)};
+    double passed = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        passed += sizeof(float) * tess_plan_passed_numel(plan, i, rank);
+    return (tess_link_nbytes){nbytes * (here - own) + passed, nbytes * (grad_numel(plan) - here)};
 }
 
 tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffic, int rank)

@@ -5,6 +5,7 @@
 #include "core/arith.h"
 #include "core/digest.h"
 #include "core/memory.h"
+#include "shard/plan_exchange.h"
 #include "shard/plan_links.h"
 
 /* ---- JSON ---- */
@@ -27,6 +28,8 @@ static tess_status json_options(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "bucket_bytes", o->bucket_nbytes));
     TESS_TRY(tess_json_add_string(v, "reduction", o->is_library ? "library" : "exact"));
     TESS_TRY(tess_json_add_bool(v, "library_once", plan->is_library_once));
+    TESS_TRY(tess_json_add_string(v, "exchange", tess_exchange_name(o->exchange)));
+    TESS_TRY(tess_json_add_i64(v, "units_exchanged_by_node", tess_plan_by_node_numel(plan)));
     TESS_TRY(tess_json_add_string(v, "mode", o->is_full ? "full" : "lora"));
     TESS_TRY(tess_json_add_string(v, "optimizer", o->optimizer->name));
     TESS_TRY(tess_json_add_bool(v, "ema", o->has_ema));
@@ -49,6 +52,7 @@ static tess_status json_unit(const tess_plan *plan, const tess_registry *reg, in
     TESS_TRY(tess_json_add_i64(v, "frozen_shard_bytes", (int64_t)u->frozen_shard_nbytes));
     TESS_TRY(tess_json_add_i64(v, "trainable_elements", u->slab_numel));
     TESS_TRY(tess_json_add_i64(v, "trainable_shard_elements", u->slab_shard_numel));
+    TESS_TRY(tess_json_add_bool(v, "exchanged_by_node", u->is_by_node));
     return tess_json_add_bool(v, "gathered", u->bucket_idx >= 0);
 }
 
@@ -144,6 +148,15 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
     return TESS_OK;
 }
 
+static tess_status json_messages(const tess_plan *plan, tess_json *kind)
+{
+    const tess_link_messages m = tess_plan_gradient_messages(plan, 0);
+    if (plan->options.is_library)
+        return TESS_OK; /* the library's own */
+    TESS_TRY(tess_json_add_i64(kind, "sent_inside_messages", (int64_t)m.inside));
+    return tess_json_add_i64(kind, "sent_across_messages", (int64_t)m.across);
+}
+
 /* Payload of a step by link: of rank 0, and of all ranks of its node together. */
 static tess_status json_links(const tess_plan *plan, tess_json *step)
 {
@@ -160,6 +173,8 @@ static tess_status json_links(const tess_plan *plan, tess_json *step)
         TESS_TRY(tess_json_add_string(kind, "link", tess_plan_link_name(plan, (tess_traffic)i)));
         TESS_TRY(tess_json_add_i64(kind, "sent_inside_bytes", (int64_t)b.inside));
         TESS_TRY(tess_json_add_i64(kind, "sent_across_bytes", (int64_t)b.across));
+        if (i == TESS_TRAFFIC_GRADIENT)
+            TESS_TRY(json_messages(plan, kind));
     }
     tess_plan_node_traffic(plan, 0, &sent, &received);
     TESS_TRY(tess_json_add_i64(v, "node_sent_bytes", (int64_t)sent));
@@ -175,7 +190,22 @@ static tess_status json_traffic(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "gradient_bytes_sent", (int64_t)plan->grad_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "trainable_bytes_received", (int64_t)plan->slab_nbytes_per_step));
     TESS_TRY(tess_json_add_i64(v, "sum_bytes_received", (int64_t)plan->ahead_nbytes_per_step));
+    if (plan->options.codes.has_books)
+        TESS_TRY(tess_json_add_i64(v, "codebook_bytes_received",
+                                   (int64_t)plan->options.codes.step_nbytes));
     return plan->options.node_rank_numel > 0 ? json_links(plan, v) : TESS_OK;
+}
+
+static tess_status json_codes(const tess_plan *plan, tess_json *root)
+{
+    const tess_plan_codes *c = &plan->options.codes;
+    tess_json *v = NULL;
+    if (!c->has_books)
+        return TESS_OK;
+    TESS_TRY(tess_json_add_object(root, "codebooks", &v));
+    TESS_TRY(tess_json_add_string(v, "sharding", c->is_sharded ? "rows" : "replicated"));
+    TESS_TRY(tess_json_add_i64(v, "replicated_bytes_received", (int64_t)c->replicated_nbytes));
+    return tess_json_add_i64(v, "rows_bytes_received", (int64_t)c->rows_nbytes);
 }
 
 static tess_status json_reductions(const tess_plan *plan, tess_json *root)
@@ -210,6 +240,7 @@ static tess_status json_fill(const tess_plan *plan, const tess_registry *reg, te
         TESS_TRY(json_wire(plan, &plan->wire[i], list));
     TESS_TRY(json_memory(plan, root));
     TESS_TRY(json_reductions(plan, root));
+    TESS_TRY(json_codes(plan, root));
     return json_traffic(plan, root);
 }
 
@@ -264,6 +295,9 @@ tess_status tess_plan_contract(const tess_plan *plan, const tess_registry *reg,
     const tess_plan_options *o = &plan->options;
     TESS_TRY(tess_contract_add_text(contract, "world", "%d", o->world));
     TESS_TRY(tess_contract_add_text(contract, "shard.gather_group", "%d", o->gather_group_numel));
+    TESS_TRY(tess_contract_add_text(contract, "shard.exchange", "%s, %d units by node",
+                                    tess_exchange_name(o->exchange),
+                                    tess_plan_by_node_numel(plan)));
     TESS_TRY(
         tess_contract_add_text(contract, "train.micro_batches", "%" PRId64, o->micro_batch_numel));
     TESS_TRY(tess_contract_add_text(contract, "kernels", "%s",
@@ -320,6 +354,19 @@ static tess_status say_size(text_buffer *t, const char *label, double nbytes)
     char size[24];
     size_text(nbytes, size);
     return say(t, "  %-34s %14s\n", label, size);
+}
+
+/* Either sharding of codebooks, with what it gathers of codes. */
+static tess_status say_codes(text_buffer *t, const tess_plan *plan)
+{
+    const tess_plan_codes *c = &plan->options.codes;
+    if (!c->has_books)
+        return TESS_OK;
+    TESS_TRY(say_size(t, "codebook exchanges received", c->step_nbytes));
+    TESS_TRY(say(t, "codebooks %s; received in a step with gathers of codes\n",
+                 c->is_sharded ? "sharded by rows" : "replicated"));
+    TESS_TRY(say_size(t, "replicated", c->replicated_nbytes));
+    return c->rows_nbytes > 0 ? say_size(t, "sharded by rows", c->rows_nbytes) : TESS_OK;
 }
 
 /* Units of equal shape follow each other: one line for a run of them. */
@@ -486,10 +533,33 @@ static tess_status say_links(text_buffer *t, const tess_plan *plan)
         size_text(link.across, b);
         TESS_TRY(say(t, "  %-34s %14s %14s\n", tess_traffic_name((tess_traffic)i), a, b));
     }
+    const tess_link_messages m = tess_plan_gradient_messages(plan, 0);
+    if (!plan->options.is_library)
+        TESS_TRY(say(t, "  %-34s %14.0f %14.0f\n", "messages of gradients", m.inside, m.across));
     tess_plan_node_traffic(plan, 0, &sent, &received);
     size_text(sent, a);
     size_text(received, b);
     return say(t, "  node 0 sends %s to other nodes and receives %s\n", a, b);
+}
+
+/* How pieces of gradients travel. Links of a description decide for what is planned, the usual ones
+ * for what runs: where it matters, the run file should say. */
+static tess_status say_exchange(text_buffer *t, const tess_plan *plan)
+{
+    const tess_plan_options *o = &plan->options;
+    int unit_numel = 0;
+    for (int i = 0; i < plan->unit_numel; i++)
+        unit_numel += plan->unit[i].slab_numel > 0;
+    if (o->is_library || o->world == 1)
+        return TESS_OK;
+    if (o->is_device)
+        return say(t, "gradient pieces sent straight to owners; NCCL groups messages by node\n");
+    const bool is_told = o->exchange == TESS_EXCHANGE_AUTO && o->link_across != NULL;
+    return say(t, "gradient pieces sent by node for %d of %d units, straight for the others%s\n",
+               tess_plan_by_node_numel(plan), unit_numel,
+               is_told ? " (by the links described; a run takes usual ones unless shard.exchange "
+                         "says how)"
+                       : "");
 }
 
 /* What the optimizer keeps, in bytes over all parameters of a rank. */
@@ -521,6 +591,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
             choice_name(o->reshard), choice_name(o->checkpointing), o->prefetch, plan->slot_numel));
     TESS_TRY(say(t, "%" PRId64 " trainable parameters, kernels %s\n", plan->trainable_numel,
                  o->kernel_path != NULL ? o->kernel_path : "-"));
+    TESS_TRY(say_exchange(t, plan));
     TESS_TRY(say_state(t, plan));
     TESS_TRY(say_units(t, plan, reg));
     TESS_TRY(say_buckets(t, plan, reg));
@@ -533,6 +604,7 @@ static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_reg
     TESS_TRY(say_size(t, "trainable copies received", plan->slab_nbytes_per_step));
     if (plan->options.ahead_sum_numel > 0)
         TESS_TRY(say_size(t, "sums before a step received", plan->ahead_nbytes_per_step));
+    TESS_TRY(say_codes(t, plan));
     TESS_TRY(say_links(t, plan));
     return say_reductions(t, plan);
 }

@@ -23,6 +23,14 @@ int64_t plan_bucket_target(const tess_plan_options *options);
 /** List the contracts of all units and of the optimizer. */
 TESS_MUST_CHECK tess_status plan_wires(tess_plan *plan, const tess_registry *reg);
 
+/* plan_exchange.c */
+/** Copy the map of nodes that the options point at. */
+TESS_MUST_CHECK tess_status plan_keep_nodes(tess_plan *plan);
+/** Decide for every unit how its pieces go. */
+void plan_exchanges(tess_plan *plan);
+/** Elements of the largest unit's pieces that a rank may hold at once. */
+int64_t plan_received_numel(const tess_plan *plan);
+
 /* plan_state.c */
 TESS_MUST_CHECK tess_status plan_state_arrays(tess_plan *plan);
 /** A copy of what a rank saves, at most. */

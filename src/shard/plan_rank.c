@@ -5,24 +5,32 @@
  * how much of a share is real. Shards are cut in whole blocks, so the last members of a gather
  * group and the last ranks of the world hold less of it, or nothing.
  */
-#include "shard/plan.h"
+#include "shard/plan_exchange.h"
+
+static int64_t send_numel(const tess_plan *plan, const tess_sched_op *op, int rank)
+{
+    const int64_t world = plan->options.world;
+    const int64_t left = plan->options.micro_batch_numel - op->round_idx * world;
+    const tess_node_ranks node = tess_plan_exchange_node(plan, op->unit_idx, rank);
+    int64_t lo = 0, hi = 0, node_lo = 0, node_hi = 0;
+    tess_plan_owned(plan, op->unit_idx, rank, &lo, &hi);
+    tess_plan_node_owned(plan, op->unit_idx, node, &node_lo, &node_hi);
+    const int64_t own = hi - lo, sent = rank < left ? plan->unit[op->unit_idx].slab_numel - own : 0;
+    return sent + tess_plan_relayed(node, rank, TESS_MIN(left, world)) * (node_hi - node_lo - own);
+}
 
 int64_t tess_plan_op_nbytes(const tess_plan *plan, int rank, const tess_sched_op *op)
 {
     const tess_unit_plan *u = &plan->unit[op->unit_idx];
     const int64_t world = plan->options.world;
     const tess_bucket_plan *b = NULL;
-    int64_t lo = 0, hi = 0;
     switch (op->kind) {
     case TESS_SCHED_GATHER: /* received */
         b = &plan->bucket[op->bucket_idx];
         return (int64_t)b->frozen_shard_nbytes * (plan->options.gather_group_numel - 1) +
                (int64_t)b->slab_shard_nbytes * (world - 1);
-    case TESS_SCHED_SEND: /* given to other owners */
-        if ((int64_t)op->round_idx * world + rank >= plan->options.micro_batch_numel)
-            return 0;
-        tess_plan_owned(plan, op->unit_idx, rank, &lo, &hi);
-        return (u->slab_numel - (hi - lo)) * (int64_t)sizeof(float);
+    case TESS_SCHED_SEND: /* given to other owners, or to relays, and passed on */
+        return send_numel(plan, op, rank) * (int64_t)sizeof(float);
     case TESS_SCHED_REDUCE:
         return u->slab_shard_numel * (world - 1) * (int64_t)sizeof(float);
     case TESS_SCHED_FORWARD:
@@ -61,8 +69,9 @@ static void add_gradients(const tess_plan *plan, int unit_idx, int rank, tess_ra
     tess_plan_owned(plan, unit_idx, rank, &lo, &hi);
     const double own = (double)(hi - lo);
     if (!plan->options.is_library) {
-        out->sent_nbytes += sizeof(float) * active * ((double)u->slab_numel - own);
-        out->received_nbytes += sizeof(float) * pieces * own;
+        const double passed = tess_plan_passed_numel(plan, unit_idx, rank);
+        out->sent_nbytes += sizeof(float) * (active * ((double)u->slab_numel - own) + passed);
+        out->received_nbytes += sizeof(float) * (pieces * own + passed);
         return;
     }
     const double times = plan->is_library_once ? 1.0 : plan->round_numel;
@@ -77,8 +86,9 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
     const double world = plan->options.world;
     const size_t state_nbytes = state_elem_nbytes(plan);
     tess_rank_cost c = {.memory_nbytes = plan->total_nbytes,
-                        .received_nbytes =
-                            plan->gather_nbytes_per_step + plan->slab_nbytes_per_step,
+                        .received_nbytes = plan->gather_nbytes_per_step +
+                                           plan->slab_nbytes_per_step +
+                                           plan->options.codes.step_nbytes,
                         .sent_nbytes = plan->gather_nbytes_per_step};
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
@@ -88,7 +98,8 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
         c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_nbytes;
         if (u->slab_numel == 0)
             continue;
-        add_gradients(plan, i, rank, &c);
+        if (tess_unit_grad_numel(u) > 0)
+            add_gradients(plan, i, rank, &c);
         if (!plan->options.is_full)
             c.sent_nbytes += (double)u->slab_shard_numel *
                              (double)tess_dtype_block_nbytes(reg->unit[i].compute_dt) *

@@ -18,7 +18,7 @@ static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, in
 {
     tess_unit_plan *u = &plan->unit[unit_idx];
     const char *name = reg->unit[unit_idx].name;
-    u->frozen_wire_idx = u->slab_wire_idx = u->grad_wire_idx = -1;
+    u->frozen_wire_idx = u->slab_wire_idx = u->grad_wire_idx = u->pass_wire_idx = -1;
     if (u->frozen_nbytes > 0 && plan->options.gather_group_numel > 1) {
         const tess_wire wire = {.op = TESS_COMM_ALL_GATHER,
                                 .storage = TESS_U8_OPAQUE,
@@ -46,8 +46,16 @@ static tess_status plan_unit_wires(tess_plan *plan, const tess_registry *reg, in
                             .numel_per_rank = u->slab_shard_numel,
                             .numel_total = u->slab_numel,
                             .config_key = "shard.reduction"};
-    TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
-    return add_wire(plan, grad, name, "grad", &u->grad_wire_idx);
+    if (!reg->unit[unit_idx].is_held)
+        TESS_TRY(add_wire(plan, slab, name, "trainable", &u->slab_wire_idx));
+    if (tess_unit_grad_numel(u) == 0)
+        return TESS_OK;
+    TESS_TRY(add_wire(plan, grad, name, "grad", &u->grad_wire_idx));
+    if (!u->is_by_node)
+        return TESS_OK;
+    tess_wire pass = grad;
+    pass.config_key = "shard.exchange";
+    return add_wire(plan, pass, name, "grad inside nodes", &u->pass_wire_idx);
 }
 
 /* Matrices to the ranks that work on them whole, and back. */
@@ -71,7 +79,7 @@ static tess_status plan_optimizer_wire(tess_plan *plan, const tess_registry *reg
 tess_status plan_wires(tess_plan *plan, const tess_registry *reg)
 {
     void *array = NULL;
-    TESS_TRY(tess_alloc_array(3 * (int64_t)reg->unit_numel + 1, sizeof *plan->wire, &array));
+    TESS_TRY(tess_alloc_array(4 * (int64_t)reg->unit_numel + 1, sizeof *plan->wire, &array));
     plan->wire = array;
     for (int i = 0; i < reg->unit_numel; i++)
         TESS_TRY(plan_unit_wires(plan, reg, i));

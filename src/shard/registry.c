@@ -53,6 +53,15 @@ tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx)
     return TESS_OK;
 }
 
+tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx, bool is_held)
+{
+    TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' is set from elsewhere after the layout",
+               reg->unit[unit_idx].name);
+    reg->unit[unit_idx].is_set = true;
+    reg->unit[unit_idx].is_held = is_held;
+    return TESS_OK;
+}
+
 tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param, int *param_idx)
 {
     tess_param copy = *param;

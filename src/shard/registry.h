@@ -94,6 +94,8 @@ typedef struct tess_unit {
     /* Of its trainable slab as stages see it and as it travels: the registry's, unless the family
      * asks for f32 with tess_registry_widen_unit(). */
     tess_dtype compute_dt;
+    bool is_set;  /* the trainer sets its masters: nothing differentiates it */
+    bool is_held; /* owners use their shards where they are: it is not gathered, no stage sees it */
 
     size_t frozen_nbytes;    /* length of the byte string, unpadded end */
     int64_t trainable_numel; /* length of the slab in elements, a multiple of 256 */
@@ -123,6 +125,9 @@ typedef struct tess_stage {
     /* A recomputation may pass `output` with numel 0: then only `saved` is written, which costs
      * less. */
     bool skips_output;
+    /* Its forward exchanges with other ranks: all of them call it in every round, those without a
+     * micro-batch with `batch` NULL, and it is not run again before its backward. */
+    bool is_joint;
     tess_stage_cost cost;
 } tess_stage;
 
@@ -159,7 +164,7 @@ typedef struct tess_stage_call {
     tess_call_mode mode;
     uint64_t seed;
     int64_t micro_batch_idx; /* global number over the whole run: g = step * M + m */
-    const void *batch;       /* the family's own batch type */
+    const void *batch;       /* the family's own batch type; NULL: see is_joint */
     const char *frozen;      /* the unit's byte string, or NULL when it has none */
     const char *trainable;   /* the unit's slab in the unit's compute dtype, or NULL */
     float *grad; /* [trainable_numel] f32, zero before the unit's first backward call; accumulate */
@@ -205,6 +210,9 @@ TESS_MUST_CHECK tess_status tess_registry_add_unit(tess_registry *reg, const cha
 /** The unit's slab is f32 whatever the compute dtype: for what loses too much in bf16, such as
  * codes that are searched. Local. @return TESS_E_STATE after the layout */
 TESS_MUST_CHECK tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx);
+/** The trainer sets the masters of its tensors: no gradients are kept or travel, and with `is_held`
+ * no gathers either. Local. @return TESS_E_STATE after the layout */
+TESS_MUST_CHECK tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx, bool is_held);
 /** Copy of `param` into the registry; shapes are checked. Local. @return TESS_E_ARG duplicate name,
  * bad unit or shape */
 TESS_MUST_CHECK tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param,

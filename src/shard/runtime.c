@@ -83,6 +83,8 @@ static tess_status create_events(tess_runtime *rt)
     TESS_TRY(tess_event_init(&rt->published, tess_comm_gather_stream(parts->world)));
     TESS_TRY(tess_event_init(&rt->drained[0], rt->lane[TESS_LANE_GATHER]));
     TESS_TRY(tess_event_init(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]));
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
+        TESS_TRY(tess_event_init(&rt->piece_sent[i], rt->lane[TESS_LANE_REDUCE]));
     TESS_TRY(tess_event_init(&rt->joined[0], rt->lane[TESS_LANE_GATHER]));
     return tess_event_init(&rt->joined[1], tess_comm_gather_stream(parts->world));
 }
@@ -95,6 +97,8 @@ static void destroy_events(tess_runtime *rt)
     tess_event_fini(&rt->published, tess_comm_gather_stream(rt->parts.world));
     tess_event_fini(&rt->drained[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->drained[1], rt->lane[TESS_LANE_REDUCE]);
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
+        tess_event_fini(&rt->piece_sent[i], rt->lane[TESS_LANE_REDUCE]);
     tess_event_fini(&rt->joined[0], rt->lane[TESS_LANE_GATHER]);
     tess_event_fini(&rt->joined[1], tess_comm_gather_stream(rt->parts.world));
 }
@@ -102,7 +106,8 @@ static void destroy_events(tess_runtime *rt)
 /* What the host's pages are from the start: moments begin at zero, and padding travels. */
 static tess_status clear_memory(tess_runtime *rt)
 {
-    static const tess_lifetime life[] = {TESS_LIFE_BASE, TESS_LIFE_PARAM, TESS_LIFE_STATE};
+    static const tess_lifetime life[] = {TESS_LIFE_BASE, TESS_LIFE_PARAM, TESS_LIFE_STATE,
+                                         TESS_LIFE_GRAD};
     for (int i = 0; i < TESS_NELEM(life) && rt->device->space != TESS_HOST; i++)
         TESS_TRY(tess_device_zero(rt->device, tess_runtime_arena(rt, life[i]), rt->compute));
     return tess_stream_finish(rt->compute);
@@ -139,9 +144,10 @@ static tess_status create_inside(tess_runtime *rt)
     rt->lane[TESS_LANE_GATHER] =
         tess_comm_gather_stream(parts->group != NULL ? parts->group : parts->world);
     rt->lane[TESS_LANE_REDUCE] = tess_comm_reduce_stream(parts->world);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++) {
         void *array = NULL;
-        TESS_TRY(tess_alloc_array(2 * (int64_t)rt->world, sizeof(tess_piece), &array));
+        const int64_t piece_numel = gradient_piece_numel(rt);
+        TESS_TRY(tess_alloc_array(piece_numel, sizeof(tess_piece), &array));
         rt->pieces[i] = array;
     }
     TESS_TRY(gather_create(rt));
@@ -193,7 +199,7 @@ void tess_runtime_destroy(tess_runtime **inout)
     destroy_program(rt, &rt->eval);
     destroy_events(rt);
     runtime_timing_destroy(rt);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < PIECE_LIST_NUMEL; i++)
         tess_free(rt->pieces[i]);
     gather_destroy(rt);
     tess_free(rt->segment);
@@ -296,7 +302,7 @@ static tess_status gather_kept(tess_runtime *rt)
         return TESS_OK;
     for (int i = 0; i < plan->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[i];
-        if (u->slab_numel == 0)
+        if (u->slab_wire_idx < 0)
             continue;
         const tess_view full = whole_slab(rt, i);
         const tess_view shard =
@@ -351,7 +357,7 @@ static void point_at_params(tess_runtime *rt, const tess_sched_op *op, tess_stag
         call->frozen = plan->options.gather_group_numel > 1
                            ? slot + u->slot_offset_nbytes
                            : runtime_at(rt, TESS_LIFE_BASE, u->base_offset_nbytes);
-    if (u->slab_numel > 0)
+    if (u->slab_numel > 0 && !rt->parts.registry->unit[op->unit_idx].is_held)
         call->trainable = plan->options.is_full && rt->world > 1
                               ? slot + u->slot_slab_offset_nbytes
                               : whole_slab(rt, op->unit_idx).data;
@@ -389,6 +395,9 @@ static tess_status load_batch(tess_runtime *rt, int round_idx)
         return TESS_OK;
     rt->batch_round_idx = round_idx;
     const int64_t m = (int64_t)round_idx * rt->world + rt->rank;
+    rt->batch = NULL;
+    if (m >= rt->parts.plan->options.micro_batch_numel) /* a joint stage goes without */
+        return TESS_OK;
     const double start_s = tess_clock_s();
     const tess_status st = rt->request->batch_of(rt->request->arg, m, &rt->batch);
     tess_trace_host(rt->trace, "batch", start_s, tess_clock_s());
@@ -708,7 +717,7 @@ static tess_status run_forward_only(tess_runtime *rt, const tess_sched_op *op)
 {
     if (op->kind == TESS_SCHED_GATHER)
         return gather_bucket(rt, op);
-    if (rt->batch == NULL)
+    if (rt->batch == NULL && !rt->parts.registry->stage[op->stage_idx].is_joint)
         return TESS_OK;
     tess_stage_call call = runtime_call(rt, op, rt->forward_mode);
     call.loss_sum = &record_of(rt)->loss_sum;

@@ -16,7 +16,7 @@ static void list_bucket(tess_runtime *rt, const tess_bucket_plan *b, tess_gather
                 (tess_gather_piece){.wire = &plan->wire[u->frozen_wire_idx],
                                     .shard = tess_runtime_frozen_shard(rt, unit_idx),
                                     .place_nbytes = u->slot_offset_nbytes};
-        if (plan->options.is_full && u->slab_numel > 0)
+        if (plan->options.is_full && u->slab_wire_idx >= 0)
             slab[out->slab_numel++] = (tess_gather_piece){
                 .wire = &plan->wire[u->slab_wire_idx],
                 .shard = runtime_view(rt, runtime_at(rt, TESS_LIFE_PARAM, u->param_offset_nbytes),

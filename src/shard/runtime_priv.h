@@ -23,6 +23,9 @@ typedef struct bucket_lists {
     int frozen_numel, slab_numel;
 } bucket_lists;
 
+/** Exchanges whose lists may be read at once: one more waits for the first of them. */
+enum { PIECE_LIST_NUMEL = 4 };
+
 typedef struct program {
     tess_schedule schedule;
     tess_event *event; /* [op_numel] */
@@ -50,10 +53,11 @@ struct tess_runtime {
     tess_stream *compute;
     tess_stream *lane[TESS_LANE_NUMEL];
     program train, eval;
-    bucket_lists *bucket;            /* [bucket_numel] */
-    tess_gather_piece *gather_piece; /* [2 * unit_numel] */
-    tess_piece *pieces[2]; /* send and receive lists of the exchange under way and of the next */
-    int piece_parity;
+    bucket_lists *bucket;                    /* [bucket_numel] */
+    tess_gather_piece *gather_piece;         /* [2 * unit_numel] */
+    tess_piece *pieces[PIECE_LIST_NUMEL];    /* lists of the last exchanges: sends, then receives */
+    tess_event piece_sent[PIECE_LIST_NUMEL]; /* the exchanges of a list are over */
+    int piece_list_idx;                      /* the next one to use */
     int d_parity; /* which of the two gradient activations holds d_output */
     update_segment *segment;
     int segment_numel;
@@ -116,6 +120,8 @@ TESS_MUST_CHECK tess_status gather_create(tess_runtime *rt);
 void gather_destroy(tess_runtime *rt);
 TESS_MUST_CHECK tess_status gather_bucket(tess_runtime *rt, const tess_sched_op *op);
 
+/** Pieces in one set of lists. */
+int64_t gradient_piece_numel(const tess_runtime *rt);
 TESS_MUST_CHECK tess_status gradient_send(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_clear(tess_runtime *rt, const tess_sched_op *op);
 TESS_MUST_CHECK tess_status gradient_reduce(tess_runtime *rt, const tess_sched_op *op);

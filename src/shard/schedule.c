@@ -114,7 +114,9 @@ static bool takes(const builder *b, const tess_sched_op *op)
     const bool is_owned = holds(spec->unit_is_owned, op->unit_idx);
     if (spec->is_library) /* it writes the padding too */
         return op->kind == TESS_SCHED_REDUCE || is_owned;
-    return is_owned && holds(spec->round_has_peer, op->round_idx);
+    const bool is_passed =
+        op->kind == TESS_SCHED_SEND && holds(spec->unit_is_relayed, op->unit_idx);
+    return (is_owned || is_passed) && holds(spec->round_has_peer, op->round_idx);
 }
 
 static bool is_send(const tess_sched_op *op)
@@ -383,7 +385,8 @@ static tess_status emit_visit(builder *b, int round_idx, int place, int64_t visi
     /* A buffer that is about to be written again is summed first. */
     if (has_grad && b->pending_fold.grad_idx == op.grad_idx)
         TESS_TRY(flush_fold(b));
-    if (is_active)
+    if (is_active ||
+        (!is_backward && spec->stage_is_joint != NULL && spec->stage_is_joint[stage_idx]))
         TESS_TRY(emit(b, op));
     if (has_grad && is_last_backward(b, stage_idx))
         return emit_gradient(b, round_idx, unit_idx, op.grad_idx);

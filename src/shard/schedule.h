@@ -59,6 +59,8 @@ typedef struct tess_sched_spec {
     int stage_numel;
     const int *stage_unit;         /* [stage_numel] */
     const bool *stage_checkpoints; /* [stage_numel] recompute before backward */
+    const bool *stage_is_joint;    /* [stage_numel] all ranks run its forward in every round; NULL:
+                                      none */
     bool is_last_fused;            /* the last stage has no training forward */
     int unit_numel;
     int bucket_numel;
@@ -67,10 +69,11 @@ typedef struct tess_sched_spec {
     const int *unit_stage_numel; /* [unit_numel] stages using it */
     /* What an exchange of gradients moves on this rank, so that nothing waits for what is not
      * there. NULL: all of it. */
-    const bool *unit_is_sent;   /* [unit_numel] other ranks own a part */
-    const bool *unit_is_owned;  /* [unit_numel] this rank owns a part */
-    const bool *round_has_peer; /* [round_numel] another rank has a micro-batch too */
-    int round_numel;            /* ceil(M / W) */
+    const bool *unit_is_sent;    /* [unit_numel] other ranks own a part */
+    const bool *unit_is_owned;   /* [unit_numel] this rank owns a part */
+    const bool *unit_is_relayed; /* [unit_numel] it passes parts on */
+    const bool *round_has_peer;  /* [round_numel] another rank has a micro-batch too */
+    int round_numel;             /* ceil(M / W) */
     int active_round_numel; /* rounds in which this rank has a micro-batch: round_numel or one less
                              */
     int slot_numel;         /* one a bucket, or fewer but at least two */

@@ -2,6 +2,7 @@
 
 #include "core/arith.h"
 #include "kernels/cost_count.h"
+#include "shard/plan_exchange.h"
 #include "shard/simulate_priv.h"
 
 static int64_t owned_numel(const sim_model *m, int unit_idx, int rank)
@@ -77,7 +78,39 @@ static double owners_among(const sim_model *m, int unit_idx, int64_t first, int6
     return (double)TESS_MAX(TESS_MIN(end, owners) - first, (int64_t)0);
 }
 
+/* What a rank moves in an exchange: elements, messages, each way. */
+typedef struct moved {
+    double sent, received, sent_messages, received_messages;
+} moved;
+
 /* Both directions at once: the busier one counts, for bytes and for messages. */
+static double moved_s(const tess_link *link, const moved *v, double shared)
+{
+    return sim_link_s(link, sizeof(float) * shared * TESS_MAX(v->sent, v->received),
+                      TESS_MAX(v->sent_messages, v->received_messages));
+}
+
+/* Second hop of [Note: exchange by node] (plan_exchange.h); `far` is what the first brings and
+ * sends across, and becomes messages to nodes. */
+static double pass_s(const sim_model *m, int rank, int unit_idx, int64_t senders, moved *far)
+{
+    const near_ranks n = near_of(m, rank, 0, m->plan->options.world);
+    const tess_node_ranks node = {(int)n.first, (int)(n.end - n.first)};
+    const double relayed = (double)tess_plan_relayed(node, rank, senders);
+    const double own = (double)owned_numel(m, unit_idx, rank);
+    const double whole = owned_by(m, unit_idx, n.first, n.end);
+    const double from_others = own > 0 ? far->received_messages - relayed : 0.0;
+    const moved pass = {.sent = relayed * (whole - own),
+                        .received = from_others * own,
+                        .sent_messages = relayed * (owners_among(m, unit_idx, n.first, n.end) -
+                                                    (own > 0 ? 1.0 : 0.0)),
+                        .received_messages = from_others};
+    far->received = relayed * whole;
+    far->received_messages = whole > 0 ? relayed : 0.0;
+    far->sent_messages = ceil(far->sent_messages / node.numel);
+    return moved_s(m->node, &pass, 1.0);
+}
+
 double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
 {
     const int64_t world = m->plan->options.world, senders = senders_of(m, round_idx);
@@ -85,20 +118,24 @@ double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
     const near_ranks active = near_of(m, rank, 0, senders);
     const double own = (double)owned_numel(m, unit_idx, rank);
     const double mine = rank < senders ? 1.0 : 0.0;
-    const double near_sent = mine * (owned_by(m, unit_idx, n.first, n.end) - own);
-    const double far_sent = mine * (owned_by(m, unit_idx, 0, world) - own) - near_sent;
+    const double is_owner = own > 0 ? 1.0 : 0.0;
     const double near_from = (double)(active.end - active.first) - mine;
+    const double near_sent = owned_by(m, unit_idx, n.first, n.end) - own;
+    const double owners = owners_among(m, unit_idx, n.first, n.end) - is_owner;
+    const moved near = {.sent = mine * near_sent,
+                        .received = near_from * own,
+                        .sent_messages = mine * owners,
+                        .received_messages = is_owner * near_from};
     const double far_from = (double)senders - mine - near_from;
-    const double owners = owners_among(m, unit_idx, n.first, n.end) - (own > 0 ? 1.0 : 0.0);
-    const double far_owners = owners_among(m, unit_idx, 0, world) - (own > 0 ? 1.0 : 0.0) - owners;
-    const double receives = own > 0 ? 1.0 : 0.0;
-    const double shared = (double)(n.end - n.first) /
-                          TESS_MIN((double)m->across->adapter_numel, (double)(n.end - n.first));
-    const double near_nbytes = sizeof(float) * TESS_MAX(near_sent, near_from * own);
-    const double far_nbytes = sizeof(float) * shared * TESS_MAX(far_sent, far_from * own);
-    return TESS_MAX(
-        sim_link_s(m->node, near_nbytes, TESS_MAX(mine * owners, receives * near_from)),
-        sim_link_s(m->across, far_nbytes, TESS_MAX(mine * far_owners, receives * far_from)));
+    moved far = {.sent = mine * (owned_by(m, unit_idx, 0, world) - own - near_sent),
+                 .received = far_from * own,
+                 .sent_messages = mine * (owners_among(m, unit_idx, 0, world) - is_owner - owners),
+                 .received_messages = is_owner * far_from};
+    const double ranks = (double)(n.end - n.first);
+    const double shared = ranks / TESS_MIN((double)m->across->adapter_numel, ranks);
+    const bool is_by_node = m->plan->unit[unit_idx].is_by_node;
+    const double second_s = is_by_node ? pass_s(m, rank, unit_idx, senders, &far) : 0.0;
+    return TESS_MAX(moved_s(m->node, &near, 1.0), moved_s(m->across, &far, shared)) + second_s;
 }
 
 double sim_reduce_s(const sim_model *m, int rank, int unit_idx)
@@ -154,21 +191,12 @@ static double backward_s(const sim_model *m, const tess_sched_op *op)
     return seconds(m, &c);
 }
 
-/* [Note: ordered sum] of gradient.c: an even micro-batch is copied, an odd one carries. */
-static void count_pushes(tess_cost *c, int64_t first, int64_t end, double numel)
+static double set_bits(int64_t x)
 {
-    double copies = 0, folds = 0;
-    for (int64_t i = first; i < end; i++) {
-        copies += (i & 1) == 0 ? 1.0 : 0.0;
-        for (int l = 0; (i >> l & 1) != 0; l++)
-            folds += 1.0;
-    }
-    tess_cost one = {0};
-    tess_count_copy(&one, sizeof(float) * numel);
-    *c = tess_cost_sum(*c, tess_cost_times(one, copies));
-    one = (tess_cost){0};
-    tess_count_fold(&one, numel);
-    *c = tess_cost_sum(*c, tess_cost_times(one, folds));
+    double numel = 0.0;
+    for (; x > 0; x /= 2)
+        numel += (double)(x & 1);
+    return numel;
 }
 
 static double fold_s(const sim_model *m, int rank, const tess_sched_op *op)
@@ -180,7 +208,9 @@ static double fold_s(const sim_model *m, int rank, const tess_sched_op *op)
         return 0.0;
     if (!plan->options.is_library) {
         const int64_t first = (int64_t)op->round_idx * plan->options.world;
-        count_pushes(&c, first, first + senders_of(m, op->round_idx), numel);
+        const int64_t pieces = senders_of(m, op->round_idx);
+        tess_count_fold_pieces(&c, numel, (double)pieces,
+                               set_bits(first) + set_bits(first + pieces));
     } else if (plan->is_library_once || op->round_idx == 0) {
         tess_count_copy(&c, sizeof(float) * numel);
     } else {
@@ -199,7 +229,7 @@ static double gather_s(const sim_model *m, int rank, int bucket_idx)
     for (int i = 0; i < b->unit_numel; i++) {
         const tess_unit_plan *u = &plan->unit[plan->bucket_unit[b->first_idx + i]];
         frozen_numel += u->frozen_wire_idx >= 0;
-        slab_numel += plan->options.is_full && u->slab_numel > 0;
+        slab_numel += plan->options.is_full && u->slab_wire_idx >= 0;
     }
     double s = 0;
     if (frozen_numel > 0)
@@ -268,13 +298,10 @@ double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
 double sim_sum_s(const sim_model *m, int rank)
 {
     const int64_t batches = m->plan->options.is_library ? 1 : m->plan->options.micro_batch_numel;
-    double folds = -1.0;
     tess_cost one = {0};
     (void)rank; /* padding is summed too */
-    for (int64_t left = batches; left > 0; left /= 2)
-        folds += (double)(left & 1);
     tess_count_fold(&one, (double)m->plan->state_numel);
-    one = tess_cost_times(one, folds);
+    one = tess_cost_times(one, set_bits(batches) - 1.0);
     return seconds(m, &one);
 }
 
@@ -311,7 +338,7 @@ double sim_reduction_s(const sim_model *m, tess_reduction kind)
     const int rounds = kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : m->plan->round_numel;
     double s = 0;
     for (int i = 0; i < m->plan->unit_numel; i++)
-        for (int r = 0; r < rounds && m->plan->unit[i].slab_numel > 0; r++)
+        for (int r = 0; r < rounds && tess_unit_grad_numel(&m->plan->unit[i]) > 0; r++)
             s += kind == TESS_REDUCTION_EXACT ? sim_exchange_s(m, 0, i, r) : sim_reduce_s(m, 0, i);
     return s;
 }

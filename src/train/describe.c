@@ -435,6 +435,13 @@ static tess_choice choice_of(tess_run_switch s)
     return s == TESS_RUN_SWITCH_AUTO ? TESS_AUTO : s == TESS_RUN_SWITCH_ON ? TESS_ON : TESS_OFF;
 }
 
+static tess_exchange exchange_of(tess_run_exchange e)
+{
+    return e == TESS_RUN_EXCHANGE_AUTO     ? TESS_EXCHANGE_AUTO
+           : e == TESS_RUN_EXCHANGE_DIRECT ? TESS_EXCHANGE_DIRECT
+                                           : TESS_EXCHANGE_BY_NODE;
+}
+
 static bool has_frozen(const tess_registry *reg)
 {
     for (int i = 0; i < reg->unit_numel; i++)
@@ -500,6 +507,11 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .world = launch->world,
         .gather_group_numel = group_of(d, launch),
         .node_rank_numel = launch->node_rank_numel,
+        .node_first_rank = launch->node_first_rank,
+        .node_numel = launch->node_numel,
+        .exchange = exchange_of(run->shard.exchange),
+        .link_inside = launch->link_inside,
+        .link_across = launch->link_across,
         .reshard = choice_of(run->shard.reshard_after_forward),
         .checkpointing = choice_of(run->compute.activation_checkpointing),
         .prefetch = (int)run->shard.prefetch,
@@ -515,6 +527,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .has_snapshot = true,
         .counter_numel = d->counter_numel,
         .ahead_sum_numel = d->ahead_sum_numel,
+        .codes = d->codes,
         .optimizer = tess_optimizer_get(run->train.optimizer),
         .has_ema = run->train.ema_decay > 0.0,
         .kernels = launch->kernels,
@@ -551,6 +564,23 @@ static tess_status set_batch(tess_description *d)
     return TESS_OK;
 }
 
+/* Codebooks that do not fit where all of them are on every rank may fit by rows. */
+static tess_status describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
+                                  tess_description *d)
+{
+    const tess_run *run = d->run;
+    TESS_TRY(tess_describe_rqvae(ctx, launch, run->quantizer.sharding, d));
+    const tess_status st = make_plan(d, launch);
+    if (st != TESS_E_FIT || run->quantizer.sharding != TESS_RUN_SHARDING_AUTO ||
+        d->codes.is_sharded || !(d->codes.rows_nbytes > 0.0))
+        return st;
+    tess_error_clear();
+    tess_description_fini(d);
+    *d = (tess_description){.run = run};
+    TESS_TRY(tess_describe_rqvae(ctx, launch, TESS_RUN_SHARDING_ROWS, d));
+    return make_plan(d, launch);
+}
+
 static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch,
                             tess_description *d)
 {
@@ -558,8 +588,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     const tess_optimizer *optimizer = tess_optimizer_get(d->run->train.optimizer);
     if (tess_run_is_rqvae(d->run)) {
         TESS_TRY(tess_optimizer_check(optimizer, kernels));
-        TESS_TRY(tess_describe_rqvae(ctx, launch, d));
-        return make_plan(d, launch);
+        return describe_rqvae(ctx, launch, d);
     }
     TESS_TRY(open_model(ctx, d));
     if (launch->adapter != NULL)

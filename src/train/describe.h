@@ -26,10 +26,13 @@ enum { TESS_OUTSIDE_NBYTES = 64 << 20, TESS_DATA_NBYTES = 40 << 20 };
 /** What the launch is and was asked for, as far as a plan depends on it. */
 typedef struct tess_launch_shape {
     int world;
-    int node_rank_numel;         /* ranks on each node; 0: not the same everywhere */
-    size_t memory_limit_nbytes;  /* of a rank; 0: none */
-    const char *kernel_path;     /* "cpu/avx512_bf16" */
-    bool is_device;              /* kernels use memory of a device, not the host's */
+    int node_rank_numel;        /* ranks on each node; 0: not the same everywhere */
+    const int *node_first_rank; /* then [node_numel + 1], the last is the world; NULL: not known */
+    int node_numel;
+    const tess_link *link_inside, *link_across; /* as in tess_plan_options */
+    size_t memory_limit_nbytes;                 /* of a rank; 0: none */
+    const char *kernel_path;                    /* "cpu/avx512_bf16" */
+    bool is_device;                             /* kernels use memory of a device, not the host's */
     size_t library_nbytes;       /* workspaces of its libraries, without slots for weights */
     const tess_kernels *kernels; /* whose workspaces are planned; NULL: tess_kernels_cpu */
     const char *adapter; /* PEFT directory whose own rules replace section lora; NULL: none */
@@ -48,6 +51,7 @@ typedef struct tess_description {
     size_t batch_nbytes;     /* of a micro-batch, and what is counted of it */
     int64_t counter_numel;   /* words of it that checkpoints hold */
     int64_t ahead_sum_numel; /* as in tess_plan_options */
+    tess_plan_codes codes;   /* as in tess_plan_options */
     size_t start_nbytes;     /* staging for start codes */
     char *config_text; /* config.json as read: kept in the run directory for resumes without the
                           source */

@@ -40,6 +40,8 @@ static tess_quantizer_kind kind_of(tess_run_quantizer type)
         return TESS_QUANTIZER_SIGNS;
     case TESS_RUN_QUANTIZER_LATENT:
         return TESS_QUANTIZER_VALUES;
+    case TESS_RUN_QUANTIZER_RANDOM_PROJECTION:
+        return TESS_QUANTIZER_PROJECTED;
     }
     return TESS_QUANTIZER_CODES;
 }
@@ -85,7 +87,8 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .level_numel = (int)q->levels,
         .group_numel = (int)q->groups,
         .is_shared = q->shared_codes,
-        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE || q->type == TESS_RUN_QUANTIZER_BSQ,
+        .is_spherical = q->type == TESS_RUN_QUANTIZER_COSINE || q->type == TESS_RUN_QUANTIZER_BSQ ||
+                        kind == TESS_QUANTIZER_PROJECTED,
         .commitment = q->commitment,
         .estimator = q->estimator == TESS_RUN_ESTIMATOR_ROTATION ? TESS_ESTIMATOR_ROTATION
                                                                  : TESS_ESTIMATOR_STRAIGHT,
@@ -100,19 +103,144 @@ tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_si
         .noise = q->noise,
         .is_binary_spherical = q->type == TESS_RUN_QUANTIZER_BSQ,
         .entropy = q->entropy,
+        .confidence = q->confidence,
+        .scale = q->scale,
         .diversity = q->diversity,
         .inverse_temperature = q->inverse_temperature};
+}
+
+/* ---- sharding of codebooks ---- */
+
+static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, int world,
+                              bool is_sharded, tess_codebook_plan *out)
+{
+    const tess_codebook_shape shape = {.world = world,
+                                       .book_numel = is_sharded ? v->shape.book_numel : 1,
+                                       .code_numel = v->shape.code_numel,
+                                       .dim = v->shape.dim,
+                                       .block_numel = v->row_numel,
+                                       .best_numel = 1,
+                                       .thread_numel = (int)run->compute.threads,
+                                       .is_sharded = is_sharded,
+                                       .has_sums = true,
+                                       .is_routed = true};
+    return tess_codebook_plan_make(&shape, &tess_kernels_cpu, out);
+}
+
+/* Received in a step for searches and sums of all codebooks: vectors of a block and their rows go
+ * to all ranks, for the search and for the sums, keys and codes come back; or sums to owners. */
+static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
+                               const tess_codebook_plan *book)
+{
+    const double others = book->shape.world - 1, d = (double)v->shape.dim;
+    const double rows = (double)v->row_numel, indices = v->shape.index_numel;
+    const double rounds = (double)tess_ceil_div(run->train.micro_batches, book->shape.world);
+    if (!book->shape.is_sharded)
+        return v->shape.book_numel * others * (double)book->row_numel * (8.0 * d + 8.0);
+    const double search = others * rows * (4.0 * d + 4.0 + 8.0) + rows * 4.0 * d;
+    const double sums = others * rows * (4.0 * d + 4.0);
+    return rounds * (8.0 * others + indices * (search + sums));
+}
+
+/* Codes that are searched on every rank come to it once in a step, or in a round where units leave
+ * their slots. (The plan may still decide that, for want of memory: then it is more.) */
+static double gathered_nbytes(const tess_run *run, const tess_vector_layout *v, int world)
+{
+    const bool is_left = run->shard.reshard_after_forward == TESS_RUN_SWITCH_ON;
+    const int64_t turns = is_left ? tess_ceil_div(run->train.micro_batches, world) : 1;
+    const double numel = (double)v->shape.book_numel * (double)v->shape.code_numel;
+    return (double)turns * 4.0 * numel * (double)v->shape.dim * (world - 1) / world;
+}
+
+/* Codes that learn by gradients, and drawn ones, are searched where all of them are. */
+static bool can_shard(const tess_run *run, const tess_vector_layout *v)
+{
+    return v->is_averaged && !(run->quantizer.temperature > 0.0);
+}
+
+static tess_status choose_sharding(const tess_run *run, int world, tess_run_sharding wanted,
+                                   tess_vector_layout *v)
+{
+    tess_codebook_plan rows;
+    if (!v->has_books)
+        return TESS_OK;
+    TESS_TRY(plan_books(run, v, world, false, &v->book));
+    if (!can_shard(run, v) || wanted == TESS_RUN_SHARDING_REPLICATED)
+        return TESS_OK;
+    TESS_TRY(plan_books(run, v, world, true, &rows));
+    if (wanted == TESS_RUN_SHARDING_ROWS ||
+        exchanged_nbytes(run, v, &rows) <
+            exchanged_nbytes(run, v, &v->book) + gathered_nbytes(run, v, world))
+        v->book = rows;
+    return TESS_OK;
+}
+
+/* The most that a rank receives in a step beside searches and sums: codes to the masters' cut, and
+ * vectors that take the place of dead codes. */
+static tess_status moved_nbytes(const tess_description *d, const tess_vector_layout *v,
+                                double *nbytes)
+{
+    const int world = v->book.shape.world;
+    void *bound = NULL;
+    *nbytes = 0.0;
+    TESS_TRY(tess_alloc_array(world + 1, sizeof(int64_t), &bound));
+    for (int b = 0; b < v->shape.book_numel; b++) {
+        tess_codes_bounds(&d->registry, world, tess_rqvae_codebook(d->model, b), bound);
+        *nbytes += tess_codebook_recut_nbytes(&v->book, v->shape.dim, bound);
+        if (d->run->quantizer.threshold > 0.0 && world > 1)
+            *nbytes += 4.0 * (double)v->shape.dim * (double)v->book.row_numel;
+    }
+    tess_free(bound);
+    return TESS_OK;
+}
+
+static tess_status tell_codes(const tess_launch_shape *launch, const tess_vector_layout *v,
+                              tess_description *d)
+{
+    const int world = v->book.shape.world;
+    const double gathered = gathered_nbytes(d->run, v, world);
+    tess_plan_codes *codes = &d->codes;
+    double moved = 0.0;
+    tess_codebook_plan other;
+    if (!v->has_books || !v->is_averaged)
+        return TESS_OK;
+    TESS_TRY(plan_books(d->run, v, world, !v->book.shape.is_sharded, &other));
+    TESS_TRY(moved_nbytes(d, v, &moved));
+    const tess_codebook_plan *rows = v->book.shape.is_sharded ? &v->book : &other;
+    const tess_codebook_plan *whole = v->book.shape.is_sharded ? &other : &v->book;
+    codes->has_books = true;
+    codes->is_sharded = v->book.shape.is_sharded;
+    codes->step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved;
+    codes->replicated_nbytes = exchanged_nbytes(d->run, v, whole) + gathered + moved;
+    if (can_shard(d->run, v) && !launch->is_device)
+        codes->rows_nbytes = exchanged_nbytes(d->run, v, rows) + moved;
+    return TESS_OK;
 }
 
 static tess_status place_averages(tess_vector_layout *v)
 {
     const int64_t books = v->is_averaged ? v->shape.book_numel : 0, d = v->shape.dim;
+    const int64_t c = v->book.row_numel, world = TESS_MAX(v->book.shape.world, 1);
     const int64_t rows = v->is_averaged ? v->shape.index_numel : v->shape.group_numel;
     if (v->is_averaged)
         TESS_TRY(tess_mul_i64(v->shape.code_numel, d + 1, &v->average_numel));
     TESS_TRY(place(&v->nbytes, v->kept_numel, rows * d, sizeof(float), &v->kept));
-    TESS_TRY(place(&v->nbytes, books * v->shape.code_numel, d, sizeof(float), &v->embed));
-    return place(&v->nbytes, books, v->average_numel, sizeof(float), &v->average);
+    TESS_TRY(place(&v->nbytes, v->book.shape.is_sharded ? (int64_t)v->book.total_nbytes : 0, 1, 1,
+                   &v->books));
+    TESS_TRY(place(&v->nbytes, books * c, d + 1, sizeof(float), &v->average));
+    return place(&v->nbytes, tess_vector_layout_saved(v, (int)world), 1, sizeof(float), &v->saved);
+}
+
+/* Flags stay as long as what they are of. */
+static tess_status place_masks(const tess_run *run, tess_vector_layout *v)
+{
+    v->is_masked = run->data.mask_path != NULL || run->data.eval_mask_path != NULL;
+    if (!v->is_masked)
+        return TESS_OK;
+    TESS_TRY(
+        place(&v->nbytes, TESS_MAX(v->kept_numel, v->row_numel), 1, sizeof(uint8_t), &v->valid));
+    TESS_TRY(place(&v->nbytes, v->row_numel, 1, sizeof(uint32_t), &v->own));
+    return place(&v->nbytes, run->train.micro_batches + 1, 1, sizeof(int64_t), &v->valid_before);
 }
 
 static tess_status place_mean(tess_vector_layout *v)
@@ -124,7 +252,7 @@ static tess_status place_mean(tess_vector_layout *v)
 }
 
 tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size *sample, int world,
-                                    tess_vector_layout *out)
+                                    tess_run_sharding sharding, tess_vector_layout *out)
 {
     const tess_rqvae_config config = tess_rqvae_config_of(run, sample);
     tess_vector_layout v = {.position_numel = tess_rqvae_position_numel(&config.images),
@@ -139,8 +267,11 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     TESS_TRY(
         tess_add_i64(v.window_numel, (1 + indices) * TESS_EXACT_LIMB_NUMEL + 1, &v.window_numel));
     if (v.is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
+        v.has_books = v.shape.book_numel > 0;
+    if (v.has_books)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
                               &v.kept_numel));
+    TESS_TRY(choose_sharding(run, world, sharding, &v));
     TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
     TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
                    &v.code));
@@ -149,6 +280,7 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
         TESS_TRY(place(&v.nbytes, v.window_numel, 1, sizeof(int64_t), &v.window[i]));
     TESS_TRY(place_averages(&v));
     TESS_TRY(place_mean(&v));
+    TESS_TRY(place_masks(run, &v));
     *out = v;
     return TESS_OK;
 }
@@ -252,20 +384,37 @@ static tess_status make_config(tess_description *d)
     return tess_json_dump(d->config_root, 2, &d->config_text, &nbytes);
 }
 
+/* Rows are searched with the host's cores: where a device trains, codes are replicated. */
+static tess_status shard_for(const tess_run *run, bool is_device, tess_run_sharding *sharding)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    if (!is_device)
+        return TESS_OK;
+    tess_run_place_text(run, TESS_RUN_KEY_quantizer_sharding, place);
+    TESS_CHECK(*sharding != TESS_RUN_SHARDING_ROWS, TESS_E_UNSUPPORTED,
+               "%s: rows searches codes with the host's cores, found a device that trains: choose "
+               "replicated here, or set compute.device to cpu",
+               place);
+    *sharding = TESS_RUN_SHARDING_REPLICATED;
+    return TESS_OK;
+}
+
 tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
-                                tess_description *d)
+                                tess_run_sharding sharding, tess_description *d)
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
+    TESS_TRY(shard_for(run, launch->is_device, &sharding));
     TESS_TRY(find_size(ctx, run, &d->sample));
-    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, &layout));
+    TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
     d->batch_nbytes = layout.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
     d->ahead_sum_numel = layout.shape.mean_numel;
     d->family_name = tess_run_is_of_images(run) ? "vqvae" : "rqvae";
     TESS_TRY(make_config(d));
-    const tess_rqvae_config config = tess_rqvae_config_of(run, &d->sample);
+    tess_rqvae_config config = tess_rqvae_config_of(run, &d->sample);
+    config.is_sharded = layout.book.shape.is_sharded;
     const tess_model_options options = {
         .compute_dt = run->compute.dtype == TESS_RUN_DTYPE_F32 ? TESS_F32 : TESS_BF16,
         .is_full = true,
@@ -275,7 +424,6 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         .kernels = launch->kernels};
     tess_registry_init(&d->registry, options.compute_dt);
     TESS_TRY(tess_rqvae_create(&config, &options, &d->registry, &d->model));
-    /* Where a device trains, the host sets codes. */
-    return tess_codes_room_nbytes(run, &layout, launch->is_device ? NULL : launch->kernels,
-                                  &d->start_nbytes);
+    TESS_TRY(tell_codes(launch, &layout, d));
+    return tess_codes_room_nbytes(&layout, &d->start_nbytes);
 }

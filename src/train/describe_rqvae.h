@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/rqvae.h"
+#include "shard/codebook.h"
 #include "train/describe.h"
 
 TESS_BEGIN_DECLS
@@ -16,10 +17,19 @@ typedef struct tess_vector_layout {
     int64_t window_numel; /* words of a window: 1 + I exact sums of squares, then I x bins counts */
     bool is_averaged;     /* codes follow moving averages */
     int64_t kept_numel;   /* vectors of a rank in a step, where codes start from or follow them */
-    int64_t average_numel; /* of a codebook: averages [K, d], then sizes [K]; 0: there are none */
+    bool has_books;       /* codes start from the vectors of a step, or follow them */
+    tess_codebook_plan book; /* where they do: row-sharded all of them, else one at a time */
+    int64_t average_numel;   /* of a codebook: averages [K, d], then sizes [K]; 0: there are none */
     size_t x, code, square, window[2]; /* training, evaluation */
-    size_t kept, embed, average; /* kept vectors, all codes, all averages: of every codebook */
+    size_t kept, books;                /* vectors of a step; row-sharded codes */
+    /* Averages: [books, c, d] and sizes [books, c] of owned rows; a rank's range of them as a
+     * checkpoint has them. */
+    size_t average, saved;
     size_t mean_sum, mean_slope, mean_value; /* of the mean assignment of a step, where wanted */
+    /* Of runs with masks: flags of the kept vectors, or of a micro-batch; numbers of its vectors;
+     * [micro-batches + 1] valid vectors of the step in front of each, and all. */
+    bool is_masked;
+    size_t valid, own, valid_before;
     size_t nbytes;
 } tess_vector_layout;
 
@@ -33,10 +43,27 @@ static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 {
     return v->shape.book_numel > 0 ? v->shape.index_numel / v->shape.book_numel : 1;
 }
-/** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make */
+/**
+ * Local, pure.
+ *
+ * @param sharding  of codebooks: that of a description (tess_rqvae_sharding), or auto: what
+ * receives less
+ * @return TESS_E_RANGE sizes overflow; TESS_E_CONFIG as tess_quantizer_shape_make
+ */
 TESS_MUST_CHECK tess_status tess_vector_layout_make(const tess_run *run,
                                                     const tess_sample_size *sample, int world,
+                                                    tess_run_sharding sharding,
                                                     tess_vector_layout *out);
+/** What a description chose. Local. */
+static inline tess_run_sharding tess_rqvae_sharding(const tess_description *d)
+{
+    return d->codes.is_sharded ? TESS_RUN_SHARDING_ROWS : TESS_RUN_SHARDING_REPLICATED;
+}
+/** Numbers of all averages that a rank of `world` saves, at most. Local. */
+static inline int64_t tess_vector_layout_saved(const tess_vector_layout *v, int world)
+{
+    return (v->shape.book_numel * v->average_numel + world - 1) / world;
+}
 /** quantizer.dim or quantizer.image of `run` as described: run.yaml as resolved says them, and
  * needs no data. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sample_size *sample);
@@ -47,6 +74,6 @@ TESS_MUST_CHECK tess_status tess_rqvae_keep_size(tess_run *run, const tess_sampl
  */
 TESS_MUST_CHECK tess_status tess_describe_rqvae(const tess_ctx *ctx,
                                                 const tess_launch_shape *launch,
-                                                tess_description *d);
+                                                tess_run_sharding sharding, tess_description *d);
 
 TESS_END_DECLS

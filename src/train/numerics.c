@@ -191,6 +191,8 @@ static tess_status add_files(const tess_session *s, tess_contract *c)
 static tess_status fill_contract(tess_session *s, tess_contract *c)
 {
     TESS_TRY(tess_plan_contract(s->d.plan, &s->d.registry, c));
+    if (s->feed->add_wires != NULL)
+        TESS_TRY(s->feed->add_wires(s, c));
     TESS_TRY(session_add_numerics(s, c));
     return add_files(s, c);
 }

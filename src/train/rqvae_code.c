@@ -20,7 +20,8 @@ typedef struct block {
 
 static tess_status open_block(tess_session *s, const tess_code_round *round, block *b)
 {
-    TESS_TRY(tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world), &b->at));
+    TESS_TRY(tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world),
+                                     tess_rqvae_sharding(&s->d), &b->at));
     b->data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
     b->row_numel = round->vector_numel[tess_comm_rank(s->world)];
     b->code = (uint32_t *)(void *)(b->data + b->at.code);
@@ -101,6 +102,7 @@ static tess_codes_order order_of(tess_quantizer_kind kind)
     switch (kind) {
     case TESS_QUANTIZER_CODES:
     case TESS_QUANTIZER_MAPPED_CODES:
+    case TESS_QUANTIZER_PROJECTED:
         break;
     case TESS_QUANTIZER_SCALARS:
     case TESS_QUANTIZER_VALUES:

@@ -24,120 +24,161 @@ static tess_status take(codes_room *r, int64_t a, int64_t b, size_t elem_nbytes,
     return TESS_OK;
 }
 
-static tess_status lay_out(const tess_run *run, const tess_vector_layout *v, const tess_kernels *k,
-                           codes_room *r)
+/* Numbers of a book's codes in one rank's masters: all books lie behind each other in one slab. */
+static int64_t share_numel(const tess_vector_layout *v)
 {
-    const int64_t codes = v->shape.code_numel, d = v->shape.dim;
-    const int64_t rows = v->kept_numel * tess_vector_layout_pooled(v);
-    r->pack = tess_view_host(NULL, (int64_t)k->nearest_pack_nbytes(codes, d), TESS_U8_OPAQUE);
-    r->work = tess_view_host(NULL, (int64_t)k->nearest_work_nbytes(d, 1, (int)run->compute.threads),
-                             TESS_U8_OPAQUE);
-    TESS_TRY(take(r, codes, d, sizeof *r->code, &r->code));
-    TESS_TRY(take(r, codes, d, sizeof *r->sum, &r->sum));
-    TESS_TRY(take(r, codes, 1, sizeof *r->count, &r->count));
-    TESS_TRY(take(r, codes, 1, sizeof *r->drawn, &r->drawn));
-    TESS_TRY(take(r, codes, 1, sizeof *r->expired, &r->expired));
-    TESS_TRY(take(r, rows, 1, sizeof *r->key, &r->key));
-    TESS_TRY(take(r, rows, 1, sizeof *r->row, &r->row));
-    TESS_TRY(take(r, r->pack.numel, 1, 1, &r->pack.data));
-    return take(r, r->work.numel, 1, 1, &r->work.data);
+    const int64_t block = TESS_TRAINABLE_BLOCK_NUMEL, numel = v->shape.code_numel * v->shape.dim;
+    const int64_t blocks = v->shape.book_numel * tess_ceil_div(numel, block);
+    return TESS_MIN(numel, tess_ceil_div(blocks, v->book.shape.world) * block);
 }
 
-tess_status tess_codes_room_nbytes(const tess_run *run, const tess_vector_layout *layout,
-                                   const tess_kernels *kernels, size_t *nbytes)
+static tess_status lay_out(const tess_vector_layout *v, codes_room *r)
+{
+    const int64_t c = v->book.row_numel, d = v->shape.dim, world = v->book.shape.world;
+    void *books = NULL;
+    if (!v->book.shape.is_sharded) /* in front, as tess_codes_create() has them */
+        TESS_TRY(take(r, (int64_t)v->book.total_nbytes, 1, 1, &books));
+    TESS_TRY(take(r, c, d, sizeof *r->value, &r->value));
+    TESS_TRY(take(r, share_numel(v), 1, sizeof *r->share, &r->share));
+    TESS_TRY(take(r, v->shape.code_numel, 1, sizeof *r->drawn, &r->drawn));
+    TESS_TRY(take(r, c, 1, sizeof *r->row, &r->row));
+    TESS_TRY(take(r, c, 1, sizeof *r->expired, &r->expired));
+    TESS_TRY(take(r, v->row_numel, 1, sizeof *r->key, &r->key));
+    TESS_TRY(take(r, v->row_numel, 1, sizeof *r->code, &r->code));
+    TESS_TRY(take(r, world, 1, sizeof *r->numel, &r->numel));
+    TESS_TRY(take(r, world + 1, 1, sizeof *r->first, &r->first));
+    return take(r, world + 1, 1, sizeof *r->bound, &r->bound);
+}
+
+tess_status tess_codes_room_nbytes(const tess_vector_layout *layout, size_t *nbytes)
 {
     codes_room r = {0};
     *nbytes = 0;
-    if (layout->kept_numel == 0)
+    if (!layout->has_books)
         return TESS_OK;
-    TESS_TRY(lay_out(run, layout, kernels != NULL ? kernels : &tess_kernels_cpu, &r));
+    TESS_TRY(lay_out(layout, &r));
     *nbytes = r.used_nbytes;
     return TESS_OK;
 }
 
-tess_status codes_begin(tess_session *s, const tess_vector_layout *layout, codes_job *job)
+tess_status tess_codes_create(tess_session *s, const tess_vector_layout *layout,
+                              tess_codebooks **out)
 {
-    const int64_t m = s->run->train.micro_batches, rank = tess_comm_rank(s->world);
+    const bool is_sharded = layout->book.shape.is_sharded;
+    tess_view memory = tess_runtime_arena(s->rt, TESS_LIFE_DATA);
+    if (!is_sharded)
+        TESS_TRY(tess_runtime_host_work(s->rt, &memory));
+    const tess_codebooks_parts parts = {
+        .plan = &layout->book,
+        .kernels = codes_kernels(s),
+        .stream = codes_stream(s),
+        .comm = tess_comm_host(s->world),
+        .first_entry_idx = (uint32_t)s->d.plan->wire_numel,
+        .memory = tess_view_slice(memory, is_sharded ? (int64_t)layout->books : 0,
+                                  (int64_t)layout->book.total_nbytes)};
+    return tess_codebooks_create(&parts, out);
+}
+
+tess_status codes_begin(tess_session *s, const tess_vector_layout *layout, tess_codebooks *books,
+                        codes_job *job)
+{
+    const int64_t m = s->run->train.micro_batches;
+    const int world = tess_comm_world(s->world), rank = tess_comm_rank(s->world);
     *job = (codes_job){.s = s,
                        .at = layout,
-                       .batch_numel = rank < m ? (m - 1 - rank) / tess_comm_world(s->world) + 1 : 0,
+                       .books = books,
+                       .world = world,
+                       .rank = rank,
+                       .round_numel = tess_ceil_div(m, world),
+                       .batch_numel = rank < m ? (m - 1 - rank) / world + 1 : 0,
                        .all_numel = m * layout->row_numel,
                        .part_numel = tess_vector_layout_pooled(layout)};
+    const char *data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    if (layout->is_masked) {
+        job->valid = (const uint8_t *)data + layout->valid;
+        job->valid_before = (const int64_t *)(const void *)(data + layout->valid_before);
+    }
     tess_view work = {0};
+    tess_codebook_owned(&layout->book, rank, &job->lo_idx, &job->hi_idx);
     tess_status st = tess_runtime_host_work(s->rt, &work);
     job->r.base = work.data;
     if (st == TESS_OK)
-        st = lay_out(s->run, layout, codes_kernels(s), &job->r);
+        st = lay_out(layout, &job->r);
     if (st == TESS_OK && job->r.used_nbytes > (size_t)work.numel)
         st = TESS_FAIL(TESS_E_STATE, "codes need %zu bytes of staging, the plan has %" PRId64,
                        job->r.used_nbytes, work.numel);
     return session_agree(s, st);
 }
 
-/* ---- over ranks ---- */
+/* ---- vectors of the step ---- */
 
-tess_status codes_share(const codes_job *job, int64_t *words, int64_t numel)
+tess_codebook_round codes_round(const codes_job *job, int book, int part, int64_t t)
 {
-    int n = 0;
-    TESS_TRY(tess_to_int(numel, &n));
-    return tess_comm_control(job->s->world, words, n, NULL, 0);
+    for (int r = 0; r < job->world; r++)
+        job->r.numel[r] =
+            t * job->world + r < job->s->run->train.micro_batches ? job->at->row_numel : 0;
+    return (tess_codebook_round){.book_idx = codes_place(job, book),
+                                 .x = t < job->batch_numel ? codes_vectors(job, part, t) : job->x,
+                                 .vector_numel = job->r.numel,
+                                 .best_numel = 1,
+                                 .key = job->r.key};
 }
 
-/* Numbers travel as their bits, in sums to which all others add zeros. */
-static void to_words(const float *value, int64_t numel, int64_t *words)
+/* Valid vectors of a part in the step: what draws are from. */
+static int64_t valid_numel(const codes_job *job)
 {
-    for (int64_t i = 0; i < numel; i++) {
-        uint32_t bits = 0;
-        memcpy(&bits, &value[i], sizeof bits);
-        words[i] = bits;
+    return job->valid_before != NULL ? job->valid_before[job->s->run->train.micro_batches]
+                                     : job->all_numel;
+}
+
+/* Micro-batch of valid vector v of the step: the last one that has no more than v in front. */
+static int64_t batch_of(const codes_job *job, int64_t v)
+{
+    int64_t low = 0, high = job->s->run->train.micro_batches;
+    if (job->valid_before == NULL)
+        return v / job->at->row_numel;
+    while (high - low > 1) {
+        const int64_t mid = low + (high - low) / 2;
+        *(job->valid_before[mid] <= v ? &low : &high) = mid;
     }
+    return low;
 }
 
-static void from_words(const int64_t *words, int64_t numel, float *value)
+/* Its row, in a micro-batch m that this rank has. */
+static int64_t row_of(const codes_job *job, int64_t v, int64_t m)
 {
-    for (int64_t i = 0; i < numel; i++) {
-        const uint32_t bits = (uint32_t)words[i];
-        memcpy(&value[i], &bits, sizeof bits);
-    }
+    const int64_t t = m / job->world;
+    if (job->valid_before == NULL)
+        return v % job->at->row_numel;
+    int64_t row = 0;
+    for (int64_t left = v - job->valid_before[m];; row++)
+        if (!codes_is_masked(job, t, row) && left-- == 0)
+            return row;
 }
 
-tess_status codes_join(codes_job *job, float *value, int64_t numel)
+/* Micro-batches go round: vector g of the valid ones of all parts of the step. */
+static int holder_of(const void *arg, int64_t idx)
 {
-    const int64_t room = job->at->shape.code_numel * job->at->shape.dim;
-    for (int64_t first = 0; first < numel; first += room) {
-        const int64_t n = TESS_MIN(room, numel - first);
-        to_words(value + first, n, job->r.sum);
-        TESS_TRY(codes_share(job, job->r.sum, n));
-        from_words(job->r.sum, n, value + first);
-    }
-    return TESS_OK;
+    const codes_job *job = arg;
+    return (int)(batch_of(job, job->r.drawn[idx] % valid_numel(job)) % job->world);
 }
 
-/* Vector g of all parts of the step, where this rank has it; micro-batches go round. */
-static const float *own_vector(const codes_job *job, int64_t g)
+static const float *vector_of(const void *arg, int64_t idx)
 {
-    const int64_t rows = job->at->row_numel, world = tess_comm_world(job->s->world);
-    const int64_t m = g % job->all_numel / rows;
-    if (m % world != tess_comm_rank(job->s->world))
-        return NULL;
-    return codes_vectors(job, (int)(g / job->all_numel), m / world) +
-           g % job->all_numel % rows * job->at->shape.dim;
+    const codes_job *job = arg;
+    const int64_t g = job->r.drawn[idx], numel = valid_numel(job);
+    const int64_t m = batch_of(job, g % numel);
+    return codes_vectors(job, (int)(g / numel), m / job->world) +
+           row_of(job, g % numel, m) * job->at->shape.dim;
 }
 
-tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel)
+tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel, float *dst)
 {
-    const int64_t d = job->at->shape.dim;
-    TESS_TRY(tess_draw_select(job->s->world, draw, job->all_numel * job->part_numel, numel,
+    const tess_codebook_route route = {
+        .first = job->r.first, .holder = holder_of, .vector = vector_of, .arg = job, .dst = dst};
+    TESS_TRY(tess_draw_select(job->s->world, draw, valid_numel(job) * job->part_numel, numel,
                               job->r.drawn));
-    memset(job->r.sum, 0, (size_t)(numel * d) * sizeof *job->r.sum);
-    for (int64_t c = 0; c < numel; c++) {
-        const float *x = own_vector(job, job->r.drawn[c]);
-        if (x != NULL)
-            to_words(x, d, job->r.sum + c * d);
-    }
-    TESS_TRY(codes_share(job, job->r.sum, numel * d));
-    from_words(job->r.sum, numel * d, job->r.code);
-    return TESS_OK;
+    return tess_codebooks_route(job->books, &route);
 }
 
 tess_status codes_exponent(const codes_job *job, int *exponent)
@@ -147,7 +188,8 @@ tess_status codes_exponent(const codes_job *job, int *exponent)
         for (int64_t t = 0; t < job->batch_numel; t++) {
             const float *x = codes_vectors(job, p, t);
             for (int64_t i = 0; i < job->at->row_numel * job->at->shape.dim; i++)
-                if (!(fabsf(x[i]) <= most) && !isnan(x[i]))
+                if (!(fabsf(x[i]) <= most) && !isnan(x[i]) &&
+                    !codes_is_masked(job, t, i / job->at->shape.dim))
                     most = fabsf(x[i]);
         }
     int64_t bits = (int64_t)tess_ordered_bits(most);
@@ -187,21 +229,71 @@ tess_status codes_keep_param(tess_session *s, int param_idx, const float *value)
     return tess_runtime_copy(s->rt, range.copy, from);
 }
 
-tess_status codes_keep(const codes_job *job, int book, const float *code)
+static int param_of(const codes_job *job, int book)
 {
-    return codes_keep_param(job->s, tess_rqvae_codebook(job->s->d.model, book), code);
+    return tess_rqvae_codebook(job->s->d.model, book);
 }
 
-tess_status codes_gather(codes_job *job, int book, float *code)
+/* Rows of a book, cut as masters are. */
+static tess_codebook_cut cut_of(const codes_job *job, int book, float *rows, bool to_rows)
 {
-    const codes_range range = codes_range_of(job->s, tess_rqvae_codebook(job->s->d.model, book));
-    const int64_t numel = job->at->shape.code_numel * job->at->shape.dim;
+    const int param_idx = param_of(job, book);
+    tess_codes_bounds(&job->s->d.registry, job->world, param_idx, job->r.bound);
+    return (tess_codebook_cut){.width = job->at->shape.dim,
+                               .bound = job->r.bound,
+                               .rows = rows,
+                               .other = job->r.share,
+                               .to_rows = to_rows};
+}
+
+/* As tess_plan_owned() cuts the unit. */
+void tess_codes_bounds(const tess_registry *reg, int world, int param_idx, int64_t *bound)
+{
+    const tess_param *p = &reg->param[param_idx];
+    const int64_t slab_numel = reg->unit[p->unit_idx].trainable_numel;
+    const int64_t each =
+        tess_ceil_div(slab_numel / TESS_TRAINABLE_BLOCK_NUMEL, world) * TESS_TRAINABLE_BLOCK_NUMEL;
+    for (int r = 0; r <= world; r++)
+        bound[r] =
+            TESS_MIN(TESS_MAX(TESS_MIN(each * r, slab_numel) - p->slab_first_idx, 0), p->numel);
+}
+
+tess_status codes_keep(codes_job *job, int book)
+{
+    const tess_codebook_cut cut = cut_of(job, book, codes_rows(job, book), false);
+    const codes_range range = codes_range_of(job->s, param_of(job, book));
+    const tess_view from = tess_view_host(job->r.share, range.master.numel, TESS_F32);
+    TESS_TRY(tess_codebooks_recut(job->books, &cut));
     tess_status st = TESS_OK;
-    memset(code, 0, (size_t)numel * sizeof *code);
     if (range.master.numel > 0)
-        st = tess_runtime_copy(job->s->rt,
-                               tess_view_host(code + range.first_idx, range.master.numel, TESS_F32),
-                               range.master);
+        st = tess_runtime_copy(job->s->rt, range.master, from);
+    if (st == TESS_OK && range.copy.numel > 0)
+        st = tess_runtime_copy(job->s->rt, range.copy, from);
+    return session_agree(job->s, st);
+}
+
+tess_status codes_load(codes_job *job, int book, float *rows)
+{
+    const tess_codebook_cut cut = cut_of(job, book, rows, true);
+    const codes_range range = codes_range_of(job->s, param_of(job, book));
+    tess_status st = TESS_OK;
+    if (range.master.numel > 0)
+        st = tess_runtime_copy(
+            job->s->rt, tess_view_host(job->r.share, range.master.numel, TESS_F32), range.master);
     TESS_TRY(session_agree(job->s, st));
-    return codes_join(job, code, numel);
+    return tess_codebooks_recut(job->books, &cut);
+}
+
+tess_status tess_codes_load(tess_session *s, const tess_vector_layout *layout,
+                            tess_codebooks *books)
+{
+    codes_job job;
+    if (!layout->book.shape.is_sharded)
+        return TESS_OK;
+    TESS_TRY(codes_begin(s, layout, books, &job));
+    for (int b = 0; b < layout->shape.book_numel; b++) {
+        TESS_TRY(codes_load(&job, b, codes_rows(&job, b)));
+        TESS_TRY(tess_codebooks_publish(books, b));
+    }
+    return TESS_OK;
 }

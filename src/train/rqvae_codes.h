@@ -2,47 +2,68 @@
  * Codes of an RQ-VAE that are set from vectors of a whole step, over all ranks: where they start,
  * and moving averages that they follow.
  *
- * A rank keeps what its micro-batches gave. Draws are keyed by a vector's place in the step, sums
- * are integers at one exponent that all vectors of the step give, so that codes do not depend on
- * the number of ranks.
+ * A rank keeps what its micro-batches gave, and owns rows of every codebook with their averages
+ * (shard/codebook.h): sums come to owners, codes go from them to the masters, which have the cut of
+ * all trainable tensors. Draws are keyed by a vector's place in the step, sums are integers at one
+ * exponent that all vectors of the step give, so that codes do not depend on the number of ranks,
+ * nor on where they are searched.
  */
 #pragma once
 
 #include "train/describe_rqvae.h"
 #include "core/draw.h"
+#include "shard/codebook.h"
 #include "train/session_priv.h"
 
 TESS_BEGIN_DECLS
 
 /** Bytes that this takes of the staging memory. Local, pure. */
-TESS_MUST_CHECK tess_status tess_codes_room_nbytes(const tess_run *run,
-                                                   const tess_vector_layout *layout,
-                                                   const tess_kernels *kernels, size_t *nbytes);
+TESS_MUST_CHECK tess_status tess_codes_room_nbytes(const tess_vector_layout *layout,
+                                                   size_t *nbytes);
+/** Where the masters of a tensor are cut, in its elements: bound [world + 1]. Local, pure. */
+void tess_codes_bounds(const tess_registry *reg, int world, int param_idx, int64_t *bound);
+/**
+ * The codebooks of a layout that has them: in the DATA arena where rows are sharded, else one of
+ * them at a time in the staging memory. Local.
+ */
+TESS_MUST_CHECK tess_status tess_codes_create(tess_session *s, const tess_vector_layout *layout,
+                                              tess_codebooks **out);
 
-/** Memory of the staging arena, free between steps. */
+/** Memory of the staging arena, free between steps. c owned rows. */
 typedef struct codes_room {
     char *base; /* NULL: only counted */
     size_t used_nbytes;
-    float *code;            /* [K, d] */
-    int64_t *sum;           /* [K, d] */
-    int64_t *count, *drawn; /* [K] */
-    uint8_t *expired;       /* [K] */
-    uint64_t *key;          /* [kept_numel] */
-    uint32_t *row;          /* [kept_numel] */
-    tess_view pack, work;
+    float *value;     /* [c, d]: sums in f32, or drawn vectors */
+    float *share;     /* [range of a tensor] */
+    int64_t *drawn;   /* [K] */
+    int64_t *row;     /* [c] */
+    uint8_t *expired; /* [c] */
+    uint64_t *key;    /* [row_numel] */
+    uint32_t *code;   /* [row_numel] */
+    int64_t *numel;   /* [world]: vectors of a round */
+    int64_t *first;   /* [world + 1] */
+    int64_t *bound;   /* [world + 1] */
 } codes_room;
 
 /** The vectors that one codebook is set from. Vectors of the step are numbered part by part. */
 typedef struct codes_job {
     tess_session *s;
     const tess_vector_layout *at;
+    tess_codebooks *books;
     codes_room r;
+    int world, rank;
+    int64_t round_numel; /* of micro-batches of all ranks */
     int64_t batch_numel; /* micro-batches of this rank */
     int64_t all_numel;   /* vectors of a part in the step */
     int part_numel;      /* parts of every vector that have their codes in this book */
     float *x;            /* of part p, micro-batch t: [row_numel, d] f32 at x + p * part_stride +
                             t * stride */
     int64_t stride, part_stride; /* elements */
+    int64_t lo_idx, hi_idx;      /* owned rows */
+    /* Where vectors are masked: flags of this rank's, [batch_numel, row_numel], and [micro-batches
+     * + 1] valid ones of the step in front of each micro-batch. Else NULL. */
+    const uint8_t *valid;
+    const int64_t *valid_before;
 } codes_job;
 
 /** Codes are set in host memory whatever trains: the kernels and the stream for that. Local. */
@@ -58,15 +79,31 @@ static inline tess_stream *codes_stream(tess_session *s)
 
 /** Lay the room out; x and strides are the caller's. Collective. */
 TESS_MUST_CHECK tess_status codes_begin(tess_session *s, const tess_vector_layout *layout,
-                                        codes_job *job);
-/** Sums over ranks, in place. Collective. */
-TESS_MUST_CHECK tess_status codes_share(const codes_job *job, int64_t *words, int64_t numel);
-/** Draw `numel` vectors of the step into r.code [numel, d]; overwrites r.sum and r.drawn.
- * Collective. */
-TESS_MUST_CHECK tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel);
+                                        tess_codebooks *books, codes_job *job);
+/** Vectors of part p in round t of all ranks; `key` is the room's. Local. */
+tess_codebook_round codes_round(const codes_job *job, int book, int part, int64_t t);
+/** A codebook among those that are in memory. Local. */
+static inline int codes_place(const codes_job *job, int book)
+{
+    return job->at->book.shape.is_sharded ? book : 0;
+}
+/** The owned rows of its codes, [hi_idx - lo_idx, d]. Local. */
+static inline float *codes_rows(const codes_job *job, int book)
+{
+    return tess_codebooks_rows(job->books, codes_place(job, book));
+}
+/** Draw `numel` valid vectors of the step; vectors first[r] .. first[r + 1] in the order of drawing
+ * go to rank r, into dst. Collective. */
+TESS_MUST_CHECK tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel,
+                                       float *dst);
 /** Exponent for sums over the vectors of all ranks. Collective. @return TESS_E_NUMERIC a number
  * that is not finite */
 TESS_MUST_CHECK tess_status codes_exponent(const codes_job *job, int *exponent);
+/** Whether row i of micro-batch t of this rank is masked. Local. */
+static inline bool codes_is_masked(const codes_job *job, int64_t t, int64_t i)
+{
+    return job->valid != NULL && job->valid[t * job->at->row_numel + i] == 0;
+}
 /** Where part p of micro-batch t lies. Local. */
 static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
 {
@@ -80,26 +117,30 @@ typedef struct codes_range {
 codes_range codes_range_of(tess_session *s, int param_idx);
 /** This rank's range of a tensor into its masters and compute copies. Local. */
 TESS_MUST_CHECK tess_status codes_keep_param(tess_session *s, int param_idx, const float *value);
-/** The same of a book's codes [K, d]. Local. */
-TESS_MUST_CHECK tess_status codes_keep(const codes_job *job, int book, const float *code);
-/** A book's codes from the masters of all ranks; overwrites r.sum. Collective. */
-TESS_MUST_CHECK tess_status codes_gather(codes_job *job, int book, float *code);
-/** Numbers of which every rank holds some and zeros else, whole on all ranks; overwrites r.sum.
- * Collective. */
-TESS_MUST_CHECK tess_status codes_join(codes_job *job, float *value, int64_t numel);
+/** Codes of a book from their owners to the masters and compute copies of all ranks. Collective. */
+TESS_MUST_CHECK tess_status codes_keep(codes_job *job, int book);
+/** The masters of a book's codes to the owners of their rows. Collective. */
+TESS_MUST_CHECK tess_status codes_load(codes_job *job, int book, float *rows);
+/** Where row-sharded: all codes from the masters, ready to be searched. Collective. */
+TESS_MUST_CHECK tess_status tess_codes_load(tess_session *s, const tess_vector_layout *layout,
+                                            tess_codebooks *books);
 
 /** Set the masters of all codes from the kept vectors z of step 0. Collective. */
-TESS_MUST_CHECK tess_status tess_codes_start(tess_session *s, const tess_vector_layout *layout);
+TESS_MUST_CHECK tess_status tess_codes_start(tess_session *s, const tess_vector_layout *layout,
+                                             tess_codebooks *books);
 
 /** Averages of a fresh run: every code stands for one vector, itself. Collective. */
-TESS_MUST_CHECK tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layout);
-/** After a checkpoint: averages of all ranks come together. Collective. */
-TESS_MUST_CHECK tess_status tess_averages_resume(tess_session *s, const tess_vector_layout *layout);
+TESS_MUST_CHECK tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layout,
+                                                tess_codebooks *books);
+/** Averages between their owners and the ranges that checkpoints hold. Collective. */
+TESS_MUST_CHECK tess_status tess_averages_recut(tess_session *s, const tess_vector_layout *layout,
+                                                tess_codebooks *books, bool to_rows);
 /**
  * One update from the kept vectors and codes of the step that was: averages, codes, and where the
  * run has a threshold, replacement of dead codes. Collective.
  */
-TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout);
+TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout,
+                                                 tess_codebooks *books);
 
 /** Entropy of the mean assignment of a step, from this rank's sums in `mean_sum`: its value and
  * slopes for the micro-batches, the same on all ranks. Collective. */

@@ -1,85 +1,65 @@
-/* Start codes: k-means over what the encoder makes of the first step, level by level. */
-#include <string.h>
-
+/* Start codes: k-means over what the encoder makes of all vectors of the first step, level by
+ * level. */
 #include "core/memory.h"
 #include "shard/draw.h"
 #include "train/rqvae_codes.h"
 
-static int64_t pooled_rows(const codes_job *k)
+/* Nearest codes of a round of vectors enter their sums; none of masked ones, whose codes have to
+ * come back first. */
+static tess_status add_round(codes_job *k, int book, int part, int64_t t)
 {
-    return k->batch_numel * k->at->row_numel * k->part_numel;
-}
-
-/* Nearest codes of this rank's vectors, which lie in one piece. */
-static tess_status assign(codes_job *k)
-{
-    const tess_kernels *kernels = codes_kernels(k->s);
-    tess_stream *stream = codes_stream(k->s);
-    const int64_t rows = pooled_rows(k), d = k->at->shape.dim;
-    const tess_view code = tess_view_host(k->r.code, k->at->shape.code_numel * d, TESS_F32);
-    const tess_nearest_prepare_args prepare = {
-        .code = code, .pack = k->r.pack, .code_numel = k->at->shape.code_numel, .dim = d};
-    const tess_nearest_args nearest = {.x = tess_view_host(k->x, rows * d, TESS_F32),
-                                       .code = code,
-                                       .pack = k->r.pack,
-                                       .key = tess_view_host(k->r.key, rows, TESS_U64),
-                                       .work = k->r.work,
-                                       .vector_numel = rows,
-                                       .code_numel = k->at->shape.code_numel,
-                                       .dim = d,
-                                       .best_numel = 1};
-    const tess_code_row_args row = {k->r.key, k->r.row, rows};
-    TESS_TRY(kernels->nearest_prepare(&prepare, stream));
-    TESS_TRY(kernels->nearest(&nearest, stream));
-    TESS_TRY(kernels->code_row(&row, stream));
-    return tess_stream_finish(stream);
-}
-
-static tess_status add_own(codes_job *k, int exponent)
-{
-    const tess_code_sum_args args = {.x = k->x,
-                                     .row = k->r.row,
-                                     .vector_numel = pooled_rows(k),
-                                     .dim = k->at->shape.dim,
-                                     .row_numel = k->at->shape.code_numel,
-                                     .exponent = exponent,
-                                     .sum = k->r.sum,
-                                     .count = k->r.count};
-    memset(k->r.sum, 0, (size_t)(k->at->shape.code_numel * k->at->shape.dim) * sizeof *k->r.sum);
-    memset(k->r.count, 0, (size_t)k->at->shape.code_numel * sizeof *k->r.count);
-    TESS_TRY(assign(k));
-    return codes_kernels(k->s)->code_sum(&args, codes_stream(k->s));
+    tess_codebook_round round = codes_round(k, book, part, t);
+    const int64_t own = round.vector_numel[k->rank];
+    const tess_code_row_args row = {round.key, k->r.code, own};
+    round.adds = k->valid == NULL;
+    TESS_TRY(tess_codebooks_search(k->books, &round));
+    if (round.adds)
+        return TESS_OK;
+    TESS_TRY(codes_kernels(k->s)->code_row(&row, codes_stream(k->s)));
+    TESS_TRY(tess_stream_finish(codes_stream(k->s)));
+    for (int64_t i = 0; i < own; i++)
+        if (codes_is_masked(k, t, i))
+            k->r.code[i] = TESS_NO_CODE;
+    return tess_codebooks_add(k->books, &round, k->r.code);
 }
 
 /* A code that no vector comes to keeps its place. */
-static tess_status lloyd_round(codes_job *k, int exponent)
+static tess_status lloyd_round(codes_job *k, int book, int exponent)
 {
-    const tess_code_mean_args mean = {.sum = k->r.sum,
-                                      .count = k->r.count,
-                                      .code = k->r.code,
-                                      .row_numel = k->at->shape.code_numel,
+    TESS_TRY(tess_codebooks_publish(k->books, codes_place(k, book)));
+    TESS_TRY(tess_codebooks_begin_sums(k->books, exponent));
+    for (int64_t i = 0; i < k->round_numel * k->part_numel; i++)
+        TESS_TRY(add_round(k, book, (int)(i % k->part_numel), i / k->part_numel));
+    TESS_TRY(tess_codebooks_end_sums(k->books));
+    const tess_code_mean_args mean = {.sum = tess_codebooks_sum(k->books),
+                                      .count = tess_codebooks_tally(k->books),
+                                      .code = codes_rows(k, book),
+                                      .row_numel = k->hi_idx - k->lo_idx,
                                       .dim = k->at->shape.dim,
                                       .exponent = exponent,
                                       .is_unit =
                                           k->s->run->quantizer.type == TESS_RUN_QUANTIZER_COSINE};
-    TESS_TRY(session_agree(k->s, add_own(k, exponent)));
-    TESS_TRY(codes_share(k, k->r.sum, k->at->shape.code_numel * k->at->shape.dim));
-    TESS_TRY(codes_share(k, k->r.count, k->at->shape.code_numel));
     return session_agree(k->s, codes_kernels(k->s)->code_mean(&mean, codes_stream(k->s)));
 }
 
 /* The next level's vectors. */
-static tess_status subtract(codes_job *k)
+static tess_status subtract(codes_job *k, int book)
 {
-    const tess_code_residual_args args = {.x = k->x,
-                                          .code = k->r.code,
-                                          .row = k->r.row,
-                                          .vector_numel = pooled_rows(k),
-                                          .code_numel = k->at->shape.code_numel,
-                                          .dim = k->at->shape.dim,
-                                          .dst = k->x};
-    TESS_TRY(assign(k));
-    return codes_kernels(k->s)->code_residual(&args, codes_stream(k->s));
+    for (int64_t i = 0; i < k->round_numel * k->part_numel; i++) {
+        const int64_t t = i / k->part_numel;
+        const tess_codebook_round round = codes_round(k, book, (int)(i % k->part_numel), t);
+        const int64_t own = round.vector_numel[k->rank];
+        const tess_code_row_args row = {round.key, k->r.code, own};
+        TESS_TRY(tess_codebooks_search(k->books, &round));
+        TESS_TRY(codes_kernels(k->s)->code_row(&row, codes_stream(k->s)));
+        const tess_codebook_subtraction what = {.book_idx = round.book_idx,
+                                                .x = round.x,
+                                                .row = k->r.code,
+                                                .entry_numel = round.vector_numel,
+                                                .dst = k->x + (round.x - k->x)};
+        TESS_TRY(tess_codebooks_subtract(k->books, &what));
+    }
+    return TESS_OK;
 }
 
 static tess_status start_book(codes_job *k, int book)
@@ -89,21 +69,25 @@ static tess_status start_book(codes_job *k, int book)
                             .purpose = TESS_DRAW_INIT,
                             .layer = (uint32_t)book};
     int exponent = 0;
+    int64_t end = 0;
     TESS_TRY(codes_exponent(k, &exponent));
-    TESS_TRY(codes_draw(k, &draw, k->at->shape.code_numel));
+    for (int r = 0; r < k->world; r++)
+        tess_codebook_owned(&k->at->book, r, &k->r.first[r], &end);
+    k->r.first[k->world] = k->at->shape.code_numel;
+    TESS_TRY(codes_draw(k, &draw, k->at->shape.code_numel, codes_rows(k, book)));
     for (int64_t i = 0; i < q->passes && q->init == TESS_RUN_CODE_INIT_KMEANS; i++)
-        TESS_TRY(lloyd_round(k, exponent));
-    tess_status st = codes_keep(k, book, k->r.code);
-    if (st == TESS_OK)
-        st = subtract(k);
-    return session_agree(k->s, st);
+        TESS_TRY(lloyd_round(k, book, exponent));
+    TESS_TRY(tess_codebooks_publish(k->books, codes_place(k, book)));
+    TESS_TRY(codes_keep(k, book));
+    return subtract(k, book);
 }
 
-tess_status tess_codes_start(tess_session *s, const tess_vector_layout *layout)
+tess_status tess_codes_start(tess_session *s, const tess_vector_layout *layout,
+                             tess_codebooks *books)
 {
     const int levels = layout->shape.index_numel / layout->shape.group_numel;
     codes_job job;
-    TESS_TRY(codes_begin(s, layout, &job));
+    TESS_TRY(codes_begin(s, layout, books, &job));
     job.stride = layout->row_numel * layout->shape.dim;
     job.part_stride = job.batch_numel * job.stride;
     float *latent =

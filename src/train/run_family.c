@@ -20,11 +20,14 @@ static const char *const of_kmeans[] = {"model.family",        "data.path",
 static const char *const of_rqvae[] = {"model.family",
                                        "data.path",
                                        "data.eval_path",
+                                       "data.mask_path",
+                                       "data.eval_mask_path",
                                        "train.",
                                        "shard.reshard_after_forward",
                                        "shard.prefetch",
                                        "shard.bucket_bytes",
                                        "shard.reduction",
+                                       "shard.exchange",
                                        "compute.device",
                                        "compute.dtype",
                                        "compute.activation_checkpointing",
@@ -41,12 +44,18 @@ static const char *const of_rqvae[] = {"model.family",
                                        NULL};
 
 /* Keys of language models that a FLUX run has no use for. */
-static const char *const not_of_flux[] = {"quantizer.", "data.sequence_length", "data.packing",
-                                          "data.mask_prompt", NULL};
+static const char *const not_of_flux[] = {"quantizer.",
+                                          "data.sequence_length",
+                                          "data.packing",
+                                          "data.mask_prompt",
+                                          "data.mask_path",
+                                          "data.eval_mask_path",
+                                          NULL};
 
 /* What language models have no use for. */
-static const char *const of_others[] = {"quantizer.",      "objective.",       "sample.",
-                                        "data.resolution", "data.text_length", NULL};
+static const char *const of_others[] = {
+    "quantizer.",     "objective.",          "sample.", "data.resolution", "data.text_length",
+    "data.mask_path", "data.eval_mask_path", NULL};
 
 static bool is_listed(const char *const *list, const char *path)
 {
@@ -70,6 +79,9 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
         return !is_listed(of_others, k->path);
     if (strcmp(k->section, "quantizer") == 0)
         return run_quantizer_reads(run, key);
+    if (tess_run_is_of_images(run) &&
+        (key == TESS_RUN_KEY_data_mask_path || key == TESS_RUN_KEY_data_eval_mask_path))
+        return false;
     return key != TESS_RUN_KEY_train_mode &&
            (is_listed(of_rqvae, k->path) || key == TESS_RUN_KEY_output_trace_steps);
 }

@@ -10,7 +10,8 @@ enum {
     STACKS = OF(RESIDUAL_VQ) | OF(RESIDUAL_SIMVQ) | OF(RESIDUAL_FSQ),
     AXES = OF(FSQ) | OF(RESIDUAL_FSQ) | OF(LATENT),
     SIGNS = OF(LFQ) | OF(BSQ),
-    ALL = CODEBOOKS | MAPPED | AXES | SIGNS
+    FIXED = OF(RANDOM_PROJECTION),
+    ALL = CODEBOOKS | MAPPED | AXES | SIGNS | FIXED
 };
 
 #define KEY(name) TESS_RUN_KEY_quantizer_##name
@@ -28,16 +29,17 @@ static const struct {
                {KEY(bias), ALL},
                {KEY(loss), ALL},
                {KEY(window), ALL},
-               {KEY(codes), CODEBOOKS | MAPPED},
+               {KEY(codes), CODEBOOKS | MAPPED | FIXED},
                {KEY(levels), STACKS},
-               {KEY(groups), CODEBOOKS | MAPPED | SIGNS},
+               {KEY(groups), CODEBOOKS | MAPPED | SIGNS | FIXED},
                {KEY(shared_codes), CODEBOOKS | MAPPED},
-               {KEY(code_dim), CODEBOOKS | MAPPED | SIGNS},
+               {KEY(code_dim), CODEBOOKS | MAPPED | SIGNS | FIXED},
                {KEY(init), CODEBOOKS},
                {KEY(passes), CODEBOOKS},
                {KEY(update), CODEBOOKS},
                {KEY(decay), CODEBOOKS},
                {KEY(threshold), CODEBOOKS},
+               {KEY(sharding), CODEBOOKS},
                {KEY(commitment), CODEBOOKS | MAPPED | SIGNS | OF(LATENT)},
                {KEY(estimator), CODEBOOKS | MAPPED},
                {KEY(orthogonal), CODEBOOKS | MAPPED},
@@ -46,6 +48,8 @@ static const struct {
                {KEY(rule), OF(FSQ)},
                {KEY(noise), OF(FSQ)},
                {KEY(entropy), SIGNS},
+               {KEY(confidence), SIGNS},
+               {KEY(scale), OF(LFQ)},
                {KEY(diversity), SIGNS},
                {KEY(inverse_temperature), SIGNS}};
 
@@ -101,6 +105,7 @@ static const struct {
 } conditions[] = {
     {KEY(decay), is_averaged, "quantizer.update gradient: remove it or choose ema"},
     {KEY(threshold), is_averaged, "quantizer.update gradient: remove it or choose ema"},
+    {KEY(confidence), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(diversity), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(inverse_temperature), has_entropy, "quantizer.entropy 0: remove it or give a weight"},
     {KEY(passes), has_kmeans, "this quantizer.init: remove it or choose kmeans"},
@@ -226,6 +231,33 @@ static tess_status check_update(const tess_run *run)
     return TESS_OK;
 }
 
+static tess_status check_masks(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_data_eval_mask_path, place);
+    TESS_CHECK(run->data.eval_mask_path == NULL || run->data.eval_path != NULL, TESS_E_CONFIG,
+               "%s: has no meaning without data.eval_path: remove it or give that one", place);
+    return TESS_OK;
+}
+
+/* Gradients of codes, and draws among all of them, need all codes. */
+static tess_status check_sharding(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, KEY(sharding), place);
+    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS || is_averaged(run), TESS_E_CONFIG,
+               "%s: rows needs codes that are averages, found quantizer.update gradient: choose "
+               "ema, or replicated here",
+               place);
+    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS ||
+                   !(run->quantizer.temperature > 0.0),
+               TESS_E_CONFIG,
+               "%s: rows finds the nearest code, quantizer.temperature draws one: set it to 0, or "
+               "choose replicated here",
+               place);
+    return TESS_OK;
+}
+
 tess_status run_quantizer_check(const tess_run *run)
 {
     TESS_TRY(check_family(run));
@@ -233,5 +265,7 @@ tess_status run_quantizer_check(const tess_run *run)
         return TESS_OK;
     TESS_TRY(check_type(run));
     TESS_TRY(check_conditions(run));
+    TESS_TRY(check_masks(run));
+    TESS_TRY(check_sharding(run));
     return check_update(run);
 }

@@ -55,7 +55,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
     X(COSINE, "cosine")                                                                            \
     X(SIMVQ, "simvq")                                                                              \
     X(RESIDUAL_SIMVQ, "residual-simvq") X(FSQ, "fsq") X(RESIDUAL_FSQ, "residual-fsq")              \
-        X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent")
+        X(LFQ, "lfq") X(BSQ, "bsq") X(LATENT, "latent") X(RANDOM_PROJECTION, "random-projection")
 #define TESS_RUN_LEVEL_RULE_LIST(X)                                                                \
     X(UPPER, "upper") X(LOWER, "lower") X(SYMMETRIC, "symmetric") X(CLAMPED, "clamped")
 #define TESS_RUN_CODE_INIT_LIST(X)                                                                 \
@@ -99,6 +99,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_WEIGHTS_LIST(X) X(TRAINED, "trained") X(EMA, "ema")
 #define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
 #define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
+#define TESS_RUN_EXCHANGE_LIST(X) X(AUTO, "auto") X(DIRECT, "direct") X(BY_NODE, "by-node")
 #define TESS_RUN_DEVICE_LIST(X) X(AUTO, "auto") X(CPU, "cpu") X(CUDA, "cuda")
 #define TESS_RUN_DTYPE_LIST(X) X(BF16, "bf16") X(F32, "f32")
 #define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
@@ -168,6 +169,11 @@ typedef enum tess_run_reduction {
     TESS_RUN_REDUCTION_LIST(X)
 #undef X
 } tess_run_reduction;
+typedef enum tess_run_exchange {
+#define X(name, text) TESS_RUN_EXCHANGE_##name,
+    TESS_RUN_EXCHANGE_LIST(X)
+#undef X
+} tess_run_exchange;
 typedef enum tess_run_device {
 #define X(name, text) TESS_RUN_DEVICE_##name,
     TESS_RUN_DEVICE_LIST(X)
@@ -383,6 +389,11 @@ typedef struct tess_run_patterns {
       "numerics digest.") \
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, vectors, images, or cache; without it nothing is evaluated.") \
+    X(data, mask_path, "mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "rqvae: vectors [N, 1] beside data.path: 1, or 0 where a vector is padding: it counts " \
+      "nowhere and has code -1. Enters the identity of data.path.") \
+    X(data, eval_mask_path, "eval_mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
+      "rqvae: the same beside data.eval_path.") \
     X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
       "flux: memory is planned for images of as many pixels as a square of this side; " \
       "auto: for the " \
@@ -483,7 +494,8 @@ typedef struct tess_run_patterns {
       "auto", 0, 0, NUMERICS, \
       "residual-kmeans (kmeans, auto): each level's codes are the k-means centers of what the " \
       "levels before it leave. rqvae, vqvae: residual-vq (auto), vq (one level), cosine, simvq, " \
-      "residual-simvq, fsq, residual-fsq, lfq, bsq or latent ([vectors](vectors.md)).") \
+      "residual-simvq, fsq, residual-fsq, lfq, bsq, latent; rqvae alone: random-projection " \
+      "([vectors](vectors.md)).") \
     X(quantizer, codes, "codes", int64_t, INT, "", "256", 1, 4294967294, NUMERICS, \
       "Codes of a codebook (K).") \
     X(quantizer, levels, "levels", int64_t, INT, "", "1", 1, 64, NUMERICS, \
@@ -517,7 +529,8 @@ typedef struct tess_run_patterns {
     X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
       "auto", 0, 0, FREE, \
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
-      "auto: what fits and sends less. Same bits.") \
+      "auto: what fits and sends less. With rqvae and vqvae while training, rows with " \
+      "quantizer.update ema and temperature 0 alone; auto: what receives less. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
       "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. " \
       "With quantizer.axis_levels it is the length of that list.") \
@@ -560,6 +573,11 @@ typedef struct tess_run_patterns {
     X(quantizer, entropy, "entropy", double, F64, "", "0.1", 0, 1e6, NUMERICS, \
       "lfq, bsq: weight of the entropy of each vector's soft assignment, in nats; 0: none. bsq " \
       "divides it by quantizer.inverse_temperature.") \
+    X(quantizer, confidence, "confidence", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
+      "lfq, bsq: weight of that entropy of vectors alone (gamma0 of BSQ), times " \
+      "quantizer.entropy.") \
+    X(quantizer, scale, "scale", double, F64, "", "1.0", 1e-6, 1e6, NUMERICS, \
+      "lfq: magnitude of the codes' numbers (codebook_scale).") \
     X(quantizer, diversity, "diversity", double, F64, "", "1.0", 0, 1e6, NUMERICS, \
       "lfq, bsq: the entropy of the mean assignment of a whole step is rewarded with " \
       "quantizer.entropy times this; 0: none, which saves a pass of the encoder over the step.") \
@@ -678,7 +696,13 @@ typedef struct tess_run_patterns {
     X(shard, reduction, "reduction", tess_run_reduction, ENUM, TESS_RUN_WORDS_(REDUCTION), \
       "exact", 0, 0, NUMERICS, \
       "exact: the same bits on any number of ranks; library: the communication library's " \
-      "own reduction.")
+      "own reduction.") \
+    X(shard, exchange, "exchange", tess_run_exchange, ENUM, TESS_RUN_WORDS_(EXCHANGE), "auto", 0, \
+      0, FREE, \
+      "How gradient pieces reach their owners, with reduction exact; same bits. direct: a " \
+      "message to each; by-node: one message to each other node, passed on there; auto: for " \
+      "each unit what takes less time, which is by-node where pieces are of a few kilobytes. " \
+      "On GPUs direct: NCCL groups messages itself.")
 
 #define TESS_RUN_COMPUTE_KEYS(X) \
     X(compute, device, "device", tess_run_device, ENUM, TESS_RUN_WORDS_(DEVICE), "auto", 0, \

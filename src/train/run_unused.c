@@ -50,6 +50,11 @@ static bool is_decomposed(const tess_run *run)
     return is_loftq(run) || run->lora.init == TESS_RUN_START_PISSA;
 }
 
+static bool is_exact(const tess_run *run)
+{
+    return run->shard.reduction == TESS_RUN_REDUCTION_EXACT;
+}
+
 static bool falls(const tess_run *run) { return run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT; }
 
 /* ---- of the objective ---- */
@@ -99,6 +104,7 @@ static const reader readers[] = {
      "lora.init pissa or loftq"},
     {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, falls,
      "another train.schedule than constant"},
+    {TESS_RUN_KEY_shard_exchange, TESS_RUN_KEY_shard_reduction, is_exact, "shard.reduction exact"},
     {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, is_logit_normal,
      "objective.timesteps logit-normal"},
     {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, is_logit_normal,

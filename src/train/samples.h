@@ -32,6 +32,18 @@ static inline bool tess_sample_is_equal(const tess_sample_size *a, const tess_sa
 /** Local. @return as tess_vectors_open or tess_images_open; TESS_E_RANGE */
 TESS_MUST_CHECK tess_status tess_samples_open(const tess_ctx *ctx, const char *path, bool is_images,
                                               tess_samples **out);
+/**
+ * Say which vectors are masked: those whose number in `mask_path`, vectors of one dimension, is 0;
+ * all others have 1. Masked ones are read as zeros, whatever the file holds. Local.
+ * @param key  of the run file or the command line, for messages
+ * @return as tess_vectors_open; TESS_E_CONFIG of another form than [samples, 1]
+ */
+TESS_MUST_CHECK tess_status tess_samples_open_mask(const tess_ctx *ctx, tess_samples *samples,
+                                                   const char *mask_path, const char *key);
+static inline const char *tess_mask_key(bool is_eval)
+{
+    return is_eval ? "data.eval_mask_path" : "data.mask_path";
+}
 void tess_samples_close(tess_samples **samples);
 int64_t tess_samples_numel(const tess_samples *samples);
 const tess_sample_size *tess_samples_size(const tess_samples *samples);
@@ -39,7 +51,13 @@ const tess_sample_size *tess_samples_size(const tess_samples *samples);
  * time. @return as tess_vectors_read or tess_images_read */
 TESS_MUST_CHECK tess_status tess_samples_read(tess_samples *samples, int64_t first_idx,
                                               int64_t numel, float *dst);
-/** All samples once, each rank some: their identity, of images that of the rows. Collective.
+/** Which of samples first .. first + numel - 1 are valid: 1, or 0 where they are masked, into
+ * `valid` [numel]; all are without a mask. Local. @return TESS_E_FORMAT another number, which is
+ * named; as tess_vectors_read */
+TESS_MUST_CHECK tess_status tess_samples_valid(tess_samples *samples, int64_t first_idx,
+                                               int64_t numel, uint8_t *valid);
+/** All samples once, each rank some: their identity, of images that of the rows; with a mask that
+ * of vectors [x, valid]. Collective.
  * @return as tess_vectors_scan or tess_images_read */
 TESS_MUST_CHECK tess_status tess_samples_scan(tess_comm *comm, tess_samples *samples,
                                               const char *key, tess_logical_hash *digest);

@@ -160,19 +160,40 @@ static tess_status count_node_ranks(const tess_session *s, int *out)
     return TESS_OK;
 }
 
+/* First rank of every node, and the world behind them; the caller frees. */
+static tess_status list_nodes(const tess_session *s, int **out)
+{
+    const int node_numel = tess_comm_node_numel(s->world);
+    void *array = NULL;
+    TESS_TRY(tess_alloc_array(node_numel + 1, sizeof(int), &array));
+    int *first_rank = array;
+    for (int n = 0; n < node_numel; n++)
+        first_rank[n + 1] = first_rank[n] + tess_comm_node_rank_numel(s->world, n);
+    *out = first_rank;
+    return TESS_OK;
+}
+
 static tess_status make_description(tess_session *s)
 {
-    int node_rank_numel = 0;
+    int node_rank_numel = 0, *first_rank = NULL;
     TESS_TRY(count_node_ranks(s, &node_rank_numel));
     tess_launch_shape launch = {.world = tess_comm_world(s->world),
                                 .node_rank_numel = node_rank_numel,
+                                .node_numel = tess_comm_node_numel(s->world),
                                 .kernel_path = s->kernel_path,
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels,
                                 .adapter = s->options.adapter};
+    if (s->options.kind != TESS_SESSION_TRAIN) /* codes are looked up, not only found */
+        s->run->quantizer.sharding = TESS_RUN_SHARDING_REPLICATED;
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
-    TESS_TRY(session_agree(s, tess_describe(s->ctx, s->run, &launch, &s->d)));
+    tess_status st = list_nodes(s, &first_rank);
+    launch.node_first_rank = first_rank;
+    if (st == TESS_OK)
+        st = tess_describe(s->ctx, s->run, &launch, &s->d);
+    tess_free(first_rank);
+    TESS_TRY(session_agree(s, st));
     if (tess_run_is_rqvae(s->run))
         TESS_TRY(session_agree(s, tess_rqvae_keep_size(s->run, &s->d.sample)));
     return TESS_OK;

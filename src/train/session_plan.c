@@ -35,6 +35,11 @@ static tess_status read_profiles(const tess_ctx *ctx, outlook *o)
     return TESS_OK;
 }
 
+static const tess_link *link_inside(const outlook *o)
+{
+    return o->network.has_node ? &o->network.node : &o->device.link;
+}
+
 static tess_prediction prediction_of(const tess_description *d, const outlook *o)
 {
     return (tess_prediction){.device = &o->device,
@@ -135,6 +140,8 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outloo
     const tess_launch_shape launch = {
         .world = o->request->rank_numel,
         .node_rank_numel = TESS_MIN(o->request->rank_numel, node),
+        .link_inside = o->has_device ? link_inside(o) : NULL,
+        .link_across = o->has_device ? &o->network.across : NULL,
         .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
         .kernel_path = is_device ? o->device.kernel_path : path,
         .is_device = is_device,

@@ -32,6 +32,8 @@ typedef struct session_feed {
     /** Open data.path and data.eval_path, where the session needs data, and say what they are in
      * `source`. Collective. */
     tess_status (*open)(tess_session *s);
+    /** Collectives of its own, behind the plan's. NULL: none. Local. */
+    tess_status (*add_wires)(tess_session *s, tess_contract *c);
     /** The batch over the DATA arena. Local. */
     tess_status (*carve)(tess_session *s);
     /** Micro-batch `micro_batch_idx` (global number over the whole run) of training. Local. */

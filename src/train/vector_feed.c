@@ -27,6 +27,7 @@ enum { TRAINING, HELD_OUT, KIND_NUMEL };
 struct vector_feed {
     tess_samples *data[KIND_NUMEL];
     tess_vector_layout at;
+    tess_codebooks *books;   /* where codes start from, or follow, vectors; else NULL */
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
     char *read;              /* where kernels find the layout: the DATA arena, or its mirror */
@@ -45,7 +46,8 @@ static tess_status make_feed(tess_session *s)
     TESS_TRY(tess_alloc(sizeof(vector_feed), &object));
     s->vector = object;
     s->vector->pending = -1;
-    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world), &s->vector->at);
+    return tess_vector_layout_make(s->run, &s->d.sample, tess_comm_world(s->world),
+                                   tess_rqvae_sharding(&s->d), &s->vector->at);
 }
 
 static tess_status open_file(tess_session *s, int kind)
@@ -63,7 +65,10 @@ static tess_status open_file(tess_session *s, int kind)
                "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind], path, found,
                expected, is_images ? "image" : "dim");
     s->source[kind].sequence_numel = tess_samples_numel(*file);
-    return TESS_OK;
+    const char *mask = kind == TRAINING ? s->run->data.mask_path : s->run->data.eval_mask_path;
+    return mask != NULL
+               ? tess_samples_open_mask(s->ctx, *file, mask, tess_mask_key(kind != TRAINING))
+               : TESS_OK;
 }
 
 static tess_status open_files(tess_session *s)
@@ -129,9 +134,10 @@ static tess_status carve(tess_session *s)
         f->window[kind] = window_at(s, kind);
         memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
     }
-    /* A checkpoint fills this rank's range; the others' come as sums with zeros. */
-    memset(arena_at(s, f->at.average), 0,
-           (size_t)(f->at.shape.book_numel * f->at.average_numel) * sizeof(float));
+    if (f->at.has_books)
+        TESS_TRY(tess_codes_create(s, &f->at, &f->books));
+    if (f->at.book.shape.is_sharded)
+        tess_rqvae_use_books(s->d.model, f->books);
     s->has_batch_event = true;
     return tess_event_init(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -142,6 +148,7 @@ void session_vector_feed_close(tess_session *s)
         return;
     for (int kind = 0; kind < KIND_NUMEL; kind++)
         tess_samples_close(&s->vector->data[kind]);
+    tess_codebooks_destroy(&s->vector->books);
     tess_free(s->vector);
     s->vector = NULL;
 }
@@ -197,7 +204,7 @@ static void add_results(vector_feed *f)
             if (code < f->at.shape.code_numel)
                 count[l * f->at.bin_numel + (is_counted(f) ? code : 0)]++;
         }
-    *vectors_of(f, window) += rows;
+    *vectors_of(f, window) += f->batch.valid_numel;
     f->pending = -1;
 }
 
@@ -294,7 +301,7 @@ static tess_status follow(tess_session *s)
     vector_feed *f = s->vector;
     const bool is_due = f->at.is_averaged && s->update_numel != f->update_numel;
     f->update_numel = s->update_numel;
-    return is_due ? tess_averages_update(s, &f->at) : TESS_OK;
+    return is_due ? session_section(s, tess_averages_update(s, &f->at, f->books)) : TESS_OK;
 }
 
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
@@ -330,46 +337,51 @@ static tess_status before_save(tess_session *s)
     TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
     memset(f->window[TRAINING] + hi, 0, (size_t)(f->at.window_numel - hi) * sizeof(int64_t));
-    return TESS_OK;
+    return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, false))
+                             : TESS_OK;
 }
 
-/* All of an array that every rank saves its range of. */
-static void add_record(tess_session *s, const char *name, const char *role, tess_view all)
+/* An array of `total_numel` that every rank saves its range of; `data` is where that lies. */
+static void add_record(tess_session *s, const char *name, const char *role, int64_t total_numel,
+                       tess_view data)
 {
     session_records *r = &s->records;
-    const bool is_f32 = all.dt == TESS_F32;
+    const bool is_f32 = data.dt == TESS_F32;
     int64_t lo = 0, hi = 0;
-    owned(s, all.numel, &lo, &hi);
+    owned(s, total_numel, &lo, &hi);
     r->state_record[r->state.record_numel++] =
         (tess_ckpt_record){.unit = name,
                            .role = role,
-                           .dt = all.dt,
-                           .total_numel = all.numel,
+                           .dt = data.dt,
+                           .total_numel = total_numel,
                            .align_numel = 1,
                            .lo_idx = lo,
                            .hi_idx = hi,
-                           .view = tess_view_slice(all, lo, hi - lo),
+                           .view = tess_view_slice(data, 0, hi - lo),
                            .contract = is_f32 ? "stored=f32 logical=f32" : "stored=i64 logical=i64",
                            .quant = "none"};
     r->state_tensor[r->state.tensor_numel++] = (tess_ckpt_tensor){.unit = name,
                                                                   .name = name,
                                                                   .role = role,
-                                                                  .dtype = tess_dtype_name(all.dt),
+                                                                  .dtype = tess_dtype_name(data.dt),
                                                                   .dim_numel = 1,
-                                                                  .shape = {all.numel},
-                                                                  .extent_numel = all.numel,
+                                                                  .shape = {total_numel},
+                                                                  .extent_numel = total_numel,
                                                                   .quant = "none"};
 }
 
 static void add_records(tess_session *s)
 {
     const tess_vector_layout *at = &s->vector->at;
-    add_record(s, "quantizer.window", "counts",
-               tess_view_host(window_at(s, TRAINING), at->window_numel, TESS_I64));
+    int64_t lo = 0, hi = 0;
+    owned(s, at->window_numel, &lo, &hi);
+    add_record(s, "quantizer.window", "counts", at->window_numel,
+               tess_view_host(window_at(s, TRAINING) + lo, hi - lo, TESS_I64));
     if (at->is_averaged)
-        add_record(s, "quantizer.averages", "averages",
-                   tess_view_host(arena_at(s, at->average),
-                                  at->shape.book_numel * at->average_numel, TESS_F32));
+        add_record(s, "quantizer.averages", "averages", at->shape.book_numel * at->average_numel,
+                   tess_view_host(arena_at(s, at->saved),
+                                  tess_vector_layout_saved(at, tess_comm_world(s->world)),
+                                  TESS_F32));
 }
 
 /* ---- micro-batches ---- */
@@ -400,6 +412,11 @@ static tess_status send_batch(tess_session *s)
     if (!is_on_device(s))
         return TESS_OK;
     TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x, false));
+    if (f->at.is_masked) {
+        const size_t valid = (size_t)((const char *)f->batch.valid - f->read);
+        TESS_TRY(mirror(s, valid, f->at.row_numel, false));
+        TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t), false));
+    }
     return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
 }
 
@@ -415,19 +432,120 @@ static void keep_results(tess_session *s, int64_t micro_batch_idx)
     f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.shape.dim;
 }
 
+/* Sample v of training. */
+static int64_t sample_of(const tess_session *s, int64_t v)
+{
+    const int64_t numel = s->source[TRAINING].sequence_numel;
+    const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
+                                       (uint32_t)(uint64_t)(v / numel));
+    return tess_rng_permute(&rng, numel, v % numel);
+}
+
+/* ---- masks: of vectors, which are samples ---- */
+
+/* Flags of a micro-batch's vectors into what the model sees. */
+static void take_mask(tess_session *s, uint8_t *valid, int64_t numel)
+{
+    vector_feed *f = s->vector;
+    uint32_t *own = (uint32_t *)(void *)arena_at(s, f->at.own);
+    f->batch.valid = (uint8_t *)f->read + (valid - (uint8_t *)arena_at(s, 0));
+    f->batch.own = (uint32_t *)(void *)(f->read + f->at.own);
+    f->batch.valid_numel = 0;
+    for (int64_t i = 0; i < numel; i++) {
+        own[i] = valid[i] != 0 ? (uint32_t)i : TESS_NO_CODE;
+        f->batch.valid_numel += valid[i];
+    }
+}
+
+static tess_status read_mask(tess_session *s, int64_t micro_batch_idx, uint8_t *valid)
+{
+    const int64_t samples = s->run->train.micro_batch;
+    for (int64_t i = 0; i < samples; i++)
+        TESS_TRY(tess_samples_valid(s->vector->data[TRAINING],
+                                    sample_of(s, micro_batch_idx * samples + i), 1, valid + i));
+    return TESS_OK;
+}
+
+/* The flags stay with the results that they are of. */
+static uint8_t *flags_of(tess_session *s, int64_t micro_batch_idx)
+{
+    const tess_vector_layout *v = &s->vector->at;
+    const int64_t m = micro_batch_idx % s->run->train.micro_batches;
+    return (uint8_t *)arena_at(s, v->valid) +
+           (v->kept_numel > 0 ? m / tess_comm_world(s->world) * v->row_numel : 0);
+}
+
+static tess_status mask_training(tess_session *s, int64_t micro_batch_idx)
+{
+    vector_feed *f = s->vector;
+    f->batch.valid_numel = f->at.row_numel;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    uint8_t *valid = flags_of(s, micro_batch_idx);
+    TESS_TRY(read_mask(s, micro_batch_idx, valid));
+    take_mask(s, valid, f->at.row_numel);
+    return TESS_OK;
+}
+
+static tess_status mask_held_out(tess_session *s, int64_t first, int64_t numel)
+{
+    vector_feed *f = s->vector;
+    uint8_t *valid = (uint8_t *)arena_at(s, f->at.valid);
+    f->batch.valid_numel = numel * f->at.position_numel;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    TESS_TRY(tess_samples_valid(f->data[HELD_OUT], first, numel, valid));
+    take_mask(s, valid, numel);
+    return TESS_OK;
+}
+
+/* Valid vectors of each of this rank's micro-batches. */
+static tess_status count_own(tess_session *s, int64_t step, int64_t *numel)
+{
+    vector_feed *f = s->vector;
+    const int64_t m_numel = s->run->train.micro_batches;
+    TESS_TRY(begin_batch(s));
+    for (int64_t m = tess_comm_rank(s->world); m < m_numel; m += tess_comm_world(s->world)) {
+        uint8_t *valid = flags_of(s, m);
+        TESS_TRY(read_mask(s, step * m_numel + m, valid));
+        for (int64_t i = 0; i < f->at.row_numel; i++)
+            numel[m] += valid[i];
+    }
+    return TESS_OK;
+}
+
+/* The vectors that a step's means are over: the same on all ranks, and from all of them. */
+static tess_status count_valid(tess_session *s, int64_t step)
+{
+    vector_feed *f = s->vector;
+    const int64_t m_numel = s->run->train.micro_batches;
+    if (!f->at.is_masked)
+        return TESS_OK;
+    int64_t *before = (int64_t *)(void *)arena_at(s, f->at.valid_before);
+    int numel = 0;
+    memset(before, 0, (size_t)(m_numel + 1) * sizeof *before);
+    TESS_TRY(session_agree(s, count_own(s, step, before + 1)));
+    TESS_TRY(tess_to_int(m_numel, &numel));
+    TESS_TRY(tess_comm_control(s->world, before + 1, numel, NULL, 0));
+    for (int64_t m = 0; m < m_numel; m++)
+        before[m + 1] += before[m];
+    f->batch.step_numel = before[m_numel];
+    TESS_CHECK(before[m_numel] > 0, TESS_E_FORMAT,
+               "step %" PRId64 ": all of its %" PRId64 " vectors are masked by '%s' "
+               "(data.mask_path); raise train.micro_batches, or leave out vectors that are masked",
+               step + 1, m_numel * f->at.row_numel, s->run->data.mask_path);
+    return TESS_OK;
+}
+
 static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **batch)
 {
     vector_feed *f = s->vector;
-    const int64_t rows = f->at.row_numel, numel = s->source[TRAINING].sequence_numel;
-    const int64_t samples = s->run->train.micro_batch;
+    const int64_t rows = f->at.row_numel, samples = s->run->train.micro_batch;
     TESS_TRY(begin_batch(s));
-    for (int64_t i = 0; i < samples; i++) {
-        const int64_t v = micro_batch_idx * samples + i;
-        const tess_rng rng = tess_rng_make((uint64_t)s->run->train.seed, TESS_RNG_SHUFFLE, 0,
-                                           (uint32_t)(uint64_t)(v / numel));
-        TESS_TRY(tess_samples_read(f->data[TRAINING], tess_rng_permute(&rng, numel, v % numel), 1,
-                                   f->x + i * s->d.sample.dim));
-    }
+    for (int64_t i = 0; i < samples; i++)
+        TESS_TRY(tess_samples_read(f->data[TRAINING], sample_of(s, micro_batch_idx * samples + i),
+                                   1, f->x + i * s->d.sample.dim));
+    TESS_TRY(mask_training(s, micro_batch_idx));
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
     f->batch.is_drawn = true;
@@ -446,7 +564,9 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     f->batch.left = NULL;
     f->batch.is_drawn = false;
     TESS_TRY(tess_samples_read(f->data[HELD_OUT], first, numel, f->x));
-    f->batch.vector_numel = *loss_numel = numel * f->at.position_numel;
+    TESS_TRY(mask_held_out(s, first, numel));
+    f->batch.vector_numel = numel * f->at.position_numel;
+    *loss_numel = f->batch.valid_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;
     return send_batch(s);
@@ -516,7 +636,8 @@ static tess_status look_ahead(tess_session *s)
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
 {
-    *loss_numel = s->run->train.micro_batches * s->vector->at.row_numel;
+    TESS_TRY(count_valid(s, s->step));
+    *loss_numel = s->vector->batch.step_numel;
     return s->vector->at.shape.mean_numel > 0 ? look_ahead(s) : TESS_OK;
 }
 
@@ -533,28 +654,48 @@ static tess_status start_values(tess_session *s)
     return codes_keep_param(s, param_idx, value);
 }
 
+/* Row-sharded codes to where they are searched. */
+static tess_status load_codes(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    return f->at.has_books ? tess_codes_load(s, &f->at, f->books) : TESS_OK;
+}
+
 static tess_status start_codes(tess_session *s)
 {
     vector_feed *f = s->vector;
     float *latent = (float *)(void *)arena_at(s, f->at.kept);
     if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
         TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
+        TESS_TRY(count_valid(s, 0));
+        TESS_TRY(session_section(s, load_codes(s)));
         TESS_TRY(visit_step(s, 0, latent));
-        TESS_TRY(session_section(s, tess_codes_start(s, &f->at)));
+        TESS_TRY(session_section(s, tess_codes_start(s, &f->at, f->books)));
     }
     TESS_TRY(session_agree(s, start_values(s)));
-    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at)) : TESS_OK;
+    return f->at.is_averaged ? session_section(s, tess_averages_start(s, &f->at, f->books))
+                             : TESS_OK;
 }
 
 static tess_status resumed(tess_session *s)
 {
     vector_feed *f = s->vector;
     f->update_numel = s->update_numel;
-    return f->at.is_averaged ? session_section(s, tess_averages_resume(s, &f->at)) : TESS_OK;
+    if (!f->at.is_averaged)
+        return TESS_OK;
+    TESS_TRY(session_section(s, tess_averages_recut(s, &f->at, f->books, true)));
+    return session_section(s, load_codes(s));
+}
+
+static tess_status add_wires(tess_session *s, tess_contract *c)
+{
+    const tess_vector_layout *at = &s->vector->at;
+    return at->has_books ? tess_codebook_plan_contract(&at->book, c) : TESS_OK;
 }
 
 const session_feed session_vector_feed = {.unit = "vectors",
                                           .open = open_data,
+                                          .add_wires = add_wires,
                                           .carve = carve,
                                           .fill = fill,
                                           .count = count,

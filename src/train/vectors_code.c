@@ -99,12 +99,15 @@ static tess_status find_coder(tess_session *s, tess_coder *out)
 typedef struct encoder {
     tess_session *s;
     const char *input;
+    const char *mask; /* NULL: no vector is masked */
     tess_coder c;
     tess_samples *samples;
     tess_codes_writer *writer; /* rank 0 */
     int64_t vector_numel;
     int64_t *numel; /* [world] */
     float *x;       /* [block, dim] */
+    uint8_t *valid; /* [block / positions] */
+    int64_t valid_numel;
     float *error;   /* [block] */
     uint32_t *code; /* [block, columns] */
     uint32_t *all;  /* rank 0: [world, block, columns] */
@@ -123,10 +126,9 @@ static tess_status room(void *slot, int64_t a, int64_t b, size_t nbytes)
     return TESS_OK;
 }
 
-static tess_status open_encoder(encoder *e, const char *input)
+static tess_status open_samples(encoder *e, const char *input)
 {
     tess_session *s = e->s;
-    const int64_t columns = tess_coder_column_numel(&e->c), world = tess_comm_world(s->world);
     char found[TESS_SAMPLE_TEXT_NBYTES], expected[TESS_SAMPLE_TEXT_NBYTES];
     TESS_TRY(tess_samples_open(s->ctx, input, e->c.sample.channel_numel > 0, &e->samples));
     const tess_sample_size *size = tess_samples_size(e->samples);
@@ -134,7 +136,17 @@ static tess_status open_encoder(encoder *e, const char *input)
     tess_sample_text(&e->c.sample, expected);
     TESS_CHECK(tess_sample_is_equal(size, &e->c.sample), TESS_E_CONFIG,
                "'%s' holds %s, the checkpoint is of %s", input, found, expected);
-    TESS_TRY(tess_mul_i64(tess_samples_numel(e->samples), e->c.position_numel, &e->vector_numel));
+    if (e->mask != NULL)
+        TESS_TRY(tess_samples_open_mask(s->ctx, e->samples, e->mask, "--mask"));
+    return tess_mul_i64(tess_samples_numel(e->samples), e->c.position_numel, &e->vector_numel);
+}
+
+static tess_status open_encoder(encoder *e, const char *input)
+{
+    tess_session *s = e->s;
+    const int64_t columns = tess_coder_column_numel(&e->c), world = tess_comm_world(s->world);
+    TESS_TRY(open_samples(e, input));
+    TESS_TRY(room(&e->valid, e->c.block_numel, 1, sizeof(uint8_t)));
     TESS_TRY(room(&e->numel, world, 1, sizeof(int64_t)));
     TESS_TRY(room(&e->x, e->c.block_numel, e->c.dim, sizeof(float)));
     TESS_TRY(room(&e->error, e->c.block_numel, 1, sizeof(float)));
@@ -149,7 +161,7 @@ static void close_encoder(encoder *e)
 {
     tess_codes_writer_destroy(&e->writer);
     tess_samples_close(&e->samples);
-    void *const owned[] = {e->numel, e->x, e->error, e->code, e->all, e->wide};
+    void *const owned[] = {e->numel, e->x, e->valid, e->error, e->code, e->all, e->wide};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
 }
@@ -162,8 +174,10 @@ static tess_status read_own(encoder *e, int64_t round)
     if (numel == 0)
         return TESS_OK;
     TESS_TRY(tess_samples_read(e->samples, first, numel, e->x));
+    TESS_TRY(tess_samples_valid(e->samples, first, numel, e->valid));
     for (int64_t i = 0; i < numel; i++) {
         double square = 0.0;
+        e->valid_numel += e->valid[i];
         for (int64_t j = 0; j < dim; j++)
             square += (double)e->x[i * dim + j] * (double)e->x[i * dim + j];
         TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
@@ -199,6 +213,19 @@ static tess_status add_errors(encoder *e, int64_t round)
     return TESS_OK;
 }
 
+/* Whatever the model says of zeros. */
+static void leave_masked(encoder *e)
+{
+    const int64_t columns = tess_coder_column_numel(&e->c);
+    for (int64_t i = 0; e->mask != NULL && i < e->numel[tess_comm_rank(e->s->world)]; i++) {
+        if (e->valid[i / e->c.position_numel] != 0)
+            continue;
+        e->error[i] = 0.0f;
+        for (int64_t c = 0; c < columns; c++)
+            e->code[i * columns + c] = TESS_NO_CODE;
+    }
+}
+
 static tess_status encode_round(encoder *e, int64_t round)
 {
     tess_session *s = e->s;
@@ -207,6 +234,7 @@ static tess_status encode_round(encoder *e, int64_t round)
     const tess_code_round what = {
         .x = e->x, .vector_numel = e->numel, .code = e->code, .error = e->error};
     TESS_TRY(e->c.encode(s, &what));
+    leave_masked(e);
     TESS_TRY(session_agree(s, add_errors(e, round)));
     tess_exact_carry(&e->sums[0]);
     tess_exact_carry(&e->sums[1]);
@@ -230,6 +258,7 @@ static tess_status identify(encoder *e, tess_codes_info *info)
     tess_vectors_digest_text(&e->digest, tess_samples_numel(e->samples), e->c.sample.dim,
                              info->source);
     memset(e->sums, 0, sizeof e->sums);
+    e->valid_numel = 0;
     return TESS_OK;
 }
 
@@ -238,6 +267,7 @@ static tess_status encode_all(encoder *e, const char *output, tess_encode_result
     tess_session *s = e->s;
     tess_codes_info info = e->c.info;
     info.vector_numel = e->vector_numel;
+    info.has_absent = e->mask != NULL;
     tess_status st = TESS_OK;
     TESS_TRY(identify(e, &info));
     if (tess_comm_rank(s->world) == 0)
@@ -250,18 +280,19 @@ static tess_status encode_all(encoder *e, const char *output, tess_encode_result
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < 2; i++)
         TESS_TRY(tess_comm_control(s->world, e->sums[i].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
-    const int64_t numel = tess_samples_numel(e->samples);
-    *out = (tess_encode_result){.sample_numel = numel,
+    TESS_TRY(tess_comm_control(s->world, &e->valid_numel, 1, NULL, 0));
+    const double numel = (double)TESS_MAX(e->valid_numel, 1);
+    *out = (tess_encode_result){.sample_numel = e->valid_numel,
                                 .is_images = e->c.sample.channel_numel > 0,
-                                .error = tess_exact_round(&e->sums[0]) / (double)numel,
-                                .mean_square = tess_exact_round(&e->sums[1]) / (double)numel};
+                                .error = tess_exact_round(&e->sums[0]) / numel,
+                                .mean_square = tess_exact_round(&e->sums[1]) / numel};
     return TESS_OK;
 }
 
-tess_status tess_session_encode(tess_session *s, const char *input, const char *output,
-                                tess_encode_result *out)
+tess_status tess_session_encode(tess_session *s, const char *input, const char *mask,
+                                const char *output, tess_encode_result *out)
 {
-    encoder e = {.s = s, .input = input};
+    encoder e = {.s = s, .input = input, .mask = mask};
     TESS_TRY(find_coder(s, &e.c));
     tess_status st = session_agree(s, open_encoder(&e, input));
     if (st == TESS_OK)
@@ -280,6 +311,7 @@ typedef struct decoder {
     int64_t *numel;              /* [world] */
     int64_t *wide;               /* [block, columns] */
     uint32_t *code;              /* the same */
+    bool *is_masked;             /* [block] */
     float *x;                    /* [block, dim] */
     float *all;                  /* rank 0: [world, block, dim] */
 } decoder;
@@ -293,8 +325,7 @@ static tess_status check_form(const char *input, const tess_codes_info *found,
         int64_t found, expected;
     } form[] = {{"codes", found->code_numel, expected->code_numel},
                 {"levels", found->level_numel, expected->level_numel},
-                {"groups", found->group_numel, expected->group_numel},
-                {"has_absent", found->has_absent, expected->has_absent}};
+                {"groups", found->group_numel, expected->group_numel}};
     for (int i = 0; i < TESS_NELEM(form); i++)
         TESS_CHECK(form[i].found == form[i].expected, TESS_E_FORMAT,
                    "'%s': %s is %" PRId64 ", the checkpoint has %" PRId64
@@ -330,6 +361,7 @@ static tess_status open_decoder(decoder *d, const char *input, const char *outpu
     TESS_TRY(room(&d->numel, tess_comm_world(s->world), 1, sizeof(int64_t)));
     TESS_TRY(room(&d->wide, d->c.block_numel, columns, sizeof(int64_t)));
     TESS_TRY(room(&d->code, d->c.block_numel, columns, sizeof(uint32_t)));
+    TESS_TRY(room(&d->is_masked, d->c.block_numel, 1, sizeof(bool)));
     TESS_TRY(room(&d->x, d->c.block_numel, dim, sizeof(float)));
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
@@ -346,9 +378,34 @@ static void close_decoder(decoder *d)
 {
     tess_vectors_writer_destroy(&d->writer);
     tess_codes_file_close(&d->file);
-    void *const owned[] = {d->numel, d->wide, d->code, d->x, d->all};
+    void *const owned[] = {d->numel, d->wide, d->code, d->is_masked, d->x, d->all};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
+}
+
+/* Codes of a vector: all of a masked one are absent, and any number may stand in for them. */
+static tess_status take_codes(decoder *d, int64_t i, int64_t row)
+{
+    const int64_t columns = tess_coder_column_numel(&d->c), *wide = d->wide + i * columns;
+    int64_t absent_numel = 0;
+    for (int64_t c = 0; c < columns; c++) {
+        absent_numel += wide[c] < 0;
+        d->code[i * columns + c] = wide[c] < 0 ? 0 : (uint32_t)wide[c];
+    }
+    d->is_masked[i] = absent_numel == columns;
+    TESS_CHECK(absent_numel == 0 || d->is_masked[i], TESS_E_FORMAT,
+               "codes of row %" PRId64 ": %" PRId64 " of %" PRId64
+               " are absent, expected none, or all of a masked vector",
+               row, absent_numel, columns);
+    return TESS_OK;
+}
+
+static void leave_zeros(const decoder *d)
+{
+    const int64_t dim = d->c.dim;
+    for (int64_t i = 0; i < d->numel[tess_comm_rank(d->s->world)]; i++)
+        if (d->is_masked[i])
+            memset(d->x + i * dim, 0, (size_t)dim * sizeof *d->x);
 }
 
 static tess_status read_codes(decoder *d, int64_t round)
@@ -358,8 +415,8 @@ static tess_status read_codes(decoder *d, int64_t round)
     if (numel == 0)
         return TESS_OK;
     TESS_TRY(tess_codes_file_read(d->file, first_of(s, &d->c, round), numel, d->wide));
-    for (int64_t i = 0; i < numel * tess_coder_column_numel(&d->c); i++)
-        d->code[i] = d->wide[i] < 0 ? TESS_NO_CODE : (uint32_t)d->wide[i];
+    for (int64_t i = 0; i < numel; i++)
+        TESS_TRY(take_codes(d, i, first_of(s, &d->c, round) + i));
     return TESS_OK;
 }
 
@@ -372,6 +429,7 @@ static tess_status decode_round(decoder *d, int64_t round)
     TESS_TRY(session_agree(s, read_codes(d, round)));
     const tess_code_round what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
     TESS_TRY(d->c.decode(s, &what));
+    leave_zeros(d);
     TESS_TRY(tess_comm_gather_bytes(s->world, 0, d->x,
                                     (size_t)(d->c.block_numel * dim) * sizeof *d->x, d->all));
     for (int r = 0; d->all != NULL && st == TESS_OK && r < tess_comm_world(s->world); r++)

@@ -282,6 +282,21 @@ static void visit_fold(tess_fold_args *a, const emu_visitor *v)
     array(v, &a->dst, a->numel, 4, EMU_WRITE);
 }
 
+static void visit_fold_pieces(tess_fold_pieces_args *a, const emu_visitor *v)
+{
+    rows(v, &a->pieces,
+         (emu_operand){.row_numel = a->piece_numel - (a->own != NULL),
+                       .row_nbytes = (size_t)a->numel * 4,
+                       .stride_nbytes = (size_t)a->stride_numel * 4,
+                       .access = EMU_READ});
+    array(v, &a->own, a->own != NULL ? a->numel : 0, 4, EMU_READ);
+    rows(v, &a->levels,
+         (emu_operand){.row_numel = a->level_numel,
+                       .row_nbytes = (size_t)a->numel * 4,
+                       .stride_nbytes = (size_t)a->level_stride_numel * 4,
+                       .access = EMU_UPDATE});
+}
+
 static void visit_square_norm(tess_square_norm_args *a, const emu_visitor *v)
 {
     array(v, &a->x, a->numel, 4, EMU_READ);

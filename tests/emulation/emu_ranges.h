@@ -28,6 +28,7 @@
     X(cast, tess_cast_args)                                                                        \
     X(cross_entropy, tess_cross_entropy_args)                                                      \
     X(fold, tess_fold_args)                                                                        \
+    X(fold_pieces, tess_fold_pieces_args)                                                          \
     X(square_norm, tess_square_norm_args)                                                          \
     X(sum, tess_sum_args)                                                                          \
     X(exact_add, tess_exact_add_args)                                                              \

@@ -271,6 +271,37 @@ static tess_status reduce_call(twin *t, tess_stream *s)
     return TESS_OK;
 }
 
+/* Rows and one piece apart from them. In the end all levels are live: others may hold anything. */
+static const shape pieces[] = {{.dim = 1}, {.dim = 3}, {.dim = 129}, {.dim = 1000}, {.dim = 40001}};
+
+static void pieces_make(twin *t, int case_idx)
+{
+    const int64_t numel = pieces[case_idx].dim;
+    twin_random(t, "pieces", TESS_F32, 21 * numel, 1.0);
+    twin_random(t, "own", TESS_F32, numel, 1.0);
+    twin_random(t, "levels", TESS_F32, 6 * numel, 1.0);
+}
+
+static tess_status pieces_call(twin *t, tess_stream *s)
+{
+    static const int64_t calls[][3] = {{1, -1, 0},  {5, 4, 1},   {21, -1, 6},
+                                       {22, 7, 27}, {0, -1, 49}, {14, -1, 49}};
+    for (int i = 0; i < TESS_NELEM(calls); i++) {
+        const tess_fold_pieces_args a = {.pieces = t->x[0].data,
+                                         .own = calls[i][1] >= 0 ? t->x[1].data : NULL,
+                                         .own_idx = calls[i][1],
+                                         .piece_numel = calls[i][0],
+                                         .stride_numel = t->x[1].numel,
+                                         .levels = t->x[2].data,
+                                         .level_stride_numel = t->x[1].numel,
+                                         .level_numel = 6,
+                                         .first_idx = calls[i][2],
+                                         .numel = t->x[1].numel};
+        TESS_TRY(CALL(t, fold_pieces, &a));
+    }
+    return TESS_OK;
+}
+
 static void adamw_make(twin *t, int case_idx)
 {
     const shape *c = &flat[case_idx];
@@ -314,6 +345,7 @@ static const twin_op ops[] = {
     {"add_bias and sum_rows", columns_make, columns_call, TESS_NELEM(matrix)},
     {"dora", dora_make, dora_call, TESS_NELEM(matrix)},
     {"fold, sum, square_norm, exact_add", reduce_make, reduce_call, TESS_NELEM(numels)},
+    {"fold_pieces", pieces_make, pieces_call, TESS_NELEM(pieces)},
     {"adamw", adamw_make, adamw_call, TESS_NELEM(flat)},
 };
 

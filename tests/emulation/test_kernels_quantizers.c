@@ -154,6 +154,28 @@ static tess_status coded_call(twin *t, tess_stream *s)
     return CALL(t, gather, &gather);
 }
 
+/* One row of codes, or several. */
+static void mask_make(twin *t, int case_idx)
+{
+    const shape *c = &rows[case_idx];
+    t->ctx = c;
+    t->shift = c->shift;
+    twin_index(t, "code", (1 + c->variant) * c->rows, c->codes);
+    twin_operand *valid = twin_add(t, "valid", TESS_U8, c->rows);
+    for (int64_t i = 0; i < c->rows; i++)
+        ((uint8_t *)valid->initial)[i] = i % 3 != 1;
+}
+
+static tess_status mask_call(twin *t, tess_stream *s)
+{
+    const shape *c = t->ctx;
+    const tess_quantizer_mask_args mask = {.valid = t->x[1].data,
+                                           .row_numel = c->rows,
+                                           .index_numel = 1 + c->variant,
+                                           .code = t->x[0].data};
+    return CALL(t, mask, &mask);
+}
+
 static void directed_make(twin *t, int case_idx)
 {
     const shape *c = &rows[case_idx];
@@ -535,6 +557,7 @@ static tess_status sign_call(twin *t, tess_stream *s)
 static const twin_op ops[] = {
     {"edges", edge_make, edge_call, TESS_NELEM(rows)},
     {"coded rows", coded_make, coded_call, TESS_NELEM(rows)},
+    {"masks", mask_make, mask_call, TESS_NELEM(rows)},
     {"directed", directed_make, directed_call, TESS_NELEM(rows)},
     {"codes", book_make, book_call, TESS_NELEM(books)},
     {"averages", average_make, average_call, TESS_NELEM(books)},

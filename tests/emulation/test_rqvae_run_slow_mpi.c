@@ -1,8 +1,8 @@
 /*
  * Whole runs of RQ-VAEs and of a VQ-VAE with the sources of kernels/cuda, thread by thread, on a
  * device of which the host sees nothing but copies: sessions, start codes, averages, entropies,
- * checkpoints. At any number of ranks the bits are those of one; against the CPU's kernels losses
- * differ by rounding alone.
+ * masks, checkpoints. At any number of ranks the bits are those of one; against the CPU's kernels
+ * losses differ by rounding alone.
  *
  * Bound: products are the only ops whose bits differ, sums of at most 48 terms in another order: 48
  * * 6e-8 = 3e-6 relative in f32 for each of some 20 products on the way; three steps that each move
@@ -41,7 +41,23 @@ static const rqvae_launch choice[] = {
      .quantizer = "codes: 19, code_dim: 6",
      .images = "images",
      .override = {SHORT, "compute.dtype=f32", "train.micro_batch=2"}},
+    {.name = "fixed",
+     .quantizer = "type: random-projection, codes: 19, code_dim: 6, groups: 2",
+     .override = {SHORT, "compute.dtype=f32"}},
+    {.name = "masked",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, threshold: 1.5",
+     .override = {SHORT, "compute.dtype=f32", "quantizer.update=ema", "quantizer.init=kmeans"},
+     .is_masked = true},
+    {.name = "masked-lfq",
+     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .override = {SHORT, "compute.dtype=f32"},
+     .is_masked = true},
 };
+
+/* Of the host alone. */
+static const rqvae_launch by_rows = {
+    .name = "rows",
+    .override = {SHORT, "compute.dtype=f32", "quantizer.update=ema", "quantizer.sharding=rows"}};
 
 static tess_status train_emulated(tess_comm *host, vector_run *v, rqvae_launch *l)
 {
@@ -117,6 +133,19 @@ static tess_status check(tess_comm *comm, tess_comm *self, vector_run *v, const 
     return tess_agree(comm, st);
 }
 
+static tess_status check_refused(tess_comm *comm, vector_run *v)
+{
+    rqvae_launch l = by_rows;
+    const tess_status st = train_emulated(comm, v, &l);
+    TESS_CHECK(st == TESS_E_UNSUPPORTED &&
+                   strstr(tess_error_message(), "rows searches codes with the host's cores") !=
+                       NULL,
+               TESS_E_STATE, "%s: expected a refusal, found %s: %s", l.name, tess_status_name(st),
+               tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
 static tess_status run(tess_comm *comm)
 {
     tess_comm *self = NULL;
@@ -126,6 +155,10 @@ static tess_status run(tess_comm *comm)
     tess_status st = vector_run_create(comm, 304, 19, VECTORS_CLUSTERS, &v);
     if (st == TESS_OK)
         st = rqvae_make_images(comm, &v, "images", 8);
+    if (st == TESS_OK)
+        st = rqvae_make_mask(comm, &v);
+    if (st == TESS_OK)
+        st = tess_agree(comm, check_refused(comm, &v));
     for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
         st = check(comm, self, &v, &choice[i]);
     vector_run_destroy(comm, &v);

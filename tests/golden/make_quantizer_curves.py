@@ -3,7 +3,8 @@
 
     python make_quantizer_curves.py TESSERA OUTDIR        (normally tests/golden/quantizers)
 
-OUTDIR/curves.golden holds the vectors (`data.vectors`, [48, 6] f32) and for each case the keys of section quantizer
+OUTDIR/curves.golden holds the vectors (`data.vectors`, [48, 6] f32), flags (`data.mask`, [48] f32: 1, or 0 of vectors
+that are masked in cases named masked-) and for each case the keys of section quantizer
 (header CASE.quantizer) and the losses of 12 steps (`CASE.loss`, f64). Every step takes all vectors, so that their order
 does not matter; the optimizer is AdamW. Start weights are those of the program, from a run with a learning rate of 0.
 
@@ -12,7 +13,13 @@ does not matter; the optimizer is AdamW. Start weights are those of the program,
 | ema, ema-levels, heads, shared, cosine | VectorQuantize with moving averages; levels and the one estimator around the
   stack by autograd here (ResidualVQ adds up an estimator of each level: its gradient is LEVELS times as large) |
 | simvq, fsq, lfq, lfq-groups | SimVQ, FSQ, LFQ with one and with two codebooks |
-| bsq | by its formula, in f64: the entropies of two groups of bits, with those of vectors over all bits |
+| masked-ema, masked-levels | VectorQuantize with its argument mask; the reconstruction's mean is over the vectors that
+  are kept |
+| masked-heads, masked-cosine, masked-lfq | those quantizers of the vectors that are kept alone: with a mask the peer
+  (1.32.0) ends with an error where it has heads, compares codes of length 1 with vectors of any length, and its LFQ
+  averages no probabilities |
+| random-projection | RandomProjectionQuantizer with the projection and codes that the program drew; a decoder learns |
+| bsq, bsq-gamma0 | by its formula, in f64: the entropies of two groups of bits, with those of vectors over all bits |
 | residual-fsq, stack-of-one | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
 | orthogonal, orthogonal-heads | learned codes with the two weights of this program by autograd here, and the peer's
   orthogonal loss |
@@ -39,7 +46,7 @@ import vector_quantize_pytorch as vqp
 
 N, D, HIDDEN, STEPS, LR = 48, 6, 10, 12, 0.02
 RUN = """model: {{family: rqvae}}
-data: {{path: {file}}}
+data: {{path: {file}{mask}}}
 train: {{steps: {steps}, micro_batch: 16, micro_batches: 3, learning_rate: {lr}, schedule: constant, warmup_steps: 0,
         clip_norm: 0.0, seed: 5, eval_every: 0}}
 quantizer: {{{quantizer}, encoder: [10]}}
@@ -61,10 +68,10 @@ def read_safetensors(path):
     return out
 
 
-def start_weights(program, file, quantizer):
+def start_weights(program, file, quantizer, mask=""):
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run.yaml")
-        run.write_text(RUN.format(file=file, steps=1, lr=0.0, quantizer=quantizer, dir=f"{folder}/out"))
+        run.write_text(RUN.format(file=file, mask=mask, steps=1, lr=0.0, quantizer=quantizer, dir=f"{folder}/out"))
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         subprocess.run([program, "train", run], check=True, env=environment, capture_output=True)
         return read_safetensors(f"{folder}/out/export/model.safetensors")
@@ -73,7 +80,8 @@ def start_weights(program, file, quantizer):
 class Model:
     """Encoder and decoder; `quantize(z)` gives the output with its gradient, the loss, and a margin."""
 
-    def __init__(self, w, quantize, learned=()):
+    def __init__(self, w, quantize, learned=(), mask=None):
+        self.mask = mask
         self.w = {k: v.clone().requires_grad_() for k, v in w.items() if not k.startswith("quantizer")}
         self.quantize = quantize
         self.margin = float("inf")
@@ -84,8 +92,12 @@ class Model:
         return F.linear(x, self.w[f"{name}.1.weight"], self.w[f"{name}.1.bias"])
 
     def step(self, x):
-        q, loss, margin = self.quantize(self.layers("encoder", x))
+        z = self.layers("encoder", x) if "encoder.1.weight" in self.w else x
+        q, loss, margin = self.quantize(z)
         self.margin = min(self.margin, float(margin))
+        if self.mask is not None and len(q) == len(x):
+            q = q[self.mask]
+        x = x if self.mask is None else x[self.mask]
         loss = loss + F.mse_loss(self.layers("decoder", q), x)
         self.optimizer.zero_grad()
         loss.backward()
@@ -102,7 +114,7 @@ def apart(z, codes):
     return (best[:, 1] - best[:, 0]).min()
 
 
-def averaged(w, levels=1, heads=1, shared=False, cosine=False):
+def averaged(w, levels=1, heads=1, shared=False, cosine=False, mask=None):
     dim = w["quantizer.0.codes"].shape[1]
     layers = []
     for level in range(levels):
@@ -122,8 +134,9 @@ def averaged(w, levels=1, heads=1, shared=False, cosine=False):
             parts = left.detach().reshape(len(z), heads, dim)
             parts = F.normalize(parts, dim=-1) if cosine else parts
             for h in range(heads):
-                margin = min(margin, apart(parts[:, h], vq._codebook.embed[0 if shared else h].clone()))
-            q, _, part = vq(left[None])
+                of_head = parts[:, h] if mask is None else parts[mask, h]
+                margin = min(margin, apart(of_head, vq._codebook.embed[0 if shared else h].clone()))
+            q, _, part = vq(left[None], mask=None if mask is None else mask[None])
             loss = loss + part.sum()
             if cosine:
                 return q[0], loss, margin  # its estimator begins behind the normalization
@@ -132,6 +145,11 @@ def averaged(w, levels=1, heads=1, shared=False, cosine=False):
         return straight(z, out), loss, margin
 
     return quantize, []
+
+
+def kept(made):
+    quantize, learned = made
+    return lambda z: quantize(z[MASK]), learned
 
 
 def sim(w):
@@ -181,10 +199,10 @@ def scalar_stack(_, numel=3):
     return quantize, []
 
 
-def signs(groups, bits):
+def signs(groups, bits, scale=1.0):
     def make(_):
         lfq = vqp.LFQ(dim=groups * bits, codebook_size=2**bits, num_codebooks=groups, entropy_loss_weight=0.1,
-                      diversity_gamma=1.0, commitment_loss_weight=0.25).train()
+                      diversity_gamma=1.0, commitment_loss_weight=0.25, codebook_scale=scale).train()
 
         def quantize(z):
             q, _, loss = lfq(z[None], inv_temperature=2.0)
@@ -195,7 +213,30 @@ def signs(groups, bits):
     return make
 
 
-def binary_spherical(_):
+def random_projection(w):
+    p = w["encoder.0.weight"]
+    tables = torch.stack([w[f"quantizer.{h}.table"] for h in range(2)])
+    codes = F.normalize(tables, dim=-1)
+    peers = []  # one for each codebook: of more the peer projects a second time, with a bias
+    for part, own in zip(p.chunk(2), codes):
+        peer = vqp.RandomProjectionQuantizer(dim=D, codebook_size=own.shape[0], codebook_dim=own.shape[1])
+        peer.rand_projs.data.copy_(part.T)
+        peer.vq._codebook.embed.data.copy_(own)
+        peers.append(peer)
+    norm = torch.nn.LayerNorm(D, elementwise_affine=False)
+
+    def quantize(x):
+        index = torch.stack([peer(x[None])[0].reshape(len(x)) for peer in peers], -1)
+        z = F.normalize((norm(x) @ p.T).reshape(len(x), 2, -1), dim=-1)
+        best = torch.einsum("nhd,hkd->nhk", z, codes).topk(2, dim=-1)
+        assert (best.indices[..., 0] == index).all()
+        q = torch.cat([codes[h][index[:, h]] for h in range(2)], -1)
+        return q, 0.0, (best.values[..., 0] - best.values[..., 1]).min()
+
+    return quantize, []
+
+
+def binary_spherical(_, gamma0=1.0):
     groups, bits, beta = 2, 3, 2.0
     dim = groups * bits
     codes = torch.tensor([[1.0 if c >> (bits - 1 - j) & 1 else -1.0 for j in range(bits)] for c in range(2**bits)]).double()
@@ -209,7 +250,7 @@ def binary_spherical(_):
         commitment = 0.25 * (u - q).square().sum(-1).mean()
         p = (2 * beta * u.reshape(-1, groups, bits) @ codes.T / dim**0.5).softmax(-1)
         of_vectors, of_mean = entropy(p).sum(-1).mean(), entropy(p.mean(0)).sum()
-        return straight(u, q), commitment + 0.1 * (of_vectors - of_mean) / beta, u.detach().abs().min()
+        return straight(u, q), commitment + 0.1 * (gamma0 * of_vectors - of_mean) / beta, u.detach().abs().min()
 
     return quantize, []
 
@@ -246,6 +287,7 @@ def orthogonal(w, heads=1):
     return quantize, [codes]
 
 
+MASK = torch.arange(N) % 5 % 3 != 1
 EMA = ", update: ema, decay: 0.8, init: random, commitment: 0.25"
 CASES = {  # keys of section quantizer; what it starts as, where averages would move codes; peer
     "ema": ("type: vq, codes: 11, code_dim: 4" + EMA, None, averaged),
@@ -265,6 +307,17 @@ CASES = {  # keys of section quantizer; what it starts as, where averages would 
     "lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, signs(1, 5)),
     "lfq-groups": ("type: lfq, code_dim: 6, groups: 2, inverse_temperature: 2.0", None, signs(2, 3)),
     "bsq": ("type: bsq, code_dim: 6, groups: 2, inverse_temperature: 2.0", None, binary_spherical),
+    "bsq-gamma0": ("type: bsq, code_dim: 6, groups: 2, inverse_temperature: 2.0, confidence: 0.25", None,
+                   lambda w: binary_spherical(w, gamma0=0.25)),
+    "lfq-scale": ("type: lfq, code_dim: 5, inverse_temperature: 2.0, scale: 0.5", None, signs(1, 5, scale=0.5)),
+    "random-projection": ("type: random-projection, codes: 17, code_dim: 6, groups: 2", None, random_projection),
+    "masked-ema": ("type: vq, codes: 11, code_dim: 4" + EMA, None, lambda w: averaged(w, mask=MASK)),
+    "masked-levels": ("type: residual-vq, codes: 7, code_dim: 4, levels: 3" + EMA, None,
+                      lambda w: averaged(w, levels=3, mask=MASK)),
+    "masked-heads": ("type: vq, codes: 7, code_dim: 4, groups: 2" + EMA, None, lambda w: kept(averaged(w, heads=2))),
+    "masked-cosine": ("type: cosine, codes: 9, code_dim: 4" + EMA, "type: vq, codes: 9, code_dim: 4, init: random",
+                      lambda w: kept(averaged(w, cosine=True))),
+    "masked-lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, lambda w: kept(signs(1, 5)(w))),
     "latent": ("type: latent, axis_levels: [4, 5, 3]", None, latent),
 }
 
@@ -284,17 +337,18 @@ def main():
     program, outdir = sys.argv[1], Path(sys.argv[2])
     torch.manual_seed(31)
     x = torch.randn(N, D)
-    keys, tensors = {"cases": " ".join(CASES)}, {"data.vectors": x.numpy().reshape(-1)}
+    keys, tensors = {"cases": " ".join(CASES)}, {"data.vectors": x.numpy().reshape(-1), "data.mask": MASK.float().numpy()}
     with tempfile.NamedTemporaryFile(suffix=".fbin") as file:
         file.write(struct.pack("<II", N, D) + x.numpy().astype("<f4").tobytes())
         file.flush()
         for name, (quantizer, start, make) in CASES.items():
             w = start_weights(program, file.name, start or quantizer.replace(EMA, ", init: random"))
-            if name == "bsq":
+            is_double = name.startswith("bsq")
+            if is_double:
                 w = {k: v.double() for k, v in w.items()}
             quantize, learned = make(w)
-            model = Model(w, quantize, learned)
-            inputs = x.double() if name == "bsq" else x
+            model = Model(w, quantize, learned, MASK if name.startswith("masked-") else None)
+            inputs = x.double() if is_double else x
             tensors[f"{name}.loss"] = np.array([model.step(inputs) for _ in range(STEPS)])
             keys[f"{name}.quantizer"] = quantizer
             keys[f"{name}.margin"] = repr(model.margin)

@@ -277,6 +277,25 @@ static void test_wrong_arguments_are_refused(void **state)
                    "quantizer gram: exponent is 51, expected 0 <= exponent <= 50");
 }
 
+/* ---- masks ---- */
+
+static void test_masked_vectors_lose_all_codes(void **state)
+{
+    (void)state;
+    static const uint8_t valid[] = {1, 0, 7, 0};
+    static const uint32_t expected[] = {5,  TESS_NO_CODE, 6,  TESS_NO_CODE,
+                                        15, TESS_NO_CODE, 16, TESS_NO_CODE};
+    uint32_t code[] = {5, 0, 6, 9, 15, 10, 16, TESS_NO_CODE};
+    tess_stream s = inline_stream();
+    tess_quantizer_mask_args a = {.valid = valid, .row_numel = 4, .index_numel = 2, .code = code};
+    assert_done(tess_cpu_quantizer_mask(&a, &s));
+    assert_memory_equal(code, expected, sizeof code);
+    a.valid = NULL;
+    assert_refused(tess_cpu_quantizer_mask(&a, &s), TESS_E_ARG, "valid");
+    a.row_numel = 0;
+    assert_done(tess_cpu_quantizer_mask(&a, &s));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +304,7 @@ int main(void)
         cmocka_unit_test(test_sample_of_parts_is_the_sample_of_all),
         cmocka_unit_test(test_sample_follows_the_softmax),
         cmocka_unit_test(test_threads_give_the_same_bits),
+        cmocka_unit_test(test_masked_vectors_lose_all_codes),
         cmocka_unit_test(test_wrong_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -45,6 +45,110 @@ static void test_fold_matches_reference(void **state)
     }
 }
 
+/* ---- pieces ---- */
+
+enum { PIECE_MAX = 70, LEVELS = 7 };
+
+typedef struct pieces_case {
+    int64_t numel, stride_numel;
+    int64_t cut[4];  /* pieces pushed after each call, 0: no more calls */
+    int64_t own_idx; /* of each call, -1: none */
+} pieces_case;
+
+typedef struct pieces_problem {
+    const pieces_case *c;
+    op_buffer pieces, levels, own;
+} pieces_problem;
+
+/* Calls over parts of the same pieces; the own one is taken out of its row and handed over. */
+static tess_status call_pieces(void *ctx, tess_stream *s)
+{
+    const pieces_problem *p = ctx;
+    const float *all = p->pieces.view.data;
+    float *rows = p->own.view.data;
+    int64_t first = 0;
+    for (int i = 0; i < 4 && p->c->cut[i] > 0; i++) {
+        const int64_t numel = p->c->numel, piece_numel = p->c->cut[i] - first;
+        const bool has_own = p->c->own_idx >= 0 && p->c->own_idx < piece_numel;
+        int64_t row = 0;
+        for (int64_t k = 0; k < piece_numel; k++)
+            if (!has_own || k != p->c->own_idx)
+                memcpy(rows + row++ * p->c->stride_numel, all + (first + k) * numel,
+                       (size_t)numel * sizeof(float));
+        const tess_fold_pieces_args a = {.pieces = rows,
+                                         .own =
+                                             has_own ? all + (first + p->c->own_idx) * numel : NULL,
+                                         .own_idx = p->c->own_idx,
+                                         .piece_numel = piece_numel,
+                                         .stride_numel = p->c->stride_numel,
+                                         .levels = p->levels.view.data,
+                                         .level_stride_numel = p->c->stride_numel,
+                                         .level_numel = LEVELS,
+                                         .first_idx = first,
+                                         .numel = numel};
+        TESS_TRY(tess_cpu_fold_pieces(&a, s));
+        first = p->c->cut[i];
+    }
+    return TESS_OK;
+}
+
+/* Pairwise over [lo, lo + 2^l): the sum that level l must hold, to the bit. */
+static float tree(const float *all, int64_t numel, int64_t i, int64_t lo, int l)
+{
+    if (l == 0)
+        return all[lo * numel + i];
+    const float older = tree(all, numel, i, lo, l - 1);
+    return older + tree(all, numel, i, lo + ((int64_t)1 << (l - 1)), l - 1);
+}
+
+static void check_pieces(void *ctx)
+{
+    const pieces_problem *p = ctx;
+    const float *all = p->pieces.view.data, *levels = p->levels.view.data;
+    int64_t end = 0, lo = 0;
+    for (int i = 0; i < 4; i++)
+        end = TESS_MAX(end, p->c->cut[i]);
+    for (int l = LEVELS - 1; l >= 0; l--) {
+        if ((end >> l & 1) == 0)
+            continue;
+        for (int64_t i = 0; i < p->c->numel; i++) {
+            const float want = tree(all, p->c->numel, i, lo, l);
+            if (memcmp(&want, &levels[l * p->c->stride_numel + i], sizeof want) != 0)
+                fail_msg("level %d element %d: %.9g, expected %.9g", l, (int)i,
+                         (double)levels[l * p->c->stride_numel + i], (double)want);
+        }
+        lo += (int64_t)1 << l;
+    }
+}
+
+/* Any cut into calls gives the sums of one tree. */
+static void test_fold_pieces_is_one_tree(void **state)
+{
+    static const pieces_case cases[] = {
+        {1, 1, {1}, -1},          {257, 300, {2}, 0},         {256, 256, {7}, 6},
+        {5, 8, {3, 4, 9, 10}, 0}, {1030, 1030, {5, 10}, 2},   {3000, 3072, {64}, 63},
+        {63, 64, {1, 2, 3}, -1},  {20001, 20001, {6, 13}, 3}, {100, 100, {31, 70}, 11},
+        {0, 0, {4}, -1},
+    };
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        const pieces_case *c = &cases[i];
+        pieces_problem p = {.c = c,
+                            .pieces = buffer_random(TESS_F32, PIECE_MAX * c->numel, 57, 1.0),
+                            .levels = buffer_create(TESS_F32, LEVELS * c->stride_numel, true),
+                            .own = buffer_create(TESS_F32, PIECE_MAX * c->stride_numel, true)};
+        for (int threads = 1; threads <= 3; threads++) {
+            const op_run run = {
+                .call = call_pieces, .ctx = &p, .outputs = {&p.levels}, .output_numel = 1};
+            run_once(&run, threads);
+            check_pieces(&p);
+        }
+        buffer_destroy(&p.pieces);
+        buffer_destroy(&p.levels);
+        buffer_destroy(&p.own);
+    }
+}
+
 static tess_status call_norm(void *ctx, tess_stream *s)
 {
     problem *p = ctx;
@@ -161,6 +265,25 @@ static void test_reduce_wrong_arguments_are_refused(void **state)
     float x = 0.0f;
     const tess_fold_args fold = {&x, NULL, &x, 1};
     assert_refused(tess_fold_check(&fold), TESS_E_ARG, "fold: b is missing");
+    tess_fold_pieces_args pieces = {.pieces = &x,
+                                    .piece_numel = 3,
+                                    .stride_numel = 1,
+                                    .levels = &x,
+                                    .level_stride_numel = 1,
+                                    .level_numel = 2,
+                                    .first_idx = 1,
+                                    .numel = 1};
+    assert_refused(tess_fold_pieces_check(&pieces), TESS_E_RANGE,
+                   "fold_pieces: 2 levels do not hold 4 pieces");
+    pieces.level_numel = 3;
+    pieces.own = &x;
+    pieces.own_idx = 3;
+    assert_refused(tess_fold_pieces_check(&pieces), TESS_E_RANGE,
+                   "fold_pieces: own piece is number 3 of 3");
+    pieces.own_idx = 0;
+    pieces.numel = 2;
+    assert_refused(tess_fold_pieces_check(&pieces), TESS_E_ARG,
+                   "fold_pieces: rows of 2 elements, 1 from one to the next");
     const tess_square_norm_args norm = {&x, -1, NULL, NULL};
     assert_refused(tess_square_norm_check(&norm), TESS_E_ARG, "numel is -1, expected at least 0");
 }
@@ -169,6 +292,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fold_matches_reference),
+        cmocka_unit_test(test_fold_pieces_is_one_tree),
         cmocka_unit_test(test_square_norm_matches_rule_and_reference),
         cmocka_unit_test(test_sum_adds_in_ascending_order),
         cmocka_unit_test(test_exact_add_counts_what_is_not_finite),

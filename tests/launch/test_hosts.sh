@@ -42,6 +42,20 @@ same_bits three "three hosts of one, two and one rank, one group"
 train four 6 1 1 1 1 -- -- shard.gather_group=2 shard.prefetch=1 || fail "four hosts"
 same_bits four "four hosts of one rank, groups of two"
 
+# Gradient pieces by node: even nodes, uneven ones, and more ranks than micro-batches.
+by_node() { # what it is, slots...
+    local what=$1
+    shift
+    train by-node 6 "$@" -- -- shard.exchange=by-node || fail "$what, pieces by node"
+    [ "$(number_of units_exchanged_by_node by-node)" -gt 0 ] || fail "$what: no unit goes by node"
+    same_bits by-node "$what, pieces by node"
+    rm -rf by-node
+}
+by_node "two hosts of two ranks" 2 2
+by_node "two hosts of three ranks and one" 3 1
+by_node "three hosts of one, three and one rank" 1 3 1
+by_node "four hosts of two ranks" 2 2 2 2
+
 train uneven 6 2 1 -- -- shard.gather_group=node
 status=$?
 [ $status = 65 ] || fail "uneven nodes: exit code $status, expected 65"
@@ -58,6 +72,7 @@ echo "uneven nodes: refused"
 # to a message; a message is a piece of one unit for one peer, and a rank of this run sends to or
 # receives from another no more than 4 pieces a unit and step. The step's control record (under 4 KiB
 # up and down for each rank across) comes on top.
+exchange=direct
 wire() { # slots, hosts, ranks a host, what it is, options of on-hosts
     local slots=$1 hosts=$2 each=$3 what=$4 before after units
     shift 4
@@ -67,7 +82,8 @@ wire() { # slots, hosts, ranks a host, what it is, options of on-hosts
         rm -rf wire
         read -ra before <<< "$(hosts_bytes 1)"
         # shellcheck disable=SC2086 # a list
-        train wire "$at" $slots -- "$@" -- shard.gather_group=node || fail "$what, $at steps"
+        train wire "$at" $slots -- "$@" -- shard.gather_group=node "shard.exchange=$exchange" ||
+            fail "$what, $at steps"
         read -ra after <<< "$(hosts_bytes 1)"
         total[$at.0]=$((after[0] - before[0]))
         total[$at.1]=$((after[1] - before[1]))
@@ -120,4 +136,6 @@ echo "check: names the folder that is not shared"
 wire "2 2" 2 2 "two hosts of two"
 wire "2 2" 2 2 "two hosts of two, ranks dealt out by node" -m "--map-by node"
 wire "1 1 1" 3 1 "three hosts of one"
+exchange=by-node
+wire "2 2" 2 2 "two hosts of two, pieces by node"
 exit 0

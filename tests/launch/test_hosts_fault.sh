@@ -24,7 +24,8 @@ begin() { # output folder, slots...
     hosts_file "$@" > hostfile
     : > log
     hosts_on "$hosts_first" "$source_dir/launch/on-hosts" ${restarts:+-r "$restarts"} hostfile -- \
-        "$tessera" train "${run[@]}" "output.dir=$out" shard.gather_group=node > log 2>&1 &
+        "$tessera" train "${run[@]}" "output.dir=$out" shard.gather_group=node \
+        "shard.exchange=${exchange:-direct}" > log 2>&1 &
     job=$!
     await "info checkpoint" 60
 }
@@ -93,6 +94,16 @@ hosts_crash 2
 gone_within $spare_s
 ends_with 86 "$hosts_net.2"
 goes_on crash 2
+
+what="a host crashes, pieces by node"
+exchange=by-node
+begin by-node 2 2
+exchange=
+begun_ms=$(now_ms)
+hosts_crash 2
+gone_within $spare_s
+ends_with 86 "$hosts_net.2"
+goes_on by-node 2
 
 what="a host loses power, the script goes on with the rest"
 restarts=1

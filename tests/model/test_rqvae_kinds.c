@@ -29,8 +29,8 @@ static const int64_t axes[DIM] = {4, 5, 3, 8, 6, 7};
         __VA_ARGS__                                                                                \
     }
 #define SIGNS_OF(...)                                                                              \
-    ALL(SIGNS, 1, .group_numel = 2, .entropy = 0.3, .diversity = 0.5, .inverse_temperature = 2.0,  \
-        __VA_ARGS__)
+    ALL(SIGNS, 1, .group_numel = 2, .entropy = 0.3, .confidence = 0.6, .diversity = 0.5,           \
+        .scale = 1.25, .inverse_temperature = 2.0, __VA_ARGS__)
 
 #define STRAIGHT .group_numel = 2, .estimator = TESS_ESTIMATOR_STRAIGHT
 
@@ -42,6 +42,7 @@ static const tess_rqvae_config kinds[] = {
     ALL(CODES, 1, STRAIGHT, .is_spherical = true, .is_averaged = true),
     ALL(MAPPED_CODES, 2, STRAIGHT, .orthogonal = 2.0),
     ALL(MAPPED_CODES, 1, .group_numel = 2, .is_shared = true, .estimator = TESS_ESTIMATOR_ROTATION),
+    ALL(PROJECTED, 1, .group_numel = 2, .is_spherical = true),
     ALL(SCALARS, 1, .rule = TESS_LEVEL_UPPER),
     ALL(SCALARS, 1, .rule = TESS_LEVEL_LOWER),
     ALL(SCALARS, 1, .rule = TESS_LEVEL_SYMMETRIC),
@@ -87,6 +88,8 @@ typedef struct reference {
     int param_numel;
     double *param[PARAM_MAX]; /* encoder, of the quantizer, decoder */
     double x[ROWS][D];
+    bool is_masked[ROWS];
+    int valid_numel;
     uint32_t code[INDEX_MAX][ROWS];
     bool is_held; /* values behind the stops are there */
     double u0[ROWS][DIM], q0[ROWS][DIM];
@@ -211,7 +214,10 @@ static void pass_scalars(const reference *f, int i, const double *z, double *out
         out[j] = scalar_of(f, i, j) + (bounded(f, j, z[j]) - bounded(f, j, f->u0[i][j]));
 }
 
-static double magnitude_of(const reference *f) { return f->c.is_spherical ? 1.0 / sqrt(DIM) : 1.0; }
+static double magnitude_of(const reference *f)
+{
+    return f->c.is_spherical ? 1.0 / sqrt(DIM) : f->c.scale;
+}
 
 /* |z - q|^2 and H(p_i), with weights as published for either. */
 static double pass_signs(const reference *f, int i, const double *u, double *out)
@@ -227,7 +233,7 @@ static double pass_signs(const reference *f, int i, const double *u, double *out
         entropy -= p * log(p) + n * log(n);
     }
     return f->c.commitment * (is_bsq ? 1.0 : weight_of(f)) * square +
-           f->c.entropy * entropy / (is_bsq ? beta : 2.0);
+           f->c.entropy * f->c.confidence * entropy / (is_bsq ? beta : 2.0);
 }
 
 static double pass_values(const reference *f, int i, const double *z, double *out)
@@ -250,12 +256,24 @@ static double pass_values(const reference *f, int i, const double *z, double *ou
     return loss;
 }
 
+/* Codes of length 1 that nothing moves. */
+static double pass_fixed(const reference *f, int i, double *out)
+{
+    for (int g = 0; g < 2; g++) {
+        code_of(f, g, f->code[g][i], out + g * f->shape.dim);
+        make_unit(out + g * f->shape.dim, f->shape.dim);
+    }
+    return 0.0;
+}
+
 static double quantize(reference *f, int i, const double *u, double *out)
 {
     switch (f->c.kind) {
     case TESS_QUANTIZER_CODES:
     case TESS_QUANTIZER_MAPPED_CODES:
         return pass_codes(f, i, u, out);
+    case TESS_QUANTIZER_PROJECTED:
+        return pass_fixed(f, i, out);
     case TESS_QUANTIZER_SCALARS:
         pass_scalars(f, i, u, out);
         return 0.0;
@@ -275,13 +293,13 @@ static double mean_entropy(double u[ROWS][DIM], const reference *f)
         for (int c = 0; c < GROUP_CODES; c++) {
             double mean = 0.0;
             for (int i = 0; i < ROWS; i++) {
-                double p = 1.0;
+                double p = f->is_masked[i] ? 0.0 : 1.0;
                 for (int j = 0; j < DIM / 2; j++) {
                     const double t =
                         4.0 * f->c.inverse_temperature * magnitude_of(f) * u[i][3 * g + j];
                     p /= 1.0 + exp((c >> (2 - j) & 1) != 0 ? -t : t);
                 }
-                mean += p / ROWS;
+                mean += p / f->valid_numel;
             }
             sum -= mean * log(mean);
         }
@@ -304,15 +322,32 @@ static double orthogonal_loss(const reference *f)
     return f->c.orthogonal * sum * f->c.level_numel / f->shape.book_numel; /* a mean over heads */
 }
 
+/* Mean 0 and variance 1 in front of a fixed projection. */
+static void normalize(const double *x, double *out)
+{
+    double mean = 0.0, variance = 0.0;
+    for (int j = 0; j < D; j++)
+        mean += x[j] / D;
+    for (int j = 0; j < D; j++)
+        variance += (x[j] - mean) * (x[j] - mean) / D;
+    for (int j = 0; j < D; j++)
+        out[j] = (x[j] - mean) / sqrt(variance + 1e-5);
+}
+
 static double total_loss(reference *f)
 {
     const bool is_signs = f->c.kind == TESS_QUANTIZER_SIGNS;
     const double *decoder = f->param[f->param_numel - 1];
     double u[ROWS][DIM], sum = 0.0;
     for (int i = 0; i < ROWS; i++) {
-        double out[DIM];
+        double out[DIM], x[D];
+        memcpy(x, f->x[i], sizeof x);
+        if (f->is_masked[i])
+            continue;
+        if (f->c.kind == TESS_QUANTIZER_PROJECTED)
+            normalize(f->x[i], x);
         for (int j = 0; j < DIM; j++)
-            u[i][j] = dot(f->param[0] + j * D, f->x[i], D);
+            u[i][j] = dot(f->param[0] + j * D, x, D);
         for (int g = 0; g < 2 && f->c.is_spherical; g++)
             if (!is_signs)
                 make_unit(u[i] + g * f->shape.dim, f->shape.dim);
@@ -326,9 +361,9 @@ static double total_loss(reference *f)
                 pow(dot(decoder + j * DIM, out, DIM) - f->x[i][j], 2.0) / (f->c.is_sum ? 1.0 : D);
     }
     if (f->c.orthogonal > 0.0)
-        sum += ROWS * orthogonal_loss(f);
+        sum += f->valid_numel * orthogonal_loss(f);
     if (is_signs)
-        sum -= ROWS * f->c.entropy * f->c.diversity * mean_entropy(u, f) /
+        sum -= f->valid_numel * f->c.entropy * f->c.diversity * mean_entropy(u, f) /
                (f->c.is_binary_spherical ? f->c.inverse_temperature : 2.0);
     return sum;
 }
@@ -348,8 +383,39 @@ static void open_reference(stage_chain *c, reference *f)
         for (int64_t k = 0; k < p->numel; k++)
             f->param[i][k] = (double)stage_chain_master(c, p->name)[k];
     }
+    f->valid_numel = ROWS;
     for (int i = 0; i < ROWS * D; i++)
         f->x[i / D][i % D] = (double)(float)tess_rng_normal(&rng, (uint64_t)i);
+}
+
+/* Rows 1 and 4, which then have numbers that would be seen in any sum. */
+static void mask_rows(reference *f, tess_vector_batch *batch, float *x)
+{
+    static uint8_t valid[ROWS];
+    static uint32_t own[ROWS];
+    batch->valid = valid;
+    batch->own = own;
+    batch->valid_numel = f->valid_numel = ROWS - 2;
+    for (int i = 0; i < ROWS; i++) {
+        f->is_masked[i] = i == 1 || i == 4;
+        valid[i] = !f->is_masked[i];
+        own[i] = f->is_masked[i] ? TESS_NO_CODE : (uint32_t)i;
+        for (int j = 0; j < D && f->is_masked[i]; j++)
+            x[i * D + j] = 1e3f * (float)(1 + j);
+    }
+}
+
+/* What a masked vector leaves: no code, no squares. */
+static void check_masked(const reference *f, const double *square)
+{
+    for (int t = 0; t <= f->shape.index_numel; t++)
+        for (int i = 0; i < ROWS; i++) {
+            if (!f->is_masked[i])
+                continue;
+            assert_true(square[t * ROWS + i] == 0.0);
+            if (t > 0)
+                assert_int_equal(f->code[t - 1][i], TESS_NO_CODE);
+        }
 }
 
 /* A step of one micro-batch: the mean assignment first, where it is wanted. */
@@ -358,7 +424,7 @@ static void train(stage_chain *c, const reference *f, tess_vector_batch *batch, 
     static int64_t sum[2 * GROUP_CODES];
     static double slope[2 * GROUP_CODES], value;
     tess_stream s = c->stream;
-    batch->step_numel = ROWS;
+    batch->step_numel = f->valid_numel;
     if (f->shape.mean_numel > 0) {
         double ignored = 0.0;
         memset(sum, 0, sizeof sum);
@@ -368,20 +434,21 @@ static void train(stage_chain *c, const reference *f, tess_vector_batch *batch, 
         value = 0.0;
         for (int g = 0; g < 2; g++) {
             double entropy = 0.0;
-            const tess_quantizer_batch_entropy_args a = {.sum = sum + g * GROUP_CODES,
-                                                         .dim = f->shape.dim,
-                                                         .valid_numel = ROWS,
-                                                         .exponent = tess_rqvae_mean_exponent(ROWS),
-                                                         .least = 1e-5,
-                                                         .loss = &entropy,
-                                                         .slope = slope + g * GROUP_CODES};
+            const tess_quantizer_batch_entropy_args a = {
+                .sum = sum + g * GROUP_CODES,
+                .dim = f->shape.dim,
+                .valid_numel = f->valid_numel,
+                .exponent = tess_rqvae_mean_exponent(f->valid_numel),
+                .least = 1e-5,
+                .loss = &entropy,
+                .slope = slope + g * GROUP_CODES};
             expect_ok(tess_kernels_cpu.quantizers->batch_entropy(&a, &s));
             value += entropy;
         }
         batch->mean_slope = slope;
         batch->mean_value = &value;
     }
-    expect_ok(stage_chain_train(c, batch, 1.0f / ROWS, loss));
+    expect_ok(stage_chain_train(c, batch, 1.0f / (float)f->valid_numel, loss));
 }
 
 /* Norm of the difference over the norm of the tensor's gradient. */
@@ -399,7 +466,7 @@ static double grad_error(reference *f, stage_chain *c, int param_idx)
             loss[side] = total_loss(f);
         }
         *at = middle;
-        const double expected = (loss[0] - loss[1]) / (2.0 * step) / ROWS;
+        const double expected = (loss[0] - loss[1]) / (2.0 * step) / f->valid_numel;
         difference += (grad[k] - expected) * (grad[k] - expected);
         norm += expected * expected;
     }
@@ -409,38 +476,52 @@ static double grad_error(reference *f, stage_chain *c, int param_idx)
 
 /* f32: at most 8 layers and edges on a path, each sum of at most 9 products: 8 (9 + 2) 2^-24, 5e-6
  * of the terms; 16 times that for cancellation among terms of opposite sign. */
+static void check_kind(int kind, bool is_masked)
+{
+    static const double bound = 1e-4;
+    static reference f;
+    float x[ROWS * D];
+    double loss = 0.0, square[(1 + INDEX_MAX) * ROWS];
+    f = (reference){.c = kinds[kind]};
+    stage_chain c = open_chain(&f.c);
+    expect_ok(tess_quantizer_shape_make(&f.c, &f.shape));
+    open_reference(&c, &f);
+    for (int i = 0; i < ROWS * D; i++)
+        x[i] = (float)f.x[i / D][i % D];
+    tess_vector_batch batch = {.vector_numel = ROWS, .x = x, .code = f.code[0], .square = square};
+    if (is_masked)
+        mask_rows(&f, &batch, x);
+    train(&c, &f, &batch, &loss);
+    check_masked(&f, square);
+    const double expected = total_loss(&f);
+    f.is_held = true;
+    if (!(fabs(loss - expected) <= bound * fabs(expected)))
+        fail_msg("kind %d: loss is %.9g, expected %.9g", kind, loss, expected);
+    for (int i = 0; i < c.reg.param_numel; i++) {
+        if (c.reg.param[i].learning_rate_ratio == 0.0)
+            continue;
+        const double error = grad_error(&f, &c, i);
+        if (!(error <= bound))
+            fail_msg("kind %d, %s: gradient is %g away, bound %g", kind, c.reg.param[i].name, error,
+                     bound);
+    }
+    for (int i = 0; i < c.reg.param_numel; i++)
+        tess_free(f.param[i]);
+    stage_chain_fini(&c);
+}
+
 static void test_gradients_match_differences(void **state)
 {
     (void)state;
-    static const double bound = 1e-4;
-    for (int kind = 0; kind < TESS_NELEM(kinds); kind++) {
-        static reference f;
-        float x[ROWS * D];
-        double loss = 0.0;
-        f = (reference){.c = kinds[kind]};
-        stage_chain c = open_chain(&f.c);
-        expect_ok(tess_quantizer_shape_make(&f.c, &f.shape));
-        open_reference(&c, &f);
-        for (int i = 0; i < ROWS * D; i++)
-            x[i] = (float)f.x[i / D][i % D];
-        tess_vector_batch batch = {.vector_numel = ROWS, .x = x, .code = f.code[0]};
-        train(&c, &f, &batch, &loss);
-        const double expected = total_loss(&f);
-        f.is_held = true;
-        if (!(fabs(loss - expected) <= bound * fabs(expected)))
-            fail_msg("kind %d: loss is %.9g, expected %.9g", kind, loss, expected);
-        for (int i = 0; i < c.reg.param_numel; i++) {
-            if (c.reg.param[i].learning_rate_ratio == 0.0)
-                continue;
-            const double error = grad_error(&f, &c, i);
-            if (!(error <= bound))
-                fail_msg("kind %d, %s: gradient is %g away, bound %g", kind, c.reg.param[i].name,
-                         error, bound);
-        }
-        for (int i = 0; i < c.reg.param_numel; i++)
-            tess_free(f.param[i]);
-        stage_chain_fini(&c);
-    }
+    for (int kind = 0; kind < TESS_NELEM(kinds); kind++)
+        check_kind(kind, false);
+}
+
+static void test_masked_vectors_have_no_part(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < TESS_NELEM(kinds); kind++)
+        check_kind(kind, true);
 }
 
 /* Every kind hands a number that is none to the loss and to gradients, which the trainer looks at:
@@ -452,7 +533,7 @@ static void test_nan_is_seen_and_not_refused(void **state)
         static reference f;
         float x[ROWS * D] = {0};
         double loss = 0.0;
-        f = (reference){.c = kinds[kind]};
+        f = (reference){.c = kinds[kind], .valid_numel = ROWS};
         stage_chain c = open_chain(&f.c);
         expect_ok(tess_quantizer_shape_make(&f.c, &f.shape));
         x[D + 2] = NAN;
@@ -467,6 +548,7 @@ static void test_nan_is_seen_and_not_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_gradients_match_differences),
+                                       cmocka_unit_test(test_masked_vectors_have_no_part),
                                        cmocka_unit_test(test_nan_is_seen_and_not_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -72,6 +72,20 @@ static void gather(ledger *l, const tess_plan *p, int lo, int hi, double nbytes)
         }
 }
 
+/* A part of a unit's pieces, straight or over the rank that takes it in for the owner's node. */
+static void part(ledger *l, const tess_plan *p, int from, int owner, bool is_by_node, double nbytes)
+{
+    const int k = p->options.node_rank_numel, first = owner / k * k;
+    const int node_numel = first + k < p->options.world ? k : p->options.world - first;
+    if (!is_by_node || from / k == owner / k) {
+        message(l, p, from, owner, nbytes);
+        return;
+    }
+    const int relay = first + from % node_numel;
+    message(l, p, from, relay, nbytes);
+    message(l, p, relay, owner, nbytes);
+}
+
 static void gradients(ledger *l, const tess_plan *p)
 {
     for (int64_t m = 0; m < p->options.micro_batch_numel; m++)
@@ -79,14 +93,16 @@ static void gradients(ledger *l, const tess_plan *p)
             for (int u = 0; u < p->unit_numel; u++) {
                 int64_t lo = 0, hi = 0;
                 tess_plan_owned(p, u, owner, &lo, &hi);
-                message(l, p, (int)(m % p->options.world), owner, 4.0 * (double)(hi - lo));
+                part(l, p, (int)(m % p->options.world), owner, p->unit[u].is_by_node,
+                     4.0 * (double)(hi - lo));
             }
 }
 
-static void check(int world, int node, int group)
+static void check_units(int world, int node, int group, bool is_by_node)
 {
     fixture f;
     fill(&f, world, node, group);
+    f.unit[0].is_by_node = f.unit[1].is_by_node = is_by_node;
     const tess_plan *p = &f.plan;
     ledger kind[TESS_TRAFFIC_NUMEL];
     memset(kind, 0, sizeof kind);
@@ -112,6 +128,12 @@ static void check(int world, int node, int group)
         assert_true(sent == want_sent);
         assert_true(received == want_received);
     }
+}
+
+static void check(int world, int node, int group)
+{
+    check_units(world, node, group, false);
+    check_units(world, node, group, true);
 }
 
 static void test_traffic_equals_a_walk_over_messages(void **state)

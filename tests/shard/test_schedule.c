@@ -30,7 +30,8 @@ typedef struct model {
     bool unit_has_grad[STAGE_MAX];
     int unit_bucket[STAGE_MAX];
     int unit_stage_numel[STAGE_MAX];
-    bool unit_is_sent[STAGE_MAX], unit_is_owned[STAGE_MAX], round_has_peer[STAGE_MAX];
+    bool unit_is_sent[STAGE_MAX], unit_is_owned[STAGE_MAX], unit_is_relayed[STAGE_MAX];
+    bool round_has_peer[STAGE_MAX];
     tess_sched_spec spec;
 } model;
 
@@ -43,6 +44,7 @@ static void point(model *m)
     m->spec.unit_stage_numel = m->unit_stage_numel;
     m->spec.unit_is_sent = m->unit_is_sent;
     m->spec.unit_is_owned = m->unit_is_owned;
+    m->spec.unit_is_relayed = m->unit_is_relayed;
     m->spec.round_has_peer = m->round_has_peer;
 }
 
@@ -95,6 +97,7 @@ static void make_random(model *m, uint32_t seed)
         m->unit_has_grad[u] = below(&rng, &draw, 5) != 0;
         m->unit_is_sent[u] = below(&rng, &draw, 4) != 0;
         m->unit_is_owned[u] = below(&rng, &draw, 4) != 0;
+        m->unit_is_relayed[u] = below(&rng, &draw, 2) != 0;
     }
     if (s->bucket_numel == 1)
         s->slot_numel = 1 + below(&rng, &draw, 2);
@@ -142,6 +145,7 @@ static access access_of(const model *m, const tess_sched_op *op)
 {
     const bool is_owned = m->unit_is_owned[op->unit_idx];
     const bool is_received = is_owned && m->round_has_peer[op->round_idx];
+    const bool is_relayed = m->unit_is_relayed[op->unit_idx] && m->round_has_peer[op->round_idx];
     access a = {0, 0};
     switch (op->kind) {
     case TESS_SCHED_GATHER:
@@ -154,10 +158,11 @@ static access access_of(const model *m, const tess_sched_op *op)
         if (op->grad_idx >= 0)
             a.writes = grad_bit(op->grad_idx);
         break;
-    case TESS_SCHED_SEND: /* moves pieces to and from other ranks only */
+    case TESS_SCHED_SEND: /* moves pieces to, from and between other ranks */
         if (m->unit_is_sent[op->unit_idx] && op->round_idx < m->spec.active_round_numel)
             a.reads = grad_bit(op->grad_idx);
-        a.writes = is_received ? RECEIVE_BIT : 0;
+        if (is_received || is_relayed)
+            a.writes = RECEIVE_BIT;
         break;
     case TESS_SCHED_CLEAR:
         a.writes = grad_bit(op->grad_idx);

@@ -11,7 +11,8 @@
 #include <math.h>
 
 #include "core/rng.h"
-#include "shard/simulate.h"
+#include "shard/plan_exchange.h"
+#include "shard/simulate_priv.h"
 
 enum { STAGE_MAX = 8, MEMORY_RATE = 1000 };
 
@@ -124,9 +125,9 @@ static void expect_near(double found, double want)
  * slabs are 5 and 6 blocks; rank 0 owns 3 of each and sends 2 and 3, receives 3 and 3 of 1024
  * bytes. Send 1 begins after backward 1; send 0 after backward 0 and, as it uses the same receive
  * buffer, after the fold of unit 1. Gradient buffers are cleared: 6 blocks of 1024 bytes written
- * at MEMORY_RATE, 6.144 s, before each backward. The rows of a fold are copied where the
- * micro-batch is even: 3 blocks read and written, 6.144 s. In the end the kept copies travel: 3
- * blocks of 512 bytes for each unit.
+ * at MEMORY_RATE, 6.144 s, before each backward. A fold reads 3 blocks of each of two micro-batches
+ * and writes as many at that rate, 9.216 s. In the end the kept copies travel: 3 blocks of 512
+ * bytes for each unit.
  */
 static void test_two_stages_by_hand(void **state)
 {
@@ -139,8 +140,9 @@ static void test_two_stages_by_hand(void **state)
         tess_plan *plan = make_plan(
             &reg, (tess_plan_options){
                       .world = 2, .gather_group_numel = 1, .micro_batch_numel = 2, .prefetch = 1});
-        const tess_device_profile d = make_device(rates[i], true);
-        const double clear = 6.144, fold = 6.144, send = 3.0 * 1024.0 / rates[i];
+        tess_device_profile d = make_device(rates[i], true);
+        d.op_rate[TESS_COST_FOLD] = MEMORY_RATE;
+        const double clear = 6.144, fold = 9.216, send = 3.0 * 1024.0 / rates[i];
         const double copies = 2.0 * 3.0 * 512.0 / rates[i];
         const double backward1 = 2.0 + clear + 3.0, backward0 = backward1 + clear + 3.0;
         const double fold1 = fmax(backward0, backward1 + send) + fold;
@@ -344,6 +346,24 @@ static void test_ranks_that_differ_are_simulated(void **state)
 
 /* ---- single ranks ---- */
 
+/* Of the piece of one sender: the rank's own part, or all parts of its node where it relays. */
+static double received_of(const tess_plan *plan, int unit_idx, int rank, int sender, double own)
+{
+    const int k = plan->options.node_rank_numel;
+    double numel = 0.0;
+    if (sender == rank)
+        return 0.0;
+    if (!plan->unit[unit_idx].is_by_node || sender / k == rank / k ||
+        sender % k != rank % k) /* the nodes are even */
+        return 4.0 * own;
+    for (int r = rank / k * k; r < rank / k * k + k; r++) {
+        int64_t lo = 0, hi = 0;
+        tess_plan_owned(plan, unit_idx, r, &lo, &hi);
+        numel += (double)(hi - lo);
+    }
+    return 4.0 * numel;
+}
+
 /* What a rank sends and what a gather brings, counted over its own schedule. */
 static void check_rank_cost(const tess_plan *plan, const tess_registry *reg, int rank)
 {
@@ -365,7 +385,8 @@ static void check_rank_cost(const tess_plan *plan, const tess_registry *reg, int
              m < TESS_MIN((int64_t)(op->round_idx + 1) * plan->options.world,
                           plan->options.micro_batch_numel);
              m++)
-            received += m % plan->options.world == rank ? 0.0 : 4.0 * (double)(hi - lo);
+            received += received_of(plan, op->unit_idx, rank, (int)(m % plan->options.world),
+                                    (double)(hi - lo));
     }
     tess_schedule_fini(&sched);
     tess_plan_rank_cost(plan, reg, rank, &cost);
@@ -373,16 +394,17 @@ static void check_rank_cost(const tess_plan *plan, const tess_registry *reg, int
     expect_near(cost.sent_nbytes, gathered + sent + plan->slab_nbytes_per_step);
 }
 
-static void test_single_ranks_equal_their_schedules(void **state)
+static void check_single_ranks(tess_exchange exchange)
 {
     const tess_rng rng = tess_rng_make(11, TESS_RNG_TEST, 0, 0);
     tess_registry reg;
-    tess_rank_ranges ranges;
-    (void)state;
+    tess_rank_ranges ranges = {0};
     make_model(&reg, 5);
     tess_plan *plan = make_plan(&reg, (tess_plan_options){.world = 1003 * 7,
                                                           .gather_group_numel = 7,
                                                           .micro_batch_numel = 9001,
+                                                          .node_rank_numel = 7,
+                                                          .exchange = exchange,
                                                           .prefetch = 1});
     tess_plan_rank_ranges(plan, &reg, &ranges);
     for (uint64_t i = 0; i < 20; i++) {
@@ -404,6 +426,89 @@ static void test_single_ranks_equal_their_schedules(void **state)
     tess_registry_fini(&reg);
 }
 
+static void test_single_ranks_equal_their_schedules(void **state)
+{
+    (void)state;
+    check_single_ranks(TESS_EXCHANGE_DIRECT);
+    check_single_ranks(TESS_EXCHANGE_BY_NODE);
+}
+
+/*
+ * Two nodes of two ranks, two micro-batches: ranks 0 and 1 send. A unit of 6 blocks: shards of 2,
+ * rank 3 owns nothing. Straight, rank 0 sends 1 message of 2 blocks inside the node and 1 across.
+ * By node: rank 2 takes node 1's 2 blocks from rank 0, and they are its own; rank 3 takes the same
+ * from rank 1 and passes them on to rank 2. So a second hop of 2 blocks in one message follows.
+ */
+static void test_exchange_by_node_by_hand(void **state)
+{
+    static const tess_link link = {
+        .latency_s = 0.5, .message_s = 2.0, .rate = {1, {1}, {1024.0}}, .adapter_numel = 2};
+    tess_registry reg;
+    (void)state;
+    make_model(&reg, 2);
+    tess_device_profile d = make_device(1024.0, true);
+    d.node_rank_numel = 2;
+    for (int by_node = 0; by_node < 2; by_node++) {
+        tess_plan *plan =
+            make_plan(&reg, (tess_plan_options){.world = 4,
+                                                .gather_group_numel = 1,
+                                                .micro_batch_numel = 2,
+                                                .node_rank_numel = 2,
+                                                .exchange = by_node ? TESS_EXCHANGE_BY_NODE
+                                                                    : TESS_EXCHANGE_DIRECT});
+        const sim_model m = {
+            .plan = plan, .reg = &reg, .device = &d, .node = &link, .across = &link};
+        assert_int_equal(plan->unit[1].slab_numel, 6 * 256);
+        assert_int_equal(plan->unit[1].is_by_node, by_node);
+        const double hop_s = 0.5 + 2.0 + 2.0; /* two blocks in a message */
+        const double pass_s = by_node ? hop_s : 0.0;
+        expect_near(sim_exchange_s(&m, 0, 1, 0), hop_s);
+        expect_near(sim_exchange_s(&m, 3, 1, 0), by_node ? hop_s + pass_s : 0.0);
+        /* both senders reach rank 2, which as a relay hears of one alone */
+        expect_near(sim_exchange_s(&m, 2, 1, 0), by_node ? hop_s + pass_s : 0.5 + 4.0 + 4.0);
+        const tess_link_messages first = tess_plan_gradient_messages(plan, 0);
+        const tess_link_messages last = tess_plan_gradient_messages(plan, 3);
+        assert_true(first.inside == 2.0 && first.across == 2.0);
+        assert_true(last.inside == (by_node ? 2.0 : 0.0) && last.across == 0.0);
+        tess_plan_destroy(&plan);
+    }
+    tess_registry_fini(&reg);
+}
+
+/*
+ * Two nodes of three ranks, shards of one block. Straight, rank 0 sends 3 messages across, by node
+ * 1, and passes 2 on. So it saves 2 messages across and adds 20 us, 2 messages inside of 1 us each
+ * and 2 KiB at 1 GB/s: worth it where a message across takes more than 24.048 / 2 us.
+ */
+static void test_auto_weighs_messages_against_bytes(void **state)
+{
+    static const tess_link inside = {
+        .latency_s = 20e-6, .message_s = 1e-6, .rate = {1, {1}, {1e9}}, .adapter_numel = 1};
+    tess_link across = inside;
+    tess_registry reg;
+    (void)state;
+    make_model(&reg, 2);
+    tess_plan_options o = {
+        .world = 6, .gather_group_numel = 1, .micro_batch_numel = 6, .node_rank_numel = 3};
+    tess_plan *plan = make_plan(&reg, o); /* the usual 15 us */
+    assert_int_equal(plan->options.exchange, TESS_EXCHANGE_AUTO);
+    assert_true(plan->unit[1].is_by_node);
+    tess_plan_destroy(&plan);
+    o.link_inside = &inside;
+    o.link_across = &across;
+    for (int is_dear = 0; is_dear < 2; is_dear++) {
+        across.message_s = is_dear ? 12.1e-6 : 12.0e-6;
+        plan = make_plan(&reg, o);
+        assert_int_equal(plan->unit[1].is_by_node, is_dear);
+        tess_plan_destroy(&plan);
+    }
+    o.is_device = true; /* NCCL's own */
+    plan = make_plan(&reg, o);
+    assert_false(plan->unit[1].is_by_node);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -414,6 +519,8 @@ int main(void)
         cmocka_unit_test(test_prefetch_is_no_slower),
         cmocka_unit_test(test_ranks_that_differ_are_simulated),
         cmocka_unit_test(test_single_ranks_equal_their_schedules),
+        cmocka_unit_test(test_exchange_by_node_by_hand),
+        cmocka_unit_test(test_auto_weighs_messages_against_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,7 +23,7 @@ struct tess_golden {
     int tensor_numel, key_numel;
     golden_tensor tensor[GOLDEN_TENSOR_MAX];
     char key[GOLDEN_KEY_MAX][32];
-    char text[GOLDEN_KEY_MAX][160];
+    char text[GOLDEN_KEY_MAX][512];
 };
 
 static tess_status load(const char *path, tess_golden *g)
@@ -59,7 +59,7 @@ static tess_status parse_line(tess_golden *g, const char *line)
         return TESS_OK;
     }
     TESS_CHECK(g->key_numel < GOLDEN_KEY_MAX, TESS_E_FORMAT, "golden: too many keys");
-    const int found = sscanf(line, "%31s %159[^\n]", g->key[g->key_numel], g->text[g->key_numel]);
+    const int found = sscanf(line, "%31s %511[^\n]", g->key[g->key_numel], g->text[g->key_numel]);
     TESS_CHECK(found == 2, TESS_E_FORMAT, "golden: line '%s' is no 'key value'", line);
     g->key_numel++;
     return TESS_OK;

@@ -10,12 +10,13 @@
 #include "core/rng.h"
 #include "format/npy.h"
 #include "train/session.h"
+#include "train/vectors.h"
 
 /* M = 5 micro-batches and K = 19 codes divide by no number of ranks above 1; N = 301 vectors are
  * less than two epochs of 12 steps with 40 vectors each, and no whole number of steps. */
 static const char run_text[] =
     "model: {family: %s}\n"
-    "data: {path: %s, eval_path: %s}\n"
+    "data: {path: %s, eval_path: %s%s}\n"
     "train: {steps: 12, micro_batch: 8, micro_batches: 5, learning_rate: 1.0e-2, warmup_steps: 2,\n"
     "        eval_every: 5, seed: 11}\n"
     "quantizer: {%s, %s, window: 5}\n"
@@ -54,11 +55,41 @@ tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder
     return tess_agree(comm, st);
 }
 
+tess_status rqvae_write(vector_run *v, const char *name, const float *x, const int64_t shape[2])
+{
+    char path[600];
+    tess_vectors_writer *writer = NULL;
+    snprintf(path, sizeof path, "%s/%s", v->dir, name);
+    TESS_TRY(tess_vectors_writer_create(&v->ctx, path, shape[0], shape[1], &writer));
+    tess_status st = tess_vectors_writer_append(writer, x, shape[0]);
+    if (st == TESS_OK)
+        st = tess_vectors_writer_finish(writer);
+    tess_vectors_writer_destroy(&writer);
+    return st;
+}
+
+static tess_status write_mask(vector_run *v)
+{
+    void *memory = NULL;
+    TESS_TRY(tess_alloc_array(v->n, sizeof(float), &memory));
+    float *valid = memory;
+    for (int64_t i = 0; i < v->n; i++)
+        valid[i] = rqvae_is_valid(i) ? 1.0f : 0.0f;
+    const tess_status st = rqvae_write(v, "mask.fbin", valid, (const int64_t[]){v->n, 1});
+    tess_free(memory);
+    return st;
+}
+
+tess_status rqvae_make_mask(tess_comm *comm, vector_run *v)
+{
+    return tess_agree(comm, tess_comm_rank(comm) == 0 ? write_mask(v) : TESS_OK);
+}
+
 tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool is_reader,
                        tess_session **session)
 {
     static volatile sig_atomic_t stop = 1;
-    char text[2048];
+    char text[4096], masks[1400] = "";
     tess_run_override overrides[RQVAE_OVERRIDE_MAX];
     int numel = 0;
     for (; numel < RQVAE_OVERRIDE_MAX && l->override[numel] != NULL; numel++)
@@ -68,7 +99,10 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
         snprintf(data, sizeof data, "%s/%s", v->dir, l->images);
     else
         snprintf(data, sizeof data, "%s", v->file);
-    snprintf(text, sizeof text, run_text, l->images != NULL ? "vqvae" : "rqvae", data, data,
+    if (l->is_masked)
+        snprintf(masks, sizeof masks, ", mask_path: %s/mask.fbin, eval_mask_path: %s/mask.fbin",
+                 v->dir, v->dir);
+    snprintf(text, sizeof text, run_text, l->images != NULL ? "vqvae" : "rqvae", data, data, masks,
              l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6",
              l->images != NULL
                  ? "downsample: 2, channels: 6, residual_blocks: 1, residual_channels: 4"
@@ -146,7 +180,7 @@ tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out)
     return st;
 }
 
-static tess_status expect_same(vector_run *v, const char *a_name, const char *b_name)
+tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name)
 {
     rqvae_outcome a = {0}, b = {0};
     TESS_TRY(rqvae_outcome_of(v, a_name, &a));
@@ -172,7 +206,7 @@ tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
     if (tess_comm_rank(comm) == 0)
         st = rqvae_train(self, v, &alone, &is_done);
     if (st == TESS_OK && tess_comm_rank(comm) == 0)
-        st = expect_same(v, l->name, alone_name);
+        st = rqvae_expect_same(v, l->name, alone_name);
     return tess_agree(comm, st);
 }
 
@@ -201,7 +235,7 @@ tess_status rqvae_check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
         TESS_TRY(tess_comm_control(comm, NULL, 0, &is_over, 1));
     }
     TESS_CHECK(launches == RQVAE_STEPS, TESS_E_STATE, "%d launches of one step each", launches);
-    return tess_agree(comm, expect_same(v, whole->name, parts_name));
+    return tess_agree(comm, rqvae_expect_same(v, whole->name, parts_name));
 }
 
 tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_launch *l,

@@ -14,6 +14,7 @@ typedef struct rqvae_launch {
     const char *override[RQVAE_OVERRIDE_MAX]; /* ends with NULL */
     const char *images;  /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
     bool is_stopped;     /* as a signal would, after one step */
+    bool is_masked;      /* by rqvae_make_mask */
     tess_device *device; /* NULL: what compute.device says */
     const tess_kernels *kernels; /* of the device */
 } rqvae_launch;
@@ -28,6 +29,14 @@ typedef struct rqvae_outcome {
 /** Images of 16 x 16 with 3 channels, a disk of one color on another, as .npy in `folder`.
  * Collective over `comm`. */
 tess_status rqvae_make_images(tess_comm *comm, vector_run *v, const char *folder, int numel);
+/** `mask.fbin` in the folder: seven of ten vectors, so that whole micro-batches are masked.
+ * Collective over `comm`. */
+tess_status rqvae_make_mask(tess_comm *comm, vector_run *v);
+static inline bool rqvae_is_valid(int64_t vector_idx) { return vector_idx * 7 % 10 < 3; }
+/** Vectors [numel, dim] of a file in the folder. Local. */
+tess_status rqvae_write(vector_run *v, const char *name, const float *x, const int64_t shape[2]);
+/** Runs that leave the same bits. Local. */
+tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name);
 /** One image of another extent beside them. Local. */
 tess_status rqvae_make_image(vector_run *v, const char *folder, int idx, int extent);
 /** A session of the run: training, or a reader of its newest checkpoint. Collective over `comm`. */
@@ -37,6 +46,8 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
 tess_status rqvae_train(tess_comm *comm, vector_run *v, const rqvae_launch *l, bool *is_done);
 /** Local. */
 tess_status rqvae_outcome_of(vector_run *v, const char *run, rqvae_outcome *out);
+/** Two runs of RQVAE_STEPS steps left the same bits. Local. */
+tess_status rqvae_expect_same(vector_run *v, const char *a_name, const char *b_name);
 /** The run on all ranks and on one leave the same bits. Collective over `comm`. */
 tess_status rqvae_check_alone(tess_comm *comm, tess_comm *self, vector_run *v,
                               const rqvae_launch *l);

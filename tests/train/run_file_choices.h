@@ -42,6 +42,7 @@ static const struct {
     {TESS_RUN_KEY_objective_beta_beta, TESS_RUN_KEY_objective_timesteps, "beta"},
     {TESS_RUN_KEY_objective_shift_factor, TESS_RUN_KEY_objective_shift, "static"},
     {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
+    {TESS_RUN_KEY_shard_exchange, TESS_RUN_KEY_shard_reduction, "exact"},
     {TESS_RUN_KEY_sample_every, TESS_RUN_KEY_sample_prompts, "[a]"},
     {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
 };

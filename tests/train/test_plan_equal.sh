@@ -64,6 +64,7 @@ for ranks in 1 2 3 4 5 8; do
 done
 compare 4 group-2 shard.gather_group=2 shard.reduction=library shard.reshard_after_forward=on
 compare 2 auto-2 shard.prefetch=0
+compare 4 by-node-4 shard.exchange=by-node
 run=$work/full.yaml
 compare 3 full-3 compute.dtype=f32
 

@@ -5,6 +5,7 @@
  * Runs at 5 and 8 ranks too: K = 19, M = 5 and the bits of a group divide by none.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,30 @@ static const rqvae_launch quantizers[] = {
      .override = {"train.micro_batches=2"}},
     {.name = "bsq", .quantizer = "type: bsq, code_dim: 6, groups: 2, inverse_temperature: 2"},
     {.name = "bsq0", .quantizer = "type: bsq, code_dim: 25, diversity: 0"},
-    {.name = "latent", .quantizer = "type: latent, axis_levels: [4, 5, 3, 6]"}};
+    {.name = "latent", .quantizer = "type: latent, axis_levels: [4, 5, 3, 6]"},
+    {.name = "fixed", .quantizer = "type: random-projection, codes: 19, code_dim: 6, groups: 2"},
+    {.name = "weights",
+     .quantizer = "type: lfq, code_dim: 5, confidence: 0.5, scale: 2, inverse_temperature: 3"},
+    {.name = "m-levels", .quantizer = BOOKS ", levels: 2, groups: 2", .is_masked = true},
+    {.name = "m-heads",
+     .quantizer = BOOKS ", type: vq, groups: 3, shared_codes: true, update: ema, threshold: 1.5, "
+                        "decay: 0.8",
+     .is_masked = true},
+    {.name = "m-rows",
+     .quantizer = BOOKS ", levels: 2, groups: 2, update: ema, threshold: 1.5, sharding: rows",
+     .is_masked = true},
+    {.name = "m-simvq", .quantizer = BOOKS ", type: simvq, orthogonal: 1", .is_masked = true},
+    {.name = "m-fsqs",
+     .quantizer = "type: residual-fsq, axis_levels: [5, 4], levels: 2",
+     .is_masked = true},
+    {.name = "m-lfq", .quantizer = "type: lfq, code_dim: 5", .is_masked = true},
+    {.name = "m-bsq",
+     .quantizer = "type: bsq, code_dim: 6, groups: 2, confidence: 0.5, inverse_temperature: 2",
+     .is_masked = true},
+    {.name = "m-latent", .quantizer = "type: latent, axis_levels: [4, 5, 3, 6]", .is_masked = true},
+    {.name = "m-fixed",
+     .quantizer = "type: random-projection, codes: 19, code_dim: 6",
+     .is_masked = true}};
 
 /* The launch with one more override. */
 static rqvae_launch with(const rqvae_launch *l, const char *name, const char *more)
@@ -65,7 +89,7 @@ static tess_status check_all(tess_comm *comm, tess_comm *self, vector_run *v)
 
 static tess_status check_resumes(tess_comm *comm, tess_comm *self, vector_run *v)
 {
-    static const char *const name[] = {"drawn", "heads", "noise", "lfq"};
+    static const char *const name[] = {"drawn", "heads", "noise", "lfq", "fixed", "m-heads"};
     for (int i = 0; i < TESS_NELEM(name); i++)
         for (int k = 0; k < TESS_NELEM(quantizers); k++) {
             char whole[32];
@@ -107,10 +131,80 @@ static tess_status check_refusals(tess_comm *comm, vector_run *v)
          "choose kmeans"},
         {{.name = "no14", .override = {"quantizer.shared_codes=true"}},
          "no meaning with one group"},
+        {{.name = "no16", .quantizer = "type: bsq, code_dim: 5, scale: 2"},
+         "no meaning with quantizer.type bsq"},
+        {{.name = "no17", .quantizer = "type: random-projection, code_dim: 6, commitment: 1"},
+         "no meaning with quantizer.type random-projection"},
         {{.name = "no15", .quantizer = "type: latent, axis_levels: [4000, 97]"}, "4097 values"}};
     for (int i = 0; i < TESS_NELEM(wrong); i++)
         TESS_TRY(rqvae_expect_refused(comm, v, &wrong[i].l, TESS_E_CONFIG, wrong[i].words));
     return TESS_OK;
+}
+
+/* ---- masks ---- */
+
+/* The vectors with others in the place of masked ones, NaN among them. Local. */
+static tess_status write_others(vector_run *v)
+{
+    static float x[301 * 19];
+    memcpy(x, v->x, sizeof x);
+    for (int64_t i = 0; i < v->n; i++)
+        for (int64_t j = 0; j < v->d && !rqvae_is_valid(i); j++)
+            x[i * v->d + j] = i % 2 == 0 ? NAN : 1e30f;
+    return rqvae_write(v, "others.fbin", x, (const int64_t[]){v->n, v->d});
+}
+
+/* What stands in masked vectors changes no bit, of start codes, averages and draws neither. */
+static tess_status check_others(tess_comm *comm, vector_run *v)
+{
+    char data[400], eval[400];
+    bool is_done = false;
+    snprintf(data, sizeof data, "data.path=%s/others.fbin", v->dir);
+    snprintf(eval, sizeof eval, "data.eval_path=%s/others.fbin", v->dir);
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? write_others(v) : TESS_OK));
+    for (int k = 0; k < TESS_NELEM(quantizers); k++) {
+        char name[32], others[32];
+        if (!quantizers[k].is_masked)
+            continue;
+        snprintf(name, sizeof name, "%s-0", quantizers[k].name); /* there already */
+        snprintf(others, sizeof others, "%s-others", quantizers[k].name);
+        const rqvae_launch f32 = with(&quantizers[k], others, "compute.dtype=f32");
+        const rqvae_launch other = with(&f32, others, data);
+        const rqvae_launch l = with(&other, others, eval);
+        TESS_TRY(rqvae_train(comm, v, &l, &is_done));
+        TESS_TRY(tess_agree(comm, rqvae_expect_same(v, name, others)));
+    }
+    return TESS_OK;
+}
+
+static tess_status write_bad_masks(vector_run *v)
+{
+    static float valid[301];
+    TESS_TRY(rqvae_write(v, "none.fbin", valid, (const int64_t[]){v->n, 1}));
+    TESS_TRY(rqvae_write(v, "short.fbin", valid, (const int64_t[]){v->n - 1, 1}));
+    valid[7] = 0.5f;
+    return rqvae_write(v, "half.fbin", valid, (const int64_t[]){v->n, 1});
+}
+
+static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
+{
+    static const struct {
+        const char *file, *words;
+        tess_status code;
+    } bad[] = {{"none", "step 1: all of its 40 vectors are masked", TESS_E_FORMAT},
+               {"short", "expected [301, 1]", TESS_E_CONFIG},
+               {"half", "vector 7 has 0.5, expected 0 (masked) or 1", TESS_E_FORMAT}};
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? write_bad_masks(v) : TESS_OK));
+    for (int i = 0; i < TESS_NELEM(bad); i++) {
+        char key[400];
+        snprintf(key, sizeof key, "data.mask_path=%s/%s.fbin", v->dir, bad[i].file);
+        const rqvae_launch l = {.name = "bad", .override = {key}};
+        TESS_TRY(rqvae_expect_refused(comm, v, &l, bad[i].code, bad[i].words));
+    }
+    const rqvae_launch images = {
+        .name = "images-bad", .images = "images", .override = {"data.mask_path=mask.fbin"}};
+    return rqvae_expect_refused(comm, v, &images, TESS_E_CONFIG,
+                                "no meaning with model.family vqvae");
 }
 
 /* ---- on the wire ---- */
@@ -212,7 +306,13 @@ static tess_status run(tess_comm *comm)
     if (st == TESS_OK)
         st = check_wires(comm, &v);
     if (st == TESS_OK)
+        st = rqvae_make_mask(comm, &v);
+    if (st == TESS_OK)
         st = check_all(comm, self, &v);
+    if (st == TESS_OK)
+        st = check_others(comm, &v);
+    if (st == TESS_OK)
+        st = check_bad_masks(comm, &v);
     if (st == TESS_OK)
         st = check_resumes(comm, self, &v);
     vector_run_destroy(comm, &v);

@@ -49,7 +49,7 @@ static tess_status convert(tess_comm *comm, vector_run *v, const rqvae_launch *l
     path_of(v, file[0], from);
     path_of(v, file[1], to);
     TESS_TRY(rqvae_open(comm, v, l, true, &session));
-    const tess_status st = to_do == ENCODE ? tess_session_encode(session, from, to, &result)
+    const tess_status st = to_do == ENCODE ? tess_session_encode(session, from, NULL, to, &result)
                                            : tess_session_decode(session, from, to);
     tess_session_close(&session);
     return st;
@@ -103,8 +103,7 @@ static tess_status forge(vector_run *v, int field)
     info.code_numel += field == 0;
     info.level_numel += field == 1 ? 6 : 0;
     info.group_numel += field == 2 ? 6 : 0;
-    info.has_absent = field == 3;
-    info.bit_order = field == 4 ? TESS_CODES_MSB_FIRST : info.bit_order;
+    info.bit_order = field == 3 ? TESS_CODES_MSB_FIRST : info.bit_order;
     TESS_TRY(tess_codes_writer_create(&v->ctx, to, &info, &writer));
     tess_status st = tess_codes_writer_append(writer, code, info.vector_numel);
     if (st == TESS_OK)
@@ -116,7 +115,7 @@ static tess_status forge(vector_run *v, int field)
 static tess_status check_forms(tess_comm *comm, vector_run *v)
 {
     static const char *const words[] = {"codes is 61, the checkpoint has 60", "levels is 7",
-                                        "groups is 7", "has_absent is 1",
+                                        "groups is 7",
                                         "bit_order is msb-first, the checkpoint has lsb-first"};
     for (int i = 0; i < TESS_NELEM(words); i++) {
         TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? forge(v, i) : TESS_OK));
@@ -127,26 +126,13 @@ static tess_status check_forms(tess_comm *comm, vector_run *v)
     return TESS_OK;
 }
 
-static tess_status write_vectors(vector_run *v, const char *name, const float *x)
-{
-    char path[600];
-    tess_vectors_writer *writer = NULL;
-    path_of(v, name, path);
-    TESS_TRY(tess_vectors_writer_create(&v->ctx, path, N, DIM, &writer));
-    tess_status st = tess_vectors_writer_append(writer, x, N);
-    if (st == TESS_OK)
-        st = tess_vectors_writer_finish(writer);
-    tess_vectors_writer_destroy(&writer);
-    return st;
-}
-
 /* Its square is finite in f64, its error in f32 is not. */
 static tess_status make_files(vector_run *v)
 {
-    TESS_TRY(write_vectors(v, "all.fbin", v->x));
+    TESS_TRY(rqvae_write(v, "all.fbin", v->x, (const int64_t[]){N, DIM}));
     for (int j = 0; j < DIM; j++)
         v->x[1234 * DIM + j] = 3e38f;
-    return write_vectors(v, "huge.fbin", v->x);
+    return rqvae_write(v, "huge.fbin", v->x, (const int64_t[]){N, DIM});
 }
 
 /* A vector that becomes NaN: its steps are skipped, `latent` too, and what levels.jsonl tells is of
@@ -200,11 +186,110 @@ static tess_status check_blocks(tess_comm *comm, vector_run *v)
     return TESS_OK;
 }
 
+/* ---- masks ---- */
+
+/* Codes of `name`: -1 of what is masked, else those of `plain`. Local. */
+static tess_status compare_codes(vector_run *v, const char *plain, const char *name)
+{
+    static int64_t code[2][N];
+    const char *const file[] = {plain, name};
+    for (int i = 0; i < 2; i++) {
+        char path[600];
+        tess_codes_file *f = NULL;
+        path_of(v, file[i], path);
+        TESS_TRY(tess_codes_file_open(&v->ctx, path, &f));
+        const tess_status st = tess_codes_file_read(f, 0, N, code[i]);
+        tess_codes_file_close(&f);
+        TESS_TRY(st);
+    }
+    for (int64_t i = 0; i < N; i++)
+        TESS_CHECK(code[1][i] == (rqvae_is_valid(i) ? code[0][i] : -1), TESS_E_STATE,
+                   "vector %" PRId64 ": code %" PRId64 ", without a mask %" PRId64, i, code[1][i],
+                   code[0][i]);
+    return TESS_OK;
+}
+
+/* Zeros of what is masked, else what decodes without a mask. Local. */
+static tess_status compare_vectors(vector_run *v)
+{
+    static float x[2][N * DIM];
+    const char *const file[] = {"back.fbin", "masked-back.fbin"};
+    for (int i = 0; i < 2; i++) {
+        char path[600];
+        tess_vectors *f = NULL;
+        path_of(v, file[i], path);
+        TESS_TRY(tess_vectors_open(&v->ctx, path, &f));
+        const tess_status st = tess_vectors_read(f, 0, N, x[i]);
+        tess_vectors_close(&f);
+        TESS_TRY(st);
+    }
+    for (int64_t i = 0; i < (int64_t)N * DIM; i++)
+        TESS_CHECK(x[1][i] == (rqvae_is_valid(i / DIM) ? x[0][i] : 0.0f), TESS_E_STATE,
+                   "element %" PRId64 " is %g, without a mask %g", i, (double)x[1][i],
+                   (double)x[0][i]);
+    return TESS_OK;
+}
+
+static tess_status encode_masked(tess_comm *comm, vector_run *v, tess_encode_result *result)
+{
+    char from[600], mask[600], to[600];
+    tess_session *session = NULL;
+    path_of(v, "all.fbin", from);
+    path_of(v, "mask.fbin", mask);
+    path_of(v, "masked.h5", to);
+    TESS_TRY(rqvae_open(comm, v, &upper, true, &session));
+    const tess_status st = tess_session_encode(session, from, mask, to, result);
+    tess_session_close(&session);
+    return st;
+}
+
+/* A file of three levels with one code of vector 5 absent. Local, of rank 0. */
+static tess_status forge_absent(vector_run *v)
+{
+    char from[600], to[600];
+    tess_codes_file *file = NULL;
+    tess_codes_writer *writer = NULL;
+    int64_t code[8 * 3] = {[5 * 3 + 1] = -1};
+    path_of(v, "three.h5", from);
+    path_of(v, "forged.h5", to);
+    TESS_TRY(tess_codes_file_open(&v->ctx, from, &file));
+    tess_codes_info info = *tess_codes_file_get_info(file);
+    tess_codes_file_close(&file);
+    info.vector_numel = 8;
+    info.has_absent = true;
+    TESS_TRY(tess_codes_writer_create(&v->ctx, to, &info, &writer));
+    tess_status st = tess_codes_writer_append(writer, code, info.vector_numel);
+    if (st == TESS_OK)
+        st = tess_codes_writer_finish(writer);
+    tess_codes_writer_destroy(&writer);
+    return st;
+}
+
+static tess_status check_masks(tess_comm *comm, vector_run *v)
+{
+    tess_encode_result result;
+    int64_t valid_numel = 0;
+    for (int64_t i = 0; i < N; i++)
+        valid_numel += rqvae_is_valid(i);
+    TESS_TRY(rqvae_make_mask(comm, v));
+    TESS_TRY(encode_masked(comm, v, &result));
+    TESS_CHECK(result.sample_numel == valid_numel && result.error > 0.0, TESS_E_STATE,
+               "%" PRId64 " vectors counted, expected %" PRId64, result.sample_numel, valid_numel);
+    TESS_TRY(tess_agree(comm, compare_codes(v, "upper.h5", "masked.h5")));
+    TESS_TRY(convert(comm, v, &upper, DECODE, (const char *[]){"masked.h5", "masked-back.fbin"}));
+    TESS_TRY(tess_agree(comm, compare_vectors(v)));
+    TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? forge_absent(v) : TESS_OK));
+    return expect_refused(
+        convert(comm, v, &three, DECODE, (const char *[]){"forged.h5", "back.fbin"}), TESS_E_FORMAT,
+        "codes of row 5: 1 of 3 are absent");
+}
+
 static tess_status check_all(tess_comm *comm, vector_run *v)
 {
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? make_files(v) : TESS_OK));
     TESS_TRY(make_runs(comm, v));
     TESS_TRY(check_names(comm, v));
+    TESS_TRY(check_masks(comm, v));
     TESS_TRY(check_forms(comm, v));
     TESS_TRY(check_blocks(comm, v));
     TESS_TRY(check_windows(comm, v));
