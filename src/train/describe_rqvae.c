@@ -198,12 +198,12 @@ static tess_status tell_codes(const tess_launch_shape *launch, const tess_vector
                               tess_description *d)
 {
     const int world = v->book.shape.world;
-    const double gathered = gathered_nbytes(d->run, v, world);
     tess_plan_codes *codes = &d->codes;
     double moved = 0.0;
     tess_codebook_plan other;
     if (!v->has_books || !v->is_averaged)
         return TESS_OK;
+    const double gathered = gathered_nbytes(d->run, v, world);
     TESS_TRY(plan_books(d->run, v, world, !v->book.shape.is_sharded, &other));
     TESS_TRY(moved_nbytes(d, v, &moved));
     const tess_codebook_plan *rows = v->book.shape.is_sharded ? &v->book : &other;
