@@ -11,18 +11,14 @@
  * "share" is the decoder's rate over the copy's, "differing" counts elements with other bits than
  * the CPU has. Exit code 1 where there are any.
  */
-#include <dlfcn.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bench/decode_problem.h"
+#include "bench/device.h"
 #include "core/arith.h"
-#include "core/clock.h"
-#include "kernels/cuda/plugin.h"
-
-enum { REPEAT_MAX = 1000 };
 
 typedef struct options {
     const char *plugin;
@@ -32,78 +28,24 @@ typedef struct options {
 
 typedef struct bench {
     options o;
-    const tess_kernels *kernels;
-    tess_device *device;
-    tess_stream *stream;
-    tess_mark mark[2];
+    bench_device at;
     int64_t differing_numel;
 } bench;
-
-/* ---- the program's side of the plugin ---- */
-
-static tess_status host_error_set(tess_status st, const char *file, int line, const char *text)
-{
-    return tess_error_set(st, file, line, "%s", text);
-}
-
-static const tess_cuda_host services = {
-    .abi = TESS_CUDA_ABI,
-    .error_set = host_error_set,
-    .error_trace = tess_error_trace,
-    .error_message = tess_error_message,
-    .error_clear = tess_error_clear,
-    .alloc = tess_alloc,
-    .free = tess_free,
-    .now_s = tess_clock_s,
-};
-
-static tess_status open_device(bench *b)
-{
-    TESS_CHECK(b->o.plugin != NULL, TESS_E_ARG, "--plugin LIBRARY is missing");
-    void *object = dlopen(b->o.plugin, RTLD_NOW | RTLD_LOCAL);
-    TESS_CHECK(object != NULL, TESS_E_UNSUPPORTED, "%s", dlerror());
-    union {
-        void *symbol;
-        tess_cuda_plugin_open_fn open;
-    } entry = {dlsym(object, "tess_cuda_plugin_open")};
-    const tess_cuda_plugin *plugin = entry.symbol != NULL ? entry.open(&services) : NULL;
-    TESS_CHECK(plugin != NULL && plugin->abi == TESS_CUDA_ABI, TESS_E_UNSUPPORTED,
-               "'%s' is not the CUDA part of this version", b->o.plugin);
-    TESS_TRY(plugin->device_open(b->o.index, &b->device));
-    b->kernels = plugin->kernels(b->device);
-    TESS_TRY(tess_device_stream_create(b->device, "bench", false, &b->stream));
-    TESS_TRY(tess_mark_init(&b->mark[0], b->stream));
-    return tess_mark_init(&b->mark[1], b->stream);
-}
 
 /* ---- times ---- */
 
 /* A call whose time is taken. */
 typedef struct work {
+    bench *b;
     const tess_dequantize_args *decode; /* NULL: the copy */
     tess_view dst, src;
 } work;
 
-static tess_status do_work(bench *b, const work *w)
+static tess_status do_work(void *arg)
 {
-    return w->decode != NULL ? b->kernels->dequantize(w->decode, b->stream)
-                             : tess_device_copy(b->device, w->dst, w->src, b->stream);
-}
-
-static tess_status median_s(bench *b, const work *w, double *out)
-{
-    double second[REPEAT_MAX];
-    TESS_TRY(do_work(b, w));
-    for (int i = 0; i < b->o.repeat_numel; i++) {
-        TESS_TRY(tess_mark_record(&b->mark[0], b->stream));
-        TESS_TRY(do_work(b, w));
-        TESS_TRY(tess_mark_record(&b->mark[1], b->stream));
-        TESS_TRY(tess_mark_elapsed(b->stream, &b->mark[0], &b->mark[1], &second[i]));
-    }
-    TESS_TRY(tess_stream_finish(b->stream));
-    qsort(second, (size_t)b->o.repeat_numel, sizeof *second, decode_by_value);
-    *out = second[(b->o.repeat_numel - 1) / 2];
-    return TESS_OK;
+    const work *w = arg;
+    return w->decode != NULL ? w->b->at.kernels->dequantize(w->decode, w->b->at.stream)
+                             : tess_device_copy(w->b->at.device, w->dst, w->src, w->b->at.stream);
 }
 
 /* ---- one format ---- */
@@ -124,34 +66,34 @@ static tess_view bytes_of(void *data, size_t nbytes, tess_space space)
 
 static tess_status sides_init(bench *b, const char *text, tess_dtype dt, sides *s)
 {
-    const tess_device_ops *ops = b->device->ops;
+    const tess_device_ops *ops = b->at.device->ops;
     TESS_TRY(decode_problem_init(text, b->o.rows, b->o.cols, &s->p));
     s->dst_nbytes = (size_t)s->p.numel * tess_dtype_block_nbytes(dt);
     s->copy_nbytes = (s->dst_nbytes + s->p.nbytes) / 2;
     for (int i = 0; i < s->p.part_numel; i++) {
         const size_t nbytes = s->p.part[i].nbytes;
-        TESS_TRY(ops->alloc(b->device, TESS_DEVICE, nbytes, &s->data[i]));
-        TESS_TRY(tess_device_copy(b->device, bytes_of(s->data[i], nbytes, TESS_DEVICE),
-                                  bytes_of(s->p.data[i], nbytes, TESS_HOST), b->stream));
+        TESS_TRY(ops->alloc(b->at.device, TESS_DEVICE, nbytes, &s->data[i]));
+        TESS_TRY(tess_device_copy(b->at.device, bytes_of(s->data[i], nbytes, TESS_DEVICE),
+                                  bytes_of(s->p.data[i], nbytes, TESS_HOST), b->at.stream));
     }
-    TESS_TRY(ops->alloc(b->device, TESS_DEVICE, s->dst_nbytes, &s->dst));
+    TESS_TRY(ops->alloc(b->at.device, TESS_DEVICE, s->dst_nbytes, &s->dst));
     for (int i = 0; i < 2; i++)
-        TESS_TRY(ops->alloc(b->device, TESS_DEVICE, s->copy_nbytes, &s->copy[i]));
+        TESS_TRY(ops->alloc(b->at.device, TESS_DEVICE, s->copy_nbytes, &s->copy[i]));
     TESS_TRY(tess_alloc(s->dst_nbytes, &s->got));
     return tess_alloc(s->dst_nbytes, &s->want);
 }
 
 static void sides_fini(bench *b, sides *s)
 {
-    const tess_device_ops *ops = b->device->ops;
+    const tess_device_ops *ops = b->at.device->ops;
     for (int i = 0; i < s->p.part_numel; i++)
         if (s->data[i] != NULL)
-            ops->release(b->device, TESS_DEVICE, s->data[i], s->p.part[i].nbytes);
+            ops->release(b->at.device, TESS_DEVICE, s->data[i], s->p.part[i].nbytes);
     if (s->dst != NULL)
-        ops->release(b->device, TESS_DEVICE, s->dst, s->dst_nbytes);
+        ops->release(b->at.device, TESS_DEVICE, s->dst, s->dst_nbytes);
     for (int i = 0; i < 2; i++)
         if (s->copy[i] != NULL)
-            ops->release(b->device, TESS_DEVICE, s->copy[i], s->copy_nbytes);
+            ops->release(b->at.device, TESS_DEVICE, s->copy[i], s->copy_nbytes);
     tess_free(s->got);
     tess_free(s->want);
     decode_problem_fini(&s->p);
@@ -162,9 +104,9 @@ static tess_status count_differing(bench *b, sides *s, tess_dtype dt, int64_t *o
     const size_t elem_nbytes = tess_dtype_block_nbytes(dt);
     const tess_dequantize_args host =
         decode_problem_args(&s->p, s->p.data, tess_view_host(s->want, s->p.numel, dt));
-    TESS_TRY(tess_device_copy(b->device, bytes_of(s->got, s->dst_nbytes, TESS_HOST),
-                              bytes_of(s->dst, s->dst_nbytes, TESS_DEVICE), b->stream));
-    TESS_TRY(tess_stream_finish(b->stream));
+    TESS_TRY(tess_device_copy(b->at.device, bytes_of(s->got, s->dst_nbytes, TESS_HOST),
+                              bytes_of(s->dst, s->dst_nbytes, TESS_DEVICE), b->at.stream));
+    TESS_TRY(tess_stream_finish(b->at.stream));
     TESS_TRY(tess_kernels_cpu.dequantize(&host, NULL));
     *out = 0;
     for (size_t i = 0; i < s->dst_nbytes; i += elem_nbytes)
@@ -179,21 +121,22 @@ static tess_status measure(bench *b, const char *text, tess_dtype dt, sides *s)
     TESS_TRY(sides_init(b, text, dt, s));
     const tess_view dst = {s->dst, s->p.numel, dt, TESS_DEVICE};
     const tess_dequantize_args args = decode_problem_args(&s->p, s->data, dst);
-    const work decode = {.decode = &args};
-    const work copy = {.dst = bytes_of(s->copy[0], s->copy_nbytes, TESS_DEVICE),
-                       .src = bytes_of(s->copy[1], s->copy_nbytes, TESS_DEVICE)};
-    TESS_TRY(tess_device_zero(b->device, copy.src, b->stream));
-    TESS_TRY(median_s(b, &decode, &decode_s));
-    TESS_TRY(median_s(b, &copy, &copy_s));
+    work decode = {.b = b, .decode = &args};
+    work copy = {.b = b,
+                 .dst = bytes_of(s->copy[0], s->copy_nbytes, TESS_DEVICE),
+                 .src = bytes_of(s->copy[1], s->copy_nbytes, TESS_DEVICE)};
+    TESS_TRY(tess_device_zero(b->at.device, copy.src, b->at.stream));
+    TESS_TRY(bench_median_s(&b->at, do_work, &decode, b->o.repeat_numel, &decode_s));
+    TESS_TRY(bench_median_s(&b->at, do_work, &copy, b->o.repeat_numel, &copy_s));
     TESS_TRY(count_differing(b, s, dt, &differing_numel));
     const double gbyte = 1e-9 * (double)(s->dst_nbytes + s->p.nbytes);
     printf("{\"bench\": \"dequantize_device\", \"device\": \"%s\", \"path\": \"%s\", \"format\": "
            "\"%s\", \"to\": \"%s\", \"rows\": %" PRId64 ", \"cols\": %" PRId64 ", \"repeats\": %d, "
            "\"us\": %.2f, \"gb_per_s\": %.1f, \"copy_gb_per_s\": %.1f, \"share\": %.3f, "
            "\"differing\": %" PRId64 "}\n",
-           b->device->name, b->kernels->path(), text, tess_dtype_name(dt), b->o.rows, b->o.cols,
-           b->o.repeat_numel, 1e6 * decode_s, gbyte / decode_s, gbyte / copy_s, copy_s / decode_s,
-           differing_numel);
+           b->at.device->name, b->at.kernels->path(), text, tess_dtype_name(dt), b->o.rows,
+           b->o.cols, b->o.repeat_numel, 1e6 * decode_s, gbyte / decode_s, gbyte / copy_s,
+           copy_s / decode_s, differing_numel);
     fflush(stdout);
     b->differing_numel += differing_numel;
     return TESS_OK;
@@ -221,7 +164,7 @@ static bool option_set(options *o, const char *name, const char *value)
     else if (strcmp(name, "--index") == 0)
         o->index = atoi(value);
     else if (strcmp(name, "--repeats") == 0)
-        o->repeat_numel = TESS_MIN(TESS_MAX(atoi(value), 1), REPEAT_MAX);
+        o->repeat_numel = TESS_MIN(TESS_MAX(atoi(value), 1), DEVICE_REPEAT_MAX);
     else if (strcmp(name, "--rows") == 0)
         o->rows = TESS_MAX(atoll(value), 1LL);
     else if (strcmp(name, "--cols") == 0)
@@ -242,7 +185,7 @@ int main(int argc, char **argv)
             return 64;
         }
     }
-    tess_status st = open_device(&b);
+    tess_status st = bench_device_open(b.o.plugin, b.o.index, &b.at);
     for (int i = 1; i + 1 < argc && st == TESS_OK; i += 2) {
         if (strcmp(argv[i], "--format") == 0) {
             has_format = true;

@@ -85,3 +85,30 @@ size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int th
     (void)thread_numel;
     return TESS_MAX(tess_flash_work_nbytes(shape), tess_sdpa_work_nbytes(shape));
 }
+
+/* ---- nearest codes ---- */
+
+tess_cuda_nearest_pack tess_cuda_nearest_pack_of(int64_t code_numel, int64_t dim)
+{
+    enum { CODES = 128, DEPTH = 32 }; /* of a tile */
+    tess_cuda_nearest_pack p = {.padded_numel = tess_round_up(code_numel, CODES),
+                                .padded_dim = tess_round_up(dim, DEPTH)};
+    const size_t plane = aligned(p.padded_numel * p.padded_dim * (int64_t)sizeof(uint16_t));
+    p.offset = ALIGN_NBYTES;
+    p.half = p.offset + aligned(dim * (int64_t)sizeof(float));
+    p.high = p.half + aligned(p.padded_numel * (int64_t)sizeof(float));
+    p.low = p.high + plane;
+    p.total = p.low + plane;
+    return p;
+}
+
+size_t tess_cuda_nearest_pack_nbytes(int64_t code_numel, int64_t dim)
+{
+    return tess_cuda_nearest_pack_of(code_numel, dim).total;
+}
+
+size_t tess_cuda_nearest_work_nbytes(int64_t dim, int best_numel, int thread_numel)
+{
+    (void)dim, (void)best_numel, (void)thread_numel;
+    return 0;
+}

@@ -28,6 +28,18 @@ size_t tess_cuda_attention_work_nbytes(const tess_attention_shape *shape, int th
 size_t tess_flash_work_nbytes(const tess_attention_shape *shape);
 size_t tess_sdpa_work_nbytes(const tess_attention_shape *shape);
 
+/** Where the parts of a pack of codes lie (kernels/cuda/nearest.cu), in bytes from its begin. */
+typedef struct tess_cuda_nearest_pack {
+    size_t offset, half, high, low, total;
+    int64_t padded_numel, padded_dim; /* whole tiles */
+} tess_cuda_nearest_pack;
+
+/** Local, pure. */
+tess_cuda_nearest_pack tess_cuda_nearest_pack_of(int64_t code_numel, int64_t dim);
+size_t tess_cuda_nearest_pack_nbytes(int64_t code_numel, int64_t dim);
+/** Short lists live in shared memory: no workspace. */
+size_t tess_cuda_nearest_work_nbytes(int64_t dim, int best_numel, int thread_numel);
+
 /** A table to plan with: workspaces and wishes of the CUDA backend. Its kernels are the CPU's and
  * are not run. Local. */
 const tess_kernels *tess_kernels_cuda_planned(void);

@@ -1,5 +1,6 @@
 #include "kernels/codebook.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 #include "kernels/cpu/ops_priv.h"
@@ -76,6 +77,10 @@ static void residual_part(void *arg, int part_idx, int part_numel)
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s)
 {
     TESS_TRY(tess_code_residual_check(a));
+    for (int64_t i = 0; i < a->vector_numel; i++)
+        TESS_CHECK(a->row[i] < a->code_numel || a->row[i] == TESS_NO_CODE, TESS_E_RANGE,
+                   "%s: row %" PRIu32 " of vector %" PRId64 ", expected below %" PRId64,
+                   "code_residual", a->row[i], i, a->code_numel);
     tess_code_residual_args args = *a;
     tess_pool_run(s->pool, tess_cpu_part_numel(s, a->vector_numel * a->dim), residual_part, &args);
     return TESS_OK;

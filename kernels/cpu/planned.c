@@ -12,19 +12,8 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.muon_momentum = NULL;
     planned.muon_apply = NULL;
     planned.scale = NULL;
-    planned.nearest_pack_nbytes = NULL;
-    planned.nearest_work_nbytes = NULL;
-    planned.nearest_prepare = NULL;
-    planned.nearest = NULL;
-    planned.code_sum = NULL;
-    planned.code_mean = NULL;
-    planned.code_residual = NULL;
-    planned.code_row = NULL;
-    planned.relu = NULL;
-    planned.mix = NULL;
-    planned.quantizers = NULL;
-    planned.im2col = NULL;
-    planned.col2im = NULL;
+    planned.nearest_pack_nbytes = tess_cuda_nearest_pack_nbytes;
+    planned.nearest_work_nbytes = tess_cuda_nearest_work_nbytes;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;
     return &planned;
 }

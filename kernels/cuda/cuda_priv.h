@@ -64,6 +64,66 @@ tess_status tess_cuda_activation(const tess_activation_args *a, tess_stream *s);
 tess_status tess_cuda_activation_backward(const tess_activation_backward_args *a, tess_stream *s);
 tess_status tess_cuda_square_error(const tess_square_error_args *a, tess_stream *s);
 
+tess_status tess_cuda_nearest_prepare(const tess_nearest_prepare_args *a, tess_stream *s);
+tess_status tess_cuda_nearest(const tess_nearest_args *a, tess_stream *s);
+tess_status tess_cuda_code_sum(const tess_code_sum_args *a, tess_stream *s);
+tess_status tess_cuda_code_mean(const tess_code_mean_args *a, tess_stream *s);
+tess_status tess_cuda_code_residual(const tess_code_residual_args *a, tess_stream *s);
+tess_status tess_cuda_code_row(const tess_code_row_args *a, tess_stream *s);
+tess_status tess_cuda_relu(const tess_relu_args *a, tess_stream *s);
+tess_status tess_cuda_mix(const tess_mix_args *a, tess_stream *s);
+tess_status tess_cuda_im2col(const tess_im2col_args *a, tess_stream *s);
+tess_status tess_cuda_col2im(const tess_col2im_args *a, tess_stream *s);
+
+tess_status tess_cuda_quantizer_enter(const tess_quantizer_enter_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_enter_backward(const tess_quantizer_enter_backward_args *a,
+                                               tess_stream *s);
+tess_status tess_cuda_quantizer_gather(const tess_quantizer_gather_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_residual(const tess_quantizer_residual_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_row_loss(const tess_quantizer_row_loss_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_backward(const tess_quantizer_backward_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_directed(const tess_quantizer_directed_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_directed_backward(const tess_quantizer_directed_backward_args *a,
+                                                  tess_stream *s);
+tess_status tess_cuda_quantizer_code_gradient(const tess_quantizer_code_gradient_args *a,
+                                              tess_stream *s);
+tess_status tess_cuda_quantizer_gram(const tess_quantizer_gram_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_orthogonal(const tess_quantizer_orthogonal_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_mask(const tess_quantizer_mask_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_sample(const tess_quantizer_sample_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_average(const tess_quantizer_average_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_total(const tess_quantizer_total_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_embed(const tess_quantizer_embed_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_expire(const tess_quantizer_expire_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_replace(const tess_quantizer_replace_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_layer_norm(const tess_quantizer_layer_norm_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_level(const tess_quantizer_level_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_level_decode(const tess_quantizer_level_decode_args *a,
+                                             tess_stream *s);
+tess_status tess_cuda_quantizer_level_backward(const tess_quantizer_level_backward_args *a,
+                                               tess_stream *s);
+tess_status tess_cuda_quantizer_soft_clamp(const tess_quantizer_soft_clamp_args *a, tess_stream *s);
+tess_status
+tess_cuda_quantizer_soft_clamp_backward(const tess_quantizer_soft_clamp_backward_args *a,
+                                        tess_stream *s);
+tess_status tess_cuda_quantizer_latent(const tess_quantizer_latent_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_latent_decode(const tess_quantizer_latent_decode_args *a,
+                                              tess_stream *s);
+tess_status tess_cuda_quantizer_latent_gradient(const tess_quantizer_latent_gradient_args *a,
+                                                tess_stream *s);
+tess_status tess_cuda_quantizer_sign(const tess_quantizer_sign_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_sign_decode(const tess_quantizer_sign_decode_args *a,
+                                            tess_stream *s);
+tess_status tess_cuda_quantizer_sign_loss(const tess_quantizer_sign_loss_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_sign_backward(const tess_quantizer_sign_backward_args *a,
+                                              tess_stream *s);
+tess_status tess_cuda_quantizer_pbar(const tess_quantizer_pbar_args *a, tess_stream *s);
+tess_status tess_cuda_quantizer_batch_entropy(const tess_quantizer_batch_entropy_args *a,
+                                              tess_stream *s);
+tess_status
+tess_cuda_quantizer_batch_entropy_backward(const tess_quantizer_batch_entropy_backward_args *a,
+                                           tess_stream *s);
+
 tess_status tess_cuda_gemm_prepare(const tess_gemm_args *a, tess_stream *s);
 size_t tess_cuda_choices_nbytes(tess_stream *s);
 tess_status tess_cuda_choices_export(tess_stream *s, void *data);

@@ -74,6 +74,30 @@ extern "C" tess_status tess_cuda_swiglu_backward(const tess_swiglu_backward_args
     return TESS_OK;
 }
 
+template <bool IS_BF16> struct relu_op {
+    enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
+    template <bool IS_WHOLE>
+    __device__ static inline void chunk(const tess_relu_args &args, int64_t i, int n)
+    {
+        float x[NUMEL], gate[NUMEL];
+        tess_load<IS_BF16, IS_WHOLE, NUMEL>(args.x.data, i, n, x);
+        tess_load<IS_BF16, IS_WHOLE, NUMEL>(args.gate.data, i, n, gate);
+#pragma unroll
+        for (int k = 0; k < NUMEL; k++)
+            x[k] = gate[k] <= 0.0f ? 0.0f : x[k];
+        tess_store<IS_BF16, IS_WHOLE, NUMEL>(args.out.data, i, n, x);
+    }
+};
+
+extern "C" tess_status tess_cuda_relu(const tess_relu_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_relu_check(a));
+    const bool is_aligned = tess_is_aligned(a->x.data, a->gate.data, a->out.data);
+    if (a->out.dt == TESS_BF16)
+        return tess_chunks_launch<relu_op<true>>(*a, a->out.numel, is_aligned, s);
+    return tess_chunks_launch<relu_op<false>>(*a, a->out.numel, is_aligned, s);
+}
+
 template <bool IS_BF16> struct add_op {
     enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
     template <bool IS_WHOLE>

@@ -188,6 +188,27 @@ extern "C" tess_status tess_cuda_sum(const tess_sum_args *a, tess_stream *s)
     return TESS_OK;
 }
 
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS) mix_kernel(const tess_mix_args a)
+{
+    const int64_t stride = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < a.row_numel; i += stride) {
+        double sum = a.weight[0] * a.x[i];
+        for (int t = 1; t < a.term_numel; t++)
+            sum = sum + a.weight[t] * a.x[t * a.row_numel + i];
+        a.out[i] = sum;
+    }
+}
+
+extern "C" tess_status tess_cuda_mix(const tess_mix_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_mix_check(a));
+    const tess_mix_args args = *a;
+    if (a->row_numel > 0)
+        TESS_LAUNCH(mix_kernel, tess_grid(a->row_numel, TESS_BLOCK_THREADS), TESS_BLOCK_THREADS, 0,
+                    s, args);
+    return TESS_OK;
+}
+
 __global__ static void exact_add_kernel(const double *x, int64_t *acc, int64_t *nonfinite_numel)
 {
     int limb_idx = 0;

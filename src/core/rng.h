@@ -70,7 +70,7 @@ TESS_HD static inline void tess_rng_quad(const tess_rng *rng, uint64_t quad, uin
 }
 
 /** The 32-bit word of one element. Local. */
-static inline uint32_t tess_rng_u32(const tess_rng *rng, uint64_t element_idx)
+TESS_HD static inline uint32_t tess_rng_u32(const tess_rng *rng, uint64_t element_idx)
 {
     uint32_t quad[4];
     tess_rng_quad(rng, element_idx / 4, quad);
@@ -78,7 +78,7 @@ static inline uint32_t tess_rng_u32(const tess_rng *rng, uint64_t element_idx)
 }
 
 /** Uniform in [0, 1): 24 bits, exact in f32. Local. */
-static inline float tess_rng_uniform(const tess_rng *rng, uint64_t element_idx)
+TESS_HD static inline float tess_rng_uniform(const tess_rng *rng, uint64_t element_idx)
 {
     return (float)(tess_rng_u32(rng, element_idx) >> 8) * 0x1p-24f;
 }

@@ -292,8 +292,9 @@ static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_
                           .is_training = tess_call_is_training(call->mode),
                           .grad_scale = call->grad_scale,
                           .loss_sum = call->loss_sum};
-    io->x =
-        tess_exec_view(ex, (void *)(uintptr_t)batch->x, ex->row_numel * m->config.dim, TESS_F32);
+    /* Products that are announced want an address as aligned as that of a batch. */
+    void *x = is_announced ? call->work.data : (void *)(uintptr_t)batch->x;
+    io->x = tess_exec_view(ex, x, ex->row_numel * m->config.dim, TESS_F32);
     return take_codes(m, ex, call->stage_idx, io);
 }
 

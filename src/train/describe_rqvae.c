@@ -181,7 +181,8 @@ static double moved_nbytes(const tess_description *d, const tess_vector_layout *
     return most;
 }
 
-static tess_status tell_codes(const tess_vector_layout *v, tess_description *d)
+static tess_status tell_codes(const tess_launch_shape *launch, const tess_vector_layout *v,
+                              tess_description *d)
 {
     const int world = v->book.shape.world;
     tess_plan_codes *codes = &d->codes;
@@ -197,7 +198,7 @@ static tess_status tell_codes(const tess_vector_layout *v, tess_description *d)
     tess_free(own);
     *codes = (tess_plan_codes){.has_books = true,
                                .is_sharded = v->book.shape.is_sharded,
-                               .can_shard = can_shard(d->run, v),
+                               .can_shard = can_shard(d->run, v) && !launch->is_device,
                                .step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved,
                                .rows_nbytes = exchanged_nbytes(d->run, v, &rows) + moved};
     return st;
@@ -371,11 +372,27 @@ static tess_status make_config(tess_description *d)
     return tess_json_dump(d->config_root, 2, &d->config_text, &nbytes);
 }
 
+/* Rows are searched with the host's cores: where a device trains, codes are replicated. */
+static tess_status shard_for(const tess_run *run, bool is_device, tess_run_sharding *sharding)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    if (!is_device)
+        return TESS_OK;
+    tess_run_place_text(run, TESS_RUN_KEY_quantizer_sharding, place);
+    TESS_CHECK(*sharding != TESS_RUN_SHARDING_ROWS, TESS_E_UNSUPPORTED,
+               "%s: rows searches codes with the host's cores, found a device that trains: choose "
+               "replicated here, or set compute.device to cpu",
+               place);
+    *sharding = TESS_RUN_SHARDING_REPLICATED;
+    return TESS_OK;
+}
+
 tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
                                 tess_run_sharding sharding, tess_description *d)
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
+    TESS_TRY(shard_for(run, launch->is_device, &sharding));
     if (d->sample.dim == 0)
         TESS_TRY(find_size(ctx, run, &d->sample));
     TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
@@ -396,6 +413,6 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         .kernels = launch->kernels};
     tess_registry_init(&d->registry, options.compute_dt);
     TESS_TRY(tess_rqvae_create(&config, &options, &d->registry, &d->model));
-    TESS_TRY(tell_codes(&layout, d));
+    TESS_TRY(tell_codes(launch, &layout, d));
     return tess_codes_room_nbytes(&layout, &d->start_nbytes);
 }

@@ -46,8 +46,8 @@ static tess_status make_unit(const codes_job *job, const tess_codebook_rows *row
                                             .code_numel = job->at->shape.code_numel,
                                             .eps = EPS,
                                             .is_cosine = true};
-    tess_stream *stream = tess_runtime_stream(job->s->rt);
-    TESS_TRY(job->s->kernels->quantizers->embed(&args, stream));
+    tess_stream *stream = codes_stream(job->s);
+    TESS_TRY(codes_kernels(job->s)->quantizers->embed(&args, stream));
     TESS_TRY(tess_stream_finish(stream));
     memcpy(rows->embed_avg, rows->embed,
            (size_t)(rows->row_numel * rows->dim) * sizeof *rows->embed);
@@ -140,8 +140,8 @@ static tess_status add_up(codes_job *job, int book)
 /* Averages of the owned rows, and what they add to the size of all codes. */
 static tess_status move_averages(codes_job *job, const tess_codebook_rows *rows, int64_t *total)
 {
-    const tess_quantizer_kernels *q = job->s->kernels->quantizers;
-    tess_stream *stream = tess_runtime_stream(job->s->rt);
+    const tess_quantizer_kernels *q = codes_kernels(job->s)->quantizers;
+    tess_stream *stream = codes_stream(job->s);
     const tess_quantizer_average_args average = {.rows = *rows,
                                                  .count = tess_codebooks_tally(job->books),
                                                  .sum = job->r.value,
@@ -155,7 +155,7 @@ static tess_status move_averages(codes_job *job, const tess_codebook_rows *rows,
 
 static tess_status move(codes_job *job, const tess_codebook_rows *rows)
 {
-    tess_stream *stream = tess_runtime_stream(job->s->rt);
+    tess_stream *stream = codes_stream(job->s);
     int64_t total = 0;
     TESS_TRY(session_agree(job->s, move_averages(job, rows, &total)));
     TESS_TRY(tess_comm_control(job->s->world, &total, 1, NULL, 0));
@@ -164,7 +164,7 @@ static tess_status move(codes_job *job, const tess_codebook_rows *rows)
                                              .code_numel = job->at->shape.code_numel,
                                              .eps = EPS,
                                              .is_cosine = is_cosine(job->s)};
-    tess_status st = job->s->kernels->quantizers->embed(&embed, stream);
+    tess_status st = codes_kernels(job->s)->quantizers->embed(&embed, stream);
     if (st == TESS_OK)
         st = tess_stream_finish(stream);
     return session_agree(job->s, st);
@@ -179,8 +179,8 @@ static tess_status find_expired(codes_job *job, const tess_codebook_rows *rows,
                                                .threshold = s->run->quantizer.threshold,
                                                .expired = job->r.expired,
                                                .expired_numel = expired_numel};
-    TESS_TRY(s->kernels->quantizers->expire(&expire, tess_runtime_stream(s->rt)));
-    return tess_stream_finish(tess_runtime_stream(s->rt));
+    TESS_TRY(codes_kernels(s)->quantizers->expire(&expire, codes_stream(s)));
+    return tess_stream_finish(codes_stream(s));
 }
 
 /* How many rows expired on which ranks: first[r] are those in front of rank r's. */
@@ -218,7 +218,7 @@ static tess_status replace(codes_job *job, const tess_codebook_rows *rows, int b
                                               .replace_numel = numel,
                                               .reset = s->run->quantizer.threshold,
                                               .is_cosine = is_cosine(s)};
-    return session_agree(s, s->kernels->quantizers->replace(&args, tess_runtime_stream(s->rt)));
+    return session_agree(s, codes_kernels(s)->quantizers->replace(&args, codes_stream(s)));
 }
 
 static tess_status update_book(codes_job *job, int book)

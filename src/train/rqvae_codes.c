@@ -72,9 +72,9 @@ tess_status tess_codes_create(tess_session *s, const tess_vector_layout *layout,
         TESS_TRY(tess_runtime_host_work(s->rt, &memory));
     const tess_codebooks_parts parts = {
         .plan = &layout->book,
-        .kernels = s->kernels,
-        .stream = tess_runtime_stream(s->rt),
-        .comm = s->world,
+        .kernels = codes_kernels(s),
+        .stream = codes_stream(s),
+        .comm = tess_comm_host(s->world),
         .first_entry_idx = (uint32_t)s->d.plan->wire_numel,
         .memory = tess_view_slice(memory, is_sharded ? (int64_t)layout->books : 0,
                                   (int64_t)layout->book.total_nbytes)};

@@ -67,6 +67,17 @@ typedef struct codes_job {
     const int64_t *valid_before;
 } codes_job;
 
+/** Codes are set in host memory whatever trains: the kernels and the stream for that. Local. */
+static inline const tess_kernels *codes_kernels(tess_session *s)
+{
+    return tess_runtime_device(s->rt)->space == TESS_HOST ? s->kernels : &tess_kernels_cpu;
+}
+static inline tess_stream *codes_stream(tess_session *s)
+{
+    return tess_runtime_device(s->rt)->space == TESS_HOST ? tess_runtime_stream(s->rt)
+                                                          : &s->codes_stream;
+}
+
 /** Lay the room out; x and strides are the caller's. Collective. */
 TESS_MUST_CHECK tess_status codes_begin(tess_session *s, const tess_vector_layout *layout,
                                         tess_codebooks *books, codes_job *job);

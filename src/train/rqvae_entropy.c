@@ -36,8 +36,8 @@ static tess_status form(tess_session *s, const tess_vector_layout *v)
             .least = LEAST,
             .loss = &entropy,
             .slope = (double *)(void *)data_at(s, v->mean_slope) + g * each};
-        TESS_TRY(s->kernels->quantizers->batch_entropy(&args, tess_runtime_stream(s->rt)));
-        TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+        TESS_TRY(codes_kernels(s)->quantizers->batch_entropy(&args, codes_stream(s)));
+        TESS_TRY(tess_stream_finish(codes_stream(s)));
         *value += entropy;
     }
     return TESS_OK;

@@ -15,8 +15,8 @@ static tess_status add_round(codes_job *k, int book, int part, int64_t t)
     TESS_TRY(tess_codebooks_search(k->books, &round));
     if (round.adds)
         return TESS_OK;
-    TESS_TRY(k->s->kernels->code_row(&row, tess_runtime_stream(k->s->rt)));
-    TESS_TRY(tess_stream_finish(tess_runtime_stream(k->s->rt)));
+    TESS_TRY(codes_kernels(k->s)->code_row(&row, codes_stream(k->s)));
+    TESS_TRY(tess_stream_finish(codes_stream(k->s)));
     for (int64_t i = 0; i < own; i++)
         if (codes_is_masked(k, t, i))
             k->r.code[i] = TESS_NO_CODE;
@@ -39,7 +39,7 @@ static tess_status lloyd_round(codes_job *k, int book, int exponent)
                                       .exponent = exponent,
                                       .is_unit =
                                           k->s->run->quantizer.type == TESS_RUN_QUANTIZER_COSINE};
-    return session_agree(k->s, k->s->kernels->code_mean(&mean, tess_runtime_stream(k->s->rt)));
+    return session_agree(k->s, codes_kernels(k->s)->code_mean(&mean, codes_stream(k->s)));
 }
 
 /* The next level's vectors. */
@@ -51,7 +51,7 @@ static tess_status subtract(codes_job *k, int book)
         const int64_t own = round.vector_numel[k->rank];
         const tess_code_row_args row = {round.key, k->r.code, own};
         TESS_TRY(tess_codebooks_search(k->books, &round));
-        TESS_TRY(k->s->kernels->code_row(&row, tess_runtime_stream(k->s->rt)));
+        TESS_TRY(codes_kernels(k->s)->code_row(&row, codes_stream(k->s)));
         const tess_codebook_subtraction what = {.book_idx = round.book_idx,
                                                 .x = round.x,
                                                 .row = k->r.code,

@@ -102,6 +102,7 @@ struct tess_session {
     const tess_kernels *kernels;
     char kernel_path[48];
     tess_pool *pool;
+    tess_stream codes_stream; /* where a device trains: for codes that the host sets */
     tess_runtime *rt;
     const session_feed *feed;
     session_source source[2]; /* training, evaluation */

@@ -30,6 +30,7 @@ struct vector_feed {
     tess_codebooks *books;   /* where codes start from, or follow, vectors; else NULL */
     tess_vector_batch batch; /* over the DATA arena */
     float *x;                /* of the batch, as the host writes it */
+    char *read;              /* where kernels find the layout: the DATA arena, or its mirror */
     int64_t *window[KIND_NUMEL];
     int64_t update_numel; /* steps that codes have followed */
     int pending;          /* window that the results of the batch still belong into, -1: none */
@@ -107,18 +108,29 @@ static int64_t *window_at(tess_session *s, int kind)
     return (int64_t *)(void *)arena_at(s, s->vector->at.window[kind]);
 }
 
+static bool is_on_device(tess_session *s) { return tess_runtime_device(s->rt)->space != TESS_HOST; }
+
+static char *read_begin(tess_session *s)
+{
+    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
+    return is_on_device(s) ? (char *)mirror.data + (mirror.numel - (int64_t)s->vector->at.nbytes)
+                           : arena_at(s, 0);
+}
+
 static tess_status carve(tess_session *s)
 {
     vector_feed *f = s->vector;
+    f->read = read_begin(s);
+    tess_stream_init_inline(&s->codes_stream, "codes", s->pool);
     f->x = (float *)(void *)arena_at(s, f->at.x);
     f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,
-                                   .x = f->x,
+                                   .x = (float *)(void *)(f->read + f->at.x),
                                    .code = (uint32_t *)(void *)arena_at(s, f->at.code),
                                    .square = (double *)(void *)arena_at(s, f->at.square),
                                    .step_numel = s->run->train.micro_batches * f->at.row_numel};
     if (f->at.shape.mean_numel > 0) {
-        f->batch.mean_slope = (double *)(void *)arena_at(s, f->at.mean_slope);
-        f->batch.mean_value = (double *)(void *)arena_at(s, f->at.mean_value);
+        f->batch.mean_slope = (double *)(void *)(f->read + f->at.mean_slope);
+        f->batch.mean_value = (double *)(void *)(f->read + f->at.mean_value);
     }
     for (int kind = 0; kind < KIND_NUMEL; kind++) {
         f->window[kind] = window_at(s, kind);
@@ -174,9 +186,9 @@ static bool add_squares(const vector_feed *f, double sum[1 + TESS_RQVAE_LEVEL_MA
     return is_finite;
 }
 
-/* Results of the last micro-batch into their window; none of them where an error is not finite,
- * which its loss says too. */
-static void note(vector_feed *f)
+/* Results of the last micro-batch, which the host has, into their window; none of them where an
+ * error is not finite, which its loss says too. */
+static void add_results(vector_feed *f)
 {
     const int64_t rows = f->batch.vector_numel;
     double sum[1 + TESS_RQVAE_LEVEL_MAX];
@@ -196,6 +208,22 @@ static void note(vector_feed *f)
         }
     *vectors_of(f, window) += f->batch.valid_numel;
     f->pending = -1;
+}
+
+/* The same, once a device's copies of them are there. */
+static tess_status note(tess_session *s)
+{
+    if (s->vector->pending >= 0)
+        TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
+    add_results(s->vector);
+    return TESS_OK;
+}
+
+/* Between two exchanges; of a host nothing can fail. */
+static tess_status note_together(tess_session *s)
+{
+    const tess_status st = note(s);
+    return is_on_device(s) ? session_agree(s, st) : st;
 }
 
 static tess_status add_up(tess_session *s, int kind)
@@ -262,7 +290,7 @@ static void report(tess_session *s, int kind, tess_metrics *metrics)
 static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics)
 {
     vector_feed *f = s->vector;
-    note(f);
+    TESS_TRY(note_together(s));
     TESS_TRY(add_up(s, kind));
     report(s, kind, metrics);
     memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
@@ -280,7 +308,7 @@ static tess_status follow(tess_session *s)
 
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
 {
-    note(s->vector);
+    TESS_TRY(note_together(s));
     TESS_TRY(follow(s));
     if (s->step % s->run->quantizer.window != 0 && s->step != s->run->train.steps)
         return TESS_OK;
@@ -306,7 +334,7 @@ static tess_status before_save(tess_session *s)
 {
     vector_feed *f = s->vector;
     int64_t lo = 0, hi = 0;
-    note(f);
+    TESS_TRY(note_together(s));
     owned(s, f->at.window_numel, &lo, &hi);
     TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
@@ -360,6 +388,40 @@ static void add_records(tess_session *s)
 
 /* ---- micro-batches ---- */
 
+/* Bytes of the layout to where kernels read them, or back; nothing to do on the host. */
+static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes, bool is_back)
+{
+    const vector_feed *f = s->vector;
+    const tess_view device = {f->read + offset_nbytes, nbytes, TESS_U8_OPAQUE,
+                              tess_runtime_device(s->rt)->space};
+    const tess_view host = tess_view_host(arena_at(s, offset_nbytes), nbytes, TESS_U8_OPAQUE);
+    if (!is_on_device(s) || nbytes == 0)
+        return TESS_OK;
+    return tess_device_copy(tess_runtime_device(s->rt), is_back ? host : device,
+                            is_back ? device : host, tess_runtime_stream(s->rt));
+}
+
+/* The host's arrays may be written again once the last copy of them is done. */
+static tess_status begin_batch(tess_session *s)
+{
+    TESS_TRY(note(s));
+    return session_begin_batch(s);
+}
+
+static tess_status send_batch(tess_session *s)
+{
+    const vector_feed *f = s->vector;
+    if (!is_on_device(s))
+        return TESS_OK;
+    TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x, false));
+    if (f->at.is_masked) {
+        const size_t valid = (size_t)((const char *)f->batch.valid - f->read);
+        TESS_TRY(mirror(s, valid, f->at.row_numel, false));
+        TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t), false));
+    }
+    return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
+}
+
 /* Where codes follow averages, what they are made of stays until the step is over. */
 static void keep_results(tess_session *s, int64_t micro_batch_idx)
 {
@@ -388,8 +450,8 @@ static void take_mask(tess_session *s, uint8_t *valid, int64_t numel)
 {
     vector_feed *f = s->vector;
     uint32_t *own = (uint32_t *)(void *)arena_at(s, f->at.own);
-    f->batch.valid = valid;
-    f->batch.own = own;
+    f->batch.valid = (uint8_t *)f->read + (valid - (uint8_t *)arena_at(s, 0));
+    f->batch.own = (uint32_t *)(void *)(f->read + f->at.own);
     f->batch.valid_numel = 0;
     for (int64_t i = 0; i < numel; i++) {
         own[i] = valid[i] != 0 ? (uint32_t)i : TESS_NO_CODE;
@@ -489,6 +551,7 @@ static tess_status count_own(tess_session *s, int64_t step, int64_t *numel)
 {
     vector_feed *f = s->vector;
     const int64_t m_numel = s->run->train.micro_batches;
+    TESS_TRY(begin_batch(s));
     for (int64_t m = tess_comm_rank(s->world); m < m_numel; m += tess_comm_world(s->world)) {
         uint8_t *valid = flags_of(s, m);
         TESS_TRY(read_mask(s, step * m_numel + m, valid));
@@ -507,7 +570,6 @@ static tess_status count_valid(tess_session *s, int64_t step)
         return TESS_OK;
     int64_t *before = (int64_t *)(void *)arena_at(s, f->at.valid_before);
     int numel = 0;
-    note(f);
     memset(before, 0, (size_t)(m_numel + 1) * sizeof *before);
     TESS_TRY(session_agree(s, count_own(s, step, before + 1)));
     TESS_TRY(tess_to_int(m_numel, &numel));
@@ -522,7 +584,7 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
 {
     vector_feed *f = s->vector;
     const int64_t rows = f->at.row_numel, samples = s->run->train.micro_batch;
-    note(f);
+    TESS_TRY(begin_batch(s));
     for (int64_t i = 0; i < samples; i++)
         TESS_TRY(tess_samples_read(f->data[TRAINING], sample_of(s, micro_batch_idx * samples + i),
                                    1, f->x + i * s->d.sample.dim));
@@ -533,14 +595,14 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
     f->batch.first_idx = micro_batch_idx * rows;
     f->pending = TRAINING;
     *batch = &f->batch;
-    return TESS_OK;
+    return send_batch(s);
 }
 
 static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, const void **batch,
                              int64_t *loss_numel)
 {
     vector_feed *f = s->vector;
-    note(f);
+    TESS_TRY(begin_batch(s));
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
     f->batch.left = NULL;
     f->batch.is_drawn = false;
@@ -550,7 +612,7 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
     *loss_numel = f->batch.valid_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;
-    return TESS_OK;
+    return send_batch(s);
 }
 
 /* ---- passes over a step ahead of it ---- */
@@ -579,16 +641,40 @@ static tess_status visit_step(tess_session *s, int64_t step, float *latent)
     return TESS_OK;
 }
 
+/* Sums of zeros where kernels add to them. */
+static tess_status clear_sums(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    const int64_t nbytes = f->at.shape.mean_numel * (int64_t)sizeof(int64_t);
+    TESS_TRY(note(s));
+    memset(arena_at(s, f->at.mean_sum), 0, (size_t)nbytes);
+    return mirror(s, f->at.mean_sum, nbytes, false);
+}
+
+/* This rank's sums to the host. */
+static tess_status take_sums(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    TESS_TRY(mirror(s, f->at.mean_sum, f->at.shape.mean_numel * (int64_t)sizeof(int64_t), true));
+    return tess_stream_finish(tess_runtime_stream(s->rt));
+}
+
 /* What the whole step's vectors are assigned to on average, before any of them is trained on. */
 static tess_status look_ahead(tess_session *s)
 {
     vector_feed *f = s->vector;
-    f->batch.mean_sum = (int64_t *)(void *)arena_at(s, f->at.mean_sum);
-    memset(f->batch.mean_sum, 0, (size_t)f->at.shape.mean_numel * sizeof(int64_t));
-    note(f);
-    TESS_TRY(visit_step(s, s->step, NULL));
+    TESS_TRY(session_agree(s, clear_sums(s)));
+    f->batch.mean_sum = (int64_t *)(void *)(f->read + f->at.mean_sum);
+    const tess_status visited = visit_step(s, s->step, NULL);
     f->batch.mean_sum = NULL;
-    return session_section(s, tess_mean_entropy(s, &f->at));
+    TESS_TRY(visited);
+    TESS_TRY(session_agree(s, take_sums(s)));
+    TESS_TRY(session_section(s, tess_mean_entropy(s, &f->at)));
+    tess_status st =
+        mirror(s, f->at.mean_slope, f->at.shape.mean_numel * (int64_t)sizeof(double), false);
+    if (st == TESS_OK)
+        st = mirror(s, f->at.mean_value, sizeof(double), false);
+    return session_agree(s, st);
 }
 
 static tess_status count(tess_session *s, int64_t *loss_numel)

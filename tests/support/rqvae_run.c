@@ -156,6 +156,8 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
                                           .overrides = overrides,
                                           .override_numel = numel,
                                           .needs_data = !is_reader,
+                                          .device = l->device,
+                                          .kernels = l->kernels,
                                           .stop_request = l->is_stopped ? &stop : NULL};
     return tess_session_open(&v->ctx, comm, &options, session);
 }

@@ -12,9 +12,11 @@ typedef struct rqvae_launch {
     const char *name;
     const char *quantizer; /* keys of that section; NULL: codes, levels and code_dim */
     const char *override[RQVAE_OVERRIDE_MAX]; /* ends with NULL */
-    const char *images; /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
-    bool is_stopped;    /* as a signal would, after one step */
-    bool is_masked;     /* by rqvae_make_mask */
+    const char *images;  /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
+    bool is_stopped;     /* as a signal would, after one step */
+    bool is_masked;      /* by rqvae_make_mask */
+    tess_device *device; /* NULL: what compute.device says */
+    const tess_kernels *kernels; /* of the device */
 } rqvae_launch;
 
 /** What a run leaves. */

@@ -1,0 +1,169 @@
+/*
+ * Whole runs of RQ-VAEs and of a VQ-VAE with the sources of kernels/cuda, thread by thread, on a
+ * device of which the host sees nothing but copies: sessions, start codes, averages, entropies,
+ * masks, checkpoints. At any number of ranks the bits are those of one; against the CPU's kernels
+ * losses differ by rounding alone.
+ *
+ * Bound: products are the only ops whose bits differ, sums of at most 48 terms in another order: 48
+ * * 6e-8 = 3e-6 relative in f32 for each of some 20 products on the way; three steps that each move
+ * weights by the learning rate, with gradients normalized by AdamW, amplify that by less than 30.
+ * 3e-6 * 20 * 30 = 2e-3. In bf16 every activation rounds by 2^-9, some ten of them deep, three
+ * steps long: 30 * 2^-9 = 0.06. A code that a rounding moves to its neighbour changes an error by
+ * no more than that: the two are equally near.
+ */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+#include "core/device.h"
+#include "dist/gpu.h"
+#include "tests/emulation/emulated_device.h"
+#include "tests/emulation/emulation.h"
+#include "tests/support/rank_test.h"
+#include "tests/support/rqvae_run.h"
+
+#define SHORT "train.steps=3", "train.micro_batches=2", "train.eval_every=3"
+
+static const rqvae_launch choice[] = {
+    {.name = "gradient", .override = {SHORT, "compute.dtype=f32", "quantizer.init=kmeans"}},
+    {.name = "rotation",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, orthogonal: 1.0",
+     .override = {SHORT, "compute.dtype=bf16", "quantizer.estimator=rotation"}},
+    {.name = "ema",
+     .override = {SHORT, "compute.dtype=f32", "quantizer.update=ema", "quantizer.threshold=1.5"}},
+    {.name = "fsq",
+     .quantizer = "type: fsq, axis_levels: [8, 5, 5]",
+     .override = {SHORT, "compute.dtype=f32"}},
+    {.name = "lfq",
+     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .override = {SHORT, "compute.dtype=f32"}},
+    {.name = "images",
+     .quantizer = "codes: 19, code_dim: 6",
+     .images = "images",
+     .override = {SHORT, "compute.dtype=f32", "train.micro_batch=2"}},
+    {.name = "fixed",
+     .quantizer = "type: random-projection, codes: 19, code_dim: 6, groups: 2",
+     .override = {SHORT, "compute.dtype=f32"}},
+    {.name = "masked",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, threshold: 1.5",
+     .override = {SHORT, "compute.dtype=f32", "quantizer.update=ema", "quantizer.init=kmeans"},
+     .is_masked = true},
+    {.name = "masked-lfq",
+     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .override = {SHORT, "compute.dtype=f32"},
+     .is_masked = true},
+};
+
+/* Of the host alone. */
+static const rqvae_launch by_rows = {
+    .name = "rows",
+    .override = {SHORT, "compute.dtype=f32", "quantizer.update=ema", "quantizer.sharding=rows"}};
+
+static tess_status train_emulated(tess_comm *host, vector_run *v, rqvae_launch *l)
+{
+    tess_device device = emulated_device;
+    tess_comm *comm = NULL;
+    bool is_done = false;
+    l->device = &device;
+    l->kernels = &tess_kernels_cuda;
+    TESS_TRY(emulated_open(TESS_EMULATION_REVERSED));
+    TESS_TRY(tess_comm_create_staged(host, &device, TESS_STAGED_CHUNK_AUTO, &comm));
+    const tess_status st = rqvae_train(comm, v, l, &is_done);
+    const int64_t late_numel = blas.base.late_numel;
+    tess_comm_destroy(&comm);
+    emulated_close();
+    TESS_TRY(st);
+    TESS_CHECK(late_numel == 0, TESS_E_STATE, "%s: %" PRId64 " products were not announced",
+               l->name, late_numel);
+    TESS_CHECK(tess_emulation_barrier_numel() > 0, TESS_E_STATE,
+               "%s: no thread of a kernel came to a barrier: were they run?", l->name);
+    return TESS_OK;
+}
+
+static tess_status train_in(tess_comm *comm, vector_run *v, const rqvae_launch *l,
+                            const char *suffix, bool is_emulated)
+{
+    char name[64];
+    rqvae_launch own = *l;
+    bool is_done = false;
+    snprintf(name, sizeof name, "%s%s", l->name, suffix);
+    own.name = name;
+    return is_emulated ? train_emulated(comm, v, &own) : rqvae_train(comm, v, &own, &is_done);
+}
+
+static tess_status outcome_in(vector_run *v, const rqvae_launch *l, const char *suffix,
+                              rqvae_outcome *out)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%s%s", l->name, suffix);
+    *out = (rqvae_outcome){.step_numel = 0};
+    return rqvae_outcome_of(v, name, out);
+}
+
+static tess_status compare(vector_run *v, const rqvae_launch *l)
+{
+    const bool is_bf16 = strcmp(l->override[3], "compute.dtype=bf16") == 0;
+    const double bound = is_bf16 ? 0.06 : 2e-3;
+    rqvae_outcome cpu, alone, all;
+    TESS_TRY(outcome_in(v, l, "-cpu", &cpu));
+    TESS_TRY(outcome_in(v, l, "-alone", &alone));
+    TESS_TRY(outcome_in(v, l, "-all", &all));
+    TESS_CHECK(all.step_numel == 3 && memcmp(&all.digest, &alone.digest, sizeof all.digest) == 0,
+               TESS_E_STATE, "%s: other bits than on one rank; losses %.9g and %.9g", l->name,
+               all.last_loss, alone.last_loss);
+    TESS_CHECK(fabs(alone.first_loss - cpu.first_loss) <= bound * cpu.first_loss &&
+                   fabs(alone.last_loss - cpu.last_loss) <= bound * cpu.last_loss,
+               TESS_E_STATE, "%s: losses %.9g .. %.9g, on the CPU %.9g .. %.9g, relative bound %g",
+               l->name, alone.first_loss, alone.last_loss, cpu.first_loss, cpu.last_loss, bound);
+    return TESS_OK;
+}
+
+static tess_status check(tess_comm *comm, tess_comm *self, vector_run *v, const rqvae_launch *l)
+{
+    tess_status st = TESS_OK;
+    if (tess_comm_rank(comm) == 0) {
+        st = train_in(self, v, l, "-cpu", false);
+        if (st == TESS_OK)
+            st = train_in(self, v, l, "-alone", true);
+    }
+    TESS_TRY(tess_agree(comm, st));
+    TESS_TRY(train_in(comm, v, l, "-all", true));
+    if (tess_comm_rank(comm) == 0)
+        st = compare(v, l);
+    return tess_agree(comm, st);
+}
+
+static tess_status check_refused(tess_comm *comm, vector_run *v)
+{
+    rqvae_launch l = by_rows;
+    const tess_status st = train_emulated(comm, v, &l);
+    TESS_CHECK(st == TESS_E_UNSUPPORTED &&
+                   strstr(tess_error_message(), "rows searches codes with the host's cores") !=
+                       NULL,
+               TESS_E_STATE, "%s: expected a refusal, found %s: %s", l.name, tess_status_name(st),
+               tess_error_message());
+    tess_error_clear();
+    return TESS_OK;
+}
+
+static tess_status run(tess_comm *comm)
+{
+    tess_comm *self = NULL;
+    vector_run v;
+    TESS_TRY(tess_comm_create_self(&self));
+    /* Whole micro-batches: the shorter last one of an evaluation is not announced. */
+    tess_status st = vector_run_create(comm, 304, 19, VECTORS_CLUSTERS, &v);
+    if (st == TESS_OK)
+        st = rqvae_make_images(comm, &v, "images", 8);
+    if (st == TESS_OK)
+        st = rqvae_make_mask(comm, &v);
+    if (st == TESS_OK)
+        st = tess_agree(comm, check_refused(comm, &v));
+    for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
+        st = check(comm, self, &v, &choice[i]);
+    vector_run_destroy(comm, &v);
+    tess_comm_destroy(&self);
+    return st;
+}
+
+int main(int argc, char **argv) { return rank_test_main(argc, argv, run); }
