@@ -13,6 +13,11 @@ TESS_MUST_CHECK tess_status tess_plan_build(const tess_registry *reg,
 TESS_MUST_CHECK tess_status plan_add_buffer(tess_plan *plan, const char *name, tess_lifetime life,
                                             tess_dtype dt, int64_t numel);
 
+/* plan_schedule.c */
+/** Schedule of a rank; `spec` holds its rounds. */
+TESS_MUST_CHECK tess_status plan_make_schedule(const tess_plan *plan, const tess_registry *reg,
+                                               int rank, tess_sched_spec spec, tess_schedule *out);
+
 /* plan_bucket.c */
 /** What TESS_BUCKET_AUTO is, buckets, the places of units in slots, and the slots. */
 TESS_MUST_CHECK tess_status plan_buckets(tess_plan *plan, const tess_registry *reg);
