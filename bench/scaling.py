@@ -121,8 +121,8 @@ def page(program):
                          flops70=gflop_per_token(program, "llama-70b.yaml"))]
     for model in MODELS:
         if model[1].startswith("vq"):
-            lines.append("\nThe CUDA kernels of the RQ-VAE have not run on a GPU yet: its rows say what the device's rates allow, with a "
-                         "search in f32 without tensor cores.")
+            lines.append("\nThe CUDA kernels of the RQ-VAE have not run on a GPU yet: its rows say what the device's "
+                         "rates allow, with a search in f32 without tensor cores.")
         for is_weak in (True, False):
             lines += table(program, model, is_weak)
     return "\n".join(lines) + "\n"
