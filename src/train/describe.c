@@ -615,12 +615,25 @@ static tess_status refuse_replicated(const tess_ctx *ctx, const tess_launch_shap
     return TESS_FAIL(TESS_E_FIT, "%s%s", said, advice);
 }
 
+/* Rows are searched with the host's cores: where a device trains, codes are replicated. */
+static tess_status check_sharding(const tess_run *run, bool is_device)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_quantizer_sharding, place);
+    TESS_CHECK(!is_device || run->quantizer.sharding != TESS_RUN_SHARDING_ROWS, TESS_E_UNSUPPORTED,
+               "%s: rows searches codes with the host's cores, found a device that trains: choose "
+               "replicated here, or set compute.device to cpu",
+               place);
+    return TESS_OK;
+}
+
 /* Rows where they are asked for, receive less, or alone fit. */
 static tess_status describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
                                   tess_description *d)
 {
     const tess_run_sharding wanted =
         launch->holds_codes ? TESS_RUN_SHARDING_REPLICATED : d->run->quantizer.sharding;
+    TESS_TRY(check_sharding(d->run, launch->is_device && !launch->holds_codes));
     const tess_status st = describe_replicated(ctx, launch, d);
     const tess_plan_codes *codes = &d->codes;
     if ((st != TESS_OK && st != TESS_E_FIT) || !codes->can_shard)

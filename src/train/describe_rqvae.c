@@ -372,27 +372,11 @@ static tess_status make_config(tess_description *d)
     return tess_json_dump(d->config_root, 2, &d->config_text, &nbytes);
 }
 
-/* Rows are searched with the host's cores: where a device trains, codes are replicated. */
-static tess_status shard_for(const tess_run *run, bool is_device, tess_run_sharding *sharding)
-{
-    char place[TESS_RUN_PLACE_NBYTES];
-    if (!is_device)
-        return TESS_OK;
-    tess_run_place_text(run, TESS_RUN_KEY_quantizer_sharding, place);
-    TESS_CHECK(*sharding != TESS_RUN_SHARDING_ROWS, TESS_E_UNSUPPORTED,
-               "%s: rows searches codes with the host's cores, found a device that trains: choose "
-               "replicated here, or set compute.device to cpu",
-               place);
-    *sharding = TESS_RUN_SHARDING_REPLICATED;
-    return TESS_OK;
-}
-
 tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
                                 tess_run_sharding sharding, tess_description *d)
 {
     const tess_run *run = d->run;
     tess_vector_layout layout;
-    TESS_TRY(shard_for(run, launch->is_device, &sharding));
     if (d->sample.dim == 0)
         TESS_TRY(find_size(ctx, run, &d->sample));
     TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));

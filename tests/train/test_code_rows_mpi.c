@@ -226,7 +226,8 @@ static tess_status compare(tess_comm *comm, vector_run *v, const char *run, cons
     return TESS_OK;
 }
 
-/* Five steps, into `out`, as `run` planned them. */
+/* Five steps, into `out`, as `run` planned them. One bucket, so that the gathers of other units do
+ * not depend on whether codes are among them. */
 static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch *base,
                               const char *sharding, traffic *out)
 {
@@ -243,7 +244,7 @@ static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch
         const rqvae_launch quiet =
             with(base, name, "train.eval_every=0", "output.checkpoint_every=0");
         const rqvae_launch cut = with(&quiet, name, sharding, steps[i]);
-        const rqvae_launch l = with(&cut, name, eval, NULL);
+        const rqvae_launch l = with(&cut, name, eval, "shard.bucket_bytes=64MiB");
         tess_spy_clear(spy);
         st = rqvae_train(spy, v, &l, &is_done);
         t[i] = traffic_of(spy);
