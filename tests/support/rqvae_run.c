@@ -290,3 +290,17 @@ tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_lau
     tess_error_clear();
     return TESS_OK;
 }
+
+tess_status rqvae_planned(vector_run *v, const char *run, const char *key, int64_t *out)
+{
+    char path[400], *text = NULL;
+    size_t nbytes = 0;
+    snprintf(path, sizeof path, "%s/%s/plan.json", v->dir, run);
+    TESS_TRY(tess_io_read_all(v->ctx.io, path, 1 << 20, &text, &nbytes));
+    const char *at = strstr(text, key);
+    if (at != NULL)
+        *out = strtoll(at + strlen(key) + 2, NULL, 10);
+    tess_free(text);
+    TESS_CHECK(at != NULL, TESS_E_FORMAT, "%s: no '%s'", path, key);
+    return TESS_OK;
+}

@@ -60,3 +60,5 @@ tess_status rqvae_check_resume(tess_comm *comm, tess_comm *self, vector_run *v,
 /** Collective over `comm`. */
 tess_status rqvae_expect_refused(tess_comm *comm, vector_run *v, const rqvae_launch *l,
                                  tess_status code, const char *words);
+/** A number of the plan that run `run` left; `key` with its quotes. Local. */
+tess_status rqvae_planned(vector_run *v, const char *run, const char *key, int64_t *out);

@@ -185,21 +185,6 @@ static traffic traffic_of(const tess_comm *spy)
     return t;
 }
 
-/* A number of the plan that a run leaves. */
-static tess_status planned(vector_run *v, const char *run, const char *key, int64_t *out)
-{
-    char path[400], *text = NULL;
-    size_t nbytes = 0;
-    snprintf(path, sizeof path, "%s/%s/plan.json", v->dir, run);
-    TESS_TRY(tess_io_read_all(v->ctx.io, path, 1 << 20, &text, &nbytes));
-    const char *at = strstr(text, key);
-    if (at != NULL)
-        *out = strtoll(at + strlen(key) + 2, NULL, 10);
-    tess_free(text);
-    TESS_CHECK(at != NULL, TESS_E_FORMAT, "%s: no '%s'", path, key);
-    return TESS_OK;
-}
-
 /* Both runs end with an evaluation, of one vector: whose codes, of at most 3 levels of 6
  * dimensions, come from other ranks or not. */
 enum { EVAL_NBYTES = 3 * 6 * 4 };
@@ -208,8 +193,8 @@ enum { EVAL_NBYTES = 3 * 6 * 4 };
 static tess_status compare(tess_comm *comm, vector_run *v, const char *run, const traffic *t)
 {
     int64_t books = 0, units = 0, most = t->books;
-    TESS_TRY(tess_agree(comm, planned(v, run, "\"codebook_bytes_received\"", &books)));
-    TESS_TRY(tess_agree(comm, planned(v, run, "\"gather_bytes_received\"", &units)));
+    TESS_TRY(tess_agree(comm, rqvae_planned(v, run, "\"codebook_bytes_received\"", &books)));
+    TESS_TRY(tess_agree(comm, rqvae_planned(v, run, "\"gather_bytes_received\"", &units)));
     TESS_TRY(tess_comm_control(comm, NULL, 0, &most, 1));
     TESS_CHECK(most <= 5 * books + EVAL_NBYTES, TESS_E_STATE,
                "%s: a rank receives %" PRId64
@@ -267,15 +252,15 @@ static tess_status check_wires(tess_comm *comm, vector_run *v, const rqvae_launc
         char name[48];
         TESS_TRY(check_wire(comm, v, base, sharding[i], &t[i]));
         snprintf(name, sizeof name, "%s-%s-wire1", base->name, strchr(sharding[i], '=') + 1);
-        TESS_TRY(tess_agree(comm, planned(v, name, "\"codebook_bytes_received\"", &own[i])));
+        TESS_TRY(tess_agree(comm, rqvae_planned(v, name, "\"codebook_bytes_received\"", &own[i])));
     }
     const int64_t gathered = t[1].units - t[0].units;
     for (int i = 0; i < 2; i++) {
         char name[48];
         int64_t rows = 0, whole = 0;
         snprintf(name, sizeof name, "%s-%s-wire1", base->name, strchr(sharding[i], '=') + 1);
-        TESS_TRY(tess_agree(comm, planned(v, name, "\"rows_bytes_received\"", &rows)));
-        TESS_TRY(tess_agree(comm, planned(v, name, "\"replicated_bytes_received\"", &whole)));
+        TESS_TRY(tess_agree(comm, rqvae_planned(v, name, "\"rows_bytes_received\"", &rows)));
+        TESS_TRY(tess_agree(comm, rqvae_planned(v, name, "\"replicated_bytes_received\"", &whole)));
         TESS_CHECK(rows == own[0] && (rows == 0) == (tess_comm_world(comm) == 1), TESS_E_STATE,
                    "%s: planned %" PRId64 " bytes by rows, and %" PRId64, name, rows, own[0]);
         TESS_CHECK(5 * (whole - own[1]) == gathered, TESS_E_STATE,
@@ -295,8 +280,8 @@ static tess_status check_choice(tess_comm *comm, vector_run *v)
     bool is_done = false;
     const rqvae_launch l = with(&runs[5], "choice", "train.steps=2", NULL);
     TESS_TRY(rqvae_train(comm, v, &l, &is_done));
-    TESS_TRY(planned(v, l.name, "\"rows_bytes_received\"", &rows));
-    TESS_TRY(planned(v, l.name, "\"replicated_bytes_received\"", &whole));
+    TESS_TRY(rqvae_planned(v, l.name, "\"rows_bytes_received\"", &rows));
+    TESS_TRY(rqvae_planned(v, l.name, "\"replicated_bytes_received\"", &whole));
     TESS_CHECK(tess_comm_world(comm) == 1 || rows < whole, TESS_E_STATE,
                "rows receive %" PRId64 " bytes, replicated codes %" PRId64, rows, whole);
     char path[400], *text = NULL;

@@ -238,21 +238,6 @@ static traffic traffic_of(const tess_comm *spy)
     return t;
 }
 
-/* A number of the plan that a run leaves. */
-static tess_status planned(vector_run *v, const char *run, const char *key, int64_t *out)
-{
-    char path[400], *text = NULL;
-    size_t nbytes = 0;
-    snprintf(path, sizeof path, "%s/%s/plan.json", v->dir, run);
-    TESS_TRY(tess_io_read_all(v->ctx.io, path, 1 << 20, &text, &nbytes));
-    const char *at = strstr(text, key);
-    if (at != NULL)
-        *out = strtoll(at + strlen(key) + 2, NULL, 10);
-    tess_free(text);
-    TESS_CHECK(at != NULL, TESS_E_FORMAT, "%s: no '%s'", path, key);
-    return TESS_OK;
-}
-
 /* What five steps more put on the wire is what the plan says of one, five times: the pass ahead of
  * every step too. */
 static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch *choice)
@@ -273,12 +258,12 @@ static tess_status check_wire(tess_comm *comm, vector_run *v, const rqvae_launch
         st = rqvae_train(spy, v, &l, &is_done);
         t[i] = traffic_of(spy);
         if (st == TESS_OK)
-            st = planned(v, name, "\"gather_bytes_received\"", &gathered);
+            st = rqvae_planned(v, name, "\"gather_bytes_received\"", &gathered);
         if (st == TESS_OK)
-            st = planned(v, name, "\"gradient_bytes_sent\"", &sent);
+            st = rqvae_planned(v, name, "\"gradient_bytes_sent\"", &sent);
     }
     if (st == TESS_OK && strcmp(choice->name, "lfq") == 0) /* 2^5 sums; rank 0 hears all others */
-        st = planned(v, "lfq-wire1", "\"sum_bytes_received\"", &summed);
+        st = rqvae_planned(v, "lfq-wire1", "\"sum_bytes_received\"", &summed);
     if (st == TESS_OK && summed >= 0 && summed != 8 * 32 * (tess_comm_world(comm) - 1))
         st = TESS_FAIL(TESS_E_STATE, "planned %" PRId64 " bytes of sums", summed);
     if (st == TESS_OK && t[1].gathered - t[0].gathered != 5 * gathered)
