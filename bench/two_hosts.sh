@@ -7,8 +7,10 @@
 # Per rate, both hosts at once measure OUT/device-RATE-{0,1}.json (tessera bench device), then
 # OUT/links-RATE.json (tessera bench links); from them tessera plan makes OUT/predictions.jsonl, the
 # slower host's, all of it before the first measured run of a rate; then OUT/measured.jsonl with both
-# numbers side by side. Exposed communication is the least of both ranks: what exceeds it is one
-# waiting for the other. RATE is tc's (200mbit) or none. Wants two free cores; root, or a kernel that
+# numbers side by side. Every configuration runs three times, in turns; of each run the median step
+# counts, of the three the least, as the calibration keeps its least: what else the machine does is
+# not predicted. Exposed communication is that run's, of both ranks the least: what exceeds it is
+# one waiting for the other. RATE is tc's (200mbit) or none. Wants two free cores; root, or a kernel that
 # lets users make namespaces.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$here/launch/hosts.sh"
@@ -33,6 +35,7 @@ configurations=(
     "bf16-group2-m4 shard.gather_group=2 train.micro_batches=4 base.format=bf16"
     "qint8-group2-m4 shard.gather_group=2 train.micro_batches=4 base.format=qint8"
 )
+rounds=3
 steps=30 first=6 # what is timed begins when buffers have been touched
 
 corpus() {
@@ -85,20 +88,26 @@ values() { # key: of the timed steps
     sed -n "s/.*\"$1\": \([-0-9.e+]*\),.*/\1/p" run/metrics.jsonl | tail -n "+$first"
 }
 
-measure() { # RATE NAME KEY...
-    local rate=$1 name=$2 step exposed predicted sent
-    shift 2
+measure() { # RATE NAME KEY...: one line of rounds.jsonl
     rm -rf run
-    both "$tessera" train run.yaml "$@"
-    step=$(values step_s | median)
-    exposed=$(values exposed_comm_least_s | median)
-    sent=$(sed -n 's/.*"node_sent_bytes": *\([0-9]*\),*$/\1/p' run/plan.json)
-    predicted=$(grep "\"rate\": \"$rate\", \"name\": \"$name\"" predictions.jsonl |
-        sed 's/.*\("predicted_step_s".*\)}/\1/')
-    printf '{"rate": "%s", "name": "%s", "keys": "%s", %s, "step_s": %s, "exposed_comm_s": %s, ' \
-        "$rate" "$name" "$*" "$predicted" "$step" "$exposed"
-    printf '"steps_timed": %d, "sent_bytes_of_a_step": %s, "commit": "%s", "machine": "%s"}\n' \
-        $((steps - first + 1)) "$sent" "$commit" "$machine"
+    both "$tessera" train run.yaml "${@:3}"
+    printf '{"rate": "%s", "name": "%s", "step_s": %s, "exposed_comm_s": %s, "sent_bytes_of_a_step": %s}\n' \
+        "$1" "$2" "$(values step_s | median)" "$(values exposed_comm_least_s | median)" \
+        "$(sed -n 's/.*"node_sent_bytes": *\([0-9]*\),*$/\1/p' run/plan.json)"
+}
+
+of() { # FILE RATE NAME: its lines' members
+    grep "^{\"rate\": \"$2\", \"name\": \"$3\"" "$1" | sed "s/.*\"name\": \"$3\", \(.*\)}/\1/"
+}
+
+compare() { # RATE NAME KEY...
+    local runs
+    runs=$(of rounds.jsonl "$1" "$2" | sort -g -k 2)
+    printf '{"rate": "%s", "name": "%s", "keys": "%s", %s, %s, "step_s_of_runs": [%s], "steps_timed": %d, ' \
+        "$1" "$2" "${*:3}" "$(of predictions.jsonl "$1" "$2")" "$(head -n 1 <<<"$runs")" \
+        "$(sed 's/"step_s": \([^,]*\),.*/\1/' <<<"$runs" | paste -s -d, | sed 's/,/, /g')" \
+        $((steps - first + 1))
+    printf '"commit": "%s", "machine": "%s"}\n' "$commit" "$machine"
 }
 
 commit=$(git -C "$here" describe --always --dirty 2>/dev/null || echo unknown)
@@ -106,6 +115,7 @@ machine=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 corpus
 : >measured.jsonl
 : >predictions.jsonl
+: >rounds.jsonl
 for rate in "${rates[@]}"; do
     for host in 1 2; do
         hosts_shape "$host" "$rate" || hosts_skip "a kernel with tc tbf"
@@ -117,8 +127,14 @@ for rate in "${rates[@]}"; do
         printf '{"rate": "%s", "name": "%s", "predicted_step_s": %s, "predicted_exposed_comm_s": %s}\n' \
             "$rate" "${word[0]}" "$step" "$exposed" >>predictions.jsonl
     done
+    for ((round = 0; round < rounds; round++)); do
+        for c in "${configurations[@]}"; do
+            read -ra word <<<"$c"
+            measure "$rate" "${word[@]}" >>rounds.jsonl
+        done
+    done
     for c in "${configurations[@]}"; do
         read -ra word <<<"$c"
-        measure "$rate" "${word[@]}" | tee -a measured.jsonl
+        compare "$rate" "${word[@]}" | tee -a measured.jsonl
     done
 done

@@ -110,12 +110,13 @@ static tess_status take_curve(const tess_json *v, const char *key, double scale,
 static tess_status take_link(const tess_json *v, tess_link *out)
 {
     static const char *const known[] = {"latency_us", "message_us", "gb_per_s",
-                                        "adapters_per_node"};
+                                        "arrived_gb_per_s", "adapters_per_node"};
     int64_t adapters = 1;
     TESS_TRY(check_members(v, known, TESS_NELEM(known)));
     TESS_TRY(take_seconds(v, "latency_us", &out->latency_s));
     TESS_TRY(take_seconds(v, "message_us", &out->message_s));
     TESS_TRY(take_curve(v, "gb_per_s", 1e9, &out->rate));
+    TESS_TRY(take_rate(v, "arrived_gb_per_s", 1e9, false, &out->arrived_rate));
     TESS_TRY(tess_json_opt_i64(v, "adapters_per_node", 1, &adapters));
     if (adapters < 1 || adapters > 1024)
         return refuse(v, "adapters_per_node", "1 to 1024");

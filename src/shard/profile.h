@@ -29,6 +29,8 @@ typedef struct tess_link {
     double latency_s; /* of a call, for every step that follows another */
     double message_s; /* of every message of a call beside its bytes */
     tess_curve rate;
+    double arrived_rate; /* bytes per second at which a core takes in what came while it computed;
+                            0: it takes no time */
     int adapter_numel; /* across nodes: adapters that the ranks of a node share */
 } tess_link;
 

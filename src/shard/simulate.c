@@ -17,6 +17,7 @@ typedef struct walker {
     double *finish; /* [op_numel] end of an operation, < 0: not over */
     int *queue[TESS_LANE_NUMEL];
     int queued_numel[TESS_LANE_NUMEL], done_numel[TESS_LANE_NUMEL];
+    int taken_numel[TESS_LANE_NUMEL]; /* of done ones those that compute has waited for */
     double free_s[TESS_LANE_NUMEL]; /* when the lane is free */
     int next_op;                    /* not issued yet */
     int waited_lane, waited_op;     /* compute stands before this collective; -1: it does not */
@@ -92,6 +93,17 @@ static tess_status expose(walker *w, int lane, double at_s)
     return keep_named(w, TESS_TRACE_COMPUTE, name[lane], from_s, at_s);
 }
 
+/* When compute goes on behind a collective that is over: it takes in what came in the meantime, also
+ * of those before it on the lane. */
+static double taken_at(walker *w, int lane, int op_idx)
+{
+    double s = w->free_s[COMPUTE];
+    int *k = &w->taken_numel[lane];
+    for (; *k < w->done_numel[lane] && w->queue[lane][*k] <= op_idx; (*k)++)
+        s += sim_arrived_s(w->m, w->out->rank, &w->schedule.op[w->queue[lane][*k]]);
+    return TESS_MAX(s, w->finish[op_idx]);
+}
+
 static tess_status work(walker *w, const char *name, double seconds)
 {
     const double start_s = w->free_s[COMPUTE];
@@ -119,7 +131,7 @@ static tess_status advance(walker *w, bool *has_moved)
                 w->waited_lane = lane;
                 w->waited_op = op->wait[lane];
             } else {
-                TESS_TRY(expose(w, lane, w->finish[op->wait[lane]]));
+                TESS_TRY(expose(w, lane, taken_at(w, lane, op->wait[lane])));
             }
         }
         if (w->waited_op >= 0)
@@ -182,7 +194,7 @@ static tess_status finish_one(walker *w, int lane, double start_s, double end_s)
     if (w->waited_lane != lane || w->waited_op != i)
         return TESS_OK;
     w->waited_op = -1;
-    return expose(w, lane, w->finish[i]);
+    return expose(w, lane, taken_at(w, lane, i));
 }
 
 /* The first collective of rank `a`'s lane, where everybody in it has come. Where kernels hold up

@@ -30,6 +30,9 @@ double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op);
 /** The share of a collective that the network carries while ranks compute and drive nothing: what
  * the engine hands over at once (TESS_COMM_FAR_NBYTES a peer), where no rank shares a node. */
 double sim_carried(const sim_model *m, int rank, const tess_sched_op *op);
+/** What of a collective's bytes from other nodes is left to the core that waits for them, however
+ * early they came: out of the kernel's buffers. 0 where communication overlaps by itself. */
+double sim_arrived_s(const sim_model *m, int rank, const tess_sched_op *op);
 /** All owned gradients: the last sums and their squares; the optimizer. */
 double sim_sum_s(const sim_model *m, int rank);
 double sim_squares_s(const sim_model *m, int rank);

@@ -282,7 +282,9 @@ static double handed_over(const tess_plan *plan, const tess_bucket_plan *b)
     return (double)nbytes / (double)TESS_MAX(b->frozen_shard_nbytes, (size_t)1);
 }
 
-double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
+/* No two ranks of the collective share a node, and the engine sends it in messages that the network
+ * carries by itself. */
+static bool is_carried(const sim_model *m, int rank, const tess_sched_op *op)
 {
     const tess_plan *plan = m->plan;
     const int group = plan->options.gather_group_numel;
@@ -290,12 +292,33 @@ double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
     const int64_t numel = op->kind == TESS_SCHED_GATHER ? group : plan->options.world;
     const near_ranks near = near_of(m, rank, first, first + numel);
     const bool is_far = near.end - near.first == 1 && numel > 1;
-    if (!is_far || op->kind == TESS_SCHED_REDUCE || plan->options.is_full)
+    return is_far && op->kind != TESS_SCHED_REDUCE && !plan->options.is_full;
+}
+
+double sim_carried(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    const tess_plan *plan = m->plan;
+    if (!is_carried(m, rank, op))
         return 0.0;
     if (op->kind == TESS_SCHED_GATHER)
         return handed_over(plan, &plan->bucket[op->bucket_idx]);
     const double nbytes = sizeof(float) * (double)plan->unit[op->unit_idx].slab_shard_numel;
     return TESS_MIN(TESS_COMM_FAR_NBYTES / TESS_MAX(nbytes, 1.0), 1.0);
+}
+
+double sim_arrived_s(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    const tess_plan *plan = m->plan;
+    if (m->device->has_overlap || m->across->arrived_rate == 0.0 || !is_carried(m, rank, op))
+        return 0.0;
+    const int64_t senders = op->kind == TESS_SCHED_SEND ? senders_of(m, op->round_idx) : 0;
+    const double nbytes =
+        op->kind == TESS_SCHED_GATHER
+            ? (plan->options.gather_group_numel - 1.0) *
+                  (double)plan->bucket[op->bucket_idx].frozen_shard_nbytes
+            : sizeof(float) * (double)(senders - (rank < senders)) *
+                  (double)owned_numel(m, op->unit_idx, rank);
+    return nbytes / m->across->arrived_rate;
 }
 
 double sim_sum_s(const sim_model *m, int rank)
