@@ -109,8 +109,8 @@ static tess_status take_curve(const tess_json *v, const char *key, double scale,
 
 static tess_status take_link(const tess_json *v, tess_link *out)
 {
-    static const char *const known[] = {"latency_us", "message_us", "gb_per_s",
-                                        "arrived_gb_per_s", "adapters_per_node"};
+    static const char *const known[] = {"latency_us", "message_us", "gb_per_s", "arrived_gb_per_s",
+                                        "adapters_per_node"};
     int64_t adapters = 1;
     TESS_TRY(check_members(v, known, TESS_NELEM(known)));
     TESS_TRY(take_seconds(v, "latency_us", &out->latency_s));

@@ -31,7 +31,7 @@ typedef struct tess_link {
     tess_curve rate;
     double arrived_rate; /* bytes per second at which a core takes in what came while it computed;
                             0: it takes no time */
-    int adapter_numel; /* across nodes: adapters that the ranks of a node share */
+    int adapter_numel;   /* across nodes: adapters that the ranks of a node share */
 } tess_link;
 
 typedef struct tess_device_profile {

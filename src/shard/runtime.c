@@ -598,8 +598,8 @@ typedef struct control_sum {
 
 typedef struct control_record {
     control_sum sum;
-    /* flags, then minus the lowest (rank, unit) with a non-finite value, then exposed nanoseconds
-     * and minus them */
+    /* flags, then minus the lowest (rank, unit) with a non-finite value, then exposed nanoseconds,
+     * and minus all in which the rank stood still */
     int64_t max[TESS_FLAG_MAX + 3];
 } control_record;
 
@@ -625,7 +625,7 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c, double
     TESS_TRY(read_record(rt, &found));
     TESS_TRY(runtime_exposed(rt, exposed_s));
     c->max[TESS_FLAG_MAX + 1] = (int64_t)(1e9 * *exposed_s);
-    c->max[TESS_FLAG_MAX + 2] = -c->max[TESS_FLAG_MAX + 1];
+    c->max[TESS_FLAG_MAX + 2] = -(int64_t)(1e9 * (*exposed_s + rt->agreement_s));
     c->sum = (control_sum){.loss = found->loss,
                            .norm = found->norm,
                            .nonfinite_numel = found->nonfinite_loss_numel,
@@ -650,7 +650,8 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
     const double start_s = tess_clock_s();
     TESS_TRY(tess_comm_control(rt->parts.world, (int64_t *)(void *)&c.sum,
                                (int)(sizeof c.sum / sizeof(int64_t)), c.max, TESS_NELEM(c.max)));
-    result->wait_s += tess_clock_s() - start_s;
+    rt->agreement_s = tess_clock_s() - start_s;
+    result->wait_s += rt->agreement_s;
     tess_trace_host(rt->trace, "agree on step", start_s, tess_clock_s());
     result->exposed_comm_s = 1e-9 * (double)c.max[TESS_FLAG_MAX + 1];
     result->exposed_comm_least_s = -1e-9 * (double)c.max[TESS_FLAG_MAX + 2];

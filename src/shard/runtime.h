@@ -56,8 +56,10 @@ typedef struct tess_step_result {
     int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
     double exposed_comm_s; /* the compute lane stood still for gathers and gradient traffic: the
                               most of any rank; what follows an update counts with the next step */
-    double exposed_comm_least_s; /* the least of any: the rest of the most is waiting for ranks that
-                                    were slower */
+    double exposed_comm_least_s; /* the least of any, with the time until all had come to the record
+                                    of the step before: what a rank sends last holds the others up,
+                                    and so itself there. The rest of the most is waiting for slower
+                                    ranks */
     double wait_s; /* of this rank alone: as exposed_comm_s, and until all came to the record */
 } tess_step_result;
 

@@ -69,8 +69,9 @@ struct tess_runtime {
     const tess_event *held; /* what the next update waits for, NULL */
     tess_mark *wait_mark;   /* [wait_mark_numel] pairs around waits, see runtime_trace.c */
     int wait_mark_numel;
-    int wait_used;     /* marks passed and not read */
-    tess_trace *trace; /* of the caller, NULL */
+    int wait_used;      /* marks passed and not read */
+    double agreement_s; /* of the last step: until all ranks had come to its record */
+    tess_trace *trace;  /* of the caller, NULL */
 
     bool is_broken;            /* a step failed: its work may never end */
     tess_runtime *left_before; /* see [Note: broken runtime] */

@@ -18,9 +18,9 @@ typedef struct walker {
     int *queue[TESS_LANE_NUMEL];
     int queued_numel[TESS_LANE_NUMEL], done_numel[TESS_LANE_NUMEL];
     int taken_numel[TESS_LANE_NUMEL]; /* of done ones those that compute has waited for */
-    double free_s[TESS_LANE_NUMEL]; /* when the lane is free */
-    int next_op;                    /* not issued yet */
-    int waited_lane, waited_op;     /* compute stands before this collective; -1: it does not */
+    double free_s[TESS_LANE_NUMEL];   /* when the lane is free */
+    int next_op;                      /* not issued yet */
+    int waited_lane, waited_op;       /* compute stands before this collective; -1: it does not */
     bool has_spans;
     int span_room;
 } walker;
@@ -93,8 +93,8 @@ static tess_status expose(walker *w, int lane, double at_s)
     return keep_named(w, TESS_TRACE_COMPUTE, name[lane], from_s, at_s);
 }
 
-/* When compute goes on behind a collective that is over: it takes in what came in the meantime, also
- * of those before it on the lane. */
+/* When compute goes on behind a collective that is over: it takes in what came in the meantime,
+ * also of those before it on the lane. */
 static double taken_at(walker *w, int lane, int op_idx)
 {
     double s = w->free_s[COMPUTE];
@@ -374,8 +374,8 @@ static void sum_up(const simulation *s, const tess_sim_options *options, tess_si
     for (int i = 0; i < out->rank_numel; i++) {
         out->step_s = TESS_MAX(out->step_s, out->rank[i].end_s);
         out->exposed_s = TESS_MAX(out->exposed_s, out->rank[i].exposed_s);
-        if (i == 0 || out->rank[i].exposed_s < out->exposed_least_s)
-            out->exposed_least_s = out->rank[i].exposed_s;
+        const double still_s = out->rank[i].exposed_s + out->rank[i].imbalance_s;
+        out->exposed_least_s = i == 0 ? still_s : TESS_MIN(still_s, out->exposed_least_s);
     }
     out->model_flops = flops * s->model.plan->round_numel;
     out->items_per_s = out->step_s > 0.0 ? batches * options->item_numel / out->step_s : 0.0;

@@ -59,9 +59,9 @@ typedef struct tess_sim_rank {
 typedef struct tess_simulation {
     tess_sim_rank rank[TESS_SIM_RANK_MAX];
     int rank_numel;
-    double step_s;    /* of the slowest */
-    double exposed_s; /* most of any */
-    double exposed_least_s;
+    double step_s;          /* of the slowest */
+    double exposed_s;       /* most of any */
+    double exposed_least_s; /* least of any, with its imbalance */
     double publish_s;   /* of exposed_s of rank 0: copies of trainable slabs after the optimizer */
     double items_per_s; /* of all ranks */
     double model_flops; /* of rank 0 */

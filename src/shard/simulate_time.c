@@ -312,12 +312,11 @@ double sim_arrived_s(const sim_model *m, int rank, const tess_sched_op *op)
     if (m->device->has_overlap || m->across->arrived_rate == 0.0 || !is_carried(m, rank, op))
         return 0.0;
     const int64_t senders = op->kind == TESS_SCHED_SEND ? senders_of(m, op->round_idx) : 0;
-    const double nbytes =
-        op->kind == TESS_SCHED_GATHER
-            ? (plan->options.gather_group_numel - 1.0) *
-                  (double)plan->bucket[op->bucket_idx].frozen_shard_nbytes
-            : sizeof(float) * (double)(senders - (rank < senders)) *
-                  (double)owned_numel(m, op->unit_idx, rank);
+    const double nbytes = op->kind == TESS_SCHED_GATHER
+                              ? (plan->options.gather_group_numel - 1.0) *
+                                    (double)plan->bucket[op->bucket_idx].frozen_shard_nbytes
+                              : sizeof(float) * (double)(senders - (rank < senders)) *
+                                    (double)owned_numel(m, op->unit_idx, rank);
     return nbytes / m->across->arrived_rate;
 }
 

@@ -27,7 +27,7 @@ typedef struct tess_metrics_step_row {
     double step_s;               /* wall time */
     double exposed_comm_s;       /* time a rank computed nothing because its compute lane waited for
                                     gathers and gradient traffic: maximum over ranks */
-    double exposed_comm_least_s; /* minimum over ranks */
+    double exposed_comm_least_s; /* minimum over ranks, with the wait for the record of a step */
     int64_t mem_device_peak_nbytes; /* maximum over ranks */
     int64_t mem_host_peak_nbytes;
 } tess_metrics_step_row;
