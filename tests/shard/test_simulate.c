@@ -210,6 +210,35 @@ static void test_no_overlap_far_messages_are_hidden(void **state)
     tess_registry_fini(&reg);
 }
 
+/*
+ * Messages that are there at once still have to be taken in, 1 kB/s here: of two units half a
+ * frozen string each (1000 x 256 of bf16), of gradients what rank 0 owns (of 5 and 6 x 256 elements
+ * 3 x 256, as shards of slabs are multiples of 256).
+ */
+static void test_what_came_is_taken_in(void **state)
+{
+    tess_registry reg;
+    tess_simulation sim;
+    (void)state;
+    make_model(&reg, 2);
+    tess_plan *plan = make_plan(
+        &reg, (tess_plan_options){
+                  .world = 2, .gather_group_numel = 2, .micro_batch_numel = 2, .prefetch = 1});
+    tess_device_profile d = make_device(1e15, false);
+    d.node_rank_numel = 1;
+    d.link.arrived_rate = 1e3;
+    simulate(&reg, plan, &d, &sim);
+    expect_near(sim.rank[0].exposed_s, 2.0 * 256.0 + 2.0 * 3.072);
+    expect_near(sim.exposed_least_s, sim.rank[1].exposed_s + sim.rank[1].imbalance_s);
+    tess_simulation_fini(&sim);
+    d.has_overlap = true;
+    simulate(&reg, plan, &d, &sim);
+    expect_near(sim.rank[0].exposed_s, 0.0);
+    tess_simulation_fini(&sim);
+    tess_plan_destroy(&plan);
+    tess_registry_fini(&reg);
+}
+
 /* ---- what always holds ---- */
 
 static void check_spans(const tess_sim_rank *r)
@@ -607,6 +636,7 @@ int main(void)
         cmocka_unit_test(test_two_stages_by_hand),
         cmocka_unit_test(test_no_overlap_adds_everything),
         cmocka_unit_test(test_no_overlap_far_messages_are_hidden),
+        cmocka_unit_test(test_what_came_is_taken_in),
         cmocka_unit_test(test_invariants_of_many_plans),
         cmocka_unit_test(test_prefetch_is_no_slower),
         cmocka_unit_test(test_ranks_that_differ_are_simulated),
