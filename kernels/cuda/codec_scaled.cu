@@ -183,7 +183,7 @@ extern "C" tess_status tess_cuda_decode_planes(const tess_decode_args *a, tess_s
     const int plane_shift = src.code_bits == 4 ? 1 : 2;
     const bool is_all = a->row_idx == nullptr && a->rows * a->cols == a->numel;
     tess_decode_args rows = *a;
-    if (is_all && a->rows == 1) {
+    if (is_all && a->rows == 1 && a->thin == nullptr) {
         rows.rows = a->numel / codec->block_numel;
         rows.cols = rows.dst_stride = codec->block_numel;
     }

@@ -426,6 +426,27 @@ static tess_status backward_params(flash_params *p, const tess_attention_backwar
     return TESS_OK;
 }
 
+template <int D> static constexpr size_t backward_nbytes(void)
+{
+    return TESS_MAX(sizeof(keys_shared<D>), sizeof(queries_shared<D>));
+}
+
+static bool backward_fits(int64_t dim)
+{
+    switch (dim) {
+    case 32:
+        return tess_shared_fits(backward_nbytes<32>());
+    case 64:
+        return tess_shared_fits(backward_nbytes<64>());
+    case 96:
+        return tess_shared_fits(backward_nbytes<96>());
+    case 128:
+        return tess_shared_fits(backward_nbytes<128>());
+    default:
+        return tess_shared_fits(backward_nbytes<256>());
+    }
+}
+
 tess_status tess_flash_backward_strided(const tess_attention_backward_args *a,
                                         const tess_flash_strides *strides, tess_stream *s)
 {
@@ -439,7 +460,7 @@ tess_status tess_flash_backward_strided(const tess_attention_backward_args *a,
         return backward_plain_launch<false>(&p, s);
     }
     TESS_TRY(delta_launch<true>(&p, s));
-    if (!backward_is_aligned(&p))
+    if (!backward_is_aligned(&p) || !backward_fits(flash_dim(p.dim)))
         return backward_plain_launch<true>(&p, s);
     switch (flash_dim(p.dim)) {
     case 32:

@@ -18,9 +18,26 @@
                                        cudaFuncAttributeMaxDynamicSharedMemorySize,                \
                                        static_cast<int>(nbytes)))
 
+/** Whether a block of the current device can have `nbytes` of shared memory: 163 KiB on sm_80, 227
+ * on sm_90, but 99 on sm_86, sm_89 and sm_120 (the programming guide's table of technical
+ * specifications). */
+static inline bool tess_shared_fits(size_t nbytes)
+{
+    int device = 0, max = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&max, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+               cudaSuccess &&
+           nbytes <= static_cast<size_t>(max);
+}
+
 #ifdef TESS_EMULATE
 #include "tests/emulation/mma_emulation.hpp"
 #else
+
+/** What lanes of the warp read before is read, what they wrote is there: votes and shuffles, at
+ * which lanes meet too, order no memory. The emulation's lanes have done all before they meet, so
+ * that it cannot show where this is missing. */
+static __device__ __forceinline__ void tess_warp_fence(void) { __syncwarp(); }
 
 static __device__ __forceinline__ uint32_t tess_shared_address(const void *p)
 {

@@ -300,7 +300,7 @@ __device__ static inline void begin_codes(const search_job &a, const shared_part
 }
 
 /* Empty lists and the bounds of a tile's vectors, four threads each: those that decided this row of
- * the last tile, and have used its list up before they meet in the shuffles. */
+ * the last tile, and have used its list up before they meet. */
 __device__ static inline void begin_vectors(const search_job &a, const shared_parts &p,
                                             int64_t first)
 {
@@ -314,6 +314,7 @@ __device__ static inline void begin_vectors(const search_job &a, const shared_pa
     }
     square = square + __shfl_xor_sync(0xffffffffu, square, 1);
     square = square + __shfl_xor_sync(0xffffffffu, square, 2);
+    tess_warp_fence();
     if (threadIdx.x % 4 != 0)
         return;
     p.best[row] = tess_ordered_bits(-INFINITY);
@@ -427,6 +428,7 @@ __device__ static inline void tidy(const shared_parts &p)
         const list_entry entry = p.list[row * LIST_NUMEL + lane];
         const bool is_kept = lane < numel && entry.score >= bar_of(p, row, -INFINITY);
         const unsigned kept = __ballot_sync(0xffffffffu, is_kept);
+        tess_warp_fence(); /* all have read before anybody writes */
         if (is_kept)
             p.list[row * LIST_NUMEL + __popc(kept & ((1u << lane) - 1u))] = entry;
         if (lane == 0)
@@ -532,7 +534,9 @@ static search_job job_of(const tess_nearest_args *a)
     job.slice_numel =
         TESS_MIN(tess_ceil_div(wanted, TESS_MAX(job.vector_tile_numel, 1)), job.code_tile_numel);
     job.stage_numel = (int)(job.pack.padded_dim / DEPTH);
-    job.slot_numel = job.stage_numel <= RESIDENT_NUMEL ? job.stage_numel : 2;
+    const bool is_resident =
+        job.stage_numel <= RESIDENT_NUMEL && tess_shared_fits(shared_nbytes(job.stage_numel));
+    job.slot_numel = is_resident ? job.stage_numel : 2;
     job.best_numel = a->best_numel;
     return job;
 }

@@ -100,7 +100,7 @@ struct line {
 };
 
 struct emulator {
-    tess_emulation_settings settings = {TESS_EMULATION_FORWARD, 0, 0, -1};
+    tess_emulation_settings settings = {TESS_EMULATION_FORWARD, 0, 0, 0, -1};
     std::vector<site> barriers;
     std::vector<int64_t> passes;
     std::vector<allocation> memory;
@@ -772,11 +772,17 @@ tess_status check_struct(const char *kernel, int arg_idx, const void *value, siz
     return TESS_OK;
 }
 
+size_t shared_max()
+{
+    const int nbytes = emu().settings.shared_max_nbytes;
+    return nbytes > 0 ? static_cast<size_t>(nbytes) : SHARED_MAX_NBYTES;
+}
+
 tess_status set_shared_max(const void *entry, size_t nbytes)
 {
-    TESS_CHECK(nbytes <= SHARED_MAX_NBYTES, TESS_E_ARG,
-               "%zu bytes of dynamic shared memory, a block of an A100 has %zu", nbytes,
-               SHARED_MAX_NBYTES);
+    TESS_CHECK(nbytes <= shared_max(), TESS_E_ARG,
+               "%zu bytes of dynamic shared memory, a block of this device has %zu", nbytes,
+               shared_max());
     emu().attributes.push_back({entry, nbytes});
     return TESS_OK;
 }

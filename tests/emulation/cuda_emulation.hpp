@@ -107,6 +107,8 @@ TESS_MUST_CHECK tess_status check_pointer(const char *kernel, int arg_idx, const
 TESS_MUST_CHECK tess_status check_struct(const char *kernel, int arg_idx, const void *value,
                                          size_t nbytes);
 tess_status set_shared_max(const void *entry, size_t nbytes);
+/** Most bytes of shared memory that a block can have. */
+size_t shared_max();
 int64_t block_max();
 
 template <typename T> tess_status check_arg(const char *kernel, int arg_idx, const T &value)
@@ -361,13 +363,24 @@ inline float2 __half22float2(__half2 v) { return {tess_f16_to_f32(v.x), tess_f16
 /* The few runtime calls of launchers; a launch is done when it returns. */
 typedef tess_stream *cudaStream_t;
 typedef tess_status cudaError_t;
-enum { cudaSuccess = TESS_OK };
+constexpr cudaError_t cudaSuccess = TESS_OK;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline cudaStream_t tess_cuda_stream(const tess_stream *s) { return const_cast<tess_stream *>(s); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return TESS_OK; }
 inline cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int nbytes)
 {
     return tess_emulation::set_shared_max(kernel, static_cast<size_t>(nbytes));
+}
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+inline cudaError_t cudaGetDevice(int *device)
+{
+    *device = 0;
+    return TESS_OK;
+}
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int)
+{
+    *value = static_cast<int>(tess_emulation::shared_max());
+    return TESS_OK;
 }
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t nbytes, cudaMemcpyKind kind,

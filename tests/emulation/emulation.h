@@ -24,9 +24,10 @@ typedef enum tess_emulation_order {
 
 typedef struct tess_emulation_settings {
     tess_emulation_order order;
-    uint64_t seed;       /* of SEEDED */
-    int64_t block_max;   /* most blocks that tess_grid() gives, 0: as on a device */
-    int dropped_barrier; /* number of a barrier that lets every thread pass, -1: none */
+    uint64_t seed;         /* of SEEDED */
+    int64_t block_max;     /* most blocks that tess_grid() gives, 0: as on a device */
+    int shared_max_nbytes; /* most shared memory of a block, 0: an A100's */
+    int dropped_barrier;   /* number of a barrier that lets every thread pass, -1: none */
 } tess_emulation_settings;
 
 /** One barrier in the source of a kernel, known from its first execution on. */

@@ -160,6 +160,8 @@ template <bool IS_TRANSPOSED> void ldmatrix_body(void *const operand[32], unsign
 
 } // namespace tess_emulation
 
+inline void tess_warp_fence() {}
+
 inline void tess_mma(float *d, const uint32_t *a, const uint32_t *b)
 {
     tess_emulation::mma_operand o = {d, a, b};

@@ -11,9 +11,9 @@
 enum { OUT_NUMEL = 128 };
 
 static const tess_emulation_settings orders[] = {
-    {TESS_EMULATION_FORWARD, 0, 0, -1}, {TESS_EMULATION_REVERSED, 0, 0, -1},
-    {TESS_EMULATION_SEEDED, 1, 0, -1},  {TESS_EMULATION_SEEDED, 2, 0, -1},
-    {TESS_EMULATION_SEEDED, 3, 0, -1},
+    {TESS_EMULATION_FORWARD, 0, 0, 0, -1}, {TESS_EMULATION_REVERSED, 0, 0, 0, -1},
+    {TESS_EMULATION_SEEDED, 1, 0, 0, -1},  {TESS_EMULATION_SEEDED, 2, 0, 0, -1},
+    {TESS_EMULATION_SEEDED, 3, 0, 0, -1},
 };
 
 static unsigned *device_words(int64_t numel)

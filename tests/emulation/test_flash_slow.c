@@ -476,10 +476,14 @@ static void check_results(const problem *p, const int *outputs, int numel)
     }
 }
 
+static int shared_max_nbytes; /* 0: as on an A100 */
+
 static void set_order(tess_emulation_order order, int dropped_barrier)
 {
-    const tess_emulation_settings settings = {
-        .order = order, .seed = 5, .dropped_barrier = dropped_barrier};
+    const tess_emulation_settings settings = {.order = order,
+                                              .seed = 5,
+                                              .shared_max_nbytes = shared_max_nbytes,
+                                              .dropped_barrier = dropped_barrier};
     tess_emulation_set(&settings);
 }
 
@@ -532,6 +536,19 @@ static void test_flash_bf16_heads_and_dims_match_twin(void **state)
     };
     for (int i = 0; i < TESS_NELEM(cases); i++)
         check_case(cases[i]);
+}
+
+/* Blocks with 99 KiB of shared memory (sm_86, sm_89): what does not fit takes the plain kernels. */
+static void test_flash_little_shared_memory_is_enough(void **state)
+{
+    (void)state;
+    static const flash_case cases[] = {{TESS_BF16, 70, 2, 1, 96, 0, 1, 0, 0, 0},
+                                       {TESS_BF16, 70, 2, 1, 128, 0, 1, 0, 0, 0},
+                                       {TESS_BF16, 40, 1, 1, 256, 0, 1, 0, 0, 0}};
+    shared_max_nbytes = 99 << 10;
+    for (int i = 0; i < TESS_NELEM(cases); i++)
+        check_case(cases[i]);
+    shared_max_nbytes = 0;
 }
 
 static void test_flash_bf16_documents_and_windows_match_twin(void **state)
@@ -772,6 +789,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_flash_bf16_heads_and_dims_match_twin),
+        cmocka_unit_test(test_flash_little_shared_memory_is_enough),
         cmocka_unit_test(test_flash_bf16_documents_and_windows_match_twin),
         cmocka_unit_test(test_flash_segments_match_twin),
         cmocka_unit_test(test_flash_segments_are_alone),

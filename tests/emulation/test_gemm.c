@@ -338,6 +338,18 @@ static void test_gemm_few_rows_of_any_extent(void **state)
     }
 }
 
+/* A matrix of one row, whose scales lie by groups. */
+static void test_gemm_few_rows_times_one_row(void **state)
+{
+    (void)state;
+    static const char *const format[] = {"qint4/128/bf16", "qint2/64/f32", "nf4/64"};
+    for (int i = 0; i < TESS_NELEM(format); i++) {
+        spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 3, 1, 512);
+        assert_int_equal(tess_codec_parse(format[i], 512, &s.codec[0]), TESS_OK);
+        check(&s);
+    }
+}
+
 /* [x | u] times [W | B]^T and [dy | du] times [W; A]: one product, whatever the widths. */
 static void test_gemm_adjacent_terms_are_one_product(void **state)
 {
@@ -667,6 +679,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_gemm_few_rows_are_multiplied_while_decoded, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_gemm_few_rows_of_any_extent, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gemm_few_rows_times_one_row, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_adjacent_terms_are_one_product, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gemm_columns_between_terms_do_not_count, setup,
                                         teardown),

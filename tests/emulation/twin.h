@@ -196,10 +196,12 @@ static inline void twin_run(twin *t, const twin_op *op, const tess_emulation_set
     tess_emulation_release_all();
 }
 
+/* Every other one on a device with as little shared memory as sm_86 and sm_89 have. */
+enum { TWIN_SHARED_LEAST = 99 << 10 };
 static const tess_emulation_settings twin_orders[] = {
-    {TESS_EMULATION_FORWARD, 0, 0, -1}, {TESS_EMULATION_REVERSED, 0, 2, -1},
-    {TESS_EMULATION_SEEDED, 1, 3, -1},  {TESS_EMULATION_SEEDED, 2, 1, -1},
-    {TESS_EMULATION_SEEDED, 3, 0, -1},  {TESS_EMULATION_SEEDED, 4, 2, -1},
+    {TESS_EMULATION_FORWARD, 0, 0, 0, -1}, {TESS_EMULATION_REVERSED, 0, 2, TWIN_SHARED_LEAST, -1},
+    {TESS_EMULATION_SEEDED, 1, 3, 0, -1},  {TESS_EMULATION_SEEDED, 2, 1, TWIN_SHARED_LEAST, -1},
+    {TESS_EMULATION_SEEDED, 3, 0, 0, -1},  {TESS_EMULATION_SEEDED, 4, 2, TWIN_SHARED_LEAST, -1},
 };
 
 /** All shapes in the first four orders. */
