@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Faults of one rank of three: the job must end in time, with the right code and a line that says
-# why.
+# why. Runs alone: it measures how soon.
 set -u
 program="${TESS_BUILD_DIR:?set by ctest}/tests/dist.test_watchdog_fault_mpi"
 command -v mpirun > /dev/null || exit 77

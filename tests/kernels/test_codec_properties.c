@@ -155,18 +155,21 @@ static void check_blocks(const problem *p)
     }
 }
 
-/* Encode from both dtypes (values are exact in bf16) and at two numbers of threads: the same bytes;
- * then look at every block. */
-static void check(problem *p)
+/* Encode from both dtypes (values are exact in bf16), bf16 on `thread_numel` threads: the same
+ * bytes; then look at every block. */
+static void check_on(problem *p, int thread_numel)
 {
     static char before[TESS_CODEC_PART_MAX][NBYTES_MAX];
     assert_int_equal(encode(p, TESS_F32, 1), TESS_OK);
     memcpy(before, p->bytes, sizeof before);
-    assert_int_equal(encode(p, TESS_BF16, 3), TESS_OK);
-    assert_memory_equal(before, p->bytes, sizeof before);
+    assert_int_equal(encode(p, TESS_BF16, thread_numel), TESS_OK);
+    if (memcmp(before, p->bytes, sizeof before) != 0) /* at once; then where, byte by byte */
+        assert_memory_equal(before, p->bytes, sizeof before);
     decode(p);
     check_blocks(p);
 }
+
+static void check(problem *p) { check_on(p, 3); }
 
 static void fill(problem *p, uint32_t stream, float scale)
 {
@@ -284,7 +287,9 @@ static void test_huge_values_are_held_or_refused_by_name(void **state)
     for_each(huge);
 }
 
-/* The largest element at each position of the first blocks, with both signs. */
+/* The largest element at each position of the first blocks, with both signs. Threads cut by rows
+ * and blocks, not by values: in the thousands of cases here they take part at both ends of the
+ * tensor. */
 static void extreme(problem *p)
 {
     if (p->numel > 3 * 65)
@@ -295,7 +300,7 @@ static void extreme(problem *p)
             for (int64_t i = 0; i < p->numel; i++)
                 p->x[i] = fmaxf(fminf(p->x[i], 1.0F), -1.0F);
             p->x[at] = (float)sign * (1.0F + 0.03125F * (float)(at % 32));
-            check(p);
+            check_on(p, at == 0 || at == p->numel - 1 ? 3 : 1);
         }
     }
 }

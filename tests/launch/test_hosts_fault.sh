@@ -2,6 +2,7 @@
 # Lost hosts and links among simulated hosts: every rank ends in time with one cause, the run goes
 # on with the hosts that are left, and a link that drops for 4 seconds is survived; always the bits
 # of one host.
+# Runs alone: it measures how soon ranks end.
 . "${TESS_SOURCE_DIR:?set by ctest}/launch/hosts.sh"
 hosts_enter "$@"
 . "$TESS_SOURCE_DIR/tests/support/cli_run.sh"

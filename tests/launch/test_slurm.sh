@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # launch/slurm.sbatch under Slurm's own daemons on one node: start, USR1 before the limit, requeue on
 # 75, then the same run with fewer tasks; the bits of one rank.
+# Runs alone: limits of jobs are in seconds.
 PATH=$PATH:/usr/sbin:/sbin
 for tool in slurmctld slurmd sbatch srun scontrol; do
     command -v "$tool" > /dev/null || { echo "skipped: needs $tool (packages slurmctld slurmd)"; exit 77; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Whole runs that are killed, stopped, starved and crowded: whatever happens, the next start goes on
 # from the newest committed checkpoint and ends with the bits of a run that nothing happened to.
+# Runs alone: it measures how soon ranks end.
 # TESS_KILL_SEED sets the instants, TESS_KILL_NUMEL the number of random kills.
 . "${TESS_SOURCE_DIR:?set by ctest}/tests/support/cli_run.sh"
 seed="${TESS_KILL_SEED:-$(date +%s)}"
