@@ -210,14 +210,31 @@ static tess_status nccl_enroll(tess_gpu_group *g, void *memory, size_t nbytes)
     return TESS_OK;
 }
 
+static void nccl_withdraw(tess_gpu_group *g)
+{
+    for (int i = 0; i < g->enrolled_numel && g->comm != NULL; i++)
+        (void)ncclCommDeregister(g->comm, g->enrolled[i]);
+    g->enrolled_numel = 0;
+}
+
 /* ---- end ---- */
 
-static void nccl_abort(tess_gpu_group *g)
+/* [Note: aborts together] ncclCommAbort raises the communicator's flag and then waits for its
+ * streams, whether it blocks elsewhere or not: a kernel of one communicator may stand on the device
+ * behind one of another, which only that one's flag ends. Inside a group the waiting is left to
+ * ncclGroupEnd, when all flags are up. Source: ncclCommAbort, commReclaim and commDestroySync in
+ * src/init.cc, ncclAsyncLaunch in src/group.cc of NCCL 2.28.9. */
+static void nccl_abort_all(tess_gpu_group *const *groups, int group_numel)
 {
-    const ncclComm_t comm = g->comm;
-    g->comm = NULL;
-    if (comm != NULL)
-        (void)ncclCommAbort(comm);
+    const bool is_group = ncclGroupStart() == ncclSuccess;
+    for (int i = 0; i < group_numel; i++) {
+        const ncclComm_t comm = groups[i]->comm;
+        groups[i]->comm = NULL;
+        if (comm != NULL)
+            (void)ncclCommAbort(comm);
+    }
+    if (is_group)
+        (void)ncclGroupEnd();
 }
 
 /* Whether the communicator came to rest in time. */
@@ -239,13 +256,12 @@ static void nccl_leave(tess_gpu_group *g)
     if (g == NULL)
         return;
     if (g->comm != NULL) {
-        for (int i = 0; i < g->enrolled_numel; i++)
-            (void)ncclCommDeregister(g->comm, g->enrolled[i]);
+        nccl_withdraw(g);
         const ncclResult_t r = ncclCommFinalize(g->comm);
         if ((r == ncclSuccess || r == ncclInProgress) && rest(g->comm))
             (void)ncclCommDestroy(g->comm);
         else
-            nccl_abort(g);
+            nccl_abort_all(&g, 1);
     }
     tess_free(g);
 }
@@ -263,6 +279,7 @@ const tess_gpu_collectives tess_nccl_collectives = {
     .receive = nccl_receive,
     .reduce_scatter = nccl_reduce_scatter,
     .enroll = nccl_enroll,
-    .abort = nccl_abort,
+    .withdraw = nccl_withdraw,
+    .abort_all = nccl_abort_all,
     .leave = nccl_leave,
 };

@@ -12,7 +12,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_CUDA_ABI = 3, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_ABI = 4, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
 enum { TESS_CUDA_SHAPE_MAX = 16 }; /* of attention that libraries make plans for */
 
 /** Services of the program. */
@@ -32,10 +32,11 @@ typedef struct tess_cuda_host {
 } tess_cuda_host;
 
 typedef struct tess_cuda_info {
-    char name[128];  /* "NVIDIA H200" */
-    int capability;  /* 90 */
-    int sm_numel;    /* multiprocessors */
-    char bus_id[32]; /* "0000:1b:00.0" */
+    char name[128];   /* "NVIDIA H200" */
+    int capability;   /* 90 */
+    int sm_numel;     /* multiprocessors */
+    char bus_id[32];  /* "0000:1b:00.0": of the machine; slices of one device share it */
+    uint8_t uuid[16]; /* of this device, or of this slice, among all machines */
     size_t memory_nbytes;
 } tess_cuda_info;
 
@@ -83,7 +84,12 @@ typedef struct tess_gpu_collectives {
     /* Memory that collectives reach without copies; same arenas in the same order on all ranks.
      * A library that has no use for it does nothing. */
     tess_status (*enroll)(tess_gpu_group *g, void *memory, size_t nbytes);
-    void (*abort)(tess_gpu_group *g); /* from any thread; then only leave */
+    /* End whatever of `groups` is under way, of this device alone: all of them are told before any
+     * is waited for. A group stands behind the one that it was split from. Then only leave. */
+    void (*abort_all)(tess_gpu_group *const *groups, int group_numel);
+    /* The end of all that `enroll` began, while the memory is still there and nothing is under way.
+     */
+    void (*withdraw)(tess_gpu_group *g);
     void (*leave)(tess_gpu_group *g); /* NULL is fine */
 } tess_gpu_collectives;
 

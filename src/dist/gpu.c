@@ -2,6 +2,7 @@
 #include "dist/gpu.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 #include "dist/alarm_priv.h"
 #include "dist/over_priv.h"
 
-enum { MARK_NUMEL = 256, LANE_NUMEL = TESS_COMM_STREAM_NUMEL };
+enum { MARK_NUMEL = 256, LANE_NUMEL = TESS_COMM_STREAM_NUMEL, COMM_MAX = 8 };
 
 /* The point after one collective of a lane. */
 typedef struct gpu_mark {
@@ -40,7 +41,8 @@ typedef struct gpu_link {
     const tess_gpu_collectives *library;
     engine *engine; /* of the host communicator */
     tess_deadlines deadlines;
-    gpu_comm *comms;
+    gpu_comm *comm[COMM_MAX]; /* as made: parents stand before what was split from them */
+    int comm_numel;
     bool is_warm; /* a collective is done: collective_s applies */
     bool is_aborted;
     double moved_s; /* last time one was done */
@@ -51,7 +53,6 @@ typedef struct gpu_link {
 struct gpu_comm {
     over_comm over; /* first */
     gpu_link *link;
-    gpu_comm *next;
     gpu_lane lane[LANE_NUMEL]; /* gather, reduce */
 };
 
@@ -59,16 +60,19 @@ static gpu_comm *gpu_of(tess_comm *comm) { return (gpu_comm *)comm; }
 
 /* ---- failures ---- */
 
-/* All groups of the device: kernels of one may wait for those of another. */
+/* All groups of the device at once: kernels of one may wait for those of another. */
 static void abort_groups(gpu_link *l)
 {
+    tess_gpu_group *group[COMM_MAX * LANE_NUMEL];
+    int numel = 0;
     if (l->is_aborted)
         return;
     l->is_aborted = true;
-    for (gpu_comm *c = l->comms; c != NULL; c = c->next)
+    for (int k = 0; k < l->comm_numel; k++)
         for (int i = 0; i < LANE_NUMEL; i++)
-            if (c->lane[i].group != NULL)
-                l->library->abort(c->lane[i].group);
+            if (l->comm[k]->lane[i].group != NULL)
+                group[numel++] = l->comm[k]->lane[i].group;
+    l->library->abort_all(group, numel);
 }
 
 /* TESS_OK, or the first cause, whoever found it. */
@@ -113,9 +117,9 @@ static double limit_s(const gpu_link *l)
 /* The engine's lock is held. */
 static void advance(gpu_link *l)
 {
-    for (gpu_comm *c = l->comms; c != NULL; c = c->next)
+    for (int k = 0; k < l->comm_numel; k++)
         for (int i = 0; i < LANE_NUMEL; i++) {
-            gpu_lane *lane = &c->lane[i];
+            gpu_lane *lane = &l->comm[k]->lane[i];
             for (; lane->first < lane->last; lane->first++) {
                 const gpu_mark *mark = &lane->mark[lane->first % MARK_NUMEL];
                 bool is_reached = false;
@@ -131,13 +135,15 @@ static void advance(gpu_link *l)
 /* Any communicator's oldest collective that is under way; NULL: none. */
 static const gpu_mark *oldest(const gpu_link *l, const gpu_comm **comm, const gpu_lane **lane)
 {
-    for (const gpu_comm *c = l->comms; c != NULL; c = c->next)
-        for (int i = 0; i < LANE_NUMEL; i++)
-            if (c->lane[i].first < c->lane[i].last) {
-                *comm = c;
-                *lane = &c->lane[i];
-                return &c->lane[i].mark[c->lane[i].first % MARK_NUMEL];
-            }
+    for (int k = 0; k < l->comm_numel; k++)
+        for (int i = 0; i < LANE_NUMEL; i++) {
+            const gpu_lane *at = &l->comm[k]->lane[i];
+            if (at->first == at->last)
+                continue;
+            *comm = l->comm[k];
+            *lane = at;
+            return &at->mark[at->first % MARK_NUMEL];
+        }
     return NULL;
 }
 
@@ -155,20 +161,20 @@ static tess_status expire(gpu_link *l, double waited_s)
 
 static tess_status poll_groups(gpu_link *l)
 {
-    for (gpu_comm *c = l->comms; c != NULL; c = c->next)
+    for (int k = 0; k < l->comm_numel; k++)
         for (int i = 0; i < LANE_NUMEL; i++) {
+            const gpu_lane *lane = &l->comm[k]->lane[i];
             bool is_ready = false;
-            if (c->lane[i].group != NULL &&
-                l->library->poll(c->lane[i].group, &is_ready) != TESS_OK)
-                return library_failed(l, c->lane[i].stream->name);
+            if (lane->group != NULL && l->library->poll(lane->group, &is_ready) != TESS_OK)
+                return library_failed(l, lane->stream->name);
         }
     return TESS_OK;
 }
 
 static bool is_lane(const gpu_link *l, const tess_stream *s)
 {
-    for (const gpu_comm *c = l->comms; c != NULL; c = c->next)
-        if (s == c->lane[0].stream || s == c->lane[1].stream)
+    for (int k = 0; k < l->comm_numel; k++)
+        if (s == l->comm[k]->lane[0].stream || s == l->comm[k]->lane[1].stream)
             return true;
     return false;
 }
@@ -193,11 +199,20 @@ static tess_status look(void *self, const tess_stream *s, double waited_s, doubl
     return is_late ? expire(l, still_s) : TESS_OK;
 }
 
+/* Libraries enqueue within some 10 us; a rank that waits for its peers leaves the core. */
+static void settle_pause(double waited_s)
+{
+    const struct timespec nap = {0, 20000};
+    if (waited_s < 200e-6)
+        sched_yield();
+    else
+        nanosleep(&nap, NULL);
+}
+
 /* What was called has been enqueued, or a group is ready, when this returns. */
 static tess_status settle(gpu_link *l, tess_gpu_group *group, const char *doing)
 {
     const double since_s = engine_now_s();
-    const struct timespec nap = {0, 20000};
     for (;;) {
         bool is_ready = false;
         if (l->library->poll(group, &is_ready) != TESS_OK)
@@ -213,7 +228,7 @@ static tess_status settle(gpu_link *l, tess_gpu_group *group, const char *doing)
         if (waited_s > limit_s(l))
             return fail(l, TESS_E_TIMEOUT, "rank %d waited %.1f s for %s: %s", l->launch_rank,
                         waited_s, l->library->name, doing);
-        nanosleep(&nap, NULL);
+        settle_pause(waited_s);
     }
 }
 
@@ -373,13 +388,32 @@ tess_status tess_comm_enroll(tess_comm *comm, tess_view memory)
     return TESS_OK;
 }
 
+/* What runs on the lane comes to its end, or all groups do. */
+static void rest_lane(gpu_link *l, const gpu_lane *lane)
+{
+    if (lane->group != NULL && verdict(l) == TESS_OK && tess_stream_finish(lane->stream) != TESS_OK)
+        abort_groups(l);
+}
+
+void tess_comm_withdraw(tess_comm *comm)
+{
+    if (comm == NULL || comm->ops != &gpu_ops)
+        return;
+    gpu_comm *c = gpu_of(comm);
+    for (int i = 0; i < LANE_NUMEL; i++) {
+        rest_lane(c->link, &c->lane[i]);
+        c->link->library->withdraw(c->lane[i].group);
+    }
+}
+
 static void unlink_comm(gpu_comm *c)
 {
-    for (gpu_comm **at = &c->link->comms; *at != NULL; at = &(*at)->next)
-        if (*at == c) {
-            *at = c->next;
-            return;
-        }
+    gpu_link *l = c->link;
+    int kept_numel = 0;
+    for (int k = 0; k < l->comm_numel; k++)
+        if (l->comm[k] != c)
+            l->comm[kept_numel++] = l->comm[k];
+    l->comm_numel = kept_numel;
 }
 
 static void link_unref(gpu_link *l)
@@ -397,9 +431,7 @@ static void gpu_destroy(tess_comm *comm)
     gpu_link *l = c->link;
     for (int i = 0; i < LANE_NUMEL; i++) {
         gpu_lane *lane = &c->lane[i];
-        if (lane->group != NULL && verdict(l) == TESS_OK &&
-            tess_stream_finish(lane->stream) != TESS_OK)
-            abort_groups(l);
+        rest_lane(l, lane);
         l->library->leave(lane->group);
         for (int k = 0; k < MARK_NUMEL && lane->stream != NULL; k++)
             tess_event_fini(&lane->mark[k].event, lane->stream);
@@ -438,6 +470,9 @@ static tess_status make_comm(gpu_link *l, tess_comm *host, tess_comm **out)
     static const char *const name[LANE_NUMEL] = {"gather", "reduce"};
     void *object = NULL;
     TESS_TRY(tess_comm_ops_check(&gpu_ops, "gpu"));
+    TESS_CHECK(l->comm_numel < COMM_MAX, TESS_E_STATE,
+               "%s: more than %d communicators; destroy those that are not used", l->device->name,
+               COMM_MAX);
     TESS_TRY(tess_alloc(sizeof(gpu_comm), &object));
     gpu_comm *c = object;
     over_init(&c->over, &gpu_ops, host, l->device, "gpu");
@@ -457,8 +492,7 @@ static tess_status make_comm(gpu_link *l, tess_comm *host, tess_comm **out)
 static void link_comm(gpu_comm *c)
 {
     pthread_mutex_lock(&c->link->engine->lock);
-    c->next = c->link->comms;
-    c->link->comms = c;
+    c->link->comm[c->link->comm_numel++] = c;
     pthread_mutex_unlock(&c->link->engine->lock);
 }
 
@@ -488,7 +522,8 @@ static tess_status join_world(gpu_comm *c)
     if (l->library->split(c->lane[0].group, 0, host->rank, "tessera reduce", &c->lane[1].group) !=
         TESS_OK)
         return library_failed(l, "splitting");
-    return settle(l, c->lane[1].group, "splitting");
+    TESS_TRY(settle(l, c->lane[1].group, "splitting"));
+    return settle(l, c->lane[0].group, "splitting"); /* a split keeps its parent busy, too */
 }
 
 static tess_status gpu_split_group(tess_comm *comm, int group_numel, tess_comm **out)

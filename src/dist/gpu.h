@@ -29,10 +29,14 @@ TESS_MUST_CHECK tess_status tess_comm_create_gpu(tess_comm *host, tess_device *d
 
 /**
  * Let the library's collectives reach `memory`, of the device, without copies. The same memory in
- * the same order on all ranks, which stays until `comm` is destroyed. Nothing for other kinds of
- * communicators. Collective over `comm`.
+ * the same order on all ranks, which stays until tess_comm_withdraw() or the end of `comm`. Nothing
+ * for other kinds of communicators. Collective over `comm`.
  */
 TESS_MUST_CHECK tess_status tess_comm_enroll(tess_comm *comm, tess_view memory);
+
+/** Wait for what is under way and end every tess_comm_enroll() of `comm`, so that its memory can be
+ * released. NULL is fine. Local. */
+void tess_comm_withdraw(tess_comm *comm);
 
 /** `chunk_nbytes` of tess_comm_create_staged() for the default. */
 enum { TESS_STAGED_CHUNK_AUTO = 0 };

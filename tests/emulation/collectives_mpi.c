@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "tests/support/plain_device.h"
 
-enum { REQUEST_MAX = 1024, TAG = 11, READY_TAG = 12, POLLS_UNTIL_READY = 3 };
+enum { REQUEST_MAX = 1024, ENROLLED_MAX = 16, TAG = 11, READY_TAG = 12, POLLS_UNTIL_READY = 3 };
 
 struct tess_gpu_group {
     tess_device *device;
@@ -17,6 +17,9 @@ struct tess_gpu_group {
     int rank;
     int world;
     int polls_left;
+    int split_polls_left; /* until a split of this group is done with it */
+    const void *enrolled[ENROLLED_MAX];
+    int enrolled_numel;
     bool is_ready; /* all ranks are here */
     char here[2];  /* what tells so, and where it is received */
     bool is_aborted;
@@ -29,6 +32,7 @@ struct tess_gpu_group {
     float *rows; /* reduce-scatter: [world, numel] */
     float *sum;
     int64_t numel;
+    int serial;           /* a group is made after the one that it is split from */
     tess_gpu_group *next; /* of those kept below */
 };
 
@@ -40,7 +44,8 @@ static struct {
     int rank, after;
 } fault;
 static int begun_numel; /* collectives of this process */
-static int aborted_numel;
+static int made_numel;
+static collectives_mpi_aborts aborts = {.is_ordered = true};
 
 void collectives_mpi_inject(const char *text)
 {
@@ -50,11 +55,11 @@ void collectives_mpi_inject(const char *text)
         (void)sscanf(text, "%15[a-z]:%d:%d", fault.kind, &fault.rank, &fault.after);
 }
 
-int collectives_mpi_aborted(void)
+collectives_mpi_aborts collectives_mpi_aborted(void)
 {
-    const int numel = aborted_numel;
-    aborted_numel = 0;
-    return numel;
+    const collectives_mpi_aborts since = aborts;
+    aborts = (collectives_mpi_aborts){.is_ordered = true};
+    return since;
 }
 
 static bool is_faulty(const char *kind)
@@ -99,7 +104,8 @@ static bool step(void *arg)
 static tess_status begin(tess_gpu_group *g, tess_stream *s)
 {
     TESS_CHECK(!g->is_aborted, TESS_E_COMM, "a collective on an aborted group");
-    TESS_CHECK(g->is_ready, TESS_E_COMM, "a collective on a group that is not ready");
+    TESS_CHECK(g->is_ready && g->split_polls_left == 0, TESS_E_COMM,
+               "a collective on a group that is not ready");
     begun_numel++;
     g->is_hung = is_faulty("hang");
     return tess_stream_finish(s);
@@ -208,8 +214,12 @@ static tess_status make(tess_device *d, MPI_Comm mpi, int rank, int world, tess_
     void *object = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_gpu_group), &object));
     tess_gpu_group *g = object;
-    *g = (tess_gpu_group){
-        .device = d, .mpi = mpi, .rank = rank, .world = world, .polls_left = POLLS_UNTIL_READY};
+    *g = (tess_gpu_group){.device = d,
+                          .mpi = mpi,
+                          .rank = rank,
+                          .world = world,
+                          .polls_left = POLLS_UNTIL_READY,
+                          .serial = made_numel++};
     *out = g;
     return TESS_OK;
 }
@@ -232,12 +242,14 @@ static tess_status emu_split(tess_gpu_group *parent, int color, int key, const c
     MPI_Comm mpi = MPI_COMM_NULL;
     int rank = 0, world = 1;
     (void)name;
-    TESS_CHECK(parent->is_ready, TESS_E_COMM, "a split of a group that is not ready");
+    TESS_CHECK(parent->is_ready && parent->split_polls_left == 0, TESS_E_COMM,
+               "a split of a group that is not ready");
     if (parent->mpi != MPI_COMM_NULL) {
         TESS_TRY(check_mpi(MPI_Comm_split(parent->mpi, color, key, &mpi), "split"));
         MPI_Comm_rank(mpi, &rank);
         MPI_Comm_size(mpi, &world);
     }
+    parent->split_polls_left = POLLS_UNTIL_READY;
     return make(parent->device, mpi, rank, world, out);
 }
 
@@ -269,7 +281,9 @@ static tess_status emu_poll(tess_gpu_group *g, bool *is_ready)
         g->is_ready = is_done != 0;
         g->request_numel = is_done ? 0 : g->request_numel;
     }
-    *is_ready = g->is_ready;
+    if (g->split_polls_left > 0)
+        g->split_polls_left--;
+    *is_ready = g->is_ready && g->split_polls_left == 0;
     return TESS_OK;
 }
 
@@ -277,13 +291,22 @@ static tess_status emu_enroll(tess_gpu_group *g, void *memory, size_t nbytes)
 {
     TESS_CHECK(plain_device_near(g->device, memory) != NULL && nbytes > 0, TESS_E_COMM,
                "nothing to enroll");
+    TESS_CHECK(g->enrolled_numel < ENROLLED_MAX, TESS_E_COMM, "more than %d arenas", ENROLLED_MAX);
+    g->enrolled[g->enrolled_numel++] = memory;
     return TESS_OK;
 }
 
-static void emu_abort(tess_gpu_group *g)
+/* What is still enrolled must still be there: reading it faults where it is not. */
+static void emu_withdraw(tess_gpu_group *g)
+{
+    for (int i = 0; i < g->enrolled_numel; i++)
+        (void)*(const volatile char *)plain_device_near(g->device, g->enrolled[i]);
+    g->enrolled_numel = 0;
+}
+
+static void abort_one(tess_gpu_group *g)
 {
     g->is_aborted = true;
-    aborted_numel++;
     for (int i = 0; i < g->request_numel; i++) {
         if (g->request[i] == MPI_REQUEST_NULL)
             continue;
@@ -293,10 +316,22 @@ static void emu_abort(tess_gpu_group *g)
     g->request_numel = 0;
 }
 
+static void emu_abort_all(tess_gpu_group *const *groups, int group_numel)
+{
+    aborts.call_numel++;
+    aborts.group_numel += group_numel;
+    for (int i = 0; i < group_numel; i++) {
+        if (i > 0 && groups[i]->serial < groups[i - 1]->serial)
+            aborts.is_ordered = false;
+        abort_one(groups[i]);
+    }
+}
+
 static void emu_leave(tess_gpu_group *g)
 {
     if (g == NULL)
         return;
+    emu_withdraw(g);
     if (!g->is_aborted && g->mpi != MPI_COMM_NULL)
         MPI_Comm_free(&g->mpi);
     if (!g->is_aborted) {
@@ -320,6 +355,7 @@ const tess_gpu_collectives collectives_mpi = {
     .receive = emu_receive,
     .reduce_scatter = emu_reduce_scatter,
     .enroll = emu_enroll,
-    .abort = emu_abort,
+    .withdraw = emu_withdraw,
+    .abort_all = emu_abort_all,
     .leave = emu_leave,
 };

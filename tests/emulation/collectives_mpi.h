@@ -19,7 +19,15 @@ extern const tess_gpu_collectives collectives_mpi;
  * Local.
  */
 void collectives_mpi_inject(const char *fault);
-/** Groups that were aborted since the last call. Local. */
-int collectives_mpi_aborted(void);
+
+/** Aborts of this process. */
+typedef struct collectives_mpi_aborts {
+    int call_numel;
+    int group_numel;
+    bool is_ordered; /* in each call, groups stood in the order in which they were made */
+} collectives_mpi_aborts;
+
+/** Those since the last call of this. Local. */
+collectives_mpi_aborts collectives_mpi_aborted(void);
 
 TESS_END_DECLS
