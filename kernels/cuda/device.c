@@ -77,6 +77,16 @@ static tess_status refuse_driver(void)
                      CUDART_VERSION % 1000 / 10);
 }
 
+/* No work was given to a device yet: whatever CUDA says then is a reason to do without one. */
+static tess_status refuse(cudaError_t e, const char *call)
+{
+    (void)cudaGetLastError();
+    return TESS_FAIL(TESS_E_UNSUPPORTED,
+                     "%s: CUDA says %s (%s); look at the driver and its services, and at what else "
+                     "uses the GPU, or set compute.device: cpu",
+                     call, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
 /* ---- what is there ---- */
 
 tess_status tess_cuda_device_numel(int *numel)
@@ -88,8 +98,8 @@ tess_status tess_cuda_device_numel(int *numel)
     if (e == cudaErrorNoDevice) {
         (void)cudaGetLastError();
         found = 0;
-    } else
-        TESS_CUDA_TRY(e);
+    } else if (e != cudaSuccess)
+        return refuse(e, "cudaGetDeviceCount");
     *numel = found;
     return TESS_OK;
 }
@@ -98,9 +108,15 @@ tess_status tess_cuda_device_info(int idx, tess_cuda_info *out)
 {
     struct cudaDeviceProp p;
     tess_cuda_info info = {.capability = 0};
-    TESS_CUDA_TRY(cudaGetDeviceProperties(&p, idx));
-    TESS_CUDA_TRY(cudaDeviceGetPCIBusId(info.bus_id, (int)sizeof info.bus_id, idx));
+    cudaError_t e = cudaGetDeviceProperties(&p, idx);
+    if (e != cudaSuccess)
+        return refuse(e, "cudaGetDeviceProperties");
+    e = cudaDeviceGetPCIBusId(info.bus_id, (int)sizeof info.bus_id, idx);
+    if (e != cudaSuccess)
+        return refuse(e, "cudaDeviceGetPCIBusId");
     snprintf(info.name, sizeof info.name, "%.*s", (int)sizeof info.name - 1, p.name);
+    _Static_assert(sizeof p.uuid == sizeof info.uuid, "plugin.h has CUDA's size");
+    memcpy(info.uuid, &p.uuid, sizeof info.uuid);
     info.capability = 10 * p.major + p.minor;
     info.sm_numel = p.multiProcessorCount;
     info.memory_nbytes = p.totalGlobalMem;
@@ -182,14 +198,19 @@ struct stream_library **tess_cuda_stream_slot(tess_stream *s)
     return &((cuda_stream *)s)->library;
 }
 
-static tess_status stream_query(tess_stream *s, const tess_event *ev, bool *is_reached)
+static tess_status query(tess_stream *s, cudaEvent_t event, bool *is_reached)
 {
     TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
-    const cudaError_t e = cudaEventQuery(ev->handle);
+    const cudaError_t e = cudaEventQuery(event);
     *is_reached = e == cudaSuccess;
     if (e != cudaErrorNotReady)
         TESS_CUDA_TRY(e);
     return TESS_OK;
+}
+
+static tess_status stream_query(tess_stream *s, const tess_event *ev, bool *is_reached)
+{
+    return query(s, ev->handle, is_reached);
 }
 
 /* The end of a step is awaited within its jitter; a rank that waits long leaves the core. */
@@ -205,17 +226,17 @@ static void back_off(double waited_s)
     nanosleep(&nap, NULL);
 }
 
-static tess_status stream_finish(tess_stream *s, const tess_event *ev)
+static tess_status await(tess_stream *s, cudaEvent_t event)
 {
     const tess_device_watch *watch = &tess_cuda_stream_device(s)->watch;
     bool is_reached = false;
-    TESS_TRY(stream_query(s, ev, &is_reached));
+    TESS_TRY(query(s, event, &is_reached));
     if (is_reached)
         return TESS_OK;
     const double since_s = tess_cuda_now_s();
     double last_s = since_s;
     for (;;) {
-        TESS_TRY(stream_query(s, ev, &is_reached));
+        TESS_TRY(query(s, event, &is_reached));
         const double now_s = tess_cuda_now_s();
         if (watch->look != NULL)
             TESS_TRY(watch->look(watch->self, s, now_s - since_s, now_s - last_s));
@@ -224,6 +245,11 @@ static tess_status stream_finish(tess_stream *s, const tess_event *ev)
         last_s = now_s;
         back_off(now_s - since_s);
     }
+}
+
+static tess_status stream_finish(tess_stream *s, const tess_event *ev)
+{
+    return await(s, ev->handle);
 }
 
 /* ---- marks ---- */
@@ -257,8 +283,8 @@ static tess_status stream_mark_elapsed(tess_stream *s, const tess_mark *from, co
 {
     float elapsed_ms = 0.0F;
     TESS_TRY(tess_cuda_enter(tess_cuda_stream_device(s)));
-    TESS_CUDA_TRY(cudaEventSynchronize(from->handle));
-    TESS_CUDA_TRY(cudaEventSynchronize(to->handle));
+    TESS_TRY(await(s, from->handle));
+    TESS_TRY(await(s, to->handle));
     TESS_CUDA_TRY(cudaEventElapsedTime(&elapsed_ms, from->handle, to->handle));
     *elapsed_s = (double)elapsed_ms * 1e-3;
     return TESS_OK;
@@ -420,16 +446,15 @@ tess_status tess_cuda_device_open(int idx, tess_device **out)
     d->base.space = TESS_DEVICE;
     d->idx = idx;
     d->capability = info.capability;
-    tess_status st = tess_cuda_enter(&d->base);
-    if (st == TESS_OK) {
-        const cudaError_t e = cudaDeviceGetStreamPriorityRange(&d->priority, &d->urgent_priority);
-        st = e == cudaSuccess
-                 ? TESS_OK
-                 : tess_cuda_fail(e, __FILE__, __LINE__, "cudaDeviceGetStreamPriorityRange");
+    const char *call = "cudaSetDevice"; /* makes the context: a GPU that is taken is found here */
+    cudaError_t e = cudaSetDevice(idx);
+    if (e == cudaSuccess) {
+        call = "cudaDeviceGetStreamPriorityRange";
+        e = cudaDeviceGetStreamPriorityRange(&d->priority, &d->urgent_priority);
     }
-    if (st != TESS_OK) {
+    if (e != cudaSuccess) {
         tess_free(d);
-        return st;
+        return refuse(e, call);
     }
     snprintf(open_path, sizeof open_path, "sm_%d", d->capability);
     *out = &d->base;

@@ -24,7 +24,7 @@ typedef struct sampler {
     tess_tokenizer *tokenizer;
     tess_encoder *encoder;
     tess_ids ids;
-    float *logits;         /* [vocab] */
+    float *logits;         /* [vocab], pinned where a device writes them */
     candidate *candidates; /* [vocab] */
 } sampler;
 
@@ -107,6 +107,20 @@ static tess_status extend(sampler *p)
     return TESS_OK;
 }
 
+static size_t logits_nbytes(const sampler *p)
+{
+    return (size_t)p->s->d.config.vocab_numel * sizeof(float);
+}
+
+static void logits_free(sampler *p)
+{
+    tess_device *d = p->s->device;
+    if (d == NULL)
+        tess_free(p->logits);
+    else if (p->logits != NULL)
+        d->ops->release(d, TESS_HOST, p->logits, logits_nbytes(p));
+}
+
 static tess_status prepare(sampler *p)
 {
     tess_session *s = p->s;
@@ -124,7 +138,10 @@ static tess_status prepare(sampler *p)
                "tokenizer '%s' has %lld tokens, the model has %lld", path,
                (long long)tess_tokenizer_vocab_numel(p->tokenizer), (long long)vocab);
     TESS_TRY(tess_encoder_create(p->tokenizer, &p->encoder));
-    TESS_TRY(tess_alloc_array(vocab, sizeof(float), &memory));
+    /* a copy into pageable memory would wait inside CUDA, where no deadline ends it */
+    TESS_TRY(p->s->device != NULL
+                 ? p->s->device->ops->alloc(p->s->device, TESS_HOST, logits_nbytes(p), &memory)
+                 : tess_alloc(logits_nbytes(p), &memory));
     p->logits = memory;
     TESS_TRY(tess_alloc_array(vocab, sizeof(candidate), &memory));
     p->candidates = memory;
@@ -151,7 +168,7 @@ tess_status tess_session_sample(tess_session *s, const tess_sample_request *requ
         st = session_agree(s, tess_decode(p.tokenizer, p.ids.id, p.ids.numel, true, text, &nbytes));
     tess_ids_fini(&p.ids);
     tess_free(p.candidates);
-    tess_free(p.logits);
+    logits_free(&p);
     tess_encoder_destroy(&p.encoder);
     tess_tokenizer_destroy(&p.tokenizer);
     return st;
