@@ -14,7 +14,7 @@
 #include "dist/gpu.h"
 #include "train/session_priv.h"
 
-/* Left beside what the plan counts: NCCL's own buffers, code loaded late. */
+/* Left beside what the plan counts: code loaded late, and what libraries take on their own. */
 enum { MARGIN_NBYTES = 512 << 20 };
 /* Attention's library may take so much; documents per sequence that its plans have places for. */
 enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
@@ -124,7 +124,8 @@ static tess_status find_devices(tess_session *s, int *numel)
 /* What ranks tell rank 0 of their device. Plain bytes: it travels. */
 typedef struct device_card {
     tess_cuda_info info;
-    char host[64];
+    char host[64]; /* for messages: containers may all have one name */
+    int32_t node;
     int32_t visible_numel;
     int32_t idx;
 } device_card;
@@ -133,6 +134,7 @@ static tess_status take_device(tess_session *s, int visible_numel, device_card *
 {
     const int idx = tess_comm_node_rank(s->world) % visible_numel;
     memset(card, 0, sizeof *card);
+    card->node = tess_comm_node_of(s->world, tess_comm_rank(s->world));
     card->visible_numel = visible_numel;
     card->idx = idx;
     (void)gethostname(card->host, sizeof card->host - 1);
@@ -162,19 +164,26 @@ static tess_status compare_models(const device_card *card, int world)
     return TESS_OK;
 }
 
+/* A slice of a device is one of its own, with memory of its own. */
 static bool is_same_device(const device_card *a, const device_card *b)
 {
-    return strcmp(a->host, b->host) == 0 && strcmp(a->info.bus_id, b->info.bus_id) == 0;
+    return memcmp(a->info.uuid, b->info.uuid, sizeof a->info.uuid) == 0;
 }
 
-/* @param most  ranks on the device that has most */
-static tess_status count_shares(const tess_session *s, const device_card *card, int *most)
+/* Slices of a device, too, stand at one place: NCCL refuses them. */
+static bool is_same_place(const device_card *a, const device_card *b)
+{
+    return a->node == b->node && strcmp(a->info.bus_id, b->info.bus_id) == 0;
+}
+
+/* @param most  ranks on the device, and at the place, that has most */
+static tess_status count_shares(const tess_session *s, const device_card *card, int64_t most[2])
 {
     const int world = tess_comm_world(s->world);
-    *most = 1;
     for (int r = 0; r < world; r++) {
-        int numel = 1;
+        int64_t numel = 1, place_numel = 1;
         for (int q = r + 1; q < world; q++) {
+            place_numel += is_same_place(&card[r], &card[q]);
             if (!is_same_device(&card[r], &card[q]))
                 continue;
             numel++;
@@ -183,7 +192,8 @@ static tess_status count_shares(const tess_session *s, const device_card *card, 
                        "as many ranks as GPUs, or set compute.share_device: true",
                        r, q, card[r].info.bus_id, card[r].host, card[q].visible_numel);
         }
-        *most = TESS_MAX(*most, numel);
+        most[0] = TESS_MAX(most[0], numel);
+        most[1] = TESS_MAX(most[1], place_numel);
     }
     return TESS_OK;
 }
@@ -196,7 +206,7 @@ static tess_status compare_devices(tess_session *s, const device_card *mine)
     void *room = NULL;
     tess_status st = is_root ? tess_alloc_array(world, sizeof(device_card), &room) : TESS_OK;
     device_card *card = room;
-    int64_t share_numel = 1;
+    int64_t most[2] = {1, 1};
     st = session_agree(s, st);
     if (st == TESS_OK)
         st = tess_comm_gather_bytes(s->world, 0, mine, sizeof *mine, card);
@@ -205,16 +215,15 @@ static tess_status compare_devices(tess_session *s, const device_card *mine)
         return st;
     }
     if (is_root) {
-        int most = 1;
         st = compare_models(card, world);
         if (st == TESS_OK)
-            st = count_shares(s, card, &most);
-        share_numel = most;
+            st = count_shares(s, card, most);
     }
     tess_free(room);
     TESS_TRY(session_agree(s, st));
-    TESS_TRY(tess_comm_control(s->world, NULL, 0, &share_numel, 1));
-    s->device_share_numel = (int)share_numel;
+    TESS_TRY(tess_comm_control(s->world, NULL, 0, most, 2));
+    s->device_share_numel = (int)most[0];
+    s->device_place_numel = (int)most[1];
     return TESS_OK;
 }
 
@@ -240,7 +249,7 @@ static tess_status take_given(tess_session *s)
                s->options.device->name);
     s->device = s->options.device;
     s->kernels = s->options.kernels;
-    s->device_share_numel = 1;
+    s->device_share_numel = s->device_place_numel = 1;
     snprintf(s->kernel_path, sizeof s->kernel_path, "%s/%s", s->kernels->name, s->kernels->path());
     return TESS_OK;
 }
@@ -270,19 +279,65 @@ tess_status session_choose_device(tess_session *s)
 
 /* ---- memory ---- */
 
+/* Why collectives go through host memory; NULL: they do not. Libraries refuse two ranks on a
+ * device, unless told otherwise where they can. */
+static const char *why_not_direct(const tess_session *s)
+{
+    const char *multi = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    if (s->plugin->collectives == NULL)
+        return "the CUDA part has no NCCL";
+    if (s->device_place_numel > 1 && (multi == NULL || strcmp(multi, "1") != 0))
+        return "ranks share a GPU";
+    return NULL;
+}
+
+/* [Note: memory of NCCL] Sends and receives to a peer of the node hold buffers on the device, taken
+ * by the first exchange, inside a step: per channel 2 MiB to send and 10 MiB to receive (protocols
+ * of 0.5, 4.7 and 4 MiB and a head, in units of 2 MiB), on as many channels as a communicator has
+ * thread blocks, for the exact reduction goes to every owner. Beside them, rings, multicast buffers
+ * and code. Derived from p2pSendSetup, p2pRecvSetup (src/transport/p2p.cc), computeBuffSizes
+ * (src/init.cc) and ncclTopoComputeP2pChannels (src/graph/paths.cc) of NCCL 2.28.9, not measured;
+ * what peers of other nodes take is not counted. */
+static size_t collectives_nbytes(const tess_session *s)
+{
+    enum { PEER_CHANNEL_NBYTES = 12 << 20, CHANNEL_NUMEL = 16, RING_NBYTES = 512 << 20 };
+    const int node = tess_comm_node_of(s->world, tess_comm_rank(s->world));
+    const size_t peer_numel = (size_t)tess_comm_node_rank_numel(s->world, node) - 1;
+    if (is_given(s) || tess_comm_world(s->world) == 1 || why_not_direct(s) != NULL ||
+        s->run->shard.reduction != TESS_RUN_REDUCTION_EXACT)
+        return 0;
+    return RING_NBYTES + peer_numel * CHANNEL_NUMEL * PEER_CHANNEL_NBYTES;
+}
+
 tess_status session_device_limit(tess_session *s, size_t *nbytes)
 {
     size_t free_nbytes = 0;
     size_t total_nbytes = 0;
     TESS_TRY(tess_device_memory(s->device, &free_nbytes, &total_nbytes));
     s->device_before_nbytes = total_nbytes - free_nbytes;
-    const size_t margin =
-        TESS_MAX(TESS_MIN((size_t)MARGIN_NBYTES, total_nbytes / 8), total_nbytes / MARGIN_SHARE);
+    const size_t collectives = collectives_nbytes(s);
+    const size_t margin = collectives + TESS_MAX(TESS_MIN((size_t)MARGIN_NBYTES, total_nbytes / 8),
+                                                 total_nbytes / MARGIN_SHARE);
     TESS_CHECK(free_nbytes > margin, TESS_E_FIT,
-               "%s: %zu of %zu bytes are free, %zu are kept for its libraries; end the programs "
-               "that use it, or choose another with CUDA_VISIBLE_DEVICES",
-               s->device->name, free_nbytes, total_nbytes, margin);
+               "%s: %zu of %zu bytes are free, %zu are kept for its libraries, %zu of them for "
+               "collectives; end the programs that use it, or choose another with "
+               "CUDA_VISIBLE_DEVICES",
+               s->device->name, free_nbytes, total_nbytes, margin, collectives);
     *nbytes = (free_nbytes - margin) / (size_t)s->device_share_numel;
+    return TESS_OK;
+}
+
+tess_status session_check_host(tess_session *s)
+{
+    const int node = tess_comm_node_of(s->world, tess_comm_rank(s->world));
+    const int rank_numel = tess_comm_node_rank_numel(s->world, node);
+    const size_t free_nbytes = tess_memory_free_nbytes();
+    TESS_CHECK(
+        s->d.plan->host_nbytes <= free_nbytes / (size_t)rank_numel, TESS_E_FIT,
+        "rank %d takes %zu bytes of host memory, pinned, beside its device; %zu are free for "
+        "the %d ranks of its node: start fewer ranks there, or lower what `tessera plan` "
+        "lists under memory on the host",
+        tess_comm_rank(s->world), s->d.plan->host_nbytes, free_nbytes, rank_numel);
     return TESS_OK;
 }
 
@@ -359,23 +414,17 @@ tess_status session_prepare_device(tess_session *s)
 
 /* ---- collectives ---- */
 
-/* Libraries refuse two ranks on a device, unless told otherwise where they can. */
-static bool has_own_devices(const tess_session *s)
-{
-    const char *multi = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-    return s->device_share_numel == 1 || (multi != NULL && strcmp(multi, "1") == 0);
-}
-
 tess_status session_connect_devices(tess_session *s)
 {
     if (s->device == NULL || is_given(s))
         return TESS_OK;
-    const char *why = s->plugin->collectives == NULL ? "the CUDA part has no NCCL"
-                      : !has_own_devices(s)          ? "ranks share a GPU"
-                                                     : NULL;
+    const char *why = why_not_direct(s);
     if (why == NULL) {
         const tess_deadlines deadlines = {s->options.deadline_s, s->options.deadline_s};
-        tess_log_root(&s->ctx->log, TESS_LOG_INFO, "collectives: %s", s->plugin->collectives->name);
+        tess_log_root(&s->ctx->log, TESS_LOG_INFO,
+                      "collectives: %s; %.1f GiB of the device are left to its buffers",
+                      s->plugin->collectives->name,
+                      (double)collectives_nbytes(s) / (double)(1 << 30));
         return tess_comm_create_gpu(s->world, s->device, s->plugin->collectives, &deadlines,
                                     &s->fabric);
     }
@@ -393,6 +442,17 @@ tess_status session_enroll_arenas(tess_session *s)
         for (int i = 0; i < TESS_NELEM(life) && comm[c] != NULL; i++)
             TESS_TRY(tess_comm_enroll(comm[c], tess_runtime_arena(s->rt, life[i])));
     return TESS_OK;
+}
+
+/* Registrations name memory, so they end before it: this comes in front of the runtime's end.
+ * Between devices of one node NCCL has no use for memory of cudaMalloc (it shares that of
+ * cuMemCreate, or with NCCL_LEGACY_CUDA_REGISTER=1); between nodes it is registered with the
+ * network card. */
+void session_withdraw_arenas(tess_session *s)
+{
+    if (s->owns_group)
+        tess_comm_withdraw(s->group);
+    tess_comm_withdraw(s->fabric);
 }
 
 void session_close_device(tess_session *s)

@@ -192,6 +192,8 @@ static tess_status make_description(tess_session *s)
     if (st == TESS_OK)
         st = tess_describe(s->ctx, s->run, &launch, &s->d);
     tess_free(first_rank);
+    if (st == TESS_OK && s->device != NULL)
+        st = session_check_host(s);
     TESS_TRY(session_agree(s, st));
     if (tess_run_is_rqvae(s->run))
         TESS_TRY(session_agree(s, tess_rqvae_keep_size(s->run, &s->d.sample)));
@@ -309,6 +311,7 @@ void tess_session_close(tess_session **inout)
     session_records_destroy(s);
     if (s->has_batch_event)
         tess_event_fini(&s->batch_read, tess_runtime_stream(s->rt));
+    session_withdraw_arenas(s);
     tess_runtime_destroy(&s->rt);
     if (s->owns_group)
         tess_comm_destroy(&s->group);

@@ -97,6 +97,7 @@ struct tess_session {
     tess_device *device;                   /* NULL: the host */
     const struct tess_cuda_plugin *plugin; /* that opened it */
     int device_share_numel;                /* ranks that share a device, 1: each has its own */
+    int device_place_numel;                /* the same with slices of one device */
     size_t device_before_nbytes;           /* of the device, taken when this session began */
     tess_comm *fabric;                     /* all ranks, over the device's memory; NULL: `world` */
     const tess_kernels *kernels;
@@ -147,6 +148,9 @@ TESS_MUST_CHECK tess_status session_open_plugin(tess_io *io, bool is_asked,
 TESS_MUST_CHECK tess_status session_choose_device(tess_session *s);
 /** Bytes a rank may take of its device: what is free less a margin. Local. */
 TESS_MUST_CHECK tess_status session_device_limit(tess_session *s, size_t *nbytes);
+/** That the node has the host memory that the plan takes beside the device. Local. @return
+ * TESS_E_FIT */
+TESS_MUST_CHECK tess_status session_check_host(tess_session *s);
 /** Bytes of the device that were taken since the session began, by this rank and those that share
  * it; 0 on the host. Local. */
 size_t session_device_used_nbytes(const tess_session *s);
@@ -160,6 +164,8 @@ TESS_MUST_CHECK tess_status session_prepare_device(tess_session *s);
 TESS_MUST_CHECK tess_status session_connect_devices(tess_session *s);
 /** Tell the fabric of the runtime's arenas. Collective. */
 TESS_MUST_CHECK tess_status session_enroll_arenas(tess_session *s);
+/** Its end, before that of the runtime. Local. */
+void session_withdraw_arenas(tess_session *s);
 /** Give fabric and device back; NULLs are fine. Collective as tess_comm_destroy(). */
 void session_close_device(tess_session *s);
 

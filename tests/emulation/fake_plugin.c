@@ -9,6 +9,7 @@
  *                      fails on rank R of the launch, and so do all after it
  *   FAKE_CUDA_DEVICES  how many (1)
  *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
+ *   FAKE_CUDA_SLICES   1: they are slices of one
  *   FAKE_CUDA_MEMORY   bytes of a device (64 GiB)
  *   FAKE_CUDA_NCCL     none: no collectives; else as collectives_mpi.h
  */
@@ -91,7 +92,9 @@ static tess_status fake_device_info(int idx, tess_cuda_info *out)
         model = strchr(model, ',') + 1;
     memset(out, 0, sizeof *out);
     snprintf(out->name, sizeof out->name, "%.*s", (int)strcspn(model, ","), model);
-    snprintf(out->bus_id, sizeof out->bus_id, "0000:%02x:00.0", idx + 1);
+    const bool is_slice = atoi(setting("FAKE_CUDA_SLICES", "0")) == 1;
+    snprintf(out->bus_id, sizeof out->bus_id, "0000:%02x:00.0", is_slice ? 1 : idx + 1);
+    snprintf((char *)out->uuid, sizeof out->uuid, "fake %d", idx);
     out->capability = 90;
     out->sm_numel = 132;
     out->memory_nbytes = memory_nbytes();

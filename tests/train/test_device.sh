@@ -62,6 +62,19 @@ else
     echo "not run: the real CUDA part on a machine without a driver"
 fi
 
+# ---- the real one with a driver that answers with an error: the toolkit's stub ----
+stub="$(dirname "$(command -v nvcc)")/../lib64/stubs/libcuda.so"
+if [ -f "$real" ] && [ -f "$stub" ] && ! ldconfig -p | grep -q 'libcuda\.so\.1'; then
+    mkdir stub
+    ln -s "$(realpath "$stub")" stub/libcuda.so.1
+    expect stub_driver 2 65 "cudaGetDeviceCount: CUDA says" "LD_LIBRARY_PATH=$work/stub" -- "${cuda[@]}"
+    grep -q "cudaErrorStubLibrary" log || fail "stub_driver: another error"
+    expect auto_stub_driver 2 0 "device: cpu; rank 0: cudaGetDeviceCount: CUDA says" \
+        "LD_LIBRARY_PATH=$work/stub" --
+else
+    echo "not run: the real CUDA part with the toolkit's stub of a driver"
+fi
+
 # ---- drivers and devices that do not serve ----
 expect old_driver 1 65 "the CUDA driver supports CUDA 12.4" "${plugin[@]}" FAKE_CUDA_FAULT=driver -- \
     "${cuda[@]}"
@@ -84,10 +97,26 @@ grep -q "which shows them 2; start as many ranks as GPUs, or set compute.share_d
 expect auto_too_few 2 65 "ranks 0 and 1 would share the GPU" "${plugin[@]}" --
 expect mixed 2 65 "rank 1 has a Fake A100 (sm_90, 132 multiprocessors)" "${plugin[@]}" \
     FAKE_CUDA_DEVICES=2 "FAKE_CUDA_MODELS=Fake H100,Fake A100" -- "${cuda[@]}"
+# Slices of a GPU have memory of their own, but NCCL refuses them.
+expect slices 2 0 "collectives: through host memory and MPI; ranks share a GPU" "${plugin[@]}" \
+    FAKE_CUDA_DEVICES=2 FAKE_CUDA_SLICES=1 -- "${cuda[@]}"
 
 # ---- memory ----
-expect too_small 2 65 "per rank, compute.memory_limit is 7 MiB" "${plugin[@]}" FAKE_CUDA_DEVICES=2 FAKE_CUDA_MEMORY=8388608 -- \
-    "${cuda[@]}"
+expect too_small 2 65 "per rank, compute.memory_limit is 7 MiB" "${plugin[@]}" FAKE_CUDA_DEVICES=2 FAKE_CUDA_MEMORY=8388608 \
+    FAKE_CUDA_NCCL=none -- "${cuda[@]}"
+# An eighth, 512 MiB, and 16 channels of 12 MiB to each peer: 832 MiB of 1024 at 2 ranks, 1024 at 3.
+gib=1073741824
+expect buffers_of_2 2 0 "collectives: emulated collectives; 0.7 GiB of the device" "${plugin[@]}" FAKE_CUDA_DEVICES=3 \
+    "FAKE_CUDA_MEMORY=$gib" -- "${cuda[@]}"
+expect buffers_of_3 3 65 "1073741824 are kept for its libraries, 939524096 of them for collectives" "${plugin[@]}" \
+    FAKE_CUDA_DEVICES=3 "FAKE_CUDA_MEMORY=$gib" -- "${cuda[@]}"
+# 2047 x 1048576 tokens, 16 bytes each, are 34 GB of host memory
+if [ "$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)" -lt 33000000 ]; then
+    expect pinned 1 65 "bytes of host memory, pinned, beside its device" "${plugin[@]}" \
+        FAKE_CUDA_MEMORY=1000000000000000000 -- "${cuda[@]}" data.sequence_length=1048576 train.micro_batch=2047
+else
+    echo "not run: more pinned memory than this machine has"
+fi
 expect out_of_memory 2 71 "arena 'activations': cuda:0 has no" "${plugin[@]}" FAKE_CUDA_DEVICES=2 \
     FAKE_CUDA_FAULT=alloc -- "${cuda[@]}"
 
