@@ -202,7 +202,7 @@ static tess_status plan_build(tess_sdpa *sdpa, const tess_sdpa_case *c, tess_sdp
     search f = {.sdpa = sdpa, .graph = &graph};
     memset(out, 0, sizeof(*out));
     out->c = *c;
-    tess_status st = tess_sdpa_graph_init(&graph, &sdpa->lib, c);
+    tess_status st = tess_sdpa_graph_init(&graph, &sdpa->lib, sdpa->handle, c);
     if (st == TESS_OK)
         st = ask_heuristic(&f);
     if (st == TESS_OK)

@@ -20,8 +20,9 @@ typedef struct tensor {
     int64_t uid; /* 0: virtual */
     cudnnDataType_t type;
     int64_t dim[4], stride[4];
-    bool is_scalar; /* by value, on the host */
-    desc offset;    /* NULL: not ragged */
+    int64_t alignment; /* of its address in bytes; 0: 16 */
+    bool is_scalar;    /* by value, on the host */
+    desc offset;       /* NULL: not ragged */
 } tensor;
 
 static const int64_t one_by_one[4] = {1, 1, 1, 1};
@@ -73,7 +74,7 @@ static desc finalize(tess_sdpa_graph *g, desc d, const char *what)
 
 static desc tensor_make(tess_sdpa_graph *g, const tensor *t)
 {
-    const int64_t alignment = 16;
+    const int64_t alignment = t->alignment > 0 ? t->alignment : 16;
     const bool is_virtual = t->uid == 0;
     const int64_t uid = is_virtual ? g->next_virtual++ : t->uid;
     desc d = create(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
@@ -320,7 +321,7 @@ static desc key_transposed(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid,
 }
 
 /* One number per row: [heads, T] without packing, token by token with it; the T of `heads` heads
- * are those of all segments. */
+ * are those of all segments. Packed ones of a group of heads start at any of them. */
 static desc statistics(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid, int64_t heads,
                        desc offset)
 {
@@ -330,6 +331,7 @@ static desc statistics(tess_sdpa_graph *g, const axes *x, tess_sdpa_uid uid, int
                       .dim = {x->b, x->hq, x->s, 1},
                       .stride = {x->c->is_whole ? x->s : heads * x->s, is_packed ? 1 : x->b * x->s,
                                  is_packed ? heads : 1, 1},
+                      .alignment = sizeof(float),
                       .offset = offset};
     return tensor_make(g, &t);
 }
@@ -483,7 +485,8 @@ static void build_backward(tess_sdpa_graph *g, const axes *x)
     query_gradient(g, x, d_s, k, length, at_q);
 }
 
-tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib, const tess_sdpa_case *c)
+tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib, cudnnHandle_t handle,
+                                 const tess_sdpa_case *c)
 {
     memset(g, 0, sizeof(*g));
     g->lib = lib;
@@ -502,6 +505,8 @@ tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib, cons
     g->graph = create(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set(g, g->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, g->op_numel,
         g->op);
+    if (handle != NULL) /* else its engines are those of a device that is described later */
+        set(g, g->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
     (void)finalize(g, g->graph, "attention's graph");
     return g->st;
 }

@@ -88,10 +88,10 @@ typedef struct tess_sdpa_graph {
     tess_status st; /* the first failure: later calls do nothing */
 } tess_sdpa_graph;
 
-/** Build and finalize; `g` is in the caller's memory and is finished with tess_sdpa_graph_fini()
- * whatever this returns. Local. */
+/** Build and finalize for the device of `handle`, or where that is NULL for any; `g` is in the
+ * caller's memory and is finished with tess_sdpa_graph_fini() whatever this returns. Local. */
 TESS_MUST_CHECK tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib,
-                                                 const tess_sdpa_case *c);
+                                                 cudnnHandle_t handle, const tess_sdpa_case *c);
 void tess_sdpa_graph_fini(tess_sdpa_graph *g);
 
 /** A compiled graph; or a case that own kernels must take, and why. */
