@@ -52,6 +52,17 @@ grep -q "collectives: through host memory and MPI; the CUDA part has no NCCL" lo
 unset FAKE_CUDA_NCCL
 expect_bits staged_f32 host_f32
 
+# ---- the same text: logits of a device come to memory that it pinned ----
+cp "$source_dir"/examples/base/tokenizer*.json model/
+for where in cpu cuda; do
+    launch 2 sample run.yaml output.dir=host "compute.device=$where" \
+        --prompt "line 3 counts" --tokens 6 --seed 5
+    [ "$rc" -eq 0 ] || fail "sample on $where: exit code $rc"
+    grep '^line 3 counts' log > "text.$where" || fail "sample on $where: no text"
+done
+cmp text.cpu text.cuda || fail "a sample on a device differs"
+rm model/tokenizer*.json
+
 # ---- checkpoints move ----
 forget_step_6() {
     local newest
