@@ -294,10 +294,11 @@ static const char *why_not_direct(const tess_session *s)
 /* [Note: memory of NCCL] Sends and receives to a peer of the node hold buffers on the device, taken
  * by the first exchange, inside a step: per channel 2 MiB to send and 10 MiB to receive (protocols
  * of 0.5, 4.7 and 4 MiB and a head, in units of 2 MiB), on as many channels as a communicator has
- * thread blocks, for the exact reduction goes to every owner. Beside them, rings, multicast buffers
- * and code. Derived from p2pSendSetup, p2pRecvSetup (src/transport/p2p.cc), computeBuffSizes
- * (src/init.cc) and ncclTopoComputeP2pChannels (src/graph/paths.cc) of NCCL 2.28.9, not measured;
- * what peers of other nodes take is not counted. */
+ * thread blocks (GROUP_CTAS of kernels/cuda/nccl.c). The exact reduction has every owner for a
+ * peer. Beside them, rings, multicast buffers and code. Derived from p2pSendSetup, p2pRecvSetup
+ * (src/transport/p2p.cc), computeBuffSizes (src/init.cc) and ncclTopoComputeP2pChannels
+ * (src/graph/paths.cc) of NCCL 2.28.9, not measured; what peers of other nodes take is not counted.
+ */
 static size_t collectives_nbytes(const tess_session *s)
 {
     enum { PEER_CHANNEL_NBYTES = 12 << 20, CHANNEL_NUMEL = 16, RING_NBYTES = 512 << 20 };
