@@ -44,8 +44,8 @@ static tess_status run_steps(tess_runtime *rt, const emu_case *c, emu_outcome *o
     return tess_runtime_forward(rt, TESS_CALL_EVAL, &batch, &out->eval);
 }
 
-static tess_status hash_masters(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
-                                emu_outcome *out)
+tess_status emu_hash_masters(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
+                             int64_t lane[2])
 {
     tess_logical_hash hash = {0};
     tess_view host = {0};
@@ -61,8 +61,8 @@ static tess_status hash_masters(tess_comm *comm, tess_runtime *rt, const tess_pl
             TESS_TRY(tess_runtime_copy(rt, copy, v));
         tess_logical_hash_add(&hash, copy.data, v.numel, 4, lo + ((int64_t)u << 40));
     }
-    memcpy(out->master, hash.lane, sizeof out->master);
-    return tess_comm_control(comm, out->master, 2, NULL, 0);
+    memcpy(lane, hash.lane, 2 * sizeof *lane);
+    return tess_comm_control(comm, lane, 2, NULL, 0);
 }
 
 /* What a rank works with. */
@@ -97,7 +97,7 @@ static tess_status run_with(parts *p, emu_outcome *out)
     if (c->loaded != NULL && p->rank != NULL)
         TESS_TRY(c->loaded(c->arg, p->rank, p->rt));
     TESS_TRY(run_steps(p->rt, c, out));
-    return hash_masters(p->world, p->rt, p->plan, out);
+    return emu_hash_masters(p->world, p->rt, p->plan, out->master);
 }
 
 static tess_status make_plan(parts *p)

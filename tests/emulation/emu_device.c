@@ -231,11 +231,17 @@ static tess_status call_twin(const emu_kernel_call *call, tess_stream *s)
     case EMU_KERNEL_##name:                                                                        \
         return tess_kernels_cpu.name(&call->args.name, s);
         EMU_KERNEL_LIST(X)
+        EMU_CODE_LIST(X)
 #undef X
 #define X(name, type)                                                                              \
     case EMU_KERNEL_##name:                                                                        \
         return tess_kernels_cpu.modulated->name(&call->args.name, s);
         EMU_MODULATED_LIST(X)
+#undef X
+#define X(name, type)                                                                              \
+    case EMU_KERNEL_quantizer_##name:                                                              \
+        return tess_kernels_cpu.quantizers->name(&call->args.quantizer_##name, s);
+        EMU_QUANTIZER_LIST(X)
 #undef X
     case EMU_KERNEL_NUMEL:
         break;
@@ -255,8 +261,7 @@ tess_status emu_run_twin(const emu_device *d, const emu_kernel_call *call)
 {
     emu_kernel_call moved = *call;
     tess_stream host;
-    if (call->kernel == EMU_KERNEL_gemm && call->args.gemm.bias != NULL)
-        moved.args.gemm.bias = &moved.bias;
+    emu_own(&moved);
     tess_stream_init_inline(&host, "emulated", NULL);
     emu_visit(
         &moved,

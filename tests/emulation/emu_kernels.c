@@ -12,10 +12,7 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
     TESS_TRY(emu_begin(s, EMU_OP_KERNEL, name, &op));
     op->call = malloc(sizeof *op->call);
     *op->call = *call;
-    if (call->kernel == EMU_KERNEL_gemm && call->args.gemm.bias != NULL) {
-        op->call->bias = *call->args.gemm.bias;
-        op->call->args.gemm.bias = &op->call->bias;
-    }
+    emu_own(op->call);
     emu_touch_call(s->device, op->entry, op->call);
     return emu_enqueue(s, op);
 }
@@ -27,6 +24,23 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
 #define tess_swiglu_forward_check tess_swiglu_check
 #define tess_dora_forward_check tess_dora_check
 
+/* Rooms of the search are the backend's. */
+static size_t nearest_pack_nbytes(int64_t code_numel, int64_t dim)
+{
+    return tess_kernels_cpu.nearest_pack_nbytes(code_numel, dim);
+}
+
+static size_t nearest_work_nbytes(int64_t dim, int best_numel, int thread_numel)
+{
+    return tess_kernels_cpu.nearest_work_nbytes(dim, best_numel, thread_numel);
+}
+
+#define tess_nearest_prepare_check(a)                                                              \
+    tess_nearest_prepare_check(a, nearest_pack_nbytes((a)->code_numel, (a)->dim))
+#define tess_nearest_check(a)                                                                      \
+    tess_nearest_check(a, nearest_pack_nbytes((a)->code_numel, (a)->dim),                          \
+                       nearest_work_nbytes((a)->dim, (a)->best_numel, 1))
+
 #define X(name, type)                                                                              \
     static tess_status emu_##name(const type *a, tess_stream *s)                                   \
     {                                                                                              \
@@ -35,12 +49,28 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
         call.args.name = *a;                                                                       \
         return enqueue(&call, s);                                                                  \
     }
-EMU_ALL_LIST(X)
+EMU_TABLE_LIST(X)
+#undef X
+#define X(name, type)                                                                              \
+    static tess_status emu_quantizer_##name(const type *a, tess_stream *s)                         \
+    {                                                                                              \
+        emu_kernel_call call = {.kernel = EMU_KERNEL_quantizer_##name};                            \
+        TESS_TRY(tess_quantizer_##name##_check(a));                                                \
+        call.args.quantizer_##name = *a;                                                           \
+        return enqueue(&call, s);                                                                  \
+    }
+EMU_QUANTIZER_LIST(X)
 #undef X
 
 static const tess_modulated_kernels modulated = {
 #define X(name, type) .name = emu_##name,
     EMU_MODULATED_LIST(X)
+#undef X
+};
+
+static const tess_quantizer_kernels quantizers = {
+#define X(name, type) .name = emu_quantizer_##name,
+    EMU_QUANTIZER_LIST(X)
 #undef X
 };
 
@@ -59,9 +89,33 @@ static size_t attention_work_nbytes(const tess_attention_shape *shape, int threa
 const tess_kernels emu_kernels = {.name = "emulated",
                                   .path = path,
                                   .modulated = &modulated,
+                                  .quantizers = &quantizers,
                                   .gemm_work_nbytes = gemm_work_nbytes,
                                   .attention_work_nbytes = attention_work_nbytes,
+                                  .nearest_pack_nbytes = nearest_pack_nbytes,
+                                  .nearest_work_nbytes = nearest_work_nbytes,
 #define X(name, type) .name = emu_##name,
-                                  EMU_KERNEL_LIST(X)
+                                  EMU_KERNEL_LIST(X) EMU_CODE_LIST(X)
 #undef X
 };
+
+/*
+ * [Note: a new op] Every entry of the tables is known here: as one that the checker lists operands
+ * of, as one of the host alone, or as one that enqueues nothing. An op that is none of them does
+ * not compile, and has its operands written down in emu_ranges*.c first.
+ */
+typedef tess_status (*entry)(void);
+enum { SIZES_NUMEL = 4, CHOICE_NUMEL = 4, TEXT_NUMEL = 2, TABLE_NUMEL = 2 };
+#define ONE(name, type) +1
+#define ONE_OF_HOST(name) +1
+enum { FLAG_NBYTES = sizeof(void *) }; /* wants_adjacent_terms, and what pads it */
+_Static_assert(sizeof(tess_kernels) ==
+                   (TEXT_NUMEL + SIZES_NUMEL + CHOICE_NUMEL + TABLE_NUMEL EMU_KERNEL_LIST(ONE)
+                        EMU_CODE_LIST(ONE) EMU_HOST_LIST(ONE_OF_HOST)) *
+                           sizeof(entry) +
+                       FLAG_NBYTES,
+               "an entry of tess_kernels whose operands the checker does not know");
+_Static_assert(sizeof(tess_quantizer_kernels) == (0 EMU_QUANTIZER_LIST(ONE)) * sizeof(entry),
+               "an entry of tess_quantizer_kernels whose operands the checker does not know");
+_Static_assert(sizeof(tess_modulated_kernels) == (0 EMU_MODULATED_LIST(ONE)) * sizeof(entry),
+               "an entry of tess_modulated_kernels whose operands the checker does not know");

@@ -3,88 +3,9 @@
  * of kernels. Scratch counts as read and written. A range that is missing here is one that the
  * emulation does not map, so the twin that touches it ends in a fault.
  */
-#include "emulation/emu_ranges.h"
+#include "emulation/emu_ranges_priv.h"
 
-#include "core/arith.h"
-
-static void rows(const emu_visitor *v, void *pointer_at, emu_operand o)
-{
-    void **at = pointer_at;
-    if (*at == NULL || o.row_numel <= 0 || o.row_nbytes == 0)
-        return;
-    o.group_numel = TESS_MAX(o.group_numel, INT64_C(1));
-    if (o.stride_nbytes == o.row_nbytes || o.row_numel == 1) {
-        o.row_nbytes *= (size_t)o.row_numel;
-        o.row_numel = 1;
-    }
-    o.pointer_at = at;
-    v->operand(v->arg, &o);
-}
-
-static void array(const emu_visitor *v, void *pointer_at, int64_t numel, size_t elem_nbytes,
-                  emu_access access)
-{
-    rows(
-        v, pointer_at,
-        (emu_operand){.row_numel = 1, .row_nbytes = (size_t)numel * elem_nbytes, .access = access});
-}
-
-static void view(const emu_visitor *v, tess_view *w, emu_access access)
-{
-    array(v, &w->data, w->numel, tess_dtype_block_nbytes(w->dt), access);
-    if (v->makes_host)
-        w->space = TESS_HOST;
-}
-
-/* [row_numel, col_numel] with `stride` elements between rows, 0: contiguous. */
-static void strided(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t col_numel,
-                    int64_t stride, emu_access access)
-{
-    const size_t elem_nbytes = tess_dtype_block_nbytes(w->dt);
-    rows(v, &w->data,
-         (emu_operand){.row_numel = row_numel,
-                       .row_nbytes = (size_t)col_numel * elem_nbytes,
-                       .stride_nbytes = (size_t)(stride != 0 ? stride : col_numel) * elem_nbytes,
-                       .access = access});
-    if (v->makes_host)
-        w->space = TESS_HOST;
-}
-
-static void parts(const emu_visitor *v, const tess_codec *codec, int64_t numel, void *pointers,
-                  emu_access access)
-{
-    tess_codec_part part[TESS_CODEC_PART_MAX];
-    int part_numel = 0;
-    void **at = pointers;
-    if (tess_codec_parts(codec, numel, part, &part_numel) != TESS_OK)
-        return; /* the kernel's own check refuses it */
-    for (int i = 0; i < part_numel; i++)
-        array(v, &at[i], 1, part[i].nbytes, access);
-}
-
-static void matrix(const emu_visitor *v, tess_matrix *m)
-{
-    if (m->stride != 0) { /* plain */
-        const size_t elem_nbytes = m->codec.format == TESS_FORMAT_F32 ? 4 : 2;
-        rows(v, &m->part[0],
-             (emu_operand){.row_numel = m->rows,
-                           .row_nbytes = (size_t)m->cols * elem_nbytes,
-                           .stride_nbytes = (size_t)m->stride * elem_nbytes,
-                           .access = EMU_READ});
-        return;
-    }
-    parts(v, &m->codec, m->rows * m->cols, m->part, EMU_READ);
-}
-
-/* All of a view, in rows of `dim` elements where it has a stride. */
-static void spaced(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t dim,
-                   int64_t stride, emu_access access)
-{
-    if (stride == 0)
-        view(v, w, access);
-    else
-        strided(v, w, row_numel, dim, stride, access);
-}
+#include <string.h>
 
 /* ---- one function a kernel ---- */
 
@@ -504,7 +425,20 @@ void emu_visit(emu_kernel_call *call, const emu_visitor *v)
     case EMU_KERNEL_##name:                                                                        \
         visit_##name(&call->args.name, v);                                                         \
         break;
-        EMU_ALL_LIST(X)
+        EMU_KERNEL_LIST(X)
+        EMU_MODULATED_LIST(X)
+#undef X
+#define X(name, type)                                                                              \
+    case EMU_KERNEL_##name:                                                                        \
+        emu_visit_##name(&call->args.name, v);                                                     \
+        break;
+        EMU_CODE_LIST(X)
+#undef X
+#define X(name, type)                                                                              \
+    case EMU_KERNEL_quantizer_##name:                                                              \
+        emu_visit_quantizer_##name(&call->args.quantizer_##name, v);                               \
+        break;
+        EMU_QUANTIZER_LIST(X)
 #undef X
     case EMU_KERNEL_NUMEL:
         break;
@@ -517,8 +451,57 @@ const char *emu_kernel_name(emu_kernel kernel)
 {
     static const char *const name[] = {
 #define X(entry, type) #entry,
-        EMU_ALL_LIST(X)
+        EMU_TABLE_LIST(X)
+#undef X
+#define X(entry, type) "quantizer " #entry,
+        EMU_QUANTIZER_LIST(X)
 #undef X
     };
     return kernel < EMU_KERNEL_NUMEL ? name[kernel] : "unknown kernel";
+}
+
+/* ---- what lies in memory of the host ---- */
+
+static const int32_t *own_levels(emu_kernel_call *call, const int32_t *levels, int64_t dim)
+{
+    memcpy(call->level, levels, (size_t)dim * sizeof *levels);
+    return call->level;
+}
+
+static void own_axes(emu_kernel_call *call, tess_levels *l)
+{
+    l->levels = own_levels(call, l->levels, l->dim);
+    if (l->scale != NULL)
+        l->scale = memcpy(call->scale, l->scale, (size_t)l->dim * sizeof *l->scale);
+}
+
+static void own_lists(emu_kernel_call *call, tess_latents *l)
+{
+    l->levels = own_levels(call, l->levels, l->dim);
+}
+
+void emu_own(emu_kernel_call *call)
+{
+    if (call->kernel == EMU_KERNEL_gemm && call->args.gemm.bias != NULL) {
+        call->bias = *call->args.gemm.bias;
+        call->args.gemm.bias = &call->bias;
+    }
+#define X(name, what, own)                                                                         \
+    if (call->kernel == EMU_KERNEL_quantizer_##name)                                               \
+        own(call, &call->args.quantizer_##name.what);
+    X(level, levels, own_axes)
+    X(level_decode, levels, own_axes)
+    X(level_backward, levels, own_axes)
+    X(latent, latents, own_lists)
+    X(latent_decode, latents, own_lists)
+    X(latent_gradient, latents, own_lists)
+#undef X
+    if (call->kernel == EMU_KERNEL_quantizer_soft_clamp) {
+        tess_quantizer_soft_clamp_args *a = &call->args.quantizer_soft_clamp;
+        a->levels = own_levels(call, a->levels, a->dim);
+    }
+    if (call->kernel == EMU_KERNEL_quantizer_soft_clamp_backward) {
+        tess_quantizer_soft_clamp_backward_args *a = &call->args.quantizer_soft_clamp_backward;
+        a->levels = own_levels(call, a->levels, a->dim);
+    }
 }

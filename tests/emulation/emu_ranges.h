@@ -51,26 +51,96 @@
     X(activation_backward, tess_activation_backward_args)                                          \
     X(square_error, tess_square_error_args)
 
-#define EMU_ALL_LIST(X)                                                                            \
+/* Codebooks and what models around them need: entries of tess_kernels that a backend may lack. */
+#define EMU_CODE_LIST(X)                                                                           \
+    X(nearest_prepare, tess_nearest_prepare_args)                                                  \
+    X(nearest, tess_nearest_args)                                                                  \
+    X(code_sum, tess_code_sum_args)                                                                \
+    X(code_mean, tess_code_mean_args)                                                              \
+    X(code_residual, tess_code_residual_args)                                                      \
+    X(code_row, tess_code_row_args)                                                                \
+    X(relu, tess_relu_args)                                                                        \
+    X(mix, tess_mix_args)                                                                          \
+    X(im2col, tess_im2col_args)                                                                    \
+    X(col2im, tess_col2im_args)
+
+/* Entries of tess_kernels.quantizers. */
+#define EMU_QUANTIZER_LIST(X)                                                                      \
+    X(enter, tess_quantizer_enter_args)                                                            \
+    X(enter_backward, tess_quantizer_enter_backward_args)                                          \
+    X(gather, tess_quantizer_gather_args)                                                          \
+    X(residual, tess_quantizer_residual_args)                                                      \
+    X(row_loss, tess_quantizer_row_loss_args)                                                      \
+    X(backward, tess_quantizer_backward_args)                                                      \
+    X(directed, tess_quantizer_directed_args)                                                      \
+    X(directed_backward, tess_quantizer_directed_backward_args)                                    \
+    X(code_gradient, tess_quantizer_code_gradient_args)                                            \
+    X(gram, tess_quantizer_gram_args)                                                              \
+    X(orthogonal, tess_quantizer_orthogonal_args)                                                  \
+    X(mask, tess_quantizer_mask_args)                                                              \
+    X(sample, tess_quantizer_sample_args)                                                          \
+    X(average, tess_quantizer_average_args)                                                        \
+    X(total, tess_quantizer_total_args)                                                            \
+    X(embed, tess_quantizer_embed_args)                                                            \
+    X(expire, tess_quantizer_expire_args)                                                          \
+    X(replace, tess_quantizer_replace_args)                                                        \
+    X(layer_norm, tess_quantizer_layer_norm_args)                                                  \
+    X(level, tess_quantizer_level_args)                                                            \
+    X(level_decode, tess_quantizer_level_decode_args)                                              \
+    X(level_backward, tess_quantizer_level_backward_args)                                          \
+    X(soft_clamp, tess_quantizer_soft_clamp_args)                                                  \
+    X(soft_clamp_backward, tess_quantizer_soft_clamp_backward_args)                                \
+    X(latent, tess_quantizer_latent_args)                                                          \
+    X(latent_decode, tess_quantizer_latent_decode_args)                                            \
+    X(latent_gradient, tess_quantizer_latent_gradient_args)                                        \
+    X(sign, tess_quantizer_sign_args)                                                              \
+    X(sign_decode, tess_quantizer_sign_decode_args)                                                \
+    X(sign_loss, tess_quantizer_sign_loss_args)                                                    \
+    X(sign_backward, tess_quantizer_sign_backward_args)                                            \
+    X(pbar, tess_quantizer_pbar_args)                                                              \
+    X(batch_entropy, tess_quantizer_batch_entropy_args)                                            \
+    X(batch_entropy_backward, tess_quantizer_batch_entropy_backward_args)
+
+#define EMU_TABLE_LIST(X)                                                                          \
     EMU_KERNEL_LIST(X)                                                                             \
-    EMU_MODULATED_LIST(X)
+    EMU_MODULATED_LIST(X)                                                                          \
+    EMU_CODE_LIST(X)
+
+/* X(entry): optimizers of the host alone, which no device enqueues. */
+#define EMU_HOST_LIST(X)                                                                           \
+    X(adafactor_most)                                                                              \
+    X(adafactor_sum)                                                                               \
+    X(adafactor_factor)                                                                            \
+    X(adafactor_size)                                                                              \
+    X(adafactor_apply)                                                                             \
+    X(muon_momentum)                                                                               \
+    X(muon_apply)                                                                                  \
+    X(scale)
 
 typedef enum emu_kernel {
 #define X(name, args) EMU_KERNEL_##name,
-    EMU_ALL_LIST(X)
+    EMU_TABLE_LIST(X)
+#undef X
+#define X(name, args) EMU_KERNEL_quantizer_##name,
+        EMU_QUANTIZER_LIST(X)
 #undef X
         EMU_KERNEL_NUMEL
 } emu_kernel;
 
-/** Arguments of any kernel, with room for the one thing that arguments point to beside memory. */
+/** Arguments of any kernel, with room for what arguments point to in memory of the host. */
 typedef struct emu_kernel_call {
     emu_kernel kernel;
     union {
 #define X(name, args) args name;
-        EMU_ALL_LIST(X)
+        EMU_TABLE_LIST(X)
+#undef X
+#define X(name, args) args quantizer_##name;
+        EMU_QUANTIZER_LIST(X)
 #undef X
     } args;
-    tess_matrix bias; /* of a gemm */
+    tess_matrix bias;                  /* of a gemm */
+    int32_t level[TESS_LEVEL_DIM_MAX]; /* of a quantizer of levels */
+    float scale[TESS_LEVEL_DIM_MAX];
 } emu_kernel_call;
 
 typedef enum emu_access { EMU_READ = 1, EMU_WRITE = 2, EMU_UPDATE = 3 } emu_access;
@@ -100,3 +170,5 @@ typedef struct emu_visitor {
 /** Show every operand of a call to the visitor, which may move its pointer. */
 void emu_visit(emu_kernel_call *call, const emu_visitor *v);
 const char *emu_kernel_name(emu_kernel kernel);
+/** What the arguments of a copied call point to in memory of the host becomes the copy's own. */
+void emu_own(emu_kernel_call *call);

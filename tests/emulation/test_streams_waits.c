@@ -14,6 +14,7 @@
 
 #include "core/memory.h"
 #include "emulation/emu_case.h"
+#include "emulation/emu_removal.h"
 #include "shard/runtime_priv.h"
 
 static void check_whole(const emu_case *c, const emu_options *o, const emu_report *r)
@@ -25,64 +26,18 @@ static void check_whole(const emu_case *c, const emu_options *o, const emu_repor
 
 /* ---- generated waits ---- */
 
-enum { PLACE_MAX = 1024 };
-
-typedef struct place {
-    int rank; /* -1: none */
-    bool is_eval;
-    int op_idx, lane;
-} place;
-
-typedef struct removal {
-    place list[PLACE_MAX]; /* all waits of a setting */
-    int numel, slot_numel; /* slot: of gathers for the last use of what they replace */
-    place taken;
-    char what[160];
-} removal;
-
-static void list_waits(removal *r, int rank, bool is_eval, const tess_schedule *s)
-{
-    for (int i = 0; i < s->op_numel; i++)
-        for (int lane = 0; lane < TESS_LANE_NUMEL; lane++) {
-            if (s->op[i].wait[lane] < 0)
-                continue;
-            assert_true(r->numel < PLACE_MAX);
-            r->list[r->numel++] = (place){rank, is_eval, i, lane};
-            r->slot_numel += s->op[i].kind == TESS_SCHED_GATHER;
-        }
-}
-
-static void take_away(void *arg, const emu_rank *rank, tess_runtime *rt)
-{
-    removal *r = arg;
-    if (r->taken.rank < 0) {
-        list_waits(r, rank->rank, false, &rt->train.schedule);
-        list_waits(r, rank->rank, true, &rt->eval.schedule);
-    }
-    if (r->taken.rank != rank->rank)
-        return;
-    const tess_schedule *s = r->taken.is_eval ? &rt->eval.schedule : &rt->train.schedule;
-    tess_sched_op *op = &s->op[r->taken.op_idx];
-    const tess_sched_op *from = &s->op[op->wait[r->taken.lane]];
-    snprintf(r->what, sizeof r->what,
-             "rank %d: %s of unit %d, round %d, after %s of unit %d, round %d", rank->rank,
-             tess_sched_kind_name(op->kind), op->unit_idx, op->round_idx,
-             tess_sched_kind_name(from->kind), from->unit_idx, from->round_idx);
-    op->wait[r->taken.lane] = -1;
-}
-
 typedef struct tally {
     int wait_numel, slot_numel;
 } tally;
 
 static void take_each(emu_case c, int rank_numel, uint64_t seed, tally *sum)
 {
-    static removal r;
+    static emu_removal r;
     emu_report report;
     emu_outcome out;
     const emu_options o = {.rank_numel = rank_numel, .seed = seed};
     memset(&r, 0, sizeof r);
-    c.begin = take_away;
+    c.begin = emu_take_away;
     c.arg = &r;
     r.taken.rank = -1;
     emu_case_run(&o, &c, &report, &out);

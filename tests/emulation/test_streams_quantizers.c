@@ -1,0 +1,271 @@
+/*
+ * Quantized autoencoders on emulated devices: start codes, averages, entropies, masks, evaluation
+ * give the host's bits in any legal order, every op touches what emu_ranges*.c lists, and each wait
+ * that is taken away shows.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "emulation/emu_case.h"
+#include "emulation/emu_removal.h"
+#include "support/rqvae_run.h"
+#include "train/session_priv.h"
+
+enum { STEP_NUMEL = 2 };
+
+/* Bits that a run leaves. */
+typedef struct trained {
+    double loss[STEP_NUMEL], norm[STEP_NUMEL], eval_loss;
+    int64_t master[2];
+} trained;
+
+#define STEPS "train.steps=2", "output.checkpoint_every=0"
+#define SHORT STEPS, "compute.dtype=f32"
+
+/* One or more of each quantizer, and between them every op of theirs that models call. */
+static const rqvae_launch choice[] = {
+    {.name = "ema",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, threshold: 1.5",
+     .override = {SHORT, "quantizer.update=ema", "quantizer.init=kmeans"}},
+    {.name = "rotation",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, orthogonal: 1.0",
+     .override = {STEPS, "compute.dtype=bf16", "quantizer.estimator=rotation"}},
+    {.name = "cosine",
+     .quantizer = "type: cosine, codes: 19, code_dim: 6",
+     .override = {SHORT, "quantizer.update=ema"}},
+    {.name = "drawn",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, temperature: 0.5, init: random",
+     .override = {SHORT}},
+    {.name = "simvq", .quantizer = "type: simvq, codes: 19, code_dim: 6", .override = {SHORT}},
+    {.name = "fsq", .quantizer = "type: fsq, axis_levels: [8, 5, 5]", .override = {SHORT}},
+    {.name = "residual-fsq",
+     .quantizer = "type: residual-fsq, axis_levels: [5, 5], levels: 2",
+     .override = {SHORT}},
+    {.name = "latent", .quantizer = "type: latent, axis_levels: [8, 5, 5]", .override = {SHORT}},
+    {.name = "lfq",
+     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .override = {SHORT}},
+    {.name = "fixed",
+     .quantizer = "type: random-projection, codes: 19, code_dim: 6, groups: 2",
+     .override = {SHORT}},
+    {.name = "masked",
+     .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, threshold: 1.5",
+     .override = {SHORT, "quantizer.update=ema", "quantizer.init=kmeans"},
+     .is_masked = true},
+    {.name = "masked-lfq",
+     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .override = {SHORT},
+     .is_masked = true},
+    {.name = "images",
+     .quantizer = "codes: 19, code_dim: 6",
+     .images = "images",
+     .override = {SHORT, "train.micro_batch=2", "train.micro_batches=3"}},
+};
+
+/* ---- one run ---- */
+
+typedef struct job {
+    const rqvae_launch *launch;
+    const char *extra[2];  /* overrides behind the launch's, NULL */
+    emu_removal *removal;  /* NULL: nothing is taken away */
+    trained out[EMU_RANK_MAX];
+} job;
+
+static tess_status batch_of(void *arg, int64_t m, const void **batch)
+{
+    tess_session *s = arg;
+    return s->feed->fill(s, s->step * s->run->train.micro_batches + m, batch);
+}
+
+static tess_status run_step(tess_session *s, trained *out)
+{
+    tess_step_result result;
+    tess_step_request request = {.first_micro_batch_idx = s->step * s->run->train.micro_batches,
+                                 .update = {.step = s->step + 1,
+                                            .learning_rate = 0.02,
+                                            .beta1 = s->run->train.beta1,
+                                            .beta2 = s->run->train.beta2,
+                                            .eps = s->run->train.eps,
+                                            .clip_norm = s->run->train.clip_norm},
+                                 .arg = s,
+                                 .batch_of = batch_of};
+    TESS_TRY(s->feed->count(s, &request.loss_token_numel));
+    TESS_TRY(tess_runtime_step(s->rt, &request, &result));
+    TESS_CHECK(result.nonfinite_numel == 0, TESS_E_NUMERIC, "step %lld is not finite",
+               (long long)s->step);
+    out->loss[s->step] = result.loss;
+    out->norm[s->step] = result.grad_norm;
+    s->step++;
+    s->update_numel++;
+    return s->feed->stepped(s, NULL);
+}
+
+static tess_status use_session(const job *j, const emu_rank *rank, tess_session *s, trained *out)
+{
+    tess_eval_result eval = {0};
+    if (j->removal != NULL && rank != NULL)
+        emu_take_away(j->removal, rank, s->rt);
+    for (int i = 0; i < STEP_NUMEL; i++)
+        TESS_TRY(run_step(s, out));
+    TESS_TRY(tess_session_evaluate(s, &eval));
+    out->eval_loss = eval.loss;
+    return emu_hash_masters(s->world, s->rt, s->d.plan, out->master);
+}
+
+static tess_status make_data(tess_comm *comm, const rqvae_launch *l, vector_run *v)
+{
+    TESS_TRY(vector_run_create(comm, 96, 19, VECTORS_CLUSTERS, v));
+    if (l->is_masked)
+        TESS_TRY(rqvae_make_mask(comm, v));
+    return l->images != NULL ? rqvae_make_images(comm, v, l->images, 8) : TESS_OK;
+}
+
+/* `rank` NULL: the host. */
+static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, trained *out)
+{
+    vector_run v;
+    tess_session *s = NULL;
+    rqvae_launch l = *j->launch;
+    int numel = 0;
+    while (l.override[numel] != NULL)
+        numel++;
+    memcpy(&l.override[numel], j->extra, sizeof j->extra);
+    l.device = rank != NULL ? rank->device : NULL;
+    l.kernels = rank != NULL ? &emu_kernels : &tess_kernels_cpu;
+    memset(out, 0, sizeof *out);
+    TESS_TRY(make_data(comm, &l, &v));
+    tess_status st = rqvae_open(comm, &v, &l, false, &s);
+    if (st == TESS_OK)
+        st = use_session(j, rank, s, out);
+    tess_session_close(&s);
+    vector_run_destroy(comm, &v);
+    return st;
+}
+
+static tess_status body(void *arg, const emu_rank *rank)
+{
+    job *j = arg;
+    return run_on(j, rank, rank->comm, &j->out[rank->rank]);
+}
+
+static void on_host(const rqvae_launch *l, trained *out)
+{
+    const job j = {.launch = l};
+    tess_comm *self = NULL;
+    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
+    if (run_on(&j, NULL, self, out) != TESS_OK)
+        fail_msg("%s on the host: %s", l->name, tess_error_message());
+    tess_comm_destroy(&self);
+}
+
+static void check_report(const char *name, const emu_options *o, const emu_report *r)
+{
+    if (r->status != TESS_OK || r->violation_numel != 0)
+        fail_msg("%s, %d ranks, seed %llu: %s; %lld violations: %s", name, o->rank_numel,
+                 (unsigned long long)o->seed, r->error, (long long)r->violation_numel,
+                 r->violation);
+}
+
+/* ---- any order gives the host's bits ---- */
+
+static void check_seed(const rqvae_launch *l, const emu_options *o, const trained *want)
+{
+    static job j;
+    emu_report report;
+    memset(&j, 0, sizeof j);
+    j.launch = l;
+    emu_run(o, body, &j, &report);
+    check_report(l->name, o, &report);
+    for (int r = 0; r < o->rank_numel; r++)
+        if (memcmp(want, &j.out[r], sizeof *want) != 0)
+            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
+                     "host %.17g, %.17g, %.17g",
+                     l->name, o->rank_numel, (unsigned long long)o->seed, r, j.out[r].loss[0],
+                     j.out[r].loss[1], j.out[r].eval_loss, want->loss[0], want->loss[1],
+                     want->eval_loss);
+}
+
+static void test_bits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(choice); i++) {
+        trained want;
+        on_host(&choice[i], &want);
+        for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
+            for (uint64_t seed = 0; seed < 2; seed++) {
+                const emu_options o = {.rank_numel = rank_numel,
+                                       .seed = seed + (uint64_t)(2 * i + rank_numel),
+                                       .is_serial = seed % 2 == 1};
+                check_seed(&choice[i], &o, &want);
+            }
+    }
+}
+
+/* ---- ops touch what is listed ---- */
+
+static void test_operands(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(choice); i++) {
+        static job j;
+        emu_report report;
+        const emu_options o = {.rank_numel = 1, .is_audited = true};
+        memset(&j, 0, sizeof j);
+        j.launch = &choice[i];
+        j.extra[0] = choice[i].is_masked ? NULL : "train.micro_batches=1";
+        emu_run(&o, body, &j, &report);
+        check_report(choice[i].name, &o, &report);
+    }
+}
+
+/* ---- waits ---- */
+
+static void take_each(const rqvae_launch *l, const char *extra, int rank_numel, int *wait_numel)
+{
+    static emu_removal r;
+    static job j;
+    emu_report report;
+    const emu_options o = {.rank_numel = rank_numel, .seed = 1};
+    memset(&r, 0, sizeof r);
+    memset(&j, 0, sizeof j);
+    j.launch = l;
+    j.extra[0] = extra;
+    j.removal = &r;
+    r.taken.rank = -1;
+    emu_run(&o, body, &j, &report);
+    check_report(l->name, &o, &report);
+    for (int i = 0; i < r.numel; i++) {
+        r.taken = r.list[i];
+        emu_run(&o, body, &j, &report);
+        if (report.violation_numel == 0)
+            fail_msg("%s, %d ranks: nothing shows without the wait of %s", l->name, rank_numel,
+                     r.what);
+        assert_non_null(strstr(report.violation, "nothing orders the two"));
+    }
+    *wait_numel += r.numel;
+}
+
+static void test_missing_waits(void **state)
+{
+    (void)state;
+    int wait_numel = 0;
+    take_each(&choice[0], NULL, 2, &wait_numel);
+    print_message("%d waits taken away\n", wait_numel);
+    assert_true(wait_numel > 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_operands),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_missing_waits),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
