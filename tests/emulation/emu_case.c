@@ -44,6 +44,22 @@ static tess_status run_steps(tess_runtime *rt, const emu_case *c, emu_outcome *o
     return tess_runtime_forward(rt, TESS_CALL_EVAL, &batch, &out->eval);
 }
 
+/* The masters that a rank owns of a unit, as many at once as the staging memory holds. */
+static tess_status hash_unit(tess_runtime *rt, tess_view host, int unit_idx, int64_t first_idx,
+                             tess_logical_hash *hash)
+{
+    const tess_view master = tess_runtime_state(rt, unit_idx, TESS_STATE_MASTER);
+    const int64_t room_numel = host.numel / (int64_t)sizeof(float);
+    for (int64_t done = 0; done < master.numel;) {
+        const int64_t numel = TESS_MIN(room_numel, master.numel - done);
+        const tess_view copy = tess_view_host(host.data, numel, TESS_F32);
+        TESS_TRY(tess_runtime_copy(rt, copy, tess_view_slice(master, done, numel)));
+        tess_logical_hash_add(hash, copy.data, numel, sizeof(float), first_idx + done);
+        done += numel;
+    }
+    return TESS_OK;
+}
+
 tess_status emu_hash_masters(tess_comm *comm, tess_runtime *rt, const tess_plan *plan,
                              int64_t lane[2])
 {
@@ -52,14 +68,8 @@ tess_status emu_hash_masters(tess_comm *comm, tess_runtime *rt, const tess_plan 
     TESS_TRY(tess_runtime_host_work(rt, &host));
     for (int u = 0; u < plan->unit_numel; u++) {
         int64_t lo = 0, hi = 0;
-        const tess_view v = tess_runtime_state(rt, u, TESS_STATE_MASTER);
-        tess_view copy = host;
-        copy.numel = v.numel;
-        copy.dt = TESS_F32;
         tess_plan_owned(plan, u, tess_comm_rank(comm), &lo, &hi);
-        if (v.numel > 0)
-            TESS_TRY(tess_runtime_copy(rt, copy, v));
-        tess_logical_hash_add(&hash, copy.data, v.numel, 4, lo + ((int64_t)u << 40));
+        TESS_TRY(hash_unit(rt, host, u, lo + ((int64_t)u << 40), &hash));
     }
     memcpy(lane, hash.lane, 2 * sizeof *lane);
     return tess_comm_control(comm, lane, 2, NULL, 0);

@@ -109,11 +109,11 @@ enum { SIZES_NUMEL = 4, CHOICE_NUMEL = 4, TEXT_NUMEL = 2, TABLE_NUMEL = 2 };
 #define ONE(name, type) +1
 #define ONE_OF_HOST(name) +1
 enum { FLAG_NBYTES = sizeof(void *) }; /* wants_adjacent_terms, and what pads it */
-_Static_assert(sizeof(tess_kernels) ==
-                   (TEXT_NUMEL + SIZES_NUMEL + CHOICE_NUMEL + TABLE_NUMEL EMU_KERNEL_LIST(ONE)
-                        EMU_CODE_LIST(ONE) EMU_HOST_LIST(ONE_OF_HOST)) *
-                           sizeof(entry) +
-                       FLAG_NBYTES,
+_Static_assert(sizeof(tess_kernels) == (TEXT_NUMEL + SIZES_NUMEL + CHOICE_NUMEL +
+                                        TABLE_NUMEL EMU_KERNEL_LIST(ONE) EMU_CODE_LIST(ONE)
+                                            EMU_HOST_LIST(ONE_OF_HOST)) *
+                                               sizeof(entry) +
+                                           FLAG_NBYTES,
                "an entry of tess_kernels whose operands the checker does not know");
 _Static_assert(sizeof(tess_quantizer_kernels) == (0 EMU_QUANTIZER_LIST(ONE)) * sizeof(entry),
                "an entry of tess_quantizer_kernels whose operands the checker does not know");

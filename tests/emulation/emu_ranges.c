@@ -454,7 +454,7 @@ const char *emu_kernel_name(emu_kernel kernel)
         EMU_TABLE_LIST(X)
 #undef X
 #define X(entry, type) "quantizer " #entry,
-        EMU_QUANTIZER_LIST(X)
+            EMU_QUANTIZER_LIST(X)
 #undef X
     };
     return kernel < EMU_KERNEL_NUMEL ? name[kernel] : "unknown kernel";

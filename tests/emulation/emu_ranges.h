@@ -124,7 +124,7 @@ typedef enum emu_kernel {
 #define X(name, args) EMU_KERNEL_quantizer_##name,
         EMU_QUANTIZER_LIST(X)
 #undef X
-        EMU_KERNEL_NUMEL
+            EMU_KERNEL_NUMEL
 } emu_kernel;
 
 /** Arguments of any kernel, with room for what arguments point to in memory of the host. */

@@ -19,7 +19,7 @@ static inline void rows(const emu_visitor *v, void *pointer_at, emu_operand o)
 }
 
 static inline void array(const emu_visitor *v, void *pointer_at, int64_t numel, size_t elem_nbytes,
-                  emu_access access)
+                         emu_access access)
 {
     rows(
         v, pointer_at,
@@ -35,7 +35,7 @@ static inline void view(const emu_visitor *v, tess_view *w, emu_access access)
 
 /* [row_numel, col_numel] with `stride` elements between rows, 0: contiguous. */
 static inline void strided(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t col_numel,
-                    int64_t stride, emu_access access)
+                           int64_t stride, emu_access access)
 {
     const size_t elem_nbytes = tess_dtype_block_nbytes(w->dt);
     rows(v, &w->data,
@@ -47,8 +47,8 @@ static inline void strided(const emu_visitor *v, tess_view *w, int64_t row_numel
         w->space = TESS_HOST;
 }
 
-static inline void parts(const emu_visitor *v, const tess_codec *codec, int64_t numel, void *pointers,
-                  emu_access access)
+static inline void parts(const emu_visitor *v, const tess_codec *codec, int64_t numel,
+                         void *pointers, emu_access access)
 {
     tess_codec_part part[TESS_CODEC_PART_MAX];
     int part_numel = 0;
@@ -75,7 +75,7 @@ static inline void matrix(const emu_visitor *v, tess_matrix *m)
 
 /* All of a view, in rows of `dim` elements where it has a stride. */
 static inline void spaced(const emu_visitor *v, tess_view *w, int64_t row_numel, int64_t dim,
-                   int64_t stride, emu_access access)
+                          int64_t stride, emu_access access)
 {
     if (stride == 0)
         view(v, w, access);
