@@ -19,6 +19,26 @@ int tess_fixed_exponent(float largest, int64_t vector_numel)
 
 double tess_fixed_value(int64_t sum, int exponent) { return ldexp((double)sum, -exponent); }
 
+tess_status tess_code_most_check(const tess_code_most_args *a)
+{
+    static const char op[] = "code_most";
+    int64_t numel = 0;
+    TESS_TRY(tess_check_extent(op, "vector_numel", a->vector_numel, 0));
+    TESS_TRY(tess_check_extent(op, "dim", a->dim, 1));
+    TESS_TRY(tess_mul_i64(a->vector_numel, a->dim, &numel));
+    TESS_TRY(tess_check_pointer(op, "x", a->x, numel));
+    TESS_TRY(tess_check_pointer(op, "row", a->row, a->vector_numel));
+    return tess_check_pointer(op, "most", a->most, 1);
+}
+
+tess_status tess_code_value_check(const tess_code_value_args *a)
+{
+    static const char op[] = "code_value";
+    TESS_TRY(tess_check_extent(op, "numel", a->numel, 0));
+    TESS_TRY(tess_check_pointer(op, "sum", a->sum, a->numel));
+    return tess_check_pointer(op, "value", a->value, a->numel);
+}
+
 tess_status tess_code_sum_check(const tess_code_sum_args *a)
 {
     static const char op[] = "code_sum";

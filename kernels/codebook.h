@@ -22,6 +22,15 @@ int tess_fixed_exponent(float largest, int64_t vector_numel);
 /** sum 2^-S, rounded once. Local, pure. */
 double tess_fixed_value(int64_t sum, int exponent);
 
+/** most = max(most, tess_ordered_bits(|x_j|)) over the vectors that have a code; NaN counts for
+ * nothing. Whoever calls it first sets `most` to 0, which no number has. */
+typedef struct tess_code_most_args {
+    const float *x;      /* [vector_numel, dim] f32 */
+    const uint32_t *row; /* [vector_numel]; vectors with TESS_NO_CODE are left out */
+    int64_t vector_numel, dim;
+    uint32_t *most; /* [1] in place */
+} tess_code_most_args;
+
 /** sum[row[i] - first] += x[i] 2^S, count[row[i] - first] += 1 where first <= row[i] < first +
  * row_numel; other vectors are left out. */
 typedef struct tess_code_sum_args {
@@ -45,6 +54,14 @@ typedef struct tess_code_mean_args {
     bool is_unit;
 } tess_code_mean_args;
 
+/** value[i] = sum[i] 2^-S, rounded once. */
+typedef struct tess_code_value_args {
+    const int64_t *sum; /* [numel] i64 */
+    int64_t numel;
+    int exponent;
+    float *value; /* [numel] f32 out */
+} tess_code_value_args;
+
 /** dst[i] = x[parent[i]] - code[row[i]], f32; rows of no code take nothing off. */
 typedef struct tess_code_residual_args {
     const float *x;         /* [., dim] f32 */
@@ -62,6 +79,8 @@ typedef struct tess_code_row_args {
     int64_t vector_numel;
 } tess_code_row_args;
 
+TESS_MUST_CHECK tess_status tess_code_most_check(const tess_code_most_args *a);
+TESS_MUST_CHECK tess_status tess_code_value_check(const tess_code_value_args *a);
 TESS_MUST_CHECK tess_status tess_code_sum_check(const tess_code_sum_args *a);
 TESS_MUST_CHECK tess_status tess_code_mean_check(const tess_code_mean_args *a);
 TESS_MUST_CHECK tess_status tess_code_residual_check(const tess_code_residual_args *a);

@@ -152,6 +152,8 @@ typedef struct tess_kernels {
     size_t (*nearest_work_nbytes)(int64_t dim, int best_numel, int thread_numel);
     tess_status (*nearest_prepare)(const tess_nearest_prepare_args *a, tess_stream *s);
     tess_status (*nearest)(const tess_nearest_args *a, tess_stream *s);
+    tess_status (*code_most)(const tess_code_most_args *a, tess_stream *s);
+    tess_status (*code_value)(const tess_code_value_args *a, tess_stream *s);
     tess_status (*code_sum)(const tess_code_sum_args *a, tess_stream *s);
     tess_status (*code_mean)(const tess_code_mean_args *a, tess_stream *s);
     tess_status (*code_residual)(const tess_code_residual_args *a, tess_stream *s);

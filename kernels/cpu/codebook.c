@@ -6,6 +6,40 @@
 #include "kernels/cpu/ops_priv.h"
 #include "kernels/nearest.h"
 
+/* One thread: the vectors are read once, and what follows reads them again. */
+tess_status tess_cpu_code_most(const tess_code_most_args *a, tess_stream *s)
+{
+    (void)s;
+    TESS_TRY(tess_code_most_check(a));
+    for (int64_t i = 0; i < a->vector_numel; i++) {
+        const float *x = a->x + i * a->dim;
+        float most = -1.0f; /* below all of them: a vector of NaN alone has none */
+        for (int64_t j = 0; j < a->dim && a->row[i] != TESS_NO_CODE; j++)
+            most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+        if (most >= 0.0f)
+            *a->most = TESS_MAX(*a->most, tess_ordered_bits(most));
+    }
+    return TESS_OK;
+}
+
+static void value_part(void *arg, int part_idx, int part_numel)
+{
+    const tess_code_value_args *a = arg;
+    const double factor = ldexp(1.0, -a->exponent);
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(a->numel, 1, part_idx, part_numel, &lo, &hi);
+    for (int64_t i = lo; i < hi; i++)
+        a->value[i] = (float)((double)a->sum[i] * factor);
+}
+
+tess_status tess_cpu_code_value(const tess_code_value_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_code_value_check(a));
+    tess_code_value_args args = *a;
+    tess_pool_run(s->pool, tess_cpu_part_numel(s, a->numel), value_part, &args);
+    return TESS_OK;
+}
+
 enum { COLUMN_GRAIN = 8 }; /* int64 in a cache line: threads never share one */
 
 /* Threads take columns: any row may come up anywhere. */

@@ -69,6 +69,8 @@ size_t tess_cpu_nearest_pack_nbytes(int64_t code_numel, int64_t dim);
 size_t tess_cpu_nearest_work_nbytes(int64_t dim, int best_numel, int thread_numel);
 tess_status tess_cpu_nearest_prepare(const tess_nearest_prepare_args *a, tess_stream *s);
 tess_status tess_cpu_nearest(const tess_nearest_args *a, tess_stream *s);
+tess_status tess_cpu_code_most(const tess_code_most_args *a, tess_stream *s);
+tess_status tess_cpu_code_value(const tess_code_value_args *a, tess_stream *s);
 tess_status tess_cpu_code_sum(const tess_code_sum_args *a, tess_stream *s);
 tess_status tess_cpu_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cpu_code_residual(const tess_code_residual_args *a, tess_stream *s);

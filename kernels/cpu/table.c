@@ -101,6 +101,8 @@ const tess_kernels tess_kernels_cpu = {
     .nearest_work_nbytes = tess_cpu_nearest_work_nbytes,
     .nearest_prepare = tess_cpu_nearest_prepare,
     .nearest = tess_cpu_nearest,
+    .code_most = tess_cpu_code_most,
+    .code_value = tess_cpu_code_value,
     .code_sum = tess_cpu_code_sum,
     .code_mean = tess_cpu_code_mean,
     .code_residual = tess_cpu_code_residual,
@@ -205,7 +207,7 @@ tess_status tess_kernels_check(const tess_kernels *k)
         k->prodigy_measure != NULL,
         k->prodigy_apply != NULL,
     };
-    _Static_assert(sizeof(tess_kernels) == 28 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
+    _Static_assert(sizeof(tess_kernels) == 30 * sizeof(k->path) + sizeof(has) * sizeof(k->path),
                    "an entry of the table is not checked");
     for (int i = 0; i < TESS_NELEM(has); i++)
         TESS_CHECK(has[i], TESS_E_UNSUPPORTED,

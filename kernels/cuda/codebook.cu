@@ -4,6 +4,53 @@
 
 #include "kernels/cuda/quantizer_priv.cuh"
 
+/* A thread's largest, then its warp's: maxima of integers know no order. */
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
+    code_most_kernel(const tess_code_most_args a)
+{
+    const int64_t stride = (int64_t)gridDim.x * TESS_BLOCK_THREADS, numel = a.vector_numel * a.dim;
+    unsigned most = 0;
+    for (int64_t i = (int64_t)blockIdx.x * TESS_BLOCK_THREADS + threadIdx.x; i < numel; i += stride)
+        if (a.row[i / a.dim] != TESS_NO_CODE && a.x[i] == a.x[i])
+            most = TESS_MAX(most, tess_ordered_bits(fabsf(a.x[i])));
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const unsigned other = __shfl_xor_sync(0xffffffffu, most, step);
+        most = TESS_MAX(most, other);
+    }
+    if (threadIdx.x % 32 == 0 && most > 0)
+        atomicMax(a.most, most);
+}
+
+extern "C" tess_status tess_cuda_code_most(const tess_code_most_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_code_most_check(a));
+    const tess_code_most_args args = *a;
+    if (a->vector_numel > 0)
+        TESS_LAUNCH(code_most_kernel, tess_grid(a->vector_numel * a->dim, TESS_BLOCK_THREADS),
+                    TESS_BLOCK_THREADS, 0, s, args);
+    return TESS_OK;
+}
+
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
+    code_value_kernel(const tess_code_value_args a, double factor)
+{
+    const int64_t stride = (int64_t)gridDim.x * TESS_BLOCK_THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * TESS_BLOCK_THREADS + threadIdx.x; i < a.numel;
+         i += stride)
+        a.value[i] = (float)((double)a.sum[i] * factor);
+}
+
+extern "C" tess_status tess_cuda_code_value(const tess_code_value_args *a, tess_stream *s)
+{
+    TESS_TRY(tess_code_value_check(a));
+    const tess_code_value_args args = *a;
+    if (a->numel > 0)
+        TESS_LAUNCH(code_value_kernel, tess_grid(a->numel, TESS_BLOCK_THREADS), TESS_BLOCK_THREADS,
+                    0, s, args, ldexp(1.0, -a->exponent));
+    return TESS_OK;
+}
+
 /* A block per vector; integer sums know no order. */
 __global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
     code_sum_kernel(const tess_code_sum_args a, double factor)

@@ -66,6 +66,8 @@ tess_status tess_cuda_square_error(const tess_square_error_args *a, tess_stream 
 
 tess_status tess_cuda_nearest_prepare(const tess_nearest_prepare_args *a, tess_stream *s);
 tess_status tess_cuda_nearest(const tess_nearest_args *a, tess_stream *s);
+tess_status tess_cuda_code_most(const tess_code_most_args *a, tess_stream *s);
+tess_status tess_cuda_code_value(const tess_code_value_args *a, tess_stream *s);
 tess_status tess_cuda_code_sum(const tess_code_sum_args *a, tess_stream *s);
 tess_status tess_cuda_code_mean(const tess_code_mean_args *a, tess_stream *s);
 tess_status tess_cuda_code_residual(const tess_code_residual_args *a, tess_stream *s);

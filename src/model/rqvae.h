@@ -163,7 +163,7 @@ typedef struct tess_vector_batch {
     double *square; /* [1 + indices, vector_numel] f64 out, or NULL: |x - y|^2, |r_i - q_i|^2 */
     float *latent;  /* [groups][vector_numel, d / groups] f32 out, or NULL: z, as it enters */
     int64_t latent_stride; /* elements between groups of `latent`, 0: contiguous */
-    float *left;           /* [indices, vector_numel, d / groups] f32 out, or NULL: r_i */
+    float *left; /* [indices, vector_numel, d / groups] f32 out, or NULL: r_i; where kernels work */
     /* The mean of p over a step of step_numel vectors: sums of p are added up in `mean_sum` where
      * that is given; else training wants what the whole sum gave, or NULL: the term is left out.
      * Masked ones do not count. */

@@ -355,6 +355,16 @@ static tess_status choose(const tess_rqvae *m, tess_exec *ex, const search *s,
     return take_rows(ex, s, io, code);
 }
 
+/* What a level begins with stays where it is made. */
+static tess_status keep_left(const tess_exec *ex, float *left, int index, tess_view r)
+{
+    tess_view dst = r;
+    if (left == NULL || !is_called(ex))
+        return TESS_OK;
+    dst.data = left + index * r.numel;
+    return tess_device_copy(ex->call->device, dst, r, ex->stream);
+}
+
 static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const search *s,
                                   const tess_rqvae_io *io, int index)
 {
@@ -363,9 +373,8 @@ static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const sear
     if (io->output.numel > 0) {
         const tess_quantizer_row_loss_args loss = {
             .rows = rows, .x = s->r.data, .out = tess_rqvae_row(ex, io->term, index).data};
-        float *left = io->batch->left;
         TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &loss));
-        TESS_TRY(tess_rqvae_give(ex, left != NULL ? left + index * s->r.numel : NULL, s->r));
+        TESS_TRY(keep_left(ex, io->batch->left, index, s->r));
     }
     return subtract(ex, &rows, s->r, s->sum);
 }

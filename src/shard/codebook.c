@@ -268,6 +268,8 @@ int64_t *codebook_own_tally(const tess_codebooks *b)
 
 const int64_t *tess_codebooks_sum(const tess_codebooks *b) { return codebook_own_sum(b); }
 const int64_t *tess_codebooks_tally(const tess_codebooks *b) { return codebook_own_tally(b); }
+int64_t *tess_codebooks_all_sums(const tess_codebooks *b) { return place(b, TESS_BOOK_SUM); }
+int64_t *tess_codebooks_all_tallies(const tess_codebooks *b) { return place(b, TESS_BOOK_TALLY); }
 int tess_codebooks_exponent(const tess_codebooks *b) { return b->exponent; }
 void *tess_codebooks_work(const tess_codebooks *b) { return place(b, TESS_BOOK_WORK); }
 

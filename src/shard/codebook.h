@@ -200,6 +200,10 @@ TESS_MUST_CHECK tess_status tess_codebooks_end_sums(tess_codebooks *books);
 /** After end_sums: of the owned rows, [hi - lo, d] and [hi - lo] i64. Local. */
 const int64_t *tess_codebooks_sum(const tess_codebooks *books);
 const int64_t *tess_codebooks_tally(const tess_codebooks *books);
+/** Between begin_sums and end_sums, replicated: those of all codes, [K, d] and [K] i64, for vectors
+ * that are added up elsewhere. Local. */
+int64_t *tess_codebooks_all_sums(const tess_codebooks *books);
+int64_t *tess_codebooks_all_tallies(const tess_codebooks *books);
 int tess_codebooks_exponent(const tess_codebooks *books);
 /** The search's work memory, for searches of the caller's own between rounds. Local. */
 void *tess_codebooks_work(const tess_codebooks *books);

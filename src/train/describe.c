@@ -537,7 +537,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .is_device = launch->is_device,
     };
     if (o.is_device)
-        o.mirror_nbytes = o.data_nbytes + tess_model_constant_nbytes(d->model);
+        o.mirror_nbytes =
+            o.data_nbytes + d->device_nbytes + tess_model_constant_nbytes(d->model);
     TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
     o.load_nbytes = TESS_MAX(o.load_nbytes, export_nbytes(&d->registry));
     o.load_nbytes = TESS_MAX(o.load_nbytes, d->start_nbytes);

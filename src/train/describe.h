@@ -54,6 +54,7 @@ typedef struct tess_description {
     int64_t ahead_sum_numel; /* as in tess_plan_options */
     tess_plan_codes codes;   /* as in tess_plan_options */
     size_t start_nbytes;     /* staging for start codes */
+    size_t device_nbytes;    /* on a device, beside the copy of the batch */
     char *config_text; /* config.json as read: kept in the run directory for resumes without the
                           source */
     tess_json *config_root;

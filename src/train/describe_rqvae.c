@@ -230,6 +230,23 @@ static tess_status place_masks(const tess_run *run, tess_vector_layout *v)
     return place(&v->nbytes, run->train.micro_batches + 1, 1, sizeof(int64_t), &v->valid_before);
 }
 
+static tess_status place_far(const tess_vector_layout *v, tess_average_room *r)
+{
+    const int64_t books = v->shape.book_numel, c = v->book.row_numel, d = v->shape.dim;
+    const int64_t codes = v->shape.code_numel;
+    if (!v->is_averaged || v->book.shape.is_sharded)
+        return TESS_OK;
+    TESS_TRY(place(&r->nbytes, books, 1, sizeof(uint32_t), &r->most));
+    TESS_TRY(place(&r->nbytes, books, 1, sizeof(int64_t), &r->total));
+    TESS_TRY(place(&r->nbytes, codes, d, sizeof(int64_t), &r->sum));
+    TESS_TRY(place(&r->nbytes, codes, 1, sizeof(int64_t), &r->tally));
+    TESS_TRY(place(&r->nbytes, c, d, sizeof(float), &r->value));
+    TESS_TRY(place(&r->nbytes, c, d, sizeof(float), &r->embed));
+    TESS_TRY(place(&r->nbytes, c, 1, sizeof(int64_t), &r->row));
+    TESS_TRY(place(&r->nbytes, c, 1, sizeof(uint8_t), &r->expired));
+    return place(&r->nbytes, 1, 1, sizeof(int64_t), &r->expired_numel);
+}
+
 static tess_status place_mean(tess_vector_layout *v)
 {
     const int64_t numel = v->shape.mean_numel;
@@ -269,6 +286,7 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     TESS_TRY(place_averages(&v));
     TESS_TRY(place_mean(&v));
     TESS_TRY(place_masks(run, &v));
+    TESS_TRY(place_far(&v, &v.far));
     *out = v;
     return TESS_OK;
 }
@@ -381,6 +399,7 @@ tess_status tess_describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *la
         TESS_TRY(find_size(ctx, run, &d->sample));
     TESS_TRY(tess_vector_layout_make(run, &d->sample, launch->world, sharding, &layout));
     d->batch_nbytes = layout.nbytes;
+    d->device_nbytes = layout.far.nbytes;
     d->counter_numel =
         layout.window_numel + (layout.shape.book_numel * layout.average_numel + 1) / 2;
     d->ahead_sum_numel = layout.shape.mean_numel;

@@ -7,6 +7,18 @@
 
 TESS_BEGIN_DECLS
 
+/** Where a device moves averages: memory beside the mirror of the layout, places in bytes. K codes
+ * of a book, c owned rows. */
+typedef struct tess_average_room {
+    size_t most;          /* [books] u32: largest magnitudes */
+    size_t total;         /* [books] i64: sizes of all codes */
+    size_t sum, tally;    /* [K, d] and [K] i64 of one book */
+    size_t value, embed;  /* [c, d] f32 of one book */
+    size_t row, expired;  /* [c] i64, [c] u8 */
+    size_t expired_numel; /* [1] i64 */
+    size_t nbytes;
+} tess_average_room;
+
 /** What a rank keeps of one micro-batch, and counts over a window; places in bytes. */
 typedef struct tess_vector_layout {
     int64_t position_numel; /* vectors of a sample: 1, or the positions of an image's latent */
@@ -31,6 +43,7 @@ typedef struct tess_vector_layout {
     bool is_masked;
     size_t valid, own, valid_before;
     size_t nbytes;
+    tess_average_room far; /* nbytes 0: nothing is moved on a device */
 } tess_vector_layout;
 
 enum { TESS_COUNTED_CODES_MAX = 1 << 20 };

@@ -38,13 +38,17 @@ static tess_status lay_out(const tess_vector_layout *v, codes_room *r)
     void *books = NULL;
     if (!v->book.shape.is_sharded) /* in front, as tess_codes_create() has them */
         TESS_TRY(take(r, (int64_t)v->book.total_nbytes, 1, 1, &books));
+    TESS_TRY(take(r, v->shape.book_numel, 1, sizeof *r->most, &r->most));
+    TESS_TRY(take(r, v->shape.book_numel, 1, sizeof *r->total, &r->total));
     TESS_TRY(take(r, c, d, sizeof *r->value, &r->value));
+    TESS_TRY(take(r, d, 1, sizeof *r->vector, &r->vector));
     TESS_TRY(take(r, share_numel(v), 1, sizeof *r->share, &r->share));
     TESS_TRY(take(r, v->shape.code_numel, 1, sizeof *r->drawn, &r->drawn));
     TESS_TRY(take(r, (int64_t)tess_draw_room_nbytes(v->shape.code_numel, v->book.shape.world), 1, 1,
                   &r->draws));
     TESS_TRY(take(r, c, 1, sizeof *r->row, &r->row));
     TESS_TRY(take(r, c, 1, sizeof *r->expired, &r->expired));
+    TESS_TRY(take(r, 1, 1, sizeof *r->expired_numel, &r->expired_numel));
     TESS_TRY(take(r, v->row_numel, 1, sizeof *r->key, &r->key));
     TESS_TRY(take(r, v->row_numel, 1, sizeof *r->code, &r->code));
     TESS_TRY(take(r, world, 1, sizeof *r->numel, &r->numel));
@@ -165,13 +169,25 @@ static int holder_of(const void *arg, int64_t idx)
     return (int)(batch_of(job, job->r.drawn[idx] % valid_numel(job)) % job->world);
 }
 
+/* A vector of the device, there until the next one. */
+static const float *fetch(const codes_job *job, const float *x)
+{
+    const int64_t d = job->at->shape.dim;
+    const tess_view from = {(void *)(uintptr_t)x, d, TESS_F32, TESS_DEVICE};
+    if (*job->fetched == TESS_OK)
+        *job->fetched =
+            tess_runtime_copy(job->s->rt, tess_view_host(job->r.vector, d, TESS_F32), from);
+    return job->r.vector;
+}
+
 static const float *vector_of(const void *arg, int64_t idx)
 {
     const codes_job *job = arg;
     const int64_t g = job->r.drawn[idx], numel = valid_numel(job);
     const int64_t m = batch_of(job, g % numel);
-    return codes_vectors(job, (int)(g / numel), m / job->world) +
-           row_of(job, g % numel, m) * job->at->shape.dim;
+    const float *x = codes_vectors(job, (int)(g / numel), m / job->world) +
+                     row_of(job, g % numel, m) * job->at->shape.dim;
+    return job->is_far ? fetch(job, x) : x;
 }
 
 tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel, float *dst)
@@ -180,9 +196,22 @@ tess_status codes_draw(codes_job *job, const tess_draw *draw, int64_t numel, flo
         .first = job->r.first, .holder = holder_of, .vector = vector_of, .arg = job, .dst = dst};
     const size_t nbytes = tess_draw_room_nbytes(job->at->shape.code_numel, job->world);
     const tess_view room = tess_view_host(job->r.draws, (int64_t)nbytes, TESS_U8_OPAQUE);
+    tess_status fetched = TESS_OK;
+    job->fetched = &fetched;
     TESS_TRY(tess_draw_select(job->s->world, draw, valid_numel(job) * job->part_numel, numel, &room,
                               job->r.drawn));
-    return tess_codebooks_route(job->books, &route);
+    TESS_TRY(tess_codebooks_route(job->books, &route));
+    return job->is_far ? session_agree(job->s, fetched) : TESS_OK;
+}
+
+tess_status codes_exponent_of(const codes_job *job, uint32_t most, int *exponent)
+{
+    const float largest = tess_ordered_value(most);
+    TESS_CHECK(isfinite(largest), TESS_E_NUMERIC,
+               "quantizer: the encoder gives numbers that are not finite; lower "
+               "train.learning_rate or scale the vectors down");
+    *exponent = tess_fixed_exponent(largest, job->all_numel * job->part_numel);
+    return TESS_OK;
 }
 
 tess_status codes_exponent(const codes_job *job, int *exponent)
@@ -198,12 +227,7 @@ tess_status codes_exponent(const codes_job *job, int *exponent)
         }
     int64_t bits = (int64_t)tess_ordered_bits(most);
     TESS_TRY(tess_comm_control(job->s->world, NULL, 0, &bits, 1));
-    most = tess_ordered_value((uint32_t)bits);
-    TESS_CHECK(isfinite(most), TESS_E_NUMERIC,
-               "quantizer: the encoder gives numbers that are not finite; lower "
-               "train.learning_rate or scale the vectors down");
-    *exponent = tess_fixed_exponent(most, job->all_numel * job->part_numel);
-    return TESS_OK;
+    return codes_exponent_of(job, (uint32_t)bits, exponent);
 }
 
 /* ---- masters ---- */

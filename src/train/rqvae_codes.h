@@ -33,17 +33,21 @@ TESS_MUST_CHECK tess_status tess_codes_create(tess_session *s, const tess_vector
 typedef struct codes_room {
     char *base; /* NULL: only counted */
     size_t used_nbytes;
-    float *value;     /* [c, d]: sums in f32, or drawn vectors */
-    float *share;     /* [range of a tensor] */
-    int64_t *drawn;   /* [K] */
-    void *draws;      /* scratch of drawing them */
-    int64_t *row;     /* [c] */
-    uint8_t *expired; /* [c] */
-    uint64_t *key;    /* [row_numel] */
-    uint32_t *code;   /* [row_numel] */
-    int64_t *numel;   /* [world]: vectors of a round */
-    int64_t *first;   /* [world + 1] */
-    int64_t *bound;   /* [world + 1] */
+    uint32_t *most;         /* [books] */
+    int64_t *total;         /* [books] */
+    float *value;           /* [c, d]: sums in f32, or drawn vectors */
+    float *vector;          /* [d]: one of a device */
+    float *share;           /* [range of a tensor] */
+    int64_t *drawn;         /* [K] */
+    void *draws;            /* scratch of drawing them */
+    int64_t *row;           /* [c] */
+    uint8_t *expired;       /* [c] */
+    int64_t *expired_numel; /* [1] */
+    uint64_t *key;          /* [row_numel] */
+    uint32_t *code;         /* [row_numel] */
+    int64_t *numel;         /* [world]: vectors of a round */
+    int64_t *first;         /* [world + 1] */
+    int64_t *bound;         /* [world + 1] */
 } codes_room;
 
 /** The vectors that one codebook is set from. Vectors of the step are numbered part by part. */
@@ -60,6 +64,8 @@ typedef struct codes_job {
     float *x;            /* of part p, micro-batch t: [row_numel, d] f32 at x + p * part_stride +
                             t * stride */
     int64_t stride, part_stride; /* elements */
+    bool is_far;                 /* x lies on the device */
+    tess_status *fetched;        /* of vectors that were brought from there */
     int64_t lo_idx, hi_idx;      /* owned rows */
     /* Where vectors are masked: flags of this rank's, [batch_numel, row_numel], and [micro-batches
      * + 1] valid ones of the step in front of each micro-batch. Else NULL. */
@@ -67,7 +73,25 @@ typedef struct codes_job {
     const int64_t *valid_before;
 } codes_job;
 
-/** Codes are set in host memory whatever trains: the kernels and the stream for that. Local. */
+/** Whether averages are moved on a device. Local. */
+static inline bool codes_are_far(tess_session *s)
+{
+    return tess_runtime_device(s->rt)->space != TESS_HOST;
+}
+/** The layout as kernels of a device find it, and in front of it the room that averages are moved
+ * in. Local. */
+static inline char *codes_far_data(tess_session *s, const tess_vector_layout *v)
+{
+    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
+    return (char *)mirror.data + (mirror.numel - (int64_t)v->nbytes);
+}
+static inline char *codes_far_room(tess_session *s, const tess_vector_layout *v)
+{
+    return codes_far_data(s, v) - v->far.nbytes;
+}
+/** Codes start in host memory whatever trains: the kernels and the stream for that. It happens once
+ * in a run, level by level on what the level before left, and k-means' rounds are collective over
+ * host memory (shard/codebook.h). Local. */
 static inline const tess_kernels *codes_kernels(tess_session *s)
 {
     return tess_runtime_device(s->rt)->space == TESS_HOST ? s->kernels : &tess_kernels_cpu;
@@ -105,6 +129,9 @@ static inline bool codes_is_masked(const codes_job *job, int64_t t, int64_t i)
 {
     return job->valid != NULL && job->valid[t * job->at->row_numel + i] == 0;
 }
+/** Exponent for sums of numbers up to that of these bits (tess_ordered_bits). Local. @return
+ * TESS_E_NUMERIC it is not finite */
+TESS_MUST_CHECK tess_status codes_exponent_of(const codes_job *job, uint32_t most, int *exponent);
 /** Where part p of micro-batch t lies. Local. */
 static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
 {

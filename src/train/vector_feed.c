@@ -112,9 +112,7 @@ static bool is_on_device(tess_session *s) { return tess_runtime_device(s->rt)->s
 
 static char *read_begin(tess_session *s)
 {
-    const tess_view mirror = tess_runtime_arena(s->rt, TESS_LIFE_MIRROR);
-    return is_on_device(s) ? (char *)mirror.data + (mirror.numel - (int64_t)s->vector->at.nbytes)
-                           : arena_at(s, 0);
+    return is_on_device(s) ? codes_far_data(s, &s->vector->at) : arena_at(s, 0);
 }
 
 static tess_status carve(tess_session *s)
@@ -431,7 +429,7 @@ static void keep_results(tess_session *s, int64_t micro_batch_idx)
     if (!f->at.is_averaged)
         return;
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code) + at;
-    f->batch.left = (float *)(void *)arena_at(s, f->at.kept) + at * f->at.shape.dim;
+    f->batch.left = (float *)(void *)(f->read + f->at.kept) + at * f->at.shape.dim;
 }
 
 /* Sample v of training. */

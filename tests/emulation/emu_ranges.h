@@ -55,6 +55,8 @@
 #define EMU_CODE_LIST(X)                                                                           \
     X(nearest_prepare, tess_nearest_prepare_args)                                                  \
     X(nearest, tess_nearest_args)                                                                  \
+    X(code_most, tess_code_most_args)                                                              \
+    X(code_value, tess_code_value_args)                                                            \
     X(code_sum, tess_code_sum_args)                                                                \
     X(code_mean, tess_code_mean_args)                                                              \
     X(code_residual, tess_code_residual_args)                                                      \

@@ -38,6 +38,19 @@ void emu_visit_nearest(tess_nearest_args *a, const emu_visitor *v)
     view(v, &a->work, EMU_UPDATE);
 }
 
+void emu_visit_code_most(tess_code_most_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, a->vector_numel * a->dim, 4, EMU_READ);
+    array(v, &a->row, a->vector_numel, 4, EMU_READ);
+    array(v, &a->most, 1, 4, EMU_UPDATE);
+}
+
+void emu_visit_code_value(tess_code_value_args *a, const emu_visitor *v)
+{
+    array(v, &a->sum, a->numel, 8, EMU_READ);
+    array(v, &a->value, a->numel, 4, EMU_WRITE);
+}
+
 void emu_visit_code_sum(tess_code_sum_args *a, const emu_visitor *v)
 {
     array(v, &a->x, a->vector_numel * a->dim, 4, EMU_READ);

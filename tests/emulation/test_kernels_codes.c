@@ -178,6 +178,7 @@ static void book_make(twin *t, int case_idx)
         ((uint64_t *)t->x[8].initial)[i] =
             i % 5 == 4 ? TESS_NO_KEY : tess_key_make((float)i, (uint32_t)(i * 3));
     twin_output(t, "found", TESS_I32, c->vectors);
+    twin_output(t, "value", TESS_F32, c->codes * c->dim);
 }
 
 static tess_status book_call(twin *t, tess_stream *s)
@@ -207,6 +208,8 @@ static tess_status book_call(twin *t, tess_stream *s)
                                         .dim = c->dim,
                                         .dst = t->x[6].data};
     const tess_code_row_args row = {t->x[8].data, t->x[9].data, c->vectors};
+    const tess_code_value_args value = {t->x[2].data, c->codes * c->dim, 30, t->x[10].data};
+    TESS_TRY(CALL(t, code_value, &value));
     TESS_TRY(CALL(t, code_sum, &sum));
     TESS_TRY(CALL(t, code_mean, &mean));
     mean.code = t->x[5].data;
@@ -217,6 +220,28 @@ static tess_status book_call(twin *t, tess_stream *s)
     residual.dst = t->x[0].data;
     TESS_TRY(CALL(t, code_residual, &residual)); /* in place */
     return CALL(t, code_row, &row);
+}
+
+static void largest_make(twin *t, int case_idx)
+{
+    const book_case *c = &books[case_idx];
+    t->ctx = c;
+    t->shift = c->shift;
+    twin_random(t, "x", TESS_F32, c->vectors * c->dim, 3.0);
+    add_rows(t, "row", c->vectors, c->codes);
+    *(int32_t *)twin_add(t, "most", TESS_I32, 1)->initial = 0;
+    if (c->vectors > 4) { /* the largest of all has no code, and one is no number */
+        ((float *)t->x[0].initial)[3 * c->dim] = -1e9f;
+        ((float *)t->x[0].initial)[4 * c->dim] = NAN;
+    }
+}
+
+static tess_status largest_call(twin *t, tess_stream *s)
+{
+    const book_case *c = t->ctx;
+    const tess_code_most_args args = {
+        t->x[0].data, t->x[1].data, c->vectors, c->dim, t->x[2].data};
+    return CALL(t, code_most, &args);
 }
 
 /* ---- patches ---- */
@@ -310,6 +335,7 @@ static tess_status line_call(twin *t, tess_stream *s)
 static const twin_op ops[] = {
     {"nearest", search_make, search_call, TESS_NELEM(searches)},
     {"codebook", book_make, book_call, TESS_NELEM(books)},
+    {"largest", largest_make, largest_call, TESS_NELEM(books)},
     {"patches", patch_make, patch_call, TESS_NELEM(patches)},
     {"relu and mix", line_make, line_call, TESS_NELEM(lines)},
 };

@@ -309,6 +309,47 @@ static void test_exponents_leave_room(void **state)
         }
 }
 
+/* Of vectors with a code alone; zeros have a largest value, and nothing has none. */
+static void test_largest_of_vectors(void **state)
+{
+    (void)state;
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    const float x[] = {1, NAN, -9, 3, -4, 0, -0.0f, 0};
+    const uint32_t row[] = {2, TESS_NO_CODE, 0, 0}, none[] = {TESS_NO_CODE};
+    uint32_t most = 0;
+    const tess_code_most_args all = {x, row, 4, 2, &most};
+    assert_int_equal(tess_cpu_code_most(&all, &s), TESS_OK);
+    assert_true(tess_ordered_value(most) == 4.0f);
+    most = 0;
+    const tess_code_most_args zeros = {x + 6, row, 1, 2, &most};
+    assert_int_equal(tess_cpu_code_most(&zeros, &s), TESS_OK);
+    assert_true(most == tess_ordered_bits(0.0f));
+    most = 0;
+    const tess_code_most_args nothing = {x, none, 1, 2, &most};
+    assert_int_equal(tess_cpu_code_most(&nothing, &s), TESS_OK);
+    assert_true(most == 0);
+    const tess_code_most_args wrong = {x, NULL, 1, 2, &most};
+    assert_refused(tess_cpu_code_most(&wrong, &s), TESS_E_ARG, "code_most");
+}
+
+/* As tess_fixed_value(), rounded to f32. */
+static void test_values_of_sums(void **state)
+{
+    (void)state;
+    tess_stream s;
+    tess_stream_init_inline(&s, "test", NULL);
+    const int64_t sum[] = {0, 3, -(INT64_C(1) << 62), INT64_C(0x123456789abcdef)};
+    static const int exponent[] = {-77, 0, 30, 199}; /* of all that f32 can hold */
+    for (int e = 0; e < TESS_NELEM(exponent); e++) {
+        float value[TESS_NELEM(sum)];
+        const tess_code_value_args a = {sum, TESS_NELEM(sum), exponent[e], value};
+        assert_int_equal(tess_cpu_code_value(&a, &s), TESS_OK);
+        for (int i = 0; i < TESS_NELEM(sum); i++)
+            assert_true(value[i] == (float)tess_fixed_value(sum[i], exponent[e]));
+    }
+}
+
 static void test_means_and_residuals(void **state)
 {
     (void)state;
@@ -383,6 +424,8 @@ int main(void)
         cmocka_unit_test(test_ordered_bits),
         cmocka_unit_test(test_sums_are_exact_integers),
         cmocka_unit_test(test_exponents_leave_room),
+        cmocka_unit_test(test_largest_of_vectors),
+        cmocka_unit_test(test_values_of_sums),
         cmocka_unit_test(test_means_and_residuals),
         cmocka_unit_test(test_nearest_wrong_arguments_are_refused),
     };
