@@ -263,12 +263,76 @@ static void test_missing_waits(void **state)
     assert_true(wait_numel > 0);
 }
 
+/* ---- checkpoints, one rank: their writers are threads ---- */
+
+typedef struct part {
+    vector_run *v;
+    rqvae_launch launch;
+    bool is_done;
+} part;
+
+static tess_status train_part(void *arg, const emu_rank *rank)
+{
+    part *p = arg;
+    p->launch.device = rank->device;
+    p->launch.kernels = &emu_kernels;
+    return rqvae_train(rank->comm, p->v, &p->launch, &p->is_done);
+}
+
+/* Stopped after every step: averages go to checkpoints and back to the device. */
+static int train_in_parts(vector_run *v, const rqvae_launch *l)
+{
+    part p = {.v = v, .launch = *l};
+    int numel = 0;
+    p.launch.name = "parts";
+    p.launch.is_stopped = true;
+    for (; !p.is_done; numel++) {
+        const emu_options o = {.rank_numel = 1, .seed = (uint64_t)numel};
+        emu_report report;
+        emu_run(&o, train_part, &p, &report);
+        check_report(l->name, &o, &report);
+    }
+    return numel;
+}
+
+static void check_resume(tess_comm *self, const rqvae_launch *l)
+{
+    vector_run v;
+    rqvae_outcome whole = {0}, parts = {0};
+    bool is_done = false;
+    assert_int_equal(make_data(self, l, &v), TESS_OK);
+    if (rqvae_train(self, &v, l, &is_done) != TESS_OK)
+        fail_msg("%s on the host: %s", l->name, tess_error_message());
+    assert_int_equal(train_in_parts(&v, l), 3);
+    assert_int_equal(rqvae_outcome_of(&v, l->name, &whole), TESS_OK);
+    assert_int_equal(rqvae_outcome_of(&v, "parts", &parts), TESS_OK);
+    if (!tess_sha256_is_equal(&whole.digest, &parts.digest))
+        fail_msg("%s: in parts on a device the last loss is %.17g, whole on the host %.17g",
+                 l->name, parts.last_loss, whole.last_loss);
+    vector_run_destroy(self, &v);
+}
+
+static void test_resume(void **state)
+{
+    (void)state;
+    static const rqvae_launch launch = {
+        .name = "whole",
+        .quantizer = "codes: 19, levels: 2, code_dim: 6, groups: 2, threshold: 1.5",
+        .override = {"train.steps=3", "compute.dtype=f32", "quantizer.update=ema",
+                     "quantizer.init=kmeans"}};
+    tess_comm *self = NULL;
+    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
+    check_resume(self, &launch);
+    tess_comm_destroy(&self);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_operands),
         cmocka_unit_test(test_bits),
         cmocka_unit_test(test_missing_waits),
+        cmocka_unit_test(test_resume),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
