@@ -252,6 +252,8 @@ static tess_status place_mean(tess_vector_layout *v)
     const int64_t numel = v->shape.mean_numel;
     TESS_TRY(place(&v->nbytes, numel, 1, sizeof(int64_t), &v->mean_sum));
     TESS_TRY(place(&v->nbytes, numel, 1, sizeof(double), &v->mean_slope));
+    TESS_TRY(place(&v->nbytes, numel > 0 ? v->shape.group_numel : 0, 1, sizeof(double),
+                   &v->mean_entropy));
     return place(&v->nbytes, numel > 0, 1, sizeof(double), &v->mean_value);
 }
 

@@ -37,7 +37,9 @@ typedef struct tess_vector_layout {
     /* Averages: [books, c, d] and sizes [books, c] of owned rows; a rank's range of them as a
      * checkpoint has them. */
     size_t average, saved;
-    size_t mean_sum, mean_slope, mean_value; /* of the mean assignment of a step, where wanted */
+    /* Of the mean assignment of a step, where wanted, where kernels work: sums, entropies of
+     * groups, their sum, slopes. */
+    size_t mean_sum, mean_slope, mean_entropy, mean_value;
     /* Of runs with masks: flags of the kept vectors, or of a micro-batch; numbers of its vectors;
      * [micro-batches + 1] valid vectors of the step in front of each, and all. */
     bool is_masked;

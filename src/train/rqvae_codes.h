@@ -170,8 +170,8 @@ TESS_MUST_CHECK tess_status tess_averages_recut(tess_session *s, const tess_vect
 TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout,
                                                  tess_codebooks *books);
 
-/** Entropy of the mean assignment of a step, from this rank's sums in `mean_sum`: its value and
- * slopes for the micro-batches, the same on all ranks. Collective. */
+/** Entropy of the mean assignment of a step, from this rank's sums where kernels work: its value
+ * and slopes for the micro-batches, the same on all ranks, in the same memory. Collective. */
 TESS_MUST_CHECK tess_status tess_mean_entropy(tess_session *s, const tess_vector_layout *layout);
 
 TESS_END_DECLS

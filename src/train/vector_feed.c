@@ -386,8 +386,8 @@ static void add_records(tess_session *s)
 
 /* ---- micro-batches ---- */
 
-/* Bytes of the layout to where kernels read them, or back; nothing to do on the host. */
-static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes, bool is_back)
+/* Bytes of the layout to where kernels read them; nothing to do on the host. */
+static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes)
 {
     const vector_feed *f = s->vector;
     const tess_view device = {f->read + offset_nbytes, nbytes, TESS_U8_OPAQUE,
@@ -395,8 +395,7 @@ static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes,
     const tess_view host = tess_view_host(arena_at(s, offset_nbytes), nbytes, TESS_U8_OPAQUE);
     if (!is_on_device(s) || nbytes == 0)
         return TESS_OK;
-    return tess_device_copy(tess_runtime_device(s->rt), is_back ? host : device,
-                            is_back ? device : host, tess_runtime_stream(s->rt));
+    return tess_device_copy(tess_runtime_device(s->rt), device, host, tess_runtime_stream(s->rt));
 }
 
 /* The host's arrays may be written again once the last copy of them is done. */
@@ -411,11 +410,11 @@ static tess_status send_batch(tess_session *s)
     const vector_feed *f = s->vector;
     if (!is_on_device(s))
         return TESS_OK;
-    TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x, false));
+    TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x));
     if (f->at.is_masked) {
         const size_t valid = (size_t)((const char *)f->batch.valid - f->read);
-        TESS_TRY(mirror(s, valid, f->at.row_numel, false));
-        TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t), false));
+        TESS_TRY(mirror(s, valid, f->at.row_numel));
+        TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t)));
     }
     return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -642,19 +641,10 @@ static tess_status visit_step(tess_session *s, int64_t step, float *latent)
 /* Sums of zeros where kernels add to them. */
 static tess_status clear_sums(tess_session *s)
 {
-    vector_feed *f = s->vector;
-    const int64_t nbytes = f->at.shape.mean_numel * (int64_t)sizeof(int64_t);
-    TESS_TRY(note(s));
-    memset(arena_at(s, f->at.mean_sum), 0, (size_t)nbytes);
-    return mirror(s, f->at.mean_sum, nbytes, false);
-}
-
-/* This rank's sums to the host. */
-static tess_status take_sums(tess_session *s)
-{
-    vector_feed *f = s->vector;
-    TESS_TRY(mirror(s, f->at.mean_sum, f->at.shape.mean_numel * (int64_t)sizeof(int64_t), true));
-    return tess_stream_finish(tess_runtime_stream(s->rt));
+    const vector_feed *f = s->vector;
+    const tess_view sums = {f->read + f->at.mean_sum, f->at.shape.mean_numel, TESS_I64,
+                            tess_runtime_device(s->rt)->space};
+    return tess_device_zero(tess_runtime_device(s->rt), sums, tess_runtime_stream(s->rt));
 }
 
 /* What the whole step's vectors are assigned to on average, before any of them is trained on. */
@@ -666,13 +656,7 @@ static tess_status look_ahead(tess_session *s)
     const tess_status visited = visit_step(s, s->step, NULL);
     f->batch.mean_sum = NULL;
     TESS_TRY(visited);
-    TESS_TRY(session_agree(s, take_sums(s)));
-    TESS_TRY(session_section(s, tess_mean_entropy(s, &f->at)));
-    tess_status st =
-        mirror(s, f->at.mean_slope, f->at.shape.mean_numel * (int64_t)sizeof(double), false);
-    if (st == TESS_OK)
-        st = mirror(s, f->at.mean_value, sizeof(double), false);
-    return session_agree(s, st);
+    return session_section(s, tess_mean_entropy(s, &f->at));
 }
 
 static tess_status count(tess_session *s, int64_t *loss_numel)

@@ -59,7 +59,7 @@ static const rqvae_launch choice[] = {
      .override = {SHORT, "quantizer.update=ema", "quantizer.init=kmeans"},
      .is_masked = true},
     {.name = "masked-lfq",
-     .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
+     .quantizer = "type: lfq, code_dim: 6, groups: 2, entropy: 0.1, diversity: 1.0",
      .override = {SHORT},
      .is_masked = true},
     {.name = "images",
