@@ -272,6 +272,7 @@ tess_status emu_run_twin(const emu_device *d, const emu_kernel_call *call)
 static void run_kernel(emu_device *d, emu_op *op)
 {
     const bool is_audited = d->world->options.is_audited;
+    d->world->report->has_run[op->call->kernel] = true;
     if ((is_audited ? emu_audit(d, op) : emu_run_twin(d, op->call)) == TESS_OK)
         return;
     emu_fail(d->world, "'%s' of rank %d: %s", d->entry[op->entry - 1].what, d->rank,

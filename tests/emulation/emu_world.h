@@ -13,7 +13,7 @@
 
 #include "core/device.h"
 #include "dist/comm.h"
-#include "kernels/kernels.h"
+#include "emulation/emu_ranges.h"
 
 TESS_BEGIN_DECLS
 
@@ -44,6 +44,7 @@ typedef struct emu_report {
     char violation[EMU_TEXT_NBYTES]; /* the first */
     uint64_t order_hash;             /* of the operations as they ran */
     int64_t operation_numel;
+    bool has_run[EMU_KERNEL_NUMEL]; /* kernels */
 } emu_report;
 
 typedef tess_status (*emu_body)(void *arg, const emu_rank *rank);

@@ -239,8 +239,7 @@ static void largest_make(twin *t, int case_idx)
 static tess_status largest_call(twin *t, tess_stream *s)
 {
     const book_case *c = t->ctx;
-    const tess_code_most_args args = {
-        t->x[0].data, t->x[1].data, c->vectors, c->dim, t->x[2].data};
+    const tess_code_most_args args = {t->x[0].data, t->x[1].data, c->vectors, c->dim, t->x[2].data};
     return CALL(t, code_most, &args);
 }
 

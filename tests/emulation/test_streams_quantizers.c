@@ -204,9 +204,33 @@ static void test_bits(void **state)
 
 /* ---- ops touch what is listed ---- */
 
+/* Of all ops of codebooks and quantizers; those that no model calls are test_streams_ops.c's. */
+static void check_whole(bool has_run[EMU_KERNEL_NUMEL])
+{
+    static const emu_kernel elsewhere[] = {EMU_KERNEL_code_mean,
+                                           EMU_KERNEL_code_residual,
+                                           EMU_KERNEL_quantizer_directed,
+                                           EMU_KERNEL_quantizer_directed_backward,
+                                           EMU_KERNEL_quantizer_level_decode,
+                                           EMU_KERNEL_quantizer_sign_decode};
+    for (int i = 0; i < TESS_NELEM(elsewhere); i++)
+        has_run[elsewhere[i]] = true;
+#define X(name, type)                                                                              \
+    if (!has_run[EMU_KERNEL_##name])                                                               \
+        fail_msg("no run calls '%s': nothing holds it to its list", #name);
+    EMU_CODE_LIST(X)
+#undef X
+#define X(name, type)                                                                              \
+    if (!has_run[EMU_KERNEL_quantizer_##name])                                                     \
+        fail_msg("no run calls '%s': nothing holds it to its list", #name);
+    EMU_QUANTIZER_LIST(X)
+#undef X
+}
+
 static void test_operands(void **state)
 {
     (void)state;
+    bool has_run[EMU_KERNEL_NUMEL] = {false};
     for (int i = 0; i < TESS_NELEM(choice); i++) {
         static job j;
         emu_report report;
@@ -215,7 +239,10 @@ static void test_operands(void **state)
         j.launch = &choice[i];
         emu_run(&o, body, &j, &report);
         check_report(choice[i].name, &o, &report);
+        for (int k = 0; k < EMU_KERNEL_NUMEL; k++)
+            has_run[k] = has_run[k] || report.has_run[k];
     }
+    check_whole(has_run);
 }
 
 /* ---- waits ---- */
