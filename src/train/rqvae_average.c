@@ -10,11 +10,6 @@
 #include "core/memory.h"
 #include "train/rqvae_average_priv.h"
 
-static char *data_at(tess_session *s, size_t offset_nbytes)
-{
-    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
-}
-
 tess_codebook_rows averages_rows(const codes_job *job, char *data, int book)
 {
     const tess_vector_layout *v = job->at;
@@ -30,20 +25,14 @@ tess_codebook_rows averages_rows(const codes_job *job, char *data, int book)
 /* Of the host. */
 static tess_codebook_rows rows_of(const codes_job *job, int book)
 {
-    return averages_rows(job, data_at(job->s, 0), book);
+    return averages_rows(job, codes_host_data(job->s), book);
 }
 
 /* All averages of this rank to the device that moves them, or back. */
 static tess_status carry(tess_session *s, const tess_vector_layout *v, bool is_back)
 {
     const int64_t numel = v->shape.book_numel * v->book.row_numel * (v->shape.dim + 1);
-    const tess_view host = tess_view_host(data_at(s, v->average), numel, TESS_F32);
-    tess_view far = host;
-    if (!codes_are_far(s))
-        return TESS_OK;
-    far.data = codes_far_data(s, v) + v->average;
-    far.space = TESS_DEVICE;
-    return tess_runtime_copy(s->rt, is_back ? host : far, is_back ? far : host);
+    return codes_carry(s, v, v->average, numel * (int64_t)sizeof(float), is_back);
 }
 
 /* ---- start and checkpoints ---- */
@@ -98,7 +87,7 @@ static tess_status recut(codes_job *job, int64_t first, int64_t width, float *ro
 {
     const int64_t lo =
         tess_ceil_div(job->at->shape.book_numel * job->at->average_numel, job->world) * job->rank;
-    float *saved = (float *)(void *)data_at(job->s, job->at->saved);
+    float *saved = (float *)(void *)(codes_host_data(job->s) + job->at->saved);
     bounds_of(job, first, job->at->shape.code_numel * width, job->r.bound);
     const tess_codebook_cut cut = {.width = width,
                                    .bound = job->r.bound,

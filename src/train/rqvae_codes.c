@@ -116,6 +116,19 @@ tess_status codes_begin(tess_session *s, const tess_vector_layout *layout, tess_
     return session_agree(s, st);
 }
 
+tess_status codes_carry(tess_session *s, const tess_vector_layout *v, size_t offset_nbytes,
+                        int64_t nbytes, bool is_back)
+{
+    const tess_view host =
+        tess_view_host(codes_host_data(s) + offset_nbytes, nbytes, TESS_U8_OPAQUE);
+    tess_view far = host;
+    if (!codes_are_far(s))
+        return TESS_OK;
+    far.data = codes_far_data(s, v) + offset_nbytes;
+    far.space = TESS_DEVICE;
+    return tess_runtime_copy(s->rt, is_back ? host : far, is_back ? far : host);
+}
+
 /* ---- vectors of the step ---- */
 
 tess_codebook_round codes_round(const codes_job *job, int book, int part, int64_t t)

@@ -73,10 +73,15 @@ typedef struct codes_job {
     const int64_t *valid_before;
 } codes_job;
 
-/** Whether averages are moved on a device. Local. */
+/** Whether a device trains, and so moves averages and forms entropies. Local. */
 static inline bool codes_are_far(tess_session *s)
 {
     return tess_runtime_device(s->rt)->space != TESS_HOST;
+}
+/** The layout in the host's arena. Local. */
+static inline char *codes_host_data(tess_session *s)
+{
+    return tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
 }
 /** The layout as kernels of a device find it, and in front of it the room that averages are moved
  * in. Local. */
@@ -89,6 +94,15 @@ static inline char *codes_far_room(tess_session *s, const tess_vector_layout *v)
 {
     return codes_far_data(s, v) - v->far.nbytes;
 }
+/** The layout where kernels work. Local. */
+static inline char *codes_work_data(tess_session *s, const tess_vector_layout *v)
+{
+    return codes_are_far(s) ? codes_far_data(s, v) : codes_host_data(s);
+}
+/** Bytes of the layout to the device's copy of it, or back; the host may use them afterwards.
+ * Nothing to do where the host computes. Local. */
+TESS_MUST_CHECK tess_status codes_carry(tess_session *s, const tess_vector_layout *v,
+                                        size_t offset_nbytes, int64_t nbytes, bool is_back);
 /** Codes start in host memory whatever trains: the kernels and the stream for that. It happens once
  * in a run, level by level on what the level before left, and k-means' rounds are collective over
  * host memory (shard/codebook.h). Local. */

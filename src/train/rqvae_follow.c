@@ -46,7 +46,7 @@ static workplace workplace_of(const codes_job *job)
     workplace w = {.k = job->s->kernels,
                    .stream = tess_runtime_stream(job->s->rt),
                    .space = TESS_HOST,
-                   .data = tess_runtime_arena(job->s->rt, TESS_LIFE_DATA).data,
+                   .data = codes_work_data(job->s, job->at),
                    .most = r->most,
                    .total = r->total,
                    .value = r->value,
@@ -56,7 +56,6 @@ static workplace workplace_of(const codes_job *job)
     if (!job->is_far)
         return w;
     w.space = TESS_DEVICE;
-    w.data = codes_far_data(job->s, job->at);
     w.most = far_at(job, at->most);
     w.total = far_at(job, at->total);
     w.sum = (int64_t *)far_at(job, at->sum) + job->lo_idx * job->at->shape.dim;
@@ -120,9 +119,8 @@ static uint32_t *codes_at(const follow *f, char *data, int book, int part, int64
 static tess_status send_codes(const follow *f)
 {
     const tess_vector_layout *v = f->job.at;
-    const char *host = tess_runtime_arena(f->job.s->rt, TESS_LIFE_DATA).data;
-    return send(f, f->w.data + v->code, host + v->code, v->kept_numel * v->shape.index_numel,
-                TESS_I32);
+    const int64_t numel = v->kept_numel * v->shape.index_numel;
+    return codes_carry(f->job.s, v, v->code, numel * (int64_t)sizeof(uint32_t), false);
 }
 
 static tess_status find_most(follow *f, int book)

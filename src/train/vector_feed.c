@@ -100,7 +100,7 @@ static tess_status open_data(tess_session *s)
 
 static char *arena_at(tess_session *s, size_t offset_nbytes)
 {
-    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data + offset_nbytes;
+    return codes_host_data(s) + offset_nbytes;
 }
 
 static int64_t *window_at(tess_session *s, int kind)
@@ -108,17 +108,10 @@ static int64_t *window_at(tess_session *s, int kind)
     return (int64_t *)(void *)arena_at(s, s->vector->at.window[kind]);
 }
 
-static bool is_on_device(tess_session *s) { return tess_runtime_device(s->rt)->space != TESS_HOST; }
-
-static char *read_begin(tess_session *s)
-{
-    return is_on_device(s) ? codes_far_data(s, &s->vector->at) : arena_at(s, 0);
-}
-
 static tess_status carve(tess_session *s)
 {
     vector_feed *f = s->vector;
-    f->read = read_begin(s);
+    f->read = codes_work_data(s, &f->at);
     tess_stream_init_inline(&s->codes_stream, "codes", s->pool);
     f->x = (float *)(void *)arena_at(s, f->at.x);
     f->batch = (tess_vector_batch){.vector_numel = f->at.row_numel,
@@ -221,7 +214,7 @@ static tess_status note(tess_session *s)
 static tess_status note_together(tess_session *s)
 {
     const tess_status st = note(s);
-    return is_on_device(s) ? session_agree(s, st) : st;
+    return codes_are_far(s) ? session_agree(s, st) : st;
 }
 
 static tess_status add_up(tess_session *s, int kind)
@@ -393,7 +386,7 @@ static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes)
     const tess_view device = {f->read + offset_nbytes, nbytes, TESS_U8_OPAQUE,
                               tess_runtime_device(s->rt)->space};
     const tess_view host = tess_view_host(arena_at(s, offset_nbytes), nbytes, TESS_U8_OPAQUE);
-    if (!is_on_device(s) || nbytes == 0)
+    if (!codes_are_far(s) || nbytes == 0)
         return TESS_OK;
     return tess_device_copy(tess_runtime_device(s->rt), device, host, tess_runtime_stream(s->rt));
 }
@@ -408,7 +401,7 @@ static tess_status begin_batch(tess_session *s)
 static tess_status send_batch(tess_session *s)
 {
     const vector_feed *f = s->vector;
-    if (!is_on_device(s))
+    if (!codes_are_far(s))
         return TESS_OK;
     TESS_TRY(mirror(s, f->at.x, f->at.row_numel * f->at.dim * (int64_t)sizeof *f->x));
     if (f->at.is_masked) {
