@@ -294,7 +294,9 @@ typedef struct tess_ckpt_load_request {
     const tess_ckpt_set *set;  /* targets; views are written; shard_world: ranks of one copy */
     const tess_ckpt_set *base; /* frozen targets; NULL: not wanted. Ignored in mode REFERENCE */
     tess_ckpt_accept accept;   /* may be NULL */
-    void *accept_arg;
+    /* Whether slabs and tensors of a unit that `set` does not have may stay unread; NULL: none. */
+    bool (*may_leave)(void *arg, const char *unit);
+    void *accept_arg; /* of both */
 } tess_ckpt_load_request;
 
 /**

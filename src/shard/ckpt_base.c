@@ -75,7 +75,7 @@ static tess_status verify_present(tess_ckpt_store *s, const char *id, const base
     if (st == TESS_OK && (r.manifest.base_id == NULL || strcmp(r.manifest.base_id, id) != 0))
         st = TESS_FAIL(TESS_E_FORMAT, "'%s' does not hold base %s", b->dir, id);
     if (st == TESS_OK)
-        st = ckpt_compare_sets(b->dir, &b->index, &r.manifest);
+        st = ckpt_compare_sets(b->dir, &b->index, &r.manifest, NULL);
     for (int i = tess_comm_rank(s->comm); st == TESS_OK && i < r.manifest.set.shard_world;
          i += tess_comm_world(s->comm))
         st = ckpt_reader_verify_shard(&r, i);

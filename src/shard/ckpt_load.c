@@ -89,7 +89,14 @@ static tess_status compare_record(const char *where, const tess_ckpt_record *sto
     return TESS_OK;
 }
 
-tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const ckpt_manifest *m)
+static bool may_leave(const tess_ckpt_load_request *request, const char *unit)
+{
+    return request != NULL && request->may_leave != NULL &&
+           request->may_leave(request->accept_arg, unit);
+}
+
+tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const ckpt_manifest *m,
+                              const tess_ckpt_load_request *request)
 {
     const tess_ckpt_set *w = wanted->set;
     for (int64_t i = 0; i < w->tensor_numel; i++) {
@@ -99,8 +106,9 @@ tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const
         TESS_TRY(compare_tensor(where, &m->tensors[at], &w->tensors[i]));
     }
     for (int64_t i = 0; i < m->set.tensor_numel; i++)
-        TESS_CHECK(ckpt_index_tensor(wanted, m->tensors[i].name) >= 0, TESS_E_FORMAT,
-                   "'%s': holds tensor '%s', which this run does not have", where,
+        TESS_CHECK(ckpt_index_tensor(wanted, m->tensors[i].name) >= 0 ||
+                       may_leave(request, m->tensors[i].unit),
+                   TESS_E_FORMAT, "'%s': holds tensor '%s', which this run does not have", where,
                    m->tensors[i].name);
     for (int64_t i = 0; i < w->record_numel; i++) {
         const tess_ckpt_record *r = &w->records[i];
@@ -110,7 +118,8 @@ tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const
         TESS_TRY(compare_record(where, &m->records[at], r));
     }
     for (int64_t i = 0; i < m->set.record_numel; i++)
-        TESS_CHECK(ckpt_index_record(wanted, m->records[i].unit, m->records[i].role) >= 0,
+        TESS_CHECK(ckpt_index_record(wanted, m->records[i].unit, m->records[i].role) >= 0 ||
+                       may_leave(request, m->records[i].unit),
                    TESS_E_FORMAT, "'%s': holds slab '%s/%s', which this run does not have", where,
                    m->records[i].unit, m->records[i].role);
     return TESS_OK;
@@ -238,14 +247,14 @@ static tess_status judge(load *l)
     fill_loaded(l);
     if (l->request->accept != NULL)
         TESS_TRY(l->request->accept(l->request->accept_arg, l->out, &l->wants_base));
-    return ckpt_compare_sets(l->dir, &l->step.index, m);
+    return ckpt_compare_sets(l->dir, &l->step.index, m, l->request);
 }
 
 static tess_status judge_base(const load *l)
 {
     if (l->base.reader == NULL)
         return TESS_OK;
-    return ckpt_compare_sets(l->base.reader->dir, &l->base.index, &l->base.reader->manifest);
+    return ckpt_compare_sets(l->base.reader->dir, &l->base.index, &l->base.reader->manifest, NULL);
 }
 
 static tess_status check_part(load_part *part)
@@ -268,16 +277,27 @@ static tess_status read_part(load *l, load_part *part)
     return TESS_OK;
 }
 
+/* Of a wanted tensor in a wanted slab, the hash that the file has: it may hold more slabs of the
+ * unit. */
+static const tess_logical_hash *stored_hash(const load_part *part, const ckpt_pair *pair)
+{
+    const ckpt_manifest *m = &part->reader->manifest;
+    const int64_t at = ckpt_index_tensor(&m->index, part->set->tensors[pair->tensor_idx].name);
+    int64_t p = m->index.first_pair[at];
+    while (p + 1 < m->index.first_pair[at + 1] &&
+           strcmp(m->records[m->index.pairs[p].record_idx].role,
+                  part->set->records[pair->record_idx].role) != 0)
+        p++;
+    return &m->hashes[p];
+}
+
 /* Sums over all ranks are `copies` times the stored hash: every copy of the slabs is checked. */
 static tess_status compare_sums(const load_part *part, int copies_numel)
 {
-    const ckpt_manifest *m = &part->reader->manifest;
     for (int64_t p = 0; p < part->index.pair_numel; p++) {
         const ckpt_pair pair = part->index.pairs[p];
         const tess_ckpt_tensor *t = &part->set->tensors[pair.tensor_idx];
-        const int64_t at = ckpt_index_tensor(&m->index, t->name);
-        const tess_logical_hash *stored =
-            &m->hashes[m->index.first_pair[at] + (p - part->index.first_pair[pair.tensor_idx])];
+        const tess_logical_hash *stored = stored_hash(part, &pair);
         const tess_logical_hash *found = &part->hashes[p];
         for (int k = 0; k < 2; k++)
             TESS_CHECK(found->lane[k] == stored->lane[k] * (uint64_t)copies_numel, TESS_E_FORMAT,

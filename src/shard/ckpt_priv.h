@@ -443,9 +443,11 @@ void ckpt_tidy(tess_ckpt_store *s);
 /* Manifest of a directory, read by rank 0, to everybody; free with tess_free. Collective. */
 TESS_MUST_CHECK tess_status ckpt_bcast_manifest(tess_comm *comm, tess_io *io, const char *dir,
                                                 char **text, size_t *nbytes);
-/* What a manifest holds is what `wanted` has, no more and no less; ranks may differ. */
+/* What a manifest holds is what `wanted` has, no less, and no more than the request (NULL: none)
+ * may leave; ranks may differ. */
 TESS_MUST_CHECK tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted,
-                                              const ckpt_manifest *m);
+                                              const ckpt_manifest *m,
+                                              const tess_ckpt_load_request *request);
 /* Views of this rank against the ranges it must hold, and against where the store reaches. */
 TESS_MUST_CHECK tess_status ckpt_check_views(const tess_ckpt_store *s, const tess_ckpt_set *set);
 /* Epoch that LOCK shows now; -1 when unreadable. Allocates nothing. */

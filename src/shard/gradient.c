@@ -11,7 +11,7 @@ static float *level(tess_runtime *rt, int level_idx, int unit_idx)
 {
     const tess_plan *plan = rt->parts.plan;
     float *base = (float *)(void *)runtime_at(rt, TESS_LIFE_GRAD, plan->level_offset_nbytes);
-    return base + level_idx * plan->state_numel + plan->unit[unit_idx].state_first_idx;
+    return base + level_idx * plan->summed_numel + plan->unit[unit_idx].state_first_idx;
 }
 
 static float *grad_buffer(tess_runtime *rt, int grad_idx)
@@ -235,7 +235,7 @@ tess_status gradient_fold(tess_runtime *rt, const tess_sched_op *op)
                                         .piece_numel = p.sender_numel,
                                         .stride_numel = numel,
                                         .levels = level(rt, 0, unit_idx),
-                                        .level_stride_numel = plan->state_numel,
+                                        .level_stride_numel = plan->summed_numel,
                                         .level_numel = plan->level_numel,
                                         .first_idx = (int64_t)op->round_idx * rt->world,
                                         .numel = numel};
@@ -247,14 +247,14 @@ tess_status gradient_finish(tess_runtime *rt)
     const tess_plan *plan = rt->parts.plan;
     const int64_t m = plan->options.is_library ? 1 : plan->options.micro_batch_numel;
     float *carried = NULL;
-    if (plan->state_numel == 0)
+    if (plan->summed_numel == 0)
         return TESS_OK;
     for (int l = 0; l < plan->level_numel; l++) {
         float *here = level(rt, l, 0) - plan->unit[0].state_first_idx;
         if ((m >> l & 1) == 0)
             continue;
         if (carried != NULL)
-            TESS_TRY(fold(rt, here, carried, here, plan->state_numel));
+            TESS_TRY(fold(rt, here, carried, here, plan->summed_numel));
         carried = here;
     }
     return TESS_OK;

@@ -150,13 +150,14 @@ static int64_t factor_room(const tess_registry *reg, int unit_idx, int end_param
 
 int64_t tess_state_total_numel(const tess_registry *reg, int unit_idx, tess_state_grain grain)
 {
+    const bool is_set = reg->unit[unit_idx].is_set;
     switch (grain) {
     case TESS_GRAIN_BLOCK:
         return reg->unit[unit_idx].trainable_numel / BLOCK;
     case TESS_GRAIN_FACTOR:
-        return factor_room(reg, unit_idx, reg->param_numel);
+        return is_set ? 0 : factor_room(reg, unit_idx, reg->param_numel);
     case TESS_GRAIN_REST:
-        return has_rest(reg, unit_idx) ? reg->unit[unit_idx].trainable_numel : 0;
+        return !is_set && has_rest(reg, unit_idx) ? reg->unit[unit_idx].trainable_numel : 0;
     case TESS_GRAIN_ELEMENT:
         break;
     }
@@ -211,8 +212,8 @@ int64_t optimizer_first(const tess_runtime *rt, int unit_idx, int array_idx)
 
 /* ---- segments ---- */
 
-/* The parts of every trainable tensor that this rank owns, in order of the STATE arrays. */
-static int visit_segments(const tess_runtime *rt, update_segment *out)
+/* The parts that this rank owns of trainable tensors that learn, or that are set. */
+static int visit_segments(const tess_runtime *rt, bool is_set, update_segment *out)
 {
     const tess_plan *plan = rt->parts.plan;
     const tess_registry *reg = rt->parts.registry;
@@ -224,7 +225,7 @@ static int visit_segments(const tess_runtime *rt, update_segment *out)
         tess_plan_owned(plan, p->unit_idx, rt->rank, &lo, &hi);
         const int64_t first = TESS_MAX(lo, p->slab_first_idx);
         const int64_t end = TESS_MIN(hi, p->slab_first_idx + p->numel);
-        if (p->role != TESS_ROLE_TRAINABLE || first >= end)
+        if (p->role != TESS_ROLE_TRAINABLE || u->is_set != is_set || first >= end)
             continue;
         const int64_t row = plan->options.is_full ? 0 : u->slab_shard_numel * rt->rank;
         const size_t elem_nbytes = tess_dtype_block_nbytes(tess_param_compute_dt(reg, p));
@@ -252,10 +253,13 @@ tess_status optimizer_create(tess_runtime *rt)
 {
     void *array = NULL;
     TESS_TRY(tess_optimizer_check(optimizer_of(rt), rt->parts.kernels));
-    rt->segment_numel = visit_segments(rt, NULL);
-    TESS_TRY(tess_alloc_array(rt->segment_numel, sizeof *rt->segment, &array));
+    rt->segment_numel = visit_segments(rt, false, NULL);
+    rt->set_segment_numel = visit_segments(rt, true, NULL);
+    TESS_TRY(
+        tess_alloc_array(rt->segment_numel + rt->set_segment_numel, sizeof *rt->segment, &array));
     rt->segment = array;
-    (void)visit_segments(rt, rt->segment);
+    (void)visit_segments(rt, false, rt->segment);
+    (void)visit_segments(rt, true, rt->segment + rt->segment_numel);
     return TESS_OK;
 }
 
@@ -317,17 +321,16 @@ int tess_runtime_weights_array(const tess_runtime *rt, tess_weights weights)
 
 tess_status optimizer_copy(tess_runtime *rt, int unit_idx, tess_weights weights)
 {
-    const int beside = optimizer_of(rt)->train_array_idx;
+    const int train_idx = optimizer_of(rt)->train_array_idx;
+    const tess_view beside = tess_runtime_state(rt, unit_idx, train_idx);
     const tess_view from =
         tess_runtime_state(rt, unit_idx, tess_runtime_weights_array(rt, weights));
     const tess_view to = tess_runtime_param_shard(rt, unit_idx);
     if (from.numel == 0)
         return TESS_OK;
-    if (weights == TESS_WEIGHTS_TRAINING && beside != 0) {
-        const tess_blend_args args = {.a = from.data,
-                                      .b = tess_runtime_state(rt, unit_idx, beside).data,
-                                      .dst = to,
-                                      .weight = rt->parts.train_blend};
+    if (weights == TESS_WEIGHTS_TRAINING && train_idx != 0 && beside.numel > 0) {
+        const tess_blend_args args = {
+            .a = from.data, .b = beside.data, .dst = to, .weight = rt->parts.train_blend};
         return rt->parts.kernels->blend(&args, rt->compute);
     }
     const tess_cast_args args = {.src = from, .dst = to};
@@ -339,10 +342,10 @@ tess_status tess_runtime_begin(tess_runtime *rt)
     const tess_plan *plan = rt->parts.plan;
     for (int i = 1; i < plan->state_array_numel; i++)
         for (int u = 0; u < plan->unit_numel && plan->state[i].array.starts_as_master; u++) {
-            const tess_view master = tess_runtime_state(rt, u, TESS_STATE_MASTER);
-            if (master.numel > 0)
-                TESS_TRY(tess_device_copy(rt->device, tess_runtime_state(rt, u, i), master,
-                                          rt->compute));
+            const tess_view array = tess_runtime_state(rt, u, i);
+            if (array.numel > 0)
+                TESS_TRY(tess_device_copy(
+                    rt->device, array, tess_runtime_state(rt, u, TESS_STATE_MASTER), rt->compute));
         }
     return TESS_OK;
 }
@@ -389,7 +392,8 @@ double *tess_runtime_scalars(tess_runtime *rt) { return rt->scalar; }
 static tess_status average(tess_runtime *rt)
 {
     const int array_idx = rt->parts.plan->ema_array_idx;
-    for (int i = 0; i < rt->segment_numel && array_idx != 0; i++) {
+    const int numel = rt->segment_numel + rt->set_segment_numel;
+    for (int i = 0; i < numel && array_idx != 0; i++) {
         const update_segment *s = &rt->segment[i];
         float *ema = segment_f32(rt, s, array_idx);
         const tess_blend_args args = {.a = ema,

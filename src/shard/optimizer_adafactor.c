@@ -154,7 +154,8 @@ tess_status update_adafactor(tess_runtime *rt, float clip_factor)
     TESS_TRY(exchange(rt, l.sum, l.numel, false));
     for (int i = 0; i < reg->param_numel; i++) {
         const tess_adafactor_args args = args_of(rt, &l, i);
-        if (reg->param[i].role == TESS_ROLE_TRAINABLE)
+        const tess_param *p = &reg->param[i];
+        if (p->role == TESS_ROLE_TRAINABLE && !reg->unit[p->unit_idx].is_set)
             TESS_TRY(k->adafactor_factor(&args, rt->compute));
     }
     TESS_TRY(run_segments(rt, &l, clip_factor, k->adafactor_size));

@@ -55,15 +55,26 @@ static void plan_unit(tess_plan *plan, const tess_unit *unit, tess_unit_plan *u)
         ALIGN;
     u->slab_numel = unit->trainable_numel;
     u->is_set = unit->is_set;
+    u->is_held = unit->is_held;
     u->slab_shard_numel = tess_ceil_div(unit->trainable_numel / BLOCK, world) * BLOCK;
     u->base_offset_nbytes = plan->arena_nbytes[TESS_LIFE_BASE];
     plan->arena_nbytes[TESS_LIFE_BASE] += u->frozen_shard_nbytes;
-    u->state_first_idx = plan->state_numel;
-    plan->state_numel += u->slab_shard_numel;
     u->factor_first_idx = plan->factor_numel;
     plan->factor_numel += u->factor_numel;
     u->rest_first_idx = plan->rest_numel;
     plan->rest_numel += u->rest_numel > 0 ? u->slab_shard_numel : 0;
+}
+
+/* Places in arrays of state, those that all arrays have first. */
+static void place_state(tess_plan *plan, bool is_set, bool is_sent)
+{
+    for (int i = 0; i < plan->unit_numel; i++) {
+        tess_unit_plan *u = &plan->unit[i];
+        if (u->is_set != is_set || (!is_set && u->is_held == is_sent))
+            continue;
+        u->state_first_idx = plan->state_numel;
+        plan->state_numel += u->slab_shard_numel;
+    }
 }
 
 static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
@@ -78,6 +89,11 @@ static tess_status plan_units(tess_plan *plan, const tess_registry *reg)
         u->rest_numel = tess_state_total_numel(reg, i, TESS_GRAIN_REST);
         plan_unit(plan, &reg->unit[i], u);
     }
+    place_state(plan, false, true);
+    plan->summed_numel = plan->state_numel;
+    place_state(plan, false, false);
+    plan->learning_numel = plan->state_numel;
+    place_state(plan, true, false);
     for (int i = 0; i < reg->param_numel; i++)
         if (reg->param[i].role == TESS_ROLE_TRAINABLE)
             plan->trainable_numel += reg->param[i].numel;
@@ -193,7 +209,7 @@ static tess_status plan_gradients(tess_plan *plan, const tess_registry *reg,
         plan->level_numel++;
     plan->level_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
     TESS_TRY(plan_add_buffer(plan, "sum levels", TESS_LIFE_GRAD, TESS_F32,
-                             plan->level_numel * plan->state_numel));
+                             (plan->level_numel - 1) * plan->summed_numel + plan->learning_numel));
     plan->record_offset_nbytes = plan->arena_nbytes[TESS_LIFE_GRAD];
     TESS_TRY(plan_add_buffer(plan, "step record", TESS_LIFE_GRAD, TESS_I64,
                              TESS_STEP_RECORD_NUMEL + plan->unit_numel));

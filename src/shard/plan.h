@@ -128,10 +128,13 @@ typedef struct tess_unit_plan {
     int64_t slab_numel;         /* trainable elements, a multiple of 256 */
     int64_t slab_shard_numel;   /* c * 256 */
     bool is_set;                /* the trainer sets it: there are no gradients */
-    int64_t state_first_idx;    /* element in each STATE array and in each level of the sum */
-    int64_t factor_numel;       /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
-    int64_t factor_first_idx;   /* the first of them there */
-    int64_t rest_numel;         /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
+    bool is_held;               /* the trainer sums its gradients, if it has any */
+    /* Element in each STATE array and in each level of the sum: units whose gradients travel come
+     * first, then others that learn, then those that are set, which some arrays do without. */
+    int64_t state_first_idx;
+    int64_t factor_numel;     /* numbers of this unit in arrays of TESS_GRAIN_FACTOR */
+    int64_t factor_first_idx; /* the first of them there */
+    int64_t rest_numel;       /* the same of TESS_GRAIN_REST: slab_numel, or 0 */
     int64_t rest_first_idx;
     size_t param_offset_nbytes;     /* in the PARAM arena */
     bool is_by_node;                /* its gradient pieces go by node */
@@ -152,10 +155,10 @@ typedef struct tess_bucket_plan {
     int64_t gather_numel;       /* in a step */
 } tess_bucket_plan;
 
-/** Elements of its slab that have gradients. Local. */
+/** Elements of its slab whose gradients a rank computes and sends to owners. Local. */
 static inline int64_t tess_unit_grad_numel(const tess_unit_plan *u)
 {
-    return u->is_set ? 0 : u->slab_numel;
+    return u->is_set || u->is_held ? 0 : u->slab_numel;
 }
 
 /** One planned allocation. */
@@ -208,10 +211,13 @@ typedef struct tess_plan {
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
-    int level_numel;      /* floor(log2 M) + 1; 1 with the library reduction */
-    int64_t state_numel;  /* sum of slab_shard_numel */
-    int64_t factor_numel; /* sum of factor_numel */
-    int64_t rest_numel;   /* sum of slab_shard_numel where there is a rest */
+    int level_numel; /* floor(log2 M) + 1; 1 with the library reduction */
+    int64_t
+        summed_numel; /* sum of slab_shard_numel where gradients travel: of levels but the last */
+    int64_t learning_numel; /* of all that learns: of the last level, moments */
+    int64_t state_numel;    /* of all: masters */
+    int64_t factor_numel;   /* sum of factor_numel */
+    int64_t rest_numel;     /* sum of slab_shard_numel where there is a rest */
     tess_state_plan state[TESS_STATE_ARRAY_MAX]; /* masters first; the average last, if any */
     int state_array_numel;
     int ema_array_idx;       /* of the average, 0: none */

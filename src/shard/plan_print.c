@@ -568,7 +568,7 @@ static tess_status say_exchange(text_buffer *t, const tess_plan *plan)
                        : "");
 }
 
-/* What the optimizer keeps, in bytes over all parameters of a rank. */
+/* What the optimizer keeps, in bytes over all parameters of a rank that learn. */
 static tess_status say_state(text_buffer *t, const tess_plan *plan)
 {
     double nbytes = 0;
@@ -577,10 +577,11 @@ static tess_status say_state(text_buffer *t, const tess_plan *plan)
         const tess_state_plan *s = &plan->state[i];
         if (s->numel == 0)
             continue;
-        nbytes += (double)s->numel * (double)tess_dtype_block_nbytes(s->array.dt);
+        nbytes += (double)TESS_MIN(s->numel, plan->learning_numel) *
+                  (double)tess_dtype_block_nbytes(s->array.dt);
         TESS_TRY(say(t, "%s %s %s", i > 0 ? "," : "", s->array.role, tess_dtype_name(s->array.dt)));
     }
-    const double each = plan->state_numel > 0 ? nbytes / (double)plan->state_numel : 0.0;
+    const double each = plan->learning_numel > 0 ? nbytes / (double)plan->learning_numel : 0.0;
     return say(t, ": %.2f bytes a parameter\n", each);
 }
 

@@ -49,11 +49,12 @@ static size_t real_frozen_nbytes(const tess_plan *plan, const tess_unit_plan *u,
                                     : 0;
 }
 
-static size_t state_elem_nbytes(const tess_plan *plan)
+static size_t state_elem_nbytes(const tess_plan *plan, int unit_idx)
 {
     size_t nbytes = 0;
     for (int i = 0; i < plan->state_array_numel; i++)
-        if (plan->state[i].array.grain == TESS_GRAIN_ELEMENT)
+        if (plan->state[i].array.grain == TESS_GRAIN_ELEMENT &&
+            tess_plan_state_total(plan, unit_idx, i) > 0)
             nbytes += tess_dtype_block_nbytes(plan->state[i].array.dt);
     return nbytes;
 }
@@ -95,7 +96,6 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
                          tess_rank_cost *out)
 {
     const double world = plan->options.world;
-    const size_t state_nbytes = state_elem_nbytes(plan);
     tess_rank_cost c = {.memory_nbytes = plan->total_nbytes,
                         .received_nbytes = plan->gather_nbytes_per_step +
                                            plan->slab_nbytes_per_step +
@@ -106,7 +106,7 @@ void tess_plan_rank_cost(const tess_plan *plan, const tess_registry *reg, int ra
         int64_t lo = 0, hi = 0;
         tess_plan_owned(plan, i, rank, &lo, &hi);
         c.memory_nbytes -= u->frozen_shard_nbytes - real_frozen_nbytes(plan, u, rank);
-        c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_nbytes;
+        c.memory_nbytes -= (size_t)(u->slab_shard_numel - (hi - lo)) * state_elem_nbytes(plan, i);
         if (u->slab_numel == 0)
             continue;
         if (tess_unit_grad_numel(u) > 0)

@@ -4,9 +4,17 @@
 
 enum { BLOCK = TESS_TRAINABLE_BLOCK_NUMEL, ALIGN = TESS_ARENA_ALIGN_NBYTES };
 
+/* Masters and their average; the others are the optimizer's, of what learns. */
+static bool is_of_all(const tess_plan *plan, int array_idx)
+{
+    return array_idx == 0 || array_idx == plan->ema_array_idx;
+}
+
 int64_t tess_plan_state_total(const tess_plan *plan, int unit_idx, int array_idx)
 {
     const tess_unit_plan *u = &plan->unit[unit_idx];
+    if (u->is_set && !is_of_all(plan, array_idx))
+        return 0;
     switch (plan->state[array_idx].array.grain) {
     case TESS_GRAIN_BLOCK:
         return u->slab_numel / BLOCK;
@@ -30,11 +38,11 @@ void tess_plan_state_owned(const tess_plan *plan, int unit_idx, int array_idx, i
     *hi_idx = TESS_MIN(cut * (rank + 1), total);
 }
 
-static int64_t rank_numel(const tess_plan *plan, tess_state_grain grain)
+static int64_t rank_numel(const tess_plan *plan, int array_idx)
 {
-    switch (grain) {
+    switch (plan->state[array_idx].array.grain) {
     case TESS_GRAIN_BLOCK:
-        return plan->state_numel / BLOCK;
+        return plan->learning_numel / BLOCK;
     case TESS_GRAIN_FACTOR:
         return plan->factor_numel;
     case TESS_GRAIN_REST:
@@ -42,7 +50,7 @@ static int64_t rank_numel(const tess_plan *plan, tess_state_grain grain)
     case TESS_GRAIN_ELEMENT:
         break;
     }
-    return plan->state_numel;
+    return is_of_all(plan, array_idx) ? plan->state_numel : plan->learning_numel;
 }
 
 tess_status plan_state_arrays(tess_plan *plan)
@@ -57,7 +65,7 @@ tess_status plan_state_arrays(tess_plan *plan)
     }
     for (int i = 0; i < plan->state_array_numel; i++) {
         tess_state_plan *s = &plan->state[i];
-        s->numel = rank_numel(plan, s->array.grain);
+        s->numel = rank_numel(plan, i);
         s->offset_nbytes = plan->arena_nbytes[TESS_LIFE_STATE];
         TESS_TRY(plan_add_buffer(plan, s->array.role, TESS_LIFE_STATE, s->array.dt, s->numel));
     }

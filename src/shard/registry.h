@@ -210,8 +210,9 @@ TESS_MUST_CHECK tess_status tess_registry_add_unit(tess_registry *reg, const cha
 /** The unit's slab is f32 whatever the compute dtype: for what loses too much in bf16, such as
  * codes that are searched. Local. @return TESS_E_STATE after the layout */
 TESS_MUST_CHECK tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx);
-/** The trainer sets the masters of its tensors: no gradients are kept or travel, and with `is_held`
- * no gathers either. Local. @return TESS_E_STATE after the layout */
+/** The trainer sets the masters of its tensors, which are all outer ones: no gradients are kept or
+ * travel, the optimizer keeps and does nothing; with `is_held` there are no gathers either. Local.
+ * @return TESS_E_STATE after the layout */
 TESS_MUST_CHECK tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx, bool is_held);
 /** Copy of `param` into the registry; shapes are checked. Local. @return TESS_E_ARG duplicate name,
  * bad unit or shape */

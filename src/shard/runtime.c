@@ -617,7 +617,7 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c, double
                                             .numel = runtime_owned_numel(rt, i),
                                             .acc = &record->norm,
                                             .nonfinite_numel = &record->nonfinite_numel[i]};
-        if (args.numel > 0)
+        if (args.numel > 0 && !rt->parts.plan->unit[i].is_set)
             TESS_TRY(rt->parts.kernels->square_norm(&args, rt->compute));
     }
     runtime_span_end(rt, span);

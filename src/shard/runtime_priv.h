@@ -60,7 +60,7 @@ struct tess_runtime {
     int piece_list_idx;                      /* the next one to use */
     int d_parity; /* which of the two gradient activations holds d_output */
     update_segment *segment;
-    int segment_numel;
+    int segment_numel, set_segment_numel; /* of tensors that learn, and behind them of set ones */
     double scalar[TESS_OPTIMIZER_SCALAR_MAX]; /* of the optimizer */
     tess_event updated;     /* the compute lane, once it has written the slabs' own rows */
     tess_event published;   /* the world's stream, once all ranks' rows are there */

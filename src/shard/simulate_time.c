@@ -325,7 +325,7 @@ double sim_sum_s(const sim_model *m, int rank)
     const int64_t batches = m->plan->options.is_library ? 1 : m->plan->options.micro_batch_numel;
     tess_cost one = {0};
     (void)rank; /* padding is summed too */
-    tess_count_fold(&one, (double)m->plan->state_numel);
+    tess_count_fold(&one, (double)m->plan->summed_numel);
     one = tess_cost_times(one, set_bits(batches) - 1.0);
     return seconds(m, &one);
 }
@@ -347,10 +347,12 @@ double sim_optimizer_s(const sim_model *m, int rank)
     double state = 0;
     tess_cost c = {0};
     for (int i = 0; i < plan->state_array_numel; i++)
-        state += 2.0 * (double)plan->state[i].numel *
+        state += 2.0 * (double)TESS_MIN(plan->state[i].numel, plan->learning_numel) *
                  (double)tess_dtype_block_nbytes(plan->state[i].array.dt);
-    const double each = plan->state_numel > 0 ? state / (double)plan->state_numel : 0.0;
+    const double each = plan->learning_numel > 0 ? state / (double)plan->learning_numel : 0.0;
     for (int i = 0; i < plan->unit_numel; i++) {
+        if (plan->unit[i].is_set)
+            continue;
         const double numel = (double)owned_numel(m, i, rank);
         const double copy = (double)tess_dtype_block_nbytes(m->reg->unit[i].compute_dt);
         c.op[TESS_COST_OPTIMIZER] += numel * (each + sizeof(float) + copy);

@@ -1,5 +1,6 @@
 /* What a checkpoint holds of a run: one record per slab and role, one table entry per tensor. */
 #include <stdio.h>
+#include <string.h>
 
 #include "core/memory.h"
 #include "train/session_priv.h"
@@ -13,6 +14,21 @@ static const char *const ending[] = {[TESS_GRAIN_ELEMENT] = "",
                                      [TESS_GRAIN_BLOCK] = ".blocks",
                                      [TESS_GRAIN_FACTOR] = ".factors",
                                      [TESS_GRAIN_REST] = ""};
+
+bool session_may_leave(void *arg, const char *unit)
+{
+    const tess_session *s = arg;
+    for (int i = 0; i < s->d.registry.unit_numel; i++) {
+        const char *name = s->d.registry.unit[i].name;
+        const size_t nbytes = strlen(name);
+        if (!s->d.registry.unit[i].is_set || strncmp(unit, name, nbytes) != 0)
+            continue;
+        for (int k = 0; k < TESS_NELEM(ending); k++)
+            if (strcmp(unit + nbytes, ending[k]) == 0)
+                return true;
+    }
+    return false;
+}
 
 static const char *coarse_name(session_records *r, const char *name, tess_state_grain grain)
 {
@@ -64,7 +80,8 @@ static void add_coarse_tensor(tess_session *s, int param_idx, tess_state_grain g
     const tess_param *p = &reg->param[param_idx];
     bool has_array = false;
     for (int i = 0; i < s->d.plan->state_array_numel; i++)
-        has_array = has_array || s->d.plan->state[i].array.grain == grain;
+        has_array = has_array || (s->d.plan->state[i].array.grain == grain &&
+                                  tess_plan_state_total(s->d.plan, p->unit_idx, i) > 0);
     if (!has_array)
         return;
     session_records *r = &s->records;

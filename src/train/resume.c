@@ -299,6 +299,7 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
                                             .set = &s->records.state,
                                             .base = has_frozen(s) ? &s->records.base : NULL,
                                             .accept = accept_manifest,
+                                            .may_leave = session_may_leave,
                                             .accept_arg = s};
     const double start_s = tess_clock_s();
     TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));

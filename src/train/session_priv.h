@@ -194,6 +194,9 @@ TESS_MUST_CHECK tess_status session_add_numerics(const tess_session *s, tess_con
 TESS_MUST_CHECK tess_status session_memory_limit(tess_session *s, size_t *limit_nbytes);
 
 TESS_MUST_CHECK tess_status session_records_create(tess_session *s);
+/** Whether slabs of a unit that a checkpoint holds beyond the records stay unread: of tensors that
+ * are set, older ones keep moments too. Local. */
+bool session_may_leave(void *session, const char *unit);
 void session_records_destroy(tess_session *s);
 /** The optimizer's numbers of the whole run as values of the resume block, at most
  * TESS_OPTIMIZER_SCALAR_MAX. Local. @return how many */

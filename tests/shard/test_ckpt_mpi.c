@@ -114,6 +114,73 @@ static tess_status test_save_then_load_at_every_world(bench *b)
     return tess_agree(b->comm, st);
 }
 
+/* ---- slabs that a run no longer has ---- */
+
+static bool is_left(void *arg, const char *unit)
+{
+    (void)arg;
+    return strcmp(unit, "blk.0") == 0 || strcmp(unit, "book") == 0;
+}
+
+/* Of blk.0, whose tensors lie in every slab of theirs, the masters and the copy behind the moments;
+ * of unit book nothing. Everything else stays as it is. */
+static void cut_set(const ckpt_fixture *f, tess_ckpt_record *records, tess_ckpt_set *set)
+{
+    *set = f->step;
+    set->records = records;
+    set->record_numel = 0;
+    set->tensor_numel = f->step.tensor_numel - 1; /* book.usage is the last */
+    for (int64_t i = 0; i < f->step.record_numel; i++) {
+        const tess_ckpt_record *r = &f->step.records[i];
+        if (strcmp(r->unit, "book") != 0 &&
+            (strcmp(r->unit, "blk.0") != 0 || strncmp(r->role, "exp_avg", 7) != 0))
+            records[set->record_numel++] = *r;
+    }
+}
+
+/* The wanted slabs come back, the others are not touched. */
+static tess_status check_cut(const bench *b, const tess_ckpt_set *set, int64_t seed)
+{
+    for (int64_t i = 0; i < set->record_numel; i++) {
+        const tess_ckpt_record *r = &set->records[i];
+        const size_t nbytes = (size_t)(r->hi_idx - r->lo_idx) * tess_dtype_block_nbytes(r->dt);
+        void *expected = NULL;
+        TESS_TRY(tess_alloc(nbytes + 1, &expected));
+        ckpt_fixture_expect(r, r->lo_idx, r->hi_idx, (uint64_t)seed, expected);
+        const bool is_same = nbytes == 0 || memcmp(r->view.data, expected, nbytes) == 0;
+        tess_free(expected);
+        TESS_CHECK(is_same, TESS_E_STATE, "%s/%s came back changed on rank %d", r->unit, r->role,
+                   tess_comm_rank(b->comm));
+    }
+    return TESS_OK;
+}
+
+static tess_status test_slabs_beyond_the_run_are_left_only_where_it_may(bench *b)
+{
+    tess_ckpt_record records[16];
+    tess_ckpt_report report;
+    tess_ckpt_set set;
+    tess_ckpt_loaded loaded = {0};
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    TESS_TRY(ckpt_fixture_save(b->f, b->store, 5, &report));
+    TESS_TRY(reopen(b, true));
+    cut_set(b->f, records, &set);
+    EXPECT(set.record_numel == b->f->step.record_numel - 3);
+    tess_ckpt_load_request request = {.set = &set};
+    ckpt_fixture_poison(b->f);
+    tess_status st = tess_ckpt_load(b->store, &request, &loaded);
+    TESS_CHECK(st == TESS_E_FORMAT &&
+                   strstr(tess_error_message(), "this run does not have") != NULL,
+               TESS_E_STATE, "slabs that the run does not have are not refused");
+    tess_error_clear();
+    tess_ckpt_loaded_fini(&loaded);
+    request.may_leave = is_left;
+    TESS_TRY(tess_ckpt_load(b->store, &request, &loaded));
+    EXPECT(loaded.found == TESS_CKPT_LOADED && loaded.step == 5);
+    tess_ckpt_loaded_fini(&loaded);
+    return tess_agree(b->comm, check_cut(b, &set, 5));
+}
+
 /* ---- damage that needs several files; rank 0 handles the files ---- */
 
 static tess_status save_two(bench *b, char step_dir[2][PATH_MAX])
@@ -140,8 +207,8 @@ static tess_status expect_refused(bench *b, const char *dir, const char *file)
 {
     int64_t seed = 0, fallback = 0;
     tess_status st = ckpt_fixture_load(b->f, b->store, dir, &seed, NULL);
-    TESS_CHECK(st == TESS_E_FORMAT && strstr(tess_error_message(), file) != NULL,
-               TESS_E_STATE, "'%s' was not refused", file);
+    TESS_CHECK(st == TESS_E_FORMAT && strstr(tess_error_message(), file) != NULL, TESS_E_STATE,
+               "'%s' was not refused", file);
     tess_error_clear();
     TESS_TRY(ckpt_fixture_load(b->f, b->store, NULL, &seed, &fallback));
     EXPECT(seed == 1 && fallback == 1);
@@ -294,6 +361,7 @@ static tess_status run(tess_comm *comm)
 {
     TESS_TRY(run_case(comm, "every world", 1, test_save_then_load_at_every_world));
     TESS_TRY(run_case(comm, "every world, many chunks", 1500, test_save_then_load_at_every_world));
+    TESS_TRY(run_case(comm, "left slabs", 1, test_slabs_beyond_the_run_are_left_only_where_it_may));
     TESS_TRY(run_case(comm, "moved files", 1, test_moved_files_are_refused));
     TESS_TRY(run_case(comm, "asynchronous saves", 40, test_async_saves_commit_everywhere));
     TESS_TRY(run_case(comm, "no padding", 1, test_files_hold_the_slabs_and_no_padding));
