@@ -119,6 +119,11 @@ void tess_rqvae_use_books(tess_model *model, tess_codebooks *books)
     m->books = books;
 }
 
+float tess_rqvae_code_scale(const tess_model *model, float grad_scale)
+{
+    return (float)tess_rqvae_level_scale(model->self, grad_scale);
+}
+
 int tess_rqvae_codebook(const tess_model *model, int book_idx)
 {
     const tess_rqvae *m = model->self;

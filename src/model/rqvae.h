@@ -43,10 +43,11 @@
  * length 1; terms beta |z - q|^2 whatever w is, and entropies that are sums over groups (of H(p_i)
  * that is the entropy over all bits), with e / (inverse temperature) for e.
  *
- * [Note: row-sharded codes] Codes that are averages may stay with the owners of their rows
+ * [Note: row-sharded codes] Codes of CODES may stay with the owners of their rows
  * (shard/codebook.h). The quantizer's stage is then joint: in every level all ranks search
- * together, also those without a micro-batch, and a vector's code comes to its rank, where backward
- * finds it again. Indices, codes and all that follows are the same bits.
+ * together, or draw, also those without a micro-batch, and a vector's code comes to its rank, where
+ * backward finds it again. Backward leaves the codes' own gradients to the trainer, who makes them
+ * of what `left` and `code` give. Indices, codes and all that follows are the same bits.
  *
  * VALUES: a list of learned values per dimension (latent quantization); terms w (1 + beta)
  * |z - q|^2, straight-through.
@@ -103,8 +104,8 @@ typedef struct tess_rqvae_config {
     /* Codes follow moving averages that the trainer keeps: they have no gradient and no loss of
      * their own, and the optimizer leaves them alone. */
     bool is_averaged;
-    bool is_sharded;           /* averaged codes live with the owners of their rows and are searched
-                                  there: tess_rqvae_use_books() */
+    bool is_sharded;           /* codes live with the owners of their rows and are searched there:
+                                  tess_rqvae_use_books() */
     double orthogonal;         /* weight of that term, the mean over a level's codebooks; 0: none */
     double temperature;        /* of draws; 0: the nearest code */
     uint64_t seed;             /* of draws */
@@ -196,6 +197,9 @@ TESS_MUST_CHECK tess_status tess_rqvae_create(const tess_rqvae_config *config,
                                               tess_model **out);
 /** The registry's tensor of a codebook [K, d / groups]. Local. */
 int tess_rqvae_codebook(const tess_model *model, int book_idx);
+/** What codes that learn by gradients move by of their distance to a vector: the coefficient of
+ * code_gradient (quantizer_vector.h) for losses times `grad_scale`. Local. */
+float tess_rqvae_code_scale(const tess_model *model, float grad_scale);
 /** Row-sharded codes: where stages search them, borrowed while the model is called. Local. */
 void tess_rqvae_use_books(tess_model *model, tess_codebooks *books);
 /** The registry's tensor of the learned values, and what they start as [sum of L] (Hsu et al.,

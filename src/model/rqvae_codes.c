@@ -28,9 +28,9 @@ static tess_status shape(const tess_rqvae_config *c, tess_quantizer_shape *out)
                TESS_E_CONFIG,
                "quantizer.type: cosine has one level of codes that are averages; set "
                "quantizer.levels to 1 and quantizer.update to ema");
-    TESS_CHECK(!c->is_sharded || (c->is_averaged && !(c->temperature > 0.0)), TESS_E_CONFIG,
-               "quantizer.sharding: rows needs codes that are averages and not drawn; set "
-               "quantizer.update to ema and quantizer.temperature to 0, or choose replicated");
+    TESS_CHECK(!c->is_sharded || !(c->orthogonal > 0.0), TESS_E_CONFIG,
+               "quantizer.sharding: rows has no orthogonal codes, whose loss is over all of them; "
+               "set quantizer.orthogonal to 0, or choose replicated");
     TESS_CHECK(!(c->orthogonal > 0.0) || !c->is_averaged, TESS_E_CONFIG,
                "quantizer.orthogonal: averages undo what it does to codes; set quantizer.update to "
                "gradient");
@@ -78,7 +78,9 @@ static tess_status add_codebooks(tess_rqvae *m, tess_registry *reg, int unit_idx
         snprintf(p.name, sizeof p.name, "quantizer.%d.codes", b);
         TESS_TRY(tess_rqvae_add_param(reg, &p, &m->book_idx[b]));
     }
-    return c->is_averaged ? tess_registry_set_unit(reg, unit_idx, c->is_sharded) : TESS_OK;
+    if (c->is_averaged)
+        TESS_TRY(tess_registry_set_unit(reg, unit_idx));
+    return c->is_sharded ? tess_registry_hold_unit(reg, unit_idx) : TESS_OK;
 }
 
 /* A fixed table, N(0, 1 / d). */
@@ -99,7 +101,7 @@ static tess_status add_tables(tess_rqvae *m, tess_registry *reg, int unit_idx)
 {
     for (int b = 0; b < m->shape.book_numel; b++)
         TESS_TRY(add_table(m, reg, unit_idx, b));
-    return tess_registry_set_unit(reg, unit_idx, false);
+    return tess_registry_set_unit(reg, unit_idx);
 }
 
 /* A as PyTorch's Linear begins. */
@@ -220,13 +222,85 @@ static tess_status subtract(const tess_exec *ex, const tess_coded_rows *rows, te
     return TESS_RQVAE_RUN(ex, residual, &args);
 }
 
+/* ---- row-sharded: calls of all ranks ---- */
+
+static bool is_called(const tess_exec *ex) { return !ex->is_plan && !ex->is_announced; }
+
+/* What a rank brings to a call: the number of its first vector, whose codes are drawn, or these. */
+enum { FIRST_NEAREST = -1, FIRST_GIVEN = -2 };
+
+/* What all ranks bring, the same everywhere. */
+typedef struct meeting {
+    tess_codebook_sizes size;
+    bool is_drawn, is_given; /* codes are drawn; they are known, and only fetched */
+    tess_codebook_draw draw;
+} meeting;
+
+static tess_status meet(const tess_rqvae *m, int64_t vector_numel, int64_t first_idx, meeting *all)
+{
+    const int world = tess_codebooks_world(m->books);
+    *all = (meeting){0};
+    TESS_TRY(tess_codebooks_share_sizes(m->books, vector_numel, first_idx, &all->size));
+    for (int r = 0; r < world; r++) {
+        const bool is_there = all->size.vector_numel[r] > 0;
+        all->is_drawn = all->is_drawn || (is_there && all->size.first_idx[r] >= 0);
+        all->is_given = all->is_given || (is_there && all->size.first_idx[r] == FIRST_GIVEN);
+    }
+    return TESS_OK;
+}
+
+static tess_rng rng_of(const tess_rqvae *m, int index)
+{
+    return tess_rng_make(m->config.seed, TESS_RNG_QUANTIZER, (uint32_t)index, 0);
+}
+
+/* Vectors and keys are the caller's to fill in. */
+static tess_codebook_round round_of(const tess_rqvae *m, meeting *all, int index)
+{
+    all->draw = (tess_codebook_draw){.temperature = m->config.temperature,
+                                     .is_cosine = m->config.is_spherical,
+                                     .rng = rng_of(m, index),
+                                     .first_idx = all->size.first_idx};
+    return (tess_codebook_round){.book_idx = index % m->shape.book_numel,
+                                 .vector_numel = all->size.vector_numel,
+                                 .best_numel = 1,
+                                 .draw = all->is_drawn ? &all->draw : NULL};
+}
+
+/* What calls of other ranks wait for, index by index. */
+static tess_status attend(const tess_rqvae *m)
+{
+    meeting all;
+    TESS_TRY(meet(m, 0, FIRST_NEAREST, &all));
+    for (int i = 0; i < m->shape.index_numel; i++) {
+        const tess_codebook_round round = round_of(m, &all, i);
+        if (!all.is_given)
+            TESS_TRY(tess_codebooks_search(m->books, &round));
+        TESS_TRY(tess_codebooks_fetch(m->books, &round, NULL, NULL));
+    }
+    return TESS_OK;
+}
+
+/* The codes that are known already. */
+static tess_status fetch_given(const tess_rqvae *m, const tess_exec *ex, const tess_rqvae_io *io)
+{
+    meeting all;
+    TESS_TRY(meet(m, ex->row_numel, FIRST_GIVEN, &all));
+    for (int i = 0; i < m->shape.index_numel; i++) {
+        const tess_codebook_round round = round_of(m, &all, i);
+        TESS_TRY(tess_codebooks_fetch(m->books, &round, tess_rqvae_row(ex, io->code, i).data,
+                                      chosen_of(m, ex, io, i).data));
+    }
+    return TESS_OK;
+}
+
 /* ---- search ---- */
 
 /* Memory of a forward pass, the same for every level. */
 typedef struct search {
     tess_view pack, work, key;
     tess_view r, sum, norm, room; /* what is left, the sum of codes */
-    const int64_t *size;          /* [world] row-sharded: vectors of every rank */
+    meeting all;                  /* row-sharded */
 } search;
 
 static tess_status take_core(const tess_rqvae *m, tess_exec *ex, tess_view *core, tess_view *norm)
@@ -276,23 +350,20 @@ static tess_status find(const tess_rqvae *m, const tess_exec *ex, const search *
 static tess_status draw(const tess_rqvae *m, const tess_exec *ex, const search *s,
                         const tess_rqvae_io *io, int index, tess_view codes)
 {
-    const tess_quantizer_sample_args args = {
-        .x = s->r.data,
-        .codes = codes.data,
-        .row_numel = ex->row_numel,
-        .dim = m->shape.dim,
-        .code_numel = m->config.code_numel,
-        .first_row_idx = io->batch->first_idx,
-        .all_numel = m->config.code_numel,
-        .temperature = m->config.temperature,
-        .is_cosine = m->config.is_spherical,
-        .is_first = true,
-        .rng = tess_rng_make(m->config.seed, TESS_RNG_QUANTIZER, (uint32_t)index, 0),
-        .key = s->key.data};
+    const tess_quantizer_sample_args args = {.x = s->r.data,
+                                             .codes = codes.data,
+                                             .row_numel = ex->row_numel,
+                                             .dim = m->shape.dim,
+                                             .code_numel = m->config.code_numel,
+                                             .first_row_idx = io->batch->first_idx,
+                                             .all_numel = m->config.code_numel,
+                                             .temperature = m->config.temperature,
+                                             .is_cosine = m->config.is_spherical,
+                                             .is_first = true,
+                                             .rng = rng_of(m, index),
+                                             .key = s->key.data};
     return TESS_RQVAE_RUN(ex, sample, &args);
 }
-
-static bool is_called(const tess_exec *ex) { return !ex->is_plan && !ex->is_announced; }
 
 /* Rows of the keys that a search found; none of masked vectors. */
 static tess_status take_rows(tess_exec *ex, const search *s, const tess_rqvae_io *io,
@@ -305,40 +376,24 @@ static tess_status take_rows(tess_exec *ex, const search *s, const tess_rqvae_io
 }
 
 /* Row-sharded: the level's codes, from all ranks. While planning, the work of its search. */
-static tess_status find_among_all(const tess_rqvae *m, tess_exec *ex, const search *s,
+static tess_status find_among_all(const tess_rqvae *m, tess_exec *ex, search *s,
                                   const tess_rqvae_io *io, int index)
 {
     const int64_t numel = m->config.code_numel * m->shape.dim;
-    const tess_codebook_round round = {.book_idx = index % m->shape.book_numel,
-                                       .x = s->r.data,
-                                       .vector_numel = s->size,
-                                       .best_numel = 1,
-                                       .key = s->key.data};
     if (!is_called(ex))
         return find(m, ex, s, tess_view_host(NULL, numel, TESS_F32));
     const tess_view code = tess_rqvae_row(ex, io->code, index);
+    tess_codebook_round round = round_of(m, &s->all, index);
+    round.x = s->r.data;
+    round.key = s->key.data;
     TESS_TRY(tess_codebooks_search(m->books, &round));
     TESS_TRY(take_rows(ex, s, io, code));
     return tess_codebooks_fetch(m->books, &round, code.data, chosen_of(m, ex, io, index).data);
 }
 
-/* What find_among_all() of other ranks waits for, level by level. */
-static tess_status attend(const tess_rqvae *m)
-{
-    const int64_t *size = NULL;
-    TESS_TRY(tess_codebooks_share_size(m->books, 0, &size));
-    for (int i = 0; i < m->shape.index_numel; i++) {
-        const tess_codebook_round round = {
-            .book_idx = i % m->shape.book_numel, .vector_numel = size, .best_numel = 1};
-        TESS_TRY(tess_codebooks_search(m->books, &round));
-        TESS_TRY(tess_codebooks_fetch(m->books, &round, NULL, NULL));
-    }
-    return TESS_OK;
-}
-
 /* The codes nearest to r, or drawn. */
-static tess_status choose(const tess_rqvae *m, tess_exec *ex, const search *s,
-                          const tess_rqvae_io *io, int index, tess_coded_rows *rows)
+static tess_status choose(const tess_rqvae *m, tess_exec *ex, search *s, const tess_rqvae_io *io,
+                          int index, tess_coded_rows *rows)
 {
     const tess_view code = tess_rqvae_row(ex, io->code, index);
     tess_view codes = {0};
@@ -365,7 +420,7 @@ static tess_status keep_left(const tess_exec *ex, float *left, int index, tess_v
     return tess_device_copy(ex->call->device, dst, r, ex->stream);
 }
 
-static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const search *s,
+static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, search *s,
                                   const tess_rqvae_io *io, int index)
 {
     tess_coded_rows rows;
@@ -379,7 +434,7 @@ static tess_status quantize_level(const tess_rqvae *m, tess_exec *ex, const sear
     return subtract(ex, &rows, s->r, s->sum);
 }
 
-static tess_status quantize_group(const tess_rqvae *m, tess_exec *ex, const search *s,
+static tess_status quantize_group(const tess_rqvae *m, tess_exec *ex, search *s,
                                   const tess_rqvae_io *io, int group)
 {
     const int levels = m->config.level_numel;
@@ -448,10 +503,11 @@ static tess_status orthogonal_losses(const tess_rqvae *m, tess_exec *ex, const t
 static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
     const size_t mark = tess_carve_mark(&ex->work);
+    const bool is_drawn = m->config.temperature > 0.0 && io->batch->is_drawn;
     search s = {0};
     TESS_TRY(take_search(m, ex, &s));
     if (m->config.is_sharded && is_called(ex))
-        TESS_TRY(tess_codebooks_share_size(m->books, ex->row_numel, &s.size));
+        TESS_TRY(meet(m, ex->row_numel, is_drawn ? io->batch->first_idx : FIRST_NEAREST, &s.all));
     for (int g = 0; g < m->shape.group_numel; g++)
         TESS_TRY(quantize_group(m, ex, &s, io, g));
     if (io->output.numel > 0 && m->config.orthogonal > 0.0)
@@ -482,8 +538,8 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
 {
     const size_t mark = tess_carve_mark(&ex->work);
     tess_view sum = {0}, room = {0};
-    TESS_CHECK(!m->config.is_sharded || !is_called(ex), TESS_E_UNSUPPORTED,
-               "codes sharded by rows are not decoded; open the run with replicated ones");
+    if (m->config.is_sharded && is_called(ex))
+        TESS_TRY(fetch_given(m, ex, io));
     TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->shape.dim, TESS_F32, &sum));
     TESS_TRY(take_room(m, ex, &room));
     for (int g = 0; g < m->shape.group_numel; g++) {
@@ -557,7 +613,7 @@ static tess_status move_codes(const tess_rqvae *m, tess_exec *ex, const tess_cod
 static tess_status level_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                                   const way_back *w, int index)
 {
-    const double scale = 2.0 * m->level_weight * (double)io->grad_scale;
+    const double scale = tess_rqvae_level_scale(m, io->grad_scale);
     const int book = index % m->shape.book_numel;
     tess_coded_rows rows;
     TESS_TRY(coded(m, ex, io, index, w->room, &rows));
@@ -568,7 +624,7 @@ static tess_status level_backward(const tess_rqvae *m, tess_exec *ex, const tess
                                                  .accumulate = true,
                                                  .d_x = w->d_z.data};
     TESS_TRY(TESS_RQVAE_RUN(ex, backward, &commit));
-    if (!m->config.is_averaged)
+    if (!m->config.is_averaged && !m->config.is_sharded)
         TESS_TRY(move_codes(m, ex, &rows, w, book, (float)scale));
     if ((index + 1) % m->config.level_numel == 0) /* nobody wants what is left */
         return TESS_OK;

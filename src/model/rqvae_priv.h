@@ -94,6 +94,12 @@ struct tess_rqvae {
     int32_t axis_level[TESS_LEVEL_DIM_MAX];
 };
 
+/** 2 w / T, of squared distances between vectors and codes. Local. */
+static inline double tess_rqvae_level_scale(const tess_rqvae *m, float grad_scale)
+{
+    return 2.0 * m->level_weight * (double)grad_scale;
+}
+
 /** Run a kernel of the quantizers; while planning only count it. */
 #define TESS_RQVAE_RUN(ex, op, args)                                                               \
     ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \

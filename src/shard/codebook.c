@@ -145,7 +145,7 @@ static void make_wires(const tess_codebook_plan *plan, uint32_t first_entry_idx,
     wire[WIRE_KEY] = make_wire(plan, WIRE_KEY, "keys", TESS_U64, block * s->best_numel);
     wire[WIRE_ROW] = make_wire(plan, WIRE_ROW, "rows", TESS_I32, block);
     wire[WIRE_FETCH] = make_wire(plan, WIRE_FETCH, "fetched codes", TESS_F32, block * s->dim);
-    wire[WIRE_SIZE] = make_wire(plan, WIRE_SIZE, "sizes", TESS_I64, 1);
+    wire[WIRE_SIZE] = make_wire(plan, WIRE_SIZE, "sizes", TESS_I64, 2);
     wire[WIRE_CUT] = make_wire(plan, WIRE_CUT, "cuts", TESS_F32, c * s->dim);
     wire[WIRE_ROUTE] =
         make_wire(plan, WIRE_ROUTE, "routed vectors", TESS_F32, s->route_numel * s->dim);
@@ -192,7 +192,7 @@ tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebo
         tess_alloc_array(2 * (int64_t)b->plan.shape.world, sizeof(tess_piece), &pieces);
     b->piece = pieces;
     if (st == TESS_OK)
-        st = tess_alloc_array(3 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
+        st = tess_alloc_array(6 * (int64_t)b->plan.shape.world + 1, sizeof(int64_t), &extents);
     b->extent = extents;
     b->size = b->extent != NULL ? b->extent + 2 * b->plan.shape.world + 1 : NULL;
     if (st == TESS_OK)
@@ -249,6 +249,8 @@ int64_t *tess_codebooks_counts(tess_codebooks *b, int book_idx)
 {
     return (int64_t *)place(b, TESS_BOOK_COUNT) + book_idx * b->plan.row_numel;
 }
+
+int tess_codebooks_world(const tess_codebooks *b) { return b->plan.shape.world; }
 
 const float *tess_codebooks_all(const tess_codebooks *b, int book_idx)
 {

@@ -107,6 +107,7 @@ TESS_MUST_CHECK tess_status tess_codebooks_contract(const tess_codebooks *books,
 /** Rows [lo, hi) that `rank` owns. Local. */
 void tess_codebook_owned(const tess_codebook_plan *plan, int rank, int64_t *lo_idx,
                          int64_t *hi_idx);
+int tess_codebooks_world(const tess_codebooks *books);
 /** The owned rows [hi - lo, d] f32 of a codebook. Whoever changes them publishes. Local. */
 float *tess_codebooks_rows(tess_codebooks *books, int book_idx);
 /** Their counts [hi - lo] i64, kept beside them. Local. */
@@ -117,14 +118,23 @@ const float *tess_codebooks_all(const tess_codebooks *books, int book_idx);
 /** Bring owned rows where searches need them. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_publish(tess_codebooks *books, int book_idx);
 
+/** Codes that are drawn by their distances (quantizer_vector.h, sample). */
+typedef struct tess_codebook_draw {
+    double temperature; /* above 0 */
+    bool is_cosine;
+    tess_rng rng;
+    const int64_t *first_idx; /* [world] number of the first vector of every rank's block */
+} tess_codebook_draw;
+
 /** A block of every rank. */
 typedef struct tess_codebook_round {
     int book_idx;
-    const float *x;              /* [vector_numel[own rank], d] f32, of this rank */
-    const int64_t *vector_numel; /* [world] at most block_numel, the same on all ranks */
-    int best_numel;              /* 1 .. the plan's */
-    uint64_t *key;               /* out: [own vector_numel, best_numel] u64, ascending */
-    bool adds;                   /* each vector also enters the sums of its nearest code */
+    const float *x;                 /* [vector_numel[own rank], d] f32, of this rank */
+    const int64_t *vector_numel;    /* [world] at most block_numel, the same on all ranks */
+    int best_numel;                 /* 1 .. the plan's */
+    uint64_t *key;                  /* out: [own vector_numel, best_numel] u64, ascending */
+    bool adds;                      /* each vector also enters the sums of its nearest code */
+    const tess_codebook_draw *draw; /* row-sharded, best_numel 1: a drawn code; NULL: the nearest */
 } tess_codebook_round;
 
 /** Keys of the nearest codes; with `adds` inside begin_sums and end_sums. Collective. */
@@ -158,10 +168,15 @@ TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,
 TESS_MUST_CHECK tess_status tess_codebooks_fetch(tess_codebooks *books,
                                                  const tess_codebook_round *round,
                                                  const uint32_t *row, float *dst);
-/** A number of every rank to all, [world], borrowed until the next call: sizes of a round that no
- * rank knows of others. Collective. */
-TESS_MUST_CHECK tess_status tess_codebooks_share_size(tess_codebooks *books, int64_t own,
-                                                      const int64_t **all);
+/** What no rank knows of the others' blocks. */
+typedef struct tess_codebook_sizes {
+    const int64_t *vector_numel; /* [world] */
+    const int64_t *first_idx;    /* [world] */
+} tess_codebook_sizes;
+
+/** The own two numbers to all ranks; `all` is borrowed until the next call. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_share_sizes(tess_codebooks *books, int64_t vector_numel,
+                                                       int64_t first_idx, tess_codebook_sizes *all);
 
 /** Numbers [K, width] that owners of rows have, and ranks of another cut have too. */
 typedef struct tess_codebook_cut {
@@ -175,9 +190,38 @@ typedef struct tess_codebook_cut {
 /** Bring them from one cut to the other. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_recut(tess_codebooks *books,
                                                  const tess_codebook_cut *cut);
-/** Bytes that `rank` receives where rows of numbers go to the other cut. Local, pure. */
+/** Bytes that `rank` receives where rows of numbers go to the other cut, or come from it. Local,
+ * pure. */
 double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
-                                  const int64_t *bound, int rank);
+                                  const int64_t *bound, int rank, bool to_rows);
+
+/**
+ * Gradients of a row-sharded codebook's codes in one round of micro-batches, a block of every rank:
+ * owners make them from the vectors (quantizer_vector.h, code_gradient), one leaf for each
+ * micro-batch, and push the leaves into the ordered sum of all micro-batches of the step
+ * (gradient.c, [Note: ordered sum]): the bits of codes that every rank holds.
+ */
+typedef struct tess_codebook_gradient {
+    int book_idx;
+    int part_numel;              /* blocks of a micro-batch that have their codes in this book */
+    const int64_t *vector_numel; /* [world] of a block, the same on all ranks; 0: no micro-batch */
+    const float *x;              /* [vector_numel[own rank], d] of part p at x + p * x_stride */
+    const uint32_t *row;         /* [vector_numel[own rank]] at row + p * row_stride */
+    int64_t x_stride, row_stride;
+    float coefficient;
+    int64_t first_idx; /* of the step's micro-batches, that of rank 0 in this round */
+    float *leaf;       /* [1, or world where there are several parts; owned rows, d] scratch */
+    float *level;      /* [level_numel, owned rows, d] of the sum, in and out */
+    int level_numel;   /* floor(log2 of the step's micro-batches) + 1 */
+} tess_codebook_gradient;
+
+/** One round, in ascending order of rounds. Collective. */
+TESS_MUST_CHECK tess_status tess_codebooks_add_gradient(tess_codebooks *books,
+                                                        const tess_codebook_gradient *round);
+/** After all rounds the sum of `micro_batch_numel` leaves is the last level. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_end_gradient(tess_codebooks *books,
+                                                        const tess_codebook_gradient *round,
+                                                        int64_t micro_batch_numel);
 
 /** Vectors that ranks hold, numbered over all of them, to ranks. */
 typedef struct tess_codebook_route {

@@ -29,7 +29,7 @@ struct tess_codebooks {
     tess_wire wire[WIRE_NUMEL];
     tess_piece *piece; /* [2, world] */
     int64_t *extent;   /* [2 world + 1] */
-    int64_t *size;     /* [world] behind them */
+    int64_t *size;     /* [4 world] behind them: pairs, then each of their numbers */
     tess_arena *arena;
     char *memory; /* of the arena, or the caller's */
 };
@@ -47,6 +47,16 @@ int64_t *codebook_own_tally(const tess_codebooks *b);
 /** A block of every rank, rank-major, each at its multiple of the planned one. Collective. */
 TESS_MUST_CHECK tess_status codebook_gather(tess_codebooks *b, wire_idx wire, const void *own,
                                             size_t own_nbytes, void *all);
+/** Vectors of every rank's block, and rows of them, to all: at codebook_vectors() and
+ * codebook_rows() of a rank. Collective. */
+TESS_MUST_CHECK tess_status codebook_gather_vectors(tess_codebooks *b, const float *x,
+                                                    int64_t vector_numel);
+TESS_MUST_CHECK tess_status codebook_gather_rows(tess_codebooks *b, const uint32_t *row,
+                                                 int64_t numel);
+float *codebook_vectors(const tess_codebooks *b, int rank);
+uint32_t *codebook_rows(const tess_codebooks *b, int rank);
+/** Scratch of a block's rows behind those of all ranks. */
+uint32_t *codebook_own_rows(const tess_codebooks *b);
 /** `b->piece`: sends to, and receives from, every rank. Collective. */
 TESS_MUST_CHECK tess_status codebook_exchange(tess_codebooks *b, wire_idx wire);
 

@@ -66,32 +66,34 @@ static void rows_of_keys(const uint64_t *key, int best_numel, int64_t numel, uin
 
 /* ---- row-sharded ---- */
 
-static tess_status gather_vectors(tess_codebooks *b, const tess_codebook_round *round)
+tess_status codebook_gather_vectors(tess_codebooks *b, const float *x, int64_t vector_numel)
 {
-    const int64_t numel = round->vector_numel[b->rank] * b->plan.shape.dim;
-    return codebook_gather(b, WIRE_VECTOR, round->x, (size_t)numel * sizeof(float),
+    return codebook_gather(b, WIRE_VECTOR, x,
+                           (size_t)(vector_numel * b->plan.shape.dim) * sizeof *x,
                            codebook_place(b, TESS_BOOK_GATHERED));
 }
 
-static float *gathered_of(const tess_codebooks *b, int rank)
+float *codebook_vectors(const tess_codebooks *b, int rank)
 {
     return (float *)codebook_place(b, TESS_BOOK_GATHERED) +
            rank * b->plan.shape.block_numel * b->plan.shape.dim;
 }
 
-static tess_status gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
+tess_status codebook_gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
 {
     return codebook_gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row,
                            codebook_place(b, TESS_BOOK_ROW));
 }
 
-static uint32_t *rows_of(const tess_codebooks *b, int rank)
+uint32_t *codebook_rows(const tess_codebooks *b, int rank)
 {
     return (uint32_t *)codebook_place(b, TESS_BOOK_ROW) + rank * b->plan.shape.block_numel;
 }
 
-/* Scratch behind the ranks' rows. */
-static uint32_t *own_rows(const tess_codebooks *b) { return rows_of(b, b->plan.shape.world); }
+uint32_t *codebook_own_rows(const tess_codebooks *b)
+{
+    return codebook_rows(b, b->plan.shape.world);
+}
 
 /* The keys that other ranks found for the own vectors, below each other. */
 static tess_status exchange_keys(tess_codebooks *b, const tess_codebook_round *round)
@@ -135,25 +137,48 @@ static void choose_keys(const tess_codebooks *b, const tess_codebook_round *roun
 static tess_status sum_gathered(tess_codebooks *b, const tess_codebook_round *round)
 {
     for (int r = 0; r < b->plan.shape.world; r++)
-        TESS_TRY(sum_rows(b, gathered_of(b, r), rows_of(b, r), round->vector_numel[r]));
+        TESS_TRY(sum_rows(b, codebook_vectors(b, r), codebook_rows(b, r), round->vector_numel[r]));
     return TESS_OK;
+}
+
+/* Of the vectors of a rank, among the owned rows. */
+static tess_status draw_rows(tess_codebooks *b, const tess_codebook_round *round, int rank,
+                             uint64_t *key)
+{
+    const tess_codebook_draw *draw = round->draw;
+    const tess_quantizer_sample_args args = {.x = codebook_vectors(b, rank),
+                                             .codes = codebook_code(b, round->book_idx),
+                                             .row_numel = round->vector_numel[rank],
+                                             .dim = b->plan.shape.dim,
+                                             .code_numel = b->hi - b->lo,
+                                             .first_row_idx = TESS_MAX(draw->first_idx[rank], 0),
+                                             .first_code_idx = b->lo,
+                                             .all_numel = b->plan.shape.code_numel,
+                                             .temperature = draw->temperature,
+                                             .is_cosine = draw->is_cosine,
+                                             .rng = draw->rng,
+                                             .is_first = true,
+                                             .key = key};
+    return b->parts.kernels->quantizers->sample(&args, b->parts.stream);
 }
 
 static tess_status search_sharded(tess_codebooks *b, const tess_codebook_round *round)
 {
     const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
     uint64_t *found = codebook_place(b, TESS_BOOK_KEY);
-    TESS_TRY(gather_vectors(b, round));
+    TESS_TRY(codebook_gather_vectors(b, round->x, round->vector_numel[b->rank]));
     for (int r = 0; r < b->plan.shape.world; r++)
-        TESS_TRY(search_rows(b, round->book_idx, gathered_of(b, r), round->vector_numel[r],
-                             round->best_numel, found + r * stride));
+        TESS_TRY(round->draw != NULL
+                     ? draw_rows(b, round, r, found + r * stride)
+                     : search_rows(b, round->book_idx, codebook_vectors(b, r),
+                                   round->vector_numel[r], round->best_numel, found + r * stride));
     TESS_TRY(exchange_keys(b, round));
     choose_keys(b, round);
     if (!round->adds)
         return TESS_OK;
     const int64_t numel = round->vector_numel[b->rank];
-    rows_of_keys(round->key, round->best_numel, numel, own_rows(b));
-    TESS_TRY(gather_rows(b, own_rows(b), numel));
+    rows_of_keys(round->key, round->best_numel, numel, codebook_own_rows(b));
+    TESS_TRY(codebook_gather_rows(b, codebook_own_rows(b), numel));
     return sum_gathered(b, round);
 }
 
@@ -168,8 +193,8 @@ tess_status tess_codebooks_search(tess_codebooks *b, const tess_codebook_round *
     TESS_TRY(search_rows(b, round->book_idx, round->x, numel, round->best_numel, round->key));
     if (!round->adds)
         return TESS_OK;
-    rows_of_keys(round->key, round->best_numel, numel, own_rows(b));
-    return sum_rows(b, round->x, own_rows(b), numel);
+    rows_of_keys(round->key, round->best_numel, numel, codebook_own_rows(b));
+    return sum_rows(b, round->x, codebook_own_rows(b), numel);
 }
 
 tess_status tess_codebooks_add(tess_codebooks *b, const tess_codebook_round *round,
@@ -178,8 +203,8 @@ tess_status tess_codebooks_add(tess_codebooks *b, const tess_codebook_round *rou
     TESS_TRY(check_round(b, round));
     if (!b->plan.shape.is_sharded)
         return sum_rows(b, round->x, row, round->vector_numel[b->rank]);
-    TESS_TRY(gather_vectors(b, round));
-    TESS_TRY(gather_rows(b, row, round->vector_numel[b->rank]));
+    TESS_TRY(codebook_gather_vectors(b, round->x, round->vector_numel[b->rank]));
+    TESS_TRY(codebook_gather_rows(b, row, round->vector_numel[b->rank]));
     return sum_gathered(b, round);
 }
 
@@ -203,7 +228,7 @@ static int64_t pack_wanted(const tess_codebooks *b, int book_idx, int rank, int6
     const float *code = codebook_code(b, book_idx);
     int64_t found = 0;
     for (int64_t i = 0; i < numel; i++) {
-        const uint32_t row = rows_of(b, rank)[i];
+        const uint32_t row = codebook_rows(b, rank)[i];
         if (row != TESS_NO_CODE && owner_of(b, row) == b->rank)
             memcpy(dst + found++ * d, code + (row - b->lo) * d, (size_t)d * sizeof *dst);
     }
@@ -237,8 +262,8 @@ static tess_status fetch_rows(tess_codebooks *b, int book_idx, const uint32_t *r
     tess_piece *send = b->piece, *receive = b->piece + world;
     float *sent = codebook_place(b, TESS_BOOK_GATHERED);
     float *received = codebook_place(b, TESS_BOOK_RECEIVE);
-    TESS_TRY(gather_rows(b, row, own));
-    place_wanted(b, row, own, first, own_rows(b));
+    TESS_TRY(codebook_gather_rows(b, row, own));
+    place_wanted(b, row, own, first, codebook_own_rows(b));
     for (int r = 0; r < world; r++) {
         const int64_t found = pack_wanted(b, book_idx, r, numel[r], sent);
         send[r] = (tess_piece){r, tess_view_host(sent, found * d, TESS_F32)};
@@ -258,7 +283,7 @@ static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtrac
     const tess_code_residual_args args = {.x = what->parent != NULL ? what->x : what->x + lo * d,
                                           .parent = what->parent != NULL ? what->parent + lo : NULL,
                                           .code = codebook_place(b, TESS_BOOK_RECEIVE),
-                                          .row = own_rows(b),
+                                          .row = codebook_own_rows(b),
                                           .vector_numel = numel[b->rank],
                                           .code_numel = first[b->plan.shape.world],
                                           .dim = d,
@@ -306,7 +331,7 @@ tess_status tess_codebooks_fetch(tess_codebooks *b, const tess_codebook_round *r
     TESS_TRY(
         fetch_rows(b, round->book_idx, row, round->vector_numel, b->extent + b->plan.shape.world));
     for (int64_t i = 0; i < round->vector_numel[b->rank]; i++) {
-        const uint32_t at = own_rows(b)[i];
+        const uint32_t at = codebook_own_rows(b)[i];
         if (at == TESS_NO_CODE)
             memset(dst + i * d, 0, (size_t)d * sizeof *dst);
         else

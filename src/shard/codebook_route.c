@@ -29,10 +29,19 @@ tess_status codebook_exchange(tess_codebooks *b, wire_idx wire)
     return tess_stream_finish(stream);
 }
 
-tess_status tess_codebooks_share_size(tess_codebooks *b, int64_t own, const int64_t **all)
+tess_status tess_codebooks_share_sizes(tess_codebooks *b, int64_t vector_numel, int64_t first_idx,
+                                       tess_codebook_sizes *all)
 {
-    *all = b->size;
-    return codebook_gather(b, WIRE_SIZE, &own, sizeof own, b->size);
+    const int world = b->plan.shape.world;
+    const int64_t own[2] = {vector_numel, first_idx};
+    int64_t *numel = b->size + 2 * world, *first = numel + world;
+    TESS_TRY(codebook_gather(b, WIRE_SIZE, own, sizeof own, b->size));
+    for (int r = 0; r < world; r++) {
+        numel[r] = b->size[2 * r];
+        first[r] = b->size[2 * r + 1];
+    }
+    *all = (tess_codebook_sizes){numel, first};
+    return TESS_OK;
 }
 
 /* ---- cuts ---- */
@@ -68,12 +77,14 @@ tess_status tess_codebooks_recut(tess_codebooks *b, const tess_codebook_cut *cut
 }
 
 double tess_codebook_recut_nbytes(const tess_codebook_plan *plan, int64_t width,
-                                  const int64_t *bound, int rank)
+                                  const int64_t *bound, int rank, bool to_rows)
 {
     const tess_codebook_cut cut = {.width = width, .bound = bound};
-    int64_t lo = 0;
+    int64_t lo = 0, hi = 0;
     const int64_t own = overlap(plan, &cut, rank, rank, &lo);
-    return (double)sizeof(float) * (double)(bound[rank + 1] - bound[rank] - own);
+    tess_codebook_owned(plan, rank, &lo, &hi);
+    const int64_t all = to_rows ? (hi - lo) * width : bound[rank + 1] - bound[rank];
+    return (double)sizeof(float) * (double)(all - own);
 }
 
 /* ---- vectors to owners ---- */

@@ -271,6 +271,8 @@ int tess_plan_active_rounds(const tess_plan *plan, int rank);
 /** Bytes that a rank receives in a step in gathers of a unit's slab. Local. */
 double tess_plan_unit_gathered_nbytes(const tess_plan *plan, const tess_registry *reg,
                                       int unit_idx);
+/** Gradient pieces of a unit that a rank receives in a step, in bytes; the most of any. Local. */
+double tess_plan_unit_gradient_nbytes(const tess_plan *plan, int unit_idx);
 /** Bytes that an operation of `rank` moves between ranks: received by a gather, given to others by
  * a reduction; -1: it moves none. Local. */
 int64_t tess_plan_op_nbytes(const tess_plan *plan, int rank, const tess_sched_op *op);

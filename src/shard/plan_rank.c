@@ -81,6 +81,18 @@ static void add_gradients(const tess_plan *plan, int unit_idx, int rank, tess_ra
     out->received_nbytes += rows;
 }
 
+double tess_plan_unit_gradient_nbytes(const tess_plan *plan, int unit_idx)
+{
+    double most = 0.0;
+    for (int rank = 0; rank < plan->options.world; rank++) {
+        tess_rank_cost c = {0};
+        if (tess_unit_grad_numel(&plan->unit[unit_idx]) > 0)
+            add_gradients(plan, unit_idx, rank, &c);
+        most = TESS_MAX(most, c.received_nbytes);
+    }
+    return most;
+}
+
 double tess_plan_unit_gathered_nbytes(const tess_plan *plan, const tess_registry *reg, int unit_idx)
 {
     const tess_unit_plan *u = &plan->unit[unit_idx];

@@ -53,12 +53,19 @@ tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx)
     return TESS_OK;
 }
 
-tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx, bool is_held)
+tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx)
 {
     TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' is set from elsewhere after the layout",
                reg->unit[unit_idx].name);
     reg->unit[unit_idx].is_set = true;
-    reg->unit[unit_idx].is_held = is_held;
+    return TESS_OK;
+}
+
+tess_status tess_registry_hold_unit(tess_registry *reg, int unit_idx)
+{
+    TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' is held after the layout",
+               reg->unit[unit_idx].name);
+    reg->unit[unit_idx].is_held = true;
     return TESS_OK;
 }
 

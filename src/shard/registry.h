@@ -95,7 +95,7 @@ typedef struct tess_unit {
      * asks for f32 with tess_registry_widen_unit(). */
     tess_dtype compute_dt;
     bool is_set;  /* the trainer sets its masters: nothing differentiates it */
-    bool is_held; /* owners use their shards where they are: it is not gathered, no stage sees it */
+    bool is_held; /* owners use their shards where they are: tess_registry_hold_unit() */
 
     size_t frozen_nbytes;    /* length of the byte string, unpadded end */
     int64_t trainable_numel; /* length of the slab in elements, a multiple of 256 */
@@ -211,9 +211,11 @@ TESS_MUST_CHECK tess_status tess_registry_add_unit(tess_registry *reg, const cha
  * codes that are searched. Local. @return TESS_E_STATE after the layout */
 TESS_MUST_CHECK tess_status tess_registry_widen_unit(tess_registry *reg, int unit_idx);
 /** The trainer sets the masters of its tensors, which are all outer ones: no gradients are kept or
- * travel, the optimizer keeps and does nothing; with `is_held` there are no gathers either. Local.
- * @return TESS_E_STATE after the layout */
-TESS_MUST_CHECK tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx, bool is_held);
+ * travel, the optimizer keeps and does nothing. Local. @return TESS_E_STATE after the layout */
+TESS_MUST_CHECK tess_status tess_registry_set_unit(tess_registry *reg, int unit_idx);
+/** Owners use their shards where they are: the unit is not gathered, no stage sees it. Unless it is
+ * set, the trainer adds up its gradients. Local. @return TESS_E_STATE after the layout */
+TESS_MUST_CHECK tess_status tess_registry_hold_unit(tess_registry *reg, int unit_idx);
 /** Copy of `param` into the registry; shapes are checked. Local. @return TESS_E_ARG duplicate name,
  * bad unit or shape */
 TESS_MUST_CHECK tess_status tess_registry_add_param(tess_registry *reg, const tess_param *param,

@@ -294,8 +294,9 @@ tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life)
 
 tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx)
 {
-    return runtime_view(rt, gradient_sum(rt, unit_idx), runtime_owned_numel(rt, unit_idx),
-                        TESS_F32);
+    const bool learns = !rt->parts.plan->unit[unit_idx].is_set;
+    return runtime_view(rt, gradient_sum(rt, unit_idx),
+                        learns ? runtime_owned_numel(rt, unit_idx) : 0, TESS_F32);
 }
 
 /* ---- parameters ---- */
@@ -422,12 +423,18 @@ static tess_status load_batch(tess_runtime *rt, int round_idx)
     return st;
 }
 
+/* 1 / T, of losses and so of all gradients. */
+static float grad_scale(const tess_runtime *rt)
+{
+    return (float)(1.0 / (double)rt->request->loss_token_numel);
+}
+
 static tess_stage_call make_train_call(tess_runtime *rt, const tess_sched_op *op)
 {
     tess_stage_call call = runtime_call(rt, op, TESS_CALL_TRAIN);
     call.micro_batch_idx =
         rt->request->first_micro_batch_idx + (int64_t)op->round_idx * rt->world + rt->rank;
-    call.grad_scale = (float)(1.0 / (double)rt->request->loss_token_numel);
+    call.grad_scale = grad_scale(rt);
     return call;
 }
 
@@ -606,6 +613,20 @@ typedef struct control_record {
 _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
                "no padding");
 
+/* Gradients that schedules do not know: the trainer has them. */
+static tess_status sum_held(tess_runtime *rt)
+{
+    const tess_plan *plan = rt->parts.plan;
+    if (plan->learning_numel == plan->summed_numel)
+        return TESS_OK;
+    TESS_CHECK(rt->request->sum_held != NULL, TESS_E_ARG,
+               "step: nobody adds up the gradients of units that are held");
+    for (int i = 0; i < plan->unit_numel; i++)
+        if (plan->unit[i].is_held)
+            TESS_TRY(tess_device_zero(rt->device, tess_runtime_gradient(rt, i), rt->compute));
+    return rt->request->sum_held(rt->request->arg, grad_scale(rt));
+}
+
 /* Squares of the owned gradients, then the one look of the host at what the step's kernels did. */
 static tess_status measure_gradients(tess_runtime *rt, control_record *c, double *exposed_s)
 {
@@ -698,6 +719,7 @@ static tess_status run_step(tess_runtime *rt, tess_step_result *result)
     TESS_TRY(run_program(rt, &rt->train, run_train_op));
     int span = runtime_span(rt, "sum gradients");
     TESS_TRY(gradient_finish(rt));
+    TESS_TRY(sum_held(rt));
     runtime_span_end(rt, span);
     TESS_TRY(agree_on_step(rt, result));
     if (result->nonfinite_numel > 0)

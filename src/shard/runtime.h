@@ -40,6 +40,10 @@ typedef struct tess_step_request {
     void *arg;
     /* Batch of this rank's micro-batch `m` (0 .. M-1); borrowed until the next call. */
     tess_status (*batch_of)(void *arg, int64_t m, const void **batch);
+    /* Gradients of units that are held and learn, of losses times `grad_scale`, into
+     * tess_runtime_gradient() of them, which begins as zeros; NULL where there are none. Collective
+     * over `world`, after the last backward. */
+    tess_status (*sum_held)(void *arg, float grad_scale);
     const int64_t *flags; /* [flag_numel] this rank's flags, maxima over ranks come back */
     int flag_numel;       /* at most TESS_FLAG_MAX */
 } tess_step_request;
@@ -148,7 +152,7 @@ TESS_MUST_CHECK tess_status tess_runtime_step(tess_runtime *rt, const tess_step_
  */
 TESS_MUST_CHECK tess_status tess_runtime_forward(tess_runtime *rt, tess_call_mode mode,
                                                  const void *batch, double *loss_sum);
-/** The summed gradient of a unit as of the last step, f32 [owned]. For tests. Local. */
+/** The summed gradient of a unit that learns as of the last step, f32 [owned]. Local. */
 tess_view tess_runtime_gradient(tess_runtime *rt, int unit_idx);
 
 TESS_END_DECLS

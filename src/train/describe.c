@@ -579,8 +579,9 @@ static tess_status describe_replicated(const tess_ctx *ctx, const tess_launch_sh
         return TESS_OK;
     const int unit_idx = d->registry.param[tess_rqvae_codebook(d->model, 0)].unit_idx;
     codes->fits_replicated = true;
-    codes->replicated_nbytes =
-        codes->step_nbytes + tess_plan_unit_gathered_nbytes(d->plan, &d->registry, unit_idx);
+    codes->replicated_nbytes = codes->step_nbytes +
+                               tess_plan_unit_gathered_nbytes(d->plan, &d->registry, unit_idx) +
+                               tess_plan_unit_gradient_nbytes(d->plan, unit_idx);
     d->plan->options.codes = *codes;
     return TESS_OK;
 }

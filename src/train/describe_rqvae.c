@@ -123,6 +123,7 @@ static int64_t route_of(const tess_vector_layout *v)
 static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, int world,
                               bool is_sharded, tess_codebook_plan *out)
 {
+    const bool is_set = v->is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM;
     const tess_codebook_shape shape = {.world = world,
                                        .book_numel = is_sharded ? v->shape.book_numel : 1,
                                        .code_numel = v->shape.code_numel,
@@ -131,8 +132,8 @@ static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, 
                                        .best_numel = 1,
                                        .thread_numel = (int)run->compute.threads,
                                        .is_sharded = is_sharded,
-                                       .has_sums = true,
-                                       .route_numel = route_of(v)};
+                                       .has_sums = is_set,
+                                       .route_numel = is_set ? route_of(v) : 0};
     return tess_codebook_plan_make(&shape, &tess_kernels_cpu, out);
 }
 
@@ -144,35 +145,42 @@ static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
     const double others = book->shape.world - 1, d = (double)v->shape.dim;
     const double rows = (double)v->row_numel, indices = v->shape.index_numel;
     const double rounds = (double)tess_ceil_div(run->train.micro_batches, book->shape.world);
-    if (!book->shape.is_sharded)
-        return v->shape.book_numel * others * (double)book->row_numel * (8.0 * d + 8.0);
+    if (!book->shape.is_sharded) /* gradients of codes are the plan's */
+        return v->is_averaged
+                   ? v->shape.book_numel * others * (double)book->row_numel * (8.0 * d + 8.0)
+                   : 0.0;
     const double fetched = others > 0 ? rows * 4.0 * d : 0.0;
     const double search = others * rows * (4.0 * d + 4.0 + 8.0) + fetched;
     const double sums = others * rows * (4.0 * d + 4.0);
-    return rounds * (8.0 * others + indices * (search + sums));
+    return rounds * (16.0 * others + indices * (search + sums));
 }
 
-/* Codes that learn by gradients, and drawn ones, are searched where all of them are. */
+/* Orthogonal codes have a loss over all of them; gradients of rows are added up exactly. */
 static bool can_shard(const tess_run *run, const tess_vector_layout *v)
 {
-    return v->is_averaged && !(run->quantizer.temperature > 0.0);
+    return kind_of(run->quantizer.type) == TESS_QUANTIZER_CODES &&
+           !(run->quantizer.orthogonal > 0.0) &&
+           (v->is_averaged || run->shard.reduction == TESS_RUN_REDUCTION_EXACT);
 }
 
-/* The most that a rank receives in a step beside searches and sums: codes to the masters' cut, and
- * vectors that take the place of dead codes. `bound` and `own` [world + 1] are scratch. */
-static double moved_nbytes(const tess_description *d, const tess_vector_layout *v, int64_t *bound,
-                           double *own)
+/* The most that a rank receives in a step beside searches and sums: codes to the masters' cut, or
+ * gradients to it and codes from it; vectors that take the place of dead codes. `bound` and `own`
+ * [world + 1] are scratch. */
+static double moved_nbytes(const tess_description *d, const tess_vector_layout *v,
+                           const tess_codebook_plan *book, int64_t *bound, double *own)
 {
-    const int world = v->book.shape.world;
+    const int world = book->shape.world;
     const bool has_draws = d->run->quantizer.threshold > 0.0 && world > 1;
     double most = 0.0;
     for (int b = 0; b < v->shape.book_numel; b++) {
         tess_codes_bounds(&d->registry, world, tess_rqvae_codebook(d->model, b), bound);
         for (int r = 0; r < world; r++) {
             int64_t lo = 0, hi = 0;
-            tess_codebook_owned(&v->book, r, &lo, &hi);
-            own[r] += tess_codebook_recut_nbytes(&v->book, v->shape.dim, bound, r);
-            if (has_draws)
+            tess_codebook_owned(book, r, &lo, &hi);
+            own[r] += tess_codebook_recut_nbytes(book, v->shape.dim, bound, r, false);
+            if (!v->is_averaged)
+                own[r] += tess_codebook_recut_nbytes(book, v->shape.dim, bound, r, true);
+            else if (has_draws)
                 own[r] += 4.0 * (double)v->shape.dim * (double)(hi - lo);
         }
     }
@@ -184,23 +192,27 @@ static double moved_nbytes(const tess_description *d, const tess_vector_layout *
 static tess_status tell_codes(const tess_launch_shape *launch, const tess_vector_layout *v,
                               tess_description *d)
 {
-    const int world = v->book.shape.world;
+    const int world = launch->world;
+    const bool is_sharded = v->has_books && v->book.shape.is_sharded;
     tess_plan_codes *codes = &d->codes;
     void *bound = NULL, *own = NULL;
     tess_codebook_plan rows;
-    if (!v->has_books || !v->is_averaged)
+    if (!v->is_averaged && !can_shard(d->run, v))
         return TESS_OK;
     TESS_TRY(plan_books(d->run, v, world, true, &rows));
     TESS_TRY(tess_alloc_array(world + 1, sizeof(int64_t), &bound));
     const tess_status st = tess_alloc_array(world + 1, sizeof(double), &own);
-    const double moved = st == TESS_OK ? moved_nbytes(d, v, bound, own) : 0.0;
+    const double moved = st == TESS_OK ? moved_nbytes(d, v, &rows, bound, own) : 0.0;
     tess_free(bound);
     tess_free(own);
     *codes = (tess_plan_codes){.has_books = true,
-                               .is_sharded = v->book.shape.is_sharded,
+                               .is_sharded = is_sharded,
                                .can_shard = can_shard(d->run, v) && !launch->is_device,
-                               .step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved,
                                .rows_nbytes = exchanged_nbytes(d->run, v, &rows) + moved};
+    if (is_sharded)
+        codes->step_nbytes = codes->rows_nbytes;
+    else if (v->is_averaged)
+        codes->step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved;
     return st;
 }
 
@@ -208,7 +220,8 @@ static tess_status place_averages(tess_vector_layout *v)
 {
     const int64_t books = v->is_averaged ? v->shape.book_numel : 0, d = v->shape.dim;
     const int64_t c = v->book.row_numel, world = TESS_MAX(v->book.shape.world, 1);
-    const int64_t rows = v->is_averaged ? v->shape.index_numel : v->shape.group_numel;
+    const int64_t rows =
+        tess_vector_layout_follows(v) ? v->shape.index_numel : v->shape.group_numel;
     if (v->is_averaged)
         TESS_TRY(tess_mul_i64(v->shape.code_numel, d + 1, &v->average_numel));
     TESS_TRY(place(&v->nbytes, v->kept_numel, rows * d, sizeof(float), &v->kept));
@@ -272,7 +285,10 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     TESS_TRY(tess_mul_i64(indices, v.bin_numel, &v.window_numel));
     TESS_TRY(
         tess_add_i64(v.window_numel, (1 + indices) * TESS_EXACT_LIMB_NUMEL + 1, &v.window_numel));
-    if (v.is_averaged || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
+    v.learns_by_rows = sharding == TESS_RUN_SHARDING_ROWS && !v.is_averaged;
+    for (int64_t left = run->train.micro_batches; left > 0; left /= 2)
+        v.level_numel++;
+    if (tess_vector_layout_follows(&v) || run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM)
         v.has_books = v.shape.book_numel > 0;
     if (v.has_books)
         TESS_TRY(tess_mul_i64(tess_ceil_div(run->train.micro_batches, world), v.row_numel,
@@ -280,8 +296,8 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
     if (v.has_books)
         TESS_TRY(plan_books(run, &v, world, sharding == TESS_RUN_SHARDING_ROWS, &v.book));
     TESS_TRY(place(&v.nbytes, v.row_numel, v.dim, sizeof(float), &v.x));
-    TESS_TRY(place(&v.nbytes, v.is_averaged ? v.kept_numel : v.row_numel, indices, sizeof(uint32_t),
-                   &v.code));
+    TESS_TRY(place(&v.nbytes, tess_vector_layout_follows(&v) ? v.kept_numel : v.row_numel, indices,
+                   sizeof(uint32_t), &v.code));
     TESS_TRY(place(&v.nbytes, v.row_numel, 1 + indices, sizeof(double), &v.square));
     for (int i = 0; i < 2; i++)
         TESS_TRY(place(&v.nbytes, v.window_numel, 1, sizeof(int64_t), &v.window[i]));

@@ -28,6 +28,8 @@ typedef struct tess_vector_layout {
     int64_t bin_numel;
     int64_t window_numel; /* words of a window: 1 + I exact sums of squares, then I x bins counts */
     bool is_averaged;     /* codes follow moving averages */
+    bool learns_by_rows;  /* row-sharded codes that learn by gradients */
+    int level_numel;      /* of the sum of their gradients over a step */
     int64_t kept_numel;   /* vectors of a rank in a step, where codes start from or follow them */
     bool has_books;       /* codes start from the vectors of a step, or follow them */
     tess_codebook_plan book; /* where they do: row-sharded all of them, else one at a time */
@@ -53,6 +55,11 @@ enum { TESS_COUNTED_CODES_MAX = 1 << 20 };
 /** The model that a run file describes, for samples of this size; lists are borrowed from `run`.
  * Local, pure. */
 tess_rqvae_config tess_rqvae_config_of(const tess_run *run, const tess_sample_size *sample);
+/** Whether codes are set or moved by the vectors of a whole step, which are kept. Local. */
+static inline bool tess_vector_layout_follows(const tess_vector_layout *v)
+{
+    return v->is_averaged || v->learns_by_rows;
+}
 /** Codes that one codebook has vectors of: parts of a vector that share it. Local. */
 static inline int tess_vector_layout_pooled(const tess_vector_layout *v)
 {

@@ -407,6 +407,7 @@ static tess_status run_step(loop *l)
                                  .update = update_of(s),
                                  .arg = s,
                                  .batch_of = batch_of,
+                                 .sum_held = s->feed->sum_held,
                                  .flags = flags,
                                  .flag_numel = FLAG_NUMEL};
     tess_step_result result;

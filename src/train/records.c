@@ -225,11 +225,17 @@ tess_status session_optimizer_restore(tess_session *s, const tess_ckpt_loaded *m
 
 /* ---- which weights are shown ---- */
 
+tess_status session_publish(tess_session *s, tess_weights weights)
+{
+    TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, weights)));
+    return s->feed->shown != NULL ? s->feed->shown(s) : TESS_OK;
+}
+
 tess_status session_show(tess_session *s, tess_weights weights)
 {
     const bool is_beside = optimizer_of(s)->train_array_idx != 0;
     const bool is_master[2] = {s->shown != TESS_WEIGHTS_EMA, weights != TESS_WEIGHTS_EMA};
     const bool is_same = s->shown == weights || (is_master[0] && is_master[1] && !is_beside);
     s->shown = weights;
-    return is_same ? TESS_OK : session_section(s, tess_runtime_publish_as(s->rt, weights));
+    return is_same ? TESS_OK : session_publish(s, weights);
 }

@@ -394,5 +394,5 @@ tess_status session_load(tess_session *s)
     if (session_keeps(s))
         TESS_TRY(prepare_saves(s));
     s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;
-    return session_section(s, tess_runtime_publish_as(s->rt, s->shown));
+    return session_publish(s, s->shown);
 }

@@ -60,7 +60,7 @@ tess_status tess_averages_start(tess_session *s, const tess_vector_layout *layou
     TESS_TRY(codes_begin(s, layout, books, &job));
     for (int b = 0; b < layout->shape.book_numel; b++) {
         const tess_codebook_rows rows = rows_of(&job, b);
-        TESS_TRY(codes_load(&job, b, rows.embed_avg));
+        TESS_TRY(codes_load(&job, b, false, rows.embed_avg));
         for (int64_t k = 0; k < rows.row_numel; k++)
             rows.cluster_size[k] = 1.0f;
         if (!averages_are_cosine(s))

@@ -53,7 +53,12 @@ static tess_status lay_out(const tess_vector_layout *v, codes_room *r)
     TESS_TRY(take(r, v->row_numel, 1, sizeof *r->code, &r->code));
     TESS_TRY(take(r, world, 1, sizeof *r->numel, &r->numel));
     TESS_TRY(take(r, world + 1, 1, sizeof *r->first, &r->first));
-    return take(r, world + 1, 1, sizeof *r->bound, &r->bound);
+    TESS_TRY(take(r, world + 1, 1, sizeof *r->bound, &r->bound));
+    if (!v->learns_by_rows)
+        return TESS_OK;
+    const int64_t leaf_numel = tess_vector_layout_pooled(v) > 1 ? world : 1;
+    TESS_TRY(take(r, leaf_numel * c, d, sizeof *r->leaf, &r->leaf));
+    return take(r, v->level_numel * c, d, sizeof *r->level, &r->level);
 }
 
 tess_status tess_codes_room_nbytes(const tess_vector_layout *layout, size_t *nbytes)
@@ -252,10 +257,12 @@ codes_range codes_range_of(tess_session *s, int param_idx)
     tess_plan_owned(s->d.plan, p->unit_idx, tess_comm_rank(s->world), &lo, &hi);
     const int64_t first = TESS_MAX(lo, p->slab_first_idx);
     const int64_t numel = TESS_MAX(TESS_MIN(hi, p->slab_first_idx + p->numel) - first, 0);
-    codes_range range = {tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER),
-                         tess_runtime_param_shard(s->rt, p->unit_idx), first - p->slab_first_idx};
-    range.master = tess_view_slice(range.master, numel > 0 ? first - lo : 0, numel);
-    range.copy = tess_view_slice(range.copy, numel > 0 ? first - lo : 0, numel);
+    codes_range range = {.master = tess_runtime_state(s->rt, p->unit_idx, TESS_STATE_MASTER),
+                         .copy = tess_runtime_param_shard(s->rt, p->unit_idx),
+                         .first_idx = first - p->slab_first_idx,
+                         .shard_idx = numel > 0 ? first - lo : 0};
+    range.master = tess_view_slice(range.master, range.shard_idx, numel);
+    range.copy = tess_view_slice(range.copy, range.shard_idx, numel);
     return range;
 }
 
@@ -299,12 +306,17 @@ void tess_codes_bounds(const tess_registry *reg, int world, int param_idx, int64
             TESS_MIN(TESS_MAX(TESS_MIN(each * r, slab_numel) - p->slab_first_idx, 0), p->numel);
 }
 
+tess_status codes_share(codes_job *job, int book, float *rows)
+{
+    const tess_codebook_cut cut = cut_of(job, book, rows, false);
+    return tess_codebooks_recut(job->books, &cut);
+}
+
 tess_status codes_keep(codes_job *job, int book)
 {
-    const tess_codebook_cut cut = cut_of(job, book, codes_rows(job, book), false);
     const codes_range range = codes_range_of(job->s, param_of(job, book));
     const tess_view from = tess_view_host(job->r.share, range.master.numel, TESS_F32);
-    TESS_TRY(tess_codebooks_recut(job->books, &cut));
+    TESS_TRY(codes_share(job, book, codes_rows(job, book)));
     tess_status st = TESS_OK;
     if (range.master.numel > 0)
         st = tess_runtime_copy(job->s->rt, range.master, from);
@@ -313,14 +325,15 @@ tess_status codes_keep(codes_job *job, int book)
     return session_agree(job->s, st);
 }
 
-tess_status codes_load(codes_job *job, int book, float *rows)
+tess_status codes_load(codes_job *job, int book, bool is_copy, float *rows)
 {
     const tess_codebook_cut cut = cut_of(job, book, rows, true);
     const codes_range range = codes_range_of(job->s, param_of(job, book));
+    const tess_view from = is_copy ? range.copy : range.master;
     tess_status st = TESS_OK;
-    if (range.master.numel > 0)
-        st = tess_runtime_copy(
-            job->s->rt, tess_view_host(job->r.share, range.master.numel, TESS_F32), range.master);
+    if (from.numel > 0)
+        st =
+            tess_runtime_copy(job->s->rt, tess_view_host(job->r.share, from.numel, TESS_F32), from);
     TESS_TRY(session_agree(job->s, st));
     return tess_codebooks_recut(job->books, &cut);
 }
@@ -333,7 +346,7 @@ tess_status tess_codes_load(tess_session *s, const tess_vector_layout *layout,
         return TESS_OK;
     TESS_TRY(codes_begin(s, layout, books, &job));
     for (int b = 0; b < layout->shape.book_numel; b++) {
-        TESS_TRY(codes_load(&job, b, codes_rows(&job, b)));
+        TESS_TRY(codes_load(&job, b, true, codes_rows(&job, b)));
         TESS_TRY(tess_codebooks_publish(books, b));
     }
     return TESS_OK;

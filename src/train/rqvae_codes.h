@@ -1,6 +1,6 @@
 /**
  * Codes of an RQ-VAE that are set from vectors of a whole step, over all ranks: where they start,
- * and moving averages that they follow.
+ * moving averages that they follow, and gradients of those that live by rows.
  *
  * A rank keeps what its micro-batches gave, and owns rows of every codebook with their averages
  * (shard/codebook.h): sums come to owners, codes go from them to the masters, which have the cut of
@@ -48,6 +48,8 @@ typedef struct codes_room {
     int64_t *numel;         /* [world]: vectors of a round */
     int64_t *first;         /* [world + 1] */
     int64_t *bound;         /* [world + 1] */
+    float *leaf;            /* codes that learn by rows: of a micro-batch, [1 or world, c, d] */
+    float *level;           /* of their ordered sum, [level_numel, c, d] */
 } codes_room;
 
 /** The vectors that one codebook is set from. Vectors of the step are numbered part by part. */
@@ -155,15 +157,21 @@ static inline float *codes_vectors(const codes_job *job, int part, int64_t t)
 typedef struct codes_range {
     tess_view master, copy;
     int64_t first_idx; /* element of the tensor */
+    int64_t shard_idx; /* element of the rank's part of the unit */
 } codes_range;
 codes_range codes_range_of(tess_session *s, int param_idx);
 /** This rank's range of a tensor into its masters and compute copies. Local. */
 TESS_MUST_CHECK tess_status codes_keep_param(tess_session *s, int param_idx, const float *value);
 /** Codes of a book from their owners to the masters and compute copies of all ranks. Collective. */
 TESS_MUST_CHECK tess_status codes_keep(codes_job *job, int book);
-/** The masters of a book's codes to the owners of their rows. Collective. */
-TESS_MUST_CHECK tess_status codes_load(codes_job *job, int book, float *rows);
-/** Where row-sharded: all codes from the masters, ready to be searched. Collective. */
+/** Owned rows of numbers of a book, [hi_idx - lo_idx, d], to the masters' cut: into the room's
+ * `share`. Collective. */
+TESS_MUST_CHECK tess_status codes_share(codes_job *job, int book, float *rows);
+/** A book's codes, as masters or as compute copies have them, to the owners of their rows.
+ * Collective. */
+TESS_MUST_CHECK tess_status codes_load(codes_job *job, int book, bool is_copy, float *rows);
+/** Where row-sharded: all codes as the compute copies have them, ready to be searched.
+ * Collective. */
 TESS_MUST_CHECK tess_status tess_codes_load(tess_session *s, const tess_vector_layout *layout,
                                             tess_codebooks *books);
 
@@ -183,6 +191,11 @@ TESS_MUST_CHECK tess_status tess_averages_recut(tess_session *s, const tess_vect
  */
 TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vector_layout *layout,
                                                  tess_codebooks *books);
+
+/** Gradients of row-sharded codes from the kept vectors and codes of the step that is, of losses
+ * times `grad_scale`, to where the optimizer finds them. Collective. */
+TESS_MUST_CHECK tess_status tess_codes_gradient(tess_session *s, const tess_vector_layout *layout,
+                                                tess_codebooks *books, float grad_scale);
 
 /** Entropy of the mean assignment of a step, from this rank's sums where kernels work: its value
  * and slopes for the micro-batches, the same on all ranks, in the same memory. Collective. */

@@ -240,20 +240,20 @@ static tess_status check_masks(const tess_run *run)
     return TESS_OK;
 }
 
-/* Gradients of codes, and draws among all of them, need all codes. */
+/* A loss over all codes needs all of them; gradients of rows are added up exactly. */
 static tess_status check_sharding(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     tess_run_place_text(run, KEY(sharding), place);
-    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS || is_averaged(run), TESS_E_CONFIG,
-               "%s: rows needs codes that are averages, found quantizer.update gradient: choose "
-               "ema, or replicated here",
+    if (run->quantizer.sharding != TESS_RUN_SHARDING_ROWS)
+        return TESS_OK;
+    TESS_CHECK(!(run->quantizer.orthogonal > 0.0), TESS_E_CONFIG,
+               "%s: rows holds a part of the codes, quantizer.orthogonal is a loss over all of "
+               "them: set it to 0, or choose replicated here",
                place);
-    TESS_CHECK(run->quantizer.sharding != TESS_RUN_SHARDING_ROWS ||
-                   !(run->quantizer.temperature > 0.0),
-               TESS_E_CONFIG,
-               "%s: rows finds the nearest code, quantizer.temperature draws one: set it to 0, or "
-               "choose replicated here",
+    TESS_CHECK(is_averaged(run) || run->shard.reduction == TESS_RUN_REDUCTION_EXACT, TESS_E_CONFIG,
+               "%s: rows adds gradients of codes up exactly, found shard.reduction library: choose "
+               "exact, or replicated here",
                place);
     return TESS_OK;
 }

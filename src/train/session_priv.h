@@ -43,6 +43,9 @@ typedef struct session_feed {
     /** Held-out sequences [first, first + numel). Local. */
     tess_status (*fill_eval)(tess_session *s, int64_t first, int64_t numel, const void **batch,
                              int64_t *loss_numel);
+    /** Gradients of units that are held (tess_step_request.sum_held, `arg` is the session). NULL:
+     * there are none. Collective. */
+    tess_status (*sum_held)(void *session, float grad_scale);
     /** After a step, and after an evaluation: what the feed counts beside the loss goes into
      * `metrics` (rank 0; may be NULL). NULL: nothing. Collective. */
     tess_status (*stepped)(tess_session *s, struct tess_metrics *metrics);
@@ -56,6 +59,9 @@ typedef struct session_feed {
     tess_status (*start)(tess_session *s);
     /** After a checkpoint was loaded. NULL: nothing. Collective. */
     tess_status (*resumed)(tess_session *s);
+    /** After compute copies became those of other weights than before. NULL: nothing. Collective.
+     */
+    tess_status (*shown)(tess_session *s);
 } session_feed;
 
 extern const session_feed session_token_feed, session_vector_feed, session_flux_feed;
@@ -206,6 +212,8 @@ TESS_MUST_CHECK tess_status session_optimizer_restore(tess_session *s, const tes
 
 /** Bring these weights into the compute copies, where others are there. Collective. */
 TESS_MUST_CHECK tess_status session_show(tess_session *s, tess_weights weights);
+/** The same whatever they were. Collective. */
+TESS_MUST_CHECK tess_status session_publish(tess_session *s, tess_weights weights);
 static inline tess_weights session_weights(tess_run_weights choice)
 {
     return choice == TESS_RUN_WEIGHTS_EMA ? TESS_WEIGHTS_EMA : TESS_WEIGHTS_TRAINED;

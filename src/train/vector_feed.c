@@ -288,13 +288,31 @@ static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics
     return TESS_OK;
 }
 
+/* Row-sharded codes, as compute copies have them now, to where they are searched. */
+static tess_status shown(tess_session *s)
+{
+    vector_feed *f = s->vector;
+    return f->at.has_books ? session_section(s, tess_codes_load(s, &f->at, f->books)) : TESS_OK;
+}
+
 /* A step that was skipped moves no codes either. */
 static tess_status follow(tess_session *s)
 {
     vector_feed *f = s->vector;
-    const bool is_due = f->at.is_averaged && s->update_numel != f->update_numel;
+    const bool is_due = s->update_numel != f->update_numel;
     f->update_numel = s->update_numel;
-    return is_due ? session_section(s, tess_averages_update(s, &f->at, f->books)) : TESS_OK;
+    if (is_due && f->at.is_averaged)
+        return session_section(s, tess_averages_update(s, &f->at, f->books));
+    return is_due && f->at.learns_by_rows ? shown(s) : TESS_OK;
+}
+
+/* Gradients of codes that live by rows. */
+static tess_status sum_held(void *arg, float grad_scale)
+{
+    tess_session *s = arg;
+    vector_feed *f = s->vector;
+    TESS_TRY(session_agree(s, tess_stream_finish(tess_runtime_stream(s->rt))));
+    return tess_codes_gradient(s, &f->at, f->books, grad_scale);
 }
 
 static tess_status stepped(tess_session *s, tess_metrics *metrics)
@@ -412,13 +430,13 @@ static tess_status send_batch(tess_session *s)
     return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
 }
 
-/* Where codes follow averages, what they are made of stays until the step is over. */
+/* Where codes follow the vectors of a step, these stay until it is over. */
 static void keep_results(tess_session *s, int64_t micro_batch_idx)
 {
     vector_feed *f = s->vector;
     const int64_t m = micro_batch_idx % s->run->train.micro_batches;
     const int64_t at = m / tess_comm_world(s->world) * f->at.shape.index_numel * f->at.row_numel;
-    if (!f->at.is_averaged)
+    if (!tess_vector_layout_follows(&f->at))
         return;
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code) + at;
     f->batch.left = (float *)(void *)(f->read + f->at.kept) + at * f->at.shape.dim;
@@ -672,13 +690,6 @@ static tess_status start_values(tess_session *s)
     return codes_keep_param(s, param_idx, value);
 }
 
-/* Row-sharded codes to where they are searched. */
-static tess_status load_codes(tess_session *s)
-{
-    vector_feed *f = s->vector;
-    return f->at.has_books ? tess_codes_load(s, &f->at, f->books) : TESS_OK;
-}
-
 static tess_status start_codes(tess_session *s)
 {
     vector_feed *f = s->vector;
@@ -686,7 +697,7 @@ static tess_status start_codes(tess_session *s)
     if (s->run->quantizer.init != TESS_RUN_CODE_INIT_RANDOM) {
         TESS_TRY(session_section(s, tess_runtime_publish_as(s->rt, TESS_WEIGHTS_TRAINED)));
         TESS_TRY(count_valid(s, 0));
-        TESS_TRY(session_section(s, load_codes(s)));
+        TESS_TRY(shown(s));
         TESS_TRY(visit_step(s, 0, latent));
         TESS_TRY(session_section(s, tess_codes_start(s, &f->at, f->books)));
     }
@@ -699,10 +710,8 @@ static tess_status resumed(tess_session *s)
 {
     vector_feed *f = s->vector;
     f->update_numel = s->update_numel;
-    if (!f->at.is_averaged)
-        return TESS_OK;
-    TESS_TRY(session_section(s, tess_averages_recut(s, &f->at, f->books, true)));
-    return session_section(s, load_codes(s));
+    return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, true))
+                             : TESS_OK;
 }
 
 static tess_status add_wires(tess_session *s, tess_contract *c)
@@ -718,9 +727,11 @@ const session_feed session_vector_feed = {.unit = "vectors",
                                           .fill = fill,
                                           .count = count,
                                           .fill_eval = fill_eval,
+                                          .sum_held = sum_held,
                                           .stepped = stepped,
                                           .evaluated = evaluated,
                                           .before_save = before_save,
                                           .add_records = add_records,
                                           .start = start_codes,
-                                          .resumed = resumed};
+                                          .resumed = resumed,
+                                          .shown = shown};
