@@ -609,10 +609,7 @@ static tess_status refuse_replicated(const tess_ctx *ctx, const tess_launch_shap
     const char *advice = "";
     tess_error_clear();
     if (describe_rows(ctx, launch, d) == TESS_OK)
-        advice = launch->holds_codes
-                     ? "; only codes sharded by rows fit, which training alone can use: here every "
-                       "rank holds all codes, so raise compute.memory_limit"
-                     : "; or set quantizer.sharding: rows, which fits";
+        advice = "; or set quantizer.sharding: rows, which fits";
     tess_error_clear();
     return TESS_FAIL(TESS_E_FIT, "%s%s", said, advice);
 }
@@ -629,13 +626,12 @@ static tess_status check_sharding(const tess_run *run, bool is_device)
     return TESS_OK;
 }
 
-/* Rows where they are asked for, receive less, or alone fit. */
+/* Rows where they are asked for, receive less in training steps, or alone fit. */
 static tess_status describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *launch,
                                   tess_description *d)
 {
-    const tess_run_sharding wanted =
-        launch->holds_codes ? TESS_RUN_SHARDING_REPLICATED : d->run->quantizer.sharding;
-    TESS_TRY(check_sharding(d->run, launch->is_device && !launch->holds_codes));
+    const tess_run_sharding wanted = d->run->quantizer.sharding;
+    TESS_TRY(check_sharding(d->run, launch->is_device));
     const tess_status st = describe_replicated(ctx, launch, d);
     const tess_plan_codes *codes = &d->codes;
     if ((st != TESS_OK && st != TESS_E_FIT) || !codes->can_shard)
@@ -643,7 +639,7 @@ static tess_status describe_rqvae(const tess_ctx *ctx, const tess_launch_shape *
     if (wanted == TESS_RUN_SHARDING_REPLICATED)
         return st == TESS_OK ? st : refuse_replicated(ctx, launch, d);
     if (wanted == TESS_RUN_SHARDING_AUTO && st == TESS_OK &&
-        !(codes->rows_nbytes < codes->replicated_nbytes))
+        (launch->is_reader || !(codes->rows_nbytes < codes->replicated_nbytes)))
         return TESS_OK;
     tess_error_clear();
     return describe_rows(ctx, launch, d);

@@ -35,7 +35,7 @@ typedef struct tess_launch_shape {
     bool is_device;                             /* kernels use memory of a device, not the host's */
     size_t library_nbytes;       /* workspaces of its libraries, without slots for weights */
     const tess_kernels *kernels; /* whose workspaces are planned; NULL: tess_kernels_cpu */
-    bool holds_codes; /* all of a quantizer's, on every rank: they are looked up, not only found */
+    bool is_reader;              /* no training: what a step receives decides nothing */
     const char *adapter; /* PEFT directory whose own rules replace section lora; NULL: none */
 } tess_launch_shape;
 

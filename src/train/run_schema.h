@@ -275,8 +275,8 @@ TESS_BEGIN_DECLS
     X(quantizer, sharding, "sharding", tess_run_sharding, ENUM, TESS_RUN_WORDS_(SHARDING), \
       "auto", 0, 0, FREE, \
       "replicated: every rank holds all codes; rows: each rank holds and searches its part; " \
-      "auto: what fits and sends less. With rqvae and vqvae while training, rows without " \
-      "quantizer.orthogonal alone; auto: what receives less. Same bits.") \
+      "auto: what fits and sends less. With rqvae and vqvae rows has no quantizer.orthogonal; " \
+      "auto: what receives less while training, else what fits. Same bits.") \
     X(quantizer, code_dim, "code_dim", int64_t, INT, "", "32", 1, 65536, NUMERICS, \
       "rqvae, vqvae: dimension of the codes, and of what the encoder gives; lfq and bsq: bits. " \
       "With quantizer.axis_levels it is the length of that list.") \

@@ -184,7 +184,7 @@ static tess_status make_description(tess_session *s)
                                 .is_device = s->device != NULL,
                                 .library_nbytes = session_library_nbytes(s),
                                 .kernels = s->kernels,
-                                .holds_codes = s->options.kind != TESS_SESSION_TRAIN,
+                                .is_reader = s->options.kind != TESS_SESSION_TRAIN,
                                 .adapter = s->options.adapter};
     TESS_TRY(session_memory_limit(s, &launch.memory_limit_nbytes));
     tess_status st = list_nodes(s, &first_rank);

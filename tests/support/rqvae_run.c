@@ -155,7 +155,7 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
                                           .run_text = text,
                                           .overrides = overrides,
                                           .override_numel = numel,
-                                          .needs_data = !is_reader,
+                                          .needs_data = !is_reader || l->reads_data,
                                           .device = l->device,
                                           .kernels = l->kernels,
                                           .stop_request = l->is_stopped ? &stop : NULL};

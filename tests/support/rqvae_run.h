@@ -15,6 +15,7 @@ typedef struct rqvae_launch {
     const char *images;  /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
     bool is_stopped;     /* as a signal would, after one step */
     bool is_masked;      /* by rqvae_make_mask */
+    bool reads_data;     /* a reader too, which evaluates */
     tess_device *device; /* NULL: what compute.device says */
     const tess_kernels *kernels; /* of the device */
 } rqvae_launch;

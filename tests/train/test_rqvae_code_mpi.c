@@ -186,6 +186,73 @@ static tess_status check_blocks(tess_comm *comm, vector_run *v)
     return TESS_OK;
 }
 
+/* ---- codes by rows ---- */
+
+static tess_status evaluate(tess_comm *comm, vector_run *v, const rqvae_launch *l, double *loss)
+{
+    tess_session *session = NULL;
+    tess_eval_result result;
+    TESS_TRY(rqvae_open(comm, v, l, true, &session));
+    const tess_status st = tess_session_evaluate(session, &result);
+    tess_session_close(&session);
+    *loss = result.loss;
+    return st;
+}
+
+/* Codes and vectors of one sharding against the other's, element by element. Local. */
+static tess_status compare_shardings(vector_run *v)
+{
+    static int64_t code[2][4 * N];
+    static float x[2][N * DIM];
+    for (int i = 0; i < 2; i++) {
+        char path[600];
+        tess_codes_file *codes = NULL;
+        tess_vectors *vectors = NULL;
+        path_of(v, i == 0 ? "whole.h5" : "rows.h5", path);
+        TESS_TRY(tess_codes_file_open(&v->ctx, path, &codes));
+        tess_status st = tess_codes_file_read(codes, 0, N, code[i]);
+        tess_codes_file_close(&codes);
+        TESS_TRY(st);
+        path_of(v, i == 0 ? "whole-back.fbin" : "rows-back.fbin", path);
+        TESS_TRY(tess_vectors_open(&v->ctx, path, &vectors));
+        st = tess_vectors_read(vectors, 0, N, x[i]);
+        tess_vectors_close(&vectors);
+        TESS_TRY(st);
+    }
+    TESS_CHECK(memcmp(code[0], code[1], sizeof code[0]) == 0, TESS_E_STATE,
+               "codes of rows are others");
+    TESS_CHECK(memcmp(x[0], x[1], sizeof x[0]) == 0, TESS_E_STATE, "rows decode to others");
+    return TESS_OK;
+}
+
+/* What a model reads through its codes by rows, where no rank has all of them: the same bits. */
+static tess_status check_rows(tess_comm *comm, vector_run *v)
+{
+    static const char quantizer[] = "codes: 29, code_dim: 4, levels: 2, groups: 2, update: ema";
+    static const rqvae_launch whole = {
+        .name = "codes",
+        .quantizer = quantizer,
+        .reads_data = true,
+        .override = {"train.steps=2", "train.eval_every=0", "quantizer.sharding=replicated"}};
+    static const rqvae_launch rows = {
+        .name = "codes",
+        .quantizer = quantizer,
+        .reads_data = true,
+        .override = {"train.steps=2", "train.eval_every=0", "quantizer.sharding=rows"}};
+    double loss[2] = {0.0, 1.0};
+    bool is_done = false;
+    TESS_TRY(rqvae_train(comm, v, &whole, &is_done));
+    TESS_TRY(evaluate(comm, v, &whole, &loss[0]));
+    TESS_TRY(evaluate(comm, v, &rows, &loss[1]));
+    TESS_CHECK(memcmp(&loss[0], &loss[1], sizeof loss[0]) == 0, TESS_E_STATE,
+               "loss %.17g of rows is %.17g", loss[0], loss[1]);
+    TESS_TRY(convert(comm, v, &whole, ENCODE, (const char *[]){"all.fbin", "whole.h5"}));
+    TESS_TRY(convert(comm, v, &rows, ENCODE, (const char *[]){"all.fbin", "rows.h5"}));
+    TESS_TRY(convert(comm, v, &whole, DECODE, (const char *[]){"rows.h5", "whole-back.fbin"}));
+    TESS_TRY(convert(comm, v, &rows, DECODE, (const char *[]){"whole.h5", "rows-back.fbin"}));
+    return tess_agree(comm, tess_comm_rank(comm) == 0 ? compare_shardings(v) : TESS_OK);
+}
+
 /* ---- masks ---- */
 
 /* Codes of `name`: -1 of what is masked, else those of `plain`. Local. */
@@ -292,6 +359,7 @@ static tess_status check_all(tess_comm *comm, vector_run *v)
     TESS_TRY(check_masks(comm, v));
     TESS_TRY(check_forms(comm, v));
     TESS_TRY(check_blocks(comm, v));
+    TESS_TRY(check_rows(comm, v));
     TESS_TRY(check_windows(comm, v));
     return expect_refused(convert(comm, v, &upper, ENCODE, (const char *[]){"huge.fbin", "no.h5"}),
                           TESS_E_NUMERIC, "the error of vector 1234 is not a finite");
