@@ -68,7 +68,8 @@ typedef enum tess_exchange {
 /** Codebooks that the trainer sets, as far as a plan tells of them. */
 typedef struct tess_plan_codes {
     bool has_books, is_sharded, can_shard;
-    double step_nbytes; /* the most that a rank receives in their exchanges in a step */
+    double step_nbytes;     /* the most that a rank receives in their exchanges in a step */
+    double gathered_nbytes; /* of it in all-gathers */
     /* The same of either sharding with what it gathers of codes. */
     bool fits_replicated; /* else that is not known of replicated ones */
     double replicated_nbytes, rows_nbytes;

@@ -5,7 +5,7 @@
 const char *tess_traffic_name(tess_traffic traffic)
 {
     static const char *const name[TESS_TRAFFIC_NUMEL] = {"unit gathers", "gradients",
-                                                         "trainable copies"};
+                                                         "trainable copies", "codebooks"};
     return name[traffic];
 }
 
@@ -120,6 +120,17 @@ static tess_link_nbytes gradient_sends(const tess_plan *plan, int rank)
     return (tess_link_nbytes){nbytes * (here - own) + passed, nbytes * (grad_numel(plan) - here)};
 }
 
+/* What the rank that receives the most gets, as all send it: keys, sums and codes that single ranks
+ * exchange are the same for each pair, or depend on the data. */
+static tess_link_nbytes codebook_sends(const tess_plan *plan, int rank)
+{
+    const tess_plan_codes *codes = &plan->options.codes;
+    const span all = all_of(plan), node = node_of(plan, rank);
+    const int world = plan->options.world;
+    return add(gather_to(plan, all, node, each_of(codes->gathered_nbytes, world)),
+               to_members(all, node, each_of(codes->step_nbytes - codes->gathered_nbytes, world)));
+}
+
 tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffic, int rank)
 {
     switch (traffic) {
@@ -130,6 +141,8 @@ tess_link_nbytes tess_plan_rank_sends(const tess_plan *plan, tess_traffic traffi
     case TESS_TRAFFIC_TRAINABLE:
         return gather_to(plan, all_of(plan), node_of(plan, rank),
                          each_of(plan->slab_nbytes_per_step, plan->options.world));
+    case TESS_TRAFFIC_CODEBOOK:
+        return codebook_sends(plan, rank);
     case TESS_TRAFFIC_NUMEL:
         break;
     }

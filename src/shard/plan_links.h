@@ -14,10 +14,11 @@ typedef enum tess_traffic {
     TESS_TRAFFIC_GATHER,    /* units in their groups; in full mode their slabs over the world */
     TESS_TRAFFIC_GRADIENT,  /* of micro-batches, to their owners */
     TESS_TRAFFIC_TRAINABLE, /* copies of trainable slabs, once a step */
+    TESS_TRAFFIC_CODEBOOK,  /* searches and sums of codes, as if of all ranks alike */
     TESS_TRAFFIC_NUMEL
 } tess_traffic;
 
-/** "unit gathers", "gradients", "trainable copies". */
+/** "unit gathers", "gradients", "trainable copies", "codebooks". */
 const char *tess_traffic_name(tess_traffic traffic);
 
 /** Payload of a step in bytes, by whether sender and receiver share a node. */
@@ -25,6 +26,11 @@ typedef struct tess_link_nbytes {
     double inside, across;
 } tess_link_nbytes;
 
+/** Whether the plan has such traffic to tell of. */
+static inline bool tess_plan_has_traffic(const tess_plan *plan, tess_traffic traffic)
+{
+    return traffic != TESS_TRAFFIC_CODEBOOK || plan->options.codes.has_books;
+}
 /** Nodes of the plan; 0 where they have different numbers of ranks. */
 int tess_plan_node_numel(const tess_plan *plan);
 /** What `rank` sends in a step. Needs equal nodes. */

@@ -164,7 +164,7 @@ static tess_status json_messages(const tess_plan *plan, tess_json *kind)
 static tess_status json_links(const tess_plan *plan, tess_json *step)
 {
     static const char *const key[TESS_TRAFFIC_NUMEL] = {"unit_gathers", "gradients",
-                                                        "trainable_copies"};
+                                                        "trainable_copies", "codebooks"};
     tess_json *v = NULL, *kind = NULL;
     double sent = 0, received = 0;
     TESS_TRY(tess_json_add_object(step, "links", &v));
@@ -172,6 +172,8 @@ static tess_status json_links(const tess_plan *plan, tess_json *step)
     TESS_TRY(tess_json_add_i64(v, "ranks_per_node", plan->options.node_rank_numel));
     for (int i = 0; i < TESS_TRAFFIC_NUMEL; i++) {
         const tess_link_nbytes b = tess_plan_rank_sends(plan, (tess_traffic)i, 0);
+        if (!tess_plan_has_traffic(plan, (tess_traffic)i))
+            continue;
         TESS_TRY(tess_json_add_object(v, key[i], &kind));
         TESS_TRY(tess_json_add_string(kind, "link", tess_plan_link_name(plan, (tess_traffic)i)));
         TESS_TRY(tess_json_add_i64(kind, "sent_inside_bytes", (int64_t)b.inside));
@@ -535,6 +537,8 @@ static tess_status say_links(text_buffer *t, const tess_plan *plan)
                  "across nodes"));
     for (int i = 0; i < TESS_TRAFFIC_NUMEL; i++) {
         const tess_link_nbytes link = tess_plan_rank_sends(plan, (tess_traffic)i, 0);
+        if (!tess_plan_has_traffic(plan, (tess_traffic)i))
+            continue;
         size_text(link.inside, a);
         size_text(link.across, b);
         TESS_TRY(say(t, "  %-34s %14s %14s\n", tess_traffic_name((tess_traffic)i), a, b));

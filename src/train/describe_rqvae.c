@@ -137,22 +137,30 @@ static tess_status plan_books(const tess_run *run, const tess_vector_layout *v, 
     return tess_codebook_plan_make(&shape, &tess_kernels_cpu, out);
 }
 
-/* Received in a step for searches and sums of all codebooks: vectors of a block and their rows go
- * to all ranks, for the search and for the sums, keys and codes come back; or sums to owners. */
+/* Received by all-gathers in a step for all codebooks: sizes, and vectors of a block with their
+ * rows for the search, and again for the sums. */
+static double gathered_nbytes(const tess_run *run, const tess_vector_layout *v,
+                              const tess_codebook_plan *book)
+{
+    const double others = book->shape.world - 1, d = (double)v->shape.dim;
+    const double vectors = (double)v->row_numel * v->shape.index_numel;
+    const double rounds = (double)tess_ceil_div(run->train.micro_batches, book->shape.world);
+    if (!book->shape.is_sharded)
+        return 0.0;
+    return rounds * others * (16.0 + 2.0 * vectors * (4.0 * d + 4.0));
+}
+
+/* The same from single ranks: keys, and codes of the own vectors; or sums to owners. */
 static double exchanged_nbytes(const tess_run *run, const tess_vector_layout *v,
                                const tess_codebook_plan *book)
 {
     const double others = book->shape.world - 1, d = (double)v->shape.dim;
-    const double rows = (double)v->row_numel, indices = v->shape.index_numel;
+    const double vectors = (double)v->row_numel * v->shape.index_numel;
     const double rounds = (double)tess_ceil_div(run->train.micro_batches, book->shape.world);
+    const double sums = others * (double)book->row_numel * (8.0 * d + 8.0);
     if (!book->shape.is_sharded) /* gradients of codes are the plan's */
-        return v->is_averaged
-                   ? v->shape.book_numel * others * (double)book->row_numel * (8.0 * d + 8.0)
-                   : 0.0;
-    const double fetched = others > 0 ? rows * 4.0 * d : 0.0;
-    const double search = others * rows * (4.0 * d + 4.0 + 8.0) + fetched;
-    const double sums = others * rows * (4.0 * d + 4.0);
-    return rounds * (16.0 * others + indices * (search + sums));
+        return v->is_averaged ? v->shape.book_numel * sums : 0.0;
+    return rounds * vectors * (8.0 * others + (others > 0 ? 4.0 * d : 0.0));
 }
 
 /* Orthogonal codes have a loss over all of them; gradients of rows are added up exactly. */
@@ -208,10 +216,12 @@ static tess_status tell_codes(const tess_launch_shape *launch, const tess_vector
     *codes = (tess_plan_codes){.has_books = true,
                                .is_sharded = is_sharded,
                                .can_shard = can_shard(d->run, v) && !launch->is_device,
-                               .rows_nbytes = exchanged_nbytes(d->run, v, &rows) + moved};
-    if (is_sharded)
+                               .rows_nbytes = gathered_nbytes(d->run, v, &rows) +
+                                              exchanged_nbytes(d->run, v, &rows) + moved};
+    if (is_sharded) {
         codes->step_nbytes = codes->rows_nbytes;
-    else if (v->is_averaged)
+        codes->gathered_nbytes = gathered_nbytes(d->run, v, &rows);
+    } else if (v->is_averaged)
         codes->step_nbytes = exchanged_nbytes(d->run, v, &v->book) + moved;
     return st;
 }

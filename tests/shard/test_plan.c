@@ -196,54 +196,6 @@ static void test_shards_and_buffers(void **state)
         }
 }
 
-/* Three units of 512, 1024 and 768 elements, the second in f32: its copies lie behind the others',
- * and everything that counts bytes counts four of each. */
-static void test_widened_unit_is_f32_on_every_edge(void **state)
-{
-    (void)state;
-    static const int64_t rows[] = {2, 4, 3};
-    for (int is_full = 0; is_full < 2; is_full++) {
-        const tess_plan_options o = {.world = 2,
-                                     .gather_group_numel = 1,
-                                     .reshard = TESS_ON,
-                                     .checkpointing = TESS_OFF,
-                                     .micro_batch_numel = 2,
-                                     .is_full = is_full};
-        tess_registry reg;
-        tess_plan *plan = NULL;
-        tess_registry_init(&reg, TESS_BF16);
-        for (int u = 0; u < 3; u++) {
-            int idx = 0;
-            const char name[2] = {(char)('a' + u), '\0'};
-            expect_ok(tess_registry_add_unit(&reg, name, &idx));
-            add_param(&reg, u, TESS_ROLE_TRAINABLE, rows[u], 256);
-            const tess_stage stage = {.unit_idx = u, .output_nbytes = u < 2 ? 64 : 0};
-            expect_ok(tess_registry_add_stage(&reg, &stage));
-        }
-        expect_ok(tess_registry_widen_unit(&reg, 1));
-        expect_ok(tess_registry_lay_out(&reg));
-        expect_refusal(tess_registry_widen_unit(&reg, 0), TESS_E_STATE, "unit 'a'");
-        make_plan(&reg, &o, &plan);
-        const size_t copies = is_full ? 1 : 2; /* whole slabs on both ranks, or this rank's part */
-        assert_int_equal(plan->unit[0].slab_shard_numel, 256);
-        assert_int_equal(plan->unit[2].slab_shard_numel, 512);
-        assert_int_equal(plan->unit[0].param_offset_nbytes, 0);
-        assert_int_equal(plan->unit[2].param_offset_nbytes, copies * 256 * 2);
-        assert_int_equal(plan->unit[1].param_offset_nbytes, copies * (256 + 512) * 2);
-        assert_int_equal(plan->arena_nbytes[TESS_LIFE_PARAM], copies * ((256 + 512) * 2 + 512 * 4));
-        assert_int_equal(plan->wire[plan->unit[0].slab_wire_idx].wire, TESS_BF16);
-        assert_int_equal(plan->wire[plan->unit[1].slab_wire_idx].wire, TESS_F32);
-        assert_int_equal(plan->slot_nbytes, is_full ? 2 * 512 * 4 : 0);
-        const double received = 256.0 * 2 + 512.0 * 4 + 512.0 * 2;
-        if (!is_full)
-            assert_true(plan->slab_nbytes_per_step == received);
-        else
-            assert_true(plan->gather_nbytes_per_step >= received);
-        tess_plan_destroy(&plan);
-        tess_registry_fini(&reg);
-    }
-}
-
 static void test_active_rounds(void **state)
 {
     (void)state;
@@ -761,7 +713,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shards_and_buffers),
-        cmocka_unit_test(test_widened_unit_is_f32_on_every_edge),
         cmocka_unit_test(test_active_rounds),
         cmocka_unit_test(test_buckets_of_any_size),
         cmocka_unit_test(test_auto_buckets),

@@ -35,6 +35,9 @@ static void fill(fixture *f, int world, int node, int group)
         p->slab_nbytes_per_step += 2.0 * (double)f->unit[i].slab_shard_numel * (world - 1);
     }
     p->gather_nbytes_per_step = 4096.0 * (group - 1);
+    p->options.codes = (tess_plan_codes){.has_books = true,
+                                         .step_nbytes = (1024.0 + 512.0) * (world - 1),
+                                         .gathered_nbytes = 1024.0 * (world - 1)};
 }
 
 typedef struct ledger {
@@ -112,6 +115,10 @@ static void check_units(int world, int node, int group, bool is_by_node)
     for (int u = 0; u < UNITS; u++)
         gather(&kind[TESS_TRAFFIC_TRAINABLE], p, 0, world,
                2.0 * (double)f.unit[u].slab_shard_numel);
+    gather(&kind[TESS_TRAFFIC_CODEBOOK], p, 0, world, 1024.0);
+    for (int from = 0; from < world; from++)
+        for (int to = 0; to < world; to++)
+            message(&kind[TESS_TRAFFIC_CODEBOOK], p, from, to, 512.0);
     for (int t = 0; t < TESS_TRAFFIC_NUMEL; t++)
         for (int r = 0; r < world; r++) {
             const tess_link_nbytes b = tess_plan_rank_sends(p, (tess_traffic)t, r);
