@@ -16,6 +16,8 @@ static tess_status check_round(const tess_codebooks *b, const tess_codebook_roun
                    round->vector_numel[r], b->plan.shape.block_numel);
     TESS_CHECK(round->book_idx >= 0 && round->book_idx < b->plan.shape.book_numel, TESS_E_ARG,
                "codebooks: book %d of %d", round->book_idx, b->plan.shape.book_numel);
+    TESS_CHECK(round->draw == NULL || (b->plan.shape.is_sharded && round->best_numel == 1),
+               TESS_E_ARG, "codebooks: one code of a vector is drawn, from rows of owners");
     return TESS_OK;
 }
 
