@@ -71,7 +71,7 @@ typedef struct tess_quantizer_gather_args {
     tess_coded_rows rows;
     tess_view masked;   /* as `out`: rows of masked vectors; numel 0: zeros */
     int64_t out_stride; /* elements between rows of out and of masked, 0: contiguous */
-    tess_view out;      /* [row_numel, dim] f32 or bf16 */
+    tess_view out;      /* [row_numel, dim] f32 or bf16; codes itself where each row is its own */
 } tess_quantizer_gather_args;
 
 /** code = TESS_NO_CODE of vectors that are not valid, in every row of codes. */

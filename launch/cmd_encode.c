@@ -34,9 +34,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"output", 'o', "CODES.h5", 0, "Codes file to write", 0},
     {"mask", 'm', "FILE", 0,
-     "Vectors [N, 1] beside INPUT: 0 where a vector is masked, else 1. Codes of a masked one are "
-     "-1, "
-     "and it does not count",
+     "Vectors [N, 1] beside INPUT, of images [N, positions]: 0 where one is masked, else 1. Codes "
+     "of a masked one are -1, and it does not count",
      0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},

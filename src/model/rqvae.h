@@ -153,6 +153,9 @@ typedef struct tess_vector_batch {
      * them; NULL: none is masked, and valid_numel is not looked at. */
     const uint8_t *valid; /* [vector_numel] */
     const uint32_t *own;  /* [vector_numel] */
+    /* With `valid`, of images: the same for the lines of a position's pixels, 2^halvings each:
+     * lines [images, height, width / 2^halvings]. Of masked ones x is 0, and so is y. */
+    const uint32_t *line;
     int64_t valid_numel;
     bool is_drawn;     /* of training: codes may be drawn and noisy */
     int64_t first_idx; /* with is_drawn: number of the first vector over the whole run */

@@ -163,33 +163,40 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
     return TESS_OK;
 }
 
-static tess_status stack_backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
+/* d_y = what arrives at the codes, f32; none arrives at those that masked vectors do not have. */
+static tess_status take_gradient(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                                 tess_view *d_y)
 {
-    const size_t mark = tess_carve_mark(&ex->work);
     const tess_rows d_out = tess_rqvae_part(m, ex, io->d_output, 0);
-    tess_view d_y = {0};
-    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.code_dim, TESS_F32, &d_y));
-    TESS_TRY(tess_rqvae_enter(ex, &d_out, d_y, (tess_view){0}));
-    const tess_quantizer_soft_clamp_backward_args args = {.levels = m->axis_level,
-                                                          .row_numel = ex->row_numel,
-                                                          .dim = m->config.code_dim,
-                                                          .x = io->input,
-                                                          .d_y = d_y.data,
-                                                          .d_x = io->d_input};
-    TESS_TRY(TESS_RQVAE_RUN(ex, soft_clamp_backward, &args));
-    tess_carve_release(&ex->work, mark);
-    return TESS_OK;
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.code_dim, TESS_F32, d_y));
+    TESS_TRY(tess_rqvae_enter(ex, &d_out, *d_y, (tess_view){0}));
+    if (io->batch->valid == NULL)
+        return TESS_OK;
+    const tess_rows all = tess_rows_of(*d_y, ex->row_numel, m->config.code_dim);
+    return tess_rqvae_leave(ex, io, *d_y, &all);
 }
 
 static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
+    const size_t mark = tess_carve_mark(&ex->work);
     float scale[TESS_LEVEL_DIM_MAX];
-    const tess_quantizer_level_backward_args args = {.levels = levels_of(m, 0, scale),
-                                                     .x = io->input,
-                                                     .d_out = io->d_output,
-                                                     .row_numel = ex->row_numel,
-                                                     .d_x = io->d_input};
-    return is_stack(m) ? stack_backward(m, ex, io) : TESS_RQVAE_RUN(ex, level_backward, &args);
+    tess_view d_y = {0};
+    TESS_TRY(take_gradient(m, ex, io, &d_y));
+    const tess_quantizer_level_backward_args of_level = {.levels = levels_of(m, 0, scale),
+                                                         .x = io->input,
+                                                         .d_out = d_y,
+                                                         .row_numel = ex->row_numel,
+                                                         .d_x = io->d_input};
+    const tess_quantizer_soft_clamp_backward_args of_stack = {.levels = m->axis_level,
+                                                              .row_numel = ex->row_numel,
+                                                              .dim = m->config.code_dim,
+                                                              .x = io->input,
+                                                              .d_y = d_y.data,
+                                                              .d_x = io->d_input};
+    TESS_TRY(is_stack(m) ? TESS_RQVAE_RUN(ex, soft_clamp_backward, &of_stack)
+                         : TESS_RQVAE_RUN(ex, level_backward, &of_level));
+    tess_carve_release(&ex->work, mark);
+    return TESS_OK;
 }
 
 const tess_quantizer_ops tess_quantizer_of_scalars = {.shape = shape,

@@ -173,6 +173,9 @@ static tess_status forward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_
 
 static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io)
 {
+    const size_t mark = tess_carve_mark(&ex->work);
+    tess_view q = {0};
+    TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->shape.dim, TESS_F32, &q));
     for (int g = 0; g < m->shape.group_numel; g++) {
         const tess_rows out = tess_rqvae_part(m, ex, io->output, g);
         const tess_quantizer_sign_decode_args args = {.index = tess_rqvae_row(ex, io->code, g).data,
@@ -180,10 +183,11 @@ static tess_status decode(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_i
                                                       .dim = m->shape.dim,
                                                       .magnitude = magnitude_of(m),
                                                       .order = TESS_BITS_MSB_FIRST,
-                                                      .out_stride = tess_rows_gap(&out),
-                                                      .out = out.view};
+                                                      .out = q};
         TESS_TRY(TESS_RQVAE_RUN(ex, sign_decode, &args));
+        TESS_TRY(tess_rqvae_leave(ex, io, q, &out));
     }
+    tess_carve_release(&ex->work, mark);
     return TESS_OK;
 }
 

@@ -69,6 +69,30 @@ static tess_status encoder_backward(const tess_rqvae *m, tess_exec *ex, const te
 
 /* ---- decoder and loss ---- */
 
+/* Rows of a vector's elements; of images all: what of them is masked is 0 here and there. */
+static tess_coded_rows shares_of(const tess_rqvae *m, const tess_exec *ex, const tess_rqvae_io *io,
+                                 tess_view v)
+{
+    return m->config.images.channel_numel > 0 ? tess_rqvae_own_rows(ex, v, m->config.dim)
+                                              : tess_rqvae_valid_rows(ex, io, v, m->config.dim);
+}
+
+/* y = 0 where an image is masked: x is 0 too, so that there is neither loss nor gradient. */
+static tess_status mask_image(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
+                              tess_view y)
+{
+    const int64_t lines = (int64_t)1 << m->config.images.halving_numel;
+    if (io->batch->line == NULL)
+        return TESS_OK;
+    const tess_quantizer_gather_args args = {.rows = {.codes = y.data,
+                                                      .code = io->batch->line,
+                                                      .row_numel = ex->row_numel * lines,
+                                                      .dim = m->config.dim / lines,
+                                                      .code_numel = ex->row_numel * lines},
+                                             .out = y};
+    return TESS_RQVAE_RUN(ex, gather, &args);
+}
+
 /* Terms of a vector's loss: [1 + T, R] f64, of the reconstruction in front of the quantizer's. */
 static tess_status row_terms(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io,
                              tess_view y, tess_view *out)
@@ -76,7 +100,7 @@ static tess_status row_terms(const tess_rqvae *m, tess_exec *ex, const tess_rqva
     const int terms = m->terms.numel, squares = 1 + m->shape.index_numel;
     TESS_TRY(tess_carve_take_2d(&ex->work, 1 + terms, ex->row_numel, TESS_F64, out));
     const tess_quantizer_row_loss_args args = {
-        .rows = tess_rqvae_valid_rows(ex, io, y, m->config.dim), .x = io->x.data, .out = out->data};
+        .rows = shares_of(m, ex, io, y), .x = io->x.data, .out = out->data};
     TESS_TRY(TESS_RQVAE_RUN(ex, row_loss, &args));
     const tess_view behind = tess_view_rows(*out, 1, terms, ex->row_numel);
     TESS_TRY(tess_exec_copy_rows(ex, tess_rows_of(behind, terms, ex->row_numel),
@@ -113,6 +137,7 @@ static tess_status reconstruct(const tess_rqvae *m, tess_exec *ex, const tess_rq
     TESS_TRY(tess_rqvae_body_take_saved(m, ex, &m->decoder, &ex->work, saved));
     TESS_TRY(tess_carve_take_2d(&ex->work, ex->row_numel, m->config.dim, TESS_F32, y));
     TESS_TRY(tess_rqvae_body_forward(m, ex, &m->decoder, io->input, saved, *y));
+    TESS_TRY(mask_image(m, ex, io, *y));
     return add_losses(m, ex, io, *y);
 }
 
@@ -132,7 +157,7 @@ static tess_status loss_gradient(const tess_rqvae *m, tess_exec *ex, const tess_
                                  tess_view y, tess_view *d_y)
 {
     const double scale = 2.0 * m->reconstruction_weight * (double)io->grad_scale;
-    const tess_coded_rows x = tess_rqvae_valid_rows(ex, io, io->x, m->config.dim);
+    const tess_coded_rows x = shares_of(m, ex, io, io->x);
     tess_view d = {0};
     TESS_TRY(tess_carve_take(&ex->work, y.numel, TESS_F32, &d));
     const tess_quantizer_backward_args args = {

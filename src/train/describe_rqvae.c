@@ -250,6 +250,7 @@ static tess_status place_masks(const tess_run *run, tess_vector_layout *v)
     TESS_TRY(
         place(&v->nbytes, TESS_MAX(v->kept_numel, v->row_numel), 1, sizeof(uint8_t), &v->valid));
     TESS_TRY(place(&v->nbytes, v->row_numel, 1, sizeof(uint32_t), &v->own));
+    TESS_TRY(place(&v->nbytes, v->row_numel, v->line_numel, sizeof(uint32_t), &v->line));
     return place(&v->nbytes, run->train.micro_batches + 1, 1, sizeof(int64_t), &v->valid_before);
 }
 
@@ -288,6 +289,10 @@ tess_status tess_vector_layout_make(const tess_run *run, const tess_sample_size 
                             .dim = config.dim,
                             .is_averaged = config.is_averaged};
     TESS_TRY(tess_rqvae_check_config(&config));
+    if (config.images.channel_numel > 0) {
+        v.line_numel = (int64_t)1 << config.images.halving_numel;
+        v.column_numel = config.images.width >> config.images.halving_numel;
+    }
     TESS_TRY(tess_mul_i64(run->train.micro_batch, v.position_numel, &v.row_numel));
     TESS_TRY(tess_quantizer_shape_make(&config, &v.shape));
     const int64_t indices = v.shape.index_numel;

@@ -43,9 +43,11 @@ typedef struct tess_vector_layout {
      * groups, their sum, slopes. */
     size_t mean_sum, mean_slope, mean_entropy, mean_value;
     /* Of runs with masks: flags of the kept vectors, or of a micro-batch; numbers of its vectors;
-     * [micro-batches + 1] valid vectors of the step in front of each, and all. */
+     * of images, of the lines of these (tess_vector_batch.line); [micro-batches + 1] valid vectors
+     * of the step in front of each, and all. */
     bool is_masked;
-    size_t valid, own, valid_before;
+    int64_t line_numel, column_numel; /* lines of a position, and positions beside each other */
+    size_t valid, own, line, valid_before;
     size_t nbytes;
     tess_average_room far; /* nbytes 0: nothing is moved on a device */
 } tess_vector_layout;

@@ -178,8 +178,9 @@ static tess_status scan_vector(tess_kmeans *job, const float *x, int64_t vector_
     for (int64_t j = 0; j < job->plan.dim; j++) {
         TESS_CHECK(isfinite(x[j]), TESS_E_FORMAT,
                    "data.path: '%s': dimension %" PRId64 " of vector %" PRId64
-                   " is %g, expected a finite number; remove the vector",
-                   tess_vectors_get_info(job->parts.vectors)->path, j, vector_idx, (double)x[j]);
+                   " is %g, expected a finite number; remove or mask the vector",
+                   tess_vectors_get_info(job->parts.vectors)->path, j,
+                   tess_vectors_place(job->parts.vectors, vector_idx), (double)x[j]);
         s->largest = fmaxf(s->largest, fabsf(x[j]));
         square += (double)x[j] * (double)x[j];
         s->sum[j] += (double)x[j];

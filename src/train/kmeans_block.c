@@ -212,9 +212,10 @@ tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors, double
             if (!tess_exact_add(&sums[0], (double)found[i]) || !tess_exact_add(&sums[1], square))
                 st = TESS_FAIL(TESS_E_FORMAT,
                                "'%s': vector %lld is not finite or too large for squares in f32; "
-                               "remove or scale it",
+                               "remove, mask or scale it",
                                info->path,
-                               (long long)((t * job->world + job->rank) * KMEANS_BLOCK + i));
+                               (long long)tess_vectors_place(
+                                   vectors, (t * job->world + job->rank) * KMEANS_BLOCK + i));
         }
         tess_exact_carry(&sums[0]);
         tess_exact_carry(&sums[1]);

@@ -15,8 +15,33 @@ typedef struct block {
     tess_vector_layout at;
     char *data;
     int64_t row_numel;
-    uint32_t *code; /* [indices, rows] */
+    uint32_t *code;   /* [indices, rows] */
+    uint32_t *spread; /* [rows, 1 + lines] of masked images; else NULL */
 } block;
+
+/* What a model that was not trained with masks has no place for. Other vectors' rows do not depend
+ * on masked ones. */
+static tess_status spread_mask(const tess_code_round *round, block *b)
+{
+    void *spread = NULL;
+    if (round->valid == NULL || b->at.line_numel == 0)
+        return TESS_OK;
+    TESS_TRY(tess_alloc_array(b->row_numel, (size_t)(1 + b->at.line_numel) * sizeof *b->spread,
+                              &spread));
+    b->spread = spread;
+    (void)tess_mask_spread(&b->at, round->valid, b->row_numel, b->spread, b->spread + b->row_numel);
+    return TESS_OK;
+}
+
+/* What a pass sees of the mask. */
+static void set_mask(const tess_code_round *round, const block *b, tess_vector_batch *batch)
+{
+    if (b->spread == NULL)
+        return;
+    batch->valid = round->valid;
+    batch->own = b->spread;
+    batch->line = b->spread + b->row_numel;
+}
 
 static tess_status open_block(tess_session *s, const tess_code_round *round, block *b)
 {
@@ -25,24 +50,36 @@ static tess_status open_block(tess_session *s, const tess_code_round *round, blo
     b->data = tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
     b->row_numel = round->vector_numel[tess_comm_rank(s->world)];
     b->code = (uint32_t *)(void *)(b->data + b->at.code);
-    return TESS_OK;
+    return spread_mask(round, b);
 }
 
-static tess_status pass(tess_session *s, const block *b, const tess_vector_batch *batch)
+static tess_status pass(tess_session *s, const tess_code_round *round, block *b,
+                        tess_vector_batch *batch)
 {
     double loss_sum = 0.0;
-    return session_section(
+    set_mask(round, b, batch);
+    const tess_status st = session_section(
         s, tess_runtime_forward(s->rt, TESS_CALL_EVAL, b->row_numel > 0 ? batch : NULL, &loss_sum));
+    tess_free(b->spread);
+    return st;
+}
+
+static tess_status open_together(tess_session *s, const tess_code_round *round, block *b)
+{
+    const tess_status st = session_agree(s, open_block(s, round, b));
+    if (st != TESS_OK)
+        tess_free(b->spread);
+    return st;
 }
 
 static tess_status encode(tess_session *s, const tess_code_round *round)
 {
-    block b;
-    TESS_TRY(session_agree(s, open_block(s, round, &b)));
+    block b = {0};
+    TESS_TRY(open_together(s, round, &b));
     double *square = (double *)(void *)(b.data + b.at.square);
-    const tess_vector_batch batch = {
+    tess_vector_batch batch = {
         .vector_numel = b.row_numel, .x = round->x, .code = b.code, .square = square};
-    TESS_TRY(pass(s, &b, &batch));
+    TESS_TRY(pass(s, round, &b, &batch));
     const int columns = b.at.shape.index_numel;
     for (int64_t i = 0; i < b.row_numel; i++) {
         round->error[i] = (float)square[i];
@@ -54,17 +91,17 @@ static tess_status encode(tess_session *s, const tess_code_round *round)
 
 static tess_status decode(tess_session *s, const tess_code_round *round)
 {
-    block b;
-    TESS_TRY(session_agree(s, open_block(s, round, &b)));
+    block b = {0};
+    TESS_TRY(open_together(s, round, &b));
     const int columns = b.at.shape.index_numel;
     float *nothing = (float *)(void *)(b.data + b.at.x);
     memset(nothing, 0, (size_t)(b.row_numel * b.at.dim) * sizeof *nothing);
     for (int64_t i = 0; i < b.row_numel; i++)
         for (int c = 0; c < columns; c++)
             b.code[c * b.row_numel + i] = round->code[i * columns + c];
-    const tess_vector_batch batch = {
+    tess_vector_batch batch = {
         .vector_numel = b.row_numel, .x = nothing, .given = b.code, .y = round->x};
-    TESS_TRY(pass(s, &b, &batch));
+    TESS_TRY(pass(s, round, &b, &batch));
     for (int64_t i = 0; s->d.sample.channel_numel > 0 && i < b.row_numel * b.at.dim; i++)
         round->x[i] = 0.5f * round->x[i] + 0.5f; /* as images have them */
     return TESS_OK;
@@ -124,6 +161,7 @@ tess_status tess_coder_of_rqvae(tess_session *s, tess_coder *out)
     *out = (tess_coder){.block_numel = TESS_MIN(s->run->train.micro_batch, most) * positions,
                         .dim = config.dim,
                         .position_numel = positions,
+                        .halving_numel = (int)config.images.halving_numel,
                         .sample = s->d.sample,
                         .info = {.code_numel = shape.code_numel,
                                  .level_numel = shape.index_numel / shape.group_numel,

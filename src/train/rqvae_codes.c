@@ -134,6 +134,24 @@ tess_status codes_carry(tess_session *s, const tess_vector_layout *v, size_t off
     return tess_runtime_copy(s->rt, is_back ? host : far, is_back ? far : host);
 }
 
+/* ---- masks ---- */
+
+int64_t tess_mask_spread(const tess_vector_layout *v, const uint8_t *valid, int64_t row_numel,
+                         uint32_t *own, uint32_t *line)
+{
+    int64_t valid_numel = 0;
+    for (int64_t i = 0; i < row_numel; i++) {
+        own[i] = valid[i] != 0 ? (uint32_t)i : TESS_NO_CODE;
+        valid_numel += valid[i];
+        for (int64_t r = 0; r < v->line_numel; r++) {
+            const int64_t at =
+                (i / v->column_numel * v->line_numel + r) * v->column_numel + i % v->column_numel;
+            line[at] = valid[i] != 0 ? (uint32_t)at : TESS_NO_CODE;
+        }
+    }
+    return valid_numel;
+}
+
 /* ---- vectors of the step ---- */
 
 tess_codebook_round codes_round(const codes_job *job, int book, int part, int64_t t)

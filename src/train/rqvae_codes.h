@@ -197,6 +197,11 @@ TESS_MUST_CHECK tess_status tess_averages_update(tess_session *s, const tess_vec
 TESS_MUST_CHECK tess_status tess_codes_gradient(tess_session *s, const tess_vector_layout *layout,
                                                 tess_codebooks *books, float grad_scale);
 
+/** What a model sees of the flags [row_numel] of vectors: their numbers [row_numel], and of images
+ * those of lines [row_numel, lines]. Local. @return how many are valid */
+int64_t tess_mask_spread(const tess_vector_layout *layout, const uint8_t *valid, int64_t row_numel,
+                         uint32_t *own, uint32_t *line);
+
 /** Entropy of the mean assignment of a step, from this rank's sums where kernels work: its value
  * and slopes for the micro-batches, the same on all ranks, in the same memory. Collective. */
 TESS_MUST_CHECK tess_status tess_mean_entropy(tess_session *s, const tess_vector_layout *layout);

@@ -5,7 +5,8 @@
 
 /* Keys, whole sections as "section.", that a family reads. */
 static const char *const of_kmeans[] = {"model.family",        "data.path",
-                                        "data.eval_path",      "train.seed",
+                                        "data.eval_path",      "data.mask_path",
+                                        "data.eval_mask_path", "train.seed",
                                         "quantizer.type",      "quantizer.codes",
                                         "quantizer.levels",    "quantizer.groups",
                                         "quantizer.beam",      "quantizer.dim",
@@ -79,9 +80,6 @@ bool run_family_reads(const tess_run *run, tess_run_key_idx key)
         return !is_listed(of_others, k->path);
     if (strcmp(k->section, "quantizer") == 0)
         return run_quantizer_reads(run, key);
-    if (tess_run_is_of_images(run) &&
-        (key == TESS_RUN_KEY_data_mask_path || key == TESS_RUN_KEY_data_eval_mask_path))
-        return false;
     return key != TESS_RUN_KEY_train_mode &&
            (is_listed(of_rqvae, k->path) || key == TESS_RUN_KEY_output_trace_steps);
 }

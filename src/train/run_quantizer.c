@@ -261,11 +261,11 @@ static tess_status check_sharding(const tess_run *run)
 tess_status run_quantizer_check(const tess_run *run)
 {
     TESS_TRY(check_family(run));
+    TESS_TRY(check_masks(run));
     if (tess_run_is_kmeans(run))
         return TESS_OK;
     TESS_TRY(check_type(run));
     TESS_TRY(check_conditions(run));
-    TESS_TRY(check_masks(run));
     TESS_TRY(check_sharding(run));
     return check_update(run);
 }

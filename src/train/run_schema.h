@@ -136,10 +136,11 @@ TESS_BEGIN_DECLS
     X(data, eval_path, "eval_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
       "Held-out token file, vectors, images, or cache; without it nothing is evaluated.") \
     X(data, mask_path, "mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "rqvae: vectors [N, 1] beside data.path: 1, or 0 where a vector is padding: it counts " \
-      "nowhere and has code -1. Enters the identity of data.path.") \
+      "kmeans, rqvae: vectors [N, 1] beside data.path: 1, or 0 where a vector is padding: it " \
+      "counts nowhere and has code -1; vqvae: [N, positions of an image]. Enters the identity of " \
+      "data.path.") \
     X(data, eval_mask_path, "eval_mask_path", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "rqvae: the same beside data.eval_path.") \
+      "The same beside data.eval_path.") \
     X(data, resolution, "resolution", int64_t, INT, "auto", "auto", 16, 16384, FREE, \
       "flux: memory is planned for images of as many pixels as a square of this side; " \
       "auto: for the " \

@@ -11,7 +11,9 @@
 struct tess_samples {
     tess_vectors *vectors; /* one of both */
     tess_images *images;
-    tess_vectors *mask; /* of vectors, or NULL: none is masked */
+    tess_mask *mask;       /* NULL: none is masked */
+    int64_t cell_numel;    /* pixels of a position's side; 1 of vectors */
+    int64_t rows, columns; /* of positions; 1 of vectors */
     int64_t sample_numel;
     tess_sample_size size;
     float *planes; /* [C, H, W] of an image */
@@ -72,50 +74,44 @@ void tess_samples_close(tess_samples **samples)
     if (s == NULL)
         return;
     tess_vectors_close(&s->vectors);
-    tess_vectors_close(&s->mask);
+    tess_mask_close(&s->mask);
     tess_images_close(&s->images);
     tess_free(s->planes);
     tess_free(s);
     *samples = NULL;
 }
 
-tess_status tess_samples_open_mask(const tess_ctx *ctx, tess_samples *s, const char *mask_path,
-                                   const char *key)
+int64_t tess_samples_position_numel(const tess_samples *s) { return s->rows * s->columns; }
+
+tess_status tess_samples_open_mask(const tess_ctx *ctx, tess_samples *s,
+                                   const tess_samples_mask *mask)
 {
-    TESS_CHECK(s->vectors != NULL, TESS_E_CONFIG, "%s: images have no mask: remove it", key);
-    TESS_TRY(tess_vectors_open(ctx, mask_path, &s->mask));
-    const tess_vectors_info *info = tess_vectors_get_info(s->mask);
-    TESS_CHECK(info->vector_numel == s->sample_numel && info->dim == 1, TESS_E_CONFIG,
-               "%s: '%s' is [%" PRId64 ", %" PRId64 "], expected [%" PRId64
-               ", 1]: a number for each vector, 0 where it is masked, else 1",
-               key, mask_path, info->vector_numel, info->dim, s->sample_numel);
-    return TESS_OK;
+    const int halvings = s->images != NULL ? mask->halving_numel : 0;
+    s->cell_numel = (int64_t)1 << halvings;
+    s->rows = TESS_MAX(s->size.height >> halvings, 1);
+    s->columns = TESS_MAX(s->size.width >> halvings, 1);
+    const tess_mask_shape shape = {s->sample_numel, tess_samples_position_numel(s)};
+    return mask->path != NULL ? tess_mask_open(ctx, mask->path, mask->key, &shape, &s->mask)
+                              : TESS_OK;
 }
 
 tess_status tess_samples_valid(tess_samples *s, int64_t first_idx, int64_t numel, uint8_t *valid)
 {
-    for (int64_t i = 0; i < numel; i++) {
-        float value = 1.0f;
-        if (s->mask != NULL)
-            TESS_TRY(tess_vectors_read(s->mask, first_idx + i, 1, &value));
-        TESS_CHECK(value == 0.0f || value == 1.0f, TESS_E_FORMAT,
-                   "'%s': vector %" PRId64 " has %g, expected 0 (masked) or 1",
-                   tess_vectors_get_info(s->mask)->path, first_idx + i, (double)value);
-        valid[i] = value != 0.0f;
-    }
+    if (s->mask != NULL)
+        return tess_mask_read(s->mask, first_idx, numel, valid);
+    memset(valid, 1, (size_t)(numel * tess_samples_position_numel(s)));
     return TESS_OK;
 }
 
-static tess_status read_vectors(tess_samples *s, int64_t first_idx, int64_t numel, float *dst)
+/* Zeros in the cells of masked positions; a vector is a pixel of its dimensions. */
+static void clear_masked(const tess_samples *s, const uint8_t *valid, float *x)
 {
-    TESS_TRY(tess_vectors_read(s->vectors, first_idx, numel, dst));
-    for (int64_t i = 0; i < numel && s->mask != NULL; i++) {
-        uint8_t valid = 0;
-        TESS_TRY(tess_samples_valid(s, first_idx + i, 1, &valid));
-        if (valid == 0)
-            memset(dst + i * s->size.dim, 0, (size_t)s->size.dim * sizeof *dst);
-    }
-    return TESS_OK;
+    const int64_t cell = s->cell_numel;
+    const int64_t line = cell * s->size.dim / (s->rows * s->columns * cell * cell);
+    for (int64_t p = 0; p < s->rows * s->columns; p++)
+        for (int64_t r = 0; valid[p] == 0 && r < cell; r++)
+            memset(x + ((p / s->columns * cell + r) * s->columns + p % s->columns) * line, 0,
+                   (size_t)line * sizeof *x);
 }
 
 int64_t tess_samples_numel(const tess_samples *samples) { return samples->sample_numel; }
@@ -132,45 +128,69 @@ static tess_status read_image(tess_samples *s, int64_t idx, float *dst)
     return TESS_OK;
 }
 
-tess_status tess_samples_read(tess_samples *s, int64_t first_idx, int64_t numel, float *dst)
+static tess_status read_unmasked(tess_samples *s, int64_t first_idx, int64_t numel, float *dst)
 {
     if (s->vectors != NULL)
-        return read_vectors(s, first_idx, numel, dst);
+        return tess_vectors_read(s->vectors, first_idx, numel, dst);
     for (int64_t i = 0; i < numel; i++)
         TESS_TRY(read_image(s, first_idx + i, dst + i * s->size.dim));
     return TESS_OK;
 }
 
+tess_status tess_samples_read(tess_samples *s, int64_t first_idx, int64_t numel, float *dst,
+                              uint8_t *valid)
+{
+    TESS_CHECK(s->mask == NULL || valid != NULL, TESS_E_ARG, "samples: flags have no place");
+    TESS_TRY(read_unmasked(s, first_idx, numel, dst));
+    if (valid == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_samples_valid(s, first_idx, numel, valid));
+    for (int64_t i = 0; i < numel && s->mask != NULL; i++)
+        clear_masked(s, valid + i * tess_samples_position_numel(s), dst + i * s->size.dim);
+    return TESS_OK;
+}
+
+/* One sample's elements and flags. */
+typedef struct scan {
+    const char *key;
+    float *x;           /* [dim + flag_numel] */
+    uint8_t *valid;     /* [positions] */
+    int64_t flag_numel; /* 0: none is masked, and flags are no part of the identity */
+} scan;
+
 /* A masked vector's numbers may be none: they are not looked at. */
-static tess_status scan_vector(tess_samples *s, const char *key, int64_t idx, float *x)
+static tess_status scan_sample(tess_samples *s, int64_t idx, const scan *c)
 {
     const int64_t dim = s->size.dim;
-    uint8_t valid = 0;
-    TESS_TRY(read_vectors(s, idx, 1, x));
-    TESS_TRY(tess_samples_valid(s, idx, 1, &valid));
-    for (int64_t j = 0; j < dim; j++)
-        TESS_CHECK(isfinite(x[j]), TESS_E_FORMAT,
+    TESS_TRY(tess_samples_read(s, idx, 1, c->x, c->valid));
+    for (int64_t j = 0; j < dim && s->vectors != NULL; j++)
+        TESS_CHECK(isfinite(c->x[j]), TESS_E_FORMAT,
                    "%s: '%s': dimension %" PRId64 " of vector %" PRId64
                    " is %g, expected a finite number; remove or mask the vector",
-                   key, tess_vectors_get_info(s->vectors)->path, j, idx, (double)x[j]);
-    x[dim] = (float)valid;
+                   c->key, tess_vectors_get_info(s->vectors)->path, j, idx, (double)c->x[j]);
+    for (int64_t p = 0; p < c->flag_numel; p++)
+        c->x[dim + p] = (float)c->valid[p];
     return TESS_OK;
 }
 
 static tess_status scan_own(tess_comm *comm, tess_samples *s, const char *key,
                             tess_logical_hash *digest)
 {
-    const bool is_masked = s->mask != NULL;
-    void *x = NULL;
-    tess_status st = TESS_OK;
-    TESS_TRY(tess_alloc_array(s->size.dim + is_masked, sizeof(float), &x));
+    void *x = NULL, *valid = NULL;
+    scan c = {.key = key, .flag_numel = s->mask != NULL ? tess_samples_position_numel(s) : 0};
+    tess_status st = tess_alloc_array(s->size.dim + c.flag_numel, sizeof *c.x, &x);
+    if (st == TESS_OK && c.flag_numel > 0)
+        st = tess_alloc_array(c.flag_numel, sizeof *c.valid, &valid);
+    c.x = x;
+    c.valid = valid;
     for (int64_t i = tess_comm_rank(comm); i < s->sample_numel && st == TESS_OK;
          i += tess_comm_world(comm)) {
-        st = is_masked ? scan_vector(s, key, i, x) : read_image(s, i, x);
+        st = scan_sample(s, i, &c);
         if (st == TESS_OK)
-            tess_vectors_digest_add(digest, x, s->size.dim + is_masked, i, 1);
+            tess_vectors_digest_add(digest, c.x, s->size.dim + c.flag_numel, i, 1);
     }
     tess_free(x);
+    tess_free(valid);
     return st;
 }
 

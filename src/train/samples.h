@@ -7,7 +7,7 @@
 #pragma once
 
 #include "train/images.h"
-#include "train/vectors.h"
+#include "train/mask.h"
 
 TESS_BEGIN_DECLS
 
@@ -32,32 +32,40 @@ static inline bool tess_sample_is_equal(const tess_sample_size *a, const tess_sa
 /** Local. @return as tess_vectors_open or tess_images_open; TESS_E_RANGE */
 TESS_MUST_CHECK tess_status tess_samples_open(const tess_ctx *ctx, const char *path, bool is_images,
                                               tess_samples **out);
+/** Where positions of a sample are masked. Plain data. */
+typedef struct tess_samples_mask {
+    const char *path;  /* NULL: none is masked */
+    const char *key;   /* of the run file or the command line, for messages */
+    int halving_numel; /* of height and width, from an image to the grid of its positions; a vector
+                          has one position */
+} tess_samples_mask;
 /**
- * Say which vectors are masked: those whose number in `mask_path`, vectors of one dimension, is 0;
- * all others have 1. Masked ones are read as zeros, whatever the file holds. Local.
- * @param key  of the run file or the command line, for messages
- * @return as tess_vectors_open; TESS_E_CONFIG of another form than [samples, 1]
+ * Say which positions are masked: those whose number in a file of vectors [samples, positions] is
+ * 0; all others have 1. What is masked is read as zeros, whatever the source holds. Before
+ * everything that asks for flags. Local.
+ * @return as tess_mask_open
  */
 TESS_MUST_CHECK tess_status tess_samples_open_mask(const tess_ctx *ctx, tess_samples *samples,
-                                                   const char *mask_path, const char *key);
-static inline const char *tess_mask_key(bool is_eval)
-{
-    return is_eval ? "data.eval_mask_path" : "data.mask_path";
-}
+                                                   const tess_samples_mask *mask);
 void tess_samples_close(tess_samples **samples);
 int64_t tess_samples_numel(const tess_samples *samples);
 const tess_sample_size *tess_samples_size(const tess_samples *samples);
-/** Read samples first .. first + numel - 1 into dst [numel, dim] f32, host. Local; one reader at a
- * time. @return as tess_vectors_read or tess_images_read */
+/** Flags of a sample. Local. */
+int64_t tess_samples_position_numel(const tess_samples *samples);
+/**
+ * Read samples first .. first + numel - 1. Local; one reader at a time.
+ * @param[out] dst    [numel, dim] f32, host
+ * @param[out] valid  [numel, positions], host: 1, or 0 where they are masked; NULL, where no sample
+ *                    is: not wanted
+ * @return as tess_vectors_read, tess_images_read or tess_mask_read
+ */
 TESS_MUST_CHECK tess_status tess_samples_read(tess_samples *samples, int64_t first_idx,
-                                              int64_t numel, float *dst);
-/** Which of samples first .. first + numel - 1 are valid: 1, or 0 where they are masked, into
- * `valid` [numel]; all are without a mask. Local. @return TESS_E_FORMAT another number, which is
- * named; as tess_vectors_read */
+                                              int64_t numel, float *dst, uint8_t *valid);
+/** Flags alone. Local. @return as tess_mask_read */
 TESS_MUST_CHECK tess_status tess_samples_valid(tess_samples *samples, int64_t first_idx,
                                                int64_t numel, uint8_t *valid);
 /** All samples once, each rank some: their identity, of images that of the rows; with a mask that
- * of vectors [x, valid]. Collective.
+ * of rows [x, valid]. Collective.
  * @return as tess_vectors_scan or tess_images_read */
 TESS_MUST_CHECK tess_status tess_samples_scan(tess_comm *comm, tess_samples *samples,
                                               const char *key, tess_logical_hash *digest);

@@ -65,10 +65,11 @@ static tess_status open_file(tess_session *s, int kind)
                "%s: '%s' holds %s, the model takes %s (quantizer.%s)", key[kind], path, found,
                expected, is_images ? "image" : "dim");
     s->source[kind].sequence_numel = tess_samples_numel(*file);
-    const char *mask = kind == TRAINING ? s->run->data.mask_path : s->run->data.eval_mask_path;
-    return mask != NULL
-               ? tess_samples_open_mask(s->ctx, *file, mask, tess_mask_key(kind != TRAINING))
-               : TESS_OK;
+    const tess_samples_mask mask = {.path = kind == TRAINING ? s->run->data.mask_path
+                                                             : s->run->data.eval_mask_path,
+                                    .key = tess_mask_key(kind != TRAINING),
+                                    .halving_numel = (int)s->run->quantizer.downsample};
+    return tess_samples_open_mask(s->ctx, *file, &mask);
 }
 
 static tess_status open_files(tess_session *s)
@@ -426,6 +427,8 @@ static tess_status send_batch(tess_session *s)
         const size_t valid = (size_t)((const char *)f->batch.valid - f->read);
         TESS_TRY(mirror(s, valid, f->at.row_numel));
         TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t)));
+        TESS_TRY(mirror(s, f->at.line,
+                        f->at.row_numel * f->at.line_numel * (int64_t)sizeof(uint32_t)));
     }
     return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -451,29 +454,22 @@ static int64_t sample_of(const tess_session *s, int64_t v)
     return tess_rng_permute(&rng, numel, v % numel);
 }
 
-/* ---- masks: of vectors, which are samples ---- */
+/* ---- masks ---- */
 
-/* Flags of a micro-batch's vectors into what the model sees. */
-static void take_mask(tess_session *s, uint8_t *valid, int64_t numel)
+/* Flags of a micro-batch's vectors, NULL: none is masked, into what the model sees. */
+static void take_mask(tess_session *s, const uint8_t *valid, int64_t row_numel)
 {
     vector_feed *f = s->vector;
-    uint32_t *own = (uint32_t *)(void *)arena_at(s, f->at.own);
+    f->batch.valid_numel = row_numel;
+    if (valid == NULL)
+        return;
     f->batch.valid = (uint8_t *)f->read + (valid - (uint8_t *)arena_at(s, 0));
     f->batch.own = (uint32_t *)(void *)(f->read + f->at.own);
-    f->batch.valid_numel = 0;
-    for (int64_t i = 0; i < numel; i++) {
-        own[i] = valid[i] != 0 ? (uint32_t)i : TESS_NO_CODE;
-        f->batch.valid_numel += valid[i];
-    }
-}
-
-static tess_status read_mask(tess_session *s, int64_t micro_batch_idx, uint8_t *valid)
-{
-    const int64_t samples = s->run->train.micro_batch;
-    for (int64_t i = 0; i < samples; i++)
-        TESS_TRY(tess_samples_valid(s->vector->data[TRAINING],
-                                    sample_of(s, micro_batch_idx * samples + i), 1, valid + i));
-    return TESS_OK;
+    if (f->at.line_numel > 0)
+        f->batch.line = (uint32_t *)(void *)(f->read + f->at.line);
+    f->batch.valid_numel =
+        tess_mask_spread(&f->at, valid, row_numel, (uint32_t *)(void *)arena_at(s, f->at.own),
+                         (uint32_t *)(void *)arena_at(s, f->at.line));
 }
 
 /* The flags stay with the results that they are of. */
@@ -481,21 +477,27 @@ static uint8_t *flags_of(tess_session *s, int64_t micro_batch_idx)
 {
     const tess_vector_layout *v = &s->vector->at;
     const int64_t m = micro_batch_idx % s->run->train.micro_batches;
+    if (!v->is_masked)
+        return NULL;
     return (uint8_t *)arena_at(s, v->valid) +
            (v->kept_numel > 0 ? m / tess_comm_world(s->world) * v->row_numel : 0);
 }
 
-/* Whether there is a valid vector in [first, end) of the held-out ones, or of training's order. */
+/* Whether there is a valid vector in samples [first, end) of the held-out ones, or of training's
+ * order. */
 static tess_status find_valid(tess_session *s, int kind, int64_t first, int64_t end, bool *found)
 {
+    const int64_t positions = s->vector->at.position_numel;
+    void *valid = NULL;
+    tess_status st = tess_alloc_array(positions, sizeof(uint8_t), &valid);
     *found = false;
-    for (int64_t i = first; i < end && !*found; i++) {
-        uint8_t valid = 0;
-        TESS_TRY(tess_samples_valid(s->vector->data[kind], kind == TRAINING ? sample_of(s, i) : i,
-                                    1, &valid));
-        *found = valid != 0;
+    for (int64_t i = first; i < end && !*found && st == TESS_OK; i++) {
+        st = tess_samples_valid(s->vector->data[kind], kind == TRAINING ? sample_of(s, i) : i, 1,
+                                valid);
+        *found = st == TESS_OK && memchr(valid, 1, (size_t)positions) != NULL;
     }
-    return TESS_OK;
+    tess_free(valid);
+    return st;
 }
 
 /* Means are over valid vectors: every step has one, and so have those that are held out. What a
@@ -506,14 +508,15 @@ static tess_status check_masks(tess_session *s)
     const tess_run *run = s->run;
     const int64_t each = run->train.micro_batches * run->train.micro_batch;
     const int64_t numel = s->source[HELD_OUT].sequence_numel;
+    const char *name = tess_run_is_of_images(run) ? "images" : "vectors";
     tess_samples **data = s->vector->data;
     bool found = false;
     if (data[HELD_OUT] != NULL && run->data.eval_mask_path != NULL) {
         TESS_TRY(find_valid(s, HELD_OUT, 0, numel, &found));
         TESS_CHECK(found, TESS_E_FORMAT,
-                   "data.eval_mask_path: '%s' masks all of the %" PRId64 " vectors of '%s', "
+                   "data.eval_mask_path: '%s' masks all of the %" PRId64 " %s of '%s', "
                    "expected a valid one; leave data.eval_path out",
-                   run->data.eval_mask_path, numel, run->data.eval_path);
+                   run->data.eval_mask_path, numel, name, run->data.eval_path);
     }
     if (data[TRAINING] == NULL || run->data.mask_path == NULL)
         return TESS_OK;
@@ -523,34 +526,10 @@ static tess_status check_masks(tess_session *s)
         TESS_CHECK(found, TESS_E_FORMAT,
                    "data.mask_path: step %" PRId64 " of train.steps %" PRId64
                    ": all of its %" PRId64
-                   " vectors are masked by '%s'; raise train.micro_batches, or leave out vectors "
-                   "that are masked",
-                   i + 1, run->train.steps, each, run->data.mask_path);
+                   " %s are masked by '%s'; raise train.micro_batches, or leave out %s that are "
+                   "masked",
+                   i + 1, run->train.steps, each, name, run->data.mask_path, name);
     }
-    return TESS_OK;
-}
-
-static tess_status mask_training(tess_session *s, int64_t micro_batch_idx)
-{
-    vector_feed *f = s->vector;
-    f->batch.valid_numel = f->at.row_numel;
-    if (!f->at.is_masked)
-        return TESS_OK;
-    uint8_t *valid = flags_of(s, micro_batch_idx);
-    TESS_TRY(read_mask(s, micro_batch_idx, valid));
-    take_mask(s, valid, f->at.row_numel);
-    return TESS_OK;
-}
-
-static tess_status mask_held_out(tess_session *s, int64_t first, int64_t numel)
-{
-    vector_feed *f = s->vector;
-    uint8_t *valid = (uint8_t *)arena_at(s, f->at.valid);
-    f->batch.valid_numel = numel * f->at.position_numel;
-    if (!f->at.is_masked)
-        return TESS_OK;
-    TESS_TRY(tess_samples_valid(f->data[HELD_OUT], first, numel, valid));
-    take_mask(s, valid, numel);
     return TESS_OK;
 }
 
@@ -558,11 +537,14 @@ static tess_status mask_held_out(tess_session *s, int64_t first, int64_t numel)
 static tess_status count_own(tess_session *s, int64_t step, int64_t *numel)
 {
     vector_feed *f = s->vector;
-    const int64_t m_numel = s->run->train.micro_batches;
+    const int64_t m_numel = s->run->train.micro_batches, samples = s->run->train.micro_batch;
     TESS_TRY(begin_batch(s));
     for (int64_t m = tess_comm_rank(s->world); m < m_numel; m += tess_comm_world(s->world)) {
         uint8_t *valid = flags_of(s, m);
-        TESS_TRY(read_mask(s, step * m_numel + m, valid));
+        for (int64_t i = 0; i < samples; i++)
+            TESS_TRY(tess_samples_valid(f->data[TRAINING],
+                                        sample_of(s, (step * m_numel + m) * samples + i), 1,
+                                        valid + i * f->at.position_numel));
         for (int64_t i = 0; i < f->at.row_numel; i++)
             numel[m] += valid[i];
     }
@@ -592,11 +574,13 @@ static tess_status fill(tess_session *s, int64_t micro_batch_idx, const void **b
 {
     vector_feed *f = s->vector;
     const int64_t rows = f->at.row_numel, samples = s->run->train.micro_batch;
+    uint8_t *valid = flags_of(s, micro_batch_idx);
     TESS_TRY(begin_batch(s));
     for (int64_t i = 0; i < samples; i++)
         TESS_TRY(tess_samples_read(f->data[TRAINING], sample_of(s, micro_batch_idx * samples + i),
-                                   1, f->x + i * s->d.sample.dim));
-    TESS_TRY(mask_training(s, micro_batch_idx));
+                                   1, f->x + i * s->d.sample.dim,
+                                   valid != NULL ? valid + i * f->at.position_numel : NULL));
+    take_mask(s, valid, rows);
     keep_results(s, micro_batch_idx);
     f->batch.vector_numel = rows;
     f->batch.is_drawn = true;
@@ -610,13 +594,14 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
                              int64_t *loss_numel)
 {
     vector_feed *f = s->vector;
+    uint8_t *valid = flags_of(s, 0);
     TESS_TRY(begin_batch(s));
     f->batch.code = (uint32_t *)(void *)arena_at(s, f->at.code);
     f->batch.left = NULL;
     f->batch.is_drawn = false;
-    TESS_TRY(tess_samples_read(f->data[HELD_OUT], first, numel, f->x));
-    TESS_TRY(mask_held_out(s, first, numel));
+    TESS_TRY(tess_samples_read(f->data[HELD_OUT], first, numel, f->x, valid));
     f->batch.vector_numel = numel * f->at.position_numel;
+    take_mask(s, valid, f->batch.vector_numel);
     *loss_numel = f->batch.valid_numel;
     f->pending = HELD_OUT;
     *batch = &f->batch;

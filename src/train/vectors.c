@@ -17,6 +17,7 @@ struct tess_vectors {
     tess_vectors_hdf5 *hdf5; /* datasets, else NULL */
     uint8_t *scratch;        /* [scratch_numel, d] as stored; chunked datasets only */
     int64_t scratch_numel;
+    tess_vectors_valid *valid; /* NULL: none is left out */
 };
 
 const char *tess_vectors_hdf5_end(const char *path)
@@ -130,11 +131,19 @@ tess_status tess_vectors_open(const tess_ctx *ctx, const char *path, tess_vector
     return TESS_OK;
 }
 
+tess_status tess_vectors_leave_out(tess_vectors *v, const char *mask_path, const char *key)
+{
+    TESS_TRY(tess_vectors_valid_open(&v->ctx, mask_path, key, v->info.vector_numel, &v->valid));
+    v->info.vector_numel = tess_vectors_valid_numel(v->valid);
+    return TESS_OK;
+}
+
 void tess_vectors_close(tess_vectors **vectors)
 {
     tess_vectors *v = *vectors;
     if (v == NULL)
         return;
+    tess_vectors_valid_close(&v->valid);
     tess_vector_file_close(&v->file);
     tess_vectors_hdf5_close(&v->hdf5);
     tess_free(v->scratch);
@@ -149,15 +158,11 @@ const tess_vectors_info *tess_vectors_get_info(const tess_vectors *vectors)
     return &vectors->info;
 }
 
-tess_status tess_vectors_read(tess_vectors *v, int64_t first_idx, int64_t numel, float *dst)
+static tess_status read_source(tess_vectors *v, int64_t first_idx, int64_t numel, float *dst)
 {
     if (v->file != NULL)
         return tess_vector_file_read(v->file, first_idx, numel, dst);
     const tess_vector_layout *l = tess_vectors_hdf5_get_layout(v->hdf5);
-    TESS_CHECK(first_idx >= 0 && numel >= 0 && numel <= l->vector_numel &&
-                   first_idx <= l->vector_numel - numel,
-               TESS_E_RANGE, "'%s': vectors %" PRId64 " to %" PRId64 " of %" PRId64, v->path,
-               first_idx, first_idx + numel, l->vector_numel);
     for (int64_t done = 0; done < numel;) {
         const int64_t part = TESS_MIN(numel - done, v->scratch_numel);
         TESS_TRY(tess_vectors_hdf5_read(v->hdf5, first_idx + done, part, v->scratch));
@@ -165,6 +170,47 @@ tess_status tess_vectors_read(tess_vectors *v, int64_t first_idx, int64_t numel,
         done += part;
     }
     return TESS_OK;
+}
+
+/* No more of the file at once than there is room for; of that the valid ones stay. */
+static tess_status read_valid(tess_vectors *v, int64_t first_idx, int64_t numel, float *dst)
+{
+    const int64_t dim = v->info.dim;
+    int64_t place = 0;
+    TESS_TRY(tess_vectors_valid_find(v->valid, first_idx, &place));
+    for (int64_t done = 0; done < numel;) {
+        const uint8_t *flag = NULL;
+        int64_t part = 0;
+        TESS_TRY(tess_vectors_valid_flags(v->valid, place, &flag, &part));
+        part = TESS_MIN(part, numel - done);
+        float *const from = dst + done * dim;
+        TESS_TRY(read_source(v, place, part, from));
+        for (int64_t i = 0; i < part; i++)
+            if (flag[i] != 0)
+                memmove(dst + done++ * dim, from + i * dim, (size_t)dim * sizeof *dst);
+        place += part;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_vectors_read(tess_vectors *v, int64_t first_idx, int64_t numel, float *dst)
+{
+    const int64_t vector_numel = v->info.vector_numel;
+    TESS_CHECK(first_idx >= 0 && numel >= 0 && numel <= vector_numel &&
+                   first_idx <= vector_numel - numel,
+               TESS_E_RANGE, "'%s': vectors %" PRId64 " to %" PRId64 " of %" PRId64, v->path,
+               first_idx, first_idx + numel, vector_numel);
+    if (v->valid == NULL || numel == 0)
+        return read_source(v, first_idx, numel, dst);
+    return read_valid(v, first_idx, numel, dst);
+}
+
+int64_t tess_vectors_place(tess_vectors *v, int64_t vector_idx)
+{
+    int64_t place = vector_idx;
+    if (v->valid != NULL && tess_vectors_valid_find(v->valid, vector_idx, &place) != TESS_OK)
+        tess_error_clear(); /* the message that wants it says more */
+    return place;
 }
 
 void tess_vectors_digest_add(tess_logical_hash *digest, const float *x, int64_t dim,

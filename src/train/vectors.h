@@ -54,6 +54,17 @@ TESS_MUST_CHECK tess_status tess_vectors_is_source(const tess_ctx *ctx, const ch
  */
 TESS_MUST_CHECK tess_status tess_vectors_open(const tess_ctx *ctx, const char *path,
                                               tess_vectors **out);
+/**
+ * Leave masked vectors out: those whose number in `mask_path`, vectors of one dimension, is 0; all
+ * others have 1. The source then holds the valid ones alone, in their order, as if the file had no
+ * others: N, numbers, identity. The mask is read once here, and with every block that is read.
+ * Local.
+ * @param key  of the run file, for messages
+ * @return as tess_vectors_open; TESS_E_CONFIG of another form than [N, 1]; TESS_E_FORMAT another
+ * number, which is named, or no valid vector
+ */
+TESS_MUST_CHECK tess_status tess_vectors_leave_out(tess_vectors *vectors, const char *mask_path,
+                                                   const char *key);
 void tess_vectors_close(tess_vectors **vectors);
 const tess_vectors_info *tess_vectors_get_info(const tess_vectors *vectors);
 /**
@@ -65,6 +76,8 @@ const tess_vectors_info *tess_vectors_get_info(const tess_vectors *vectors);
  */
 TESS_MUST_CHECK tess_status tess_vectors_read(tess_vectors *vectors, int64_t first_idx,
                                               int64_t numel, float *dst);
+/** Number in the file of a vector, for messages: where some are left out it is another. Local. */
+int64_t tess_vectors_place(tess_vectors *vectors, int64_t vector_idx);
 
 /**
  * Add vectors to an identity that started as {0}; see [Note: identity of vectors]. Local. Lanes of

@@ -104,14 +104,14 @@ typedef struct encoder {
     tess_samples *samples;
     tess_codes_writer *writer; /* rank 0 */
     int64_t vector_numel;
-    int64_t *numel; /* [world] */
-    float *x;       /* [block, dim] */
-    uint8_t *valid; /* [block / positions] */
-    int64_t valid_numel;
-    float *error;   /* [block] */
-    uint32_t *code; /* [block, columns] */
-    uint32_t *all;  /* rank 0: [world, block, columns] */
-    int64_t *wide;  /* rank 0: [block, columns] */
+    int64_t *numel;    /* [world] */
+    float *x;          /* [block, dim] */
+    uint8_t *valid;    /* [block] */
+    int64_t counts[2]; /* valid vectors, samples with any */
+    float *error;      /* [block] */
+    uint32_t *code;    /* [block, columns] */
+    uint32_t *all;     /* rank 0: [world, block, columns] */
+    int64_t *wide;     /* rank 0: [block, columns] */
     tess_exact sums[2];
     tess_logical_hash digest;
 } encoder;
@@ -136,8 +136,9 @@ static tess_status open_samples(encoder *e, const char *input)
     tess_sample_text(&e->c.sample, expected);
     TESS_CHECK(tess_sample_is_equal(size, &e->c.sample), TESS_E_CONFIG,
                "'%s' holds %s, the checkpoint is of %s", input, found, expected);
-    if (e->mask != NULL)
-        TESS_TRY(tess_samples_open_mask(s->ctx, e->samples, e->mask, "--mask"));
+    const tess_samples_mask mask = {
+        .path = e->mask, .key = "--mask", .halving_numel = e->c.halving_numel};
+    TESS_TRY(tess_samples_open_mask(s->ctx, e->samples, &mask));
     return tess_mul_i64(tess_samples_numel(e->samples), e->c.position_numel, &e->vector_numel);
 }
 
@@ -166,6 +167,15 @@ static void close_encoder(encoder *e)
         tess_free(owned[i]);
 }
 
+static void count_valid(encoder *e, const uint8_t *valid)
+{
+    int64_t numel = 0;
+    for (int64_t p = 0; p < e->c.position_numel; p++)
+        numel += valid[p];
+    e->counts[0] += numel;
+    e->counts[1] += numel > 0;
+}
+
 static tess_status read_own(encoder *e, int64_t round)
 {
     const tess_session *s = e->s;
@@ -173,11 +183,10 @@ static tess_status read_own(encoder *e, int64_t round)
     const int64_t first = first_of(s, &e->c, round) / e->c.position_numel, dim = e->c.sample.dim;
     if (numel == 0)
         return TESS_OK;
-    TESS_TRY(tess_samples_read(e->samples, first, numel, e->x));
-    TESS_TRY(tess_samples_valid(e->samples, first, numel, e->valid));
+    TESS_TRY(tess_samples_read(e->samples, first, numel, e->x, e->valid));
     for (int64_t i = 0; i < numel; i++) {
         double square = 0.0;
-        e->valid_numel += e->valid[i];
+        count_valid(e, e->valid + i * e->c.position_numel);
         for (int64_t j = 0; j < dim; j++)
             square += (double)e->x[i * dim + j] * (double)e->x[i * dim + j];
         TESS_CHECK(tess_exact_add(&e->sums[1], square), TESS_E_FORMAT,
@@ -213,14 +222,16 @@ static tess_status add_errors(encoder *e, int64_t round)
     return TESS_OK;
 }
 
-/* Whatever the model says of zeros. */
+/* Whatever the model says of zeros. Errors of an image are those of shares of its pixels, which
+ * are not the positions', and of what is masked nothing. */
 static void leave_masked(encoder *e)
 {
     const int64_t columns = tess_coder_column_numel(&e->c);
     for (int64_t i = 0; e->mask != NULL && i < e->numel[tess_comm_rank(e->s->world)]; i++) {
-        if (e->valid[i / e->c.position_numel] != 0)
+        if (e->valid[i] != 0)
             continue;
-        e->error[i] = 0.0f;
+        if (e->c.position_numel == 1)
+            e->error[i] = 0.0f;
         for (int64_t c = 0; c < columns; c++)
             e->code[i * columns + c] = TESS_NO_CODE;
     }
@@ -231,8 +242,11 @@ static tess_status encode_round(encoder *e, int64_t round)
     tess_session *s = e->s;
     count_round(s, &e->c, e->vector_numel, round, e->numel);
     TESS_TRY(session_agree(s, read_own(e, round)));
-    const tess_code_round what = {
-        .x = e->x, .vector_numel = e->numel, .code = e->code, .error = e->error};
+    const tess_code_round what = {.x = e->x,
+                                  .vector_numel = e->numel,
+                                  .code = e->code,
+                                  .error = e->error,
+                                  .valid = e->mask != NULL ? e->valid : NULL};
     TESS_TRY(e->c.encode(s, &what));
     leave_masked(e);
     TESS_TRY(session_agree(s, add_errors(e, round)));
@@ -258,7 +272,7 @@ static tess_status identify(encoder *e, tess_codes_info *info)
     tess_vectors_digest_text(&e->digest, tess_samples_numel(e->samples), e->c.sample.dim,
                              info->source);
     memset(e->sums, 0, sizeof e->sums);
-    e->valid_numel = 0;
+    memset(e->counts, 0, sizeof e->counts);
     return TESS_OK;
 }
 
@@ -280,9 +294,9 @@ static tess_status encode_all(encoder *e, const char *output, tess_encode_result
     TESS_TRY(session_agree(s, st));
     for (int i = 0; i < 2; i++)
         TESS_TRY(tess_comm_control(s->world, e->sums[i].limb, TESS_EXACT_LIMB_NUMEL, NULL, 0));
-    TESS_TRY(tess_comm_control(s->world, &e->valid_numel, 1, NULL, 0));
-    const double numel = (double)TESS_MAX(e->valid_numel, 1);
-    *out = (tess_encode_result){.sample_numel = e->valid_numel,
+    TESS_TRY(tess_comm_control(s->world, e->counts, 2, NULL, 0));
+    const double numel = (double)TESS_MAX(e->counts[0], 1) / (double)e->c.position_numel;
+    *out = (tess_encode_result){.sample_numel = e->counts[1],
                                 .is_images = e->c.sample.channel_numel > 0,
                                 .error = tess_exact_round(&e->sums[0]) / numel,
                                 .mean_square = tess_exact_round(&e->sums[1]) / numel};
@@ -311,7 +325,7 @@ typedef struct decoder {
     int64_t *numel;              /* [world] */
     int64_t *wide;               /* [block, columns] */
     uint32_t *code;              /* the same */
-    bool *is_masked;             /* [block] */
+    uint8_t *valid;              /* [block] */
     float *x;                    /* [block, dim] */
     float *all;                  /* rank 0: [world, block, dim] */
 } decoder;
@@ -361,7 +375,7 @@ static tess_status open_decoder(decoder *d, const char *input, const char *outpu
     TESS_TRY(room(&d->numel, tess_comm_world(s->world), 1, sizeof(int64_t)));
     TESS_TRY(room(&d->wide, d->c.block_numel, columns, sizeof(int64_t)));
     TESS_TRY(room(&d->code, d->c.block_numel, columns, sizeof(uint32_t)));
-    TESS_TRY(room(&d->is_masked, d->c.block_numel, 1, sizeof(bool)));
+    TESS_TRY(room(&d->valid, d->c.block_numel, 1, sizeof(uint8_t)));
     TESS_TRY(room(&d->x, d->c.block_numel, dim, sizeof(float)));
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
@@ -378,7 +392,7 @@ static void close_decoder(decoder *d)
 {
     tess_vectors_writer_destroy(&d->writer);
     tess_codes_file_close(&d->file);
-    void *const owned[] = {d->numel, d->wide, d->code, d->is_masked, d->x, d->all};
+    void *const owned[] = {d->numel, d->wide, d->code, d->valid, d->x, d->all};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
 }
@@ -392,19 +406,20 @@ static tess_status take_codes(decoder *d, int64_t i, int64_t row)
         absent_numel += wide[c] < 0;
         d->code[i * columns + c] = wide[c] < 0 ? 0 : (uint32_t)wide[c];
     }
-    d->is_masked[i] = absent_numel == columns;
-    TESS_CHECK(absent_numel == 0 || d->is_masked[i], TESS_E_FORMAT,
+    d->valid[i] = absent_numel != columns;
+    TESS_CHECK(absent_numel == 0 || d->valid[i] == 0, TESS_E_FORMAT,
                "codes of row %" PRId64 ": %" PRId64 " of %" PRId64
                " are absent, expected none, or all of a masked vector",
                row, absent_numel, columns);
     return TESS_OK;
 }
 
+/* Masked pixels of images are what the coder makes of them. */
 static void leave_zeros(const decoder *d)
 {
     const int64_t dim = d->c.dim;
-    for (int64_t i = 0; i < d->numel[tess_comm_rank(d->s->world)]; i++)
-        if (d->is_masked[i])
+    for (int64_t i = 0; d->c.position_numel == 1 && i < d->numel[tess_comm_rank(d->s->world)]; i++)
+        if (d->valid[i] == 0)
             memset(d->x + i * dim, 0, (size_t)dim * sizeof *d->x);
 }
 
@@ -427,7 +442,11 @@ static tess_status decode_round(decoder *d, int64_t round)
     tess_status st = TESS_OK;
     count_round(s, &d->c, tess_codes_file_get_info(d->file)->vector_numel, round, d->numel);
     TESS_TRY(session_agree(s, read_codes(d, round)));
-    const tess_code_round what = {.code = d->code, .vector_numel = d->numel, .x = d->x};
+    const tess_code_round what = {.code = d->code,
+                                  .vector_numel = d->numel,
+                                  .x = d->x,
+                                  .valid = tess_codes_file_get_info(d->file)->has_absent ? d->valid
+                                                                                         : NULL};
     TESS_TRY(d->c.decode(s, &what));
     leave_zeros(d);
     TESS_TRY(tess_comm_gather_bytes(s->world, 0, d->x,

@@ -7,10 +7,11 @@ TESS_BEGIN_DECLS
 
 /** What an encoding did. */
 typedef struct tess_encode_result {
-    int64_t sample_numel; /* that are not masked; means are over them */
+    int64_t sample_numel; /* with anything that is not masked */
     bool is_images;
-    double error;       /* mean squared distance to what the codes say, summed over elements */
-    double mean_square; /* mean |x|^2 */
+    /* Means over what is not masked; of images over valid positions, times all of an image. */
+    double error;       /* squared distance to what the codes say, summed over elements */
+    double mean_square; /* |x|^2 */
 } tess_encode_result;
 
 /**

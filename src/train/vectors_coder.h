@@ -13,11 +13,15 @@ typedef struct tess_code_round {
     float *x;                    /* [of this rank, dim]: samples, of decoded images in [0, 1] */
     uint32_t *code;              /* [of this rank, columns], TESS_NO_CODE: absent */
     float *error;                /* [of this rank] squared distance to what the codes say; encode */
+    /* [of this rank] 0: masked, x is zeros or wanted so, the code any one; NULL: none is. Whose
+     * vectors do not depend on each other need not look at it. */
+    const uint8_t *valid;
 } tess_code_round;
 
 typedef struct tess_coder {
     int64_t block_numel, dim; /* vectors of a block, and elements of samples for each */
     int64_t position_numel;   /* vectors of a sample; divides block_numel */
+    int halving_numel;        /* of an image to the grid of these */
     tess_sample_size sample;
     tess_codes_info info; /* all but vectors and their source */
     /* x to code and error, and code to x. Collective. */

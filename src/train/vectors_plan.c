@@ -4,6 +4,7 @@
 
 #include "core/memory.h"
 #include "format/json.h"
+#include "train/mask.h"
 #include "train/strbuf.h"
 #include "train/vectors_session.h"
 
@@ -34,6 +35,23 @@ tess_status session_kmeans_plan(const tess_run *run, const tess_kmeans_plan_requ
     request.sharding = (tess_kmeans_sharding)run->quantizer.sharding;
     request.thread_numel = (int)run->compute.threads;
     return tess_kmeans_plan_make(&request, kernels, out);
+}
+
+tess_status session_open_vectors(const tess_ctx *ctx, const tess_run *run, bool is_eval,
+                                 tess_vectors **out)
+{
+    const char *mask = is_eval ? run->data.eval_mask_path : run->data.mask_path;
+    tess_vectors *vectors = NULL;
+    TESS_TRY(tess_vectors_open(ctx, is_eval ? run->data.eval_path : run->data.path, &vectors));
+    if (mask != NULL) {
+        const tess_status st = tess_vectors_leave_out(vectors, mask, tess_mask_key(is_eval));
+        if (st != TESS_OK) {
+            tess_vectors_close(&vectors);
+            return st;
+        }
+    }
+    *out = vectors;
+    return TESS_OK;
 }
 
 /* ---- JSON ---- */
@@ -154,7 +172,7 @@ tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
     TESS_CHECK(request->device == NULL || strcmp(request->device, "cpu") == 0, TESS_E_UNSUPPORTED,
                "--device %s: times of jobs over vectors are not predicted; leave it out",
                request->device);
-    TESS_TRY(tess_vectors_open(ctx, run->data.path, &vectors));
+    TESS_TRY(session_open_vectors(ctx, run, false, &vectors));
     const tess_vectors_info *info = tess_vectors_get_info(vectors);
     const tess_kmeans_plan_request sizes = {.vector_numel = info->vector_numel,
                                             .dim = info->dim,

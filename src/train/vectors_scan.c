@@ -17,8 +17,9 @@ static tess_status check_block(tess_vectors *vectors, const char *key, int64_t f
     for (int64_t i = 0; i < numel * info->dim; i++)
         TESS_CHECK(isfinite(x[i]), TESS_E_FORMAT,
                    "%s: '%s': dimension %" PRId64 " of vector %" PRId64
-                   " is %g, expected a finite number; remove the vector",
-                   key, info->path, i % info->dim, first + i / info->dim, (double)x[i]);
+                   " is %g, expected a finite number; remove or mask the vector",
+                   key, info->path, i % info->dim,
+                   tess_vectors_place(vectors, first + i / info->dim), (double)x[i]);
     tess_vectors_digest_add(digest, x, info->dim, first, numel);
     return TESS_OK;
 }

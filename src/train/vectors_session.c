@@ -42,7 +42,7 @@ static tess_status open_files(tess_session *s, tess_kmeans_plan_request *sizes)
         sizes->dim = s->run->quantizer.dim;
         return TESS_OK;
     }
-    TESS_TRY(tess_vectors_open(s->ctx, s->run->data.path, &v->data));
+    TESS_TRY(session_open_vectors(s->ctx, s->run, false, &v->data));
     info = tess_vectors_get_info(v->data);
     sizes->vector_numel = info->vector_numel;
     sizes->dim = info->dim;
@@ -562,7 +562,7 @@ static tess_status export_result(tess_session *s)
 static tess_status open_held_out(tess_session *s, tess_vectors **out)
 {
     const int64_t dim = s->vectors->plan.dim;
-    TESS_TRY(tess_vectors_open(s->ctx, s->run->data.eval_path, out));
+    TESS_TRY(session_open_vectors(s->ctx, s->run, true, out));
     const tess_vectors_info *info = tess_vectors_get_info(*out);
     TESS_CHECK(info->dim == dim, TESS_E_CONFIG,
                "data.eval_path: '%s' holds vectors of %" PRId64
@@ -616,7 +616,7 @@ tess_status session_vectors_evaluate(tess_session *s, tess_eval_result *out)
     tess_eval_result result = {.step = s->step};
     TESS_CHECK(s->run->data.eval_path != NULL, TESS_E_CONFIG,
                "data.eval_path is not set: give held-out vectors, e.g. data.eval_path=eval.fvecs");
-    TESS_TRY(session_agree(s, tess_vectors_open(s->ctx, s->run->data.eval_path, &vectors)));
+    TESS_TRY(session_agree(s, session_open_vectors(s->ctx, s->run, true, &vectors)));
     result.sequence_numel = result.loss_token_numel = tess_vectors_get_info(vectors)->vector_numel;
     const tess_status st = session_section(
         s, tess_kmeans_evaluate(s->vectors->job, vectors, &result.loss, &mean_square));

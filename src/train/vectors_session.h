@@ -23,6 +23,10 @@ tess_kmeans_config session_kmeans_config(const tess_run *run);
 TESS_MUST_CHECK tess_status session_kmeans_plan(const tess_run *run,
                                                 const tess_kmeans_plan_request *sizes,
                                                 const tess_kernels *kernels, tess_kmeans_plan *out);
+/** Vectors of data.path, or of data.eval_path, without those that their mask leaves out. Local.
+ * @return as tess_vectors_open and tess_vectors_leave_out */
+TESS_MUST_CHECK tess_status session_open_vectors(const tess_ctx *ctx, const tess_run *run,
+                                                 bool is_eval, tess_vectors **out);
 /** plan.json. Local. */
 TESS_MUST_CHECK tess_status session_kmeans_plan_json(const tess_kmeans_plan *plan, char **text);
 

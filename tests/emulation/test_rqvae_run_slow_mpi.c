@@ -23,6 +23,8 @@
 #include "tests/support/rqvae_run.h"
 
 #define SHORT "train.steps=3", "train.micro_batches=2", "train.eval_every=3"
+enum { IMAGES = 8 };
+
 /* The fixture masks micro-batches 1 to 3 wholly: a step has more. */
 #define MASKED "train.steps=3", "train.micro_batches=5", "train.eval_every=3"
 
@@ -53,6 +55,11 @@ static const rqvae_launch choice[] = {
     {.name = "masked-lfq",
      .quantizer = "type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0",
      .override = {MASKED, "compute.dtype=f32"},
+     .is_masked = true},
+    {.name = "masked-images",
+     .quantizer = "type: fsq, axis_levels: [8, 5, 5]",
+     .images = "images",
+     .override = {SHORT, "compute.dtype=f32", "train.micro_batch=2"},
      .is_masked = true},
 };
 
@@ -148,6 +155,15 @@ static tess_status check_refused(tess_comm *comm, vector_run *v)
     return TESS_OK;
 }
 
+/* More than half of the 16 positions of each image are valid. */
+static tess_status write_positions(vector_run *v)
+{
+    float valid[IMAGES * 16];
+    for (int i = 0; i < IMAGES * 16; i++)
+        valid[i] = (i / 16 * 3 + i % 16 * 5) % 8 < 5 ? 1.0f : 0.0f;
+    return rqvae_write(v, "positions.fbin", valid, (const int64_t[]){IMAGES, 16});
+}
+
 static tess_status run(tess_comm *comm)
 {
     tess_comm *self = NULL;
@@ -156,7 +172,9 @@ static tess_status run(tess_comm *comm)
     /* Whole micro-batches: the shorter last one of an evaluation is not announced. */
     tess_status st = vector_run_create(comm, 304, 19, VECTORS_CLUSTERS, &v);
     if (st == TESS_OK)
-        st = rqvae_make_images(comm, &v, "images", 8);
+        st = rqvae_make_images(comm, &v, "images", IMAGES);
+    if (st == TESS_OK)
+        st = tess_agree(comm, tess_comm_rank(comm) == 0 ? write_positions(&v) : TESS_OK);
     if (st == TESS_OK)
         st = rqvae_make_mask(comm, &v);
     if (st == TESS_OK)

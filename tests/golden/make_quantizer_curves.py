@@ -4,7 +4,8 @@
     python make_quantizer_curves.py TESSERA OUTDIR        (normally tests/golden/quantizers)
 
 OUTDIR/curves.golden holds the vectors (`data.vectors`, [48, 6] f32), flags (`data.mask`, [48] f32: 1, or 0 of vectors
-that are masked in cases named masked-) and for each case the keys of section quantizer
+that are masked in cases named masked-), images (`data.images`, [8, 12, 8] f32 in [0, 1]), whose 48 positions of 4 x 4
+pixels the flags are of in cases named images-, and for each case the keys of section quantizer
 (header CASE.quantizer) and the losses of 12 steps (`CASE.loss`, f64). Every step takes all vectors, so that their order
 does not matter; the optimizer is AdamW. Start weights are those of the program, from a run with a learning rate of 0.
 
@@ -18,6 +19,9 @@ does not matter; the optimizer is AdamW. Start weights are those of the program,
 | masked-heads, masked-cosine, masked-lfq | those quantizers of the vectors that are kept alone: with a mask the peer
   (1.32.0) ends with an error where it has heads, compares codes of length 1 with vectors of any length, and its LFQ
   averages no probabilities |
+| images-* | the same behind convolutions, with masked positions: the argument
+  mask of VectorQuantize, or the positions that are kept alone; its output of the others is 0, and so are their pixels
+  for the encoder; the reconstruction's mean is over the pixels of the positions that are kept |
 | random-projection | RandomProjectionQuantizer with the projection and codes that the program drew; a decoder learns |
 | bsq, bsq-gamma0 | by its formula, in f64: the entropies of two groups of bits, with those of vectors over all bits |
 | residual-fsq, stack-of-one | ResidualFSQ's codes, one estimator behind the soft clamp by autograd here |
@@ -45,11 +49,13 @@ import torch.nn.functional as F
 import vector_quantize_pytorch as vqp
 
 N, D, HIDDEN, STEPS, LR = 48, 6, 10, 12, 0.02
-RUN = """model: {{family: rqvae}}
-data: {{path: {file}{mask}}}
-train: {{steps: {steps}, micro_batch: 16, micro_batches: 3, learning_rate: {lr}, schedule: constant, warmup_steps: 0,
+HEIGHT, WIDTH, CELL = 12, 8, 4
+IMAGES = N * CELL * CELL // (HEIGHT * WIDTH)
+RUN = """model: {{family: {family}}}
+data: {{path: {file}}}
+train: {{steps: 1, micro_batch: 8, micro_batches: 1, learning_rate: 0.0, schedule: constant, warmup_steps: 0,
         clip_norm: 0.0, seed: 5, eval_every: 0}}
-quantizer: {{{quantizer}, encoder: [10]}}
+quantizer: {{{quantizer}, {body}}}
 compute: {{dtype: f32, memory_limit: 1GiB}}
 output: {{dir: {dir}, checkpoint_every: 0}}
 """
@@ -68,10 +74,13 @@ def read_safetensors(path):
     return out
 
 
-def start_weights(program, file, quantizer, mask=""):
+def start_weights(program, file, quantizer):
+    of_images = os.path.isdir(file)
+    body = "downsample: 2, channels: 4, residual_blocks: 1, residual_channels: 3" if of_images else "encoder: [10]"
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run.yaml")
-        run.write_text(RUN.format(file=file, mask=mask, steps=1, lr=0.0, quantizer=quantizer, dir=f"{folder}/out"))
+        run.write_text(RUN.format(family="vqvae" if of_images else "rqvae", file=file, quantizer=quantizer, body=body,
+                                  dir=f"{folder}/out"))
         environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         subprocess.run([program, "train", run], check=True, env=environment, capture_output=True)
         return read_safetensors(f"{folder}/out/export/model.safetensors")
@@ -99,6 +108,49 @@ class Model:
             q = q[self.mask]
         x = x if self.mask is None else x[self.mask]
         loss = loss + F.mse_loss(self.layers("decoder", q), x)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+class ImageModel(Model):
+    """The same of images [IMAGES, 1, HEIGHT, WIDTH]: positions are vectors."""
+
+    def convolution(self, name, x, k, stride=1):
+        w = self.w[f"{name}.weight"]
+        w = w.reshape(len(w), k, k, -1).permute(0, 3, 1, 2)
+        return F.conv2d(x, w, self.w[f"{name}.bias"], stride=stride, padding=(k - 1) // 2)
+
+    def transposed(self, name, x):
+        w = self.w[f"{name}.weight"]
+        w = w.reshape(4, 4, -1, w.shape[1]).permute(3, 2, 0, 1)
+        return F.conv_transpose2d(x, w, self.w[f"{name}.bias"], stride=2, padding=1)
+
+    def block(self, name, x):
+        return x + self.convolution(f"{name}.1", F.relu(self.convolution(f"{name}.0", F.relu(x), 3)), 1)
+
+    def encode(self, x):
+        x = self.convolution("encoder.0", x, 4, stride=2)
+        x = self.convolution("encoder.1", F.relu(x), 4, stride=2)
+        return self.convolution("encoder.3", F.relu(self.block("encoder.2", x)), 1)
+
+    def decode(self, z):
+        x = self.block("decoder.1", self.convolution("decoder.0", z, 1))
+        return self.transposed("decoder.3", F.relu(self.transposed("decoder.2", F.relu(x))))
+
+    def step(self, x):
+        grid = self.mask.reshape(IMAGES, 1, HEIGHT // CELL, WIDTH // CELL)
+        pixels = grid.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+        x = torch.where(pixels, 2 * x - 1, 0.0)
+        z = self.encode(x)
+        shape = z.permute(0, 2, 3, 1).shape
+        q, loss, margin = self.quantize(z.permute(0, 2, 3, 1).reshape(N, -1))
+        self.margin = min(self.margin, float(margin))
+        out = torch.zeros(N, shape[-1])
+        out[self.mask] = q if len(q) < N else q[self.mask]
+        y = self.decode(out.reshape(shape).permute(0, 3, 1, 2))
+        loss = loss + F.mse_loss(y[pixels], x[pixels])
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -319,6 +371,14 @@ CASES = {  # keys of section quantizer; what it starts as, where averages would 
                       lambda w: kept(averaged(w, cosine=True))),
     "masked-lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, lambda w: kept(signs(1, 5)(w))),
     "latent": ("type: latent, axis_levels: [4, 5, 3]", None, latent),
+    "images-ema": ("type: vq, codes: 11, code_dim: 4" + EMA, None, lambda w: averaged(w, mask=MASK)),
+    "images-levels": ("type: residual-vq, codes: 7, code_dim: 4, levels: 3" + EMA, None,
+                      lambda w: averaged(w, levels=3, mask=MASK)),
+    "images-lfq": ("type: lfq, code_dim: 5, inverse_temperature: 2.0", None, lambda w: kept(signs(1, 5)(w))),
+    "images-fsq": ("type: fsq, axis_levels: [8, 5, 5]", None, lambda w: kept(scalars(w))),
+    "images-residual-fsq": ("type: residual-fsq, axis_levels: [5, 4], levels: 3", None, lambda w: kept(scalar_stack(w))),
+    "images-latent": ("type: latent, axis_levels: [4, 5, 3]", None, lambda w: kept(latent(w))),
+    "images-simvq": ("type: simvq, codes: 11, code_dim: 4, estimator: rotation", None, lambda w: kept(sim(w))),
 }
 
 
@@ -337,18 +397,25 @@ def main():
     program, outdir = sys.argv[1], Path(sys.argv[2])
     torch.manual_seed(31)
     x = torch.randn(N, D)
-    keys, tensors = {"cases": " ".join(CASES)}, {"data.vectors": x.numpy().reshape(-1), "data.mask": MASK.float().numpy()}
-    with tempfile.NamedTemporaryFile(suffix=".fbin") as file:
+    images = torch.rand(IMAGES, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(32))
+    keys = {"cases": " ".join(CASES)}
+    tensors = {"data.vectors": x.numpy().reshape(-1), "data.mask": MASK.float().numpy(),
+               "data.images": images.numpy().reshape(-1)}
+    with tempfile.NamedTemporaryFile(suffix=".fbin") as file, tempfile.TemporaryDirectory() as folder:
+        for i in range(IMAGES):
+            np.save(f"{folder}/{i}.npy", images[i, 0].numpy())
         file.write(struct.pack("<II", N, D) + x.numpy().astype("<f4").tobytes())
         file.flush()
         for name, (quantizer, start, make) in CASES.items():
-            w = start_weights(program, file.name, start or quantizer.replace(EMA, ", init: random"))
+            of_images = name.startswith("images-")
+            w = start_weights(program, folder if of_images else file.name, start or quantizer.replace(EMA, ", init: random"))
             is_double = name.startswith("bsq")
             if is_double:
                 w = {k: v.double() for k, v in w.items()}
             quantize, learned = make(w)
-            model = Model(w, quantize, learned, MASK if name.startswith("masked-") else None)
-            inputs = x.double() if is_double else x
+            is_masked = of_images or name.startswith("masked-")
+            model = (ImageModel if of_images else Model)(w, quantize, learned, MASK if is_masked else None)
+            inputs = images if of_images else x.double() if is_double else x
             tensors[f"{name}.loss"] = np.array([model.step(inputs) for _ in range(STEPS)])
             keys[f"{name}.quantizer"] = quantizer
             keys[f"{name}.margin"] = repr(model.margin)

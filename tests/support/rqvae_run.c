@@ -139,9 +139,10 @@ tess_status rqvae_open(tess_comm *comm, vector_run *v, const rqvae_launch *l, bo
         snprintf(data, sizeof data, "%s/%s", v->dir, l->images);
     else
         snprintf(data, sizeof data, "%s", v->file);
+    const char *mask = l->images != NULL ? "positions.fbin" : "mask.fbin";
     if (l->is_masked)
-        snprintf(masks, sizeof masks, ", mask_path: %s/mask.fbin, eval_mask_path: %s/mask.fbin",
-                 v->dir, v->dir);
+        snprintf(masks, sizeof masks, ", mask_path: %s/%s, eval_mask_path: %s/%s", v->dir, mask,
+                 v->dir, mask);
     snprintf(text, sizeof text, run_text, l->images != NULL ? "vqvae" : "rqvae", data, data, masks,
              MICRO_BATCH, MICRO_BATCHES, SEED,
              l->quantizer != NULL ? l->quantizer : "codes: 19, levels: 3, code_dim: 6",

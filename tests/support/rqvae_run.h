@@ -14,7 +14,7 @@ typedef struct rqvae_launch {
     const char *override[RQVAE_OVERRIDE_MAX]; /* ends with NULL */
     const char *images;  /* folder in that of the vectors: family vqvae over it; NULL: rqvae */
     bool is_stopped;     /* as a signal would, after one step */
-    bool is_masked;      /* by rqvae_make_mask */
+    bool is_masked;      /* by rqvae_make_mask; images by a file `positions.fbin` of the test's */
     bool reads_data;     /* a reader too, which evaluates */
     tess_device *device; /* NULL: what compute.device says */
     const tess_kernels *kernels; /* of the device */

@@ -130,28 +130,47 @@ void vector_job_close(vector_job *job)
 
 static const char run_text[] =
     "model: {family: kmeans}\n"
-    "data: {path: %s, eval_path: %s}\n"
+    "data: {path: %s, eval_path: %s%s}\n"
     "train: {seed: 11}\n"
     "quantizer: {codes: 37, levels: 1, beam: 2, passes: 3, refine: 2, sharding: %s}\n"
     "output: {dir: %s/%s, checkpoint_every: 1, keep: 2}\n";
 
+static tess_status open_session(tess_comm *comm, vector_run *v, const char *name,
+                                tess_session_options *options, tess_session **session)
+{
+    char text[4096], masks[700] = "";
+    if (v->mask[0] != '\0')
+        snprintf(masks, sizeof masks, ", mask_path: %s, eval_mask_path: %s", v->mask, v->mask);
+    /* Another sharding on more ranks: the bits do not tell. */
+    snprintf(text, sizeof text, run_text, v->file, v->file, masks,
+             tess_comm_world(comm) > 1 ? "rows" : "replicated", v->dir, name);
+    options->run_path = "run.yaml";
+    options->run_text = text;
+    return tess_session_open(&v->ctx, comm, options, session);
+}
+
+tess_status vector_run_read(tess_comm *comm, vector_run *v, const char *name, const char *override,
+                            tess_session **session)
+{
+    char dim[32];
+    snprintf(dim, sizeof dim, "quantizer.dim=%lld", (long long)v->d);
+    const tess_run_override overrides[] = {{override, 1}, {dim, 2}};
+    tess_session_options options = {
+        .kind = TESS_SESSION_READER, .overrides = overrides, .override_numel = 2};
+    return open_session(comm, v, name, &options, session);
+}
+
 tess_status vector_run_train(tess_comm *comm, vector_run *v, const char *name, const char *override,
                              bool is_stopped, bool *is_done)
 {
-    char text[2048];
     tess_session *session = NULL;
     static volatile sig_atomic_t stop = 1;
     const tess_run_override overrides[] = {{override, 1}};
-    /* Another sharding on more ranks: the bits do not tell. */
-    snprintf(text, sizeof text, run_text, v->file, v->file,
-             tess_comm_world(comm) > 1 ? "rows" : "replicated", v->dir, name);
-    const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
-                                          .run_path = "run.yaml",
-                                          .run_text = text,
-                                          .overrides = overrides,
-                                          .override_numel = 1,
-                                          .stop_request = is_stopped ? &stop : NULL};
-    TESS_TRY(tess_session_open(&v->ctx, comm, &options, &session));
+    tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+                                    .overrides = overrides,
+                                    .override_numel = 1,
+                                    .stop_request = is_stopped ? &stop : NULL};
+    TESS_TRY(open_session(comm, v, name, &options, &session));
     tess_status st = tess_session_train(session);
     tess_session_close(&session);
     *is_done = st == TESS_OK;
@@ -191,4 +210,41 @@ tess_status vector_run_outcome(vector_run *v, const char *name, tess_sha256 *out
         st = tess_sha256_final(sha, out);
     tess_sha256_destroy(&sha);
     return st;
+}
+
+static tess_status train_in_parts(tess_comm *comm, tess_comm *self, vector_run *v, const char *name,
+                                  const char *override)
+{
+    bool is_done = false, is_alone = false;
+    int launches = 0;
+    for (; !is_done; launches++, is_alone = !is_alone) {
+        tess_status st = TESS_OK;
+        if (!is_alone)
+            st = vector_run_train(comm, v, name, override, true, &is_done);
+        else if (tess_comm_rank(comm) == 0)
+            st = vector_run_train(self, v, name, override, true, &is_done);
+        TESS_TRY(tess_agree(comm, st));
+        int64_t flag = is_done;
+        TESS_TRY(tess_comm_control(comm, NULL, 0, &flag, 1));
+        is_done = flag != 0;
+    }
+    TESS_CHECK(launches >= 5, TESS_E_STATE, "%s: only %d launches", override, launches);
+    return TESS_OK;
+}
+
+tess_status vector_run_check_resume(tess_comm *comm, tess_comm *self, vector_run *whole,
+                                    vector_run *parts, int idx, const char *override)
+{
+    char name[2][32];
+    bool is_done = false;
+    tess_sha256 a, b;
+    snprintf(name[0], sizeof name[0], "whole%d", idx);
+    snprintf(name[1], sizeof name[1], "parts%d", idx);
+    TESS_TRY(vector_run_train(comm, whole, name[0], override, false, &is_done));
+    TESS_TRY(train_in_parts(comm, self, parts, name[1], override));
+    TESS_TRY(tess_agree(comm, vector_run_outcome(whole, name[0], &a)));
+    TESS_TRY(tess_agree(comm, vector_run_outcome(parts, name[1], &b)));
+    TESS_CHECK(tess_sha256_is_equal(&a, &b), TESS_E_STATE,
+               "%s: launches in turns gave other bits than one", override);
+    return TESS_OK;
 }

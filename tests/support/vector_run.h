@@ -5,6 +5,7 @@
 #include "core/digest.h"
 #include "dist/comm.h"
 #include "train/kmeans.h"
+#include "train/session.h"
 
 typedef enum vector_kind {
     VECTORS_CLUSTERS, /* around 50 centers of spread 5, variance 1 */
@@ -16,6 +17,7 @@ typedef enum vector_kind {
 typedef struct vector_run {
     char dir[256]; /* temporary folder, the same path on every rank */
     char file[300];
+    char mask[300]; /* beside `file` in whole runs; empty: none */
     int64_t n, d;
     float *x; /* [n, d] what the file holds */
     tess_ctx ctx;
@@ -52,5 +54,15 @@ void vector_job_close(vector_job *job);
  */
 tess_status vector_run_train(tess_comm *comm, vector_run *v, const char *name, const char *override,
                              bool is_stopped, bool *is_done);
+/** A reader of the newest checkpoint of that run. Collective over `comm`. */
+tess_status vector_run_read(tess_comm *comm, vector_run *v, const char *name, const char *override,
+                            tess_session **session);
+/**
+ * A run over `whole` in one go, and one over `parts`, which lies in the same folder, that is
+ * stopped after every step, with all ranks and with one in turn: the same bits. `idx` numbers the
+ * runs in the folder. Collective over `comm`.
+ */
+tess_status vector_run_check_resume(tess_comm *comm, tess_comm *self, vector_run *whole,
+                                    vector_run *parts, int idx, const char *override);
 /** Errors of all steps and the exported codebooks of a finished run, as one digest. Local. */
 tess_status vector_run_outcome(vector_run *v, const char *name, tess_sha256 *out);

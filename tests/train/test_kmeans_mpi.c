@@ -370,44 +370,14 @@ static tess_status check_wire(tess_comm *comm, tess_kmeans_sharding sharding)
 
 /* ---- stop and go on ---- */
 
-/* One step a launch, in turns on all ranks and on one. */
 static tess_status check_resume(tess_comm *comm, tess_comm *self)
 {
     static const char *const choices[] = {"quantizer.levels=2", "quantizer.batch=500"};
     vector_run v;
     TESS_TRY(vector_run_create(comm, 3000, 6, VECTORS_CLUSTERS, &v));
     tess_status st = TESS_OK;
-    for (int i = 0; i < TESS_NELEM(choices) && st == TESS_OK; i++) {
-        char whole[32], parts[32];
-        bool is_done = false, is_alone = false;
-        tess_sha256 a, b;
-        snprintf(whole, sizeof whole, "whole%d", i);
-        snprintf(parts, sizeof parts, "parts%d", i);
-        st = vector_run_train(comm, &v, whole, choices[i], false, &is_done);
-        int launches = 0;
-        for (is_done = false; st == TESS_OK && !is_done; launches++) {
-            if (!is_alone)
-                st = vector_run_train(comm, &v, parts, choices[i], true, &is_done);
-            else if (tess_comm_rank(comm) == 0)
-                st = vector_run_train(self, &v, parts, choices[i], true, &is_done);
-            st = tess_agree(comm, st);
-            int64_t flag = is_done;
-            if (st == TESS_OK)
-                st = tess_comm_control(comm, NULL, 0, &flag, 1);
-            is_done = flag != 0;
-            is_alone = !is_alone;
-        }
-        if (st == TESS_OK)
-            st = tess_agree(comm, vector_run_outcome(&v, whole, &a));
-        if (st == TESS_OK)
-            st = tess_agree(comm, vector_run_outcome(&v, parts, &b));
-        if (st == TESS_OK && !tess_sha256_is_equal(&a, &b))
-            st = TESS_FAIL(TESS_E_STATE, "%s: %d launches gave other bits than one", choices[i],
-                           launches);
-        if (st == TESS_OK && launches < 5)
-            st = TESS_FAIL(TESS_E_STATE, "%s: only %d launches", choices[i], launches);
-        st = tess_agree(comm, st);
-    }
+    for (int i = 0; i < TESS_NELEM(choices) && st == TESS_OK; i++)
+        st = vector_run_check_resume(comm, self, &v, &v, i, choices[i]);
     vector_run_destroy(comm, &v);
     return st;
 }
