@@ -12,15 +12,11 @@
 
 #include "core/clock.h"
 #include "core/memory.h"
-#include "train/metrics.h"
-#include "train/progress.h"
+#include "train/loop_priv.h"
 #include "train/strbuf.h"
 #include "train/vectors_code.h"
 
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
-
-static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
-                    STEP_DEADLINE_FACTOR = 20.0;
 
 static int book_numel(const tess_kmeans_plan *p)
 {
@@ -316,77 +312,16 @@ void session_vectors_close(tess_session *s)
 
 /* ---- the loop ---- */
 
-typedef struct loop {
-    tess_session *s;
-    vectors_session *v;
-    tess_metrics *metrics; /* rank 0 */
-    tess_progress progress;
-    tess_watchdog *watchdog;
-    char *run_yaml;
-    double longest_step_s;
-    bool is_saving, is_stopping;
-    int64_t asked_step, committed_step;
-} loop;
+static void beat_pass(void *arg) { loop_beat(arg, "pass"); }
 
-static void beat(loop *l, const char *label)
-{
-    double deadline_s = l->s->options.deadline_s;
-    const double least_s = l->longest_step_s > 0.0 ? STEP_DEADLINE_LEAST_S : START_DEADLINE_S;
-    if (deadline_s <= 0.0)
-        deadline_s = TESS_MAX(least_s, STEP_DEADLINE_FACTOR * l->longest_step_s);
-    tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
-}
-
-static void beat_pass(void *arg) { beat(arg, "pass"); }
-
-static void note_metrics(const loop *l, tess_status st)
-{
-    if (st == TESS_OK)
-        return;
-    tess_log_write(&l->s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
-    tess_error_clear();
-}
-
-static void report_save(loop *l, const tess_ckpt_report *r)
-{
-    const tess_log *log = &l->s->ctx->log;
-    if (r->outcome == TESS_CKPT_DROPPED) {
-        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
-                      r->message);
-        return;
-    }
-    l->committed_step = r->step;
-    tess_log_root(log, r->outcome == TESS_CKPT_UNSURE ? TESS_LOG_WARN : TESS_LOG_INFO,
-                  "checkpoint step=%" PRId64 " dir=%s bytes=%" PRId64 "%s%s", r->step, r->dir,
-                  r->disk_nbytes, r->outcome == TESS_CKPT_UNSURE ? " may not be durable: " : "",
-                  r->outcome == TESS_CKPT_UNSURE ? r->message : "");
-}
-
-static tess_status commit(loop *l)
-{
-    tess_ckpt_report report;
-    if (!l->is_saving)
-        return TESS_OK;
-    beat(l, "commit");
-    l->is_saving = false;
-    TESS_TRY(tess_ckpt_commit(l->s->store, &report));
-    report_save(l, &report);
-    return TESS_OK;
-}
-
-static tess_status begin_save(loop *l, bool is_last)
+static tess_status begin_save(session_loop *l, bool is_last)
 {
     tess_session *s = l->s;
-    const tess_kmeans_progress *p = tess_kmeans_get_progress(l->v->job);
-    if (l->is_saving && !is_last && s->run->output.when_busy == TESS_RUN_BUSY_SKIP) {
-        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
-                      "checkpoint of step %" PRId64 " skipped: one is being written", s->step);
+    const tess_kmeans_progress *p = tess_kmeans_get_progress(s->vectors->job);
+    bool is_due = false;
+    TESS_TRY(loop_prepare_save(l, is_last, &is_due));
+    if (!is_due)
         return TESS_OK;
-    }
-    TESS_TRY(commit(l));
-    beat(l, "save");
-    if (l->metrics != NULL)
-        note_metrics(l, tess_metrics_sync(l->metrics));
     const tess_ckpt_value state[] = {
         {.name = "step", .kind = TESS_CKPT_I64, .i64 = s->step},
         {.name = "group", .kind = TESS_CKPT_I64, .i64 = p->group},
@@ -397,16 +332,10 @@ static tess_status begin_save(loop *l, bool is_last)
         {.name = "seed", .kind = TESS_CKPT_I64, .i64 = s->run->train.seed},
         {.name = "numerics", .kind = TESS_CKPT_TEXT, .text = s->numerics},
         {.name = "run", .kind = TESS_CKPT_TEXT, .text = l->run_yaml}};
-    tess_ckpt_report report;
-    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, TESS_NELEM(state), &report));
-    l->is_saving = report.outcome == TESS_CKPT_PENDING;
-    l->asked_step = s->step;
-    if (!l->is_saving)
-        report_save(l, &report);
-    return TESS_OK;
+    return loop_save(l, state, TESS_NELEM(state));
 }
 
-static tess_status report_step(loop *l, const tess_kmeans_report *r, double step_s,
+static tess_status report_step(session_loop *l, const tess_kmeans_report *r, double step_s,
                                int64_t host_peak_nbytes)
 {
     if (tess_comm_rank(l->s->world) != 0)
@@ -419,7 +348,8 @@ static tess_status report_step(loop *l, const tess_kmeans_report *r, double step
                                        .relative = r->relative,
                                        .perplexity = r->perplexity,
                                        .used_numel = r->used_numel,
-                                       .dead_numel = l->v->plan.config.code_numel - r->used_numel,
+                                       .dead_numel =
+                                           l->s->vectors->plan.config.code_numel - r->used_numel,
                                        .split_numel = r->split_numel,
                                        .vector_numel = r->vector_numel,
                                        .vectors_per_s = (double)r->vector_numel / step_s,
@@ -434,33 +364,32 @@ static tess_status report_step(loop *l, const tess_kmeans_report *r, double step
     return tess_metrics_pass(l->metrics, &row);
 }
 
-static tess_status run_step(loop *l)
+static tess_status run_step(session_loop *l)
 {
     tess_session *s = l->s;
     const double start_s = tess_clock_s();
-    int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = s->options.stop_request != NULL &&
-                                               *s->options.stop_request != 0,
+    int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = loop_is_asked(l),
                                  [FLAG_WRITING] = tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                  [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
     tess_kmeans_report report;
-    beat(l, "pass");
+    loop_beat(l, "pass");
     TESS_TRY(session_section(s, tess_comm_control(s->world, NULL, 0, flags, FLAG_NUMEL)));
-    TESS_TRY(session_section(s, tess_kmeans_step(l->v->job, &report)));
-    s->step = tess_kmeans_get_progress(l->v->job)->step;
+    TESS_TRY(session_section(s, tess_kmeans_step(l->s->vectors->job, &report)));
+    s->step = tess_kmeans_get_progress(l->s->vectors->job)->step;
     const double step_s = tess_clock_s() - start_s;
-    l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
+    loop_note_step(l, step_s);
     l->is_stopping = flags[FLAG_STOP] != 0;
-    note_metrics(l, report_step(l, &report, step_s, flags[FLAG_HOST_PEAK]));
-    return flags[FLAG_WRITING] == 0 ? commit(l) : TESS_OK;
+    loop_note_metrics(l, report_step(l, &report, step_s, flags[FLAG_HOST_PEAK]));
+    return flags[FLAG_WRITING] == 0 ? loop_commit(l) : TESS_OK;
 }
 
-static tess_status evaluate(loop *l)
+static tess_status evaluate(session_loop *l)
 {
     tess_session *s = l->s;
     tess_eval_result result;
     if (s->run->data.eval_path == NULL)
         return TESS_OK;
-    beat(l, "evaluation");
+    loop_beat(l, "evaluation");
     TESS_TRY(session_vectors_evaluate(s, &result));
     if (tess_comm_rank(s->world) != 0)
         return TESS_OK;
@@ -469,82 +398,34 @@ static tess_status evaluate(loop *l)
     tess_progress_hide(&l->progress);
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "eval step=%" PRId64 " loss=%.6f vectors=%" PRId64,
                   s->step, result.loss, result.loss_token_numel);
-    note_metrics(l, tess_metrics_eval(l->metrics, &row));
+    loop_note_metrics(l, tess_metrics_eval(l->metrics, &row));
     return TESS_OK;
 }
 
-static tess_status run_steps(loop *l)
+static tess_status run_steps(session_loop *l)
 {
     tess_session *s = l->s;
     const int64_t every = s->run->output.checkpoint_every;
-    if (tess_kmeans_is_done(l->v->job))
+    if (tess_kmeans_is_done(l->s->vectors->job))
         tess_log_root(&s->ctx->log, TESS_LOG_INFO,
                       "all levels are done at step %" PRId64 ": nothing to train", s->step);
-    while (!tess_kmeans_is_done(l->v->job) && !l->is_stopping) {
+    while (!tess_kmeans_is_done(l->s->vectors->job) && !l->is_stopping) {
         TESS_TRY(run_step(l));
-        const bool is_last = tess_kmeans_is_done(l->v->job);
+        const bool is_last = tess_kmeans_is_done(l->s->vectors->job);
         if (is_last || l->is_stopping || (every > 0 && s->step % every == 0))
             TESS_TRY(begin_save(l, is_last || l->is_stopping));
         if (is_last)
             TESS_TRY(evaluate(l)); /* after the save: it stands whatever the held-out file holds */
     }
-    TESS_TRY(commit(l));
-    beat(l, "removal of old checkpoints");
-    tess_ckpt_drain(s->store);
-    return TESS_OK;
+    return loop_drain(l);
 }
 
-static void show(void *arg, const char *text)
+static tess_status write_plan(tess_session *s, const char *path)
 {
-    const tess_session *s = arg;
-    s->options.show(s->options.show_arg, text);
-}
-
-static tess_status write_texts(loop *l)
-{
-    tess_session *s = l->s;
-    char path[1024], *plan = NULL;
-    TESS_TRY(session_path(s, "run.yaml", path));
-    TESS_TRY(tess_io_write_all(s->ctx->io, path, l->run_yaml, strlen(l->run_yaml)));
-    TESS_TRY(session_path(s, "plan.json", path));
-    TESS_TRY(session_kmeans_plan_json(&l->v->plan, &plan));
+    char *plan = NULL;
+    TESS_TRY(session_kmeans_plan_json(&s->vectors->plan, &plan));
     const tess_status st = tess_io_write_all(s->ctx->io, path, plan, strlen(plan));
     tess_free(plan);
-    return st;
-}
-
-static tess_status start(loop *l)
-{
-    tess_session *s = l->s;
-    const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
-    const bool is_root = tess_comm_rank(s->world) == 0;
-    const tess_progress_options progress = {
-        .unit = "vectors",
-        .write = is_root && s->options.show != NULL ? show : NULL,
-        .arg = s,
-        .is_terminal = s->options.is_terminal,
-        .columns = s->options.columns,
-        .done_numel = s->step,
-        .step_numel = tess_kmeans_step_numel(&l->v->plan.config),
-        .interval_s = 10.0};
-    tess_progress_init(&l->progress, &progress);
-    size_t yaml_nbytes = 0;
-    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, &yaml_nbytes));
-    TESS_TRY(tess_watchdog_create(s->world, &watch, &l->watchdog));
-    if (!is_root)
-        return TESS_OK;
-    TESS_TRY(write_texts(l));
-    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
-}
-
-static tess_status finish(loop *l, tess_status st)
-{
-    tess_watchdog_destroy(&l->watchdog);
-    tess_progress_fini(&l->progress);
-    const tess_status closed = tess_metrics_close(&l->metrics);
-    if (st == TESS_OK)
-        note_metrics(l, closed);
-    tess_free(l->run_yaml);
     return st;
 }
 
@@ -587,21 +468,20 @@ static tess_status check_held_out(tess_session *s)
 
 tess_status session_vectors_train(tess_session *s)
 {
-    loop l = {.s = s, .v = s->vectors, .asked_step = -1, .committed_step = -1};
+    session_loop l;
+    const session_loop_kind kind = {.unit = "vectors",
+                                    .step_numel = tess_kmeans_step_numel(&s->vectors->plan.config),
+                                    .write_plan = write_plan};
     TESS_TRY(check_held_out(s));
-    tess_status st = session_agree(s, start(&l));
+    tess_status st = session_agree(s, loop_begin(&l, s, &kind));
     tess_kmeans_set_tick(s->vectors->job, beat_pass, &l);
     if (st == TESS_OK)
         st = run_steps(&l);
     tess_kmeans_set_tick(s->vectors->job, NULL, NULL);
-    TESS_TRY(finish(&l, st));
+    TESS_TRY(loop_end(&l, st));
     if (tess_kmeans_is_done(s->vectors->job))
         TESS_TRY(export_result(s));
-    TESS_CHECK(l.committed_step == l.asked_step, TESS_E_IO,
-               "output.dir: the checkpoint of step %" PRId64
-               " could not be written to '%s' (the warning above says why); make room and start "
-               "again",
-               l.asked_step, s->run->output.dir);
+    TESS_TRY(loop_check_last_save(&l));
     if (!tess_kmeans_is_done(s->vectors->job))
         return TESS_FAIL(TESS_E_PREEMPTED,
                          "stopped on request after step %" PRId64 "; start again to go on",

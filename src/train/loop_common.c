@@ -1,0 +1,207 @@
+#include "train/loop_priv.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "core/memory.h"
+
+static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
+                    STEP_DEADLINE_FACTOR = 20.0;
+
+/* ---- watchdog ---- */
+
+/* A section may take `least_s`, or longer where steps take long; an explicit deadline holds for
+ * all. */
+static void beat_for(session_loop *l, const char *label, double least_s)
+{
+    double deadline_s = l->s->options.deadline_s;
+    if (deadline_s <= 0.0)
+        deadline_s = TESS_MAX(least_s, STEP_DEADLINE_FACTOR * l->longest_step_s);
+    tess_watchdog_beat(l->watchdog, label, l->s->step, deadline_s);
+}
+
+void loop_beat(session_loop *l, const char *label)
+{
+    beat_for(l, label, l->longest_step_s > 0.0 ? STEP_DEADLINE_LEAST_S : START_DEADLINE_S);
+}
+
+/* Files may be slow without being lost: they get the time of a start. */
+void loop_beat_files(session_loop *l, const char *label) { beat_for(l, label, START_DEADLINE_S); }
+
+/* Metrics of rank 0 that cannot be written: say it, the run is worth more. */
+void loop_note_metrics(const session_loop *l, tess_status st)
+{
+    if (st == TESS_OK)
+        return;
+    tess_log_write(&l->s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
+    tess_error_clear();
+}
+
+bool loop_is_asked(const session_loop *l)
+{
+    const tess_session *s = l->s;
+    return s->options.stop_request != NULL && *s->options.stop_request != 0;
+}
+
+void loop_note_step(session_loop *l, double step_s)
+{
+    l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
+}
+
+/* ---- checkpoints ---- */
+
+static void report_save(session_loop *l, const tess_ckpt_report *r)
+{
+    const tess_log *log = &l->s->ctx->log;
+    if (r->outcome != TESS_CKPT_DROPPED)
+        l->committed_step = r->step;
+    if (r->outcome == TESS_CKPT_DROPPED)
+        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
+                      r->message);
+    else if (r->outcome == TESS_CKPT_UNSURE)
+        tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " may not be durable: %s",
+                      r->step, r->message);
+    else
+        tess_log_root(log, TESS_LOG_INFO,
+                      "checkpoint step=%" PRId64 " dir=%s bytes=%" PRId64
+                      " snapshot_s=%.4f hash_s=%.4f write_s=%.4f fsync_s=%.4f commit_s=%.4f",
+                      r->step, r->dir, r->disk_nbytes, r->snapshot_s, r->hash_s, r->write_s,
+                      r->fsync_s, r->commit_s);
+}
+
+/* Who measures saves hears of those that are on disk. */
+static void measure_save(const session_loop *l, const tess_ckpt_report *r, double start_s,
+                         double end_s)
+{
+    const tess_session_measure *m = l->s->options.measure;
+    if (m == NULL || m->on_save == NULL || r->outcome != TESS_CKPT_COMMITTED)
+        return;
+    const tess_measured_save save = {.begin_s = l->begin_s,
+                                     .commit_s = end_s - start_s,
+                                     .publish_s = end_s - l->begun_s,
+                                     .write_s = r->hash_s + r->write_s + r->fsync_s,
+                                     .disk_nbytes = r->disk_nbytes};
+    m->on_save(m->arg, &save);
+}
+
+tess_status loop_commit(session_loop *l)
+{
+    tess_ckpt_report report;
+    if (!l->is_saving)
+        return TESS_OK;
+    loop_beat_files(l, "commit");
+    l->is_saving = false;
+    const double start_s = tess_clock_s();
+    TESS_TRY(tess_ckpt_commit(l->s->store, &report));
+    const double end_s = tess_clock_s();
+    tess_trace_host(l->trace, "commit checkpoint", start_s, end_s);
+    measure_save(l, &report, start_s, end_s);
+    report_save(l, &report);
+    return TESS_OK;
+}
+
+tess_status loop_prepare_save(session_loop *l, bool is_last, bool *is_due)
+{
+    tess_session *s = l->s;
+    *is_due = !l->is_saving || is_last || s->run->output.when_busy != TESS_RUN_BUSY_SKIP;
+    if (!*is_due) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "checkpoint of step %" PRId64 " skipped: one is being written", s->step);
+        return TESS_OK;
+    }
+    TESS_TRY(loop_commit(l));
+    loop_beat_files(l, "save");
+    if (l->metrics != NULL)
+        loop_note_metrics(l, tess_metrics_sync(l->metrics));
+    return TESS_OK;
+}
+
+tess_status loop_save(session_loop *l, const tess_ckpt_value *state, int state_numel)
+{
+    tess_session *s = l->s;
+    tess_ckpt_report report;
+    l->begun_s = tess_clock_s();
+    tess_ckpt_trace(s->store, tess_trace_tracer(l->trace));
+    TESS_TRY(tess_ckpt_save_begin(s->store, s->step, state, state_numel, &report));
+    l->begin_s = tess_clock_s() - l->begun_s;
+    tess_trace_host(l->trace, "begin checkpoint", l->begun_s, l->begun_s + l->begin_s);
+    l->is_saving = report.outcome == TESS_CKPT_PENDING;
+    l->asked_step = s->step;
+    if (!l->is_saving)
+        report_save(l, &report);
+    return TESS_OK;
+}
+
+tess_status loop_drain(session_loop *l)
+{
+    TESS_TRY(loop_commit(l));
+    loop_beat_files(l, "removal of old checkpoints");
+    tess_ckpt_drain(l->s->store);
+    return TESS_OK;
+}
+
+tess_status loop_check_last_save(const session_loop *l)
+{
+    TESS_CHECK(
+        l->committed_step == l->asked_step, TESS_E_IO,
+        "output.dir: the checkpoint of step %" PRId64
+        " could not be written to '%s' (the warning above says why); make room and start again",
+        l->asked_step, l->s->run->output.dir);
+    return TESS_OK;
+}
+
+/* ---- start and end ---- */
+
+static void show(void *arg, const char *text)
+{
+    const tess_session *s = arg;
+    s->options.show(s->options.show_arg, text);
+}
+
+static tess_status write_texts(session_loop *l, const session_loop_kind *kind)
+{
+    tess_session *s = l->s;
+    char path[1024];
+    TESS_TRY(session_path(s, "run.yaml", path));
+    TESS_TRY(tess_io_write_all(s->ctx->io, path, l->run_yaml, strlen(l->run_yaml)));
+    TESS_TRY(session_path(s, "plan.json", path));
+    return kind->write_plan(s, path);
+}
+
+tess_status loop_begin(session_loop *l, tess_session *s, const session_loop_kind *kind)
+{
+    const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
+    const bool is_root = tess_comm_rank(s->world) == 0;
+    *l = (session_loop){.s = s, .asked_step = -1, .committed_step = -1};
+    const tess_progress_options progress = {.unit = kind->unit,
+                                            .write =
+                                                is_root && s->options.show != NULL ? show : NULL,
+                                            .arg = s,
+                                            .is_terminal = s->options.is_terminal,
+                                            .columns = s->options.columns,
+                                            .done_numel = s->step,
+                                            .step_numel = kind->step_numel,
+                                            .interval_s = 10.0};
+    tess_progress_init(&l->progress, &progress);
+    size_t yaml_nbytes = 0;
+    TESS_TRY(tess_run_yaml(s->run, &l->run_yaml, &yaml_nbytes));
+    TESS_TRY(tess_watchdog_create(s->fabric != NULL ? s->fabric : s->world, &watch, &l->watchdog));
+    if (!is_root)
+        return TESS_OK;
+    TESS_TRY(write_texts(l, kind));
+    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
+}
+
+/* After a failure its record stays; what closing adds to it is not worth a second message. */
+tess_status loop_end(session_loop *l, tess_status st)
+{
+    tess_watchdog_destroy(&l->watchdog);
+    tess_progress_fini(&l->progress);
+    const tess_status closed = tess_metrics_close(&l->metrics);
+    if (st == TESS_OK)
+        loop_note_metrics(l, closed);
+    tess_free(l->run_yaml);
+    return st;
+}

@@ -1,0 +1,66 @@
+/**
+ * What every loop of steps has, whatever a step is: signs of life, metrics, progress, checkpoints
+ * on their way to disk, requests to stop.
+ */
+#pragma once
+
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/session_priv.h"
+
+TESS_BEGIN_DECLS
+
+typedef struct session_loop {
+    tess_session *s;
+    tess_metrics *metrics; /* rank 0 */
+    tess_trace *trace;     /* NULL: not asked for, or given up */
+    tess_progress progress;
+    tess_watchdog *watchdog;
+    char *run_yaml;
+    bool is_saving;
+    bool is_stopping;
+    double longest_step_s;
+    int64_t asked_step;      /* of the last save that was asked for, -1: none */
+    int64_t committed_step;  /* of the last one that is on disk, -1: none by this process */
+    double begun_s, begin_s; /* of the save under way: when it began, how long that took */
+} session_loop;
+
+/** How a loop differs from others at its start. */
+typedef struct session_loop_kind {
+    const char *unit;   /* of progress */
+    int64_t step_numel; /* of the whole run, at most */
+    tess_status (*write_plan)(tess_session *s, const char *path);
+} session_loop_kind;
+
+/** Watchdog, progress, run.yaml, plan.json, metrics. Local; loop_end releases what there is. */
+TESS_MUST_CHECK tess_status loop_begin(session_loop *l, tess_session *s,
+                                       const session_loop_kind *kind);
+/** Release. @return `st`: metrics of rank 0 that cannot be closed are said where it is TESS_OK */
+tess_status loop_end(session_loop *l, tess_status st);
+
+/** The next section begins: how long it may take follows from the longest step. Local. */
+void loop_beat(session_loop *l, const char *label);
+/** The same of files, which may be slow without being lost: they get the time of a start. Local. */
+void loop_beat_files(session_loop *l, const char *label);
+/** Whether this rank was asked to stop. Local. */
+bool loop_is_asked(const session_loop *l);
+/** Metrics of rank 0 that cannot be written: say it, the run is worth more. Local. */
+void loop_note_metrics(const session_loop *l, tess_status st);
+/** What a step took. Local. */
+void loop_note_step(session_loop *l, double step_s);
+
+/** Publish the save under way, where there is one. Collective. */
+TESS_MUST_CHECK tess_status loop_commit(session_loop *l);
+/** Before a save: an earlier one is on disk then. Collective. @param[out] is_due  false: this one
+ * is left out, and said so; never the last of a run */
+TESS_MUST_CHECK tess_status loop_prepare_save(session_loop *l, bool is_last, bool *is_due);
+/** Start to save records and `state`. Collective. */
+TESS_MUST_CHECK tess_status loop_save(session_loop *l, const tess_ckpt_value *state,
+                                      int state_numel);
+/** After the last step: nothing is under way any more. Collective. */
+TESS_MUST_CHECK tess_status loop_drain(session_loop *l);
+/** A save that was asked for last and is not on disk: the run is not safe, whatever else went well.
+ * Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status loop_check_last_save(const session_loop *l);
+
+TESS_END_DECLS
