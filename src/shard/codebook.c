@@ -20,7 +20,7 @@ static tess_status room(tess_codebook_plan *plan, tess_codebook_place place, con
     TESS_TRY(tess_mul_i64(extent[0], extent[1], &numel));
     TESS_TRY(tess_mul_i64(numel, extent[2], &numel));
     TESS_TRY(tess_nbytes(dt, numel, &nbytes));
-    plan->buffer[place] = (tess_codebook_buffer){name, nbytes, 0};
+    plan->buffer[place] = (tess_codebook_buffer){.name = name, .nbytes = nbytes};
     return TESS_OK;
 }
 
@@ -33,15 +33,39 @@ static tess_status room_bytes(tess_codebook_plan *plan, tess_codebook_place plac
 
 static tess_status lay_out(tess_codebook_plan *plan)
 {
-    int64_t total = 0;
+    int64_t total[2] = {0, 0};
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++) {
         tess_codebook_buffer *b = &plan->buffer[i];
-        b->offset_nbytes = (size_t)total;
+        b->is_beside = plan->shape.is_device && (i == TESS_BOOK_COUNT || i >= TESS_BOOK_OWN_CODE);
+        int64_t *sum = &total[b->is_beside];
+        b->offset_nbytes = (size_t)*sum;
         const int64_t padded = tess_round_up((int64_t)b->nbytes, TESS_ARENA_ALIGN_NBYTES);
-        TESS_TRY(tess_add_i64(total, padded, &total));
+        TESS_TRY(tess_add_i64(*sum, padded, sum));
     }
-    plan->total_nbytes = (size_t)total;
+    plan->total_nbytes = (size_t)total[0];
+    plan->beside_nbytes = (size_t)total[1];
     return TESS_OK;
+}
+
+/* The host of a device. */
+static tess_status room_beside(tess_codebook_plan *plan)
+{
+    const tess_codebook_shape *s = &plan->shape;
+    const int64_t c = plan->row_numel, d = s->dim, others = s->world - 1;
+    const int64_t own = s->is_device ? c : 0, summed = s->has_sums ? own : 0;
+    const int64_t pieces = s->is_device && s->has_sums ? others * plan->slice_numel * d : 0;
+    const int64_t keys = s->world * s->block_numel * s->best_numel;
+    const int64_t slots = s->is_device ? s->world + 2 : 0;
+    TESS_TRY(room(plan, TESS_BOOK_OWN_CODE, "host: owned codes", TESS_F32,
+                  (int64_t[3]){s->book_numel, own, d}));
+    TESS_TRY(
+        room(plan, TESS_BOOK_OWN_SUM, "host: owned sums", TESS_I64, (int64_t[3]){summed, d, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_OWN_TALLY, "host: owned counts of a pass", TESS_I64,
+                  (int64_t[3]){summed, 1, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_OWN_ROW, "host: rows", TESS_I32,
+                  (int64_t[3]){slots, s->block_numel, 1}));
+    return room(plan, TESS_BOOK_LANDED, "host: keys or sums of others", TESS_I64,
+                (int64_t[3]){s->is_sharded && s->is_device ? keys : pieces, 1, 1});
 }
 
 static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernels)
@@ -52,7 +76,7 @@ static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernel
     const int64_t held = is_sharded ? c : w * c, searched = is_sharded ? c : s->code_numel;
     const int64_t summed = s->has_sums ? held : 0;
     const int64_t pieces = is_sharded ? b : (s->has_sums && w > 1 ? 2 * w * plan->slice_numel : 0);
-    const int64_t round = is_sharded ? w : 0;
+    const int64_t round = is_sharded ? w : 0, near = s->is_device && !is_sharded ? 1 : 2 * round;
     TESS_TRY(room(plan, TESS_BOOK_CODE, "codes", TESS_F32, (int64_t[3]){s->book_numel, held, d}));
     TESS_TRY(room(plan, TESS_BOOK_COUNT, "counts", TESS_I64, (int64_t[3]){s->book_numel, c, 1}));
     TESS_TRY(room_bytes(plan, TESS_BOOK_PACK, "codes, packed", s->book_numel,
@@ -63,11 +87,11 @@ static tess_status room_all(tess_codebook_plan *plan, const tess_kernels *kernel
     TESS_TRY(room(plan, TESS_BOOK_RECEIVE, "received rows", TESS_F32, (int64_t[3]){pieces, d, 1}));
     TESS_TRY(
         room(plan, TESS_BOOK_GATHERED, "gathered vectors", TESS_F32, (int64_t[3]){round, b, d}));
-    TESS_TRY(
-        room(plan, TESS_BOOK_KEY, "keys", TESS_U64, (int64_t[3]){2 * round, b, s->best_numel}));
-    TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1, b, 1}));
+    TESS_TRY(room(plan, TESS_BOOK_KEY, "keys", TESS_U64, (int64_t[3]){near, b, s->best_numel}));
+    TESS_TRY(room(plan, TESS_BOOK_ROW, "rows", TESS_I32, (int64_t[3]){w + 1 + s->is_device, b, 1}));
     TESS_TRY(room(plan, TESS_BOOK_ROUTE, "routed vectors", TESS_F32,
                   (int64_t[3]){2, s->route_numel, d}));
+    TESS_TRY(room_beside(plan));
     return room_bytes(plan, TESS_BOOK_WORK, "search", 1,
                       kernels->nearest_work_nbytes(d, s->best_numel, s->thread_numel));
 }
@@ -114,7 +138,8 @@ void tess_codebook_owned(const tess_codebook_plan *plan, int rank, int64_t *lo_i
 
 static void *place(const tess_codebooks *b, tess_codebook_place which)
 {
-    return b->memory + b->plan.buffer[which].offset_nbytes;
+    const tess_codebook_buffer *buffer = &b->plan.buffer[which];
+    return (buffer->is_beside ? b->beside : b->memory) + buffer->offset_nbytes;
 }
 
 static tess_wire make_wire(const tess_codebook_plan *plan, wire_idx idx, const char *name,
@@ -162,16 +187,38 @@ tess_status tess_codebook_plan_contract(const tess_codebook_plan *plan, tess_con
     return TESS_OK;
 }
 
+/* Of a device and its host, whose contents are not defined: zeros. */
+static tess_status take_device(tess_codebooks *b)
+{
+    tess_device *device = b->parts.device;
+    tess_view all, beside;
+    const size_t nbytes = TESS_MAX(b->plan.total_nbytes, 1), beside_nbytes = b->plan.beside_nbytes;
+    TESS_TRY(tess_device_arena_create(device, device->space, "codebooks", nbytes, &b->arena[0]));
+    TESS_TRY(tess_device_arena_create(device, TESS_HOST, "codebooks of a device's host",
+                                      TESS_MAX(beside_nbytes, 1), &b->arena[1]));
+    TESS_TRY(tess_arena_view(b->arena[0], 0, (int64_t)nbytes, TESS_U8_OPAQUE, &all));
+    TESS_TRY(tess_arena_view(b->arena[1], 0, (int64_t)beside_nbytes, TESS_U8_OPAQUE, &beside));
+    b->memory = all.data;
+    b->beside = beside.data;
+    memset(b->beside, 0, beside_nbytes);
+    TESS_TRY(tess_event_init(&b->enqueued, b->parts.stream));
+    TESS_TRY(tess_event_init(&b->rows_up, b->parts.stream));
+    return tess_device_zero(device, all, b->parts.stream);
+}
+
 static tess_status take_memory(tess_codebooks *b)
 {
     tess_view all = b->parts.memory;
+    if (codebook_is_far(b))
+        return take_device(b);
     if (all.numel > 0)
         TESS_CHECK((size_t)all.numel >= b->plan.total_nbytes, TESS_E_STATE,
                    "codebooks need %zu bytes, the plan has %" PRId64, b->plan.total_nbytes,
                    all.numel);
     else {
-        TESS_TRY(tess_arena_create("codebooks", TESS_MAX(b->plan.total_nbytes, 1), &b->arena));
-        TESS_TRY(tess_arena_view(b->arena, 0, (int64_t)b->plan.total_nbytes, TESS_U8_OPAQUE, &all));
+        TESS_TRY(tess_arena_create("codebooks", TESS_MAX(b->plan.total_nbytes, 1), &b->arena[0]));
+        TESS_TRY(
+            tess_arena_view(b->arena[0], 0, (int64_t)b->plan.total_nbytes, TESS_U8_OPAQUE, &all));
     }
     b->memory = all.data;
     return TESS_OK;
@@ -180,11 +227,17 @@ static tess_status take_memory(tess_codebooks *b)
 tess_status tess_codebooks_create(const tess_codebooks_parts *parts, tess_codebooks **out)
 {
     void *object = NULL, *pieces = NULL, *extents = NULL;
+    const tess_space space = parts->device != NULL ? parts->device->space : TESS_HOST;
+    TESS_CHECK(parts->plan->shape.is_device == (space == TESS_DEVICE), TESS_E_STATE,
+               "codebooks: planned for %s",
+               parts->plan->shape.is_device ? "a device, found the host"
+                                            : "the host, found a device");
     TESS_TRY(tess_alloc(sizeof(tess_codebooks), &object));
     tess_codebooks *b = object;
     b->plan = *parts->plan;
     b->parts = *parts;
     b->parts.plan = &b->plan;
+    b->space = space;
     b->rank = tess_comm_rank(parts->comm);
     tess_codebook_owned(&b->plan, b->rank, &b->lo, &b->hi);
     make_wires(&b->plan, parts->first_entry_idx, b->wire);
@@ -209,7 +262,12 @@ void tess_codebooks_destroy(tess_codebooks **books)
 {
     if (*books == NULL)
         return;
-    tess_arena_destroy(&(*books)->arena);
+    if (codebook_is_far(*books)) {
+        tess_event_fini(&(*books)->enqueued, (*books)->parts.stream);
+        tess_event_fini(&(*books)->rows_up, (*books)->parts.stream);
+    }
+    for (int i = 0; i < 2; i++)
+        tess_arena_destroy(&(*books)->arena[i]);
     tess_free((*books)->piece);
     tess_free((*books)->extent);
     tess_free(*books);
@@ -234,14 +292,17 @@ float *codebook_code(const tess_codebooks *b, int book_idx)
 tess_view codebook_pack(const tess_codebooks *b, int book_idx)
 {
     const size_t nbytes = b->plan.buffer[TESS_BOOK_PACK].nbytes / (size_t)b->plan.shape.book_numel;
-    return tess_view_host((char *)place(b, TESS_BOOK_PACK) + (size_t)book_idx * nbytes,
-                          (int64_t)nbytes, TESS_U8_OPAQUE);
+    return codebook_view(b, (char *)place(b, TESS_BOOK_PACK) + (size_t)book_idx * nbytes,
+                         (int64_t)nbytes, TESS_U8_OPAQUE);
 }
 
 void *codebook_place(const tess_codebooks *b, tess_codebook_place which) { return place(b, which); }
 
 float *tess_codebooks_rows(tess_codebooks *b, int book_idx)
 {
+    if (codebook_is_far(b))
+        return (float *)place(b, TESS_BOOK_OWN_CODE) +
+               book_idx * b->plan.row_numel * b->plan.shape.dim;
     return codebook_code(b, book_idx) + (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
 }
 
@@ -254,17 +315,21 @@ int tess_codebooks_world(const tess_codebooks *b) { return b->plan.shape.world; 
 
 const float *tess_codebooks_all(const tess_codebooks *b, int book_idx)
 {
-    return b->plan.shape.is_sharded ? NULL : codebook_code(b, book_idx);
+    return b->plan.shape.is_sharded || codebook_is_far(b) ? NULL : codebook_code(b, book_idx);
 }
 
 int64_t *codebook_own_sum(const tess_codebooks *b)
 {
+    if (codebook_is_far(b))
+        return place(b, TESS_BOOK_OWN_SUM);
     return (int64_t *)place(b, TESS_BOOK_SUM) +
            (b->plan.shape.is_sharded ? 0 : b->lo * b->plan.shape.dim);
 }
 
 int64_t *codebook_own_tally(const tess_codebooks *b)
 {
+    if (codebook_is_far(b))
+        return place(b, TESS_BOOK_OWN_TALLY);
     return (int64_t *)place(b, TESS_BOOK_TALLY) + (b->plan.shape.is_sharded ? 0 : b->lo);
 }
 
@@ -273,95 +338,9 @@ const int64_t *tess_codebooks_tally(const tess_codebooks *b) { return codebook_o
 int64_t *tess_codebooks_all_sums(const tess_codebooks *b) { return place(b, TESS_BOOK_SUM); }
 int64_t *tess_codebooks_all_tallies(const tess_codebooks *b) { return place(b, TESS_BOOK_TALLY); }
 int tess_codebooks_exponent(const tess_codebooks *b) { return b->exponent; }
-void *tess_codebooks_work(const tess_codebooks *b) { return place(b, TESS_BOOK_WORK); }
 
-/* ---- publish ---- */
-
-tess_status tess_codebooks_publish(tess_codebooks *b, int book_idx)
+tess_view tess_codebooks_work(const tess_codebooks *b)
 {
-    const tess_codebook_shape *s = &b->plan.shape;
-    float *code = codebook_code(b, book_idx);
-    const int64_t shard_numel = b->plan.row_numel * s->dim;
-    const int64_t searched = s->is_sharded ? b->hi - b->lo : s->code_numel;
-    if (!s->is_sharded) {
-        tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
-        const tess_view full = tess_view_host(code, shard_numel * s->world, TESS_F32);
-        TESS_TRY(tess_comm_all_gather(b->parts.comm, &b->wire[WIRE_CODE],
-                                      tess_view_slice(full, b->rank * shard_numel, shard_numel),
-                                      full, stream));
-        TESS_TRY(tess_stream_finish(stream));
-    }
-    const tess_nearest_prepare_args args = {.code =
-                                                tess_view_host(code, searched * s->dim, TESS_F32),
-                                            .pack = codebook_pack(b, book_idx),
-                                            .code_numel = searched,
-                                            .dim = s->dim};
-    return b->parts.kernels->nearest_prepare(&args, b->parts.stream);
-}
-
-/* ---- sums ---- */
-
-tess_status tess_codebooks_begin_sums(tess_codebooks *b, int exponent)
-{
-    TESS_CHECK(b->plan.shape.has_sums, TESS_E_STATE, "codebooks: planned without statistics");
-    memset(place(b, TESS_BOOK_SUM), 0, b->plan.buffer[TESS_BOOK_SUM].nbytes);
-    memset(place(b, TESS_BOOK_TALLY), 0, b->plan.buffer[TESS_BOOK_TALLY].nbytes);
-    b->exponent = exponent;
-    return TESS_OK;
-}
-
-/* Rows [first, first + numel) of what a rank owns: slice `k` of it. */
-static void slice_of(const tess_codebooks *b, int rank, int64_t k, int64_t *first, int64_t *numel)
-{
-    int64_t lo = 0, hi = 0;
-    tess_codebook_owned(&b->plan, rank, &lo, &hi);
-    *first = TESS_MIN(lo + k * b->plan.slice_numel, hi);
-    *numel = TESS_MIN(b->plan.slice_numel, hi - *first);
-}
-
-static void add_integers(int64_t *dst, const int64_t *src, int64_t numel)
-{
-    for (int64_t i = 0; i < numel; i++)
-        dst[i] += src[i];
-}
-
-/* Pieces of `width` integers a row go to the rows' owners and are added there. */
-static tess_status reduce_slice(tess_codebooks *b, wire_idx wire, int64_t k, int64_t *full,
-                                int64_t *received, int64_t width)
-{
-    const int world = b->plan.shape.world;
-    tess_piece *send = b->piece, *receive = b->piece + world;
-    tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
-    int64_t first = 0, numel = 0, own_first = 0, own_numel = 0;
-    int at = 0;
-    slice_of(b, b->rank, k, &own_first, &own_numel);
-    for (int r = 0; r < world; r++) {
-        if (r == b->rank)
-            continue;
-        slice_of(b, r, k, &first, &numel);
-        send[at] = (tess_piece){r, tess_view_host(full + first * width, numel * width, TESS_I64)};
-        receive[at] = (tess_piece){
-            r, tess_view_host(received + at * own_numel * width, own_numel * width, TESS_I64)};
-        at++;
-    }
-    TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[wire], send, at, receive, at, stream));
-    TESS_TRY(tess_stream_finish(stream));
-    for (int i = 0; i < at; i++)
-        add_integers(full + own_first * width, received + i * own_numel * width, own_numel * width);
-    return TESS_OK;
-}
-
-tess_status tess_codebooks_end_sums(tess_codebooks *b)
-{
-    const tess_codebook_shape *s = &b->plan.shape;
-    if (s->is_sharded || s->world == 1)
-        return TESS_OK;
-    const int64_t slice_numel = tess_ceil_div(b->plan.row_numel, b->plan.slice_numel);
-    int64_t *tally = place(b, TESS_BOOK_TALLY);
-    for (int64_t k = 0; k < slice_numel; k++) {
-        TESS_TRY(reduce_slice(b, WIRE_SUM, k, place(b, TESS_BOOK_SUM), place(b, TESS_BOOK_RECEIVE),
-                              s->dim));
-        TESS_TRY(reduce_slice(b, WIRE_TALLY, k, tally, tally + s->world * b->plan.row_numel, 1));
-    }
-    return TESS_OK;
+    return codebook_view(b, place(b, TESS_BOOK_WORK),
+                         (int64_t)b->plan.buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE);
 }

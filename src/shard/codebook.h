@@ -9,11 +9,17 @@
  * owners add what they own. Keys, sums and codes are the same bits either way
  * (kernels/nearest.h, kernels/codebook.h).
  *
+ * [Note: codebooks on a device] Codes, vectors, keys and sums of a pass lie where kernels work, and
+ * travel between ranks from there. What owners set codes from lies on the host: their rows and
+ * counts, and the sums that arrived at end_sums. Rows that the host chose go up with every call,
+ * keys come down.
+ *
  * Functions named Collective are called by all ranks of the communicator in the same order, also by
  * ranks without vectors. One that fails in the middle is fatal for the launch.
  */
 #pragma once
 
+#include "core/device.h"
 #include "dist/comm.h"
 #include "dist/contract.h"
 #include "kernels/kernels.h"
@@ -31,6 +37,7 @@ typedef struct tess_codebook_shape {
     int thread_numel;
     bool is_sharded; /* codes live with their owners alone */
     bool has_sums;   /* statistics are taken, not only assignments */
+    bool is_device;  /* kernels work on a device */
     /* Codes are set from vectors of the ranks: so many at once on their way to owners; 0: not. */
     int64_t route_numel;
 } tess_codebook_shape;
@@ -39,20 +46,27 @@ typedef struct tess_codebook_shape {
 typedef struct tess_codebook_buffer {
     const char *name;
     size_t nbytes, offset_nbytes;
+    bool is_beside; /* on the host of a device */
 } tess_codebook_buffer;
 
 typedef enum tess_codebook_place {
     TESS_BOOK_CODE,     /* [book, W c or c, d] f32 */
-    TESS_BOOK_COUNT,    /* [book, c] i64: vectors of each owned code */
+    TESS_BOOK_COUNT,    /* [book, c] i64: vectors of each owned code; of the host */
     TESS_BOOK_PACK,     /* [book] codes as the search wants them */
     TESS_BOOK_SUM,      /* [K or c, d] i64 */
     TESS_BOOK_TALLY,    /* [K or c] i64: counts while they are taken */
     TESS_BOOK_RECEIVE,  /* pieces of sums, or code rows */
     TESS_BOOK_GATHERED, /* [W, block, d] f32 */
-    TESS_BOOK_KEY,      /* [2, W, block, best] u64 */
-    TESS_BOOK_ROW,      /* [W + 1, block] rows */
+    TESS_BOOK_KEY,      /* [2, W, block, best] u64; replicated: none, of a device [block, best] */
+    TESS_BOOK_ROW,      /* [W + 1, block] rows; of a device [W + 2, block] */
     TESS_BOOK_ROUTE,    /* [2, route, d] f32: vectors on their way to owners */
     TESS_BOOK_WORK,     /* of the search */
+    /* Beside a device, on the host: */
+    TESS_BOOK_OWN_CODE,  /* [book, c, d] f32 */
+    TESS_BOOK_OWN_SUM,   /* [c, d] i64 */
+    TESS_BOOK_OWN_TALLY, /* [c] i64 */
+    TESS_BOOK_OWN_ROW,   /* [W + 2, block] rows on their way up */
+    TESS_BOOK_LANDED,    /* pieces of sums, or keys, that came down */
     TESS_BOOK_PLACE_NUMEL
 } tess_codebook_place;
 
@@ -61,7 +75,8 @@ typedef struct tess_codebook_plan {
     int64_t row_numel;   /* c */
     int64_t slice_numel; /* rows of a piece of sums on its way to the owner */
     tess_codebook_buffer buffer[TESS_BOOK_PLACE_NUMEL];
-    size_t total_nbytes;
+    size_t total_nbytes;  /* where kernels work */
+    size_t beside_nbytes; /* of a device's host; 0 on the host */
 } tess_codebook_plan;
 
 /** Local, pure. @return TESS_E_RANGE sizes overflow; TESS_E_UNSUPPORTED `kernels` has no codebooks
@@ -87,7 +102,8 @@ typedef struct tess_codebooks tess_codebooks;
 typedef struct tess_codebooks_parts {
     const tess_codebook_plan *plan;
     const tess_kernels *kernels;
-    tess_stream *stream; /* of the host, with its threads */
+    tess_device *device; /* NULL: the host; of `kernels`, `stream` and the memory of `comm` */
+    tess_stream *stream; /* on the host with its threads */
     tess_comm *comm;
     uint32_t first_entry_idx; /* wires in front of these in the contract */
     /* [total_nbytes] host memory of the caller's plan, aligned as an arena; where it is scratch,
@@ -108,11 +124,11 @@ TESS_MUST_CHECK tess_status tess_codebooks_contract(const tess_codebooks *books,
 void tess_codebook_owned(const tess_codebook_plan *plan, int rank, int64_t *lo_idx,
                          int64_t *hi_idx);
 int tess_codebooks_world(const tess_codebooks *books);
-/** The owned rows [hi - lo, d] f32 of a codebook. Whoever changes them publishes. Local. */
+/** The owned rows [hi - lo, d] f32 of a codebook, host. Whoever changes them publishes. Local. */
 float *tess_codebooks_rows(tess_codebooks *books, int book_idx);
-/** Their counts [hi - lo] i64, kept beside them. Local. */
+/** Their counts [hi - lo] i64, host, kept beside them. Local. */
 int64_t *tess_codebooks_counts(tess_codebooks *books, int book_idx);
-/** Replicated: all codes [K, d] f32, valid after publish; sharded: NULL. Local. */
+/** Replicated on the host: all codes [K, d] f32, valid after publish; else NULL. Local. */
 const float *tess_codebooks_all(const tess_codebooks *books, int book_idx);
 
 /** Bring owned rows where searches need them. Collective. */
@@ -126,15 +142,18 @@ typedef struct tess_codebook_draw {
     const int64_t *first_idx; /* [world] number of the first vector of every rank's block */
 } tess_codebook_draw;
 
-/** A block of every rank. */
+/** A block of every rank. Vectors lie where kernels work, rows and keys on the host. */
 typedef struct tess_codebook_round {
     int book_idx;
-    const float *x;                 /* [vector_numel[own rank], d] f32, of this rank */
-    const int64_t *vector_numel;    /* [world] at most block_numel, the same on all ranks */
-    int best_numel;                 /* 1 .. the plan's */
-    uint64_t *key;                  /* out: [own vector_numel, best_numel] u64, ascending */
-    bool adds;                      /* each vector also enters the sums of its nearest code */
-    const tess_codebook_draw *draw; /* row-sharded, best_numel 1: a drawn code; NULL: the nearest */
+    const float *x;              /* [vector_numel[own rank], d] f32, of this rank */
+    const int64_t *vector_numel; /* [world] at most block_numel, the same on all ranks */
+    int best_numel;              /* 1 .. the plan's */
+    /* out: [own vector_numel, best_numel] u64, ascending; of a device when its stream has passed,
+     * into memory that its copies reach */
+    uint64_t *key;
+    bool adds; /* each vector also enters the sums of its nearest code; best_numel is 1 */
+    const tess_codebook_draw *draw; /* row-sharded, best_numel 1, on the host: a drawn code; NULL:
+                                       the nearest */
 } tess_codebook_round;
 
 /** Keys of the nearest codes; with `adds` inside begin_sums and end_sums. Collective. */
@@ -151,19 +170,22 @@ TESS_MUST_CHECK tess_status tess_codebooks_add(tess_codebooks *books,
  */
 typedef struct tess_codebook_subtraction {
     int book_idx;
-    const float *x;             /* [., d] f32 */
-    const uint32_t *parent;     /* [entry_numel[own rank]] or NULL */
-    const uint32_t *row;        /* [entry_numel[own rank]]; TESS_NO_CODE takes nothing off */
+    const float *x;             /* [., d] f32, where kernels work */
+    const uint32_t *parent;     /* [entry_numel[own rank]] or NULL; host */
+    const uint32_t *row;        /* the same; TESS_NO_CODE takes nothing off */
     const int64_t *entry_numel; /* [world], the same on all ranks */
-    float *dst;                 /* [entry_numel[own rank], d] f32 */
+    float *dst;                 /* [entry_numel[own rank], d] f32, where kernels work */
 } tess_codebook_subtraction;
 
 TESS_MUST_CHECK tess_status tess_codebooks_subtract(tess_codebooks *books,
                                                     const tess_codebook_subtraction *what);
+/** dst[i] = x[row[i]], [numel, d], where kernels work; `row` on the host. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_pick(tess_codebooks *books, const float *x,
+                                                const uint32_t *row, int64_t numel, float *dst);
 /**
  * dst[i] = code[row[i]], zeros for TESS_NO_CODE, for a round whose `vector_numel` says how many
- * rows each rank wants; row- sharded only. `x`, `key`, `best_numel` and `adds` of the round are not
- * used. Collective.
+ * rows each rank wants; row-sharded and on the host only. `x`, `key`, `best_numel` and `adds` of
+ * the round are not used. Collective.
  */
 TESS_MUST_CHECK tess_status tess_codebooks_fetch(tess_codebooks *books,
                                                  const tess_codebook_round *round,
@@ -241,7 +263,7 @@ TESS_MUST_CHECK tess_status tess_codebooks_route(tess_codebooks *books,
 TESS_MUST_CHECK tess_status tess_codebooks_begin_sums(tess_codebooks *books, int exponent);
 /** Sums and counts of all ranks arrive at their owners. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_end_sums(tess_codebooks *books);
-/** After end_sums: of the owned rows, [hi - lo, d] and [hi - lo] i64. Local. */
+/** After end_sums: of the owned rows, [hi - lo, d] and [hi - lo] i64, host. Local. */
 const int64_t *tess_codebooks_sum(const tess_codebooks *books);
 const int64_t *tess_codebooks_tally(const tess_codebooks *books);
 /** Between begin_sums and end_sums, replicated: those of all codes, [K, d] and [K] i64, for vectors
@@ -250,6 +272,6 @@ int64_t *tess_codebooks_all_sums(const tess_codebooks *books);
 int64_t *tess_codebooks_all_tallies(const tess_codebooks *books);
 int tess_codebooks_exponent(const tess_codebooks *books);
 /** The search's work memory, for searches of the caller's own between rounds. Local. */
-void *tess_codebooks_work(const tess_codebooks *books);
+tess_view tess_codebooks_work(const tess_codebooks *books);
 
 TESS_END_DECLS

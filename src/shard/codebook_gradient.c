@@ -7,8 +7,8 @@
 /* Where a rank's vectors have their codes among the owned rows. */
 static const uint32_t *own_places(const tess_codebooks *b, int rank, int64_t numel)
 {
-    const uint32_t *row = codebook_rows(b, rank);
-    uint32_t *local = codebook_own_rows(b);
+    const uint32_t *row = codebook_rows_of(b, rank);
+    uint32_t *local = codebook_rows_of(b, b->plan.shape.world);
     for (int64_t i = 0; i < numel; i++)
         local[i] = row[i] != TESS_NO_CODE && row[i] >= b->lo && row[i] < b->hi
                        ? row[i] - (uint32_t)b->lo

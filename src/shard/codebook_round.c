@@ -14,6 +14,9 @@ static tess_status check_round(const tess_codebooks *b, const tess_codebook_roun
                        round->vector_numel[r] <= b->plan.shape.block_numel,
                    TESS_E_ARG, "codebooks: a round of %" PRId64 " vectors, planned for %" PRId64,
                    round->vector_numel[r], b->plan.shape.block_numel);
+    TESS_CHECK(!round->adds || round->best_numel == 1, TESS_E_ARG,
+               "codebooks: a round that adds looks for %d codes a vector, expected 1",
+               round->best_numel);
     TESS_CHECK(round->book_idx >= 0 && round->book_idx < b->plan.shape.book_numel, TESS_E_ARG,
                "codebooks: book %d of %d", round->book_idx, b->plan.shape.book_numel);
     TESS_CHECK(round->draw == NULL || (b->plan.shape.is_sharded && round->best_numel == 1),
@@ -26,15 +29,12 @@ static tess_status search_rows(tess_codebooks *b, int book_idx, const float *x,
 {
     const tess_codebook_shape *s = &b->plan.shape;
     const int64_t code_numel = s->is_sharded ? b->hi - b->lo : s->code_numel;
-    const tess_view work =
-        tess_view_host(codebook_place(b, TESS_BOOK_WORK),
-                       (int64_t)b->plan.buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE);
     const tess_nearest_args args = {
-        .x = tess_view_host((void *)(uintptr_t)x, vector_numel * s->dim, TESS_F32),
-        .code = tess_view_host(codebook_code(b, book_idx), code_numel * s->dim, TESS_F32),
+        .x = codebook_view(b, x, vector_numel * s->dim, TESS_F32),
+        .code = codebook_view(b, codebook_code(b, book_idx), code_numel * s->dim, TESS_F32),
         .pack = codebook_pack(b, book_idx),
-        .key = tess_view_host(key, vector_numel * best_numel, TESS_U64),
-        .work = work,
+        .key = codebook_view(b, key, vector_numel * best_numel, TESS_U64),
+        .work = tess_codebooks_work(b),
         .vector_numel = vector_numel,
         .code_numel = code_numel,
         .dim = s->dim,
@@ -43,7 +43,7 @@ static tess_status search_rows(tess_codebooks *b, int book_idx, const float *x,
     return b->parts.kernels->nearest(&args, b->parts.stream);
 }
 
-/* Into sums of all rows, or of the owned ones. */
+/* Into sums of all rows, or of the owned ones; `row` where kernels read it. */
 static tess_status sum_rows(tess_codebooks *b, const float *x, const uint32_t *row,
                             int64_t vector_numel)
 {
@@ -60,10 +60,10 @@ static tess_status sum_rows(tess_codebooks *b, const float *x, const uint32_t *r
     return b->parts.kernels->code_sum(&args, b->parts.stream);
 }
 
-static void rows_of_keys(const uint64_t *key, int best_numel, int64_t numel, uint32_t *row)
+static void rows_of_keys(const uint64_t *key, int64_t numel, uint32_t *row)
 {
     for (int64_t i = 0; i < numel; i++)
-        row[i] = tess_key_row(key[i * best_numel]);
+        row[i] = tess_key_row(key[i]);
 }
 
 /* ---- row-sharded ---- */
@@ -83,18 +83,8 @@ float *codebook_vectors(const tess_codebooks *b, int rank)
 
 tess_status codebook_gather_rows(tess_codebooks *b, const uint32_t *row, int64_t numel)
 {
-    return codebook_gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row,
-                           codebook_place(b, TESS_BOOK_ROW));
-}
-
-uint32_t *codebook_rows(const tess_codebooks *b, int rank)
-{
-    return (uint32_t *)codebook_place(b, TESS_BOOK_ROW) + rank * b->plan.shape.block_numel;
-}
-
-uint32_t *codebook_own_rows(const tess_codebooks *b)
-{
-    return codebook_rows(b, b->plan.shape.world);
+    TESS_TRY(codebook_rows_wait(b));
+    return codebook_gather(b, WIRE_ROW, row, (size_t)numel * sizeof *row, codebook_rows_of(b, 0));
 }
 
 /* The keys that other ranks found for the own vectors, below each other. */
@@ -107,10 +97,25 @@ static tess_status exchange_keys(tess_codebooks *b, const tess_codebook_round *r
     for (int r = 0; r < world; r++) {
         const int64_t theirs = round->vector_numel[r] * round->best_numel;
         const int64_t own = round->vector_numel[b->rank] * round->best_numel;
-        send[r] = (tess_piece){r, tess_view_host(found + r * stride, theirs, TESS_U64)};
-        receive[r] = (tess_piece){r, tess_view_host(received + r * stride, own, TESS_U64)};
+        send[r] = (tess_piece){r, codebook_view(b, found + r * stride, theirs, TESS_U64)};
+        receive[r] = (tess_piece){r, codebook_view(b, received + r * stride, own, TESS_U64)};
     }
     return codebook_exchange(b, WIRE_KEY);
+}
+
+/* What exchange_keys() brought, where the host reads it. */
+static tess_status land_keys(tess_codebooks *b, const uint64_t **landed)
+{
+    const int64_t numel =
+        b->plan.shape.world * b->plan.shape.block_numel * b->plan.shape.best_numel;
+    const uint64_t *received = (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + numel;
+    *landed = received;
+    if (!codebook_is_far(b))
+        return TESS_OK;
+    *landed = codebook_place(b, TESS_BOOK_LANDED);
+    TESS_TRY(
+        codebook_move(b, codebook_place(b, TESS_BOOK_LANDED), received, numel, TESS_U64, false));
+    return tess_stream_finish(b->parts.stream);
 }
 
 /* The least `numel` of two ascending lists, into the first. */
@@ -122,12 +127,12 @@ static void merge_keys(uint64_t *key, const uint64_t *other, int numel)
     memcpy(key, least, (size_t)numel * sizeof *key);
 }
 
-static void choose_keys(const tess_codebooks *b, const tess_codebook_round *round)
+static void choose_keys(const tess_codebooks *b, const tess_codebook_round *round,
+                        const uint64_t *received)
 {
     const int world = b->plan.shape.world, best = round->best_numel;
     const int64_t stride = b->plan.shape.block_numel * b->plan.shape.best_numel;
     const int64_t numel = round->vector_numel[b->rank];
-    const uint64_t *received = (const uint64_t *)codebook_place(b, TESS_BOOK_KEY) + world * stride;
     if (numel == 0) /* and there may be no memory for keys */
         return;
     memcpy(round->key, received, (size_t)(numel * best) * sizeof *received);
@@ -138,8 +143,10 @@ static void choose_keys(const tess_codebooks *b, const tess_codebook_round *roun
 
 static tess_status sum_gathered(tess_codebooks *b, const tess_codebook_round *round)
 {
+    TESS_TRY(codebook_rows_send(b, 0, b->plan.shape.world * b->plan.shape.block_numel));
     for (int r = 0; r < b->plan.shape.world; r++)
-        TESS_TRY(sum_rows(b, codebook_vectors(b, r), codebook_rows(b, r), round->vector_numel[r]));
+        TESS_TRY(
+            sum_rows(b, codebook_vectors(b, r), codebook_near_rows(b, r), round->vector_numel[r]));
     return TESS_OK;
 }
 
@@ -174,17 +181,35 @@ static tess_status search_sharded(tess_codebooks *b, const tess_codebook_round *
                      ? draw_rows(b, round, r, found + r * stride)
                      : search_rows(b, round->book_idx, codebook_vectors(b, r),
                                    round->vector_numel[r], round->best_numel, found + r * stride));
+    const uint64_t *received = NULL;
     TESS_TRY(exchange_keys(b, round));
-    choose_keys(b, round);
+    TESS_TRY(land_keys(b, &received));
+    choose_keys(b, round, received);
     if (!round->adds)
         return TESS_OK;
     const int64_t numel = round->vector_numel[b->rank];
-    rows_of_keys(round->key, round->best_numel, numel, codebook_own_rows(b));
-    TESS_TRY(codebook_gather_rows(b, codebook_own_rows(b), numel));
+    TESS_TRY(codebook_rows_wait(b));
+    rows_of_keys(round->key, numel, codebook_rows_of(b, b->plan.shape.world));
+    TESS_TRY(codebook_gather_rows(b, codebook_rows_of(b, b->plan.shape.world), numel));
     return sum_gathered(b, round);
 }
 
 /* ---- search and add ---- */
+
+/* Codes are all here, and all of it stays where kernels work; keys come down behind it. */
+static tess_status search_far(tess_codebooks *b, const tess_codebook_round *round)
+{
+    const int64_t numel = round->vector_numel[b->rank];
+    uint64_t *key = codebook_place(b, TESS_BOOK_KEY);
+    uint32_t *row = codebook_near_rows(b, b->plan.shape.world);
+    const tess_code_row_args rows = {.key = key, .row = row, .vector_numel = numel};
+    TESS_TRY(search_rows(b, round->book_idx, round->x, numel, round->best_numel, key));
+    TESS_TRY(codebook_move(b, round->key, key, numel * round->best_numel, TESS_U64, false));
+    if (!round->adds)
+        return TESS_OK;
+    TESS_TRY(b->parts.kernels->code_row(&rows, b->parts.stream));
+    return sum_rows(b, round->x, row, numel);
+}
 
 tess_status tess_codebooks_search(tess_codebooks *b, const tess_codebook_round *round)
 {
@@ -192,21 +217,27 @@ tess_status tess_codebooks_search(tess_codebooks *b, const tess_codebook_round *
     TESS_TRY(check_round(b, round));
     if (b->plan.shape.is_sharded)
         return search_sharded(b, round);
+    if (codebook_is_far(b))
+        return search_far(b, round);
     TESS_TRY(search_rows(b, round->book_idx, round->x, numel, round->best_numel, round->key));
     if (!round->adds)
         return TESS_OK;
-    rows_of_keys(round->key, round->best_numel, numel, codebook_own_rows(b));
-    return sum_rows(b, round->x, codebook_own_rows(b), numel);
+    rows_of_keys(round->key, numel, codebook_rows_of(b, b->plan.shape.world));
+    return sum_rows(b, round->x, codebook_rows_of(b, b->plan.shape.world), numel);
 }
 
 tess_status tess_codebooks_add(tess_codebooks *b, const tess_codebook_round *round,
                                const uint32_t *row)
 {
+    const int64_t numel = round->vector_numel[b->rank];
+    const uint32_t *near = NULL;
     TESS_TRY(check_round(b, round));
-    if (!b->plan.shape.is_sharded)
-        return sum_rows(b, round->x, row, round->vector_numel[b->rank]);
-    TESS_TRY(codebook_gather_vectors(b, round->x, round->vector_numel[b->rank]));
-    TESS_TRY(codebook_gather_rows(b, row, round->vector_numel[b->rank]));
+    if (!b->plan.shape.is_sharded) {
+        TESS_TRY(codebook_rows_put(b, b->plan.shape.world, row, numel, &near));
+        return sum_rows(b, round->x, near, numel);
+    }
+    TESS_TRY(codebook_gather_vectors(b, round->x, numel));
+    TESS_TRY(codebook_gather_rows(b, row, numel));
     return sum_gathered(b, round);
 }
 
@@ -222,18 +253,26 @@ static int owner_of(const tess_codebooks *b, uint32_t row)
     return (int)(row / b->plan.row_numel);
 }
 
-/* Owned rows that rank `r` wants, in its order, to `dst`. */
-static int64_t pack_wanted(const tess_codebooks *b, int book_idx, int rank, int64_t numel,
-                           float *dst)
+/* dst[i] = x[row[i]] of `x_numel` rows; all where kernels work. */
+static tess_status pick(tess_codebooks *b, const float *x, int64_t x_numel, const uint32_t *row,
+                        int64_t numel, float *dst)
 {
     const int64_t d = b->plan.shape.dim;
-    const float *code = codebook_code(b, book_idx);
+    const tess_quantizer_gather_args args = {
+        .rows = {.codes = x, .code = row, .row_numel = numel, .dim = d, .code_numel = x_numel},
+        .out = codebook_view(b, dst, numel * d, TESS_F32)};
+    return numel > 0 ? b->parts.kernels->quantizers->gather(&args, b->parts.stream) : TESS_OK;
+}
+
+/* Of the rows that a rank wants those owned here, by number among them: in its order, in place.
+ * @return how many */
+static int64_t keep_owned(const tess_codebooks *b, int rank, int64_t numel)
+{
+    uint32_t *row = codebook_rows_of(b, rank);
     int64_t found = 0;
-    for (int64_t i = 0; i < numel; i++) {
-        const uint32_t row = codebook_rows(b, rank)[i];
-        if (row != TESS_NO_CODE && owner_of(b, row) == b->rank)
-            memcpy(dst + found++ * d, code + (row - b->lo) * d, (size_t)d * sizeof *dst);
-    }
+    for (int64_t i = 0; i < numel; i++)
+        if (row[i] != TESS_NO_CODE && owner_of(b, row[i]) == b->rank)
+            row[found++] = row[i] - (uint32_t)b->lo;
     return found;
 }
 
@@ -265,14 +304,18 @@ static tess_status fetch_rows(tess_codebooks *b, int book_idx, const uint32_t *r
     float *sent = codebook_place(b, TESS_BOOK_GATHERED);
     float *received = codebook_place(b, TESS_BOOK_RECEIVE);
     TESS_TRY(codebook_gather_rows(b, row, own));
-    place_wanted(b, row, own, first, codebook_own_rows(b));
+    place_wanted(b, row, own, first, codebook_rows_of(b, b->plan.shape.world));
     for (int r = 0; r < world; r++) {
-        const int64_t found = pack_wanted(b, book_idx, r, numel[r], sent);
-        send[r] = (tess_piece){r, tess_view_host(sent, found * d, TESS_F32)};
+        const int64_t found = keep_owned(b, r, numel[r]);
+        send[r] = (tess_piece){r, codebook_view(b, sent, found * d, TESS_F32)};
         sent += found * d;
         receive[r] = (tess_piece){
-            r, tess_view_host(received + first[r] * d, (first[r + 1] - first[r]) * d, TESS_F32)};
+            r, codebook_view(b, received + first[r] * d, (first[r + 1] - first[r]) * d, TESS_F32)};
     }
+    TESS_TRY(codebook_rows_send(b, 0, (world + 1) * b->plan.shape.block_numel));
+    for (int r = 0; r < world; r++)
+        TESS_TRY(pick(b, codebook_code(b, book_idx), b->hi - b->lo, codebook_near_rows(b, r),
+                      send[r].view.numel / d, send[r].view.data));
     return codebook_exchange(b, WIRE_FETCH);
 }
 
@@ -281,13 +324,17 @@ static tess_status subtract_round(tess_codebooks *b, const tess_codebook_subtrac
                                   int64_t lo, const int64_t *numel, int64_t *first)
 {
     const int64_t d = b->plan.shape.dim;
+    const int world = b->plan.shape.world;
+    const uint32_t *parent = NULL;
     TESS_TRY(fetch_rows(b, what->book_idx, what->row + lo, numel, first));
+    if (what->parent != NULL)
+        TESS_TRY(codebook_rows_put(b, world + 1, what->parent + lo, numel[b->rank], &parent));
     const tess_code_residual_args args = {.x = what->parent != NULL ? what->x : what->x + lo * d,
-                                          .parent = what->parent != NULL ? what->parent + lo : NULL,
+                                          .parent = parent,
                                           .code = codebook_place(b, TESS_BOOK_RECEIVE),
-                                          .row = codebook_own_rows(b),
+                                          .row = codebook_near_rows(b, world),
                                           .vector_numel = numel[b->rank],
-                                          .code_numel = first[b->plan.shape.world],
+                                          .code_numel = first[world],
                                           .dim = d,
                                           .dst = what->dst + lo * d};
     return take_off(b, &args);
@@ -310,17 +357,41 @@ static tess_status subtract_sharded(tess_codebooks *b, const tess_codebook_subtr
 
 tess_status tess_codebooks_subtract(tess_codebooks *b, const tess_codebook_subtraction *what)
 {
+    const int64_t numel = what->entry_numel[b->rank], d = b->plan.shape.dim;
+    const int64_t most = codebook_is_far(b) ? b->plan.shape.block_numel : TESS_MAX(numel, 1);
     if (b->plan.shape.is_sharded)
         return subtract_sharded(b, what);
-    const tess_code_residual_args args = {.x = what->x,
-                                          .parent = what->parent,
-                                          .code = codebook_code(b, what->book_idx),
-                                          .row = what->row,
-                                          .vector_numel = what->entry_numel[b->rank],
-                                          .code_numel = b->plan.shape.code_numel,
-                                          .dim = b->plan.shape.dim,
-                                          .dst = what->dst};
-    return take_off(b, &args);
+    for (int64_t lo = 0; lo < numel; lo += most) {
+        tess_code_residual_args args = {.x = what->parent != NULL ? what->x : what->x + lo * d,
+                                        .code = codebook_code(b, what->book_idx),
+                                        .vector_numel = TESS_MIN(most, numel - lo),
+                                        .code_numel = b->plan.shape.code_numel,
+                                        .dim = d,
+                                        .dst = what->dst + lo * d};
+        const int slot = b->plan.shape.world;
+        TESS_TRY(codebook_rows_put(b, slot, what->row + lo, args.vector_numel, &args.row));
+        if (what->parent != NULL)
+            TESS_TRY(
+                codebook_rows_put(b, slot + 1, what->parent + lo, args.vector_numel, &args.parent));
+        TESS_TRY(take_off(b, &args));
+    }
+    return TESS_OK;
+}
+
+tess_status tess_codebooks_pick(tess_codebooks *b, const float *x, const uint32_t *row,
+                                int64_t numel, float *dst)
+{
+    const int64_t block = b->plan.shape.block_numel, d = b->plan.shape.dim;
+    for (int64_t lo = 0; lo < numel; lo += block) {
+        const int64_t part = TESS_MIN(block, numel - lo);
+        const uint32_t *near = NULL;
+        int64_t most = 0;
+        for (int64_t i = lo; i < lo + part; i++)
+            most = TESS_MAX(most, (int64_t)row[i]);
+        TESS_TRY(codebook_rows_put(b, b->plan.shape.world, row + lo, part, &near));
+        TESS_TRY(pick(b, x, most + 1, near, part, dst + lo * d));
+    }
+    return TESS_OK;
 }
 
 tess_status tess_codebooks_fetch(tess_codebooks *b, const tess_codebook_round *round,
@@ -329,11 +400,12 @@ tess_status tess_codebooks_fetch(tess_codebooks *b, const tess_codebook_round *r
     const int64_t d = b->plan.shape.dim;
     const float *received = codebook_place(b, TESS_BOOK_RECEIVE);
     TESS_TRY(check_round(b, round));
-    TESS_CHECK(b->plan.shape.is_sharded, TESS_E_STATE, "codebooks: fetched where all codes are");
+    TESS_CHECK(b->plan.shape.is_sharded && !codebook_is_far(b), TESS_E_STATE,
+               "codebooks: fetched where all codes are, or on a device");
     TESS_TRY(
         fetch_rows(b, round->book_idx, row, round->vector_numel, b->extent + b->plan.shape.world));
     for (int64_t i = 0; i < round->vector_numel[b->rank]; i++) {
-        const uint32_t at = codebook_own_rows(b)[i];
+        const uint32_t at = codebook_rows_of(b, b->plan.shape.world)[i];
         if (at == TESS_NO_CODE)
             memset(dst + i * d, 0, (size_t)d * sizeof *dst);
         else

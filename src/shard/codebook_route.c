@@ -11,12 +11,20 @@ tess_status codebook_gather(tess_codebooks *b, wire_idx wire, const void *own, s
                             void *all)
 {
     const tess_wire *w = &b->wire[wire];
-    tess_stream *stream = tess_comm_gather_stream(b->parts.comm);
-    const tess_view full = tess_view_host(all, w->numel_per_rank * b->plan.shape.world, w->wire);
+    const bool is_far = codebook_is_far(b) && wire == WIRE_VECTOR;
+    tess_comm *comm = is_far ? b->parts.comm : tess_comm_host(b->parts.comm);
+    tess_stream *stream = tess_comm_gather_stream(comm);
+    const tess_view full = {all, w->numel_per_rank * b->plan.shape.world, w->wire,
+                            is_far ? TESS_DEVICE : TESS_HOST};
     const tess_view shard = tess_view_slice(full, b->rank * w->numel_per_rank, w->numel_per_rank);
-    if (own_nbytes > 0)
+    if (is_far) {
+        const int64_t numel = (int64_t)own_nbytes;
+        TESS_TRY(tess_device_copy(b->parts.device, codebook_view(b, shard.data, numel, TESS_U8),
+                                  codebook_view(b, own, numel, TESS_U8), b->parts.stream));
+        TESS_TRY(codebook_before(b, stream));
+    } else if (own_nbytes > 0)
         memcpy(shard.data, own, own_nbytes);
-    TESS_TRY(tess_comm_all_gather(b->parts.comm, w, shard, full, stream));
+    TESS_TRY(tess_comm_all_gather(comm, w, shard, full, stream));
     return tess_stream_finish(stream);
 }
 
@@ -24,6 +32,7 @@ tess_status codebook_exchange(tess_codebooks *b, wire_idx wire)
 {
     const int world = b->plan.shape.world;
     tess_stream *stream = tess_comm_reduce_stream(b->parts.comm);
+    TESS_TRY(codebook_before(b, stream));
     TESS_TRY(tess_comm_exchange(b->parts.comm, &b->wire[wire], b->piece, world, b->piece + world,
                                 world, stream));
     return tess_stream_finish(stream);

@@ -20,6 +20,56 @@ static tess_status array(void *slot, int64_t a, int64_t b, size_t nbytes)
     return TESS_OK;
 }
 
+void *kmeans_at(const tess_kmeans *job, kmeans_place which)
+{
+    tess_view all = {0};
+    const bool is_near = which < KMEANS_HOST_X;
+    const size_t nbytes = is_near ? job->layout.near_nbytes : job->layout.host_nbytes;
+    const tess_status st =
+        tess_arena_view(job->arena[!is_near], 0, (int64_t)nbytes, TESS_U8_OPAQUE, &all);
+    TESS_ASSERT(st == TESS_OK);
+    (void)st;
+    return (char *)all.data + job->layout.offset_nbytes[which];
+}
+
+/* The memory of kernels, and that of the host which copies reach. */
+static tess_status make_places(tess_kmeans *job)
+{
+    tess_device *device = job->device;
+    TESS_TRY(kmeans_lay_out(&job->plan, job->parts.kernels, &job->layout));
+    TESS_TRY(tess_device_arena_create(device, device->space, "k-means", job->layout.near_nbytes,
+                                      &job->arena[0]));
+    TESS_TRY(tess_device_arena_create(device, TESS_HOST, "k-means, host", job->layout.host_nbytes,
+                                      &job->arena[1]));
+    job->residual = kmeans_at(job, KMEANS_RESIDUAL);
+    job->key = kmeans_at(job, KMEANS_HOST_KEY);
+    job->slice = kmeans_at(job, KMEANS_SLICE);
+    return TESS_OK;
+}
+
+static tess_status make_blocks(tess_kmeans *job)
+{
+    const int64_t block_numel = KMEANS_BLOCK * job->plan.dim;
+    const bool is_far = kmeans_is_far(job);
+    if (is_far)
+        TESS_TRY(tess_device_stream_create(job->device, "blocks", false, &job->copying));
+    for (int i = 0; i < 1 + is_far; i++) {
+        kmeans_block *b = &job->block[i];
+        b->near = (float *)kmeans_at(job, KMEANS_X) + i * block_numel;
+        b->x = is_far ? (float *)kmeans_at(job, KMEANS_HOST_X) + i * block_numel : b->near;
+        if (is_far) {
+            memset(b->x, 0, (size_t)block_numel * sizeof *b->x); /* whole blocks go up */
+            TESS_TRY(tess_event_init(&b->up, job->copying));
+            TESS_TRY(tess_event_init(&b->read, job->parts.stream));
+        }
+    }
+    job->x = job->block[0].x;
+    job->near = job->block[0].near;
+    if (job->plan.config.group_numel == 1)
+        job->slice = job->near;
+    return TESS_OK;
+}
+
 static tess_status allocate(tess_kmeans *job)
 {
     const tess_kmeans_plan *p = &job->plan;
@@ -31,18 +81,13 @@ static tess_status allocate(tess_kmeans *job)
     TESS_TRY(array(&job->square, c->group_numel, 1, sizeof(double)));
     TESS_TRY(array(&job->numel, job->world, 2, sizeof(int64_t)));
     TESS_TRY(array(&job->tally, c->code_numel, 1, sizeof(int64_t)));
-    TESS_TRY(array(&job->x, KMEANS_BLOCK, p->dim, sizeof(float)));
-    job->slice = job->x;
-    if (c->group_numel > 1)
-        TESS_TRY(array(&job->slice, KMEANS_BLOCK, p->group_dim, sizeof(float)));
-    TESS_TRY(array(&job->residual, entries, p->group_dim, sizeof(float)));
-    TESS_TRY(array(&job->key, entries, kmeans_best(c), sizeof(uint64_t)));
     TESS_TRY(array(&job->row, entries, 1, sizeof(uint32_t)));
     TESS_TRY(array(&job->parent, entries, 1, sizeof(uint32_t)));
     TESS_TRY(array(&job->code, KMEANS_BLOCK, path, sizeof(uint32_t)));
     if (!is_reader)
         TESS_TRY(array(&job->state, p->held_numel, path, sizeof(uint32_t)));
-    return p->seed_nbytes > 0 ? array(&job->seed, (int64_t)p->seed_nbytes, 1, 1) : TESS_OK;
+    TESS_TRY(make_places(job));
+    return make_blocks(job);
 }
 
 tess_status tess_kmeans_create(const tess_kmeans_parts *parts, tess_kmeans **out)
@@ -56,8 +101,11 @@ tess_status tess_kmeans_create(const tess_kmeans_parts *parts, tess_kmeans **out
     job->rank = tess_comm_rank(parts->comm);
     job->world = tess_comm_world(parts->comm);
     job->progress.error = -1.0;
+    tess_host_device_init(&job->host, NULL);
+    job->device = parts->device != NULL ? parts->device : &job->host.base;
     const tess_codebooks_parts books = {.plan = &job->plan.book,
                                         .kernels = parts->kernels,
+                                        .device = job->device,
                                         .stream = parts->stream,
                                         .comm = parts->comm};
     tess_status st = allocate(job);
@@ -77,12 +125,20 @@ void tess_kmeans_destroy(tess_kmeans **inout)
     tess_kmeans *job = *inout;
     if (job == NULL)
         return;
+    if (kmeans_is_far(job) &&
+        (tess_stream_finish(job->parts.stream) != TESS_OK ||
+         (job->copying != NULL && tess_stream_finish(job->copying) != TESS_OK)))
+        tess_error_clear(); /* whatever ended the job was told first */
     tess_codebooks_destroy(&job->books);
-    if (job->slice != job->x)
-        tess_free(job->slice);
-    void *const owned[] = {job->mean,  job->square,   job->numel, job->tally,
-                           job->x,     job->residual, job->key,   job->row,
-                           job->state, job->parent,   job->code,  job->seed};
+    for (int i = 0; i < 2 && job->copying != NULL; i++) {
+        tess_event_fini(&job->block[i].up, job->copying);
+        tess_event_fini(&job->block[i].read, job->parts.stream);
+    }
+    tess_device_stream_destroy(job->device, &job->copying);
+    for (int i = 0; i < 2; i++)
+        tess_arena_destroy(&job->arena[i]);
+    void *const owned[] = {job->mean, job->square, job->numel,  job->tally,
+                           job->row,  job->state,  job->parent, job->code};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);
     tess_free(job);
@@ -99,67 +155,6 @@ tess_codebooks *tess_kmeans_books(tess_kmeans *job) { return job->books; }
 const tess_kmeans_plan *tess_kmeans_get_plan(const tess_kmeans *job) { return &job->plan; }
 tess_kmeans_progress *tess_kmeans_get_progress(tess_kmeans *job) { return &job->progress; }
 const tess_kmeans_scan_result *tess_kmeans_scanned(const tess_kmeans *job) { return &job->scan; }
-
-/* ---- rounds ---- */
-
-void kmeans_round(tess_kmeans *job, int64_t vector_numel, int64_t round)
-{
-    for (int r = 0; r < job->world; r++) {
-        const int64_t first = (round * job->world + r) * KMEANS_BLOCK;
-        job->numel[r] = TESS_MIN(TESS_MAX(vector_numel - first, 0), (int64_t)KMEANS_BLOCK);
-    }
-}
-
-tess_status kmeans_round_verdict(tess_kmeans *job, tess_status st)
-{
-    return job->plan.book.shape.is_sharded ? tess_agree(job->parts.comm, st) : st;
-}
-
-tess_status kmeans_pass_verdict(tess_kmeans *job, tess_status st)
-{
-    /* Where rounds were collective a failure is known already, or fatal. */
-    return job->plan.book.shape.is_sharded ? st : tess_agree(job->parts.comm, st);
-}
-
-/* x / max(|x|, 1e-6) */
-void kmeans_make_unit(float *x, int64_t dim)
-{
-    double square = 0.0;
-    for (int64_t j = 0; j < dim; j++)
-        square += (double)x[j] * (double)x[j];
-    const double length = fmax(sqrt(square), 1e-6);
-    for (int64_t j = 0; j < dim; j++)
-        x[j] = (float)((double)x[j] / length);
-}
-
-static tess_status read_block(tess_kmeans *job, tess_vectors *vectors, int64_t round)
-{
-    const int64_t numel = job->numel[job->rank], dim = job->plan.dim;
-    if (numel == 0)
-        return TESS_OK;
-    TESS_TRY(
-        tess_vectors_read(vectors, (round * job->world + job->rank) * KMEANS_BLOCK, numel, job->x));
-    for (int64_t i = 0; job->plan.config.is_spherical && i < numel; i++)
-        kmeans_make_unit(job->x + i * dim, dim);
-    return TESS_OK;
-}
-
-tess_status kmeans_read(tess_kmeans *job, tess_vectors *vectors, int64_t round)
-{
-    kmeans_round(job, tess_vectors_get_info(vectors)->vector_numel, round);
-    if (job->tick != NULL)
-        job->tick(job->tick_arg);
-    return kmeans_round_verdict(job, read_block(job, vectors, round));
-}
-
-void kmeans_slice(tess_kmeans *job, int group)
-{
-    const int64_t d = job->plan.group_dim;
-    if (job->slice == job->x)
-        return;
-    for (int64_t i = 0; i < job->numel[job->rank]; i++)
-        memcpy(job->slice + i * d, job->x + i * job->plan.dim + group * d, (size_t)d * 4);
-}
 
 /* ---- scan ---- */
 
@@ -196,8 +191,7 @@ static tess_status scan_block(tess_kmeans *job, int64_t round, scan *s)
 {
     const int64_t first = (round * job->world + job->rank) * KMEANS_BLOCK, dim = job->plan.dim;
     memset(s->sum, 0, (size_t)dim * sizeof *s->sum);
-    kmeans_round(job, job->plan.vector_numel, round);
-    TESS_TRY(read_block(job, job->parts.vectors, round));
+    TESS_TRY(kmeans_read_host(job, job->parts.vectors, round));
     for (int64_t i = 0; i < job->numel[job->rank]; i++)
         TESS_TRY(scan_vector(job, job->x + i * dim, first + i, s));
     tess_vectors_digest_add(&s->digest, job->x, dim, first, job->numel[job->rank]);

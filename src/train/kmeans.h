@@ -22,6 +22,10 @@
  * [Note: empty codes] After a pass the i-th code without a vector, in row order, takes the place of
  * the i-th most populous one (ties: lower row) times 1 + 1/1024 in even and 1 - 1/1024 in odd
  * dimensions, and that one the opposite; only codes of two vectors and more are split.
+ *
+ * [Note: k-means on a device] Vectors go up block by block, the next one while kernels work on this
+ * one; residuals, searches and sums stay there (shard/codebook.h). The host reads files, chooses
+ * which entries of a beam go on, and sets codes from sums. The bits are the host's.
  */
 #pragma once
 
@@ -65,12 +69,15 @@ typedef struct tess_kmeans_plan {
     int64_t seed_numel;  /* sample that k-means++ works on; 0: none */
     tess_codebook_plan book;
     tess_codebook_plan other; /* the sharding that was not chosen */
-    size_t state_nbytes;      /* codes of the rank's vectors */
-    size_t block_nbytes;      /* blocks, residuals, keys */
-    size_t seed_nbytes;
-    size_t snapshot_nbytes; /* codes and counts on their way into a checkpoint */
-    size_t total_nbytes;    /* with the codebooks */
+    bool is_device;           /* kernels work on a device */
+    size_t near_nbytes;       /* where they work: blocks, residuals, the sample of k-means++ */
+    size_t state_nbytes;      /* codes of the rank's vectors; these and the next on the host */
+    size_t block_nbytes;      /* what goes there and comes back, codes of a block */
+    size_t seed_nbytes;       /* weights of the sample */
+    size_t snapshot_nbytes;   /* codes and counts on their way into a checkpoint */
+    size_t total_nbytes;      /* with the codebooks; of a device what lies there */
     size_t other_total_nbytes;
+    size_t beside_nbytes; /* of a device's host; 0 on the host, where it is in the total */
 } tess_kmeans_plan;
 
 typedef enum tess_kmeans_sharding {
@@ -86,6 +93,7 @@ typedef struct tess_kmeans_plan_request {
     tess_kmeans_sharding sharding;
     size_t memory_limit_nbytes; /* 0: none */
     bool is_reader;             /* only encodes: no statistics, no codes are kept */
+    bool is_device;             /* the limit is that of a device */
 } tess_kmeans_plan_request;
 
 /**
@@ -115,9 +123,11 @@ typedef struct tess_kmeans_parts {
     const tess_ctx *ctx;
     const tess_kmeans_plan *plan;
     const tess_kernels *kernels;
-    tess_stream *stream; /* of the host */
-    tess_comm *comm;
-    tess_vectors *vectors; /* training vectors; NULL for a reader */
+    tess_device *device;      /* of the kernels; NULL: the host */
+    tess_stream *stream;      /* of the kernels */
+    tess_stream *host_stream; /* with threads: what owners of codes do; may be `stream` */
+    tess_comm *comm;          /* over memory of the device */
+    tess_vectors *vectors;    /* training vectors; NULL for a reader */
 } tess_kmeans_parts;
 
 /** Allocate. Local. */
@@ -175,6 +185,10 @@ TESS_MUST_CHECK tess_status tess_kmeans_encode(tess_kmeans *job, const tess_kmea
 /** Mean squared error over all vectors of a file. Collective. */
 TESS_MUST_CHECK tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors,
                                                  double *error, double *mean_square);
+/** Codes of a codebook, published: rows first .. first + numel - 1, at most
+ * TESS_KMEANS_BLOCK_NUMEL, into `out` [numel, group dim] f32 of rank 0. Collective. */
+TESS_MUST_CHECK tess_status tess_kmeans_collect(tess_kmeans *job, int book_idx, int64_t first,
+                                                int64_t numel, float *out);
 /** What codes of a round say: x' = sum of codes, levels ascending. Collective. */
 typedef struct tess_kmeans_decoding {
     const uint32_t *code; /* [own, groups * levels], group-major; TESS_NO_CODE adds nothing */

@@ -20,11 +20,10 @@ static const int64_t *count_entries(tess_kmeans *job, int entry_numel)
     return job->numel + job->world;
 }
 
-static void copy_vectors(tess_kmeans *job, int entry_numel)
+static void list_parents(tess_kmeans *job, int entry_numel)
 {
-    const int64_t d = job->plan.group_dim;
     for (int64_t e = 0; e < job->numel[job->rank] * entry_numel; e++)
-        memcpy(job->residual + e * d, job->slice + e / entry_numel * d, (size_t)d * 4);
+        job->parent[e] = (uint32_t)(e / entry_numel);
 }
 
 static void list_rows(tess_kmeans *job, const kmeans_residual *what, int level)
@@ -38,20 +37,27 @@ static void list_rows(tess_kmeans *job, const kmeans_residual *what, int level)
 tess_status kmeans_residuals(tess_kmeans *job, const kmeans_residual *what)
 {
     const int64_t *entry_numel = count_entries(job, what->entry_numel);
-    copy_vectors(job, what->entry_numel);
+    const int64_t numel = entry_numel[job->rank] * job->plan.group_dim;
+    bool is_first = true;
+    list_parents(job, what->entry_numel);
     for (int l = 0; l < what->level; l++) {
         if (l == what->but)
             continue;
         list_rows(job, what, l);
         const tess_codebook_subtraction args = {
             .book_idx = tess_kmeans_book(&job->plan.config, what->group, l),
-            .x = job->residual,
+            .x = is_first ? job->slice : job->residual,
+            .parent = is_first && what->entry_numel > 1 ? job->parent : NULL,
             .row = job->row,
             .entry_numel = entry_numel,
             .dst = job->residual};
         TESS_TRY(tess_codebooks_subtract(job->books, &args));
+        is_first = false;
     }
-    return TESS_OK;
+    if (!is_first) /* else nothing is taken off, and vectors have one entry */
+        return TESS_OK;
+    return tess_device_copy(job->device, kmeans_view(job, job->residual, numel, TESS_F32),
+                            kmeans_view(job, job->slice, numel, TESS_F32), job->parts.stream);
 }
 
 /* ---- one more level ---- */
@@ -136,6 +142,8 @@ tess_status kmeans_extend(tess_kmeans *job, int group, int level, uint32_t *code
         .group = group, .level = level, .but = -1, .entry_numel = entry_numel, .code = code};
     TESS_TRY(kmeans_residuals(job, &what));
     TESS_TRY(search_entries(job, tess_kmeans_book(c, group, level), entry_numel));
+    kmeans_read_ahead(job);
+    TESS_TRY(tess_stream_finish(job->parts.stream));
     for (int64_t i = 0; i < job->numel[job->rank]; i++) {
         step_on chosen[TESS_KMEANS_BEAM_MAX];
         const int numel =
@@ -167,7 +175,7 @@ static tess_status encode_block(tess_kmeans *job, uint32_t *code, float *error)
     for (int64_t i = 0; error != NULL && i < job->numel[job->rank]; i++)
         error[i] = 0.0f;
     for (int g = 0; g < c->group_numel; g++) {
-        kmeans_slice(job, g);
+        TESS_TRY(kmeans_slice(job, g));
         for (int l = 0; l < c->level_numel; l++)
             TESS_TRY(kmeans_extend(job, g, l, job->code, part));
         if (code != NULL)
@@ -182,10 +190,12 @@ tess_status tess_kmeans_encode(tess_kmeans *job, const tess_kmeans_encoding *rou
 {
     const int64_t own = round->vector_numel[job->rank];
     memcpy(job->numel, round->vector_numel, (size_t)job->world * sizeof *job->numel);
+    TESS_TRY(kmeans_open_block(job));
     if (own > 0)
         memcpy(job->x, round->x, (size_t)(own * job->plan.dim) * sizeof *job->x);
     for (int64_t i = 0; job->plan.config.is_spherical && i < own; i++)
         kmeans_make_unit(job->x + i * job->plan.dim, job->plan.dim);
+    TESS_TRY(kmeans_send_block(job));
     return encode_block(job, round->code, round->error);
 }
 
@@ -229,6 +239,38 @@ tess_status tess_kmeans_evaluate(tess_kmeans *job, tess_vectors *vectors, double
     return TESS_OK;
 }
 
+/* ---- codes ---- */
+
+tess_status kmeans_fetch_negated(tess_kmeans *job, int book_idx, const uint32_t *row,
+                                 const int64_t *numel, float **out)
+{
+    const int64_t own = numel[job->rank];
+    const tess_codebook_subtraction args = {.book_idx = book_idx,
+                                            .x = job->residual,
+                                            .row = row,
+                                            .entry_numel = numel,
+                                            .dst = job->residual};
+    TESS_TRY(tess_device_zero(job->device,
+                              kmeans_view(job, job->residual, own * job->plan.group_dim, TESS_F32),
+                              job->parts.stream));
+    TESS_TRY(tess_codebooks_subtract(job->books, &args));
+    return kmeans_land(job, job->residual, own, out);
+}
+
+tess_status tess_kmeans_collect(tess_kmeans *job, int book_idx, int64_t first, int64_t numel,
+                                float *out)
+{
+    float *negated = NULL;
+    for (int r = 0; r < job->world; r++)
+        job->numel[r] = r == 0 ? numel : 0;
+    for (int64_t i = 0; i < job->numel[job->rank]; i++)
+        job->row[i] = (uint32_t)(first + i);
+    TESS_TRY(kmeans_fetch_negated(job, book_idx, job->row, job->numel, &negated));
+    for (int64_t i = 0; i < job->numel[job->rank] * job->plan.group_dim; i++)
+        out[i] = 0.0f - negated[i];
+    return TESS_OK;
+}
+
 /* ---- decode ---- */
 
 /* 0 less all codes of a group, into `residual`. */
@@ -237,7 +279,8 @@ static tess_status take_codes_off(tess_kmeans *job, const tess_kmeans_decoding *
     const tess_kmeans_config *c = &job->plan.config;
     const int64_t own = round->vector_numel[job->rank], d = job->plan.group_dim;
     const int64_t columns = (int64_t)c->group_numel * c->level_numel;
-    memset(job->residual, 0, (size_t)(own * d) * sizeof *job->residual);
+    TESS_TRY(tess_device_zero(job->device, kmeans_view(job, job->residual, own * d, TESS_F32),
+                              job->parts.stream));
     for (int l = 0; l < c->level_numel; l++) {
         const int book_idx = tess_kmeans_book(c, group, l);
         for (int64_t i = 0; i < own; i++)
@@ -256,10 +299,12 @@ tess_status tess_kmeans_decode(tess_kmeans *job, const tess_kmeans_decoding *rou
 {
     const int64_t own = round->vector_numel[job->rank], d = job->plan.group_dim;
     for (int g = 0; g < job->plan.config.group_numel; g++) {
+        float *left = NULL;
         TESS_TRY(take_codes_off(job, round, g));
+        TESS_TRY(kmeans_land(job, job->residual, own, &left));
         for (int64_t i = 0; i < own; i++)
             for (int64_t j = 0; j < d; j++)
-                round->x[i * job->plan.dim + g * d + j] = 0.0f - job->residual[i * d + j];
+                round->x[i * job->plan.dim + g * d + j] = 0.0f - left[i * d + j];
     }
     return TESS_OK;
 }

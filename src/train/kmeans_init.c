@@ -21,8 +21,7 @@ static tess_status read_residual(tess_kmeans *job, int group, int level, int64_t
                                   .code = job->state + round * KMEANS_BLOCK *
                                                            job->plan.config.beam_numel *
                                                            job->plan.config.level_numel};
-    TESS_TRY(kmeans_read(job, job->parts.vectors, round));
-    kmeans_slice(job, group);
+    TESS_TRY(kmeans_read_group(job, group, round));
     return kmeans_round_verdict(job, kmeans_residuals(job, &what));
 }
 
@@ -136,22 +135,9 @@ static tess_status add_picks(tess_kmeans *job, int group, int level, const pick 
         st = read_residual(job, group, level, t);
         if (st == TESS_OK)
             st = add_round(job, group, level, t, picks, copy);
+        kmeans_read_ahead(job);
     }
     return kmeans_pass_verdict(job, st);
-}
-
-static tess_status set_means(tess_kmeans *job, int book_idx)
-{
-    int64_t lo = 0, hi = 0;
-    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
-    const tess_code_mean_args args = {.sum = tess_codebooks_sum(job->books),
-                                      .count = tess_codebooks_tally(job->books),
-                                      .code = tess_codebooks_rows(job->books, book_idx),
-                                      .row_numel = hi - lo,
-                                      .dim = job->plan.group_dim,
-                                      .exponent = tess_codebooks_exponent(job->books),
-                                      .is_unit = job->plan.config.is_spherical};
-    return job->parts.kernels->code_mean(&args, job->parts.stream);
 }
 
 static tess_status start_from_sample(tess_kmeans *job, int group, int level)
@@ -172,7 +158,7 @@ static tess_status start_from_sample(tess_kmeans *job, int group, int level)
     tess_free(picks);
     if (st == TESS_OK)
         st = tess_codebooks_end_sums(job->books);
-    return st == TESS_OK ? set_means(job, book_idx) : st;
+    return st == TESS_OK ? kmeans_take_means(job, book_idx) : st;
 }
 
 /* ---- normal codes ---- */
@@ -208,61 +194,90 @@ enum { BUCKET_NUMEL = 256 };
 /* The sample of this rank. Weights are found by bucket, then inside one: a bucket holds members of
  * the whole sample by number, whoever holds them. */
 typedef struct seeds {
+    int book_idx;
     int64_t numel;
-    float *x;        /* [numel, d] */
+    float *x;        /* [numel, d], where kernels read */
     float *distance; /* [numel] to the nearest center */
     int64_t *member; /* [numel] number in the sample, ascending */
     int64_t *weight; /* [numel] */
     int64_t *total;  /* [buckets or BUCKET_NUMEL] sums over all ranks */
-    char *pack;
 } seeds;
+
+/* Members among the training points from `first` to `end`, which `residual` holds. */
+static tess_status keep_seeds(tess_kmeans *job, const pick *picks, int64_t first, int64_t end,
+                              seeds *s)
+{
+    const int64_t d = job->plan.group_dim, seed_numel = job->plan.seed_numel;
+    const int64_t room = KMEANS_BLOCK * job->plan.config.beam_numel;
+    for (int64_t p = first_pick(picks, seed_numel, first);
+         p < seed_numel && picks[p].point_idx < end;) {
+        int64_t numel = 0;
+        for (; numel < room && p < seed_numel && picks[p].point_idx < end; p++, numel++) {
+            s->member[s->numel + numel] = p;
+            job->row[numel] = (uint32_t)(picks[p].point_idx - first);
+        }
+        TESS_TRY(
+            tess_codebooks_pick(job->books, job->residual, job->row, numel, s->x + s->numel * d));
+        s->numel += numel;
+    }
+    return TESS_OK;
+}
 
 /* The sample's vectors out of a pass over the file. */
 static tess_status collect_seeds(tess_kmeans *job, int group, int level, const pick *picks,
                                  seeds *s)
 {
-    const int64_t d = job->plan.group_dim, seed_numel = job->plan.seed_numel;
     const int entry_numel = kmeans_entries(&job->plan.config, level);
     tess_status st = TESS_OK;
     for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
         st = read_residual(job, group, level, t);
         const int64_t first = (t * job->world + job->rank) * KMEANS_BLOCK * entry_numel;
         const int64_t end = first + job->numel[job->rank] * entry_numel;
-        for (int64_t p = first_pick(picks, seed_numel, first);
-             st == TESS_OK && p < seed_numel && picks[p].point_idx < end; p++) {
-            s->member[s->numel] = p;
-            memcpy(s->x + s->numel++ * d, job->residual + (picks[p].point_idx - first) * d,
-                   (size_t)d * sizeof(float));
-        }
+        if (st == TESS_OK)
+            st = kmeans_round_verdict(job, keep_seeds(job, picks, first, end, s));
+        kmeans_read_ahead(job);
     }
     return kmeans_pass_verdict(job, st);
 }
 
-/* Distances to one more center. */
-static tess_status meet_center(tess_kmeans *job, seeds *s, const float *center)
+/* Keys of the whole sample for one center, on the host. */
+static tess_status search_center(tess_kmeans *job, const seeds *s, float *center, uint64_t *key)
 {
     const int64_t d = job->plan.group_dim;
     const tess_kernels *k = job->parts.kernels;
-    const tess_codebook_plan *plan = &job->plan.book;
-    tess_nearest_args args = {
-        .code = tess_view_host((void *)(uintptr_t)center, d, TESS_F32),
-        .pack = tess_view_host(s->pack, (int64_t)k->nearest_pack_nbytes(1, d), TESS_U8_OPAQUE),
-        .work = tess_view_host(tess_codebooks_work(job->books),
-                               (int64_t)plan->buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE),
+    tess_stream *stream = job->parts.stream;
+    const bool is_far = kmeans_is_far(job);
+    const tess_nearest_args args = {
+        .x = kmeans_view(job, s->x, s->numel * d, TESS_F32),
+        .code = kmeans_view(job, is_far ? kmeans_at(job, KMEANS_CENTER) : center, d, TESS_F32),
+        .pack = kmeans_view(job, kmeans_at(job, KMEANS_CENTER_PACK),
+                            (int64_t)k->nearest_pack_nbytes(1, d), TESS_U8_OPAQUE),
+        .key = kmeans_view(job, is_far ? kmeans_at(job, KMEANS_SEED_KEY) : key, s->numel, TESS_U64),
+        .work = tess_codebooks_work(job->books),
+        .vector_numel = s->numel,
         .code_numel = 1,
         .dim = d,
         .best_numel = 1};
     const tess_nearest_prepare_args prepare = {
         .code = args.code, .pack = args.pack, .code_numel = 1, .dim = d};
-    TESS_TRY(k->nearest_prepare(&prepare, job->parts.stream));
-    for (int64_t first = 0; first < s->numel; first += KMEANS_BLOCK) {
-        args.vector_numel = TESS_MIN(s->numel - first, (int64_t)KMEANS_BLOCK);
-        args.x = tess_view_host(s->x + first * d, args.vector_numel * d, TESS_F32);
-        args.key = tess_view_host(job->key, args.vector_numel, TESS_U64);
-        TESS_TRY(k->nearest(&args, job->parts.stream));
-        for (int64_t i = 0; i < args.vector_numel; i++)
-            s->distance[first + i] = fminf(s->distance[first + i], tess_key_distance(job->key[i]));
-    }
+    if (is_far)
+        TESS_TRY(
+            tess_device_copy(job->device, args.code, tess_view_host(center, d, TESS_F32), stream));
+    TESS_TRY(k->nearest_prepare(&prepare, stream));
+    TESS_TRY(k->nearest(&args, stream));
+    if (is_far)
+        TESS_TRY(tess_device_copy(job->device, tess_view_host(key, s->numel, TESS_U64), args.key,
+                                  stream));
+    return tess_stream_finish(stream);
+}
+
+/* Distances to one more center. */
+static tess_status meet_center(tess_kmeans *job, seeds *s, float *center)
+{
+    uint64_t *key = kmeans_at(job, KMEANS_HOST_SEED_KEY);
+    TESS_TRY(search_center(job, s, center, key));
+    for (int64_t i = 0; i < s->numel; i++)
+        s->distance[i] = fminf(s->distance[i], tess_key_distance(key[i]));
     return TESS_OK;
 }
 
@@ -328,26 +343,33 @@ static tess_status draw_member(tess_kmeans *job, seeds *s, const tess_draw *draw
     return TESS_OK;
 }
 
-static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, int book_idx,
-                               int64_t center_idx, float *center)
+/* `copied`: whether its holder could read it; the caller agrees on that. */
+static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, int64_t center_idx,
+                               float *center, tess_status *copied)
 {
     const tess_kmeans_config *c = &job->plan.config;
-    const int entry_numel = kmeans_entries(c, book_idx % c->level_numel);
-    const tess_draw draw = draw_of(job, TESS_DRAW_CENTER, book_idx);
+    const int entry_numel = kmeans_entries(c, s->book_idx % c->level_numel);
+    const tess_draw draw = draw_of(job, TESS_DRAW_CENTER, s->book_idx);
     const int64_t d = job->plan.group_dim;
     int64_t member = 0;
     TESS_TRY(draw_member(job, s, &draw, center_idx, &member));
     const int holder = (int)(picks[member].point_idx / entry_numel / KMEANS_BLOCK % job->world);
-    for (int64_t i = 0; holder == job->rank && i < s->numel; i++)
+    *copied = TESS_OK;
+    for (int64_t i = 0; holder == job->rank && *copied == TESS_OK && i < s->numel; i++)
         if (s->member[i] == member)
-            memcpy(center, s->x + i * d, (size_t)d * sizeof *center);
+            *copied =
+                tess_device_copy(job->device, tess_view_host(center, d, TESS_F32),
+                                 kmeans_view(job, s->x + i * d, d, TESS_F32), job->parts.stream);
+    if (*copied == TESS_OK)
+        *copied = tess_stream_finish(job->parts.stream);
     return tess_comm_bcast(job->parts.comm, holder, center, (size_t)d * sizeof *center);
 }
 
-static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *picks, seeds *s)
+static tess_status choose_centers(tess_kmeans *job, const pick *picks, seeds *s)
 {
     const int64_t d = job->plan.group_dim;
-    float *center = job->residual, *code = tess_codebooks_rows(job->books, book_idx);
+    float *center = kmeans_at(job, KMEANS_HOST_CENTER),
+          *code = tess_codebooks_rows(job->books, s->book_idx);
     int64_t lo = 0, hi = 0;
     int exponent = 0;
     tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
@@ -357,12 +379,15 @@ static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *pi
         if (job->tick != NULL)
             job->tick(job->tick_arg);
         weigh(s, exponent);
-        TESS_TRY(draw_center(job, s, picks, book_idx, k, center));
+        tess_status st = TESS_OK;
+        TESS_TRY(draw_center(job, s, picks, k, center, &st));
         if (k >= lo && k < hi)
             memcpy(code + (k - lo) * d, center, (size_t)d * sizeof *code);
         for (int64_t i = 0; k == 0 && i < s->numel; i++)
             s->distance[i] = FLT_MAX;
-        TESS_TRY(tess_agree(job->parts.comm, meet_center(job, s, center)));
+        if (st == TESS_OK)
+            st = meet_center(job, s, center);
+        TESS_TRY(tess_agree(job->parts.comm, st));
         if (k > 0)
             continue;
         int64_t largest = (int64_t)tess_ordered_bits(0.0f);
@@ -377,34 +402,33 @@ static tess_status choose_centers(tess_kmeans *job, int book_idx, const pick *pi
 static tess_status start_from_seeds(tess_kmeans *job, int group, int level)
 {
     const int book_idx = tess_kmeans_book(&job->plan.config, group, level);
-    const int64_t d = job->plan.group_dim;
     const int64_t room = job->plan.seed_numel;
     const tess_draw draw = draw_of(job, TESS_DRAW_SEED, book_idx);
     const int64_t bucket_numel = tess_ceil_div(job->plan.seed_numel, BUCKET_NUMEL);
-    seeds s = {.x = job->seed, .distance = job->seed + room * d};
-    void *member = NULL, *weight = NULL, *pack = NULL, *total = NULL;
+    seeds s = {.book_idx = book_idx, .x = kmeans_at(job, KMEANS_SEED)};
+    void *member = NULL, *weight = NULL, *distance = NULL, *total = NULL;
     pick *picks = NULL;
     TESS_TRY(draw_picks(job, &draw, level, job->plan.seed_numel, &picks));
     tess_status st = tess_alloc_array(room, sizeof(int64_t), &member);
     if (st == TESS_OK)
         st = tess_alloc_array(room, sizeof(int64_t), &weight);
     if (st == TESS_OK)
-        st = tess_alloc(job->parts.kernels->nearest_pack_nbytes(1, d), &pack);
+        st = tess_alloc_array(room, sizeof(float), &distance);
     if (st == TESS_OK)
         st = tess_alloc_array(TESS_MAX(bucket_numel, BUCKET_NUMEL), sizeof(int64_t), &total);
     s.member = member;
     s.weight = weight;
-    s.pack = pack;
+    s.distance = distance;
     s.total = total;
     st = tess_agree(job->parts.comm, st);
     if (st == TESS_OK)
         st = collect_seeds(job, group, level, picks, &s);
     if (st == TESS_OK)
-        st = choose_centers(job, book_idx, picks, &s);
+        st = choose_centers(job, picks, &s);
     tess_free(picks);
     tess_free(member);
     tess_free(weight);
-    tess_free(pack);
+    tess_free(distance);
     tess_free(total);
     return st;
 }
@@ -495,17 +519,12 @@ static tess_status split(tess_kmeans *job, int book_idx, const donor *donors, co
     for (int64_t i = 0; i < numel; i++)
         if (empty[i] >= lo && empty[i] < hi)
             job->row[own++] = (uint32_t)donors[i].row;
-    memset(job->residual, 0, (size_t)(own * d) * sizeof *job->residual);
-    const tess_codebook_subtraction fetch = {.book_idx = book_idx,
-                                             .x = job->residual,
-                                             .row = job->row,
-                                             .entry_numel = job->numel,
-                                             .dst = job->residual};
-    TESS_TRY(tess_codebooks_subtract(job->books, &fetch));
+    float *negated = NULL;
+    TESS_TRY(kmeans_fetch_negated(job, book_idx, job->row, job->numel, &negated));
     float *code = tess_codebooks_rows(job->books, book_idx);
     own = 0;
     for (int64_t i = 0; i < numel; i++) {
-        float *const to = code + (empty[i] - lo) * d, *const from = job->residual + own * d;
+        float *const to = code + (empty[i] - lo) * d, *const from = negated + own * d;
         if (donors[i].row >= lo && donors[i].row < hi)
             shake(job, code + (donors[i].row - lo) * d, -1.0f);
         if (empty[i] < lo || empty[i] >= hi)

@@ -66,16 +66,52 @@ static tess_status add_room(size_t *total, int64_t a, int64_t b, size_t nbytes)
     return TESS_OK;
 }
 
-static tess_status size_blocks(tess_kmeans_plan *p)
+/* A place behind the others. */
+static tess_status add_place(kmeans_layout *l, kmeans_place which, int64_t rows, int64_t cols,
+                             size_t nbytes)
+{
+    size_t *total = which < KMEANS_HOST_X ? &l->near_nbytes : &l->host_nbytes;
+    l->offset_nbytes[which] = *total;
+    TESS_TRY(add_room(total, rows, cols, nbytes));
+    *total = (size_t)tess_round_up((int64_t)*total, TESS_ARENA_ALIGN_NBYTES);
+    return TESS_OK;
+}
+
+tess_status kmeans_lay_out(const tess_kmeans_plan *p, const tess_kernels *kernels,
+                           kmeans_layout *out)
+{
+    const tess_kmeans_config *c = &p->config;
+    const int64_t entries = KMEANS_BLOCK * (int64_t)c->beam_numel, d = p->group_dim;
+    const int64_t blocks = p->is_device ? 2 : 0, apart = p->is_device ? 1 : 0;
+    const int64_t sliced = c->group_numel > 1 ? KMEANS_BLOCK : 0, center = p->seed_numel > 0;
+    kmeans_layout l = {.near_nbytes = 0};
+    TESS_TRY(add_place(&l, KMEANS_X, TESS_MAX(blocks, 1) * KMEANS_BLOCK, p->dim, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_SLICE, sliced, d, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_RESIDUAL, entries, d, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_SEED, p->seed_numel, d, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_SEED_KEY, apart, p->seed_numel, sizeof(uint64_t)));
+    TESS_TRY(add_place(&l, KMEANS_CENTER, apart * center, d, sizeof(float)));
+    TESS_TRY(
+        add_place(&l, KMEANS_CENTER_PACK, center, (int64_t)kernels->nearest_pack_nbytes(1, d), 1));
+    TESS_TRY(add_place(&l, KMEANS_HOST_X, blocks * KMEANS_BLOCK, p->dim, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_HOST_KEY, entries, kmeans_best(c), sizeof(uint64_t)));
+    TESS_TRY(add_place(&l, KMEANS_HOST_SEED_KEY, p->seed_numel, 1, sizeof(uint64_t)));
+    TESS_TRY(add_place(&l, KMEANS_HOST_CENTER, center, d, sizeof(float)));
+    *out = l;
+    return TESS_OK;
+}
+
+static tess_status size_blocks(tess_kmeans_plan *p, const tess_kernels *kernels)
 {
     const tess_kmeans_config *c = &p->config;
     const int64_t entries = KMEANS_BLOCK * (int64_t)c->beam_numel;
-    TESS_TRY(add_room(&p->block_nbytes, KMEANS_BLOCK, p->dim, sizeof(float)));
-    if (c->group_numel > 1)
-        TESS_TRY(add_room(&p->block_nbytes, KMEANS_BLOCK, p->group_dim, sizeof(float)));
-    TESS_TRY(add_room(&p->block_nbytes, entries, p->group_dim, sizeof(float)));
-    TESS_TRY(add_room(&p->block_nbytes, entries, kmeans_best(c), sizeof(uint64_t)));
+    kmeans_layout layout;
+    TESS_TRY(kmeans_lay_out(p, kernels, &layout));
+    p->near_nbytes = layout.near_nbytes;
+    p->block_nbytes = layout.host_nbytes;
     TESS_TRY(add_room(&p->block_nbytes, entries, 2 + c->level_numel, sizeof(uint32_t)));
+    /* All of a sample may lie in one rank's blocks: distance, number, weight, sums. */
+    TESS_TRY(add_room(&p->seed_nbytes, p->seed_numel, 6, sizeof(float)));
     /* Counts of all codes; while a level starts or is repaired, drawn numbers or pairs of codes. */
     return add_room(&p->block_nbytes, c->code_numel, 1, 7 * sizeof(int64_t));
 }
@@ -91,21 +127,29 @@ static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kern
                                        .best_numel = kmeans_best(&r->config),
                                        .thread_numel = r->thread_numel,
                                        .is_sharded = is_sharded,
-                                       .has_sums = !r->is_reader};
+                                       .has_sums = !r->is_reader,
+                                       .is_device = r->is_device};
     return tess_codebook_plan_make(&shape, kernels, out);
 }
 
 /* ---- choice ---- */
 
-static size_t beside(const tess_kmeans_plan *p)
+static size_t on_host(const tess_kmeans_plan *p)
 {
     return p->state_nbytes + p->block_nbytes + p->seed_nbytes + p->snapshot_nbytes;
+}
+
+/* Beside the codebooks, of the memory that the limit is of. */
+static size_t beside(const tess_kmeans_plan *p)
+{
+    return p->near_nbytes + (p->is_device ? 0 : on_host(p));
 }
 
 static tess_status refuse(const tess_kmeans_plan_request *r, const tess_kmeans_plan *p,
                           const tess_codebook_plan *books)
 {
     const bool is_sharded = books->shape.is_sharded;
+    const size_t state_nbytes = p->is_device ? 0 : p->state_nbytes;
     return TESS_FAIL(
         TESS_E_FIT,
         "codebooks %s need %zu bytes a rank (codes %zu, packed %zu, sums %zu, vectors' codes %zu, "
@@ -113,10 +157,10 @@ static tess_status refuse(const tess_kmeans_plan_request *r, const tess_kmeans_p
         "quantizer.codes (%" PRId64 ")",
         is_sharded ? "sharded by rows" : "replicated", books->total_nbytes + beside(p),
         books->buffer[TESS_BOOK_CODE].nbytes, books->buffer[TESS_BOOK_PACK].nbytes,
-        books->buffer[TESS_BOOK_SUM].nbytes, p->state_nbytes,
+        books->buffer[TESS_BOOK_SUM].nbytes, state_nbytes,
         books->total_nbytes + beside(p) - books->buffer[TESS_BOOK_CODE].nbytes -
             books->buffer[TESS_BOOK_PACK].nbytes - books->buffer[TESS_BOOK_SUM].nbytes -
-            p->state_nbytes,
+            state_nbytes,
         r->memory_limit_nbytes, is_sharded || r->world == 1 ? "" : "set quantizer.sharding: rows, ",
         r->config.code_numel);
 }
@@ -144,8 +188,11 @@ static bool choose_sharded(const tess_kmeans_plan_request *r, const tess_kmeans_
 tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_kernels *kernels,
                                   tess_kmeans_plan *out)
 {
-    tess_kmeans_plan p = {
-        .config = r->config, .vector_numel = r->vector_numel, .dim = r->dim, .world = r->world};
+    tess_kmeans_plan p = {.config = r->config,
+                          .vector_numel = r->vector_numel,
+                          .dim = r->dim,
+                          .world = r->world,
+                          .is_device = r->is_device};
     tess_codebook_plan books[2];
     TESS_TRY(check(r));
     p.group_dim = r->dim / r->config.group_numel;
@@ -154,12 +201,10 @@ tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_
     p.held_numel = p.round_numel * KMEANS_BLOCK;
     if (r->config.init == TESS_KMEANS_PLUS_PLUS && !r->is_reader)
         p.seed_numel = TESS_MIN(r->vector_numel, SEED_PER_CODE * r->config.code_numel);
-    TESS_TRY(size_blocks(&p));
+    TESS_TRY(size_blocks(&p, kernels));
     if (!r->is_reader)
         TESS_TRY(add_room(&p.state_nbytes, p.held_numel,
                           (int64_t)r->config.beam_numel * r->config.level_numel, sizeof(uint32_t)));
-    /* All of a sample may lie in one rank's blocks. */
-    TESS_TRY(add_room(&p.seed_nbytes, p.seed_numel, p.group_dim + 6, sizeof(float)));
     if (!r->is_reader)
         TESS_TRY(add_room(&p.snapshot_nbytes,
                           (int64_t)r->config.group_numel * r->config.level_numel *
@@ -172,6 +217,7 @@ tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_
     p.other = books[!chosen];
     p.total_nbytes = p.book.total_nbytes + beside(&p);
     p.other_total_nbytes = p.other.total_nbytes + beside(&p);
+    p.beside_nbytes = p.is_device ? p.book.beside_nbytes + on_host(&p) : 0;
     if (!fits(r, &p, &p.book))
         return refuse(r, &p, &p.book);
     *out = p;

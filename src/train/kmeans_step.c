@@ -49,12 +49,14 @@ static tess_status assign_round(tess_kmeans *job, int book_idx, int entry_numel,
                                            .x = job->residual + lo * job->plan.group_dim,
                                            .vector_numel = numel,
                                            .best_numel = 1,
-                                           .key = job->key,
+                                           .key = job->key + lo,
                                            .adds = true};
         TESS_TRY(tess_codebooks_search(job->books, &round));
-        for (int64_t i = 0; i < numel[job->rank]; i++)
-            (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
     }
+    kmeans_read_ahead(job);
+    TESS_TRY(tess_stream_finish(job->parts.stream));
+    for (int64_t i = 0; i < job->numel[job->rank] * entry_numel; i++)
+        (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
     tess_exact_carry(error);
     return TESS_OK;
 }
@@ -69,8 +71,7 @@ static tess_status assign_all(tess_kmeans *job, int group, int level, tess_exact
                                       .but = -1,
                                       .entry_numel = kmeans_entries(&job->plan.config, level),
                                       .code = state_of(job, t * KMEANS_BLOCK)};
-        st = kmeans_read(job, job->parts.vectors, t);
-        kmeans_slice(job, group);
+        st = kmeans_read_group(job, group, t);
         if (st == TESS_OK)
             st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
         if (st == TESS_OK)
@@ -114,12 +115,13 @@ static int64_t held_place(const tess_kmeans *job, int64_t vector_idx)
 static tess_status read_picked(tess_kmeans *job, const int64_t *id)
 {
     const int64_t path = (int64_t)job->plan.config.beam_numel * job->plan.config.level_numel;
+    TESS_TRY(kmeans_open_block(job));
     for (int64_t i = 0; i < job->numel[job->rank]; i++) {
         TESS_TRY(tess_vectors_read(job->parts.vectors, id[i], 1, job->x + i * job->plan.dim));
         memcpy(job->code + i * path, state_of(job, held_place(job, id[i])),
                (size_t)path * sizeof *job->code);
     }
-    return TESS_OK;
+    return kmeans_send_block(job);
 }
 
 static tess_status assign_ids(tess_kmeans *job, int group, int level, int64_t *const ids,
@@ -139,10 +141,10 @@ static tess_status assign_ids(tess_kmeans *job, int group, int level, int64_t *c
                                       .entry_numel = kmeans_entries(&job->plan.config, level),
                                       .code = job->code};
         st = kmeans_round_verdict(job, read_picked(job, ids + lo));
-        if (st != TESS_OK)
-            break;
-        kmeans_slice(job, group);
-        st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
+        if (st == TESS_OK)
+            st = kmeans_slice(job, group);
+        if (st == TESS_OK)
+            st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
         if (st == TESS_OK)
             st = assign_round(job, book_idx, what.entry_numel, error);
     }
@@ -193,12 +195,11 @@ static void blend(tess_kmeans *job, int book_idx)
     }
 }
 
-static tess_status take_means(tess_kmeans *job, int book_idx)
+tess_status kmeans_take_means(tess_kmeans *job, int book_idx)
 {
+    const tess_kernels *kernels = kmeans_is_far(job) ? &tess_kernels_cpu : job->parts.kernels;
     int64_t lo = 0, hi = 0;
     tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
-    memcpy(tess_codebooks_counts(job->books, book_idx), tess_codebooks_tally(job->books),
-           (size_t)(hi - lo) * sizeof(int64_t));
     const tess_code_mean_args args = {.sum = tess_codebooks_sum(job->books),
                                       .count = tess_codebooks_tally(job->books),
                                       .code = tess_codebooks_rows(job->books, book_idx),
@@ -206,7 +207,17 @@ static tess_status take_means(tess_kmeans *job, int book_idx)
                                       .dim = job->plan.group_dim,
                                       .exponent = tess_codebooks_exponent(job->books),
                                       .is_unit = job->plan.config.is_spherical};
-    return job->parts.kernels->code_mean(&args, job->parts.stream);
+    return kernels->code_mean(&args, job->parts.host_stream);
+}
+
+/* The counts stay beside the codes. */
+static tess_status take_means(tess_kmeans *job, int book_idx)
+{
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    memcpy(tess_codebooks_counts(job->books, book_idx), tess_codebooks_tally(job->books),
+           (size_t)(hi - lo) * sizeof(int64_t));
+    return kmeans_take_means(job, book_idx);
 }
 
 static tess_status update_codes(tess_kmeans *job, int book_idx, tess_kmeans_report *out)
@@ -259,8 +270,7 @@ static tess_status extend_all(tess_kmeans *job, int group, int level, tess_exact
     float found[KMEANS_BLOCK];
     tess_status st = TESS_OK;
     for (int64_t t = 0; t < job->plan.round_numel && st == TESS_OK; t++) {
-        st = kmeans_read(job, job->parts.vectors, t);
-        kmeans_slice(job, group);
+        st = kmeans_read_group(job, group, t);
         if (st == TESS_OK)
             st = kmeans_round_verdict(
                 job, kmeans_extend(job, group, level, state_of(job, t * KMEANS_BLOCK), found));
@@ -329,8 +339,7 @@ static tess_status refine_level(tess_kmeans *job, int group, int level, int expo
         const uint32_t *code = state_of(job, t * KMEANS_BLOCK);
         const kmeans_residual what = {
             .group = group, .level = c->level_numel, .but = level, .entry_numel = 1, .code = code};
-        st = kmeans_read(job, job->parts.vectors, t);
-        kmeans_slice(job, group);
+        st = kmeans_read_group(job, group, t);
         if (st == TESS_OK)
             st = kmeans_round_verdict(job, kmeans_residuals(job, &what));
         if (st != TESS_OK)
@@ -340,6 +349,7 @@ static tess_status refine_level(tess_kmeans *job, int group, int level, int expo
         const tess_codebook_round round = {
             .book_idx = book_idx, .x = job->residual, .vector_numel = job->numel};
         st = tess_codebooks_add(job->books, &round, job->row);
+        kmeans_read_ahead(job);
     }
     TESS_TRY(kmeans_pass_verdict(job, st));
     TESS_TRY(tess_codebooks_end_sums(job->books));

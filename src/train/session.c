@@ -95,23 +95,17 @@ done:
 
 /* ---- launch ---- */
 
-/* Models over vectors train where everything else does. Who reads them (encode, decode, evaluate,
- * export) and k-means jobs hold vectors and codes in host memory, and compute there. */
+/* Who reads a model over vectors (encode, decode, evaluate, export) holds vectors and codes in host
+ * memory, and computes there. */
 static bool computes_on_device(const tess_session *s)
 {
-    if (!tess_run_is_vectors(s->run))
-        return true;
-    return tess_run_is_rqvae(s->run) && s->options.kind == TESS_SESSION_TRAIN;
+    return !tess_run_is_rqvae(s->run) || s->options.kind == TESS_SESSION_TRAIN;
 }
 
 /* The lowest instruction path among the ranks: bits differ between paths. */
 static tess_status choose_kernels(tess_session *s)
 {
     int64_t lowest = -(int64_t)tess_cpu_path_best();
-    TESS_CHECK(!tess_run_is_kmeans(s->run) || s->run->compute.device != TESS_RUN_DEVICE_CUDA,
-               TESS_E_UNSUPPORTED,
-               "compute.device: k-means jobs hold vectors and codes in host memory and search with "
-               "the host's cores; set it to cpu or auto");
     if (computes_on_device(s))
         TESS_TRY(session_choose_device(s));
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));

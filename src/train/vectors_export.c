@@ -189,34 +189,16 @@ static tess_status finish(target *t)
 
 /* ---- codes of all ranks ---- */
 
-typedef struct collection {
-    float *row;       /* [block, d] on rank 0 */
-    uint32_t *wanted; /* [block] */
-    int64_t *numel;   /* [world]: rank 0 wants rows, the others none */
-} collection;
-
-static tess_status collect(tess_session *s, target *t, const collection *c, int book_idx)
+static tess_status collect(tess_session *s, target *t, float *row, int book_idx)
 {
     const tess_kmeans_plan *p = &s->vectors->plan;
     const bool is_root = tess_comm_rank(s->world) == 0;
     for (int64_t k = 0; k < p->config.code_numel; k += BLOCK) {
         const int64_t numel = TESS_MIN(p->config.code_numel - k, (int64_t)BLOCK);
         tess_status st = TESS_OK;
-        memset(c->row, 0, (size_t)(BLOCK * p->group_dim) * sizeof *c->row);
-        for (int64_t i = 0; i < numel; i++)
-            c->wanted[i] = (uint32_t)(k + i);
-        c->numel[0] = numel;
-        const tess_codebook_subtraction fetch = {.book_idx = book_idx,
-                                                 .x = c->row,
-                                                 .row = c->wanted,
-                                                 .entry_numel = c->numel,
-                                                 .dst = c->row};
-        TESS_TRY(session_section(
-            s, tess_codebooks_subtract(tess_kmeans_books(s->vectors->job), &fetch)));
-        for (int64_t i = 0; is_root && i < numel * p->group_dim; i++)
-            c->row[i] = 0.0f - c->row[i];
+        TESS_TRY(session_section(s, tess_kmeans_collect(s->vectors->job, book_idx, k, numel, row)));
         if (is_root)
-            st = append(t, c->row, (size_t)(numel * p->group_dim) * sizeof *c->row);
+            st = append(t, row, (size_t)(numel * p->group_dim) * sizeof *row);
         TESS_TRY(session_agree(s, st));
     }
     return TESS_OK;
@@ -225,19 +207,11 @@ static tess_status collect(tess_session *s, target *t, const collection *c, int 
 static tess_status collect_all(tess_session *s, target *t)
 {
     const tess_kmeans_plan *p = &s->vectors->plan;
-    void *row = NULL, *wanted = NULL, *numel = NULL;
-    tess_status st = tess_alloc_array(BLOCK * p->group_dim, sizeof(float), &row);
-    if (st == TESS_OK)
-        st = tess_alloc_array(BLOCK, sizeof(uint32_t), &wanted);
-    if (st == TESS_OK)
-        st = tess_alloc_array(tess_comm_world(s->world), sizeof(int64_t), &numel);
-    const collection c = {.row = row, .wanted = wanted, .numel = numel};
-    st = session_agree(s, st);
+    void *row = NULL;
+    tess_status st = session_agree(s, tess_alloc_array(BLOCK * p->group_dim, sizeof(float), &row));
     for (int b = 0; st == TESS_OK && b < p->book.shape.book_numel; b++)
-        st = collect(s, t, &c, b);
+        st = collect(s, t, row, b);
     tess_free(row);
-    tess_free(wanted);
-    tess_free(numel);
     return st;
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/memory.h"
 #include "format/json.h"
+#include "kernels/cuda_work.h"
 #include "train/mask.h"
 #include "train/strbuf.h"
 #include "train/vectors_session.h"
@@ -73,6 +74,7 @@ static tess_status add_buffers(tess_json *root, const tess_kmeans_plan *p)
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
         TESS_TRY(
             tess_json_add_i64(list, p->book.buffer[i].name, (int64_t)p->book.buffer[i].nbytes));
+    TESS_TRY(tess_json_add_i64(list, "vectors and residuals", (int64_t)p->near_nbytes));
     TESS_TRY(tess_json_add_i64(list, "codes of the vectors", (int64_t)p->state_nbytes));
     TESS_TRY(tess_json_add_i64(list, "blocks", (int64_t)p->block_nbytes));
     TESS_TRY(tess_json_add_i64(list, "sample of k-means++", (int64_t)p->seed_nbytes));
@@ -95,7 +97,8 @@ static tess_status fill(const tess_kmeans_plan *p, tess_json *root)
                    {"rows_per_rank", p->book.row_numel},
                    {"vectors_per_rank", p->held_numel},
                    {"steps_at_most", tess_kmeans_step_numel(&p->config)},
-                   {"total_nbytes", (int64_t)p->total_nbytes}};
+                   {"total_nbytes", (int64_t)p->total_nbytes},
+                   {"host_nbytes_beside_device", (int64_t)p->beside_nbytes}};
     TESS_TRY(tess_json_add_string(root, "family", "kmeans"));
     TESS_TRY(tess_json_add_string(root, "sharding", is_sharded ? "rows" : "replicated"));
     for (int i = 0; i < TESS_NELEM(numbers); i++)
@@ -140,17 +143,25 @@ static tess_status write_text(const tess_kmeans_plan *p, tess_strbuf *b)
         TESS_TRY(tess_strbuf_add(b, "%-12s %14.1f %22.1f%s\n", name[i], mib(way[i]->total_nbytes),
                                  tess_codebook_pass_nbytes(way[i], p->round_numel) / (1 << 20),
                                  i == is_sharded ? "  <- chosen" : ""));
-    TESS_TRY(tess_strbuf_add(b, "\n%-24s %14s\n", "memory of a rank", "MiB"));
+    TESS_TRY(tess_strbuf_add(b, "\n%-28s %10s\n", "memory of a rank", "MiB"));
     for (int i = 0; i < TESS_BOOK_PLACE_NUMEL; i++)
         if (p->book.buffer[i].nbytes > 0)
-            TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", p->book.buffer[i].name,
+            TESS_TRY(tess_strbuf_add(b, "%-28s %10.2f\n", p->book.buffer[i].name,
                                      mib(p->book.buffer[i].nbytes)));
-    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "codes of the vectors", mib(p->state_nbytes)));
-    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "blocks", mib(p->block_nbytes)));
-    TESS_TRY(tess_strbuf_add(b, "%-24s %14.2f\n", "sample of k-means++", mib(p->seed_nbytes)));
-    TESS_TRY(
-        tess_strbuf_add(b, "%-24s %14.2f\n", "snapshot for checkpoints", mib(p->snapshot_nbytes)));
-    return tess_strbuf_add(b, "%-24s %14.2f\n", "total", mib(p->total_nbytes));
+    const struct {
+        const char *name;
+        size_t nbytes;
+    } rest[] = {{"vectors and residuals", p->near_nbytes},
+                {"codes of the vectors", p->state_nbytes},
+                {"blocks", p->block_nbytes},
+                {"sample of k-means++", p->seed_nbytes},
+                {"snapshot for checkpoints", p->snapshot_nbytes},
+                {p->is_device ? "total of a device" : "total", p->total_nbytes}};
+    for (int i = 0; i < TESS_NELEM(rest); i++)
+        TESS_TRY(tess_strbuf_add(b, "%-28s %10.2f\n", rest[i].name, mib(rest[i].nbytes)));
+    return p->is_device
+               ? tess_strbuf_add(b, "%-28s %10.2f\n", "total of its host", mib(p->beside_nbytes))
+               : TESS_OK;
 }
 
 static tess_status make_text(const tess_kmeans_plan *plan, char **text)
@@ -169,6 +180,7 @@ tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
     tess_vectors *vectors = NULL;
     tess_kmeans_plan plan;
     const int64_t limit = run->compute.memory_limit;
+    const bool is_device = run->compute.device == TESS_RUN_DEVICE_CUDA;
     TESS_CHECK(request->device == NULL || strcmp(request->device, "cpu") == 0, TESS_E_UNSUPPORTED,
                "--device %s: times of jobs over vectors are not predicted; leave it out",
                request->device);
@@ -177,9 +189,11 @@ tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
     const tess_kmeans_plan_request sizes = {.vector_numel = info->vector_numel,
                                             .dim = info->dim,
                                             .world = request->rank_numel,
+                                            .is_device = is_device,
                                             .memory_limit_nbytes =
                                                 limit == TESS_RUN_AUTO ? 0 : (size_t)limit};
     tess_vectors_close(&vectors);
-    TESS_TRY(session_kmeans_plan(run, &sizes, &tess_kernels_cpu, &plan));
+    TESS_TRY(session_kmeans_plan(
+        run, &sizes, is_device ? tess_kernels_cuda_planned() : &tess_kernels_cpu, &plan));
     return request->is_json ? session_kmeans_plan_json(&plan, text) : make_text(&plan, text);
 }

@@ -48,7 +48,8 @@ static tess_status open_files(tess_session *s, tess_kmeans_plan_request *sizes)
 static tess_status make_plan(tess_session *s)
 {
     vectors_session *v = s->vectors;
-    tess_kmeans_plan_request sizes = {.world = tess_comm_world(s->world)};
+    tess_kmeans_plan_request sizes = {.world = tess_comm_world(s->world),
+                                      .is_device = s->device != NULL};
     TESS_TRY(session_memory_limit(s, &sizes.memory_limit_nbytes));
     tess_status st = open_files(s, &sizes);
     if (st == TESS_OK)
@@ -62,14 +63,19 @@ static tess_status make_job(tess_session *s)
 {
     vectors_session *v = s->vectors;
     tess_status st = TESS_OK;
+    TESS_TRY(session_connect_devices(s));
     if (s->run->compute.threads > 1)
         st = tess_pool_create((int)s->run->compute.threads, &s->pool);
-    tess_stream_init_inline(&v->stream, "compute", s->pool);
+    tess_stream_init_inline(&v->host_stream, "compute", s->pool);
+    if (st == TESS_OK && s->device != NULL)
+        st = tess_device_stream_create(s->device, "compute", false, &v->stream);
     const tess_kmeans_parts parts = {.ctx = s->ctx,
                                      .plan = &v->plan,
                                      .kernels = s->kernels,
-                                     .stream = &v->stream,
-                                     .comm = s->world,
+                                     .device = s->device,
+                                     .stream = v->stream != NULL ? v->stream : &v->host_stream,
+                                     .host_stream = &v->host_stream,
+                                     .comm = s->fabric != NULL ? s->fabric : s->world,
                                      .vectors = v->data};
     if (st == TESS_OK)
         st = tess_kmeans_create(&parts, &v->job);
@@ -301,6 +307,8 @@ void session_vectors_close(tess_session *s)
     if (v == NULL)
         return;
     tess_kmeans_destroy(&v->job);
+    if (s->device != NULL)
+        tess_device_stream_destroy(s->device, &v->stream);
     tess_vectors_close(&v->data);
     tess_free(v->record);
     tess_free(v->tensor);

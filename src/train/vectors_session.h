@@ -7,8 +7,9 @@
 TESS_BEGIN_DECLS
 
 struct vectors_session {
-    tess_vectors *data; /* training vectors; NULL in a reader */
-    tess_stream stream; /* of the host, with the session's threads */
+    tess_vectors *data;      /* training vectors; NULL in a reader */
+    tess_stream host_stream; /* with the session's threads */
+    tess_stream *stream;     /* of the device; NULL: it is the host's */
     tess_kmeans_plan plan;
     tess_kmeans *job;
     tess_ckpt_record *record;       /* [2 books]: codes and counts */

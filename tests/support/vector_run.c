@@ -104,6 +104,7 @@ static tess_status open_local(tess_comm *comm, const vector_run *v, const vector
                                      .plan = &plan,
                                      .kernels = &tess_kernels_cpu,
                                      .stream = &job->stream,
+                                     .host_stream = &job->stream,
                                      .comm = comm,
                                      .vectors = job->vectors};
     return tess_kmeans_create(&parts, &job->job);
