@@ -95,19 +95,11 @@ done:
 
 /* ---- launch ---- */
 
-/* Who reads a model over vectors (encode, decode, evaluate, export) holds vectors and codes in host
- * memory, and computes there. */
-static bool computes_on_device(const tess_session *s)
-{
-    return !tess_run_is_rqvae(s->run) || s->options.kind == TESS_SESSION_TRAIN;
-}
-
 /* The lowest instruction path among the ranks: bits differ between paths. */
 static tess_status choose_kernels(tess_session *s)
 {
     int64_t lowest = -(int64_t)tess_cpu_path_best();
-    if (computes_on_device(s))
-        TESS_TRY(session_choose_device(s));
+    TESS_TRY(session_choose_device(s));
     TESS_TRY(tess_comm_control(s->world, NULL, 0, &lowest, 1));
     TESS_TRY(session_agree(s, tess_kernels_cpu_select((tess_cpu_path)-lowest)));
     if (s->device != NULL)

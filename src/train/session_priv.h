@@ -67,6 +67,11 @@ typedef struct session_feed {
 extern const session_feed session_token_feed, session_vector_feed, session_flux_feed;
 /** NULL is fine. Local. */
 void session_vector_feed_close(tess_session *s);
+/** The layout of a batch of vectors where kernels read it, and bytes of the DATA arena on their way
+ * there; on the host the arena itself. Local. */
+char *session_vector_near(const tess_session *s);
+TESS_MUST_CHECK tess_status session_vector_send(tess_session *s, size_t offset_nbytes,
+                                                int64_t nbytes);
 void session_flux_feed_close(tess_session *s);
 /** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
  * session_begin_batch() and writing them. Local. */

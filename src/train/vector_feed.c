@@ -410,6 +410,13 @@ static tess_status mirror(tess_session *s, size_t offset_nbytes, int64_t nbytes)
     return tess_device_copy(tess_runtime_device(s->rt), device, host, tess_runtime_stream(s->rt));
 }
 
+char *session_vector_near(const tess_session *s) { return s->vector->read; }
+
+tess_status session_vector_send(tess_session *s, size_t offset_nbytes, int64_t nbytes)
+{
+    return mirror(s, offset_nbytes, nbytes, false);
+}
+
 /* The host's arrays may be written again once the last copy of them is done. */
 static tess_status begin_batch(tess_session *s)
 {

@@ -1,8 +1,8 @@
 /*
  * Whole runs of RQ-VAEs and of a VQ-VAE with the sources of kernels/cuda, thread by thread, on a
  * device of which the host sees nothing but copies: sessions, start codes, averages, entropies,
- * masks, checkpoints. At any number of ranks the bits are those of one; against the CPU's kernels
- * losses differ by rounding alone.
+ * masks, checkpoints, codes of files. At any number of ranks the bits are those of one; against the
+ * CPU's kernels losses differ by rounding alone.
  *
  * Bound: products are the only ops whose bits differ, sums of at most 48 terms in another order: 48
  * * 6e-8 = 3e-6 relative in f32 for each of some 20 products on the way; three steps that each move
@@ -21,12 +21,15 @@
 #include "tests/emulation/emulation.h"
 #include "tests/support/rank_test.h"
 #include "tests/support/rqvae_run.h"
+#include "train/vectors_code.h"
 
 #define SHORT "train.steps=3", "train.micro_batches=2", "train.eval_every=3"
 enum { IMAGES = 8 };
 
 /* The fixture masks micro-batches 1 to 3 wholly: a step has more. */
 #define MASKED "train.steps=3", "train.micro_batches=5", "train.eval_every=3"
+
+enum { GRADIENT = 0, IMAGES = 5 }; /* what files are converted by */
 
 static const rqvae_launch choice[] = {
     {.name = "gradient", .override = {SHORT, "compute.dtype=f32", "quantizer.init=kmeans"}},
@@ -142,6 +145,71 @@ static tess_status check(tess_comm *comm, tess_comm *self, vector_run *v, const 
     return tess_agree(comm, st);
 }
 
+/* ---- encode and decode ---- */
+
+/* Of the run that one rank trained, on the CPU or emulated. */
+static tess_status convert(tess_comm *host, vector_run *v, const rqvae_launch *l,
+                           const char *suffix, bool is_emulated, tess_encode_result *result)
+{
+    char name[64], from[600], codes[600], decoded[600];
+    rqvae_launch own = *l;
+    tess_device device = emulated_device;
+    tess_comm *comm = host;
+    tess_session *session = NULL;
+    snprintf(name, sizeof name, "%s-alone", l->name);
+    snprintf(from, sizeof from, "%s%s%s", l->images == NULL ? v->file : v->dir,
+             l->images == NULL ? "" : "/", l->images == NULL ? "" : l->images);
+    snprintf(codes, sizeof codes, "%s/%s.h5", v->dir, suffix);
+    snprintf(decoded, sizeof decoded, "%s/%s.fbin", v->dir, suffix);
+    own.name = name;
+    if (is_emulated) {
+        own.device = &device;
+        own.kernels = &tess_kernels_cuda;
+        TESS_TRY(emulated_open(TESS_EMULATION_REVERSED));
+        TESS_TRY(tess_comm_create_staged(host, &device, TESS_STAGED_CHUNK_AUTO, &comm));
+    }
+    tess_status st = rqvae_open(comm, v, &own, true, &session);
+    if (st == TESS_OK)
+        st = tess_session_encode(session, from, NULL, codes, result);
+    if (st == TESS_OK)
+        st = tess_session_decode(session, codes, decoded);
+    tess_session_close(&session);
+    if (is_emulated) {
+        tess_comm_destroy(&comm);
+        emulated_close();
+    }
+    return st;
+}
+
+/* The same files from one rank and from all; the CPU's error within the bound of one pass, which
+ * has no learning to amplify it: 3e-6 * 20 products. */
+static tess_status check_conversion(tess_comm *comm, tess_comm *self, vector_run *v,
+                                    const rqvae_launch *l)
+{
+    const double bound = 6e-5;
+    tess_encode_result cpu = {0}, alone = {0}, all = {0};
+    tess_status st = TESS_OK;
+    if (tess_comm_rank(comm) == 0) {
+        st = convert(self, v, l, "cpu", false, &cpu);
+        if (st == TESS_OK)
+            st = convert(self, v, l, "alone", true, &alone);
+        if (st == TESS_OK && !(fabs(alone.error - cpu.error) <= bound * cpu.error))
+            st = TESS_FAIL(TESS_E_STATE, "%s: error %.9g, on the CPU %.9g, relative bound %g",
+                           l->name, alone.error, cpu.error, bound);
+    }
+    TESS_TRY(tess_agree(comm, st));
+    TESS_TRY(convert(comm, v, l, "all", true, &all));
+    if (tess_comm_rank(comm) == 0) {
+        st = vector_run_expect_same_file(v, "alone.h5", "all.h5");
+        if (st == TESS_OK)
+            st = vector_run_expect_same_file(v, "alone.fbin", "all.fbin");
+        if (st == TESS_OK && all.error != alone.error)
+            st = TESS_FAIL(TESS_E_STATE, "%s: error %.17g, on one rank %.17g", l->name, all.error,
+                           alone.error);
+    }
+    return tess_agree(comm, st);
+}
+
 static tess_status check_refused(tess_comm *comm, vector_run *v)
 {
     rqvae_launch l = by_rows;
@@ -181,6 +249,9 @@ static tess_status run(tess_comm *comm)
         st = tess_agree(comm, check_refused(comm, &v));
     for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
         st = check(comm, self, &v, &choice[i]);
+    for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
+        if (i == GRADIENT || i == IMAGES)
+            st = check_conversion(comm, self, &v, &choice[i]);
     vector_run_destroy(comm, &v);
     tess_comm_destroy(&self);
     return st;

@@ -9,7 +9,6 @@
 #include "core/memory.h"
 #include "core/rng.h"
 #include "shard/ckpt.h"
-#include "train/session.h"
 
 /* ---- the file ---- */
 
@@ -136,18 +135,30 @@ static const char run_text[] =
     "quantizer: {codes: 37, levels: 1, beam: 2, passes: 3, refine: 2, sharding: %s}\n"
     "output: {dir: %s/%s, checkpoint_every: 1, keep: 2}\n";
 
-static tess_status open_session(tess_comm *comm, vector_run *v, const char *name,
-                                tess_session_options *options, tess_session **session)
+tess_status vector_run_open(tess_comm *comm, vector_run *v, const vector_launch *l, bool is_reader,
+                            tess_session **session)
 {
     char text[4096], masks[700] = "";
+    static volatile sig_atomic_t stop = 1;
+    tess_run_override overrides[VECTOR_OVERRIDE_MAX];
+    int numel = 0;
+    for (; numel < VECTOR_OVERRIDE_MAX && l->override[numel] != NULL; numel++)
+        overrides[numel] = (tess_run_override){l->override[numel], numel + 1};
     if (v->mask[0] != '\0')
         snprintf(masks, sizeof masks, ", mask_path: %s, eval_mask_path: %s", v->mask, v->mask);
     /* Another sharding on more ranks: the bits do not tell. */
     snprintf(text, sizeof text, run_text, v->file, v->file, masks,
-             tess_comm_world(comm) > 1 ? "rows" : "replicated", v->dir, name);
-    options->run_path = "run.yaml";
-    options->run_text = text;
-    return tess_session_open(&v->ctx, comm, options, session);
+             tess_comm_world(comm) > 1 ? "rows" : "replicated", v->dir, l->name);
+    const tess_session_options options = {.kind =
+                                              is_reader ? TESS_SESSION_READER : TESS_SESSION_TRAIN,
+                                          .run_path = "run.yaml",
+                                          .run_text = text,
+                                          .overrides = overrides,
+                                          .override_numel = numel,
+                                          .device = l->device,
+                                          .kernels = l->kernels,
+                                          .stop_request = l->is_stopped ? &stop : NULL};
+    return tess_session_open(&v->ctx, comm, &options, session);
 }
 
 tess_status vector_run_read(tess_comm *comm, vector_run *v, const char *name, const char *override,
@@ -155,27 +166,18 @@ tess_status vector_run_read(tess_comm *comm, vector_run *v, const char *name, co
 {
     char dim[32];
     snprintf(dim, sizeof dim, "quantizer.dim=%lld", (long long)v->d);
-    const tess_run_override overrides[] = {{override, 1}, {dim, 2}};
-    tess_session_options options = {
-        .kind = TESS_SESSION_READER, .overrides = overrides, .override_numel = 2};
-    return open_session(comm, v, name, &options, session);
+    const vector_launch l = {.name = name, .override = {override, dim}};
+    return vector_run_open(comm, v, &l, true, session);
 }
 
-tess_status vector_run_train(tess_comm *comm, vector_run *v, const char *name, const char *override,
-                             bool is_stopped, bool *is_done)
+tess_status vector_run_train(tess_comm *comm, vector_run *v, const vector_launch *l, bool *is_done)
 {
     tess_session *session = NULL;
-    static volatile sig_atomic_t stop = 1;
-    const tess_run_override overrides[] = {{override, 1}};
-    tess_session_options options = {.kind = TESS_SESSION_TRAIN,
-                                    .overrides = overrides,
-                                    .override_numel = 1,
-                                    .stop_request = is_stopped ? &stop : NULL};
-    TESS_TRY(open_session(comm, v, name, &options, &session));
+    TESS_TRY(vector_run_open(comm, v, l, false, &session));
     tess_status st = tess_session_train(session);
     tess_session_close(&session);
     *is_done = st == TESS_OK;
-    if (st == TESS_E_PREEMPTED && is_stopped) {
+    if (st == TESS_E_PREEMPTED && l->is_stopped) {
         tess_error_clear();
         st = TESS_OK;
     }
@@ -213,23 +215,23 @@ tess_status vector_run_outcome(vector_run *v, const char *name, tess_sha256 *out
     return st;
 }
 
-static tess_status train_in_parts(tess_comm *comm, tess_comm *self, vector_run *v, const char *name,
-                                  const char *override)
+static tess_status train_in_parts(tess_comm *comm, tess_comm *self, vector_run *v,
+                                  const vector_launch *l)
 {
     bool is_done = false, is_alone = false;
     int launches = 0;
     for (; !is_done; launches++, is_alone = !is_alone) {
         tess_status st = TESS_OK;
         if (!is_alone)
-            st = vector_run_train(comm, v, name, override, true, &is_done);
+            st = vector_run_train(comm, v, l, &is_done);
         else if (tess_comm_rank(comm) == 0)
-            st = vector_run_train(self, v, name, override, true, &is_done);
+            st = vector_run_train(self, v, l, &is_done);
         TESS_TRY(tess_agree(comm, st));
         int64_t flag = is_done;
         TESS_TRY(tess_comm_control(comm, NULL, 0, &flag, 1));
         is_done = flag != 0;
     }
-    TESS_CHECK(launches >= 5, TESS_E_STATE, "%s: only %d launches", override, launches);
+    TESS_CHECK(launches >= 5, TESS_E_STATE, "%s: only %d launches", l->override[0], launches);
     return TESS_OK;
 }
 
@@ -241,11 +243,31 @@ tess_status vector_run_check_resume(tess_comm *comm, tess_comm *self, vector_run
     tess_sha256 a, b;
     snprintf(name[0], sizeof name[0], "whole%d", idx);
     snprintf(name[1], sizeof name[1], "parts%d", idx);
-    TESS_TRY(vector_run_train(comm, whole, name[0], override, false, &is_done));
-    TESS_TRY(train_in_parts(comm, self, parts, name[1], override));
+    vector_launch l = {.name = name[0], .override = {override}};
+    TESS_TRY(vector_run_train(comm, whole, &l, &is_done));
+    l.name = name[1];
+    l.is_stopped = true;
+    TESS_TRY(train_in_parts(comm, self, parts, &l));
     TESS_TRY(tess_agree(comm, vector_run_outcome(whole, name[0], &a)));
     TESS_TRY(tess_agree(comm, vector_run_outcome(parts, name[1], &b)));
     TESS_CHECK(tess_sha256_is_equal(&a, &b), TESS_E_STATE,
                "%s: launches in turns gave other bits than one", override);
     return TESS_OK;
+}
+
+tess_status vector_run_expect_same_file(vector_run *v, const char *a_name, const char *b_name)
+{
+    const char *const name[2] = {a_name, b_name};
+    char path[600], *text[2] = {NULL, NULL};
+    size_t nbytes[2] = {0, 0};
+    tess_status st = TESS_OK;
+    for (int i = 0; i < 2 && st == TESS_OK; i++) {
+        snprintf(path, sizeof path, "%s/%s", v->dir, name[i]);
+        st = tess_io_read_all(v->ctx.io, path, 1 << 24, &text[i], &nbytes[i]);
+    }
+    if (st == TESS_OK && (nbytes[0] != nbytes[1] || memcmp(text[0], text[1], nbytes[0]) != 0))
+        st = TESS_FAIL(TESS_E_STATE, "'%s' and '%s' differ", a_name, b_name);
+    tess_free(text[0]);
+    tess_free(text[1]);
+    return st;
 }

@@ -48,13 +48,26 @@ tess_status vector_job_open(tess_comm *comm, const vector_run *v, const vector_j
                             vector_job *job);
 void vector_job_close(vector_job *job);
 
-/**
- * A run over the file in `dir`/`name` with one override more than the run file's: to the end, or
- * with `is_stopped` as a signal would leave it after one step. Collective over `comm`.
- */
-tess_status vector_run_train(tess_comm *comm, vector_run *v, const char *name, const char *override,
-                             bool is_stopped, bool *is_done);
-/** A reader of the newest checkpoint of that run. Collective over `comm`. */
+enum { VECTOR_OVERRIDE_MAX = 8 };
+
+/** A run over the file, in `dir`/`name`. */
+typedef struct vector_launch {
+    const char *name;
+    const char *override[VECTOR_OVERRIDE_MAX]; /* ends with NULL */
+    bool is_stopped;                           /* as a signal would, after one step */
+    tess_device *device;                       /* NULL: the host */
+    const tess_kernels *kernels;               /* of the device */
+} vector_launch;
+
+/** A session of the run: training, or a reader of its newest checkpoint. Collective over `comm`. */
+tess_status vector_run_open(tess_comm *comm, vector_run *v, const vector_launch *l, bool is_reader,
+                            tess_session **session);
+/** Collective over `comm`. */
+tess_status vector_run_train(tess_comm *comm, vector_run *v, const vector_launch *l, bool *is_done);
+/** Two files in the folder are equal byte for byte. Local. */
+tess_status vector_run_expect_same_file(vector_run *v, const char *a_name, const char *b_name);
+/** A reader of the newest checkpoint of a run with one override, at the file's dimension.
+ * Collective over `comm`. */
 tess_status vector_run_read(tess_comm *comm, vector_run *v, const char *name, const char *override,
                             tess_session **session);
 /**
