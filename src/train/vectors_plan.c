@@ -182,7 +182,8 @@ tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
     const int64_t limit = run->compute.memory_limit;
     const bool is_device = run->compute.device == TESS_RUN_DEVICE_CUDA;
     TESS_CHECK(request->device == NULL || strcmp(request->device, "cpu") == 0, TESS_E_UNSUPPORTED,
-               "--device %s: times of jobs over vectors are not predicted; leave it out",
+               "--device %s: times of jobs over vectors are not predicted; leave it out, and set "
+               "compute.device: cuda for the memory that they take of a GPU",
                request->device);
     TESS_TRY(session_open_vectors(ctx, run, false, &vectors));
     const tess_vectors_info *info = tess_vectors_get_info(vectors);

@@ -17,6 +17,7 @@ enum { EMULATED_WORK_NBYTES = 4096 };
 
 static tess_blas_emulation blas;
 static tess_cuda_library library;
+static size_t arena_nbytes; /* of the device, since it was opened */
 
 tess_status tess_cuda_stream_library(tess_stream *s, const tess_cuda_library **out)
 {
@@ -30,6 +31,7 @@ const char *tess_cuda_path(void) { return "emulated"; }
 static tess_status device_alloc(tess_device *d, tess_space space, size_t nbytes, void **out)
 {
     (void)d;
+    arena_nbytes += space == TESS_HOST ? 0 : nbytes;
     return space == TESS_HOST ? tess_alloc(nbytes, out)
                               : tess_emulation_alloc("arena", nbytes, out);
 }
@@ -133,6 +135,7 @@ static inline tess_status emulated_open(tess_emulation_order order)
     const tess_emulation_settings settings = {
         .order = order, .seed = 7, .block_max = 2, .dropped_barrier = -1};
     tess_emulation_set(&settings);
+    arena_nbytes = 0;
     TESS_TRY(tess_blas_emulation_init(&blas, "emulation"));
     library = (tess_cuda_library){.blas = &blas.base, .work_nbytes = EMULATED_WORK_NBYTES};
     return tess_emulation_alloc("workspace", EMULATED_WORK_NBYTES, &library.work);

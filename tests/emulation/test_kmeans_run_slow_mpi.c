@@ -12,7 +12,7 @@
 #include "tests/emulation/emulated_device.h"
 #include "tests/emulation/emulation.h"
 #include "tests/support/rank_test.h"
-#include "tests/support/vector_run.h"
+#include "tests/support/rqvae_run.h"
 #include "train/vectors_code.h"
 
 /* Two blocks, the last one ragged: one rank has both, or some have none; the entries of a beam are
@@ -35,16 +35,17 @@ static const trial trials[] = {
      true,
      true},
     {{.name = "batch",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.batch=500", "quantizer.init=random"}},
+      .override = {SMALL, "quantizer.refine=0", "quantizer.beam=1", "quantizer.batch=500",
+                   "quantizer.init=random"}},
      true,
      false},
     {{.name = "groups",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=7", "quantizer.groups=2",
+      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=5", "quantizer.groups=2",
                    "quantizer.beam=1"}},
      false,
      true},
     {{.name = "spherical",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=7", "quantizer.spherical=true",
+      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=5", "quantizer.spherical=true",
                    "quantizer.beam=1"}},
      true,
      false},
@@ -97,6 +98,17 @@ static vector_launch variant(const vector_launch *l, const char *name, const cha
     return own;
 }
 
+/* What the run took of the device is what its plan says. */
+static tess_status check_memory(vector_run *v, const char *run)
+{
+    int64_t planned = 0;
+    TESS_TRY(rqvae_planned(v, run, "\"total_nbytes\"", &planned));
+    TESS_CHECK((size_t)planned == arena_nbytes, TESS_E_STATE,
+               "%s: %zu bytes of the device are taken, %lld planned", run, arena_nbytes,
+               (long long)planned);
+    return TESS_OK;
+}
+
 static tess_status train(tess_comm *comm, vector_run *v, vector_launch l, bool is_emulated,
                          bool *is_done)
 {
@@ -107,6 +119,8 @@ static tess_status train(tess_comm *comm, vector_run *v, vector_launch l, bool i
     if (is_emulated && tess_comm_rank(comm) == 0 && tess_emulation_barrier_numel() == 0)
         st = TESS_FAIL(TESS_E_STATE, "%s: no thread of a kernel came to a barrier: were they run?",
                        l.name);
+    if (is_emulated && tess_comm_rank(comm) == 0 && st == TESS_OK)
+        st = check_memory(v, l.name);
     return is_emulated ? tess_agree(comm, st) : st;
 }
 
