@@ -19,7 +19,7 @@
  * more than a block. */
 enum { N = 1100, D = 6, RESUMED_NUMEL = 2 };
 
-#define SMALL "quantizer.dim=6", "quantizer.passes=2"
+#define SMALL "quantizer.dim=6"
 #define REPLICATED "quantizer.sharding=replicated"
 #define ROWS "quantizer.sharding=rows"
 
@@ -30,29 +30,29 @@ typedef struct trial {
 
 static const trial trials[] = {
     {{.name = "levels",
-      .override = {SMALL, "quantizer.codes=7", "quantizer.levels=2", "quantizer.refine=1",
-                   "quantizer.init=sample"}},
+      .override = {SMALL, "quantizer.passes=1", "quantizer.codes=7", "quantizer.levels=2",
+                   "quantizer.refine=1", "quantizer.init=sample"}},
      true,
      true},
     {{.name = "batch",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.beam=1", "quantizer.batch=500",
-                   "quantizer.init=random"}},
+      .override = {SMALL, "quantizer.passes=2", "quantizer.refine=0", "quantizer.beam=1",
+                   "quantizer.batch=500", "quantizer.init=random"}},
      true,
      false},
     {{.name = "groups",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=5", "quantizer.groups=2",
-                   "quantizer.beam=1"}},
+      .override = {SMALL, "quantizer.passes=2", "quantizer.refine=0", "quantizer.codes=5",
+                   "quantizer.groups=2", "quantizer.beam=1"}},
      false,
      true},
     {{.name = "spherical",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=5", "quantizer.spherical=true",
-                   "quantizer.beam=1"}},
+      .override = {SMALL, "quantizer.passes=2", "quantizer.refine=0", "quantizer.codes=5",
+                   "quantizer.spherical=true", "quantizer.beam=1"}},
      true,
      false},
     /* Random codes for clusters: many have no vector, and are repaired. */
     {{.name = "empty",
-      .override = {SMALL, "quantizer.refine=0", "quantizer.codes=140", "quantizer.init=random",
-                   "quantizer.beam=1"}},
+      .override = {SMALL, "quantizer.passes=2", "quantizer.refine=0", "quantizer.codes=140",
+                   "quantizer.init=random", "quantizer.beam=1"}},
      true,
      true},
 };
