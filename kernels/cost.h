@@ -26,6 +26,7 @@ typedef enum tess_cost_pass { TESS_COST_FORWARD, TESS_COST_BACKWARD } tess_cost_
     X(ATTENTION, "attention", true)                                                                \
     X(ATTENTION_BACKWARD, "attention_backward", true)                                              \
     X(SEARCH, "search", true)                                                                      \
+    X(DISTANCE, "distance", true)                                                                  \
     X(NORM, "norm", false)                                                                         \
     X(NORM_BACKWARD, "norm_backward", false)                                                       \
     X(ROPE, "rope", false)                                                                         \

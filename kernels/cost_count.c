@@ -215,16 +215,19 @@ void tess_count_sum(tess_cost *sum, const tess_sum_args *a)
 
 /* ---- codes ---- */
 
-/* The score of a code is a product of d terms; codes are read once, vectors once. */
+/* The score of a code is a product of d terms; codes are read once, vectors once. The nearest ones'
+ * distances are sums in order, which are much slower: of the hardware alone. */
 void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a)
 {
     const double d = (double)a->dim;
+    const double distances = (double)a->vector_numel * TESS_MAX(a->best_numel, 1);
     const double flops = 2.0 * (double)a->vector_numel * (double)a->code_numel * d;
     count(sum, TESS_COST_SEARCH,
           (tess_cost){.model_flops = flops,
                       .hardware_flops = flops,
                       .nbytes =
                           sizeof(float) * d * ((double)a->vector_numel + (double)a->code_numel)});
+    sum->op[TESS_COST_DISTANCE] += 2.0 * distances * d;
 }
 
 void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a)
@@ -236,6 +239,26 @@ void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a)
 {
     count_nbytes(sum, TESS_COST_ELEMENT,
                  (sizeof(uint64_t) + sizeof(uint32_t)) * (double)a->vector_numel);
+}
+
+/* A sum is read and written, a vector and its row are read; counts beside them. */
+void tess_count_code_sum(tess_cost *sum, const tess_code_sum_args *a)
+{
+    const double each = (double)a->dim * (sizeof(float) + 2.0 * sizeof(int64_t)) +
+                        sizeof(uint32_t) + 2.0 * sizeof(int64_t);
+    count_nbytes(sum, TESS_COST_ELEMENT, (double)a->vector_numel * each);
+}
+
+void tess_count_code_mean(tess_cost *sum, const tess_code_mean_args *a)
+{
+    const double each = (double)a->dim * (sizeof(int64_t) + sizeof(float)) + sizeof(int64_t);
+    count_nbytes(sum, TESS_COST_ELEMENT, (double)a->row_numel * each);
+}
+
+void tess_count_code_residual(tess_cost *sum, const tess_code_residual_args *a)
+{
+    const double each = 3.0 * sizeof(float) * (double)a->dim + sizeof(uint32_t);
+    count_nbytes(sum, TESS_COST_ELEMENT, (double)a->vector_numel * each);
 }
 
 static void count_rows(tess_cost *sum, int64_t rows, int64_t dim, double operand_numel)

@@ -38,6 +38,9 @@ void tess_count_sum(tess_cost *sum, const tess_sum_args *a);
 void tess_count_nearest(tess_cost *sum, const tess_nearest_args *a);
 void tess_count_nearest_prepare(tess_cost *sum, const tess_nearest_prepare_args *a);
 void tess_count_code_row(tess_cost *sum, const tess_code_row_args *a);
+void tess_count_code_sum(tess_cost *sum, const tess_code_sum_args *a);
+void tess_count_code_mean(tess_cost *sum, const tess_code_mean_args *a);
+void tess_count_code_residual(tess_cost *sum, const tess_code_residual_args *a);
 /* Rows of a quantizer: every operand that the op may have, as f32. */
 void tess_count_enter(tess_cost *sum, const tess_quantizer_enter_args *a);
 void tess_count_enter_backward(tess_cost *sum, const tess_quantizer_enter_backward_args *a);
@@ -90,6 +93,9 @@ void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
              TESS_COST_CASE(tess_sum_args, sum), TESS_COST_CASE(tess_nearest_args, nearest),       \
              TESS_COST_CASE(tess_nearest_prepare_args, nearest_prepare),                           \
              TESS_COST_CASE(tess_code_row_args, code_row),                                         \
+             TESS_COST_CASE(tess_code_sum_args, code_sum),                                         \
+             TESS_COST_CASE(tess_code_mean_args, code_mean),                                       \
+             TESS_COST_CASE(tess_code_residual_args, code_residual),                               \
              TESS_COST_CASE(tess_quantizer_enter_args, enter),                                     \
              TESS_COST_CASE(tess_quantizer_enter_backward_args, enter_backward),                   \
              TESS_COST_CASE(tess_quantizer_gather_args, gather),                                   \

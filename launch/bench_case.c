@@ -83,12 +83,12 @@ void tess_bench_scratch_destroy(tess_bench *b, tess_bench_scratch *scratch)
 
 /* ---- shapes ---- */
 
-typedef enum family { LLAMA, FLUX, RQVAE } family;
+typedef enum family { LLAMA, FLUX, RQVAE, KMEANS } family;
 
 typedef struct shape {
     const char *name;
     family family;
-    int64_t length; /* tokens; pixels; vectors of a micro-batch */
+    int64_t length; /* tokens; pixels; vectors of a micro-batch; vectors of the file */
     /* llama: hidden size, layers, heads, heads of keys, inner size, vocabulary
      * flux: dimension of a head, single blocks, heads, double blocks, dimension of texts, of the
      * pooled one */
@@ -104,6 +104,7 @@ static const shape shapes[] = {
     {"flux", FLUX, 128, 64, 2, 4, 1, 128, 64},
     {"flux-12b", FLUX, 1024, 128, 38, 24, 19, 4096, 768},
     {"rqvae", RQVAE, 256, 128, 0, 0, 0, 0, 0},
+    {"kmeans", KMEANS, 16384, 64, 0, 0, 0, 0, 0},
 };
 
 static const shape *find(const char *name)
@@ -113,6 +114,8 @@ static const shape *find(const char *name)
             return &shapes[i];
     return NULL;
 }
+
+static bool is_of_vectors(const shape *s) { return s->family == RQVAE || s->family == KMEANS; }
 
 /* Tokens of a text that is trained on: what dev has, less for the small one. */
 static int64_t text_numel_of(const shape *s) { return s->wide >= 4096 ? 512 : 32; }
@@ -177,22 +180,24 @@ static tess_status write_tokens(const tess_bench *b, const char *path, const sha
     return st;
 }
 
-/* 4,096 records of .fvecs: the dimension, then normal values. */
-static tess_status write_vectors(const tess_bench *b, const char *path, const shape *s)
+/* Records of .fvecs: the dimension, then normal values. */
+static tess_status write_vectors(const tess_bench *b, const char *path, const shape *s,
+                                 int64_t length)
 {
-    enum { VECTORS = 4096 };
+    const int64_t vector_numel = s->family == KMEANS ? length : 4096;
     const tess_rng rng = tess_rng_make(1, TESS_RNG_TEST, 1, 0);
     const size_t record_nbytes = sizeof(int32_t) + (size_t)s->dim * sizeof(float);
     const int32_t dim = (int32_t)s->dim;
     void *memory = NULL;
-    TESS_TRY(tess_alloc(VECTORS * record_nbytes, &memory));
+    TESS_TRY(tess_alloc_array(vector_numel, record_nbytes, &memory));
     char *at = memory;
-    for (int64_t v = 0; v < VECTORS; v++, at += record_nbytes) {
+    for (int64_t v = 0; v < vector_numel; v++, at += record_nbytes) {
         memcpy(at, &dim, sizeof dim);
         tess_rng_normal_fill(&rng, (uint64_t)(v * s->dim), s->dim, 1.0F,
                              (float *)(void *)(at + sizeof dim));
     }
-    const tess_status st = tess_io_write_all(b->ctx->io, path, memory, VECTORS * record_nbytes);
+    const tess_status st =
+        tess_io_write_all(b->ctx->io, path, memory, (size_t)vector_numel * record_nbytes);
     tess_free(memory);
     return st;
 }
@@ -285,9 +290,9 @@ static tess_status write_files(const tess_bench *b, const char *folder, const sh
     if (kind == TESS_IO_DIR)
         return TESS_OK;
     TESS_TRY(tess_io_mkdir(b->ctx->io, folder, false));
-    if (s->family == RQVAE) {
+    if (is_of_vectors(s)) {
         snprintf(path, sizeof path, "%s/data.fvecs", folder);
-        return write_vectors(b, path, s);
+        return write_vectors(b, path, s, length);
     }
     snprintf(path, sizeof path, "%s/config.json", folder);
     if (s->family == LLAMA)
@@ -310,7 +315,12 @@ static void run_text(const shape *s, const char *folder, int64_t length, tess_be
     char batch[256], *at = c->text;
     const size_t room = sizeof c->text;
     snprintf(batch, sizeof batch, train, s->family == RQVAE ? length : (int64_t)1);
-    if (s->family == RQVAE)
+    if (s->family == KMEANS)
+        snprintf(at, room,
+                 "model: {family: kmeans}\ndata: {path: '%s/data.fvecs'}\n"
+                 "quantizer: {codes: 1024, passes: 1000}\n",
+                 folder);
+    else if (s->family == RQVAE)
         snprintf(at, room,
                  "model: {family: rqvae}\ndata: {path: '%s/data.fvecs'}\n"
                  "quantizer: {encoder: [256, 128], codes: 256, levels: 4, code_dim: 32}\n%s",
@@ -332,6 +342,9 @@ static tess_status check_length(const shape *s, int64_t length)
     TESS_CHECK(s->family != FLUX || length % (2 * TESS_LATENTS_PIXELS) == 0, TESS_E_ARG,
                "bench: --length of %s: expected pixels, a multiple of %d, found %" PRId64, s->name,
                2 * TESS_LATENTS_PIXELS, length);
+    TESS_CHECK(s->family != KMEANS || length >= 1024, TESS_E_ARG,
+               "bench: --length of %s: expected 1024 vectors or more, found %" PRId64, s->name,
+               length);
     TESS_CHECK(s->family != LLAMA || length >= 2, TESS_E_ARG,
                "bench: --length of %s: expected 2 tokens or more, found %" PRId64, s->name, length);
     return TESS_OK;
@@ -343,7 +356,7 @@ static tess_status make_builtin(tess_bench *b, const tess_bench_scratch *scratch
     char folder[TESS_BENCH_PATH_NBYTES + 64];
     c->is_builtin = true;
     c->has_model_files = s->family == LLAMA;
-    c->has_no_base = s->family == RQVAE;
+    c->has_no_base = is_of_vectors(s);
     c->length = c->length > 0 ? c->length : s->length;
     TESS_TRY(check_length(s, c->length));
     snprintf(folder, sizeof folder, "%s/%s-%" PRId64, scratch->path, s->name, c->length);
@@ -368,7 +381,7 @@ tess_status tess_bench_case_make(tess_bench *b, const tess_bench_scratch *scratc
     if (st == TESS_OK && tess_comm_rank(b->comm) == 0 && kind != TESS_IO_FILE)
         st = TESS_FAIL(TESS_E_ARG,
                        "bench: '%s' is neither a run file nor a shape (llama, llama-1b, llama-8b, "
-                       "llama-70b, flux, flux-12b, rqvae)",
+                       "llama-70b, flux, flux-12b, rqvae, kmeans)",
                        name);
     if (length > 0)
         snprintf(out->override, sizeof out->override, "data.sequence_length=%" PRId64, length);

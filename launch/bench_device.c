@@ -336,7 +336,7 @@ static tess_status bench_search(device_bench *d)
                            .code_numel = CODES,
                            .dim = CODE_DIM,
                            .best_numel = 1};
-    const tess_nearest_prepare_args prepare = {
+    tess_nearest_prepare_args prepare = {
         .code = a.code, .pack = a.pack, .code_numel = CODES, .dim = CODE_DIM};
     float *value = a.x.data, *code = a.code.data;
     for (int64_t i = 0; i < a.x.numel; i++)
@@ -344,7 +344,11 @@ static tess_status bench_search(device_bench *d)
     for (int64_t i = 0; i < a.code.numel; i++)
         code[i] = (float)(i * 40503 % 1000003) * 1e-6F;
     TESS_TRY(tess_kernels_cpu.nearest_prepare(&prepare, &b->stream));
-    return BENCH_OP(d, SEARCH, nearest, &a);
+    TESS_TRY(BENCH_OP(d, SEARCH, nearest, &a));
+    a.code_numel = prepare.code_numel = 1; /* one distance a vector, next to no search */
+    a.code.numel = prepare.code.numel = CODE_DIM;
+    TESS_TRY(tess_kernels_cpu.nearest_prepare(&prepare, &b->stream));
+    return BENCH_OP(d, DISTANCE, nearest, &a);
 }
 
 /* ---- sums and updates ---- */

@@ -84,7 +84,7 @@ static void gather_settings(const tess_bench *b, const tess_bench_job *job, sett
 
 static const char *unit_of(const tess_run *run)
 {
-    if (tess_run_is_rqvae(run))
+    if (tess_run_is_vectors(run))
         return tess_run_is_of_images(run) ? "images" : "vectors";
     return tess_run_is_flux(run) ? "samples" : "tokens";
 }
@@ -92,20 +92,25 @@ static const char *unit_of(const tess_run *run)
 static tess_status look(const tess_bench_job *job, const tess_session *session, tess_bench_run *out)
 {
     const tess_run *run = tess_session_run(session);
-    const bool has_tokens = !tess_run_is_rqvae(run) && !tess_run_is_flux(run);
+    const bool has_tokens = !tess_run_is_vectors(run) && !tess_run_is_flux(run);
+    const int64_t pass_numel = tess_session_pass_numel(session);
+    TESS_CHECK(pass_numel == 0 || !job->needs_waits, TESS_E_UNSUPPORTED,
+               "bench: '%s': passes of kmeans do not tell what they wait for others; measure them "
+               "with bench step on as many ranks",
+               job->what->name);
     TESS_CHECK(has_tokens || job->what->is_builtin || job->what->length == 0, TESS_E_ARG,
                "bench: --length: the data of '%s' decide; leave --length out, or name a built-in "
                "shape",
                job->what->name);
     *out = (tess_bench_run){.unit = unit_of(run),
-                            .micro_batch = run->train.micro_batch,
-                            .micro_batch_numel = run->train.micro_batches,
+                            .micro_batch = pass_numel > 0 ? pass_numel : run->train.micro_batch,
+                            .micro_batch_numel = pass_numel > 0 ? 1 : run->train.micro_batches,
                             .length = has_tokens ? run->data.sequence_length : job->what->length,
                             .planned_nbytes = (int64_t)tess_session_planned_nbytes(session),
                             .model_flops = tess_session_model_flops(session)};
     out->item_numel = out->micro_batch * out->micro_batch_numel * (has_tokens ? out->length : 1);
     snprintf(out->family, sizeof out->family, "%s", tess_session_family(session));
-    if (!tess_run_is_rqvae(run))
+    if (!tess_run_is_vectors(run))
         snprintf(out->format, sizeof out->format, "%s", tess_session_base_format(session));
     return TESS_OK;
 }

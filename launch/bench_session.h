@@ -28,6 +28,7 @@ typedef struct tess_bench_job {
     const char *dir;    /* output.dir */
     bool has_no_keys;   /* those of the command line are left out */
     bool may_resume;    /* go on from what is there; else begin anew */
+    bool needs_waits;   /* of steps: runs that do not know theirs are refused */
     tess_session_measure measure;
 } tess_bench_job;
 
@@ -63,8 +64,8 @@ typedef struct tess_bench_steps {
 /** What all ranks' steps come to; on rank 0. */
 typedef struct tess_bench_times {
     tess_bench_spread step;   /* of the slowest rank */
-    double exposed_s;         /* median over steps of the least wait of any rank */
-    double imbalance_s;       /* median over steps of the mean wait less the least */
+    double exposed_s;         /* median over steps of the least wait of any rank; NaN: not known */
+    double imbalance_s;       /* median over steps of the mean wait less the least; NaN with that */
     int64_t host_peak_nbytes; /* most of any rank */
     int64_t device_peak_nbytes;
 } tess_bench_times;

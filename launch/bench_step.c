@@ -1,5 +1,6 @@
 /* tessera bench step and scaling: the time of training steps, and what more ranks make of it. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 
 #include "launch/bench_session.h"
@@ -15,8 +16,10 @@ static tess_status step_members(const tess_bench *b, const tess_bench_case *what
     TESS_TRY(tess_json_add_string(root, "unit", run->unit));
     TESS_TRY(tess_json_add_i64(root, "items", run->item_numel));
     TESS_TRY(tess_json_add_f64(root, "items_per_s", (double)run->item_numel / t->step.median));
-    TESS_TRY(tess_json_add_f64(root, "exposed_s", t->exposed_s));
-    TESS_TRY(tess_json_add_f64(root, "imbalance_s", t->imbalance_s));
+    if (!isnan(t->exposed_s)) {
+        TESS_TRY(tess_json_add_f64(root, "exposed_s", t->exposed_s));
+        TESS_TRY(tess_json_add_f64(root, "imbalance_s", t->imbalance_s));
+    }
     TESS_TRY(tess_json_add_i64(root, "planned_bytes", run->planned_nbytes));
     TESS_TRY(tess_json_add_i64(root, "host_peak_bytes", t->host_peak_nbytes));
     TESS_TRY(tess_json_add_i64(root, "device_peak_bytes", t->device_peak_nbytes));
@@ -140,7 +143,7 @@ static tess_status measure_scaling(tess_bench *b, const tess_bench_scratch *scra
     char dir[TESS_BENCH_PATH_NBYTES + 16];
     int rank[TESS_BENCH_LIST_MAX + 1], rank_numel = 0;
     snprintf(dir, sizeof dir, "%s/run", scratch->path);
-    tess_bench_job job = {.what = what, .format = format, .dir = dir};
+    tess_bench_job job = {.what = what, .format = format, .dir = dir, .needs_waits = true};
     TESS_TRY(tess_bench_ranks(b, true, rank, &rank_numel));
     curve_point p = {.is_weak = false};
     for (int weak = 0; weak < 2; weak++) {

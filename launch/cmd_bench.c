@@ -184,7 +184,9 @@ static const struct argp_option options[] = {
     {"max-mib", 'm', "N", 0, "links, collectives: largest size in MiB (16)", 0},
     {"format", 'f', "NAME", 0, "Base format; again for each that is to be measured", 0},
     {"length", 'l', "N", 0,
-     "Tokens of a sequence; of built-in flux pixels of a side, of rqvae vectors of a micro-batch; "
+     "Tokens of a sequence; of built-in flux pixels of a side, of rqvae vectors of a micro-batch, "
+     "of kmeans vectors of the "
+     "file; "
      "again for each",
      0},
     {"ranks", 'n', "N", 0,
@@ -207,7 +209,8 @@ static const struct argp bench_argp = {
         "collectives prints a JSON line for every collective and size, its result checked. step, "
         "scaling, checkpoint and load train for some steps the runs that are named: run files, or "
         "built-in shapes with random weights and made-up data: llama (the default), llama-1b, "
-        "llama-8b, llama-70b, flux, flux-12b, rqvae. They print a JSON line for every measurement "
+        "llama-8b, llama-70b, flux, flux-12b, rqvae, kmeans. They print a JSON line for every "
+        "measurement "
         "and a table on stderr. All but device run under mpirun or srun.\v"
         "bench/README.md says what every number means; bench/report makes tables and plots.",
 };

@@ -211,9 +211,9 @@ static tess_status meet(simulation *s, int a, int lane, bool *has_moved)
         if (!comes_at(w, lane, &at_s, &still_s))
             return TESS_OK;
         const tess_sched_op *op = &w->schedule.op[w->queue[lane][w->done_numel[lane]]];
-        const double own_s = sim_op_s(&s->model, w->out->rank, op);
+        const sim_collective own = sim_op_collective(&s->model, w->out->rank, op);
         start_s = TESS_MAX(start_s, at_s);
-        seconds = TESS_MAX(seconds, own_s);
+        seconds = TESS_MAX(seconds, sim_collective_s(&own));
         stand_s = TESS_MAX(stand_s, still_s);
         if (!w->m->device->has_overlap)
             carried = TESS_MIN(carried, sim_carried(&s->model, w->out->rank, op));

@@ -6,12 +6,6 @@
  * rank 0, which computes in every round; the last rank with a micro-batch in the last round; the
  * last rank, which may have none, and owns least.
  *
- * [Note: times of collectives] A collective takes as long as its slower kind of hop: inside the
- * node, and across nodes, where the ranks of a node share its adapters. Each kind takes latency, a
- * time for every message, and bytes over the rate that the link has for so many. A gather in a ring
- * brings every byte into a node once and passes all of them through every rank; a direct one sends
- * every shard to every member.
- *
  * [Note: no overlap] Where no core is free for communication, collectives go on only while the
  * compute lane waits: they are then behind each other, and exposed.
  */

@@ -4,16 +4,16 @@
 #include "core/memory.h"
 #include "shard/simulate_print.h"
 
-static const char *kind_of(bool is_measured) { return is_measured ? "measured" : "published"; }
+const char *tess_profile_kind(bool is_measured) { return is_measured ? "measured" : "published"; }
 
-static void time_text(double s, char text[24])
+void tess_time_text(double s, char text[TESS_TIME_TEXT_NBYTES])
 {
     if (s >= 1.0)
-        snprintf(text, 24, "%.3f s", s);
+        snprintf(text, TESS_TIME_TEXT_NBYTES, "%.3f s", s);
     else if (s >= 1e-3)
-        snprintf(text, 24, "%.3f ms", s * 1e3);
+        snprintf(text, TESS_TIME_TEXT_NBYTES, "%.3f ms", s * 1e3);
     else
-        snprintf(text, 24, "%.3f us", s * 1e6);
+        snprintf(text, TESS_TIME_TEXT_NBYTES, "%.3f us", s * 1e6);
 }
 
 /* ---- text ---- */
@@ -35,19 +35,19 @@ static TESS_PRINTF(2, 3) void add(lines *l, const char *fmt, ...)
 
 static void add_time(lines *l, const char *label, double s)
 {
-    char time[24];
-    time_text(s, time);
+    char time[TESS_TIME_TEXT_NBYTES];
+    tess_time_text(s, time);
     add(l, "  %-38s %14s\n", label, time);
 }
 
 static void add_rank(lines *l, const tess_sim_rank *r)
 {
-    char text[5][24];
-    time_text(r->compute_s, text[0]);
-    time_text(r->gather_s, text[1]);
-    time_text(r->reduce_s, text[2]);
-    time_text(r->exposed_s, text[3]);
-    time_text(r->imbalance_s, text[4]);
+    char text[5][TESS_TIME_TEXT_NBYTES];
+    tess_time_text(r->compute_s, text[0]);
+    tess_time_text(r->gather_s, text[1]);
+    tess_time_text(r->reduce_s, text[2]);
+    tess_time_text(r->exposed_s, text[3]);
+    tess_time_text(r->imbalance_s, text[4]);
     add(l, "  rank %-6d compute %s, gathers %s, reductions %s, exposed %s, agreement %s\n", r->rank,
         text[0], text[1], text[2], text[3], text[4]);
 }
@@ -75,15 +75,15 @@ tess_status tess_prediction_text(const tess_prediction *p, char **out)
     add(&l,
         "predictions, per step (simulated schedule, not measured; device %s: %s rates, network %s: "
         "%s rates)\n",
-        p->device->name, kind_of(p->device->is_measured), p->network->name,
-        kind_of(p->network->is_measured));
+        p->device->name, tess_profile_kind(p->device->is_measured), p->network->name,
+        tess_profile_kind(p->network->is_measured));
     add_time(&l, "step", s->step_s);
     add_time(&l, "exposed communication, most of any", s->exposed_s);
     add_time(&l, "of it copies after the optimizer", s->publish_s);
     for (int kind = 0; kind < TESS_REDUCTION_NUMEL; kind++) {
-        char label[64], time[24];
+        char label[64], time[TESS_TIME_TEXT_NBYTES];
         snprintf(label, sizeof label, "gradients, %s", tess_reduction_name((tess_reduction)kind));
-        time_text(s->reduction_s[kind], time);
+        tess_time_text(s->reduction_s[kind], time);
         add(&l, "  %-38s %14s%s\n", label, time, (int)p->reduction == kind ? "  <- this plan" : "");
     }
     add(&l, "  %-38s %14.1f\n", p->item_name, s->items_per_s);
@@ -107,8 +107,15 @@ static tess_status json_origin(tess_json *v, const char *key, const char *name, 
     tess_json *o = NULL;
     TESS_TRY(tess_json_add_object(v, key, &o));
     TESS_TRY(tess_json_add_string(o, "name", name));
-    TESS_TRY(tess_json_add_string(o, "kind", kind_of(is_measured)));
+    TESS_TRY(tess_json_add_string(o, "kind", tess_profile_kind(is_measured)));
     return tess_json_add_string(o, "source", source);
+}
+
+tess_status tess_profiles_json(const tess_device_profile *device,
+                               const tess_network_profile *network, tess_json *v)
+{
+    TESS_TRY(json_origin(v, "device", device->name, device->is_measured, device->source));
+    return json_origin(v, "network", network->name, network->is_measured, network->source);
 }
 
 static tess_status json_rank(const tess_sim_rank *r, tess_json *list)
@@ -147,9 +154,7 @@ tess_status tess_prediction_json(const tess_prediction *p, tess_json *plan)
     const tess_simulation *s = p->simulation;
     tess_json *v = NULL, *list = NULL;
     TESS_TRY(tess_json_add_object(plan, "predicted", &v));
-    TESS_TRY(json_origin(v, "device", p->device->name, p->device->is_measured, p->device->source));
-    TESS_TRY(
-        json_origin(v, "network", p->network->name, p->network->is_measured, p->network->source));
+    TESS_TRY(tess_profiles_json(p->device, p->network, v));
     TESS_TRY(tess_json_add_bool(v, "has_kernels", p->has_kernels));
     TESS_TRY(tess_json_add_f64(v, "step_s", s->step_s));
     TESS_TRY(tess_json_add_f64(v, "exposed_comm_s", s->exposed_s));

@@ -5,6 +5,16 @@
 
 TESS_BEGIN_DECLS
 
+enum { TESS_TIME_TEXT_NBYTES = 24 };
+/** "1.250 s", "3.100 ms", "7.000 us". Local. */
+void tess_time_text(double s, char text[TESS_TIME_TEXT_NBYTES]);
+/** "measured" or "published". Local. */
+const char *tess_profile_kind(bool is_measured);
+/** Members "device" and "network": what they are called and where their numbers come from. Local.
+ */
+TESS_MUST_CHECK tess_status tess_profiles_json(const tess_device_profile *device,
+                                               const tess_network_profile *network, tess_json *v);
+
 typedef struct tess_prediction {
     const tess_device_profile *device;
     const tess_network_profile *network;

@@ -1,6 +1,7 @@
 /** Durations of what a step does, for the simulation. All functions are Local and pure. */
 #pragma once
 
+#include "shard/link_time.h"
 #include "shard/simulate.h"
 
 TESS_BEGIN_DECLS
@@ -12,20 +13,15 @@ typedef struct sim_model {
     const tess_link *node, *across;
 } sim_model;
 
-double sim_link_s(const tess_link *link, double nbytes, double message_numel);
-/** Consecutive ranks. */
-typedef struct sim_ranks {
-    int first, numel;
-} sim_ranks;
-/** `nbytes` from each of `ranks` to all of them, one of which is `rank`, as a list of pieces. */
-double sim_gathers_s(const sim_model *m, int rank, sim_ranks ranks, double nbytes, int piece_numel);
-/** `nbytes` from each rank of the world to all. */
-double sim_all_gather_s(const sim_model *m, int rank, double nbytes);
-/** Gradient pieces of a unit in a round. */
-double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx);
-/** One library reduction of a unit. */
-double sim_reduce_s(const sim_model *m, int rank, int unit_idx);
-/** An operation of any lane. */
+/** A collective of one rank: legs one behind the other. */
+typedef struct sim_collective {
+    tess_leg leg[2];
+} sim_collective;
+
+double sim_collective_s(const sim_collective *c);
+/** An operation of a communication lane. */
+sim_collective sim_op_collective(const sim_model *m, int rank, const tess_sched_op *op);
+/** An operation of the compute lane. */
 double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op);
 /** The share of a collective that the network carries while ranks compute and drive nothing: what
  * the engine hands over at once (TESS_COMM_FAR_NBYTES a peer), where no rank shares a node. */

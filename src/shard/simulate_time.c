@@ -20,46 +20,31 @@ static int64_t senders_of(const sim_model *m, int round_idx)
 
 /* ---- links ---- */
 
-/* Ranks [first, end) of a range that share a node with `rank`. */
-typedef struct near_ranks {
-    int64_t first, end;
-} near_ranks;
-
-static near_ranks near_of(const sim_model *m, int rank, int64_t first, int64_t end)
+static tess_links links_of(const sim_model *m)
 {
-    const int64_t q = m->device->node_rank_numel;
-    const int64_t node = rank / q * q;
-    near_ranks n = {TESS_MAX(first, node), TESS_MIN(end, node + q)};
-    n.end = TESS_MAX(n.end, n.first);
-    return n;
+    return (tess_links){.world = m->plan->options.world,
+                        .node_rank_numel = m->device->node_rank_numel,
+                        .is_ring = m->device->is_ring,
+                        .inside = m->node,
+                        .across = m->across};
 }
 
-double sim_link_s(const tess_link *link, double nbytes, double message_numel)
+static tess_near_ranks near_of(const sim_model *m, int rank, int64_t first, int64_t end)
 {
-    if (nbytes <= 0.0 && message_numel <= 0.0)
-        return 0.0;
-    const double bytes_s = nbytes > 0.0 ? nbytes / tess_curve_at(&link->rate, nbytes) : 0.0;
-    return link->latency_s + message_numel * link->message_s + bytes_s;
+    const tess_links links = links_of(m);
+    return tess_links_near(&links, rank, first, end);
 }
 
-double sim_gathers_s(const sim_model *m, int rank, sim_ranks ranks, double nbytes, int piece_numel)
+double sim_collective_s(const sim_collective *c)
 {
-    const int member_numel = ranks.numel;
-    const near_ranks n = near_of(m, rank, ranks.first, (int64_t)ranks.first + member_numel);
-    const double near = (double)(n.end - n.first), far = (double)member_numel - near;
-    const double adapters = TESS_MIN((double)m->across->adapter_numel, near);
-    const double passing = m->device->is_ring ? near + far - 1.0 : near - 1.0;
-    const double node_nbytes = near > 1.0 ? passing * nbytes : 0.0;
-    const double senders = m->device->is_ring ? 1.0 : near;
-    const double hops = m->device->is_ring ? ceil(far / near) : far;
-    const double messages = m->device->is_ring ? 1.0 : piece_numel; /* a ring sends them as one */
-    return TESS_MAX(sim_link_s(m->node, node_nbytes, messages * (near - 1.0)),
-                    sim_link_s(m->across, senders * far * nbytes / adapters, messages * hops));
+    return tess_leg_s(&c->leg[0]) + tess_leg_s(&c->leg[1]);
 }
 
-double sim_all_gather_s(const sim_model *m, int rank, double nbytes)
+/* `nbytes` from each rank of the world to all. */
+static tess_leg all_gather(const sim_model *m, int rank, double nbytes)
 {
-    return sim_gathers_s(m, rank, (sim_ranks){0, m->plan->options.world}, nbytes, 1);
+    const tess_links links = links_of(m);
+    return tess_links_gather(&links, rank, (tess_rank_run){0, links.world}, nbytes, 1);
 }
 
 /* Elements of a slab that the ranks [first, end) own. */
@@ -84,17 +69,17 @@ typedef struct moved {
 } moved;
 
 /* Both directions at once: the busier one counts, for bytes and for messages. */
-static double moved_s(const tess_link *link, const moved *v, double shared)
+static tess_hop moved_hop(const tess_link *link, const moved *v, double shared)
 {
-    return sim_link_s(link, sizeof(float) * shared * TESS_MAX(v->sent, v->received),
-                      TESS_MAX(v->sent_messages, v->received_messages));
+    return tess_link_hop(link, sizeof(float) * shared * TESS_MAX(v->sent, v->received),
+                         TESS_MAX(v->sent_messages, v->received_messages));
 }
 
 /* Second hop of [Note: exchange by node] (plan_exchange.h); `far` is what the first brings and
  * sends across, and becomes messages to nodes. */
-static double pass_s(const sim_model *m, int rank, int unit_idx, int64_t senders, moved *far)
+static tess_leg pass_on(const sim_model *m, int rank, int unit_idx, int64_t senders, moved *far)
 {
-    const near_ranks n = near_of(m, rank, 0, m->plan->options.world);
+    const tess_near_ranks n = near_of(m, rank, 0, m->plan->options.world);
     const tess_node_ranks node = {(int)n.first, (int)(n.end - n.first)};
     const double relayed = (double)tess_plan_relayed(node, rank, senders);
     const double own = (double)owned_numel(m, unit_idx, rank);
@@ -109,16 +94,18 @@ static double pass_s(const sim_model *m, int rank, int unit_idx, int64_t senders
     far->received_messages = whole > 0 ? relayed : 0.0;
     if (far->sent_messages > 0.0) /* one to every other node with owners */
         far->sent_messages = (double)(tess_plan_owner_nodes(m->plan, unit_idx) - (whole > 0.0));
-    return moved_s(m->node, &pass, 1.0);
+    return (tess_leg){{[TESS_HOP_INSIDE] = moved_hop(m->node, &pass, 1.0)}};
 }
 
-double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
+/* Gradient pieces of a unit in a round. */
+static sim_collective exchange(const sim_model *m, int rank, int unit_idx, int round_idx)
 {
+    sim_collective c = {0};
     const int64_t world = m->plan->options.world, senders = senders_of(m, round_idx);
     if (tess_unit_grad_numel(&m->plan->unit[unit_idx]) == 0)
-        return 0.0;
-    const near_ranks n = near_of(m, rank, 0, world);
-    const near_ranks active = near_of(m, rank, 0, senders);
+        return c;
+    const tess_near_ranks n = near_of(m, rank, 0, world);
+    const tess_near_ranks active = near_of(m, rank, 0, senders);
     const double own = (double)owned_numel(m, unit_idx, rank);
     const double mine = rank < senders ? 1.0 : 0.0;
     const double is_owner = own > 0 ? 1.0 : 0.0;
@@ -134,17 +121,20 @@ double sim_exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
                  .received = far_from * own,
                  .sent_messages = mine * (owners_among(m, unit_idx, 0, world) - is_owner - owners),
                  .received_messages = is_owner * far_from};
-    const double ranks = (double)(n.end - n.first);
-    const double shared = ranks / TESS_MIN((double)m->across->adapter_numel, ranks);
-    const bool is_by_node = m->plan->unit[unit_idx].is_by_node;
-    const double second_s = is_by_node ? pass_s(m, rank, unit_idx, senders, &far) : 0.0;
-    return TESS_MAX(moved_s(m->node, &near, 1.0), moved_s(m->across, &far, shared)) + second_s;
+    const tess_links links = links_of(m);
+    const double shared = tess_links_sharers(&links, (double)(n.end - n.first));
+    if (m->plan->unit[unit_idx].is_by_node)
+        c.leg[1] = pass_on(m, rank, unit_idx, senders, &far);
+    c.leg[0].hop[TESS_HOP_INSIDE] = moved_hop(m->node, &near, 1.0);
+    c.leg[0].hop[TESS_HOP_ACROSS] = moved_hop(m->across, &far, shared);
+    return c;
 }
 
-double sim_reduce_s(const sim_model *m, int rank, int unit_idx)
+/* One library reduction of a unit. */
+static sim_collective reduction(const sim_model *m, int rank, int unit_idx)
 {
     const double nbytes = sizeof(float) * (double)m->plan->unit[unit_idx].slab_shard_numel;
-    return sim_all_gather_s(m, rank, nbytes);
+    return (sim_collective){{all_gather(m, rank, nbytes)}};
 }
 
 static double slab_nbytes(const sim_model *m, int unit_idx)
@@ -157,16 +147,14 @@ double sim_publish_s(const sim_model *m, int rank, int unit_idx)
 {
     if (m->plan->options.is_full || m->plan->unit[unit_idx].slab_numel == 0)
         return 0.0;
-    return sim_all_gather_s(m, rank, slab_nbytes(m, unit_idx));
+    const tess_leg leg = all_gather(m, rank, slab_nbytes(m, unit_idx));
+    return tess_leg_s(&leg);
 }
 
-/* A tree up and down again. */
 double sim_agree_s(const sim_model *m)
 {
-    const int world = m->plan->options.world, q = m->device->node_rank_numel;
-    const double inside = ceil(log2((double)TESS_MIN(world, q)));
-    const double nodes = world > q ? ceil(log2((double)world / (double)q)) : 0.0;
-    return 2.0 * (inside * m->node->latency_s + nodes * m->across->latency_s);
+    const tess_links links = links_of(m);
+    return tess_links_record_s(&links, 0.0);
 }
 
 /* ---- kernels ---- */
@@ -223,8 +211,10 @@ static double fold_s(const sim_model *m, int rank, const tess_sched_op *op)
 }
 
 /* Frozen strings in one call, slabs in another. */
-static double gather_s(const sim_model *m, int rank, int bucket_idx)
+static sim_collective gather(const sim_model *m, int rank, int bucket_idx)
 {
+    const tess_links links = links_of(m);
+    sim_collective c = {0};
     const tess_plan *plan = m->plan;
     const tess_bucket_plan *b = &plan->bucket[bucket_idx];
     const int group = plan->options.gather_group_numel;
@@ -234,35 +224,41 @@ static double gather_s(const sim_model *m, int rank, int bucket_idx)
         frozen_numel += u->frozen_wire_idx >= 0;
         slab_numel += plan->options.is_full && u->slab_wire_idx >= 0;
     }
-    double s = 0;
     if (frozen_numel > 0)
-        s += sim_gathers_s(m, rank, (sim_ranks){rank / group * group, group},
-                           (double)b->frozen_shard_nbytes, frozen_numel);
+        c.leg[0] = tess_links_gather(&links, rank, (tess_rank_run){rank / group * group, group},
+                                     (double)b->frozen_shard_nbytes, frozen_numel);
     if (slab_numel > 0)
-        s += sim_gathers_s(m, rank, (sim_ranks){0, plan->options.world},
-                           (double)b->slab_shard_nbytes, slab_numel);
-    return s;
+        c.leg[1] = tess_links_gather(&links, rank, (tess_rank_run){0, plan->options.world},
+                                     (double)b->slab_shard_nbytes, slab_numel);
+    return c;
+}
+
+sim_collective sim_op_collective(const sim_model *m, int rank, const tess_sched_op *op)
+{
+    if (op->kind == TESS_SCHED_GATHER)
+        return gather(m, rank, op->bucket_idx);
+    if (op->kind == TESS_SCHED_SEND)
+        return exchange(m, rank, op->unit_idx, op->round_idx);
+    return reduction(m, rank, op->unit_idx);
 }
 
 double sim_op_s(const sim_model *m, int rank, const tess_sched_op *op)
 {
     tess_cost c = {0};
     switch (op->kind) {
-    case TESS_SCHED_GATHER:
-        return gather_s(m, rank, op->bucket_idx);
     case TESS_SCHED_FORWARD:
         return seconds(m, &m->reg->stage[op->stage_idx].cost.forward);
     case TESS_SCHED_BACKWARD:
         return backward_s(m, op);
-    case TESS_SCHED_SEND:
-        return sim_exchange_s(m, rank, op->unit_idx, op->round_idx);
-    case TESS_SCHED_REDUCE:
-        return sim_reduce_s(m, rank, op->unit_idx);
     case TESS_SCHED_FOLD:
         return fold_s(m, rank, op);
     case TESS_SCHED_CLEAR:
         tess_count_copy(&c, 0.5 * padded_nbytes(m, op->unit_idx));
         return seconds(m, &c);
+    case TESS_SCHED_GATHER:
+    case TESS_SCHED_SEND:
+    case TESS_SCHED_REDUCE:
+        break; /* sim_op_collective() */
     }
     return 0.0;
 }
@@ -290,7 +286,7 @@ static bool is_carried(const sim_model *m, int rank, const tess_sched_op *op)
     const int group = plan->options.gather_group_numel;
     const int64_t first = op->kind == TESS_SCHED_GATHER ? rank / group * group : 0;
     const int64_t numel = op->kind == TESS_SCHED_GATHER ? group : plan->options.world;
-    const near_ranks near = near_of(m, rank, first, first + numel);
+    const tess_near_ranks near = near_of(m, rank, first, first + numel);
     const bool is_far = near.end - near.first == 1 && numel > 1;
     return is_far && op->kind != TESS_SCHED_REDUCE && !plan->options.is_full;
 }
@@ -365,7 +361,10 @@ double sim_reduction_s(const sim_model *m, tess_reduction kind)
     const int rounds = kind == TESS_REDUCTION_LIBRARY_ONCE ? 1 : m->plan->round_numel;
     double s = 0;
     for (int i = 0; i < m->plan->unit_numel; i++)
-        for (int r = 0; r < rounds && tess_unit_grad_numel(&m->plan->unit[i]) > 0; r++)
-            s += kind == TESS_REDUCTION_EXACT ? sim_exchange_s(m, 0, i, r) : sim_reduce_s(m, 0, i);
+        for (int r = 0; r < rounds && tess_unit_grad_numel(&m->plan->unit[i]) > 0; r++) {
+            const sim_collective c =
+                kind == TESS_REDUCTION_EXACT ? exchange(m, 0, i, r) : reduction(m, 0, i);
+            s += sim_collective_s(&c);
+        }
     return s;
 }

@@ -21,7 +21,6 @@ typedef struct loop {
     session_loop base;
     tess_trace_file *trace_file;
     int64_t device_peak_nbytes; /* of this rank, so far */
-    int64_t done_numel;         /* steps of this call */
 } loop;
 
 /* ---- trace ---- */
@@ -271,7 +270,7 @@ static tess_update update_of(const tess_session *s)
 static void measure_step(loop *l, const tess_step_result *r, double step_s)
 {
     const tess_session_measure *m = l->base.s->options.measure;
-    l->done_numel++;
+    l->base.done_numel++;
     if (m == NULL || m->on_step == NULL)
         return;
     const tess_measured_step step = {.step_s = step_s,
@@ -324,9 +323,9 @@ static tess_status run_step(loop *l)
 static tess_status run_measured(loop *l)
 {
     const tess_session_measure *m = l->base.s->options.measure;
-    while (l->done_numel < m->step_numel && !l->base.is_stopping) {
+    while (l->base.done_numel < m->step_numel && !l->base.is_stopping) {
         TESS_TRY(run_step(l));
-        if (m->save_every > 0 && l->done_numel % m->save_every == 0)
+        if (m->save_every > 0 && l->base.done_numel % m->save_every == 0)
             TESS_TRY(begin_save(l));
     }
     TESS_TRY(loop_drain(&l->base));

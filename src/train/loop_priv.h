@@ -19,6 +19,7 @@ typedef struct session_loop {
     char *run_yaml;
     bool is_saving;
     bool is_stopping;
+    int64_t done_numel; /* steps of this call */
     double longest_step_s;
     int64_t asked_step;      /* of the last save that was asked for, -1: none */
     int64_t committed_step;  /* of the last one that is on disk, -1: none by this process */

@@ -232,6 +232,15 @@ static tess_status create_runtime(tess_session *s)
 static tess_status check_measured_steps(const tess_session *s)
 {
     const tess_session_measure *m = s->options.measure;
+    if (tess_run_is_kmeans(s->run)) {
+        TESS_CHECK(m == NULL || m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
+                   "quantizer.passes: expected more than the %" PRId64
+                   " measured ones, as the last of a level is another, found %" PRId64,
+                   m->step_numel, s->run->quantizer.passes);
+        TESS_CHECK(m == NULL || m->save_every == 0, TESS_E_UNSUPPORTED,
+                   "model.family: saves of kmeans are not measured; give a run of another family");
+        return TESS_OK;
+    }
     TESS_CHECK(m == NULL || s->step + m->step_numel <= s->run->train.steps, TESS_E_CONFIG,
                "train.steps: expected at least %" PRId64 ", for %" PRId64
                " measured steps after step %" PRId64 ", found %" PRId64,
@@ -244,12 +253,12 @@ static tess_status open_inside(tess_session *s)
     const double start_s = tess_clock_s();
     TESS_TRY(parse_run(s));
     TESS_TRY(choose_kernels(s));
-    const tess_session_measure *measure = s->options.measure;
-    TESS_CHECK(measure == NULL || !tess_run_is_kmeans(s->run), TESS_E_UNSUPPORTED,
-               "model.family: steps of kmeans are not measured; give a run of another family");
     TESS_TRY(check_measured_steps(s)); /* before hours of loading; then from where it goes on */
-    if (tess_run_is_kmeans(s->run))
-        return session_vectors_open(s);
+    if (tess_run_is_kmeans(s->run)) {
+        const tess_status st = session_vectors_open(s);
+        s->times.open_s = tess_clock_s() - start_s;
+        return st;
+    }
     s->feed = tess_run_is_rqvae(s->run)  ? &session_vector_feed
               : tess_run_is_flux(s->run) ? &session_flux_feed
                                          : &session_token_feed;
@@ -323,7 +332,11 @@ bool tess_session_is_broken(const tess_session *session)
     return session != NULL && session->is_broken;
 }
 int64_t tess_session_step(const tess_session *session) { return session->step; }
-const char *tess_session_family(const tess_session *session) { return session->d.family_name; }
+
+const char *tess_session_family(const tess_session *session)
+{
+    return session->vectors != NULL ? "kmeans" : session->d.family_name;
+}
 
 const char *tess_session_base_format(const tess_session *session)
 {
@@ -340,13 +353,20 @@ tess_open_times tess_session_open_times(const tess_session *session) { return se
 
 size_t tess_session_planned_nbytes(const tess_session *session)
 {
-    return session->vectors == NULL ? session->d.plan->total_nbytes : 0;
+    return session->vectors != NULL ? session_vectors_planned_nbytes(session)
+                                    : session->d.plan->total_nbytes;
+}
+
+int64_t tess_session_pass_numel(const tess_session *session)
+{
+    return session->vectors != NULL ? session_vectors_pass_numel(session) : 0;
 }
 
 double tess_session_model_flops(const tess_session *session)
 {
     double unlisted = 0.0;
-    return session->vectors == NULL ? tess_model_flops(&session->d.registry, &unlisted) *
-                                          (double)session->run->train.micro_batches
-                                    : 0.0;
+    if (session->vectors != NULL)
+        return session_vectors_pass_flops(session);
+    return tess_model_flops(&session->d.registry, &unlisted) *
+           (double)session->run->train.micro_batches;
 }

@@ -29,7 +29,7 @@ typedef enum tess_session_kind {
 /** One step as this rank saw it. */
 typedef struct tess_measured_step {
     double step_s; /* from the step's first look at flags to its end */
-    double wait_s; /* of it: the compute lane stood still for others */
+    double wait_s; /* of it: the compute lane stood still for others; NaN: not known */
     int64_t host_peak_nbytes, device_peak_nbytes; /* so far; maxima over ranks */
     double loss;
 } tess_measured_step;
@@ -48,7 +48,8 @@ typedef struct tess_measured_save {
  * they are asked for. Callbacks are called on every rank, between steps; NULL: not wanted.
  */
 typedef struct tess_session_measure {
-    int64_t step_numel; /* end after so many; at most what is left of the run's train.steps */
+    int64_t step_numel; /* end after so many; at most what is left of the run's train.steps, of
+                           k-means jobs less than quantizer.passes */
     int64_t save_every; /* steps; 0: nothing is kept in output.dir */
     void *arg;
     void (*on_step)(void *arg, const tess_measured_step *step);
@@ -181,10 +182,12 @@ const char *tess_session_base_format(const tess_session *session);
 const char *tess_session_kernel_path(const tess_session *session);
 /** How long opening took. Local. */
 tess_open_times tess_session_open_times(const tess_session *session);
-/** What the plan says of every rank's memory, and of a step's model FLOPs over all ranks; 0 for
- * jobs over vectors. Local. */
+/** What the plan says of every rank's memory, and of a step's model FLOPs over all ranks; of
+ * k-means jobs: of the searches of a pass of the first level. Local. */
 size_t tess_session_planned_nbytes(const tess_session *session);
 double tess_session_model_flops(const tess_session *session);
+/** Vectors of a pass or mini-batch of a k-means job, of all ranks; 0 for other runs. Local. */
+int64_t tess_session_pass_numel(const tess_session *session);
 /** Completed steps. Local. */
 int64_t tess_session_step(const tess_session *session);
 

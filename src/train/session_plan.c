@@ -13,8 +13,7 @@ typedef struct outlook {
     const tess_plan_request *request;
     bool has_device;
     bool has_kernels; /* the program's, of the device, for this family */
-    tess_device_profile device;
-    tess_network_profile network;
+    session_profiles profiles;
     tess_simulation simulation;
     tess_rank_ranges ranges;
 } outlook;
@@ -25,25 +24,26 @@ static tess_status read_profiles(const tess_ctx *ctx, outlook *o)
     if (r->device == NULL)
         return TESS_OK;
     o->has_device = true;
-    TESS_TRY(tess_device_profile_read(ctx->io, r->device, &o->device));
-    const char *network = r->network != NULL ? r->network : o->device.network;
+    TESS_TRY(tess_device_profile_read(ctx->io, r->device, &o->profiles.device));
+    const char *network = r->network != NULL ? r->network : o->profiles.device.network;
     TESS_CHECK(network[0] != '\0', TESS_E_CONFIG,
-               "plan: device '%s' names no network; give one with --network", o->device.name);
-    TESS_TRY(tess_network_profile_read(ctx->io, network, &o->network));
-    if (o->network.node_rank_numel > 0)
-        o->device.node_rank_numel = o->network.node_rank_numel;
+               "plan: device '%s' names no network; give one with --network",
+               o->profiles.device.name);
+    TESS_TRY(tess_network_profile_read(ctx->io, network, &o->profiles.network));
+    if (o->profiles.network.node_rank_numel > 0)
+        o->profiles.device.node_rank_numel = o->profiles.network.node_rank_numel;
     return TESS_OK;
 }
 
 static const tess_link *link_inside(const outlook *o)
 {
-    return o->network.has_node ? &o->network.node : &o->device.link;
+    return o->profiles.network.has_node ? &o->profiles.network.node : &o->profiles.device.link;
 }
 
 static tess_prediction prediction_of(const tess_description *d, const outlook *o)
 {
-    return (tess_prediction){.device = &o->device,
-                             .network = &o->network,
+    return (tess_prediction){.device = &o->profiles.device,
+                             .network = &o->profiles.network,
                              .simulation = &o->simulation,
                              .reduction = d->plan->reduction,
                              .has_kernels = o->has_kernels,
@@ -113,8 +113,8 @@ static tess_status look_ahead(const tess_ctx *ctx, const tess_description *d, ou
     const tess_run *run = d->run;
     const bool has_tokens = !tess_run_is_rqvae(run) && !tess_run_is_flux(run);
     const double length = has_tokens ? (double)run->data.sequence_length : 1.0;
-    const tess_sim_options options = {.device = &o->device,
-                                      .network = &o->network,
+    const tess_sim_options options = {.device = &o->profiles.device,
+                                      .network = &o->profiles.network,
                                       .item_numel = (double)run->train.micro_batch * length,
                                       .has_spans = o->request->timeline != NULL};
     tess_plan_rank_ranges(d->plan, &d->registry, &o->ranges);
@@ -129,11 +129,11 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outloo
     char path[48];
     tess_description d;
     const int64_t limit = run->compute.memory_limit;
-    const size_t memory = o->has_device ? o->device.memory_nbytes : 0;
-    const int node = o->has_device ? o->device.node_rank_numel : 8;
+    const size_t memory = o->has_device ? o->profiles.device.memory_nbytes : 0;
+    const int node = o->has_device ? o->profiles.device.node_rank_numel : 8;
     snprintf(path, sizeof path, "cpu/%s", tess_cpu_path_name(tess_cpu_path_best()));
     const tess_kernels *planned = tess_kernels_cuda_planned();
-    const bool is_other = o->has_device && o->device.kernel_path[0] != '\0';
+    const bool is_other = o->has_device && o->profiles.device.kernel_path[0] != '\0';
     /* A family that has no kernels there yet is planned with the CPU's. */
     o->has_kernels = !is_other || !tess_run_is_rqvae(run) || planned->nearest != NULL;
     const bool is_device = is_other && o->has_kernels;
@@ -141,9 +141,9 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outloo
         .world = o->request->rank_numel,
         .node_rank_numel = TESS_MIN(o->request->rank_numel, node),
         .link_inside = o->has_device ? link_inside(o) : NULL,
-        .link_across = o->has_device ? &o->network.across : NULL,
+        .link_across = o->has_device ? &o->profiles.network.across : NULL,
         .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory : (size_t)limit,
-        .kernel_path = is_device ? o->device.kernel_path : path,
+        .kernel_path = is_device ? o->profiles.device.kernel_path : path,
         .is_device = is_device,
         .kernels = is_device ? planned : NULL,
         .library_nbytes = is_device ? session_planned_library_nbytes() : 0};
@@ -172,7 +172,8 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     tess_free(source);
     if (st != TESS_OK)
         return st;
-    st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, text)
+    const session_profiles *profiles = o.has_device ? &o.profiles : NULL;
+    st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, profiles, text)
                                  : describe_for(ctx, run, &o, text);
     tess_run_destroy(&run);
     return st;

@@ -5,6 +5,7 @@
 #include "dist/watchdog.h"
 #include "shard/ckpt.h"
 #include "shard/loader.h"
+#include "shard/profile.h"
 #include "shard/runtime.h"
 #include "train/dataset.h"
 #include "train/describe.h"
@@ -228,10 +229,22 @@ static inline tess_weights session_weights(tess_run_weights choice)
 TESS_MUST_CHECK tess_status session_vectors_open(tess_session *s);
 void session_vectors_close(tess_session *s);
 TESS_MUST_CHECK tess_status session_vectors_train(tess_session *s);
+/** Memory of the plan; vectors of a pass of all ranks, and FLOPs of the searches of one of the
+ * first level. Local. */
+size_t session_vectors_planned_nbytes(const tess_session *s);
+int64_t session_vectors_pass_numel(const tess_session *s);
+double session_vectors_pass_flops(const tess_session *s);
 TESS_MUST_CHECK tess_status session_vectors_evaluate(tess_session *s, tess_eval_result *out);
-/** The plan for any number of ranks, as text for people or JSON. Local. */
+/** What a plan is predicted for. */
+typedef struct session_profiles {
+    tess_device_profile device;
+    tess_network_profile network;
+} session_profiles;
+/** The plan for any number of ranks, as text for people or JSON; `profiles` NULL: no times. Local.
+ */
 TESS_MUST_CHECK tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
-                                                 const tess_plan_request *request, char **text);
+                                                 const tess_plan_request *request,
+                                                 const session_profiles *profiles, char **text);
 
 /** Sort the lines of a listing in place. Local. */
 TESS_MUST_CHECK tess_status session_sort_lines(char *text);

@@ -1,12 +1,13 @@
 /* The plan of a job over vectors: from the run file, as JSON, as text. */
 #include <inttypes.h>
-#include <string.h>
 
 #include "core/memory.h"
 #include "format/json.h"
 #include "kernels/cuda_work.h"
+#include "train/kmeans_predict.h"
 #include "train/mask.h"
 #include "train/strbuf.h"
+#include "train/trace_file.h"
 #include "train/vectors_session.h"
 
 tess_kmeans_config session_kmeans_config(const tess_run *run)
@@ -108,15 +109,24 @@ static tess_status fill(const tess_kmeans_plan *p, tess_json *root)
     return add_buffers(root, p);
 }
 
-tess_status session_kmeans_plan_json(const tess_kmeans_plan *plan, char **text)
+/* `outlook` NULL: exactly plan.json of the run. */
+static tess_status make_json(const tess_kmeans_plan *plan, const tess_kmeans_outlook *outlook,
+                             char **text)
 {
     tess_json *root = NULL;
     TESS_TRY(tess_json_create_object(&root));
     tess_status st = fill(plan, root);
+    if (st == TESS_OK && outlook != NULL)
+        st = tess_kmeans_outlook_json(outlook, root);
     if (st == TESS_OK)
         st = tess_json_dump(root, 2, text, NULL);
     tess_json_destroy(&root);
     return st;
+}
+
+tess_status session_kmeans_plan_json(const tess_kmeans_plan *plan, char **text)
+{
+    return make_json(plan, NULL, text);
 }
 
 /* ---- text ---- */
@@ -164,37 +174,93 @@ static tess_status write_text(const tess_kmeans_plan *p, tess_strbuf *b)
                : TESS_OK;
 }
 
-static tess_status make_text(const tess_kmeans_plan *plan, char **text)
+static tess_status make_text(const tess_kmeans_plan *plan, const tess_kmeans_outlook *outlook,
+                             char **text)
 {
     tess_strbuf b = {0};
+    char *predicted = NULL;
     tess_status st = write_text(plan, &b);
+    if (st == TESS_OK && outlook != NULL)
+        st = tess_kmeans_outlook_text(outlook, &predicted);
     if (st == TESS_OK)
-        st = tess_strdup(b.text, text);
+        st = tess_asprintf(text, "%s%s", b.text, predicted != NULL ? predicted : "");
+    tess_free(predicted);
     tess_strbuf_fini(&b);
     return st;
 }
 
+/* ---- times ---- */
+
+static tess_status write_timeline(const tess_ctx *ctx, const char *path,
+                                  const tess_kmeans_outlook *outlook)
+{
+    const tess_kmeans_predict_request request = {.plan = outlook->plan,
+                                                 .book = &outlook->plan->book,
+                                                 .device = outlook->device,
+                                                 .network = outlook->network};
+    tess_trace_file *file = NULL;
+    TESS_TRY(tess_trace_file_create(ctx, path, &file));
+    tess_status st = tess_trace_file_rank(file, 0);
+    if (st == TESS_OK)
+        st = tess_kmeans_predict_trace(&request, tess_trace_file_put, file);
+    if (st == TESS_OK)
+        st = tess_trace_file_end(file);
+    const tess_status closed = tess_trace_file_close(&file);
+    return st != TESS_OK ? st : closed;
+}
+
+static tess_status print_plan(const tess_ctx *ctx, const tess_kmeans_plan *plan,
+                              const tess_plan_request *request, const session_profiles *profiles,
+                              char **text)
+{
+    tess_kmeans_outlook made, *outlook = NULL;
+    if (profiles != NULL) {
+        tess_kmeans_look_ahead(plan, &profiles->device, &profiles->network, &made);
+        outlook = &made;
+    }
+    if (outlook != NULL && request->timeline != NULL)
+        TESS_TRY(write_timeline(ctx, request->timeline, outlook));
+    return request->is_json ? make_json(plan, outlook, text) : make_text(plan, outlook, text);
+}
+
 tess_status session_vectors_plan(const tess_ctx *ctx, const tess_run *run,
-                                 const tess_plan_request *request, char **text)
+                                 const tess_plan_request *request, const session_profiles *profiles,
+                                 char **text)
 {
     tess_vectors *vectors = NULL;
     tess_kmeans_plan plan;
     const int64_t limit = run->compute.memory_limit;
-    const bool is_device = run->compute.device == TESS_RUN_DEVICE_CUDA;
-    TESS_CHECK(request->device == NULL || strcmp(request->device, "cpu") == 0, TESS_E_UNSUPPORTED,
-               "--device %s: times of jobs over vectors are not predicted; leave it out, and set "
-               "compute.device: cuda for the memory that they take of a GPU",
-               request->device);
+    const bool is_other = profiles != NULL && profiles->device.kernel_path[0] != '\0';
+    const bool is_device = is_other || run->compute.device == TESS_RUN_DEVICE_CUDA;
+    const size_t memory_nbytes = profiles != NULL ? profiles->device.memory_nbytes : 0;
     TESS_TRY(session_open_vectors(ctx, run, false, &vectors));
     const tess_vectors_info *info = tess_vectors_get_info(vectors);
-    const tess_kmeans_plan_request sizes = {.vector_numel = info->vector_numel,
-                                            .dim = info->dim,
-                                            .world = request->rank_numel,
-                                            .is_device = is_device,
-                                            .memory_limit_nbytes =
-                                                limit == TESS_RUN_AUTO ? 0 : (size_t)limit};
+    const tess_kmeans_plan_request sizes = {
+        .vector_numel = info->vector_numel,
+        .dim = info->dim,
+        .world = request->rank_numel,
+        .is_device = is_device,
+        .memory_limit_nbytes = limit == TESS_RUN_AUTO ? memory_nbytes : (size_t)limit};
     tess_vectors_close(&vectors);
     TESS_TRY(session_kmeans_plan(
         run, &sizes, is_device ? tess_kernels_cuda_planned() : &tess_kernels_cpu, &plan));
-    return request->is_json ? session_kmeans_plan_json(&plan, text) : make_text(&plan, text);
+    return print_plan(ctx, &plan, request, profiles, text);
+}
+
+size_t session_vectors_planned_nbytes(const tess_session *s)
+{
+    return s->vectors->plan.total_nbytes;
+}
+
+int64_t session_vectors_pass_numel(const tess_session *s)
+{
+    const tess_kmeans_plan *p = &s->vectors->plan;
+    return p->config.batch_numel > 0 ? p->config.batch_numel : p->vector_numel;
+}
+
+double session_vectors_pass_flops(const tess_session *s)
+{
+    const tess_kmeans_plan *p = &s->vectors->plan;
+    return 2.0 * (double)session_vectors_pass_numel(s) * (double)p->config.code_numel *
+           (double)p->group_dim;
 }

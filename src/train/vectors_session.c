@@ -7,6 +7,7 @@
 #include "train/vectors_session.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -372,6 +373,18 @@ static tess_status report_step(session_loop *l, const tess_kmeans_report *r, dou
     return tess_metrics_pass(l->metrics, &row);
 }
 
+/* Waits of a pass are not told apart from its work. */
+static void measure_step(session_loop *l, double step_s, int64_t host_peak_nbytes, double error)
+{
+    const tess_session_measure *m = l->s->options.measure;
+    l->done_numel++;
+    if (m == NULL || m->on_step == NULL)
+        return;
+    const tess_measured_step step = {
+        .step_s = step_s, .wait_s = NAN, .host_peak_nbytes = host_peak_nbytes, .loss = error};
+    m->on_step(m->arg, &step);
+}
+
 static tess_status run_step(session_loop *l)
 {
     tess_session *s = l->s;
@@ -388,6 +401,7 @@ static tess_status run_step(session_loop *l)
     loop_note_step(l, step_s);
     l->is_stopping = flags[FLAG_STOP] != 0;
     loop_note_metrics(l, report_step(l, &report, step_s, flags[FLAG_HOST_PEAK]));
+    measure_step(l, step_s, flags[FLAG_HOST_PEAK], report.error);
     return flags[FLAG_WRITING] == 0 ? loop_commit(l) : TESS_OK;
 }
 
@@ -426,6 +440,25 @@ static tess_status run_steps(session_loop *l)
             TESS_TRY(evaluate(l)); /* after the save: it stands whatever the held-out file holds */
     }
     return loop_drain(l);
+}
+
+/* Passes of the first level, which are alike: neither the one that ends it nor what follows. */
+static tess_status run_measured(session_loop *l)
+{
+    tess_session *s = l->s;
+    const tess_session_measure *m = s->options.measure;
+    const tess_kmeans_progress *p = tess_kmeans_get_progress(s->vectors->job);
+    while (l->done_numel < m->step_numel && !l->is_stopping) {
+        TESS_TRY(run_step(l));
+        TESS_CHECK(p->group == 0 && p->level == 0, TESS_E_CONFIG,
+                   "quantizer: the error of the first level repeated in pass %" PRId64
+                   ", before %" PRId64
+                   " were measured; measure fewer, or take more codes or vectors",
+                   l->done_numel, m->step_numel);
+        if (m->save_every > 0 && l->done_numel % m->save_every == 0)
+            TESS_TRY(begin_save(l, false));
+    }
+    return loop_commit(l);
 }
 
 static tess_status write_plan(tess_session *s, const char *path)
@@ -480,13 +513,16 @@ tess_status session_vectors_train(tess_session *s)
     const session_loop_kind kind = {.unit = "vectors",
                                     .step_numel = tess_kmeans_step_numel(&s->vectors->plan.config),
                                     .write_plan = write_plan};
-    TESS_TRY(check_held_out(s));
+    if (s->options.measure == NULL)
+        TESS_TRY(check_held_out(s));
     tess_status st = session_agree(s, loop_begin(&l, s, &kind));
     tess_kmeans_set_tick(s->vectors->job, beat_pass, &l);
     if (st == TESS_OK)
-        st = run_steps(&l);
+        st = s->options.measure != NULL ? run_measured(&l) : run_steps(&l);
     tess_kmeans_set_tick(s->vectors->job, NULL, NULL);
     TESS_TRY(loop_end(&l, st));
+    if (s->options.measure != NULL && !l.is_stopping)
+        return TESS_OK;
     if (tess_kmeans_is_done(s->vectors->job))
         TESS_TRY(export_result(s));
     TESS_TRY(loop_check_last_save(&l));

@@ -118,6 +118,15 @@ static void expect_near(double found, double want)
         fail_msg("found %.9f, expected %.9f", found, want);
 }
 
+/* Gradient pieces of a unit in a round. */
+static double exchange_s(const sim_model *m, int rank, int unit_idx, int round_idx)
+{
+    const tess_sched_op op = {
+        .kind = TESS_SCHED_SEND, .unit_idx = unit_idx, .round_idx = round_idx};
+    const sim_collective c = sim_op_collective(m, rank, &op);
+    return sim_collective_s(&c);
+}
+
 /* ---- by hand ---- */
 
 /*
@@ -492,10 +501,10 @@ static void test_exchange_by_node_by_hand(void **state)
         assert_int_equal(plan->unit[1].is_by_node, by_node);
         const double hop_s = 0.5 + 2.0 + 2.0; /* two blocks in a message */
         const double pass_s = by_node ? hop_s : 0.0;
-        expect_near(sim_exchange_s(&m, 0, 1, 0), hop_s);
-        expect_near(sim_exchange_s(&m, 3, 1, 0), by_node ? hop_s + pass_s : 0.0);
+        expect_near(exchange_s(&m, 0, 1, 0), hop_s);
+        expect_near(exchange_s(&m, 3, 1, 0), by_node ? hop_s + pass_s : 0.0);
         /* both senders reach rank 2, which as a relay hears of one alone */
-        expect_near(sim_exchange_s(&m, 2, 1, 0), by_node ? hop_s + pass_s : 0.5 + 4.0 + 4.0);
+        expect_near(exchange_s(&m, 2, 1, 0), by_node ? hop_s + pass_s : 0.5 + 4.0 + 4.0);
         const tess_link_messages first = tess_plan_gradient_messages(plan, 0);
         const tess_link_messages last = tess_plan_gradient_messages(plan, 3);
         assert_true(first.inside == 2.0 && first.across == 2.0);
@@ -526,9 +535,9 @@ static void test_messages_are_counted_by_owners_nodes(void **state)
     const sim_model m = {.plan = plan, .reg = &reg, .device = &d, .node = &link, .across = &link};
     assert_int_equal(plan->unit[1].slab_shard_numel, 256);
     assert_int_equal(tess_plan_owner_nodes(plan, 1), 2);
-    expect_near(sim_exchange_s(&m, 6, 1, 0), 2 * 2.0);
+    expect_near(exchange_s(&m, 6, 1, 0), 2 * 2.0);
     plan->unit[1].is_set = true; /* the trainer sets it: nothing travels */
-    expect_near(sim_exchange_s(&m, 6, 1, 0), 0.0);
+    expect_near(exchange_s(&m, 6, 1, 0), 0.0);
     tess_plan_destroy(&plan);
     tess_registry_fini(&reg);
 }
