@@ -150,7 +150,9 @@ static tess_status take_ops(const tess_json *v, tess_device_profile *out)
     for (int i = 0; ops != NULL && i < TESS_COST_OP_NUMEL; i++)
         TESS_TRY(take_rate(ops, known[i], 1e9, false, &out->op_rate[i]));
     for (int i = 0; i < TESS_COST_OP_NUMEL; i++)
-        if (out->op_rate[i] == 0.0 && tess_cost_op_is_flops((tess_cost_op)i))
+        /* Few distances follow a search: memory's rate will do where nobody measured them. */
+        if (out->op_rate[i] == 0.0 && tess_cost_op_is_flops((tess_cost_op)i) &&
+            i != TESS_COST_DISTANCE)
             return refuse(v, "ops", "rates of attention, attention_backward and search");
     return TESS_OK;
 }

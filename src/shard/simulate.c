@@ -29,6 +29,8 @@ typedef struct simulation {
     sim_model model;
     walker rank[TESS_SIM_RANK_MAX];
     int rank_numel;
+    sim_flow flow[SIM_FLOW_MAX]; /* of a lane and the first of its ranks */
+    double now_s;                /* all that flows have moved until then is settled */
 } simulation;
 
 /* ---- timeline ---- */
@@ -112,6 +114,12 @@ static tess_status work(walker *w, const char *name, double seconds)
     return keep_named(w, TESS_TRACE_COMPUTE, name, start_s, w->free_s[COMPUTE]);
 }
 
+static void queue_op(walker *w, int op_idx)
+{
+    const tess_lane lane = w->schedule.op[op_idx].lane;
+    w->queue[lane][w->queued_numel[lane]++] = op_idx;
+}
+
 /* Run compute operations and queue collectives until one that is not over is waited for. */
 static tess_status advance(walker *w, bool *has_moved)
 {
@@ -119,7 +127,8 @@ static tess_status advance(walker *w, bool *has_moved)
         const int i = w->next_op;
         const tess_sched_op *op = &w->schedule.op[i];
         if (op->lane != TESS_LANE_COMPUTE) {
-            w->queue[op->lane][w->queued_numel[op->lane]++] = i;
+            if (!w->m->device->has_overlap)
+                queue_op(w, i);
             w->next_op++;
             *has_moved = true;
             continue;
@@ -197,38 +206,71 @@ static tess_status finish_one(walker *w, int lane, double start_s, double end_s)
     return expose(w, lane, taken_at(w, lane, i));
 }
 
-/* The first collective of rank `a`'s lane, where everybody in it has come. Where kernels hold up
+/* Legs of a collective whose ranks have come: the slowest rank's. Where kernels hold up
  * communication, what the network carries by itself goes first and the rest when all stand still.
  */
-static tess_status meet(simulation *s, int a, int lane, bool *has_moved)
+static void add_legs(sim_flow *flow, const sim_collective *c, double stand_s, double carried)
 {
-    double start_s = 0.0, stand_s = 0.0, seconds = 0.0, carried = 1.0;
+    if (carried <= 0.0)
+        flow->start_s = stand_s;
+    if (carried > 0.0)
+        sim_flow_add(flow, flow->start_s, c, carried);
+    if (carried < 1.0)
+        sim_flow_add(flow, stand_s, c, 1.0 - carried);
+}
+
+/* What is known late was alone on the links until now. */
+static void catch_up(const simulation *s, sim_flow *flow)
+{
+    double at_s = flow->start_s;
+    sim_flows_run(flow, 1, &at_s, s->now_s);
+}
+
+/* The first collective of rank `a`'s lane gets under way, where everybody in it has come. */
+static void meet(simulation *s, int a, int lane)
+{
+    sim_flow *flow = &s->flow[2 * a + (lane == SEND)];
+    sim_flow made = {.is_under_way = true, .lane = (tess_lane)lane, .end_s = -1.0};
+    sim_collective slowest = {0};
+    double stand_s = 0.0, carried = 1.0;
     for (int b = 0; b < s->rank_numel; b++) {
         double at_s = 0.0, still_s = 0.0;
         const walker *w = &s->rank[b];
         if (!is_joined(s, a, b, lane))
             continue;
-        if (!comes_at(w, lane, &at_s, &still_s))
-            return TESS_OK;
+        if (b < a || flow->is_under_way || !comes_at(w, lane, &at_s, &still_s))
+            return; /* where b < a the flow is that of b */
         const tess_sched_op *op = &w->schedule.op[w->queue[lane][w->done_numel[lane]]];
         const sim_collective own = sim_op_collective(&s->model, w->out->rank, op);
-        start_s = TESS_MAX(start_s, at_s);
-        seconds = TESS_MAX(seconds, sim_collective_s(&own));
+        if (sim_collective_s(&own) > sim_collective_s(&slowest))
+            slowest = own;
+        made.rank_bits |= 1u << b;
+        made.start_s = TESS_MAX(made.start_s, at_s);
         stand_s = TESS_MAX(stand_s, still_s);
         if (!w->m->device->has_overlap)
             carried = TESS_MIN(carried, sim_carried(&s->model, w->out->rank, op));
     }
-    double end_s = start_s + carried * seconds;
-    if (carried < 1.0) {
-        if (isinf(stand_s))
-            return TESS_OK;
-        start_s = carried > 0.0 ? start_s : stand_s;
-        end_s = TESS_MAX(end_s, stand_s) + (1.0 - carried) * seconds;
+    if (carried < 1.0 && isinf(stand_s))
+        return;
+    add_legs(&made, &slowest, stand_s, carried);
+    catch_up(s, &made);
+    *flow = made;
+}
+
+/* Time goes by until a collective is over. */
+static tess_status finish_first(simulation *s, bool *has_moved)
+{
+    sim_flows_run(s->flow, SIM_FLOW_MAX, &s->now_s, INFINITY);
+    for (int i = 0; i < SIM_FLOW_MAX; i++) {
+        sim_flow *f = &s->flow[i];
+        if (!f->is_under_way || f->end_s < 0.0)
+            continue;
+        for (int b = 0; b < s->rank_numel; b++)
+            if ((f->rank_bits & 1u << b) != 0)
+                TESS_TRY(finish_one(&s->rank[b], (int)f->lane, f->start_s, f->end_s));
+        f->is_under_way = false;
+        *has_moved = true;
     }
-    for (int b = 0; b < s->rank_numel; b++)
-        if (is_joined(s, a, b, lane))
-            TESS_TRY(finish_one(&s->rank[b], lane, start_s, end_s));
-    *has_moved = true;
     return TESS_OK;
 }
 
@@ -247,7 +289,8 @@ static tess_status run_programs(simulation *s)
             TESS_TRY(advance(&s->rank[r], &has_moved));
         for (int r = 0; r < s->rank_numel; r++)
             for (int lane = GATHER; lane <= SEND; lane++)
-                TESS_TRY(meet(s, r, lane, &has_moved));
+                meet(s, r, lane);
+        TESS_TRY(finish_first(s, &has_moved));
         is_done = true;
         for (int r = 0; r < s->rank_numel; r++)
             is_done = is_done && is_over(&s->rank[r]);
@@ -340,6 +383,10 @@ static tess_status start_walker(const simulation *s, tess_sim_rank *out, bool ha
         TESS_TRY(tess_alloc_array(w->schedule.op_numel, sizeof(int), &array));
         w->queue[lane] = array;
     }
+    /* A host that runs ahead of its device has queued all of them before anything is over. */
+    for (int i = 0; i < w->schedule.op_numel && s->model.device->has_overlap; i++)
+        if (w->schedule.op[i].lane != TESS_LANE_COMPUTE)
+            queue_op(w, i);
     return TESS_OK;
 }
 

@@ -40,4 +40,31 @@ double sim_publish_s(const sim_model *m, int rank, int unit_idx);
 /** Gradients of a step on their lane under a reduction, of rank 0. */
 double sim_reduction_s(const sim_model *m, tess_reduction kind);
 
+/* ---- collectives under way ---- */
+
+enum { SIM_PART_MAX = 4, SIM_FLOW_MAX = 2 * TESS_SIM_RANK_MAX };
+
+/** A leg that begins when those before it are over, and not before its time. */
+typedef struct sim_part {
+    double from_s;
+    tess_leg left;
+} sim_part;
+
+/** [Note: shared links] A collective of some of the simulated ranks. While one of the other lane
+ * that has a rank in common moves bytes over the same kind of hop, both move half as many. Latency
+ * and messages leave the link to others. */
+typedef struct sim_flow {
+    bool is_under_way;
+    tess_lane lane;
+    unsigned rank_bits;    /* of the simulated ranks that take part */
+    double start_s, end_s; /* end < 0: not over */
+    sim_part part[SIM_PART_MAX];
+    int part_numel, part_idx;
+} sim_flow;
+
+/** Append a share of a collective's legs. */
+void sim_flow_add(sim_flow *flow, double from_s, const sim_collective *c, double share);
+/** Let time go by, from `*now_s` until the first flow under way is over, or to `until_s`. */
+void sim_flows_run(sim_flow *flow, int numel, double *now_s, double until_s);
+
 TESS_END_DECLS
