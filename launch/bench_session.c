@@ -89,30 +89,42 @@ static const char *unit_of(const tess_run *run)
     return tess_run_is_flux(run) ? "samples" : "tokens";
 }
 
-static tess_status look(const tess_bench_job *job, const tess_session *session, tess_bench_run *out)
+static bool has_tokens(const tess_run *run)
 {
-    const tess_run *run = tess_session_run(session);
-    const bool has_tokens = !tess_run_is_vectors(run) && !tess_run_is_flux(run);
-    const int64_t pass_numel = tess_session_pass_numel(session);
-    TESS_CHECK(pass_numel == 0 || !job->needs_waits, TESS_E_UNSUPPORTED,
+    return !tess_run_is_vectors(run) && !tess_run_is_flux(run);
+}
+
+/* What the job asks of a run that it cannot give. */
+static tess_status accept(const void *arg, const tess_run *run)
+{
+    const tess_bench_job *job = arg;
+    TESS_CHECK(!tess_run_is_kmeans(run) || !job->needs_waits, TESS_E_UNSUPPORTED,
                "bench: '%s': passes of kmeans do not tell what they wait for others; measure them "
                "with bench step on as many ranks",
                job->what->name);
-    TESS_CHECK(has_tokens || job->what->is_builtin || job->what->length == 0, TESS_E_ARG,
+    TESS_CHECK(has_tokens(run) || job->what->is_builtin || job->what->length == 0, TESS_E_ARG,
                "bench: --length: the data of '%s' decide; leave --length out, or name a built-in "
                "shape",
                job->what->name);
-    *out = (tess_bench_run){.unit = unit_of(run),
-                            .micro_batch = pass_numel > 0 ? pass_numel : run->train.micro_batch,
-                            .micro_batch_numel = pass_numel > 0 ? 1 : run->train.micro_batches,
-                            .length = has_tokens ? run->data.sequence_length : job->what->length,
-                            .planned_nbytes = (int64_t)tess_session_planned_nbytes(session),
-                            .model_flops = tess_session_model_flops(session)};
-    out->item_numel = out->micro_batch * out->micro_batch_numel * (has_tokens ? out->length : 1);
+    return TESS_OK;
+}
+
+static void look(const tess_bench_job *job, const tess_session *session, tess_bench_run *out)
+{
+    const tess_run *run = tess_session_run(session);
+    const int64_t pass_numel = tess_session_pass_numel(session);
+    *out =
+        (tess_bench_run){.unit = unit_of(run),
+                         .micro_batch = pass_numel > 0 ? pass_numel : run->train.micro_batch,
+                         .micro_batch_numel = pass_numel > 0 ? 1 : run->train.micro_batches,
+                         .length = has_tokens(run) ? run->data.sequence_length : job->what->length,
+                         .planned_nbytes = (int64_t)tess_session_planned_nbytes(session),
+                         .model_flops = tess_session_model_flops(session)};
+    out->item_numel =
+        out->micro_batch * out->micro_batch_numel * (has_tokens(run) ? out->length : 1);
     snprintf(out->family, sizeof out->family, "%s", tess_session_family(session));
     if (!tess_run_is_vectors(run))
         snprintf(out->format, sizeof out->format, "%s", tess_session_base_format(session));
-    return TESS_OK;
 }
 
 static tess_status open_and_run(tess_bench *b, const tess_bench_job *job, tess_comm *group,
@@ -129,10 +141,12 @@ static tess_status open_and_run(tess_bench *b, const tess_bench_job *job, tess_c
                                           .overrides = s.list,
                                           .override_numel = s.numel,
                                           .needs_data = true,
+                                          .accept = accept,
+                                          .accept_arg = job,
                                           .measure = &job->measure};
     tess_status st = tess_session_open(b->ctx, group, &options, &session);
     if (st == TESS_OK)
-        st = look(job, session, &run);
+        look(job, session, &run);
     if (st == TESS_OK && out != NULL)
         *out = run;
     if (st == TESS_OK)

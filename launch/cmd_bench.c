@@ -185,9 +185,7 @@ static const struct argp_option options[] = {
     {"format", 'f', "NAME", 0, "Base format; again for each that is to be measured", 0},
     {"length", 'l', "N", 0,
      "Tokens of a sequence; of built-in flux pixels of a side, of rqvae vectors of a micro-batch, "
-     "of kmeans vectors of the "
-     "file; "
-     "again for each",
+     "of kmeans vectors of the file; again for each",
      0},
     {"ranks", 'n', "N", 0,
      "scaling: number of ranks, checkpoint: of a load; again for each (powers of two, and all)", 0},

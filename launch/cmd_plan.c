@@ -53,7 +53,8 @@ static const struct argp_option options[] = {
      "The network between nodes: infiniband-8x400g, infiniband-8x200g, ethernet-100g, "
      "ethernet-10g, or a file; default: what goes with the device",
      0},
-    {"timeline", 't', "FILE", 0, "Write the simulated step as a trace for Perfetto", 0},
+    {"timeline", 't', "FILE", 0,
+     "Write the simulated step, or k-means job, as a trace for Perfetto", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},
 };

@@ -190,6 +190,38 @@ static tess_status print_text(const char *text, bool is_json)
     return st == TESS_OK ? tess_launch_print("\n") : st;
 }
 
+static tess_status accept_diffusion(const tess_sample_options *sample, const tess_run *run)
+{
+    TESS_CHECK(sample->prompt_numel > 0 || run->sample.prompts.item_numel > 0, TESS_E_CONFIG,
+               "sample: no prompt: give --prompt, or sample.prompts in the run file");
+    TESS_CHECK(sample->output != NULL, TESS_E_CONFIG,
+               "sample: a diffusion run gives latents: name a file for them with -o FILE");
+    return TESS_OK;
+}
+
+static tess_status accept_language(const tess_sample_options *sample)
+{
+    TESS_CHECK(sample->prompt_numel > 0, TESS_E_CONFIG, "sample: --prompt is missing");
+    TESS_CHECK(sample->step_numel == 0 && sample->width == 0 && sample->image_numel == 0 &&
+                   sample->cache == NULL && sample->guidance < 0.0 && sample->shift == 0.0,
+               TESS_E_CONFIG,
+               "sample: --steps, --size, --count, --cache, --guidance and --shift are of diffusion "
+               "runs, and this is a language model: leave them out");
+    TESS_CHECK(sample->output == NULL && sample->prompt_numel == 1, TESS_E_CONFIG,
+               "sample: a language model continues one prompt on stdout: leave out -o and further "
+               "--prompt");
+    return TESS_OK;
+}
+
+/* What the options say of a family that the run is not of, before its weights are read. */
+static tess_status accept(const void *arg, const tess_run *run)
+{
+    const tess_sample_options *sample = arg;
+    TESS_CHECK(!tess_run_is_vectors(run), TESS_E_UNSUPPORTED,
+               "sample: the run is over vectors, not text: there is nothing to continue");
+    return tess_run_is_flux(run) ? accept_diffusion(sample, run) : accept_language(sample);
+}
+
 static tess_status sample_latents(tess_session *session, const tess_sample_options *sample)
 {
     tess_latent_request request = tess_session_latent_request(session);
@@ -212,25 +244,12 @@ static tess_status sample_latents(tess_session *session, const tess_sample_optio
         request.guidance = sample->guidance;
     if (sample->seed >= 0)
         request.seed = (uint64_t)sample->seed;
-    TESS_CHECK(request.caption_numel > 0, TESS_E_CONFIG,
-               "sample: no prompt: give --prompt, or sample.prompts in the run file");
-    TESS_CHECK(sample->output != NULL, TESS_E_CONFIG,
-               "sample: a diffusion run gives latents: name a file for them with -o FILE");
     return tess_session_sample_latents(session, &request);
 }
 
 static tess_status sample_text(tess_session *session, tess_comm *comm,
                                const tess_sample_options *sample)
 {
-    TESS_CHECK(sample->prompt_numel > 0, TESS_E_CONFIG, "sample: --prompt is missing");
-    TESS_CHECK(sample->step_numel == 0 && sample->width == 0 && sample->image_numel == 0 &&
-                   sample->cache == NULL && sample->guidance < 0.0 && sample->shift == 0.0,
-               TESS_E_CONFIG,
-               "sample: --steps, --size, --count, --cache, --guidance and --shift are of diffusion "
-               "runs, and this is a language model: leave them out");
-    TESS_CHECK(sample->output == NULL && sample->prompt_numel == 1, TESS_E_CONFIG,
-               "sample: a language model continues one prompt on stdout: leave out -o and further "
-               "--prompt");
     const tess_sample_request request = {.prompt = sample->prompt[0],
                                          .token_numel = sample->token_numel,
                                          .temperature = sample->temperature,
@@ -255,6 +274,8 @@ static tess_status run(tess_sample_options *sample)
     tess_session_options o =
         tess_launch_session(&sample->run, TESS_SESSION_READER, sample->checkpoint);
     o.adapter = sample->adapter;
+    o.accept = accept;
+    o.accept_arg = sample;
     return tess_launch_job(&sample->common, &o, work, sample);
 }
 

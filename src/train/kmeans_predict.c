@@ -11,7 +11,8 @@
 #include "shard/link_time.h"
 #include "train/kmeans_priv.h"
 
-enum { BUCKET_NUMEL = 256, NAME_ROOM = 48 }; /* of draws: kmeans_init.c */
+enum { BUCKET_NUMEL = 256 /* of draws: kmeans_init.c */, NAME_ROOM = 48 };
+enum { TRACED_NUMEL = 4 }; /* steps of a kind that a timeline shows one by one */
 
 /* Vectors of a pass. */
 typedef struct share {
@@ -416,24 +417,43 @@ void tess_kmeans_predict(const tess_kmeans_predict_request *request, tess_kmeans
     judge(&c, out);
 }
 
+static void refinement_of(counter *c, int level)
+{
+    (void)level;
+    refine(c);
+}
+
+/* Steps that are alike: the first ones, and one span for all others. */
+static void trace_steps(counter *c, void (*step)(counter *c, int level), int level, int64_t numel)
+{
+    for (int64_t i = 0; i < TESS_MIN(numel, (int64_t)TRACED_NUMEL); i++) {
+        c->step++;
+        step(c, level);
+    }
+    if (numel <= TRACED_NUMEL)
+        return;
+    const tess_trace_sink sink = c->sink;
+    const double start_s = c->now_s;
+    c->sink = NULL;
+    step(c, level);
+    const double each_s = c->now_s - start_s;
+    c->sink = sink;
+    c->now_s = start_s;
+    c->step += numel - TRACED_NUMEL;
+    pass_by(c, TESS_TRACE_HOST, "further steps", each_s * (double)(numel - TRACED_NUMEL), -1.0);
+}
+
 static void trace_group(counter *c, int group)
 {
     const tess_kmeans_config *config = c->config;
     for (int l = 0; l < config->level_numel; l++) {
         name_unit(c, group, l);
-        for (int64_t pass = 0; pass < config->pass_numel; pass++) {
-            c->step++;
-            if (pass == 0)
-                start_level(c, l);
-            run_pass(c, l);
-        }
+        start_level(c, l);
+        trace_steps(c, run_pass, l, config->pass_numel);
         encode_level(c, l);
     }
     name_unit(c, group, -1);
-    for (int64_t i = 0; i < config->refine_numel; i++) {
-        c->step++;
-        refine(c);
-    }
+    trace_steps(c, refinement_of, -1, config->refine_numel);
 }
 
 tess_status tess_kmeans_predict_trace(const tess_kmeans_predict_request *request,

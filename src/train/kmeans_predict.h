@@ -43,7 +43,8 @@ typedef struct tess_kmeans_predict_request {
 
 /** Local, pure. */
 void tess_kmeans_predict(const tess_kmeans_predict_request *request, tess_kmeans_prediction *out);
-/** The whole job as rank 0 goes through it: of every step what it does, rounds together. Local.
+/** The whole job as rank 0 goes through it: what the first steps of every level do, rounds
+ * together, and in one span what the others take. Local.
  * @return what `sink` returned */
 TESS_MUST_CHECK tess_status tess_kmeans_predict_trace(const tess_kmeans_predict_request *request,
                                                       tess_trace_sink sink, void *arg);

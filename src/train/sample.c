@@ -158,7 +158,7 @@ static tess_status prepare(sampler *p)
 tess_status tess_session_sample(tess_session *s, const tess_sample_request *request, char **text)
 {
     TESS_CHECK(!tess_run_is_vectors(s->run), TESS_E_UNSUPPORTED,
-               "sample: the run is over vectors, not text: there is nothing to continue");
+               "sample: expected a language model, found a run over vectors");
     sampler p = {.s = s, .request = request};
     size_t nbytes = 0;
     tess_status st = session_agree(s, prepare(&p));

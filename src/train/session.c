@@ -252,6 +252,8 @@ static tess_status open_inside(tess_session *s)
 {
     const double start_s = tess_clock_s();
     TESS_TRY(parse_run(s));
+    if (s->options.accept != NULL)
+        TESS_TRY(s->options.accept(s->options.accept_arg, s->run));
     TESS_TRY(choose_kernels(s));
     TESS_TRY(check_measured_steps(s)); /* before hours of loading; then from where it goes on */
     if (tess_run_is_kmeans(s->run)) {

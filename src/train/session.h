@@ -78,7 +78,11 @@ typedef struct tess_session_options {
     /* reader: a PEFT adapter directory over the run's base, in place of a checkpoint; its own rules
      * replace section lora. NULL: none. */
     const char *adapter;
-    bool needs_data;                           /* open the data sets */
+    bool needs_data; /* open the data sets */
+    /* Refuses runs that the caller has no use for, as soon as the run file is known and before
+     * anything else is read; the same verdict on all ranks. NULL: takes any. */
+    tess_status (*accept)(const void *arg, const tess_run *run);
+    const void *accept_arg;
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
     const tess_session_measure *measure; /* NULL: a run as its file says; outlives the session */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */

@@ -169,9 +169,24 @@ refused "--length of flux: expected pixels, a multiple of 16, found 100" bench s
 refused "expected at least 22, for 22 measured steps after step 0, found 1" bench step run.yaml data.path=text.h5
 refused "no folder can be made in 'nowhere'" "$TESSERA_BIN" bench step --dir nowhere
 refused "'nowhere/x' cannot be written; choose another -o" bench step -o nowhere/x
+
+# Passes of k-means: built-in vectors, and a run file whose levels end.
+for n in 1 3; do
+    mpirun -n "$n" "$TESSERA_BIN" bench step kmeans --length 2048 quantizer.codes=64 --repeats 2 --warmup 1 --dir scratch \
+        -o "kmeans-$n.jsonl"
+    lines "kmeans-$n.jsonl" 1
+    where "kmeans-$n.jsonl" "${spread//\{0\}/step} and l['items'] == 2048 and l['unit'] == 'vectors'"
+    where "kmeans-$n.jsonl" "l['model_flop'] == 2 * 2048 * 64 * 64 and 'exposed_s' not in l and l['family'] == 'kmeans'"
+done
 cat >kmeans.yaml <<YAML
 model: {family: kmeans}
-data: {path: none.fvecs}
+data: {path: $TESS_SOURCE_DIR/tests/golden/descriptors/train.bvecs}
+quantizer: {codes: 4, passes: 9}
 output: {dir: run}
 YAML
-refused "steps of kmeans are not measured" bench step kmeans.yaml
+bench step kmeans.yaml --repeats 2 --warmup 1 -o own.jsonl
+where own.jsonl "l['run'] == 'kmeans.yaml' and l['items'] == 16000"
+refused "quantizer.passes: expected more than the 9 measured ones" bench step kmeans.yaml --repeats 8 --warmup 1
+refused "passes of kmeans do not tell what they wait for others" bench scaling kmeans.yaml
+refused "saves of kmeans are not measured" bench checkpoint kmeans.yaml --repeats 2
+refused "expected 1024 vectors or more, found 100" bench step kmeans --length 100

@@ -77,6 +77,27 @@ expect 64 "cache: -o CACHE.h5 is missing" cache folder
 expect 64 "cache: --text-length is 1 to 65536 tokens" cache folder -o c.h5 --text-length 0
 expect 64 "cache: a dtype is bf16 or f32" cache folder -o c.h5 --text-dtype f16
 
+# Options of another family are refused before anything but the run file and the config is read: there is no checkpoint
+# here, no weight and no vector.
+cat >"$work/text.yaml" <<YAML
+model: {path: $TESS_SOURCE_DIR/examples/base, init: random}
+data: {path: none.h5, sequence_length: 8}
+train: {steps: 1}
+output: {dir: $work/none}
+YAML
+cat >"$work/vectors.yaml" <<YAML
+model: {family: kmeans}
+data: {path: none.fvecs}
+output: {dir: $work/none}
+YAML
+for option in --steps=3 --size=64x64 --count=2 --cache=c.h5 --guidance=1 --shift=2; do
+    expect 65 "sample: .*${option%=*}.* are of diffusion runs, and this is a language model: leave them out" \
+        sample "$work/text.yaml" --prompt p "$option"
+done
+expect 65 "sample: a language model continues one prompt on stdout: leave out -o" \
+    sample "$work/text.yaml" --prompt p -o latents.safetensors
+expect 65 "sample: the run is over vectors, not text" sample "$work/vectors.yaml" --prompt p
+
 # A full or closed stdout is an error, not silence.
 status=0
 "$bin" help run-file >/dev/full 2>"$work/err" || status=$?

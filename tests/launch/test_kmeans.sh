@@ -29,6 +29,19 @@ YAML
 
 "$TESSERA_BIN" plan run.yaml --ranks 4 --json >plan.json
 grep -q '"sharding": "replicated"' plan.json || fail "plan.json names no sharding"
+
+# Predicted under both shardings, at numbers of ranks that nobody has here; without --device the plan is the run's own.
+! grep -q '"predicted"' plan.json || fail "a plan without a device has predictions"
+"$TESSERA_BIN" plan run.yaml quantizer.levels=2 --ranks 10000 --device cpu --network ethernet-100g --timeline line.json --json >predicted.json
+for member in predicted levels refinement job search_utilization vectors_per_s communication_s; do
+    grep -q "\"$member\":" predicted.json || fail "no $member in $(cat predicted.json)"
+done
+grep -q '"has_kernels": true' predicted.json || fail "k-means has kernels on a CPU"
+[ "$(grep -c '"name":"search group.0.level.1' line.json)" -eq 5 ] || fail "4 passes of level 1, and its encoding, are not in the timeline"
+"$TESSERA_BIN" plan run.yaml --ranks 64 --device h100-80g >predicted.txt
+grep -Eq '^level 0: pass +[0-9.]+ [mu]?s +[0-9.]+ [mu]?s' predicted.txt || fail "no pass in $(cat predicted.txt)"
+grep -q "k-means runs on the hosts' cores" predicted.txt || fail "an H100 is said to run k-means"
+
 ! "$TESSERA_BIN" plan run.yaml quantizer.codes=16000000 compute.memory_limit=2GiB 2>refused || fail "2 GiB hold no 16,000,000 codes"
 grep -q "the limit is 2147483648" refused || fail "$(cat refused)"
 
