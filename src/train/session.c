@@ -228,19 +228,24 @@ static tess_status create_runtime(tess_session *s)
     return session_agree(s, st);
 }
 
+static tess_status check_measured_passes(const tess_session *s)
+{
+    const tess_session_measure *m = s->options.measure;
+    TESS_CHECK(m == NULL || m->save_every == 0, TESS_E_UNSUPPORTED,
+               "model.family: saves of kmeans are not measured; give a run of another family");
+    TESS_CHECK(m == NULL || m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
+               "quantizer.passes: expected more than the %" PRId64
+               " measured ones, as the last of a level is another, found %" PRId64,
+               m->step_numel, s->run->quantizer.passes);
+    return TESS_OK;
+}
+
 /* The same on all ranks. */
 static tess_status check_measured_steps(const tess_session *s)
 {
     const tess_session_measure *m = s->options.measure;
-    if (tess_run_is_kmeans(s->run)) {
-        TESS_CHECK(m == NULL || m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
-                   "quantizer.passes: expected more than the %" PRId64
-                   " measured ones, as the last of a level is another, found %" PRId64,
-                   m->step_numel, s->run->quantizer.passes);
-        TESS_CHECK(m == NULL || m->save_every == 0, TESS_E_UNSUPPORTED,
-                   "model.family: saves of kmeans are not measured; give a run of another family");
-        return TESS_OK;
-    }
+    if (tess_run_is_kmeans(s->run))
+        return check_measured_passes(s);
     TESS_CHECK(m == NULL || s->step + m->step_numel <= s->run->train.steps, TESS_E_CONFIG,
                "train.steps: expected at least %" PRId64 ", for %" PRId64
                " measured steps after step %" PRId64 ", found %" PRId64,
