@@ -83,7 +83,7 @@ static inline bool codes_are_far(tess_session *s)
 /** The layout in the host's arena. Local. */
 static inline char *codes_host_data(tess_session *s)
 {
-    return tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
+    return (char *)tess_runtime_arena(s->rt, TESS_LIFE_DATA).data;
 }
 /** The layout as kernels of a device find it, and in front of it the room that averages are moved
  * in. Local. */
