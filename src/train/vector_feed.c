@@ -414,7 +414,7 @@ char *session_vector_near(const tess_session *s) { return s->vector->read; }
 
 tess_status session_vector_send(tess_session *s, size_t offset_nbytes, int64_t nbytes)
 {
-    return mirror(s, offset_nbytes, nbytes, false);
+    return mirror(s, offset_nbytes, nbytes);
 }
 
 /* The host's arrays may be written again once the last copy of them is done. */

@@ -79,7 +79,7 @@ cmp alone/export/codebooks.safetensors three/export/codebooks.safetensors || fai
 stack+=(output.dir=killed output.checkpoint_every=1)
 "$TESSERA_BIN" train run.yaml "${stack[@]}" 2>/dev/null &
 victim=$!
-while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST* >/dev/null 2>&1; do sleep 0.02; done
+while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST >/dev/null 2>&1; do sleep 0.02; done
 kill -KILL $victim 2>/dev/null || true
 wait $victim 2>/dev/null || true
 [ ! -e killed/export ] || fail "the run was over before it was killed"

@@ -44,7 +44,7 @@ done
 # Killed after a save: what is there belongs to the run as it was, and to no other.
 "$TESSERA_BIN" train run.yaml output.dir=killed output.checkpoint_every=1 train.steps=3000 2>/dev/null &
 victim=$!
-while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST* >/dev/null 2>&1; do sleep 0.02; done
+while kill -0 $victim 2>/dev/null && ! ls killed/step-*/MANIFEST >/dev/null 2>&1; do sleep 0.02; done
 kill -KILL $victim 2>/dev/null || true
 wait $victim 2>/dev/null || true
 [ ! -e killed/export ] || fail "the run was over before it was killed"
