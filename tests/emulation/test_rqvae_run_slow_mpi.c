@@ -29,7 +29,7 @@ enum { IMAGES = 8 };
 /* The fixture masks micro-batches 1 to 3 wholly: a step has more. */
 #define MASKED "train.steps=3", "train.micro_batches=5", "train.eval_every=3"
 
-enum { GRADIENT = 0, IMAGES = 5 }; /* what files are converted by */
+enum { BY_GRADIENT = 0, BY_IMAGES = 5 }; /* what files are converted by */
 
 static const rqvae_launch choice[] = {
     {.name = "gradient", .override = {SHORT, "compute.dtype=f32", "quantizer.init=kmeans"}},
@@ -250,7 +250,7 @@ static tess_status run(tess_comm *comm)
     for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
         st = check(comm, self, &v, &choice[i]);
     for (int i = 0; i < TESS_NELEM(choice) && st == TESS_OK; i++)
-        if (i == GRADIENT || i == IMAGES)
+        if (i == BY_GRADIENT || i == BY_IMAGES)
             st = check_conversion(comm, self, &v, &choice[i]);
     vector_run_destroy(comm, &v);
     tess_comm_destroy(&self);

@@ -168,8 +168,8 @@ static tess_status check_refusals(tess_comm *comm, const vector_run *v)
     for (int i = 0; i < TESS_NELEM(wrong); i++) {
         vector_run bad = over(v, wrong[i].file, wrong[i].mask);
         bool is_done = false;
-        const tess_status st =
-            vector_run_train(comm, &bad, "refused", "quantizer.levels=1", false, &is_done);
+        const vector_launch l = {.name = "refused", .override = {"quantizer.levels=1"}};
+        const tess_status st = vector_run_train(comm, &bad, &l, &is_done);
         TESS_CHECK(st == wrong[i].code && strstr(tess_error_message(), wrong[i].words) != NULL,
                    TESS_E_STATE, "%s with %s: status %d, message '%s', expected '%s'",
                    wrong[i].file, wrong[i].mask, (int)st, tess_error_message(), wrong[i].words);
