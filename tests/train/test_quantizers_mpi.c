@@ -199,7 +199,7 @@ static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
     } bad[] = {{"none", "step 1 of train.steps 12: all of its 40 vectors", TESS_E_FORMAT},
                {"late", "step 7 of train.steps 12: all of its 40 vectors", TESS_E_FORMAT},
                {"short", "expected [301, 1]", TESS_E_CONFIG},
-               {"half", "vector 7 has 0.5, expected 0 (masked) or 1", TESS_E_FORMAT}};
+               {"half", "vector 7 is 0.5, expected 0 (masked) or 1", TESS_E_FORMAT}};
     TESS_TRY(tess_agree(comm, tess_comm_rank(comm) == 0 ? write_bad_masks(v) : TESS_OK));
     for (int i = 0; i < TESS_NELEM(bad); i++) {
         char key[400];
