@@ -210,11 +210,7 @@ static tess_status check_bad_masks(tess_comm *comm, vector_run *v)
     char held_out[400];
     snprintf(held_out, sizeof held_out, "data.eval_mask_path=%s/none.fbin", v->dir);
     const rqvae_launch none = {.name = "bad", .override = {held_out}};
-    TESS_TRY(rqvae_expect_refused(comm, v, &none, TESS_E_FORMAT, "data.eval_mask_path"));
-    const rqvae_launch images = {
-        .name = "images-bad", .images = "images", .override = {"data.mask_path=mask.fbin"}};
-    return rqvae_expect_refused(comm, v, &images, TESS_E_CONFIG,
-                                "no meaning with model.family vqvae");
+    return rqvae_expect_refused(comm, v, &none, TESS_E_FORMAT, "data.eval_mask_path");
 }
 
 /* ---- on the wire ---- */
