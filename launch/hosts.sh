@@ -108,11 +108,13 @@ hosts_file() {
 }
 
 hosts_shape() {
+    local packet=16384
+    [ "$2" != none ] || packet=65536
     hosts_on "$1" tc qdisc del dev eth0 root 2> /dev/null
-    [ "$2" = none ] && return 0
     # A small bucket: what it lets through at once after a pause is no rate. Packets fit into it, or
     # the sender's core would cut them up at the pace of the link.
-    hosts_on "$1" ip link set eth0 gso_max_size 16384 2> /dev/null
+    hosts_on "$1" ip link set eth0 gso_max_size "$packet" 2> /dev/null
+    [ "$2" = none ] && return 0
     hosts_on "$1" tc qdisc add dev eth0 root tbf rate "$2" burst 20kb latency 50ms 2> /dev/null
 }
 hosts_has_delay() {
