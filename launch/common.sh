@@ -99,3 +99,27 @@ mpi_environment() {
         export OMPI_MCA_plm=isolated
     fi
 }
+
+# Folders of CUDA's libraries that the loader does not know, as a prefix of LD_LIBRARY_PATH: those of
+# the toolkit, else of Python packages. Empty where PLUGIN finds all of its own.
+cuda_library_path() { # PLUGIN
+    local name folder found='' places=()
+    for folder in /usr/local/cuda*/lib64 /usr/local/cuda*/targets/x86_64-linux/lib \
+        /usr/local/nvidia/lib64 /usr/lib/x86_64-linux-gnu; do
+        [[ -d $folder ]] && places+=("$folder")
+    done
+    while read -r folder; do
+        [[ -n $folder ]] && places+=("$folder")
+    done < <(python3 -c 'import glob, sysconfig
+print(*glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"), sep="\n")' 2>/dev/null)
+    # cuDNN is opened by name at run time, so the plugin does not list it.
+    for name in $(ldd "$1" 2>/dev/null | awk '/not found/ { print $1 }') libcudnn.so.9; do
+        ldconfig -p | grep -q "^[[:space:]]*$name " && continue
+        for folder in "${places[@]}"; do
+            [[ -e $folder/$name ]] || continue
+            [[ :$found: == *":$folder:"* ]] || found+=${found:+:}$folder
+            break
+        done
+    done
+    printf '%s' "$found"
+}
