@@ -8,6 +8,11 @@
 
 TESS_BEGIN_DECLS
 
+/* [Note: rows of logits on a device] Every chunk of rows reads the output projection twice, 1 GiB
+ * of bf16 for 128k tokens of 4096: below some 600 rows that takes longer than multiplying. 1024
+ * rows also give each multiprocessor several rows of the loss kernel. */
+enum { TESS_CUDA_LOGITS_ROW_MAX = 1024, TESS_CUDA_LOGITS_MAX_NUMEL = 128 << 20 };
+
 enum {
     TESS_CUDA_GEMM_LINE_NUMEL = 8, /* rows of scratch are multiples: 16 bytes of bf16 */
     TESS_CUDA_GEMM_GAP_MAX = 256,  /* columns between two terms that are multiplied by zeros */

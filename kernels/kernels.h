@@ -100,6 +100,9 @@ typedef struct tess_kernels {
     /* Terms of a matrix product whose A's are columns of the same rows run as one product: callers
      * should lay operands out so. */
     bool wants_adjacent_terms;
+    /* Rows of logits that a loss head makes at once, and their elements: enough to fill the
+     * backend, few enough for its caches or its memory. */
+    int64_t logits_row_max, logits_max_numel;
 
     tess_status (*gemm)(const tess_gemm_args *a, tess_stream *s);
     size_t (*gemm_work_nbytes)(const tess_gemm_args *a, int thread_numel);

@@ -6,6 +6,8 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned = tess_kernels_cpu;
     planned.name = "cuda";
     planned.wants_adjacent_terms = true;
+    planned.logits_row_max = TESS_CUDA_LOGITS_ROW_MAX;
+    planned.logits_max_numel = TESS_CUDA_LOGITS_MAX_NUMEL;
     planned.gemm_work_nbytes = tess_cuda_gemm_work_nbytes;
     planned.adafactor_most = planned.adafactor_sum = planned.adafactor_factor = NULL;
     planned.adafactor_size = planned.adafactor_apply = NULL;

@@ -54,6 +54,8 @@ static const tess_modulated_kernels modulated = {
 const tess_kernels tess_kernels_cpu = {
     .name = "cpu",
     .path = path_text,
+    .logits_row_max = 256, /* 64 MiB of f32: what packs of the projection share caches with */
+    .logits_max_numel = 16 << 20,
     .gemm = tess_cpu_gemm,
     .gemm_work_nbytes = tess_cpu_gemm_work_nbytes,
     .quantize = tess_cpu_quantize,
@@ -171,6 +173,8 @@ tess_status tess_kernels_check(const tess_kernels *k)
 {
     const bool has[] = {
         k->path != NULL,
+        k->logits_row_max > 0,
+        k->logits_max_numel > 0,
         k->gemm != NULL,
         k->gemm_work_nbytes != NULL,
         k->quantize != NULL,

@@ -12,7 +12,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_CUDA_ABI = 4, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_ABI = 5, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
 enum { TESS_CUDA_SHAPE_MAX = 16 }; /* of attention that libraries make plans for */
 
 /** Services of the program. */

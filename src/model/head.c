@@ -3,11 +3,11 @@
 #include "core/arith.h"
 #include "model/linear_priv.h"
 
-enum { CHUNK_MAX_NUMEL = 256, CHUNK_GRAIN_NUMEL = 16, CHUNK_LOGITS_NUMEL = 16 << 20 };
+enum { CHUNK_GRAIN_NUMEL = 16 };
 
-int64_t tess_head_chunk_numel(int64_t row_numel, int64_t vocab_numel)
+int64_t tess_head_chunk_numel(const tess_kernels *kernels, int64_t row_numel, int64_t vocab_numel)
 {
-    int64_t chunk = TESS_MIN((int64_t)CHUNK_LOGITS_NUMEL / vocab_numel, CHUNK_MAX_NUMEL);
+    int64_t chunk = TESS_MIN(kernels->logits_max_numel / vocab_numel, kernels->logits_row_max);
     chunk = TESS_MIN(chunk, tess_ceil_div(row_numel, 2));
     return TESS_MAX(tess_round_up(chunk, CHUNK_GRAIN_NUMEL), (int64_t)CHUNK_GRAIN_NUMEL);
 }

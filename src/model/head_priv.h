@@ -1,9 +1,9 @@
 /**
  * Ends of a language model: token embedding, and the loss head in chunks of rows.
  *
- * [Note: chunked head] Logits exist for `chunk_numel` rows at a time. The chunk depends on the
- * shape alone, because the weight gradient adds chunk after chunk. Chunks without any label are
- * skipped: their gradient is zero.
+ * [Note: chunked head] Logits exist for `chunk_numel` rows at a time. The chunk depends on
+ * shape and backend alone, because the weight gradient adds chunk after chunk. Chunks without any
+ * label are skipped: their gradient is zero.
  */
 #pragma once
 
@@ -18,9 +18,8 @@ typedef struct tess_head {
     int64_t chunk_numel; /* rows whose logits exist at once */
 } tess_head;
 
-/** Rows per chunk: about 64 MiB of f32 logits, at most 256 rows and half of the micro-batch. Local.
- */
-int64_t tess_head_chunk_numel(int64_t row_numel, int64_t vocab_numel);
+/** Rows per chunk: what `kernels` wants of logits, at most half of the micro-batch. Local. */
+int64_t tess_head_chunk_numel(const tess_kernels *kernels, int64_t row_numel, int64_t vocab_numel);
 
 /** Labels of all rows, -1 where a row has no loss. */
 typedef struct tess_labels {

@@ -149,7 +149,7 @@ static tess_status add_head(builder *b)
                                 .out_numel = c->vocab_numel,
                                 .in_numel = c->hidden_numel,
                                 .is_head = true};
-    head->chunk_numel = tess_head_chunk_numel(b->m->token_numel, c->vocab_numel);
+    head->chunk_numel = tess_head_chunk_numel(b->m->kernels, b->m->token_numel, c->vocab_numel);
     TESS_TRY(add_norm(b, "", "model.norm", c->hidden_numel, &head->norm));
     return add_linear(b, &place, c->is_tied ? b->m->embed_idx : -1, &head->linear);
 }

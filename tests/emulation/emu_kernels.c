@@ -88,6 +88,8 @@ static size_t attention_work_nbytes(const tess_attention_shape *shape, int threa
 
 const tess_kernels emu_kernels = {.name = "emulated",
                                   .path = path,
+                                  .logits_row_max = 256,
+                                  .logits_max_numel = 16 << 20,
                                   .modulated = &modulated,
                                   .quantizers = &quantizers,
                                   .gemm_work_nbytes = gemm_work_nbytes,
@@ -108,7 +110,8 @@ typedef tess_status (*entry)(void);
 enum { SIZES_NUMEL = 4, CHOICE_NUMEL = 4, TEXT_NUMEL = 2, TABLE_NUMEL = 2 };
 #define ONE(name, type) +1
 #define ONE_OF_HOST(name) +1
-enum { FLAG_NBYTES = sizeof(void *) }; /* wants_adjacent_terms, and what pads it */
+/* wants_adjacent_terms and what pads it, then numbers of logits */
+enum { FLAG_NBYTES = sizeof(void *) + 2 * sizeof(int64_t) };
 _Static_assert(sizeof(tess_kernels) == (TEXT_NUMEL + SIZES_NUMEL + CHOICE_NUMEL +
                                         TABLE_NUMEL EMU_KERNEL_LIST(ONE) EMU_CODE_LIST(ONE)
                                             EMU_HOST_LIST(ONE_OF_HOST)) *

@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "kernels/cuda_work.h"
+#include "model/head_priv.h"
 #include "tests/support/llama_case.h"
 
 static void expect_ok(tess_status st)
@@ -114,6 +116,48 @@ static void test_operands_side_by_side_give_same_bits(void **state)
         padded.options.kernels = &kernels;
         expect_same_step(&c, &padded);
         tess_llama_case_close(&c);
+    }
+}
+
+/* Losses, and gradients below the head: each row is computed alone, in whatever company. */
+static void test_head_in_other_chunks_gives_same_bits(void **state)
+{
+    (void)state;
+    tess_kernels few = tess_kernels_cpu, many = tess_kernels_cpu;
+    few.logits_row_max = 1;
+    many.logits_row_max = many.logits_max_numel = INT64_C(1) << 30;
+    for (int i = 0; i < 2 * TESS_NELEM(case_name); i++) {
+        double loss_a[2], loss_b[2];
+        tess_llama_case c = open_case(case_name[i / 2], dtype[i % 2]);
+        tess_llama_case other = c;
+        c.options.kernels = &few;
+        other.options.kernels = &many;
+        tess_run_model *a = run_step(&c, loss_a), *b = run_step(&other, loss_b);
+        assert_memory_equal(loss_a, loss_b, sizeof loss_a);
+        expect_same_grads(a, b, ".layers.");
+        tess_run_model_destroy(&a);
+        tess_run_model_destroy(&b);
+        tess_llama_case_close(&c);
+    }
+}
+
+/* A CPU's rows are what its caches hold, a device's enough to read the projection seldom. */
+static void test_rows_of_logits(void **state)
+{
+    static const struct {
+        int64_t rows, vocab, cpu, cuda;
+    } of[] = {
+        {4096, 128256, 144, 1024}, {4096, 151936, 112, 896}, {4096, 32000, 256, 1024},
+        {512, 32000, 256, 256},    {48, 1000, 32, 32},       {1, 128256, 16, 16},
+        {4096, 1 << 26, 16, 16},
+    };
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(of); i++) {
+        assert_int_equal(tess_head_chunk_numel(&tess_kernels_cpu, of[i].rows, of[i].vocab),
+                         of[i].cpu);
+        assert_int_equal(
+            tess_head_chunk_numel(tess_kernels_cuda_planned(), of[i].rows, of[i].vocab),
+            of[i].cuda);
     }
 }
 
@@ -299,6 +343,8 @@ int main(void)
         cmocka_unit_test(test_backward_recomputed_gives_same_bits),
         cmocka_unit_test(test_backward_two_threads_gives_same_bits),
         cmocka_unit_test(test_operands_side_by_side_give_same_bits),
+        cmocka_unit_test(test_head_in_other_chunks_gives_same_bits),
+        cmocka_unit_test(test_rows_of_logits),
         cmocka_unit_test(test_nf4_base_equals_dequantized_dense_bitwise),
         cmocka_unit_test(test_adapters_on_some_modules_equal_all_with_zero_b),
         cmocka_unit_test(test_logits_ignore_other_documents),
