@@ -187,10 +187,8 @@ static int adapters_in_row(const tess_exec *ex, const tess_group *group, int fir
         const tess_linear *b = group->linear[first + n];
         if (b->lora_rank == 0 || b->lora_scale != a->lora_scale)
             break;
-        const tess_param *last = &ex->registry->param[group->linear[first + n - 1]->lora_a_idx];
-        const tess_param *next = &ex->registry->param[b->lora_a_idx];
-        if (next->unit_idx != last->unit_idx ||
-            next->slab_first_idx != last->slab_first_idx + last->numel)
+        if (!tess_registry_is_behind(ex->registry, group->linear[first + n - 1]->lora_a_idx,
+                                     b->lora_a_idx))
             break;
     }
     return n;

@@ -175,6 +175,23 @@ void tess_param_rule(const tess_registry *reg, const tess_param *p, char text[TE
     snprintf(text, TESS_RULE_NBYTES, "%s%s", codec, more);
 }
 
+static bool is_beside(const tess_param *a, const tess_param *b)
+{
+    return b->role == TESS_ROLE_TRAINABLE && b->unit_idx == a->unit_idx &&
+           b->is_in_front == a->is_in_front;
+}
+
+bool tess_registry_is_behind(const tess_registry *reg, int idx, int next_idx)
+{
+    const tess_param *p = &reg->param[idx];
+    if (p->role != TESS_ROLE_TRAINABLE || p->numel % TESS_TRAINABLE_BLOCK_NUMEL != 0)
+        return false;
+    int i = idx + 1;
+    while (i < reg->param_numel && !is_beside(p, &reg->param[i]))
+        i++;
+    return i == next_idx && i < reg->param_numel;
+}
+
 int tess_registry_find(const tess_registry *reg, const char *name)
 {
     for (int i = 0; i < reg->param_numel; i++)

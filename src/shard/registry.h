@@ -230,6 +230,9 @@ TESS_MUST_CHECK tess_status tess_registry_lay_out(tess_registry *reg);
  * behind it "/pissa/r16" or the like. Local. */
 enum { TESS_RULE_NBYTES = TESS_CODEC_TEXT_NBYTES + 32 };
 void tess_param_rule(const tess_registry *reg, const tess_param *p, char text[TESS_RULE_NBYTES]);
+/** Whether `next_idx` begins right behind `idx` in a slab, both trainable; known before the layout.
+ * Local. */
+bool tess_registry_is_behind(const tess_registry *reg, int idx, int next_idx);
 /** Index of a parameter by name, -1 when absent. Local. */
 int tess_registry_find(const tess_registry *reg, const char *name);
 

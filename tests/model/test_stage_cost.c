@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "kernels/cost_count.h"
+#include "kernels/cuda_work.h"
 #include "model/model.h"
 #include "model/rqvae.h"
 #include "tests/support/flux_case.h"
@@ -200,6 +201,51 @@ static void test_recomputation_costs_less_than_forward(void **state)
     tess_registry_fini(&reg);
 }
 
+/* Adapters that share an input are one product on a device: planned so too, before there is a slab.
+ */
+static void test_adapters_in_a_row_are_planned_as_one(void **state)
+{
+    const tess_llm_config c = llama3(4096, 14336, 2, 32);
+    tess_model_options o = s4096;
+    tess_registry reg;
+    tess_model *model = NULL;
+    (void)state;
+    o.kernels = tess_kernels_cuda_planned();
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_llama_create(&c, &o, &reg, &model));
+    const tess_cost *cost = &reg.stage[1].cost.forward;
+    const double of_input = 2.0 * 4096.0 * 4096.0 * 16.0, down = 2.0 * 4096.0 * 14336.0 * 16.0;
+    /* q, k, v with 48 rows, gate and up with 32; o and down have 16 each. */
+    assert_true(cost->product_flops[tess_cost_extent_class(4096, 48, 4096)] == 5.0 * of_input);
+    assert_true(cost->product_flops[tess_cost_extent_class(4096, 16, 4096)] == of_input + down);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
+static void test_what_is_behind_in_a_slab_is_known_before(void **state)
+{
+    const tess_llm_config c = llama3(200, 72, 2, 16); /* gaps: 16 x 72 is no whole block */
+    tess_registry reg;
+    tess_model *model = NULL;
+    int behind_numel = 0;
+    (void)state;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_llama_create(&c, &s4096, &reg, &model));
+    for (int i = 0; i < reg.param_numel; i++)
+        for (int k = 0; k < reg.param_numel; k++) {
+            const tess_param *a = &reg.param[i], *b = &reg.param[k];
+            const bool is_behind = a->role == TESS_ROLE_TRAINABLE &&
+                                   b->role == TESS_ROLE_TRAINABLE && a->unit_idx == b->unit_idx &&
+                                   a->is_in_front == b->is_in_front &&
+                                   b->slab_first_idx == a->slab_first_idx + a->numel;
+            assert_int_equal(tess_registry_is_behind(&reg, i, k), is_behind);
+            behind_numel += is_behind;
+        }
+    assert_in_range(behind_numel, 1, reg.param_numel - 1);
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
 /* A search of every vector through every code, encoder and decoder forward and backward: products
  * of weights that learn are three times the forward. */
 static void test_rqvae_counts_search_and_perceptrons(void **state)
@@ -283,6 +329,8 @@ int main(void)
         cmocka_unit_test(test_llama3_has_known_flops_per_token),
         cmocka_unit_test(test_stages_sum_up_to_what_models_declare),
         cmocka_unit_test(test_recomputation_costs_less_than_forward),
+        cmocka_unit_test(test_adapters_in_a_row_are_planned_as_one),
+        cmocka_unit_test(test_what_is_behind_in_a_slab_is_known_before),
         cmocka_unit_test(test_rqvae_counts_search_and_perceptrons),
         cmocka_unit_test(test_flux_counts_what_it_declares),
     };
