@@ -112,8 +112,8 @@ cuda_library_path() { # PLUGIN
         [[ -n $folder ]] && places+=("$folder")
     done < <(python3 -c 'import glob, sysconfig
 print(*glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"), sep="\n")' 2>/dev/null)
-    # cuDNN is opened by name at run time, so the plugin does not list it.
-    for name in $(ldd "$1" 2>/dev/null | awk '/not found/ { print $1 }') libcudnn.so.9; do
+    # cuDNN and NCCL are opened by name at run time, so the plugin does not list them.
+    for name in $(ldd "$1" 2>/dev/null | awk '/not found/ { print $1 }') libcudnn.so.9 libnccl.so.2; do
         ldconfig -p | grep -q "^[[:space:]]*$name " && continue
         for folder in "${places[@]}"; do
             [[ -e $folder/$name ]] || continue
