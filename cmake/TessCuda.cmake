@@ -29,20 +29,20 @@ macro(tess_find_cuda missing)
     endif()
 endmacro()
 
-# Header and library of one version: both from the toolkit's own folder unless NCCL_ROOT names another.
+# The toolkit's own copy unless NCCL_ROOT names another; where the library of that place is, the plugin looks
+# for it first.
 function(tess_find_nccl)
     find_path(TESS_NCCL_INCLUDE nccl.h HINTS "${NCCL_ROOT}/include" ${CUDAToolkit_INCLUDE_DIRS})
     find_library(TESS_NCCL_LIBRARY nccl HINTS "${NCCL_ROOT}/lib" "${CUDAToolkit_LIBRARY_DIR}"
         "${CUDAToolkit_LIBRARY_ROOT}/lib" "${CUDAToolkit_BIN_DIR}/../lib")
-    if(NOT TESS_NCCL_INCLUDE OR NOT TESS_NCCL_LIBRARY)
+    if(NOT TESS_NCCL_INCLUDE)
         message(STATUS "NCCL: not found (set NCCL_ROOT); several GPUs exchange data through MPI")
         return()
     endif()
-    message(STATUS "NCCL: ${TESS_NCCL_LIBRARY}, header in ${TESS_NCCL_INCLUDE}")
+    message(STATUS "NCCL: header in ${TESS_NCCL_INCLUDE}; the library is opened at run time")
     add_library(tess_nccl INTERFACE)
     target_include_directories(tess_nccl SYSTEM INTERFACE "${TESS_NCCL_INCLUDE}")
     target_compile_definitions(tess_nccl INTERFACE TESS_HAS_NCCL)
-    target_link_libraries(tess_nccl INTERFACE "${TESS_NCCL_LIBRARY}")
 endfunction()
 
 # The toolkit's own copy first: a header elsewhere may be of another version than the library.

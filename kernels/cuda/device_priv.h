@@ -43,7 +43,9 @@ TESS_MUST_CHECK tess_status tess_cuda_device_info(int idx, tess_cuda_info *out);
 TESS_MUST_CHECK tess_status tess_cuda_device_open(int idx, tess_device **out);
 void tess_cuda_device_close(tess_device **d);
 
-/** nccl.c */
+/** nccl.c: find the library, once, before anything else of it.
+ * @return TESS_E_UNSUPPORTED absent, or of a version that cannot be used, in one line */
+TESS_MUST_CHECK tess_status tess_nccl_open(int *version);
 extern const tess_gpu_collectives tess_nccl_collectives;
 
 TESS_END_DECLS

@@ -2,6 +2,7 @@
  * tess_gpu_collectives over NCCL. Communicators never block: every call may say that it is still in
  * progress, and the caller polls until it is not before the stream is used again.
  */
+#include <dlfcn.h>
 #include <nccl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,36 @@ static const double LEAVE_LIMIT_S = 30.0;
 
 _Static_assert(sizeof(ncclUniqueId) == TESS_CUDA_UNIQUE_ID_NBYTES, "plugin.h has NCCL's size");
 
+/* X(name, result, arguments) of every function used. The library is opened at run time: one device
+ * needs none. */
+#define NCCL_LIST(X)                                                                               \
+    X(GetVersion, ncclResult_t, (int *))                                                           \
+    X(GetErrorString, const char *, (ncclResult_t))                                                \
+    X(GetLastError, const char *, (ncclComm_t))                                                    \
+    X(GetUniqueId, ncclResult_t, (ncclUniqueId *))                                                 \
+    X(CommInitRankConfig, ncclResult_t, (ncclComm_t *, int, ncclUniqueId, int, ncclConfig_t *))    \
+    X(CommSplit, ncclResult_t, (ncclComm_t, int, int, ncclComm_t *, ncclConfig_t *))               \
+    X(CommGetAsyncError, ncclResult_t, (ncclComm_t, ncclResult_t *))                               \
+    X(CommRegister, ncclResult_t, (ncclComm_t, void *, size_t, void **))                           \
+    X(CommDeregister, ncclResult_t, (ncclComm_t, void *))                                          \
+    X(CommAbort, ncclResult_t, (ncclComm_t))                                                       \
+    X(CommFinalize, ncclResult_t, (ncclComm_t))                                                    \
+    X(CommDestroy, ncclResult_t, (ncclComm_t))                                                     \
+    X(GroupStart, ncclResult_t, (void))                                                            \
+    X(GroupEnd, ncclResult_t, (void))                                                              \
+    X(AllGather, ncclResult_t,                                                                     \
+      (const void *, void *, size_t, ncclDataType_t, ncclComm_t, cudaStream_t))                    \
+    X(Send, ncclResult_t, (const void *, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t))   \
+    X(Recv, ncclResult_t, (void *, size_t, ncclDataType_t, int, ncclComm_t, cudaStream_t))         \
+    X(ReduceScatter, ncclResult_t,                                                                 \
+      (const void *, void *, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t))
+
+static struct {
+#define X(name, result, args) result(*name) args;
+    NCCL_LIST(X)
+#undef X
+} nccl;
+
 struct tess_gpu_group {
     tess_device *device;
     ncclComm_t comm; /* NULL after an abort */
@@ -29,9 +60,9 @@ struct tess_gpu_group {
 static tess_status fail(const tess_gpu_group *g, ncclResult_t r, const char *call)
 {
     const ncclComm_t comm = g != NULL ? g->comm : NULL;
-    const char *detail = ncclGetLastError(comm);
+    const char *detail = nccl.GetLastError(comm);
     return TESS_FAIL(TESS_E_COMM, "%s%s%s: NCCL says %s%s%s", g != NULL ? g->name : "",
-                     g != NULL ? ": " : "", call, ncclGetErrorString(r),
+                     g != NULL ? ": " : "", call, nccl.GetErrorString(r),
                      detail != NULL && detail[0] != '\0' ? ": " : "", detail != NULL ? detail : "");
 }
 
@@ -48,13 +79,11 @@ static tess_status check_alive(const tess_gpu_group *g)
     return TESS_OK;
 }
 
-/* ---- groups ---- */
+/* ---- the library ---- */
 
 /* 2.28.3 to 2.28.8 can crash when communicators are made again in a process. */
-static tess_status check_version(void)
+static tess_status check_version(int v)
 {
-    int v = 0;
-    TRY_NCCL(NULL, ncclGetVersion(&v));
     TESS_CHECK(v < 22803 || v > 22808, TESS_E_UNSUPPORTED,
                "NCCL %d.%d.%d has a known defect; use 2.28.9 or newer", v / 10000, v % 10000 / 100,
                v % 100);
@@ -63,11 +92,27 @@ static tess_status check_version(void)
     return TESS_OK;
 }
 
+/* It stays open: its threads do not survive the contrary. */
+tess_status tess_nccl_open(int *version)
+{
+    void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    TESS_CHECK(library != NULL, TESS_E_UNSUPPORTED, "no NCCL (%s)", dlerror());
+#define X(name, result, args)                                                                      \
+    *(void **)(void *)&nccl.name = dlsym(library, "nccl" #name);                                   \
+    TESS_CHECK(nccl.name != NULL, TESS_E_UNSUPPORTED,                                              \
+               "NCCL lacks nccl" #name "; use 2.27 or newer");
+    NCCL_LIST(X)
+#undef X
+    TRY_NCCL(NULL, nccl.GetVersion(version));
+    return check_version(*version);
+}
+
+/* ---- groups ---- */
+
 static tess_status nccl_unique_id(uint8_t id[TESS_CUDA_UNIQUE_ID_NBYTES])
 {
     ncclUniqueId made;
-    TESS_TRY(check_version());
-    TRY_NCCL(NULL, ncclGetUniqueId(&made));
+    TRY_NCCL(NULL, nccl.GetUniqueId(&made));
     memcpy(id, made.internal, TESS_CUDA_UNIQUE_ID_NBYTES);
     return TESS_OK;
 }
@@ -103,11 +148,10 @@ static tess_status nccl_join(tess_device *d, const uint8_t id[TESS_CUDA_UNIQUE_I
     ncclUniqueId given;
     tess_gpu_group *g = NULL;
     memcpy(given.internal, id, TESS_CUDA_UNIQUE_ID_NBYTES);
-    TESS_TRY(check_version());
     TESS_TRY(make_group(d, name, &g));
     order_launches();
     ncclConfig_t config = config_of(g);
-    const ncclResult_t r = ncclCommInitRankConfig(&g->comm, world, given, rank, &config);
+    const ncclResult_t r = nccl.CommInitRankConfig(&g->comm, world, given, rank, &config);
     if (r != ncclSuccess && r != ncclInProgress) {
         const tess_status st = fail(NULL, r, "ncclCommInitRankConfig");
         tess_free(g);
@@ -124,7 +168,7 @@ static tess_status nccl_split(tess_gpu_group *parent, int color, int key, const 
     TESS_TRY(check_alive(parent));
     TESS_TRY(make_group(parent->device, name, &g));
     ncclConfig_t config = config_of(g);
-    const ncclResult_t r = ncclCommSplit(parent->comm, color, key, &g->comm, &config);
+    const ncclResult_t r = nccl.CommSplit(parent->comm, color, key, &g->comm, &config);
     if (r != ncclSuccess && r != ncclInProgress) {
         const tess_status st = fail(parent, r, "ncclCommSplit");
         tess_free(g);
@@ -142,7 +186,7 @@ static tess_status nccl_poll(tess_gpu_group *g, bool *is_ready)
         *is_ready = false;
         return TESS_OK;
     }
-    TRY_NCCL(g, ncclCommGetAsyncError(g->comm, &state));
+    TRY_NCCL(g, nccl.CommGetAsyncError(g->comm, &state));
     if (state != ncclSuccess && state != ncclInProgress)
         return fail(g, state, "a collective or its peers");
     *is_ready = state == ncclSuccess;
@@ -155,13 +199,13 @@ static tess_status nccl_group_begin(tess_gpu_group *g)
 {
     TESS_TRY(check_alive(g));
     TESS_TRY(tess_cuda_enter(g->device));
-    TRY_NCCL(g, ncclGroupStart());
+    TRY_NCCL(g, nccl.GroupStart());
     return TESS_OK;
 }
 
 static tess_status nccl_group_end(tess_gpu_group *g)
 {
-    TRY_NCCL(g, ncclGroupEnd());
+    TRY_NCCL(g, nccl.GroupEnd());
     return TESS_OK;
 }
 
@@ -170,7 +214,7 @@ static tess_status nccl_all_gather(tess_gpu_group *g, const void *shard, void *f
 {
     TESS_TRY(check_alive(g));
     TESS_TRY(tess_cuda_enter(g->device));
-    TRY_NCCL(g, ncclAllGather(shard, full, nbytes, ncclUint8, g->comm, tess_cuda_stream(s)));
+    TRY_NCCL(g, nccl.AllGather(shard, full, nbytes, ncclUint8, g->comm, tess_cuda_stream(s)));
     return TESS_OK;
 }
 
@@ -178,7 +222,7 @@ static tess_status nccl_send(tess_gpu_group *g, const void *data, size_t nbytes,
                              tess_stream *s)
 {
     TESS_TRY(check_alive(g));
-    TRY_NCCL(g, ncclSend(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
+    TRY_NCCL(g, nccl.Send(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
     return TESS_OK;
 }
 
@@ -186,7 +230,7 @@ static tess_status nccl_receive(tess_gpu_group *g, void *data, size_t nbytes, in
                                 tess_stream *s)
 {
     TESS_TRY(check_alive(g));
-    TRY_NCCL(g, ncclRecv(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
+    TRY_NCCL(g, nccl.Recv(data, nbytes, ncclUint8, peer, g->comm, tess_cuda_stream(s)));
     return TESS_OK;
 }
 
@@ -195,8 +239,8 @@ static tess_status nccl_reduce_scatter(tess_gpu_group *g, const float *full, flo
 {
     TESS_TRY(check_alive(g));
     TESS_TRY(tess_cuda_enter(g->device));
-    TRY_NCCL(g, ncclReduceScatter(full, shard, (size_t)numel, ncclFloat32, ncclSum, g->comm,
-                                  tess_cuda_stream(s)));
+    TRY_NCCL(g, nccl.ReduceScatter(full, shard, (size_t)numel, ncclFloat32, ncclSum, g->comm,
+                                   tess_cuda_stream(s)));
     return TESS_OK;
 }
 
@@ -205,7 +249,7 @@ static tess_status nccl_enroll(tess_gpu_group *g, void *memory, size_t nbytes)
     TESS_TRY(check_alive(g));
     TESS_CHECK(g->enrolled_numel < ENROLLED_MAX, TESS_E_STATE, "%s: more than %d arenas enrolled",
                g->name, ENROLLED_MAX);
-    TRY_NCCL(g, ncclCommRegister(g->comm, memory, nbytes, &g->enrolled[g->enrolled_numel]));
+    TRY_NCCL(g, nccl.CommRegister(g->comm, memory, nbytes, &g->enrolled[g->enrolled_numel]));
     g->enrolled_numel++;
     return TESS_OK;
 }
@@ -213,7 +257,7 @@ static tess_status nccl_enroll(tess_gpu_group *g, void *memory, size_t nbytes)
 static void nccl_withdraw(tess_gpu_group *g)
 {
     for (int i = 0; i < g->enrolled_numel && g->comm != NULL; i++)
-        (void)ncclCommDeregister(g->comm, g->enrolled[i]);
+        (void)nccl.CommDeregister(g->comm, g->enrolled[i]);
     g->enrolled_numel = 0;
 }
 
@@ -226,15 +270,15 @@ static void nccl_withdraw(tess_gpu_group *g)
  * src/init.cc, ncclAsyncLaunch in src/group.cc of NCCL 2.28.9. */
 static void nccl_abort_all(tess_gpu_group *const *groups, int group_numel)
 {
-    const bool is_group = ncclGroupStart() == ncclSuccess;
+    const bool is_group = nccl.GroupStart() == ncclSuccess;
     for (int i = 0; i < group_numel; i++) {
         const ncclComm_t comm = groups[i]->comm;
         groups[i]->comm = NULL;
         if (comm != NULL)
-            (void)ncclCommAbort(comm);
+            (void)nccl.CommAbort(comm);
     }
     if (is_group)
-        (void)ncclGroupEnd();
+        (void)nccl.GroupEnd();
 }
 
 /* Whether the communicator came to rest in time. */
@@ -243,7 +287,7 @@ static bool rest(ncclComm_t comm)
     const double until_s = tess_cuda_now_s() + LEAVE_LIMIT_S;
     const struct timespec nap = {0, 100000};
     ncclResult_t state = ncclInProgress;
-    while (ncclCommGetAsyncError(comm, &state) == ncclSuccess && state == ncclInProgress) {
+    while (nccl.CommGetAsyncError(comm, &state) == ncclSuccess && state == ncclInProgress) {
         if (tess_cuda_now_s() > until_s)
             return false;
         nanosleep(&nap, NULL);
@@ -257,9 +301,9 @@ static void nccl_leave(tess_gpu_group *g)
         return;
     if (g->comm != NULL) {
         nccl_withdraw(g);
-        const ncclResult_t r = ncclCommFinalize(g->comm);
+        const ncclResult_t r = nccl.CommFinalize(g->comm);
         if ((r == ncclSuccess || r == ncclInProgress) && rest(g->comm))
-            (void)ncclCommDestroy(g->comm);
+            (void)nccl.CommDestroy(g->comm);
         else
             nccl_abort_all(&g, 1);
     }

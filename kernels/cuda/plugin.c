@@ -4,14 +4,10 @@
 #include <cublasLt.h>
 #include <stdio.h>
 
-#ifdef TESS_HAS_NCCL
-#include <nccl.h>
-#endif
-
 #include "kernels/cuda/cuda_priv.h"
 #include "kernels/cuda/device_priv.h"
 
-static char versions[128];
+static char versions[384];
 
 static const tess_kernels *kernels_of(tess_device *d)
 {
@@ -29,25 +25,32 @@ static tess_cuda_plugin plugin = {
     .kernels = kernels_of,
     .prepare = tess_cuda_prepare,
     .prepare_nbytes = tess_cuda_prepare_nbytes,
-#ifdef TESS_HAS_NCCL
-    .collectives = &tess_nccl_collectives,
-#endif
 };
 
-static void describe_versions(void)
+static int describe_versions(void)
 {
     int runtime = 0;
     (void)cudaRuntimeGetVersion(&runtime);
     const size_t lt = cublasLtGetVersion();
-    int n = snprintf(versions, sizeof versions, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000,
-                     runtime % 1000 / 10, lt / 10000, lt % 10000 / 100, lt % 100);
+    return snprintf(versions, sizeof versions, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000,
+                    runtime % 1000 / 10, lt / 10000, lt % 10000 / 100, lt % 100);
+}
+
+/* Without the library collectives take another way, which the program says; the versions say why.
+ */
+static void find_collectives(char *text, size_t text_nbytes)
+{
 #ifdef TESS_HAS_NCCL
-    int nccl = 0;
-    if (n > 0 && (size_t)n < sizeof versions && ncclGetVersion(&nccl) == ncclSuccess)
-        snprintf(versions + n, sizeof versions - (size_t)n, ", NCCL %d.%d.%d", nccl / 10000,
-                 nccl % 10000 / 100, nccl % 100);
+    int v = 0;
+    if (tess_nccl_open(&v) == TESS_OK) {
+        plugin.collectives = &tess_nccl_collectives;
+        snprintf(text, text_nbytes, ", NCCL %d.%d.%d", v / 10000, v % 10000 / 100, v % 100);
+        return;
+    }
+    snprintf(text, text_nbytes, ", %s", tess_error_message());
+    tess_error_clear();
 #else
-    (void)n;
+    snprintf(text, text_nbytes, ", built without NCCL");
 #endif
 }
 
@@ -57,6 +60,8 @@ const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host)
 {
     if (!tess_cuda_host_set(host))
         return NULL;
-    describe_versions();
+    const int used = describe_versions();
+    if (plugin.collectives == NULL && used > 0 && (size_t)used < sizeof versions)
+        find_collectives(versions + used, sizeof versions - (size_t)used);
     return &plugin;
 }

@@ -111,7 +111,8 @@ typedef struct tess_cuda_plugin {
                            char note[TESS_CUDA_NOTE_NBYTES]);
     /* Memory of the device that prepare() takes. Pure. */
     size_t (*prepare_nbytes)(const tess_cuda_work *work);
-    const tess_gpu_collectives *collectives; /* NULL: built without the library */
+    /* NULL: no library; `versions` says why */
+    const tess_gpu_collectives *collectives;
 } tess_cuda_plugin;
 
 /** The one exported symbol, "tess_cuda_plugin_open". NULL when `host->abi` is another. */

@@ -206,7 +206,7 @@ static tess_status compare_devices(tess_session *s, const device_card *mine)
     void *room = NULL;
     tess_status st = is_root ? tess_alloc_array(world, sizeof(device_card), &room) : TESS_OK;
     device_card *card = room;
-    int64_t most[2] = {1, 1};
+    int64_t most[3] = {1, 1, s->plugin->collectives == NULL};
     st = session_agree(s, st);
     if (st == TESS_OK)
         st = tess_comm_gather_bytes(s->world, 0, mine, sizeof *mine, card);
@@ -221,9 +221,10 @@ static tess_status compare_devices(tess_session *s, const device_card *mine)
     }
     tess_free(room);
     TESS_TRY(session_agree(s, st));
-    TESS_TRY(tess_comm_control(s->world, NULL, 0, most, 2));
+    TESS_TRY(tess_comm_control(s->world, NULL, 0, most, TESS_NELEM(most)));
     s->device_share_numel = (int)most[0];
     s->device_place_numel = (int)most[1];
+    s->has_collectives = most[2] == 0;
     return TESS_OK;
 }
 
@@ -284,8 +285,9 @@ tess_status session_choose_device(tess_session *s)
 static const char *why_not_direct(const tess_session *s)
 {
     const char *multi = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-    if (s->plugin->collectives == NULL)
-        return "the CUDA part has no NCCL";
+    if (!s->has_collectives)
+        return s->plugin->collectives == NULL ? "the CUDA part has no NCCL"
+                                              : "another rank has no NCCL";
     if (s->device_place_numel > 1 && (multi == NULL || strcmp(multi, "1") != 0))
         return "ranks share a GPU";
     return NULL;

@@ -110,6 +110,7 @@ struct tess_session {
     const struct tess_cuda_plugin *plugin; /* that opened it */
     int device_share_numel;                /* ranks that share a device, 1: each has its own */
     int device_place_numel;                /* the same with slices of one device */
+    bool has_collectives;                  /* of the plugin, on all ranks */
     size_t device_before_nbytes;           /* of the device, taken when this session began */
     tess_comm *fabric;                     /* all ranks, over the device's memory; NULL: `world` */
     const tess_kernels *kernels;

@@ -11,7 +11,7 @@
  *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
  *   FAKE_CUDA_SLICES   1: they are slices of one
  *   FAKE_CUDA_MEMORY   bytes of a device (64 GiB)
- *   FAKE_CUDA_NCCL     none: no collectives; else as collectives_mpi.h
+ *   FAKE_CUDA_NCCL     none: no collectives; none:R: only on rank R; else as collectives_mpi.h
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -175,7 +175,11 @@ const tess_cuda_plugin *tess_cuda_plugin_open(const tess_cuda_host *host)
     if (has_fault("abi") || !tess_cuda_host_set(host))
         return NULL;
     const char *nccl = setting("FAKE_CUDA_NCCL", "");
-    plugin.collectives = strcmp(nccl, "none") == 0 ? NULL : &collectives_mpi;
+    int without = 0;
+    const bool is_one = sscanf(nccl, "none:%d", &without) == 1;
+    const bool is_none = strcmp(nccl, "none") == 0 ||
+                         (is_one && without == atoi(setting("OMPI_COMM_WORLD_RANK", "0")));
+    plugin.collectives = is_none ? NULL : &collectives_mpi;
     collectives_mpi_inject(nccl);
     return &plugin;
 }

@@ -101,6 +101,12 @@ expect mixed 2 65 "rank 1 has a Fake A100 (sm_90, 132 multiprocessors)" "${plugi
 expect slices 2 0 "collectives: through host memory and MPI; ranks share a GPU" "${plugin[@]}" \
     FAKE_CUDA_DEVICES=2 FAKE_CUDA_SLICES=1 -- "${cuda[@]}"
 
+# The library is one of the machine: where one rank has none, all take the other way.
+expect one_without 2 0 "collectives: through host memory and MPI; another rank has no NCCL" "${plugin[@]}" \
+    FAKE_CUDA_DEVICES=2 FAKE_CUDA_NCCL=none:1 -- "${cuda[@]}"
+expect root_without 2 0 "collectives: through host memory and MPI; the CUDA part has no NCCL" "${plugin[@]}" \
+    FAKE_CUDA_DEVICES=2 FAKE_CUDA_NCCL=none:0 -- "${cuda[@]}"
+
 # ---- memory ----
 expect too_small 2 65 "per rank, compute.memory_limit is 7 MiB" "${plugin[@]}" FAKE_CUDA_DEVICES=2 FAKE_CUDA_MEMORY=8388608 \
     FAKE_CUDA_NCCL=none -- "${cuda[@]}"
