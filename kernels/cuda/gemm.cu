@@ -1,11 +1,10 @@
 /* Small kernels around the library's matrix products: operands into scratch, sums into C. */
-#include "kernels/cuda/launch_priv.cuh"
+#include "kernels/cuda/common_priv.cuh"
 
 #include "kernels/cuda/gemm_priv.h"
 
 enum {
     THREAD_NUMEL = 256,
-    GRID_MAX = 2112, /* 16 blocks on each of 132 multiprocessors */
     LINE_NUMEL = 8,  /* elements a thread takes at a time: 16 bytes of bf16 */
     BATCH_NUMEL = 4, /* lines a thread has in flight */
 };
@@ -197,10 +196,7 @@ static int lane_shift_of(int64_t numel)
 
 static unsigned grid_of(int64_t rows, int lane_shift)
 {
-    const int64_t rows_per_block = THREAD_NUMEL >> lane_shift;
-    const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
-    const int64_t most = GRID_MAX;
-    return (unsigned)(blocks < most ? blocks : most);
+    return tess_grid(rows, THREAD_NUMEL >> lane_shift);
 }
 
 static bool is_aligned(const void *p, uintptr_t nbytes) { return (uintptr_t)p % nbytes == 0; }

@@ -1,5 +1,5 @@
 /* Small kernels around the library's attention: offsets of documents, statistics transposed. */
-#include "kernels/cuda/launch_priv.cuh"
+#include "kernels/cuda/common_priv.cuh"
 
 #include "kernels/cuda/sdpa_priv.h"
 
@@ -82,12 +82,11 @@ extern "C" tess_status tess_cuda_sdpa_offsets(const tess_sdpa_offsets_args *a, t
 extern "C" tess_status tess_cuda_sdpa_transpose(const float *src, int64_t rows, int64_t cols,
                                                 float *dst, tess_stream *s)
 {
-    const int64_t most = 1024;
     const int64_t tiles = ((rows + TILE - 1) / TILE) * ((cols + TILE - 1) / TILE);
     const size_t shared_nbytes = TILE * (TILE + 1) * sizeof(float);
     if (tiles == 0)
         return TESS_OK;
-    TESS_LAUNCH(transpose, (unsigned)(tiles < most ? tiles : most), THREAD_NUMEL, shared_nbytes, s,
-                src, rows, cols, dst);
+    TESS_LAUNCH(transpose, tess_grid(tiles, 1), THREAD_NUMEL, shared_nbytes, s, src, rows, cols,
+                dst);
     return TESS_OK;
 }

@@ -15,6 +15,7 @@
  *   sums        each term's error, and (n + 3) u times the sum of magnitudes, then w' |result|
  * A kernel must be within one bound of fp64, and so within two of the twin, which is checked too.
  */
+#include "tests/emulation/barriers.h"
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/mma_probe.h"
 #include "tests/kernels/op_support.h"
@@ -774,11 +775,15 @@ static void check_barriers(flash_case c, int least)
 
 static void test_flash_every_barrier_is_needed(void **state)
 {
+    static const char *const sources[] = {"flash_forward.cu", "flash_backward.cu",
+                                          "flash_plain_priv.cuh", "flash_backward_plain_priv.cuh",
+                                          NULL};
     (void)state;
     check_barriers((flash_case){TESS_BF16, 200, 1, 1, 64, 0, 1, 0, 0, 0}, 4);
     check_barriers((flash_case){TESS_F32, 70, 2, 1, 16, 0, 1, 0, 0, 0}, 6);
     check_barriers((flash_case){TESS_BF16, 400, 1, 1, 64, 0, 1, 0, 0, 200}, 4);
     check_barriers((flash_case){TESS_F32, 140, 1, 1, 16, 0, 1, 0, 0, 70}, 6);
+    barriers_check_reach(sources);
 }
 
 int main(void)

@@ -123,8 +123,8 @@ static int setup(void **state)
 {
     (void)state;
     random_state = 1;
-    const tess_emulation_settings settings = {.order = TESS_EMULATION_REVERSED,
-                                              .dropped_barrier = -1};
+    const tess_emulation_settings settings = {
+        .order = TESS_EMULATION_REVERSED, .block_max = 2, .dropped_barrier = -1}; /* grids loop */
     tess_emulation_set(&settings);
     must(tess_blas_emulation_init(&blas, "emulation"));
     library = (tess_cuda_library){.blas = &blas.base, .work_nbytes = LIBRARY_WORK_NBYTES};

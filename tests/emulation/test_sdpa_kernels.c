@@ -1,4 +1,4 @@
-/* Offsets of documents and transposed statistics, exact by nature. */
+/* Offsets of documents and transposed statistics, exact by nature; each barrier taken out shows. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,11 +6,16 @@
 
 #include <cmocka.h>
 
+#include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/arith.h"
 #include "core/memory.h"
 #include "kernels/cuda/sdpa_priv.h"
+#include "tests/emulation/barriers.h"
 #include "tests/emulation/emulation.h"
 
 enum { DOCUMENT_MAX = 9, TOKEN_MAX = 1300 };
@@ -30,20 +35,29 @@ static void *on_device(const void *host, size_t nbytes)
     return device;
 }
 
-static const tess_emulation_order orders[] = {TESS_EMULATION_FORWARD, TESS_EMULATION_REVERSED,
-                                              TESS_EMULATION_SEEDED};
+/* Few blocks in some, so that one takes several tiles. */
+static const tess_emulation_settings orders[] = {
+    {TESS_EMULATION_FORWARD, 0, 0, 0, -1},
+    {TESS_EMULATION_REVERSED, 0, 1, 0, -1},
+    {TESS_EMULATION_SEEDED, 7, 2, 0, -1},
+    {TESS_EMULATION_FORWARD, 0, 1, 0, -1},
+};
 
-static void use_order(int idx)
+/* `dropped`: number of a barrier that is taken out, -1: none. */
+static void use_order(int idx, int dropped)
 {
-    const tess_emulation_settings settings = {
-        .order = orders[idx], .seed = 7, .dropped_barrier = -1};
+    tess_emulation_settings settings = orders[idx];
+    settings.dropped_barrier = dropped;
     tess_emulation_set(&settings);
 }
 
-static void check_offsets(const int32_t *length, int document_numel)
+/* -------- offsets -------- */
+
+static bool are_offsets_right(const int32_t *length, int document_numel)
 {
     int32_t doc_start[TOKEN_MAX], start[DOCUMENT_MAX + 1], got[DOCUMENT_MAX + 1];
     int32_t token_numel = 0;
+    bool is_right = true;
     for (int d = 0; d < document_numel; d++) {
         start[d] = token_numel;
         for (int32_t i = 0; i < length[d]; i++)
@@ -59,30 +73,41 @@ static void check_offsets(const int32_t *length, int document_numel)
     args.length = on_device(NULL, DOCUMENT_MAX * sizeof(int32_t));
     for (int k = 0; k < TESS_SDPA_SCALE_MAX; k++)
         args.offset[k] = on_device(NULL, sizeof(got));
-    must(tess_cuda_sdpa_offsets(&args, NULL));
+    if (tess_cuda_sdpa_offsets(&args, NULL) != TESS_OK) {
+        tess_error_clear();
+        is_right = false;
+    }
     must(tess_emulation_read(got, args.length, DOCUMENT_MAX * sizeof(int32_t)));
     for (int d = 0; d < DOCUMENT_MAX; d++)
-        assert_int_equal(got[d], start[d + 1] - start[d]);
+        is_right = is_right && got[d] == start[d + 1] - start[d];
     for (int k = 0; k < TESS_SDPA_SCALE_MAX; k++) {
         must(tess_emulation_read(got, args.offset[k], sizeof(got)));
         for (int d = 0; d <= DOCUMENT_MAX; d++)
-            assert_int_equal(got[d], start[d] * args.scale[k]);
+            is_right = is_right && got[d] == start[d] * args.scale[k];
     }
     tess_emulation_release_all();
+    return is_right;
 }
+
+static const struct {
+    int32_t length[DOCUMENT_MAX];
+    int document_numel;
+} packs[] = {
+    {{1}, 1},
+    {{TOKEN_MAX}, 1},
+    {{5, 1, 640, 1}, 4},
+    {{1, 1, 2, 255, 256, 257, 1, 400, 3}, DOCUMENT_MAX},
+};
 
 static void test_offsets_of_any_pack(void **state)
 {
     (void)state;
-    const int32_t one[] = {1}, whole[] = {1300}, full[] = {1, 1, 2, 255, 256, 257, 1, 400, 3};
-    const int32_t some[] = {5, 1, 640, 1};
-    for (int order = 0; order < TESS_NELEM(orders); order++) {
-        use_order(order);
-        check_offsets(one, 1);
-        check_offsets(whole, 1);
-        check_offsets(some, 4);
-        check_offsets(full, DOCUMENT_MAX);
-    }
+    for (int order = 0; order < TESS_NELEM(orders); order++)
+        for (int i = 0; i < TESS_NELEM(packs); i++) {
+            use_order(order, -1);
+            if (!are_offsets_right(packs[i].length, packs[i].document_numel))
+                fail_msg("pack %d, order %d: other lengths or offsets", i, order);
+        }
 }
 
 static void test_offsets_of_no_plan_are_refused(void **state)
@@ -95,25 +120,85 @@ static void test_offsets_of_no_plan_are_refused(void **state)
     tess_error_clear();
 }
 
+/* -------- transpose -------- */
+
+static bool is_transpose_right(int64_t rows, int64_t cols)
+{
+    float src[7001] = {0}, got[7001];
+    const size_t nbytes = (size_t)(rows * cols) * sizeof(float);
+    for (int64_t j = 0; j < rows * cols; j++)
+        src[j] = (float)j;
+    float *dst = on_device(NULL, nbytes + 4);
+    bool is_right =
+        tess_cuda_sdpa_transpose(on_device(src, nbytes + 4), rows, cols, dst, NULL) == TESS_OK;
+    tess_error_clear();
+    must(tess_emulation_read(got, dst, nbytes + 4));
+    for (int64_t j = 0; j < rows * cols; j++)
+        is_right = is_right && got[j] == src[j % rows * cols + j / rows];
+    tess_emulation_release_all();
+    return is_right;
+}
+
+static const int64_t sizes[][2] = {{1, 1}, {1, 77}, {33, 1}, {32, 64}, {31, 33}, {100, 70}, {0, 5}};
+
 static void test_transpose_of_any_size(void **state)
 {
     (void)state;
-    const int64_t sizes[][2] = {{1, 1}, {1, 77}, {33, 1}, {32, 64}, {31, 33}, {100, 70}, {0, 5}};
-    for (int order = 0; order < TESS_NELEM(orders); order++) {
-        use_order(order);
+    for (int order = 0; order < TESS_NELEM(orders); order++)
         for (int i = 0; i < TESS_NELEM(sizes); i++) {
-            const int64_t rows = sizes[i][0], cols = sizes[i][1];
-            float src[7001] = {0}, got[7001];
-            const size_t nbytes = (size_t)(rows * cols) * sizeof(float);
-            for (int64_t j = 0; j < rows * cols; j++)
-                src[j] = (float)j;
-            float *dst = on_device(NULL, nbytes + 4);
-            must(tess_cuda_sdpa_transpose(on_device(src, nbytes + 4), rows, cols, dst, NULL));
-            must(tess_emulation_read(got, dst, nbytes + 4));
-            for (int64_t j = 0; j < rows * cols; j++)
-                assert_true(got[j] == src[j % rows * cols + j / rows]);
-            tess_emulation_release_all();
+            use_order(order, -1);
+            if (!is_transpose_right(sizes[i][0], sizes[i][1]))
+                fail_msg("size %d, order %d: not the transpose", i, order);
         }
+}
+
+/* -------- barriers -------- */
+
+static bool is_all_right(int barrier)
+{
+    bool is_right = true;
+    for (int order = 0; order < TESS_NELEM(orders); order++) {
+        for (int i = 0; i < TESS_NELEM(packs); i++) {
+            use_order(order, barrier);
+            is_right = is_right && are_offsets_right(packs[i].length, packs[i].document_numel);
+        }
+        for (int i = 0; i < TESS_NELEM(sizes); i++) {
+            use_order(order, barrier);
+            is_right = is_right && is_transpose_right(sizes[i][0], sizes[i][1]);
+        }
+    }
+    return is_right;
+}
+
+/* In a process of its own: a document that is counted wrongly is a place outside memory. */
+static bool is_noticed(int barrier)
+{
+    int code = 0;
+    (void)fflush(NULL);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        const struct rlimit no_core = {0, 0};
+        (void)setrlimit(RLIMIT_CORE, &no_core);
+        (void)signal(SIGSEGV, SIG_DFL);
+        _exit(is_all_right(barrier) ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &code, 0), child);
+    return !WIFEXITED(code) || WEXITSTATUS(code) != 0;
+}
+
+/* After the cases above, which pass all barriers. */
+static void test_barriers_taken_out_show(void **state)
+{
+    static const char *const sources[] = {"sdpa.cu", NULL};
+    (void)state;
+    barriers_check_reach(sources);
+    assert_false(is_noticed(-1));
+    for (int b = 0; b < tess_emulation_barrier_numel(); b++) {
+        const tess_emulation_barrier barrier = tess_emulation_barrier_get(b);
+        if (!is_noticed(b))
+            fail_msg("%s of %s:%d can be taken out and nothing shows it", barrier.kind,
+                     barrier.file, barrier.line);
     }
 }
 
@@ -123,6 +208,7 @@ int main(void)
         cmocka_unit_test(test_offsets_of_any_pack),
         cmocka_unit_test(test_offsets_of_no_plan_are_refused),
         cmocka_unit_test(test_transpose_of_any_size),
+        cmocka_unit_test(test_barriers_taken_out_show),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "kernels/cuda/cuda_priv.h"
+#include "tests/emulation/barriers.h"
 #include "tests/emulation/emulation.h"
 #include "tests/kernels/op_support.h"
 
@@ -261,30 +262,8 @@ static inline void twin_check_barriers(const twin_suite *suite)
     }
 }
 
-static inline bool is_known_barrier(const char *source, int line)
-{
-    for (int b = 0; b < tess_emulation_barrier_numel(); b++) {
-        const tess_emulation_barrier barrier = tess_emulation_barrier_get(b);
-        const char *name = strrchr(barrier.file, '/');
-        if (barrier.line == line && strcmp(name != NULL ? name + 1 : barrier.file, source) == 0)
-            return true;
-    }
-    return false;
-}
-
 /** The cases reach every barrier that stands in the sources. */
 static inline void twin_check_reach(const twin_suite *suite)
 {
-    for (int i = 0; suite->sources[i] != NULL; i++) {
-        char path[1024], text[512];
-        snprintf(path, sizeof path, "%s/kernels/cuda/%s", TESS_TEST_SOURCE_DIR, suite->sources[i]);
-        FILE *f = fopen(path, "r");
-        if (f == NULL)
-            fail_msg("cannot read %s", path);
-        for (int line = 1; fgets(text, sizeof text, f) != NULL; line++)
-            if ((strstr(text, "__syncthreads()") != NULL || strstr(text, "__syncwarp(") != NULL) &&
-                !is_known_barrier(suite->sources[i], line))
-                fail_msg("%s:%d: no case passes this barrier", suite->sources[i], line);
-        fclose(f);
-    }
+    barriers_check_reach(suite->sources);
 }
