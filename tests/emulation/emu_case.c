@@ -141,6 +141,7 @@ static tess_status run_rank(const emu_case *c, const emu_rank *rank, tess_comm *
                              .mid_numel = 33,
                              .out_numel = c->is_tied ? 33 : 29,
                              .is_tied = c->is_tied,
+                             .is_quantized = c->is_quantized,
                              .between_numel = c->between_numel};
     memset(out, 0, sizeof *out);
     tess_registry_init(&p.reg, TESS_F32);

@@ -359,7 +359,11 @@ static tess_status stream_wait(tess_stream *base, const tess_event *ev)
     TESS_TRY(emu_begin(s, EMU_OP_WAIT, "wait", &op));
     op->entry = (uint32_t)ev->mark;
     emu_clock_join(&s->clock, &s->device->entry[ev->mark - 1].clock);
-    return emu_enqueue(s, op);
+    TESS_TRY(emu_enqueue(s, op));
+    const emu_lane *lane = &s->device->lane;
+    const bool is_shared = lane->compute == s && from != s && from != lane->stream &&
+                           !s->device->world->options.is_lane_apart;
+    return is_shared ? stream_wait(&lane->stream->base, ev) : TESS_OK;
 }
 
 typedef struct awaited {
@@ -446,12 +450,14 @@ static tess_status create_stream(tess_device *d, const char *name, bool is_urgen
     (void)is_urgent; /* any legal order must do */
     TESS_TRY(emu_stream_create(device_of(d), name, &s));
     *out = &s->base;
-    return TESS_OK;
+    const bool has_lane = device_of(d)->world->options.is_ahead && strcmp(name, "compute") == 0;
+    return has_lane ? emu_lane_open(s) : TESS_OK;
 }
 
 static void destroy_stream(tess_device *d, tess_stream *s)
 {
     (void)d;
+    emu_lane_close(ours(s));
     emu_stream_destroy(ours(s));
 }
 

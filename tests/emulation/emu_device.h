@@ -88,6 +88,19 @@ typedef struct emu_stream {
     emu_op *head, *tail;
 } emu_stream;
 
+/** A place for decoded weights, see emu_lane.c. */
+typedef struct emu_slot {
+    void *data;
+    tess_event ready; /* recorded on the lane: it is filled */
+    tess_event free;  /* recorded on the compute stream: its product is done */
+} emu_slot;
+
+typedef struct emu_lane {
+    emu_stream *stream, *compute; /* NULL: weights are not dequantized ahead */
+    emu_slot slot[2];
+    int next_idx;
+} emu_lane;
+
 struct emu_device {
     tess_device base; /* first */
     emu_world *world;
@@ -96,6 +109,7 @@ struct emu_device {
     emu_stream *stream[EMU_STREAM_MAX];
     char stream_name[EMU_STREAM_MAX][24];
     int stream_numel;
+    emu_lane lane;
     emu_entry *entry; /* [entry_numel], number 1 first */
     uint32_t entry_numel, entry_room;
     emu_clock host; /* what the host has waited for */
@@ -166,6 +180,16 @@ char *emu_alias(const emu_device *d, const void *data, size_t nbytes);
 /** Bytes for an operation to read, and a way to write. */
 const char *emu_source(const emu_device *d, tess_view v);
 void emu_deliver(emu_device *d, uint32_t entry, tess_view dst, const char *bytes);
+
+/* ---- emu_lane.c ---- */
+
+/** A lane beside this stream, unless the device has one. */
+TESS_MUST_CHECK tess_status emu_lane_open(emu_stream *compute);
+/** The end of the stream's lane, where it has one. */
+void emu_lane_close(emu_stream *compute);
+/** Decode quantized matrices of a product on `s` ahead: its terms name what is decoded then.
+ * @param out  free when the product is done; NULL: the product decodes for itself */
+TESS_MUST_CHECK tess_status emu_lane_fill(emu_stream *s, tess_gemm_args *a, emu_slot **out);
 
 /* ---- emu_check.c ---- */
 

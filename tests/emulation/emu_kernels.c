@@ -7,14 +7,18 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
 {
     emu_stream *s = NULL;
     emu_op *op = NULL;
+    emu_slot *slot = NULL;
     const char *name = emu_kernel_name(call->kernel);
     TESS_TRY(emu_stream_of(name, stream, &s));
+    if (call->kernel == EMU_KERNEL_gemm)
+        TESS_TRY(emu_lane_fill(s, &call->args.gemm, &slot));
     TESS_TRY(emu_begin(s, EMU_OP_KERNEL, name, &op));
     op->call = malloc(sizeof *op->call);
     *op->call = *call;
     emu_own(op->call);
     emu_touch_call(s->device, op->entry, op->call);
-    return emu_enqueue(s, op);
+    TESS_TRY(emu_enqueue(s, op));
+    return slot != NULL ? tess_event_record(&slot->free, stream) : TESS_OK;
 }
 
 /* Checks of embedding_* and of the others are named after the op, not after its direction. */

@@ -28,6 +28,10 @@ typedef struct emu_options {
     /* Every kernel is held to its list of operands (emu_ranges.c): it runs twice, the second time
      * with all bytes changed that are not listed as read. Slow. */
     bool is_audited;
+    /* Quantized matrices are decoded on a stream beside the compute stream, as CUDA does. */
+    bool is_ahead;
+    /* ... which does not wait for what the compute stream waits for: a mistake to be found. */
+    bool is_lane_apart;
 } emu_options;
 
 /** One rank as its body sees it. */
@@ -44,6 +48,7 @@ typedef struct emu_report {
     char violation[EMU_TEXT_NBYTES]; /* the first */
     uint64_t order_hash;             /* of the operations as they ran */
     int64_t operation_numel;
+    int64_t ahead_numel;            /* products whose matrices were decoded ahead */
     bool has_run[EMU_KERNEL_NUMEL]; /* kernels */
 } emu_report;
 
@@ -55,6 +60,9 @@ void emu_run(const emu_options *options, emu_body body, void *arg, emu_report *o
 void emu_ignore_event(const emu_rank *rank, const tess_event *ev);
 /** Waits that were taken away so far. */
 int64_t emu_ignored_numel(const emu_rank *rank);
+
+/** The event after which a slot of weights decoded ahead is filled, or free again (`is_free`). */
+const tess_event *emu_lane_event(const emu_rank *rank, int slot_idx, bool is_free);
 
 /** C twins, deferred. */
 extern const tess_kernels emu_kernels;

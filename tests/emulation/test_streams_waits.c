@@ -35,7 +35,7 @@ static void take_each(emu_case c, int rank_numel, uint64_t seed, tally *sum)
     static emu_removal r;
     emu_report report;
     emu_outcome out;
-    const emu_options o = {.rank_numel = rank_numel, .seed = seed};
+    const emu_options o = {.rank_numel = rank_numel, .seed = seed, .is_ahead = c.is_quantized};
     memset(&r, 0, sizeof r);
     c.begin = emu_take_away;
     c.arg = &r;
@@ -69,6 +69,7 @@ static void take_all(int rank_numel)
                             .between_numel = variant % 5 == 0 ? 0 : 2,
                             .prefetch = (variant & 4) != 0,
                             .is_tied = variant >= 24,
+                            .is_quantized = variant % 3 == 1,
                             .keeps = variant >= 16,
                             .checkpoints = (variant & 8) != 0};
         take_each(c, rank_numel, (uint64_t)variant, &sum);

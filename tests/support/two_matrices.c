@@ -7,20 +7,11 @@
 #include "core/arith.h"
 #include "core/rng.h"
 
-static tess_status add_matrix(tess_registry *reg, int unit_idx, const char *name, tess_role role,
-                              int64_t rows, int64_t cols, int *idx)
+static tess_codec frozen_codec(const two_matrices *m)
 {
-    tess_param p = {.unit_idx = unit_idx,
-                    .role = role,
-                    .shape_rank = 2,
-                    .shape = {rows, cols},
-                    .codec = {.format = TESS_FORMAT_F32},
-                    .init = TESS_INIT_NORMAL,
-                    .init_scale = 0.3,
-                    .learning_rate_ratio = 1.0,
-                    .has_weight_decay = true};
-    snprintf(p.name, sizeof p.name, "%s", name);
-    return tess_registry_add_param(reg, &p, idx);
+    if (m->is_quantized)
+        return (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 64};
+    return (tess_codec){.format = TESS_FORMAT_F32};
 }
 
 /* ---- scratch ---- */
@@ -56,7 +47,10 @@ static size_t gemm_nbytes(const two_matrices *m)
     };
     size_t most = 0;
     for (int i = 0; i < TESS_NELEM(args); i++) {
-        args[i].term_numel = args[i].kind == TESS_GEMM_TN ? 1 : 2;
+        const bool is_pair = args[i].kind != TESS_GEMM_TN;
+        args[i].term_numel = is_pair ? 2 : 1;
+        if (is_pair)
+            args[i].term[0].b.codec = frozen_codec(m);
         most = TESS_MAX(most, tess_kernels_cpu.gemm_work_nbytes(&args[i], 1));
     }
     return most;
@@ -108,14 +102,24 @@ static int64_t width_of(const two_matrices *m, int stage_idx)
 
 static tess_status add_pair(two_matrices *m, tess_registry *reg, int s, int unit_idx)
 {
-    char name[2][16];
-    const int64_t rows = s == last_stage(m) ? m->out_numel : m->mid_numel;
-    snprintf(name[0], sizeof name[0], "f%d", s);
-    snprintf(name[1], sizeof name[1], "t%d", s);
-    TESS_TRY(
-        add_matrix(reg, unit_idx, name[0], TESS_ROLE_FROZEN, rows, width_of(m, s), &m->frozen[s]));
-    return add_matrix(reg, unit_idx, name[1], TESS_ROLE_TRAINABLE, rows, width_of(m, s),
-                      &m->trainable[s]);
+    static const tess_role role[] = {TESS_ROLE_FROZEN, TESS_ROLE_TRAINABLE};
+    const int64_t shape[] = {s == last_stage(m) ? m->out_numel : m->mid_numel, width_of(m, s)};
+    for (int i = 0; i < 2; i++) {
+        tess_param p = {.unit_idx = unit_idx,
+                        .role = role[i],
+                        .shape_rank = 2,
+                        .shape = {shape[0], shape[1]},
+                        .codec = {.format = TESS_FORMAT_F32},
+                        .init = TESS_INIT_NORMAL,
+                        .init_scale = 0.3,
+                        .learning_rate_ratio = 1.0,
+                        .has_weight_decay = true};
+        if (i == 0)
+            p.codec = frozen_codec(m);
+        snprintf(p.name, sizeof p.name, "%c%d", "ft"[i], s);
+        TESS_TRY(tess_registry_add_param(reg, &p, i == 0 ? &m->frozen[s] : &m->trainable[s]));
+    }
+    return TESS_OK;
 }
 
 static tess_status add_unit(two_matrices *m, tess_registry *reg, int s, int *unit_idx)

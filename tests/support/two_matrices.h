@@ -25,7 +25,8 @@ typedef struct two_matrices {
     int64_t row_numel, in_numel, mid_numel, out_numel;
     int between_numel; /* stages between the two */
     int frozen[TWO_MATRICES_STAGE_MAX], trainable[TWO_MATRICES_STAGE_MAX]; /* [stage] parameters */
-    bool is_tied; /* both stages use unit 0 (in = mid = out) */
+    bool is_tied;      /* both stages use unit 0 (in = mid = out) */
+    bool is_quantized; /* frozen matrices are NF4 in blocks of 64, else f32 */
     /* Micro-batch `poisoned_idx` gives one NaN: element `poisoned_element` of the gradient of stage
      * `poisoned_stage`. */
     bool is_poisoned;
