@@ -426,6 +426,17 @@ static tess_status check_spec(const tess_sched_spec *spec)
     return TESS_OK;
 }
 
+/* The lowest stage with a backward. Nothing below it learns, so nobody wants its input's gradient.
+ * A fused last stage has its loss to give, whatever learns. */
+static int last_backward_stage(const tess_sched_spec *spec)
+{
+    const int end = spec->stage_numel - (spec->is_last_fused ? 1 : 0);
+    int s = 0;
+    while (s < end && !spec->unit_has_grad[spec->stage_unit[s]])
+        s++;
+    return s;
+}
+
 static tess_status plan_visits(builder *b)
 {
     const tess_sched_spec *spec = b->spec;
@@ -436,7 +447,7 @@ static tess_status plan_visits(builder *b)
     b->forward_numel = n - (spec->is_last_fused && !spec->is_eval ? 1 : 0);
     for (int s = 0; s < b->forward_numel; s++)
         b->visit_stage[b->visit_numel++] = s;
-    for (int s = n - 1; s >= 0 && !spec->is_eval; s--)
+    for (int s = n - 1; s >= last_backward_stage(spec) && !spec->is_eval; s--)
         b->visit_stage[b->visit_numel++] = s;
     return TESS_OK;
 }

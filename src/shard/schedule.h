@@ -32,7 +32,8 @@ typedef enum tess_lane {
 typedef enum tess_sched_kind {
     TESS_SCHED_GATHER,   /* bucket -> slot, gather lane */
     TESS_SCHED_FORWARD,  /* stage, compute lane */
-    TESS_SCHED_BACKWARD, /* stage, compute lane; recomputes first where asked */
+    TESS_SCHED_BACKWARD, /* stage, compute lane; recomputes first where asked. Stages below the
+                            first that learns have none */
     TESS_SCHED_SEND,     /* unit's gradient pieces to their owners, reduce lane */
     TESS_SCHED_FOLD,     /* received pieces into the ordered sum, compute lane */
     TESS_SCHED_CLEAR,    /* zeros where a library reduction has no gradient, compute lane */

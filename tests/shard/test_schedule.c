@@ -386,6 +386,15 @@ static void place_fold(place_state *p, int op_idx)
     p->open_send = NO_OP;
 }
 
+/* A stage is visited backwards where it, or one below, has a gradient to give, or a loss. */
+static bool has_backward(const tess_sched_spec *spec, int stage_idx)
+{
+    bool has = spec->is_last_fused && stage_idx == spec->stage_numel - 1;
+    for (int s = 0; s <= stage_idx; s++)
+        has = has || spec->unit_has_grad[spec->stage_unit[s]];
+    return has && !spec->is_eval;
+}
+
 static void check_counts(const place_state *p)
 {
     const tess_sched_spec *spec = &p->m->spec;
@@ -395,7 +404,7 @@ static void check_counts(const place_state *p)
             const bool is_fused =
                 spec->is_last_fused && !spec->is_eval && s == spec->stage_numel - 1;
             assert_int_equal(p->forward_numel[r][s], active && !is_fused);
-            assert_int_equal(p->backward_numel[r][s], active && !spec->is_eval);
+            assert_int_equal(p->backward_numel[r][s], active && has_backward(spec, s));
         }
         for (int u = 0; u < spec->unit_numel; u++) {
             const bool is_due = !spec->is_library_once || r == spec->round_numel - 1;
@@ -633,6 +642,32 @@ static void test_gather_numbers(void **state)
                 }
 }
 
+/* Of four units the lowest two do not learn, as an embedding under adapters: backward gathers and
+ * visits the others alone. */
+static void test_nothing_below_what_learns_is_visited(void **state)
+{
+    (void)state;
+    for (int fused = 0; fused <= 1; fused++) {
+        model m;
+        tess_schedule s;
+        make_chain(&m, 4, 2, 1, 1);
+        m.unit_has_grad[0] = m.unit_has_grad[1] = false;
+        m.spec.is_last_fused = fused != 0;
+        check_model(&m);
+        assert_int_equal(tess_schedule_create(&m.spec, &s), TESS_OK);
+        assert_int_equal(s.gather_numel, 4); /* the turn finds both in place */
+        assert_int_equal(s.op[s.op_numel - 1].unit_idx, 2);
+        tess_schedule_fini(&s);
+        m.unit_has_grad[2] = m.unit_has_grad[3] = false;
+        check_model(&m);
+        assert_int_equal(tess_schedule_create(&m.spec, &s), TESS_OK);
+        assert_int_equal(s.op[s.op_numel - 1].stage_idx, 3);
+        assert_int_equal(s.op[s.op_numel - 1].kind,
+                         fused != 0 ? TESS_SCHED_BACKWARD : TESS_SCHED_FORWARD);
+        tess_schedule_fini(&s);
+    }
+}
+
 /* Units {0,1} {2,3} {4,5} with two slots: the buckets of test_gather_numbers(), each gathered once
  * for both its stages and read by them from one slot; the middle one is gathered ahead. */
 static void test_buckets(void **state)
@@ -781,6 +816,7 @@ int main(void)
         cmocka_unit_test(test_chains),
         cmocka_unit_test(test_tied_unit_sent_once),
         cmocka_unit_test(test_gather_numbers),
+        cmocka_unit_test(test_nothing_below_what_learns_is_visited),
         cmocka_unit_test(test_buckets),
         cmocka_unit_test(test_one_bucket),
         cmocka_unit_test(test_prefetch_overlaps),
