@@ -36,5 +36,7 @@ void emu_take_away(void *arg, const emu_rank *rank, tess_runtime *rt)
              "rank %d: %s of unit %d, round %d, after %s of unit %d, round %d", rank->rank,
              tess_sched_kind_name(op->kind), op->unit_idx, op->round_idx,
              tess_sched_kind_name(from->kind), from->unit_idx, from->round_idx);
+    r->may_be_idle =
+        op->kind == TESS_SCHED_BACKWARD && op->stage_idx == 0 && from->kind == TESS_SCHED_GATHER;
     op->wait[r->taken.lane] = -1;
 }

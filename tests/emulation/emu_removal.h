@@ -20,6 +20,9 @@ typedef struct emu_removal {
     int numel, slot_numel;         /* slot: of gathers for the last use of what they replace */
     emu_place taken;
     char what[160]; /* of the wait that was taken */
+    /* It is that of the first stage's backward for its weights. Schedules take for granted that
+     * backward reads them; where only their gradient is wanted, as of an embedding, it does not. */
+    bool may_be_idle;
 } emu_removal;
 
 /** `arg`: an emu_removal. Where `taken` is none the rank's waits are listed, else that one goes.

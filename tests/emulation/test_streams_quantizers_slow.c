@@ -12,18 +12,9 @@
 
 #include <cmocka.h>
 
-#include "emulation/emu_case.h"
-#include "emulation/emu_removal.h"
+#include "emulation/emu_session.h"
 #include "support/rqvae_run.h"
 #include "train/session_priv.h"
-
-enum { STEP_NUMEL = 2 };
-
-/* Bits that a run leaves. */
-typedef struct trained {
-    double loss[STEP_NUMEL], norm[STEP_NUMEL], eval_loss;
-    int64_t master[2];
-} trained;
 
 #define STEPS "train.steps=2", "output.checkpoint_every=0"
 #define SHORT STEPS, "compute.dtype=f32"
@@ -73,49 +64,8 @@ static const rqvae_launch choice[] = {
 typedef struct job {
     const rqvae_launch *launch;
     emu_removal *removal; /* NULL: nothing is taken away */
-    trained out[EMU_RANK_MAX];
+    emu_trained out[EMU_RANK_MAX];
 } job;
-
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    tess_session *s = arg;
-    return s->feed->fill(s, s->step * s->run->train.micro_batches + m, batch);
-}
-
-static tess_status run_step(tess_session *s, trained *out)
-{
-    tess_step_result result;
-    tess_step_request request = {.first_micro_batch_idx = s->step * s->run->train.micro_batches,
-                                 .update = {.step = s->step + 1,
-                                            .learning_rate = 0.02,
-                                            .beta1 = s->run->train.beta1,
-                                            .beta2 = s->run->train.beta2,
-                                            .eps = s->run->train.eps,
-                                            .clip_norm = s->run->train.clip_norm},
-                                 .arg = s,
-                                 .batch_of = batch_of};
-    TESS_TRY(s->feed->count(s, &request.loss_token_numel));
-    TESS_TRY(tess_runtime_step(s->rt, &request, &result));
-    TESS_CHECK(result.nonfinite_numel == 0, TESS_E_NUMERIC, "step %lld is not finite",
-               (long long)s->step);
-    out->loss[s->step] = result.loss;
-    out->norm[s->step] = result.grad_norm;
-    s->step++;
-    s->update_numel++;
-    return s->feed->stepped(s, NULL);
-}
-
-static tess_status use_session(const job *j, const emu_rank *rank, tess_session *s, trained *out)
-{
-    tess_eval_result eval = {0};
-    if (j->removal != NULL && rank != NULL)
-        emu_take_away(j->removal, rank, s->rt);
-    for (int i = 0; i < STEP_NUMEL; i++)
-        TESS_TRY(run_step(s, out));
-    TESS_TRY(tess_session_evaluate(s, &eval));
-    out->eval_loss = eval.loss;
-    return emu_hash_masters(s->world, s->rt, s->d.plan, out->master);
-}
 
 static tess_status make_data(tess_comm *comm, const rqvae_launch *l, vector_run *v)
 {
@@ -126,18 +76,17 @@ static tess_status make_data(tess_comm *comm, const rqvae_launch *l, vector_run 
 }
 
 /* `rank` NULL: the host. */
-static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, trained *out)
+static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, emu_trained *out)
 {
     vector_run v;
     tess_session *s = NULL;
     rqvae_launch l = *j->launch;
     l.device = rank != NULL ? rank->device : NULL;
     l.kernels = rank != NULL ? &emu_kernels : &tess_kernels_cpu;
-    memset(out, 0, sizeof *out);
     TESS_TRY(make_data(comm, &l, &v));
     tess_status st = rqvae_open(comm, &v, &l, false, &s);
     if (st == TESS_OK)
-        st = use_session(j, rank, s, out);
+        st = emu_session_use(s, rank, j->removal, out);
     tess_session_close(&s);
     vector_run_destroy(comm, &v);
     return st;
@@ -149,7 +98,7 @@ static tess_status body(void *arg, const emu_rank *rank)
     return run_on(j, rank, rank->comm, &j->out[rank->rank]);
 }
 
-static void on_host(const rqvae_launch *l, trained *out)
+static void on_host(const rqvae_launch *l, emu_trained *out)
 {
     const job j = {.launch = l};
     tess_comm *self = NULL;
@@ -159,24 +108,16 @@ static void on_host(const rqvae_launch *l, trained *out)
     tess_comm_destroy(&self);
 }
 
-static void check_report(const char *name, const emu_options *o, const emu_report *r)
-{
-    if (r->status != TESS_OK || r->violation_numel != 0)
-        fail_msg("%s, %d ranks, seed %llu: %s; %lld violations: %s", name, o->rank_numel,
-                 (unsigned long long)o->seed, r->error, (long long)r->violation_numel,
-                 r->violation);
-}
-
 /* ---- any order gives the host's bits ---- */
 
-static void check_seed(const rqvae_launch *l, const emu_options *o, const trained *want)
+static void check_seed(const rqvae_launch *l, const emu_options *o, const emu_trained *want)
 {
     static job j;
     emu_report report;
     memset(&j, 0, sizeof j);
     j.launch = l;
     emu_run(o, body, &j, &report);
-    check_report(l->name, o, &report);
+    emu_session_check(l->name, o, &report);
     for (int r = 0; r < o->rank_numel; r++)
         if (memcmp(want, &j.out[r], sizeof *want) != 0)
             fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
@@ -190,7 +131,7 @@ static void test_bits(void **state)
 {
     (void)state;
     for (int i = 0; i < TESS_NELEM(choice); i++) {
-        trained want;
+        emu_trained want;
         on_host(&choice[i], &want);
         for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
             for (uint64_t seed = 0; seed < 2; seed++) {
@@ -238,7 +179,7 @@ static void test_operands(void **state)
         memset(&j, 0, sizeof j);
         j.launch = &choice[i];
         emu_run(&o, body, &j, &report);
-        check_report(choice[i].name, &o, &report);
+        emu_session_check(choice[i].name, &o, &report);
         for (int k = 0; k < EMU_KERNEL_NUMEL; k++)
             has_run[k] = has_run[k] || report.has_run[k];
     }
@@ -254,28 +195,16 @@ static bool takes_waits(const rqvae_launch *l)
            strcmp(l->name, "images") == 0;
 }
 
-static void take_each(const rqvae_launch *l, int rank_numel, int *wait_numel)
+static int take_each(const rqvae_launch *l, int rank_numel)
 {
-    static emu_removal r;
     static job j;
-    emu_report report;
-    const emu_options o = {.rank_numel = rank_numel, .seed = 1};
-    memset(&r, 0, sizeof r);
     memset(&j, 0, sizeof j);
     j.launch = l;
-    j.removal = &r;
-    r.taken.rank = -1;
-    emu_run(&o, body, &j, &report);
-    check_report(l->name, &o, &report);
-    for (int i = 0; i < r.numel; i++) {
-        r.taken = r.list[i];
-        emu_run(&o, body, &j, &report);
-        if (report.violation_numel == 0)
-            fail_msg("%s, %d ranks: nothing shows without the wait of %s", l->name, rank_numel,
-                     r.what);
-        assert_non_null(strstr(report.violation, "nothing orders the two"));
-    }
-    *wait_numel += r.numel;
+    return emu_session_take_each(&(emu_setting){.name = l->name,
+                                                .options = {.rank_numel = rank_numel, .seed = 1},
+                                                .body = body,
+                                                .arg = &j,
+                                                .removal = &j.removal});
 }
 
 static void test_missing_waits(void **state)
@@ -285,7 +214,7 @@ static void test_missing_waits(void **state)
     for (int i = 0; i < TESS_NELEM(choice); i++)
         if (takes_waits(&choice[i]))
             for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
-                take_each(&choice[i], rank_numel, &wait_numel);
+                wait_numel += take_each(&choice[i], rank_numel);
     print_message("%d waits taken away\n", wait_numel);
     assert_true(wait_numel > 0);
 }
@@ -317,7 +246,7 @@ static int train_in_parts(vector_run *v, const rqvae_launch *l)
         const emu_options o = {.rank_numel = 1, .seed = (uint64_t)numel};
         emu_report report;
         emu_run(&o, train_part, &p, &report);
-        check_report(l->name, &o, &report);
+        emu_session_check(l->name, &o, &report);
     }
     return numel;
 }

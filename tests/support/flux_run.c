@@ -354,6 +354,8 @@ static tess_status open_run(tess_comm *comm, flux_run *r, const flux_launch *l,
     options->override_numel = numel;
     options->adapter = l->adapter;
     options->checkpoint = l->checkpoint;
+    options->device = l->device;
+    options->kernels = l->kernels;
     return tess_session_open(&r->ctx, comm, options, out);
 }
 

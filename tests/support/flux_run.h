@@ -31,12 +31,14 @@ void flux_run_destroy(tess_comm *comm, flux_run *r);
 
 /** What is trained. */
 typedef struct flux_launch {
-    const char *name;         /* folder of the run */
-    const char *model;        /* path */
-    const char *override[10]; /* ends with NULL */
-    bool is_stopped;          /* as a signal would, after one step */
-    const char *adapter;      /* readers: instead of a checkpoint; NULL: none */
-    const char *checkpoint;   /* readers: "none" is the base alone; NULL: the newest */
+    const char *name;            /* folder of the run */
+    const char *model;           /* path */
+    const char *override[10];    /* ends with NULL */
+    bool is_stopped;             /* as a signal would, after one step */
+    const char *adapter;         /* readers: instead of a checkpoint; NULL: none */
+    const char *checkpoint;      /* readers: "none" is the base alone; NULL: the newest */
+    tess_device *device;         /* NULL: what compute.device says */
+    const tess_kernels *kernels; /* of the device */
 } flux_launch;
 
 /** Open a session. Collective. */

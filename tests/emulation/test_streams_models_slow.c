@@ -1,0 +1,222 @@
+/*
+ * Llama and FLUX.1 on emulated devices, in LoRA and full mode, resharded or kept, recomputed or
+ * not, prefetched or not: any legal order of streams gives the host's bits, nothing is touched that
+ * is not ordered, and each generated wait, taken away in turn, shows. Quantized weights are
+ * dequantized ahead.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "emulation/emu_session.h"
+#include "support/flux_run.h"
+#include "support/tiny_run.h"
+
+#define FEW "train.micro_batches=3", "output.checkpoint_every=0"
+#define WORLD "shard.gather_group=world", "shard.reshard_after_forward=on"
+#define AGAIN "compute.activation_checkpointing=on"
+
+typedef struct launch {
+    const char *name;
+    bool is_flux;
+    bool is_ahead; /* matrices are quantized */
+    bool is_full;
+    const char *override[10];
+} launch;
+
+static const launch launches[] = {
+    {"llama, one ahead", false, true, false, {FEW, WORLD}},
+    {"llama, none ahead, recomputed", false, true, false, {FEW, WORLD, AGAIN, "shard.prefetch=0"}},
+    {"llama, kept",
+     false,
+     true,
+     false,
+     {FEW, "shard.gather_group=world", "shard.reshard_after_forward=off"}},
+    {"llama, every weight", false, false, true, {FEW, WORLD, "train.mode=full"}},
+    {"flux, one ahead, recomputed", true, true, false, {FEW, WORLD, AGAIN, "base.format=int8"}},
+    {"flux, none ahead", true, true, false, {FEW, WORLD, "base.format=int8", "shard.prefetch=0"}},
+    {"flux, kept",
+     true,
+     false,
+     false,
+     {FEW, "shard.gather_group=world", "shard.reshard_after_forward=off"}},
+    {"flux, every weight", true, false, true, {FEW, WORLD, AGAIN, "train.mode=full"}},
+};
+
+static const char full_text[] = "model: {path: MODEL, init: random}\n"
+                                "data: {path: TRAIN, sequence_length: 32}\n"
+                                "train: {steps: 3, micro_batch: 2, clip_norm: 0.05, seed: 3}\n"
+                                "output: {dir: OUT}\n";
+
+/* Made once; every rank of every run reads them. */
+static tiny_run tiny_files;
+static flux_run flux_files;
+
+typedef struct job {
+    const launch *launch;
+    emu_removal *removal; /* NULL: nothing is taken away */
+    emu_trained out[EMU_RANK_MAX];
+} job;
+
+/* ---- one run ---- */
+
+static tess_status open_llama(const launch *l, const emu_rank *rank, tess_comm *comm, tiny_run *t,
+                              tess_session **s)
+{
+    const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
+                                          .run_text = l->is_full ? full_text : NULL,
+                                          .device = rank != NULL ? rank->device : NULL,
+                                          .kernels =
+                                              rank != NULL ? &emu_kernels : &tess_kernels_cpu};
+    return tiny_run_open_as(comm, t, "run", l->override, &options, s);
+}
+
+static tess_status open_flux(const launch *l, const emu_rank *rank, tess_comm *comm, flux_run *f,
+                             tess_session **s)
+{
+    flux_launch own = {.name = "run",
+                       .model = f->model[FLUX_RUN_TINY],
+                       .device = rank != NULL ? rank->device : NULL,
+                       .kernels = rank != NULL ? &emu_kernels : &tess_kernels_cpu};
+    for (int i = 0; i < TESS_NELEM(own.override); i++)
+        own.override[i] = l->override[i];
+    return flux_run_open(comm, f, &own, TESS_SESSION_TRAIN, s);
+}
+
+/* `rank` NULL: the host. */
+static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, emu_trained *out)
+{
+    tiny_run tiny = tiny_files;
+    flux_run flux = flux_files;
+    tess_session *s = NULL;
+    tess_io *io = NULL;
+    TESS_TRY(tess_io_create(tess_comm_rank(comm), &io));
+    tiny.ctx.io = flux.ctx.io = io;
+    tess_status st = j->launch->is_flux ? open_flux(j->launch, rank, comm, &flux, &s)
+                                        : open_llama(j->launch, rank, comm, &tiny, &s);
+    if (st == TESS_OK)
+        st = emu_session_use(s, rank, j->removal, out);
+    tess_session_close(&s);
+    tess_io_destroy(&io);
+    return st;
+}
+
+static tess_status body(void *arg, const emu_rank *rank)
+{
+    job *j = arg;
+    return run_on(j, rank, rank->comm, &j->out[rank->rank]);
+}
+
+static void on_host(const launch *l, emu_trained *out)
+{
+    const job j = {.launch = l};
+    tess_comm *self = NULL;
+    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
+    if (run_on(&j, NULL, self, out) != TESS_OK)
+        fail_msg("%s, on the host: %s", l->name, tess_error_message());
+    tess_comm_destroy(&self);
+}
+
+/* ---- any order gives the host's bits ---- */
+
+static void check_seed(const launch *l, const emu_options *o, const emu_trained *want)
+{
+    static job j;
+    emu_report report;
+    memset(&j, 0, sizeof j);
+    j.launch = l;
+    emu_run(o, body, &j, &report);
+    emu_session_check(l->name, o, &report);
+    if ((report.ahead_numel > 0) != l->is_ahead)
+        fail_msg("%s: %lld products were prepared ahead", l->name, (long long)report.ahead_numel);
+    for (int r = 0; r < o->rank_numel; r++)
+        if (memcmp(want, &j.out[r], sizeof *want) != 0)
+            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
+                     "host %.17g, %.17g, %.17g",
+                     l->name, o->rank_numel, (unsigned long long)o->seed, r, j.out[r].loss[0],
+                     j.out[r].loss[1], j.out[r].eval_loss, want->loss[0], want->loss[1],
+                     want->eval_loss);
+}
+
+static void test_bits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(launches); i++) {
+        emu_trained want;
+        on_host(&launches[i], &want);
+        for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
+            for (uint64_t seed = 0; seed < 2; seed++) {
+                const emu_options o = {.rank_numel = rank_numel,
+                                       .seed = seed + (uint64_t)(2 * i + rank_numel),
+                                       .is_serial = seed % 2 == 1,
+                                       .is_ahead = true};
+                check_seed(&launches[i], &o, &want);
+            }
+    }
+}
+
+/* ---- waits ---- */
+
+/* Adapters alone: where every weight learns, gradients of a small unit lie in a part of the buffer
+ * that the large one before it does not send, so not every wait for whole buffers shows with these
+ * sizes (those of test_streams_waits.c are made for it). */
+static void test_missing_waits(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(launches); i++) {
+        static job j;
+        if (launches[i].is_full)
+            continue;
+        memset(&j, 0, sizeof j);
+        j.launch = &launches[i];
+        const int numel = emu_session_take_each(
+            &(emu_setting){.name = j.launch->name,
+                           .options = {.rank_numel = 2, .seed = (uint64_t)i, .is_ahead = true},
+                           .body = body,
+                           .arg = &j,
+                           .removal = &j.removal});
+        print_message("%s: %d waits taken away\n", j.launch->name, numel);
+        assert_true(numel > 0);
+    }
+}
+
+/* ---- files ---- */
+
+static int make_files(void **state)
+{
+    tess_comm *self = NULL;
+    (void)state;
+    if (tess_comm_create_self(&self) != TESS_OK || tiny_run_create(self, &tiny_files) != TESS_OK ||
+        flux_run_create(self, &flux_files) != TESS_OK) {
+        print_error("no files: %s\n", tess_error_message());
+        return 1;
+    }
+    tess_comm_destroy(&self);
+    return 0;
+}
+
+static int remove_files(void **state)
+{
+    tess_comm *self = NULL;
+    (void)state;
+    if (tess_comm_create_self(&self) != TESS_OK)
+        return 1;
+    tiny_run_destroy(self, &tiny_files);
+    flux_run_destroy(self, &flux_files);
+    tess_comm_destroy(&self);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_missing_waits),
+    };
+    return cmocka_run_group_tests(tests, make_files, remove_files);
+}
