@@ -60,7 +60,6 @@ static tess_status make_blocks(tess_kmeans *job)
         if (is_far) {
             memset(b->x, 0, (size_t)block_numel * sizeof *b->x); /* whole blocks go up */
             TESS_TRY(tess_event_init(&b->up, job->copying));
-            TESS_TRY(tess_event_init(&b->read, job->parts.stream));
         }
     }
     job->x = job->block[0].x;
@@ -130,10 +129,8 @@ void tess_kmeans_destroy(tess_kmeans **inout)
          (job->copying != NULL && tess_stream_finish(job->copying) != TESS_OK)))
         tess_error_clear(); /* whatever ended the job was told first */
     tess_codebooks_destroy(&job->books);
-    for (int i = 0; i < 2 && job->copying != NULL; i++) {
+    for (int i = 0; i < 2 && job->copying != NULL; i++)
         tess_event_fini(&job->block[i].up, job->copying);
-        tess_event_fini(&job->block[i].read, job->parts.stream);
-    }
     tess_device_stream_destroy(job->device, &job->copying);
     for (int i = 0; i < 2; i++)
         tess_arena_destroy(&job->arena[i]);

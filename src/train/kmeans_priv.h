@@ -37,7 +37,6 @@ typedef struct kmeans_block {
     float *x;              /* [block, dim] host */
     float *near;           /* the same where kernels read it; `x` itself on the host */
     tess_event up;         /* of a device: its last copy there */
-    tess_event read;       /* of a device: what kernels have read of it */
     tess_vectors *vectors; /* read ahead: whose round it holds; NULL: none */
     int64_t round;
 } kmeans_block;

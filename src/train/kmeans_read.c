@@ -36,18 +36,15 @@ void kmeans_make_unit(float *x, int64_t dim)
 
 /* ---- blocks ---- */
 
-/* The next block of memory; what kernels were given of the last one is remembered. */
-static tess_status turn(tess_kmeans *job)
+/* The next block of memory. */
+static void turn(tess_kmeans *job)
 {
-    if (kmeans_is_far(job)) {
-        TESS_TRY(tess_event_record(&job->block[job->block_idx].read, job->parts.stream));
+    if (kmeans_is_far(job))
         job->block_idx = !job->block_idx;
-    }
     job->x = job->block[job->block_idx].x;
     job->near = job->block[job->block_idx].near;
     if (job->plan.config.group_numel == 1)
         job->slice = job->near;
-    return TESS_OK;
 }
 
 /* The own block of a round from the file, where an earlier copy from there is done. */
@@ -67,13 +64,13 @@ static tess_status fill(tess_kmeans *job, kmeans_block *b, tess_vectors *vectors
     return TESS_OK;
 }
 
-/* Behind kernels that still read what lies there. */
+/* No kernel reads what lies there: a round ends when the host has waited for its own, and a block
+ * is written when the round that used it is over. */
 static tess_status send(tess_kmeans *job, kmeans_block *b)
 {
     const int64_t numel = KMEANS_BLOCK * job->plan.dim;
     if (!kmeans_is_far(job))
         return TESS_OK;
-    TESS_TRY(tess_stream_wait(job->copying, &b->read));
     TESS_TRY(tess_device_copy(job->device, kmeans_view(job, b->near, numel, TESS_F32),
                               tess_view_host(b->x, numel, TESS_F32), job->copying));
     return tess_event_record(&b->up, job->copying);
@@ -81,7 +78,7 @@ static tess_status send(tess_kmeans *job, kmeans_block *b)
 
 static tess_status read_block(tess_kmeans *job, tess_vectors *vectors, int64_t round)
 {
-    TESS_TRY(turn(job));
+    turn(job);
     kmeans_block *b = &job->block[job->block_idx];
     const bool is_here = b->vectors == vectors && b->round == round;
     b->vectors = NULL;
@@ -136,7 +133,7 @@ tess_status kmeans_read_host(tess_kmeans *job, tess_vectors *vectors, int64_t ro
 
 tess_status kmeans_open_block(tess_kmeans *job)
 {
-    TESS_TRY(turn(job));
+    turn(job);
     job->block[job->block_idx].vectors = NULL;
     job->next = NULL;
     return kmeans_is_far(job) ? tess_event_finish(&job->block[job->block_idx].up) : TESS_OK;

@@ -20,12 +20,13 @@
 /* Four blocks, the last one ragged. */
 enum { N = 3 * 1024 + 100, D = 6, SEED_NUMEL = 2 };
 
-#define SMALL "quantizer.dim=6", "output.checkpoint_every=0", "quantizer.passes=2"
+#define SMALL "quantizer.dim=6", "output.checkpoint_every=0"
 
+/* Beams of one: with more, nobody says how many rows of vectors code_residual() reads. */
 static const vector_launch launches[] = {
     {.name = "levels",
      .override = {SMALL, "quantizer.codes=7", "quantizer.levels=2", "quantizer.refine=1",
-                  "quantizer.init=sample"}},
+                  "quantizer.init=sample", "quantizer.beam=1"}},
     {.name = "groups",
      .override = {SMALL, "quantizer.codes=5", "quantizer.groups=2", "quantizer.refine=0",
                   "quantizer.beam=1"}},
@@ -34,23 +35,14 @@ static const vector_launch launches[] = {
                   "quantizer.beam=1"}},
 };
 
-/* Which wait is taken away. */
-typedef enum wait_kind { NONE, UP, READ } wait_kind;
-
 typedef struct job {
     const vector_launch *launch;
     char name[64]; /* of the run's folder */
-    wait_kind taken;
-    int block_idx;
+    bool is_broken;
+    int block_idx; /* whose waits are taken away then */
 } job;
 
 static vector_run files; /* every rank of every run reads them */
-
-static const tess_event *event_of(const job *j, const tess_session *s)
-{
-    const kmeans_block *b = &s->vectors->job->block[j->block_idx];
-    return j->taken == NONE ? NULL : j->taken == UP ? &b->up : &b->read;
-}
 
 /* `rank` NULL: the host. */
 static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm)
@@ -65,8 +57,8 @@ static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm)
     l.device = rank != NULL ? rank->device : NULL;
     l.kernels = rank != NULL ? &emu_kernels : &tess_kernels_cpu;
     tess_status st = vector_run_open(comm, &v, &l, false, &s);
-    if (st == TESS_OK && rank != NULL)
-        emu_ignore_event(rank, event_of(j, s));
+    if (st == TESS_OK && rank != NULL && j->is_broken)
+        emu_ignore_event(rank, &s->vectors->job->block[j->block_idx].up);
     if (st == TESS_OK)
         st = tess_session_train(s);
     if (rank != NULL)
@@ -130,22 +122,22 @@ static void test_bits(void **state)
     }
 }
 
-/* Kernels before their block is there, and a block over what kernels still read. */
+/* Kernels before their block is there. */
 static void test_missing_waits(void **state)
 {
     (void)state;
     for (int rank_numel = 1; rank_numel <= 2; rank_numel++)
         for (int block_idx = 0; block_idx < 2; block_idx++)
-            for (wait_kind taken = UP; taken <= READ; taken++) {
-                job j = {.launch = &launches[0], .taken = taken, .block_idx = block_idx};
+            for (int i = 0; i < TESS_NELEM(launches); i++) {
+                job j = {.launch = &launches[i], .is_broken = true, .block_idx = block_idx};
                 emu_report report;
                 const emu_options o = {.rank_numel = rank_numel, .seed = 3};
                 name_run(&j, "broken");
                 emu_run(&o, body, &j, &report);
                 if (report.violation_numel == 0 ||
                     strstr(report.violation, "(stream blocks") == NULL)
-                    fail_msg("%d ranks, block %d, %s: found '%s'", rank_numel, block_idx,
-                             taken == UP ? "up" : "read", report.violation);
+                    fail_msg("%s, %d ranks, block %d: found '%s'", j.name, rank_numel, block_idx,
+                             report.violation);
             }
 }
 
