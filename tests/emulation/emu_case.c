@@ -75,6 +75,14 @@ tess_status emu_hash_masters(tess_comm *comm, tess_runtime *rt, const tess_plan 
     return tess_comm_control(comm, lane, 2, NULL, 0);
 }
 
+tess_status emu_check_allocations(const emu_rank *rank, int numel)
+{
+    const int found = emu_allocation_numel(rank);
+    TESS_CHECK(found == numel, TESS_E_STATE, "%s: %d allocations in steps, expected none",
+               rank->device->name, found - numel);
+    return TESS_OK;
+}
+
 /* What a rank works with. */
 typedef struct parts {
     const emu_case *c;
@@ -106,7 +114,10 @@ static tess_status run_with(parts *p, emu_outcome *out)
     TESS_TRY(tess_runtime_publish(p->rt));
     if (c->loaded != NULL && p->rank != NULL)
         TESS_TRY(c->loaded(c->arg, p->rank, p->rt));
+    const int allocation_numel = p->rank != NULL ? emu_allocation_numel(p->rank) : 0;
     TESS_TRY(run_steps(p->rt, c, out));
+    if (p->rank != NULL)
+        TESS_TRY(emu_check_allocations(p->rank, allocation_numel));
     return emu_hash_masters(p->world, p->rt, p->plan, out->master);
 }
 

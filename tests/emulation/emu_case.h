@@ -40,6 +40,8 @@ TESS_MUST_CHECK tess_status emu_case_on_host(const emu_case *c, emu_outcome *out
 /** On emulated ranks; every rank's outcome must be the same. */
 void emu_case_run(const emu_options *options, const emu_case *c, emu_report *report,
                   emu_outcome *out);
+/** Steps have allocated nothing of the device since it had `numel` allocations. */
+TESS_MUST_CHECK tess_status emu_check_allocations(const emu_rank *rank, int numel);
 /** The logical hash of all masters. Collective over `comm`. */
 TESS_MUST_CHECK tess_status emu_hash_masters(tess_comm *comm, tess_runtime *rt,
                                              const tess_plan *plan, int64_t lane[2]);

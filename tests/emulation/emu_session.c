@@ -47,9 +47,12 @@ tess_status emu_session_use(tess_session *s, const emu_rank *rank, emu_removal *
     memset(out, 0, sizeof *out);
     if (removal != NULL && rank != NULL)
         emu_take_away(removal, rank, s->rt);
+    const int allocation_numel = rank != NULL ? emu_allocation_numel(rank) : 0;
     for (int i = 0; i < EMU_SESSION_STEPS; i++)
         TESS_TRY(run_step(s, out));
     TESS_TRY(tess_session_evaluate(s, &eval));
+    if (rank != NULL)
+        TESS_TRY(emu_check_allocations(rank, allocation_numel));
     out->eval_loss = eval.loss;
     return emu_hash_masters(s->world, s->rt, s->d.plan, out->master);
 }

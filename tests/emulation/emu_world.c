@@ -283,3 +283,5 @@ static emu_device *device_of(const emu_rank *rank) { return (emu_device *)(void 
 void emu_ignore_event(const emu_rank *rank, const tess_event *ev) { device_of(rank)->ignored = ev; }
 
 int64_t emu_ignored_numel(const emu_rank *rank) { return device_of(rank)->ignored_numel; }
+
+int emu_allocation_numel(const emu_rank *rank) { return device_of(rank)->memory_numel; }

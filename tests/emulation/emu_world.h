@@ -61,6 +61,8 @@ void emu_ignore_event(const emu_rank *rank, const tess_event *ev);
 /** Waits that were taken away so far. */
 int64_t emu_ignored_numel(const emu_rank *rank);
 
+/** Allocations of this rank's device so far, pinned ones of the host among them. */
+int emu_allocation_numel(const emu_rank *rank);
 /** The event after which a slot of weights decoded ahead is filled, or free again (`is_free`). */
 const tess_event *emu_lane_event(const emu_rank *rank, int slot_idx, bool is_free);
 
