@@ -44,11 +44,17 @@ static tess_status look_into_pipeline(const tess_ctx *ctx, const char *dir, bool
     return look_into_dir(ctx, path, is_flux);
 }
 
-static tess_status look_at_kept(const tess_ctx *ctx, const tess_run *run, bool *is_flux)
+static tess_status look_at_kept(const tess_ctx *ctx, const tess_run *run, tess_io_kind kind,
+                                bool *is_flux)
 {
     char kept[PATH_MAX];
     bool was_begun = false;
     TESS_TRY(describe_find_kept(ctx, run, kept, &was_begun));
+    /* said here: what else the run file has would be judged as of a language model */
+    TESS_CHECK(was_begun || kind != TESS_IO_MISSING, TESS_E_CONFIG,
+               "model.path: '%s' is missing, and '%s' holds nothing to go on from; give a model "
+               "directory, or a .safetensors or GGUF file",
+               run->model.path, run->output.dir);
     return was_begun ? look_into_dir(ctx, kept, is_flux) : TESS_OK;
 }
 
@@ -66,7 +72,7 @@ tess_status tess_describe_family(const void *ctx, const tess_run *run, tess_run_
     else if (kind == TESS_IO_FILE && tess_model_is_file(run->model.path))
         TESS_TRY(look_into_file(c, run->model.path, &is_flux));
     else
-        TESS_TRY(look_at_kept(c, run, &is_flux));
+        TESS_TRY(look_at_kept(c, run, kind, &is_flux));
     if (is_flux)
         *family = TESS_RUN_FAMILY_FLUX;
     return TESS_OK;

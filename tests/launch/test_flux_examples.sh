@@ -11,6 +11,13 @@ fail() {
     exit 1
 }
 
+# Without the model that a run file names, that is what is said, and no key is judged as of another family.
+if (cd "$work" && "$TESSERA_BIN" plan "$root/examples/flux/24gb-int8-1024.yaml") >"$work/log" 2>&1; then
+    fail "a plan without its model"
+fi
+grep -qF "model.path: 'models/FLUX.1-dev' is missing, and 'runs/flux/24gb-int8-1024' holds nothing" "$work/log" ||
+    fail "$(cat "$work/log")"
+
 "$root/examples/flux/plans.sh" "$work"
 numel=0
 for run in "$root"/examples/flux/*.yaml; do
