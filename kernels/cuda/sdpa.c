@@ -252,6 +252,8 @@ const tess_sdpa_compiled *tess_sdpa_find(const tess_sdpa *sdpa, const tess_sdpa_
     for (int i = 0; i < sdpa->plan_numel; i++) {
         tess_sdpa_case planned = sdpa->plan[i].c;
         planned.group_kv_numel = c->group_kv_numel;
+        if (c->is_packed)
+            planned.batch_numel = c->batch_numel;
         if (memcmp(&planned, c, sizeof(planned)) == 0)
             return &sdpa->plan[i];
     }
@@ -267,20 +269,37 @@ static bool is_group_small(const tess_sdpa *sdpa, const tess_sdpa_case *c)
     return !c->is_deterministic || 2.0 * scores <= (double)sdpa->settings.work_max_nbytes;
 }
 
-/* Build with as many heads at a time as the limit allows. */
+/* Fewer documents of a pack at a time, down to one, as far as there is room for their places.
+ * @return 0: no fewer */
+static int64_t smaller_chunk(const tess_sdpa *sdpa, const tess_sdpa_case *c)
+{
+    const int64_t now = c->batch_numel;
+    const int64_t fewer = now % 2 == 0 ? now / 2 : 1;
+    const int64_t places = sdpa->settings.document_max / fewer * tess_sdpa_place_stride(fewer);
+    return c->is_packed && now > 1 && places <= TESS_SDPA_PLACE_NUMEL ? fewer : 0;
+}
+
+/* Build with as many heads at a time as the limit allows, and with as many documents: a call
+ * executes once for each group of heads and each chunk of the documents that it has, which are
+ * mostly fewer than are planned for. */
 static tess_status plan_groups(tess_sdpa *sdpa, tess_sdpa_case *c, tess_sdpa_compiled *out)
 {
+    const int64_t batch_numel = c->batch_numel;
     for (int64_t split = 1; split <= c->kv_head_numel; split++) {
         if (c->kv_head_numel % split != 0)
             continue;
         c->group_kv_numel = c->kv_head_numel / split;
-        if (!is_group_small(sdpa, c))
-            continue;
-        TESS_TRY(plan_build(sdpa, c, out));
-        if (out->engine.work_nbytes <= sdpa->settings.work_max_nbytes)
-            return TESS_OK;
-        plan_release(sdpa, out);
+        for (c->batch_numel = batch_numel; c->batch_numel > 0;
+             c->batch_numel = smaller_chunk(sdpa, c)) {
+            if (!is_group_small(sdpa, c))
+                continue;
+            TESS_TRY(plan_build(sdpa, c, out));
+            if (out->engine.work_nbytes <= sdpa->settings.work_max_nbytes)
+                return TESS_OK;
+            plan_release(sdpa, out);
+        }
     }
+    c->batch_numel = batch_numel;
     return TESS_FAIL(TESS_E_UNSUPPORTED, "one head at a time needs more than %zu MiB of workspace",
                      sdpa->settings.work_max_nbytes >> 20);
 }

@@ -5,8 +5,10 @@
 
 enum { THREAD_NUMEL = 256, TILE = 32, TILE_ROWS = THREAD_NUMEL / TILE };
 
-/* One block: counts, a prefix sum over the threads, first tokens, then what the library reads. */
-static __global__ void __launch_bounds__(THREAD_NUMEL) find_documents(tess_sdpa_offsets_args a)
+/* One block: counts, a prefix sum over the threads, first tokens, then what the library reads.
+ * `stride`: places of a chunk. */
+static __global__ void __launch_bounds__(THREAD_NUMEL)
+    find_documents(tess_sdpa_offsets_args a, int64_t stride)
 {
     TESS_DYN_SHARED(int32_t, shared);
     int32_t *count = shared;                /* [THREAD_NUMEL] documents up to this thread's end */
@@ -35,13 +37,18 @@ static __global__ void __launch_bounds__(THREAD_NUMEL) find_documents(tess_sdpa_
             start[document++] = (int32_t)i;
     }
     __syncthreads();
-    for (int64_t j = thread; j <= a.document_max; j += THREAD_NUMEL) {
-        if (j < a.document_max)
-            a.length[j] = start[j + 1] - start[j];
+    for (int64_t place = thread; place < a.document_max / a.chunk_numel * stride;
+         place += THREAD_NUMEL) {
+        const int64_t in_chunk = place % stride;
+        const int64_t j = place / stride * a.chunk_numel + in_chunk;
+        if (in_chunk > a.chunk_numel)
+            continue;
+        if (in_chunk < a.chunk_numel)
+            a.length[place] = start[j + 1] - start[j];
 #pragma unroll
         for (int k = 0; k < TESS_SDPA_SCALE_MAX; k++) {
             if (k < a.scaled_numel)
-                a.offset[k][j] = start[j] * a.scale[k];
+                a.offset[k][place] = start[j] * a.scale[k];
         }
     }
 }
@@ -74,8 +81,12 @@ extern "C" tess_status tess_cuda_sdpa_offsets(const tess_sdpa_offsets_args *a, t
     TESS_CHECK(a->document_max >= 1 && a->document_max <= TESS_SDPA_DOCUMENT_MAX, TESS_E_ARG,
                "attention: a plan for %lld documents, expected 1 to %d", (long long)a->document_max,
                (int)TESS_SDPA_DOCUMENT_MAX);
+    TESS_CHECK(a->chunk_numel >= 1 && a->document_max % a->chunk_numel == 0, TESS_E_ARG,
+               "attention: chunks of %lld documents, expected a divisor of %lld",
+               (long long)a->chunk_numel, (long long)a->document_max);
     const size_t shared_nbytes = (size_t)(THREAD_NUMEL + a->document_max + 1) * sizeof(int32_t);
-    TESS_LAUNCH(find_documents, 1, THREAD_NUMEL, shared_nbytes, s, *a);
+    TESS_LAUNCH(find_documents, 1, THREAD_NUMEL, shared_nbytes, s, *a,
+                tess_sdpa_place_stride(a->chunk_numel));
     return TESS_OK;
 }
 

@@ -50,8 +50,13 @@ bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, 
         return refuse(why, p->refusal);
     if (p->engine.work_nbytes > sdpa->library_work_nbytes)
         return refuse(why, "cuDNN's workspace was not given");
+    char chunk[64] = "";
+    if (p->c.is_packed && p->c.batch_numel < sdpa->settings.document_max)
+        (void)snprintf(chunk, sizeof chunk, " of %" PRId64 " document%s", p->c.batch_numel,
+                       p->c.batch_numel == 1 ? "" : "s");
     (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
-                   "%s, engine %" PRId64 ", %" PRId64 " of %" PRId64 " key-value heads at a time",
-                   sdpa->version, p->engine.engine_idx, p->c.group_kv_numel, p->c.kv_head_numel);
+                   "%s, engine %" PRId64 ", %" PRId64 " of %" PRId64 " key-value heads%s at a time",
+                   sdpa->version, p->engine.engine_idx, p->c.group_kv_numel, p->c.kv_head_numel,
+                   chunk);
     return true;
 }

@@ -29,9 +29,9 @@ enum { TESS_SDPA_REASON_NBYTES = 256, TESS_SDPA_DOCUMENT_MAX = 1024 };
 
 /** What graphs depend on. Zero all of it before filling it in: compared as bytes. */
 typedef struct tess_sdpa_case {
-    int64_t batch_numel;               /* documents of a pack, or segments; else 1 */
-    int64_t length_numel;              /* of the longest document, or of each segment */
-    int64_t dim;                       /* of a head */
+    int64_t batch_numel;  /* documents of a pack that one execution covers, or segments; else 1 */
+    int64_t length_numel; /* of the longest document, or of each segment */
+    int64_t dim;          /* of a head */
     int64_t head_numel, kv_head_numel; /* of the tensors, all of them */
     int64_t group_kv_numel;            /* key-value heads that one execution covers */
     int32_t is_packed, is_backward, is_deterministic;
@@ -92,8 +92,15 @@ TESS_MUST_CHECK tess_status tess_sdpa_backward(tess_sdpa *sdpa,
                                                const tess_attention_backward_args *a,
                                                tess_stream *s);
 
+/** Places of one execution's documents and their last end, in whole 16 bytes. */
+static inline int64_t tess_sdpa_place_stride(int64_t chunk_numel)
+{
+    return (chunk_numel + 1 + 3) / 4 * 4;
+}
+
 /**
- * Offsets of documents for ragged tensors, from doc_start [T] on the device.
+ * Offsets of documents for ragged tensors, from doc_start [T] on the device, a row for each chunk
+ * of documents that an execution covers: [document_max / chunk, tess_sdpa_place_stride(chunk)].
  * Places behind the last document have length 0 and start at T. A pack with more documents than
  * `document_max` is the caller's mistake: what is behind them is left out.
  */
@@ -101,8 +108,9 @@ enum { TESS_SDPA_SCALE_MAX = 5 };
 typedef struct tess_sdpa_offsets_args {
     const int32_t *doc_start;
     int64_t token_numel, document_max;
-    int32_t *length;                      /* [document_max] */
-    int32_t *offset[TESS_SDPA_SCALE_MAX]; /* [document_max + 1] each */
+    int64_t chunk_numel;                  /* divides document_max */
+    int32_t *length;                      /* the first `chunk` of a row */
+    int32_t *offset[TESS_SDPA_SCALE_MAX]; /* the first `chunk` + 1 of a row */
     int32_t scale[TESS_SDPA_SCALE_MAX];   /* elements of a token's row */
     int scaled_numel;
 } tess_sdpa_offsets_args;

@@ -100,19 +100,39 @@ static void bind_scalars(bindings *b, float scale, const tess_sdpa_case *c)
         bind(b, TESS_SDPA_MINUS_INFINITY, &b->minus_infinity);
 }
 
-static void bind_documents(bindings *b, const scratch *w, const tess_sdpa_case *c)
+/* From document `first` on. */
+static void bind_documents(bindings *b, const scratch *w, const tess_sdpa_case *c, int64_t first)
 {
+    const int64_t place = first / c->batch_numel * tess_sdpa_place_stride(c->batch_numel);
     if (!c->is_packed)
         return;
-    bind(b, TESS_SDPA_LENGTH, w->length);
-    bind(b, TESS_SDPA_OFFSET_Q, w->offset[0]);
-    bind(b, TESS_SDPA_OFFSET_KV, w->offset[1]);
-    bind(b, TESS_SDPA_OFFSET_STATS, w->offset[2]);
+    bind(b, TESS_SDPA_LENGTH, w->length + place);
+    bind(b, TESS_SDPA_OFFSET_Q, w->offset[0] + place);
+    bind(b, TESS_SDPA_OFFSET_KV, w->offset[1] + place);
+    bind(b, TESS_SDPA_OFFSET_STATS, w->offset[2] + place);
     if (!c->is_backward)
         return;
-    bind(b, TESS_SDPA_OFFSET_SUM, w->offset[3]);
+    bind(b, TESS_SDPA_OFFSET_SUM, w->offset[3] + place);
     if (!c->is_deterministic)
-        bind(b, TESS_SDPA_OFFSET_D_Q_SUM, w->offset[4]);
+        bind(b, TESS_SDPA_OFFSET_D_Q_SUM, w->offset[4] + place);
+}
+
+/* One execution: documents from `document` on, heads from `kv` on. */
+typedef struct part {
+    int64_t document, kv;
+} part;
+
+static bool has_part(const tess_sdpa_compiled *p, const tess_attention_shape *shape, part at)
+{
+    return at.document < (p->c.is_packed ? shape->document_numel : 1);
+}
+
+static part next_part(const tess_sdpa_compiled *p, part at)
+{
+    at.kv += p->c.group_kv_numel;
+    if (at.kv < p->c.kv_head_numel)
+        return at;
+    return (part){at.document + p->c.batch_numel, 0};
 }
 
 static tess_status variant_fill(const tess_sdpa *sdpa, const bindings *b,
@@ -159,8 +179,9 @@ static tess_status begin(tess_sdpa *sdpa, const tess_attention_shape *shape, boo
     return TESS_OK;
 }
 
-static tess_status offsets_make(const tess_sdpa_compiled *p, const tess_attention_shape *shape,
-                                const int32_t *doc_start, const scratch *w, tess_stream *s)
+static tess_status offsets_make(const tess_sdpa *sdpa, const tess_sdpa_compiled *p,
+                                const tess_attention_shape *shape, const int32_t *doc_start,
+                                const scratch *w, tess_stream *s)
 {
     const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
     const int64_t group = p->c.group_kv_numel * ratio;
@@ -171,7 +192,8 @@ static tess_status offsets_make(const tess_sdpa_compiled *p, const tess_attentio
         return TESS_OK;
     tess_sdpa_offsets_args args = {.doc_start = doc_start,
                                    .token_numel = shape->token_numel,
-                                   .document_max = p->c.batch_numel,
+                                   .document_max = sdpa->settings.document_max,
+                                   .chunk_numel = p->c.batch_numel,
                                    .length = w->length,
                                    .scaled_numel =
                                        p->c.is_backward ? TESS_SDPA_OFFSET_KIND_NUMEL : 3};
@@ -195,7 +217,7 @@ tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a, tes
     scratch w;
     TESS_TRY(begin(sdpa, shape, false, s, &p));
     TESS_TRY(scratch_take(a->work, shape, &w));
-    TESS_TRY(offsets_make(p, shape, a->doc_start, &w, s));
+    TESS_TRY(offsets_make(sdpa, p, shape, a->doc_start, &w, s));
     const int64_t ratio = p->c.head_numel / p->c.kv_head_numel;
     float *stats = p->c.is_packed ? w.stats : a->lse;
     const int64_t stats_step = p->c.is_packed ? 1 : shape->token_numel;
@@ -203,15 +225,15 @@ tess_status tess_sdpa_forward(tess_sdpa *sdpa, const tess_attention_args *a, tes
     tess_view out = a->out;
     if (has_gaps(shape, a->out_stride))
         out.data = w.out;
-    for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
+    for (part at = {0, 0}; has_part(p, shape, at); at = next_part(p, at)) {
         bindings b = {.numel = 0};
         bind_scalars(&b, a->scale, &p->c);
-        bind_documents(&b, &w, &p->c);
-        bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
-        bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
-        bind(&b, TESS_SDPA_O, head_of(out, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
+        bind_documents(&b, &w, &p->c, at.document);
+        bind(&b, TESS_SDPA_Q, head_of(a->q, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_K, head_of(a->k, at.kv, shape->dim));
+        bind(&b, TESS_SDPA_V, head_of(a->v, at.kv, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(out, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_STATS, stats + at.kv * ratio * stats_step);
         TESS_TRY(execute(sdpa, p, &b));
     }
     if (out.data != a->out.data)
@@ -229,7 +251,7 @@ tess_status tess_sdpa_backward(tess_sdpa *sdpa, const tess_attention_backward_ar
     scratch w;
     TESS_TRY(begin(sdpa, shape, true, s, &p));
     TESS_TRY(scratch_take(a->work, shape, &w));
-    TESS_TRY(offsets_make(p, shape, a->doc_start, &w, s));
+    TESS_TRY(offsets_make(sdpa, p, shape, a->doc_start, &w, s));
     if (p->c.is_packed)
         TESS_TRY(
             tess_cuda_sdpa_transpose(a->lse, shape->head_numel, shape->token_numel, w.stats, s));
@@ -242,20 +264,20 @@ tess_status tess_sdpa_backward(tess_sdpa *sdpa, const tess_attention_backward_ar
         out.data = w.out;
         TESS_TRY(copy_rows(shape, out.data, row_numel, a->out.data, a->out_stride, s));
     }
-    for (int64_t kv = 0; kv < p->c.kv_head_numel; kv += p->c.group_kv_numel) {
+    for (part at = {0, 0}; has_part(p, shape, at); at = next_part(p, at)) {
         bindings b = {.numel = 0};
         bind_scalars(&b, a->scale, &p->c);
         bind(&b, TESS_SDPA_ONE, &b.one);
-        bind_documents(&b, &w, &p->c);
-        bind(&b, TESS_SDPA_Q, head_of(a->q, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_K, head_of(a->k, kv, shape->dim));
-        bind(&b, TESS_SDPA_V, head_of(a->v, kv, shape->dim));
-        bind(&b, TESS_SDPA_O, head_of(out, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_D_O, head_of(a->d_out, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_STATS, stats + kv * ratio * stats_step);
-        bind(&b, TESS_SDPA_D_Q, head_of(a->d_q, kv * ratio, shape->dim));
-        bind(&b, TESS_SDPA_D_K, head_of(a->d_k, kv, shape->dim));
-        bind(&b, TESS_SDPA_D_V, head_of(a->d_v, kv, shape->dim));
+        bind_documents(&b, &w, &p->c, at.document);
+        bind(&b, TESS_SDPA_Q, head_of(a->q, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_K, head_of(a->k, at.kv, shape->dim));
+        bind(&b, TESS_SDPA_V, head_of(a->v, at.kv, shape->dim));
+        bind(&b, TESS_SDPA_O, head_of(out, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_D_O, head_of(a->d_out, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_STATS, stats + at.kv * ratio * stats_step);
+        bind(&b, TESS_SDPA_D_Q, head_of(a->d_q, at.kv * ratio, shape->dim));
+        bind(&b, TESS_SDPA_D_K, head_of(a->d_k, at.kv, shape->dim));
+        bind(&b, TESS_SDPA_D_V, head_of(a->d_v, at.kv, shape->dim));
         bind(&b, TESS_SDPA_SUM, w.sum);
         if (!p->c.is_deterministic)
             bind(&b, TESS_SDPA_D_Q_SUM, w.d_q_sum);

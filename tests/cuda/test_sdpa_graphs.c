@@ -215,8 +215,8 @@ static void test_plan_says_what_it_covers_and_why_not(void **state)
     tess_sdpa_destroy(&sdpa);
 }
 
-/* 1 GiB holds the scores of 32 heads of one document of 4,096 (2 * 32 * 4096^2), but of 16
- * documents not even those of the 4 heads that share a key-value head. */
+/* 1 GiB holds the scores of 32 heads of one document of 4,096 (2 * 32 * 4096^2), so those of a pack
+ * take turns; 256 MiB holds those of 8 heads. A lone document and short ones are taken at once. */
 static void test_plan_deterministic_stays_below_the_limit(void **state)
 {
     (void)state;
@@ -227,13 +227,23 @@ static void test_plan_deterministic_stays_below_the_limit(void **state)
     assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
     expect_path(sdpa, &one, 0, true, true, "8 of 8 key-value heads");
     expect_path(sdpa, &packed, 0, false, true, "8 of 8 key-value heads");
-    expect_path(sdpa, &packed, 0, true, false, "one head at a time needs more than 1024 MiB");
+    expect_path(sdpa, &packed, 0, true, true, "8 of 8 key-value heads of 1 document at a time");
+    const tess_attention_shape brief = shape_of(1024, 5);
+    assert_int_equal(tess_sdpa_plan(sdpa, &brief), TESS_OK);
+    expect_path(sdpa, &brief, 0, true, true, "8 of 8 key-value heads at a time");
     tess_sdpa_destroy(&sdpa);
 
     settings.work_max_nbytes = (size_t)256 << 20;
     sdpa = open_described(&h100, &settings);
     assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
     expect_path(sdpa, &one, 0, true, true, "2 of 8 key-value heads");
+    expect_path(sdpa, &packed, 0, true, true, "2 of 8 key-value heads of 1 document at a time");
+    tess_sdpa_destroy(&sdpa);
+
+    settings.work_max_nbytes = (size_t)64 << 20;
+    sdpa = open_described(&h100, &settings);
+    assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
+    expect_path(sdpa, &packed, 0, true, false, "one head at a time needs more than 64 MiB");
     tess_sdpa_destroy(&sdpa);
 
     settings = usual;

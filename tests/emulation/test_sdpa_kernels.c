@@ -18,7 +18,8 @@
 #include "tests/emulation/barriers.h"
 #include "tests/emulation/emulation.h"
 
-enum { DOCUMENT_MAX = 9, TOKEN_MAX = 1300 };
+enum { DOCUMENT_MAX = 9, PLACE_MAX = 4 * DOCUMENT_MAX, TOKEN_MAX = 1300 };
+static const int chunks[] = {DOCUMENT_MAX, 3, 1};
 
 static void must(tess_status st)
 {
@@ -53,9 +54,10 @@ static void use_order(int idx, int dropped)
 
 /* -------- offsets -------- */
 
-static bool are_offsets_right(const int32_t *length, int document_numel)
+static bool are_offsets_right(const int32_t *length, int document_numel, int chunk)
 {
-    int32_t doc_start[TOKEN_MAX], start[DOCUMENT_MAX + 1], got[DOCUMENT_MAX + 1];
+    int32_t doc_start[TOKEN_MAX], start[DOCUMENT_MAX + 1], got[PLACE_MAX];
+    const int stride = (int)tess_sdpa_place_stride(chunk);
     int32_t token_numel = 0;
     bool is_right = true;
     for (int d = 0; d < document_numel; d++) {
@@ -67,23 +69,26 @@ static bool are_offsets_right(const int32_t *length, int document_numel)
         start[d] = token_numel;
     tess_sdpa_offsets_args args = {.token_numel = token_numel,
                                    .document_max = DOCUMENT_MAX,
+                                   .chunk_numel = chunk,
                                    .scale = {1, 3, 128, 4096, 7},
                                    .scaled_numel = TESS_SDPA_SCALE_MAX};
     args.doc_start = on_device(doc_start, (size_t)token_numel * sizeof(int32_t));
-    args.length = on_device(NULL, DOCUMENT_MAX * sizeof(int32_t));
+    const size_t nbytes = (size_t)(DOCUMENT_MAX / chunk * stride) * sizeof(int32_t);
+    args.length = on_device(NULL, nbytes);
     for (int k = 0; k < TESS_SDPA_SCALE_MAX; k++)
-        args.offset[k] = on_device(NULL, sizeof(got));
+        args.offset[k] = on_device(NULL, nbytes);
     if (tess_cuda_sdpa_offsets(&args, NULL) != TESS_OK) {
         tess_error_clear();
         is_right = false;
     }
-    must(tess_emulation_read(got, args.length, DOCUMENT_MAX * sizeof(int32_t)));
+    must(tess_emulation_read(got, args.length, nbytes));
     for (int d = 0; d < DOCUMENT_MAX; d++)
-        is_right = is_right && got[d] == start[d + 1] - start[d];
+        is_right = is_right && got[d / chunk * stride + d % chunk] == start[d + 1] - start[d];
     for (int k = 0; k < TESS_SDPA_SCALE_MAX; k++) {
-        must(tess_emulation_read(got, args.offset[k], sizeof(got)));
-        for (int d = 0; d <= DOCUMENT_MAX; d++)
-            is_right = is_right && got[d] == start[d] * args.scale[k];
+        must(tess_emulation_read(got, args.offset[k], nbytes));
+        for (int d = 0; d < DOCUMENT_MAX; d += chunk)
+            for (int i = 0; i <= chunk; i++)
+                is_right = is_right && got[d / chunk * stride + i] == start[d + i] * args.scale[k];
     }
     tess_emulation_release_all();
     return is_right;
@@ -104,9 +109,12 @@ static void test_offsets_of_any_pack(void **state)
     (void)state;
     for (int order = 0; order < TESS_NELEM(orders); order++)
         for (int i = 0; i < TESS_NELEM(packs); i++) {
-            use_order(order, -1);
-            if (!are_offsets_right(packs[i].length, packs[i].document_numel))
-                fail_msg("pack %d, order %d: other lengths or offsets", i, order);
+            for (int c = 0; c < TESS_NELEM(chunks); c++) {
+                use_order(order, -1);
+                if (!are_offsets_right(packs[i].length, packs[i].document_numel, chunks[c]))
+                    fail_msg("pack %d, order %d, %d documents at a time: other lengths or offsets",
+                             i, order, chunks[c]);
+            }
         }
 }
 
@@ -117,6 +125,10 @@ static void test_offsets_of_no_plan_are_refused(void **state)
     tess_error_clear();
     assert_int_equal(tess_cuda_sdpa_offsets(&args, NULL), TESS_E_ARG);
     assert_non_null(strstr(tess_error_message(), "a plan for 1025 documents"));
+    tess_error_clear();
+    const tess_sdpa_offsets_args uneven = {.document_max = 9, .chunk_numel = 2};
+    assert_int_equal(tess_cuda_sdpa_offsets(&uneven, NULL), TESS_E_ARG);
+    assert_non_null(strstr(tess_error_message(), "chunks of 2 documents, expected a divisor of 9"));
     tess_error_clear();
 }
 
@@ -160,7 +172,7 @@ static bool is_all_right(int barrier)
     for (int order = 0; order < TESS_NELEM(orders); order++) {
         for (int i = 0; i < TESS_NELEM(packs); i++) {
             use_order(order, barrier);
-            is_right = is_right && are_offsets_right(packs[i].length, packs[i].document_numel);
+            is_right = is_right && are_offsets_right(packs[i].length, packs[i].document_numel, 3);
         }
         for (int i = 0; i < TESS_NELEM(sizes); i++) {
             use_order(order, barrier);
