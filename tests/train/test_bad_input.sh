@@ -86,7 +86,9 @@ done
 refuse_key 65 "train.seed is given twice" train.seed=1 train.seed=2
 
 # ---- model ----
-refuse_key 65 "model.path|'nomodel'|config.json" model.path=nomodel
+refuse_key 65 "model.path|'nomodel' is missing|model directory" model.path=nomodel
+mkdir empty
+refuse_key 65 "model.path|'empty'|config.json" model.path=empty
 broken_config() {
     mkdir -p broken
     sed -e "$3" model/config.json > broken/config.json
