@@ -9,9 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/clock.h"
 #include "core/memory.h"
 #include "dist/gpu.h"
+#include "kernels/cuda/door.h"
 #include "train/session_priv.h"
 
 /* Left beside what the plan counts: code loaded late, and what libraries take on their own. */
@@ -21,26 +21,6 @@ enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
 /* Workspace of the products' library on one stream, as the plugin takes it on sm_90. */
 enum { LIBRARY_NBYTES = 32 << 20 };
 static const size_t MARGIN_SHARE = 50; /* and this part of the whole memory */
-
-/* ---- the program's side of the table ---- */
-
-static tess_status host_error_set(tess_status st, const char *file, int line, const char *text)
-{
-    return tess_error_set(st, file, line, "%s", text);
-}
-
-static double host_now_s(void) { return tess_clock_s(); }
-
-static const tess_cuda_host services = {
-    .abi = TESS_CUDA_ABI,
-    .error_set = host_error_set,
-    .error_trace = tess_error_trace,
-    .error_message = tess_error_message,
-    .error_clear = tess_error_clear,
-    .alloc = tess_alloc,
-    .free = tess_free,
-    .now_s = host_now_s,
-};
 
 /* ---- finding the plugin ---- */
 
@@ -84,27 +64,12 @@ static tess_status look_for_driver(bool is_asked)
     return TESS_OK; /* it stays: the plugin opens it too */
 }
 
-/* Never closed: the runtime inside does not survive that. */
 tess_status session_open_plugin(tess_io *io, bool is_asked, const tess_cuda_plugin **out)
 {
     char path[PATH_MAX];
     TESS_TRY(find_plugin(io, path));
     TESS_TRY(look_for_driver(is_asked));
-    void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    TESS_CHECK(object != NULL, TESS_E_UNSUPPORTED, "the CUDA part cannot be loaded: %s", dlerror());
-    union {
-        void *symbol;
-        tess_cuda_plugin_open_fn open;
-    } entry = {dlsym(object, "tess_cuda_plugin_open")};
-    TESS_CHECK(entry.symbol != NULL, TESS_E_UNSUPPORTED,
-               "'%s' is not the CUDA part of this program: no tess_cuda_plugin_open", path);
-    const tess_cuda_plugin *plugin = entry.open(&services);
-    TESS_CHECK(plugin != NULL && plugin->abi == TESS_CUDA_ABI, TESS_E_UNSUPPORTED,
-               "'%s' was built from another version (interface %u, the program's is %d); build "
-               "both from the same sources",
-               path, plugin != NULL ? plugin->abi : 0, TESS_CUDA_ABI);
-    *out = plugin;
-    return TESS_OK;
+    return tess_cuda_plugin_load(path, out);
 }
 
 /* What makes `auto` stay on the CPU. */
