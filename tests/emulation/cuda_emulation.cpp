@@ -793,6 +793,16 @@ int64_t block_max() { return emu().settings.block_max; }
 
 using namespace tess_emulation;
 
+extern "C" bool tess_emulation_is_device(void) { return false; }
+
+extern "C" int tess_emulation_setup(void **state)
+{
+    (void)state;
+    return 0;
+}
+
+extern "C" const tess_kernels *tess_emulation_sizes(void) { return tess_kernels_cuda_planned(); }
+
 extern "C" void tess_emulation_set(const tess_emulation_settings *settings)
 {
     emulator &e = emu();

@@ -6,12 +6,18 @@
  * kernel, block, threads and source lines, when threads wait at different barriers, when one leaves
  * while others wait, when lanes of a warp disagree, when a canary around device or shared memory is
  * overwritten, or when a kernel is given an address outside device memory.
+ *
+ * Tests that say "Runs on a device too" are built a second time (cuda.<name>) against
+ * tests/cuda/kernels_on_device.c, where the same functions, and the entries of
+ * kernels/cuda/cuda_priv.h, are those of a device opened through the CUDA part's door. Orders of
+ * threads, limits of blocks and barriers are the hardware's there: settings have no effect but for
+ * what memory is filled with, and what needs barriers is skipped by name.
  */
 #pragma once
 
 #include <stdint.h>
 
-#include "core/status.h"
+#include "kernels/kernels.h"
 
 TESS_BEGIN_DECLS
 
@@ -37,6 +43,14 @@ typedef struct tess_emulation_barrier {
     int line;
     int64_t pass_numel; /* threads that came here since tess_emulation_set() */
 } tess_emulation_barrier;
+
+/** Whether the kernels are those of a device. */
+bool tess_emulation_is_device(void);
+/** Setup of a group of tests: on a device it is opened, or the program ends with code 77 and says
+ * what is missing; in the emulation nothing. @return 0 */
+int tess_emulation_setup(void **state);
+/** A table whose `*_nbytes` functions say what workspaces the entries under test need. */
+const tess_kernels *tess_emulation_sizes(void);
 
 /** For launches from now on; forgets pass counts. */
 void tess_emulation_set(const tess_emulation_settings *settings);

@@ -6,7 +6,8 @@
  *   FAKE_CUDA_FAULT    abi: of another version; driver: device_numel fails; open: a device that
  *                      another program holds; kernels: none; alloc: no more than 1 MiB
  *                      although more is said to be free; copy:R:N: copy N of the device (from 0)
- *                      fails on rank R of the launch, and so do all after it
+ *                      fails on rank R of the launch, and so do all after it; kernel:OP:KIND: as
+ *                      fake_kernels.h
  *   FAKE_CUDA_DEVICES  how many (1)
  *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
  *   FAKE_CUDA_SLICES   1: they are slices of one
@@ -20,9 +21,8 @@
 
 #include "kernels/cuda/host_priv.h"
 #include "tests/emulation/collectives_mpi.h"
+#include "tests/emulation/fake_kernels.h"
 #include "tests/support/plain_device.h"
-
-static tess_kernels kernels;
 
 static const char *setting(const char *name, const char *otherwise)
 {
@@ -35,39 +35,14 @@ static bool has_fault(const char *name)
     return strcmp(setting("FAKE_CUDA_FAULT", ""), name) == 0;
 }
 
-/* ---- kernels: the CPU's, which refuse views in device memory where it may not be theirs ---- */
-
-static tess_status near_gemm(const tess_gemm_args *a, tess_stream *s)
-{
-    tess_gemm_args near = *a;
-    (void)s;
-    near.c.space = near.work.space = TESS_HOST;
-    for (int t = 0; t < near.term_numel; t++)
-        near.term[t].a.space = TESS_HOST;
-    return tess_kernels_cpu.gemm(&near, NULL);
-}
-
-static tess_status near_quantize(const tess_quantize_args *a, tess_stream *s)
-{
-    tess_quantize_args near = *a;
-    (void)s;
-    near.src.space = TESS_HOST;
-    return tess_kernels_cpu.quantize(&near, NULL);
-}
-
-static const char *path(void) { return "sm_90"; }
-
 static const tess_kernels *fake_kernels(tess_device *d)
 {
+    static const char prefix[] = "kernel:";
+    const char *fault = setting("FAKE_CUDA_FAULT", "");
+    const bool is_broken = strncmp(fault, prefix, sizeof prefix - 1) == 0;
     (void)d;
-    if (has_fault("kernels") || tess_kernels_cpu_select(tess_cpu_path_best()) != TESS_OK)
-        return NULL;
-    kernels = tess_kernels_cpu;
-    kernels.name = "cuda";
-    kernels.path = path;
-    kernels.gemm = near_gemm;
-    kernels.quantize = near_quantize;
-    return &kernels;
+    return has_fault("kernels") ? NULL
+                                : fake_kernels_make(is_broken ? fault + sizeof prefix - 1 : NULL);
 }
 
 /* ---- devices ---- */

@@ -1,5 +1,5 @@
 /* Codebooks, the search for nearest codes and patches of images in the emulation, against the C
- * twins. */
+ * twins. Runs on a device too. */
 #include "kernels/cuda_work.h"
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/mma_probe.h"
@@ -82,24 +82,12 @@ static void search_make(twin *t, int case_idx)
 }
 
 /* Packs differ between backends: they are no operands. */
-static tess_view room_of(const twin *t, size_t nbytes)
-{
-    void *data = NULL;
-    if (t->is_cuda)
-        assert_int_equal(tess_emulation_alloc("room", nbytes, &data), TESS_OK);
-    else
-        data = must_alloc(nbytes);
-    return (tess_view){data, (int64_t)nbytes, TESS_U8_OPAQUE, t->is_cuda ? TESS_DEVICE : TESS_HOST};
-}
-
 static tess_status search_call(twin *t, tess_stream *s)
 {
     const search_case *c = t->ctx;
-    const tess_view pack = room_of(t, t->is_cuda ? tess_cuda_nearest_pack_nbytes(c->codes, c->dim)
-                                                 : tess_cpu_nearest_pack_nbytes(c->codes, c->dim));
-    const tess_view work =
-        room_of(t, t->is_cuda ? tess_cuda_nearest_work_nbytes(c->dim, c->best, 1)
-                              : tess_cpu_nearest_work_nbytes(c->dim, c->best, 1));
+    const tess_kernels *sizes = t->is_cuda ? tess_emulation_sizes() : &tess_kernels_cpu;
+    const tess_view pack = twin_room(t, sizes->nearest_pack_nbytes(c->codes, c->dim));
+    const tess_view work = twin_room(t, sizes->nearest_work_nbytes(c->dim, c->best, 1));
     const tess_nearest_prepare_args prepare = {
         .code = twin_view(t, 1), .pack = pack, .code_numel = c->codes, .dim = c->dim};
     const tess_nearest_args args = {.x = twin_view(t, 0),
@@ -115,11 +103,10 @@ static tess_status search_call(twin *t, tess_stream *s)
     tess_status st = CALL(t, nearest_prepare, &prepare);
     if (st == TESS_OK)
         st = CALL(t, nearest, &args);
-    if (!t->is_cuda) {
-        tess_free(pack.data);
-        tess_free(work.data);
+    twin_room_free(pack);
+    twin_room_free(work);
+    if (!t->is_cuda)
         return st;
-    }
     const tess_tensor_faults f = tess_tensor_faults_take(); /* also of a launch that failed */
     TESS_TRY(st);
     TESS_CHECK(f.misaligned == 0 && f.bank_conflicts == 0 && f.lost_copies == 0, TESS_E_STATE,
@@ -381,6 +368,7 @@ static int line_of_full_search(void)
 static void test_lists_decide(void **state)
 {
     (void)state;
+    twin_skip_on_device("a device does not tell which vectors are searched in full");
     static const int64_t in_full[] = {
         [TIES] = -1, [EQUAL] = 4, [NOT_FINITE] = 6, [TINY] = 5, [HUGE_ONES] = 4};
     const int line = line_of_full_search();
@@ -415,5 +403,5 @@ int main(void)
         cmocka_unit_test(test_lists_decide),
         cmocka_unit_test(test_barriers_taken_out_show),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

@@ -1,4 +1,4 @@
-/* Ops of modulated transformers in the emulation, against the C twins. */
+/* Ops of modulated transformers in the emulation, against the C twins. Runs on a device too. */
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
 
@@ -348,5 +348,5 @@ int main(void)
         cmocka_unit_test(test_kernels_match_twins),
         cmocka_unit_test(test_barriers_taken_out_show),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

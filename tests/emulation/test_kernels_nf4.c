@@ -1,4 +1,5 @@
-/* NF4 and embedding kernels in the emulation, against the C twins: bytes, ranges, refusals. */
+/* NF4 and embedding kernels in the emulation, against the C twins: bytes, ranges, refusals.
+ * Runs on a device too. */
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
 
@@ -285,5 +286,5 @@ int main(void)
         cmocka_unit_test(test_quantize_not_finite_is_refused),
         cmocka_unit_test(test_encoding_other_formats_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

@@ -1,4 +1,4 @@
-/* Ops of quantizers in the emulation, against the C twins. */
+/* Ops of quantizers in the emulation, against the C twins. Runs on a device too. */
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
 
@@ -249,12 +249,18 @@ static void book_make(twin *t, int case_idx)
         ((uint64_t *)t->x[9].initial)[i] = i % 2 == 0 ? TESS_NO_KEY : tess_key_make(-1.0f, 3);
 }
 
-/* The last row of the workspace is a thread's own, and what is in it no result. */
-static void hide_room(twin *t)
+/* The last row of the workspace is a thread's own, and what is in it no result. The kernels here do
+ * not use it; of a device that is not known. */
+static tess_status hide_room(twin *t)
 {
     const shape *c = t->ctx;
+    double *room = (double *)t->x[3].data + c->dim * c->dim;
+    const size_t offset = (size_t)(c->dim * c->dim), nbytes = (size_t)c->dim * sizeof *room;
+    if (t->is_cuda && tess_emulation_is_device())
+        return tess_emulation_write(room, (double *)t->x[3].initial + offset, nbytes);
     if (!t->is_cuda)
-        memset((double *)t->x[3].data + c->dim * c->dim, 0xff, (size_t)c->dim * sizeof(double));
+        memset(room, 0xff, nbytes);
+    return TESS_OK;
 }
 
 static tess_status book_call(twin *t, tess_stream *s)
@@ -295,7 +301,7 @@ static tess_status book_call(twin *t, tess_stream *s)
                                          .key = t->x[8].data};
     TESS_TRY(CALL(t, gram, &gram));
     TESS_TRY(CALL(t, orthogonal, &orthogonal));
-    hide_room(t);
+    TESS_TRY(hide_room(t));
     TESS_TRY(CALL(t, code_gradient, &move));
     TESS_TRY(CALL(t, sample, &sample));
     sample.is_first = false;
@@ -493,12 +499,10 @@ static void sign_make(twin *t, int case_idx)
 static tess_status entropy_call(twin *t, const tess_sign_rows *r, tess_stream *s)
 {
     const shape *c = t->ctx;
-    double *work = t->is_cuda ? NULL : must_alloc((size_t)tess_entropy_work_numel(c->dim) * 8);
-    const tess_quantizer_pbar_args pbar = {.rows = *r,
-                                           .beta = 0.7,
-                                           .exponent = 50,
-                                           .sum = t->x[9].data,
-                                           .work = t->is_cuda ? t->x[11].data : work};
+    const size_t work_nbytes = (size_t)tess_entropy_work_numel(c->dim) * sizeof(double);
+    const tess_view work = twin_room(t, work_nbytes);
+    const tess_quantizer_pbar_args pbar = {
+        .rows = *r, .beta = 0.7, .exponent = 50, .sum = t->x[9].data, .work = work.data};
     const tess_quantizer_batch_entropy_args entropy = {.sum = t->x[9].data,
                                                        .dim = c->dim,
                                                        .valid_numel = c->rows + 1,
@@ -509,7 +513,7 @@ static tess_status entropy_call(twin *t, const tess_sign_rows *r, tess_stream *s
     const tess_quantizer_batch_entropy_backward_args backward = {
         .rows = *r, .beta = 0.7, .slope = t->x[11].data, .weight = 0.3, .d_x = t->x[8].data};
     tess_status st = CALL(t, pbar, &pbar);
-    tess_free(work);
+    twin_room_free(work);
     if (st == TESS_OK)
         st = CALL(t, batch_entropy, &entropy);
     return st == TESS_OK ? CALL(t, batch_entropy_backward, &backward) : st;
@@ -591,5 +595,5 @@ int main(void)
         cmocka_unit_test(test_kernels_match_twins),
         cmocka_unit_test(test_barriers_taken_out_show),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

@@ -1,4 +1,5 @@
-/* Kernels over rows in the emulation, against the C twins: norms, rope, loss. */
+/* Kernels over rows in the emulation, against the C twins: norms, rope, loss. Runs on a device too.
+ */
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
 
@@ -208,5 +209,5 @@ int main(void)
         cmocka_unit_test(test_kernels_match_twins),
         cmocka_unit_test(test_barriers_taken_out_show),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

@@ -1,4 +1,4 @@
-/* Updates of optimizers in the emulation, against the C twins. */
+/* Updates of optimizers in the emulation, against the C twins. Runs on a device too. */
 #include "kernels/nf4.h"
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
@@ -221,5 +221,5 @@ int main(void)
         cmocka_unit_test(test_updates_match_twins),
         cmocka_unit_test(test_barriers_taken_out_show),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

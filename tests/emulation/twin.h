@@ -1,6 +1,6 @@
 /**
- * An op on emulated device memory against its C twin, bit for bit, in several orders of threads;
- * and with each barrier of its kernels taken out in turn.
+ * An op on emulated device memory, or on a device's, against its C twin, bit for bit, in several
+ * orders of threads; and with each barrier of its kernels taken out in turn.
  */
 #pragma once
 
@@ -106,6 +106,24 @@ static inline tess_view twin_view(const twin *t, int i)
     return v;
 }
 
+/** Bytes that a call has beside its operands and nobody compares. */
+static inline tess_view twin_room(const twin *t, size_t nbytes)
+{
+    void *data = NULL;
+    if (t->is_cuda)
+        assert_int_equal(tess_emulation_alloc("room", nbytes, &data), TESS_OK);
+    else
+        data = must_alloc(nbytes);
+    return (tess_view){data, (int64_t)nbytes, TESS_U8_OPAQUE, t->is_cuda ? TESS_DEVICE : TESS_HOST};
+}
+
+/** The host's; that of a device goes with all of its memory. */
+static inline void twin_room_free(tess_view room)
+{
+    if (room.space == TESS_HOST)
+        tess_free(room.data);
+}
+
 static inline void twin_destroy(twin *t)
 {
     for (int i = 0; i < t->operand_numel; i++) {
@@ -205,13 +223,19 @@ static const tess_emulation_settings twin_orders[] = {
     {TESS_EMULATION_SEEDED, 3, 0, 0, -1},  {TESS_EMULATION_SEEDED, 4, 2, TWIN_SHARED_LEAST, -1},
 };
 
+/** Orders a case runs in: a device has its own, so twice shows whether they matter. */
+static inline int twin_order_numel(int emulated)
+{
+    return tess_emulation_is_device() ? 2 : emulated;
+}
+
 /** All shapes in the first four orders. */
 static inline void twin_check_op(const twin_op *op)
 {
     for (int c = 0; c < op->case_numel; c++) {
         twin t = twin_make(op, c);
         twin_expect(&t, op, c);
-        for (int o = 0; o < 4; o++) {
+        for (int o = 0; o < twin_order_numel(4); o++) {
             char text[TWIN_LINE_NBYTES];
             twin_run(&t, op, &twin_orders[o], text);
             if (text[0] != '\0')
@@ -219,6 +243,15 @@ static inline void twin_check_op(const twin_op *op)
         }
         twin_destroy(&t);
     }
+}
+
+/** The test is one of the emulation alone. */
+static inline void twin_skip_on_device(const char *why)
+{
+    if (!tess_emulation_is_device())
+        return;
+    print_message("skipped on a device: %s\n", why);
+    skip();
 }
 
 /** Whether taking out `barrier` shows in this case. */
@@ -244,6 +277,7 @@ static inline bool twin_notices(const twin_op *op, int case_idx, int barrier)
 /** Every barrier that the suite passes, taken out, changes a result or trips a check. */
 static inline void twin_check_barriers(const twin_suite *suite)
 {
+    twin_skip_on_device("barriers of a device cannot be taken out");
 #if defined(__SANITIZE_ADDRESS__)
     skip(); /* what a missing barrier does to addresses would stop the process */
 #endif
@@ -262,8 +296,9 @@ static inline void twin_check_barriers(const twin_suite *suite)
     }
 }
 
-/** The cases reach every barrier that stands in the sources. */
+/** The cases reach every barrier that stands in the sources; a device does not tell. */
 static inline void twin_check_reach(const twin_suite *suite)
 {
-    barriers_check_reach(suite->sources);
+    if (!tess_emulation_is_device())
+        barriers_check_reach(suite->sources);
 }
