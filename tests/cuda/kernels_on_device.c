@@ -29,7 +29,7 @@ enum {
     CANARY_NUMEL = 256,
     ALIGNMENT = 256,
     ALLOCATION_MAX = 64,
-    REGION_NBYTES = 256 << 20,
+    REGION_NBYTES = 128 << 20,
     STAGE_NBYTES = 4 << 20
 };
 

@@ -27,9 +27,10 @@ static int call_numel;    /* of that op so far */
 
 /* ---- what goes wrong ---- */
 
-/* The rows that an op writes: results before scratch, the last of them. */
+/* The last row of what an op writes: its first result, or else the first operand it changes, which
+ * stands before scratch. */
 typedef struct written {
-    char *row;
+    uint8_t *row;
     size_t row_nbytes;
     bool is_result;
 } written;
@@ -37,14 +38,16 @@ typedef struct written {
 static void find_written(void *arg, const emu_operand *o)
 {
     written *w = arg;
-    if ((o->access & EMU_WRITE) == 0 || (w->is_result && o->access != EMU_WRITE))
+    const bool is_result = o->access == EMU_WRITE;
+    if ((o->access & EMU_WRITE) == 0 || w->is_result || (w->row != NULL && !is_result))
         return;
-    w->row = emu_operand_row(o, o->group_numel * o->row_numel - 1);
+    w->row = (uint8_t *)emu_operand_row(o, o->group_numel * o->row_numel - 1);
     w->row_nbytes = o->row_nbytes;
-    w->is_result = o->access == EMU_WRITE;
+    w->is_result = is_result;
 }
 
-/* The lowest byte of the last f32, or of the last bf16 but one. */
+/* The lowest byte of the last f32, or of the last bf16 but one. It grows, so that two calls do not
+ * make up for each other. */
 static void spoil(emu_kernel_call *call)
 {
     written w = {0};
@@ -53,9 +56,9 @@ static void spoil(emu_kernel_call *call)
     if (w.row == NULL || w.row_nbytes == 0)
         return;
     if (broken_kind == FAULT_PAST)
-        w.row[w.row_nbytes] ^= 1;
+        w.row[w.row_nbytes]++;
     else if (broken_kind == FAULT_ELEMENT || (broken_kind == FAULT_UNSTABLE && call_numel % 2 == 0))
-        w.row[w.row_nbytes >= 4 ? w.row_nbytes - 4 : 0] ^= 1;
+        w.row[w.row_nbytes >= 4 ? w.row_nbytes - 4 : 0]++;
 }
 
 static void keep_operand(void *arg, const emu_operand *o)

@@ -9,7 +9,7 @@ TESS_BEGIN_DECLS
  * The table. `fault` is what FAKE_CUDA_FAULT has behind "kernel:", NULL: none. OP:KIND breaks the
  * op of that name ("adamw", "quantizer_gram"):
  *
- *   element   the last bit of an element that it writes is wrong
+ *   element   an element that it writes is off by its last bit or bits
  *   unstable  ... in every other call
  *   past      it writes one byte behind what it writes
  *   error     it fails as kernels do that were enqueued

@@ -10,25 +10,35 @@ typedef struct shape {
     int64_t stride; /* 0: contiguous */
 } shape;
 
+enum { LARGE = 2 }; /* the last of flat and matrix fill a device */
+
 /* Sizes around a chunk of 4 or 8, a block of 2048 elements and several of them. */
 static const shape flat[] = {
-    {TESS_F32, TESS_F32, 1, 0, 0, 0},     {TESS_F32, TESS_F32, 1, 1, 0, 0},
-    {TESS_F32, TESS_F32, 1, 1023, 0, 0},  {TESS_F32, TESS_F32, 1, 6001, 1, 0},
-    {TESS_F32, TESS_F32, 1, 4096, 0, 0},  {TESS_BF16, TESS_F32, 1, 0, 0, 0},
-    {TESS_BF16, TESS_F32, 1, 1, 0, 0},    {TESS_BF16, TESS_F32, 1, 2051, 0, 0},
-    {TESS_BF16, TESS_F32, 1, 9001, 3, 0}, {TESS_BF16, TESS_F32, 1, 8192, 0, 0},
-    {TESS_F32, TESS_BF16, 1, 4099, 0, 0}, {TESS_BF16, TESS_BF16, 1, 4099, 0, 0},
-    {TESS_F32, TESS_BF16, 1, 1029, 2, 0}, {TESS_BF16, TESS_BF16, 1, 777, 1, 0},
+    {TESS_F32, TESS_F32, 1, 0, 0, 0},        {TESS_F32, TESS_F32, 1, 1, 0, 0},
+    {TESS_F32, TESS_F32, 1, 1023, 0, 0},     {TESS_F32, TESS_F32, 1, 6001, 1, 0},
+    {TESS_F32, TESS_F32, 1, 4096, 0, 0},     {TESS_BF16, TESS_F32, 1, 0, 0, 0},
+    {TESS_BF16, TESS_F32, 1, 1, 0, 0},       {TESS_BF16, TESS_F32, 1, 2051, 0, 0},
+    {TESS_BF16, TESS_F32, 1, 9001, 3, 0},    {TESS_BF16, TESS_F32, 1, 8192, 0, 0},
+    {TESS_F32, TESS_BF16, 1, 4099, 0, 0},    {TESS_BF16, TESS_BF16, 1, 4099, 0, 0},
+    {TESS_F32, TESS_BF16, 1, 1029, 2, 0},    {TESS_BF16, TESS_BF16, 1, 777, 1, 0},
+    {TESS_F32, TESS_BF16, 1, 1000003, 1, 0}, {TESS_BF16, TESS_F32, 1, 2000003, 0, 0},
 };
 
 /* Matrices: rows of odd length, whole chunks, one row, longer than a block, with a stride. */
 static const shape matrix[] = {
-    {TESS_F32, TESS_F32, 0, 5, 0, 0},       {TESS_F32, TESS_F32, 1, 1, 0, 0},
-    {TESS_F32, TESS_F32, 37, 13, 0, 0},     {TESS_F32, TESS_BF16, 5, 1028, 0, 1040},
-    {TESS_F32, TESS_F32, 3, 64, 1, 67},     {TESS_BF16, TESS_BF16, 0, 5, 0, 0},
-    {TESS_BF16, TESS_BF16, 17, 33, 0, 0},   {TESS_BF16, TESS_F32, 33, 2056, 0, 2064},
-    {TESS_BF16, TESS_BF16, 4, 256, 0, 264}, {TESS_BF16, TESS_BF16, 19, 40, 1, 48},
+    {TESS_F32, TESS_F32, 0, 5, 0, 0},
+    {TESS_F32, TESS_F32, 1, 1, 0, 0},
+    {TESS_F32, TESS_F32, 37, 13, 0, 0},
+    {TESS_F32, TESS_BF16, 5, 1028, 0, 1040},
+    {TESS_F32, TESS_F32, 3, 64, 1, 67},
+    {TESS_BF16, TESS_BF16, 0, 5, 0, 0},
+    {TESS_BF16, TESS_BF16, 17, 33, 0, 0},
+    {TESS_BF16, TESS_F32, 33, 2056, 0, 2064},
+    {TESS_BF16, TESS_BF16, 4, 256, 0, 264},
+    {TESS_BF16, TESS_BF16, 19, 40, 1, 48},
     {TESS_BF16, TESS_F32, 7, 40, 0, 41},
+    {TESS_F32, TESS_F32, 3001, 515, 1, 0},
+    {TESS_BF16, TESS_BF16, 2099, 1000, 0, 1024},
 };
 
 static int64_t strided_numel(const shape *c)
@@ -233,7 +243,7 @@ static tess_status dora_call(twin *t, tess_stream *s)
     return CALL(t, row_norm, &lengths);
 }
 
-static const int64_t numels[] = {0, 1, 3, 255, 256, 257, 1024, 5003, 40001};
+static const int64_t numels[] = {0, 1, 3, 255, 256, 257, 1024, 5003, 40001, 1000001};
 
 static void reduce_make(twin *t, int case_idx)
 {
@@ -273,7 +283,8 @@ static tess_status reduce_call(twin *t, tess_stream *s)
 }
 
 /* Rows and one piece apart from them. In the end all levels are live: others may hold anything. */
-static const shape pieces[] = {{.dim = 1}, {.dim = 3}, {.dim = 129}, {.dim = 1000}, {.dim = 40001}};
+static const shape pieces[] = {{.dim = 1},    {.dim = 3},     {.dim = 129},
+                               {.dim = 1000}, {.dim = 40001}, {.dim = 100003}};
 
 static void pieces_make(twin *t, int case_idx)
 {
@@ -338,16 +349,16 @@ static tess_status adamw_call(twin *t, tess_stream *s)
 }
 
 static const twin_op ops[] = {
-    {"swiglu", swiglu_make, swiglu_call, TESS_NELEM(matrix)},
-    {"swiglu in place", swiglu_make, swiglu_in_place_call, TESS_NELEM(matrix)},
-    {"add", flat_make, add_call, TESS_NELEM(flat)},
-    {"dropout", flat_make, dropout_call, TESS_NELEM(flat)},
-    {"cast", cast_make, cast_call, TESS_NELEM(flat)},
-    {"add_bias and sum_rows", columns_make, columns_call, TESS_NELEM(matrix)},
-    {"dora", dora_make, dora_call, TESS_NELEM(matrix)},
-    {"fold, sum, square_norm, exact_add", reduce_make, reduce_call, TESS_NELEM(numels)},
-    {"fold_pieces", pieces_make, pieces_call, TESS_NELEM(pieces)},
-    {"adamw", adamw_make, adamw_call, TESS_NELEM(flat)},
+    {"swiglu", swiglu_make, swiglu_call, TESS_NELEM(matrix), LARGE},
+    {"swiglu in place", swiglu_make, swiglu_in_place_call, TESS_NELEM(matrix), LARGE},
+    {"add", flat_make, add_call, TESS_NELEM(flat), LARGE},
+    {"dropout", flat_make, dropout_call, TESS_NELEM(flat), LARGE},
+    {"cast", cast_make, cast_call, TESS_NELEM(flat), LARGE},
+    {"add_bias and sum_rows", columns_make, columns_call, TESS_NELEM(matrix), LARGE},
+    {"dora", dora_make, dora_call, TESS_NELEM(matrix), LARGE},
+    {"fold, sum, square_norm, exact_add", reduce_make, reduce_call, TESS_NELEM(numels), 1},
+    {"fold_pieces", pieces_make, pieces_call, TESS_NELEM(pieces), 1},
+    {"adamw", adamw_make, adamw_call, TESS_NELEM(flat), LARGE},
 };
 
 static const twin_suite suite = {

@@ -36,8 +36,10 @@ static const search_case searches[] = {
     {4, 129, 16, 1, EQUAL, 3, 0},  {9, 64, 5, 1, ZEROS, 0, 0},     {6, 50, 4, 1, NOT_FINITE, 0, 0},
     {5, 70, 8, 1, TINY, 0, 0},     {4, 33, 8, 1, HUGE_ONES, 0, 0}, {4, 0, 8, 1, PLAIN, 0, 0},
     {0, 8, 8, 1, PLAIN, 0, 0},     {3, 20, 7, 5, TIES, 2, 0},      {2, 3, 5, 6, PLAIN, 0, 0},
-    {40, 1000, 2, 1, PLAIN, 0, 0}, {33, 100, 1, 1, TIES, 0, 0},
+    {40, 1000, 2, 1, PLAIN, 0, 0}, {33, 100, 1, 1, TIES, 0, 0},    {1500, 5000, 64, 1, NEAR, 0, 0},
+    {40, 60000, 16, 1, FAR, 0, 0},
 };
+enum { LARGE_SEARCHES = 2 }; /* they fill a device: by vectors, and by slices of codes */
 
 static float value_of(const search_case *c, float normal, int64_t i)
 {
@@ -123,7 +125,9 @@ typedef struct book_case {
 } book_case;
 
 static const book_case books[] = {
-    {0, 3, 4, 0}, {1, 1, 1, 0}, {37, 5, 3, 1}, {40, 9, 33, 0}, {3, 4, 300, 0}, {300, 2, 64, 0},
+    {0, 3, 4, 0},   {1, 1, 1, 0},    {37, 5, 3, 1},       {40, 9, 33, 0},
+    {3, 4, 300, 0}, {300, 2, 64, 0}, {30000, 300, 64, 0}, /* fills a device, as the last of the
+                                                             others do */
 };
 
 /* Some vectors have no code, one code no vector. */
@@ -246,6 +250,7 @@ static const patch_case patches[] = {
     {TESS_BF16, TESS_F32, {2, 6, 6, 8, 4, 2, 1}, 0},
     {TESS_BF16, TESS_BF16, {1, 7, 5, 5, 3, 2, 2}, 1},
     {TESS_BF16, TESS_BF16, {1, 3, 3, 300, 2, 1, 0}, 0},
+    {TESS_BF16, TESS_BF16, {4, 32, 32, 64, 3, 1, 1}, 0},
 };
 
 static void patch_make(twin *t, int case_idx)
@@ -279,7 +284,8 @@ static tess_status patch_call(twin *t, tess_stream *s)
 
 /* ---- rectified values, mixed losses ---- */
 
-static const book_case lines[] = {{0, 1, 1, 0}, {1, 1, 1, 1}, {1030, 3, 1, 0}, {77, 65, 1, 1}};
+static const book_case lines[] = {
+    {0, 1, 1, 0}, {1, 1, 1, 1}, {1030, 3, 1, 0}, {77, 65, 1, 1}, {300001, 3, 1, 0}};
 
 static void line_make(twin *t, int case_idx)
 {
@@ -319,11 +325,11 @@ static tess_status line_call(twin *t, tess_stream *s)
 }
 
 static const twin_op ops[] = {
-    {"nearest", search_make, search_call, TESS_NELEM(searches)},
-    {"codebook", book_make, book_call, TESS_NELEM(books)},
-    {"largest", largest_make, largest_call, TESS_NELEM(books)},
-    {"patches", patch_make, patch_call, TESS_NELEM(patches)},
-    {"relu and mix", line_make, line_call, TESS_NELEM(lines)},
+    {"nearest", search_make, search_call, TESS_NELEM(searches), LARGE_SEARCHES},
+    {"codebook", book_make, book_call, TESS_NELEM(books), 1},
+    {"largest", largest_make, largest_call, TESS_NELEM(books), 1},
+    {"patches", patch_make, patch_call, TESS_NELEM(patches), 1},
+    {"relu and mix", line_make, line_call, TESS_NELEM(lines), 1},
 };
 
 static const twin_suite suite = {
@@ -372,7 +378,7 @@ static void test_lists_decide(void **state)
     static const int64_t in_full[] = {
         [TIES] = -1, [EQUAL] = 4, [NOT_FINITE] = 6, [TINY] = 5, [HUGE_ONES] = 4};
     const int line = line_of_full_search();
-    for (int c = 0; c < TESS_NELEM(searches); c++) {
+    for (int c = 0; c < twin_case_numel(&ops[0]); c++) {
         const search_case *o = &searches[c];
         const int64_t want = o->kind < TESS_NELEM(in_full) ? in_full[o->kind] : 0;
         if (want < 0 || o->codes == 0 || o->vectors == 0 || o->kind == ZEROS || o->best > 1)

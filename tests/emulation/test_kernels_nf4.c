@@ -27,6 +27,7 @@ static const shape shapes[] = {
     {TESS_F32, 4097, 64, true, 0, true},
     {TESS_BF16, 3200, 32, false, 0, true},
     {TESS_BF16, 1001, 128, true, 1, true},
+    {TESS_BF16, 64 * 20001, 64, true, 0, false}, /* fills a device, as the last of the others do */
 };
 
 enum { SRC, CODES, ABSMAX, NESTED, OFFSET, WORK, DST };
@@ -135,6 +136,7 @@ static const table_shape tables[] = {
     {{TESS_BF16, 3 * 2056, 64, true, 0, false}, 3, 2056, 0},
     {{TESS_BF16, 3 * 2056, 64, true, 0, false}, 3, 2056, 4},
     {{TESS_BF16, 9 * 40, 64, true, 0, true}, 9, 40, 21},
+    {{TESS_BF16, 3000 * 512, 64, true, 0, false}, 3000, 512, 2000},
 };
 
 static void table_make(twin *t, int case_idx)
@@ -180,10 +182,10 @@ typedef struct plain_shape {
 } plain_shape;
 
 static const plain_shape plain_tables[] = {
-    {TESS_F32, TESS_F32, 0, 8, 0, 5},       {TESS_F32, TESS_F32, 1, 1, 0, 1},
-    {TESS_F32, TESS_BF16, 700, 13, 0, 9},   {TESS_F32, TESS_F32, 300, 64, 0, 3},
-    {TESS_BF16, TESS_F32, 40, 40, 0, 7},    {TESS_BF16, TESS_BF16, 5, 2056, 0, 11},
-    {TESS_BF16, TESS_BF16, 600, 31, 1, 400}};
+    {TESS_F32, TESS_F32, 0, 8, 0, 5},        {TESS_F32, TESS_F32, 1, 1, 0, 1},
+    {TESS_F32, TESS_BF16, 700, 13, 0, 9},    {TESS_F32, TESS_F32, 300, 64, 0, 3},
+    {TESS_BF16, TESS_F32, 40, 40, 0, 7},     {TESS_BF16, TESS_BF16, 5, 2056, 0, 11},
+    {TESS_BF16, TESS_BF16, 600, 31, 1, 400}, {TESS_BF16, TESS_BF16, 5000, 256, 0, 7001}};
 
 static void plain_make(twin *t, int case_idx)
 {
@@ -216,9 +218,9 @@ static tess_status plain_call(twin *t, tess_stream *s)
 }
 
 static const twin_op ops[] = {
-    {"nf4", codes_make, codes_call, TESS_NELEM(shapes)},
-    {"embedding in nf4", table_make, table_call, TESS_NELEM(tables)},
-    {"embedding", plain_make, plain_call, TESS_NELEM(plain_tables)},
+    {"nf4", codes_make, codes_call, TESS_NELEM(shapes), 1},
+    {"embedding in nf4", table_make, table_call, TESS_NELEM(tables), 1},
+    {"embedding", plain_make, plain_call, TESS_NELEM(plain_tables), 1},
 };
 
 static const twin_suite suite = {

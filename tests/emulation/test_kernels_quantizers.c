@@ -46,7 +46,7 @@ static const shape rows[] = {
     {TESS_F32, 0, 4, 3, 0, 0, 0},    {TESS_F32, 1, 1, 1, 0, 0, 1},
     {TESS_F32, 7, 3, 4, 2, 1, 2},    {TESS_BF16, 35, 16, 5, 0, 0, 2},
     {TESS_BF16, 19, 33, 9, 7, 1, 1}, {TESS_F32, 17, 100, 3, 0, 0, 2},
-    {TESS_BF16, 3, 257, 2, 1, 0, 0},
+    {TESS_BF16, 3, 257, 2, 1, 0, 0}, {TESS_BF16, 9001, 64, 300, 0, 0, 2}, /* fills a device */
 };
 
 static void edge_make(twin *t, int case_idx)
@@ -222,8 +222,9 @@ static tess_status directed_call(twin *t, tess_stream *s)
 
 /* Codes beyond a tile, columns beyond one, slices with several codes. */
 static const shape books[] = {
-    {0, 3, 1, 1, 0, 0, 0},     {0, 5, 3, 7, 0, 1, 1},     {0, 40, 17, 70, 0, 0, 0},
-    {0, 300, 5, 600, 0, 0, 1}, {0, 150, 130, 3, 0, 0, 0}, {0, 2, 260, 2, 0, 0, 1},
+    {0, 3, 1, 1, 0, 0, 0},       {0, 5, 3, 7, 0, 1, 1},     {0, 40, 17, 70, 0, 0, 0},
+    {0, 300, 5, 600, 0, 0, 1},   {0, 150, 130, 3, 0, 0, 0}, {0, 2, 260, 2, 0, 0, 1},
+    {0, 1000, 64, 700, 0, 0, 1}, /* fills a device */
 };
 
 static void book_make(twin *t, int case_idx)
@@ -327,7 +328,7 @@ static void average_make(twin *t, int case_idx)
     twin_output(t, "expired_numel", TESS_I64, 1);
     twin_add(t, "row", TESS_I64, (c->codes + 1) / 2);
     for (int64_t i = 0; i < t->x[9].numel; i++)
-        ((int64_t *)t->x[9].initial)[i] = c->codes - 1 - 2 * i;
+        ((int64_t *)t->x[9].initial)[i] = (c->codes - 1) / 2 * 2 - 2 * i;
     twin_random(t, "vector", TESS_F32, t->x[9].numel * c->dim, 1.0);
 }
 
@@ -373,6 +374,7 @@ static const shape levels[] = {
     {TESS_F32, 37, 4, 0, 3, 1, TESS_LEVEL_LOWER},
     {TESS_BF16, 300, 8, 0, 0, 0, TESS_LEVEL_SYMMETRIC},
     {TESS_BF16, 19, 5, 0, 2, 1, TESS_LEVEL_CLAMPED},
+    {TESS_BF16, 30001, 8, 0, 0, 0, TESS_LEVEL_SYMMETRIC}, /* fills a device */
 };
 
 static void level_make(twin *t, int case_idx)
@@ -470,8 +472,9 @@ static tess_status latent_call(twin *t, tess_stream *s)
 
 /* One bit to eleven; more codes than a block has threads; more vectors than a turn. */
 static const shape signs[] = {
-    {TESS_F32, 0, 3, 0, 0, 0, 0},   {TESS_F32, 1, 1, 0, 0, 0, 1},   {TESS_F32, 37, 4, 0, 3, 1, 0},
-    {TESS_BF16, 40, 9, 0, 0, 0, 1}, {TESS_BF16, 5, 11, 0, 2, 1, 0},
+    {TESS_F32, 0, 3, 0, 0, 0, 0},   {TESS_F32, 1, 1, 0, 0, 0, 1},
+    {TESS_F32, 37, 4, 0, 3, 1, 0},  {TESS_BF16, 40, 9, 0, 0, 0, 1},
+    {TESS_BF16, 5, 11, 0, 2, 1, 0}, {TESS_F32, 300, 11, 0, 0, 0, 1}, /* fills a device */
 };
 
 static void sign_make(twin *t, int case_idx)
@@ -559,15 +562,15 @@ static tess_status sign_call(twin *t, tess_stream *s)
 }
 
 static const twin_op ops[] = {
-    {"edges", edge_make, edge_call, TESS_NELEM(rows)},
-    {"coded rows", coded_make, coded_call, TESS_NELEM(rows)},
-    {"masks", mask_make, mask_call, TESS_NELEM(rows)},
-    {"directed", directed_make, directed_call, TESS_NELEM(rows)},
-    {"codes", book_make, book_call, TESS_NELEM(books)},
-    {"averages", average_make, average_call, TESS_NELEM(books)},
-    {"levels", level_make, level_call, TESS_NELEM(levels)},
-    {"latents", latent_make, latent_call, TESS_NELEM(levels)},
-    {"signs", sign_make, sign_call, TESS_NELEM(signs)},
+    {"edges", edge_make, edge_call, TESS_NELEM(rows), 1},
+    {"coded rows", coded_make, coded_call, TESS_NELEM(rows), 1},
+    {"masks", mask_make, mask_call, TESS_NELEM(rows), 1},
+    {"directed", directed_make, directed_call, TESS_NELEM(rows), 1},
+    {"codes", book_make, book_call, TESS_NELEM(books), 1},
+    {"averages", average_make, average_call, TESS_NELEM(books), 1},
+    {"levels", level_make, level_call, TESS_NELEM(levels), 1},
+    {"latents", latent_make, latent_call, TESS_NELEM(levels), 1},
+    {"signs", sign_make, sign_call, TESS_NELEM(signs), 1},
 };
 
 static const twin_suite suite = {ops,

@@ -12,9 +12,11 @@ typedef struct shape {
 
 /* Sizes around a chunk of 4, a block of 256 elements, a thread block and several of them. */
 static const shape shapes[] = {
-    {TESS_F32, 0, 0, true},     {TESS_F32, 1, 0, true},     {TESS_BF16, 255, 0, true},
-    {TESS_BF16, 256, 0, true},  {TESS_F32, 257, 1, true},   {TESS_BF16, 1023, 0, false},
-    {TESS_BF16, 4096, 0, true}, {TESS_BF16, 9001, 3, true},
+    {TESS_F32, 0, 0, true},        {TESS_F32, 1, 0, true},
+    {TESS_BF16, 255, 0, true},     {TESS_BF16, 256, 0, true},
+    {TESS_F32, 257, 1, true},      {TESS_BF16, 1023, 0, false},
+    {TESS_BF16, 4096, 0, true},    {TESS_BF16, 9001, 3, true},
+    {TESS_BF16, 1000003, 0, true}, /* fills a device */
 };
 
 #define CALL(t, op, args) ((t)->is_cuda ? tess_cuda_##op(args, s) : tess_cpu_##op(args, s))
@@ -192,11 +194,11 @@ static tess_status prodigy_call(twin *t, tess_stream *s)
 }
 
 static const twin_op ops[] = {
-    {"lion", lion_make, lion_call, TESS_NELEM(shapes)},
-    {"schedule_free", schedule_free_make, schedule_free_call, TESS_NELEM(shapes)},
-    {"blend", blend_make, blend_call, TESS_NELEM(shapes)},
-    {"prodigy", prodigy_make, prodigy_call, TESS_NELEM(shapes)},
-    {"adamw_8bit", adamw_8bit_make, adamw_8bit_call, TESS_NELEM(shapes)},
+    {"lion", lion_make, lion_call, TESS_NELEM(shapes), 1},
+    {"schedule_free", schedule_free_make, schedule_free_call, TESS_NELEM(shapes), 1},
+    {"blend", blend_make, blend_call, TESS_NELEM(shapes), 1},
+    {"prodigy", prodigy_make, prodigy_call, TESS_NELEM(shapes), 1},
+    {"adamw_8bit", adamw_8bit_make, adamw_8bit_call, TESS_NELEM(shapes), 1},
 };
 
 static const twin_suite suite = {ops, TESS_NELEM(ops), {"optimizers.cu", "common_priv.cuh", NULL}};
