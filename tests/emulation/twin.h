@@ -237,20 +237,10 @@ static inline int twin_order_numel(int emulated)
     return tess_emulation_is_device() ? 2 : emulated;
 }
 
-/** Cases that run here. */
-static inline int twin_case_numel(const twin_op *op)
+/** Cases [from, end) in the first four orders. */
+static inline void twin_check_cases(const twin_op *op, int from, int end)
 {
-#if defined(__SANITIZE_ADDRESS__)
-    return op->case_numel - op->large_numel; /* time */
-#else
-    return op->case_numel - (tess_emulation_is_device() ? 0 : op->large_numel);
-#endif
-}
-
-/** All shapes in the first four orders. */
-static inline void twin_check_op(const twin_op *op)
-{
-    for (int c = 0; c < twin_case_numel(op); c++) {
+    for (int c = from; c < end; c++) {
         twin t = twin_make(op, c);
         twin_expect(&t, op, c);
         for (int o = 0; o < twin_order_numel(4); o++) {
@@ -261,6 +251,19 @@ static inline void twin_check_op(const twin_op *op)
         }
         twin_destroy(&t);
     }
+}
+
+/** Cases for emulation and device. */
+static inline int twin_small_numel(const twin_op *op) { return op->case_numel - op->large_numel; }
+
+/** Cases that run here: sanitizers take too long for the large ones. */
+static inline int twin_case_numel(const twin_op *op)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    return twin_small_numel(op);
+#else
+    return tess_emulation_is_device() ? op->case_numel : twin_small_numel(op);
+#endif
 }
 
 /** The test is one of the emulation alone. */
@@ -319,4 +322,15 @@ static inline void twin_check_reach(const twin_suite *suite)
 {
     if (!tess_emulation_is_device())
         barriers_check_reach(suite->sources);
+}
+
+/** Every case of every op, the large ones last; they reach what there is. */
+static inline void twin_check_suite(const twin_suite *suite)
+{
+    for (int i = 0; i < suite->op_numel; i++)
+        twin_check_cases(&suite->ops[i], 0, twin_small_numel(&suite->ops[i]));
+    for (int i = 0; i < suite->op_numel; i++)
+        twin_check_cases(&suite->ops[i], twin_small_numel(&suite->ops[i]),
+                         twin_case_numel(&suite->ops[i]));
+    twin_check_reach(suite);
 }

@@ -62,7 +62,7 @@ done
 
 # Every other way to break, on one op.
 breaks test_kernels dora_backward:past || fail "a write behind an operand passes"
-[[ "$said" == *"dora_backward: byte 0 behind 'work'"*"was overwritten" ]] || fail "past: '$said'"
+[[ "$said" == *"dora_backward: byte 0 behind "*" was overwritten" ]] || fail "past: '$said'"
 breaks test_kernels dora_backward:error || fail "a kernel that fails passes"
 [[ "$said" == *"dora_backward: "*"an illegal memory access"* ]] || fail "error: '$said'"
 breaks test_kernels dora_backward:missing || fail "a table without an op passes"
