@@ -69,4 +69,17 @@ breaks test_kernels dora_backward:missing || fail "a table without an op passes"
 [[ "$said" == *"has no entry 'dora_backward'"* ]] || fail "missing: '$said'"
 breaks test_kernels dora_backward:unstable || fail "results that change from run to run pass"
 breaks test_kernels no_such_op:element || fail "a fault of no op passes"
+
+# rc, text, setting: what a program says where something is missing (77) or fails (1).
+expect() {
+    local rc=0 text
+    text=$(env "$3" "$programs/cuda.test_kernels" 2>&1) || rc=$?
+    [ "$rc" -eq "$1" ] && [[ "$text" == *"$2"* ]] || fail "$3: expected code $1 and '$2', found $rc and '$text'"
+}
+
+expect 77 "skipped: no CUDA part: no file '/none.so'" TESSERA_CUDA_PLUGIN=/none.so
+expect 77 "skipped: the CUDA driver supports CUDA 12.4" FAKE_CUDA_FAULT=driver
+expect 77 "skipped: the CUDA driver shows no device" FAKE_CUDA_DEVICES=0
+expect 1 "cuda:0: CUDA says all devices are busy" FAKE_CUDA_FAULT=open
+expect 1 "was built from another version" FAKE_CUDA_FAULT=abi
 echo "${#tested[@]} ops: all passed"
