@@ -4,7 +4,8 @@
  *
  * Every entry is followed by the end of the stream, so that an error of a kernel belongs to its op,
  * and by a look at the canaries around all device memory. Memory is one block of the device, cut
- * from its begin; what addresses outside of it do is for compute-sanitizer to find.
+ * from its begin. With TESS_TEST_APART=1 every operand is an allocation of the device instead, with
+ * no canaries: compute-sanitizer then finds reads behind one as well.
  *
  * [Note: what differs on a device] Results are the C twins' bits there as well, on two runs over
  * memory filled with other bytes. NaN is one value, except where an op defines its bits, which are
@@ -29,7 +30,7 @@ enum {
     CANARY_NUMEL = 256,
     ALIGNMENT = 256,
     ALLOCATION_MAX = 64,
-    REGION_NBYTES = 128 << 20,
+    REGION_NBYTES = 256 << 20, /* a product of 1027 x 33000 takes most of it */
     STAGE_NBYTES = 4 << 20
 };
 
@@ -45,6 +46,7 @@ static char *region, *stage; /* of the device; pinned, of the host */
 static size_t region_used;
 static allocation memory[ALLOCATION_MAX];
 static int memory_numel;
+static bool is_apart;          /* every allocation is the device's own */
 static int poison_byte = 0xff; /* as the emulation has it: other orders, other bytes */
 
 /* ---- bytes ---- */
@@ -106,6 +108,8 @@ static tess_status canary_check(const char *op, const allocation *a, const char 
 static tess_status canaries_check(const char *op)
 {
     char canary[CANARY_NUMEL];
+    if (is_apart)
+        return TESS_OK;
     const bool is_small = region_used <= STAGE_NBYTES;
     if (is_small && region_used > 0)
         TESS_TRY(
@@ -128,9 +132,10 @@ int tess_emulation_setup(void **state)
 {
     void *memory_of[2] = {NULL, NULL};
     (void)state;
+    is_apart = getenv("TESS_TEST_APART") != NULL;
     cuda_door_open_or_skip(&door);
     tess_status st = tess_device_stream_create(door.device, "test", false, &stream);
-    if (st == TESS_OK)
+    if (st == TESS_OK && !is_apart)
         st = door.device->ops->alloc(door.device, TESS_DEVICE, REGION_NBYTES, &memory_of[0]);
     if (st == TESS_OK)
         st = door.device->ops->alloc(door.device, TESS_HOST, STAGE_NBYTES, &memory_of[1]);
@@ -159,25 +164,44 @@ tess_emulation_barrier tess_emulation_barrier_get(int idx)
 
 tess_tensor_faults tess_tensor_faults_take(void) { return (tess_tensor_faults){0}; }
 
-tess_status tess_emulation_alloc(const char *name, size_t nbytes, void **out)
+/* Between canaries, behind what was cut from the block before. */
+static tess_status cut(const char *name, size_t nbytes, allocation *a)
 {
     const size_t whole = 2 * CANARY_NUMEL + (nbytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    TESS_CHECK(memory_numel < ALLOCATION_MAX && whole <= REGION_NBYTES - region_used, TESS_E_MEMORY,
-               "device memory of tests: '%s' needs %zu bytes, %zu are free, %d of %d blocks taken",
-               name, nbytes, REGION_NBYTES - region_used, memory_numel, ALLOCATION_MAX);
-    allocation *a = &memory[memory_numel];
+    TESS_CHECK(whole <= REGION_NBYTES - region_used, TESS_E_MEMORY,
+               "device memory of tests: '%s' needs %zu bytes, %zu are free", name, nbytes,
+               REGION_NBYTES - region_used);
     *a = (allocation){name, region + region_used + CANARY_NUMEL, nbytes};
-    TESS_TRY(fill(a->data - CANARY_NUMEL, CANARY_BYTE, CANARY_NUMEL));
-    TESS_TRY(fill(a->data, poison_byte, nbytes));
-    TESS_TRY(fill(a->data + nbytes, CANARY_BYTE, whole - CANARY_NUMEL - nbytes));
     region_used += whole;
+    TESS_TRY(fill(a->data - CANARY_NUMEL, CANARY_BYTE, CANARY_NUMEL));
+    return fill(a->data + nbytes, CANARY_BYTE, whole - CANARY_NUMEL - nbytes);
+}
+
+static tess_status take_apart(const char *name, size_t nbytes, allocation *a)
+{
+    void *data = NULL;
+    TESS_TRY(door.device->ops->alloc(door.device, TESS_DEVICE, TESS_MAX(nbytes, (size_t)1), &data));
+    *a = (allocation){name, data, nbytes};
+    return TESS_OK;
+}
+
+tess_status tess_emulation_alloc(const char *name, size_t nbytes, void **out)
+{
+    TESS_CHECK(memory_numel < ALLOCATION_MAX, TESS_E_MEMORY,
+               "device memory of tests: '%s' is one block too many, there is room for %d", name,
+               ALLOCATION_MAX);
+    allocation *a = &memory[memory_numel];
+    TESS_TRY(is_apart ? take_apart(name, nbytes, a) : cut(name, nbytes, a));
     memory_numel++;
     *out = a->data;
-    return TESS_OK;
+    return fill(a->data, poison_byte, nbytes);
 }
 
 void tess_emulation_release_all(void)
 {
+    for (int i = 0; is_apart && i < memory_numel; i++)
+        door.device->ops->release(door.device, TESS_DEVICE, memory[i].data,
+                                  TESS_MAX(memory[i].nbytes, (size_t)1));
     region_used = 0;
     memory_numel = 0;
 }

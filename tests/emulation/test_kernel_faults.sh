@@ -70,6 +70,9 @@ breaks test_kernels dora_backward:missing || fail "a table without an op passes"
 breaks test_kernels dora_backward:unstable || fail "results that change from run to run pass"
 breaks test_kernels no_such_op:element || fail "a fault of no op passes"
 
+# Every operand an allocation of its own, as sanitizers want it.
+TESS_TEST_APART=1 "$programs/cuda.test_kernels" > /dev/null || fail "operands that lie apart: code $?"
+
 # rc, text, setting: what a program says where something is missing (77) or fails (1).
 expect() {
     local rc=0 text
