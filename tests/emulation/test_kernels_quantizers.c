@@ -318,9 +318,9 @@ static void average_make(twin *t, int case_idx)
     twin_random(t, "embed", TESS_F32, c->codes * c->dim, 1.0);
     twin_random(t, "average", TESS_F32, c->codes * c->dim, 1.0);
     twin_random(t, "size", TESS_F32, c->codes, 1.0);
-    twin_index(t, "count", 2 * c->codes, 5);
+    twin_add(t, "count", TESS_I64, c->codes);
     for (int64_t k = 0; k < c->codes; k++)
-        ((int32_t *)t->x[3].initial)[2 * k + 1] = 0; /* halves of i64 */
+        ((int64_t *)t->x[3].initial)[k] = k * 7 % 5;
     twin_random(t, "sum", TESS_F32, c->codes * c->dim, 1.0);
     twin_random(t, "weight", TESS_F32, c->codes, 0.3);
     twin_add(t, "total", TESS_I64, 1);
