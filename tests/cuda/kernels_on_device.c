@@ -5,7 +5,8 @@
  * Every entry is followed by the end of the stream, so that an error of a kernel belongs to its op,
  * and by a look at the canaries around all device memory. Memory is one block of the device, cut
  * from its begin. With TESS_TEST_APART=1 every operand is an allocation of the device instead, with
- * no canaries: compute-sanitizer then finds reads behind one as well.
+ * no canaries: compute-sanitizer then finds reads behind one as well. A kernel that does not end is
+ * given up after TESS_TEST_DEADLINE_S seconds (120).
  *
  * [Note: what differs on a device] Results are the C twins' bits there as well, on two runs over
  * memory filled with other bytes. NaN is one value, except where an op defines its bits, which are
@@ -46,7 +47,8 @@ static char *region, *stage; /* of the device; pinned, of the host */
 static size_t region_used;
 static allocation memory[ALLOCATION_MAX];
 static int memory_numel;
-static bool is_apart;          /* every allocation is the device's own */
+static bool is_apart; /* every allocation is the device's own */
+static double deadline_s = 120.0;
 static int poison_byte = 0xff; /* as the emulation has it: other orders, other bytes */
 
 /* ---- bytes ---- */
@@ -126,14 +128,29 @@ static tess_status canaries_check(const char *op)
 
 /* ---- emulation.h ---- */
 
+/* What comes behind a kernel that does not end is not waited for. */
+static tess_status look(void *self, const tess_stream *s, double waited_s, double slice_s)
+{
+    (void)self;
+    (void)slice_s;
+    if (waited_s <= deadline_s)
+        return TESS_OK;
+    deadline_s = 0.0;
+    return TESS_FAIL(TESS_E_TIMEOUT, "work of stream '%s' has not ended after %.1f s", s->name,
+                     waited_s);
+}
+
 bool tess_emulation_is_device(void) { return true; }
 
 int tess_emulation_setup(void **state)
 {
     void *memory_of[2] = {NULL, NULL};
     (void)state;
+    const char *deadline = getenv("TESS_TEST_DEADLINE_S");
     is_apart = getenv("TESS_TEST_APART") != NULL;
+    deadline_s = deadline != NULL ? strtod(deadline, NULL) : deadline_s;
     cuda_door_open_or_skip(&door);
+    door.device->watch = (tess_device_watch){.look = look};
     tess_status st = tess_device_stream_create(door.device, "test", false, &stream);
     if (st == TESS_OK && !is_apart)
         st = door.device->ops->alloc(door.device, TESS_DEVICE, REGION_NBYTES, &memory_of[0]);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "tests/emulation/emu_ranges.h"
+#include "tests/support/plain_device.h"
 
 typedef enum fault_kind {
     FAULT_NONE,
@@ -17,9 +18,11 @@ typedef enum fault_kind {
     FAULT_PAST,
     FAULT_ERROR,
     FAULT_MISSING,
+    FAULT_HANG,
 } fault_kind;
 
-static const char *const kind_names[] = {"none", "element", "unstable", "past", "error", "missing"};
+static const char *const kind_names[] = {"none",  "element", "unstable", "past",
+                                         "error", "missing", "hang"};
 
 static fault_kind broken_kind;
 static emu_kernel broken; /* the op that has it */
@@ -74,12 +77,20 @@ static void bring_near(emu_kernel_call *call)
         emu_visit(call, &(emu_visitor){.operand = keep_operand, .makes_host = true});
 }
 
-static tess_status finish(emu_kernel_call *call, tess_status st)
+static bool never(void *arg)
+{
+    (void)arg;
+    return false;
+}
+
+static tess_status finish(emu_kernel_call *call, tess_status st, tess_stream *s)
 {
     if (call->kernel != broken || broken_kind == FAULT_NONE || st != TESS_OK)
         return st;
     TESS_CHECK(broken_kind != FAULT_ERROR, TESS_E_COMM,
                "emulated fault: CUDA says an illegal memory access was encountered");
+    if (broken_kind == FAULT_HANG)
+        return plain_stream_defer(s, never, NULL);
     spoil(call);
     return TESS_OK;
 }
@@ -92,7 +103,7 @@ static tess_status finish(emu_kernel_call *call, tess_status st)
         emu_kernel_call call = {.kernel = EMU_KERNEL_##prefix##name};                              \
         call.args.prefix##name = *a;                                                               \
         bring_near(&call);                                                                         \
-        return finish(&call, kernels->name(&call.args.prefix##name, s));                           \
+        return finish(&call, kernels->name(&call.args.prefix##name, s), s);                        \
     }
 #define X(name, type) DEFINE((&tess_kernels_cpu), , name, type)
 EMU_KERNEL_LIST(X)

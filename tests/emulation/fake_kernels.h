@@ -14,6 +14,7 @@ TESS_BEGIN_DECLS
  *   past      it writes one byte behind what it writes
  *   error     it fails as kernels do that were enqueued
  *   missing   the table has no such entry
+ *   hang      its stream never passes it
  *
  * Local. @return NULL: no such op or kind, or the CPU's kernels cannot be selected
  */

@@ -68,6 +68,10 @@ breaks test_kernels dora_backward:error || fail "a kernel that fails passes"
 breaks test_kernels dora_backward:missing || fail "a table without an op passes"
 [[ "$said" == *"has no entry 'dora_backward'"* ]] || fail "missing: '$said'"
 breaks test_kernels dora_backward:unstable || fail "results that change from run to run pass"
+export TESS_TEST_DEADLINE_S=0.2
+breaks test_kernels dora_backward:hang || fail "a kernel that does not end passes"
+[[ "$said" == *"dora_backward: work of stream 'test' has not ended after 0.2 s"* ]] || fail "hang: '$said'"
+unset TESS_TEST_DEADLINE_S
 breaks test_kernels no_such_op:element || fail "a fault of no op passes"
 
 # Every operand an allocation of its own, as sanitizers want it.
