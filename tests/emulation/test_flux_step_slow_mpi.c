@@ -1,14 +1,9 @@
 /*
  * Steps of a small FLUX.1 with the sources of kernels/cuda, thread by thread, on a device of which
  * the host sees nothing but copies. At any number of ranks the bits are those of one rank; against
- * the CPU's kernels losses and norms of gradients differ by rounding alone.
- *
- * Bound: as in test_whole_step_slow_mpi.c, relative to the value. In f32 sums of at most 1280
- * products (the single block's output) in another order differ by 1280 u32 per product; two blocks
- * of some ten products and norms amplify that by less than 100: 1280 * 100 * 6e-8 = 8e-3. In bf16
- * every stored activation rounds by 2^-9, some thirty of them deep: 30 * 2^-9 = 0.06.
+ * the CPU's kernels losses and norms of gradients differ by rounding alone ([Note: bounds of
+ * runs] in tests/support/run_curve.c).
  */
-#include <math.h>
 #include <stdio.h>
 
 #include "dist/gpu.h"
@@ -16,13 +11,14 @@
 #include "shard/runtime.h"
 #include "support/flux_case.h"
 #include "support/rank_test.h"
+#include "support/run_curve.h"
 #include "tests/emulation/emulated_device.h"
 #include "tests/emulation/emulation.h"
 
 enum { STEP_NUMEL = 2, MICRO_BATCH_NUMEL = 2 };
 
 typedef struct outcome {
-    double loss[STEP_NUMEL], norm[STEP_NUMEL];
+    run_curve curve;
     int64_t late_numel; /* products that nobody announced */
 } outcome;
 
@@ -90,8 +86,9 @@ static tess_status run_steps(trial *t, outcome *out)
         tess_step_result result;
         TESS_TRY(tess_runtime_step(t->rt, &request, &result));
         TESS_CHECK(result.nonfinite_numel == 0, TESS_E_NUMERIC, "step %d is not finite", (int)step);
-        out->loss[step] = result.loss;
-        out->norm[step] = result.grad_norm;
+        out->curve.loss[step] = result.loss;
+        out->curve.norm[step] = result.grad_norm;
+        out->curve.step_numel++;
     }
     return TESS_OK;
 }
@@ -171,30 +168,21 @@ static tess_status run_emulated(tess_comm *host, tess_emulation_order order,
     return st;
 }
 
-static tess_status check_near(const char *what, double got, double want, double bound)
-{
-    TESS_CHECK(fabs(got - want) <= bound * fabs(want), TESS_E_STATE,
-               "%s %.9g, on the CPU %.9g, relative bound %g", what, got, want, bound);
-    return TESS_OK;
-}
-
 /* One rank alone, on the CPU and emulated: what all must find. */
 static tess_status find_alone(const flux_choice *choice, outcome *out)
 {
-    const double bound = choice->dt == TESS_BF16 ? 0.06 : 8e-3;
+    const run_bound *bound = NULL;
     tess_comm *self = NULL;
     outcome cpu;
+    TESS_TRY(run_bound_find(choice->dt == TESS_BF16 ? "flux-bf16" : "flux-f32", &bound));
     TESS_TRY(tess_comm_create_self(&self));
     tess_status st = run_choice(self, NULL, choice, &cpu);
     if (st == TESS_OK)
         st = run_emulated(self, TESS_EMULATION_FORWARD, choice, out);
     tess_comm_destroy(&self);
     TESS_TRY(st);
-    for (int i = 0; i < STEP_NUMEL; i++) {
-        TESS_TRY(check_near("loss", out->loss[i], cpu.loss[i], bound));
-        TESS_TRY(check_near("norm", out->norm[i], cpu.norm[i], bound));
-    }
-    TESS_CHECK(memcmp(cpu.norm, out->norm, sizeof cpu.norm) != 0, TESS_E_STATE,
+    TESS_TRY(run_curve_compare(bound, &cpu.curve, &out->curve));
+    TESS_CHECK(memcmp(&cpu.curve, &out->curve, sizeof cpu.curve) != 0, TESS_E_STATE,
                "the emulated kernels gave the CPU's very bits: were they run?");
     return TESS_OK;
 }
@@ -214,7 +202,7 @@ static tess_status check_choice(tess_comm *comm, const flux_choice *choice)
                (long long)(together.late_numel + alone.late_numel));
     TESS_CHECK(memcmp(&together, &alone, sizeof alone) == 0, TESS_E_STATE,
                "%d ranks gave other bits than one: loss %.17g against %.17g", tess_comm_world(comm),
-               together.loss[STEP_NUMEL - 1], alone.loss[STEP_NUMEL - 1]);
+               together.curve.loss[STEP_NUMEL - 1], alone.curve.loss[STEP_NUMEL - 1]);
     return TESS_OK;
 }
 

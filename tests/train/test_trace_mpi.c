@@ -9,6 +9,7 @@
 #include "format/json.h"
 #include "support/rank_test.h"
 #include "support/tiny_run.h"
+#include "support/trace_check.h"
 #include "train/session_priv.h"
 
 #define EXPECT(cond, ...) TESS_CHECK(cond, TESS_E_STATE, "not true: " #cond " " __VA_ARGS__)
@@ -39,19 +40,18 @@ static const variant variants[] = {
 typedef struct tally {
     const tess_plan *plan;
     const tess_schedule *sched;
-    double end_us[TESS_TRACE_LANE_NUMEL]; /* of the last event of a lane */
-    int seen[TRACED][OP_MAX];             /* events of an operation */
+    int seen[TRACED][OP_MAX]; /* events of an operation */
     int64_t lane_nbytes[TESS_TRACE_LANE_NUMEL];
     int64_t send_nbytes;
     int64_t event_numel[TESS_TRACE_LANE_NUMEL];
     double wait_us[TRACED];
 } tally;
 
-static tess_status check_operation(tally *t, const tess_json *args, const char *name,
-                                   int64_t lane_idx, int64_t step)
+static tess_status check_operation(tally *t, const trace_event *e)
 {
+    const char *name = e->name;
     int64_t op_idx = -1;
-    TESS_TRY(tess_json_opt_i64(args, "operation", -1, &op_idx));
+    TESS_TRY(tess_json_opt_i64(e->args, "operation", -1, &op_idx));
     if (op_idx < 0)
         return TESS_OK;
     EXPECT(op_idx < t->sched->op_numel && op_idx < OP_MAX);
@@ -61,77 +61,22 @@ static tess_status check_operation(tally *t, const tess_json *args, const char *
     const char *kind = tess_sched_kind_name(op->kind);
     EXPECT(strncmp(name, kind, strlen(kind)) == 0 && name[strlen(kind)] == ' ', "(%s, %s)", name,
            kind);
-    EXPECT(strcmp(tess_trace_lane_name((tess_trace_lane)lane_idx), tess_lane_name(op->lane)) == 0);
-    t->seen[step - 1][op_idx]++;
+    EXPECT(strcmp(tess_trace_lane_name((tess_trace_lane)e->lane), tess_lane_name(op->lane)) == 0);
+    t->seen[e->step - 1][op_idx]++;
     return TESS_OK;
 }
 
-static tess_status check_event(tally *t, const tess_json *e)
+static tess_status check_event(void *arg, const trace_event *e)
 {
-    const char *name = NULL;
-    const tess_json *args = NULL;
-    int64_t lane_idx = 0, step = 0, nbytes = 0;
-    double start_us = 0, length_us = 0;
-    TESS_TRY(tess_json_get_string(e, "name", &name));
-    TESS_TRY(tess_json_get_i64(e, "tid", &lane_idx));
-    TESS_TRY(tess_json_get_f64(e, "ts", &start_us));
-    TESS_TRY(tess_json_get_f64(e, "dur", &length_us));
-    TESS_TRY(tess_json_get_object(e, "args", &args));
-    TESS_TRY(tess_json_get_i64(args, "step", &step));
-    TESS_TRY(tess_json_opt_i64(args, "bytes", 0, &nbytes));
-    EXPECT(lane_idx >= 0 && lane_idx < TESS_TRACE_LANE_NUMEL);
-    EXPECT(step >= 1 && step <= TRACED, "(%lld)", (long long)step);
-    /* Times are whole nanoseconds, here in microseconds as doubles. */
-    EXPECT(length_us >= 0.0 && start_us >= t->end_us[lane_idx] - 1e-4,
-           "(%s %s of step %lld starts at %.3f, the one before ends at %.3f)",
-           tess_trace_lane_name((tess_trace_lane)lane_idx), name, (long long)step, start_us,
-           t->end_us[lane_idx]);
-    t->end_us[lane_idx] = start_us + length_us;
-    t->event_numel[lane_idx]++;
-    t->lane_nbytes[lane_idx] += nbytes;
-    if (strncmp(name, "wait ", 5) == 0)
-        t->wait_us[step - 1] += length_us;
-    return check_operation(t, args, name, lane_idx, step);
-}
-
-static tess_status check_lanes(const tess_json *events)
-{
-    for (int lane = 0; lane < TESS_TRACE_LANE_NUMEL; lane++) {
-        bool is_named = false;
-        for (int64_t i = 0; i < tess_json_numel(events); i++) {
-            const tess_json *e = tess_json_at(events, i), *args = NULL;
-            const char *name = NULL, *text = NULL;
-            int64_t tid = -1;
-            TESS_TRY(tess_json_get_string(e, "name", &name));
-            if (strcmp(name, "thread_name") != 0)
-                continue;
-            TESS_TRY(tess_json_get_i64(e, "tid", &tid));
-            TESS_TRY(tess_json_get_object(e, "args", &args));
-            TESS_TRY(tess_json_get_string(args, "name", &text));
-            is_named |=
-                tid == lane && strcmp(text, tess_trace_lane_name((tess_trace_lane)lane)) == 0;
-        }
-        EXPECT(is_named, "(%s)", tess_trace_lane_name((tess_trace_lane)lane));
-    }
-    return TESS_OK;
-}
-
-static tess_status read_events(const tess_json *root, tally *t)
-{
-    const tess_json *events = NULL, *other = NULL;
-    int64_t lost = -1;
-    TESS_TRY(tess_json_get_array(root, "traceEvents", &events));
-    TESS_TRY(tess_json_get_object(root, "otherData", &other));
-    TESS_TRY(tess_json_get_i64(other, "lost_events", &lost));
-    EXPECT(lost == 0, "(%lld)", (long long)lost);
-    TESS_TRY(check_lanes(events));
-    for (int64_t i = 0; i < tess_json_numel(events); i++) {
-        const char *kind = NULL;
-        TESS_TRY(tess_json_get_string(tess_json_at(events, i), "ph", &kind));
-        if (strcmp(kind, "X") == 0)
-            TESS_TRY(check_event(t, tess_json_at(events, i)));
-    }
-    return TESS_OK;
+    tally *t = arg;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_json_opt_i64(e->args, "bytes", 0, &nbytes));
+    EXPECT(e->step <= TRACED, "(%lld)", (long long)e->step);
+    t->event_numel[e->lane]++;
+    t->lane_nbytes[e->lane] += nbytes;
+    if (strncmp(e->name, "wait ", 5) == 0)
+        t->wait_us[e->step - 1] += e->end_us - e->start_us;
+    return check_operation(t, e);
 }
 
 /* Every operation of the schedule once a step; bytes as the plan has them. */
@@ -202,7 +147,7 @@ static tess_status check_file(tess_session *s)
     t.sched = &sched;
     tess_status st = tess_json_read(s->ctx->io, path, &root);
     if (st == TESS_OK)
-        st = read_events(root, &t);
+        st = trace_check(root, &(trace_reader){.on_event = check_event, .arg = &t});
     if (st == TESS_OK)
         st = check_tally(s, &t);
     if (st == TESS_OK && rank == 0)

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Whole runs of a small Llama on a device: beside the CPU for every family of base formats and with all weights
+# trained, twice, on 1, 2 and 4 ranks of one device, and by NCCL; and that the comparisons can tell runs apart.
+# shellcheck source=tests/support/device_run.sh
+source "${TESS_SOURCE_DIR:?set by ctest}/tests/support/device_run.sh"
+sed '/^base:/d; /^lora:/d; s/train: {/train: {mode: full, /' run.yaml > full.yaml
+head -n 10 text.jsonl > held_out.jsonl
+"$tessera" tokenize "$source_dir/examples/base" held_out.jsonl -o eval.h5 > log 2>&1 || fail "cannot tokenize"
+steps=(train.steps=2 train.warmup_steps=0 train.eval_every=1 data.eval_path=eval.h5 output.checkpoint_every=1)
+
+# ---- device against CPU ----
+# name, bound, arguments
+beside_cpu() {
+    local name="$1" bound="$2"
+    shift 2
+    run_on cpu "$name.cpu" 1 "${steps[@]}" "$@"
+    run_on cuda "$name" 1 "${steps[@]}" "$@"
+    agree "$bound" "$name.cpu" "$name"
+}
+f32=compute.dtype=f32
+beside_cpu nf4 llama-f32 "$f32"
+beside_cpu nf4_bf16 llama-bf16 compute.activation_checkpointing=on
+beside_cpu int8 llama-f32 base.format=int8 "$f32"
+beside_cpu int4 llama-bf16 base.format=int4
+beside_cpu int2 llama-f32 base.format=int2 "$f32"
+beside_cpu fp8 llama-bf16 base.format=e4m3
+run_file=full.yaml beside_cpu full llama-f32 "$f32"
+says nf4 "collectives: (NCCL|emulated collectives)" # one rank takes the same way as many
+
+# ---- what the comparison of losses and norms is worth: other places of dropout, other data ----
+run_on cpu other_dropout 1 "${steps[@]}" "$f32" lora.dropout=0.2
+run_on cpu other_seed 1 "${steps[@]}" "$f32" train.seed=4
+differ llama-f32 nf4 other_dropout
+differ llama-f32 nf4 other_seed
+! (same_base nf4 other_seed) > /dev/null || fail "another base passes"
+cp -r nf4 tampered
+tamper() { # what, sed program on metrics.jsonl
+    sed "$2" nf4/metrics.jsonl > tampered/metrics.jsonl
+    differ llama-f32 nf4 tampered
+    ! (same_runs nf4 tampered) > /dev/null || fail "$1 passes"
+}
+tamper "a loss that is 1 % larger" 's/"loss": 8\./"loss": 8.1/'
+tamper "a norm that is 10 times larger" 's/"grad_norm": 0/"grad_norm": 1/'
+tamper "a loss that is no number" 's/"loss": [0-9.]*/"loss": null/'
+tamper "a run without its last step" '$d'
+tamper "a run without its first step" 1d
+tamper "half a line" '$s/"lr.*//'
+sed '1s/"loss_bits": "\([0-9a-f]\{15\}\)./"loss_bits": "\1g/' nf4/metrics.jsonl > tampered/metrics.jsonl
+! (same_runs nf4 tampered) > /dev/null || fail "another bit of a loss passes"
+cp nf4/metrics.jsonl tampered/metrics.jsonl
+same_runs nf4 tampered
+printf '\377' | dd of="$(echo tampered/export/*.safetensors)" bs=1 seek=2000 conv=notrunc status=none
+! (same_runs nf4 tampered) > /dev/null 2>&1 || fail "another adapter passes"
+
+# ---- a second run, and several ranks on the device: the same bits ----
+ranked=("${steps[@]}" compute.activation_checkpointing=on)
+run_on cuda again 1 "${ranked[@]}"
+same_runs nf4_bf16 again
+for n in 2 4; do
+    run_on cuda "shared$n" "$n" "${ranked[@]}"
+    says "shared$n" "collectives: through host memory and MPI; ranks share a GPU"
+    same_runs nf4_bf16 "shared$n"
+done
+run_file=full.yaml run_on cuda full2 2 "${steps[@]}" "$f32" shard.gather_group=world
+same_runs full full2
+if nccl_shares_device; then
+    run_by_nccl nccl2 2 "${ranked[@]}" shard.gather_group=world
+    same_runs nf4_bf16 nccl2
+else
+    echo "not run: two ranks by NCCL on one device need NCCL 2.30.3 or later; there is $device"
+fi
+passed
