@@ -204,6 +204,7 @@ tess_status tess_launch_checkpoint(const tess_common_options *common, const tess
                                     .run_text = text,
                                     .overrides = &override,
                                     .override_numel = 1,
+                                    .may_lack_device = true,
                                     .checkpoint = dir};
     const tess_status st = tess_launch_job(common, &o, body, arg);
     tess_free(text);

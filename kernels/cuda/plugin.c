@@ -29,11 +29,14 @@ static tess_cuda_plugin plugin = {
 
 static int describe_versions(void)
 {
-    int runtime = 0;
+    int runtime = 0, driver = 0; /* 0: none */
     (void)cudaRuntimeGetVersion(&runtime);
+    (void)cudaDriverGetVersion(&driver);
     const size_t lt = cublasLtGetVersion();
-    return snprintf(versions, sizeof versions, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000,
-                    runtime % 1000 / 10, lt / 10000, lt % 10000 / 100, lt % 100);
+    return snprintf(versions, sizeof versions,
+                    "CUDA %d.%d (driver of CUDA %d.%d), cuBLASLt %zu.%zu.%zu", runtime / 1000,
+                    runtime % 1000 / 10, driver / 1000, driver % 1000 / 10, lt / 10000,
+                    lt % 10000 / 100, lt % 100);
 }
 
 /* Without the library collectives take another way, which the program says; the versions say why.

@@ -96,7 +96,7 @@ typedef struct tess_gpu_collectives {
 /** What the plugin offers. Functions are Local and report through the program's error record. */
 typedef struct tess_cuda_plugin {
     uint32_t abi;
-    const char *versions; /* "CUDA 13.0, cuBLASLt 13.1, NCCL 2.28.9" */
+    const char *versions; /* "CUDA 13.0 (driver of CUDA 13.0), cuBLASLt 13.1.0, NCCL 2.28.9" */
     /* @return TESS_E_UNSUPPORTED no driver or one too old, said in one line */
     tess_status (*device_numel)(int *numel);
     tess_status (*device_info)(int idx, tess_cuda_info *out);

@@ -72,12 +72,19 @@ tess_status session_open_plugin(tess_io *io, bool is_asked, const tess_cuda_plug
     return tess_cuda_plugin_load(path, out);
 }
 
+static tess_run_device asked_device(const tess_session *s)
+{
+    const tess_run_device asked = s->run->compute.device;
+    return asked == TESS_RUN_DEVICE_CUDA && s->options.may_lack_device ? TESS_RUN_DEVICE_AUTO
+                                                                       : asked;
+}
+
 /* What makes `auto` stay on the CPU. */
 static tess_status find_devices(tess_session *s, int *numel)
 {
     if (s->plugin == NULL)
-        TESS_TRY(session_open_plugin(s->ctx->io, s->run->compute.device != TESS_RUN_DEVICE_AUTO,
-                                     &s->plugin));
+        TESS_TRY(
+            session_open_plugin(s->ctx->io, asked_device(s) != TESS_RUN_DEVICE_AUTO, &s->plugin));
     TESS_TRY(s->plugin->device_numel(numel));
     TESS_CHECK(*numel > 0, TESS_E_UNSUPPORTED,
                "the CUDA driver shows no device; look at CUDA_VISIBLE_DEVICES");
@@ -222,7 +229,7 @@ static tess_status take_given(tess_session *s)
 
 tess_status session_choose_device(tess_session *s)
 {
-    const tess_run_device asked = s->run->compute.device;
+    const tess_run_device asked = asked_device(s);
     device_card card;
     int visible_numel = 0;
     if (s->options.device != NULL)

@@ -20,7 +20,6 @@ enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
 typedef struct loop {
     session_loop base;
     tess_trace_file *trace_file;
-    int64_t device_peak_nbytes; /* of this rank, so far */
 } loop;
 
 /* ---- trace ---- */
@@ -233,19 +232,6 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
     return tess_metrics_step(l->base.metrics, &row);
 }
 
-/* What the plan said of a device's memory, and what was taken. */
-static void tell_device_memory(const loop *l)
-{
-    const tess_session *s = l->base.s;
-    if (s->device != NULL)
-        tess_log_root(
-            &s->ctx->log, TESS_LOG_INFO,
-            "device memory: planned %.1f MiB, of it %.1f MiB for libraries; taken %.1f MiB",
-            (double)s->d.plan->total_nbytes / (1 << 20),
-            (double)s->d.plan->options.library_nbytes / (1 << 20),
-            (double)l->device_peak_nbytes / (1 << 20));
-}
-
 static tess_update update_of(const tess_session *s)
 {
     const tess_run_train_keys *t = &s->run->train;
@@ -286,13 +272,11 @@ static tess_status run_step(loop *l)
     tess_session *s = l->base.s;
     const tess_run *run = s->run;
     const double start_s = tess_clock_s();
-    const int64_t used_nbytes = (int64_t)session_device_used_nbytes(l->base.s);
-    l->device_peak_nbytes = TESS_MAX(l->device_peak_nbytes, used_nbytes);
     const int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = loop_is_asked(&l->base),
                                        [FLAG_WRITING] =
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
-                                       [FLAG_DEVICE_PEAK] = l->device_peak_nbytes};
+                                       [FLAG_DEVICE_PEAK] = loop_device_peak(&l->base)};
     tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
                                  .update = update_of(s),
                                  .arg = s,
@@ -356,7 +340,7 @@ static tess_status run_steps(loop *l)
     }
     TESS_TRY(loop_drain(&l->base));
     flush_trace(l);
-    tell_device_memory(l);
+    loop_tell_device_memory(&l->base, s->d.plan->total_nbytes, s->d.plan->options.library_nbytes);
     return TESS_OK;
 }
 

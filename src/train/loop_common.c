@@ -50,6 +50,24 @@ void loop_note_step(session_loop *l, double step_s)
     l->longest_step_s = TESS_MAX(l->longest_step_s, step_s);
 }
 
+int64_t loop_device_peak(session_loop *l)
+{
+    const int64_t used_nbytes = (int64_t)session_device_used_nbytes(l->s);
+    l->device_peak_nbytes = TESS_MAX(l->device_peak_nbytes, used_nbytes);
+    return l->device_peak_nbytes;
+}
+
+void loop_tell_device_memory(session_loop *l, size_t planned_nbytes, size_t library_nbytes)
+{
+    const double taken_nbytes = (double)loop_device_peak(l);
+    if (l->s->device != NULL)
+        tess_log_root(&l->s->ctx->log, TESS_LOG_INFO,
+                      "device memory: planned %.1f MiB, of it %.1f MiB for libraries; taken %.1f "
+                      "MiB",
+                      (double)planned_nbytes / (1 << 20), (double)library_nbytes / (1 << 20),
+                      taken_nbytes / (1 << 20));
+}
+
 /* ---- checkpoints ---- */
 
 static void report_save(session_loop *l, const tess_ckpt_report *r)

@@ -21,9 +21,10 @@ typedef struct session_loop {
     bool is_stopping;
     int64_t done_numel; /* steps of this call */
     double longest_step_s;
-    int64_t asked_step;      /* of the last save that was asked for, -1: none */
-    int64_t committed_step;  /* of the last one that is on disk, -1: none by this process */
-    double begun_s, begin_s; /* of the save under way: when it began, how long that took */
+    int64_t device_peak_nbytes; /* of this rank, so far */
+    int64_t asked_step;         /* of the last save that was asked for, -1: none */
+    int64_t committed_step;     /* of the last one that is on disk, -1: none by this process */
+    double begun_s, begin_s;    /* of the save under way: when it began, how long that took */
 } session_loop;
 
 /** How a loop differs from others at its start. */
@@ -49,6 +50,12 @@ bool loop_is_asked(const session_loop *l);
 void loop_note_metrics(const session_loop *l, tess_status st);
 /** What a step took. Local. */
 void loop_note_step(session_loop *l, double step_s);
+
+/** What this rank has taken of its device, at most and with now; 0 on the host. Local. */
+int64_t loop_device_peak(session_loop *l);
+/** What a plan says of a device's memory, and what was taken. Local. @param library_nbytes  of
+ * `planned_nbytes`, for libraries */
+void loop_tell_device_memory(session_loop *l, size_t planned_nbytes, size_t library_nbytes);
 
 /** Publish the save under way, where there is one. Collective. */
 TESS_MUST_CHECK tess_status loop_commit(session_loop *l);

@@ -288,16 +288,17 @@ tess_status tess_metrics_pass(tess_metrics *metrics, const tess_metrics_pass_row
     for (int i = 0; i < TESS_NELEM(value); i++)
         json_number(value[i], text[i]);
     char line[LINE_NBYTES];
-    const int nbytes =
-        snprintf(line, sizeof line,
-                 "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
-                 "\", \"group\": %d, \"level\": %d, \"pass\": %" PRId64
-                 ", \"relative_error\": %s, \"perplexity\": %s, \"used\": %" PRId64
-                 ", \"dead\": %" PRId64 ", \"split\": %" PRId64 ", \"vectors\": %" PRId64
-                 ", \"vectors_per_s\": %s, \"step_s\": %s, \"mem_host_peak\": %" PRId64 "}\n",
-                 row->step, text[0], bits_of(row->error), row->group, row->level, row->pass,
-                 text[1], text[2], row->used_numel, row->dead_numel, row->split_numel,
-                 row->vector_numel, text[3], text[4], row->mem_host_peak_nbytes);
+    const int nbytes = snprintf(
+        line, sizeof line,
+        "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
+        "\", \"group\": %d, \"level\": %d, \"pass\": %" PRId64
+        ", \"relative_error\": %s, \"perplexity\": %s, \"used\": %" PRId64 ", \"dead\": %" PRId64
+        ", \"split\": %" PRId64 ", \"vectors\": %" PRId64
+        ", \"vectors_per_s\": %s, \"step_s\": %s, \"mem_device_peak\": %" PRId64
+        ", \"mem_host_peak\": %" PRId64 "}\n",
+        row->step, text[0], bits_of(row->error), row->group, row->level, row->pass, text[1],
+        text[2], row->used_numel, row->dead_numel, row->split_numel, row->vector_numel, text[3],
+        text[4], row->mem_device_peak_nbytes, row->mem_host_peak_nbytes);
     TESS_TRY(append(metrics, &metrics->steps, line, (size_t)nbytes));
     const tess_tf_scalar scalars[] = {{"loss", (float)row->error},
                                       {"relative_error", (float)row->relative},

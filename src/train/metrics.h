@@ -44,7 +44,8 @@ typedef struct tess_metrics_pass_row {
     int64_t vector_numel;                        /* of the pass, over all ranks */
     double vectors_per_s;                        /* over all ranks */
     double step_s;
-    int64_t mem_host_peak_nbytes; /* maximum over ranks */
+    int64_t mem_device_peak_nbytes; /* maximum over ranks */
+    int64_t mem_host_peak_nbytes;
 } tess_metrics_pass_row;
 
 /** One evaluation. */

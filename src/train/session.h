@@ -79,6 +79,9 @@ typedef struct tess_session_options {
      * replace section lora. NULL: none. */
     const char *adapter;
     bool needs_data; /* open the data sets */
+    /* compute.device: cuda is as auto: a checkpoint is read on machines without the device that
+     * its run asked for. */
+    bool may_lack_device;
     /* Refuses runs that the caller has no use for, as soon as the run file is known and before
      * anything else is read; the same verdict on all ranks. NULL: takes any. */
     tess_status (*accept)(const void *arg, const tess_run *run);

@@ -17,7 +17,7 @@
 #include "train/strbuf.h"
 #include "train/vectors_code.h"
 
-enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_NUMEL };
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
 
 static int book_numel(const tess_kmeans_plan *p)
 {
@@ -345,7 +345,7 @@ static tess_status begin_save(session_loop *l, bool is_last)
 }
 
 static tess_status report_step(session_loop *l, const tess_kmeans_report *r, double step_s,
-                               int64_t host_peak_nbytes)
+                               const int64_t *flags)
 {
     if (tess_comm_rank(l->s->world) != 0)
         return TESS_OK;
@@ -363,7 +363,8 @@ static tess_status report_step(session_loop *l, const tess_kmeans_report *r, dou
                                        .vector_numel = r->vector_numel,
                                        .vectors_per_s = (double)r->vector_numel / step_s,
                                        .step_s = step_s,
-                                       .mem_host_peak_nbytes = host_peak_nbytes};
+                                       .mem_device_peak_nbytes = flags[FLAG_DEVICE_PEAK],
+                                       .mem_host_peak_nbytes = flags[FLAG_HOST_PEAK]};
     const tess_progress_row shown = {.step = l->s->step,
                                      .loss = r->error,
                                      .tokens_per_s = row.vectors_per_s,
@@ -374,14 +375,17 @@ static tess_status report_step(session_loop *l, const tess_kmeans_report *r, dou
 }
 
 /* Waits of a pass are not told apart from its work. */
-static void measure_step(session_loop *l, double step_s, int64_t host_peak_nbytes, double error)
+static void measure_step(session_loop *l, double step_s, const int64_t *flags, double error)
 {
     const tess_session_measure *m = l->s->options.measure;
     l->done_numel++;
     if (m == NULL || m->on_step == NULL)
         return;
-    const tess_measured_step step = {
-        .step_s = step_s, .wait_s = NAN, .host_peak_nbytes = host_peak_nbytes, .loss = error};
+    const tess_measured_step step = {.step_s = step_s,
+                                     .wait_s = NAN,
+                                     .host_peak_nbytes = flags[FLAG_HOST_PEAK],
+                                     .device_peak_nbytes = flags[FLAG_DEVICE_PEAK],
+                                     .loss = error};
     m->on_step(m->arg, &step);
 }
 
@@ -391,7 +395,8 @@ static tess_status run_step(session_loop *l)
     const double start_s = tess_clock_s();
     int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = loop_is_asked(l),
                                  [FLAG_WRITING] = tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
-                                 [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes()};
+                                 [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
+                                 [FLAG_DEVICE_PEAK] = loop_device_peak(l)};
     tess_kmeans_report report;
     loop_beat(l, "pass");
     TESS_TRY(session_section(s, tess_comm_control(s->world, NULL, 0, flags, FLAG_NUMEL)));
@@ -400,8 +405,8 @@ static tess_status run_step(session_loop *l)
     const double step_s = tess_clock_s() - start_s;
     loop_note_step(l, step_s);
     l->is_stopping = flags[FLAG_STOP] != 0;
-    loop_note_metrics(l, report_step(l, &report, step_s, flags[FLAG_HOST_PEAK]));
-    measure_step(l, step_s, flags[FLAG_HOST_PEAK], report.error);
+    loop_note_metrics(l, report_step(l, &report, step_s, flags));
+    measure_step(l, step_s, flags, report.error);
     return flags[FLAG_WRITING] == 0 ? loop_commit(l) : TESS_OK;
 }
 
@@ -439,7 +444,9 @@ static tess_status run_steps(session_loop *l)
         if (is_last)
             TESS_TRY(evaluate(l)); /* after the save: it stands whatever the held-out file holds */
     }
-    return loop_drain(l);
+    TESS_TRY(loop_drain(l));
+    loop_tell_device_memory(l, (size_t)s->vectors->plan.total_nbytes, 0);
+    return TESS_OK;
 }
 
 /* Passes of the first level, which are alike: neither the one that ends it nor what follows. */

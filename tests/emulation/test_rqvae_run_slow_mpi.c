@@ -120,7 +120,10 @@ static tess_status compare(vector_run *v, const rqvae_launch *l)
     const run_bound *bound = NULL;
     rqvae_outcome alone, all;
     run_curve cpu, device;
-    TESS_TRY(run_bound_find(is_bf16 ? "rqvae-bf16" : "rqvae-f32", &bound));
+    TESS_TRY(run_bound_find(l->images != NULL ? "vqvae-f32"
+                            : is_bf16         ? "rqvae-bf16"
+                                              : "rqvae-f32",
+                            &bound));
     TESS_TRY(outcome_in(v, l, "-alone", &alone));
     TESS_TRY(outcome_in(v, l, "-all", &all));
     TESS_TRY(curve_in(v, l, "-cpu", &cpu));
@@ -191,7 +194,7 @@ static tess_status check_conversion(tess_comm *comm, tess_comm *self, vector_run
 {
     const run_bound *bound = NULL;
     tess_encode_result cpu = {0}, alone = {0}, all = {0};
-    tess_status st = run_bound_find("rqvae-pass", &bound);
+    tess_status st = run_bound_find(l->images != NULL ? "vqvae-pass" : "rqvae-pass", &bound);
     if (tess_comm_rank(comm) == 0 && st == TESS_OK) {
         st = convert(self, v, l, "cpu", false, &cpu);
         if (st == TESS_OK)

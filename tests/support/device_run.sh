@@ -17,11 +17,13 @@ device_launches=0
 
 # ---- runs ----
 
-# ranks, arguments of tessera: exit code in `rc`, output in `log`; one rank needs no mpirun
+# cpu|cuda, ranks, arguments of tessera: exit code in `rc`, output in `log`. One rank needs no mpirun, but for the
+# collectives of the fake.
 tessera_on() {
-    local ranks="$1"
-    shift
-    if [ "$ranks" -gt 1 ]; then
+    local where="$1" ranks="$2"
+    shift 2
+    [ "$where" = cpu ] || device_launches=$((device_launches + 1))
+    if [ "$ranks" -gt 1 ] || [ "$where$is_fake" = cuda1 ]; then
         launch "$ranks" "$@"
         return
     fi
@@ -34,10 +36,9 @@ tessera_on() {
 run_on() {
     local where="$1" dir="$2" ranks="$3"
     shift 3
-    tessera_on "$ranks" train "$run_file" "compute.device=$where" compute.share_device=true "output.dir=$dir" "$@"
+    tessera_on "$where" "$ranks" train "$run_file" "compute.device=$where" compute.share_device=true "output.dir=$dir" "$@"
     cp log "$dir.log"
     [ "$rc" -eq 0 ] || fail "$dir: exit code $rc"
-    [ "$where" = cpu ] || device_launches=$((device_launches + 1))
     [ "$where" = cpu ] || says "$dir" "device: cuda:0, ${device%%;*} "
 }
 
@@ -49,6 +50,36 @@ says() {
 # file, key: the number of its last line
 last() {
     tail -n 1 "$1" | sed -n "s/.*\"$2\": \([-+0-9.e]*\).*/\1/p"
+}
+
+# The checkpoint of a run on a device is read on it, and as on a machine that has none.
+# cpu|cuda, run, input, output, ranks
+code_on() {
+    local where="$1" run="$2" ranks="$5" plugin="${TESSERA_CUDA_PLUGIN:-}"
+    [ "$where" = cuda ] || export TESSERA_CUDA_PLUGIN="$work/none.so"
+    tessera_on "$where" "$ranks" encode "$run" "$3" -o "$4.h5" --json
+    [ "$rc" -eq 0 ] || fail "encode, $4: exit code $rc"
+    if [ "$where" = cuda ]; then
+        grep -q "device: cuda:0, ${device%%;*} " log || fail "encode, $4: not on the device"
+    else
+        grep -q "device: cpu; rank 0: " log || fail "encode, $4: not on the CPU"
+    fi
+    sed -n 's/.*"error": \([^,]*\),.*/\1/p' log > "$4.error"
+    tessera_on "$where" "$ranks" decode "$run" "$4.h5" -o "$4.npy"
+    [ "$rc" -eq 0 ] || fail "decode, $4: exit code $rc"
+    export TESSERA_CUDA_PLUGIN="$plugin"
+    [ -n "$plugin" ] || unset TESSERA_CUDA_PLUGIN
+}
+
+# folder, step: as the run was when it had saved that step
+forget_after() {
+    local checkpoint step
+    for checkpoint in "$1"/step-*; do
+        step="${checkpoint##*/step-}"
+        [ $((10#${step%.*})) -le "$2" ] || rm -rf "$checkpoint"
+    done
+    [ -n "$(ls "$1"/step-*/MANIFEST 2> /dev/null)" ] || fail "$1 has no checkpoint up to step $2"
+    rm -rf "$1/export"
 }
 
 # ---- comparisons ----

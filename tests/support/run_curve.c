@@ -13,12 +13,13 @@
  * flux: sums of at most 1280 products (the single block's output); two blocks of some ten products
  * and norms amplify 1280 u by less than 100: 8e-3. Some thirty roundings in bf16: 0.06.
  *
- * rqvae (and vqvae): sums of at most 48 terms, 3e-6, for each of some 20 products on the way; three
- * steps that each move weights by the learning rate, with gradients normalized by AdamW, amplify
- * that by less than 30: 2e-3. In bf16 ten roundings deep, three steps long: 30 * 2^-9 = 0.06. A
- * code that a rounding moves to its neighbour changes an error by no more than that: the two are
- * equally near. The gradient behind it is another, so norms have no bound. One pass without
- * learning (rqvae-pass): 3e-6 * 20.
+ * rqvae: sums of at most 48 terms, 3e-6, for each of some 20 products on the way; three steps that
+ * each move weights by the learning rate, with gradients normalized by AdamW, amplify that by less
+ * than 30: 2e-3. vqvae: the same with 96 terms, patches of 4 x 4 with 6 channels: 4e-3. In bf16 ten
+ * roundings deep, three steps long: 30 * 2^-9 = 0.06. A code that a rounding moves to its neighbour
+ * changes an error by no more than that: the two are equally near. The gradient behind it is
+ * another, so norms have no bound. One pass without learning (rqvae-pass, vqvae-pass): the same
+ * without the 30, 6e-5 and 1.2e-4.
  */
 #include "tests/support/run_curve.h"
 
@@ -33,7 +34,7 @@
 static const run_bound bounds[] = {
     {"llama-f32", 5e-4, 2e-3},      {"llama-bf16", 0.02, 0.08},    {"flux-f32", 8e-3, 8e-3},
     {"flux-bf16", 0.06, 0.06},      {"rqvae-f32", 2e-3, INFINITY}, {"rqvae-bf16", 0.06, INFINITY},
-    {"rqvae-pass", 6e-5, INFINITY},
+    {"rqvae-pass", 6e-5, INFINITY}, {"vqvae-f32", 4e-3, INFINITY}, {"vqvae-pass", 1.2e-4, INFINITY},
 };
 
 tess_status run_bound_find(const char *name, const run_bound **out)
