@@ -4,7 +4,7 @@
 # Over the CUDA part without CUDA (tests/emulation/fake_plugin.c) kernels are the CPU's: what is promised within a
 # bound has to be equal to the bit there, beside keeping the bound.
 check_run="${TESS_BUILD_DIR:?set by ctest}/tests/cuda.check_run"
-[ -x "$check_run" ] || { echo "skipped: needs $check_run"; exit 77; }
+[ -x "$check_run" ] || { echo "FAILED: needs $check_run; build it"; exit 1; }
 device="$("$check_run" device)" || { code=$?; echo "$device"; exit "$code"; }
 echo "$device"
 is_fake=
@@ -160,6 +160,20 @@ nccl_shares_device() {
 run_by_nccl() {
     NCCL_MULTI_RANK_GPU_ENABLE=1 TESSERA_DEADLINE_S=30 run_on cuda "$@"
     says "$1" "collectives: (NCCL|emulated collectives)"
+}
+
+# what, bytes taken of the device, bytes of arenas, bytes for libraries: as planned. Everything else that grows on the
+# device meanwhile counts as taken.
+memory_as_planned() {
+    echo "device memory of $1: $3 bytes of arenas, $4 for libraries, $2 taken"
+    if [ -n "$is_fake" ]; then
+        # no libraries; an arena without a buffer has 256 bytes all the same
+        [ "$2" -ge "$3" ] && [ "$2" -le $(($3 + 9 * 256)) ] || fail "$1 takes $2 bytes, planned are $3"
+    else
+        # pages of 2 MiB; code that CUDA loads when it is first used, for which the program leaves 512 MiB
+        [ "$2" -ge $(($3 - (2 << 20))) ] && [ "$2" -le $(($3 + $4 + (512 << 20))) ] ||
+            fail "$1 takes $2 bytes; planned are $3 for arenas, $4 for libraries, and 512 MiB for code"
+    fi
 }
 
 passed() {
