@@ -63,6 +63,30 @@ for n in 2 4; do
 done
 run_file=full.yaml run_on cuda full2 2 "${steps[@]}" "$f32" shard.gather_group=world
 same_runs full full2
+# ---- readers: an evaluation has the run's bits; text is the same on two ranks ----
+tessera_on cuda 1 eval run.yaml output.dir=nf4_bf16 compute.device=cuda data.eval_path=eval.h5 --json \
+    compute.activation_checkpointing=on
+[ "$rc" -eq 0 ] || fail "eval: exit code $rc"
+loss="$(sed -n 's/.*"loss": \([^,]*\),.*/\1/p' log)"
+awk -v a="$loss" -v b="$(last nf4_bf16/eval.jsonl eval_loss)" 'BEGIN { exit !(a > 0 && (a - b) ^ 2 <= (1e-15 * b) ^ 2) }' ||
+    fail "eval says $loss, the run $(last nf4_bf16/eval.jsonl eval_loss)"
+cp "$source_dir"/examples/base/tokenizer*.json model/
+# cpu|cuda, ranks, file
+text_on() {
+    tessera_on "$1" "$2" sample run.yaml output.dir=nf4_bf16 "compute.device=$1" compute.share_device=true \
+        --prompt "line 3 counts" --tokens 6 --seed 5
+    [ "$rc" -eq 0 ] || fail "sample on $1, $2 ranks: exit code $rc"
+    grep '^line 3 counts' log > "$3" || fail "sample on $1, $2 ranks: no text"
+}
+text_on cuda 1 text1
+text_on cuda 2 text2
+cmp text1 text2 || fail "a sample on two ranks differs"
+if [ -n "$is_fake" ]; then
+    text_on cpu 1 text0
+    cmp text0 text1 || fail "a sample differs from the CPU's"
+fi
+rm model/tokenizer*.json
+
 if nccl_shares_device; then
     run_by_nccl nccl2 2 "${ranked[@]}" shard.gather_group=world
     same_runs nf4_bf16 nccl2

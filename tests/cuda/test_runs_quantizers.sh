@@ -74,6 +74,11 @@ for name in ema images; do
 done
 run_on cuda images.again 1 "${more[@]}"
 same_runs images images.again
+cp -r ema resumed
+forget_after resumed 2
+run_file=ema.yaml run_on cuda resumed 2 data.mask_path=mask.bvecs data.eval_mask_path=mask.bvecs
+says resumed "resumed from .* at step 2 "
+same_runs ema resumed
 run_file=lfq.yaml run_on cuda lfq.4 4
 same_runs lfq lfq.4
 
