@@ -28,6 +28,13 @@ beside_cpu batch 2 replicated quantizer.codes=11 quantizer.batch=500 quantizer.i
 beside_cpu groups 1 rows quantizer.codes=5 quantizer.groups=2
 beside_cpu spherical 1 replicated quantizer.codes=5 quantizer.spherical=true
 beside_cpu empty 1 replicated quantizer.codes=400 quantizer.init=random # many codes have no vector
+says levels.replicated1 "collectives: (NCCL|emulated collectives)"
+if nccl_shares_device; then
+    run_by_nccl levels.nccl 2 quantizer.sharding=rows "${levels[@]}"
+    same_runs levels.cpu levels.nccl
+else
+    echo "not run: two ranks by NCCL on one device need NCCL 2.30.3 or later; there is $device"
+fi
 grep -q '"split": [1-9]' empty.cpu/metrics.jsonl || fail "no empty code was repaired"
 
 # The comparison tells a code's last bit.
