@@ -30,7 +30,8 @@ static tess_status spread_mask(const tess_code_round *round, block *b)
     if (round->valid == NULL || b->at.line_numel == 0)
         return TESS_OK;
     TESS_CHECK(b->near == b->data, TESS_E_UNSUPPORTED,
-               "masked images are encoded on the host, found a device; pass compute.device=cpu");
+               "masked images are encoded on the host, found a device; hide it by an empty "
+               "CUDA_VISIBLE_DEVICES");
     TESS_TRY(tess_alloc_array(b->row_numel, (size_t)(1 + b->at.line_numel) * sizeof *b->spread,
                               &spread));
     b->spread = spread;

@@ -34,7 +34,10 @@ static tess_status check_losses(tess_io *io, char **arg)
     TESS_TRY(run_bound_find(arg[0], &bound));
     TESS_TRY(run_curve_read(io, arg[1], &want));
     TESS_TRY(run_curve_read(io, arg[2], &got));
-    return run_curve_compare(bound, &want, &got);
+    TESS_TRY(run_curve_compare(bound, &want, &got));
+    printf("%s: at most %.3g of bound %s\n", arg[2], run_curve_share(bound, &want, &got),
+           bound->name);
+    return TESS_OK;
 }
 
 static tess_status check_number(char **arg)

@@ -132,6 +132,7 @@ same_runs() {
 agree() {
     local loss
     "$check_run" losses "$1" "$2" "$3" > difference 2>&1 || fail "$3 and $2: $(cat difference)"
+    cat difference
     if [ -s "$2/eval.jsonl" ]; then
         loss="$(last "$2/eval.jsonl" eval_loss)"
         "$check_run" number "$1" "$loss" "$(last "$3/eval.jsonl" eval_loss)" > difference 2>&1 ||

@@ -28,5 +28,7 @@ tess_status run_bound_find(const char *name, const run_bound **out);
 tess_status run_curve_read(tess_io *io, const char *dir, run_curve *out);
 /** Every step of `got` against `want`; the error names the first that is too far off. Local. */
 tess_status run_curve_compare(const run_bound *bound, const run_curve *want, const run_curve *got);
+/** The largest distance of two curves that compare well, as a share of its bound. Local. */
+double run_curve_share(const run_bound *bound, const run_curve *want, const run_curve *got);
 /** One number against another, by the bound of losses. Local. */
 tess_status run_bound_check(const run_bound *bound, const char *what, double want, double got);

@@ -42,7 +42,6 @@ typedef struct tally {
     const tess_schedule *sched;
     int seen[TRACED][OP_MAX]; /* events of an operation */
     int64_t lane_nbytes[TESS_TRACE_LANE_NUMEL];
-    int64_t send_nbytes;
     int64_t event_numel[TESS_TRACE_LANE_NUMEL];
     double wait_us[TRACED];
 } tally;
