@@ -6,7 +6,8 @@ source "${TESS_SOURCE_DIR:?set by ctest}/tests/support/device_run.sh"
 sed '/^base:/d; /^lora:/d; s/train: {/train: {mode: full, /' run.yaml > full.yaml
 head -n 10 text.jsonl > held_out.jsonl
 "$tessera" tokenize "$source_dir/examples/base" held_out.jsonl -o eval.h5 > log 2>&1 || fail "cannot tokenize"
-steps=(train.steps=2 train.warmup_steps=0 train.eval_every=1 data.eval_path=eval.h5 output.checkpoint_every=1)
+few=(train.warmup_steps=0 train.eval_every=1 data.eval_path=eval.h5 output.checkpoint_every=1)
+steps=(train.steps=2 "${few[@]}")
 
 # ---- device against CPU ----
 # name, bound, arguments
@@ -26,6 +27,18 @@ beside_cpu int2 llama-f32 base.format=int2 "$f32"
 beside_cpu fp8 llama-bf16 base.format=e4m3
 run_file=full.yaml beside_cpu full llama-f32 "$f32"
 says nf4 "collectives: (NCCL|emulated collectives)" # one rank takes the same way as many
+
+# What is drawn at the start, without a step that moves it: equal to the bit.
+for file in run full; do
+    run_file=$file.yaml
+    for where in cpu cuda; do
+        run_on "$where" "drawn.$file.$where" 1 "${few[@]}" train.steps=1 train.learning_rate=0
+    done
+    for drawn in "drawn.$file.cpu"/export/*.safetensors; do
+        cmp "$drawn" "drawn.$file.cuda/export/${drawn##*/}" || fail "other weights are drawn for $file.yaml"
+    done
+done
+run_file=run.yaml
 
 # ---- what the comparison of losses and norms is worth: other places of dropout, other data ----
 run_on cpu other_dropout 1 "${steps[@]}" "$f32" lora.dropout=0.2
