@@ -90,8 +90,9 @@ tessera_on cuda 1 eval run.yaml output.dir=nf4_bf16 compute.device=cuda data.eva
     compute.activation_checkpointing=on
 [ "$rc" -eq 0 ] || fail "eval: exit code $rc"
 loss="$(sed -n 's/.*"loss": \([^,]*\),.*/\1/p' log)"
-awk -v a="$loss" -v b="$(last nf4_bf16/eval.jsonl eval_loss)" 'BEGIN { exit !(a > 0 && (a - b) ^ 2 <= (1e-15 * b) ^ 2) }' ||
-    fail "eval says $loss, the run $(last nf4_bf16/eval.jsonl eval_loss)"
+logged="$(last nf4_bf16/eval.jsonl eval_loss)" # printed with the fewest digits that read back, the other with 17
+awk -v a="$loss" -v b="$logged" 'BEGIN { exit !(a > 0 && (a - b) ^ 2 <= (1e-15 * b) ^ 2) }' ||
+    fail "eval says $loss, the run $logged"
 cp "$source_dir"/examples/base/tokenizer*.json model/
 # cpu|cuda, ranks, file
 text_on() {

@@ -53,10 +53,11 @@ beside_cpu() {
     run_on cuda "$name" 1 "$@"
     agree "$bound" "$name.cpu" "$name"
 }
+masked=(data.mask_path=mask.bvecs data.eval_mask_path=mask.bvecs)
 codes="encoder: [24], codes: 19, levels: 2, code_dim: 6"
 beside_cpu gradient rqvae rqvae-f32 "$codes, init: kmeans"
 beside_cpu rotation rqvae rqvae-bf16 "$codes, groups: 2, orthogonal: 1.0, estimator: rotation" compute.dtype=bf16
-beside_cpu ema rqvae rqvae-f32 "$codes, update: ema, threshold: 1.5" data.mask_path=mask.bvecs data.eval_mask_path=mask.bvecs
+beside_cpu ema rqvae rqvae-f32 "$codes, update: ema, threshold: 1.5" "${masked[@]}"
 beside_cpu fsq rqvae rqvae-f32 "encoder: [24], type: fsq, axis_levels: [8, 5, 5]"
 beside_cpu lfq rqvae rqvae-f32 "encoder: [24], type: lfq, code_dim: 5, entropy: 0.1, diversity: 1.0"
 beside_cpu images vqvae vqvae-f32 \
@@ -67,16 +68,16 @@ run_on cpu other_seed 1 train.seed=4
 differ rqvae-f32 gradient other_seed
 for name in ema images; do
     run_file="$name.yaml"
-    more=()
-    [ "$name" = images ] && more=(train.micro_batch=2) || more=(data.mask_path=mask.bvecs data.eval_mask_path=mask.bvecs)
+    more=("${masked[@]}")
+    [ "$name" = ema ] || more=(train.micro_batch=2)
     run_on cuda "$name.2" 2 "${more[@]}"
     same_runs "$name" "$name.2"
 done
-run_on cuda images.again 1 "${more[@]}"
+run_on cuda images.again 1 train.micro_batch=2
 same_runs images images.again
 cp -r ema resumed
 forget_after resumed 2
-run_file=ema.yaml run_on cuda resumed 2 data.mask_path=mask.bvecs data.eval_mask_path=mask.bvecs
+run_file=ema.yaml run_on cuda resumed 2 "${masked[@]}"
 says resumed "resumed from .* at step 2 "
 same_runs ema resumed
 run_file=lfq.yaml run_on cuda lfq.4 4

@@ -54,8 +54,9 @@ same_prefix() { # folder, folder: the steps that both have, 8 at least
     numel="$(cat "$1/metrics.jsonl" "$2/metrics.jsonl" | sed -n 's/{"step": \([0-9]*\),.*/\1/p' | sort -n | uniq -d |
         wc -l)"
     [ "$numel" -ge 8 ] || fail "$1 and $2 have only $numel steps in common"
-    diff <(untimed "$1/metrics.jsonl" | head -n "$numel") <(untimed "$2/metrics.jsonl" | head -n "$numel") > difference ||
-        { cut -c 1-400 difference; fail "$2 has other steps than $1"; }
+    untimed "$1/metrics.jsonl" | head -n "$numel" > want
+    untimed "$2/metrics.jsonl" | head -n "$numel" > got
+    diff want got > difference || { cut -c 1-400 difference; fail "$2 has other steps than $1"; }
     echo "$2: $numel steps as in $1"
 }
 run_until whole 1 16

@@ -43,11 +43,13 @@ untrue "a lane without a name" 's/{"name":"gather"}/{"name":"other"}/'
 untrue "half a file" '$d'
 # That a copy runs beside kernels: not over the fake, but where one is moved there.
 copy="$(grep -n '"cat":"copy"' loaded/trace.0.json | tail -n 1 | cut -d : -f 1)"
-start_us="$(grep '"cat":"compute"' loaded/trace.0.json | grep -v '"wait ' | tail -n 1 | sed 's/.*"ts":\([0-9.]*\),.*/\1/')"
+start_us="$(grep '"cat":"compute"' loaded/trace.0.json | grep -v '"wait ' | tail -n 1 |
+    sed 's/.*"ts":\([0-9.]*\),.*/\1/')"
 [ -z "$is_fake" ] || ! "$check_run" trace loaded/trace.0.json --beside > difference 2>&1 ||
     fail "copies beside kernels over the fake"
 sed "${copy}s/\"ts\":[0-9.]*/\"ts\":$start_us/" loaded/trace.0.json > tampered.json
-"$check_run" trace tampered.json --beside > difference 2>&1 || fail "a copy beside a kernel is not seen: $(cat difference)"
+"$check_run" trace tampered.json --beside > difference 2>&1 ||
+    fail "a copy beside a kernel is not seen: $(cat difference)"
 ! "$check_run" trace quiet/trace.0.json > difference 2>&1 || fail "no trace passes"
 
 # ---- memory, attention ----

@@ -8,7 +8,7 @@ command -v mpirun > /dev/null || { echo "skipped: needs mpirun"; exit 77; }
 [ -x "$tessera" ] || { echo "skipped: needs $tessera"; exit 77; }
 parent="${TMPDIR:-/tmp}"
 # Simulated hosts (launch/hosts.sh) have a /dev/shm each; containers often one of 64 MiB.
-[ -w /dev/shm ] && [ -z "${TESS_HOSTS_INSIDE:-}" ] && [ $(($(stat -f -c '%a * %S' /dev/shm) >> 32)) -gt 0 ] &&
+[ -w /dev/shm ] && [ -z "${TESS_HOSTS_INSIDE:-}" ] && [ "$(($(stat -f -c '%a * %S' /dev/shm) >> 32))" -gt 0 ] &&
     parent=/dev/shm
 work="$(mktemp -d "$parent/tessera-cli-XXXXXX")"
 job=

@@ -36,7 +36,8 @@ tessera_on() {
 run_on() {
     local where="$1" dir="$2" ranks="$3"
     shift 3
-    tessera_on "$where" "$ranks" train "$run_file" "compute.device=$where" compute.share_device=true "output.dir=$dir" "$@"
+    tessera_on "$where" "$ranks" train "$run_file" "compute.device=$where" compute.share_device=true \
+        "output.dir=$dir" "$@"
     cp log "$dir.log"
     [ "$rc" -eq 0 ] || fail "$dir: exit code $rc"
     [ "$where" = cpu ] || says "$dir" "device: cuda:0, ${device%%;*} "
