@@ -1,4 +1,4 @@
-/** A matrix product twice: operands on the host and their copies on the emulated device. */
+/** A matrix product twice: operands on the host and their copies on a device. */
 #pragma once
 
 #include <setjmp.h>
@@ -16,11 +16,10 @@
 #include "core/half.h"
 #include "core/memory.h"
 #include "kernels/cpu/cpu_priv.h"
-#include "kernels/cuda/gemm_priv.h"
-#include "tests/emulation/blas_emulation.h"
+#include "kernels/gemm.h"
 #include "tests/emulation/emulation.h"
 
-enum { TERM_MAX = 4, PAD_BYTE = 0xa5, LIBRARY_WORK_NBYTES = 4096, NO_PRODUCT = -1 };
+enum { TERM_MAX = 4, PAD_BYTE = 0xa5, NO_PRODUCT = -1 };
 
 typedef struct spec {
     tess_gemm_kind kind;
@@ -60,16 +59,7 @@ typedef struct problem {
     float *b_value[TERM_MAX]; /* as the compute dtype sees it */
 } problem;
 
-static tess_blas_emulation blas;
-static tess_cuda_library library;
 static uint64_t random_state;
-
-tess_status tess_cuda_stream_library(tess_stream *s, const tess_cuda_library **out)
-{
-    (void)s;
-    *out = &library;
-    return TESS_OK;
-}
 
 static uint32_t random_u32(void)
 {
