@@ -22,9 +22,9 @@
 
 #include "core/arith.h"
 #include "kernels/cuda/codec_priv.h"
+#include "tests/cuda/on_device.h"
 #include "tests/emulation/emu_ranges.h"
 #include "tests/emulation/mma_probe.h"
-#include "tests/support/cuda_door.h"
 
 enum {
     CANARY_BYTE = 0xa5,
@@ -125,6 +125,12 @@ static tess_status canaries_check(const char *op)
     }
     return TESS_OK;
 }
+
+/* ---- on_device.h ---- */
+
+const tess_cuda_door *on_device_door(void) { return &door; }
+
+tess_status on_device_check(const char *op) { return canaries_check(op); }
 
 /* ---- emulation.h ---- */
 

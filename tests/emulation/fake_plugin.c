@@ -5,16 +5,14 @@
  *
  *   FAKE_CUDA_FAULT    abi: of another version; driver: device_numel fails; open: a device that
  *                      another program holds; kernels: none; alloc: no more than 1 MiB
- *                      although more is said to be free; copy:R:N: copy N of the device (from 0)
- *                      fails on rank R of the launch, and so do all after it; kernel:OP:KIND: as
- *                      fake_kernels.h
+ *                      although more is said to be free; kernel:OP:KIND: as fake_kernels.h;
+ *                      and those of fake_products.h and fake_streams.h
  *   FAKE_CUDA_DEVICES  how many (1)
  *   FAKE_CUDA_MODELS   names of the models, by device number, separated by commas
  *   FAKE_CUDA_SLICES   1: they are slices of one
  *   FAKE_CUDA_MEMORY   bytes of a device (64 GiB)
  *   FAKE_CUDA_NCCL     none: no collectives; none:R: only on rank R; else as collectives_mpi.h
  */
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +20,8 @@
 #include "kernels/cuda/host_priv.h"
 #include "tests/emulation/collectives_mpi.h"
 #include "tests/emulation/fake_kernels.h"
+#include "tests/emulation/fake_products.h"
+#include "tests/emulation/fake_streams.h"
 #include "tests/support/plain_device.h"
 
 static const char *setting(const char *name, const char *otherwise)
@@ -38,11 +38,17 @@ static bool has_fault(const char *name)
 static const tess_kernels *fake_kernels(tess_device *d)
 {
     static const char prefix[] = "kernel:";
+    static tess_kernels kernels;
     const char *fault = setting("FAKE_CUDA_FAULT", "");
     const bool is_broken = strncmp(fault, prefix, sizeof prefix - 1) == 0;
-    (void)d;
-    return has_fault("kernels") ? NULL
-                                : fake_kernels_make(is_broken ? fault + sizeof prefix - 1 : NULL);
+    const tess_kernels *made =
+        has_fault("kernels") ? NULL
+                             : fake_kernels_make(is_broken ? fault + sizeof prefix - 1 : NULL);
+    if (made == NULL)
+        return NULL;
+    kernels = *made;
+    fake_products_install(&kernels, d);
+    return &kernels;
 }
 
 /* ---- devices ---- */
@@ -76,32 +82,6 @@ static tess_status fake_device_info(int idx, tess_cuda_info *out)
     return TESS_OK;
 }
 
-/* ---- copies that fail ---- */
-
-static tess_device_ops failing_ops;
-static const tess_device_ops *true_ops;
-static atomic_long copy_numel; /* made so far */
-static long first_failing;
-
-static tess_status failing_copy(tess_device *d, tess_view dst, tess_view src, tess_stream *s)
-{
-    TESS_CHECK(atomic_fetch_add(&copy_numel, 1) < first_failing, TESS_E_STATE,
-               "%s: emulated failure of a copy: an illegal memory access was encountered", d->name);
-    return true_ops->copy(d, dst, src, s);
-}
-
-static void fail_copies(tess_device *d)
-{
-    int rank = 0;
-    if (sscanf(setting("FAKE_CUDA_FAULT", ""), "copy:%d:%ld", &rank, &first_failing) != 2 ||
-        rank != atoi(setting("OMPI_COMM_WORLD_RANK", "0")))
-        return;
-    true_ops = d->ops;
-    failing_ops = *d->ops;
-    failing_ops.copy = failing_copy;
-    d->ops = &failing_ops;
-}
-
 static tess_status fake_device_open(int idx, tess_device **out)
 {
     char name[32];
@@ -111,7 +91,7 @@ static tess_status fake_device_open(int idx, tess_device **out)
     TESS_TRY(plain_device_create(name, false, out));
     plain_device_set_memory(*out, memory_nbytes(),
                             has_fault("alloc") ? (size_t)1 << 20 : memory_nbytes());
-    fail_copies(*out);
+    fake_streams_install(*out, fake_products_drop);
     return TESS_OK;
 }
 

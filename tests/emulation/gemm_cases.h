@@ -12,6 +12,7 @@
 #pragma once
 
 #include "tests/emulation/gemm_problem.h"
+#include "tests/support/must.h"
 
 /** Of the program: one run, number `run_idx` of the problem; results lie in its C. How often each
  * problem runs, with equal bits, is RUN_NUMEL, which stands before this header is included. */
@@ -67,12 +68,6 @@ static void check_bound(const problem *p, const void *got)
                      tess_dtype_name(s->dt), (int)s->m, (int)s->n, (int)(i / stride),
                      (int)(i % stride), x, want, bound);
     }
-}
-
-static void must(tess_status st)
-{
-    if (st != TESS_OK)
-        fail_msg("%s", tess_error_message());
 }
 
 static void run_host(problem *p)

@@ -104,7 +104,7 @@ static twins *twins_make(problem *p, size_t nbytes, size_t offset_nbytes)
     assert_true(p->twins_numel <= TWINS_MAX);
     t->nbytes = nbytes;
     t->host = zeroed((int64_t)nbytes + 1, 1);
-    assert_int_equal(tess_emulation_alloc("operand", nbytes + offset_nbytes + 16, &base), TESS_OK);
+    assert_int_equal(tess_emulation_alloc("operand", nbytes + offset_nbytes, &base), TESS_OK);
     t->device = (char *)base + offset_nbytes;
     return t;
 }

@@ -1,0 +1,163 @@
+/*
+ * Matrix products on a device: the cases of emulation.test_gemm through the library's own
+ * algorithms. Every product is announced first, and what runs is what was announced: the plan does
+ * not grow. A second run has the same bits, and so has one on a stream that knows its algorithms
+ * from the first stream's plan alone, as other ranks do from rank 0's.
+ */
+#include "tests/cuda/on_device.h"
+
+enum { PLANNED, AGAIN, IMPORTED, RUN_NUMEL };
+
+#include "tests/emulation/gemm_cases.h"
+
+static const tess_kernels *kernels;
+static tess_stream *stream, *other; /* which plans, and which imports */
+
+static void hand_over(void)
+{
+    void *plan = NULL;
+    const size_t nbytes = kernels->choices_nbytes(stream);
+    must(tess_alloc(nbytes, &plan));
+    must(kernels->choices_export(stream, plan));
+    must(kernels->choices_import(other, plan, nbytes));
+    tess_free(plan);
+}
+
+static void work_take(problem *p)
+{
+    const size_t nbytes = kernels->gemm_work_nbytes(&p->device, 1);
+    void *work = NULL;
+    must(tess_emulation_alloc("work", nbytes, &work));
+    p->device.work = (tess_view){work, (int64_t)nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
+}
+
+static void run_device(problem *p, int run_idx)
+{
+    tess_stream *s = run_idx == IMPORTED ? other : stream;
+    const tess_emulation_settings settings = {
+        .order = run_idx == PLANNED ? TESS_EMULATION_FORWARD : TESS_EMULATION_REVERSED};
+    tess_emulation_set(&settings);
+    if (run_idx == PLANNED)
+        work_take(p);
+    if (run_idx == PLANNED)
+        must(kernels->gemm_prepare(&p->device, s));
+    if (run_idx == IMPORTED)
+        hand_over();
+    const size_t planned_nbytes = kernels->choices_nbytes(s);
+    must(kernels->gemm(&p->device, s));
+    must(tess_stream_finish(s));
+    must(on_device_check("gemm"));
+    if (kernels->choices_nbytes(s) != planned_nbytes)
+        fail_msg("a product that ran had not been planned: kind %d %s [%d, %d] over %d and more",
+                 (int)p->s.kind, tess_dtype_name(p->s.dt), (int)p->s.m, (int)p->s.n,
+                 (int)p->s.k[0]);
+}
+
+static void release_device(void) { tess_emulation_release_all(); }
+
+static int group_setup(void **state)
+{
+    if (tess_emulation_setup(state) != 0)
+        return -1;
+    kernels = tess_emulation_sizes();
+    return 0;
+}
+
+/* Plans have room for the products of one model: each group of cases has its own. */
+static int setup(void **state)
+{
+    (void)state;
+    random_state = 1;
+    must(tess_device_stream_create(on_device_door()->device, "compute", false, &stream));
+    must(tess_device_stream_create(on_device_door()->device, "compute", false, &other));
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    tess_device_stream_destroy(on_device_door()->device, &stream);
+    tess_device_stream_destroy(on_device_door()->device, &other);
+    return 0;
+}
+
+/* An adapter beside a stored matrix, a weight gradient, a bias: the products of a step. */
+static int step_make(problem *p[3])
+{
+    spec s = joined_spec(TESS_GEMM_NT, TESS_BF16, "nf4/64");
+    s.m = 128;
+    p[0] = problem_create(&s);
+    s = spec_of(TESS_GEMM_TN, TESS_BF16, 16, 256, 128);
+    s.c_dt = TESS_F32;
+    p[1] = problem_create(&s);
+    s = spec_of(TESS_GEMM_NN, TESS_F32, 100, 64, 72);
+    s.has_bias = true;
+    p[2] = problem_create(&s);
+    return 3;
+}
+
+static void step_run(problem *const p[3], int problem_numel)
+{
+    for (int i = 0; i < problem_numel; i++)
+        must(kernels->gemm(&p[i]->device, stream));
+    must(tess_stream_finish(stream));
+}
+
+/* Neither of the device, nor of the program: that one refuses while it is frozen. */
+static void test_gemm_planned_products_take_no_memory(void **state)
+{
+    (void)state;
+    problem *p[3];
+    const int problem_numel = step_make(p);
+    for (int i = 0; i < problem_numel; i++) {
+        work_take(p[i]);
+        must(kernels->gemm_prepare(&p[i]->device, stream));
+    }
+    step_run(p, problem_numel); /* code is loaded when it first runs */
+    const size_t before_nbytes = on_device_taken_nbytes();
+    tess_alloc_freeze();
+    for (int i = 0; i < 20; i++)
+        step_run(p, problem_numel);
+    tess_alloc_thaw();
+    const size_t after_nbytes = on_device_taken_nbytes();
+    if (after_nbytes != before_nbytes)
+        fail_msg("20 steps of planned products took %zd bytes of the device",
+                 (ssize_t)(after_nbytes - before_nbytes));
+    for (int i = 0; i < problem_numel; i++)
+        problem_destroy(p[i]);
+    release_device();
+}
+
+/* A plan that was damaged on its way, or is another program's. */
+static void test_gemm_damaged_plan_is_refused(void **state)
+{
+    (void)state;
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 16, 24, 64);
+    check(&s);
+    void *plan = NULL;
+    const size_t nbytes = kernels->choices_nbytes(stream);
+    must(tess_alloc(nbytes, &plan));
+    must(kernels->choices_export(stream, plan));
+    ((uint8_t *)plan)[nbytes - 1] ^= 1;
+    assert_int_equal(kernels->choices_import(other, plan, nbytes), TESS_E_FORMAT);
+    assert_non_null(strstr(tess_error_message(), "they were damaged on the way"));
+    tess_error_clear();
+    assert_int_equal(kernels->choices_import(other, plan, nbytes - 1), TESS_E_FORMAT);
+    tess_error_clear();
+    tess_free(plan);
+}
+
+#define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define SHARED_CASE(name) CASE(name),
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        /* clang-format off */
+        GEMM_CASE_LIST(SHARED_CASE)
+        /* clang-format on */
+        CASE(test_gemm_planned_products_take_no_memory),
+        CASE(test_gemm_damaged_plan_is_refused),
+    };
+    return cmocka_run_group_tests(tests, group_setup, NULL);
+}

@@ -1,0 +1,20 @@
+/**
+ * Plans of matrix products in the fake plugin, kept as the real part keeps them
+ * (kernels/cuda/blas.c), so that what was announced, what runs and what travels between ranks can
+ * be told apart.
+ *
+ * FAKE_CUDA_FAULT   unplanned  gemm_prepare plans nothing
+ *                   takes      every product takes memory of the device
+ */
+#pragma once
+
+#include "kernels/cuda/plugin.h"
+
+TESS_BEGIN_DECLS
+
+/** Put plans around the products of a table, for streams of `d`. Local. */
+void fake_products_install(tess_kernels *k, tess_device *d);
+/** The plan of a stream that ends. Local. */
+void fake_products_drop(const tess_stream *s);
+
+TESS_END_DECLS
