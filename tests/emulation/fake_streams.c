@@ -7,7 +7,7 @@
 
 #include "tests/support/plain_device.h"
 
-enum { LATE_POLL_NUMEL = 3 };
+enum { LATE_POLL_NUMEL = 6 };
 
 static tess_device_ops ops;
 static const tess_device_ops *true_ops;
