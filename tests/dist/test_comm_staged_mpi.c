@@ -26,16 +26,7 @@ static void test_world_and_groups_conform(tess_comm *host, tess_device *d, size_
     if (comm == NULL)
         return;
     EXPECT(strcmp(tess_comm_name(comm), "staged(mpi)") == 0 && tess_comm_host(comm) == host);
-    failures += comm_conformance_on(comm, d);
-    for (int group = 1; group <= tess_comm_world(comm); group++) {
-        tess_comm *part = NULL;
-        if (tess_comm_world(comm) % group != 0)
-            continue;
-        EXPECT(tess_comm_split_group(comm, group, &part) == TESS_OK);
-        EXPECT(tess_comm_world(part) == group);
-        failures += comm_conformance_on(part, d);
-        tess_comm_destroy(&part);
-    }
+    failures += comm_conformance_of_groups(comm, d);
     tess_comm_destroy(&comm);
 }
 

@@ -15,8 +15,8 @@ extern const tess_gpu_collectives collectives_mpi;
 
 /**
  * "" or NULL: no fault; "fail:R:N": on rank R of the launch `poll` reports an error after N
- * collectives; "hang:R:N": there, collective N is never begun; "join:R": joining never ends there.
- * Local.
+ * collectives; "hang:R:N": there, collective N is never begun; "join:R": joining never ends there;
+ * "wrong:R:N": there, gathers after N collectives have a wrong byte. Local.
  */
 void collectives_mpi_inject(const char *fault);
 

@@ -8,3 +8,5 @@
 int comm_conformance(tess_comm *comm);
 /** The same for a communicator over memory of `device`; NULL: the host's. */
 int comm_conformance_on(tess_comm *comm, tess_device *device);
+/** The same for `comm` and for its groups of every size that divides it. */
+int comm_conformance_of_groups(tess_comm *comm, tess_device *device);
