@@ -100,7 +100,8 @@ static tess_status fake_prepare(tess_device *d, tess_stream *compute, const tess
 {
     TESS_CHECK(strcmp(compute->name, "compute") == 0 && work->attention[0].token_numel > 0,
                TESS_E_STATE, "%s: prepared for stream '%s'", d->name, compute->name);
-    snprintf(note, TESS_CUDA_NOTE_NBYTES, "the CPU's kernels, slots of %zu bytes",
+    TESS_TRY(fake_products_prepare(d, compute));
+    snprintf(note, TESS_CUDA_NOTE_NBYTES, "own kernels: the CPU's, slots of %zu bytes",
              work->slot_nbytes);
     return TESS_OK;
 }

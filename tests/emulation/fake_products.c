@@ -12,6 +12,7 @@ enum { STREAM_MAX = 16 };
 typedef struct stream_plan {
     const tess_stream *stream;
     tess_blas blas;
+    bool is_prepared;
 } stream_plan;
 
 static stream_plan plans[STREAM_MAX];
@@ -82,8 +83,19 @@ static tess_status plan_open(const tess_stream *s, stream_plan **out)
         plan->blas = (tess_blas){.ops = &fake_blas_ops};
         TESS_TRY(tess_blas_init(&plan->blas));
         plan->stream = s;
+        plan->is_prepared = false;
     }
     *out = plan;
+    return TESS_OK;
+}
+
+tess_status fake_products_prepare(const tess_device *d, const tess_stream *s)
+{
+    stream_plan *plan = NULL;
+    TESS_TRY(plan_open(s, &plan));
+    TESS_CHECK(!plan->is_prepared, TESS_E_STATE, "%s: stream '%s' has its libraries already",
+               d->name, s->name);
+    plan->is_prepared = true;
     return TESS_OK;
 }
 

@@ -14,6 +14,8 @@ TESS_BEGIN_DECLS
 
 /** Put plans around the products of a table, for streams of `d`. Local. */
 void fake_products_install(tess_kernels *k, tess_device *d);
+/** Open what a stream's libraries are, once. Local. @return TESS_E_STATE it has them already */
+TESS_MUST_CHECK tess_status fake_products_prepare(const tess_device *d, const tess_stream *s);
 /** The plan of a stream that ends. Local. */
 void fake_products_drop(const tess_stream *s);
 
