@@ -15,14 +15,15 @@ typedef enum fault_kind {
     FAULT_NONE,
     FAULT_ELEMENT,
     FAULT_UNSTABLE,
+    FAULT_WRONG,
     FAULT_PAST,
     FAULT_ERROR,
     FAULT_MISSING,
     FAULT_HANG,
 } fault_kind;
 
-static const char *const kind_names[] = {"none",  "element", "unstable", "past",
-                                         "error", "missing", "hang"};
+static const char *const kind_names[] = {"none", "element", "unstable", "wrong",
+                                         "past", "error",   "missing",  "hang"};
 
 static fault_kind broken_kind;
 static emu_kernel broken; /* the op that has it */
@@ -58,7 +59,9 @@ static void spoil(emu_kernel_call *call)
     emu_visit(call, &(emu_visitor){.operand = find_written, .arg = &w});
     if (w.row == NULL || w.row_nbytes == 0)
         return;
-    if (broken_kind == FAULT_PAST)
+    if (broken_kind == FAULT_WRONG)
+        w.row[w.row_nbytes - 1] ^= 0x40; /* of its exponent */
+    else if (broken_kind == FAULT_PAST)
         w.row[w.row_nbytes]++;
     else if (broken_kind == FAULT_ELEMENT || (broken_kind == FAULT_UNSTABLE && call_numel % 2 == 0))
         w.row[w.row_nbytes >= 4 ? w.row_nbytes - 4 : 0]++;

@@ -11,6 +11,7 @@ TESS_BEGIN_DECLS
  *
  *   element   an element that it writes is off by its last bit or bits
  *   unstable  ... in every other call
+ *   wrong     the last element is far off, for tests that allow rounding
  *   past      it writes one byte behind what it writes
  *   error     it fails as kernels do that were enqueued
  *   missing   the table has no such entry

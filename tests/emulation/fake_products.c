@@ -18,6 +18,7 @@ typedef struct stream_plan {
 static stream_plan plans[STREAM_MAX];
 static tess_device *device;
 static tess_status (*true_gemm)(const tess_gemm_args *a, tess_stream *s);
+static tess_status (*true_attention)(const tess_attention_args *a, tess_stream *s);
 
 static bool has_fault(const char *name)
 {
@@ -161,12 +162,16 @@ static tess_status fake_choices_import(tess_stream *s, const void *data, size_t 
     return TESS_OK;
 }
 
-static tess_status fake_gemm(const tess_gemm_args *a, tess_stream *s)
+static tess_status take(void)
 {
     void *lost = NULL;
+    return has_fault("takes") ? device->ops->alloc(device, TESS_DEVICE, 1 << 20, &lost) : TESS_OK;
+}
+
+static tess_status fake_gemm(const tess_gemm_args *a, tess_stream *s)
+{
     stream_plan *plan = plan_find(s);
-    if (has_fault("takes"))
-        TESS_TRY(device->ops->alloc(device, TESS_DEVICE, 1 << 20, &lost));
+    TESS_TRY(take());
     if (plan != NULL && a->m > 0) {
         const tess_blas_product p = product_of(a);
         const tess_blas_operands unused = {.a = NULL};
@@ -175,11 +180,19 @@ static tess_status fake_gemm(const tess_gemm_args *a, tess_stream *s)
     return true_gemm(a, s);
 }
 
+static tess_status fake_attention(const tess_attention_args *a, tess_stream *s)
+{
+    TESS_TRY(take());
+    return true_attention(a, s);
+}
+
 void fake_products_install(tess_kernels *k, tess_device *d)
 {
     device = d;
     true_gemm = k->gemm;
     k->gemm = fake_gemm;
+    true_attention = k->attention_forward;
+    k->attention_forward = fake_attention;
     k->gemm_prepare = fake_prepare;
     k->choices_nbytes = fake_choices_nbytes;
     k->choices_export = fake_choices_export;

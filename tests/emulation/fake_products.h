@@ -4,7 +4,7 @@
  * be told apart.
  *
  * FAKE_CUDA_FAULT   unplanned  gemm_prepare plans nothing
- *                   takes      every product takes memory of the device
+ *                   takes      every product, and every attention, takes memory of the device
  */
 #pragma once
 
@@ -12,7 +12,8 @@
 
 TESS_BEGIN_DECLS
 
-/** Put plans around the products of a table, for streams of `d`. Local. */
+/** Put plans around the products, and the faults around attention too, of a table, for streams of
+ * `d`. Local. */
 void fake_products_install(tess_kernels *k, tess_device *d);
 /** Open what a stream's libraries are, once. Local. @return TESS_E_STATE it has them already */
 TESS_MUST_CHECK tess_status fake_products_prepare(const tess_device *d, const tess_stream *s);
