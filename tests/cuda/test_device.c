@@ -497,6 +497,46 @@ static void test_marks_tell_seconds(void **state)
         tess_mark_fini(&mark[i], first);
 }
 
+/* Work of an urgent stream that is given last is done before that of the other stream. Were the two
+ * priorities mixed up, it would wait for all of it. */
+static void test_urgent_work_does_not_wait_for_the_rest(void **state)
+{
+    enum { LOAD_NUMEL = 400, URGENT_NUMEL = 20 };
+    static const double LATEST = 0.8; /* a twentieth of the work, and that of others meanwhile */
+    (void)state;
+    if (!tess_stream_is_timed(second)) {
+        print_message("skipped: streams of this device run when they are called\n");
+        skip();
+    }
+    const tess_view load = {block[0], BLOCK_NBYTES / 4, TESS_F32, TESS_DEVICE};
+    const tess_view urgent = {block[1], BLOCK_NBYTES / 4, TESS_F32, TESS_DEVICE};
+    tess_mark begin, end[2];
+    double end_s[2] = {0.0, 0.0};
+    must(tess_device_zero(door.device, load, first));
+    must(tess_device_zero(door.device, urgent, first));
+    must(tess_stream_finish(first));
+    must(tess_mark_init(&begin, first));
+    for (int i = 0; i < 2; i++)
+        must(tess_mark_init(&end[i], first));
+    must(tess_mark_record(&begin, first));
+    for (int i = 0; i < LOAD_NUMEL; i++)
+        must(door.kernels->add(&(tess_add_args){load, load, load}, first));
+    must(tess_mark_record(&end[0], first));
+    for (int i = 0; i < URGENT_NUMEL; i++)
+        must(door.kernels->add(&(tess_add_args){urgent, urgent, urgent}, second));
+    must(tess_mark_record(&end[1], second));
+    for (int i = 0; i < 2; i++)
+        must(tess_mark_elapsed(first, &begin, &end[i], &end_s[i]));
+    print_message("%d kernels took %.3f ms, %d urgent ones were done after %.3f ms\n", LOAD_NUMEL,
+                  end_s[0] * 1e3, URGENT_NUMEL, end_s[1] * 1e3);
+    if (end_s[1] > LATEST * end_s[0])
+        fail_msg("urgent work was done after %.6f s of %.6f s: has the other stream its priority?",
+                 end_s[1], end_s[0]);
+    tess_mark_fini(&begin, first);
+    for (int i = 0; i < 2; i++)
+        tess_mark_fini(&end[i], first);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -514,6 +554,7 @@ int main(void)
         CASE(test_a_stream_takes_events_of_the_host),
         CASE(test_a_watch_is_asked_and_ends_a_wait),
         CASE(test_marks_tell_seconds),
+        CASE(test_urgent_work_does_not_wait_for_the_rest),
     };
     (void)setenv("FAKE_CUDA_LATE", "1", 0); /* streams have nothing but copies here */
     cuda_door_open_or_skip(&door);

@@ -128,6 +128,125 @@ static void test_gemm_planned_products_take_no_memory(void **state)
     release_device();
 }
 
+/* One matrix whose codes are replaced while products run: codes of either problem, in turn, come by
+ * a stream of their own into the place that the product reads. */
+enum { ARRIVAL_NUMEL = 8, ARRIVING = 2 };
+
+typedef struct arrival {
+    problem *p[ARRIVING];                       /* of one shape; the first has the place */
+    void *codes[ARRIVING][TESS_CODEC_PART_MAX]; /* pinned */
+    tess_codec_part part[TESS_CODEC_PART_MAX];
+    int part_numel;
+    char *result; /* pinned, [ARRIVAL_NUMEL, C] */
+    tess_stream *copying;
+    tess_event arrived, used;
+} arrival;
+
+static void *pinned_take(size_t nbytes)
+{
+    void *memory = NULL;
+    must(
+        on_device_door()->device->ops->alloc(on_device_door()->device, TESS_HOST, nbytes, &memory));
+    return memory;
+}
+
+static void arrival_make(arrival *x)
+{
+    spec s = spec_of(TESS_GEMM_NT, TESS_BF16, 64, 1024, 2048);
+    s.codec[0] = nf4(64, true);
+    must(tess_codec_parts(&s.codec[0], s.n * s.k[0], x->part, &x->part_numel));
+    for (int i = 0; i < ARRIVING; i++) {
+        x->p[i] = problem_create(&s);
+        for (int k = 0; k < x->part_numel; k++) {
+            x->codes[i][k] = pinned_take(x->part[k].nbytes);
+            memcpy(x->codes[i][k], x->p[i]->host.term[0].b.part[k], x->part[k].nbytes);
+        }
+        work_take(x->p[i]);
+    }
+    x->p[1]->device.term[0].a = x->p[0]->device.term[0].a; /* the same rows for both matrices */
+    x->result = pinned_take(ARRIVAL_NUMEL * x->p[0]->c->nbytes);
+}
+
+static void arrival_free(arrival *x)
+{
+    tess_device *d = on_device_door()->device;
+    for (int i = 0; i < ARRIVING; i++) {
+        for (int k = 0; k < x->part_numel; k++)
+            d->ops->release(d, TESS_HOST, x->codes[i][k], x->part[k].nbytes);
+    }
+    d->ops->release(d, TESS_HOST, x->result, ARRIVAL_NUMEL * x->p[0]->c->nbytes);
+    for (int i = 0; i < ARRIVING; i++)
+        problem_destroy(x->p[i]);
+}
+
+/* The compute stream waits for codes, and what dequantizes ahead of it waits with it. */
+static void arrive(arrival *x, int idx, tess_stream *compute)
+{
+    tess_device *d = on_device_door()->device;
+    problem *p = x->p[0];
+    must(tess_stream_wait(x->copying, &x->used));
+    for (int k = 0; k < x->part_numel; k++) {
+        tess_view place = {NULL, (int64_t)x->part[k].nbytes, TESS_U8, TESS_DEVICE};
+        memcpy(&place.data, &p->device.term[0].b.part[k], sizeof place.data);
+        must(tess_device_copy(d, place,
+                              tess_view_host(x->codes[idx % ARRIVING][k], place.numel, TESS_U8),
+                              x->copying));
+    }
+    must(tess_event_record(&x->arrived, x->copying));
+    must(tess_stream_wait(compute, &x->arrived));
+    must(kernels->gemm(&p->device, compute));
+    must(tess_event_record(&x->used, compute));
+    const size_t nbytes = p->c->nbytes;
+    must(tess_device_copy(
+        d, tess_view_host(x->result + (size_t)idx * nbytes, (int64_t)nbytes, TESS_U8),
+        (tess_view){p->c->device, (int64_t)nbytes, TESS_U8, TESS_DEVICE}, compute));
+}
+
+static void test_gemm_dequantized_ahead_waits_for_its_codes(void **state)
+{
+    (void)state;
+    const tess_cuda_door *door = on_device_door();
+    const tess_cuda_work work = {.attention = {{.dt = TESS_F32,
+                                                .token_numel = 1,
+                                                .head_numel = 1,
+                                                .kv_head_numel = 1,
+                                                .dim = 8,
+                                                .longest_numel = 1}},
+                                 .attention_numel = 1,
+                                 .document_max = 1,
+                                 .slot_nbytes = 1024 * 2048 * 2};
+    char note[TESS_CUDA_NOTE_NBYTES];
+    arrival x = {.part_numel = 0};
+    void *want[ARRIVING];
+    arrival_make(&x);
+    for (int i = 0; i < ARRIVING; i++) { /* on a stream without a lane */
+        want[i] = zeroed((int64_t)x.p[i]->c->nbytes, 1);
+        must(kernels->gemm(&x.p[i]->device, stream));
+        must(tess_stream_finish(stream));
+        must(tess_emulation_read(want[i], x.p[i]->c->device, x.p[i]->c->nbytes));
+    }
+    must(door->plugin->prepare(door->device, other, &work, note));
+    must(tess_device_stream_create(door->device, "gather", true, &x.copying));
+    must(tess_event_init(&x.arrived, x.copying));
+    must(tess_event_init(&x.used, other));
+    for (int i = 0; i < ARRIVAL_NUMEL; i++)
+        arrive(&x, i, other);
+    must(tess_stream_finish(other));
+    must(on_device_check("gemm"));
+    for (int i = 0; i < ARRIVAL_NUMEL; i++)
+        if (memcmp(want[i % ARRIVING], x.result + (size_t)i * x.p[0]->c->nbytes,
+                   x.p[0]->c->nbytes) != 0)
+            fail_msg("product %d of %d did not have the codes that arrived for it", i,
+                     ARRIVAL_NUMEL);
+    tess_event_fini(&x.arrived, x.copying);
+    tess_event_fini(&x.used, other);
+    tess_device_stream_destroy(door->device, &x.copying);
+    for (int i = 0; i < ARRIVING; i++)
+        tess_free(want[i]);
+    arrival_free(&x);
+    release_device();
+}
+
 /* A plan that was damaged on its way, or is another program's. */
 static void test_gemm_damaged_plan_is_refused(void **state)
 {
@@ -157,6 +276,7 @@ int main(void)
         GEMM_CASE_LIST(SHARED_CASE)
         /* clang-format on */
         CASE(test_gemm_planned_products_take_no_memory),
+        CASE(test_gemm_dequantized_ahead_waits_for_its_codes),
         CASE(test_gemm_damaged_plan_is_refused),
     };
     return cmocka_run_group_tests(tests, group_setup, NULL);
