@@ -30,8 +30,13 @@ static void run_device(problem *p, int run_idx)
         must(tess_emulation_alloc("work", work_nbytes, &work));
     p->device.work = (tess_view){work, (int64_t)work_nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
     tess_stream_init_inline(&s, "compute", NULL);
+    const bool is_late = blas.base.is_settled;
+    if (!is_late)
+        must(tess_cuda_gemm_plan(&p->device, &library));
+    const int64_t planned_numel = blas.base.entry_numel;
     blas.run_numel = 0;
     must(tess_cuda_gemm(&p->device, &s));
+    assert_true(is_late || blas.base.entry_numel == planned_numel);
     if (run_idx == 0 && p->s.product_numel != 0)
         assert_int_equal(blas.run_numel, TESS_MAX(p->s.product_numel, INT64_C(0)));
 }
