@@ -1,66 +1,15 @@
 /*
- * Attention on a device: the cases of emulation.test_flash_slow by own kernels, and what libraries
- * take on streams that were prepared for a shape, within the same bounds. Who took a call stands in
+ * Attention on a device as libraries take it, on streams that were prepared for a shape, within the
+ * bounds of own kernels (cuda.test_flash). Who took a call stands in
  * prepare's note; with TESS_TEST_CUDNN=1 a note that does not name cuDNN where it should is an
  * error (on a machine without it own kernels serve, and the cases run by them).
- *
- * Every addition may be one of a tensor core, so that bounds count it as cut off.
  */
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/cuda/on_device.h"
-
-enum { HAS_GAPS = 0 };
-
-#include "tests/emulation/flash_cases.h"
+#include "tests/cuda/attention_on_device.h"
 
 enum { DOCUMENT_MAX = 8, LIBRARY_NBYTES = 256 << 20 };
-
-static const tess_kernels *kernels;
-static tess_stream *own;    /* nobody prepared it: own kernels */
-static tess_stream *stream; /* of the calls */
-
-/* ---- flash_problem.h ---- */
-
-static void set_order(tess_emulation_order order)
-{
-    const tess_emulation_settings settings = {.order = order};
-    tess_emulation_set(&settings);
-}
-
-static tess_view work_take(const problem *p)
-{
-    const tess_attention_shape shape = shape_of(p);
-    const size_t nbytes = kernels->attention_work_nbytes(&shape, 1);
-    void *memory = NULL;
-    must(tess_emulation_alloc("work", nbytes, &memory));
-    return (tess_view){memory, (int64_t)nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
-}
-
-static tess_status finish(const char *op)
-{
-    TESS_TRY(tess_stream_finish(stream));
-    return on_device_check(op);
-}
-
-static tess_status device_forward(problem *p)
-{
-    const tess_attention_args a = forward_args(p, true, work_take(p));
-    TESS_TRY(kernels->attention_forward(&a, stream));
-    return finish("attention_forward");
-}
-
-static tess_status device_backward(problem *p)
-{
-    const tess_attention_backward_args a = backward_args(p, true, work_take(p));
-    upload(p, OUT);
-    upload(p, LSE);
-    TESS_TRY(kernels->attention_backward(&a, stream));
-    return finish("attention_backward");
-}
-
-static void after_case(const problem *p) { (void)p; }
 
 /* ---- libraries ---- */
 
@@ -77,7 +26,7 @@ static tess_cuda_work work_for(const problem *p)
     shape.document_numel = 0; /* as sessions prepare: it is not known yet */
     return (tess_cuda_work){.attention = {shape},
                             .attention_numel = 1,
-                            .document_max = DOCUMENT_MAX,
+                            .document_max = p->document_numel == 1 ? 1 : DOCUMENT_MAX,
                             .is_deterministic = true,
                             .attention_nbytes = LIBRARY_NBYTES};
 }
@@ -258,43 +207,69 @@ static void test_groups_of_heads_have_the_bits_of_all(void **state)
         skip();
 }
 
-/* Opened before the first step, libraries take what prepare_nbytes says and what code needs; a
- * step takes nothing. */
-static void test_steps_take_no_memory(void **state)
+/* Opened before the first step, libraries take what prepare_nbytes says and what their code needs,
+ * for which programs keep a margin (session_device_limit). Other programs may come in between. */
+static void test_libraries_take_what_is_planned(void **state)
 {
-    static const size_t CODE_NBYTES = (size_t)512
-                                      << 20; /* kept back beside plans, see docs/cuda.md */
+    enum { TRY_NUMEL = 3 };
+    static const size_t MARGIN_NBYTES = (size_t)512 << 20;
     (void)state;
     problem p = problem_create((flash_case){TESS_BF16, 256, 4, 2, 64, 0, 3, 0, 0, 0});
     tess_cuda_work work = work_for(&p);
     work.slot_nbytes = 1 << 20;
-    const size_t before_nbytes = on_device_taken_nbytes();
-    prepared x = prepare(&work);
-    const size_t taken_nbytes = on_device_taken_nbytes() - before_nbytes;
     const size_t planned_nbytes = on_device_door()->plugin->prepare_nbytes(&work);
+    size_t taken_nbytes = SIZE_MAX;
+    for (int i = 0; i < TRY_NUMEL && taken_nbytes > planned_nbytes + MARGIN_NBYTES; i++) {
+        const size_t before_nbytes = on_device_taken_nbytes();
+        prepared x = prepare(&work);
+        const size_t after_nbytes = on_device_taken_nbytes();
+        taken_nbytes = after_nbytes - TESS_MIN(before_nbytes, after_nbytes);
+        prepared_end(&x);
+    }
     print_message("libraries took %zu MiB, planned are %zu\n", taken_nbytes >> 20,
                   planned_nbytes >> 20);
-    if (taken_nbytes > planned_nbytes + CODE_NBYTES)
+    if (taken_nbytes > planned_nbytes + MARGIN_NBYTES)
         fail_msg("libraries took %zu bytes, planned are %zu", taken_nbytes, planned_nbytes);
-    twin_run(&p, false);
-    device_create(&p);
-    const tess_attention_args forward = forward_args(&p, true, work_take(&p));
-    const tess_attention_backward_args backward = backward_args(&p, true, work_take(&p));
-    size_t first_nbytes = 0;
-    for (int i = 0; i < 10; i++) {
-        if (i == 1)
-            first_nbytes = on_device_taken_nbytes();
-        tess_alloc_freeze();
-        const tess_status st = kernels->attention_forward(&forward, stream);
-        const tess_status back = kernels->attention_backward(&backward, stream);
-        tess_alloc_thaw();
-        must(st);
-        must(back);
-        must(finish("attention"));
+    problem_destroy(&p);
+}
+
+/* A forward and a backward of one problem. */
+typedef struct step {
+    tess_attention_args forward;
+    tess_attention_backward_args backward;
+} step;
+
+enum { STEPS = 9 };
+
+/* The program refuses memory while it is frozen. */
+static void run_steps(void *arg)
+{
+    const step *x = arg;
+    tess_status st = TESS_OK;
+    tess_alloc_freeze();
+    for (int i = 0; i < STEPS && st == TESS_OK; i++) {
+        st = kernels->attention_forward(&x->forward, stream);
+        if (st == TESS_OK)
+            st = kernels->attention_backward(&x->backward, stream);
     }
-    if (on_device_taken_nbytes() != first_nbytes)
-        fail_msg("9 steps took %zd bytes of the device",
-                 (ssize_t)(on_device_taken_nbytes() - first_nbytes));
+    tess_alloc_thaw();
+    must(st);
+    must(finish("attention"));
+}
+
+static void test_steps_take_no_memory(void **state)
+{
+    (void)state;
+    problem p = problem_create((flash_case){TESS_BF16, 256, 4, 2, 64, 0, 3, 0, 0, 0});
+    const tess_cuda_work work = work_for(&p);
+    prepared x = prepare(&work);
+    device_create(&p);
+    step s = {.forward = forward_args(&p, true, work_take(&p)),
+              .backward = backward_args(&p, true, work_take(&p))};
+    run_steps(&s); /* code is loaded when it first runs */
+    const int64_t taken = on_device_taken_by(run_steps, &s);
+    if (taken != 0)
+        fail_msg("%d steps took %" PRId64 " bytes of the device", STEPS, taken);
     prepared_end(&x);
     tess_emulation_release_all();
     problem_destroy(&p);
@@ -316,30 +291,33 @@ static void test_prepared_twice_is_refused(void **state)
     problem_destroy(&p);
 }
 
+/* A library that stays open: to load it again for every stream takes long. */
 static int group_setup(void **state)
 {
-    if (tess_emulation_setup(state) != 0)
+    const tess_cuda_work work = {.attention = {{.dt = TESS_F32,
+                                                .token_numel = 1,
+                                                .head_numel = 1,
+                                                .kv_head_numel = 1,
+                                                .dim = 8,
+                                                .longest_numel = 1}},
+                                 .attention_numel = 1,
+                                 .document_max = 1};
+    if (attention_setup(state) != 0)
         return -1;
-    kernels = tess_emulation_sizes();
-    flash_addition_u = FLASH_TRUNCATED_U;
-    must(tess_device_stream_create(on_device_door()->device, "compute", false, &own));
+    (void)prepare(&work);
     stream = own;
     return 0;
 }
 
-#define SHARED_CASE(name) cmocka_unit_test(name),
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        /* clang-format off */
-        FLASH_CASE_LIST(SHARED_CASE)
-        /* clang-format on */
         cmocka_unit_test(test_library_takes_one_document),
         cmocka_unit_test(test_library_takes_packs),
         cmocka_unit_test(test_library_takes_segments_and_gaps),
         cmocka_unit_test(test_own_kernels_take_the_rest),
         cmocka_unit_test(test_groups_of_heads_have_the_bits_of_all),
+        cmocka_unit_test(test_libraries_take_what_is_planned),
         cmocka_unit_test(test_steps_take_no_memory),
         cmocka_unit_test(test_prepared_twice_is_refused),
     };

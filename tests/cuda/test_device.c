@@ -124,17 +124,24 @@ static size_t free_now(void)
     return free_nbytes;
 }
 
+/* Other programs may take and give back meanwhile: one of several tries is enough. */
 static void test_memory_is_reported_as_it_is_taken(void **state)
 {
-    enum { NBYTES = 256 << 20 };
+    enum { NBYTES = 256 << 20, TRY_NUMEL = 20 };
+    size_t before_nbytes = 0, during_nbytes = 0, after_nbytes = 0;
+    bool is_reported = false;
     (void)state;
-    const size_t before_nbytes = free_now();
-    void *memory = take(TESS_DEVICE, NBYTES);
-    const size_t during_nbytes = free_now();
-    give(TESS_DEVICE, memory, NBYTES);
-    const size_t after_nbytes = free_now();
-    assert_true((uintptr_t)memory % TESS_ARENA_ALIGN_NBYTES == 0);
-    if (before_nbytes - during_nbytes < NBYTES || after_nbytes - during_nbytes < NBYTES)
+    for (int i = 0; i < TRY_NUMEL && !is_reported; i++) {
+        before_nbytes = free_now();
+        void *memory = take(TESS_DEVICE, NBYTES);
+        during_nbytes = free_now();
+        give(TESS_DEVICE, memory, NBYTES);
+        after_nbytes = free_now();
+        assert_true((uintptr_t)memory % TESS_ARENA_ALIGN_NBYTES == 0);
+        is_reported =
+            before_nbytes >= during_nbytes + NBYTES && after_nbytes >= during_nbytes + NBYTES;
+    }
+    if (!is_reported)
         fail_msg("%d bytes were taken and given back; free were %zu, %zu, %zu", NBYTES,
                  before_nbytes, during_nbytes, after_nbytes);
 }

@@ -4,6 +4,8 @@
  * not grow. A second run has the same bits, and so has one on a stream that knows its algorithms
  * from the first stream's plan alone, as other ranks do from rank 0's.
  */
+#include <inttypes.h>
+
 #include "tests/cuda/on_device.h"
 
 enum { PLANNED, AGAIN, IMPORTED, RUN_NUMEL };
@@ -82,7 +84,9 @@ static int teardown(void **state)
 }
 
 /* An adapter beside a stored matrix, a weight gradient, a bias: the products of a step. */
-static int step_make(problem *p[3])
+enum { STEP_NUMEL = 3, STEPS = 20 };
+
+static void step_make(problem *p[STEP_NUMEL])
 {
     spec s = joined_spec(TESS_GEMM_NT, TESS_BF16, "nf4/64");
     s.m = 128;
@@ -93,37 +97,35 @@ static int step_make(problem *p[3])
     s = spec_of(TESS_GEMM_NN, TESS_F32, 100, 64, 72);
     s.has_bias = true;
     p[2] = problem_create(&s);
-    return 3;
-}
-
-static void step_run(problem *const p[3], int problem_numel)
-{
-    for (int i = 0; i < problem_numel; i++)
-        must(kernels->gemm(&p[i]->device, stream));
-    must(tess_stream_finish(stream));
-}
-
-/* Neither of the device, nor of the program: that one refuses while it is frozen. */
-static void test_gemm_planned_products_take_no_memory(void **state)
-{
-    (void)state;
-    problem *p[3];
-    const int problem_numel = step_make(p);
-    for (int i = 0; i < problem_numel; i++) {
+    for (int i = 0; i < STEP_NUMEL; i++) {
         work_take(p[i]);
         must(kernels->gemm_prepare(&p[i]->device, stream));
     }
-    step_run(p, problem_numel); /* code is loaded when it first runs */
-    const size_t before_nbytes = on_device_taken_nbytes();
+}
+
+/* The program refuses memory while it is frozen. */
+static void run_steps(void *arg)
+{
+    problem *const *p = arg;
+    tess_status st = TESS_OK;
     tess_alloc_freeze();
-    for (int i = 0; i < 20; i++)
-        step_run(p, problem_numel);
+    for (int i = 0; i < STEPS * STEP_NUMEL && st == TESS_OK; i++)
+        st = kernels->gemm(&p[i % STEP_NUMEL]->device, stream);
     tess_alloc_thaw();
-    const size_t after_nbytes = on_device_taken_nbytes();
-    if (after_nbytes != before_nbytes)
-        fail_msg("20 steps of planned products took %zd bytes of the device",
-                 (ssize_t)(after_nbytes - before_nbytes));
-    for (int i = 0; i < problem_numel; i++)
+    must(st);
+    must(tess_stream_finish(stream));
+}
+
+static void test_gemm_planned_products_take_no_memory(void **state)
+{
+    (void)state;
+    problem *p[STEP_NUMEL];
+    step_make(p);
+    run_steps(p); /* code is loaded when it first runs */
+    const int64_t taken = on_device_taken_by(run_steps, p);
+    if (taken != 0)
+        fail_msg("%d steps of planned products took %" PRId64 " bytes of the device", STEPS, taken);
+    for (int i = 0; i < STEP_NUMEL; i++)
         problem_destroy(p[i]);
     release_device();
 }

@@ -7,6 +7,13 @@
 
 #include "tests/emulation/flash_problem.h"
 
+static void check_case(flash_case c)
+{
+    problem p = problem_create(c);
+    check_problem(&p);
+    problem_destroy(&p);
+}
+
 static void check_cases(const flash_case *c, int numel)
 {
     for (int i = 0; i < numel; i++)
@@ -128,34 +135,6 @@ static void test_flash_out_stride_of_arguments_is_kept(void **state)
     out_gap_set(&p, 8);
     check_problem(&p);
     problem_destroy(&p);
-}
-
-/* Whether outputs [first, end) are those of the run before; where `keep` is NULL they are kept. */
-static bool is_same_output(problem *p, int first, int end, uint8_t **keep)
-{
-    static const int outputs[] = {OUT, LSE, D_Q, D_K, D_V};
-    bool is_same = true;
-    for (int o = first; o < end; o++) {
-        operand *x = &p->x[outputs[o]];
-        const size_t nbytes = device_nbytes(x);
-        must(tess_emulation_read(x->result, x->device, nbytes));
-        if (keep[o] == NULL) {
-            keep[o] = must_alloc(nbytes);
-            memcpy(keep[o], x->result, nbytes);
-        }
-        is_same = is_same && memcmp(keep[o], x->result, nbytes) == 0;
-    }
-    return is_same;
-}
-
-/* The backward starts from the results of the twin, which it writes over those of the forward. */
-static bool is_same_run(problem *p, uint8_t **keep)
-{
-    device_create(p);
-    bool is_same = device_forward(p) == TESS_OK && is_same_output(p, 0, 2, keep);
-    is_same = device_backward(p) == TESS_OK && is_same_output(p, 2, 5, keep) && is_same;
-    tess_error_clear();
-    return is_same;
 }
 
 /** All of them, X(name). */

@@ -41,11 +41,13 @@ notices test_gemm $f=kernel:gemm:error "illegal memory access"
 notices test_gemm $f=unplanned "had not been planned"
 notices test_gemm $f=takes "20 steps of planned products took"
 
-notices test_attention $f=kernel:attention_forward:wrong ", exact "
-notices test_attention $f=kernel:attention_backward:wrong ", exact "
-notices test_attention $f=kernel:attention_forward:unstable "differs between two runs"
-notices test_attention $f=kernel:attention_backward:unstable "differs between two runs"
-notices test_attention $f=kernel:attention_backward:past "was overwritten"
+for op in attention_forward attention_backward; do
+    notices test_flash $f=kernel:$op:wrong ", exact "
+    notices test_flash $f=kernel:$op:unstable "differs between two runs"
+    notices test_flash $f=kernel:$op:past "was overwritten"
+    notices test_attention $f=kernel:$op:wrong ", exact "
+done
+notices test_attention $f=kernel:attention_backward:unstable "has other bits than own kernels"
 notices test_attention $f=takes "9 steps took"
 
 n=FAKE_CUDA_NCCL
