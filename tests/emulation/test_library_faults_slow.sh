@@ -49,6 +49,7 @@ for op in attention_forward attention_backward; do
 done
 notices test_attention $f=kernel:attention_backward:unstable "has other bits than own kernels"
 notices test_attention $f=takes "9 steps took"
+notices test_attention TESS_TEST_CUDNN=1 "cuDNN should take forward: yes"
 
 n=FAKE_CUDA_NCCL
 notices test_nccl $n=wrong:0:0 "gather of 1 bytes: byte 0 is"
