@@ -151,29 +151,52 @@ static tess_status carve(const loader *l, const tess_param *p, staging *s, char 
 }
 
 /* Elements [first, first + numel) of a tensor drawn from its rule. */
-static void draw(const tess_param *p, uint32_t param_idx, const tess_load_request *q, int64_t first,
-                 int64_t numel, float *dst)
+typedef struct drawing {
+    tess_init_kind init;
+    tess_rng rng;
+    float scale;
+    int64_t first, numel;
+    float *dst;
+} drawing;
+
+/* An element's value depends on its index alone, so threads do not show. */
+static void draw_piece(void *arg, int part_idx, int part_numel)
 {
-    const tess_rng rng = tess_rng_make(q->seed, TESS_RNG_INIT, param_idx, 0);
-    const float scale = (float)scale_of(p, q->is_random);
-    switch (init_of(p, q->is_random)) {
+    const drawing *d = arg;
+    int64_t lo = 0, hi = 0;
+    tess_pool_range(d->numel, 4, part_idx, part_numel, &lo, &hi);
+    const uint64_t first = (uint64_t)(d->first + lo);
+    float *dst = d->dst + lo;
+    switch (d->init) {
     case TESS_INIT_ZERO:
     case TESS_INIT_SOURCE:
     case TESS_INIT_DERIVED:
-        memset(dst, 0, (size_t)numel * sizeof *dst);
+        memset(dst, 0, (size_t)(hi - lo) * sizeof *dst);
         return;
     case TESS_INIT_ONE:
-        for (int64_t i = 0; i < numel; i++)
+        for (int64_t i = 0; i < hi - lo; i++)
             dst[i] = 1.0f;
         return;
     case TESS_INIT_UNIFORM:
-        for (int64_t i = 0; i < numel; i++)
-            dst[i] = (2.0f * tess_rng_uniform(&rng, (uint64_t)(first + i)) - 1.0f) * scale;
+        for (int64_t i = 0; i < hi - lo; i++)
+            dst[i] = (2.0f * tess_rng_uniform(&d->rng, first + (uint64_t)i) - 1.0f) * d->scale;
         return;
     case TESS_INIT_NORMAL:
-        tess_rng_normal_fill(&rng, (uint64_t)first, numel, scale, dst);
+        tess_rng_normal_fill(&d->rng, first, hi - lo, d->scale, dst);
         return;
     }
+}
+
+static void draw(const loader *l, uint32_t param_idx, int64_t first, int64_t numel, float *dst)
+{
+    const tess_param *p = &l->rt->parts.registry->param[param_idx];
+    drawing d = {.init = init_of(p, l->q->is_random),
+                 .rng = tess_rng_make(l->q->seed, TESS_RNG_INIT, param_idx, 0),
+                 .scale = (float)scale_of(p, l->q->is_random),
+                 .first = first,
+                 .numel = numel,
+                 .dst = dst};
+    tess_pool_run(l->stream.pool, tess_pool_thread_numel(l->stream.pool), draw_piece, &d);
 }
 
 static tess_status widen(loader *l, const void *src, tess_dtype dt, float *dst, int64_t numel)
@@ -323,7 +346,7 @@ static tess_status make_tensor(loader *l, int param_idx, tess_sha256 *tensor_sha
     if (init_of(p, q->is_random) == TESS_INIT_SOURCE)
         TESS_TRY(read_source(l, p, s.source, from.nbytes));
     else
-        draw(p, (uint32_t)param_idx, q, 0, p->numel, (float *)(void *)s.source);
+        draw(l, (uint32_t)param_idx, 0, p->numel, (float *)(void *)s.source);
     if (from.is_kept) {
         keep(p, &s);
     } else {
@@ -501,13 +524,12 @@ static tess_status route_tensors(const loader *l, const int *list, int numel, in
 /* Elements [first, first + master.numel) of a tensor, drawn where they belong. */
 static tess_status draw_part(const loader *l, int param_idx, int64_t first, tess_view master)
 {
-    const tess_param *p = &l->rt->parts.registry->param[param_idx];
     const int64_t chunk_numel = l->is_device ? l->work.numel / 4 : master.numel;
     for (int64_t at = 0; at < master.numel; at += chunk_numel) {
         const int64_t numel = TESS_MIN(chunk_numel, master.numel - at);
         const tess_view part = tess_view_slice(master, at, numel);
         float *dst = l->is_device ? l->work.data : part.data;
-        draw(p, (uint32_t)param_idx, l->q, first + at, numel, dst);
+        draw(l, (uint32_t)param_idx, first + at, numel, dst);
         if (l->is_device)
             TESS_TRY(tess_runtime_copy(l->rt, part, tess_view_host(dst, numel, TESS_F32)));
     }
