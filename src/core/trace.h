@@ -19,7 +19,8 @@ typedef enum tess_trace_lane {
     TESS_TRACE_PUBLISH, /* updated slabs to all ranks */
     TESS_TRACE_COPY,    /* snapshots of state */
     TESS_TRACE_HOST,
-    TESS_TRACE_LANE_NUMEL
+    TESS_TRACE_LANE_NUMEL,                    /* of a trace's file, which has no single kernels: */
+    TESS_TRACE_KERNEL = TESS_TRACE_LANE_NUMEL /* inside forward and backward, where asked for */
 } tess_trace_lane;
 
 /** Base object; the recorder embeds it as first member. */
@@ -27,6 +28,8 @@ struct tess_tracer {
     int (*begin)(tess_tracer *t, tess_trace_lane lane, const char *name, int64_t nbytes,
                  tess_stream *s);
     void (*end)(tess_tracer *t, int span_idx, tess_stream *s);
+    bool has_kernels; /* kernels of stages are recorded one by one */
+    int kernel_idx;   /* span of the one that is being enqueued */
 };
 
 /**
@@ -44,6 +47,23 @@ static inline void tess_trace_end(tess_tracer *tracer, int span_idx, tess_stream
 {
     if (span_idx >= 0)
         tracer->end(tracer, span_idx, s);
+}
+
+/** The next work of `s` is one kernel of a stage. Local. */
+static inline void tess_trace_kernel_begin(tess_stream *s, const char *name)
+{
+    tess_tracer *t = s->tracer;
+    if (t != NULL && t->has_kernels)
+        t->kernel_idx = t->begin(t, TESS_TRACE_KERNEL, name, -1, s);
+}
+
+/** It is enqueued. Local. @return `st` */
+static inline tess_status tess_trace_kernel_end(tess_stream *s, tess_status st)
+{
+    tess_tracer *t = s->tracer;
+    if (t != NULL && t->has_kernels)
+        tess_trace_end(t, t->kernel_idx, s);
+    return st;
 }
 
 TESS_END_DECLS

@@ -126,7 +126,8 @@ tess_status tess_exec_zero(const tess_exec *ex, tess_view v)
         tess_count_copy(ex->cost, 0.5 * (double)tess_view_nbytes(v));
     if (ex->is_plan || ex->is_announced)
         return TESS_OK;
-    return tess_device_zero(ex->call->device, v, ex->stream);
+    tess_trace_kernel_begin(ex->stream, "zero");
+    return tess_trace_kernel_end(ex->stream, tess_device_zero(ex->call->device, v, ex->stream));
 }
 
 static int64_t span(int64_t rows, int64_t cols, int64_t stride)
@@ -174,5 +175,7 @@ tess_status tess_exec_copy_rows(const tess_exec *ex, tess_rows dst, tess_rows sr
                                  .src_stride_nbytes = src.stride * item,
                                  .row_numel = src.rows,
                                  .row_nbytes = src.cols * item};
-    return tess_device_copy_rows(ex->call->device, &copy, ex->stream);
+    tess_trace_kernel_begin(ex->stream, "copy_rows");
+    return tess_trace_kernel_end(ex->stream,
+                                 tess_device_copy_rows(ex->call->device, &copy, ex->stream));
 }

@@ -9,6 +9,7 @@
  */
 #pragma once
 
+#include "core/trace.h"
 #include "kernels/cost_count.h"
 #include "shard/registry.h"
 
@@ -56,11 +57,15 @@ typedef struct tess_exec {
 #define TESS_EXEC_COUNT(ex, args)                                                                  \
     ((ex)->cost != NULL ? TESS_COST_OF(args)((ex)->cost, (args)) : (void)0)
 
-/** Run a kernel of the table; while planning only count it. */
-#define TESS_EXEC_RUN(ex, op, args)                                                                \
-    ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \
-     : (ex)->is_announced ? TESS_OK                                                                \
-                          : (ex)->kernels->op((args), (ex)->stream))
+/** Run a kernel of a table, and record it where single kernels are; while planning only count it.
+ */
+#define TESS_EXEC_RUN_OF(ex, table, op, args)                                                      \
+    ((ex)->is_plan ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                             \
+     : (ex)->is_announced                                                                          \
+         ? TESS_OK                                                                                 \
+         : (tess_trace_kernel_begin((ex)->stream, #op),                                            \
+            tess_trace_kernel_end((ex)->stream, (table)->op((args), (ex)->stream))))
+#define TESS_EXEC_RUN(ex, op, args) TESS_EXEC_RUN_OF(ex, (ex)->kernels, op, args)
 
 /** A view in the space of a call's kernels. Local. */
 static inline tess_view tess_exec_view(const tess_exec *ex, void *data, int64_t numel,

@@ -69,16 +69,12 @@ static tess_status add_loss(const tess_flux_call *c, const final_run *r)
                                     .row_loss = r->row_loss.data,
                                     .d_y = r->d_velocity};
     tess_sum_args sum = {.x = r->row_loss.data, .numel = rows_of(c)};
-    if (c->ex->is_plan) {
-        TESS_EXEC_COUNT(c->ex, &error);
-        TESS_EXEC_COUNT(c->ex, &sum);
+    if (!c->ex->is_plan) {
+        error.grad_scale = call->grad_scale;
+        sum.out = call->loss_sum;
     }
-    if (c->ex->is_plan || c->ex->is_announced)
-        return TESS_OK;
-    error.grad_scale = call->grad_scale;
-    sum.out = call->loss_sum;
-    TESS_TRY(c->ex->kernels->modulated->square_error(&error, c->ex->stream));
-    return c->ex->kernels->sum(&sum, c->ex->stream);
+    TESS_TRY(TESS_EXEC_RUN_OF(c->ex, c->ex->kernels->modulated, square_error, &error));
+    return TESS_EXEC_RUN(c->ex, sum, &sum);
 }
 
 static tess_status give_velocity(const tess_flux_call *c, const final_run *r)

@@ -3,10 +3,7 @@
 
 #include "model/flux_priv.h"
 
-#define RUN(ex, op, args)                                                                          \
-    ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \
-     : (ex)->is_announced ? TESS_OK                                                                \
-                          : (ex)->kernels->modulated->op((args), (ex)->stream))
+#define RUN(ex, op, args) TESS_EXEC_RUN_OF(ex, (ex)->kernels->modulated, op, args)
 
 /* Chunks of rows of a sum, as kernels/modulate.h has them. */
 enum { CHUNK_NUMEL = 16 };

@@ -101,10 +101,7 @@ static inline double tess_rqvae_level_scale(const tess_rqvae *m, float grad_scal
 }
 
 /** Run a kernel of the quantizers; while planning only count it. */
-#define TESS_RQVAE_RUN(ex, op, args)                                                               \
-    ((ex)->is_plan        ? (TESS_EXEC_COUNT(ex, args), (tess_status)TESS_OK)                      \
-     : (ex)->is_announced ? TESS_OK                                                                \
-                          : (ex)->kernels->quantizers->op((args), (ex)->stream))
+#define TESS_RQVAE_RUN(ex, op, args) TESS_EXEC_RUN_OF(ex, (ex)->kernels->quantizers, op, args)
 
 /** Enqueue a copy of `src` to host memory where it is wanted. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_give(const tess_exec *ex, void *host, tess_view src);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/trace.h"
 #include "shard/codebook_priv.h"
 
 /* ---- shared by both ways ---- */
@@ -40,7 +41,9 @@ static tess_status search_rows(tess_codebooks *b, int book_idx, const float *x,
         .dim = s->dim,
         .first_row_idx = s->is_sharded ? b->lo : 0,
         .best_numel = best_numel};
-    return b->parts.kernels->nearest(&args, b->parts.stream);
+    tess_trace_kernel_begin(b->parts.stream, "nearest");
+    return tess_trace_kernel_end(b->parts.stream,
+                                 b->parts.kernels->nearest(&args, b->parts.stream));
 }
 
 /* Into sums of all rows, or of the owned ones; `row` where kernels read it. */
@@ -57,7 +60,9 @@ static tess_status sum_rows(tess_codebooks *b, const float *x, const uint32_t *r
                                      .exponent = b->exponent,
                                      .sum = codebook_place(b, TESS_BOOK_SUM),
                                      .count = codebook_place(b, TESS_BOOK_TALLY)};
-    return b->parts.kernels->code_sum(&args, b->parts.stream);
+    tess_trace_kernel_begin(b->parts.stream, "code_sum");
+    return tess_trace_kernel_end(b->parts.stream,
+                                 b->parts.kernels->code_sum(&args, b->parts.stream));
 }
 
 static void rows_of_keys(const uint64_t *key, int64_t numel, uint32_t *row)

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/arith.h"
+#include "core/trace.h"
 #include "shard/codebook_priv.h"
 
 /* ---- publish ---- */
@@ -31,7 +32,9 @@ tess_status tess_codebooks_publish(tess_codebooks *b, int book_idx)
                                             .pack = codebook_pack(b, book_idx),
                                             .code_numel = searched,
                                             .dim = s->dim};
-    return b->parts.kernels->nearest_prepare(&args, b->parts.stream);
+    tess_trace_kernel_begin(b->parts.stream, "nearest_prepare");
+    return tess_trace_kernel_end(b->parts.stream,
+                                 b->parts.kernels->nearest_prepare(&args, b->parts.stream));
 }
 
 /* ---- sums ---- */

@@ -20,6 +20,15 @@ void tess_registry_fini(tess_registry *reg)
     memset(reg, 0, sizeof *reg);
 }
 
+tess_cost tess_stage_cost_backward(const tess_stage_cost *cost, bool is_recomputed)
+{
+    if (!is_recomputed)
+        return cost->backward;
+    tess_cost again = cost->again.launch_numel > 0.0 ? cost->again : cost->forward;
+    again.model_flops = 0.0;
+    return tess_cost_sum(cost->backward, again);
+}
+
 /* Arrays grow in steps of 64; registration is not hot. */
 static tess_status append(void **array, int *numel, size_t elem_nbytes, const void *elem)
 {

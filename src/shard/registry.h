@@ -110,6 +110,10 @@ typedef struct tess_stage_cost {
     tess_cost backward;
 } tess_stage_cost;
 
+/** A backward, behind the forward's repetition where there is one: that counts in the hardware's
+ * FLOPs alone. Local. */
+tess_cost tess_stage_cost_backward(const tess_stage_cost *cost, bool is_recomputed);
+
 /** One step of forward and backward. */
 typedef struct tess_stage {
     char name[TESS_NAME_NBYTES];

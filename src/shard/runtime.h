@@ -132,8 +132,11 @@ int tess_runtime_weights_array(const tess_runtime *rt, tess_weights weights);
 void tess_runtime_hold(tess_runtime *rt, const tess_event *event);
 /** Steps record spans in `trace`, borrowed until another one or NULL is given. Local. */
 void tess_runtime_trace(tess_runtime *rt, tess_trace *trace);
-/** Room that a trace needs for the spans of a step. Local. */
-int tess_runtime_span_numel(const tess_runtime *rt);
+/** Room that a trace needs for the spans of a step, single kernels included or not. Local. */
+int tess_runtime_span_numel(const tess_runtime *rt, bool has_kernels);
+/** Closed forms of this rank's forwards and backwards of a step, recomputation included; without
+ * sums of gradients, optimizer and traffic. Local. */
+tess_cost tess_runtime_step_cost(const tess_runtime *rt);
 /**
  * Announce every matrix product of a step to a backend that chooses among algorithms, and take rank
  * 0's choices on all ranks. Does nothing on others. Collective over `world`.

@@ -79,7 +79,25 @@ tess_status runtime_exposed(tess_runtime *rt, double *exposed_s)
 
 void tess_runtime_trace(tess_runtime *rt, tess_trace *trace) { rt->trace = trace; }
 
-int tess_runtime_span_numel(const tess_runtime *rt)
+static tess_cost op_cost(const tess_registry *reg, const tess_sched_op *op)
+{
+    if (op->kind != TESS_SCHED_FORWARD && op->kind != TESS_SCHED_BACKWARD)
+        return (tess_cost){0};
+    const tess_stage_cost *cost = &reg->stage[op->stage_idx].cost;
+    if (op->kind == TESS_SCHED_FORWARD)
+        return cost->forward;
+    return tess_stage_cost_backward(cost, op->is_recomputed);
+}
+
+tess_cost tess_runtime_step_cost(const tess_runtime *rt)
+{
+    tess_cost sum = {0};
+    for (int i = 0; i < rt->train.schedule.op_numel; i++)
+        sum = tess_cost_sum(sum, op_cost(rt->parts.registry, &rt->train.schedule.op[i]));
+    return sum;
+}
+
+int tess_runtime_span_numel(const tess_runtime *rt, bool has_kernels)
 {
     const tess_registry *reg = rt->parts.registry;
     const tess_plan *plan = rt->parts.plan;
@@ -88,6 +106,8 @@ int tess_runtime_span_numel(const tess_runtime *rt)
     /* A device may expand every frozen matrix forward, again, and backward. */
     for (int i = 0; tess_stream_is_timed(rt->compute) && i < reg->param_numel; i++)
         numel += reg->param[i].role == TESS_ROLE_FROZEN ? 3 * (int64_t)plan->round_numel : 0;
+    if (has_kernels)
+        numel += (int64_t)tess_runtime_step_cost(rt).launch_numel;
     return (int)TESS_MIN(numel, (int64_t)1 << 20);
 }
 

@@ -173,10 +173,7 @@ static double padded_nbytes(const sim_model *m, int unit_idx)
 static double backward_s(const sim_model *m, const tess_sched_op *op)
 {
     const tess_stage *stage = &m->reg->stage[op->stage_idx];
-    tess_cost c = stage->cost.backward;
-    if (op->is_recomputed)
-        c = tess_cost_sum(c, stage->cost.again.launch_numel > 0.0 ? stage->cost.again
-                                                                  : stage->cost.forward);
+    tess_cost c = tess_stage_cost_backward(&stage->cost, op->is_recomputed);
     if (op->clears_grad)
         tess_count_copy(&c, 0.5 * padded_nbytes(m, op->unit_idx));
     return seconds(m, &c);

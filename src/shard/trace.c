@@ -36,9 +36,9 @@ static const tess_trace_place nowhere = {.round_idx = -1, .op_idx = -1};
 
 const char *tess_trace_lane_name(tess_trace_lane lane)
 {
-    static const char *const name[TESS_TRACE_LANE_NUMEL] = {
-        "compute", "dequantize", "gather", "reduce", "publish", "copy", "host"};
-    return (unsigned)lane < TESS_TRACE_LANE_NUMEL ? name[lane] : "unknown";
+    static const char *const name[TESS_TRACE_KERNEL + 1] = {
+        "compute", "dequantize", "gather", "reduce", "publish", "copy", "host", "kernel"};
+    return (unsigned)lane <= TESS_TRACE_KERNEL ? name[lane] : "unknown";
 }
 
 /* ---- recording ---- */
@@ -123,7 +123,10 @@ tess_status tess_trace_create(const tess_trace_config *config, tess_trace **out)
     void *memory = NULL;
     TESS_TRY(tess_alloc(sizeof(tess_trace), &memory));
     tess_trace *t = memory;
-    t->base = (tess_tracer){.begin = trace_begin, .end = trace_end};
+    t->base = (tess_tracer){.begin = trace_begin,
+                            .end = trace_end,
+                            .has_kernels = config->has_kernels,
+                            .kernel_idx = -1};
     t->config = *config;
     t->left_step_numel = config->step_numel;
     t->place = nowhere;

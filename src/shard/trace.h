@@ -21,6 +21,7 @@ typedef struct tess_trace_config {
     tess_comm *comm;    /* whose records tell when collectives ran; borrowed */
     int span_numel;     /* room for one step */
     int64_t step_numel; /* steps to record */
+    bool has_kernels;   /* single kernels too: tess_runtime_span_numel() tells how many */
 } tess_trace_config;
 
 /** What a span is part of. Strings are borrowed. */

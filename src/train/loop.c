@@ -19,6 +19,7 @@ enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
 
 typedef struct loop {
     session_loop base;
+    bool is_traced; /* spans go to a measurement, and there is no file */
     tess_trace_file *trace_file;
 } loop;
 
@@ -46,7 +47,7 @@ static tess_status open_trace(loop *l)
     tess_session *s = l->base.s;
     const tess_trace_config config = {.clock = tess_runtime_stream(s->rt),
                                       .comm = s->world,
-                                      .span_numel = tess_runtime_span_numel(s->rt),
+                                      .span_numel = tess_runtime_span_numel(s->rt, false),
                                       .step_numel = s->run->output.trace_steps};
     TESS_TRY(tess_trace_create(&config, &l->base.trace));
     return tess_trace_file_open(s->ctx, s->run->output.dir, tess_comm_rank(s->world),
@@ -68,11 +69,17 @@ static tess_status start_trace(loop *l)
     return TESS_OK;
 }
 
-/* What was recorded since the last step goes to the file. */
+static tess_status give_out_spans(loop *l)
+{
+    const tess_session_measure *m = l->base.s->options.measure;
+    return l->is_traced ? tess_trace_flush(l->base.trace, m->on_event, m->arg)
+                        : tess_trace_file_flush(l->trace_file, l->base.trace);
+}
+
+/* What was recorded since the last step goes to the file, or to who measures. */
 static void flush_trace(loop *l)
 {
-    if (tess_trace_is_on(l->base.trace) &&
-        tess_trace_file_flush(l->trace_file, l->base.trace) != TESS_OK)
+    if (tess_trace_is_on(l->base.trace) && give_out_spans(l) != TESS_OK)
         give_up_trace(l);
 }
 
@@ -263,7 +270,8 @@ static void measure_step(loop *l, const tess_step_result *r, double step_s)
                                      .wait_s = r->wait_s,
                                      .host_peak_nbytes = r->flags[FLAG_HOST_PEAK],
                                      .device_peak_nbytes = r->flags[FLAG_DEVICE_PEAK],
-                                     .loss = r->loss};
+                                     .loss = r->loss,
+                                     .is_traced = l->is_traced};
     m->on_step(m->arg, &step);
 }
 
@@ -303,6 +311,30 @@ static tess_status run_step(loop *l)
     return result.flags[FLAG_WRITING] == 0 ? loop_commit(&l->base) : TESS_OK;
 }
 
+/* Kernel by kernel: what recording costs is in none of the steps before. */
+static tess_status run_traced(loop *l, int64_t step_numel)
+{
+    tess_session *s = l->base.s;
+    const tess_trace_config config = {.clock = tess_runtime_stream(s->rt),
+                                      .comm = s->world,
+                                      .span_numel = tess_runtime_span_numel(s->rt, true),
+                                      .step_numel = step_numel,
+                                      .has_kernels = true};
+    tess_status st = stop_trace(l); /* the file that output.trace asks for ends */
+    if (st == TESS_OK)
+        st = tess_trace_create(&config, &l->base.trace);
+    TESS_TRY(session_agree(s, st));
+    l->is_traced = true;
+    tess_runtime_trace(s->rt, l->base.trace);
+    for (int64_t i = 0; i < step_numel && !l->base.is_stopping; i++)
+        TESS_TRY(run_step(l));
+    flush_trace(l);
+    if (l->base.trace != NULL && tess_trace_lost(l->base.trace) > 0)
+        tess_log_write(&s->ctx->log, TESS_LOG_WARN, "trace: %" PRId64 " spans were lost",
+                       tess_trace_lost(l->base.trace));
+    return TESS_OK;
+}
+
 /* Steps alone, and checkpoints where they are what is measured. */
 static tess_status run_measured(loop *l)
 {
@@ -314,7 +346,7 @@ static tess_status run_measured(loop *l)
     }
     TESS_TRY(loop_drain(&l->base));
     flush_trace(l);
-    return TESS_OK;
+    return m->traced_numel > 0 ? run_traced(l, m->traced_numel) : TESS_OK;
 }
 
 static tess_status run_steps(loop *l)

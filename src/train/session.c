@@ -231,8 +231,10 @@ static tess_status create_runtime(tess_session *s)
 static tess_status check_measured_passes(const tess_session *s)
 {
     const tess_session_measure *m = s->options.measure;
-    TESS_CHECK(m == NULL || m->save_every == 0, TESS_E_UNSUPPORTED,
-               "model.family: saves of kmeans are not measured; give a run of another family");
+    TESS_CHECK(
+        m == NULL || m->save_every + m->traced_numel == 0, TESS_E_UNSUPPORTED,
+        "model.family: saves of kmeans are not measured, nor its single kernels; give a run of "
+        "another family");
     TESS_CHECK(m == NULL || m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
                "quantizer.passes: expected more than the %" PRId64
                " measured ones, as the last of a level is another, found %" PRId64,
@@ -246,10 +248,11 @@ static tess_status check_measured_steps(const tess_session *s)
     const tess_session_measure *m = s->options.measure;
     if (tess_run_is_kmeans(s->run))
         return check_measured_passes(s);
-    TESS_CHECK(m == NULL || s->step + m->step_numel <= s->run->train.steps, TESS_E_CONFIG,
+    const int64_t numel = m != NULL ? m->step_numel + m->traced_numel : 0;
+    TESS_CHECK(s->step + numel <= s->run->train.steps, TESS_E_CONFIG,
                "train.steps: expected at least %" PRId64 ", for %" PRId64
                " measured steps after step %" PRId64 ", found %" PRId64,
-               s->step + m->step_numel, m->step_numel, s->step, s->run->train.steps);
+               s->step + numel, numel, s->step, s->run->train.steps);
     return TESS_OK;
 }
 
@@ -367,6 +370,11 @@ size_t tess_session_planned_nbytes(const tess_session *session)
 int64_t tess_session_pass_numel(const tess_session *session)
 {
     return session->vectors != NULL ? session_vectors_pass_numel(session) : 0;
+}
+
+tess_cost tess_session_step_cost(const tess_session *session)
+{
+    return session->rt != NULL ? tess_runtime_step_cost(session->rt) : (tess_cost){0};
 }
 
 double tess_session_model_flops(const tess_session *session)

@@ -14,7 +14,9 @@
 #include "core/ctx.h"
 #include "core/device.h"
 #include "dist/comm.h"
+#include "kernels/cost.h"
 #include "kernels/kernels.h"
+#include "shard/trace.h"
 #include "train/run_file.h"
 
 TESS_BEGIN_DECLS
@@ -32,6 +34,7 @@ typedef struct tess_measured_step {
     double wait_s; /* of it: the compute lane stood still for others; NaN: not known */
     int64_t host_peak_nbytes, device_peak_nbytes; /* so far; maxima over ranks */
     double loss;
+    bool is_traced;
 } tess_measured_step;
 
 /** One checkpoint as this rank saw it: how long its training thread stood still, and what the
@@ -48,12 +51,15 @@ typedef struct tess_measured_save {
  * they are asked for. Callbacks are called on every rank, between steps; NULL: not wanted.
  */
 typedef struct tess_session_measure {
-    int64_t step_numel; /* end after so many; at most what is left of the run's train.steps, of
-                           k-means jobs less than quantizer.passes */
-    int64_t save_every; /* steps; 0: nothing is kept in output.dir */
+    int64_t step_numel;   /* end after so many; at most what is left of the run's train.steps, of
+                             k-means jobs less than quantizer.passes */
+    int64_t save_every;   /* steps; 0: nothing is kept in output.dir */
+    int64_t traced_numel; /* further steps, whose spans go to on_event, single kernels among them;
+                             none of k-means jobs */
     void *arg;
     void (*on_step)(void *arg, const tess_measured_step *step);
     void (*on_save)(void *arg, const tess_measured_save *save);
+    tess_trace_sink on_event; /* of traced steps; local failures end the recording alone */
 } tess_session_measure;
 
 /** Seconds that opening took on this rank. */
@@ -193,6 +199,9 @@ tess_open_times tess_session_open_times(const tess_session *session);
  * k-means jobs: of the searches of a pass of the first level. Local. */
 size_t tess_session_planned_nbytes(const tess_session *session);
 double tess_session_model_flops(const tess_session *session);
+/** Closed forms of a step's forwards and backwards on this rank, recomputation included; zero for
+ * k-means jobs. Local. */
+tess_cost tess_session_step_cost(const tess_session *session);
 /** Vectors of a pass or mini-batch of a k-means job, of all ranks; 0 for other runs. Local. */
 int64_t tess_session_pass_numel(const tess_session *session);
 /** Completed steps. Local. */

@@ -138,6 +138,45 @@ static void test_spans_of_late_streams_have_the_streams_times(void **state)
     tess_comm_destroy(&comm);
 }
 
+/* Kernels have spans where they were asked for, and pass on what they returned in any case. */
+static void test_kernels_are_recorded_where_they_are_asked_for(void **state)
+{
+    (void)state;
+    for (int asked = 0; asked < 2; asked++) {
+        late_stream late = {{.ops = &late_ops, .name = "late"}, 100.0, 0, -1};
+        tess_comm *comm = NULL;
+        tess_trace *trace = NULL;
+        kept k = {.numel = 0};
+        ok(tess_comm_create_self(&comm));
+        const tess_trace_config config = {.clock = &late.base,
+                                          .comm = comm,
+                                          .span_numel = 4,
+                                          .step_numel = 1,
+                                          .has_kernels = asked == 1};
+        ok(tess_trace_create(&config, &trace));
+        tess_trace_kernel_begin(&late.base, "untraced");
+        ok(tess_trace_kernel_end(&late.base, TESS_OK));
+        ok(tess_trace_step(trace, 1));
+        late.base.tracer = tess_trace_tracer(trace);
+        for (int i = 0; i < 2; i++) {
+            tess_trace_kernel_begin(&late.base, i == 0 ? "gemm" : "add");
+            late.now_s += 1.0 + i;
+            const tess_status st = i == 0 ? TESS_OK : TESS_E_ARG;
+            assert_int_equal(tess_trace_kernel_end(&late.base, st), st);
+        }
+        ok(tess_trace_flush(trace, keep, &k));
+        assert_int_equal(k.numel, asked == 1 ? 2 : 0);
+        for (int i = 0; i < k.numel; i++) {
+            const double took_s = k.event[i].end_s - k.event[i].start_s;
+            assert_int_equal(k.event[i].lane, TESS_TRACE_KERNEL);
+            assert_string_equal(k.event[i].name, i == 0 ? "gemm" : "add");
+            assert_true(took_s > 0.999999 + i && took_s < 1.000001 + i);
+        }
+        tess_trace_destroy(&trace);
+        tess_comm_destroy(&comm);
+    }
+}
+
 static void test_spans_that_never_end_are_lost(void **state)
 {
     (void)state;
@@ -315,6 +354,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spans_of_late_streams_have_the_streams_times),
+        cmocka_unit_test(test_kernels_are_recorded_where_they_are_asked_for),
         cmocka_unit_test(test_spans_that_never_end_are_lost),
         cmocka_unit_test_setup_teardown(test_every_operation_of_a_step_is_a_range, set_up,
                                         tear_down),
