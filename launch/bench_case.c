@@ -101,6 +101,8 @@ static const shape shapes[] = {
     {"llama-1b", LLAMA, 2048, 2048, 16, 32, 8, 8192, 128256},
     {"llama-8b", LLAMA, 2048, 4096, 32, 32, 8, 14336, 128256},
     {"llama-70b", LLAMA, 2048, 8192, 80, 64, 8, 28672, 128256},
+    /* one layer of it, with a small vocabulary around */
+    {"llama-70b-layer", LLAMA, 2048, 8192, 1, 64, 8, 28672, 4096},
     {"flux", FLUX, 128, 64, 2, 4, 1, 128, 64},
     {"flux-12b", FLUX, 1024, 128, 38, 24, 19, 4096, 768},
     {"rqvae", RQVAE, 256, 128, 0, 0, 0, 0, 0},
@@ -381,7 +383,7 @@ tess_status tess_bench_case_make(tess_bench *b, const tess_bench_scratch *scratc
     if (st == TESS_OK && tess_comm_rank(b->comm) == 0 && kind != TESS_IO_FILE)
         st = TESS_FAIL(TESS_E_ARG,
                        "bench: '%s' is neither a run file nor a shape (llama, llama-1b, llama-8b, "
-                       "llama-70b, flux, flux-12b, rqvae, kmeans)",
+                       "llama-70b, llama-70b-layer, flux, flux-12b, rqvae, kmeans)",
                        name);
     if (length > 0)
         snprintf(out->override, sizeof out->override, "data.sequence_length=%" PRId64, length);

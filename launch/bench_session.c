@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "launch/bench_spans.h"
 #include "launch/launch.h"
 
 /* ---- statistics ---- */
@@ -113,13 +114,16 @@ static void look(const tess_bench_job *job, const tess_session *session, tess_be
 {
     const tess_run *run = tess_session_run(session);
     const int64_t pass_numel = tess_session_pass_numel(session);
+    const tess_open_times t = tess_session_open_times(session);
     *out =
         (tess_bench_run){.unit = unit_of(run),
                          .micro_batch = pass_numel > 0 ? pass_numel : run->train.micro_batch,
                          .micro_batch_numel = pass_numel > 0 ? 1 : run->train.micro_batches,
                          .length = has_tokens(run) ? run->data.sequence_length : job->what->length,
                          .planned_nbytes = (int64_t)tess_session_planned_nbytes(session),
-                         .model_flops = tess_session_model_flops(session)};
+                         .model_flops = tess_session_model_flops(session),
+                         .setup_s = t.open_s + t.read_s + t.make_s + t.distribute_s + t.rest_s,
+                         .cost = tess_session_step_cost(session)};
     out->item_numel =
         out->micro_batch * out->micro_batch_numel * (has_tokens(run) ? out->length : 1);
     snprintf(out->family, sizeof out->family, "%s", tess_session_family(session));
@@ -193,12 +197,23 @@ tess_status tess_bench_on_ranks(tess_bench *b, const tess_bench_job *job, int ra
 static void keep_step(void *arg, const tess_measured_step *step)
 {
     tess_bench_steps *s = arg;
+    if (step->is_traced) {
+        s->traced_numel++;
+        s->traced_s += step->step_s;
+        return;
+    }
     const int64_t i = s->seen_numel++ - s->warmup_numel;
     s->last = *step;
     if (i < 0 || i >= TESS_BENCH_REPEAT_MAX)
         return;
     s->step_s[i] = step->step_s;
     s->wait_s[i] = step->wait_s;
+}
+
+static tess_status keep_event(void *arg, const tess_trace_event *event)
+{
+    tess_bench_steps *s = arg;
+    return tess_bench_spans_add(&s->spans, event);
 }
 
 /* Over `all`: the steps of every rank. */
@@ -223,6 +238,9 @@ static void sum_up(const tess_bench_steps *all, int rank_numel, int repeat_numel
     out->imbalance_s = tess_bench_median(imbalance, repeat_numel);
     out->host_peak_nbytes = all[0].last.host_peak_nbytes;
     out->device_peak_nbytes = all[0].last.device_peak_nbytes;
+    out->traced_numel = all[0].traced_numel;
+    out->traced_s = all[0].traced_s;
+    out->spans = all[0].spans;
 }
 
 typedef struct timing {
@@ -258,6 +276,8 @@ tess_status tess_bench_time_steps(tess_bench *b, tess_bench_job *job, int rank_n
     steps->warmup_numel = b->options->warmup_numel;
     timing t = {b, steps, times};
     job->measure.step_numel = b->options->warmup_numel + b->options->repeat_numel;
+    job->measure.traced_numel = b->options->kernels_numel;
+    job->measure.on_event = keep_event;
     job->measure.on_step = keep_step;
     job->measure.arg = steps;
     st = tess_bench_on_ranks(b, job, rank_numel, time_steps, &t, run);

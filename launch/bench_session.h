@@ -39,6 +39,8 @@ typedef struct tess_bench_run {
     int64_t micro_batch, micro_batch_numel, length, item_numel; /* items: of a step */
     int64_t planned_nbytes;
     double model_flops; /* of a step, all ranks */
+    double setup_s;     /* from the call to the first step, on rank 0 */
+    tess_cost cost;     /* of a step, rank 0 */
 } tess_bench_run;
 
 /** Work inside a session; `arg` is the caller's. Called on every rank of the group. */
@@ -53,12 +55,30 @@ TESS_MUST_CHECK tess_status tess_bench_on_ranks(tess_bench *b, const tess_bench_
                                                 int rank_numel, tess_bench_body body, void *arg,
                                                 tess_bench_run *run);
 
+enum { TESS_BENCH_SPAN_MAX = 96 };
+
+/** Spans of one kind, summed over traced steps. */
+typedef struct tess_bench_span {
+    tess_trace_lane lane;
+    char name[48];
+    int64_t numel, nbytes;
+    double s;
+} tess_bench_span;
+
+typedef struct tess_bench_spans {
+    int numel;
+    tess_bench_span span[TESS_BENCH_SPAN_MAX];
+} tess_bench_spans;
+
 /** Steps of one rank as they came. */
 typedef struct tess_bench_steps {
     int64_t warmup_numel;
     int64_t seen_numel; /* warm-up included */
     double step_s[TESS_BENCH_REPEAT_MAX], wait_s[TESS_BENCH_REPEAT_MAX];
     tess_measured_step last;
+    int64_t traced_numel; /* behind those */
+    double traced_s;
+    tess_bench_spans spans;
 } tess_bench_steps;
 
 /** What all ranks' steps come to; on rank 0. */
@@ -68,6 +88,9 @@ typedef struct tess_bench_times {
     double imbalance_s;       /* median over steps of the mean wait less the least; NaN with that */
     int64_t host_peak_nbytes; /* most of any rank */
     int64_t device_peak_nbytes;
+    int64_t traced_numel; /* steps of rank 0, see --kernels */
+    double traced_s;
+    tess_bench_spans spans;
 } tess_bench_times;
 
 /** Warm-up and repeats of the options on `rank_numel` ranks. Collective over b->comm.

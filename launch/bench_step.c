@@ -3,14 +3,37 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "launch/bench_session.h"
+#include "launch/bench_spans.h"
 
 /* ---- step ---- */
+
+/* [Note: utilization] Model FLOPs are what the mathematics asks for once: of a frozen linear 2 N
+ * forward and 2 N backward a token, as its weights have no gradient; no recomputation. Hardware
+ * FLOPs count work that is done again, and the scores of attention's backward. */
+static tess_status utilization_members(const tess_bench_run *run, const tess_bench_times *t,
+                                       const tess_device_profile *device, int world,
+                                       tess_json *root)
+{
+    const double hardware = run->cost.hardware_flops;
+    TESS_TRY(tess_json_add_f64(root, "hardware_flop", hardware));
+    TESS_TRY(tess_json_add_f64(root, "hardware_gflop_per_s", 1e-9 * hardware / t->step.median));
+    if (device == NULL)
+        return TESS_OK;
+    const double able = device->peak_flops * t->step.median;
+    TESS_TRY(tess_json_add_string(root, "device", device->name));
+    TESS_TRY(tess_json_add_f64(root, "peak_tflop_per_s", 1e-12 * device->peak_flops));
+    TESS_TRY(tess_json_add_f64(root, "model_flops_utilization", run->model_flops / (able * world)));
+    return tess_json_add_f64(root, "hardware_flops_utilization", hardware / able);
+}
 
 static tess_status step_members(const tess_bench *b, const tess_bench_case *what,
                                 const tess_bench_run *run, const tess_bench_times *t,
                                 tess_json *root)
 {
+    tess_device_profile profile;
+    const tess_device_profile *device = b->options->device != NULL ? &profile : NULL;
+    if (device != NULL)
+        TESS_TRY(tess_device_profile_read(b->ctx->io, b->options->device, &profile));
     TESS_TRY(tess_bench_add_run(root, what, run, tess_comm_world(b->comm)));
     TESS_TRY(tess_bench_add_spread(root, "step", t->step));
     TESS_TRY(tess_json_add_string(root, "unit", run->unit));
@@ -26,6 +49,9 @@ static tess_status step_members(const tess_bench *b, const tess_bench_case *what
     TESS_TRY(tess_json_add_f64(root, "model_flop", run->model_flops));
     TESS_TRY(
         tess_json_add_f64(root, "model_gflop_per_s", 1e-9 * run->model_flops / t->step.median));
+    TESS_TRY(utilization_members(run, t, device, tess_comm_world(b->comm), root));
+    TESS_TRY(tess_json_add_f64(root, "setup_s", run->setup_s));
+    TESS_TRY(tess_bench_spans_members(t, &run->cost, device, root));
     TESS_TRY(tess_json_add_i64(root, "warmup", b->options->warmup_numel));
     return tess_json_add_i64(root, "repeats", b->options->repeat_numel);
 }
@@ -57,6 +83,11 @@ static tess_status measure_step(tess_bench *b, const tess_bench_scratch *scratch
 
 tess_status tess_bench_step(tess_bench *b)
 {
+    tess_device_profile profile;
+    tess_status st = TESS_OK;
+    if (b->options->device != NULL) /* before minutes of loading */
+        st = tess_device_profile_read(b->ctx->io, b->options->device, &profile);
+    TESS_TRY(tess_agree(b->comm, st));
     tess_bench_row(b, "%-16s %-8s %7s %8s (10 %% to 90 %%)", "run", "format", "length", "step");
     return tess_bench_grid(b, measure_step);
 }

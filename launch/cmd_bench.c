@@ -80,6 +80,8 @@ static error_t check_end(const struct argp_state *state, tess_bench_options *ben
                                   (int)bench->thread_numel);
     if (bench->repeat_numel == 0)
         bench->repeat_numel = parts[part].repeat_numel;
+    if (strcmp(bench->part, "step") != 0 && (bench->kernels_numel > 0 || bench->device != NULL))
+        return tess_launch_refuse(state, "--kernels and --device are of step");
     if (check_keys(state, bench) != 0)
         return EINVAL;
     if (parts[part].writes_file && bench->output == NULL)
@@ -129,7 +131,7 @@ static error_t parse_again(struct argp_state *state, const char *option, const c
 
 static error_t parse_run(int key, char *arg, struct argp_state *state, tess_bench_options *bench)
 {
-    static const int64_t warmups[2] = {0, 1000}, every[2] = {1, 1000};
+    static const int64_t warmups[2] = {0, 1000}, every[2] = {1, 1000}, kernels[2] = {0, 100};
     switch (key) {
     case 'f':
         if (bench->format_numel == TESS_BENCH_LIST_MAX)
@@ -144,6 +146,11 @@ static error_t parse_run(int key, char *arg, struct argp_state *state, tess_benc
         return tess_launch_int(state, "--warmup", arg, warmups, &bench->warmup_numel);
     case 'e':
         return tess_launch_int(state, "--every", arg, every, &bench->every_numel);
+    case 'k':
+        return tess_launch_int(state, "--kernels", arg, kernels, &bench->kernels_numel);
+    case 'D':
+        bench->device = arg;
+        return 0;
     case 'd':
         bench->dir = arg;
         return 0;
@@ -191,6 +198,11 @@ static const struct argp_option options[] = {
      "scaling: number of ranks, checkpoint: of a load; again for each (powers of two, and all)", 0},
     {"warmup", 'w', "N", 0, "Steps, or saves, before the timed ones (2)", 0},
     {"every", 'e', "N", 0, "checkpoint: steps between saves (4)", 0},
+    {"kernels", 'k', "N", 0,
+     "step: time the single kernels of N further steps: classes of ops and their amounts (0)", 0},
+    {"device", 'D', "NAME", 0,
+     "step: hold times against this device's peak and memory: an installed description, or a file",
+     0},
     {"dir", 'd', "DIR", 0,
      "Scratch files and checkpoints go there, seen by all ranks, and are removed (TMPDIR, /tmp)",
      0},
@@ -207,7 +219,8 @@ static const struct argp bench_argp = {
         "collectives prints a JSON line for every collective and size, its result checked. step, "
         "scaling, checkpoint and load train for some steps the runs that are named: run files, or "
         "built-in shapes with random weights and made-up data: llama (the default), llama-1b, "
-        "llama-8b, llama-70b, flux, flux-12b, rqvae, kmeans. They print a JSON line for every "
+        "llama-8b, llama-70b, llama-70b-layer, flux, flux-12b, rqvae, kmeans. They print a JSON "
+        "line for every "
         "measurement "
         "and a table on stderr. All but device run under mpirun or srun.\v"
         "bench/README.md says what every number means; bench/report makes tables and plots.",

@@ -125,6 +125,8 @@ typedef struct tess_bench_options {
     int64_t length[TESS_BENCH_LIST_MAX], rank[TESS_BENCH_LIST_MAX];
     int subject_numel, override_numel, format_numel, length_numel, rank_numel;
     int64_t warmup_numel, every_numel;
+    int64_t kernels_numel; /* of step: further steps, kernel by kernel */
+    const char *device;    /* of step: description that times are held against, NULL: none */
     const char *dir; /* scratch goes there; NULL: TMPDIR or /tmp */
 } tess_bench_options;
 

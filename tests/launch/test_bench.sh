@@ -97,6 +97,24 @@ done
 counted() { grep -o '"\(model_flop\|items\|family\|format\)":[^,]*' "$1"; }
 [ "$(counted step-1.jsonl)" = "$(counted step-3.jsonl)" ] || fail "counts differ between 1 and 3 ranks"
 
+# Kernels one by one, in further steps: all that a step computes is in a class, none twice, and nothing overlaps.
+for n in 1 2; do
+    mpirun -n "$n" "$TESSERA_BIN" bench step llama flux rqvae --kernels 2 --device h200-141g "${small[@]}" \
+        compute.activation_checkpointing=on -o "kernels-$n.jsonl" 2>table.txt
+    lines "kernels-$n.jsonl" 3
+    where "kernels-$n.jsonl" "all(c['s'] > 0 and c['calls'] > 0 for c in l['classes'])"
+    where "kernels-$n.jsonl" "abs(sum(c['flop'] for c in l['classes']) / l['hardware_flop'] - 1) < 1e-9"
+    where "kernels-$n.jsonl" "abs(sum(c['s'] for c in l['classes']) / l['kernels_s'] - 1) < 1e-9"
+    where "kernels-$n.jsonl" "l['kernels_s'] + l['gaps_s'] + l['rest_s'] < l['traced_step_s'] and l['gaps_s'] >= 0"
+    where "kernels-$n.jsonl" "l['device'] == 'h200-141g' and l['peak_tflop_per_s'] == 989 and l['setup_s'] > 0"
+    where "kernels-$n.jsonl" "l['hardware_flop'] * l['ranks'] >= l['model_flop'] > 0"
+    where "kernels-$n.jsonl" "abs(l['model_flops_utilization'] * l['ranks'] * l['step_s'] * 989e12 / l['model_flop'] - 1) < 1e-9"
+done
+# Recomputation is the hardware's work alone.
+"$TESSERA_BIN" bench step llama --kernels 1 "${small[@]}" compute.activation_checkpointing=off -o once.jsonl 2>table.txt
+once() { grep -o "\"$2\":[^,]*" "$1" | head -n 1; }
+[ "$(once once.jsonl model_flop)" = "$(once kernels-1.jsonl model_flop)" ] || fail "recomputed model FLOPs are counted"
+[ "$(once once.jsonl hardware_flop)" != "$(once kernels-1.jsonl hardware_flop)" ] || fail "no recomputed hardware FLOPs"
 for n in 1 2 3; do
     mpirun -n "$n" "$TESSERA_BIN" bench scaling rqvae "${small[@]}" -o "scaling-$n.jsonl"
     points=$n # powers of two, and all
@@ -188,5 +206,8 @@ bench step kmeans.yaml --repeats 2 --warmup 1 -o own.jsonl
 where own.jsonl "l['run'] == 'kmeans.yaml' and l['items'] == 16000"
 refused "quantizer.passes: expected more than the 9 measured ones" bench step kmeans.yaml --repeats 8 --warmup 1
 refused "passes of kmeans do not tell what they wait for others" bench scaling kmeans.yaml
+refused "--kernels and --device are of step" bench scaling llama --kernels 1
+refused "nor its single kernels" bench step kmeans --length 2048 --kernels 1 --repeats 2
+refused "h900" bench step llama --device h900
 refused "saves of kmeans are not measured" bench checkpoint kmeans.yaml --repeats 2
 refused "expected 1024 vectors or more, found 100" bench step kmeans --length 100
