@@ -3,13 +3,13 @@
  * JSON line per size; the keys are compared with the CPU's.
  *
  *   bench_nearest_device --plugin LIBRARY [--index N] [--repeats N] [--vectors N] [--codes N]
- *                        [--dim N]
+ *                        [--dim N] [--side N]
  *
  * Without sizes: those of published codebooks. Numbers are random. "tflop_per_s" counts 2
- * per vector, code and dimension; "product_tflop_per_s" is the rate of a bf16 product of 8192 cubed
- * and "share" the search's part of it: the search takes three products for each (kernels/cuda/
- * nearest.cu), so 0.33 is the most it can be. "differing" counts keys with other bits than those of
- * the CPU among the first 64 vectors. Exit code 1 where there are any.
+ * per vector, code and dimension; "product_tflop_per_s" is the rate of a bf16 product of 8192
+ * (--side) cubed and "share" the search's part of it: the search takes three products for each
+ * (kernels/cuda/ nearest.cu), so 0.33 is the most it can be. "differing" counts keys with other
+ * bits than those of the CPU among the first 64 vectors. Exit code 1 where there are any.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,7 +21,7 @@
 #include "core/memory.h"
 #include "core/rng.h"
 
-enum { SIDE = 8192, CHECKED_NUMEL = 64 };
+enum { CHECKED_NUMEL = 64 };
 
 typedef struct sizes {
     int64_t vectors, codes, dim;
@@ -31,6 +31,7 @@ typedef struct bench {
     bench_device at;
     double product_s;
     int repeat_numel;
+    int64_t side_numel; /* of the product */
     int64_t differing_numel;
 } bench;
 
@@ -63,23 +64,24 @@ static tess_status multiply(void *arg)
 
 static tess_status measure_product(bench *b)
 {
-    const size_t nbytes = (size_t)SIDE * SIDE * sizeof(uint16_t);
+    const int64_t side = b->side_numel;
+    const size_t nbytes = (size_t)(side * side) * sizeof(uint16_t);
     const tess_rng rng = tess_rng_make(1, TESS_RNG_TEST, 2, 0);
     tess_view v[3], work;
     void *memory = NULL;
     TESS_TRY(tess_alloc(nbytes, &memory));
-    for (int64_t i = 0; i < (int64_t)SIDE * SIDE; i++) /* of zeros it would be faster */
+    for (int64_t i = 0; i < side * side; i++) /* of zeros it would be faster */
         ((uint16_t *)memory)[i] = tess_bf16_from_f32(tess_rng_uniform(&rng, (uint64_t)i) - 0.5f);
     for (int i = 0; i < 3; i++)
         TESS_TRY(place(b, memory, nbytes, TESS_BF16, &v[i]));
     TESS_TRY(tess_stream_finish(b->at.stream));
     tess_free(memory);
     product p = {.b = b,
-                 .a = {.kind = TESS_GEMM_NT, .m = SIDE, .n = SIDE, .term_numel = 1, .c = v[2]}};
+                 .a = {.kind = TESS_GEMM_NT, .m = side, .n = side, .term_numel = 1, .c = v[2]}};
     p.a.term[0] =
         (tess_gemm_term){.a = v[0],
-                         .b = {.codec = {.format = TESS_FORMAT_BF16}, .rows = SIDE, .cols = SIDE},
-                         .k = SIDE,
+                         .b = {.codec = {.format = TESS_FORMAT_BF16}, .rows = side, .cols = side},
+                         .k = side,
                          .scale = 1.0f};
     p.a.term[0].b.part[0] = v[1].data;
     TESS_TRY(place(b, NULL, b->at.kernels->gemm_work_nbytes(&p.a, 1), TESS_U8_OPAQUE, &work));
@@ -182,7 +184,8 @@ static tess_status measure(bench *b, const sizes *n)
     TESS_TRY(bench_median_s(&b->at, find, &s, b->repeat_numel, &second));
     TESS_TRY(count_differing(&s, x, code, &differing_numel));
     const double rate = 2e-12 * (double)n->vectors * (double)n->codes * (double)n->dim / second;
-    const double ceiling = 2e-12 * (double)SIDE * SIDE * SIDE / b->product_s;
+    const double side = (double)b->side_numel;
+    const double ceiling = 2e-12 * side * side * side / b->product_s;
     printf("{\"bench\": \"nearest_device\", \"device\": \"%s\", \"path\": \"%s\", \"vectors\": "
            "%" PRId64 ", \"codes\": %" PRId64 ", \"dim\": %" PRId64 ", \"repeats\": %d, \"us\": "
            "%.2f, \"tflop_per_s\": %.1f, \"product_tflop_per_s\": %.1f, \"share\": %.3f, "
@@ -212,6 +215,8 @@ static bool option_set(bench *b, options *o, const char *name, const char *value
         o->index = atoi(value);
     else if (strcmp(name, "--repeats") == 0)
         b->repeat_numel = TESS_MIN(TESS_MAX(atoi(value), 1), DEVICE_REPEAT_MAX);
+    else if (strcmp(name, "--side") == 0)
+        b->side_numel = TESS_MAX(atoll(value), 8LL);
     else if (strcmp(name, "--vectors") == 0)
         o->own.vectors = TESS_MAX(atoll(value), 1LL);
     else if (strcmp(name, "--codes") == 0)
@@ -227,7 +232,7 @@ int main(int argc, char **argv)
 {
     static const sizes published[] = {{65536, 256, 32},    {16384, 8192, 64},   {65536, 1024, 128},
                                       {32768, 65536, 256}, {1024, 262144, 256}, {8192, 16384, 512}};
-    bench b = {.repeat_numel = 20};
+    bench b = {.repeat_numel = 20, .side_numel = 8192};
     options o = {.own = {.vectors = 65536, .dim = 256}};
     for (int i = 1; i < argc; i += 2) {
         if (i + 1 == argc || !option_set(&b, &o, argv[i], argv[i + 1])) {

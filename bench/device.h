@@ -53,3 +53,17 @@ static inline tess_status bench_median_s(bench_device *b, tess_status (*call)(vo
     *out = second[(repeat_numel - 1) / 2];
     return TESS_OK;
 }
+
+/** The CPU's kernels on the host, as a device: marks are the clock's. */
+static inline tess_status bench_host_open(int thread_numel, bench_device *b)
+{
+    static tess_host_device host;
+    tess_pool *pool = NULL;
+    TESS_TRY(tess_pool_create(thread_numel, &pool)); /* until the process ends, as devices are */
+    tess_host_device_init(&host, pool);
+    b->device = &host.base;
+    b->kernels = &tess_kernels_cpu;
+    TESS_TRY(tess_device_stream_create(b->device, "bench", false, &b->stream));
+    TESS_TRY(tess_mark_init(&b->mark[0], b->stream));
+    return tess_mark_init(&b->mark[1], b->stream);
+}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Attention of PyTorch beside bench_ops, alternating: one JSON line per shape with the ratio.
+"""Attention of PyTorch beside bench_attention, alternating: one JSON line per shape with the ratio.
 
-    bench/peers/attention.py BENCH_OPS [--pairs N] [--path NAME] [--dtype bf16|f32]
+    bench/peers/attention.py BENCH_ATTENTION [--pairs N] [--path NAME] [--dtype bf16|f32]
 
-BENCH_OPS is the built bench_ops. Each pair runs ours, then torch's scaled_dot_product_attention
+BENCH_ATTENTION is the built bench_attention. Each pair runs ours, then torch's scaled_dot_product_attention
 (causal, grouped queries, one thread) forward and backward; CPU time of both, median ratio. The
 environment must not slow the peer down: OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are removed.
 """
@@ -19,20 +19,19 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 import torch  # noqa: E402  (after the environment is clean)
 import torch.nn.functional as F  # noqa: E402
 
-SHAPES = {"T512 heads9 kv3 dim64": (9, 3), "T512 heads32 kv4 dim64": (32, 4)}
+SHAPES = {"512:512:9:3:64:causal": (9, 3), "512:512:32:4:64:causal": (32, 4)}
 
 
 def ours(args):
     seconds = {}
-    for op in ("attention_forward", "attention_backward"):
-        command = [args.bench_ops, "--op", op, "--repeats", "9", "--dtype", args.dtype]
-        if args.path:
-            command += ["--path", args.path]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        for line in result.stdout.splitlines():
-            row = json.loads(line)
-            seconds.setdefault(row["shape"], {})[op] = row["cpu_median_s"]
-            path = row["path"]
+    command = [args.bench_attention, "--repeats", "9", "--dtype", args.dtype]
+    if args.path:
+        command += ["--path", args.path]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    for line in result.stdout.splitlines():
+        row = json.loads(line)
+        seconds.setdefault(row["shape"], {})[row["op"]] = row["cpu_median_s"]
+        path = row["path"]
     return seconds, path
 
 
@@ -54,7 +53,7 @@ def peer(heads, kv_heads, dtype, repeats=9):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bench_ops")
+    parser.add_argument("bench_attention")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--path")
     parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16")
