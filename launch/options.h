@@ -127,7 +127,7 @@ typedef struct tess_bench_options {
     int64_t warmup_numel, every_numel;
     int64_t kernels_numel; /* of step: further steps, kernel by kernel */
     const char *device;    /* of step: description that times are held against, NULL: none */
-    const char *dir; /* scratch goes there; NULL: TMPDIR or /tmp */
+    const char *dir;       /* scratch goes there; NULL: TMPDIR or /tmp */
 } tess_bench_options;
 
 /** encode and decode. */
