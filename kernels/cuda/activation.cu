@@ -1,4 +1,4 @@
-#include "kernels/cuda/common_priv.cuh"
+#include "kernels/cuda/sigmoid_priv.cuh"
 
 #include "core/arith.h"
 
@@ -16,8 +16,6 @@ template <bool IS_SILU> __device__ static inline float argument_slope(float x)
     return IS_SILU ? 1.0f : (x * x * (3.0f * GELU_CUBE) + 1.0f) * (2.0f * GELU_ROOT);
 }
 
-__device__ static inline float sigmoid(float x) { return 1.0f / (tess_exp_f32(-x) + 1.0f); }
-
 /* y = f(x), or with d_y: y = d_y f'(x). */
 struct activation_job {
     int64_t row_numel, dim;
@@ -27,22 +25,35 @@ struct activation_job {
     int64_t y_stride;
 };
 
-template <bool IS_BF16, bool IS_SILU, bool IS_WHOLE, int N>
-__device__ static inline void activation_chunk(const activation_job &a, int64_t row, int64_t i,
-                                               int n)
+/* f(x), or d f'(x), in place of x; u: arguments of the sigmoid. */
+template <bool IS_SILU, bool IS_TAME, int N>
+__device__ static inline void activate(const float u[N], const float d[N], bool has_d, float x[N])
 {
-    float x[N], d[N];
-    tess_load<IS_BF16, IS_WHOLE, N>(a.x, row * a.dim + i, n, x);
-    if (a.d_y != nullptr)
-        tess_load<IS_BF16, IS_WHOLE, N>(a.d_y, row * a.d_y_stride + i, n, d);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        const float s = sigmoid(sigmoid_argument<IS_SILU>(x[k]));
-        if (a.d_y != nullptr)
+        const float s = tess_reciprocal<IS_TAME>(tess_sigmoid_divisor<IS_TAME>(u[k]));
+        if (has_d)
             x[k] = d[k] * (s + x[k] * s * (1.0f - s) * argument_slope<IS_SILU>(x[k]));
         else
             x[k] = x[k] * s;
     }
+}
+
+template <bool IS_BF16, bool IS_SILU, bool IS_WHOLE, int N>
+__device__ static inline void activation_chunk(const activation_job &a, int64_t row, int64_t i,
+                                               int n)
+{
+    float x[N], u[N], d[N] = {};
+    tess_load<IS_BF16, IS_WHOLE, N>(a.x, row * a.dim + i, n, x);
+    if (a.d_y != nullptr)
+        tess_load<IS_BF16, IS_WHOLE, N>(a.d_y, row * a.d_y_stride + i, n, d);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        u[k] = sigmoid_argument<IS_SILU>(x[k]);
+    if (tess_are_tame<N>(u))
+        activate<IS_SILU, true, N>(u, d, a.d_y != nullptr, x);
+    else
+        activate<IS_SILU, false, N>(u, d, a.d_y != nullptr, x);
     tess_store<IS_BF16, IS_WHOLE, N>(a.y, row * a.y_stride + i, n, x);
 }
 

@@ -9,6 +9,7 @@
 struct bnb4_tables {
     float value[16 * 32];
     float map[256];
+    float nested_offset;
 };
 
 /* The tables go by value into a kernel, so that none has to be uploaded first. */
@@ -37,10 +38,13 @@ struct bnb4_reader {
 
     __device__ static inline void fill(tables *t, const source &s)
     {
-        for (int i = (int)threadIdx.x; i < 16 * 32; i += (int)blockDim.x)
-            t->value[i] = s.value[i / 32];
-        for (int i = (int)threadIdx.x; i < 256; i += (int)blockDim.x)
-            t->map[i] = s.map[i];
+#pragma unroll
+        for (int i = 0; i < 16 * 32; i += TESS_DECODE_THREADS)
+            t->value[i + threadIdx.x] = s.value[(i + threadIdx.x) / 32];
+        static_assert(TESS_DECODE_THREADS == TESS_NELEM(t->map), "an entry a thread");
+        t->map[threadIdx.x] = s.map[threadIdx.x];
+        if (threadIdx.x == 0 && s.absmax == nullptr)
+            t->nested_offset = s.nested_offset[0];
     }
 
     __device__ static inline void absmax_load(const source &s, int64_t idx, chunk *c)
@@ -74,12 +78,15 @@ struct bnb4_reader {
         float absmax = c.absmax;
         if (s.absmax == nullptr) {
             const float scaled = t->map[c.absmax_code] * absmax;
-            absmax = scaled + s.nested_offset[0];
+            absmax = scaled + t->nested_offset;
         }
+        /* A code is moved to where it counts bytes of rows of the table: no index is scaled. */
+        const char *const own = reinterpret_cast<const char *>(t->value + threadIdx.x % 32);
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
-            const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0);
-            v[k] = t->value[(c.word >> shift & 15u) * 32 + threadIdx.x % 32] * absmax;
+            const int shift = 8 * (k / 2) + (k % 2 == 0 ? 4 : 0) - 7;
+            const unsigned row = shift < 0 ? c.word << -shift : c.word >> shift;
+            v[k] = *reinterpret_cast<const float *>(own + (row & 15u << 7)) * absmax;
         }
     }
 };

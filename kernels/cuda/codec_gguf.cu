@@ -28,9 +28,24 @@ struct half_reader {
     __device__ static inline void expand(const source &, const tables *, const chunk &c,
                                          float v[TESS_DECODE_CHUNK])
     {
+        unsigned special = 0; /* exponents of all ones carry into the sign */
 #pragma unroll
-        for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-            v[k] = tess_half_of(c.w[k / 2] >> 16 * (k % 2) & 0xffffu);
+        for (int i = 0; i < TESS_DECODE_CHUNK / 2; i++)
+            special |= (c.w[i] & 0x7c007c00u) + 0x04000400u;
+        if ((special & 0x80008000u) == 0) {
+#pragma unroll
+            for (int k = 0; k < TESS_DECODE_CHUNK; k += 2) {
+                __half2 halves;
+                memcpy(&halves, &c.w[k / 2], sizeof halves);
+                const float2 pair = __half22float2(halves);
+                v[k] = pair.x;
+                v[k + 1] = pair.y;
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < TESS_DECODE_CHUNK; k++)
+                v[k] = tess_half_of(c.w[k / 2] >> 16 * (k % 2) & 0xffffu);
+        }
     }
 };
 
@@ -94,6 +109,25 @@ __device__ static inline float high_half(unsigned constants)
     return tess_half_of(constants >> 16);
 }
 
+/* Bytes at `offset`, a multiple of 4, of a block at a multiple of 2. Where the block begins in the
+ * middle of a word, three whole words take the place of four halves: the bytes in front of a block
+ * and behind these are the tensor's, whose address is a multiple of 16, and the block's. */
+template <int ALIGN>
+__device__ static inline tess_words<2> inner_bytes8(const uint8_t *block, int offset)
+{
+    if constexpr (ALIGN != 2) {
+        return tess_bytes8<ALIGN>(block + offset);
+    } else {
+        const unsigned shift = (unsigned)(uintptr_t)block % 4 * 8;
+        const uint8_t *p = block - shift / 8 + offset;
+        const uint64_t lo = tess_bytes4<4>(p), mid = tess_bytes4<4>(p + 4);
+        const uint64_t hi = tess_bytes4<4>(p + 8);
+        const tess_words<2> r = {
+            {(unsigned)((mid << 32 | lo) >> shift), (unsigned)((hi << 32 | mid) >> shift)}};
+        return r;
+    }
+}
+
 struct q8_0 {
     enum { NUMEL = 32, NBYTES = 34, ALIGN = 2, OFFSET = 128, HAS_SHIFT = false };
     template <int A> __device__ static inline void load(const uint8_t *b, int c, gguf_chunk *r)
@@ -103,8 +137,7 @@ struct q8_0 {
     }
     __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
     {
-        o->code.w[0] = r.low.w[0] ^ 0x80808080u; /* signed codes, plus 128 */
-        o->code.w[1] = r.low.w[1] ^ 0x80808080u;
+        o->code = tess_signed_codes(r.low);
         o->scale = low_half(r.constants);
     }
 };
@@ -165,8 +198,8 @@ struct q3_k {
         const int group = c / 2;
         r->constants = tess_bytes2<A>(b + 108);
         r->scales = (unsigned)b[96 + group % 8] | (unsigned)b[104 + group % 4] << 8;
-        r->low = tess_bytes8<A>(b + 32 + 32 * (c / 16) + 8 * (c % 4));
-        r->high = tess_bytes8<A>(b + 8 * (c % 4));
+        r->low = inner_bytes8<A>(b, 32 + 32 * (c / 16) + 8 * (c % 4));
+        r->high = inner_bytes8<A>(b, 8 * (c % 4));
     }
     __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
     {
@@ -235,8 +268,8 @@ struct q6_k {
         const int half = c / 16;
         r->constants = tess_bytes2<A>(b + 208);
         r->scales = b[192 + c / 2];
-        r->low = tess_bytes8<A>(b + 64 * half + 32 * (c / 4 % 2) + 8 * (c % 4));
-        r->high = tess_bytes8<A>(b + 128 + 32 * half + 8 * (c % 4));
+        r->low = inner_bytes8<A>(b, 64 * half + 32 * (c / 4 % 2) + 8 * (c % 4));
+        r->high = inner_bytes8<A>(b, 128 + 32 * half + 8 * (c % 4));
     }
     __device__ static inline void decode(const gguf_chunk &r, gguf_codes *o)
     {
@@ -284,7 +317,7 @@ template <typename FORMAT> struct gguf_reader {
             o.code.w[0] = tess_byte_of(o.code, r.first);
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++) {
-            const float product = (float)((int)tess_byte_of(o.code, k) - FORMAT::OFFSET) * o.scale;
+            const float product = tess_number_of<FORMAT::OFFSET>(o.code, k) * o.scale;
             v[k] = FORMAT::HAS_SHIFT ? product + o.shift : product;
         }
     }

@@ -48,9 +48,10 @@ struct int8_reader {
                                          float v[TESS_DECODE_CHUNK])
     {
         const bool is_plain = c.scb > 0.0f && c.scb <= MOST_SCB;
+        const tess_words<2> codes = tess_signed_codes(c.codes);
 #pragma unroll
         for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-            v[k] = (float)(int)(int8_t)(uint8_t)tess_byte_of(c.codes, k) * c.scb;
+            v[k] = tess_number_of<128>(codes, k) * c.scb;
         if (is_plain) {
 #pragma unroll
             for (int k = 0; k < TESS_DECODE_CHUNK; k++) {

@@ -276,9 +276,7 @@ __global__ static void __launch_bounds__(TESS_DECODE_THREADS)
 #pragma unroll
                 for (int r = 0; r < TESS_THIN_ROWS; r++) {
                     READER::expand(src, tables, chunk[b][r], w[r]);
-#pragma unroll
-                    for (int k = 0; k < TESS_DECODE_CHUNK; k++)
-                        w[r][k] = tess_round<true>(w[r][k]);
+                    tess_round_all<true, TESS_DECODE_CHUNK>(w[r]);
                 }
                 tess_thin_chunk(acc, w, a, first + 32 * b);
             }
@@ -328,6 +326,30 @@ struct tess_no_tables {
 __device__ static inline unsigned tess_byte_of(tess_words<2> words, int k)
 {
     return (k < 4 ? words.w[0] : words.w[1]) >> 8 * (k % 4) & 255u;
+}
+
+/** Byte k less an offset as a number: 2^23 + byte is a permutation of bytes, and the difference is
+ * exact. Half the work of a mask and a conversion, which share a pipe. */
+template <int OFFSET> __device__ static inline float tess_number_of(tess_words<2> words, int k)
+{
+    const unsigned word = k < 4 ? words.w[0] : words.w[1];
+    const unsigned shifted = __byte_perm(word, 0x4b000000u, 0x7440u | (unsigned)k % 4);
+    return tess_f32_of_bits(shifted) - (float)(0x800000 + OFFSET);
+}
+
+/** Signed bytes, plus 128. */
+__device__ static inline tess_words<2> tess_signed_codes(tess_words<2> bytes)
+{
+    const tess_words<2> r = {{bytes.w[0] ^ 0x80808080u, bytes.w[1] ^ 0x80808080u}};
+    return r;
+}
+
+/** Whether any of eight bytes is `least` or more without its highest bit. */
+__device__ static inline bool tess_any_byte_from(tess_words<2> bytes, unsigned least)
+{
+    const unsigned rise = 0x01010101u * (0x80u - least);
+    const unsigned lo = (bytes.w[0] & 0x7f7f7f7fu) + rise, hi = (bytes.w[1] & 0x7f7f7f7fu) + rise;
+    return ((lo | hi) & 0x80808080u) != 0;
 }
 
 /** Little-endian bytes at an address that is a multiple of ALIGN. */

@@ -1,6 +1,14 @@
 #include "kernels/cuda/rows_priv.cuh"
+#include "kernels/cuda/sigmoid_priv.cuh"
 
-/* silu(g) = g / (1 + exp(-g)) */
+/* silu(g) = g / (1 + exp(-g)), times up, in place of g. */
+template <bool IS_TAME, int N> __device__ static inline void swiglu(float g[N], const float up[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        g[k] = tess_quotient<IS_TAME>(g[k], tess_sigmoid_divisor<IS_TAME>(g[k])) * up[k];
+}
+
 template <bool IS_BF16> struct swiglu_forward_op {
     enum { NUMEL = tess_chunk<IS_BF16>::NUMEL };
     template <bool IS_WHOLE>
@@ -15,9 +23,10 @@ template <bool IS_BF16> struct swiglu_forward_op {
         float g[NUMEL], up[NUMEL];
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.gate.data, i, n, g);
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.up.data, i, n, up);
-#pragma unroll
-        for (int k = 0; k < NUMEL; k++)
-            g[k] = g[k] / (tess_exp_f32(-g[k]) + 1.0f) * up[k];
+        if (tess_are_divisible<NUMEL>(g))
+            swiglu<true, NUMEL>(g, up);
+        else
+            swiglu<false, NUMEL>(g, up);
         tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.out.data, i + shift, n, g);
     }
 };
@@ -32,6 +41,19 @@ extern "C" tess_status tess_cuda_swiglu_forward(const tess_swiglu_args *a, tess_
     else
         TESS_TRY(tess_rows_launch<swiglu_forward_op<false>>(*a, layout, is_aligned, s));
     return TESS_OK;
+}
+
+/* Gradients in place of g and up. */
+template <bool IS_TAME, int N>
+__device__ static inline void swiglu_backward(float g[N], float up[N], const float d[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        const float s = tess_reciprocal<IS_TAME>(tess_sigmoid_divisor<IS_TAME>(g[k]));
+        const float silu = g[k] * s;
+        g[k] = d[k] * up[k] * (s + silu * (1.0f - s));
+        up[k] = d[k] * silu;
+    }
 }
 
 template <bool IS_BF16> struct swiglu_backward_op {
@@ -49,13 +71,10 @@ template <bool IS_BF16> struct swiglu_backward_op {
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.gate.data, i, n, g);
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.up.data, i, n, up);
         tess_load<IS_BF16, IS_WHOLE, NUMEL>(a.d_out.data, i, n, d);
-#pragma unroll
-        for (int k = 0; k < NUMEL; k++) {
-            const float s = 1.0f / (tess_exp_f32(-g[k]) + 1.0f);
-            const float silu = g[k] * s;
-            g[k] = d[k] * up[k] * (s + silu * (1.0f - s));
-            up[k] = d[k] * silu;
-        }
+        if (tess_are_tame<NUMEL>(g))
+            swiglu_backward<true, NUMEL>(g, up, d);
+        else
+            swiglu_backward<false, NUMEL>(g, up, d);
         tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_up.data, i + shift, n, up);
         tess_store<IS_BF16, IS_WHOLE, NUMEL>(a.d_gate.data, i + shift, n, g);
     }
@@ -179,20 +198,34 @@ extern "C" tess_status tess_cuda_add_bias(const tess_add_bias_args *a, tess_stre
     return TESS_OK;
 }
 
+template <bool IS_BF16> struct column_sum {
+    const void *x;
+    int64_t dim, i;
+    float sum;
+    template <int N> __device__ inline void add(int64_t row)
+    {
+        float v[N];
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            v[k] = tess_get<IS_BF16>(x, (row + k) * dim + i);
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            sum = sum + v[k];
+    }
+};
+
 /* A thread per column and chunk of rows, rows ascending. */
 template <bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
+__global__ static void __launch_bounds__(TESS_BLOCK_THREADS, TESS_COLUMN_BLOCKS)
     sum_rows_kernel(const void *x, int64_t row_numel, int64_t dim, float *work)
 {
     int64_t lo = 0, hi = 0;
     tess_row_chunk(row_numel, (int)blockIdx.y, &lo, &hi);
     const int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < dim; i += stride) {
-        float sum = 0.0f;
-#pragma unroll 8
-        for (int64_t row = lo; row < hi; row++)
-            sum = sum + tess_get<IS_BF16>(x, row * dim + i);
-        work[blockIdx.y * dim + i] = sum;
+        column_sum<IS_BF16> column = {x, dim, i, 0.0f};
+        tess_rows_add<TESS_ROWS_AHEAD>(column, lo, hi);
+        work[blockIdx.y * dim + i] = column.sum;
     }
 }
 

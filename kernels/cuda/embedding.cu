@@ -17,19 +17,17 @@ __device__ static inline void forward_chunk(const void *table, int64_t from, voi
 }
 
 /* A block per token, its threads over the columns. */
-template <bool FROM_BF16, bool TO_BF16>
+template <bool FROM_BF16, bool TO_BF16, bool IS_WHOLE>
 __global__ static void __launch_bounds__(THREADS)
     forward_kernel(const int32_t *tokens, int64_t token_numel, const void *table, int64_t cols,
-                   void *out, bool is_aligned)
+                   void *out)
 {
     for (int64_t t = blockIdx.x; t < token_numel; t += gridDim.x) {
         const int64_t from = tokens[t] * cols;
+#pragma unroll 1
         for (int64_t i = (int64_t)threadIdx.x * CHUNK; i < cols; i += THREADS * CHUNK) {
             const int n = (int)TESS_MIN(cols - i, (int64_t)CHUNK);
-            if (is_aligned)
-                forward_chunk<FROM_BF16, TO_BF16, true>(table, from + i, out, t * cols + i, n);
-            else
-                forward_chunk<FROM_BF16, TO_BF16, false>(table, from + i, out, t * cols + i, n);
+            forward_chunk<FROM_BF16, TO_BF16, IS_WHOLE>(table, from + i, out, t * cols + i, n);
         }
     }
 }
@@ -52,11 +50,13 @@ static tess_status forward_coded(const tess_embedding_args *a, tess_stream *s)
 template <bool FROM_BF16, bool TO_BF16>
 static tess_status forward_plain(const tess_embedding_args *a, tess_stream *s)
 {
-    const bool is_aligned =
-        tess_is_aligned(a->table.part[0], a->out.data) && a->table.cols % CHUNK == 0;
-    TESS_LAUNCH((forward_kernel<FROM_BF16, TO_BF16>), tess_grid(a->token_numel, 1), THREADS, 0, s,
-                a->tokens, a->token_numel, a->table.part[0], a->table.cols, a->out.data,
-                is_aligned);
+    const unsigned grid = tess_grid(a->token_numel, 1);
+    if (tess_is_aligned(a->table.part[0], a->out.data) && a->table.cols % CHUNK == 0)
+        TESS_LAUNCH((forward_kernel<FROM_BF16, TO_BF16, true>), grid, THREADS, 0, s, a->tokens,
+                    a->token_numel, a->table.part[0], a->table.cols, a->out.data);
+    else
+        TESS_LAUNCH((forward_kernel<FROM_BF16, TO_BF16, false>), grid, THREADS, 0, s, a->tokens,
+                    a->token_numel, a->table.part[0], a->table.cols, a->out.data);
     return TESS_OK;
 }
 

@@ -189,9 +189,58 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
 
 /* ---- sums over the rows of a sample ---- */
 
+/* Rows of two operands: where their column of row 0 is, and how far rows are apart. */
+template <bool IS_BF16> struct column_pair {
+    const void *x, *d;
+    int64_t x_at, d_at, x_stride, d_stride;
+
+    template <int N> __device__ inline void load(int64_t row, float x_v[N], float d_v[N]) const
+    {
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            x_v[k] = tess_get<IS_BF16>(x, x_at + (row + k) * x_stride);
+            d_v[k] = tess_get<IS_BF16>(d, d_at + (row + k) * d_stride);
+        }
+    }
+};
+
+template <bool IS_BF16> struct column_factors {
+    column_pair<IS_BF16> rows;
+    const float *mean, *inv;
+    float shift, scale;
+    template <int N> __device__ inline void add(int64_t row)
+    {
+        float x[N], d[N], m[N], v[N];
+        rows.template load<N>(row, x, d);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            m[k] = mean[row + k];
+            v[k] = inv[row + k];
+        }
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            shift = shift + d[k];
+            scale = scale + d[k] * normal_of(x[k], m[k], v[k]);
+        }
+    }
+};
+
+template <bool IS_BF16> struct column_gate {
+    column_pair<IS_BF16> rows; /* of f and d_y */
+    float sum;
+    template <int N> __device__ inline void add(int64_t row)
+    {
+        float f[N], d[N];
+        rows.template load<N>(row, f, d);
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            sum = sum + d[k] * f[k];
+    }
+};
+
 /* Sums of d_y and of d_y n over a chunk of rows: a thread per column, rows ascending. */
 template <bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_ROW_THREADS)
+__global__ static void __launch_bounds__(TESS_ROW_THREADS, TESS_COLUMN_BLOCKS)
     modulate_factors_kernel(const tess_modulate_backward_args a)
 {
     const int64_t dim = a.shape.dim, stride = (int64_t)gridDim.x * blockDim.x;
@@ -203,23 +252,21 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
         int64_t lo = 0, hi = 0;
         tess_row_chunk(a.shape.row_numel, (int)(unit % TESS_ROW_CHUNK_NUMEL), &lo, &hi);
         for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < dim; i += stride) {
-            float shift = 0.0f, scale = 0.0f;
-#pragma unroll 4
-            for (int64_t t = lo; t < hi; t++) {
-                const float x = tess_get<IS_BF16>(a.x.view.data, x_at + t * a.x.row_stride + i);
-                const float d =
-                    tess_get<IS_BF16>(a.d_y.view.data, d_y_at + t * a.d_y.row_stride + i);
-                shift = shift + d;
-                scale = scale + d * normal_of(x, a.mean[first + t], a.inv[first + t]);
-            }
-            a.work[2 * unit * dim + i] = shift;
-            a.work[(2 * unit + 1) * dim + i] = scale;
+            column_factors<IS_BF16> column = {{a.x.view.data, a.d_y.view.data, x_at + i, d_y_at + i,
+                                               a.x.row_stride, a.d_y.row_stride},
+                                              a.mean + first,
+                                              a.inv + first,
+                                              0.0f,
+                                              0.0f};
+            tess_rows_add<TESS_ROW_PAIRS_AHEAD>(column, lo, hi);
+            a.work[2 * unit * dim + i] = column.shift;
+            a.work[(2 * unit + 1) * dim + i] = column.scale;
         }
     }
 }
 
 template <bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_ROW_THREADS)
+__global__ static void __launch_bounds__(TESS_ROW_THREADS, TESS_COLUMN_BLOCKS)
     gate_factor_kernel(const tess_gate_backward_args a)
 {
     const int64_t dim = a.shape.dim, stride = (int64_t)gridDim.x * blockDim.x;
@@ -230,12 +277,11 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
         int64_t lo = 0, hi = 0;
         tess_row_chunk(a.shape.row_numel, (int)(unit % TESS_ROW_CHUNK_NUMEL), &lo, &hi);
         for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < dim; i += stride) {
-            float sum = 0.0f;
-#pragma unroll 4
-            for (int64_t t = lo; t < hi; t++)
-                sum = sum + tess_get<IS_BF16>(a.d_y.view.data, d_y_at + t * a.d_y.row_stride + i) *
-                                tess_get<IS_BF16>(a.f.view.data, f_at + t * a.f.row_stride + i);
-            a.work[unit * dim + i] = sum;
+            column_gate<IS_BF16> column = {{a.f.view.data, a.d_y.view.data, f_at + i, d_y_at + i,
+                                            a.f.row_stride, a.d_y.row_stride},
+                                           0.0f};
+            tess_rows_add<TESS_ROW_PAIRS_AHEAD>(column, lo, hi);
+            a.work[unit * dim + i] = column.sum;
         }
     }
 }

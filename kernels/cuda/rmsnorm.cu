@@ -20,7 +20,8 @@ __device__ static inline void source_chunk(const tess_rmsnorm_args &a, int64_t i
     tess_load<IS_BF16, IS_WHOLE, N>(a.residual.data, i, n, residual);
 #pragma unroll
     for (int k = 0; k < N; k++)
-        x[k] = tess_round<IS_BF16>(x[k] + residual[k]);
+        x[k] = x[k] + residual[k];
+    tess_round_all<IS_BF16, N>(x);
     tess_store<IS_BF16, IS_WHOLE, N>(a.sum.data, i, n, x);
 }
 
@@ -34,7 +35,11 @@ __device__ static inline void forward_chunk(const tess_rmsnorm_args &a, int64_t 
     tess_load<IS_W_BF16, IS_WHOLE, N>(a.w.data, i, n, w);
 #pragma unroll
     for (int k = 0; k < N; k++)
-        x[k] = tess_round<IS_BF16>(x[k] * inv) * w[k];
+        x[k] = x[k] * inv;
+    tess_round_all<IS_BF16, N>(x);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        x[k] = x[k] * w[k];
     tess_store<IS_BF16, IS_WHOLE, N>(a.y.data, row * y_stride + i, n, x);
 }
 
@@ -220,23 +225,37 @@ __global__ static void __launch_bounds__(TESS_ROW_THREADS)
     }
 }
 
+template <bool IS_BF16> struct column_w {
+    const tess_rmsnorm_backward_args &a;
+    int64_t i;
+    float sum;
+    template <int N> __device__ inline void add(int64_t row)
+    {
+        float x[N], d[N], inv[N];
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            x[k] = tess_get<IS_BF16>(a.x.data, (row + k) * a.dim + i);
+            d[k] = tess_get<IS_BF16>(a.d_y.data, (row + k) * a.dim + i);
+            inv[k] = a.inv_rms[row + k];
+        }
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            sum = sum + d[k] * tess_round<IS_BF16>(x[k] * inv[k]);
+    }
+};
+
 /* d_w of one chunk of rows: a thread per column, rows ascending. */
 template <bool IS_BF16>
-__global__ static void __launch_bounds__(TESS_ROW_THREADS)
+__global__ static void __launch_bounds__(TESS_ROW_THREADS, TESS_COLUMN_BLOCKS)
     backward_w_kernel(const tess_rmsnorm_backward_args a)
 {
     int64_t lo = 0, hi = 0;
     tess_row_chunk(a.row_numel, (int)blockIdx.y, &lo, &hi);
     const int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < a.dim; i += stride) {
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int64_t row = lo; row < hi; row++) {
-            const float x = tess_get<IS_BF16>(a.x.data, row * a.dim + i);
-            const float d = tess_get<IS_BF16>(a.d_y.data, row * a.dim + i);
-            sum = sum + d * tess_round<IS_BF16>(x * a.inv_rms[row]);
-        }
-        a.work[blockIdx.y * a.dim + i] = sum;
+        column_w<IS_BF16> column = {a, i, 0.0f};
+        tess_rows_add<TESS_ROW_PAIRS_AHEAD>(column, lo, hi);
+        a.work[blockIdx.y * a.dim + i] = column.sum;
     }
 }
 

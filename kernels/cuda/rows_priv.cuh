@@ -12,6 +12,25 @@
 #include "kernels/cuda/common_priv.cuh"
 
 enum { TESS_ROW_THREADS = 256, TESS_ROW_LANES = 16, TESS_TILE_NUMEL = 2048 };
+/* Rows that a thread reads before it adds the first, of one operand or of two: sums over rows have
+ * few threads, one for each column and chunk of rows, so each has to wait for much at a time. For
+ * that the compiler has to be told that more blocks would not come. */
+enum { TESS_ROWS_AHEAD = 32, TESS_ROW_PAIRS_AHEAD = 16, TESS_COLUMN_BLOCKS = 2 };
+
+/**
+ * Run term.template add<N>(row) for the rows of [lo, hi) ascending: AHEAD at a time, then one by
+ * one. add() reads all of its N rows before it adds the first.
+ */
+template <int AHEAD, typename TERM>
+__device__ static inline void tess_rows_add(TERM &term, int64_t lo, int64_t hi)
+{
+    int64_t row = lo;
+    for (; row + AHEAD <= hi; row += AHEAD)
+        term.template add<AHEAD>(row);
+#pragma unroll 1
+    for (; row < hi; row++)
+        term.template add<1>(row);
+}
 
 /** Terms of this thread into its place in a tile. `first` is the index in the tile. */
 template <int N>

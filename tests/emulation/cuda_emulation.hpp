@@ -304,6 +304,15 @@ template <typename T> T atomicCAS(T *p, std::common_type_t<T> expected, std::com
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+/** Bytes of y and x, x the lower four, by the four low hex digits of `selector`; no sign bits. */
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector)
+{
+    const unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
+    unsigned r = 0;
+    for (int i = 0; i < 4; i++)
+        r |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    return r;
+}
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -56,7 +56,7 @@ static void swiglu_make(twin *t, int case_idx)
     const int64_t numel = c->rows * c->dim;
     t->ctx = c;
     t->shift = c->shift;
-    twin_random(t, "gate", c->dt, numel, 30.0);
+    twin_extremes(twin_random(t, "gate", c->dt, numel, 30.0));
     twin_random(t, "up", c->dt, numel, 1.0);
     twin_random(t, "d_out", c->dt, numel, 1.0);
     twin_output(t, "out", c->dt, strided_numel(c));

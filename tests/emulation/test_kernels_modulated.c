@@ -253,7 +253,7 @@ static void activation_make(twin *t, int case_idx)
     const int64_t numel = c->rows == 0 ? 0 : (c->rows - 1) * stride + c->dim;
     t->ctx = c;
     t->shift = c->shift;
-    twin_random(t, "x", c->dt, c->rows * c->dim, 20.0);
+    twin_extremes(twin_random(t, "x", c->dt, c->rows * c->dim, 20.0));
     twin_output(t, "y", c->dt, numel);
     twin_random(t, "d_y", c->dt, numel, 1.0);
     twin_output(t, "d_x", c->dt, c->rows * c->dim);

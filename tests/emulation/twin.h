@@ -87,6 +87,27 @@ static inline twin_operand *twin_random(twin *t, const char *name, tess_dtype dt
     return x;
 }
 
+/** Chunks of eight with small values only, chunks with zeros, with values too small or large for an
+ * exponential or a quotient, and all others. */
+static inline void twin_extremes(twin_operand *x)
+{
+    static const float extremes[] = {0.0f,    -0.0f,    0x1p-61f, -0x1p-100f, 40.5f,
+                                     -40.25f, 88.0f,    -89.0f,   200.0f,     INFINITY,
+                                     NAN,     0x1p-60f, 40.0f,    -40.0f};
+    for (int64_t i = 0; i < x->numel; i++) {
+        float v = x->dt == TESS_BF16 ? tess_bf16_to_f32(((uint16_t *)x->initial)[i])
+                                     : ((float *)x->initial)[i];
+        if (i / 8 % 3 != 0)
+            v = v / 32.0f;
+        if (i % 43 == 7)
+            v = extremes[i / 43 % TESS_NELEM(extremes)];
+        if (x->dt == TESS_BF16)
+            ((uint16_t *)x->initial)[i] = tess_bf16_from_f32(v);
+        else
+            ((float *)x->initial)[i] = v;
+    }
+}
+
 /** Output that starts as NaN. */
 static inline twin_operand *twin_output(twin *t, const char *name, tess_dtype dt, int64_t numel)
 {
