@@ -6,10 +6,9 @@
 # PROGRAMS: a build folder, or any with tessera, bench_* and libtessera_cuda.so in it, or in its bin, bench or lib;
 # where it has a file `env` (launch/bundle), that is read. Every part has a time limit of its own and none ends the
 # others; with --seconds, parts that would begin after so many are left out. OUT gets a .jsonl (results) and a
-# .log of every
-# part, commands.tsv and summary.md; parts that an earlier call left there stay. Exit code 0: all parts ran, 1: some did
-# not; summary.md says which, and tells goals met from goals missed. --tiny: small shapes, for machines without a GPU,
-# where no figure means anything.
+# .log of every part, commands.tsv and summary.md; parts that an earlier call left there stay. Exit code 0: all parts
+# ran, 1: some did not; summary.md says which, and tells goals met from goals missed. --tiny: small shapes, for machines
+# without a GPU, where no figure means anything.
 #
 # The environment may say TESSERA_CUDA_PLUGIN (else the library in PROGRAMS), PYTHON (python3) with torch, transformers
 # and peft for the peer, TESS_BENCH_DEVICE (h200-141g: whose peak and memory times are held against).
