@@ -1,8 +1,5 @@
 /* One source for all instruction paths; see kernels/adafactor.h. */
-#include "kernels/adafactor.h"
-
-#include <math.h>
-#include <string.h>
+#include "kernels/adafactor_priv.h"
 
 #include "kernels/cpu/ops_priv.h"
 
@@ -15,8 +12,7 @@ static float gradient(const tess_adafactor_args *a, int64_t i)
 
 static double square(const tess_adafactor_args *a, int64_t i)
 {
-    const double g = (double)gradient(a, i);
-    return g * g;
+    return tess_adafactor_square(gradient(a, i));
 }
 
 static int64_t row_of(const tess_adafactor_args *a, int64_t i)
@@ -29,27 +25,12 @@ static int64_t col_of(const tess_adafactor_args *a, int64_t i)
     return a->rows + (a->first_idx + i) % a->cols;
 }
 
-/* Bits of numbers that are not negative order as the numbers. */
-static int64_t bits_of(double x)
-{
-    int64_t bits = 0;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static double number_of(int64_t bits)
-{
-    double x = 0.0;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 tess_status tess_cpu_adafactor_most(const tess_adafactor_args *a, tess_stream *s)
 {
     (void)s;
     TESS_TRY(tess_adafactor_check(a));
     for (int64_t i = 0; i < a->part.numel; i++) {
-        const int64_t bits = bits_of(square(a, i)), row = row_of(a, i);
+        const int64_t bits = tess_adafactor_bits(square(a, i)), row = row_of(a, i);
         a->most[row] = TESS_MAX(a->most[row], bits);
         if (a->cols > 0)
             a->most[col_of(a, i)] = TESS_MAX(a->most[col_of(a, i)], bits);
@@ -57,27 +38,10 @@ tess_status tess_cpu_adafactor_most(const tess_adafactor_args *a, tess_stream *s
     return TESS_OK;
 }
 
-static int bit_numel(int64_t x)
-{
-    int bits = 0;
-    for (; x > 0; x /= 2)
-        bits++;
-    return bits;
-}
-
-/* What a square of this line is multiplied by: 2^(62 - e), where all of them are below 2^e. */
-static int shift_of(const tess_adafactor_args *a, int64_t line)
-{
-    const int64_t term_numel = a->cols == 0 ? 1 : line < a->rows ? a->cols : a->rows;
-    int exponent = 0;
-    (void)frexp(number_of(a->most[line]), &exponent); /* below 2^exponent */
-    return 62 - bit_numel(term_numel) - exponent;
-}
-
 static void add_square(const tess_adafactor_args *a, int64_t line, double square)
 {
-    if (a->most[line] != 0)
-        a->sum[line] += llrint(ldexp(square, shift_of(a, line)));
+    const int term_bits = tess_adafactor_term_bits(tess_adafactor_term_numel(a, line));
+    a->sum[line] += tess_adafactor_multiple(square, tess_adafactor_scale(a->most[line], term_bits));
 }
 
 tess_status tess_cpu_adafactor_sum(const tess_adafactor_args *a, tess_stream *s)
@@ -92,30 +56,19 @@ tess_status tess_cpu_adafactor_sum(const tess_adafactor_args *a, tess_stream *s)
     return TESS_OK;
 }
 
-static double mean_of(const tess_adafactor_args *a, int64_t line)
-{
-    const int64_t term_numel = a->cols == 0 ? 1 : line < a->rows ? a->cols : a->rows;
-    if (a->most[line] == 0)
-        return 0.0;
-    return ldexp((double)a->sum[line], -shift_of(a, line)) / (double)term_numel;
-}
-
 tess_status tess_cpu_adafactor_factor(const tess_adafactor_args *a, tess_stream *s)
 {
     (void)s;
     TESS_TRY(tess_adafactor_check(a));
     double row_sum = 0.0;
     for (int64_t line = 0; line < a->rows + a->cols; line++) {
-        const double mean = mean_of(a, line) + a->eps;
-        a->moment[line] = (float)(a->beta2 * (double)a->moment[line] + (1.0 - a->beta2) * mean);
+        a->moment[line] = tess_adafactor_moment(a, line);
         if (line < a->rows)
             row_sum = row_sum + (double)a->moment[line];
     }
     const double row_mean = a->cols > 0 ? row_sum / (double)a->rows : 1.0;
-    for (int64_t line = 0; line < a->rows + a->cols; line++) {
-        const double scale = line < a->rows ? row_mean : 1.0;
-        a->root[line] = (float)(1.0 / sqrt((double)a->moment[line] / scale));
-    }
+    for (int64_t line = 0; line < a->rows + a->cols; line++)
+        a->root[line] = tess_adafactor_root(a->moment[line], line < a->rows ? row_mean : 1.0);
     return TESS_OK;
 }
 
@@ -149,15 +102,14 @@ tess_status tess_cpu_adafactor_size(const tess_adafactor_args *a, tess_stream *s
 static void apply_part(void *arg, int part_idx, int part_numel)
 {
     const tess_adafactor_args *a = arg;
-    const float rate = (float)a->rate, keep = (float)(1.0 - a->decay);
-    const float beta1 = (float)a->beta1, one_minus_beta1 = (float)(1.0 - a->beta1);
+    const tess_adafactor_scalars k = tess_adafactor_scalars_make(a);
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->part.numel, BLOCK_NUMEL, part_idx, part_numel, &lo, &hi);
     for (int64_t i = lo; i < hi; i++) {
-        float u = rate * update(a, i);
+        float u = k.rate * update(a, i);
         if (a->exp_avg != NULL)
-            u = a->exp_avg[i] = beta1 * a->exp_avg[i] + one_minus_beta1 * u;
-        a->part.master[i] = a->part.master[i] * keep - u;
+            u = tess_adafactor_average(u, &a->exp_avg[i], &k);
+        a->part.master[i] = tess_adafactor_apply_one(a->part.master[i], u, &k);
     }
     if (a->part.param.numel > 0)
         tess_cpu_copy_param(&a->part, lo, hi);

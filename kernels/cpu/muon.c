@@ -1,5 +1,5 @@
 /* One source for all instruction paths; see kernels/muon.h. */
-#include "kernels/muon.h"
+#include "kernels/muon_priv.h"
 
 #include "kernels/cpu/ops_priv.h"
 
@@ -13,8 +13,7 @@ static void momentum_part(void *arg, int part_idx, int part_numel)
     tess_pool_range(a->numel, GRAIN_NUMEL, part_idx, part_numel, &lo, &hi);
     for (int64_t i = lo; i < hi; i++) {
         const float g = a->grad[i] * a->clip_factor;
-        a->exp_avg[i] = beta * a->exp_avg[i] + rest * g;
-        a->grad[i] = beta * a->exp_avg[i] + rest * g;
+        a->grad[i] = tess_muon_momentum_one(g, &a->exp_avg[i], beta, rest);
     }
 }
 
@@ -33,7 +32,7 @@ static void apply_part(void *arg, int part_idx, int part_numel)
     int64_t lo = 0, hi = 0;
     tess_pool_range(a->part.numel, GRAIN_NUMEL, part_idx, part_numel, &lo, &hi);
     for (int64_t i = lo; i < hi; i++)
-        a->part.master[i] = a->part.master[i] * keep - rate * a->part.grad[i];
+        a->part.master[i] = tess_muon_apply_one(a->part.master[i], a->part.grad[i], keep, rate);
     if (a->part.param.numel > 0)
         tess_cpu_copy_param(&a->part, lo, hi);
 }

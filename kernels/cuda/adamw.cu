@@ -1,4 +1,4 @@
-#include "kernels/cuda/common_priv.cuh"
+#include "kernels/cuda/update_priv.cuh"
 
 struct adamw_job {
     float *master, *exp_avg, *exp_avg_sq;
@@ -7,8 +7,6 @@ struct adamw_job {
     float clip;
     tess_adamw_scalars k;
 };
-
-enum adamw_param { PARAM_NONE, PARAM_F32, PARAM_BF16 };
 
 /* As adamw_one() of the CPU twin; sqrt and / are IEEE. */
 __device__ static inline float adamw_one(float p, float g, float *m, float *v,
@@ -20,7 +18,7 @@ __device__ static inline float adamw_one(float p, float g, float *m, float *v,
     return p - k.step_size * *m / (sqrtf(*v / k.bias2) + k.eps);
 }
 
-template <adamw_param PARAM> struct adamw_op {
+template <tess_param_kind PARAM> struct adamw_op {
     enum { NUMEL = tess_chunk<false>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const adamw_job &a, int64_t i, int n)
@@ -36,8 +34,7 @@ template <adamw_param PARAM> struct adamw_op {
         tess_store<false, IS_WHOLE, NUMEL>(a.master, i, n, p);
         tess_store<false, IS_WHOLE, NUMEL>(a.exp_avg, i, n, m);
         tess_store<false, IS_WHOLE, NUMEL>(a.exp_avg_sq, i, n, v);
-        if (PARAM != PARAM_NONE)
-            tess_store<PARAM == PARAM_BF16, IS_WHOLE, NUMEL>(a.param, i, n, p);
+        tess_put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
     }
 };
 
@@ -53,11 +50,5 @@ extern "C" tess_status tess_cuda_adamw(const tess_adamw_args *a, tess_stream *s)
                            tess_adamw_scalars_make(a)};
     const bool is_aligned =
         tess_is_aligned(a->master, a->exp_avg, a->exp_avg_sq, a->grad, a->param.data);
-    if (a->param.numel == 0)
-        TESS_TRY(tess_chunks_launch<adamw_op<PARAM_NONE>>(job, a->numel, is_aligned, s));
-    else if (a->param.dt == TESS_BF16)
-        TESS_TRY(tess_chunks_launch<adamw_op<PARAM_BF16>>(job, a->numel, is_aligned, s));
-    else
-        TESS_TRY(tess_chunks_launch<adamw_op<PARAM_F32>>(job, a->numel, is_aligned, s));
-    return TESS_OK;
+    return tess_update_launch<adamw_op>(job, a->param, a->numel, is_aligned, s);
 }

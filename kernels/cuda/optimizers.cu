@@ -1,28 +1,8 @@
 /* One element at a time with the formulas of optimizers_priv.h; 8-bit moments a warp per block. */
-#include "kernels/cuda/common_priv.cuh"
+#include "kernels/cuda/squares_priv.cuh"
+#include "kernels/cuda/update_priv.cuh"
 #include "kernels/nf4.h"
 #include "kernels/optimizers_priv.h"
-
-enum param_kind { PARAM_NONE, PARAM_F32, PARAM_BF16 };
-
-template <param_kind PARAM, bool IS_WHOLE, int N>
-__device__ static inline void put_param(void *param, int64_t i, int n, const float p[N])
-{
-    if (PARAM != PARAM_NONE)
-        tess_store<PARAM == PARAM_BF16, IS_WHOLE, N>(param, i, n, p);
-}
-
-/* Start OP<PARAM> for the kind of copy that is wanted. */
-template <template <param_kind> class OP, typename JOB>
-static tess_status launch_update(const JOB &job, tess_view param, int64_t numel, bool is_aligned,
-                                 tess_stream *s)
-{
-    if (param.numel == 0)
-        return tess_chunks_launch<OP<PARAM_NONE>>(job, numel, is_aligned, s);
-    if (param.dt == TESS_BF16)
-        return tess_chunks_launch<OP<PARAM_BF16>>(job, numel, is_aligned, s);
-    return tess_chunks_launch<OP<PARAM_F32>>(job, numel, is_aligned, s);
-}
 
 /* ---- Lion ---- */
 
@@ -34,7 +14,7 @@ struct lion_job {
     tess_lion_scalars k;
 };
 
-template <param_kind PARAM> struct lion_op {
+template <tess_param_kind PARAM> struct lion_op {
     enum { NUMEL = tess_chunk<false>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const lion_job &a, int64_t i, int n)
@@ -48,7 +28,7 @@ template <param_kind PARAM> struct lion_op {
             p[k] = tess_lion_one(p[k], g[k] * a.clip, &m[k], &a.k);
         tess_store<false, IS_WHOLE, NUMEL>(a.master, i, n, p);
         tess_store<false, IS_WHOLE, NUMEL>(a.exp_avg, i, n, m);
-        put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
+        tess_put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
     }
 };
 
@@ -59,7 +39,7 @@ extern "C" tess_status tess_cuda_lion(const tess_lion_args *a, tess_stream *s)
     const lion_job job = {p->master,     a->exp_avg,     p->grad,
                           p->param.data, p->clip_factor, tess_lion_scalars_make(a)};
     const bool is_aligned = tess_is_aligned(p->master, a->exp_avg, p->grad, p->param.data);
-    return launch_update<lion_op>(job, p->param, p->numel, is_aligned, s);
+    return tess_update_launch<lion_op>(job, p->param, p->numel, is_aligned, s);
 }
 
 /* ---- schedule-free AdamW ---- */
@@ -72,7 +52,7 @@ struct schedule_free_job {
     tess_schedule_free_scalars k;
 };
 
-template <param_kind PARAM> struct schedule_free_op {
+template <tess_param_kind PARAM> struct schedule_free_op {
     enum { NUMEL = tess_chunk<false>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const schedule_free_job &a, int64_t i, int n)
@@ -91,7 +71,7 @@ template <param_kind PARAM> struct schedule_free_op {
 #pragma unroll
         for (int k = 0; k < NUMEL; k++)
             x[k] = tess_blend_one(x[k], z[k], a.k.blend);
-        put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, x);
+        tess_put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, x);
     }
 };
 
@@ -107,7 +87,7 @@ extern "C" tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a,
                                    p->clip_factor,
                                    tess_schedule_free_scalars_make(a)};
     const bool is_aligned = tess_is_aligned(p->master, a->z, a->exp_avg_sq, p->grad, p->param.data);
-    return launch_update<schedule_free_op>(job, p->param, p->numel, is_aligned, s);
+    return tess_update_launch<schedule_free_op>(job, p->param, p->numel, is_aligned, s);
 }
 
 /* ---- Prodigy ---- */
@@ -115,22 +95,11 @@ extern "C" tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a,
 struct prodigy_job {
     const float *master, *grad, *start;
     float *exp_avg, *exp_avg_sq, *s;
-    int64_t *numerator, *denominator, *nonfinite_numel;
+    unsigned long long *numerator, *denominator, *nonfinite_numel;
     int64_t numel;
     float clip;
     tess_prodigy_measure_scalars k;
 };
-
-__device__ static inline void limbs_add(int64_t *limb, double x)
-{
-    int limb_idx = 0;
-    int64_t piece[TESS_EXACT_PIECE_NUMEL];
-    if (!tess_exact_split(x, &limb_idx, piece))
-        return;
-    for (int i = 0; i < TESS_EXACT_PIECE_NUMEL; i++)
-        if (piece[i] != 0)
-            atomicAdd((unsigned long long *)&limb[limb_idx + i], (unsigned long long)piece[i]);
-}
 
 /* A thread per block of 256 elements, which are added in ascending order. Limbs are integers: any
  * order of blocks gives the same ones. */
@@ -151,10 +120,10 @@ __global__ static void __launch_bounds__(TESS_BLOCK_THREADS)
             sum[1] = sum[1] + t.denominator;
         }
         if (sum[0] - sum[0] == 0.0 && sum[1] - sum[1] == 0.0) {
-            limbs_add(j.numerator, sum[0]);
-            limbs_add(j.denominator, sum[1]);
+            tess_limbs_add(j.numerator, sum[0]);
+            tess_limbs_add(j.denominator, sum[1]);
         } else {
-            atomicAdd((unsigned long long *)j.nonfinite_numel, 1ull);
+            atomicAdd(j.nonfinite_numel, 1ull);
         }
     }
 }
@@ -169,9 +138,9 @@ extern "C" tess_status tess_cuda_prodigy_measure(const tess_prodigy_measure_args
                              a->exp_avg,
                              a->exp_avg_sq,
                              a->s,
-                             a->sums->numerator.limb,
-                             a->sums->denominator.limb,
-                             &a->sums->nonfinite_numel,
+                             (unsigned long long *)a->sums->numerator.limb,
+                             (unsigned long long *)a->sums->denominator.limb,
+                             (unsigned long long *)&a->sums->nonfinite_numel,
                              p->numel,
                              p->clip_factor,
                              tess_prodigy_measure_scalars_make(a)};
@@ -189,7 +158,7 @@ struct prodigy_apply_job {
     tess_prodigy_apply_scalars k;
 };
 
-template <param_kind PARAM> struct prodigy_apply_op {
+template <tess_param_kind PARAM> struct prodigy_apply_op {
     enum { NUMEL = tess_chunk<false>::NUMEL };
     template <bool IS_WHOLE>
     __device__ static inline void chunk(const prodigy_apply_job &a, int64_t i, int n)
@@ -202,7 +171,7 @@ template <param_kind PARAM> struct prodigy_apply_op {
         for (int k = 0; k < NUMEL; k++)
             p[k] = tess_prodigy_apply_one(p[k], m[k], v[k], &a.k);
         tess_store<false, IS_WHOLE, NUMEL>(a.master, i, n, p);
-        put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
+        tess_put_param<PARAM, IS_WHOLE, NUMEL>(a.param, i, n, p);
     }
 };
 
@@ -213,7 +182,7 @@ extern "C" tess_status tess_cuda_prodigy_apply(const tess_prodigy_apply_args *a,
     const prodigy_apply_job job = {p->master, a->exp_avg, a->exp_avg_sq, p->param.data,
                                    tess_prodigy_apply_scalars_make(a)};
     const bool is_aligned = tess_is_aligned(p->master, a->exp_avg, a->exp_avg_sq, p->param.data);
-    return launch_update<prodigy_apply_op>(job, p->param, p->numel, is_aligned, s);
+    return tess_update_launch<prodigy_apply_op>(job, p->param, p->numel, is_aligned, s);
 }
 
 /* ---- a point between two ---- */
@@ -276,16 +245,17 @@ __device__ static inline float warp_max(float x)
     return x;
 }
 
-template <param_kind PARAM> __device__ static inline void put_one(void *param, int64_t i, float p)
+template <tess_param_kind PARAM>
+__device__ static inline void put_one(void *param, int64_t i, float p)
 {
-    if (PARAM == PARAM_F32)
+    if (PARAM == TESS_PARAM_F32)
         static_cast<float *>(param)[i] = p;
-    if (PARAM == PARAM_BF16)
+    if (PARAM == TESS_PARAM_BF16)
         static_cast<uint16_t *>(param)[i] = (uint16_t)tess_bf16_pack(p, 0.0f);
 }
 
 /* The maximum does not depend on the order, so the bits are those of the C twin. */
-template <param_kind PARAM>
+template <tess_param_kind PARAM>
 __device__ static inline void adamw_8bit_block(const adamw_8bit_job &j, const state_maps *maps,
                                                int64_t block, int lane)
 {
@@ -323,7 +293,7 @@ __device__ static inline void adamw_8bit_block(const adamw_8bit_job &j, const st
     }
 }
 
-template <param_kind PARAM>
+template <tess_param_kind PARAM>
 __global__ static void __launch_bounds__(THREADS)
     adamw_8bit_kernel(const adamw_8bit_job j, const state_maps constants)
 {
@@ -340,7 +310,7 @@ __global__ static void __launch_bounds__(THREADS)
         adamw_8bit_block<PARAM>(j, maps, block, lane);
 }
 
-template <param_kind PARAM>
+template <tess_param_kind PARAM>
 static tess_status adamw_8bit_launch(const adamw_8bit_job &job, tess_stream *s)
 {
     state_maps maps;
@@ -367,7 +337,7 @@ extern "C" tess_status tess_cuda_adamw_8bit(const tess_adamw_8bit_args *a, tess_
                                 p->clip_factor,
                                 tess_adamw_8bit_scalars_make(a)};
     if (p->param.numel == 0)
-        return adamw_8bit_launch<PARAM_NONE>(job, s);
-    return p->param.dt == TESS_BF16 ? adamw_8bit_launch<PARAM_BF16>(job, s)
-                                    : adamw_8bit_launch<PARAM_F32>(job, s);
+        return adamw_8bit_launch<TESS_PARAM_NONE>(job, s);
+    return p->param.dt == TESS_BF16 ? adamw_8bit_launch<TESS_PARAM_BF16>(job, s)
+                                    : adamw_8bit_launch<TESS_PARAM_F32>(job, s);
 }

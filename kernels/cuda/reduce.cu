@@ -1,4 +1,4 @@
-#include "kernels/cuda/common_priv.cuh"
+#include "kernels/cuda/squares_priv.cuh"
 
 /* dst = a + b: chunks of f32. */
 struct fold_op {
@@ -68,93 +68,16 @@ extern "C" tess_status tess_cuda_fold_pieces(const tess_fold_pieces_args *a, tes
     return TESS_OK;
 }
 
-/*
- * [Note: one thread per block of 256] The squares of a block are added in ascending order, so a
- * block belongs to one thread. A warp takes 32 blocks and brings 32 elements of each through shared
- * memory, so that its loads are whole lines; rows of 33 words keep the columns in different banks.
- */
-enum {
-    SQUARE_BLOCK_NUMEL = 256,
-    SQUARE_THREADS = 128,
-    SQUARE_WARPS = SQUARE_THREADS / 32,
-    TILE_STRIDE = 33,
-    TILE_NUMEL = 32 * TILE_STRIDE,
+struct square_norm_values {
+    const float *x;
+    __device__ inline float at(int64_t i) const { return x[i]; }
 };
-
-struct square_sum {
-    double sum;
-    int nonfinite_numel;
-};
-
-/* Sum of squares of block `first_block + lane`; the warp works together. */
-__device__ static inline square_sum square_blocks(const float *x, int64_t numel,
-                                                  int64_t first_block, float *tile)
-{
-    const int lane = threadIdx.x % 32;
-    square_sum result = {0.0, 0};
-    for (int column = 0; column < SQUARE_BLOCK_NUMEL; column += 32) {
-#pragma unroll 8
-        for (int row = 0; row < 32; row++) {
-            const int64_t i = (first_block + row) * SQUARE_BLOCK_NUMEL + column + lane;
-            tile[row * TILE_STRIDE + lane] = i < numel ? x[i] : 0.0f;
-        }
-        __syncwarp();
-#pragma unroll 8
-        for (int k = 0; k < 32; k++) {
-            const float v = tile[lane * TILE_STRIDE + k];
-            result.sum = result.sum + (double)v * (double)v;
-            result.nonfinite_numel += (tess_f32_bits(v) & 0x7f800000u) == 0x7f800000u;
-        }
-        __syncwarp();
-    }
-    return result;
-}
-
-__device__ static inline void limbs_add(unsigned long long *limb, double x)
-{
-    int limb_idx = 0;
-    int64_t piece[TESS_EXACT_PIECE_NUMEL];
-    if (!tess_exact_split(x, &limb_idx, piece))
-        return;
-    for (int i = 0; i < TESS_EXACT_PIECE_NUMEL; i++)
-        if (piece[i] != 0)
-            atomicAdd(&limb[limb_idx + i], (unsigned long long)piece[i]);
-}
-
-/* Sums of a thread block meet in shared limbs first. Integers: any order gives the same limbs. */
-__global__ static void __launch_bounds__(SQUARE_THREADS)
-    square_norm_kernel(const float *x, int64_t numel, int64_t *acc, int64_t *nonfinite_numel)
-{
-    TESS_SHARED(float, tiles, SQUARE_WARPS *TILE_NUMEL);
-    TESS_SHARED(unsigned long long, limb, TESS_EXACT_LIMB_NUMEL);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int64_t block_numel = (numel + SQUARE_BLOCK_NUMEL - 1) / SQUARE_BLOCK_NUMEL;
-    if (threadIdx.x < TESS_EXACT_LIMB_NUMEL)
-        limb[threadIdx.x] = 0;
-    __syncthreads();
-    for (int64_t group = (int64_t)blockIdx.x * SQUARE_WARPS + warp; group * 32 < block_numel;
-         group += (int64_t)gridDim.x * SQUARE_WARPS) {
-        const square_sum r = square_blocks(x, numel, group * 32, tiles + warp * TILE_NUMEL);
-        if (group * 32 + lane >= block_numel)
-            continue;
-        if (r.nonfinite_numel == 0)
-            limbs_add(limb, r.sum);
-        else
-            atomicAdd((unsigned long long *)nonfinite_numel, (unsigned long long)r.nonfinite_numel);
-    }
-    __syncthreads();
-    if (threadIdx.x < TESS_EXACT_LIMB_NUMEL && limb[threadIdx.x] != 0)
-        atomicAdd((unsigned long long *)&acc[threadIdx.x], limb[threadIdx.x]);
-}
 
 extern "C" tess_status tess_cuda_square_norm(const tess_square_norm_args *a, tess_stream *s)
 {
     TESS_TRY(tess_square_norm_check(a));
-    if (a->numel > 0)
-        TESS_LAUNCH(square_norm_kernel,
-                    tess_grid(a->numel, (int64_t)SQUARE_BLOCK_NUMEL * SQUARE_THREADS),
-                    SQUARE_THREADS, 0, s, a->x, a->numel, a->acc->limb, a->nonfinite_numel);
-    return TESS_OK;
+    const square_norm_values values = {a->x};
+    return tess_squares_launch(values, a->numel, a->acc, a->nonfinite_numel, s);
 }
 
 /* One block: all threads load, the first adds in ascending order. */

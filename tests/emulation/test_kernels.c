@@ -361,10 +361,10 @@ static const twin_op ops[] = {
     {"adamw", adamw_make, adamw_call, TESS_NELEM(flat), LARGE},
 };
 
-static const twin_suite suite = {
-    ops,
-    TESS_NELEM(ops),
-    {"elementwise.cu", "dora.cu", "reduce.cu", "adamw.cu", "common_priv.cuh", NULL}};
+static const twin_suite suite = {ops,
+                                 TESS_NELEM(ops),
+                                 {"elementwise.cu", "dora.cu", "reduce.cu", "adamw.cu",
+                                  "squares_priv.cuh", "common_priv.cuh", NULL}};
 
 static void test_kernels_match_twins(void **state)
 {
