@@ -8,7 +8,7 @@
  * integer, a multiple of 2^(e-62) of a line whose sum is below 2^e: integer sums are exact in any
  * order. A square loses what is below 2^-62 of the line's sum, far below the rounding of fp32.
  *
- * A vector has no columns: each element is a row. Memory of the host.
+ * A vector has no columns: each element is a row. Gradients are finite.
  */
 #pragma once
 

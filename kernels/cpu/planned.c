@@ -9,11 +9,6 @@ const tess_kernels *tess_kernels_cuda_planned(void)
     planned.logits_row_max = TESS_CUDA_LOGITS_ROW_MAX;
     planned.logits_max_numel = TESS_CUDA_LOGITS_MAX_NUMEL;
     planned.gemm_work_nbytes = tess_cuda_gemm_work_nbytes;
-    planned.adafactor_most = planned.adafactor_sum = planned.adafactor_factor = NULL;
-    planned.adafactor_size = planned.adafactor_apply = NULL;
-    planned.muon_momentum = NULL;
-    planned.muon_apply = NULL;
-    planned.scale = NULL;
     planned.nearest_pack_nbytes = tess_cuda_nearest_pack_nbytes;
     planned.nearest_work_nbytes = tess_cuda_nearest_work_nbytes;
     planned.attention_work_nbytes = tess_cuda_attention_work_nbytes;

@@ -53,6 +53,14 @@ tess_status tess_cuda_schedule_free(const tess_schedule_free_args *a, tess_strea
 tess_status tess_cuda_blend(const tess_blend_args *a, tess_stream *s);
 tess_status tess_cuda_prodigy_measure(const tess_prodigy_measure_args *a, tess_stream *s);
 tess_status tess_cuda_prodigy_apply(const tess_prodigy_apply_args *a, tess_stream *s);
+tess_status tess_cuda_adafactor_most(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cuda_adafactor_sum(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cuda_adafactor_factor(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cuda_adafactor_size(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cuda_adafactor_apply(const tess_adafactor_args *a, tess_stream *s);
+tess_status tess_cuda_muon_momentum(const tess_muon_momentum_args *a, tess_stream *s);
+tess_status tess_cuda_muon_apply(const tess_muon_apply_args *a, tess_stream *s);
+tess_status tess_cuda_scale(const tess_scale_args *a, tess_stream *s);
 
 tess_status tess_cuda_modulate(const tess_modulate_args *a, tess_stream *s);
 tess_status tess_cuda_modulate_backward(const tess_modulate_backward_args *a, tess_stream *s);

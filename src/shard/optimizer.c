@@ -22,9 +22,16 @@ static bool has_prodigy(const tess_kernels *k)
     return k->prodigy_measure != NULL && k->prodigy_apply != NULL;
 }
 
-static bool has_adafactor(const tess_kernels *k) { return k->adafactor_apply != NULL; }
+static bool has_adafactor(const tess_kernels *k)
+{
+    return k->adafactor_most != NULL && k->adafactor_sum != NULL && k->adafactor_factor != NULL &&
+           k->adafactor_size != NULL && k->adafactor_apply != NULL;
+}
 
-static bool has_muon(const tess_kernels *k) { return k->muon_momentum != NULL; }
+static bool has_muon(const tess_kernels *k)
+{
+    return k->muon_momentum != NULL && k->muon_apply != NULL && k->scale != NULL;
+}
 
 #define MASTER                                                                                     \
     {                                                                                              \
@@ -83,6 +90,7 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
                                             {"exp_avg_sq", TESS_F32, TESS_GRAIN_FACTOR, false}},
                                   .array_numel = 2,
                                   .work_nbytes = adafactor_work_nbytes,
+                                  .host_nbytes = adafactor_host_nbytes,
                                   .has_kernels = has_adafactor,
                                   .update = update_adafactor},
     [TESS_OPTIMIZER_ADAFACTOR_MOMENTUM] =
@@ -90,6 +98,7 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
          .array = {MASTER, {"exp_avg_sq", TESS_F32, TESS_GRAIN_FACTOR, false}, ELEMENTS("exp_avg")},
          .array_numel = 3,
          .work_nbytes = adafactor_work_nbytes,
+         .host_nbytes = adafactor_host_nbytes,
          .has_kernels = has_adafactor,
          .update = update_adafactor},
     [TESS_OPTIMIZER_MUON] = {.name = "muon",
@@ -99,6 +108,7 @@ static const tess_optimizer table[TESS_OPTIMIZER_NUMEL] = {
                              .array_numel = 3,
                              .work_nbytes = muon_work_nbytes,
                              .wire_numel = muon_wire_numel,
+                             .announce = announce_muon,
                              .has_kernels = has_muon,
                              .update = update_muon},
 };
@@ -350,31 +360,68 @@ tess_status tess_runtime_begin(tess_runtime *rt)
     return TESS_OK;
 }
 
+/* Numbers of one exchange: the host has room for them in the step record. */
+enum { SHARE_NUMEL = 256 };
+_Static_assert(SHARE_NUMEL * sizeof(float) <= sizeof(step_record), "room for what is shared");
+
+/* The bits of those in [lo, hi), which this rank has loaded, and zeros for the others. */
+static void take_words(const float *loaded, int64_t first, int64_t numel, const int64_t range[2],
+                       int64_t word[SHARE_NUMEL])
+{
+    for (int64_t i = 0; i < numel; i++) {
+        uint32_t bits = 0;
+        if (first + i >= range[0] && first + i < range[1])
+            memcpy(&bits, &loaded[i], sizeof bits);
+        word[i] = (int64_t)bits;
+    }
+}
+
+static void put_words(float *all, int64_t numel, const int64_t word[SHARE_NUMEL])
+{
+    for (int64_t i = 0; i < numel; i++) {
+        const uint32_t bits = (uint32_t)word[i];
+        memcpy(&all[i], &bits, sizeof bits);
+    }
+}
+
+/* Numbers [first, first + numel) of a unit. A copy that failed here keeps its rank in step with the
+ * others: `local` says so. */
+static tess_status share_some(tess_runtime *rt, tess_view part, int64_t first,
+                              const int64_t range[2], tess_status *local)
+{
+    const int64_t numel = part.numel / (int64_t)sizeof(float);
+    int64_t word[SHARE_NUMEL] = {0};
+    void *near = NULL;
+    if (*local == TESS_OK)
+        *local = runtime_read(rt, part, &near);
+    if (*local == TESS_OK)
+        take_words(near, first, numel, range, word);
+    TESS_TRY(tess_comm_control(rt->parts.world, word, (int)numel, NULL, 0));
+    if (*local != TESS_OK)
+        return TESS_OK;
+    put_words(near, numel, word);
+    *local = runtime_write(rt, part);
+    return TESS_OK;
+}
+
 /* Every rank has loaded its own range of them; the others' come as sums with zeros. */
 static tess_status share_factors(tess_runtime *rt, int array_idx)
 {
     const tess_plan *plan = rt->parts.plan;
-    int64_t word[64];
+    tess_status local = TESS_OK;
     for (int u = 0; u < plan->unit_numel; u++) {
         float *all = optimizer_array(rt, array_idx, plan->unit[u].factor_first_idx);
-        int64_t lo = 0, hi = 0;
-        tess_plan_state_owned(plan, u, array_idx, rt->rank, &lo, &hi);
-        for (int64_t first = 0; first < plan->unit[u].factor_numel; first += TESS_NELEM(word)) {
+        int64_t range[2];
+        tess_plan_state_owned(plan, u, array_idx, rt->rank, &range[0], &range[1]);
+        for (int64_t first = 0; first < plan->unit[u].factor_numel; first += SHARE_NUMEL) {
             const int64_t numel =
-                TESS_MIN(plan->unit[u].factor_numel - first, (int64_t)TESS_NELEM(word));
-            for (int64_t i = 0; i < numel; i++) {
-                uint32_t bits = 0;
-                memcpy(&bits, &all[first + i], sizeof bits);
-                word[i] = first + i >= lo && first + i < hi ? (int64_t)bits : 0;
-            }
-            TESS_TRY(tess_comm_control(rt->parts.world, word, (int)numel, NULL, 0));
-            for (int64_t i = 0; i < numel; i++) {
-                const uint32_t bits = (uint32_t)word[i];
-                memcpy(&all[first + i], &bits, sizeof bits);
-            }
+                TESS_MIN(plan->unit[u].factor_numel - first, (int64_t)SHARE_NUMEL);
+            const tess_view part =
+                runtime_view(rt, all + first, numel * (int64_t)sizeof(float), TESS_U8_OPAQUE);
+            TESS_TRY(share_some(rt, part, first, range, &local));
         }
     }
-    return TESS_OK;
+    return tess_agree(tess_comm_host(rt->parts.world), local);
 }
 
 tess_status tess_runtime_resume(tess_runtime *rt)

@@ -74,10 +74,16 @@ typedef struct tess_optimizer {
     int train_array_idx;
     /** Memory of the device for an update; NULL: none. */
     size_t (*work_nbytes)(const tess_registry *reg, const tess_kernels *kernels, int thread_numel);
+    /** Memory beside a device, of its host, for what goes through an update's exchanges at once;
+     * NULL: the step record's is enough. */
+    size_t (*host_nbytes)(const tess_registry *reg);
     /** Elements of f32 that one rank receives at once, and all of an update; NULL: none travel. */
     int64_t (*wire_numel)(const tess_registry *reg, int64_t *total_numel);
     /** Whether a backend has what it needs. */
     bool (*has_kernels)(const tess_kernels *kernels);
+    /** Announce the matrix products of an update to a backend that chooses among algorithms; NULL:
+     * it has none. */
+    tess_status (*announce)(struct tess_runtime *rt);
     /** All tensors of this rank; `clip_factor` scales gradients. Collective over the world where it
      * exchanges sums. */
     tess_status (*update)(struct tess_runtime *rt, float clip_factor);

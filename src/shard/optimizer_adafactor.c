@@ -4,8 +4,6 @@
  * them, the moments of lines, every rank computes for itself, and so holds whole.
  */
 #include <math.h>
-#include <string.h>
-
 #include "core/arith.h"
 #include "core/memory.h"
 #include "shard/optimizer_priv.h"
@@ -30,13 +28,27 @@ static int64_t line_numel(const tess_registry *reg)
     return numel;
 }
 
+static size_t square_nbytes(int tensor_numel)
+{
+    return 2 * (size_t)tensor_numel * sizeof(tess_exact);
+}
+
 size_t adafactor_work_nbytes(const tess_registry *reg, const tess_kernels *kernels,
                              int thread_numel)
 {
     (void)kernels;
     (void)thread_numel;
     const size_t each = 2 * sizeof(int64_t) + sizeof(float); /* lines come in multiples of 256 */
-    return (size_t)line_numel(reg) * each + 2 * (size_t)reg->param_numel * sizeof(tess_exact);
+    return (size_t)line_numel(reg) * each + square_nbytes(reg->param_numel);
+}
+
+/* Integers of lines that are exchanged at once. */
+enum { EXCHANGE_NUMEL = 1 << 17 };
+
+size_t adafactor_host_nbytes(const tess_registry *reg)
+{
+    const int64_t numel = TESS_MIN(line_numel(reg), (int64_t)EXCHANGE_NUMEL);
+    return TESS_MAX((size_t)numel * sizeof(int64_t), square_nbytes(reg->param_numel));
 }
 
 static lines lines_of(tess_runtime *rt)
@@ -93,16 +105,34 @@ static tess_status run_segments(tess_runtime *rt, const lines *l, float clip_fac
     return TESS_OK;
 }
 
-/* Control records take counts of type int. */
+static tess_view bytes_of(const tess_runtime *rt, const void *data, size_t nbytes)
+{
+    return runtime_view(rt, data, (int64_t)nbytes, TESS_U8_OPAQUE);
+}
+
+/* Sums, or maxima, over all ranks, in place: by way of the host. */
 static tess_status exchange(tess_runtime *rt, int64_t *values, int64_t numel, bool is_max)
 {
-    enum { MOST_NUMEL = 1 << 24 };
-    for (int64_t first = 0; first < numel; first += MOST_NUMEL) {
-        const int n = (int)TESS_MIN(numel - first, (int64_t)MOST_NUMEL);
-        TESS_TRY(is_max ? tess_comm_control(rt->parts.world, NULL, 0, values + first, n)
-                        : tess_comm_control(rt->parts.world, values + first, n, NULL, 0));
+    for (int64_t first = 0; first < numel; first += EXCHANGE_NUMEL) {
+        const int n = (int)TESS_MIN(numel - first, (int64_t)EXCHANGE_NUMEL);
+        const tess_view part = bytes_of(rt, values + first, (size_t)n * sizeof *values);
+        void *near = NULL;
+        TESS_TRY(runtime_read(rt, part, &near));
+        TESS_TRY(is_max ? tess_comm_control(rt->parts.world, NULL, 0, near, n)
+                        : tess_comm_control(rt->parts.world, near, n, NULL, 0));
+        TESS_TRY(runtime_write(rt, part));
     }
     return TESS_OK;
+}
+
+/* Sizes of all tensors' updates and masters, of all ranks, as the host has them. */
+static tess_status exchange_squares(tess_runtime *rt, const lines *l, const tess_exact **out)
+{
+    void *near = NULL;
+    TESS_TRY(runtime_read(rt, bytes_of(rt, l->square, square_nbytes(l->tensor_numel)), &near));
+    *out = near;
+    return tess_comm_control(rt->parts.world, near, 2 * l->tensor_numel * TESS_EXACT_LIMB_NUMEL,
+                             NULL, 0);
 }
 
 /* The root of the mean square of a tensor. */
@@ -111,11 +141,12 @@ static double rms(const tess_exact *square, const tess_param *p)
     return sqrt(tess_exact_round(square) / (double)p->numel);
 }
 
-static tensor_pace pace_of(const tess_runtime *rt, const lines *l, const update_segment *s)
+static tensor_pace pace_of(const tess_runtime *rt, const tess_exact *squares,
+                           const update_segment *s)
 {
     const tess_update *u = &rt->request->update;
     const tess_param *p = &rt->parts.registry->param[s->tensor_idx];
-    const tess_exact *square = l->square + 2 * s->tensor_idx;
+    const tess_exact *square = squares + 2 * s->tensor_idx;
     double rate = segment_rate(rt, s);
     if (u->has_relative_step)
         rate *= fmin(1e-2, 1.0 / sqrt((double)u->step));
@@ -125,12 +156,13 @@ static tensor_pace pace_of(const tess_runtime *rt, const lines *l, const update_
     return (tensor_pace){.rate = rate / fmax(1.0, size), .decay = rate * segment_decay(rt, s)};
 }
 
-static tess_status apply(tess_runtime *rt, const lines *l, float clip_factor)
+static tess_status apply(tess_runtime *rt, const lines *l, const tess_exact *squares,
+                         float clip_factor)
 {
     const bool has_moment = rt->parts.plan->options.optimizer->array_numel > EXP_AVG;
     for (int i = 0; i < rt->segment_numel; i++) {
         const update_segment *s = &rt->segment[i];
-        const tensor_pace pace = pace_of(rt, l, s);
+        const tensor_pace pace = pace_of(rt, squares, s);
         tess_adafactor_args args = args_of(rt, l, s->tensor_idx);
         args.part = segment_part(rt, s, clip_factor);
         args.first_idx = s->first_idx;
@@ -147,7 +179,10 @@ tess_status update_adafactor(tess_runtime *rt, float clip_factor)
     const tess_kernels *k = rt->parts.kernels;
     const tess_registry *reg = rt->parts.registry;
     const lines l = lines_of(rt);
-    memset(optimizer_work(rt), 0, adafactor_work_nbytes(reg, k, 1));
+    const tess_exact *squares = NULL;
+    TESS_TRY(tess_device_zero(rt->device,
+                              bytes_of(rt, optimizer_work(rt), adafactor_work_nbytes(reg, k, 1)),
+                              rt->compute));
     TESS_TRY(run_segments(rt, &l, clip_factor, k->adafactor_most));
     TESS_TRY(exchange(rt, l.most, l.numel, true));
     TESS_TRY(run_segments(rt, &l, clip_factor, k->adafactor_sum));
@@ -159,7 +194,6 @@ tess_status update_adafactor(tess_runtime *rt, float clip_factor)
             TESS_TRY(k->adafactor_factor(&args, rt->compute));
     }
     TESS_TRY(run_segments(rt, &l, clip_factor, k->adafactor_size));
-    TESS_TRY(
-        exchange(rt, l.square->limb, 2 * (int64_t)l.tensor_numel * TESS_EXACT_LIMB_NUMEL, false));
-    return apply(rt, &l, clip_factor);
+    TESS_TRY(exchange_squares(rt, &l, &squares));
+    return apply(rt, &l, squares, clip_factor);
 }

@@ -114,7 +114,7 @@ static tess_status normalize(tess_runtime *rt, float *x, int64_t numel, float *c
         int64_t nonfinite_numel;
     } found;
     const tess_view view = runtime_view(rt, cell, (int64_t)sizeof found, TESS_U8_OPAQUE);
-    const void *read = NULL;
+    void *read = NULL;
     TESS_TRY(tess_device_zero(rt->device, view, rt->compute));
     const tess_square_norm_args args = {
         .x = x,
@@ -128,6 +128,33 @@ static tess_status normalize(tess_runtime *rt, float *x, int64_t numel, float *c
     return scale(rt, x, (float)(1.0 / fmax(norm, eps_norm)), x, numel);
 }
 
+/* The products of a step in an owner's memory, where X lies at either of its two places. */
+static void list_placed(tess_runtime *rt, const places *at, const tess_param *p, bool is_swapped,
+                        tess_gemm_args out[3])
+{
+    float *const base = optimizer_work(rt), *other = base + at->other;
+    list_products(rt, p, is_swapped ? other : base, is_swapped ? base : other, base + at->gram,
+                  base + at->polynomial, out);
+    for (int i = 0; i < 3; i++)
+        out[i].work = runtime_view(rt, base + at->gemm, (int64_t)at->gemm_nbytes, TESS_U8_OPAQUE);
+}
+
+tess_status announce_muon(tess_runtime *rt)
+{
+    const tess_registry *reg = rt->parts.registry;
+    const tess_plan_options *o = &rt->parts.plan->options;
+    const places at = places_of(reg, o->kernels, o->thread_numel);
+    for (int i = 0; i < reg->param_numel; i++) {
+        tess_gemm_args products[3];
+        if (!tess_param_is_hidden_matrix(&reg->param[i]))
+            continue;
+        list_placed(rt, &at, &reg->param[i], false, products);
+        for (int k = 0; k < 3; k++)
+            TESS_TRY(rt->parts.kernels->gemm_prepare(&products[k], rt->compute));
+    }
+    return TESS_OK;
+}
+
 /* The matrix at the start of the work memory, in place. */
 static tess_status orthogonalize(tess_runtime *rt, const places *at, const tess_param *p)
 {
@@ -139,10 +166,7 @@ static tess_status orthogonalize(tess_runtime *rt, const places *at, const tess_
     TESS_TRY(normalize(rt, x, p->numel, base + at->norm));
     for (int step = 0; step < STEP_NUMEL; step++) {
         tess_gemm_args products[3];
-        list_products(rt, p, x, other, gram, polynomial, products);
-        for (int i = 0; i < 3; i++)
-            products[i].work =
-                runtime_view(rt, base + at->gemm, (int64_t)at->gemm_nbytes, TESS_U8_OPAQUE);
+        list_placed(rt, at, p, x != base, products);
         TESS_TRY(k->gemm(&products[0], rt->compute));
         TESS_TRY(scale(rt, gram, coefficient_b, polynomial, side * side));
         TESS_TRY(k->gemm(&products[1], rt->compute));

@@ -21,8 +21,10 @@ TESS_MUST_CHECK tess_status update_schedule_free(tess_runtime *rt, float clip_fa
 size_t prodigy_work_nbytes(const tess_registry *reg, const tess_kernels *kernels, int thread_numel);
 size_t adafactor_work_nbytes(const tess_registry *reg, const tess_kernels *kernels,
                              int thread_numel);
+size_t adafactor_host_nbytes(const tess_registry *reg);
 size_t muon_work_nbytes(const tess_registry *reg, const tess_kernels *kernels, int thread_numel);
 int64_t muon_wire_numel(const tess_registry *reg, int64_t *total_numel);
+TESS_MUST_CHECK tess_status announce_muon(tess_runtime *rt);
 TESS_MUST_CHECK tess_status update_adafactor(tess_runtime *rt, float clip_factor);
 TESS_MUST_CHECK tess_status update_muon(tess_runtime *rt, float clip_factor);
 TESS_MUST_CHECK tess_status update_adamw_segment(tess_runtime *rt, const update_segment *s,

@@ -58,7 +58,7 @@ static tess_status measure(tess_runtime *rt, const pace *p, float clip_factor,
         };
         TESS_TRY(rt->parts.kernels->prodigy_measure(&args, rt->compute));
     }
-    const void *found = NULL;
+    void *found = NULL;
     TESS_TRY(runtime_read(rt, work, &found));
     memcpy(sums, found, sizeof *sums);
     return tess_comm_control(rt->parts.world, (int64_t *)(void *)sums,

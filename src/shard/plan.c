@@ -424,8 +424,12 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     if (st != TESS_OK)
         return st;
     plan->total_nbytes = plan->options.outside_nbytes;
+    const tess_optimizer *o = plan->options.optimizer;
+    if (plan->options.is_device && o->host_nbytes != NULL)
+        plan->optimizer_host_nbytes = o->host_nbytes(reg);
     if (plan->options.is_device)
-        plan->host_nbytes = plan->options.load_nbytes + TESS_CKPT_CHUNK_NBYTES;
+        plan->host_nbytes =
+            plan->options.load_nbytes + TESS_CKPT_CHUNK_NBYTES + plan->optimizer_host_nbytes;
     for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
         if (plan->options.is_device && tess_lifetime_is_host((tess_lifetime)i))
             plan->host_nbytes += plan->arena_nbytes[i];

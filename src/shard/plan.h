@@ -207,8 +207,8 @@ typedef struct tess_plan {
     int wire_numel;
     size_t arena_nbytes[TESS_LIFE_NUMEL];
     size_t total_nbytes; /* arenas and outside_nbytes; with a device: those in its memory */
-    size_t host_nbytes;  /* with a device: arenas in host memory, load staging and the
-                            checkpoint store's chunk; else 0 */
+    size_t host_nbytes;  /* with a device: arenas in host memory, load staging, the checkpoint
+                            store's chunk and the optimizer's exchanges; else 0 */
     size_t slot_nbytes;
     int slot_numel;
     int round_numel;
@@ -242,7 +242,8 @@ typedef struct tess_plan {
     size_t *grad_buffer_offset_nbytes; /* [grad_buffer_numel] */
     size_t receive_offset_nbytes, level_offset_nbytes, record_offset_nbytes;
     size_t optimizer_work_offset_nbytes;
-    int optimizer_wire_idx; /* contract of what its updates exchange, -1: none */
+    size_t optimizer_host_nbytes; /* with a device: of host_nbytes, for its exchanges */
+    int optimizer_wire_idx;       /* contract of what its updates exchange, -1: none */
 } tess_plan;
 
 /**

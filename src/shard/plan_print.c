@@ -516,9 +516,12 @@ static tess_status say_memory(text_buffer *t, const tess_plan *plan)
         return TESS_OK;
     TESS_TRY(say(t, "memory of every rank, on the host\n"));
     TESS_TRY(say_arenas(t, plan, true));
-    TESS_TRY(say_size(t, "loading and checkpoints",
-                      (double)(plan->host_nbytes - plan->arena_nbytes[TESS_LIFE_DATA] -
-                               plan->arena_nbytes[TESS_LIFE_STAGING])));
+    TESS_TRY(
+        say_size(t, "loading and checkpoints",
+                 (double)(plan->host_nbytes - plan->arena_nbytes[TESS_LIFE_DATA] -
+                          plan->arena_nbytes[TESS_LIFE_STAGING] - plan->optimizer_host_nbytes)));
+    if (plan->optimizer_host_nbytes > 0)
+        TESS_TRY(say_size(t, "sums of the optimizer", (double)plan->optimizer_host_nbytes));
     TESS_TRY(say_size(t, "total", (double)plan->host_nbytes));
     return say(t, "attention\n  cuDNN where the machine has it and it covers the shape, else own "
                   "kernels; a run says which and why\n");

@@ -54,11 +54,6 @@ static void destroy_program(tess_runtime *rt, program *p)
     tess_schedule_fini(&p->schedule);
 }
 
-static size_t record_nbytes(const tess_runtime *rt)
-{
-    return sizeof(step_record) + (size_t)rt->parts.plan->unit_numel * sizeof(int64_t);
-}
-
 static tess_status create_arenas(tess_runtime *rt)
 {
     const tess_plan *plan = rt->parts.plan;
@@ -70,10 +65,7 @@ static tess_status create_arenas(tess_runtime *rt)
         TESS_TRY(tess_device_arena_create(rt->device, space, tess_lifetime_name(life), nbytes,
                                           &rt->arena[i]));
     }
-    if (rt->device->space == TESS_HOST)
-        return TESS_OK;
-    return tess_device_arena_create(rt->device, TESS_HOST, "step record", record_nbytes(rt),
-                                    &rt->record_copy);
+    return runtime_host_create(rt);
 }
 
 static tess_status create_events(tess_runtime *rt)
@@ -454,22 +446,12 @@ static tess_status add_loss(tess_runtime *rt)
     return rt->parts.kernels->exact_add(&args, rt->compute);
 }
 
-tess_status runtime_read(tess_runtime *rt, tess_view dev, const void **out)
-{
-    tess_view copy = {0};
-    *out = dev.data;
-    if (rt->device->space == TESS_HOST)
-        return TESS_OK;
-    TESS_TRY(tess_arena_view(rt->record_copy, 0, dev.numel, TESS_U8_OPAQUE, &copy));
-    *out = copy.data;
-    return tess_runtime_copy(rt, copy, dev);
-}
-
 static tess_status read_record(tess_runtime *rt, const step_record **out)
 {
-    const void *found = NULL;
+    void *found = NULL;
     TESS_TRY(runtime_read(
-        rt, runtime_view(rt, record_of(rt), (int64_t)record_nbytes(rt), TESS_U8_OPAQUE), &found));
+        rt, runtime_view(rt, record_of(rt), (int64_t)runtime_record_nbytes(rt), TESS_U8_OPAQUE),
+        &found));
     *out = found;
     return TESS_OK;
 }
@@ -694,7 +676,7 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
 static tess_status clear_record(tess_runtime *rt)
 {
     const tess_view record =
-        runtime_view(rt, record_of(rt), (int64_t)record_nbytes(rt), TESS_U8_OPAQUE);
+        runtime_view(rt, record_of(rt), (int64_t)runtime_record_nbytes(rt), TESS_U8_OPAQUE);
     return tess_device_zero(rt->device, record, rt->compute);
 }
 

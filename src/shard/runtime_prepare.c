@@ -39,8 +39,10 @@ static tess_status announce_all(tess_runtime *rt, const program *p, tess_call_mo
 
 static tess_status choose(tess_runtime *rt)
 {
+    const tess_optimizer *o = rt->parts.plan->options.optimizer;
     TESS_TRY(announce_all(rt, &rt->train, TESS_CALL_PREPARE_TRAIN));
-    return announce_all(rt, &rt->eval, TESS_CALL_PREPARE_EVAL);
+    TESS_TRY(announce_all(rt, &rt->eval, TESS_CALL_PREPARE_EVAL));
+    return o->announce != NULL ? o->announce(rt) : TESS_OK;
 }
 
 tess_status tess_runtime_prepare(tess_runtime *rt)

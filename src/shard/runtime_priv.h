@@ -48,8 +48,9 @@ struct tess_runtime {
     tess_device *device;
     int rank, world;
     tess_arena *arena[TESS_LIFE_NUMEL];
-    tess_arena *host_work;   /* not on the host: staging of tensors */
-    tess_arena *record_copy; /* not on the host: the step record as read */
+    tess_arena *host_work; /* not on the host: staging of tensors */
+    tess_arena
+        *record_copy; /* not on the host: what the host reads, the step record first of all */
     tess_stream *compute;
     tess_stream *lane[TESS_LANE_NUMEL];
     program train, eval;
@@ -95,9 +96,15 @@ tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, 
 /** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */
 TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev);
 
-/** Bytes on the device, at most those of the step record, as the host reads them: finishes the
- * compute stream; valid until the next call. */
-TESS_MUST_CHECK tess_status runtime_read(tess_runtime *rt, tess_view dev, const void **out);
+/* runtime_host.c */
+size_t runtime_record_nbytes(const tess_runtime *rt);
+/** Memory of the host for what it reads, where that is not the device. */
+TESS_MUST_CHECK tess_status runtime_host_create(tess_runtime *rt);
+/** Bytes on the device, at most those of the step record or the optimizer's host_nbytes(), as the
+ * host has them: finishes the compute stream; valid until the next call. */
+TESS_MUST_CHECK tess_status runtime_read(tess_runtime *rt, tess_view dev, void **out);
+/** What was read from there, and changed by the host, goes back; finishes the compute stream. */
+TESS_MUST_CHECK tess_status runtime_write(tess_runtime *rt, tess_view dev);
 
 /* runtime_trace.c */
 TESS_MUST_CHECK tess_status runtime_timing_create(tess_runtime *rt);

@@ -32,7 +32,10 @@ static tess_status run_steps(tess_runtime *rt, const emu_case *c, emu_outcome *o
                                                       .beta2 = 0.99,
                                                       .eps = 1e-8,
                                                       .weight_decay = 0.1,
-                                                      .clip_norm = 0.05},
+                                                      .clip_norm = 0.05,
+                                                      .scales_by_param = true,
+                                                      .momentum = 0.9,
+                                                      .matches_adamw = true},
                                            .arg = &f,
                                            .batch_of = batch_of};
         TESS_TRY(tess_runtime_step(rt, &request, &result));
@@ -133,6 +136,7 @@ static tess_status make_plan(parts *p)
                                  .bucket_nbytes = c->bucket_nbytes,
                                  .is_full = c->is_full,
                                  .is_library = c->is_library,
+                                 .optimizer = c->optimizer,
                                  .library_once = c->is_once ? TESS_ON : TESS_OFF,
                                  .micro_batch_numel = c->m,
                                  .load_nbytes = 1 << 16,

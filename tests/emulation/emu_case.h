@@ -18,9 +18,10 @@ typedef struct emu_case {
     int64_t bucket_nbytes; /* units that travel together */
     int between_numel;     /* stages between the two */
     bool is_full, is_tied, is_library, is_once;
-    bool checkpoints;  /* recompute activations */
-    bool is_quantized; /* the base */
-    bool keeps;        /* gathered units stay until the end of the round */
+    bool checkpoints;                /* recompute activations */
+    bool is_quantized;               /* the base */
+    bool keeps;                      /* gathered units stay until the end of the round */
+    const tess_optimizer *optimizer; /* NULL: AdamW */
     /* Called on every rank when its runtime is there, and before it goes; may be NULL. */
     void (*begin)(void *arg, const emu_rank *rank, tess_runtime *rt);
     void (*end)(void *arg, const emu_rank *rank);

@@ -27,6 +27,11 @@ static tess_status enqueue(emu_kernel_call *call, tess_stream *stream)
 #define tess_attention_forward_check tess_attention_check
 #define tess_swiglu_forward_check tess_swiglu_check
 #define tess_dora_forward_check tess_dora_check
+#define tess_adafactor_most_check tess_adafactor_check
+#define tess_adafactor_sum_check tess_adafactor_check
+#define tess_adafactor_factor_check tess_adafactor_check
+#define tess_adafactor_size_check tess_adafactor_check
+#define tess_adafactor_apply_check tess_adafactor_check
 
 /* Rooms of the search are the backend's. */
 static size_t nearest_pack_nbytes(int64_t code_numel, int64_t dim)
@@ -107,18 +112,16 @@ const tess_kernels emu_kernels = {.name = "emulated",
 
 /*
  * [Note: a new op] Every entry of the tables is known here: as one that the checker lists operands
- * of, as one of the host alone, or as one that enqueues nothing. An op that is none of them does
- * not compile, and has its operands written down in emu_ranges*.c first.
+ * of, or as one that enqueues nothing. An op that is neither does not compile, and has its operands
+ * written down in emu_ranges*.c first.
  */
 typedef tess_status (*entry)(void);
 enum { SIZES_NUMEL = 4, CHOICE_NUMEL = 4, TEXT_NUMEL = 2, TABLE_NUMEL = 2 };
 #define ONE(name, type) +1
-#define ONE_OF_HOST(name) +1
 /* wants_adjacent_terms and what pads it, then numbers of logits */
 enum { FLAG_NBYTES = sizeof(void *) + 2 * sizeof(int64_t) };
 _Static_assert(sizeof(tess_kernels) == (TEXT_NUMEL + SIZES_NUMEL + CHOICE_NUMEL +
-                                        TABLE_NUMEL EMU_KERNEL_LIST(ONE) EMU_CODE_LIST(ONE)
-                                            EMU_HOST_LIST(ONE_OF_HOST)) *
+                                        TABLE_NUMEL EMU_KERNEL_LIST(ONE) EMU_CODE_LIST(ONE)) *
                                                sizeof(entry) +
                                            FLAG_NBYTES,
                "an entry of tess_kernels whose operands the checker does not know");

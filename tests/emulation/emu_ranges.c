@@ -303,6 +303,67 @@ static void visit_prodigy_apply(tess_prodigy_apply_args *a, const emu_visitor *v
     array(v, &a->exp_avg_sq, a->part.numel, 4, EMU_READ);
 }
 
+/* A part lies in some of its tensor's lines; which ones is left open. */
+static void lines(const emu_visitor *v, void *pointer_at, const tess_adafactor_args *a,
+                  size_t elem_nbytes, emu_access access)
+{
+    array(v, pointer_at, a->rows + a->cols, elem_nbytes, access);
+}
+
+static void visit_adafactor_most(tess_adafactor_args *a, const emu_visitor *v)
+{
+    array(v, &a->part.grad, a->part.numel, 4, EMU_READ);
+    lines(v, &a->most, a, 8, EMU_UPDATE);
+}
+
+static void visit_adafactor_sum(tess_adafactor_args *a, const emu_visitor *v)
+{
+    array(v, &a->part.grad, a->part.numel, 4, EMU_READ);
+    lines(v, &a->most, a, 8, EMU_READ);
+    lines(v, &a->sum, a, 8, EMU_UPDATE);
+}
+
+static void visit_adafactor_factor(tess_adafactor_args *a, const emu_visitor *v)
+{
+    lines(v, &a->most, a, 8, EMU_READ);
+    lines(v, &a->sum, a, 8, EMU_READ);
+    lines(v, &a->moment, a, 4, EMU_UPDATE);
+    lines(v, &a->root, a, 4, EMU_WRITE);
+}
+
+static void visit_adafactor_size(tess_adafactor_args *a, const emu_visitor *v)
+{
+    array(v, &a->part.master, a->part.numel, 4, EMU_READ);
+    array(v, &a->part.grad, a->part.numel, 4, EMU_READ);
+    lines(v, &a->root, a, 4, EMU_READ);
+    array(v, &a->update_square, 1, sizeof *a->update_square, EMU_UPDATE);
+    array(v, &a->param_square, 1, sizeof *a->param_square, EMU_UPDATE);
+}
+
+static void visit_adafactor_apply(tess_adafactor_args *a, const emu_visitor *v)
+{
+    visit_part(&a->part, v);
+    lines(v, &a->root, a, 4, EMU_READ);
+    array(v, &a->exp_avg, a->part.numel, 4, EMU_UPDATE);
+}
+
+static void visit_muon_momentum(tess_muon_momentum_args *a, const emu_visitor *v)
+{
+    array(v, &a->exp_avg, a->numel, 4, EMU_UPDATE);
+    array(v, &a->grad, a->numel, 4, EMU_UPDATE);
+}
+
+static void visit_muon_apply(tess_muon_apply_args *a, const emu_visitor *v)
+{
+    visit_part(&a->part, v);
+}
+
+static void visit_scale(tess_scale_args *a, const emu_visitor *v)
+{
+    array(v, &a->x, a->numel, 4, EMU_READ);
+    array(v, &a->dst, a->numel, 4, EMU_WRITE);
+}
+
 /* Rows of samples, `head_numel` times the dim of `shape` wide. */
 static void samples(const emu_visitor *v, tess_sample_rows *r, const tess_sample_shape *shape,
                     int64_t head_numel, emu_access access)

@@ -38,7 +38,15 @@
     X(schedule_free, tess_schedule_free_args)                                                      \
     X(blend, tess_blend_args)                                                                      \
     X(prodigy_measure, tess_prodigy_measure_args)                                                  \
-    X(prodigy_apply, tess_prodigy_apply_args)
+    X(prodigy_apply, tess_prodigy_apply_args)                                                      \
+    X(adafactor_most, tess_adafactor_args)                                                         \
+    X(adafactor_sum, tess_adafactor_args)                                                          \
+    X(adafactor_factor, tess_adafactor_args)                                                       \
+    X(adafactor_size, tess_adafactor_args)                                                         \
+    X(adafactor_apply, tess_adafactor_args)                                                        \
+    X(muon_momentum, tess_muon_momentum_args)                                                      \
+    X(muon_apply, tess_muon_apply_args)                                                            \
+    X(scale, tess_scale_args)
 
 #define EMU_MODULATED_LIST(X)                                                                      \
     X(modulate, tess_modulate_args)                                                                \
@@ -107,17 +115,6 @@
     EMU_KERNEL_LIST(X)                                                                             \
     EMU_MODULATED_LIST(X)                                                                          \
     EMU_CODE_LIST(X)
-
-/* X(entry): optimizers of the host alone, which no device enqueues. */
-#define EMU_HOST_LIST(X)                                                                           \
-    X(adafactor_most)                                                                              \
-    X(adafactor_sum)                                                                               \
-    X(adafactor_factor)                                                                            \
-    X(adafactor_size)                                                                              \
-    X(adafactor_apply)                                                                             \
-    X(muon_momentum)                                                                               \
-    X(muon_apply)                                                                                  \
-    X(scale)
 
 typedef enum emu_kernel {
 #define X(name, args) EMU_KERNEL_##name,

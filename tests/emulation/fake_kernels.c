@@ -208,7 +208,6 @@ const tess_kernels *fake_kernels_make(const char *fault)
     kernels.quantizers = &quantizers;
     kernels.modulated = &modulated;
 #define X(name) kernels.name = tess_kernels_cpu.name;
-    EMU_HOST_LIST(X)
     X(gemm_work_nbytes)
     X(attention_work_nbytes)
     X(nearest_pack_nbytes)

@@ -1,4 +1,6 @@
 /* Updates of optimizers in the emulation, against the C twins. Runs on a device too. */
+#include <math.h>
+
 #include "kernels/nf4.h"
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/twin.h"
@@ -193,15 +195,173 @@ static tess_status prodigy_call(twin *t, tess_stream *s)
     return CALL(t, prodigy_measure, &measure);
 }
 
+/* ---- Adafactor ---- */
+
+/* A part of a tensor: from where on, and of what. Rows and columns around the tiles of a block
+ * (powers of two up to 256 columns, 64 rows and more), parts that begin and end inside a row, a
+ * vector (no columns). */
+typedef struct adafactor_shape {
+    int64_t rows, cols, first_idx, numel;
+    int64_t shift;
+    tess_dtype dt;
+    bool has_moment, has_param;
+} adafactor_shape;
+
+static const adafactor_shape adafactor_shapes[] = {
+    {1, 1, 0, 1, 0, TESS_F32, true, true},
+    {5, 3, 0, 15, 1, TESS_BF16, false, true},
+    {700, 0, 0, 700, 0, TESS_F32, true, true},
+    {1000, 0, 256, 511, 3, TESS_BF16, false, true},
+    {300, 1, 0, 300, 0, TESS_F32, true, false},
+    {4200, 2, 512, 7000, 0, TESS_BF16, true, true},
+    {70, 16, 256, 700, 0, TESS_F32, true, true},
+    {16, 300, 0, 4800, 0, TESS_BF16, true, true},
+    {16, 300, 1024, 3000, 2, TESS_F32, false, true},
+    {150, 33, 512, 4000, 0, TESS_BF16, true, false},
+    {9, 257, 256, 1800, 0, TESS_F32, true, true},
+    {130, 64, 0, 0, 0, TESS_F32, true, true},
+};
+
+enum { MOST = STATE, SUM, MOMENT, ROOT, SQUARES, EXP_AVG };
+
+/* Gradients of all sizes: nothing, subnormal numbers, numbers whose squares nearly leave f32 (of a
+ * vector, far more: its moments are infinite). Some rows and columns have none but zeros of either
+ * sign. */
+static void make_gradients(float *grad, const adafactor_shape *c)
+{
+    const int64_t cols = TESS_MAX(c->cols, 1);
+    for (int64_t i = 0; i < c->numel; i++) {
+        const int64_t row = (c->first_idx + i) / cols, col = (c->first_idx + i) % cols;
+        if (row % 7 == 3 || (cols > 8 && col % 11 == 5))
+            grad[i] = row % 2 == 0 ? 0.0f : -0.0f;
+        else if (row % 7 == 4)
+            grad[i] *= 0x1p-140f;
+        else if (row % 7 == 5)
+            grad[i] *= c->cols > 0 ? 0x1p+60f : 0x1p+120f;
+        else if (row % 7 == 6 && col % 2 == 1)
+            grad[i] *= 0x1p-40f;
+    }
+}
+
+static void adafactor_make(twin *t, int case_idx)
+{
+    const adafactor_shape *c = &adafactor_shapes[case_idx];
+    const int64_t line_numel = c->rows + c->cols;
+    t->ctx = c;
+    t->shift = c->shift;
+    twin_random(t, "master", TESS_F32, c->numel, 1.0);
+    make_gradients(twin_random(t, "grad", TESS_F32, c->numel, 1.0)->initial, c);
+    twin_output(t, "param", c->dt, c->has_param ? c->numel : 0);
+    t->shift = 0;
+    memset(twin_add(t, "most", TESS_I64, line_numel)->initial, 0, 8 * (size_t)line_numel);
+    memset(twin_add(t, "sum", TESS_I64, line_numel)->initial, 0, 8 * (size_t)line_numel);
+    make_squares(t, "moment", line_numel);
+    twin_output(t, "root", TESS_F32, line_numel);
+    const size_t square_nbytes = 2 * sizeof(tess_exact);
+    memset(twin_add(t, "squares", TESS_I64, (int64_t)square_nbytes / 8)->initial, 0, square_nbytes);
+    t->shift = c->shift;
+    twin_random(t, "exp_avg", TESS_F32, c->has_moment ? c->numel : 0, 0.1);
+    /* A tensor's other part may have the largest square of a line, and more of its sum. */
+    int64_t *most = t->x[MOST].initial, *sum = t->x[SUM].initial;
+    for (int64_t line = 1; line < line_numel; line += 5) {
+        most[line] = INT64_C(1025) << 52; /* 4 */
+        sum[line] = line;
+    }
+}
+
+static tess_adafactor_args adafactor_args_of(const twin *t)
+{
+    const adafactor_shape *c = t->ctx;
+    tess_exact *squares = t->x[SQUARES].data;
+    return (tess_adafactor_args){.part = part_of(t),
+                                 .first_idx = c->first_idx,
+                                 .rows = c->rows,
+                                 .cols = c->cols,
+                                 .most = t->x[MOST].data,
+                                 .sum = t->x[SUM].data,
+                                 .moment = t->x[MOMENT].data,
+                                 .root = t->x[ROOT].data,
+                                 .update_square = squares,
+                                 .param_square = c->has_param ? squares + 1 : NULL,
+                                 .exp_avg = c->has_moment ? t->x[EXP_AVG].data : NULL,
+                                 .beta1 = 0.9,
+                                 .beta2 = 0.75,
+                                 .eps = 1e-30,
+                                 .rate = 1e-2,
+                                 .decay = 1e-3};
+}
+
+static tess_status adafactor_call(twin *t, tess_stream *s)
+{
+    const tess_adafactor_args a = adafactor_args_of(t);
+    TESS_TRY(CALL(t, adafactor_most, &a));
+    TESS_TRY(CALL(t, adafactor_sum, &a));
+    TESS_TRY(CALL(t, adafactor_factor, &a));
+    TESS_TRY(CALL(t, adafactor_size, &a));
+    return CALL(t, adafactor_apply, &a);
+}
+
+/* An update that is not finite is in no sum of squares and shows in the weights. */
+static void wild_make(twin *t, int case_idx)
+{
+    adafactor_make(t, 7 + case_idx);
+    float *grad = t->x[GRAD].initial, *root = t->x[ROOT].initial;
+    const adafactor_shape *c = t->ctx;
+    for (int64_t line = 0; line < c->rows + c->cols; line++)
+        root[line] = line % 9 == 4 ? INFINITY : 0.25f * (float)(line + 1);
+    grad[c->numel / 2] = NAN;
+}
+
+static tess_status wild_call(twin *t, tess_stream *s)
+{
+    const tess_adafactor_args a = adafactor_args_of(t);
+    TESS_TRY(CALL(t, adafactor_size, &a));
+    return CALL(t, adafactor_apply, &a);
+}
+
+/* ---- Muon ---- */
+
+static void muon_make(twin *t, int case_idx)
+{
+    const shape *c = make_part(t, case_idx);
+    twin_random(t, "exp_avg", TESS_F32, c->numel, 0.1);
+    twin_output(t, "scaled", TESS_F32, c->numel);
+}
+
+static tess_status muon_call(twin *t, tess_stream *s)
+{
+    float *grad = t->x[GRAD].data;
+    const int64_t numel = t->x[GRAD].numel;
+    const tess_muon_momentum_args momentum = {.exp_avg = t->x[STATE].data,
+                                              .grad = grad,
+                                              .numel = numel,
+                                              .clip_factor = 0.7f,
+                                              .beta = 0.95};
+    const tess_scale_args aside = {
+        .x = grad, .dst = t->x[STATE + 1].data, .numel = numel, .factor = -4.775f};
+    const tess_scale_args in_place = {.x = grad, .dst = grad, .numel = numel, .factor = 0.3f};
+    const tess_muon_apply_args apply = {.part = part_of(t), .rate = 2e-2, .decay = 1e-3};
+    TESS_TRY(CALL(t, muon_momentum, &momentum));
+    TESS_TRY(CALL(t, scale, &aside));
+    TESS_TRY(CALL(t, scale, &in_place));
+    return CALL(t, muon_apply, &apply);
+}
+
 static const twin_op ops[] = {
     {"lion", lion_make, lion_call, TESS_NELEM(shapes), 1},
     {"schedule_free", schedule_free_make, schedule_free_call, TESS_NELEM(shapes), 1},
     {"blend", blend_make, blend_call, TESS_NELEM(shapes), 1},
     {"prodigy", prodigy_make, prodigy_call, TESS_NELEM(shapes), 1},
     {"adamw_8bit", adamw_8bit_make, adamw_8bit_call, TESS_NELEM(shapes), 1},
+    {"adafactor", adafactor_make, adafactor_call, TESS_NELEM(adafactor_shapes), 0},
+    {"adafactor, not finite", wild_make, wild_call, 3, 0},
+    {"muon", muon_make, muon_call, TESS_NELEM(shapes), 1},
 };
 
-static const twin_suite suite = {ops, TESS_NELEM(ops), {"optimizers.cu", "common_priv.cuh", NULL}};
+static const twin_suite suite = {ops,
+                                 TESS_NELEM(ops),
+                                 {"optimizers.cu", "adafactor.cu", "muon.cu", "squares_priv.cuh",
+                                  "update_priv.cuh", "common_priv.cuh", NULL}};
 
 static void test_updates_match_twins(void **state)
 {

@@ -53,7 +53,9 @@ static tess_status train_by_hand(tess_session *s, trained *out)
                                                 .beta2 = run->train.beta2,
                                                 .eps = run->train.eps,
                                                 .weight_decay = run->train.weight_decay,
-                                                .clip_norm = run->train.clip_norm},
+                                                .clip_norm = run->train.clip_norm,
+                                                .momentum = run->train.muon_momentum,
+                                                .matches_adamw = true},
                                      .arg = s,
                                      .batch_of = batch_of};
         TESS_TRY(tess_dataset_loss_tokens(s->train_data, s->step * m_numel * b, m_numel * b,
@@ -147,9 +149,9 @@ static tess_status body_by_hand(void *arg, const emu_rank *rank)
     return run_by_hand(j, rank, rank->comm, &j->out[rank->rank]);
 }
 
-static void on_host(const char *run_text, trained *out)
+static void on_host(const char *run_text, const char *const *overrides, trained *out)
 {
-    const job j = {.run_text = run_text};
+    const job j = {.run_text = run_text, .overrides = overrides};
     tess_comm *self = NULL;
     memset(out, 0, sizeof *out);
     assert_int_equal(tess_comm_create_self(&self), TESS_OK);
@@ -229,7 +231,7 @@ static void test_lora(void **state)
     const char *const late[] = {"shard.gather_group=world", "shard.prefetch=0",
                                 "shard.reshard_after_forward=on", NULL};
     trained want;
-    on_host(NULL, &want);
+    on_host(NULL, NULL, &want);
     assert_true(want.loss[STEP_NUMEL - 1] < want.loss[0]);
     check_settings(1, plain, NULL, &want);
     check_settings(2, grouped, NULL, &want);
@@ -242,20 +244,39 @@ static void test_full(void **state)
     const char *const whole[] = {NULL};
     const char *const grouped[] = {"shard.gather_group=world", NULL};
     trained want;
-    on_host(full_text, &want);
+    on_host(full_text, NULL, &want);
     check_settings(1, whole, full_text, &want);
     check_settings(2, grouped, full_text, &want);
     check_settings(3, whole, full_text, &want);
 }
 
+/* Embedding, norms and matrices of every shape: what an optimizer treats as a vector or apart. */
+static void test_full_with_exchanges(void **state)
+{
+    (void)state;
+    const char *const adafactor[] = {"train.optimizer=adafactor", NULL};
+    const char *const muon[] = {"train.optimizer=muon", NULL};
+    const char *const *const all[] = {adafactor, muon};
+    for (int i = 0; i < TESS_NELEM(all); i++) {
+        trained want;
+        on_host(full_text, all[i], &want);
+        for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
+            check_settings(rank_numel, all[i], full_text, &want);
+    }
+}
+
 static void test_operands(void **state)
 {
     (void)state;
+    const char *const muon[] = {"train.micro_batches=1", "train.optimizer=muon", NULL};
+    const char *const adafactor[] = {"train.micro_batches=1", "train.optimizer=adafactor", NULL};
     const char *const lora[] = {"train.micro_batches=1", "compute.activation_checkpointing=on",
                                 NULL};
     const char *const full[] = {"train.micro_batches=1", NULL};
     check_operands(lora, NULL);
     check_operands(full, full_text);
+    check_operands(muon, full_text);
+    check_operands(adafactor, full_text);
 }
 
 /* A batch is written into the array that the last copy still reads: found on every seed. */
@@ -276,11 +297,18 @@ static void test_missing_wait_for_upload(void **state)
 
 /* ---- tess_session_train() with checkpoints, one rank: their writers are threads ---- */
 
+typedef struct whole_run {
+    const char *optimizer; /* an override */
+    bool is_resumed;
+    bool ignores_snapshot; /* the optimizer's wait for the copy of what it writes is taken away */
+    tiny_outcome out;
+} whole_run;
+
 static tess_status train_in(tess_comm *comm, const emu_rank *rank, tiny_run *t, const char *steps,
-                            bool ignores_snapshot, tiny_outcome *out)
+                            bool ignores_snapshot, whole_run *w)
 {
     const char *const overrides[] = {steps, "output.checkpoint_every=2", "train.eval_every=2",
-                                     NULL};
+                                     w->optimizer, NULL};
     const tess_session_options options = {.kind = TESS_SESSION_TRAIN,
                                           .accept_config_change = true,
                                           .device = rank != NULL ? rank->device : NULL,
@@ -295,14 +323,8 @@ static tess_status train_in(tess_comm *comm, const emu_rank *rank, tiny_run *t, 
         emu_ignore_event(rank, NULL);
     tess_session_close(&s);
     TESS_TRY(st);
-    return tiny_run_outcome(t, "run", out);
+    return tiny_run_outcome(t, "run", &w->out);
 }
-
-typedef struct whole_run {
-    bool is_resumed;
-    bool ignores_snapshot; /* the optimizer's wait for the copy of what it writes is taken away */
-    tiny_outcome out;
-} whole_run;
 
 static tess_status train_whole(tess_comm *comm, const emu_rank *rank, whole_run *w)
 {
@@ -310,9 +332,9 @@ static tess_status train_whole(tess_comm *comm, const emu_rank *rank, whole_run 
     TESS_TRY(tiny_run_create(comm, &t));
     tess_status st = TESS_OK;
     if (w->is_resumed)
-        st = train_in(comm, rank, &t, "train.steps=2", false, &w->out);
+        st = train_in(comm, rank, &t, "train.steps=2", false, w);
     if (st == TESS_OK)
-        st = train_in(comm, rank, &t, "train.steps=5", w->ignores_snapshot, &w->out);
+        st = train_in(comm, rank, &t, "train.steps=5", w->ignores_snapshot, w);
     tiny_run_destroy(comm, &t);
     return st;
 }
@@ -322,18 +344,17 @@ static tess_status body_whole(void *arg, const emu_rank *rank)
     return train_whole(rank->comm, rank, arg);
 }
 
-static void test_checkpoints(void **state)
+static void check_checkpoints(const char *optimizer, uint64_t seed_numel)
 {
-    (void)state;
     for (int resumed = 0; resumed < 2; resumed++) {
-        whole_run want = {.is_resumed = resumed != 0};
+        whole_run want = {.optimizer = optimizer, .is_resumed = resumed != 0};
         tess_comm *self = NULL;
         assert_int_equal(tess_comm_create_self(&self), TESS_OK);
         if (train_whole(self, NULL, &want) != TESS_OK)
             fail_msg("on the host: %s", tess_error_message());
         tess_comm_destroy(&self);
-        for (uint64_t seed = 0; seed < 4; seed++) {
-            whole_run got = {.is_resumed = resumed != 0};
+        for (uint64_t seed = 0; seed < seed_numel; seed++) {
+            whole_run got = {.optimizer = optimizer, .is_resumed = resumed != 0};
             emu_report report;
             const emu_options o = {.rank_numel = 1, .seed = seed};
             emu_run(&o, body_whole, &got, &report);
@@ -344,13 +365,21 @@ static void test_checkpoints(void **state)
     }
 }
 
+static void test_checkpoints(void **state)
+{
+    (void)state;
+    check_checkpoints("train.optimizer=adamw", 4);
+    check_checkpoints("train.optimizer=adafactor-momentum", 2);
+    check_checkpoints("train.optimizer=muon", 2);
+}
+
 /* The optimizer writes what a snapshot still copies: found on every seed, also where a query has
  * shown by luck that the copy is over. */
 static void test_missing_wait_for_snapshot(void **state)
 {
     (void)state;
     for (uint64_t seed = 0; seed < 6; seed++) {
-        whole_run w = {.ignores_snapshot = true};
+        whole_run w = {.optimizer = "train.optimizer=adamw", .ignores_snapshot = true};
         emu_report report;
         const emu_options o = {.rank_numel = 1, .seed = seed};
         emu_run(&o, body_whole, &w, &report);
@@ -363,9 +392,13 @@ static void test_missing_wait_for_snapshot(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lora),        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_operands),    cmocka_unit_test(test_missing_wait_for_upload),
-        cmocka_unit_test(test_checkpoints), cmocka_unit_test(test_missing_wait_for_snapshot),
+        cmocka_unit_test(test_lora),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_full_with_exchanges),
+        cmocka_unit_test(test_operands),
+        cmocka_unit_test(test_missing_wait_for_upload),
+        cmocka_unit_test(test_checkpoints),
+        cmocka_unit_test(test_missing_wait_for_snapshot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -179,6 +179,26 @@ static const run_case format_cases[] = {
      {SHORT_STEPS, "base.format=e4m3", "compute.dtype=bf16"}},
 };
 
+/* Updates that exchange something: lines of matrices that lie on several ranks, matrices that
+ * travel to be whole. A step moves a weight by its rate at most, and gradients that differ by
+ * rounding move it otherwise by as little, so the bounds are those above. */
+static const run_case optimizer_cases[] = {
+    {"Adafactor of adapters",
+     2e-3,
+     true,
+     {SHORT_STEPS, "train.optimizer=adafactor", "compute.dtype=f32",
+      "train.adafactor_scale_parameter=true"}},
+    {"Adafactor with momentum behind bf16 activations",
+     0.08,
+     true,
+     {SHORT_STEPS, "train.optimizer=adafactor-momentum", "compute.dtype=bf16"}},
+    {"Muon of adapters", 2e-3, true, {SHORT_STEPS, "train.optimizer=muon", "compute.dtype=f32"}},
+    {"Muon behind bf16 activations",
+     0.08,
+     true,
+     {SHORT_STEPS, "train.optimizer=muon", "compute.dtype=bf16", "train.muon_scale=original"}},
+};
+
 /* What one rank finds: ranks take turns, so that no core waits for another's. */
 static tess_status find_all_alone(tess_comm *comm, const run_case *c, int case_numel,
                                   outcome *alone)
@@ -212,8 +232,10 @@ static tess_status check_cases(tess_comm *comm, const run_case *c, int case_nume
 
 static tess_status body(tess_comm *comm)
 {
-    _Static_assert(TESS_NELEM(format_cases) <= CASE_MAX && TESS_NELEM(full_cases) <= CASE_MAX,
+    _Static_assert(TESS_NELEM(format_cases) <= CASE_MAX && TESS_NELEM(full_cases) <= CASE_MAX &&
+                       TESS_NELEM(optimizer_cases) <= CASE_MAX,
                    "outcomes of all cases at once");
+    TESS_TRY(check_cases(comm, optimizer_cases, TESS_NELEM(optimizer_cases)));
     TESS_TRY(check_cases(comm, format_cases, TESS_NELEM(format_cases)));
     return check_cases(comm, full_cases, TESS_NELEM(full_cases));
 }

@@ -100,7 +100,7 @@ await() {
 # loss_bits of all steps and the adapter of a finished run
 bits_of() {
     sed 's/.*"step": \([0-9]*\),.*"loss_bits": "\([0-9a-f]*\)".*/\1 \2/' "$1/metrics.jsonl" &&
-        sha256sum < "$1/export/adapter_model.safetensors"
+        sha256sum < "$1"/export/*model.safetensors # of an adapter, or the model's own
 }
 
 mkdir model

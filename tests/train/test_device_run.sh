@@ -9,10 +9,11 @@ export TESSERA_CUDA_PLUGIN="${TESS_FAKE_CUDA:?set by ctest}"
 steps=(train.steps=6 output.checkpoint_every=3)
 
 # folder, ranks, arguments: a run that must succeed
+run_file=run.yaml
 run_in() {
     local dir="$1" ranks="$2"
     shift 2
-    launch "$ranks" train run.yaml "${steps[@]}" "output.dir=$dir" "$@"
+    launch "$ranks" train "$run_file" "${steps[@]}" "output.dir=$dir" "$@"
     [ "$rc" -eq 0 ] || fail "$dir: exit code $rc"
 }
 
@@ -88,6 +89,25 @@ run_in again 2 compute.device=cuda
 forget_step_6 again
 run_in again 3 compute.device=cuda
 expect_bits again host
+
+# ---- optimizers that exchange something in an update, of adapters and of all weights ----
+sed -e '/^base:/d' -e '/^lora:/d' -e 's/^train: {/&mode: full, /' run.yaml > full.yaml
+for run_file in run.yaml full.yaml; do
+    for optimizer in adafactor-momentum muon; do
+        name="$optimizer.$run_file"
+        run_in "host.$name" 1 compute.device=cpu "train.optimizer=$optimizer"
+        run_in "direct.$name" 3 compute.device=cuda "train.optimizer=$optimizer"
+        expect_bits "direct.$name" "host.$name"
+        forget_step_6 "direct.$name"
+        run_in "direct.$name" 2 compute.device=cuda "train.optimizer=$optimizer"
+        expect_bits "direct.$name" "host.$name"
+        export FAKE_CUDA_DEVICES=1
+        run_in "shared.$name" 2 compute.share_device=true "train.optimizer=$optimizer"
+        expect_bits "shared.$name" "host.$name"
+        export FAKE_CUDA_DEVICES=3
+    done
+done
+run_file=run.yaml
 
 # ---- collectives that fail in the middle ----
 export FAKE_CUDA_NCCL=fail:1:10
