@@ -208,6 +208,8 @@ const tess_kernels *fake_kernels_make(const char *fault)
     kernels.quantizers = &quantizers;
     kernels.modulated = &modulated;
 #define X(name) kernels.name = tess_kernels_cpu.name;
+    X(logits_row_max)
+    X(logits_max_numel)
     X(gemm_work_nbytes)
     X(attention_work_nbytes)
     X(nearest_pack_nbytes)
