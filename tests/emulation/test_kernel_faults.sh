@@ -46,7 +46,8 @@ notices test_kernels swiglu_forward swiglu_backward add add_bias sum_rows dropou
 notices test_kernels_rows rmsnorm_forward rmsnorm_backward rope cross_entropy
 notices test_kernels_nf4 quantize embedding_forward embedding_backward
 notices test_kernels_codec dequantize
-notices test_optimizers lion adamw_8bit schedule_free blend prodigy_measure prodigy_apply
+notices test_optimizers lion adamw_8bit schedule_free blend prodigy_measure prodigy_apply adafactor_most adafactor_sum \
+    adafactor_factor adafactor_size adafactor_apply muon_momentum muon_apply scale
 mapfile -t ops < <(ops_of EMU_MODULATED_LIST)
 notices test_kernels_modulated "${ops[@]}"
 mapfile -t ops < <(ops_of EMU_CODE_LIST | grep -vx nearest_prepare)
