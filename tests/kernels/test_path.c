@@ -76,8 +76,11 @@ static void test_table_hole_is_named(void **state)
     tess_kernels k = tess_kernels_cpu;
     k.gemm = NULL;
     assert_int_equal(tess_kernels_check(&k), TESS_E_UNSUPPORTED);
-    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 1 of "));
+    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 3 of "));
     assert_non_null(strstr(tess_error_message(), " is missing"));
+    k.logits_row_max = 0;
+    assert_int_equal(tess_kernels_check(&k), TESS_E_UNSUPPORTED);
+    assert_non_null(strstr(tess_error_message(), "kernel table 'cpu': entry 1 of "));
 }
 
 /* A backend has all quantizers or none. */
