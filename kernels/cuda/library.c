@@ -130,7 +130,8 @@ static tess_status plan_attention(stream_library *l, const tess_cuda_work *work)
 static tess_status open_attention(stream_library *l, const tess_cuda_work *work,
                                   char note[TESS_CUDA_NOTE_NBYTES])
 {
-    const tess_sdpa_settings settings = {.document_max = work->document_max,
+    const tess_sdpa_settings settings = {.capability = tess_cuda_capability(l->device),
+                                         .document_max = work->document_max,
                                          .work_max_nbytes = work->attention_nbytes,
                                          .is_deterministic = work->is_deterministic};
     tess_status st = tess_sdpa_create(&settings, NULL, &l->base.sdpa);

@@ -304,6 +304,25 @@ static tess_status plan_groups(tess_sdpa *sdpa, tess_sdpa_case *c, tess_sdpa_com
                      sdpa->settings.work_max_nbytes >> 20);
 }
 
+/* What cuDNN's own front end refuses or works around although engines are named for it. Source:
+ * scaled_dot_product_flash_attention.h and sdpa_support_surface.h of NVIDIA/cudnn-frontend. */
+static tess_status check_sound(const tess_sdpa *sdpa, const tess_sdpa_case *c)
+{
+    const size_t version = sdpa->lib.GetVersion();
+    const bool is_before_sm_90 = sdpa->settings.capability < 90;
+    TESS_CHECK(!c->is_packed || !is_before_sm_90 || (!c->is_backward && version >= 91801),
+               TESS_E_UNSUPPORTED, "cuDNN's packs of documents are unsound on sm_%d",
+               sdpa->settings.capability);
+    TESS_CHECK(!c->is_packed || !c->is_backward || c->dim % 16 == 0, TESS_E_UNSUPPORTED,
+               "cuDNN's backward over packs needs heads of a multiple of 16, found %" PRId64,
+               c->dim);
+    TESS_CHECK(c->is_packed || !c->is_backward || c->length_numel % 128 == 0 || version > 91500,
+               TESS_E_UNSUPPORTED,
+               "cuDNN before 9.15.1 needs a multiple of 128 tokens in its backward, found %" PRId64,
+               c->length_numel);
+    return TESS_OK;
+}
+
 static tess_status plan_case(tess_sdpa *sdpa, tess_sdpa_case c)
 {
     if (tess_sdpa_find(sdpa, &c) != NULL)
@@ -312,7 +331,10 @@ static tess_status plan_case(tess_sdpa *sdpa, tess_sdpa_case c)
                "attention: more than %d different shapes in a plan; use fewer sizes",
                TESS_SDPA_PLAN_MAX);
     tess_sdpa_compiled *p = &sdpa->plan[sdpa->plan_numel++];
-    if (plan_groups(sdpa, &c, p) == TESS_OK) {
+    tess_status st = check_sound(sdpa, &c);
+    if (st == TESS_OK)
+        st = plan_groups(sdpa, &c, p);
+    if (st == TESS_OK) {
         sdpa->library_nbytes = TESS_MAX(sdpa->library_nbytes, p->engine.work_nbytes);
         return TESS_OK;
     }

@@ -420,16 +420,19 @@ static desc row_sums(tess_sdpa_graph *g, const axes *x, desc d_o, desc o)
     return pointwise(g, &keep);
 }
 
+/* Of a pack: lengths of its documents, and where their tokens begin; NULL otherwise. */
+typedef struct places {
+    desc length, q, kv;
+} places;
+
 /* dQ = dS K. The sums of the default form are added with atomics in f32 and rounded at the end. */
-static void query_gradient(tess_sdpa_graph *g, const axes *x, desc d_s, desc k, desc length,
-                           desc at_q)
+static void query_gradient(tess_sdpa_graph *g, const axes *x, desc d_s, desc k, const places *at)
 {
-    desc d_q = query_like(g, x, TESS_SDPA_D_Q, at_q);
-    const tensor rows = {.type = CUDNN_DATA_BFLOAT16,
-                         .dim = {x->b, x->hk, x->s, x->d},
-                         .stride = {x->hk * x->s * x->d, x->s * x->d, x->d, 1}};
-    desc keys = reshape(g, k, &rows);
-    const lengths len = {.m = length, .k = length};
+    desc d_q = query_like(g, x, TESS_SDPA_D_Q, at->q);
+    tensor rows = rows_of(x, 0, CUDNN_DATA_BFLOAT16, x->hk, x->d, x->c->kv_head_numel * x->d);
+    rows.offset = at->kv;
+    desc keys = reshape(g, k, &rows); /* as K lies in memory: engines read it by this */
+    const lengths len = {.m = at->length, .k = at->length};
     if (x->c->is_deterministic) {
         matmul(g, d_s, keys, d_q, len);
         return;
@@ -445,30 +448,30 @@ static void query_gradient(tess_sdpa_graph *g, const axes *x, desc d_s, desc k, 
 
 static void build_backward(tess_sdpa_graph *g, const axes *x)
 {
-    desc length = documents(g, x, TESS_SDPA_LENGTH, 0);
-    desc at_q = documents(g, x, TESS_SDPA_OFFSET_Q, 1);
-    desc at_kv = documents(g, x, TESS_SDPA_OFFSET_KV, 1);
+    const places at = {.length = documents(g, x, TESS_SDPA_LENGTH, 0),
+                       .q = documents(g, x, TESS_SDPA_OFFSET_Q, 1),
+                       .kv = documents(g, x, TESS_SDPA_OFFSET_KV, 1)};
     desc at_stats = documents(g, x, TESS_SDPA_OFFSET_STATS, 1);
-    desc q = query_like(g, x, TESS_SDPA_Q, at_q);
-    desc k = key_transposed(g, x, TESS_SDPA_K, at_kv);
-    desc v = key_transposed(g, x, TESS_SDPA_V, at_kv);
-    desc o = query_like(g, x, TESS_SDPA_O, at_q);
-    desc d_o = query_like(g, x, TESS_SDPA_D_O, at_q);
+    desc q = query_like(g, x, TESS_SDPA_Q, at.q);
+    desc k = key_transposed(g, x, TESS_SDPA_K, at.kv);
+    desc v = key_transposed(g, x, TESS_SDPA_V, at.kv);
+    desc o = query_like(g, x, TESS_SDPA_O, at.q);
+    desc d_o = query_like(g, x, TESS_SDPA_D_O, at.q);
     desc stats = statistics(g, x, TESS_SDPA_STATS, x->c->head_numel, at_stats);
     desc minus_infinity = x->c->is_whole ? NULL : scalar(g, TESS_SDPA_MINUS_INFINITY);
     desc scale = scalar(g, TESS_SDPA_SCALE);
-    const lengths of_scores = {.m = length, .n = length};
+    const lengths of_scores = {.m = at.length, .n = at.length};
     desc sums = row_sums(g, x, d_o, o);
 
     desc s = inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, x->s);
     matmul(g, q, k, s, of_scores);
     s = on_scores(g, x, CUDNN_POINTWISE_MUL, s, scale);
-    s = mask_padding(g, x, s, length, minus_infinity);
+    s = mask_padding(g, x, s, at.length, minus_infinity);
     s = on_scores(g, x, CUDNN_POINTWISE_SUB, s, stats);
     s = mask_future(g, x, s, minus_infinity);
     desc p = on_scores(g, x, CUDNN_POINTWISE_EXP, s, NULL);
-    key_gradient(g, x, transposed_scores(g, x, p), d_o, length,
-                 key_like(g, x, TESS_SDPA_D_V, at_kv));
+    key_gradient(g, x, transposed_scores(g, x, p), d_o, at.length,
+                 key_like(g, x, TESS_SDPA_D_V, at.kv));
 
     desc d_p = inner(g, CUDNN_DATA_FLOAT, x->b, x->hq, x->s, x->s);
     matmul(g, d_o, v, d_p, of_scores);
@@ -480,9 +483,9 @@ static void build_backward(tess_sdpa_graph *g, const axes *x)
                                  .b = scale,
                                  .y = inner(g, CUDNN_DATA_BFLOAT16, x->b, x->hq, x->s, x->s)};
     desc d_s = pointwise(g, &last);
-    key_gradient(g, x, transposed_scores(g, x, d_s), q, length,
-                 key_like(g, x, TESS_SDPA_D_K, at_kv));
-    query_gradient(g, x, d_s, k, length, at_q);
+    key_gradient(g, x, transposed_scores(g, x, d_s), q, at.length,
+                 key_like(g, x, TESS_SDPA_D_K, at.kv));
+    query_gradient(g, x, d_s, k, &at);
 }
 
 tess_status tess_sdpa_graph_init(tess_sdpa_graph *g, const tess_cudnn *lib, cudnnHandle_t handle,

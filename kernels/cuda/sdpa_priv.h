@@ -39,6 +39,7 @@ typedef struct tess_sdpa_case {
 } tess_sdpa_case;
 
 typedef struct tess_sdpa_settings {
+    int capability;         /* of the device, 10 * major + minor */
     int64_t document_max;   /* of a pack, at most TESS_SDPA_DOCUMENT_MAX */
     size_t work_max_nbytes; /* of the library's workspace: plans that need more are refused */
     bool is_deterministic;  /* of the backward; the forward always is */

@@ -51,10 +51,12 @@ static tess_status look_at_kept(const tess_ctx *ctx, const tess_run *run, tess_i
     bool was_begun = false;
     TESS_TRY(describe_find_kept(ctx, run, kept, &was_begun));
     /* said here: what else the run file has would be judged as of a language model */
+    const bool is_run = strcmp(run->output.dir, run->model.path) != 0; /* else a model alone */
     TESS_CHECK(was_begun || kind != TESS_IO_MISSING, TESS_E_CONFIG,
-               "model.path: '%s' is missing, and '%s' holds nothing to go on from; give a model "
-               "directory, or a .safetensors or GGUF file",
-               run->model.path, run->output.dir);
+               "model.path: '%s' is missing%s%s%s; give a model directory, or a .safetensors or "
+               "GGUF file",
+               run->model.path, is_run ? ", and '" : "", is_run ? run->output.dir : "",
+               is_run ? "' holds nothing to go on from" : "");
     return was_begun ? look_into_dir(ctx, kept, is_flux) : TESS_OK;
 }
 

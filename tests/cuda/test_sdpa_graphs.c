@@ -32,6 +32,8 @@ static tess_sdpa *open_described(const described *d, const tess_sdpa_settings *s
 {
     char json[JSON_NBYTES];
     tess_sdpa *sdpa = NULL;
+    tess_sdpa_settings of_device = *settings;
+    of_device.capability = d->capability / 10;
     const int used = snprintf(
         json, sizeof(json),
         "{\"deviceVer\":%d,\"driverVer\":13000,\"multiProcessorCount\":%d,\"warpSize\":32,"
@@ -45,7 +47,7 @@ static tess_sdpa *open_described(const described *d, const tess_sdpa_settings *s
         d->capability, d->sm_numel, d->shared_nbytes + 1024, d->shared_nbytes, d->l2_nbytes,
         d->name);
     assert_in_range(used, 1, JSON_NBYTES - 1);
-    if (tess_sdpa_create(settings, json, &sdpa) != TESS_OK)
+    if (tess_sdpa_create(&of_device, json, &sdpa) != TESS_OK)
         fail_msg("%s", tess_error_message());
     return sdpa;
 }
@@ -252,8 +254,29 @@ static void test_plan_deterministic_stays_below_the_limit(void **state)
     sdpa = open_described(&a100, &settings);
     assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
     const tess_attention_shape two = shape_of(4096, 2);
-    expect_path(sdpa, &two, 0, true, false, "no engine");
+    expect_path(sdpa, &two, 0, true, false, "unsound on sm_80");
     expect_path(sdpa, &two, 0, false, true, "engine 1");
+    const tess_attention_shape one_of_a100 = shape_of(4096, 1);
+    expect_path(sdpa, &one_of_a100, 0, true, true, "engine 7");
+    tess_sdpa_destroy(&sdpa);
+}
+
+/* Engines are named for these, and cuDNN's own front end keeps from them. */
+static void test_plan_leaves_unsound_packs_to_own_kernels(void **state)
+{
+    (void)state;
+    tess_sdpa *sdpa = open_described(&a100, &usual);
+    tess_attention_shape packed = shape_of(4096, 5);
+    const tess_attention_shape one = shape_of(4096, 1);
+    assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
+    expect_path(sdpa, &packed, 0, true, false, "unsound on sm_80");
+    expect_path(sdpa, &one, 0, true, true, "engine");
+    tess_sdpa_destroy(&sdpa);
+    sdpa = open_described(&h100, &usual);
+    packed.dim = 72;
+    assert_int_equal(tess_sdpa_plan(sdpa, &packed), TESS_OK);
+    expect_path(sdpa, &packed, 0, true, false, "a multiple of 16, found 72");
+    expect_path(sdpa, &packed, 0, false, true, "engine");
     tess_sdpa_destroy(&sdpa);
 }
 
@@ -316,6 +339,7 @@ int main(void)
         cmocka_unit_test(test_graphs_segments_find_flash_engines),
         cmocka_unit_test(test_plan_says_what_it_covers_and_why_not),
         cmocka_unit_test(test_plan_deterministic_stays_below_the_limit),
+        cmocka_unit_test(test_plan_leaves_unsound_packs_to_own_kernels),
         cmocka_unit_test(test_plan_covers_segments),
         cmocka_unit_test(test_create_refuses_what_is_no_description),
     };

@@ -611,7 +611,12 @@ static void test_quantize_bad_requests_refused(void **state)
          {"q8_0", ".gguf"}},
         {BNB "plain", "out.gguf", "base.format=nf4", NULL, TESS_E_UNSUPPORTED, {"nf4", "GGUF"}},
         {BNB "nf4", "out", "base.format=int8", NULL, TESS_E_CONFIG, {"nf4/64", "again"}},
-        {BNB "none", "out", "base.format=nf4", NULL, TESS_E_CONFIG, {"none", "config.json"}},
+        {BNB "none",
+         "out",
+         "base.format=nf4",
+         NULL,
+         TESS_E_CONFIG,
+         {"none", "is missing; give a model directory"}},
     };
     const fixture *f = *state;
     const tess_ctx ctx = ctx_of(f);
