@@ -17,7 +17,7 @@
 #include <string.h>
 
 #include "bench/decode_problem.h"
-#include "bench/device.h"
+#include "bench/measured.h"
 #include "core/arith.h"
 
 typedef struct options {
@@ -116,7 +116,7 @@ static tess_status count_differing(bench *b, sides *s, tess_dtype dt, int64_t *o
 
 static tess_status measure(bench *b, const char *text, tess_dtype dt, sides *s)
 {
-    double decode_s = 0, copy_s = 0;
+    bench_time decode_time, copy_time;
     int64_t differing_numel = 0;
     TESS_TRY(sides_init(b, text, dt, s));
     const tess_view dst = {s->dst, s->p.numel, dt, TESS_DEVICE};
@@ -125,9 +125,10 @@ static tess_status measure(bench *b, const char *text, tess_dtype dt, sides *s)
     work copy = {.b = b,
                  .dst = bytes_of(s->copy[0], s->copy_nbytes, TESS_DEVICE),
                  .src = bytes_of(s->copy[1], s->copy_nbytes, TESS_DEVICE)};
-    TESS_TRY(tess_device_zero(b->at.device, copy.src, b->at.stream));
-    TESS_TRY(bench_median_s(&b->at, do_work, &decode, b->o.repeat_numel, &decode_s));
-    TESS_TRY(bench_median_s(&b->at, do_work, &copy, b->o.repeat_numel, &copy_s));
+    TESS_TRY(bench_draw(&b->at, copy.src.data, s->copy_nbytes, false));
+    TESS_TRY(bench_measure(&b->at, do_work, &decode, b->o.repeat_numel, &decode_time));
+    TESS_TRY(bench_measure(&b->at, do_work, &copy, b->o.repeat_numel, &copy_time));
+    const double decode_s = decode_time.median_s, copy_s = copy_time.median_s;
     TESS_TRY(count_differing(b, s, dt, &differing_numel));
     const double gbyte = 1e-9 * (double)(s->dst_nbytes + s->p.nbytes);
     printf("{\"bench\": \"dequantize_device\", \"device\": \"%s\", \"path\": \"%s\", \"format\": "

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench/device.h"
+#include "bench/measured.h"
 #include "core/arith.h"
 #include "core/memory.h"
 #include "core/rng.h"
@@ -86,7 +86,10 @@ static tess_status measure_product(bench *b)
     p.a.term[0].b.part[0] = v[1].data;
     TESS_TRY(place(b, NULL, b->at.kernels->gemm_work_nbytes(&p.a, 1), TESS_U8_OPAQUE, &work));
     p.a.work = work;
-    return bench_median_s(&b->at, multiply, &p, b->repeat_numel, &b->product_s);
+    bench_time found;
+    TESS_TRY(bench_measure(&b->at, multiply, &p, b->repeat_numel, &found));
+    b->product_s = found.median_s;
+    return TESS_OK;
 }
 
 /* ---- the search ---- */
@@ -176,14 +179,15 @@ static tess_status measure(bench *b, const sizes *n)
 {
     float *x = NULL, *code = NULL;
     search s;
-    double second = 0.0;
+    bench_time found;
     int64_t differing_numel = 0;
     TESS_TRY(make(n->vectors * n->dim, 0, &x));
     TESS_TRY(make(n->codes * n->dim, 1, &code));
     TESS_TRY(search_init(b, n, x, code, &s));
-    TESS_TRY(bench_median_s(&b->at, find, &s, b->repeat_numel, &second));
+    TESS_TRY(bench_measure(&b->at, find, &s, b->repeat_numel, &found));
     TESS_TRY(count_differing(&s, x, code, &differing_numel));
-    const double rate = 2e-12 * (double)n->vectors * (double)n->codes * (double)n->dim / second;
+    const double rate =
+        2e-12 * (double)n->vectors * (double)n->codes * (double)n->dim / found.median_s;
     const double side = (double)b->side_numel;
     const double ceiling = 2e-12 * side * side * side / b->product_s;
     printf("{\"bench\": \"nearest_device\", \"device\": \"%s\", \"path\": \"%s\", \"vectors\": "
@@ -191,7 +195,7 @@ static tess_status measure(bench *b, const sizes *n)
            "%.2f, \"tflop_per_s\": %.1f, \"product_tflop_per_s\": %.1f, \"share\": %.3f, "
            "\"differing\": %" PRId64 "}\n",
            b->at.device->name, b->at.kernels->path(), n->vectors, n->codes, n->dim, b->repeat_numel,
-           1e6 * second, rate, ceiling, rate / ceiling, differing_numel);
+           1e6 * found.median_s, rate, ceiling, rate / ceiling, differing_numel);
     fflush(stdout);
     b->differing_numel += differing_numel;
     tess_free(x);

@@ -36,24 +36,6 @@ static inline int bench_by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/** Median seconds of `repeat_numel` calls between two marks, after one that warms up. */
-static inline tess_status bench_median_s(bench_device *b, tess_status (*call)(void *arg), void *arg,
-                                         int repeat_numel, double *out)
-{
-    double second[DEVICE_REPEAT_MAX];
-    TESS_TRY(call(arg));
-    for (int i = 0; i < repeat_numel; i++) {
-        TESS_TRY(tess_mark_record(&b->mark[0], b->stream));
-        TESS_TRY(call(arg));
-        TESS_TRY(tess_mark_record(&b->mark[1], b->stream));
-        TESS_TRY(tess_mark_elapsed(b->stream, &b->mark[0], &b->mark[1], &second[i]));
-    }
-    TESS_TRY(tess_stream_finish(b->stream));
-    qsort(second, (size_t)repeat_numel, sizeof *second, bench_by_value);
-    *out = second[(repeat_numel - 1) / 2];
-    return TESS_OK;
-}
-
 /** The CPU's kernels on the host, as a device: marks are the clock's. */
 static inline tess_status bench_host_open(int thread_numel, bench_device *b)
 {

@@ -7,8 +7,8 @@
 # where it has a file `env` (launch/bundle), that is read. Every part has a time limit of its own and none ends the
 # others; with --seconds, parts that would begin after so many are left out. OUT gets a .jsonl (results) and a
 # .log of every part, commands.tsv and summary.md; parts that an earlier call left there stay. Exit code 0: all parts
-# ran, 1: some did not; summary.md says which, and tells goals met from goals missed. --tiny: small shapes, for machines
-# without a GPU, where no figure means anything.
+# ran, 1: some failed, 77: some were left out for time; summary.md says which, and tells goals met from goals missed.
+# --tiny: small shapes, for machines without a GPU, where no figure means anything.
 #
 # The environment may say TESSERA_CUDA_PLUGIN (else the library in PROGRAMS), PYTHON (python3) with torch, transformers
 # and peft for the peer, TESS_BENCH_DEVICE (h200-141g: whose peak and memory times are held against).
@@ -35,6 +35,7 @@ if [ -f "$programs/env" ]; then
     # shellcheck source=/dev/null
     . "$programs/env"
 fi
+cpus() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc; } # which follows these
 find_file() {
     local folder
     for folder in "$programs" "$programs"/{bin,bench,lib}; do
@@ -47,7 +48,7 @@ tessera=$(find_file tessera)
 scratch=$(mktemp -d) || die "no folder for scratch files"
 trap 'rm -rf "$scratch"' EXIT
 [ -s "$out/commands.tsv" ] || printf 'part\tcode\tseconds\tcommand\n' > "$out/commands.tsv"
-failed=0
+failed=0 late=0
 
 # name, most seconds, command: its lines go to OUT/name.jsonl.
 part() {
@@ -57,11 +58,13 @@ part() {
     left=$((seconds - SECONDS))
     if [ "$left" -lt 5 ]; then
         printf '%s\t%s\t0\t%s\n' "$name" "no time left" "$*" >> "$out/commands.tsv"
-        failed=1
+        late=1
         return 0
     fi
     echo "$name: $*" >&2
-    timeout -k 10 $((left < most ? left : most)) "$@" > "$out/$name.jsonl" 2> "$out/$name.log" < /dev/null || rc=$?
+    # in this script's group, to end with it
+    timeout --foreground -k 10 $((left < most ? left : most)) "$@" \
+        > "$out/$name.jsonl" 2> "$out/$name.log" < /dev/null || rc=$?
     printf '%s\t%s\t%s\t%s\n' "$name" "$rc" $((SECONDS - begin)) "$*" >> "$out/commands.tsv"
     [ "$rc" -eq 0 ] || { failed=1; echo "$name: exit code $rc: $(tail -n 1 "$out/$name.log")" >&2; }
 }
@@ -87,7 +90,7 @@ if [ "$tiny" -eq 1 ]; then
     save=(--length 16 --every 1 --repeats 1 --warmup 0) wires=(--layer tiny)
     peer=(--shape tiny --length 16 --repeats 2 --warmup 1)
 else
-    threads=$(nproc) model=llama-8b layer=llama-70b-layer base=triton
+    threads=$(cpus) model=llama-8b layer=llama-70b-layer base=triton
     images=(flux-12b --length 1024 --repeats 5 --warmup 2 --kernels 1 train.micro_batches=1)
     few=() ops=() products=() heads=() weights=() search=() wires=()
     save=(--length 4096 --every 2 --repeats 3 --warmup 1 train.micro_batch=2 train.micro_batches=2)
@@ -100,7 +103,7 @@ plain=compute.activation_checkpointing=off
 {
     uname -sr
     sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1
-    nproc
+    cpus
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader 2>&1 |
         head -n 2
     "$tessera" --version 2>&1 | head -n 1
@@ -128,4 +131,5 @@ steps flux 240 step "${images[@]}" --device "$device" $plain
 
 python3 "$here/gpu_summary.py" "$out" > "$out/summary.md" || { echo "gpu.sh: no summary" >&2; failed=1; }
 cat "$out/summary.md"
-exit $failed
+[ "$failed" -ne 0 ] || [ "$late" -eq 0 ] || exit 77
+exit "$failed"

@@ -114,7 +114,7 @@ cuda_library_path() { # PLUGIN
 print(*glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"), sep="\n")' 2>/dev/null)
     # cuDNN and NCCL are opened by name at run time, so the plugin does not list them.
     for name in $(ldd "$1" 2>/dev/null | awk '/not found/ { print $1 }') libcudnn.so.9 libnccl.so.2; do
-        ldconfig -p | grep -q "^[[:space:]]*$name " && continue
+        ldconfig -p | grep "^[[:space:]]*$name " >/dev/null && continue # all of it read: pipefail
         for folder in "${places[@]}"; do
             [[ -e $folder/$name ]] || continue
             [[ :$found: == *":$folder:"* ]] || found+=${found:+:}$folder

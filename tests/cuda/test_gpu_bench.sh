@@ -30,7 +30,7 @@ measure() {
 has() { grep -qE -- "$1" "$work/out/summary.md" || fail "no '$1' in $(cat "$work/out/summary.md")"; }
 
 mkdir "$work/programs"
-cp "${TESSERA_BIN:?set by ctest}" "$build"/bench/bench_{ops,gemm,attention,gather_device,dequantize_device} \
+ln -s "${TESSERA_BIN:?set by ctest}" "$build"/bench/bench_{ops,gemm,attention,gather_device,dequantize_device} \
     "$build/bench/bench_nearest_device" "$work/programs" || fail "programs are missing"
 
 # Every part but the peer, which needs other people's packages.
@@ -55,7 +55,7 @@ rm -r "$work/out"
 PYTHON=false measure 1 --only peer,nearest
 has '^\| peer \| 1 \|'
 has '^\| nearest \| 0 \|'
-measure 1 --only ops --seconds 0
+measure 77 --only ops --seconds 0
 has '^\| ops \| no time left \|'
 
 # Verdicts, on figures that nobody measured. tokens per second of the run and of its peer, share of a norm, what follows
