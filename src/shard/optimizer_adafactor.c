@@ -4,6 +4,7 @@
  * them, the moments of lines, every rank computes for itself, and so holds whole.
  */
 #include <math.h>
+
 #include "core/arith.h"
 #include "core/memory.h"
 #include "shard/optimizer_priv.h"

@@ -9,6 +9,7 @@
 #include "dist/gpu.h"
 #include "tests/support/comm_conformance.h"
 #include "tests/support/cuda_door.h"
+#include "tests/support/expect.h"
 
 enum { NUMEL = 4096, MULTI_RANK_VERSION = 23003 };
 
@@ -16,17 +17,6 @@ static const tess_deadlines DEADLINES = {60.0, 30.0};
 static const tess_deadlines SHORT = {60.0, 2.0}; /* the short one after the first collective */
 
 static tess_cuda_door door;
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
-
 static size_t taken_nbytes(void)
 {
     size_t free_nbytes = 0, total_nbytes = 0;

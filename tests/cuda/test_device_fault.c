@@ -8,19 +8,9 @@
 #include <sys/wait.h>
 
 #include "tests/support/cuda_door.h"
+#include "tests/support/expect.h"
 
 enum { NUMEL = 1024 };
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
 
 static void expect_message(const char *part) { EXPECT(strstr(tess_error_message(), part) != NULL); }
 

@@ -9,17 +9,7 @@
 #include <unistd.h>
 
 #include "dist/comm.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
+#include "tests/support/expect.h"
 
 enum { BLOCK_NBYTES = 32 << 20, BLOCKS = 65, TAIL_NBYTES = 4096 };
 static const size_t ROW_NBYTES = (size_t)BLOCK_NBYTES * BLOCKS + TAIL_NBYTES; /* > 2^31 */

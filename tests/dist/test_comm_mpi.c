@@ -6,17 +6,7 @@
 #include "dist/comm.h"
 #include "dist/engine_priv.h"
 #include "tests/support/comm_conformance.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
+#include "tests/support/expect.h"
 
 static void test_world_and_groups_conform(tess_comm *comm)
 {

@@ -4,19 +4,9 @@
 
 #include "dist/gpu.h"
 #include "tests/support/comm_conformance.h"
+#include "tests/support/expect.h"
 #include "tests/support/plain_device.h"
 #include "tests/support/rank_test.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
 
 /* Small chunks: every transfer is many rounds, of different numbers per pair. */
 static void test_world_and_groups_conform(tess_comm *host, tess_device *d, size_t chunk_nbytes)

@@ -2,17 +2,7 @@
 #include <string.h>
 
 #include "dist/contract.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
+#include "tests/support/expect.h"
 
 enum { UNITS = 21 };
 

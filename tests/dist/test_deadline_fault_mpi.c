@@ -7,17 +7,7 @@
 #include <mpi.h>
 
 #include "dist/comm.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
+#include "tests/support/expect.h"
 
 /* the short one applies after the first data collective, so that a slow start fails nothing */
 static const tess_deadlines SHORT = {20.0, 0.3};

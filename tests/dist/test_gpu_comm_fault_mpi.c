@@ -11,18 +11,8 @@
 
 #include "dist/gpu.h"
 #include "tests/emulation/collectives_mpi.h"
+#include "tests/support/expect.h"
 #include "tests/support/plain_device.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
 
 /* the short one applies after the first data collective, so that a slow start fails nothing */
 static const tess_deadlines SHORT = {20.0, 0.3};

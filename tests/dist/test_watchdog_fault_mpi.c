@@ -13,17 +13,7 @@
 #include "core/memory.h"
 #include "dist/comm.h"
 #include "dist/watchdog.h"
-
-static int failures;
-
-#define EXPECT(cond)                                                                               \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            failures++;                                                                            \
-            fprintf(stderr, "%s:%d: not true: %s (%s)\n", __FILE__, __LINE__, #cond,               \
-                    tess_error_message());                                                         \
-        }                                                                                          \
-    } while (0)
+#include "tests/support/expect.h"
 
 static void nap(double s)
 {
