@@ -87,3 +87,15 @@ int emu_session_take_each(const emu_setting *setting)
     *setting->removal = NULL;
     return r.numel;
 }
+
+void emu_session_check_bits(const char *name, const emu_options *o, const emu_trained *want,
+                            const emu_trained *out)
+{
+    for (int r = 0; r < o->rank_numel; r++)
+        if (memcmp(want, &out[r], sizeof *want) != 0)
+            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
+                     "host %.17g, %.17g, %.17g",
+                     name, o->rank_numel, (unsigned long long)o->seed, r, out[r].loss[0],
+                     out[r].loss[1], out[r].eval_loss, want->loss[0], want->loss[1],
+                     want->eval_loss);
+}

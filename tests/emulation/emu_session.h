@@ -33,5 +33,8 @@ typedef struct emu_setting {
 int emu_session_take_each(const emu_setting *setting);
 /** Nothing failed, nothing was not ordered. */
 void emu_session_check(const char *name, const emu_options *o, const emu_report *r);
+/** `out` [rank_numel]: every rank has what the host has. */
+void emu_session_check_bits(const char *name, const emu_options *o, const emu_trained *want,
+                            const emu_trained *out);
 
 TESS_END_DECLS

@@ -134,13 +134,7 @@ static void check_seed(const launch *l, const emu_options *o, const emu_trained 
     emu_session_check(l->name, o, &report);
     if ((report.ahead_numel > 0) != l->is_ahead)
         fail_msg("%s: %lld products were prepared ahead", l->name, (long long)report.ahead_numel);
-    for (int r = 0; r < o->rank_numel; r++)
-        if (memcmp(want, &j.out[r], sizeof *want) != 0)
-            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
-                     "host %.17g, %.17g, %.17g",
-                     l->name, o->rank_numel, (unsigned long long)o->seed, r, j.out[r].loss[0],
-                     j.out[r].loss[1], j.out[r].eval_loss, want->loss[0], want->loss[1],
-                     want->eval_loss);
+    emu_session_check_bits(l->name, o, want, j.out);
 }
 
 static void test_bits(void **state)

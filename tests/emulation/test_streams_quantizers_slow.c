@@ -118,13 +118,7 @@ static void check_seed(const rqvae_launch *l, const emu_options *o, const emu_tr
     j.launch = l;
     emu_run(o, body, &j, &report);
     emu_session_check(l->name, o, &report);
-    for (int r = 0; r < o->rank_numel; r++)
-        if (memcmp(want, &j.out[r], sizeof *want) != 0)
-            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
-                     "host %.17g, %.17g, %.17g",
-                     l->name, o->rank_numel, (unsigned long long)o->seed, r, j.out[r].loss[0],
-                     j.out[r].loss[1], j.out[r].eval_loss, want->loss[0], want->loss[1],
-                     want->eval_loss);
+    emu_session_check_bits(l->name, o, want, j.out);
 }
 
 static void test_bits(void **state)
