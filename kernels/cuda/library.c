@@ -1,6 +1,7 @@
 /** The libraries behind the compute stream: opened and given their memory before the first step. */
 #include "kernels/cuda/library_priv.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -126,6 +127,36 @@ static tess_status plan_attention(stream_library *l, const tess_cuda_work *work)
     return TESS_OK;
 }
 
+/* The most documents of a pack that the library takes; 0: none. */
+static int64_t most_documents(const tess_sdpa *sdpa, const tess_cuda_work *work, bool is_backward,
+                              char why[TESS_SDPA_REASON_NBYTES])
+{
+    tess_attention_shape shape = work->attention[0];
+    for (int64_t n = work->document_max; n > 0; n--) {
+        char other[TESS_SDPA_REASON_NBYTES];
+        shape.document_numel = n;
+        if (tess_sdpa_covers(sdpa, &shape, 0, is_backward, n == work->document_max ? why : other)) {
+            if (n < work->document_max)
+                (void)snprintf(why, TESS_SDPA_REASON_NBYTES, "%.120s, to %" PRId64 " documents",
+                               other, n);
+            return n;
+        }
+    }
+    return 0;
+}
+
+static void say_attention(const tess_sdpa *sdpa, const tess_cuda_work *work,
+                          char note[TESS_CUDA_NOTE_NBYTES])
+{
+    char why[2][TESS_SDPA_REASON_NBYTES];
+    const char *who[2];
+    for (int back = 0; back < 2; back++)
+        who[back] = most_documents(sdpa, work, back != 0, why[back]) > 0 ? tess_sdpa_version(sdpa)
+                                                                         : "own kernels";
+    (void)snprintf(note, TESS_CUDA_NOTE_NBYTES, "forward %s (%.140s), backward %s (%.140s)", who[0],
+                   why[0], who[1], why[1]);
+}
+
 /* Without the library, or where it refuses, own kernels serve: never a failure. */
 static tess_status open_attention(stream_library *l, const tess_cuda_work *work,
                                   char note[TESS_CUDA_NOTE_NBYTES])
@@ -133,7 +164,8 @@ static tess_status open_attention(stream_library *l, const tess_cuda_work *work,
     const tess_sdpa_settings settings = {.capability = tess_cuda_capability(l->device),
                                          .document_max = work->document_max,
                                          .work_max_nbytes = work->attention_nbytes,
-                                         .is_deterministic = work->is_deterministic};
+                                         .is_deterministic = work->is_deterministic,
+                                         .execution_s = work->execution_s};
     tess_status st = tess_sdpa_create(&settings, NULL, &l->base.sdpa);
     if (st == TESS_OK)
         st = plan_attention(l, work);
@@ -145,14 +177,7 @@ static tess_status open_attention(stream_library *l, const tess_cuda_work *work,
         tess_sdpa_destroy(&l->base.sdpa);
         return TESS_OK;
     }
-    char why[2][TESS_SDPA_REASON_NBYTES];
-    tess_attention_shape shape = work->attention[0];
-    shape.document_numel = work->document_max;
-    const bool forward = tess_sdpa_covers(l->base.sdpa, &shape, 0, false, why[0]);
-    const bool backward = tess_sdpa_covers(l->base.sdpa, &shape, 0, true, why[1]);
-    (void)snprintf(note, TESS_CUDA_NOTE_NBYTES, "forward %s (%.140s), backward %s (%.140s)",
-                   forward ? tess_sdpa_version(l->base.sdpa) : "own kernels", why[0],
-                   backward ? tess_sdpa_version(l->base.sdpa) : "own kernels", why[1]);
+    say_attention(l->base.sdpa, work, note);
     return TESS_OK;
 }
 

@@ -12,7 +12,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_CUDA_ABI = 5, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_ABI = 6, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
 enum { TESS_CUDA_SHAPE_MAX = 16 }; /* of attention that libraries make plans for */
 
 /** Services of the program. */
@@ -49,6 +49,8 @@ typedef struct tess_cuda_work {
     bool is_deterministic;   /* attention's backward pass */
     size_t slot_nbytes;      /* of the largest matrix that is dequantized; 0: none */
     size_t attention_nbytes; /* most that the library's attention may take */
+    double execution_s;      /* that one execution of its graphs takes at least: own kernels have
+                                calls that need too many of them. 0: the library has all it can */
 } tess_cuda_work;
 
 enum { TESS_CUDA_NOTE_NBYTES = 384 };

@@ -36,6 +36,28 @@ static bool is_usable(const tess_sdpa *sdpa, const tess_attention_shape *shape, 
     return true;
 }
 
+static int64_t execution_numel(const tess_sdpa_compiled *p, const tess_attention_shape *shape)
+{
+    const int64_t chunk_numel =
+        p->c.is_packed ? tess_ceil_div(shape->document_numel, p->c.batch_numel) : 1;
+    return chunk_numel * (p->c.kv_head_numel / p->c.group_kv_numel);
+}
+
+/* [Note: many executions] What one execution takes beside its products does not shrink with its
+ * documents, all products of a pack do. Rates are estimates for sm_90, not measured: the library's
+ * of its data sheets, own kernels at half of it. */
+static bool is_worth(const tess_sdpa *sdpa, const tess_sdpa_compiled *p,
+                     const tess_attention_shape *shape)
+{
+    static const double LIBRARY_FLOP_PER_S = 450e12, OWN_FLOP_PER_S = 225e12;
+    const double heads = (double)(shape->head_numel * shape->dim);
+    const double length = (double)shape->token_numel / (double)TESS_MAX(shape->document_numel, 1);
+    const double flop = 5.0 * heads * (double)shape->token_numel *
+                        TESS_MIN(length, (double)p->c.length_numel); /* of a causal backward */
+    const double more_s = (double)(execution_numel(p, shape) - 1) * sdpa->settings.execution_s;
+    return more_s <= flop / OWN_FLOP_PER_S - flop / LIBRARY_FLOP_PER_S;
+}
+
 bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, int64_t window,
                       bool is_backward, char why[TESS_SDPA_REASON_NBYTES])
 {
@@ -50,6 +72,13 @@ bool tess_sdpa_covers(const tess_sdpa *sdpa, const tess_attention_shape *shape, 
         return refuse(why, p->refusal);
     if (p->engine.work_nbytes > sdpa->library_work_nbytes)
         return refuse(why, "cuDNN's workspace was not given");
+    if (!is_worth(sdpa, p, shape)) {
+        (void)snprintf(why, TESS_SDPA_REASON_NBYTES,
+                       "%" PRId64 " documents take %" PRId64
+                       " executions of cuDNN, own kernels are faster",
+                       shape->document_numel, execution_numel(p, shape));
+        return false;
+    }
     char chunk[64] = "";
     if (p->c.is_packed && p->c.batch_numel < sdpa->settings.document_max)
         (void)snprintf(chunk, sizeof chunk, " of %" PRId64 " document%s", p->c.batch_numel,

@@ -14,7 +14,8 @@
  * [Note: deterministic backward] The form without atomics stores all scores: 2 batch heads length^2
  * bytes. It runs over groups of key-value heads, as many as fit the limit; where not even one fits
  * (packs of many long documents), or the device has no such engine (ragged on sm_80), own kernels
- * take over.
+ * take over. They do, too, where a pack has so many documents that starting them one after another
+ * would take longer than own kernels do (is_worth in sdpa_covers.c).
  */
 #pragma once
 
@@ -43,6 +44,7 @@ typedef struct tess_sdpa_settings {
     int64_t document_max;   /* of a pack, at most TESS_SDPA_DOCUMENT_MAX */
     size_t work_max_nbytes; /* of the library's workspace: plans that need more are refused */
     bool is_deterministic;  /* of the backward; the forward always is */
+    double execution_s;     /* of tess_cuda_work */
 } tess_sdpa_settings;
 
 /** The engine that a case gets. */

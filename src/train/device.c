@@ -20,6 +20,8 @@ enum { MARGIN_NBYTES = 512 << 20 };
 enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
 /* Workspace of the products' library on one stream, as the plugin takes it on sm_90. */
 enum { LIBRARY_NBYTES = 32 << 20 };
+/* An execution of attention's backward: three kernels and their start. An estimate for sm_90. */
+static const double EXECUTION_S = 12e-6;
 static const size_t MARGIN_SHARE = 50; /* and this part of the whole memory */
 
 /* ---- finding the plugin ---- */
@@ -364,7 +366,8 @@ static tess_cuda_work work_of(const tess_session *s)
                             .attention_numel = 1,
                             .document_max = document_numel,
                             .is_deterministic = run->shard.reduction == TESS_RUN_REDUCTION_EXACT,
-                            .attention_nbytes = ATTENTION_NBYTES};
+                            .attention_nbytes = ATTENTION_NBYTES,
+                            .execution_s = EXECUTION_S};
 }
 
 size_t session_planned_library_nbytes(void) { return (size_t)LIBRARY_NBYTES + ATTENTION_NBYTES; }
