@@ -6,8 +6,8 @@
  *
  * On the CPU, or with --plugin on a device of the CUDA part. Shapes: a micro-batch of 512 tokens of
  * a 1.1B model (the CPU's default), or of 8192 tokens of Llama 3 8B and 4608 of FLUX.1 (a
- * device's). Bytes are those of the closed forms (kernels/cost.h); "share" is their rate over that
- * of a copy on the same device, which the first line measures as bytes read and written.
+ * device's). Bytes are those of the closed forms (kernels/cost_count.h); "share" is their rate over
+ * that of a copy on the same device, which the first line measures as bytes read and written.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -280,11 +280,7 @@ static tess_status run_adamw(bench *b)
                                .beta2 = 0.999,
                                .eps = 1e-8,
                                .step = 10};
-    if (b->cost != NULL) {
-        *b->cost = tess_cost_adamw(numel);
-        return TESS_OK;
-    }
-    return b->at.kernels->adamw(&a, b->at.stream);
+    return RUN_OP(b, adamw, &a);
 }
 
 /* ---- rows of a modulated transformer ---- */

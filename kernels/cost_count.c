@@ -75,57 +75,67 @@ void tess_count_gemm(tess_cost *sum, const tess_gemm_args *a)
 
 /* ---- attention ---- */
 
-/* tess_cost_attention() halves a square: twice the pairs of one sequence that are seen. */
-static tess_cost attention(const tess_attention_shape *s, int64_t window, tess_cost_pass pass)
+/* Pairs of a query and a key of one head that are seen. */
+static double seen_pairs(const tess_attention_shape *s, int64_t window)
 {
-    const double length = (double)s->longest_numel;
+    const double length = (double)s->longest_numel, tokens = (double)s->token_numel;
     const double wide = window > 0 && window < s->longest_numel ? (double)window : length;
-    const bool is_whole = s->segment_numel > 0;
-    const double segment = (double)s->segment_numel;
-    const double seen =
-        is_whole ? segment * segment : wide * (wide + 1.0) / 2.0 + (length - wide) * wide;
-    const tess_cost_attention_shape shape = {.token_numel = s->token_numel,
-                                             .square_numel = 2.0 * seen * (double)s->token_numel /
-                                                             (is_whole ? segment : length),
-                                             .head_numel = s->head_numel,
-                                             .kv_head_numel = s->kv_head_numel,
-                                             .dim = s->dim,
-                                             .elem_nbytes = tess_dtype_block_nbytes(s->dt)};
-    return tess_cost_attention(&shape, pass);
+    if (s->segment_numel > 0)
+        return tokens * (double)s->segment_numel;
+    return (wide * (wide + 1.0) / 2.0 + (length - wide) * wide) * tokens / length;
+}
+
+/* `matrices` as wide as all queries and as many as wide as all keys, `rows` of one f32 a head. */
+static double attention_nbytes(const tess_attention_shape *s, double matrices, double rows)
+{
+    const double width = (double)(s->head_numel + s->kv_head_numel) * (double)s->dim;
+    return (double)s->token_numel * (matrices * (double)tess_dtype_block_nbytes(s->dt) * width +
+                                     rows * sizeof(float) * (double)s->head_numel);
+}
+
+/* Scores and values: two multiply-adds a pair and element. */
+static double attention_flops(const tess_attention_shape *s, int64_t window)
+{
+    return 4.0 * seen_pairs(s, window) * ((double)s->head_numel * (double)s->dim);
 }
 
 void tess_count_attention(tess_cost *sum, const tess_attention_args *a)
 {
-    count(sum, TESS_COST_ATTENTION, attention(&a->shape, a->window, TESS_COST_FORWARD));
+    const double flops = attention_flops(&a->shape, a->window);
+    count(sum, TESS_COST_ATTENTION,
+          (tess_cost){.model_flops = flops,
+                      .hardware_flops = flops,
+                      .nbytes = attention_nbytes(&a->shape, 2.0, 1.0)});
 }
 
+/* dV, dP, dQ, dK: twice the forward's products. Scores once more are the hardware's. */
 void tess_count_attention_backward(tess_cost *sum, const tess_attention_backward_args *a)
 {
-    count(sum, TESS_COST_ATTENTION_BACKWARD, attention(&a->shape, a->window, TESS_COST_BACKWARD));
+    const double flops = attention_flops(&a->shape, a->window);
+    count(sum, TESS_COST_ATTENTION_BACKWARD,
+          (tess_cost){.model_flops = 2.0 * flops,
+                      .hardware_flops = 2.5 * flops,
+                      .nbytes = attention_nbytes(&a->shape, 4.0, 2.0)});
 }
 
 /* ---- rows ---- */
 
 void tess_count_rmsnorm(tess_cost *sum, const tess_rmsnorm_args *a)
 {
-    tess_cost one = tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt),
-                                      TESS_COST_FORWARD);
-    one.nbytes = (a->residual.numel > 0 ? 4.0 : 2.0) * nbytes_of(a->x);
-    count(sum, TESS_COST_NORM, one);
+    count_nbytes(sum, TESS_COST_NORM, (a->residual.numel > 0 ? 4.0 : 2.0) * nbytes_of(a->x));
 }
 
 void tess_count_rmsnorm_backward(tess_cost *sum, const tess_rmsnorm_backward_args *a)
 {
-    tess_cost one = tess_cost_rmsnorm(a->row_numel, a->dim, tess_dtype_block_nbytes(a->x.dt),
-                                      TESS_COST_BACKWARD);
-    one.nbytes = (a->residual.numel > 0 ? 4.0 : 3.0) * nbytes_of(a->x);
-    count(sum, TESS_COST_NORM_BACKWARD, one);
+    count_nbytes(sum, TESS_COST_NORM_BACKWARD,
+                 (a->residual.numel > 0 ? 4.0 : 3.0) * nbytes_of(a->x));
 }
 
+/* In place. */
 void tess_count_rope(tess_cost *sum, const tess_rope_args *a)
 {
-    count(sum, TESS_COST_ROPE,
-          tess_cost_rope(a->token_numel, a->head_numel, a->dim, tess_dtype_block_nbytes(a->x.dt)));
+    count_nbytes(sum, TESS_COST_ROPE,
+                 2.0 * rows_nbytes(a->x, a->token_numel, a->head_numel * a->dim));
 }
 
 void tess_count_swiglu(tess_cost *sum, const tess_swiglu_args *a)
@@ -387,4 +397,11 @@ void tess_count_copy(tess_cost *sum, double nbytes)
 void tess_count_squares(tess_cost *sum, double numel)
 {
     count_nbytes(sum, TESS_COST_SQUARES, sizeof(float) * numel);
+}
+
+/* Master, two moments and the gradient are read; master, moments and the rounded copy written. */
+void tess_count_adamw(tess_cost *sum, const tess_adamw_args *a)
+{
+    count_nbytes(sum, TESS_COST_OPTIMIZER,
+                 7.0 * sizeof(float) * (double)a->numel + nbytes_of(a->param));
 }

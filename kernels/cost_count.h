@@ -59,6 +59,8 @@ void tess_count_rotate_backward(tess_cost *sum, const tess_rotate_backward_args 
 void tess_count_activation(tess_cost *sum, const tess_activation_args *a);
 void tess_count_activation_backward(tess_cost *sum, const tess_activation_backward_args *a);
 void tess_count_square_error(tess_cost *sum, const tess_square_error_args *a);
+/* An update of the optimizer's state. */
+void tess_count_adamw(tess_cost *sum, const tess_adamw_args *a);
 void tess_count_unlisted(tess_cost *sum, const void *a);
 
 /* What a step does beside its stages. */
@@ -111,7 +113,8 @@ void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times);
              TESS_COST_CASE(tess_rotate_backward_args, rotate_backward),                           \
              TESS_COST_CASE(tess_activation_args, activation),                                     \
              TESS_COST_CASE(tess_activation_backward_args, activation_backward),                   \
-             TESS_COST_CASE(tess_square_error_args, square_error), default                         \
+             TESS_COST_CASE(tess_square_error_args, square_error),                                 \
+             TESS_COST_CASE(tess_adamw_args, adamw), default                                       \
              : tess_count_unlisted)
 
 TESS_END_DECLS

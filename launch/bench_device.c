@@ -182,6 +182,7 @@ OP_FUNCTIONS(add, tess_add_args)
 OP_FUNCTIONS(attention_forward, tess_attention_args)
 OP_FUNCTIONS(attention_backward, tess_attention_backward_args)
 OP_FUNCTIONS(nearest, tess_nearest_args)
+OP_FUNCTIONS(adamw, tess_adamw_args)
 /* Time a kernel of the table and note its rate. */
 #define BENCH_OP(d, kind, kernel, args)                                                            \
     bench_op(d, TESS_COST_##kind, run_##kernel, args, count_##kernel(args))
@@ -358,7 +359,6 @@ static tess_status run_squares(void *arg, tess_stream *s)
 {
     return tess_kernels_cpu.square_norm(arg, s);
 }
-static tess_status run_adamw(void *arg, tess_stream *s) { return tess_kernels_cpu.adamw(arg, s); }
 
 static tess_status bench_state(device_bench *d)
 {
@@ -389,11 +389,9 @@ static tess_status bench_state(device_bench *d)
                              .step = 10};
     tess_count_fold(&fold_cost, PARAMS);
     tess_count_squares(&squares_cost, PARAMS);
-    tess_cost adamw_cost = tess_cost_adamw(PARAMS);
-    adamw_cost.op[TESS_COST_OPTIMIZER] = adamw_cost.nbytes;
     TESS_TRY(bench_op(d, TESS_COST_FOLD, run_fold, &fold, fold_cost));
     TESS_TRY(bench_op(d, TESS_COST_SQUARES, run_squares, &squares, squares_cost));
-    return bench_op(d, TESS_COST_OPTIMIZER, run_adamw, &adamw, adamw_cost);
+    return BENCH_OP(d, OPTIMIZER, adamw, &adamw);
 }
 
 typedef struct copy_args {

@@ -333,7 +333,7 @@ double sim_squares_s(const sim_model *m, int rank)
 }
 
 /* State is read and written, the gradient read, the copy in the compute dtype written: AdamW's 30
- * bytes (kernels/cost.h), and what others keep. */
+ * bytes (kernels/cost_count.h), and what others keep. */
 double sim_optimizer_s(const sim_model *m, int rank)
 {
     const tess_plan *plan = m->plan;

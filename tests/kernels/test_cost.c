@@ -1,4 +1,4 @@
-/* Closed forms against counts of the loops they stand for, and against known totals. */
+/* Closed forms of kernels against counts of the loops they stand for. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,213 +6,176 @@
 
 #include <cmocka.h>
 
-#include <math.h>
-
 #include "core/arith.h"
-#include "kernels/cost.h"
-
-/* Operations and touched elements of the plain loops. */
-typedef struct tally {
-    double flops;
-    double elems;
-} tally;
+#include "kernels/cost_count.h"
 
 /* C[m, n] += sum over k. */
-static void count_product(tally *t, int64_t m, int64_t n, int64_t k)
+static void count_product(double *flops, int64_t m, int64_t n, int64_t k)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++)
             for (int64_t p = 0; p < k; p++)
-                t->flops += 2.0;
-    t->elems += (double)(m * k + n * k + m * n);
+                *flops += 2.0;
 }
 
-static void assert_same(double a, double b) { assert_true(a == b); }
-
-static void test_linear_counts_its_loops(void **state)
+static void test_product_counts_its_loops(void **state)
 {
+    const int64_t m = 5, n = 7, k = 3, r = 2;
+    const tess_codec plain = tess_codec_of_format(TESS_FORMAT_BF16);
+    tess_gemm_args a = {.kind = TESS_GEMM_NT, .m = m, .n = n, .term_numel = 2};
+    tess_cost c = {0};
+    double flops = 0.0;
     (void)state;
-    const int64_t t = 5, n = 7, k = 3;
-    tally forward = {0}, backward = {0}, weight = {0};
-    count_product(&forward, t, n, k);
-    count_product(&backward, t, k, n);
-    count_product(&weight, n, k, t);
-    const tess_cost f = tess_cost_linear(t, n, k, 2, false, TESS_COST_FORWARD);
-    assert_same(f.model_flops, forward.flops);
-    assert_same(f.hardware_flops, forward.flops);
-    assert_same(f.nbytes, 2.0 * forward.elems);
-    const tess_cost b = tess_cost_linear(t, n, k, 2, false, TESS_COST_BACKWARD);
-    assert_same(b.model_flops, backward.flops);
-    assert_same(b.nbytes, 2.0 * backward.elems);
-    const tess_cost full = tess_cost_linear(t, n, k, 2, true, TESS_COST_BACKWARD);
-    assert_same(full.model_flops, backward.flops + weight.flops);
-    /* its gradient is f32 */
-    assert_same(full.nbytes, 2.0 * backward.elems + 2.0 * weight.elems + 2.0 * (double)(n * k));
+    a.term[0] = (tess_gemm_term){.a = tess_view_host(NULL, m * k, TESS_BF16), .k = k};
+    a.term[0].b = (tess_matrix){.codec = plain, .rows = n, .cols = k};
+    a.term[1] = (tess_gemm_term){.a = tess_view_host(NULL, m * r, TESS_BF16), .k = r};
+    a.term[1].b = (tess_matrix){.codec = plain, .rows = n, .cols = r};
+    a.c = tess_view_host(NULL, m * n, TESS_BF16);
+    tess_count_gemm(&c, &a);
+    count_product(&flops, m, n, k + r);
+    assert_true(c.model_flops == flops && c.hardware_flops == flops);
+    assert_true(c.product_flops[2] == flops); /* smallest extent 5: from 4 to 7 */
+    assert_true(c.weight_numel[TESS_FORMAT_BF16] == (double)(n * (k + r)));
+    assert_true(c.nbytes == 2.0 * (double)(m * (k + r) + n * (k + r) + m * n));
+    assert_true(c.launch_numel == 1.0 && c.unlisted_numel == 0.0);
 }
 
-static void test_lora_counts_its_loops(void **state)
+/* Pairs of a query and a key it sees, one by one; 4 D FLOPs each forward, 10 D backward. */
+static void test_attention_counts_the_pairs_it_sees(void **state)
 {
+    static const int64_t windows[] = {0, 1, 3, 6, 100};
     (void)state;
-    const int64_t t = 5, n = 7, k = 3, r = 2;
-    tally forward = {0}, backward = {0};
-    count_product(&forward, t, r, k);
-    count_product(&forward, t, n, r);
-    count_product(&backward, t, r, n);
-    count_product(&backward, t, k, r);
-    count_product(&backward, n, r, t);
-    count_product(&backward, r, k, t);
-    assert_same(tess_cost_lora(t, n, k, r, 2, TESS_COST_FORWARD).model_flops, forward.flops);
-    assert_same(tess_cost_lora(t, n, k, r, 2, TESS_COST_BACKWARD).model_flops, backward.flops);
-}
-
-/* Half of every document's square, by definition. */
-static void test_attention_counts_half_of_its_squares(void **state)
-{
-    (void)state;
-    const int64_t lengths[] = {3, 1, 6};
-    const int64_t heads = 4, kv_heads = 2, dim = 8;
-    tally forward = {0}, backward = {0};
-    double squares = 0.0;
-    int64_t tokens = 0;
-    for (int i = 0; i < TESS_NELEM(lengths); i++) {
-        const int64_t s = lengths[i];
-        tokens += s;
-        squares += (double)(s * s);
-        for (int64_t h = 0; h < heads; h++) {
-            count_product(&forward, s, s, dim);
-            count_product(&forward, s, dim, s);
-            for (int p = 0; p < 2; p++) { /* dP, dV; dQ, dK */
-                count_product(&backward, s, s, dim);
-                count_product(&backward, s, dim, s);
-            }
-        }
+    for (int w = 0; w < TESS_NELEM(windows); w++) {
+        const tess_attention_shape shape = {.dt = TESS_BF16,
+                                            .token_numel = 12,
+                                            .head_numel = 4,
+                                            .kv_head_numel = 2,
+                                            .dim = 8,
+                                            .longest_numel = 6};
+        const tess_attention_args forward = {.shape = shape, .window = windows[w]};
+        const tess_attention_backward_args backward = {.shape = shape, .window = windows[w]};
+        double pairs = 0.0;
+        tess_cost f = {0}, b = {0};
+        for (int i = 0; i < 6; i++)
+            for (int j = 0; j <= i; j++)
+                pairs += windows[w] == 0 || i - j < windows[w] ? 1.0 : 0.0;
+        tess_count_attention(&f, &forward);
+        tess_count_attention_backward(&b, &backward);
+        assert_true(f.hardware_flops == 4.0 * 8.0 * 4.0 * 2.0 * pairs);
+        assert_true(b.model_flops == 2.0 * f.hardware_flops);
+        assert_true(b.op[TESS_COST_ATTENTION_BACKWARD] == 2.5 * f.hardware_flops);
     }
-    const tess_cost_attention_shape shape = {tokens, squares, heads, kv_heads, dim, 2};
-    const tess_cost f = tess_cost_attention(&shape, TESS_COST_FORWARD);
-    const tess_cost b = tess_cost_attention(&shape, TESS_COST_BACKWARD);
-    assert_same(f.model_flops, forward.flops / 2.0);
-    assert_same(b.model_flops, backward.flops / 2.0);
-    assert_same(b.hardware_flops, 1.25 * b.model_flops);
-    /* q, k, v and out in bf16, lse in f32 */
-    assert_same(f.nbytes,
-                (double)(2 * tokens * dim * (2 * heads + 2 * kv_heads) + 4 * tokens * heads));
 }
 
-static void test_dequantize_counts_the_parts(void **state)
+/* Segments see all of their own; the loops of every head, and bytes in bf16 beside lse in f32. */
+static void test_whole_segments_count_their_loops(void **state)
 {
+    const int64_t tokens = 12, segment = 4, heads = 4, kv_heads = 2, dim = 8;
+    const tess_attention_shape shape = {.dt = TESS_BF16,
+                                        .token_numel = tokens,
+                                        .head_numel = heads,
+                                        .kv_head_numel = kv_heads,
+                                        .dim = dim,
+                                        .longest_numel = segment,
+                                        .segment_numel = segment};
+    const tess_attention_args forward = {.shape = shape};
+    const tess_attention_backward_args backward = {.shape = shape};
+    tess_cost f = {0}, b = {0};
+    double flops = 0.0;
     (void)state;
-    tess_cost cost;
-    const tess_codec nf4 = {.format = TESS_FORMAT_NF4, .block_numel = 64};
-    const tess_codec twice = {.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true};
-    const tess_codec bf16 = {.format = TESS_FORMAT_BF16};
-    const int64_t numel = 64 * 256 * 10;
-    assert_int_equal(tess_cost_dequantize(&nf4, numel, 2, &cost), TESS_OK);
-    assert_same(cost.nbytes, (0.5 + 4.0 / 64.0 + 2.0) * (double)numel);
-    assert_int_equal(tess_cost_dequantize(&twice, numel, 2, &cost), TESS_OK);
-    assert_same(cost.nbytes, (0.5 + 1.0 / 64.0 + 4.0 / 16384.0 + 2.0) * (double)numel + 4.0);
-    assert_int_equal(tess_cost_dequantize(&bf16, numel, 2, &cost), TESS_OK);
-    assert_same(cost.nbytes, 0.0);
-    const tess_codec odd = {.format = TESS_FORMAT_NF4, .block_numel = 48};
-    assert_int_equal(tess_cost_dequantize(&odd, numel, 2, &cost), TESS_E_UNSUPPORTED);
-    tess_error_clear();
+    for (int64_t i = 0; i < heads * tokens / segment; i++) {
+        count_product(&flops, segment, segment, dim);
+        count_product(&flops, segment, dim, segment);
+    }
+    tess_count_attention(&f, &forward);
+    tess_count_attention_backward(&b, &backward);
+    assert_true(f.model_flops == flops && b.model_flops == 2.0 * flops);
+    assert_true(f.nbytes ==
+                (double)(2 * tokens * dim * (2 * heads + 2 * kv_heads) + 4 * tokens * heads));
+    assert_true(b.nbytes == 2.0 * f.nbytes);
 }
 
+/* A quantized weight is read as stored, and written and read in the dtype of the other operand. */
+static void test_dequantizing_counts_the_parts(void **state)
+{
+    static const double stored[] = {0.5 + 4.0 / 64.0, 0.5 + 1.0 / 64.0 + 4.0 / 16384.0};
+    const int64_t rows = 64, cols = 256 * 10;
+    const double numel = (double)(rows * cols);
+    (void)state;
+    for (int twice = 0; twice < 2; twice++) {
+        const tess_codec nf4 = {
+            .format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = twice == 1};
+        tess_gemm_args a = {.kind = TESS_GEMM_NT, .m = 1, .n = rows, .term_numel = 1};
+        tess_cost c = {0};
+        a.term[0] = (tess_gemm_term){.a = tess_view_host(NULL, cols, TESS_BF16), .k = cols};
+        a.term[0].b = (tess_matrix){.codec = nf4, .rows = rows, .cols = cols};
+        a.c = tess_view_host(NULL, rows, TESS_BF16);
+        tess_count_gemm(&c, &a);
+        /* and the mean of constants that are quantized too */
+        assert_true(c.weight_nbytes == (stored[twice] + 2.0) * numel + 4.0 * twice);
+        assert_true(c.weight_numel[TESS_FORMAT_NF4] == numel);
+        assert_true(c.nbytes == c.weight_nbytes + 2.0 * (numel + (double)(rows + cols)));
+    }
+}
+
+/* Operands that are read and written, in their dtype. */
 static void test_elementwise_counts_its_vectors(void **state)
 {
+    const tess_view rows = tess_view_host(NULL, 3 * 8, TESS_BF16);
+    const tess_rmsnorm_args norm = {.x = rows, .row_numel = 3, .dim = 8};
+    const tess_rmsnorm_backward_args norm_backward = {.x = rows, .row_numel = 3, .dim = 8};
+    const tess_swiglu_args swiglu = {.gate = rows};
+    const tess_swiglu_backward_args swiglu_backward = {.gate = rows};
+    const tess_rope_args rope = {
+        .x = {.dt = TESS_BF16}, .token_numel = 3, .head_numel = 5, .dim = 8};
+    const tess_adamw_args adamw = {.numel = 7, .param = tess_view_host(NULL, 7, TESS_BF16)};
+    tess_cost c = {0};
     (void)state;
-    assert_same(tess_cost_rmsnorm(3, 8, 2, TESS_COST_FORWARD).nbytes, 8.0 * 3 * 8);
-    assert_same(tess_cost_rmsnorm(3, 8, 2, TESS_COST_FORWARD).other_flops, 6.0 * 3 * 8);
-    assert_same(tess_cost_rmsnorm(3, 8, 2, TESS_COST_BACKWARD).other_flops, 10.0 * 3 * 8);
-    assert_same(tess_cost_rmsnorm(3, 8, 2, TESS_COST_BACKWARD).model_flops, 0.0);
-    assert_same(tess_cost_swiglu(3, 8, 2, TESS_COST_FORWARD).nbytes, 6.0 * 3 * 8);
-    assert_same(tess_cost_swiglu(3, 8, 2, TESS_COST_BACKWARD).nbytes, 10.0 * 3 * 8);
-    assert_same(tess_cost_rope(3, 5, 8, 2).nbytes, 4.0 * 3 * 5 * 8);
-    assert_same(tess_cost_head_loss(3, 8, 11, 2, TESS_COST_FORWARD).nbytes +
-                    tess_cost_head_loss(3, 8, 11, 2, TESS_COST_BACKWARD).nbytes,
-                8.0 * 3 * 11);
-    assert_same(tess_cost_adamw(7).nbytes, 30.0 * 7);
-    assert_same(tess_cost_all_gather(800.0, 8).wire_nbytes, 700.0);
-    assert_same(tess_cost_all_gather(800.0, 1).wire_nbytes, 0.0);
-    assert_same(tess_cost_reduce_scatter(100, 4).wire_nbytes, 300.0);
+    tess_count_rmsnorm(&c, &norm);
+    tess_count_rmsnorm_backward(&c, &norm_backward);
+    tess_count_swiglu(&c, &swiglu);
+    tess_count_swiglu_backward(&c, &swiglu_backward);
+    tess_count_rope(&c, &rope);
+    tess_count_adamw(&c, &adamw);
+    assert_true(c.op[TESS_COST_NORM] == 4.0 * 3 * 8);
+    assert_true(c.op[TESS_COST_NORM_BACKWARD] == 6.0 * 3 * 8);
+    assert_true(c.op[TESS_COST_SWIGLU] == 6.0 * 3 * 8);
+    assert_true(c.op[TESS_COST_SWIGLU_BACKWARD] == 10.0 * 3 * 8);
+    assert_true(c.op[TESS_COST_ROPE] == 4.0 * 3 * 5 * 8);
+    assert_true(c.op[TESS_COST_OPTIMIZER] == 30.0 * 7);
+    assert_true(c.launch_numel == 6.0 && c.model_flops == 0.0 && c.hardware_flops == 0.0);
 }
 
-static tess_cost_model llama3_8b(void)
+static void test_unlisted_kernels_are_counted_as_such(void **state)
 {
-    const tess_cost_model m = {
-        .layer_numel = 32,
-        .hidden_numel = 4096,
-        .ffn_numel = 14336,
-        .vocab_numel = 128256,
-        .head_numel = 32,
-        .kv_head_numel = 8,
-        .head_dim = 128,
-        .lora_rank = 16,
-        .codec = {.format = TESS_FORMAT_NF4, .block_numel = 64, .double_quant = true},
-        .elem_nbytes = 2};
-    return m;
-}
-
-static tess_cost_model llama3_70b(void)
-{
-    tess_cost_model m = llama3_8b();
-    m.layer_numel = 80;
-    m.hidden_numel = 8192;
-    m.ffn_numel = 28672;
-    m.head_numel = 64;
-    return m;
-}
-
-static double gflop_per_token(const tess_cost_model *m, bool is_replayed, bool is_hardware)
-{
-    const int64_t s = 4096;
-    tess_cost cost;
-    assert_int_equal(tess_cost_model_step(m, s, (double)(s * s), is_replayed, &cost), TESS_OK);
-    return (is_hardware ? cost.hardware_flops : cost.model_flops) / (double)s / 1e9;
-}
-
-/* 4 N with the head, 3 times the attention, 6 per parameter of the adapters. */
-static void test_model_llama3_has_known_flops_per_token(void **state)
-{
+    const int nothing = 0;
+    tess_cost c = {0};
     (void)state;
-    const tess_cost_model small = llama3_8b(), large = llama3_70b();
-    assert_true(fabs(gflop_per_token(&small, false, false) - 33.5) < 0.05);
-    assert_true(fabs(gflop_per_token(&large, false, false) - 295.4) < 0.05);
+    TESS_COST_OF (&nothing)(&c, &nothing);
+    assert_true(c.unlisted_numel == 1.0 && c.launch_numel == 1.0 && c.nbytes == 0.0);
 }
 
-static void test_model_replay_is_hardware_work_only(void **state)
+static void test_repeated_work_is_multiplied(void **state)
 {
+    tess_cost c = {.nbytes = 3.0};
     (void)state;
-    const tess_cost_model m = llama3_8b();
-    assert_same(gflop_per_token(&m, true, false), gflop_per_token(&m, false, false));
-    /* a replayed layer costs about what its forward did: half of its "4 N" */
-    const double more = gflop_per_token(&m, true, true) - gflop_per_token(&m, false, true);
-    const double layers = 2.0 * 6.979e9 / 1e9 + 2.0 * 4096 * 4096 * 32 / 1e9 + 2.0 * 0.0419;
-    assert_true(fabs(more - layers) < 0.01);
-}
-
-/* A trained base without adapters is the well-known 6 N, with 3 times the attention. */
-static void test_model_trained_base_costs_six_per_parameter(void **state)
-{
-    (void)state;
-    tess_cost_model m = llama3_8b();
-    m.lora_rank = 0;
-    m.is_base_trained = true;
-    const double params = 32.0 * 218103808.0 + 128256.0 * 4096.0;
-    const double attention = 3.0 * 2.0 * 4096 * 4096 * 32;
-    assert_true(fabs(gflop_per_token(&m, false, false) - (6.0 * params + attention) / 1e9) < 1e-6);
+    const tess_cost before = c;
+    c.nbytes += 5.0;
+    c.launch_numel += 1.0;
+    tess_cost_repeat(&c, &before, 2.0);
+    assert_true(c.nbytes == 18.0 && c.launch_numel == 3.0);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear_counts_its_loops),
-        cmocka_unit_test(test_lora_counts_its_loops),
-        cmocka_unit_test(test_attention_counts_half_of_its_squares),
-        cmocka_unit_test(test_dequantize_counts_the_parts),
+        cmocka_unit_test(test_product_counts_its_loops),
+        cmocka_unit_test(test_attention_counts_the_pairs_it_sees),
+        cmocka_unit_test(test_whole_segments_count_their_loops),
+        cmocka_unit_test(test_dequantizing_counts_the_parts),
         cmocka_unit_test(test_elementwise_counts_its_vectors),
-        cmocka_unit_test(test_model_llama3_has_known_flops_per_token),
-        cmocka_unit_test(test_model_replay_is_hardware_work_only),
-        cmocka_unit_test(test_model_trained_base_costs_six_per_parameter),
+        cmocka_unit_test(test_unlisted_kernels_are_counted_as_such),
+        cmocka_unit_test(test_repeated_work_is_multiplied),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

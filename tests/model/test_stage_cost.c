@@ -22,82 +22,6 @@ static void expect_ok(tess_status st)
         fail_msg("%s: %s", tess_status_name(st), tess_error_message());
 }
 
-/* ---- single kernels against their loops ---- */
-
-static void test_product_counts_its_loops(void **state)
-{
-    const int64_t m = 5, n = 7, k = 3, r = 2;
-    const tess_codec plain = tess_codec_of_format(TESS_FORMAT_BF16);
-    tess_gemm_args a = {.kind = TESS_GEMM_NT, .m = m, .n = n, .term_numel = 2};
-    tess_cost c = {0};
-    double flops = 0.0;
-    (void)state;
-    a.term[0] = (tess_gemm_term){.a = tess_view_host(NULL, m * k, TESS_BF16), .k = k};
-    a.term[0].b = (tess_matrix){.codec = plain, .rows = n, .cols = k};
-    a.term[1] = (tess_gemm_term){.a = tess_view_host(NULL, m * r, TESS_BF16), .k = r};
-    a.term[1].b = (tess_matrix){.codec = plain, .rows = n, .cols = r};
-    a.c = tess_view_host(NULL, m * n, TESS_BF16);
-    tess_count_gemm(&c, &a);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t p = 0; p < k + r; p++)
-                flops += 2.0;
-    assert_true(c.model_flops == flops && c.hardware_flops == flops);
-    assert_true(c.product_flops[2] == flops); /* smallest extent 5: from 4 to 7 */
-    assert_true(c.weight_numel[TESS_FORMAT_BF16] == (double)(n * (k + r)));
-    assert_true(c.nbytes == 2.0 * (double)(m * (k + r) + n * (k + r) + m * n));
-    assert_true(c.launch_numel == 1.0 && c.unlisted_numel == 0.0);
-}
-
-/* Pairs of a query and a key it sees, one by one; 4 D FLOPs each forward, 10 D backward. */
-static void test_attention_counts_the_pairs_it_sees(void **state)
-{
-    static const int64_t windows[] = {0, 1, 3, 6, 100};
-    (void)state;
-    for (int w = 0; w < TESS_NELEM(windows); w++) {
-        const tess_attention_shape shape = {.dt = TESS_BF16,
-                                            .token_numel = 12,
-                                            .head_numel = 4,
-                                            .kv_head_numel = 2,
-                                            .dim = 8,
-                                            .longest_numel = 6};
-        const tess_attention_args forward = {.shape = shape, .window = windows[w]};
-        const tess_attention_backward_args backward = {.shape = shape, .window = windows[w]};
-        double pairs = 0.0;
-        tess_cost f = {0}, b = {0};
-        for (int i = 0; i < 6; i++)
-            for (int j = 0; j <= i; j++)
-                pairs += windows[w] == 0 || i - j < windows[w] ? 1.0 : 0.0;
-        tess_count_attention(&f, &forward);
-        tess_count_attention_backward(&b, &backward);
-        assert_true(f.hardware_flops == 4.0 * 8.0 * 4.0 * 2.0 * pairs);
-        assert_true(b.model_flops == 2.0 * f.hardware_flops);
-        assert_true(b.op[TESS_COST_ATTENTION_BACKWARD] == 2.5 * f.hardware_flops);
-    }
-}
-
-static void test_unlisted_kernels_are_counted_as_such(void **state)
-{
-    const int nothing = 0;
-    tess_cost c = {0};
-    (void)state;
-    TESS_COST_OF (&nothing)(&c, &nothing);
-    assert_true(c.unlisted_numel == 1.0 && c.launch_numel == 1.0 && c.nbytes == 0.0);
-}
-
-static void test_repeated_work_is_multiplied(void **state)
-{
-    tess_cost c = {.nbytes = 3.0};
-    (void)state;
-    const tess_cost before = c;
-    c.nbytes += 5.0;
-    c.launch_numel += 1.0;
-    tess_cost_repeat(&c, &before, 2.0);
-    assert_true(c.nbytes == 18.0 && c.launch_numel == 3.0);
-}
-
-/* ---- models ---- */
-
 static tess_status rank_16(void *arg, const char *path, bool is_head, tess_lora_choice *out)
 {
     (void)arg;
@@ -322,10 +246,6 @@ static void test_flux_counts_what_it_declares(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_product_counts_its_loops),
-        cmocka_unit_test(test_attention_counts_the_pairs_it_sees),
-        cmocka_unit_test(test_unlisted_kernels_are_counted_as_such),
-        cmocka_unit_test(test_repeated_work_is_multiplied),
         cmocka_unit_test(test_llama3_has_known_flops_per_token),
         cmocka_unit_test(test_stages_sum_up_to_what_models_declare),
         cmocka_unit_test(test_recomputation_costs_less_than_forward),
