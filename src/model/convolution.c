@@ -40,20 +40,6 @@ static int64_t row_numel_of(const tess_convolution *v)
     return v->kind == TESS_CONVOLUTION_UP ? v->height * v->width : v->out_height * v->out_width;
 }
 
-static double products_of(const tess_convolution *v)
-{
-    return (double)row_numel_of(v) * (double)v->linear.in_numel * (double)v->linear.out_numel;
-}
-
-double tess_convolutions_products(const tess_convolutions *c)
-{
-    double sum = 0.0;
-    for (int i = 0; i < c->layer_numel; i++)
-        sum += products_of(&c->layer[i].first) +
-               (c->layer[i].is_residual ? products_of(&c->layer[i].second) : 0.0);
-    return sum;
-}
-
 /* The larger image of a convolution and its patches. */
 static tess_patch_shape patches_of(const tess_convolution *v, int64_t sample_numel)
 {

@@ -52,8 +52,6 @@ typedef struct tess_convolutions_saved {
 /** A convolution without tensors yet: sizes of its product and of its output. Local, pure. */
 tess_convolution tess_convolution_make(tess_convolution_kind kind, int64_t in_numel,
                                        int64_t out_numel, int64_t height, int64_t width);
-/** Multiply-adds for one image. Local, pure. */
-double tess_convolutions_products(const tess_convolutions *c);
 /** Carve them; the same order in forward and backward. Local. */
 TESS_MUST_CHECK tess_status tess_convolutions_take_saved(const tess_exec *ex,
                                                          const tess_convolutions *c,

@@ -28,25 +28,8 @@ typedef struct module {
     const char *prefix, *name;
     int64_t out_numel, in_numel;
     const tess_linear *first; /* of the parts of a matrix that other layouts have as one */
-    int row_kind;             /* TESS_FLUX_ROW_...; what passes text and image rows names both */
     bool is_outer;
 } module;
-
-/* Rows of both streams pass it. */
-enum { ROW_BOTH = TESS_FLUX_ROW_NUMEL };
-
-static void count(tess_flux *m, const module *at, const tess_linear *linear)
-{
-    const double weight = (double)linear->in_numel * (double)linear->out_numel;
-    const int first = at->row_kind == ROW_BOTH ? TESS_FLUX_ROW_TEXT : at->row_kind;
-    const int last = at->row_kind == ROW_BOTH ? TESS_FLUX_ROW_IMAGE : at->row_kind;
-    for (int kind = first; kind <= last; kind++) {
-        tess_flux_macs *macs = &m->macs[kind];
-        *(linear->is_trainable ? &macs->learning : &macs->frozen) += weight;
-        macs->learning +=
-            (double)linear->lora_rank * (double)(linear->in_numel + linear->out_numel);
-    }
-}
 
 static tess_status add_linear(builder *b, const module *at, tess_linear *linear)
 {
@@ -61,7 +44,6 @@ static tess_status add_linear(builder *b, const module *at, tess_linear *linear)
                                      .first = at->first};
     TESS_TRY(tess_builder_linear(&b->base, &place, linear));
     b->learns = b->learns || tess_linear_learns(linear);
-    count(b->m, at, linear);
     return TESS_OK;
 }
 
@@ -88,8 +70,8 @@ static tess_status add_embedders(builder *b)
             continue;
         snprintf(prefix, sizeof prefix, "time_text_embed.%s", name[i]);
         const int64_t in = i == TESS_FLUX_POOLED ? m->config.pooled_dim : TESS_FLUX_SINUSOID_NUMEL;
-        const module at[] = {{prefix, "linear_1", h, in, NULL, TESS_FLUX_ROW_SAMPLE, true},
-                             {prefix, "linear_2", h, h, NULL, TESS_FLUX_ROW_SAMPLE, true}};
+        const module at[] = {{prefix, "linear_1", h, in, NULL, true},
+                             {prefix, "linear_2", h, h, NULL, true}};
         TESS_TRY(add_linear(b, &at[0], &m->embedder[i].linear_1));
         TESS_TRY(add_linear(b, &at[1], &m->embedder[i].linear_2));
     }
@@ -102,10 +84,8 @@ static tess_status add_embed(builder *b)
 {
     tess_flux *m = b->m;
     const int64_t h = m->hidden_numel;
-    const module latent = {"",   "x_embedder",        h,   m->config.in_channels,
-                           NULL, TESS_FLUX_ROW_IMAGE, true};
-    const module text = {"",   "context_embedder", h,   m->config.text_dim,
-                         NULL, TESS_FLUX_ROW_TEXT, true};
+    const module latent = {"", "x_embedder", h, m->config.in_channels, NULL, true};
+    const module text = {"", "context_embedder", h, m->config.text_dim, NULL, true};
     TESS_TRY(add_linear(b, &latent, &m->latent_in));
     TESS_TRY(add_linear(b, &text, &m->text_in));
     return add_embedders(b);
@@ -114,32 +94,28 @@ static tess_status add_embed(builder *b)
 /* Names of one stream's modules. */
 typedef struct half_names {
     const char *modulation, *q, *k, *v, *out, *q_norm, *k_norm, *up, *down;
-    int row_kind;
 } half_names;
 
 static const half_names half_name[TESS_FLUX_STREAM_NUMEL] = {
     [TESS_FLUX_TEXT] = {"norm1_context.linear", "attn.add_q_proj", "attn.add_k_proj",
                         "attn.add_v_proj", "attn.to_add_out", "attn.norm_added_q",
-                        "attn.norm_added_k", "ff_context.net.0.proj", "ff_context.net.2",
-                        TESS_FLUX_ROW_TEXT},
+                        "attn.norm_added_k", "ff_context.net.0.proj", "ff_context.net.2"},
     [TESS_FLUX_IMAGE] = {"norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-                         "attn.norm_q", "attn.norm_k", "ff.net.0.proj", "ff.net.2",
-                         TESS_FLUX_ROW_IMAGE},
+                         "attn.norm_q", "attn.norm_k", "ff.net.0.proj", "ff.net.2"},
 };
 
 static tess_status add_half(builder *b, const char *prefix, const half_names *name,
                             tess_flux_half *half)
 {
     const int64_t h = b->m->hidden_numel, inner = TESS_FLUX_MLP_RATIO * h;
-    const int kind = name->row_kind;
     const module at[] = {
-        {prefix, name->modulation, 6 * h, h, NULL, TESS_FLUX_ROW_SAMPLE, false},
-        {prefix, name->q, h, h, NULL, kind, false},
-        {prefix, name->k, h, h, &half->q, kind, false},
-        {prefix, name->v, h, h, &half->q, kind, false},
-        {prefix, name->out, h, h, NULL, kind, false},
-        {prefix, name->up, inner, h, NULL, kind, false},
-        {prefix, name->down, h, inner, NULL, kind, false},
+        {prefix, name->modulation, 6 * h, h, NULL, false},
+        {prefix, name->q, h, h, NULL, false},
+        {prefix, name->k, h, h, &half->q, false},
+        {prefix, name->v, h, h, &half->q, false},
+        {prefix, name->out, h, h, NULL, false},
+        {prefix, name->up, inner, h, NULL, false},
+        {prefix, name->down, h, inner, NULL, false},
     };
     tess_linear *const linear[] = {&half->modulation, &half->q,  &half->k,   &half->v,
                                    &half->out,        &half->up, &half->down};
@@ -165,12 +141,12 @@ static tess_status add_single(builder *b, int idx)
     const int64_t h = b->m->hidden_numel, inner = TESS_FLUX_MLP_RATIO * h;
     snprintf(prefix, sizeof prefix, "single_transformer_blocks.%d.", idx);
     const module at[] = {
-        {prefix, "norm.linear", 3 * h, h, NULL, TESS_FLUX_ROW_SAMPLE, false},
-        {prefix, "attn.to_q", h, h, NULL, ROW_BOTH, false},
-        {prefix, "attn.to_k", h, h, &block->q, ROW_BOTH, false},
-        {prefix, "attn.to_v", h, h, &block->q, ROW_BOTH, false},
-        {prefix, "proj_mlp", inner, h, &block->q, ROW_BOTH, false},
-        {prefix, "proj_out", h, h + inner, NULL, ROW_BOTH, false},
+        {prefix, "norm.linear", 3 * h, h, NULL, false},
+        {prefix, "attn.to_q", h, h, NULL, false},
+        {prefix, "attn.to_k", h, h, &block->q, false},
+        {prefix, "attn.to_v", h, h, &block->q, false},
+        {prefix, "proj_mlp", inner, h, &block->q, false},
+        {prefix, "proj_out", h, h + inner, NULL, false},
     };
     tess_linear *const linear[] = {&block->modulation, &block->q,  &block->k,
                                    &block->v,          &block->up, &block->down};
@@ -184,8 +160,8 @@ static tess_status add_final(builder *b)
 {
     tess_flux *m = b->m;
     const int64_t h = m->hidden_numel;
-    const module modulation = {"", "norm_out.linear", 2 * h, h, NULL, TESS_FLUX_ROW_SAMPLE, false};
-    const module out = {"", "proj_out", m->config.out_channels, h, NULL, TESS_FLUX_ROW_IMAGE, true};
+    const module modulation = {"", "norm_out.linear", 2 * h, h, NULL, false};
+    const module out = {"", "proj_out", m->config.out_channels, h, NULL, true};
     TESS_TRY(add_linear(b, &modulation, &m->final.modulation));
     return add_linear(b, &out, &m->final.out);
 }
@@ -258,33 +234,6 @@ static tess_status check_backend(const tess_kernels *k)
     return TESS_OK;
 }
 
-static double macs_of(const tess_flux *m, int64_t image_numel, int64_t text_numel, bool is_learning)
-{
-    const double rows[TESS_FLUX_ROW_NUMEL] = {[TESS_FLUX_ROW_TEXT] = (double)text_numel,
-                                              [TESS_FLUX_ROW_IMAGE] = (double)image_numel,
-                                              [TESS_FLUX_ROW_SAMPLE] = 1.0};
-    double sum = 0.0;
-    for (int i = 0; i < TESS_FLUX_ROW_NUMEL; i++)
-        sum += rows[i] * (is_learning ? m->macs[i].learning : m->macs[i].frozen);
-    return sum;
-}
-
-/* Forward 2 per multiply-add, backward 2 for dX and 2 for the weight of what learns; attention has
- * 2 S^2 H multiply-adds a block, its backward twice as many. */
-static double count_flops(const tess_flux *m, int64_t image_numel, int64_t text_numel)
-{
-    const double s = (double)(image_numel + text_numel);
-    const double pairs =
-        s * s * (double)m->hidden_numel * (double)(m->double_numel + m->single_numel);
-    return 4.0 * macs_of(m, image_numel, text_numel, false) +
-           6.0 * macs_of(m, image_numel, text_numel, true) + 12.0 * pairs;
-}
-
-double tess_flux_flops_per_sample(const tess_model *model, int64_t image_numel, int64_t text_numel)
-{
-    return count_flops(model->self, image_numel, text_numel);
-}
-
 static tess_status alloc(int64_t numel, size_t item_nbytes, void *slot)
 {
     void *memory = NULL;
@@ -330,23 +279,12 @@ tess_status tess_flux_create(const tess_flux_config *config, const tess_flux_sha
 {
     TESS_TRY(tess_flux_config_check(config));
     TESS_TRY(check_options(shape, options));
-    TESS_CHECK(
-        reg->compute_dt == options->compute_dt && reg->param_numel == 0 && !reg->is_laid_out,
-        TESS_E_STATE, "registry: expected an empty one of dtype %s, found %s with %d tensors",
-        tess_dtype_name(options->compute_dt), tess_dtype_name(reg->compute_dt), reg->param_numel);
-    void *self = NULL, *model = NULL;
+    TESS_TRY(tess_model_check_registry(options, reg));
+    void *self = NULL;
     tess_status st = TESS_OK;
     TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_flux), &self));
     TESS_TRY_GOTO(st, fail, fill(self, config, shape, options, reg));
-    TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_model), &model));
-    /* Of the planned batch: samples differ in size, and reports count samples. */
-    const double flops = count_flops(self, shape->image_numel, shape->text_numel);
-    *(tess_model *)model =
-        (tess_model){.ops = &tess_flux_stage_ops,
-                     .self = self,
-                     .destroy_self = destroy_flux,
-                     .flops_per_token = flops / (double)(shape->image_numel + shape->text_numel)};
-    *out = model;
+    TESS_TRY_GOTO(st, fail, tess_model_adopt(&tess_flux_stage_ops, self, destroy_flux, out));
     return TESS_OK;
 fail:
     destroy_flux(self);

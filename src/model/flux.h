@@ -73,8 +73,4 @@ TESS_MUST_CHECK tess_status tess_flux_create(const tess_flux_config *config,
                                              const tess_flux_shape *shape,
                                              const tess_model_options *options, tess_registry *reg,
                                              tess_model **out);
-/** Model floating-point operations of a trained sample of n image and T text tokens, as
- * tess_model_flops_per_token counts them. Local, pure. */
-double tess_flux_flops_per_sample(const tess_model *model, int64_t image_numel, int64_t text_numel);
-
 TESS_END_DECLS

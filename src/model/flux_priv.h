@@ -53,13 +53,6 @@ typedef struct tess_flux_final {
     tess_linear out;
 } tess_flux_final;
 
-/** Multiply-adds of the linears that a row of one kind passes. */
-typedef struct tess_flux_macs {
-    double frozen, learning;
-} tess_flux_macs;
-
-enum { TESS_FLUX_ROW_TEXT, TESS_FLUX_ROW_IMAGE, TESS_FLUX_ROW_SAMPLE, TESS_FLUX_ROW_NUMEL };
-
 typedef struct tess_flux {
     tess_flux_config config;
     tess_flux_shape shape; /* planned */
@@ -77,7 +70,6 @@ typedef struct tess_flux {
     bool
         embedders_learn; /* something of `embedder`: gradients of the modulation input are wanted */
     bool *stage_learns;  /* [stages] something of the stage beside `embedder`; owned */
-    tess_flux_macs macs[TESS_FLUX_ROW_NUMEL];
 } tess_flux;
 
 static inline int tess_flux_stage_numel(const tess_flux *m)

@@ -215,35 +215,6 @@ static tess_status make_rope(const tess_llm_config *c, tess_llama *m)
     return TESS_OK;
 }
 
-/* Matrix-product weights that see one token, in multiply-adds. */
-static void count_linear(const tess_linear *l, double *frozen, double *learning)
-{
-    const double weight = (double)l->in_numel * (double)l->out_numel;
-    *(l->is_trainable ? learning : frozen) += weight;
-    *learning += (double)l->lora_rank * (double)(l->in_numel + l->out_numel);
-}
-
-/* Forward 2 per multiply-add, backward 2 for dX and 2 for the weight of what learns; attention
- * counts the pairs that are visible in one full sequence, backward twice the forward. */
-static double count_flops(const tess_llama *m)
-{
-    double frozen = 0.0, learning = 0.0, pairs = 0.0;
-    count_linear(&m->head.linear, &frozen, &learning);
-    for (int i = 0; i < m->layer_numel; i++) {
-        const tess_llama_block *block = &m->block[i];
-        const tess_attention *at = &block->attention;
-        const tess_linear *linear[] = {&at->q,           &at->k,         &at->v,          &at->o,
-                                       &block->mlp.gate, &block->mlp.up, &block->mlp.down};
-        for (int k = 0; k < TESS_NELEM(linear); k++)
-            count_linear(linear[k], &frozen, &learning);
-        const double s = (double)m->sequence_length;
-        const double w = at->window > 0 ? fmin((double)at->window, s) : s;
-        const double seen = w * (w + 1.0) / 2.0 + (s - w) * w;
-        pairs += seen / s * (double)(at->head_numel * at->head_dim);
-    }
-    return 4.0 * frozen + 6.0 * learning + 12.0 * pairs;
-}
-
 static void destroy_llama(void *self)
 {
     tess_llama *m = self;
@@ -294,20 +265,12 @@ tess_status tess_llama_create(const tess_llm_config *config, const tess_model_op
 {
     TESS_TRY(tess_llm_config_check(config));
     TESS_TRY(check_options(options));
-    TESS_CHECK(
-        reg->compute_dt == options->compute_dt && reg->param_numel == 0 && !reg->is_laid_out,
-        TESS_E_STATE, "registry: expected an empty one of dtype %s, found %s with %d tensors",
-        tess_dtype_name(options->compute_dt), tess_dtype_name(reg->compute_dt), reg->param_numel);
-    void *self = NULL, *model = NULL;
+    TESS_TRY(tess_model_check_registry(options, reg));
+    void *self = NULL;
     tess_status st = TESS_OK;
     TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_llama), &self));
     TESS_TRY_GOTO(st, fail, fill(self, config, options, reg));
-    TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_model), &model));
-    *(tess_model *)model = (tess_model){.ops = &tess_llama_stage_ops,
-                                        .self = self,
-                                        .destroy_self = destroy_llama,
-                                        .flops_per_token = count_flops(self)};
-    *out = model;
+    TESS_TRY_GOTO(st, fail, tess_model_adopt(&tess_llama_stage_ops, self, destroy_llama, out));
     return TESS_OK;
 fail:
     destroy_llama(self);

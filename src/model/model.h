@@ -82,8 +82,4 @@ const tess_stage_ops *tess_model_stage_ops(const tess_model *model);
 void *tess_model_self(tess_model *model);
 /** Bytes of the tables that calls of a device read; see tess_stage_ops. */
 size_t tess_model_constant_nbytes(const tess_model *model);
-/** Model floating-point operations of one trained token (forward + backward, frozen base: dX only),
- * for reports. */
-double tess_model_flops_per_token(const tess_model *model);
-
 TESS_END_DECLS

@@ -54,12 +54,6 @@ static tess_status check_backend(const tess_kernels *k, bool is_of_images)
     return TESS_OK;
 }
 
-/* Forward 2 per multiply-add, backward 4; a search 2 per code and dimension. */
-static double count_flops(const tess_rqvae *m)
-{
-    return 6.0 * tess_rqvae_body_products(m) + 2.0 * m->ops->count_products(m);
-}
-
 static tess_status fill(tess_rqvae *m, const tess_rqvae_config *config,
                         const tess_model_options *options, tess_registry *reg)
 {
@@ -93,20 +87,12 @@ tess_status tess_rqvae_create(const tess_rqvae_config *config, const tess_model_
     TESS_CHECK(options->micro_batch % tess_rqvae_position_numel(&config->images) == 0, TESS_E_ARG,
                "micro-batch of %" PRId64 " vectors: expected those of whole images",
                options->micro_batch);
-    TESS_CHECK(
-        reg->compute_dt == options->compute_dt && reg->param_numel == 0 && !reg->is_laid_out,
-        TESS_E_STATE, "registry: expected an empty one of dtype %s, found %s with %d tensors",
-        tess_dtype_name(options->compute_dt), tess_dtype_name(reg->compute_dt), reg->param_numel);
-    void *self = NULL, *model = NULL;
+    TESS_TRY(tess_model_check_registry(options, reg));
+    void *self = NULL;
     tess_status st = TESS_OK;
     TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_rqvae), &self));
     TESS_TRY_GOTO(st, fail, fill(self, config, options, reg));
-    TESS_TRY_GOTO(st, fail, tess_alloc(sizeof(tess_model), &model));
-    *(tess_model *)model = (tess_model){.ops = &tess_rqvae_stage_ops,
-                                        .self = self,
-                                        .destroy_self = destroy_rqvae,
-                                        .flops_per_token = count_flops(self)};
-    *out = model;
+    TESS_TRY_GOTO(st, fail, tess_model_adopt(&tess_rqvae_stage_ops, self, destroy_rqvae, out));
     return TESS_OK;
 fail:
     destroy_rqvae(self);

@@ -236,23 +236,6 @@ tess_status tess_rqvae_check_config(const tess_rqvae_config *c)
     return TESS_OK;
 }
 
-static double count_weights(const tess_perceptron *p)
-{
-    double weights = 0.0;
-    for (int i = 0; i < p->layer_numel; i++)
-        weights += (double)p->layer[i].in_numel * (double)p->layer[i].out_numel;
-    return weights;
-}
-
-double tess_rqvae_body_products(const tess_rqvae *m)
-{
-    if (is_of_images(m))
-        return (tess_convolutions_products(&m->encoder.images) +
-                tess_convolutions_products(&m->decoder.images)) /
-               (double)m->encoder.images.position_numel;
-    return count_weights(&m->encoder.vectors) + count_weights(&m->decoder.vectors);
-}
-
 /* ---- calls ---- */
 
 static tess_rows rows_of(const tess_exec *ex, tess_view v)

@@ -123,11 +123,6 @@ static tess_status add_mapped(tess_rqvae *m, tess_registry *reg, int unit_idx)
     return TESS_OK;
 }
 
-static double count_products(const tess_rqvae *m)
-{
-    return (double)m->shape.index_numel * (double)m->config.code_numel * (double)m->shape.dim;
-}
-
 /* ---- one codebook in a call ---- */
 
 /* F A^T, K x d x d products: once for each level of each pass. */
@@ -687,7 +682,6 @@ static tess_status leave_alone(const tess_rqvae *m, tess_exec *ex, const tess_rq
 const tess_quantizer_ops tess_quantizer_of_codes = {.shape = shape,
                                                     .terms = terms,
                                                     .add_tensors = add_codebooks,
-                                                    .count_products = count_products,
                                                     .forward = forward,
                                                     .attend = attend,
                                                     .decode = decode,
@@ -695,14 +689,12 @@ const tess_quantizer_ops tess_quantizer_of_codes = {.shape = shape,
 const tess_quantizer_ops tess_quantizer_of_mapped_codes = {.shape = shape,
                                                            .terms = terms,
                                                            .add_tensors = add_mapped,
-                                                           .count_products = count_products,
                                                            .forward = forward,
                                                            .decode = decode,
                                                            .backward = backward};
 const tess_quantizer_ops tess_quantizer_of_projected = {.shape = shape,
                                                         .terms = terms,
                                                         .add_tensors = add_tables,
-                                                        .count_products = count_products,
                                                         .forward = forward,
                                                         .decode = decode,
                                                         .backward = leave_alone};

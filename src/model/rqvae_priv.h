@@ -48,8 +48,6 @@ typedef struct tess_quantizer_ops {
     void (*terms)(const tess_rqvae *m, tess_quantizer_terms *out);
     /* Register its tensors in a unit of its own. NULL: it has none. */
     tess_status (*add_tensors)(tess_rqvae *m, tess_registry *reg, int unit_idx);
-    /* Multiply-adds of a vector's search. */
-    double (*count_products)(const tess_rqvae *m);
     /* z in `input` to `code`; where `output` is wanted also that and `term`. */
     tess_status (*forward)(const tess_rqvae *m, tess_exec *ex, const tess_rqvae_io *io);
     /* Take part in the forward of other ranks, row-sharded; NULL: nobody is asked to. */
@@ -111,8 +109,6 @@ TESS_MUST_CHECK tess_status tess_rqvae_add_param(tess_registry *reg, tess_param 
 /** Register the encoder or the decoder in a unit of its own. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_add_body(tess_rqvae *m, const int64_t *hidden,
                                                 tess_registry *reg, bool is_decoder);
-/** Multiply-adds of both for each vector of the latent. Local, pure. */
-double tess_rqvae_body_products(const tess_rqvae *m);
 /** As of tess_perceptron and tess_convolutions; views are rows or images. Local. */
 TESS_MUST_CHECK tess_status tess_rqvae_body_take_saved(const tess_rqvae *m, const tess_exec *ex,
                                                        const tess_rqvae_body *body,

@@ -58,12 +58,6 @@ static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
     *out = (tess_quantizer_terms){.numel = m->shape.index_numel, .of_rows = m->shape.index_numel};
 }
 
-static double count_products(const tess_rqvae *m)
-{
-    (void)m;
-    return 0.0;
-}
-
 static tess_levels levels_of(const tess_rqvae *m, int level, float scale[TESS_LEVEL_DIM_MAX])
 {
     for (int64_t j = 0; j < m->config.code_dim; j++) {
@@ -199,9 +193,5 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     return TESS_OK;
 }
 
-const tess_quantizer_ops tess_quantizer_of_scalars = {.shape = shape,
-                                                      .terms = terms,
-                                                      .count_products = count_products,
-                                                      .forward = forward,
-                                                      .decode = decode,
-                                                      .backward = backward};
+const tess_quantizer_ops tess_quantizer_of_scalars = {
+    .shape = shape, .terms = terms, .forward = forward, .decode = decode, .backward = backward};

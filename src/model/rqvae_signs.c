@@ -59,11 +59,6 @@ static void terms(const tess_rqvae *m, tess_quantizer_terms *out)
         out->weight[out->numel++] = -entropy_of(m) * c->diversity;
 }
 
-static double count_products(const tess_rqvae *m)
-{
-    return m->config.entropy > 0.0 ? 2.0 * (double)m->shape.mean_numel : 0.0;
-}
-
 static float magnitude_of(const tess_rqvae *m)
 {
     return m->config.is_spherical ? (float)(1.0 / sqrt((double)m->config.code_dim))
@@ -234,9 +229,5 @@ static tess_status backward(const tess_rqvae *m, tess_exec *ex, const tess_rqvae
     return TESS_OK;
 }
 
-const tess_quantizer_ops tess_quantizer_of_signs = {.shape = shape,
-                                                    .terms = terms,
-                                                    .count_products = count_products,
-                                                    .forward = forward,
-                                                    .decode = decode,
-                                                    .backward = backward};
+const tess_quantizer_ops tess_quantizer_of_signs = {
+    .shape = shape, .terms = terms, .forward = forward, .decode = decode, .backward = backward};

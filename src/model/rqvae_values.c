@@ -45,8 +45,6 @@ static tess_status add_values(tess_rqvae *m, tess_registry *reg, int unit_idx)
     return tess_rqvae_add_param(reg, &p, &m->value_idx);
 }
 
-static double count_products(const tess_rqvae *m) { return (double)count_values(m); }
-
 static tess_latents latents_of(const tess_rqvae *m, tess_view value)
 {
     return (tess_latents){.value = value.data, .levels = m->axis_level, .dim = m->config.code_dim};
@@ -165,7 +163,6 @@ void tess_rqvae_values_start(const tess_model *model, float *value)
 const tess_quantizer_ops tess_quantizer_of_values = {.shape = shape,
                                                      .terms = terms,
                                                      .add_tensors = add_values,
-                                                     .count_products = count_products,
                                                      .forward = forward,
                                                      .decode = decode,
                                                      .backward = backward};

@@ -125,7 +125,6 @@ typedef struct tess_stage {
     size_t work_nbytes; /* scratch of one call, forward or backward */
     bool is_fused_loss; /* last stage: backward computes loss and gradient at once, no training
                            forward */
-    bool reads_output;  /* backward wants the stage's own output in `output` */
     /* A recomputation may pass `output` with numel 0: then only `saved` is written, which costs
      * less. */
     bool skips_output;
