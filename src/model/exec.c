@@ -13,6 +13,34 @@ tess_carve tess_carve_make(const char *name, tess_view view, bool is_plan)
     return carve;
 }
 
+tess_exec tess_exec_plan(const tess_kernels *kernels, const tess_registry *reg, tess_dtype dt,
+                         int thread_numel)
+{
+    return (tess_exec){.kernels = kernels,
+                       .registry = reg,
+                       .dt = dt,
+                       .thread_numel = thread_numel,
+                       .is_plan = true,
+                       .is_padded = kernels->wants_adjacent_terms,
+                       .saved = tess_carve_make("saved", (tess_view){0}, true),
+                       .work = tess_carve_make("work", (tess_view){0}, true)};
+}
+
+tess_exec tess_exec_begin(const tess_stage_call *call, tess_dtype dt, int thread_numel)
+{
+    return (tess_exec){.kernels = call->kernels,
+                       .registry = call->registry,
+                       .call = call,
+                       .stream = call->stream,
+                       .space = call->device->space,
+                       .dt = dt,
+                       .thread_numel = thread_numel,
+                       .is_announced = tess_call_is_announced(call->mode),
+                       .is_padded = call->kernels->wants_adjacent_terms,
+                       .saved = tess_carve_make("saved", call->saved, false),
+                       .work = tess_carve_make("work", call->work, false)};
+}
+
 tess_status tess_carve_take(tess_carve *carve, int64_t numel, tess_dtype dt, tess_view *out)
 {
     size_t nbytes = 0;

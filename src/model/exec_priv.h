@@ -53,6 +53,12 @@ typedef struct tess_exec {
     tess_cost *cost; /* where planned calls count; NULL: nowhere */
 } tess_exec;
 
+/** What every family's plan of a stage and its calls have: `saved` and `work` without bytes that
+ * only count, or over the call's. The caller sets extents and dropout. Local. */
+tess_exec tess_exec_plan(const tess_kernels *kernels, const tess_registry *reg, tess_dtype dt,
+                         int thread_numel);
+tess_exec tess_exec_begin(const tess_stage_call *call, tess_dtype dt, int thread_numel);
+
 /** Count a planned call of a kernel. */
 #define TESS_EXEC_COUNT(ex, args)                                                                  \
     ((ex)->cost != NULL ? TESS_COST_OF(args)((ex)->cost, (args)) : (void)0)

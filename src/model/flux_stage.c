@@ -89,17 +89,10 @@ tess_status tess_flux_plan_stage(const tess_flux *m, const tess_registry *reg, i
                                  tess_stage *stage)
 {
     const tess_flux_batch batch = planned_batch(m);
-    tess_exec ex = {.kernels = m->kernels,
-                    .registry = reg,
-                    .dt = m->dt,
-                    .thread_numel = m->thread_numel,
-                    .is_plan = true,
-                    .is_padded = m->kernels->wants_adjacent_terms,
-                    .dropout = m->dropout};
+    tess_exec ex = tess_exec_plan(m->kernels, reg, m->dt, m->thread_numel);
+    ex.dropout = m->dropout;
     tess_carve edge = tess_carve_make("edge", none, true);
     tess_flux_call c = {.ex = &ex};
-    ex.saved = tess_carve_make("saved", none, true);
-    ex.work = tess_carve_make("work", none, true);
     set_call(m, stage_idx, &batch, &c);
     TESS_TRY(take_edge(&c, &edge, &c.output));
     c.d_output = c.output;
@@ -158,18 +151,8 @@ static tess_status begin(const tess_flux *m, const tess_stage_call *call,
     TESS_CHECK(batch != NULL, TESS_E_ARG, "stage %d: the call brings no batch", call->stage_idx);
     if (!is_announced)
         TESS_TRY(check_batch(m, batch, call->mode));
-    *ex = (tess_exec){.kernels = call->kernels,
-                      .registry = call->registry,
-                      .call = call,
-                      .stream = call->stream,
-                      .space = call->device->space,
-                      .is_announced = is_announced,
-                      .is_padded = call->kernels->wants_adjacent_terms,
-                      .dt = m->dt,
-                      .thread_numel = m->thread_numel,
-                      .dropout = tess_call_is_training(call->mode) ? m->dropout : 0.0f};
-    ex->saved = tess_carve_make("saved", call->saved, false);
-    ex->work = tess_carve_make("work", call->work, false);
+    *ex = tess_exec_begin(call, m->dt, m->thread_numel);
+    ex->dropout = tess_call_is_training(call->mode) ? m->dropout : 0.0f;
     *c = (tess_flux_call){.ex = ex};
     set_call(m, call->stage_idx, batch, c);
     return TESS_OK;

@@ -160,17 +160,10 @@ tess_status tess_llama_plan_stage(tess_llama *m, const tess_registry *reg, int s
                                   tess_stage *stage)
 {
     const tess_token_batch batch = {.token_numel = m->token_numel};
-    tess_exec ex = {.kernels = m->kernels,
-                    .registry = reg,
-                    .dt = m->dt,
-                    .thread_numel = m->thread_numel,
-                    .is_plan = true,
-                    .is_padded = m->kernels->wants_adjacent_terms,
-                    .dropout = m->dropout,
-                    .row_numel = m->token_numel,
-                    .longest_numel = m->sequence_length};
-    ex.saved = tess_carve_make("saved", none, true);
-    ex.work = tess_carve_make("work", none, true);
+    tess_exec ex = tess_exec_plan(m->kernels, reg, m->dt, m->thread_numel);
+    ex.dropout = m->dropout;
+    ex.row_numel = m->token_numel;
+    ex.longest_numel = m->sequence_length;
     int64_t numel = 0;
     TESS_TRY(tess_mul_i64(m->token_numel, m->hidden_numel, &numel));
     const tess_view h = tess_view_host(NULL, numel, m->dt);
@@ -208,23 +201,13 @@ static tess_status begin(const tess_llama *m, const tess_stage_call *call, tess_
                TESS_E_ARG,
                "micro-batch of %" PRId64 " tokens: expected 1 to %" PRId64 " as planned",
                batch == NULL ? 0 : batch->token_numel, m->token_numel);
-    *ex = (tess_exec){.kernels = call->kernels,
-                      .registry = call->registry,
-                      .call = call,
-                      .stream = call->stream,
-                      .space = call->device->space,
-                      .is_announced = is_announced,
-                      .is_padded = call->kernels->wants_adjacent_terms,
-                      .dt = m->dt,
-                      .thread_numel = m->thread_numel,
-                      .dropout = tess_call_is_training(call->mode) ? m->dropout : 0.0f,
-                      .row_numel = batch->token_numel,
-                      .longest_numel = m->sequence_length,
-                      .document_numel = batch->document_numel,
-                      .positions = batch->positions,
-                      .doc_start = batch->doc_start};
-    ex->saved = tess_carve_make("saved", call->saved, false);
-    ex->work = tess_carve_make("work", call->work, false);
+    *ex = tess_exec_begin(call, m->dt, m->thread_numel);
+    ex->dropout = tess_call_is_training(call->mode) ? m->dropout : 0.0f;
+    ex->row_numel = batch->token_numel;
+    ex->longest_numel = m->sequence_length;
+    ex->document_numel = batch->document_numel;
+    ex->positions = batch->positions;
+    ex->doc_start = batch->doc_start;
     return TESS_OK;
 }
 

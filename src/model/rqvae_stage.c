@@ -258,16 +258,9 @@ static tess_status plan_io(const tess_rqvae *m, tess_exec *ex, int stage_idx, te
 tess_status tess_rqvae_plan_stage(const tess_rqvae *m, const tess_registry *reg, int stage_idx,
                                   tess_stage *stage)
 {
-    tess_exec ex = {.kernels = m->kernels,
-                    .registry = reg,
-                    .dt = m->dt,
-                    .thread_numel = m->thread_numel,
-                    .is_plan = true,
-                    .is_padded = m->kernels->wants_adjacent_terms,
-                    .row_numel = m->row_numel};
+    tess_exec ex = tess_exec_plan(m->kernels, reg, m->dt, m->thread_numel);
+    ex.row_numel = m->row_numel;
     tess_rqvae_io io = {0};
-    ex.saved = tess_carve_make("saved", (tess_view){0}, true);
-    ex.work = tess_carve_make("work", (tess_view){0}, true);
     TESS_TRY(plan_io(m, &ex, stage_idx, &io, &stage->output_nbytes));
     const size_t begin = ex.saved.used_nbytes;
     ex.cost = &stage->cost.forward;
@@ -301,18 +294,8 @@ static tess_status begin(const tess_rqvae *m, const tess_stage_call *call, tess_
     TESS_CHECK(batch->vector_numel % tess_rqvae_position_numel(&m->config.images) == 0, TESS_E_ARG,
                "micro-batch of %" PRId64 " vectors: expected those of whole images",
                batch->vector_numel);
-    *ex = (tess_exec){.kernels = call->kernels,
-                      .registry = call->registry,
-                      .call = call,
-                      .stream = call->stream,
-                      .space = call->device->space,
-                      .is_announced = is_announced,
-                      .is_padded = call->kernels->wants_adjacent_terms,
-                      .dt = m->dt,
-                      .thread_numel = m->thread_numel,
-                      .row_numel = batch->vector_numel};
-    ex->saved = tess_carve_make("saved", call->saved, false);
-    ex->work = tess_carve_make("work", call->work, false);
+    *ex = tess_exec_begin(call, m->dt, m->thread_numel);
+    ex->row_numel = batch->vector_numel;
     *io = (tess_rqvae_io){.batch = is_announced ? &nothing : batch,
                           .is_training = tess_call_is_training(call->mode),
                           .grad_scale = call->grad_scale,
