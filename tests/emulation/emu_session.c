@@ -57,6 +57,27 @@ tess_status emu_session_use(tess_session *s, const emu_rank *rank, emu_removal *
     return emu_hash_masters(s->world, s->rt, s->d.plan, out->master);
 }
 
+typedef struct job {
+    const emu_subject *subject;
+    emu_removal *removal; /* NULL: nothing is taken away */
+    emu_trained out[EMU_RANK_MAX];
+} job;
+
+static tess_status body(void *arg, const emu_rank *rank)
+{
+    job *j = arg;
+    return j->subject->run(j->subject->launch, rank->comm, rank, j->removal, &j->out[rank->rank]);
+}
+
+static void on_host(const emu_subject *subject, emu_trained *out)
+{
+    tess_comm *self = NULL;
+    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
+    if (subject->run(subject->launch, self, NULL, NULL, out) != TESS_OK)
+        fail_msg("%s, on the host: %s", subject->name, tess_error_message());
+    tess_comm_destroy(&self);
+}
+
 void emu_session_check(const char *name, const emu_options *o, const emu_report *r)
 {
     if (r->status != TESS_OK || r->violation_numel != 0)
@@ -65,37 +86,66 @@ void emu_session_check(const char *name, const emu_options *o, const emu_report 
                  r->violation);
 }
 
-int emu_session_take_each(const emu_setting *setting)
+static void run_job(job *j, const emu_options *o, emu_report *r)
+{
+    emu_run(o, body, j, r);
+    emu_session_check(j->subject->name, o, r);
+}
+
+void emu_session_run(const emu_subject *subject, const emu_options *o, emu_report *report)
+{
+    static job j;
+    j = (job){.subject = subject};
+    run_job(&j, o, report);
+}
+
+static void check_bits(const emu_subject *subject, const emu_options *o, const emu_trained *want)
+{
+    static job j;
+    emu_report report;
+    j = (job){.subject = subject};
+    run_job(&j, o, &report);
+    if ((report.ahead_numel > 0) != subject->is_ahead)
+        fail_msg("%s: %lld products were prepared ahead", subject->name,
+                 (long long)report.ahead_numel);
+    for (int r = 0; r < o->rank_numel; r++)
+        if (memcmp(want, &j.out[r], sizeof *want) != 0)
+            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
+                     "host %.17g, %.17g, %.17g",
+                     subject->name, o->rank_numel, (unsigned long long)o->seed, r, j.out[r].loss[0],
+                     j.out[r].loss[1], j.out[r].eval_loss, want->loss[0], want->loss[1],
+                     want->eval_loss);
+}
+
+void emu_session_check_orders(const emu_subject *subject, emu_options o, uint64_t seed)
+{
+    emu_trained want;
+    on_host(subject, &want);
+    for (o.rank_numel = 1; o.rank_numel <= 3; o.rank_numel++)
+        for (uint64_t turn = 0; turn < 2; turn++) {
+            o.seed = turn + 2 * seed + (uint64_t)o.rank_numel;
+            o.is_serial = turn == 1;
+            check_bits(subject, &o, &want);
+        }
+}
+
+int emu_session_take_each(const emu_subject *subject, const emu_options *o)
 {
     static emu_removal r;
+    static job j;
     emu_report report;
-    memset(&r, 0, sizeof r);
-    *setting->removal = &r;
-    r.taken.rank = -1;
-    emu_run(&setting->options, setting->body, setting->arg, &report);
-    emu_session_check(setting->name, &setting->options, &report);
+    r = (emu_removal){.taken = {.rank = -1}};
+    j = (job){.subject = subject, .removal = &r};
+    run_job(&j, o, &report);
     for (int i = 0; i < r.numel; i++) {
         r.taken = r.list[i];
-        emu_run(&setting->options, setting->body, setting->arg, &report);
+        emu_run(o, body, &j, &report);
         if (report.violation_numel == 0 && r.may_be_idle)
             continue;
         if (report.violation_numel == 0)
-            fail_msg("%s, %d ranks: nothing shows without the wait of %s", setting->name,
-                     setting->options.rank_numel, r.what);
+            fail_msg("%s, %d ranks: nothing shows without the wait of %s", subject->name,
+                     o->rank_numel, r.what);
         assert_non_null(strstr(report.violation, "nothing orders the two"));
     }
-    *setting->removal = NULL;
     return r.numel;
-}
-
-void emu_session_check_bits(const char *name, const emu_options *o, const emu_trained *want,
-                            const emu_trained *out)
-{
-    for (int r = 0; r < o->rank_numel; r++)
-        if (memcmp(want, &out[r], sizeof *want) != 0)
-            fail_msg("%s, %d ranks, seed %llu, rank %d: losses %.17g, %.17g, evaluation %.17g; the "
-                     "host %.17g, %.17g, %.17g",
-                     name, o->rank_numel, (unsigned long long)o->seed, r, out[r].loss[0],
-                     out[r].loss[1], out[r].eval_loss, want->loss[0], want->loss[1],
-                     want->eval_loss);
 }

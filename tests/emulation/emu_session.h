@@ -1,5 +1,5 @@
-/** Steps of a session of any family by hand, on the host or on an emulated rank: what they leave,
- * and what is found when waits are taken away. */
+/** Steps of a session of any family by hand, on the host and on emulated ranks: what they leave, in
+ * any order of streams, and what is found when waits are taken away. */
 #pragma once
 
 #include "emulation/emu_removal.h"
@@ -20,21 +20,24 @@ typedef struct emu_trained {
 TESS_MUST_CHECK tess_status emu_session_use(tess_session *s, const emu_rank *rank,
                                             emu_removal *removal, emu_trained *out);
 
-/** Runs of one setting on emulated ranks. */
-typedef struct emu_setting {
+/** A run of some family, to be run again and again. */
+typedef struct emu_subject {
     const char *name; /* for messages */
-    emu_options options;
-    emu_body body; /* runs with `removal`, where that is not NULL */
-    void *arg;
-    emu_removal **removal; /* the body's, set by emu_session_take_each() */
-} emu_setting;
+    const void *launch;
+    /* The whole of it, by emu_session_use() with the last three. Collective over `comm`. */
+    tess_status (*run)(const void *launch, tess_comm *comm, const emu_rank *rank,
+                       emu_removal *removal, emu_trained *out);
+    bool is_ahead; /* products are prepared ahead where the device offers it */
+} emu_subject;
 
-/** Take every generated wait away in turn: each must show. @return how many there were */
-int emu_session_take_each(const emu_setting *setting);
-/** Nothing failed, nothing was not ordered. */
+/** Nothing failed, nothing was touched that is not ordered. */
 void emu_session_check(const char *name, const emu_options *o, const emu_report *r);
-/** `out` [rank_numel]: every rank has what the host has. */
-void emu_session_check_bits(const char *name, const emu_options *o, const emu_trained *want,
-                            const emu_trained *out);
+/** On emulated ranks: nothing fails, and nothing touches what is not ordered. */
+void emu_session_run(const emu_subject *subject, const emu_options *o, emu_report *report);
+/** At 1 to 3 ranks, all streams at once and one after another, every rank has the host's bits.
+ * `seed` varies the orders; of `o` the ranks, seed and orders are set here. */
+void emu_session_check_orders(const emu_subject *subject, emu_options o, uint64_t seed);
+/** Take every generated wait away in turn: each must show. @return how many there were */
+int emu_session_take_each(const emu_subject *subject, const emu_options *o);
 
 TESS_END_DECLS

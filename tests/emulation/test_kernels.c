@@ -366,23 +366,4 @@ static const twin_suite suite = {ops,
                                  {"elementwise.cu", "dora.cu", "reduce.cu", "adamw.cu",
                                   "squares_priv.cuh", "common_priv.cuh", NULL}};
 
-static void test_kernels_match_twins(void **state)
-{
-    (void)state;
-    twin_check_suite(&suite);
-}
-
-static void test_barriers_taken_out_show(void **state)
-{
-    (void)state;
-    twin_check_barriers(&suite);
-}
-
-int main(void)
-{
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kernels_match_twins),
-        cmocka_unit_test(test_barriers_taken_out_show),
-    };
-    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
-}
+int main(void) { return twin_suite_main(&suite); }

@@ -351,19 +351,13 @@ static void test_int8_quotients_are_rounded_as_divided(void **state)
     twin_check_cases(&quotients, 0, 1);
 }
 
-static void test_barriers_taken_out_show(void **state)
-{
-    (void)state;
-    twin_check_barriers(&suite);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_quantized_format_has_a_case),
         cmocka_unit_test(test_decoders_match_twins),
         cmocka_unit_test(test_int8_quotients_are_rounded_as_divided),
-        cmocka_unit_test(test_barriers_taken_out_show),
+        cmocka_unit_test_prestate(test_barriers_taken_out_show, (void *)(uintptr_t)&suite),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

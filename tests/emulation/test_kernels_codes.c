@@ -335,12 +335,6 @@ static const twin_op ops[] = {
 static const twin_suite suite = {
     ops, TESS_NELEM(ops), {"nearest.cu", "codebook.cu", "im2col.cu", NULL}};
 
-static void test_kernels_match_twins(void **state)
-{
-    (void)state;
-    twin_check_suite(&suite);
-}
-
 /* Threads that came to a line of a kernel in the last run. */
 static int64_t passes_at(const char *source, int line)
 {
@@ -394,18 +388,11 @@ static void test_lists_decide(void **state)
     }
 }
 
-static void test_barriers_taken_out_show(void **state)
-{
-    (void)state;
-    twin_check_barriers(&suite);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kernels_match_twins),
+        TWIN_SUITE_TESTS(&suite),
         cmocka_unit_test(test_lists_decide),
-        cmocka_unit_test(test_barriers_taken_out_show),
     };
     return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
 }

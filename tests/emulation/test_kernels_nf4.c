@@ -226,18 +226,6 @@ static const twin_op ops[] = {
 static const twin_suite suite = {
     ops, TESS_NELEM(ops), {"nf4.cu", "codec_priv.cuh", "embedding.cu", NULL}};
 
-static void test_kernels_match_twins(void **state)
-{
-    (void)state;
-    twin_check_suite(&suite);
-}
-
-static void test_barriers_taken_out_show(void **state)
-{
-    (void)state;
-    twin_check_barriers(&suite);
-}
-
 /* Both backends refuse the same element with the same words. */
 static void test_quantize_not_finite_is_refused(void **state)
 {
@@ -281,8 +269,7 @@ static void test_encoding_other_formats_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kernels_match_twins),
-        cmocka_unit_test(test_barriers_taken_out_show),
+        TWIN_SUITE_TESTS(&suite),
         cmocka_unit_test(test_quantize_not_finite_is_refused),
         cmocka_unit_test(test_encoding_other_formats_is_refused),
     };

@@ -57,12 +57,6 @@ static const char full_text[] = "model: {path: MODEL, init: random}\n"
 static tiny_run tiny_files;
 static flux_run flux_files;
 
-typedef struct job {
-    const launch *launch;
-    emu_removal *removal; /* NULL: nothing is taken away */
-    emu_trained out[EMU_RANK_MAX];
-} job;
-
 /* ---- one run ---- */
 
 static tess_status open_llama(const launch *l, const emu_rank *rank, tess_comm *comm, tiny_run *t,
@@ -88,69 +82,36 @@ static tess_status open_flux(const launch *l, const emu_rank *rank, tess_comm *c
     return flux_run_open(comm, f, &own, TESS_SESSION_TRAIN, s);
 }
 
-/* `rank` NULL: the host. */
-static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, emu_trained *out)
+static tess_status run(const void *launch_of, tess_comm *comm, const emu_rank *rank,
+                       emu_removal *removal, emu_trained *out)
 {
+    const launch *l = launch_of;
     tiny_run tiny = tiny_files;
     flux_run flux = flux_files;
     tess_session *s = NULL;
     tess_io *io = NULL;
     TESS_TRY(tess_io_create(tess_comm_rank(comm), &io));
     tiny.ctx.io = flux.ctx.io = io;
-    tess_status st = j->launch->is_flux ? open_flux(j->launch, rank, comm, &flux, &s)
-                                        : open_llama(j->launch, rank, comm, &tiny, &s);
+    tess_status st =
+        l->is_flux ? open_flux(l, rank, comm, &flux, &s) : open_llama(l, rank, comm, &tiny, &s);
     if (st == TESS_OK)
-        st = emu_session_use(s, rank, j->removal, out);
+        st = emu_session_use(s, rank, removal, out);
     tess_session_close(&s);
     tess_io_destroy(&io);
     return st;
 }
 
-static tess_status body(void *arg, const emu_rank *rank)
+static emu_subject subject_of(const launch *l)
 {
-    job *j = arg;
-    return run_on(j, rank, rank->comm, &j->out[rank->rank]);
-}
-
-static void on_host(const launch *l, emu_trained *out)
-{
-    const job j = {.launch = l};
-    tess_comm *self = NULL;
-    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
-    if (run_on(&j, NULL, self, out) != TESS_OK)
-        fail_msg("%s, on the host: %s", l->name, tess_error_message());
-    tess_comm_destroy(&self);
-}
-
-/* ---- any order gives the host's bits ---- */
-
-static void check_seed(const launch *l, const emu_options *o, const emu_trained *want)
-{
-    static job j;
-    emu_report report;
-    memset(&j, 0, sizeof j);
-    j.launch = l;
-    emu_run(o, body, &j, &report);
-    emu_session_check(l->name, o, &report);
-    if ((report.ahead_numel > 0) != l->is_ahead)
-        fail_msg("%s: %lld products were prepared ahead", l->name, (long long)report.ahead_numel);
-    emu_session_check_bits(l->name, o, want, j.out);
+    return (emu_subject){.name = l->name, .launch = l, .run = run, .is_ahead = l->is_ahead};
 }
 
 static void test_bits(void **state)
 {
     (void)state;
     for (int i = 0; i < TESS_NELEM(launches); i++) {
-        emu_trained want;
-        on_host(&launches[i], &want);
-        for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
-            for (uint64_t seed = 0; seed < 2; seed++) {
-                const emu_options o = {.rank_numel = rank_numel,
-                                       .seed = seed + (uint64_t)(2 * i + rank_numel),
-                                       .is_serial = seed % 2 == 1,
-                                       .is_ahead = true};
-                check_seed(&launches[i], &o, &want);
-            }
+        const emu_subject subject = subject_of(&launches[i]);
+        emu_session_check_orders(&subject, (emu_options){.is_ahead = true}, (uint64_t)i);
     }
 }
 
@@ -163,18 +124,12 @@ static void test_missing_waits(void **state)
 {
     (void)state;
     for (int i = 0; i < TESS_NELEM(launches); i++) {
-        static job j;
+        const emu_subject subject = subject_of(&launches[i]);
+        const emu_options o = {.rank_numel = 2, .seed = (uint64_t)i, .is_ahead = true};
         if (launches[i].is_full)
             continue;
-        memset(&j, 0, sizeof j);
-        j.launch = &launches[i];
-        const int numel = emu_session_take_each(
-            &(emu_setting){.name = j.launch->name,
-                           .options = {.rank_numel = 2, .seed = (uint64_t)i, .is_ahead = true},
-                           .body = body,
-                           .arg = &j,
-                           .removal = &j.removal});
-        print_message("%s: %d waits taken away\n", j.launch->name, numel);
+        const int numel = emu_session_take_each(&subject, &o);
+        print_message("%s: %d waits taken away\n", subject.name, numel);
         assert_true(numel > 0);
     }
 }

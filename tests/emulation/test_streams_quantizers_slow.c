@@ -61,12 +61,6 @@ static const rqvae_launch choice[] = {
 
 /* ---- one run ---- */
 
-typedef struct job {
-    const rqvae_launch *launch;
-    emu_removal *removal; /* NULL: nothing is taken away */
-    emu_trained out[EMU_RANK_MAX];
-} job;
-
 static tess_status make_data(tess_comm *comm, const rqvae_launch *l, vector_run *v)
 {
     TESS_TRY(vector_run_create(comm, 96, 19, VECTORS_CLUSTERS, v));
@@ -75,65 +69,34 @@ static tess_status make_data(tess_comm *comm, const rqvae_launch *l, vector_run 
     return l->images != NULL ? rqvae_make_images(comm, v, l->images, 8) : TESS_OK;
 }
 
-/* `rank` NULL: the host. */
-static tess_status run_on(const job *j, const emu_rank *rank, tess_comm *comm, emu_trained *out)
+static tess_status run(const void *launch, tess_comm *comm, const emu_rank *rank,
+                       emu_removal *removal, emu_trained *out)
 {
     vector_run v;
     tess_session *s = NULL;
-    rqvae_launch l = *j->launch;
+    rqvae_launch l = *(const rqvae_launch *)launch;
     l.device = rank != NULL ? rank->device : NULL;
     l.kernels = rank != NULL ? &emu_kernels : &tess_kernels_cpu;
     TESS_TRY(make_data(comm, &l, &v));
     tess_status st = rqvae_open(comm, &v, &l, false, &s);
     if (st == TESS_OK)
-        st = emu_session_use(s, rank, j->removal, out);
+        st = emu_session_use(s, rank, removal, out);
     tess_session_close(&s);
     vector_run_destroy(comm, &v);
     return st;
 }
 
-static tess_status body(void *arg, const emu_rank *rank)
+static emu_subject subject_of(const rqvae_launch *l)
 {
-    job *j = arg;
-    return run_on(j, rank, rank->comm, &j->out[rank->rank]);
-}
-
-static void on_host(const rqvae_launch *l, emu_trained *out)
-{
-    const job j = {.launch = l};
-    tess_comm *self = NULL;
-    assert_int_equal(tess_comm_create_self(&self), TESS_OK);
-    if (run_on(&j, NULL, self, out) != TESS_OK)
-        fail_msg("%s on the host: %s", l->name, tess_error_message());
-    tess_comm_destroy(&self);
-}
-
-/* ---- any order gives the host's bits ---- */
-
-static void check_seed(const rqvae_launch *l, const emu_options *o, const emu_trained *want)
-{
-    static job j;
-    emu_report report;
-    memset(&j, 0, sizeof j);
-    j.launch = l;
-    emu_run(o, body, &j, &report);
-    emu_session_check(l->name, o, &report);
-    emu_session_check_bits(l->name, o, want, j.out);
+    return (emu_subject){.name = l->name, .launch = l, .run = run};
 }
 
 static void test_bits(void **state)
 {
     (void)state;
     for (int i = 0; i < TESS_NELEM(choice); i++) {
-        emu_trained want;
-        on_host(&choice[i], &want);
-        for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
-            for (uint64_t seed = 0; seed < 2; seed++) {
-                const emu_options o = {.rank_numel = rank_numel,
-                                       .seed = seed + (uint64_t)(2 * i + rank_numel),
-                                       .is_serial = seed % 2 == 1};
-                check_seed(&choice[i], &o, &want);
-            }
+        const emu_subject subject = subject_of(&choice[i]);
+        emu_session_check_orders(&subject, (emu_options){0}, (uint64_t)i);
     }
 }
 
@@ -167,13 +130,10 @@ static void test_operands(void **state)
     (void)state;
     bool has_run[EMU_KERNEL_NUMEL] = {false};
     for (int i = 0; i < TESS_NELEM(choice); i++) {
-        static job j;
-        emu_report report;
+        const emu_subject subject = subject_of(&choice[i]);
         const emu_options o = {.rank_numel = 1, .is_audited = true};
-        memset(&j, 0, sizeof j);
-        j.launch = &choice[i];
-        emu_run(&o, body, &j, &report);
-        emu_session_check(choice[i].name, &o, &report);
+        emu_report report;
+        emu_session_run(&subject, &o, &report);
         for (int k = 0; k < EMU_KERNEL_NUMEL; k++)
             has_run[k] = has_run[k] || report.has_run[k];
     }
@@ -189,26 +149,16 @@ static bool takes_waits(const rqvae_launch *l)
            strcmp(l->name, "images") == 0;
 }
 
-static int take_each(const rqvae_launch *l, int rank_numel)
-{
-    static job j;
-    memset(&j, 0, sizeof j);
-    j.launch = l;
-    return emu_session_take_each(&(emu_setting){.name = l->name,
-                                                .options = {.rank_numel = rank_numel, .seed = 1},
-                                                .body = body,
-                                                .arg = &j,
-                                                .removal = &j.removal});
-}
-
 static void test_missing_waits(void **state)
 {
     (void)state;
     int wait_numel = 0;
     for (int i = 0; i < TESS_NELEM(choice); i++)
-        if (takes_waits(&choice[i]))
-            for (int rank_numel = 1; rank_numel <= 3; rank_numel++)
-                wait_numel += take_each(&choice[i], rank_numel);
+        for (int rank_numel = 1; rank_numel <= 3 && takes_waits(&choice[i]); rank_numel++) {
+            const emu_subject subject = subject_of(&choice[i]);
+            const emu_options o = {.rank_numel = rank_numel, .seed = 1};
+            wait_numel += emu_session_take_each(&subject, &o);
+        }
     print_message("%d waits taken away\n", wait_numel);
     assert_true(wait_numel > 0);
 }

@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "core/memory.h"
-#include "emulation/emu_world.h"
+#include "emulation/emu_session.h"
 #include "support/tiny_run.h"
 #include "train/session_priv.h"
 
@@ -160,14 +160,6 @@ static void on_host(const char *run_text, const char *const *overrides, trained 
     tess_comm_destroy(&self);
 }
 
-static void check_report(const emu_options *o, const emu_report *r)
-{
-    if (r->status != TESS_OK || r->violation_numel != 0)
-        fail_msg("%d ranks, seed %llu: %s; %lld violations: %s", o->rank_numel,
-                 (unsigned long long)o->seed, r->error, (long long)r->violation_numel,
-                 r->violation);
-}
-
 /* What differs first. */
 static void check_bits(const trained *want, const trained *got, const char *where)
 {
@@ -195,7 +187,7 @@ static void check_operands(const char *const *overrides, const char *run_text)
     j.overrides = overrides;
     j.run_text = run_text;
     emu_run(&o, body_by_hand, &j, &report);
-    check_report(&o, &report);
+    emu_session_check("tiny llama", &o, &report);
 }
 
 static void check_settings(int rank_numel, const char *const *overrides, const char *run_text,
@@ -209,7 +201,7 @@ static void check_settings(int rank_numel, const char *const *overrides, const c
         j.overrides = overrides;
         j.run_text = run_text;
         emu_run(&o, body_by_hand, &j, &report);
-        check_report(&o, &report);
+        emu_session_check("tiny llama", &o, &report);
         for (int r = 0; r < rank_numel; r++) {
             char where[64];
             snprintf(where, sizeof where, "%d ranks, seed %llu, rank %d", rank_numel,
@@ -358,7 +350,7 @@ static void check_checkpoints(const char *optimizer, uint64_t seed_numel)
             emu_report report;
             const emu_options o = {.rank_numel = 1, .seed = seed};
             emu_run(&o, body_whole, &got, &report);
-            check_report(&o, &report);
+            emu_session_check("tiny llama", &o, &report);
             assert_int_equal(got.out.step_numel, 5);
             assert_true(tess_sha256_is_equal(&got.out.losses, &want.out.losses));
         }

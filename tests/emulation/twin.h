@@ -355,3 +355,19 @@ static inline void twin_check_suite(const twin_suite *suite)
                          twin_case_numel(&suite->ops[i]));
     twin_check_reach(suite);
 }
+
+static inline void test_kernels_match_twins(void **state) { twin_check_suite(*state); }
+
+static inline void test_barriers_taken_out_show(void **state) { twin_check_barriers(*state); }
+
+/** The tests of a suite, in a list of cmocka's. */
+#define TWIN_SUITE_TESTS(suite)                                                                    \
+    cmocka_unit_test_prestate(test_kernels_match_twins, (void *)(uintptr_t)(suite)),               \
+        cmocka_unit_test_prestate(test_barriers_taken_out_show, (void *)(uintptr_t)(suite))
+
+/** A program that has no other tests. */
+static inline int twin_suite_main(const twin_suite *suite)
+{
+    const struct CMUnitTest tests[] = {TWIN_SUITE_TESTS(suite)};
+    return cmocka_run_group_tests(tests, tess_emulation_setup, NULL);
+}
