@@ -50,7 +50,8 @@ static inline bool tess_lifetime_is_host(tess_lifetime life)
     return life == TESS_LIFE_DATA || life == TESS_LIFE_STAGING;
 }
 
-/** Words of the record that a step sums up on the device, before one word a unit; see runtime.c. */
+/** Words of the record that a step sums up on the device, before one word a unit; see
+ * runtime_priv.h. */
 enum { TESS_STEP_RECORD_NUMEL = 2 * TESS_EXACT_LIMB_NUMEL + 2 };
 
 typedef enum tess_choice { TESS_AUTO, TESS_OFF, TESS_ON } tess_choice;

@@ -1,4 +1,7 @@
-/** Inner structure of the runtime, shared by runtime.c, gradient.c and optimizer.c. */
+/**
+ * Inner structure of the runtime: what lives as long as it does (runtime.c), a step and its
+ * operations (runtime_step.c), gathers, gradients, optimizers, times.
+ */
 #pragma once
 
 #include "core/memory.h"
@@ -95,6 +98,11 @@ tess_stage_call runtime_call(tess_runtime *rt, const tess_sched_op *op, tess_cal
 tess_view runtime_view(const tess_runtime *rt, const void *data, int64_t numel, tess_dtype dt);
 /** Later work of `to` comes after everything enqueued on `from` so far; `ev` is of `from`. */
 TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, tess_event *ev);
+
+/** A unit's slab of all ranks, where it is kept whole. */
+tess_view runtime_whole_slab(tess_runtime *rt, int unit_idx);
+/** Slabs travel, now or in the next step, as the compute stream leaves them. Collective. */
+TESS_MUST_CHECK tess_status runtime_gather_kept(tess_runtime *rt);
 
 /* runtime_host.c */
 size_t runtime_record_nbytes(const tess_runtime *rt);
