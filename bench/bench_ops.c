@@ -46,9 +46,9 @@ typedef struct bench {
 } bench;
 
 /* Run a kernel with these arguments, or count what it would move. */
+#define RUN_COUNTED(b, call, count) ((b)->cost != NULL ? ((count), (tess_status)TESS_OK) : (call))
 #define RUN(b, table, kernel, args)                                                                \
-    ((b)->cost != NULL ? (TESS_COST_OF(args)((b)->cost, (args)), (tess_status)TESS_OK)             \
-                       : (table)->kernel((args), (b)->at.stream))
+    RUN_COUNTED(b, (table)->kernel((args), (b)->at.stream), TESS_COST_OF(args)((b)->cost, (args)))
 #define RUN_OP(b, kernel, args) RUN(b, (b)->at.kernels, kernel, args)
 #define RUN_MODULATED(b, kernel, args) RUN(b, (b)->at.kernels->modulated, kernel, args)
 
@@ -102,37 +102,33 @@ static float *floats(const bench *b, int i) { return bench_slot(&b->room, i); }
 static tess_status run_copy(bench *b)
 {
     const int64_t numel = (int64_t)b->room.slot_nbytes;
-    if (b->cost != NULL) {
-        tess_count_copy(b->cost, (double)numel);
-        return TESS_OK;
-    }
-    return tess_device_copy(b->at.device, operand_as(b, 0, numel, TESS_U8),
-                            operand_as(b, 1, numel, TESS_U8), b->at.stream);
+    const tess_view dst = operand_as(b, 0, numel, TESS_U8), src = operand_as(b, 1, numel, TESS_U8);
+    return RUN_COUNTED(b, tess_device_copy(b->at.device, dst, src, b->at.stream),
+                       tess_count_copy(b->cost, (double)numel));
+}
+
+static tess_rmsnorm_args rmsnorm_of(const bench *b)
+{
+    return (tess_rmsnorm_args){.x = hidden(b, 0),
+                               .w = operand_as(b, 1, b->shape->hidden_numel, TESS_F32),
+                               .row_numel = b->shape->token_numel,
+                               .dim = b->shape->hidden_numel,
+                               .eps = 1e-5F,
+                               .y = hidden(b, 2),
+                               .inv_rms = floats(b, 3)};
 }
 
 static tess_status run_rmsnorm_forward(bench *b)
 {
-    const tess_rmsnorm_args a = {.x = hidden(b, 0),
-                                 .w = operand_as(b, 1, b->shape->hidden_numel, TESS_F32),
-                                 .row_numel = b->shape->token_numel,
-                                 .dim = b->shape->hidden_numel,
-                                 .eps = 1e-5F,
-                                 .y = hidden(b, 2),
-                                 .inv_rms = floats(b, 3)};
+    const tess_rmsnorm_args a = rmsnorm_of(b);
     return RUN_OP(b, rmsnorm_forward, &a);
 }
 
 static tess_status run_rmsnorm_add(bench *b)
 {
-    const tess_rmsnorm_args a = {.x = hidden(b, 0),
-                                 .w = operand_as(b, 1, b->shape->hidden_numel, TESS_F32),
-                                 .row_numel = b->shape->token_numel,
-                                 .dim = b->shape->hidden_numel,
-                                 .eps = 1e-5F,
-                                 .y = hidden(b, 2),
-                                 .inv_rms = floats(b, 3),
-                                 .residual = hidden(b, 4),
-                                 .sum = hidden(b, 5)};
+    tess_rmsnorm_args a = rmsnorm_of(b);
+    a.residual = hidden(b, 4);
+    a.sum = hidden(b, 5);
     return RUN_OP(b, rmsnorm_forward, &a);
 }
 
@@ -194,21 +190,15 @@ static tess_status run_dropout(bench *b)
     return RUN_OP(b, dropout, &a);
 }
 
-static tess_status run_cast_down(bench *b)
+static tess_status cast(bench *b, tess_dtype from, tess_dtype to)
 {
     const int64_t numel = b->shape->token_numel * b->shape->hidden_numel;
-    const tess_cast_args a = {operand_as(b, 0, numel, TESS_F32),
-                              operand_as(b, 1, numel, TESS_BF16)};
+    const tess_cast_args a = {operand_as(b, 0, numel, from), operand_as(b, 1, numel, to)};
     return RUN_OP(b, cast, &a);
 }
 
-static tess_status run_cast_up(bench *b)
-{
-    const int64_t numel = b->shape->token_numel * b->shape->hidden_numel;
-    const tess_cast_args a = {operand_as(b, 0, numel, TESS_BF16),
-                              operand_as(b, 1, numel, TESS_F32)};
-    return RUN_OP(b, cast, &a);
-}
+static tess_status run_cast_down(bench *b) { return cast(b, TESS_F32, TESS_BF16); }
+static tess_status run_cast_up(bench *b) { return cast(b, TESS_BF16, TESS_F32); }
 
 static tess_status run_cross_entropy(bench *b)
 {
@@ -229,22 +219,16 @@ static tess_status run_square_norm(bench *b)
 {
     const int64_t numel = b->shape->state_numel;
     const tess_square_norm_args a = {floats(b, 0), numel, b->exact, b->nonfinite_numel};
-    if (b->cost != NULL) {
-        tess_count_squares(b->cost, (double)numel);
-        return TESS_OK;
-    }
-    return b->at.kernels->square_norm(&a, b->at.stream);
+    return RUN_COUNTED(b, b->at.kernels->square_norm(&a, b->at.stream),
+                       tess_count_squares(b->cost, (double)numel));
 }
 
 static tess_status run_fold(bench *b)
 {
     const int64_t numel = b->shape->state_numel;
     const tess_fold_args a = {floats(b, 0), floats(b, 1), floats(b, 2), numel};
-    if (b->cost != NULL) {
-        tess_count_fold(b->cost, (double)numel);
-        return TESS_OK;
-    }
-    return b->at.kernels->fold(&a, b->at.stream);
+    return RUN_COUNTED(b, b->at.kernels->fold(&a, b->at.stream),
+                       tess_count_fold(b->cost, (double)numel));
 }
 
 /* What the owner of a quarter of the state does with the pieces of four ranks in one round. */
@@ -258,11 +242,9 @@ static tess_status run_fold_pieces(bench *b)
                                      .level_stride_numel = numel,
                                      .level_numel = LEVELS,
                                      .numel = numel};
-    if (b->cost != NULL) { /* four pieces leave one sum */
-        tess_count_fold_pieces(b->cost, (double)numel, PIECES, 1.0);
-        return TESS_OK;
-    }
-    return b->at.kernels->fold_pieces(&a, b->at.stream);
+    /* four pieces leave one sum */
+    return RUN_COUNTED(b, b->at.kernels->fold_pieces(&a, b->at.stream),
+                       tess_count_fold_pieces(b->cost, (double)numel, PIECES, 1.0));
 }
 
 static tess_status run_adamw(bench *b)
