@@ -455,6 +455,18 @@ tess_status tess_json_get_string(const tess_json *object, const char *key, const
     return tess_json_as_string(v, out);
 }
 
+tess_status tess_json_get_text(const tess_json *object, const char *key, size_t room_nbytes,
+                               char *out)
+{
+    const char *text = NULL;
+    TESS_TRY(tess_json_get_string(object, key, &text));
+    const size_t nbytes = strlen(text);
+    TESS_CHECK(nbytes < room_nbytes, TESS_E_FORMAT, "%s: %s has %zu bytes, at most %zu are read",
+               tess_json_source(object), key, nbytes, room_nbytes - 1);
+    memcpy(out, text, nbytes + 1);
+    return TESS_OK;
+}
+
 tess_status tess_json_get_i64(const tess_json *object, const char *key, int64_t *out)
 {
     const tess_json *v = NULL;

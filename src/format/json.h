@@ -72,6 +72,9 @@ TESS_MUST_CHECK tess_status tess_json_expect(const tess_json *v, tess_json_type 
 /* Required members: absent is TESS_E_FORMAT too. */
 TESS_MUST_CHECK tess_status tess_json_get_string(const tess_json *object, const char *key,
                                                  const char **out);
+/** A string copied to `out` [room_nbytes], its NUL included; a longer one is TESS_E_FORMAT. */
+TESS_MUST_CHECK tess_status tess_json_get_text(const tess_json *object, const char *key,
+                                               size_t room_nbytes, char *out);
 TESS_MUST_CHECK tess_status tess_json_get_i64(const tess_json *object, const char *key,
                                               int64_t *out);
 TESS_MUST_CHECK tess_status tess_json_get_f64(const tess_json *object, const char *key,

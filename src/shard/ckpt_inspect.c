@@ -86,21 +86,6 @@ static void put_shape(ckpt_text *t, const tess_ckpt_tensor *tensor)
     ckpt_text_put(t, "]");
 }
 
-static void put_value_json(ckpt_text *t, const tess_ckpt_value *v)
-{
-    switch (v->kind) {
-    case TESS_CKPT_I64:
-        ckpt_text_put(t, "%" PRId64, v->i64);
-        break;
-    case TESS_CKPT_F64:
-        ckpt_text_f64(t, v->f64);
-        break;
-    case TESS_CKPT_TEXT:
-        ckpt_text_quote(t, v->text);
-        break;
-    }
-}
-
 static void put_named(ckpt_text *t, const char *before, const char *key, const char *value)
 {
     ckpt_text_put(t, "%s", before);
@@ -158,7 +143,7 @@ static void render_json(ckpt_text *t, const void *arg)
         ckpt_text_put(t, "%s", i > 0 ? "," : "");
         ckpt_text_quote(t, m->state[i].name);
         ckpt_text_put(t, ":");
-        put_value_json(t, &m->state[i]);
+        ckpt_text_value(t, &m->state[i]);
     }
     ckpt_text_put(t, "},\"step\":%" PRId64, m->step);
     put_tensors_json(t, m);
@@ -173,7 +158,7 @@ static void put_state_text(ckpt_text *t, const tess_ckpt_value *v)
     if (v->kind == TESS_CKPT_TEXT && strpbrk(v->text, "\n\r") != NULL)
         ckpt_text_put(t, "(text of %zu bytes)", strlen(v->text));
     else
-        put_value_json(t, v);
+        ckpt_text_value(t, v);
     ckpt_text_put(t, "\n");
 }
 

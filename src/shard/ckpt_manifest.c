@@ -115,17 +115,7 @@ static void put_state(const ckpt_manifest_spec *spec, ckpt_text *t)
         ckpt_text_put(t, "%s\n", i > 0 ? "," : "");
         ckpt_text_quote(t, v->name);
         ckpt_text_put(t, ":");
-        switch (v->kind) {
-        case TESS_CKPT_I64:
-            ckpt_text_put(t, "%" PRId64, v->i64);
-            break;
-        case TESS_CKPT_F64:
-            ckpt_text_f64(t, v->f64);
-            break;
-        case TESS_CKPT_TEXT:
-            ckpt_text_quote(t, v->text);
-            break;
-        }
+        ckpt_text_value(t, v);
     }
     ckpt_text_put(t, "},\n");
 }

@@ -36,6 +36,7 @@ void ckpt_text_put(ckpt_text *t, const char *fmt, ...) TESS_PRINTF(2, 3);
 void ckpt_text_quote(ckpt_text *t, const char *s);
 /* A JSON number that reads back to the same bits and is no integer. */
 void ckpt_text_f64(ckpt_text *t, double x);
+void ckpt_text_value(ckpt_text *t, const tess_ckpt_value *v);
 
 /* ---- names and sets ---- */
 

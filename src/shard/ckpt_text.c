@@ -47,3 +47,18 @@ void ckpt_text_f64(ckpt_text *t, double x)
     const bool is_integer = strpbrk(digits, ".e") == NULL;
     ckpt_text_put(t, "%s%s", digits, is_integer ? ".0" : "");
 }
+
+void ckpt_text_value(ckpt_text *t, const tess_ckpt_value *v)
+{
+    switch (v->kind) {
+    case TESS_CKPT_I64:
+        ckpt_text_put(t, "%" PRId64, v->i64);
+        break;
+    case TESS_CKPT_F64:
+        ckpt_text_f64(t, v->f64);
+        break;
+    case TESS_CKPT_TEXT:
+        ckpt_text_quote(t, v->text);
+        break;
+    }
+}

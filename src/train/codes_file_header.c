@@ -138,18 +138,6 @@ static tess_status get_hex(const tess_json *from, const char *key,
     return TESS_OK;
 }
 
-static tess_status get_text(const tess_json *from, const char *key,
-                            char out[TESS_CODES_TEXT_NBYTES])
-{
-    const char *text = NULL;
-    TESS_TRY(tess_json_get_string(from, key, &text));
-    TESS_CHECK(strlen(text) < TESS_CODES_TEXT_NBYTES, TESS_E_FORMAT,
-               "%s: %s has %zu bytes, at most %d are read", tess_json_source(from), key,
-               strlen(text), TESS_CODES_TEXT_NBYTES - 1);
-    snprintf(out, TESS_CODES_TEXT_NBYTES, "%s", text);
-    return TESS_OK;
-}
-
 static tess_status get_order(const tess_json *from, tess_codes_order *out)
 {
     const char *text = NULL;
@@ -176,8 +164,8 @@ static tess_status take_json(const tess_json *root, tess_codes_info *info, tess_
     TESS_TRY(tess_json_get_i64(root, "groups", &info->group_numel));
     TESS_TRY(tess_json_opt_bool(root, "has_absent", false, &info->has_absent));
     TESS_TRY(get_order(root, &info->bit_order));
-    TESS_TRY(get_text(root, "codebooks", info->codebooks));
-    TESS_TRY(get_text(root, "source", info->source));
+    TESS_TRY(tess_json_get_text(root, "codebooks", sizeof info->codebooks, info->codebooks));
+    TESS_TRY(tess_json_get_text(root, "source", sizeof info->source, info->source));
     TESS_TRY(get_hex(root, "metadata", place->metadata.byte));
     TESS_TRY(get_hex(root, "payload", payload));
     lanes_from_bytes(payload, &info->payload);

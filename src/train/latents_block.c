@@ -127,18 +127,6 @@ tess_status latents_block_size(const char *path, const uint8_t start[TESS_LATENT
     return TESS_OK;
 }
 
-static tess_status get_text(const tess_json *from, const char *key,
-                            char out[TESS_LATENTS_TEXT_NBYTES])
-{
-    const char *text = NULL;
-    TESS_TRY(tess_json_get_string(from, key, &text));
-    TESS_CHECK(strlen(text) < TESS_LATENTS_TEXT_NBYTES, TESS_E_FORMAT,
-               "%s: %s has %zu bytes, at most %d are read", tess_json_source(from), key,
-               strlen(text), TESS_LATENTS_TEXT_NBYTES - 1);
-    snprintf(out, TESS_LATENTS_TEXT_NBYTES, "%s", text);
-    return TESS_OK;
-}
-
 static tess_status get_dtype(const tess_json *from, const char *key, tess_dtype *out)
 {
     const char *text = NULL;
@@ -184,10 +172,11 @@ static tess_status take_info(const tess_json *root, tess_latents_info *i)
     TESS_TRY(tess_json_opt_bool(root, "is_text_masked", false, &i->is_text_masked));
     TESS_TRY(tess_json_get_i64(root, "name_nbytes", &i->name_nbytes));
     TESS_TRY(tess_json_get_i64(root, "caption_nbytes", &i->caption_nbytes));
-    TESS_TRY(get_text(root, "tool", i->origin.tool));
-    TESS_TRY(get_text(root, "vae", i->origin.vae));
-    TESS_TRY(get_text(root, "text_encoders", i->origin.text_encoders));
-    return get_text(root, "posterior", i->origin.posterior);
+    TESS_TRY(tess_json_get_text(root, "tool", sizeof i->origin.tool, i->origin.tool));
+    TESS_TRY(tess_json_get_text(root, "vae", sizeof i->origin.vae, i->origin.vae));
+    TESS_TRY(tess_json_get_text(root, "text_encoders", sizeof i->origin.text_encoders,
+                                i->origin.text_encoders));
+    return tess_json_get_text(root, "posterior", sizeof i->origin.posterior, i->origin.posterior);
 }
 
 static tess_status take_buckets(const tess_json *list, tess_latents_bucket *bucket)

@@ -135,6 +135,11 @@ static void test_getters_name_path_expected_and_found(void **state)
                    "'some.json': rope: 'high' is missing, expected an integer");
     assert_refused(tess_json_get_string(object, "low", &text), TESS_E_FORMAT,
                    "rope.low: expected a string, found null");
+    char copy[2] = "";
+    assert_ok(tess_json_get_text(object, "factor", sizeof copy, copy));
+    assert_string_equal(copy, "8");
+    assert_refused(tess_json_get_text(object, "factor", 1, copy), TESS_E_FORMAT,
+                   "factor has 1 bytes, at most 0 are read");
     assert_ok(tess_json_opt_i64(object, "low", 5, &number));
     assert_int_equal(number, 5);
     assert_ok(tess_json_opt_i64(object, "absent", 6, &number));
