@@ -12,9 +12,6 @@
 /* Flags of the control record; maxima over ranks come back. */
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
 
-/* Values of the resume block beside the optimizer's. */
-enum { SAVED_NUMEL = 10 };
-
 enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
 
 typedef struct loop {
@@ -117,7 +114,7 @@ static tess_status begin_save(loop *l)
         return TESS_OK;
     if (s->feed->before_save != NULL)
         TESS_TRY(session_section(s, s->feed->before_save(s)));
-    tess_ckpt_value state[SAVED_NUMEL + TESS_OPTIMIZER_SCALAR_MAX] = {
+    const tess_ckpt_value own[] = {
         number("step", s->step),
         number("tokens", s->token_numel),
         number("updates", s->update_numel),
@@ -128,9 +125,10 @@ static tess_status begin_save(loop *l)
         words("run", l->base.run_yaml),
         words("base_id", s->base_id),
         words("base_previous", s->base_previous != NULL ? s->base_previous : ""),
-        words("model_config", s->d.config_text),
     };
-    const int state_numel = SAVED_NUMEL + session_optimizer_values(s, state + SAVED_NUMEL);
+    tess_ckpt_value state[TESS_NELEM(own) + TESS_OPTIMIZER_SCALAR_MAX];
+    memcpy(state, own, sizeof own);
+    const int state_numel = TESS_NELEM(own) + session_optimizer_values(s, state + TESS_NELEM(own));
     TESS_TRY(loop_save(&l->base, state, state_numel));
     tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     return TESS_OK;
