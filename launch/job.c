@@ -52,10 +52,17 @@ static int terminal_columns(void)
 }
 
 /* Seconds from the environment, 0 when it does not say. */
-static double deadline_s(void)
+static tess_status read_deadline(double *deadline_s)
 {
+    static const double range[] = {0.1, 1e5};
     const char *text = getenv("TESSERA_DEADLINE_S");
-    return text != NULL ? strtod(text, NULL) : 0.0;
+    *deadline_s = 0.0;
+    TESS_CHECK(text == NULL || *text == '\0' || tess_launch_read_f64(text, range, deadline_s),
+               TESS_E_CONFIG,
+               "TESSERA_DEADLINE_S: expected seconds from %g to %g, found '%.100s'; leave it unset "
+               "for the default",
+               range[0], range[1], text);
+    return TESS_OK;
 }
 
 /*
@@ -82,9 +89,10 @@ static tess_comm_thread thread_of(const tess_ctx *ctx, const tess_session_option
     return thread;
 }
 
-static tess_status open_comm(tess_comm_thread thread, tess_ctx *ctx, tess_comm **comm)
+static tess_status open_comm(tess_comm_thread thread, double deadline_s, tess_ctx *ctx,
+                             tess_comm **comm)
 {
-    const tess_deadlines deadlines = {.start_s = deadline_s(), .collective_s = deadline_s()};
+    const tess_deadlines deadlines = {.start_s = deadline_s, .collective_s = deadline_s};
     if (!tess_comm_is_launched())
         return tess_comm_create_self(comm);
     TESS_TRY(tess_comm_create_mpi(NULL, NULL, thread, &deadlines, comm));
@@ -115,8 +123,10 @@ tess_status tess_launch_ranks(const tess_common_options *common, tess_ranks_body
 {
     tess_ctx ctx = {0};
     tess_comm *comm = NULL;
+    double deadline_s = 0.0;
+    TESS_TRY(read_deadline(&deadline_s));
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
-    tess_status st = open_comm(TESS_COMM_THREAD_OFF, &ctx, &comm);
+    tess_status st = open_comm(TESS_COMM_THREAD_OFF, deadline_s, &ctx, &comm);
     if (st == TESS_OK)
         st = body(&ctx, comm, arg);
     end_if_lost(common, comm, st, false);
@@ -133,13 +143,13 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     tess_session *session = NULL;
     tess_session_options o = *options;
     o.stop_request = &stop_request;
-    o.deadline_s = deadline_s();
+    TESS_TRY(read_deadline(&o.deadline_s));
     o.show = show_on_stderr;
     o.is_terminal = isatty(STDERR_FILENO) != 0;
     o.columns = terminal_columns();
     tess_launch_listen();
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
-    tess_status st = open_comm(thread_of(&ctx, &o), &ctx, &comm);
+    tess_status st = open_comm(thread_of(&ctx, &o), o.deadline_s, &ctx, &comm);
     if (st == TESS_OK)
         st = tess_session_open(&ctx, comm, &o, &session);
     if (st == TESS_OK)

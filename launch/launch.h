@@ -27,6 +27,8 @@ error_t tess_launch_refuse(const struct argp_state *state, const char *fmt, ...)
 /** Parse an integer option in [least, most]; refuses with `option` named. */
 error_t tess_launch_int(const struct argp_state *state, const char *option, const char *arg,
                         const int64_t range[2], int64_t *out);
+/** Whether `text` is a decimal in [least, most]; `out` is untouched where it is not. Local. */
+bool tess_launch_read_f64(const char *text, const double range[2], double *out);
 /** Parse a decimal option in [least, most]; refuses with `option` named. */
 error_t tess_launch_f64(const struct argp_state *state, const char *option, const char *arg,
                         const double range[2], double *out);

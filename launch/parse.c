@@ -177,16 +177,23 @@ error_t tess_launch_int(const struct argp_state *state, const char *option, cons
     return 0;
 }
 
+bool tess_launch_read_f64(const char *text, const double range[2], double *out)
+{
+    char *end = NULL;
+    const bool is_decimal = *text != '\0' && strspn(text, "+-.0123456789eE") == strlen(text);
+    const double value = strtod(text, &end);
+    if (!is_decimal || *end != '\0' || !(value >= range[0] && value <= range[1]))
+        return false;
+    *out = value;
+    return true;
+}
+
 error_t tess_launch_f64(const struct argp_state *state, const char *option, const char *arg,
                         const double range[2], double *out)
 {
-    char *end = NULL;
-    const bool is_decimal = *arg != '\0' && strspn(arg, "+-.0123456789eE") == strlen(arg);
-    const double value = strtod(arg, &end);
-    if (!is_decimal || *end != '\0' || !(value >= range[0] && value <= range[1]))
+    if (!tess_launch_read_f64(arg, range, out))
         return tess_launch_refuse(state, "%s: expected a number from %g to %g, found '%.100s'",
                                   option, range[0], range[1], arg);
-    *out = value;
     return 0;
 }
 

@@ -59,6 +59,10 @@ for temperature in -0.1 101 nan inf 0x1 '' warm; do
     expect 64 "sample: --temperature: expected a number from 0 to 100, found '$temperature'" \
         sample run.yaml --prompt p "--temperature=$temperature"
 done
+for seconds in abc -5 0 5m nan inf 1e400; do
+    TESSERA_DEADLINE_S=$seconds expect 65 \
+        "TESSERA_DEADLINE_S: expected seconds from 0.1 to 100000, found '$seconds'" train run.yaml
+done
 expect 64 "inspect: no path given" inspect
 expect 64 "verify: no path given" verify
 expect 64 "verify: one argument too many: 'b'" verify a b
