@@ -522,6 +522,26 @@ tess_status tess_io_read_all(tess_io *io, const char *path, size_t limit_nbytes,
     return TESS_OK;
 }
 
+tess_status tess_io_sha256(tess_io *io, const char *path, int fd, int64_t nbytes, tess_sha256 *out)
+{
+    enum { CHUNK_NBYTES = 1 << 20 };
+    tess_sha256_state *state = NULL;
+    void *chunk = NULL;
+    TESS_TRY(tess_sha256_create(&state));
+    tess_status st = tess_alloc(CHUNK_NBYTES, &chunk);
+    for (int64_t at = 0; st == TESS_OK && at < nbytes; at += CHUNK_NBYTES) {
+        const size_t part_nbytes = (size_t)TESS_MIN(nbytes - at, CHUNK_NBYTES);
+        st = tess_io_pread(io, path, fd, chunk, part_nbytes, at);
+        if (st == TESS_OK)
+            st = tess_sha256_update(state, chunk, part_nbytes);
+    }
+    if (st == TESS_OK)
+        st = tess_sha256_final(state, out);
+    tess_free(chunk);
+    tess_sha256_destroy(&state);
+    return st;
+}
+
 void tess_io_kernel_text(const char *path, char *text, size_t text_nbytes)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -3,7 +3,7 @@
  * counted.
  *
  * `TESSERA_FAULT=rank:op:n:kind` makes the n-th call (from 1) of `op` on `rank` fail or die; see
- * io_fault.c.
+ * io.c.
  */
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "core/digest.h"
 #include "core/status.h"
 
 TESS_BEGIN_DECLS
@@ -22,8 +23,10 @@ TESS_BEGIN_DECLS
     X(PWRITE, "pwrite")                                                                            \
     X(FSYNC, "fsync")                                                                              \
     X(CLOSE, "close")                                                                              \
-    X(LINK, "link") X(UNLINK, "unlink") X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir")    \
-        X(FALLOCATE, "fallocate") X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
+    X(LINK, "link")                                                                                \
+    X(UNLINK, "unlink")                                                                            \
+    X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate")              \
+        X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,
@@ -118,6 +121,9 @@ void tess_io_list_free(char ***names, int64_t name_numel);
  * than `limit_nbytes` */
 TESS_MUST_CHECK tess_status tess_io_read_all(tess_io *io, const char *path, size_t limit_nbytes,
                                              char **out, size_t *nbytes);
+/** SHA-256 of the first `nbytes` of an open file. @return TESS_E_FORMAT the file is shorter */
+TESS_MUST_CHECK tess_status tess_io_sha256(tess_io *io, const char *path, int fd, int64_t nbytes,
+                                           tess_sha256 *out);
 /** Beginning of a file of the kernel (/proc, /sys), which has no length to be read by, as text;
  * empty where there is none. Not a counted operation. Local. */
 void tess_io_kernel_text(const char *path, char *text, size_t text_nbytes);

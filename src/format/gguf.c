@@ -14,7 +14,6 @@
 
 enum {
     WINDOW_NBYTES = 64 << 10,
-    DIGEST_CHUNK_NBYTES = 1 << 20,
     PAIR_MAX = 65536,
     TENSOR_MAX = 1 << 20,
     STRING_MAX_NBYTES = 16 << 20,
@@ -663,19 +662,5 @@ tess_status tess_gguf_check_blocks(const tess_gguf *file, const tess_gguf_tensor
 
 tess_status tess_gguf_sha256(const tess_gguf *file, tess_sha256 *out)
 {
-    tess_sha256_state *state = NULL;
-    void *chunk = NULL;
-    TESS_TRY(tess_sha256_create(&state));
-    tess_status st = tess_alloc(DIGEST_CHUNK_NBYTES, &chunk);
-    for (int64_t at = 0; st == TESS_OK && at < file->file_nbytes; at += DIGEST_CHUNK_NBYTES) {
-        const size_t nbytes = (size_t)TESS_MIN(file->file_nbytes - at, DIGEST_CHUNK_NBYTES);
-        st = tess_io_pread(file->io, file->path, file->fd, chunk, nbytes, at);
-        if (st == TESS_OK)
-            st = tess_sha256_update(state, chunk, nbytes);
-    }
-    if (st == TESS_OK)
-        st = tess_sha256_final(state, out);
-    tess_free(chunk);
-    tess_sha256_destroy(&state);
-    return st;
+    return tess_io_sha256(file->io, file->path, file->fd, file->file_nbytes, out);
 }

@@ -12,7 +12,7 @@
 #include "format/safetensors_priv.h"
 #include "format/text_priv.h"
 
-enum { METADATA_LIMIT_NBYTES = 16 << 20, DIGEST_CHUNK_NBYTES = 1 << 20 };
+enum { METADATA_LIMIT_NBYTES = 16 << 20 };
 
 static const struct {
     const char *name;
@@ -392,27 +392,7 @@ tess_status tess_safetensors_read(const tess_safetensors *file, const tess_st_te
                          tensor->offset_nbytes + first_nbytes);
 }
 
-static tess_status digest_file(const tess_safetensors *f, tess_sha256_state *state, void *chunk)
-{
-    for (int64_t at = 0; at < f->file_nbytes; at += DIGEST_CHUNK_NBYTES) {
-        const size_t nbytes = (size_t)TESS_MIN(f->file_nbytes - at, (int64_t)DIGEST_CHUNK_NBYTES);
-        TESS_TRY(tess_io_pread(f->io, f->path, f->fd, chunk, nbytes, at));
-        TESS_TRY(tess_sha256_update(state, chunk, nbytes));
-    }
-    return TESS_OK;
-}
-
 tess_status tess_safetensors_sha256(const tess_safetensors *file, tess_sha256 *out)
 {
-    tess_sha256_state *state = NULL;
-    void *chunk = NULL;
-    TESS_TRY(tess_sha256_create(&state));
-    tess_status st = tess_alloc(DIGEST_CHUNK_NBYTES, &chunk);
-    if (st == TESS_OK)
-        st = digest_file(file, state, chunk);
-    if (st == TESS_OK)
-        st = tess_sha256_final(state, out);
-    tess_free(chunk);
-    tess_sha256_destroy(&state);
-    return st;
+    return tess_io_sha256(file->io, file->path, file->fd, file->file_nbytes, out);
 }

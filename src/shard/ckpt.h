@@ -327,13 +327,14 @@ typedef struct tess_ckpt_printer {
 } tess_ckpt_printer;
 
 /** Whether `path` is a checkpoint or base directory, or a run directory with one (then `dir` is its
- * newest committed one). Local. @return TESS_E_NOT_FOUND */
+ * newest committed one, damaged or not). Local. @return TESS_E_NOT_FOUND */
 TESS_MUST_CHECK tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir,
                                               size_t dir_nbytes);
 /** What is in a checkpoint: run, step, tensors, files, state. Reads the manifest only. Local. */
 TESS_MUST_CHECK tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path,
                                               const tess_ckpt_printer *printer);
-/** Check every digest of a checkpoint and of the base it needs, logical hashes included. Local.
+/** Check every digest of a checkpoint and of the base it needs, logical hashes included. A source
+ * file that the base refers to and that is not where it was is told, and is no failure. Local.
  * @return TESS_E_FORMAT damaged: file and place are named */
 TESS_MUST_CHECK tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path,
                                              const tess_ckpt_printer *printer);

@@ -4,6 +4,16 @@
 
 #include "shard/ckpt_priv.h"
 
+/* Damaged manifests sort first, but one of a later step must not be passed over without a word. */
+static const ckpt_entry *newest_of(const ckpt_list *list)
+{
+    const ckpt_entry *newest = &list->entries[list->numel - 1];
+    for (int64_t i = 0; i < list->numel; i++)
+        if (!list->entries[i].is_valid && list->entries[i].step > newest->step)
+            newest = &list->entries[i];
+    return newest;
+}
+
 tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir, size_t dir_nbytes)
 {
     char manifest[PATH_MAX], found[PATH_MAX];
@@ -20,7 +30,7 @@ tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir, 
     }
     tess_status st = TESS_OK;
     if (chosen == NULL && list.numel > 0) {
-        st = ckpt_join(found, path, list.entries[list.numel - 1].name);
+        st = ckpt_join(found, path, newest_of(&list)->name);
         chosen = found;
     }
     ckpt_list_fini(&list);
@@ -216,10 +226,16 @@ tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path,
 
 /* ---- verify ---- */
 
+typedef enum verdict {
+    VERDICT_OK,
+    VERDICT_DAMAGED,
+    VERDICT_ABSENT /* a source file that is not where it was: it may lie elsewhere */
+} verdict;
+
 typedef struct verify_line {
-    const char *dir;
+    const char *dir; /* NULL: `name` is a whole path */
     const char *name;
-    bool is_ok;
+    verdict verdict;
     const char *message;
 } verify_line;
 
@@ -228,16 +244,20 @@ static void render_verify_json(ckpt_text *t, const void *arg)
     const verify_line *line = arg;
     put_named(t, "{", "file", line->name);
     put_named(t, ",", "dir", line->dir);
-    if (!line->is_ok)
+    if (line->verdict != VERDICT_OK)
         put_named(t, ",", "message", line->message);
-    ckpt_text_put(t, ",\"ok\":%s}\n", line->is_ok ? "true" : "false");
+    static const char *const words[] = {"true", "false", "null"};
+    ckpt_text_put(t, ",\"ok\":%s}\n", words[line->verdict]);
 }
 
 static void render_verify_text(ckpt_text *t, const void *arg)
 {
     const verify_line *line = arg;
-    ckpt_text_put(t, "%s  %s/%s", line->is_ok ? "ok      " : "DAMAGED ", line->dir, line->name);
-    if (!line->is_ok)
+    static const char *const words[] = {"ok", "DAMAGED", "absent"};
+    const bool has_dir = line->dir != NULL;
+    ckpt_text_put(t, "%-8s  %s%s%s", words[line->verdict], has_dir ? line->dir : "",
+                  has_dir ? "/" : "", line->name);
+    if (line->verdict != VERDICT_OK)
         ckpt_text_put(t, ": %s", line->message);
     ckpt_text_put(t, "\n");
 }
@@ -249,6 +269,12 @@ typedef struct verify_run {
     char message[TESS_ERROR_MESSAGE_NBYTES];
 } verify_run;
 
+static tess_status print_line(const verify_run *run, const verify_line *line)
+{
+    return ckpt_render(run->printer,
+                       run->printer->is_json ? render_verify_json : render_verify_text, line);
+}
+
 static tess_status tell(verify_run *run, const char *dir, const char *name, tess_status st)
 {
     char message[TESS_ERROR_MESSAGE_NBYTES];
@@ -258,9 +284,8 @@ static tess_status tell(verify_run *run, const char *dir, const char *name, tess
         run->first = st;
         memcpy(run->message, message, sizeof run->message);
     }
-    const verify_line line = {dir, name, st == TESS_OK, message};
-    return ckpt_render(run->printer,
-                       run->printer->is_json ? render_verify_json : render_verify_text, &line);
+    const verify_line line = {dir, name, st == TESS_OK ? VERDICT_OK : VERDICT_DAMAGED, message};
+    return print_line(run, &line);
 }
 
 static tess_status verify_files(verify_run *run, ckpt_reader *r)
@@ -295,6 +320,38 @@ static tess_status verify_base(verify_run *run, const tess_ctx *ctx, const ckpt_
     return st;
 }
 
+static tess_status check_source(tess_io *io, const tess_ckpt_source_file *f, int fd, int64_t nbytes)
+{
+    tess_sha256 found;
+    TESS_CHECK(nbytes == f->nbytes, TESS_E_FORMAT,
+               "'%s' has %" PRId64 " bytes, the base was read from %" PRId64, f->path, nbytes,
+               f->nbytes);
+    TESS_TRY(tess_io_sha256(io, f->path, fd, nbytes, &found));
+    TESS_CHECK(tess_sha256_is_equal(&found, &f->sha256), TESS_E_FORMAT,
+               "'%s' is not the file that the base was read from: it has another SHA-256", f->path);
+    return TESS_OK;
+}
+
+/* One file that the base refers to, where it was when the run saw it. */
+static tess_status verify_source(verify_run *run, tess_io *io, const tess_ckpt_source_file *f)
+{
+    static const char gone[] =
+        "the base refers to it; a resume needs model.path to name its folder";
+    const verify_line absent = {NULL, f->path, VERDICT_ABSENT, gone};
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    int fd = -1;
+    tess_status st = tess_io_stat(io, f->path, &kind, &nbytes);
+    if (st == TESS_OK && kind == TESS_IO_MISSING)
+        return print_line(run, &absent);
+    if (st == TESS_OK)
+        st = tess_io_open_read(io, f->path, true, &fd, &nbytes);
+    if (st == TESS_OK)
+        st = check_source(io, f, fd, nbytes);
+    (void)!tess_io_close(io, f->path, &fd);
+    return tell(run, NULL, f->path, st);
+}
+
 tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path,
                              const tess_ckpt_printer *printer)
 {
@@ -308,6 +365,9 @@ tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path,
         st = verify_files(&run, &r);
     if (st == TESS_OK && opened == TESS_OK && r.manifest.base.mode == TESS_CKPT_BASE_COPY)
         st = verify_base(&run, ctx, &r);
+    const bool refers = opened == TESS_OK && r.manifest.base.mode == TESS_CKPT_BASE_REFERENCE;
+    for (int64_t i = 0; refers && st == TESS_OK && i < r.manifest.base.file_numel; i++)
+        st = verify_source(&run, ctx->io, &r.manifest.base.files[i]);
     ckpt_reader_close(&r);
     TESS_TRY(st);
     if (run.first != TESS_OK)

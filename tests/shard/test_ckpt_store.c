@@ -469,6 +469,76 @@ static void test_verify_names_every_damaged_file(void **state)
     assert_non_null(strstr(first + 1, "DAMAGED"));
 }
 
+/* A run directory whose newest checkpoint lost its manifest is not as good as its second newest. */
+static void test_verify_of_a_run_sees_a_damaged_newest_manifest(void **state)
+{
+    bench *b = *state;
+    static page p;
+    tess_ckpt_report first, report;
+    char path[PATH_MAX], found[PATH_MAX];
+    int64_t step = 0;
+    const tess_ckpt_printer printer = {.sink = keep, .arg = &p, .is_json = false};
+    memset(&p, 0, sizeof p);
+    ok(ckpt_fixture_prepare(b->f, b->store));
+    ok(ckpt_fixture_save(b->f, b->store, 1, &first));
+    ok(ckpt_fixture_save(b->f, b->store, 2, &report));
+    snprintf(path, sizeof path, "%s/%s/MANIFEST", b->dir, report.dir);
+    assert_int_equal(truncate(path, 100), 0);
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, path);
+    assert_non_null(strstr(p.text, "DAMAGED"));
+    refused(tess_ckpt_inspect(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, path);
+    ok(tess_ckpt_resolve(&b->f->ctx, b->dir, found, sizeof found));
+    assert_non_null(strstr(found, report.dir));
+    /* the one before is there for who names it */
+    snprintf(path, sizeof path, "%s/%s", b->dir, first.dir);
+    ok(tess_ckpt_verify(&b->f->ctx, path, &printer));
+    /* a run that went on from there has passed the damaged one */
+    reopen(b);
+    ok(ckpt_fixture_load(b->f, b->store, NULL, &step, NULL));
+    assert_int_equal(step, 1);
+    ok(ckpt_fixture_prepare(b->f, b->store));
+    ok(ckpt_fixture_save(b->f, b->store, 2, &report));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+}
+
+/* The base of a checkpoint may be files of others: they are read too where they still are. */
+static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
+{
+    bench *b = *state;
+    static page p;
+    tess_ckpt_report report;
+    char path[PATH_MAX];
+    static const char bytes[] = "weights of somebody else";
+    tess_ckpt_source_file file = {.path = path, .nbytes = sizeof bytes};
+    const tess_ckpt_base base = {.mode = TESS_CKPT_BASE_REFERENCE,
+                                 .id = ckpt_fixture_base_id,
+                                 .files = &file,
+                                 .file_numel = 1};
+    tess_ckpt_printer printer = {.sink = keep, .arg = &p, .is_json = false};
+    snprintf(path, sizeof path, "%s/model.safetensors", b->dir);
+    ok(tess_sha256_of(bytes, sizeof bytes, &file.sha256));
+    ok(tess_io_write_all(b->f->ctx.io, path, bytes, sizeof bytes));
+    ok(tess_ckpt_prepare(b->store, &b->f->step, &base, 0));
+    ok(ckpt_fixture_save(b->f, b->store, 1, &report));
+    memset(&p, 0, sizeof p);
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    const char *line = strstr(p.text, path);
+    assert_non_null(line);
+    assert_memory_equal(line - 10, "ok      ", 8);
+    ok(tess_io_write_all(b->f->ctx.io, path, "weights of somebody Else", sizeof bytes));
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, "another SHA-256");
+    ok(tess_io_write_all(b->f->ctx.io, path, bytes, sizeof bytes - 1));
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT,
+            "has 24 bytes, the base was read from 25");
+    /* moved away: told, and no damage */
+    assert_int_equal(unlink(path), 0);
+    memset(&p, 0, sizeof p);
+    printer.is_json = true;
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    assert_non_null(strstr(p.text, "model.safetensors"));
+    assert_non_null(strstr(p.text, "\"ok\":null}"));
+}
+
 static void test_diff_counts_elements(void **state)
 {
     bench *b = *state;
@@ -564,6 +634,8 @@ int main(int argc, char **argv)
         CASE(test_base_by_reference_is_told_on_load),
         CASE(test_inspect_tells_what_is_there),
         CASE(test_verify_names_every_damaged_file),
+        CASE(test_verify_of_a_run_sees_a_damaged_newest_manifest),
+        CASE(test_verify_reads_the_source_that_a_base_refers_to),
         CASE(test_diff_counts_elements),
         CASE(test_golden_v1_loads),
     };
