@@ -9,6 +9,7 @@
 
 #include "core/memory.h"
 #include "format/adapter.h"
+#include "train/run_priv.h"
 #include "train/session_priv.h"
 #include "train/strbuf.h"
 
@@ -16,26 +17,6 @@ static const char adapter_key[] = "adapter.digest=";
 static const char missing[] = "missing";
 
 /* ---- the adapter that a run starts from ---- */
-
-static tess_status hash_fd(tess_io *io, const char *path, int fd, int64_t nbytes, tess_sha256 *out)
-{
-    enum { PIECE_NBYTES = 1 << 16 };
-    tess_sha256_state *sha = NULL;
-    void *piece = NULL;
-    TESS_TRY(tess_sha256_create(&sha));
-    tess_status st = tess_alloc(PIECE_NBYTES, &piece);
-    for (int64_t at = 0; at < nbytes && st == TESS_OK; at += PIECE_NBYTES) {
-        const size_t numel = (size_t)TESS_MIN(nbytes - at, PIECE_NBYTES);
-        st = tess_io_pread(io, path, fd, piece, numel, at);
-        if (st == TESS_OK)
-            st = tess_sha256_update(sha, piece, numel);
-    }
-    if (st == TESS_OK)
-        st = tess_sha256_final(sha, out);
-    tess_free(piece);
-    tess_sha256_destroy(&sha);
-    return st;
-}
 
 /* "missing" is a digest of its own: a resume does not read the adapter again. */
 static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES])
@@ -57,7 +38,7 @@ static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES
     if (kind == TESS_IO_MISSING)
         return TESS_OK;
     TESS_TRY(tess_io_open_read(s->ctx->io, path, true, &fd, &nbytes));
-    tess_status st = hash_fd(s->ctx->io, path, fd, nbytes, &sha);
+    tess_status st = tess_io_sha256(s->ctx->io, path, fd, nbytes, &sha);
     const tess_status closed = tess_io_close(s->ctx->io, path, &fd);
     if (st == TESS_OK)
         tess_hex(sha.byte, sizeof sha.byte, hex);
@@ -202,22 +183,63 @@ tess_status session_agree_on_contract(tess_session *s)
     return session_settle_contract(s, fill_contract);
 }
 
-tess_status session_settle_contract(tess_session *s, session_contract_filler fill)
+/* Fill a contract and compare it across ranks. */
+static tess_status compare(tess_session *s, session_contract_filler fill, tess_sha256 *digest)
 {
     tess_contract *c = NULL;
-    tess_sha256 digest;
     tess_status st = tess_contract_create(&c);
     if (st == TESS_OK)
         st = fill(s, c);
     if (st == TESS_OK)
-        st = tess_contract_digest(c, &digest);
+        st = tess_contract_digest(c, digest);
     st = session_agree(s, st);
     if (st == TESS_OK)
         st = tess_contract_agree(s->world, c);
-    if (st == TESS_OK)
-        tess_hex(digest.byte, sizeof digest.byte, s->contract_digest);
     tess_contract_destroy(&c);
     return st;
+}
+
+tess_status session_settle_contract(tess_session *s, session_contract_filler fill)
+{
+    tess_sha256 digest;
+    TESS_TRY(compare(s, fill, &digest));
+    tess_hex(digest.byte, sizeof digest.byte, s->contract_digest);
+    return TESS_OK;
+}
+
+/* Ranks may have a model or data in different places: what is there is compared by content. */
+static bool is_place_of_input(const tess_run_key *key)
+{
+    return key->kind == TESS_RUN_PATH &&
+           (strcmp(key->section, "model") == 0 || strcmp(key->section, "data") == 0);
+}
+
+static tess_status add_key(const tess_run *run, const tess_run_key *key, tess_contract *c)
+{
+    tess_strbuf value = {0};
+    tess_status st = tess_strbuf_add(&value, "%s", "");
+    if (st == TESS_OK && tess_run_value_is_set(run, key))
+        st = tess_run_value_write(run, key, &value);
+    if (st == TESS_OK)
+        st = tess_contract_add_text(c, key->path, "%s", *value.text != '\0' ? value.text : "unset");
+    tess_strbuf_fini(&value);
+    return st;
+}
+
+static tess_status fill_keys(tess_session *s, tess_contract *c)
+{
+    for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
+        const tess_run_key *key = tess_run_key_at((tess_run_key_idx)i);
+        if (!is_place_of_input(key))
+            TESS_TRY(add_key(s->run, key, c));
+    }
+    return TESS_OK;
+}
+
+tess_status session_agree_on_run(tess_session *s)
+{
+    tess_sha256 digest;
+    return compare(s, fill_keys, &digest);
 }
 
 /* ---- against a checkpoint ---- */
@@ -328,6 +350,12 @@ static tess_status accept_read(tess_session *s, const char *path, const char *st
     return st;
 }
 
+bool session_may_change_base(const tess_session *s)
+{
+    return s->options.kind == TESS_SESSION_TRAIN && s->run->adapter.allow_base_change &&
+           s->run->train.mode == TESS_RUN_MODE_LORA;
+}
+
 /* What describes the base: another one where that is allowed. */
 static const char *const of_base[] = {"base.", "model.config=", NULL};
 
@@ -336,7 +364,7 @@ static tess_status accept_base(tess_session *s, const char *path, const char *st
     char *text = NULL;
     int64_t numel = 0;
     s->is_base_changed = false;
-    if (!s->run->adapter.allow_base_change || s->run->train.mode != TESS_RUN_MODE_LORA)
+    if (!session_may_change_base(s))
         return TESS_OK;
     TESS_TRY(diff_picked(s, stored, (line_choice){of_base, false}, &text, &numel));
     s->is_base_changed = numel > 0;

@@ -221,14 +221,9 @@ static tess_status list_previous(tess_session *s, const tess_ckpt_loaded *m, con
                          *before != '\0' && left != NULL ? "," : "", left != NULL ? left : "");
 }
 
-/* Masters and moments are the checkpoint's, the frozen weights those of the run file. */
-static tess_status change_base(tess_session *s, const tess_ckpt_loaded *m)
+/* Masters and moments are the checkpoint's, the frozen weights those that have been loaded. */
+static tess_status replace_base(tess_session *s, const tess_ckpt_loaded *m)
 {
-    TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,
-               "model.path: '%s' has no weights to make another base of; give the model's folder, "
-               "or the base settings of checkpoint '%s'",
-               s->run->model.path, m->path);
-    TESS_TRY(load_from_source(s, false));
     const char *left =
         m->base.id != NULL && strcmp(m->base.id, s->base_id) != 0 ? m->base.id : NULL;
     tess_log_root(&s->ctx->log, TESS_LOG_WARN, "base %.16s takes the place of %.16s", s->base_id,
@@ -238,7 +233,19 @@ static tess_status change_base(tess_session *s, const tess_ckpt_loaded *m)
     return store_base(s);
 }
 
-/* The trained bytes are the source's own: read them again, and refuse any others. */
+/* Another base is what the run file describes. */
+static tess_status change_base(tess_session *s, const tess_ckpt_loaded *m)
+{
+    TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,
+               "model.path: '%s' has no weights to make another base of; give the model's folder, "
+               "or the base settings of checkpoint '%s'",
+               s->run->model.path, m->path);
+    TESS_TRY(load_from_source(s, false));
+    return replace_base(s, m);
+}
+
+/* The trained bytes are the source's own: read them again, and take others only where they may be.
+ */
 static tess_status reload_source(tess_session *s, const tess_ckpt_loaded *m)
 {
     TESS_CHECK(s->d.dir != NULL, TESS_E_CONFIG,
@@ -247,11 +254,15 @@ static tess_status reload_source(tess_session *s, const tess_ckpt_loaded *m)
                s->run->model.path, m->path);
     TESS_TRY(load_from_source(s, false));
     const bool is_same = strcmp(m->base.id, s->base_id) == 0;
+    if (!is_same && session_may_change_base(s))
+        return replace_base(s, m);
+    TESS_TRY(session_agree(s, list_previous(s, m, NULL)));
     if (!is_same || s->options.kind == TESS_SESSION_TRAIN)
         TESS_TRY(refer_to_source(s));
     TESS_CHECK(is_same, TESS_E_FORMAT,
                "model.path: the weights in '%s' have base id %.16s, checkpoint '%s' was trained on "
-               "%.16s; changed file: '%s'",
+               "%.16s; changed file: '%s'; give the folder it was trained on, or train adapters on "
+               "over these with adapter.allow_base_change",
                s->run->model.path, s->base_id, m->path, m->base.id, changed_file(s, &m->base));
     s->base.id = s->base_id;
     return TESS_OK;
@@ -278,9 +289,9 @@ static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
     TESS_TRY(session_optimizer_restore(s, m));
     if (s->is_base_changed)
         return change_base(s, m);
-    TESS_TRY(session_agree(s, list_previous(s, m, NULL)));
     if (m->base.mode == TESS_CKPT_BASE_REFERENCE)
         return reload_source(s, m);
+    TESS_TRY(session_agree(s, list_previous(s, m, NULL)));
     snprintf(s->base_id, sizeof s->base_id, "%s", m->base.id != NULL ? m->base.id : "");
     s->base = (tess_ckpt_base){.mode = m->base.mode, .id = has_frozen(s) ? s->base_id : NULL};
     return TESS_OK;
@@ -348,7 +359,7 @@ tess_status session_open_store(tess_session *s)
     return tess_ckpt_store_open(&config, &s->store);
 }
 
-/* Room for the names and texts that a save carries: run file, config and listing are known now. */
+/* Room for the names and texts that a save carries: run file and listing are known now. */
 static tess_status state_room(const tess_session *s, size_t *nbytes)
 {
     enum { SLACK_NBYTES = 64 << 10 };
@@ -356,7 +367,7 @@ static tess_status state_room(const tess_session *s, size_t *nbytes)
     size_t yaml_nbytes = 0;
     TESS_TRY(tess_run_yaml(s->run, &yaml, &yaml_nbytes));
     tess_free(yaml);
-    *nbytes = yaml_nbytes + strlen(s->numerics) + strlen(s->d.config_text) + SLACK_NBYTES;
+    *nbytes = yaml_nbytes + strlen(s->numerics) + SLACK_NBYTES;
     return TESS_OK;
 }
 

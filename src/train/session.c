@@ -88,6 +88,8 @@ static tess_status parse_run(tess_session *s)
         parsed = tess_run_parse_with(&source, family_of_root, &family, &s->run);
     if (st == TESS_OK)
         st = session_agree(s, parsed);
+    if (st == TESS_OK)
+        st = session_agree_on_run(s);
 done:
     tess_free(text);
     return st;

@@ -251,6 +251,9 @@ TESS_MUST_CHECK tess_status session_vectors_plan(const tess_ctx *ctx, const tess
 TESS_MUST_CHECK tess_status session_sort_lines(char *text);
 /** List what decides bits into `numerics`. */
 TESS_MUST_CHECK tess_status session_list_numerics(tess_session *s);
+/** Compare the keys of the run, which decide what ranks do together: command lines may differ.
+ * Collective. @return TESS_E_CONTRACT with the key and both values */
+TESS_MUST_CHECK tess_status session_agree_on_run(tess_session *s);
 /** Compare plan, numerics and what the ranks see of the files. @return TESS_E_CONTRACT */
 TESS_MUST_CHECK tess_status session_agree_on_contract(tess_session *s);
 /** What ranks must agree on, entered into an empty contract. Local. */
@@ -258,6 +261,8 @@ typedef tess_status (*session_contract_filler)(tess_session *s, tess_contract *c
 /** Fill a contract, compare it across ranks, keep its digest. Collective. @return TESS_E_CONTRACT
  */
 TESS_MUST_CHECK tess_status session_settle_contract(tess_session *s, session_contract_filler fill);
+/** Whether adapters train on over another base than their checkpoint's. Local. */
+bool session_may_change_base(const tess_session *s);
 /**
  * Judge the numerics listing of a checkpoint: training must have the same, a reader the same model.
  * With adapter.allow_base_change training goes on over another base: then `is_base_changed` is set.

@@ -391,6 +391,12 @@ static tess_status check_split(bench *b)
     const opening o = {.name = "s", .overrides = {"model.init=weights", "base.format=keep"}};
     const tiny_run same = b->t;
     tess_session *session = NULL;
+    /* keys that decide no bits may decide which collectives a rank enters */
+    const char *const key[3] = {"output.checkpoint_every 3", "rank 0: 2", NULL};
+    const opening other_key = {
+        .name = "split",
+        .overrides = {is_last ? "output.checkpoint_every=3" : "output.checkpoint_every=2"}};
+    TESS_TRY(refuse(b, &other_key, TESS_E_CONTRACT, key));
     if (is_last)
         snprintf(b->t.eval, sizeof b->t.eval, "%s", same.train);
     TESS_TRY(refuse(b, &(opening){.name = "split"}, TESS_E_CONTRACT, data));
