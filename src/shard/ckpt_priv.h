@@ -79,6 +79,8 @@ int64_t ckpt_index_tensor(const ckpt_index *index, const char *name);
 void ckpt_hash_pair(const tess_ckpt_set *set, ckpt_pair pair, const void *data, int64_t lo_idx,
                     int64_t hi_idx, tess_logical_hash *hash);
 size_t ckpt_record_nbytes(const tess_ckpt_record *record, int world, int rank);
+/* Upper bound of what is not payload in a rank's file. */
+size_t ckpt_metadata_nbytes_max(const tess_ckpt_set *set, int rank);
 
 /* ---- memory of records ---- */
 

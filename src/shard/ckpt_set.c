@@ -61,6 +61,13 @@ static size_t file_nbytes_max(const tess_ckpt_set *set, int rank, size_t *payloa
     return nbytes;
 }
 
+size_t ckpt_metadata_nbytes_max(const tess_ckpt_set *set, int rank)
+{
+    size_t payload_nbytes = 0;
+    const size_t nbytes = file_nbytes_max(set, rank, &payload_nbytes);
+    return nbytes - payload_nbytes;
+}
+
 tess_status tess_ckpt_plan(const tess_ckpt_set *set, int rank, tess_ckpt_sizes *out)
 {
     TESS_CHECK(set->shard_world >= 1 && set->shard_world <= CKPT_WORLD_MAX && rank >= 0, TESS_E_ARG,

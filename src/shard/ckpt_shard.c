@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -179,21 +180,42 @@ static size_t own_nbytes(const ckpt_shard_job *job, int64_t record_idx)
                               job->h5.rank);
 }
 
+/* A file system that counts no blocks (ramfs) has what memory has. */
+static bool has_room(int fd, size_t nbytes)
+{
+    struct statvfs info;
+    return fstatvfs(fd, &info) == 0 &&
+           (info.f_blocks == 0 || info.f_bavail * info.f_frsize >= nbytes);
+}
+
 /* A file for the skeleton under a private name. HDF5 opens by name only and refuses the names of
- * memfd files, so it lies in the first of these folders that takes it, until HDF5 has opened it. */
-static tess_status open_private(shard_plan *p)
+ * memfd files, so it lies in the first of these folders that takes it, until HDF5 has opened it.
+ * One without room is passed over: HDF5 is not asked again after a failed write. */
+static tess_status open_private(shard_plan *p, size_t nbytes)
 {
     const char *const folders[] = {"/dev/shm", getenv("TMPDIR"), "/tmp"};
-    for (int i = 0; p->skeleton_fd < 0 && i < TESS_NELEM(folders); i++) {
+    int error = ENOSPC;
+    for (int i = 0; i < TESS_NELEM(folders); i++) {
         if (folders[i] == NULL || strlen(folders[i]) > sizeof p->skeleton_path - 40)
             continue;
         snprintf(p->skeleton_path, sizeof p->skeleton_path, "%s/tessera-skeleton-XXXXXX",
                  folders[i]);
-        p->skeleton_fd = mkostemp(p->skeleton_path, O_CLOEXEC);
+        const int fd = mkostemp(p->skeleton_path, O_CLOEXEC);
+        if (fd < 0) {
+            error = errno;
+            continue;
+        }
+        if (has_room(fd, nbytes)) {
+            p->skeleton_fd = fd;
+            return TESS_OK;
+        }
+        (void)close(fd);
+        (void)unlink(p->skeleton_path);
     }
-    TESS_CHECK(p->skeleton_fd >= 0, TESS_E_IO,
-               "cannot create a temporary file in /dev/shm, TMPDIR or /tmp: %s", strerror(errno));
-    return TESS_OK;
+    return TESS_FAIL(TESS_E_IO,
+                     "neither /dev/shm, TMPDIR nor /tmp takes a temporary file of up to %zu bytes "
+                     "(%s); make room in one of them",
+                     nbytes, strerror(error));
 }
 
 /* Build the skeleton in memory only; [Note: sparse skeleton] early allocation makes HDF5 extend the
@@ -211,7 +233,7 @@ static tess_status build_skeleton(ckpt_shard_job *job, shard_plan *p, ckpt_h5_la
     p->chunks = memory;
     TESS_TRY(tess_alloc_array(p->chunk_numel, CKPT_CHUNK_ENTRY_NBYTES, &memory));
     p->table = memory;
-    TESS_TRY(open_private(p));
+    TESS_TRY(open_private(p, ckpt_metadata_nbytes_max(job->h5.set, job->h5.rank)));
     layout->payload_offset_nbytes = p->offset_nbytes;
     const tess_status st = ckpt_h5_build(p->skeleton_path, &job->h5, layout);
     job->is_h5_failed = st != TESS_OK;

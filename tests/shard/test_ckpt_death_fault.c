@@ -1,11 +1,15 @@
-/* One rank: a kill at every I/O call of a run that loads and saves, and a file size limit. */
+/* One rank: a kill at every I/O call of a run that loads and saves, a file size limit, a full
+ * /dev/shm. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -85,11 +89,37 @@ static void test_file_size_limit_drops_the_checkpoint(void **state)
     ckpt_fixture_remove(b->dir);
 }
 
+/* Shared memory may be full of what killed ranks left: files are then built elsewhere. */
+static void test_full_shared_memory_drops_nothing(void **state)
+{
+    enum { CANNOT_MOUNT = 77 };
+    bench *b = *state;
+    int status = 0;
+    snprintf(b->dir, sizeof b->dir, "/tmp/tessera-ckpt-XXXXXX"); /* TMPDIR may be /dev/shm */
+    assert_non_null(mkdtemp(b->dir));
+    const pid_t pid = fork();
+    if (pid == 0) {
+        ckpt_session s;
+        if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+            mount("none", "/dev/shm", "tmpfs", 0, "size=4k") != 0)
+            _exit(CANNOT_MOUNT);
+        const tess_status st = ckpt_session_run(b->comm, b->dir, NULL, &s);
+        _exit(st == TESS_OK && s.status == TESS_OK && s.committed_numel == 2 ? 0 : 3);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    ckpt_fixture_remove(b->dir);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == CANNOT_MOUNT)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kill_at_every_call_leaves_the_newest_loadable),
         cmocka_unit_test(test_file_size_limit_drops_the_checkpoint),
+        cmocka_unit_test(test_full_shared_memory_drops_nothing),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
