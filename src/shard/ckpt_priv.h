@@ -455,6 +455,9 @@ TESS_MUST_CHECK tess_status ckpt_compare_sets(const char *where, const ckpt_inde
 TESS_MUST_CHECK tess_status ckpt_check_views(const tess_ckpt_store *s, const tess_ckpt_set *set);
 /* Epoch that LOCK shows now; -1 when unreadable. Allocates nothing. */
 int64_t ckpt_lock_epoch(tess_ckpt_store *s);
+/* Whether LOCK is the file that this run holds: a directory that was removed and made anew has
+ * another, and its epochs begin anew. Rank 0 of a writer. */
+bool ckpt_lock_is_held(const tess_ckpt_store *s);
 /* Sum hashes over the ranks whose `is_counted`; `sums` [4 * numel] is scratch. Collective. */
 TESS_MUST_CHECK tess_status ckpt_hash_reduce(tess_comm *comm, bool is_counted,
                                              tess_logical_hash *hashes, int64_t numel,

@@ -108,6 +108,10 @@ static tess_status write_manifest(tess_ckpt_store *s, ckpt_attempt *a)
                "'%s/LOCK' shows epoch %" PRId64 ", this run has %" PRId64
                ": another run took over the directory",
                s->dir, epoch_now, s->epoch);
+    TESS_CHECK(ckpt_lock_is_held(s), TESS_E_IO,
+               "'%s/LOCK' is another file than the one this run holds: the directory was removed "
+               "and made anew; end this run, or start it again",
+               s->dir);
     TESS_TRY(write_temporary(s, temporary, &a->text));
     const tess_status st = link_manifest(s, temporary, path);
     if (st != TESS_OK) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "shard/ckpt_priv.h"
@@ -37,6 +38,18 @@ int64_t ckpt_lock_epoch(tess_ckpt_store *s)
         return -1;
     }
     return parse_epoch(text);
+}
+
+bool ckpt_lock_is_held(const tess_ckpt_store *s)
+{
+    char path[PATH_MAX];
+    struct stat held, found;
+    if (ckpt_join(path, s->dir, "LOCK") != TESS_OK) {
+        tess_error_clear();
+        return false;
+    }
+    return fstat(s->lock_fd, &held) == 0 && lstat(path, &found) == 0 &&
+           held.st_dev == found.st_dev && held.st_ino == found.st_ino;
 }
 
 static tess_status write_lock(tess_ckpt_store *s, const char *path)

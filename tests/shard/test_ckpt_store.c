@@ -349,6 +349,25 @@ static void test_commit_stops_when_the_epoch_changed(void **state)
     assert_int_equal(count_steps(b, last), 0);
 }
 
+/* A directory that was removed under a run may belong to the next one, whose epochs begin anew. */
+static void test_commit_stops_when_the_directory_was_made_anew(void **state)
+{
+    bench *b = *state;
+    tess_ckpt_report report;
+    char path[PATH_MAX], last[CKPT_DIR_NAME_NBYTES], *text = NULL;
+    size_t nbytes = 0;
+    ok(ckpt_fixture_prepare(b->f, b->store));
+    ok(ckpt_join(path, b->dir, "LOCK"));
+    ok(tess_io_read_all(b->f->io, path, 4096, &text, &nbytes));
+    assert_int_equal(unlink(path), 0);
+    ok(tess_io_write_all(b->f->io, path, text, nbytes));
+    tess_free(text);
+    ok(ckpt_fixture_save(b->f, b->store, 1, &report));
+    assert_int_equal(report.outcome, TESS_CKPT_DROPPED);
+    assert_non_null(strstr(report.message, "was removed and made anew"));
+    assert_int_equal(count_steps(b, last), 0);
+}
+
 /* ---- base ---- */
 
 static void test_base_is_written_once_and_again_when_damaged(void **state)
@@ -630,6 +649,7 @@ int main(int argc, char **argv)
         CASE(test_newest_follows_the_line_of_descent),
         CASE(test_second_run_is_refused_and_takes_over_after_a_kill),
         CASE(test_commit_stops_when_the_epoch_changed),
+        CASE(test_commit_stops_when_the_directory_was_made_anew),
         CASE(test_base_is_written_once_and_again_when_damaged),
         CASE(test_base_by_reference_is_told_on_load),
         CASE(test_inspect_tells_what_is_there),
