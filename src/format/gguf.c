@@ -363,6 +363,22 @@ static tess_status take_dims(cursor *c, tess_gguf_tensor *t)
     return TESS_OK;
 }
 
+/* Formats of GGUF files that are not read. */
+static const char *other_type_name(uint64_t number)
+{
+    static const struct {
+        uint64_t number;
+        const char *name;
+    } other[] = {{9, "Q8_1"},   {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
+                 {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},
+                 {24, "I8"},    {25, "I16"},    {26, "I32"},     {27, "I64"},    {28, "F64"},
+                 {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"},  {40, "NVFP4"}};
+    for (int i = 0; i < TESS_NELEM(other); i++)
+        if (other[i].number == number)
+            return other[i].name;
+    return "unknown here";
+}
+
 static tess_status take_type(cursor *c, tess_gguf_tensor *t)
 {
     uint64_t number = 0;
@@ -376,9 +392,9 @@ static tess_status take_type(cursor *c, tess_gguf_tensor *t)
     }
     return TESS_FAIL(TESS_E_UNSUPPORTED,
                      "'%s': %s at byte %" PRId64 ": type %" PRIu64
-                     " is not supported, expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or "
-                     "Q2_K to Q6_K",
-                     c->file->path, c->field, at, number);
+                     " (%s) is not supported, expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, "
+                     "Q5_1 or Q2_K to Q6_K; get the model in one of these",
+                     c->file->path, c->field, at, number, other_type_name(number));
 }
 
 /* One entry; its offset is still relative to the data. */

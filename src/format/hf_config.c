@@ -137,17 +137,20 @@ static tess_status read_family(const tess_json *root, tess_llm_family *out)
 /* Weights of bitsandbytes say themselves how they are packed. */
 static tess_status check_quantization(const tess_json *root)
 {
-    static const char key[] = "quantization_config";
-    static const char expected[] =
-        "weights of bitsandbytes, or unquantized ones (Tessera quantizes while it loads)";
-    const tess_json *quantization = tess_json_find(root, key);
+    const tess_json *quantization = NULL;
     const char *method = NULL;
-    if (quantization == NULL || tess_json_type_of(quantization) == TESS_JSON_NULL)
+    char where[512], tame[64];
+    TESS_TRY(tess_json_opt_object(root, "quantization_config", &quantization));
+    if (quantization == NULL)
         return TESS_OK;
-    if (tess_json_type_of(quantization) != TESS_JSON_OBJECT)
-        return unsupported(root, key, expected);
     TESS_TRY(tess_json_opt_string(quantization, "quant_method", "", &method));
-    return strcmp(method, "bitsandbytes") == 0 ? TESS_OK : unsupported(root, key, expected);
+    if (strcmp(method, "bitsandbytes") == 0)
+        return TESS_OK;
+    tess_json_where(quantization, where, sizeof where);
+    return TESS_FAIL(TESS_E_UNSUPPORTED,
+                     "%s: weights packed by '%s' are not supported, expected those of "
+                     "bitsandbytes; take the model in 16 bits, Tessera quantizes while it loads",
+                     where, tess_text_tame(method, tame, sizeof tame));
 }
 
 /* Fields whose other values would change the arithmetic. */

@@ -474,14 +474,46 @@ static void shape_groups(tess_packed *p, const int64_t *dim, int dim_numel)
     p->is_grouped = false;
 }
 
+/* What lies in the place of a missing tensor, NULL: nothing: a tensor of the same module (packed
+ * otherwise), or the tensor under a path that is longer or shorter in front. */
+static const char *find_instead(const tess_model_dir *dir, const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    const size_t nbytes = strlen(name), stem = dot != NULL ? (size_t)(dot - name) + 1 : nbytes;
+    for (int64_t i = 0; i < dir->tensor_numel; i++)
+        if (dot != NULL && strncmp(dir->tensor[i].name, name, stem) == 0)
+            return dir->tensor[i].name;
+    for (int64_t i = 0; i < dir->tensor_numel; i++) {
+        const char *other = dir->tensor[i].name;
+        const size_t other_nbytes = strlen(other);
+        const bool is_longer = other_nbytes > nbytes;
+        const char *longer = is_longer ? other : name, *shorter = is_longer ? name : other;
+        const size_t apart = is_longer ? other_nbytes - nbytes : nbytes - other_nbytes;
+        if (apart > 0 && longer[apart - 1] == '.' && strchr(shorter, '.') != NULL &&
+            strcmp(longer + apart, shorter) == 0)
+            return other;
+    }
+    return NULL;
+}
+
+static tess_status refuse_missing(const tess_model_dir *dir, const char *name, const char *shape)
+{
+    const char *instead = find_instead(dir, name);
+    TESS_CHECK(instead == NULL, TESS_E_FORMAT,
+               "'%s': tensor '%s' %s is missing, found '%s' instead (another packing, or another "
+               "name); get the model in 16 bits and under the usual names",
+               dir->path, name, shape, instead);
+    return TESS_FAIL(TESS_E_FORMAT, "'%s': tensor '%s' %s is missing", dir->path, name, shape);
+}
+
 tess_status tess_model_dir_claim(tess_model_dir *dir, const char *name, const int64_t *dim,
                                  int dim_numel, const tess_model_tensor **out)
 {
     char expected[256], found[256];
     const tess_model_tensor *t = tess_model_dir_find(dir, name);
     tess_st_shape_text(dim, dim_numel, expected, sizeof expected);
-    TESS_CHECK(t != NULL, TESS_E_FORMAT, "'%s': tensor '%s' %s is missing", dir->path, name,
-               expected);
+    if (t == NULL)
+        return refuse_missing(dir, name, expected);
     if (t->packed != NULL && t->packed->is_grouped)
         shape_groups(&dir->packed[t->packed - dir->packed], dim, dim_numel);
     bool is_equal = t->st->dim_numel == dim_numel;

@@ -135,8 +135,6 @@ static tess_status read_state_object(const group *g, const tess_json *root)
     static const char *const dtypes[] = {"bfloat16", "float16", "float32"};
     const char *type = g->state->name + strlen(g->codes->name) + sizeof state_prefix - 1;
     tess_packed *to = g->to;
-    tess_codec_part part[TESS_CODEC_PART_MAX];
-    int part_numel = 0;
     char where[512];
     TESS_TRY(check_keys(root));
     TESS_TRY(expect_text(root, "quant_type", &type, 1));
@@ -144,12 +142,10 @@ static tess_status read_state_object(const group *g, const tess_json *root)
     TESS_TRY(tess_json_get_i64(root, "blocksize", &to->codec.block_numel));
     TESS_TRY(read_shape(root, &to->whole));
     TESS_TRY(read_nested(root, to));
-    tess_json_where(root, where, sizeof where);
-    const tess_status st = tess_codec_parts(&to->codec, to->whole.numel, part, &part_numel);
-    TESS_CHECK(st == TESS_OK, st,
-               "%s: blocksize: expected a power of two from 32 to 4096, found "
-               "%" PRId64,
-               where, to->codec.block_numel);
+    tess_json_where(tess_json_find(root, "blocksize"), where, sizeof where);
+    const int64_t block = to->codec.block_numel;
+    TESS_CHECK(block >= 32 && block <= 4096 && (block & (block - 1)) == 0, TESS_E_UNSUPPORTED,
+               "%s: expected a power of two from 32 to 4096, found %" PRId64, where, block);
     return TESS_OK;
 }
 

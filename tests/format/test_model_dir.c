@@ -130,6 +130,32 @@ static void test_claim_checks_shapes_and_marks(void **state)
     tess_model_dir_close(&dir);
 }
 
+static void test_missing_tensors_are_told_with_what_lies_there(void **state)
+{
+    static const struct {
+        const char *there, *wanted, *why;
+    } rows[] = {{"m.q.qweight", "m.q.weight", "is missing, found 'm.q.qweight' instead"},
+                {"m.q.weight_packed", "m.q.weight", "found 'm.q.weight_packed' instead"},
+                {"m.q.bias", "m.q.weight", "found 'm.q.bias' instead"},
+                {"text.m.q.weight", "m.q.weight", "found 'text.m.q.weight' instead"},
+                {"q.weight", "m.q.weight", "found 'q.weight' instead"},
+                {"m.qq.weight", "m.q.weight", "tensor 'm.q.weight' [2] is missing"},
+                {"xm.q.weight", "m.q.weight", "tensor 'm.q.weight' [2] is missing"},
+                {"weight", "m.q.weight", "tensor 'm.q.weight' [2] is missing"}};
+    const fixture *f = *state;
+    log_lines lines;
+    const tess_ctx ctx = make_ctx(f, &lines);
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        tess_model_dir *dir = NULL;
+        const tess_model_tensor *t = NULL;
+        put_one(f, "model.safetensors", rows[i].there);
+        assert_ok(tess_model_dir_open(&ctx, f->dir, &dir));
+        assert_refused(tess_model_dir_claim(dir, rows[i].wanted, (int64_t[]){2}, 1, &t),
+                       TESS_E_FORMAT, f->dir, rows[i].why);
+        tess_model_dir_close(&dir);
+    }
+}
+
 static void test_file_sha256_is_of_the_whole_file(void **state)
 {
     const fixture *f = *state;
@@ -253,6 +279,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         format_test(test_golden_sharded_directory_reads_every_tensor),
         format_test(test_claim_checks_shapes_and_marks),
+        format_test(test_missing_tensors_are_told_with_what_lies_there),
         format_test(test_file_sha256_is_of_the_whole_file),
         format_test(test_open_warns_of_total_size_and_unlisted_tensors),
         format_test(test_open_prefers_the_single_file_and_says_so),

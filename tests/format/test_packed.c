@@ -76,8 +76,10 @@ static void test_states_that_differ_are_refused(void **state)
         const char *words;
     } rows[] = {
         {"\"nf4\"", "\"fp4\"", TESS_E_UNSUPPORTED, "quant_type"},
-        {"\"blocksize\": 64", "\"blocksize\": 48", TESS_E_UNSUPPORTED, "power of two"},
-        {"\"blocksize\": 64", "\"blocksize\": 8192", TESS_E_UNSUPPORTED, "power of two"},
+        {"\"blocksize\": 64", "\"blocksize\": 48", TESS_E_UNSUPPORTED,
+         "x.weight.quant_state.bitsandbytes__nf4': blocksize: expected a power of two"},
+        {"\"blocksize\": 64", "\"blocksize\": 8192", TESS_E_UNSUPPORTED,
+         "blocksize: expected a power of two"},
         {"\"blocksize\": 64", "\"blocksize\": 32", TESS_E_FORMAT, "absmax"},
         {"\"blocksize\": 64", "\"blocksize\": 1e3", TESS_E_FORMAT, "blocksize"},
         {"bfloat16", "int8", TESS_E_UNSUPPORTED, "dtype"},
