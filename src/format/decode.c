@@ -115,8 +115,11 @@ static tess_status decode_all(const tess_tokenizer *t, const int32_t *id, int64_
 tess_status tess_decode(const tess_tokenizer *tokenizer, const int32_t *id, int64_t numel,
                         bool skip_special, char **text, size_t *nbytes)
 {
-    tess_text out = {0};
-    tess_status st = decode_all(tokenizer, id, numel, skip_special, &out);
+    tess_text joined = {0}, out = {0};
+    tess_status st = decode_all(tokenizer, id, numel, skip_special, &joined);
+    if (st == TESS_OK)
+        st = tess_utf8_mend(joined.byte, (size_t)joined.numel, &out);
+    tess_text_fini(&joined);
     const int64_t used = out.numel;
     if (st == TESS_OK)
         st = tess_text_append(&out, "", 1);

@@ -114,8 +114,8 @@ TESS_MUST_CHECK tess_status tess_encode_joined(tess_encoder *encoder,
 size_t tess_utf8_check(const char *text, size_t nbytes);
 
 /**
- * Bytes of a sequence of ids, as the decoder of the file joins them; not necessarily whole UTF-8
- * characters. Local.
+ * Text of a sequence of ids, as the decoder of the file joins them. Bytes that are no UTF-8, such
+ * as the half of a character at the end, become U+FFFD. Local.
  *
  * @param[in]  id            [numel] ids
  * @param[in]  skip_special  leave special tokens out

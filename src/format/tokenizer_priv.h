@@ -170,6 +170,9 @@ int tess_byte_of_char(uint32_t code_point);
 /* unicode.c */
 /** Code point at `at` (UTF-8 known to be valid); `*nbytes` its length. */
 uint32_t tess_utf8_next(const char *text, size_t nbytes, size_t at, size_t *char_nbytes);
+/* Append the text, with U+FFFD for each run of bytes that is no character but could begin one, or
+ * else for each byte: as peers decode. */
+TESS_MUST_CHECK tess_status tess_utf8_mend(const char *text, size_t nbytes, tess_text *out);
 bool tess_is_letter(uint32_t code_point);
 bool tess_is_number(uint32_t code_point);
 bool tess_is_space(uint32_t code_point);

@@ -25,34 +25,48 @@ uint32_t tess_utf8_next(const char *text, size_t nbytes, size_t at, size_t *char
 
 static bool is_tail(unsigned char c) { return (c & 0xc0) == 0x80; }
 
-/* Length of the character at p by Unicode table 3-7, 0 when it is malformed. */
-static size_t valid_nbytes(const unsigned char *p, size_t nbytes)
+/* Bytes at p that are a character, or as much of one as is there (*is_whole false, 1 where none
+ * begins), by Unicode table 3-7. */
+static size_t span_nbytes(const unsigned char *p, size_t nbytes, bool *is_whole)
 {
-    if (p[0] < 0x80)
-        return 1;
-    if (p[0] >= 0xc2 && p[0] < 0xe0)
-        return nbytes >= 2 && is_tail(p[1]) ? 2 : 0;
-    if (p[0] >= 0xe0 && p[0] < 0xf0) {
-        const unsigned char low = p[0] == 0xe0 ? 0xa0 : 0x80, high = p[0] == 0xed ? 0x9f : 0xbf;
-        return nbytes >= 3 && p[1] >= low && p[1] <= high && is_tail(p[2]) ? 3 : 0;
-    }
-    if (p[0] >= 0xf0 && p[0] < 0xf5) {
-        const unsigned char low = p[0] == 0xf0 ? 0x90 : 0x80, high = p[0] == 0xf4 ? 0x8f : 0xbf;
-        return nbytes >= 4 && p[1] >= low && p[1] <= high && is_tail(p[2]) && is_tail(p[3]) ? 4 : 0;
-    }
-    return 0;
+    const size_t whole = p[0] < 0x80   ? 1
+                         : p[0] < 0xc2 ? 0
+                         : p[0] < 0xe0 ? 2
+                         : p[0] < 0xf0 ? 3
+                         : p[0] < 0xf5 ? 4
+                                       : 0;
+    const unsigned char low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80;
+    const unsigned char high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
+    size_t n = 1;
+    if (n < whole && n < nbytes && p[1] >= low && p[1] <= high)
+        for (n = 2; n < whole && n < nbytes && is_tail(p[n]);)
+            n++;
+    *is_whole = n == whole;
+    return n;
 }
 
 size_t tess_utf8_check(const char *text, size_t nbytes)
 {
     size_t at = 0;
+    bool is_whole = true;
     while (at < nbytes) {
-        const size_t n = valid_nbytes((const unsigned char *)text + at, nbytes - at);
-        if (n == 0)
+        const size_t n = span_nbytes((const unsigned char *)text + at, nbytes - at, &is_whole);
+        if (!is_whole)
             return at;
         at += n;
     }
     return nbytes;
+}
+
+tess_status tess_utf8_mend(const char *text, size_t nbytes, tess_text *out)
+{
+    bool is_whole = true;
+    for (size_t at = 0, n = 0; at < nbytes; at += n) {
+        n = span_nbytes((const unsigned char *)text + at, nbytes - at, &is_whole);
+        TESS_TRY(is_whole ? tess_text_append(out, text + at, n)
+                          : tess_text_append(out, "\xef\xbf\xbd", 3));
+    }
+    return TESS_OK;
 }
 
 static utf8proc_category_t category(uint32_t code_point)

@@ -431,6 +431,37 @@ static void test_encode_nul_is_a_character(void **state)
     tess_tokenizer_destroy(&t);
 }
 
+/* What tokenizers' ByteLevel decoder gives, which is Rust's from_utf8_lossy. */
+static void test_decode_of_broken_characters_is_utf8(void **state)
+{
+    static const struct {
+        const char *bytes, *expected;
+    } rows[] = {{"a\xf0\x9f\x98\x80z", "a\xf0\x9f\x98\x80z"},
+                {"a\xf0\x9f\x98", "a\xef\xbf\xbd"},
+                {"a\xf0\x9f", "a\xef\xbf\xbd"},
+                {"a\xf0", "a\xef\xbf\xbd"},
+                {"\x98\x80z", "\xef\xbf\xbd\xef\xbf\xbdz"},
+                {"\xe2\x82z", "\xef\xbf\xbdz"},
+                {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+                {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},
+                {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}};
+    (void)state;
+    tess_tokenizer *t = open_kind("llama3");
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        tess_ids ids = {0};
+        char *text = NULL;
+        size_t nbytes = 0;
+        for (const char *p = rows[i].bytes; *p != '\0'; p++)
+            assert_int_equal(tess_ids_append(&ids, &t->byte_id[(uint8_t)*p], 1), TESS_OK);
+        assert_int_equal(tess_decode(t, ids.id, ids.numel, false, &text, &nbytes), TESS_OK);
+        assert_string_equal(text, rows[i].expected);
+        assert_int_equal(nbytes, strlen(rows[i].expected));
+        tess_free(text);
+        tess_ids_fini(&ids);
+    }
+    tess_tokenizer_destroy(&t);
+}
+
 static void test_encode_long_piece_takes_the_heap(void **state)
 {
     /* One piece of 300,000 characters: quadratic rescans would need minutes. */
@@ -597,6 +628,7 @@ int main(void)
         cmocka_unit_test(test_nfc_differs_exactly_as_listed),
         cmocka_unit_test(test_encode_invalid_utf8_is_refused),
         cmocka_unit_test(test_encode_nul_is_a_character),
+        cmocka_unit_test(test_decode_of_broken_characters_is_utf8),
         cmocka_unit_test(test_encode_long_piece_takes_the_heap),
         cmocka_unit_test(test_parse_small_file_merges_in_order),
         cmocka_unit_test(test_parse_refuses_by_name),
