@@ -260,6 +260,30 @@ static tess_status read_divisors(const reader *r, const tess_gguf_tensor *t, tes
     return check_divisors(r, c, divisor);
 }
 
+/* Keys of yarn that other converters write, beside the three that state it. */
+static tess_status read_yarn(const reader *r, tess_llm_config *c)
+{
+    static const struct {
+        const char *name;
+        double expected;
+    } rows[] = {{"rope.scaling.attn_factor", 1.0},
+                {"rope.scaling.yarn_attn_factor", 1.0},
+                {"rope.scaling.yarn_ext_factor", 1.0},
+                {"rope.scaling.yarn_log_multiplier", 0.0}};
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        double found = 0.0;
+        TESS_TRY(opt_f64(r, rows[i].name, rows[i].expected, &found));
+        TESS_CHECK(found == rows[i].expected, TESS_E_UNSUPPORTED,
+                   "'%s': '%s.%s' is %g, expected %g", tess_gguf_path(r->file), r->arch,
+                   rows[i].name, found, rows[i].expected);
+    }
+    c->rope.attention_factor = tess_rope_yarn_factor(c->rope.factor);
+    TESS_TRY(opt_f64(r, "rope.scaling.yarn_beta_fast", 32.0, &c->rope.beta_fast));
+    TESS_TRY(opt_f64(r, "rope.scaling.yarn_beta_slow", 1.0, &c->rope.beta_slow));
+    return opt_i64(r, "rope.scaling.original_context_length", c->max_position,
+                   &c->rope.original_max_position);
+}
+
 static tess_status read_rope(const reader *r, tess_llm_config *c)
 {
     const tess_gguf_tensor *divisors = tess_gguf_find(r->file, "rope_freqs.weight");
@@ -274,11 +298,13 @@ static tess_status read_rope(const reader *r, tess_llm_config *c)
         TESS_TRY(tess_gguf_get_text(r->file, key, &type));
     if (strcmp(type, "none") == 0)
         return TESS_OK;
-    TESS_CHECK(strcmp(type, "linear") == 0, TESS_E_UNSUPPORTED,
-               "'%s': value of '%s': '%s' is not supported, expected none or linear",
+    const bool is_yarn = strcmp(type, "yarn") == 0;
+    TESS_CHECK(is_yarn || strcmp(type, "linear") == 0, TESS_E_UNSUPPORTED,
+               "'%s': value of '%s': '%s' is not supported, expected none, linear or yarn",
                tess_gguf_path(r->file), key, tess_text_tame(type, tame, sizeof tame));
-    c->rope.type = TESS_ROPE_LINEAR;
-    return opt_f64(r, "rope.scaling.factor", 1.0, &c->rope.factor);
+    c->rope.type = is_yarn ? TESS_ROPE_YARN : TESS_ROPE_LINEAR;
+    TESS_TRY(opt_f64(r, "rope.scaling.factor", 1.0, &c->rope.factor));
+    return is_yarn ? read_yarn(r, c) : TESS_OK;
 }
 
 /* Mistral has architecture llama; what tells it apart is its window. */

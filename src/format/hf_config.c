@@ -17,8 +17,10 @@ static const struct {
 #undef X
 };
 
-static const char *const rope_name[] = {
-    [TESS_ROPE_DEFAULT] = "default", [TESS_ROPE_LINEAR] = "linear", [TESS_ROPE_LLAMA3] = "llama3"};
+static const char *const rope_name[] = {[TESS_ROPE_DEFAULT] = "default",
+                                        [TESS_ROPE_LINEAR] = "linear",
+                                        [TESS_ROPE_LLAMA3] = "llama3",
+                                        [TESS_ROPE_YARN] = "yarn"};
 
 const char *tess_llm_family_name(tess_llm_family family)
 {
@@ -72,11 +74,23 @@ static tess_status check_rope(const tess_rope_config *r, tess_status code, const
                "'%s': rope factor: expected a number of at least 1, found %g", source, r->factor);
     if (r->type == TESS_ROPE_LINEAR)
         return TESS_OK;
-    TESS_CHECK(isfinite(r->high_freq_factor) && r->low_freq_factor > 0.0 &&
-                   r->high_freq_factor > r->low_freq_factor,
-               code,
-               "'%s': rope low_freq_factor %g and high_freq_factor %g: expected 0 < low < high",
-               source, r->low_freq_factor, r->high_freq_factor);
+    if (r->type == TESS_ROPE_YARN) {
+        TESS_CHECK(isfinite(r->attention_factor) && r->attention_factor > 0.0, code,
+                   "'%s': rope attention_factor: expected a positive number, found %g", source,
+                   r->attention_factor);
+        TESS_CHECK(isfinite(r->beta_fast) && r->beta_slow > 0.0 && r->beta_fast >= r->beta_slow &&
+                       r->theta > 1.0,
+                   code,
+                   "'%s': rope beta_slow %g and beta_fast %g: expected 0 < slow <= fast, and a "
+                   "rope_theta above 1",
+                   source, r->beta_slow, r->beta_fast);
+    } else {
+        TESS_CHECK(isfinite(r->high_freq_factor) && r->low_freq_factor > 0.0 &&
+                       r->high_freq_factor > r->low_freq_factor,
+                   code,
+                   "'%s': rope low_freq_factor %g and high_freq_factor %g: expected 0 < low < high",
+                   source, r->low_freq_factor, r->high_freq_factor);
+    }
     TESS_CHECK(r->original_max_position >= 1 && r->original_max_position <= INT64_C(1) << 40, code,
                "'%s': rope original_max_position_embeddings: expected a positive number, found "
                "%" PRId64,
@@ -241,15 +255,48 @@ static tess_status read_rope_type(const tess_json *object, tess_rope_type *out)
         }
     }
     tess_json_where(object, where, sizeof where);
-    return TESS_FAIL(TESS_E_UNSUPPORTED,
-                     "%s: rope type '%s' is not supported, expected default, linear or llama3",
-                     where, tess_text_tame(text, tame, sizeof tame));
+    return TESS_FAIL(
+        TESS_E_UNSUPPORTED,
+        "%s: rope type '%s' is not supported, expected default, linear, llama3 or yarn", where,
+        tess_text_tame(text, tame, sizeof tame));
 }
 
-/* One rope object, old (rope_scaling) or new (rope_parameters). */
-static tess_status read_rope_object(const tess_json *object, double theta, tess_rope_config *out)
+double tess_rope_yarn_factor(double factor) { return factor > 1.0 ? 0.1 * log(factor) + 1.0 : 1.0; }
+
+/* Zero and null count as absent, as in transformers. */
+static tess_status read_beta(const tess_json *object, const char *key, double absent, double *out)
 {
-    tess_rope_config r = {.theta = theta, .factor = 1.0};
+    TESS_TRY(tess_json_opt_f64(object, key, absent, out));
+    *out = *out == 0.0 ? absent : *out;
+    return TESS_OK;
+}
+
+static tess_status read_yarn(const tess_json *object, int64_t max_position, tess_rope_config *r)
+{
+    static const char *const refused[] = {"mscale", "mscale_all_dim"}; /* DeepSeek's */
+    bool is_truncated = true;
+    for (int i = 0; i < TESS_NELEM(refused); i++) {
+        double value = 0.0;
+        TESS_TRY(tess_json_opt_f64(object, refused[i], 0.0, &value));
+        if (value != 0.0)
+            return unsupported(object, refused[i], "attention_factor, or nothing");
+    }
+    TESS_TRY(tess_json_opt_bool(object, "truncate", true, &is_truncated));
+    if (!is_truncated)
+        return unsupported(object, "truncate", "true");
+    TESS_TRY(tess_json_opt_i64(object, "original_max_position_embeddings", max_position,
+                               &r->original_max_position));
+    TESS_TRY(tess_json_opt_f64(object, "attention_factor", tess_rope_yarn_factor(r->factor),
+                               &r->attention_factor));
+    TESS_TRY(read_beta(object, "beta_fast", 32.0, &r->beta_fast));
+    return read_beta(object, "beta_slow", 1.0, &r->beta_slow);
+}
+
+/* One rope object, old (rope_scaling) or new (rope_parameters); `out` has the theta beside it. */
+static tess_status read_rope_object(const tess_json *object, int64_t max_position,
+                                    tess_rope_config *out)
+{
+    tess_rope_config r = *out;
     double partial = 1.0;
     char where[512];
     for (int64_t i = 0; i < tess_json_numel(object); i++) {
@@ -262,7 +309,7 @@ static tess_status read_rope_object(const tess_json *object, double theta, tess_
                          where);
     }
     TESS_TRY(read_rope_type(object, &r.type));
-    TESS_TRY(tess_json_opt_f64(object, "rope_theta", theta, &r.theta));
+    TESS_TRY(tess_json_opt_f64(object, "rope_theta", r.theta, &r.theta));
     TESS_TRY(tess_json_opt_f64(object, "partial_rotary_factor", 1.0, &partial));
     if (partial != 1.0)
         return unsupported(object, "partial_rotary_factor", "1");
@@ -274,6 +321,8 @@ static tess_status read_rope_object(const tess_json *object, double theta, tess_
         TESS_TRY(tess_json_get_i64(object, "original_max_position_embeddings",
                                    &r.original_max_position));
     }
+    if (r.type == TESS_ROPE_YARN)
+        TESS_TRY(read_yarn(object, max_position, &r));
     *out = r;
     return TESS_OK;
 }
@@ -282,22 +331,24 @@ static bool is_same_rope(const tess_rope_config *a, const tess_rope_config *b)
 {
     return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
            a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor &&
-           a->original_max_position == b->original_max_position;
+           a->original_max_position == b->original_max_position &&
+           a->attention_factor == b->attention_factor && a->beta_fast == b->beta_fast &&
+           a->beta_slow == b->beta_slow;
 }
 
-static tess_status read_rope(const tess_json *root, tess_rope_config *out)
+static tess_status read_rope(const tess_json *root, int64_t max_position, tess_rope_config *out)
 {
     const tess_json *newer = NULL, *older = NULL;
-    double theta = 10000.0;
+    tess_rope_config r = {.factor = 1.0};
     char where[512];
-    TESS_TRY(tess_json_opt_f64(root, "rope_theta", 10000.0, &theta));
+    TESS_TRY(tess_json_opt_f64(root, "rope_theta", 10000.0, &r.theta));
     TESS_TRY(tess_json_opt_object(root, "rope_parameters", &newer));
     TESS_TRY(tess_json_opt_object(root, "rope_scaling", &older));
-    tess_rope_config r = {.theta = theta, .factor = 1.0}, other = r;
+    tess_rope_config other = r;
     if (older != NULL)
-        TESS_TRY(read_rope_object(older, theta, &r));
+        TESS_TRY(read_rope_object(older, max_position, &r));
     if (newer != NULL)
-        TESS_TRY(read_rope_object(newer, theta, &other));
+        TESS_TRY(read_rope_object(newer, max_position, &other));
     if (older != NULL && newer != NULL && !is_same_rope(&r, &other)) {
         tess_json_where(newer, where, sizeof where);
         return TESS_FAIL(TESS_E_FORMAT, "%s: differs from rope_scaling; keep one of them", where);
@@ -438,7 +489,7 @@ tess_status tess_hf_config_parse(const tess_json *root, tess_llm_config *out)
     TESS_TRY(read_extents(root, &c));
     TESS_TRY(read_heads(root, &c));
     TESS_TRY(read_biases(root, &c));
-    TESS_TRY(read_rope(root, &c.rope));
+    TESS_TRY(read_rope(root, c.max_position, &c.rope));
     TESS_TRY(read_window(root, &c));
     TESS_TRY(read_ids(root, &c));
     TESS_TRY(read_dtype_hint(root, &c));
@@ -462,8 +513,42 @@ tess_status tess_hf_config_read(tess_io *io, const char *dir, tess_llm_config *o
 
 /* ---- rotary embedding ---- */
 
+static const double pi = 3.14159265358979323846;
+
+float tess_rope_attention_factor(const tess_rope_config *rope)
+{
+    return rope->type == TESS_ROPE_YARN ? (float)rope->attention_factor : 1.0F;
+}
+
 /* [Note: f32 powers] torch computes theta^(2i/d) in f32 and may be one unit off; we round the exact
  * power once, so that every machine and libm gives the same bits. */
+static float power_of(const tess_llm_config *c, int64_t pair)
+{
+    const float exponent = (float)(2 * pair) / (float)c->head_dim;
+    return (float)pow((double)(float)c->rope.theta, (double)exponent);
+}
+
+/* The pair that turns `turn_numel` times in the original positions. */
+static double yarn_pair(const tess_llm_config *c, double turn_numel)
+{
+    const double period = (double)c->rope.original_max_position / (turn_numel * 2.0 * pi);
+    return (double)c->head_dim * log(period) / (2.0 * log(c->rope.theta));
+}
+
+/* Frequencies of pairs that turn often stay, those of pairs that turn seldom are divided. */
+static void yarn_inv_freq(const tess_llm_config *c, float *inv)
+{
+    const double first = fmax(floor(yarn_pair(c, c->rope.beta_fast)), 0.0);
+    double last = fmin(ceil(yarn_pair(c, c->rope.beta_slow)), (double)(c->head_dim - 1));
+    last = last == first ? last + 0.001 : last;
+    const float low = (float)first, width = (float)(last - first);
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        const float ramp = fminf(fmaxf(((float)i - low) / width, 0.0F), 1.0F);
+        const float kept = 1.0F - ramp, divided = 1.0F / ((float)c->rope.factor * power_of(c, i));
+        inv[i] = divided * (1.0F - kept) + inv[i] * kept;
+    }
+}
+
 void tess_rope_inv_freq(const tess_llm_config *config, float *inv)
 {
     const tess_rope_config *r = &config->rope;
@@ -473,14 +558,12 @@ void tess_rope_inv_freq(const tess_llm_config *config, float *inv)
     const float low_wave = (float)((double)r->original_max_position / r->low_freq_factor);
     const float high_wave = (float)((double)r->original_max_position / r->high_freq_factor);
     for (int64_t i = 0; i < config->head_dim / 2; i++) {
-        const float exponent = (float)(2 * i) / (float)config->head_dim;
-        const float power = (float)pow((double)(float)r->theta, (double)exponent);
-        inv[i] = 1.0f / power;
+        inv[i] = 1.0f / power_of(config, i);
         if (r->type == TESS_ROPE_LINEAR)
             inv[i] = inv[i] / factor;
         if (r->type != TESS_ROPE_LLAMA3)
             continue;
-        const float wave = (float)(2.0 * 3.14159265358979323846) / inv[i];
+        const float wave = (float)(2.0 * pi) / inv[i];
         if (wave > low_wave) {
             inv[i] = inv[i] / factor;
         } else if (wave >= high_wave) {
@@ -488,4 +571,6 @@ void tess_rope_inv_freq(const tess_llm_config *config, float *inv)
             inv[i] = (1.0f - s) * inv[i] / factor + s * inv[i];
         }
     }
+    if (r->type == TESS_ROPE_YARN)
+        yarn_inv_freq(config, inv);
 }

@@ -36,17 +36,20 @@ typedef enum tess_llm_family {
 typedef enum tess_rope_type {
     TESS_ROPE_DEFAULT,
     TESS_ROPE_LINEAR,
-    TESS_ROPE_LLAMA3
+    TESS_ROPE_LLAMA3,
+    TESS_ROPE_YARN
 } tess_rope_type;
 
 /** Rotary embedding. Plain data. */
 typedef struct tess_rope_config {
     tess_rope_type type;
     double theta;
-    double factor;                 /* linear, llama3; else 1 */
+    double factor;                 /* default: 1 */
     double low_freq_factor;        /* llama3 */
     double high_freq_factor;       /* llama3 */
-    int64_t original_max_position; /* llama3 */
+    int64_t original_max_position; /* llama3, yarn */
+    double attention_factor;       /* yarn: of cos and sin */
+    double beta_fast, beta_slow;   /* yarn: turns in the original positions, between them a ramp */
 } tess_rope_config;
 
 /** A dense decoder-only language model. Plain data without pointers. */
@@ -103,5 +106,9 @@ TESS_MUST_CHECK tess_status tess_hf_config_write(tess_io *io, const char *dir,
  * @source transformers modeling_rope_utils.py, same order of f32 operations
  */
 void tess_rope_inv_freq(const tess_llm_config *config, float *inv);
+/** What cos and sin are multiplied by: attention_factor of yarn, else 1. Local. */
+float tess_rope_attention_factor(const tess_rope_config *rope);
+/** attention_factor of yarn where a file states none: 0.1 ln(factor) + 1. Local. */
+double tess_rope_yarn_factor(double factor);
 
 TESS_END_DECLS

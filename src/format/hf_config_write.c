@@ -10,6 +10,9 @@ static const char *const architecture[TESS_LLM_FAMILY_NUMEL] = {
 #undef X
 };
 
+static const char *const rope_name[] = {
+    [TESS_ROPE_LINEAR] = "linear", [TESS_ROPE_LLAMA3] = "llama3", [TESS_ROPE_YARN] = "yarn"};
+
 static int64_t sliding_layers(const tess_llm_config *c)
 {
     int64_t numel = 0;
@@ -73,12 +76,17 @@ static tess_status put_rope(tess_json *root, const tess_rope_config *r)
         return tess_json_add_null(root, "rope_scaling");
     TESS_TRY(tess_json_add_object(root, "rope_scaling", &scaling));
     TESS_TRY(tess_json_add_f64(scaling, "factor", r->factor));
-    TESS_TRY(tess_json_add_string(scaling, "rope_type",
-                                  r->type == TESS_ROPE_LINEAR ? "linear" : "llama3"));
-    if (r->type != TESS_ROPE_LLAMA3)
+    TESS_TRY(tess_json_add_string(scaling, "rope_type", rope_name[r->type]));
+    if (r->type == TESS_ROPE_LINEAR)
         return TESS_OK;
-    TESS_TRY(tess_json_add_f64(scaling, "low_freq_factor", r->low_freq_factor));
-    TESS_TRY(tess_json_add_f64(scaling, "high_freq_factor", r->high_freq_factor));
+    if (r->type == TESS_ROPE_LLAMA3) {
+        TESS_TRY(tess_json_add_f64(scaling, "low_freq_factor", r->low_freq_factor));
+        TESS_TRY(tess_json_add_f64(scaling, "high_freq_factor", r->high_freq_factor));
+    } else {
+        TESS_TRY(tess_json_add_f64(scaling, "attention_factor", r->attention_factor));
+        TESS_TRY(tess_json_add_f64(scaling, "beta_fast", r->beta_fast));
+        TESS_TRY(tess_json_add_f64(scaling, "beta_slow", r->beta_slow));
+    }
     return tess_json_add_i64(scaling, "original_max_position_embeddings", r->original_max_position);
 }
 

@@ -88,11 +88,13 @@ static void add_architecture(pairs *p, const tess_llm_config *c)
     add_u32(p, "vocab_size", c->vocab_numel);
     add_u32(p, "rope.dimension_count", c->head_dim);
     add_f32(p, "rope.freq_base", c->rope.theta);
-    if (c->rope.type == TESS_ROPE_LINEAR) {
-        add_text(p, key_of(p, "rope.scaling.type"), "linear");
+    const bool is_yarn = c->rope.type == TESS_ROPE_YARN;
+    if (is_yarn || c->rope.type == TESS_ROPE_LINEAR) {
+        add_text(p, key_of(p, "rope.scaling.type"), is_yarn ? "yarn" : "linear");
         add_f32(p, "rope.scaling.factor", c->rope.factor);
     }
-    if (c->rope.type == TESS_ROPE_LLAMA3) /* the rest is in rope_freqs.weight */
+    /* The rest of llama3 is in rope_freqs.weight. */
+    if (is_yarn || c->rope.type == TESS_ROPE_LLAMA3)
         add_u32(p, "rope.scaling.original_context_length", c->rope.original_max_position);
     if (c->family == TESS_LLM_MISTRAL && c->window > 0)
         add_u32(p, "attention.sliding_window", c->window);
@@ -128,9 +130,17 @@ static void add_general(pairs *p, const tess_model_write_request *q)
         add_own(p, q->extra[i].key, q->extra[i].value);
 }
 
-/* A window of some layers alone has no key that says which. */
+/* A window of some layers alone has no key that says which, and yarn only what llama.cpp takes. */
 static tess_status check_config(const tess_llm_config *c)
 {
+    const tess_rope_config *r = &c->rope;
+    TESS_CHECK(r->type != TESS_ROPE_YARN ||
+                   (r->attention_factor == tess_rope_yarn_factor(r->factor) &&
+                    r->beta_fast == 32.0 && r->beta_slow == 1.0),
+               TESS_E_UNSUPPORTED,
+               "rope attention_factor %g, beta_fast %g, beta_slow %g: a GGUF file has %g, 32 and "
+               "1; write a directory instead",
+               r->attention_factor, r->beta_fast, r->beta_slow, tess_rope_yarn_factor(r->factor));
     for (int64_t i = 0; i < c->layer_numel; i++)
         TESS_CHECK(c->is_sliding[i] == (c->family == TESS_LLM_MISTRAL && c->window > 0),
                    TESS_E_UNSUPPORTED,

@@ -189,7 +189,8 @@ static float to_compute(float x, tess_dtype dt)
     return dt == TESS_BF16 ? tess_bf16_to_f32(tess_bf16_from_f32(x)) : x;
 }
 
-/* cos and sin of f32 angles, rounded to the compute dtype, as transformers casts them. */
+/* cos and sin of f32 angles, times yarn's factor, rounded to the compute dtype, as transformers
+ * casts them. */
 static tess_status make_rope(const tess_llm_config *c, tess_llama *m)
 {
     const int64_t half = c->head_dim / 2;
@@ -206,10 +207,11 @@ static tess_status make_rope(const tess_llm_config *c, tess_llama *m)
                                 .half_numel = half};
     TESS_TRY(tess_alloc_array(half, sizeof(float), &inv));
     tess_rope_inv_freq(c, inv);
+    const float factor = tess_rope_attention_factor(&c->rope);
     for (int64_t i = 0; i < numel; i++) {
         const float angle = (float)(i / half) * ((const float *)inv)[i % half];
-        m->rope_host[0][i] = to_compute((float)cos((double)angle), m->dt);
-        m->rope_host[1][i] = to_compute((float)sin((double)angle), m->dt);
+        m->rope_host[0][i] = to_compute((float)cos((double)angle) * factor, m->dt);
+        m->rope_host[1][i] = to_compute((float)sin((double)angle) * factor, m->dt);
     }
     tess_free(inv);
     return TESS_OK;

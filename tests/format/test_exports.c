@@ -100,7 +100,12 @@ static void fill_config(tess_llm_config *c, tess_llm_family family)
                            .eos_id = {2, 3},
                            .eos_numel = 2};
     if (family == TESS_LLM_LLAMA) {
-        c->rope = (tess_rope_config){TESS_ROPE_LLAMA3, 5e5, 8.0, 1.0, 4.0, 64};
+        c->rope = (tess_rope_config){.type = TESS_ROPE_LLAMA3,
+                                     .theta = 5e5,
+                                     .factor = 8.0,
+                                     .low_freq_factor = 1.0,
+                                     .high_freq_factor = 4.0,
+                                     .original_max_position = 64};
         c->has_q_bias = c->has_k_bias = c->has_v_bias = c->has_o_bias = c->has_mlp_bias = true;
     } else if (family == TESS_LLM_MISTRAL) {
         c->window = 4;

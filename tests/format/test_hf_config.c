@@ -172,8 +172,20 @@ static void test_parse_bad_values_are_refused_by_name(void **state)
          "quantization_config: weights packed by 'awq' are not supported"},
         {"llama", ",\"quantization_config\":4", TESS_E_FORMAT,
          "quantization_config: expected an object"},
-        {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}", TESS_E_UNSUPPORTED,
-         "rope_scaling: rope type 'yarn' is not supported"},
+        {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"mscale\":1}",
+         TESS_E_UNSUPPORTED, "rope_scaling.mscale: not supported"},
+        {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"truncate\":false}",
+         TESS_E_UNSUPPORTED, "rope_scaling.truncate: not supported"},
+        {"llama", ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}", TESS_E_FORMAT,
+         "original_max_position_embeddings: expected a positive number, found 0"},
+        {"llama",
+         ",\"max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,"
+         "\"attention_factor\":-1}",
+         TESS_E_FORMAT, "attention_factor: expected a positive number, found -1"},
+        {"llama",
+         ",\"max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,"
+         "\"beta_fast\":1,\"beta_slow\":2}",
+         TESS_E_FORMAT, "expected 0 < slow <= fast"},
         {"llama", ",\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":2}", TESS_E_UNSUPPORTED,
          "'dynamic'"},
         {"llama", ",\"rope_parameters\":{\"rope_type\":\"longrope\"}", TESS_E_UNSUPPORTED,
@@ -287,6 +299,53 @@ static void test_rope_llama3_worked_numbers(void **state)
     assert_true(fabs((double)inv[35] - .00076449697) <= 8.5e-7 * .00076449697);
 }
 
+/* transformers 5.24: ROPE_INIT_FUNCTIONS["yarn"] of these two configurations. */
+static void test_rope_yarn_as_transformers(void **state)
+{
+    static const struct {
+        int i;
+        double inv;
+    } long_context[] = {{0, 1.0},
+                        {20, 0.0133352149},
+                        {23, 0.00697830599},
+                        {24, 0.00537532149},
+                        {30, 0.00106436096},
+                        {38, 9.26230132e-05},
+                        {39, 6.4903943e-05},
+                        {40, 4.44569851e-05},
+                        {50, 5.13381246e-06},
+                        {63, 3.10234441e-07}},
+      stated[] = {
+          {0, 1.0}, {1, 0.398325086}, {2, 0.131761566}, {3, 0.0222284924}, {15, 2.22284925e-05}};
+    tess_llm_config c;
+    float inv[64];
+    (void)state;
+    assert_ok(parse("{\"model_type\":\"qwen2\",\"hidden_size\":512,\"intermediate_size\":8,"
+                    "\"num_hidden_layers\":1,\"num_attention_heads\":4,\"vocab_size\":9,"
+                    "\"num_key_value_heads\":4,\"rope_theta\":1e6,\"rope_scaling\":{"
+                    "\"type\":\"yarn\",\"factor\":4.0,"
+                    "\"original_max_position_embeddings\":32768}}",
+                    &c));
+    tess_rope_inv_freq(&c, inv);
+    for (int i = 0; i < TESS_NELEM(long_context); i++) /* two units of f32: a power and a sum */
+        assert_true(fabs((double)inv[long_context[i].i] - long_context[i].inv) <=
+                    2.5e-7 * long_context[i].inv);
+    assert_true(tess_rope_attention_factor(&c.rope) == 1.138629436111989F);
+    assert_ok(parse("{\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":8,"
+                    "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":9,"
+                    "\"max_position_embeddings\":64,\"rope_parameters\":{\"rope_type\":\"yarn\","
+                    "\"rope_theta\":1e4,\"factor\":8,\"beta_fast\":16,\"beta_slow\":2,"
+                    "\"attention_factor\":1.5}}",
+                    &c));
+    assert_int_equal(c.rope.original_max_position, 64); /* absent: max_position_embeddings */
+    tess_rope_inv_freq(&c, inv);
+    for (int i = 0; i < TESS_NELEM(stated); i++)
+        assert_true(fabs((double)inv[stated[i].i] - stated[i].inv) <= 2.5e-7 * stated[i].inv);
+    assert_true(tess_rope_attention_factor(&c.rope) == 1.5F);
+    c.rope.type = TESS_ROPE_LINEAR;
+    assert_true(tess_rope_attention_factor(&c.rope) == 1.0F);
+}
+
 static tess_llm_config valid_config(tess_llm_family family)
 {
     const bool is_qwen2 = family == TESS_LLM_QWEN2;
@@ -334,6 +393,9 @@ static void expect_round_trip(const fixture *f, const tess_llm_config *c)
                 back.rope.low_freq_factor == c->rope.low_freq_factor &&
                 back.rope.high_freq_factor == c->rope.high_freq_factor);
     assert_int_equal(back.rope.original_max_position, c->rope.original_max_position);
+    assert_true(back.rope.attention_factor == c->rope.attention_factor &&
+                back.rope.beta_fast == c->rope.beta_fast &&
+                back.rope.beta_slow == c->rope.beta_slow);
     assert_int_equal(back.is_tied, c->is_tied);
     assert_int_equal(back.has_q_bias, c->has_q_bias);
     assert_int_equal(back.has_v_bias, c->has_v_bias);
@@ -367,6 +429,14 @@ static void test_write_round_trips_for_every_family(void **state)
         c.is_tied = false;
         if (i == TESS_LLM_LLAMA)
             c.has_q_bias = c.has_k_bias = c.has_v_bias = c.has_o_bias = c.has_mlp_bias = true;
+        expect_round_trip(f, &c);
+        c.rope = (tess_rope_config){.type = TESS_ROPE_YARN,
+                                    .theta = 1e6,
+                                    .factor = 4.0,
+                                    .original_max_position = 1024,
+                                    .attention_factor = 1.25,
+                                    .beta_fast = 24.0,
+                                    .beta_slow = 2.0};
         expect_round_trip(f, &c);
     }
 }
@@ -429,6 +499,7 @@ int main(void)
         format_test(test_parse_bad_values_are_refused_by_name),
         format_test(test_parse_required_and_ranges),
         format_test(test_rope_llama3_worked_numbers),
+        format_test(test_rope_yarn_as_transformers),
         format_test(test_write_round_trips_for_every_family),
         format_test(test_write_windows_round_trip),
         format_test(test_write_what_a_class_cannot_say_is_refused),

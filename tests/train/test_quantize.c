@@ -453,6 +453,51 @@ static void test_quantize_gguf_same_values(void **state)
     }
 }
 
+/* What a GGUF file says of yarn comes back; what it cannot say is refused. */
+static void test_quantize_gguf_yarn(void **state)
+{
+    static const char *const key[] = {"base.format=bf16"};
+    static const struct {
+        const char *more;
+        bool is_refused;
+    } cases[] = {{"", false}, {",\"attention_factor\":1.0", true}, {",\"beta_fast\":16", true}};
+    const fixture *f = *state;
+    const tess_ctx ctx = ctx_of(f);
+    char model[256], output[256], rope[256], command[1024];
+    snprintf(model, sizeof model, "%s/model", f->dir);
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        keys k = keys_of(key, 1);
+        tess_quantize_result r;
+        tess_llm_config config;
+        tess_gguf *file = NULL;
+        snprintf(output, sizeof output, "%s/yarn-%d.gguf", f->dir, i);
+        snprintf(rope, sizeof rope,
+                 "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
+                 "\"original_max_position_embeddings\":96%s},",
+                 cases[i].more);
+        snprintf(command, sizeof command,
+                 "rm -rf model && cp -r " TESS_TEST_SOURCE_DIR "/examples/base model && sed -i "
+                 "-e '/rope_scaling/d' -e 's/^{/{%s/' model/config.json",
+                 rope);
+        assert_int_equal(shell(f, command), 0);
+        tess_quantize_options o = quantize_of(&k, model, output);
+        if (cases[i].is_refused) {
+            assert_refused(tess_quantize_model(&ctx, &o, &r), TESS_E_UNSUPPORTED,
+                           "a GGUF file has 1.13863, 32 and 1");
+            continue;
+        }
+        quantize(f, &o, &r);
+        tess_quantize_result_fini(&r);
+        assert_ok(tess_gguf_open(f->io, output, &file));
+        assert_ok(tess_gguf_llm_config(file, &config));
+        tess_gguf_close(&file);
+        assert_true(config.rope.type == TESS_ROPE_YARN && config.rope.factor == 4.0 &&
+                    config.rope.attention_factor == tess_rope_yarn_factor(4.0) &&
+                    config.rope.beta_fast == 32.0 && config.rope.beta_slow == 1.0);
+        assert_int_equal(config.rope.original_max_position, 96);
+    }
+}
+
 /* A tokenizer of SentencePiece's kind with these merges. */
 static void put_tokenizer(const fixture *f, const char *merges)
 {
@@ -662,6 +707,7 @@ int main(void)
         cmocka_unit_test(test_compare_counts_blocks_that_vanish),
         folder_test(test_quantize_gguf_small_vocabulary_refused),
         folder_test(test_quantize_gguf_same_values),
+        folder_test(test_quantize_gguf_yarn),
         folder_test(test_quantize_gguf_scores_or_refused),
         folder_test(test_quantize_bad_values_refused),
         folder_test(test_quantize_bad_requests_refused),
