@@ -61,13 +61,16 @@ static tess_status find_family(tess_adapter *a)
     return TESS_OK;
 }
 
-/* What is no part of an adapter: a module that was trained whole. */
+/* What is no part of an adapter, nor PEFT's copy of the weight below one: a module that was trained
+ * whole. */
 static const char *find_whole(const tess_adapter *a)
 {
     size_t nbytes = 0;
-    for (int64_t i = 0; i < tess_safetensors_numel(a->weights); i++)
-        if (adapter_role_of(tess_safetensors_at(a->weights, i)->name, &nbytes) < 0)
-            return tess_safetensors_at(a->weights, i)->name;
+    for (int64_t i = 0; i < tess_peft_dir_tensor_numel(a->peft); i++) {
+        const char *bare = NULL, *name = tess_peft_dir_tensor_at(a->peft, i, &bare)->name;
+        if (adapter_role_of(name, &nbytes) < 0 && !tess_peft_is_base_copy(a->peft, bare))
+            return name;
+    }
     return NULL;
 }
 

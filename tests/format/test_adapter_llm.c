@@ -227,6 +227,37 @@ static void test_rslora_becomes_alpha(void **state)
     case_remove(f, dir);
 }
 
+/* With an adapter of lm_head peft saves the weight below it too, which is no module that was
+ * trained whole. */
+static void test_copy_of_a_base_weight_stays_behind(void **state)
+{
+    const fixture *f = *state;
+    const tess_adapter_dialect dialect[] = {TESS_ADAPTER_PEFT, TESS_ADAPTER_GGUF};
+    tess_llm_config base;
+    char dir[256], text[1024];
+    base_of(f, &base);
+    snprintf(dir, sizeof dir, "%s", at(f, "head"));
+    assert_ok(tess_io_mkdirs(f->io, dir));
+    case_file c = {.dtype = TESS_ST_F32};
+    case_add(&c, "base_model.model.lm_head.lora_A.weight", 3, IN);
+    case_add(&c, "base_model.model.lm_head.lora_B.weight", 5, 3);
+    case_add(&c, "base_model.model.lm_head.base_layer.weight", 5, IN);
+    snprintf(text, sizeof text, "%s/adapter_model.safetensors", dir);
+    case_write(f, &c, text, NULL, 0);
+    put_text(f, "head/adapter_config.json",
+             "{\"peft_type\": \"LORA\", \"r\": 3, \"target_modules\": [\"lm_head\"]}");
+    tess_adapter *a = case_open(f, dir, NULL);
+    for (int i = 0; i < TESS_NELEM(dialect); i++) {
+        const tess_adapter_target to = {dialect[i], TESS_F32, &base};
+        tess_adapter *once = convert_to(f, a, "out", &to);
+        case_compare(a, once, 0.0, 0);
+        tess_adapter_close(&once);
+        case_remove(f, at(f, "out"));
+    }
+    tess_adapter_close(&a);
+    case_remove(f, dir);
+}
+
 /* ---- refusals ---- */
 
 static tess_status try_gguf(const fixture *f, const gguf_case *g, const tess_llm_config *base)
@@ -308,6 +339,7 @@ int main(void)
         format_test(test_gguf_rows_come_back_in_order),
         format_test(test_gguf_through_peft_is_the_same),
         format_test(test_rslora_becomes_alpha),
+        format_test(test_copy_of_a_base_weight_stays_behind),
         format_test(test_gguf_bad_files_are_refused),
         format_test(test_write_without_base_is_refused),
     };
