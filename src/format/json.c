@@ -226,8 +226,11 @@ tess_status tess_json_parse_limit(const char *source, const char *text, size_t n
                "'%s': %zu bytes of JSON, at most %zu are accepted", source, nbytes, limit_nbytes);
     TESS_TRY(prescan(source, text, nbytes));
     json_t *v = json_loadb(text, nbytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    const bool has_nul = v == NULL && json_error_code(&error) == json_error_null_character;
     TESS_CHECK(v != NULL, TESS_E_FORMAT, "'%s': line %d, column %d: %s", source, error.line,
-               error.column, tess_text_tame(error.text, tame, sizeof tame));
+               error.column,
+               has_nul ? "\\u0000 in a text, expected none; remove it"
+                       : tess_text_tame(error.text, tame, sizeof tame));
     json_pool *pool = NULL;
     const tess_status st = pool_create(source, v, &pool);
     if (st == TESS_OK) {

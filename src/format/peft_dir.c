@@ -194,9 +194,30 @@ static tess_status read_adapters(tess_peft_dir *dir)
     return TESS_OK;
 }
 
+/* What torch pickled holds code; files of old versions of peft are such. */
+static tess_status refuse_pickle(tess_io *io, const char *path)
+{
+    char *file = NULL;
+    tess_io_kind kind[2] = {TESS_IO_MISSING, TESS_IO_MISSING};
+    int64_t nbytes = 0;
+    for (int i = 0; i < 2; i++) {
+        TESS_TRY(tess_asprintf(&file, "%s/adapter_model.%s", path, i == 0 ? "safetensors" : "bin"));
+        const tess_status st = tess_io_stat(io, file, &kind[i], &nbytes);
+        tess_free(file);
+        TESS_TRY(st);
+    }
+    TESS_CHECK(
+        kind[0] != TESS_IO_MISSING || kind[1] == TESS_IO_MISSING, TESS_E_UNSUPPORTED,
+        "'%s': found adapter_model.bin, but only adapter_model.safetensors is read; load the "
+        "adapter in peft and save it again with save_pretrained",
+        path);
+    return TESS_OK;
+}
+
 static tess_status open_parts(tess_peft_dir *dir, tess_io *io, const char *path)
 {
     char *file = NULL;
+    TESS_TRY(refuse_pickle(io, path));
     TESS_TRY(tess_asprintf(&file, "%s/adapter_config.json", path));
     tess_status st = tess_json_read(io, file, &dir->root);
     tess_free(file);

@@ -63,7 +63,7 @@ static void test_parse_bad_text_is_refused_with_its_place(void **state)
         {"[\"\\ud800\"]", "line 1", "invalid Unicode"},
         {"[\"\xc0\x80\"]", "line 1", "unable to decode byte"},
         {"[\"\xff\"]", "line 1", "unable to decode byte"},
-        {"[\"\\u0000\"]", "line 1", "\\u0000"},
+        {"[\"\\u0000\"]", "line 1", "\\u0000 in a text, expected none"},
         {"[\"a\nb\"]", "line 1", "unexpected newline"},
         {"[01]", "line 1", "invalid token"},
         {"[+1]", "line 1", "invalid token"},

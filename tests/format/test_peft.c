@@ -691,9 +691,22 @@ static void test_directory_with_missing_or_foreign_tensors_is_refused(void **sta
     expect_tensors(f, stray, 4, TESS_E_FORMAT, "1 lora_A but 3 tensors of other parts");
 }
 
+static void test_pickled_directory_is_refused(void **state)
+{
+    static const char config[] = "{\"peft_type\": \"LORA\", \"target_modules\": [\"a\"]}";
+    const fixture *f = *state;
+    tess_peft_dir *dir = NULL;
+    assert_ok(tess_io_write_all(f->io, at(f, "adapter_config.json"), config, strlen(config)));
+    assert_refused(tess_peft_dir_open(f->io, f->dir, &dir), TESS_E_IO, "adapter_model.safetensors");
+    assert_ok(tess_io_write_all(f->io, at(f, "adapter_model.bin"), "x", 1));
+    assert_refused(tess_peft_dir_open(f->io, f->dir, &dir), TESS_E_UNSUPPORTED,
+                   "found adapter_model.bin", "save_pretrained");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        format_test(test_pickled_directory_is_refused),
         format_test(test_match_decides_as_peft),
         format_test(test_match_all_linear_leaves_out_the_head),
         format_test(test_match_gives_up_on_explosive_patterns),
