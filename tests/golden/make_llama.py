@@ -11,6 +11,7 @@ The model runs in float64 with attention by scaled_dot_product_attention; two pl
 float32 whatever the model's dtype are replaced by the same formula in float64 (RMSNorm). The rotary tables are left
 alone: transformers computes angles in float32, and that is the definition of the model.
 """
+import math
 import sys
 from pathlib import Path
 
@@ -126,6 +127,11 @@ CASES = {
                                           num_key_value_heads=1, attention_bias=True, mlp_bias=True,
                                           tie_word_embeddings=False,
                                           rope_parameters=rope(1e4, rope_type="linear", factor=2.5))),
+    "llama_yarn": dict(cls=(LlamaConfig, LlamaForCausalLM), vocab=89, sequence=23, rank=4, alpha=8, lora_head=False,
+                       config=dict(hidden_size=32, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1,
+                                   tie_word_embeddings=False,
+                                   rope_parameters=rope(1e4, rope_type="yarn", factor=4.0, beta_fast=16.0,
+                                                        beta_slow=1.0, original_max_position_embeddings=64))),
     "mistral": dict(cls=(MistralConfig, MistralForCausalLM), vocab=80, sequence=24, rank=4, alpha=8, lora_head=False,
                     window=5, one_document=False,
                     config=dict(hidden_size=48, intermediate_size=40, num_attention_heads=6, num_key_value_heads=2,
@@ -303,6 +309,8 @@ def config_keys(config, case):
     r = config.rope_parameters
     sliding = case.get("sliding", [bool(case.get("window"))] * 2)
     bias = lambda m: int(m.bias is not None)  # noqa: E731
+    yarn = {} if r["rope_type"] != "yarn" else {
+        "rope_attention": 0.1 * math.log(r["factor"]) + 1.0, "rope_fast": r["beta_fast"], "rope_slow": r["beta_slow"]}
     model = case["cls"][1](config)
     at, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
     return {
@@ -312,6 +320,7 @@ def config_keys(config, case):
         "rms_eps": config.rms_norm_eps, "rope_type": r["rope_type"], "rope_theta": r["rope_theta"],
         "rope_factor": r.get("factor", 1.0), "rope_low": r.get("low_freq_factor", 0),
         "rope_high": r.get("high_freq_factor", 0), "rope_original": r.get("original_max_position_embeddings", 0),
+        **yarn,
         "tied": int(config.tie_word_embeddings), "q_bias": bias(at.q_proj), "k_bias": bias(at.k_proj),
         "v_bias": bias(at.v_proj), "o_bias": bias(at.o_proj), "mlp_bias": bias(mlp.down_proj),
         "qk_norm": int(hasattr(at, "q_norm")), "window": case.get("window", 0),

@@ -194,6 +194,7 @@ static void parity(const char *name)
 CASE(llama_untied)
 CASE(llama3_tied)
 CASE(llama_linear_bias)
+CASE(llama_yarn)
 CASE(mistral)
 CASE(qwen2)
 CASE(qwen3)
@@ -214,6 +215,7 @@ int main(void)
         cmocka_unit_test(test_parity_llama_untied),
         cmocka_unit_test(test_parity_llama3_tied),
         cmocka_unit_test(test_parity_llama_linear_bias),
+        cmocka_unit_test(test_parity_llama_yarn),
         cmocka_unit_test(test_parity_mistral),
         cmocka_unit_test(test_parity_qwen2),
         cmocka_unit_test(test_parity_qwen3),

@@ -63,14 +63,21 @@ static bool flag(const tess_golden *g, const char *key)
 static tess_rope_config rope_of(const tess_golden *g)
 {
     const char *type = tess_golden_text(g, "rope_type");
-    const tess_rope_config rope = {.type = strcmp(type, "llama3") == 0   ? TESS_ROPE_LLAMA3
-                                           : strcmp(type, "linear") == 0 ? TESS_ROPE_LINEAR
-                                                                         : TESS_ROPE_DEFAULT,
-                                   .theta = tess_golden_number(g, "rope_theta"),
-                                   .factor = tess_golden_number(g, "rope_factor"),
-                                   .low_freq_factor = tess_golden_number(g, "rope_low"),
-                                   .high_freq_factor = tess_golden_number(g, "rope_high"),
-                                   .original_max_position = integer(g, "rope_original")};
+    const bool is_yarn = strcmp(type, "yarn") == 0;
+    tess_rope_config rope = {.type = strcmp(type, "llama3") == 0   ? TESS_ROPE_LLAMA3
+                                     : strcmp(type, "linear") == 0 ? TESS_ROPE_LINEAR
+                                     : is_yarn                     ? TESS_ROPE_YARN
+                                                                   : TESS_ROPE_DEFAULT,
+                             .theta = tess_golden_number(g, "rope_theta"),
+                             .factor = tess_golden_number(g, "rope_factor"),
+                             .low_freq_factor = tess_golden_number(g, "rope_low"),
+                             .high_freq_factor = tess_golden_number(g, "rope_high"),
+                             .original_max_position = integer(g, "rope_original")};
+    if (is_yarn) {
+        rope.attention_factor = tess_golden_number(g, "rope_attention");
+        rope.beta_fast = tess_golden_number(g, "rope_fast");
+        rope.beta_slow = tess_golden_number(g, "rope_slow");
+    }
     return rope;
 }
 
@@ -142,6 +149,9 @@ static tess_status check_config(const tess_golden *g, const tess_llm_config *par
     SAME(rope.low_freq_factor);
     SAME(rope.high_freq_factor);
     SAME(rope.original_max_position);
+    SAME(rope.attention_factor);
+    SAME(rope.beta_fast);
+    SAME(rope.beta_slow);
     return TESS_OK;
 }
 
