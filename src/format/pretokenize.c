@@ -17,6 +17,11 @@ static const struct {
     {TESS_SPLIT_QWEN2, "qwen2",
      "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
      " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {TESS_SPLIT_TEKKEN, "tekken",
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
+     "\\p{N}|"
+     " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
 };
 
 bool tess_split_pattern_find(const char *pattern, tess_split_kind *out)
@@ -129,6 +134,21 @@ static size_t line_ends_end(const scanner *s)
     return end;
 }
 
+/* ` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`, tekken has `[\r\n/]*`. */
+static size_t signs_or_spaces_end(const scanner *s, bool takes_slash)
+{
+    size_t ignored = 0;
+    const size_t at = s->text[0] == ' ' ? 1 : 0;
+    if (class_at(s, at, &ignored) == IS_OTHER) {
+        size_t end = run_end(s, at, IS_OTHER, -1);
+        while (is_line_end(s, end) || (takes_slash && end < s->nbytes && s->text[end] == '/'))
+            end++;
+        return end;
+    }
+    const size_t line_ends = line_ends_end(s);
+    return line_ends > 0 ? line_ends : spaces_end(s);
+}
+
 /* Llama 3 takes up to three digits at a time, Qwen2 one. */
 static size_t llama3_next(const scanner *s, int digits)
 {
@@ -143,15 +163,57 @@ static size_t llama3_next(const scanner *s, int digits)
         return run_end(s, n, IS_LETTER, -1);
     if (c == IS_NUMBER)
         return run_end(s, 0, IS_NUMBER, digits);
-    const size_t at = s->text[0] == ' ' ? 1 : 0;
-    if (class_at(s, at, &ignored) == IS_OTHER) {
-        size_t end = run_end(s, at, IS_OTHER, -1);
-        while (is_line_end(s, end))
-            end++;
-        return end;
+    return signs_or_spaces_end(s, false);
+}
+
+static unsigned case_at(const scanner *s, size_t at, size_t *char_nbytes)
+{
+    *char_nbytes = 0;
+    return at < s->nbytes ? tess_case_of(tess_utf8_next(s->text, s->nbytes, at, char_nbytes)) : 0;
+}
+
+/* Behind the run of characters from `at` that may stand there (TESS_CASE_FRONT or _BEHIND); `both`
+ * is moved behind the last of them that may stand in both places. */
+static size_t case_run_end(const scanner *s, size_t at, unsigned wanted, size_t *both)
+{
+    size_t n = 0;
+    for (unsigned c = 0; ((c = case_at(s, at, &n)) & wanted) != 0;) {
+        at += n;
+        *both = c == (TESS_CASE_FRONT | TESS_CASE_BEHIND) ? at : *both;
     }
-    const size_t line_ends = line_ends_end(s);
-    return line_ends > 0 ? line_ends : spaces_end(s);
+    return at;
+}
+
+/* `U*W+` from `at`, else 0. What U* takes is given back up to the last character that W has too,
+ * unless more of W follows. */
+static size_t lower_word_end(const scanner *s, size_t at)
+{
+    size_t last = 0, ignored = 0;
+    const size_t end = case_run_end(s, at, TESS_CASE_FRONT, &last);
+    const size_t behind = case_run_end(s, end, TESS_CASE_BEHIND, &ignored);
+    return behind > end ? behind : last;
+}
+
+/* `U+W*` from `at`, else 0. */
+static size_t upper_word_end(const scanner *s, size_t at)
+{
+    size_t ignored = 0;
+    const size_t end = case_run_end(s, at, TESS_CASE_FRONT, &ignored);
+    return end > at ? case_run_end(s, end, TESS_CASE_BEHIND, &ignored) : 0;
+}
+
+static size_t tekken_next(const scanner *s)
+{
+    size_t n = 0, end = 0;
+    const char_class c = class_at(s, 0, &n);
+    const bool may_lead = c != IS_LETTER && c != IS_NUMBER && !is_line_end(s, 0);
+    end = may_lead ? lower_word_end(s, n) : 0;
+    end = end == 0 ? lower_word_end(s, 0) : end;
+    end = end == 0 && may_lead ? upper_word_end(s, n) : end;
+    end = end == 0 ? upper_word_end(s, 0) : end;
+    if (end > 0)
+        return end;
+    return c == IS_NUMBER ? n : signs_or_spaces_end(s, true);
 }
 
 static size_t digits_next(const scanner *s, bool together)
@@ -174,6 +236,8 @@ size_t tess_split_next(tess_split_kind kind, const char *text, size_t nbytes)
         return llama3_next(&s, 3);
     case TESS_SPLIT_QWEN2:
         return llama3_next(&s, 1);
+    case TESS_SPLIT_TEKKEN:
+        return tekken_next(&s);
     case TESS_SPLIT_DIGITS:
         return digits_next(&s, false);
     case TESS_SPLIT_DIGITS_TOGETHER:

@@ -53,7 +53,7 @@ static void describe_kind(tess_tokenizer *t)
 {
     const char *pattern = "no split";
     for (int i = 0; i < t->split_numel; i++) {
-        if (t->split[i] <= TESS_SPLIT_QWEN2)
+        if (t->split[i] <= TESS_SPLIT_TEKKEN)
             pattern = tess_split_name(t->split[i]);
     }
     bool has_nfc = false;

@@ -140,7 +140,7 @@ static tess_status load_split(tess_tokenizer *t, const tess_json *object)
     TESS_TRY(tess_json_opt_bool(object, "invert", false, &invert));
     TESS_CHECK(regex != NULL && tess_split_pattern_find(regex, &kind), TESS_E_UNSUPPORTED,
                "tokenizer '%s': split pattern '%.200s' is not one of those compiled in (gpt2, "
-               "llama3, qwen2)",
+               "llama3, qwen2, tekken)",
                t->name, regex != NULL ? regex : "(a plain string)");
     TESS_CHECK(strcmp(behavior, "Isolated") == 0 && !invert, TESS_E_UNSUPPORTED,
                "tokenizer '%s': Split with behavior '%.32s', invert %s is not supported, only "

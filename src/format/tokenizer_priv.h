@@ -55,6 +55,7 @@ typedef enum tess_split_kind {
     TESS_SPLIT_GPT2,
     TESS_SPLIT_LLAMA3,
     TESS_SPLIT_QWEN2,
+    TESS_SPLIT_TEKKEN,
     TESS_SPLIT_DIGITS,          /* each numeric character alone */
     TESS_SPLIT_DIGITS_TOGETHER, /* runs of numeric characters */
     TESS_SPLIT_PREFIX_SPACE,    /* a space in front of each piece that lacks one */
@@ -168,6 +169,7 @@ const tess_merge *tess_merge_map_find(const tess_merge_map *map, int32_t left, i
 int tess_byte_of_char(uint32_t code_point);
 
 /* unicode.c */
+enum { TESS_CASE_FRONT = 1, TESS_CASE_BEHIND = 2 };
 /** Code point at `at` (UTF-8 known to be valid); `*nbytes` its length. */
 uint32_t tess_utf8_next(const char *text, size_t nbytes, size_t at, size_t *char_nbytes);
 /* Append the text, with U+FFFD for each run of bytes that is no character but could begin one, or
@@ -175,6 +177,9 @@ uint32_t tess_utf8_next(const char *text, size_t nbytes, size_t at, size_t *char
 TESS_MUST_CHECK tess_status tess_utf8_mend(const char *text, size_t nbytes, tess_text *out);
 bool tess_is_letter(uint32_t code_point);
 bool tess_is_number(uint32_t code_point);
+/** Where in a word of the tekken pattern it may stand: FRONT Lu, Lt, Lm, Lo, M, BEHIND Ll, Lm, Lo,
+ * M; 0 for what is neither letter nor mark. */
+unsigned tess_case_of(uint32_t code_point);
 bool tess_is_space(uint32_t code_point);
 /** As \w of Rust's regex: alphabetic, marks, decimal digits, connectors, joiners. */
 bool tess_is_word(uint32_t code_point);

@@ -90,6 +90,19 @@ bool tess_is_number(uint32_t code_point)
     return c >= UTF8PROC_CATEGORY_ND && c <= UTF8PROC_CATEGORY_NO;
 }
 
+unsigned tess_case_of(uint32_t code_point)
+{
+    const utf8proc_category_t c = category(code_point);
+    if (c == UTF8PROC_CATEGORY_LU || c == UTF8PROC_CATEGORY_LT)
+        return TESS_CASE_FRONT;
+    if (c == UTF8PROC_CATEGORY_LL)
+        return TESS_CASE_BEHIND;
+    const bool is_both = c == UTF8PROC_CATEGORY_LM || c == UTF8PROC_CATEGORY_LO ||
+                         c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC ||
+                         c == UTF8PROC_CATEGORY_ME;
+    return is_both ? TESS_CASE_FRONT | TESS_CASE_BEHIND : 0;
+}
+
 /* White_Space of PropList.txt; the set has been stable since Unicode 6.3. */
 bool tess_is_space(uint32_t code_point)
 {

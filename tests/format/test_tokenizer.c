@@ -266,6 +266,12 @@ static void test_encode_qwen2_nfc_equals_reference(void **state)
     check_kind("qwen2", "byte-level BPE, qwen2 pattern, NFC");
 }
 
+static void test_encode_tekken_equals_reference(void **state)
+{
+    (void)state;
+    check_kind("tekken", "byte-level BPE, tekken pattern");
+}
+
 static void test_encode_gpt2_equals_reference(void **state)
 {
     (void)state;
@@ -300,8 +306,8 @@ static void test_encode_metaspace_split_unknown_equals_reference(void **state)
 static void test_encode_full_ids_equal_reference(void **state)
 {
     (void)state;
-    static const char *const kinds[] = {"llama3",    "qwen2",    "gpt2",    "digits",
-                                        "sp-legacy", "sp-first", "sp-split"};
+    static const char *const kinds[] = {"llama3", "qwen2",     "gpt2",     "digits",
+                                        "tekken", "sp-legacy", "sp-first", "sp-split"};
     static char text[TEXT_NBYTES], line[TEXT_NBYTES], found[TEXT_NBYTES];
     for (int k = 0; k < TESS_NELEM(kinds); k++) {
         tess_tokenizer *t = open_kind(kinds[k]);
@@ -619,6 +625,7 @@ int main(void)
         cmocka_unit_test(test_encode_full_ids_equal_reference),
         cmocka_unit_test(test_encode_llama3_equals_reference),
         cmocka_unit_test(test_encode_qwen2_nfc_equals_reference),
+        cmocka_unit_test(test_encode_tekken_equals_reference),
         cmocka_unit_test(test_encode_gpt2_equals_reference),
         cmocka_unit_test(test_encode_digits_equals_reference),
         cmocka_unit_test(test_encode_sentencepiece_legacy_equals_reference),

@@ -42,6 +42,9 @@ HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokenizers")
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
           r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+          r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
+          r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 FULL = 40
 
 
@@ -161,6 +164,7 @@ def sentence_piece(legacy, scheme="first", split=False, fallback=True, fuse=True
 KINDS = {
     "llama3": lambda: byte_level(LLAMA3, None, True),
     "qwen2": lambda: byte_level(QWEN2, normalizers.NFC(), False, bos=False),
+    "tekken": lambda: byte_level(TEKKEN, None, True),
     "gpt2": lambda: byte_level(None, None, False, prefix_space=True),
     "digits": lambda: byte_level(None, None, False, digits=True),
     "sp-legacy": lambda: sentence_piece(True),
