@@ -15,6 +15,7 @@ struct tess_chat_template {
     int32_t bos;
     int32_t open, close; /* of the header: start_header/end_header, im_start, [INST]/[/INST] */
     int32_t end;         /* of the turn */
+    const char *gap;     /* mistral-inst: between control tokens and text */
 };
 
 static const struct {
@@ -65,6 +66,15 @@ static tess_status find_control(const tess_tokenizer *t, tess_chat_style style, 
     return TESS_OK;
 }
 
+/* Mistral's templates over tekken have no space behind a control token, older ones have one. */
+static bool is_tekken(const tess_tokenizer *t)
+{
+    for (int i = 0; i < t->split_numel; i++)
+        if (t->split[i] == TESS_SPLIT_TEKKEN)
+            return true;
+    return false;
+}
+
 static tess_status bind(tess_chat_template *chat, const tess_tokenizer *t)
 {
     const tess_chat_style style = chat->style;
@@ -75,6 +85,7 @@ static tess_status bind(tess_chat_template *chat, const tess_tokenizer *t)
     TESS_TRY(find_control(t, style, styles[style].end, true, &chat->end));
     if (chat->open < 0 || chat->close < 0)
         chat->open = style == TESS_CHAT_MISTRAL_INST ? -1 : chat->open;
+    chat->gap = chat->open >= 0 && is_tekken(t) ? "" : " ";
     return TESS_OK;
 }
 
@@ -193,13 +204,13 @@ static tess_status put_chatml(writer *w, const tess_chat_message *m)
     return put_text(w, "\n");
 }
 
-/* [INST] user [/INST]: with control tokens " user" stands between them, without them all of it is
- * text and is kept back until the answer, with which it is one piece. */
+/* [INST] user [/INST]: with control tokens " user", or "user", stands between them, without them
+ * all of it is text and is kept back until the answer, with which it is one piece. */
 static tess_status put_mistral_user(writer *w, const tess_chat_message *m)
 {
     const int64_t header_idx = w->ids->numel;
     const bool has_control = w->chat->open >= 0;
-    TESS_TRY(set_header(w, has_control ? " " : "[INST] ", ""));
+    TESS_TRY(set_header(w, has_control ? w->chat->gap : "[INST] ", ""));
     TESS_TRY(tess_text_append(&w->header, w->pending.byte, (size_t)w->pending.numel));
     TESS_TRY(tess_text_append(&w->header, m->content, m->content_nbytes));
     w->pending.numel = 0;
@@ -222,7 +233,7 @@ static tess_status put_mistral_answer(writer *w, const tess_chat_message *m)
     const int64_t header_idx = w->ids->numel;
     tess_chat_span *user = &w->span[w->span_numel - 1];
     int64_t content_idx = 0;
-    TESS_TRY(tess_text_append(&w->header, " ", 1));
+    TESS_TRY(tess_text_append(&w->header, w->chat->gap, strlen(w->chat->gap)));
     TESS_TRY(put_joined(w, m->content, m->content_nbytes, &content_idx));
     TESS_TRY(put_id(w, w->chat->end));
     w->header.numel = 0;

@@ -263,6 +263,47 @@ static void test_encode_mistral_system_joins_the_user(void **state)
     unbind(&b);
 }
 
+/* As the template of Mistral Nemo renders it: no space behind a control token. */
+static void test_encode_mistral_over_tekken_has_no_spaces(void **state)
+{
+    static const char file[] =
+        "{\"added_tokens\":[{\"id\":5,\"content\":\"<s>\",\"special\":true},"
+        "{\"id\":6,\"content\":\"</s>\",\"special\":true},"
+        "{\"id\":7,\"content\":\"[INST]\",\"special\":true},"
+        "{\"id\":8,\"content\":\"[/INST]\",\"special\":true}],\"pre_tokenizer\":{\"type\":"
+        "\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
+        "\"[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{Lu}\\\\p{Lt}\\\\p{Lm}\\\\p{Lo}\\\\p{M}]*"
+        "[\\\\p{Ll}\\\\p{Lm}\\\\p{Lo}\\\\p{M}]+|"
+        "[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{Lu}\\\\p{Lt}\\\\p{Lm}\\\\p{Lo}\\\\p{M}]+"
+        "[\\\\p{Ll}\\\\p{Lm}\\\\p{Lo}\\\\p{M}]*|\\\\p{N}|"
+        " ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n/]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"},"
+        "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\","
+        "\"add_prefix_space\":false,\"use_regex\":false}]},\"model\":{\"type\":\"BPE\",\"vocab\":"
+        "{\"h\":0,\"i\":1,\"y\":2,\"o\":3,\"\xc4\xa0\":4},\"merges\":[]}}";
+    static const int32_t expected[] = {5, 7, 0, 1, 8, 2, 3, 6, 7, 4, 0, 8, 3, 6};
+    static const tess_chat_message message[] = {
+        {"user", "hi", 2}, {"assistant", "yo", 2}, {"user", " h", 2}, {"assistant", "o", 1}};
+    const tess_chat_request request = {message, 4, false};
+    bound b = {0};
+    tess_ids ids = {0};
+    tess_chat_span span[4];
+    int64_t span_numel = 0;
+    (void)state;
+    assert_int_equal(tess_tokenizer_parse("tekken.json", file, sizeof file - 1, &b.tokenizer), 0);
+    assert_int_equal(tess_encoder_create(b.tokenizer, &b.encoder), TESS_OK);
+    assert_int_equal(tess_chat_template_create(b.tokenizer, TESS_CHAT_MISTRAL_INST, NULL, &b.chat),
+                     TESS_OK);
+    assert_int_equal(tess_chat_encode(b.chat, b.encoder, &request, &ids, span, &span_numel),
+                     TESS_OK);
+    assert_int_equal(ids.numel, TESS_NELEM(expected));
+    assert_memory_equal(ids.id, expected, sizeof expected);
+    assert_int_equal(span_numel, 4);
+    assert_int_equal(span[1].content_idx, 5);
+    assert_int_equal(span[1].end_idx, 8);
+    tess_ids_fini(&ids);
+    unbind(&b);
+}
+
 static void test_encode_refuses_wrong_roles(void **state)
 {
     (void)state;
@@ -335,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_encode_data_cannot_forge_control_tokens),
         cmocka_unit_test(test_encode_default_system_comes_first),
         cmocka_unit_test(test_encode_mistral_system_joins_the_user),
+        cmocka_unit_test(test_encode_mistral_over_tekken_has_no_spaces),
         cmocka_unit_test(test_encode_refuses_wrong_roles),
         cmocka_unit_test(test_create_needs_special_control_tokens),
     };
