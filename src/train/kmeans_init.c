@@ -240,8 +240,9 @@ static tess_status collect_seeds(tess_kmeans *job, int group, int level, const p
     return kmeans_pass_verdict(job, st);
 }
 
-/* Keys of the whole sample for one center, on the host. */
-static tess_status search_center(tess_kmeans *job, const seeds *s, float *center, uint64_t *key)
+/* Keys of the whole sample for centers [numel, d], on the host. */
+static tess_status search_centers(tess_kmeans *job, const seeds *s, float *center, int64_t numel,
+                                  uint64_t *key)
 {
     const int64_t d = job->plan.group_dim;
     const tess_kernels *k = job->parts.kernels;
@@ -249,20 +250,21 @@ static tess_status search_center(tess_kmeans *job, const seeds *s, float *center
     const bool is_far = kmeans_is_far(job);
     const tess_nearest_args args = {
         .x = kmeans_view(job, s->x, s->numel * d, TESS_F32),
-        .code = kmeans_view(job, is_far ? kmeans_at(job, KMEANS_CENTER) : center, d, TESS_F32),
+        .code =
+            kmeans_view(job, is_far ? kmeans_at(job, KMEANS_CENTER) : center, numel * d, TESS_F32),
         .pack = kmeans_view(job, kmeans_at(job, KMEANS_CENTER_PACK),
-                            (int64_t)k->nearest_pack_nbytes(1, d), TESS_U8_OPAQUE),
+                            (int64_t)k->nearest_pack_nbytes(numel, d), TESS_U8_OPAQUE),
         .key = kmeans_view(job, is_far ? kmeans_at(job, KMEANS_SEED_KEY) : key, s->numel, TESS_U64),
         .work = tess_codebooks_work(job->books),
         .vector_numel = s->numel,
-        .code_numel = 1,
+        .code_numel = numel,
         .dim = d,
         .best_numel = 1};
     const tess_nearest_prepare_args prepare = {
-        .code = args.code, .pack = args.pack, .code_numel = 1, .dim = d};
+        .code = args.code, .pack = args.pack, .code_numel = numel, .dim = d};
     if (is_far)
-        TESS_TRY(
-            tess_device_copy(job->device, args.code, tess_view_host(center, d, TESS_F32), stream));
+        TESS_TRY(tess_device_copy(job->device, args.code,
+                                  tess_view_host(center, numel * d, TESS_F32), stream));
     TESS_TRY(k->nearest_prepare(&prepare, stream));
     TESS_TRY(k->nearest(&args, stream));
     if (is_far)
@@ -271,11 +273,11 @@ static tess_status search_center(tess_kmeans *job, const seeds *s, float *center
     return tess_stream_finish(stream);
 }
 
-/* Distances to one more center. */
-static tess_status meet_center(tess_kmeans *job, seeds *s, float *center)
+/* Distances to more centers [numel, d]. */
+static tess_status meet_centers(tess_kmeans *job, seeds *s, float *center, int64_t numel)
 {
     uint64_t *key = kmeans_at(job, KMEANS_HOST_SEED_KEY);
-    TESS_TRY(search_center(job, s, center, key));
+    TESS_TRY(search_centers(job, s, center, numel, key));
     for (int64_t i = 0; i < s->numel; i++)
         s->distance[i] = fminf(s->distance[i], tess_key_distance(key[i]));
     return TESS_OK;
@@ -343,7 +345,7 @@ static tess_status draw_member(tess_kmeans *job, seeds *s, const tess_draw *draw
     return TESS_OK;
 }
 
-/* `copied`: whether its holder could read it; the caller agrees on that. */
+/* `copied`: whether holders could read theirs; the caller agrees on that. */
 static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, int64_t center_idx,
                                float *center, tess_status *copied)
 {
@@ -354,47 +356,65 @@ static tess_status draw_center(tess_kmeans *job, seeds *s, const pick *picks, in
     int64_t member = 0;
     TESS_TRY(draw_member(job, s, &draw, center_idx, &member));
     const int holder = (int)(picks[member].point_idx / entry_numel / KMEANS_BLOCK % job->world);
-    *copied = TESS_OK;
-    for (int64_t i = 0; holder == job->rank && *copied == TESS_OK && i < s->numel; i++)
-        if (s->member[i] == member)
-            *copied =
-                tess_device_copy(job->device, tess_view_host(center, d, TESS_F32),
-                                 kmeans_view(job, s->x + i * d, d, TESS_F32), job->parts.stream);
+    for (int64_t i = 0; holder == job->rank && *copied == TESS_OK && i < s->numel; i++) {
+        if (s->member[i] != member)
+            continue;
+        s->weight[i] = 0; /* it is a center now */
+        *copied = tess_device_copy(job->device, tess_view_host(center, d, TESS_F32),
+                                   kmeans_view(job, s->x + i * d, d, TESS_F32), job->parts.stream);
+    }
     if (*copied == TESS_OK)
         *copied = tess_stream_finish(job->parts.stream);
     return tess_comm_bcast(job->parts.comm, holder, center, (size_t)d * sizeof *center);
 }
 
-static tess_status choose_centers(tess_kmeans *job, const pick *picks, seeds *s)
+/* Largest distance of the whole sample to the first center: none grows. */
+static tess_status find_exponent(tess_kmeans *job, const seeds *s, int *exponent)
+{
+    int64_t largest = (int64_t)tess_ordered_bits(0.0f);
+    for (int64_t i = 0; i < s->numel; i++)
+        largest = TESS_MAX(largest, (int64_t)tess_ordered_bits(s->distance[i]));
+    TESS_TRY(tess_comm_control(job->parts.comm, NULL, 0, &largest, 1));
+    *exponent = tess_fixed_exponent(tess_ordered_value((uint32_t)largest), job->plan.seed_numel);
+    return TESS_OK;
+}
+
+/* Centers `first` and on, all drawn by the weights that those in front of them left. */
+static tess_status add_centers(tess_kmeans *job, const pick *picks, seeds *s, int64_t first,
+                               int64_t numel)
 {
     const int64_t d = job->plan.group_dim;
     float *center = kmeans_at(job, KMEANS_HOST_CENTER),
           *code = tess_codebooks_rows(job->books, s->book_idx);
     int64_t lo = 0, hi = 0;
-    int exponent = 0;
+    tess_status st = TESS_OK;
     tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    for (int64_t i = 0; i < numel; i++) {
+        TESS_TRY(draw_center(job, s, picks, first + i, center + i * d, &st));
+        if (first + i >= lo && first + i < hi)
+            memcpy(code + (first + i - lo) * d, center + i * d, (size_t)d * sizeof *code);
+    }
+    for (int64_t i = 0; first == 0 && i < s->numel; i++)
+        s->distance[i] = FLT_MAX;
+    if (st == TESS_OK)
+        st = meet_centers(job, s, center, numel);
+    return tess_agree(job->parts.comm, st);
+}
+
+static tess_status choose_centers(tess_kmeans *job, const pick *picks, seeds *s)
+{
+    const int64_t code_numel = job->plan.config.code_numel;
+    int exponent = 0;
     for (int64_t i = 0; i < s->numel; i++)
         s->distance[i] = 1.0f; /* the first center: any vector, equally likely */
-    for (int64_t k = 0; k < job->plan.config.code_numel; k++) {
+    for (int64_t k = 0, numel = 0; k < code_numel; k += numel) {
+        numel = TESS_MIN(kmeans_center_numel(k), code_numel - k);
         if (job->tick != NULL)
             job->tick(job->tick_arg);
         weigh(s, exponent);
-        tess_status st = TESS_OK;
-        TESS_TRY(draw_center(job, s, picks, k, center, &st));
-        if (k >= lo && k < hi)
-            memcpy(code + (k - lo) * d, center, (size_t)d * sizeof *code);
-        for (int64_t i = 0; k == 0 && i < s->numel; i++)
-            s->distance[i] = FLT_MAX;
-        if (st == TESS_OK)
-            st = meet_center(job, s, center);
-        TESS_TRY(tess_agree(job->parts.comm, st));
-        if (k > 0)
-            continue;
-        int64_t largest = (int64_t)tess_ordered_bits(0.0f);
-        for (int64_t i = 0; i < s->numel; i++)
-            largest = TESS_MAX(largest, (int64_t)tess_ordered_bits(s->distance[i]));
-        TESS_TRY(tess_comm_control(job->parts.comm, NULL, 0, &largest, 1));
-        exponent = tess_fixed_exponent(tess_ordered_value((uint32_t)largest), job->plan.seed_numel);
+        TESS_TRY(add_centers(job, picks, s, k, numel));
+        if (k == 0)
+            TESS_TRY(find_exponent(job, s, &exponent));
     }
     return TESS_OK;
 }

@@ -3,7 +3,14 @@
 
 #include "train/kmeans_priv.h"
 
-enum { SEED_PER_CODE = 64 };
+enum { SEED_PER_CODE = 64, SINGLE_NUMEL = 256, CENTER_SHARE = 32 };
+
+/* A search costs little more for many centers than for one, and of many the weights that do not
+ * know the last 1/32 yet draw nearly as well. */
+int64_t kmeans_center_numel(int64_t chosen_numel)
+{
+    return chosen_numel < SINGLE_NUMEL ? 1 : chosen_numel / CENTER_SHARE;
+}
 
 int kmeans_best(const tess_kmeans_config *c)
 {
@@ -83,20 +90,21 @@ tess_status kmeans_lay_out(const tess_kmeans_plan *p, const tess_kernels *kernel
     const tess_kmeans_config *c = &p->config;
     const int64_t entries = KMEANS_BLOCK * (int64_t)c->beam_numel, d = p->group_dim;
     const int64_t blocks = p->is_device ? 2 : 0, apart = p->is_device ? 1 : 0;
-    const int64_t sliced = c->group_numel > 1 ? KMEANS_BLOCK : 0, center = p->seed_numel > 0;
+    const int64_t sliced = c->group_numel > 1 ? KMEANS_BLOCK : 0;
+    const int64_t centers = p->seed_numel > 0 ? kmeans_center_numel(c->code_numel) : 0;
+    const size_t pack_nbytes = centers > 0 ? kernels->nearest_pack_nbytes(centers, d) : 0;
     kmeans_layout l = {.near_nbytes = 0};
     TESS_TRY(add_place(&l, KMEANS_X, TESS_MAX(blocks, 1) * KMEANS_BLOCK, p->dim, sizeof(float)));
     TESS_TRY(add_place(&l, KMEANS_SLICE, sliced, d, sizeof(float)));
     TESS_TRY(add_place(&l, KMEANS_RESIDUAL, entries, d, sizeof(float)));
     TESS_TRY(add_place(&l, KMEANS_SEED, p->seed_numel, d, sizeof(float)));
     TESS_TRY(add_place(&l, KMEANS_SEED_KEY, apart, p->seed_numel, sizeof(uint64_t)));
-    TESS_TRY(add_place(&l, KMEANS_CENTER, apart * center, d, sizeof(float)));
-    TESS_TRY(
-        add_place(&l, KMEANS_CENTER_PACK, center, (int64_t)kernels->nearest_pack_nbytes(1, d), 1));
+    TESS_TRY(add_place(&l, KMEANS_CENTER, apart * centers, d, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_CENTER_PACK, (int64_t)pack_nbytes, 1, 1));
     TESS_TRY(add_place(&l, KMEANS_HOST_X, blocks * KMEANS_BLOCK, p->dim, sizeof(float)));
     TESS_TRY(add_place(&l, KMEANS_HOST_KEY, entries, kmeans_best(c), sizeof(uint64_t)));
     TESS_TRY(add_place(&l, KMEANS_HOST_SEED_KEY, p->seed_numel, 1, sizeof(uint64_t)));
-    TESS_TRY(add_place(&l, KMEANS_HOST_CENTER, center, d, sizeof(float)));
+    TESS_TRY(add_place(&l, KMEANS_HOST_CENTER, centers, d, sizeof(float)));
     *out = l;
     return TESS_OK;
 }

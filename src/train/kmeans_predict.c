@@ -295,22 +295,33 @@ static void draw(counter *c, double drawn_numel)
     record(c, "draw", 1.0, drawn_numel * (sizeof(int64_t) + sizeof(uint64_t) + 8.0) / 2.0);
 }
 
-/* K times the next center: weights over all ranks, the center, its distances. */
+/* What the sample and centers cost that are drawn at once. */
+static void meet_centers(tess_cost *all, const counter *c, double own, int64_t numel)
+{
+    tess_cost cost = {0};
+    tess_count_nearest(&cost, &(tess_nearest_args){.vector_numel = KMEANS_BLOCK,
+                                                   .code_numel = numel,
+                                                   .dim = (int64_t)c->dim});
+    cost = tess_cost_times(cost, own / KMEANS_BLOCK);
+    tess_count_copy(&cost, own * (sizeof(float) + sizeof(int64_t)));
+    *all = tess_cost_sum(*all, cost);
+}
+
+/* K centers: weights over all ranks and the center each, distances for those of a round. */
 static void choose_centers(counter *c)
 {
     const double seeds = (double)c->r->plan->seed_numel, times = (double)c->config->code_numel;
     const double own = ceil(seeds * c->vectors.own / c->vectors.all);
     tess_cost cost = {0};
+    double rounds = 0.0;
+    for (int64_t k = 0, numel = 0; k < c->config->code_numel; k += numel, rounds += 1.0) {
+        numel = TESS_MIN(kmeans_center_numel(k), c->config->code_numel - k);
+        meet_centers(&cost, c, own, numel);
+    }
     record(c, "weights", times, ceil(seeds / BUCKET_NUMEL) * sizeof(int64_t));
     record(c, "weights of a bucket", times, BUCKET_NUMEL * sizeof(int64_t));
     record(c, "center", times, c->dim * sizeof(float));
-    record(c, "agree", times, 0.0);
-    tess_count_nearest(&cost, &(tess_nearest_args){.vector_numel = KMEANS_BLOCK,
-                                                   .code_numel = 1,
-                                                   .dim = (int64_t)c->dim});
-    cost = tess_cost_times(cost, own / KMEANS_BLOCK);
-    tess_count_copy(&cost, own * (sizeof(float) + sizeof(int64_t)));
-    cost = tess_cost_times(cost, times);
+    record(c, "agree", rounds, 0.0);
     compute(c, "distances to centers", &cost);
 }
 

@@ -18,7 +18,7 @@ typedef enum kmeans_place {
     KMEANS_RESIDUAL,    /* [block * beam, group dim] f32 */
     KMEANS_SEED,        /* [seed, group dim] f32; the sample of k-means++ */
     KMEANS_SEED_KEY,    /* [seed] u64; on the host none */
-    KMEANS_CENTER,      /* [group dim] f32; on the host none */
+    KMEANS_CENTER,      /* [centers, group dim] f32; on the host none */
     KMEANS_CENTER_PACK, /* as the search wants it */
     KMEANS_HOST_X,      /* [2, block, dim] f32; on the host none */
     KMEANS_HOST_KEY,    /* [block * beam, best] u64 */
@@ -95,6 +95,9 @@ TESS_MUST_CHECK tess_status kmeans_land(tess_kmeans *job, float *src, int64_t nu
 int kmeans_entries(const tess_kmeans_config *c, int level);
 /** Keys per entry. Local. */
 int kmeans_best(const tess_kmeans_config *c);
+
+/** Centers of k-means++ that are drawn at once when `chosen_numel` are there; it never falls. */
+int64_t kmeans_center_numel(int64_t chosen_numel);
 
 /* ---- rounds: block t W + r of rank r ---- */
 

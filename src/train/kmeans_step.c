@@ -227,8 +227,10 @@ static tess_status update_codes(tess_kmeans *job, int book_idx, tess_kmeans_repo
         blend(job, book_idx);
     else
         st = take_means(job, book_idx);
+    const bool is_last = job->progress.pass >= job->plan.config.pass_numel;
     TESS_TRY(tess_agree(job->parts.comm, st));
-    if (job->plan.config.batch_numel == 0)
+    /* Halves of a code that was split are means of nothing until the next pass. */
+    if (job->plan.config.batch_numel == 0 && !is_last)
         TESS_TRY(kmeans_repair(job, book_idx, &out->split_numel));
     return tess_codebooks_publish(job->books, book_idx);
 }

@@ -28,7 +28,7 @@ static const vector_launch launches[] = {
      .override = {SMALL, "quantizer.codes=7", "quantizer.levels=2", "quantizer.refine=1",
                   "quantizer.init=sample", "quantizer.beam=1"}},
     {.name = "groups",
-     .override = {SMALL, "quantizer.codes=5", "quantizer.groups=2", "quantizer.refine=0",
+     .override = {SMALL, "quantizer.codes=270", "quantizer.groups=2", "quantizer.refine=0",
                   "quantizer.beam=1"}},
     {.name = "batch",
      .override = {SMALL, "quantizer.batch=2000", "quantizer.init=random", "quantizer.refine=0",

@@ -97,6 +97,16 @@ static const setting settings[] = {
       .beam_numel = 1,
       .pass_numel = 3,
       .seed = 9}},
+    {"seeds of several centers at once",
+     3000,
+     3,
+     VECTORS_CLUSTERS,
+     {.code_numel = 301,
+      .level_numel = 1,
+      .group_numel = 1,
+      .beam_numel = 1,
+      .pass_numel = 2,
+      .seed = 2}},
     {"one vector",
      1,
      3,
@@ -279,6 +289,34 @@ static tess_status check_error(tess_comm *comm)
     return TESS_OK;
 }
 
+/* Codes are means when a run ends, whatever is left empty: nothing is split by its last pass. */
+static tess_status check_equal(tess_comm *comm)
+{
+    vector_run v;
+    vector_job job;
+    outcome out = {0};
+    double error = 0.0, mean_square = 0.0;
+    const vector_job_options options = {.config = {.code_numel = 7,
+                                                   .level_numel = 1,
+                                                   .group_numel = 1,
+                                                   .beam_numel = 1,
+                                                   .pass_numel = 3},
+                                        .thread_numel = 1};
+    TESS_TRY(vector_run_create(comm, 3000, 4, VECTORS_EQUAL, &v));
+    tess_status st = vector_job_open(comm, &v, &options, &job);
+    if (st == TESS_OK) {
+        st = run_passes(comm, job.job, &out);
+        if (st == TESS_OK)
+            st = tess_kmeans_evaluate(job.job, job.vectors, &error, &mean_square);
+        vector_job_close(&job);
+    }
+    vector_run_destroy(comm, &v);
+    TESS_TRY(st);
+    TESS_CHECK(error == 0.0 && mean_square > 0.0, TESS_E_STATE,
+               "equal vectors are %g away from their code, expected 0", error);
+    return TESS_OK;
+}
+
 static tess_status check_refusals(tess_comm *comm)
 {
     vector_run v;
@@ -389,6 +427,8 @@ static tess_status body(tess_comm *comm)
     tess_status st = check_same_bits(comm, self);
     if (st == TESS_OK)
         st = check_error(comm);
+    if (st == TESS_OK)
+        st = check_equal(comm);
     if (st == TESS_OK)
         st = check_refusals(comm);
     if (st == TESS_OK)
