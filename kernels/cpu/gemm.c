@@ -376,8 +376,13 @@ static void multiply_panel(const worker *w, int term_idx, const panel *pn, tess_
     for (int64_t b = 0; b < w->ch->block_numel; b++) {
         const int64_t first = b * p->block_rows;
         const int64_t rows = TESS_MIN(p->block_rows, w->ch->row_numel - first);
+        /* After the last block comes the first again, of the next panel. */
+        const int64_t next = first + rows < w->ch->row_numel ? first + rows : 0;
+        const int64_t next_rows = TESS_MIN(p->block_rows, w->ch->row_numel - next);
         tile.a = packed + first * units + first_unit * rows;
         tile.c = sums + first * pn->width;
+        tile.next_a = packed + next * units + first_unit * next_rows;
+        tile.next_c = sums + next * pn->width;
         p->path->micro[p->unit][pn->vector_numel - 1][rows - 1](&tile);
     }
 }

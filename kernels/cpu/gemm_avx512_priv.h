@@ -28,7 +28,8 @@ TESS_INLINE __m512 avx512_step(__m512 sum, __m512 a, __m512 b, tess_gemm_unit un
 }
 
 /* rows x vectors sums in registers: 24 of the 32, so that the latency of one multiply-add is hidden
- * and four vectors of B plus one of A fit beside them. */
+ * and four vectors of B plus one of A fit beside them. The next tile's A and sums are fetched
+ * meanwhile: they lie further away than B, in runs too short for the hardware to foresee. */
 TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const int vectors,
                                  const tess_gemm_unit unit)
 {
@@ -44,8 +45,13 @@ TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const 
             sum[i][j] = t->mode == TESS_GEMM_NEXT ? _mm512_loadu_ps(c + i * c_stride + 16 * j)
                                                   : _mm512_setzero_ps();
     }
+    const uint32_t *next_a = t->next_a;
+    TESS_UNROLL
+    for (int i = 0; i < rows * vectors; i++)
+        _mm_prefetch((const char *)(t->next_c + 16 * i), _MM_HINT_T0);
     for (int64_t u = 0; u < t->unit_numel; u++) {
         __m512 bv[TESS_GEMM_VECTOR_MAX];
+        _mm_prefetch((const char *)next_a, _MM_HINT_T0);
         TESS_UNROLL
         for (int j = 0; j < vectors; j++)
             bv[j] = _mm512_loadu_ps((const void *)(b + 16 * j));
@@ -57,6 +63,7 @@ TESS_INLINE void avx512_multiply(const tess_gemm_tile *t, const int rows, const 
                 sum[i][j] = avx512_step(sum[i][j], av, bv[j], unit);
         }
         a += rows;
+        next_a += rows;
         b += 16 * vectors;
     }
     const __m512 scale = _mm512_set1_ps(t->scale);

@@ -48,6 +48,8 @@ typedef struct tess_gemm_tile {
     int64_t c_stride;
     tess_gemm_mode mode;
     float scale;
+    const uint32_t *next_a; /* [unit_numel, mr] of the tile that follows, to be brought near */
+    const float *next_c;    /* its sums */
 } tess_gemm_tile;
 
 typedef void (*tess_gemm_micro)(const tess_gemm_tile *t);
