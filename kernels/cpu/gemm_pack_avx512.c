@@ -32,12 +32,13 @@ TESS_INLINE __m512i avx512_widen(__m256i x)
 }
 
 /* A block of the packing: `is_full` when all its words and lanes are there, so that the common case
- * has no masks and no branches. */
+ * has no masks and no branches. `is_run` when all its words are there and up to 8 lanes lie without
+ * gaps: then the spare lanes of a store are where the next words come, of which there must be 8. */
 typedef struct avx512_block {
     const tess_gemm_pack *p;
     avx512_source source;
     int64_t line, word_idx, word_numel;
-    bool is_full;
+    bool is_full, is_run;
 } avx512_block;
 
 /* 16 words of 4 bytes of one row: f32, or pairs of bf16; beyond the row's end they are zero. */
@@ -50,7 +51,7 @@ TESS_INLINE __m512i avx512_load_words(const avx512_block *b, int64_t i)
     const uint16_t *src_bf16 = (const uint16_t *)p->src + base + k;
     if (!b->is_full && b->line + i >= p->line_numel)
         return _mm512_setzero_si512();
-    if (b->is_full)
+    if (b->is_full || b->is_run)
         return _mm512_loadu_si512(b->source == AVX512_F32 ? (const void *)src_f32 : src_bf16);
     if (b->source == AVX512_F32)
         return _mm512_maskz_loadu_epi32(avx512_mask16(p->k_numel - k), src_f32);
@@ -61,6 +62,8 @@ TESS_INLINE void avx512_store(uint32_t *dst, const avx512_block *b, __mmask16 ma
 {
     if (b->is_full)
         _mm512_storeu_si512(dst, x);
+    else if (b->is_run)
+        _mm256_storeu_si256((void *)dst, _mm512_castsi512_si256(x));
     else
         _mm512_mask_storeu_epi32(dst, mask, x);
 }
@@ -70,7 +73,7 @@ TESS_INLINE void avx512_store_word(const avx512_block *b, int64_t i, __mmask16 m
 {
     const tess_gemm_pack *p = b->p;
     const int64_t word_idx = b->word_idx + i;
-    if (!b->is_full && i >= b->word_numel)
+    if (!b->is_full && !b->is_run && i >= b->word_numel)
         return;
     if (b->source != AVX512_WIDEN) {
         avx512_store(p->dst + word_idx * p->dst_stride + b->line, b, mask, word);
@@ -78,7 +81,7 @@ TESS_INLINE void avx512_store_word(const avx512_block *b, int64_t i, __mmask16 m
     }
     uint32_t *dst = p->dst + 2 * word_idx * p->dst_stride + b->line;
     avx512_store(dst, b, mask, _mm512_slli_epi32(word, 16));
-    if (b->is_full || 2 * word_idx + 1 < p->k_numel)
+    if (b->is_full || b->is_run || 2 * word_idx + 1 < p->k_numel)
         avx512_store(dst + p->dst_stride, b, mask,
                      _mm512_and_si512(word, _mm512_set1_epi32((int)0xffff0000U)));
 }
@@ -156,9 +159,14 @@ TESS_INLINE void avx512_across(const tess_gemm_pack *p, avx512_source source)
     const int64_t word_numel = source == AVX512_F32 ? p->k_numel : (p->k_numel + 1) / 2;
     const int64_t whole_numel = source == AVX512_F32 ? p->k_numel : p->k_numel / 2;
     for (int64_t i = 0; i < word_numel; i += 16) {
-        avx512_block b = {p, source, 0, i, word_numel - i, false};
+        avx512_block b = {p, source, 0, i, word_numel - i, false, false};
         if (p->fill_numel <= 8) {
-            avx512_across_8(&b);
+            avx512_block run = b;
+            run.is_run = true;
+            if (i + 16 + 8 <= whole_numel && p->dst_stride == p->fill_numel)
+                avx512_across_8(&run);
+            else
+                avx512_across_8(&b);
             continue;
         }
         for (; b.line < p->fill_numel; b.line += 16) {
@@ -205,12 +213,33 @@ TESS_INLINE __m512i avx512_load_columns(const tess_gemm_pack *p, avx512_source s
     return _mm512_or_si512(even, avx512_widen(_mm256_maskz_loadu_epi16(mask, src + p->stride)));
 }
 
+/* One unit row of the first `numel` columns, a multiple of 32; both rows of the pair are there. */
+TESS_INLINE void avx512_along_pairs(const tess_gemm_pack *p, int64_t unit_idx, int64_t numel)
+{
+    /* Word j: element j of the even row, and j of the odd row, whose indices begin at 32. */
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i pair = _mm512_or_si512(lane, _mm512_slli_epi32(lane, 16));
+    const __m512i low = _mm512_add_epi32(pair, _mm512_set1_epi32(32 << 16));
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(16 << 16 | 16));
+    const uint16_t *even = (const uint16_t *)p->src + 2 * unit_idx * p->stride;
+    uint32_t *dst = p->dst + unit_idx * p->dst_stride;
+    for (int64_t line = 0; line < numel; line += 32) {
+        const __m512i x = _mm512_loadu_si512(even + line);
+        const __m512i y = _mm512_loadu_si512(even + p->stride + line);
+        _mm512_storeu_si512(dst + line, _mm512_permutex2var_epi16(x, low, y));
+        _mm512_storeu_si512(dst + line + 16, _mm512_permutex2var_epi16(x, high, y));
+    }
+}
+
 TESS_INLINE void avx512_along(const tess_gemm_pack *p, avx512_source source)
 {
     const int64_t unit_numel = generic_units(p);
     for (int64_t u = 0; u < unit_numel; u++) {
         uint32_t *dst = p->dst + u * p->dst_stride;
-        for (int64_t line = 0; line < p->fill_numel; line += 16)
+        const bool is_pair = source == AVX512_PAIR && 2 * u + 1 < p->k_numel;
+        const int64_t paired_numel = is_pair ? p->line_numel / 32 * 32 : 0;
+        avx512_along_pairs(p, u, paired_numel);
+        for (int64_t line = paired_numel; line < p->fill_numel; line += 16)
             _mm512_mask_storeu_epi32(dst + line, avx512_mask16(p->fill_numel - line),
                                      avx512_load_columns(p, source, line, u));
     }
@@ -318,4 +347,44 @@ void tess_avx512_add_scaled(float *dst, const float *src, float scale, int64_t n
     generic_add_scaled(dst, src, scale, numel);
 }
 
-void tess_avx512_write(const tess_gemm_out *o) { generic_write(o); }
+/* 16 columns of a row, or the first ones that `mask` names. */
+TESS_INLINE void avx512_write_16(const tess_gemm_out *o, const float *sum, int64_t col, void *c,
+                                 __mmask16 mask)
+{
+    __m512 x = _mm512_loadu_ps(sum + col);
+    if (o->bias != NULL && o->is_bias_bf16)
+        x = _mm512_add_ps(x, _mm512_castsi512_ps(avx512_widen(
+                                 _mm256_maskz_loadu_epi16(mask, (const uint16_t *)o->bias + col))));
+    else if (o->bias != NULL)
+        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, (const float *)o->bias + col));
+    if (o->is_c_bf16) {
+        const __m256i rounded = avx512_round_bf16(x);
+        if (mask == 0xffff)
+            _mm256_storeu_si256((void *)((uint16_t *)c + col), rounded);
+        else
+            _mm256_mask_storeu_epi16((uint16_t *)c + col, mask, rounded);
+        return;
+    }
+    float *dst = (float *)c + col;
+    if (o->is_accumulating)
+        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, dst));
+    _mm512_mask_storeu_ps(dst, mask, x);
+}
+
+/* Rows of sums are whole vectors. */
+void tess_avx512_write(const tess_gemm_out *o)
+{
+    if (o->is_transposed) {
+        generic_write_transposed(o);
+        return;
+    }
+    const int64_t whole_numel = o->col_numel / 16 * 16;
+    for (int64_t i = 0; i < o->row_numel; i++) {
+        const float *sum = o->sum + i * o->sum_stride;
+        char *c = (char *)o->c + i * o->c_stride * (o->is_c_bf16 ? 2 : 4);
+        for (int64_t col = 0; col < whole_numel; col += 16)
+            avx512_write_16(o, sum, col, c, 0xffff);
+        if (whole_numel < o->col_numel)
+            avx512_write_16(o, sum, whole_numel, c, avx512_mask16(o->col_numel - whole_numel));
+    }
+}
