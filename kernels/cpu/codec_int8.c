@@ -11,34 +11,21 @@
 
 #include "core/arith.h"
 #include "core/half.h"
-#include "kernels/cpu/codec_priv.h"
+#include "kernels/cpu/codec_scaled_priv.h"
 
 enum { CODE_MAX = 127, PART_MAX = 1024 };
 
-static void run_f32(const int8_t *code, float scb, int64_t numel, float *y)
-{
-    for (int64_t i = 0; i < numel; i++)
-        y[i] = (float)code[i] * scb / (float)CODE_MAX;
-}
-
-static void run_bf16(const int8_t *code, float scb, int64_t numel, uint16_t *y)
-{
-    for (int64_t i = 0; i < numel; i++)
-        y[i] = tess_bf16_from_f32((float)code[i] * scb / (float)CODE_MAX);
-}
-
 static void decode(const tess_coded *from, int64_t first_idx, tess_view dst)
 {
+    const tess_scaled_path *path = tess_scaled_path_current();
     const int64_t row_numel = from->codec->block_numel;
+    const bool is_bf16 = dst.dt == TESS_BF16;
     for (int64_t done = 0, numel = 0; done < dst.numel; done += numel) {
         const int64_t idx = first_idx + done, row_idx = idx / row_numel;
         const int8_t *code = (const int8_t *)from->part[0] + idx;
         const float scb = ((const float *)from->part[1])[row_idx];
         numel = TESS_MIN((row_idx + 1) * row_numel - idx, dst.numel - done);
-        if (dst.dt == TESS_BF16)
-            run_bf16(code, scb, numel, (uint16_t *)dst.data + done);
-        else
-            run_f32(code, scb, numel, (float *)dst.data + done);
+        path->int8(code, scb, numel, is_bf16, (char *)dst.data + (size_t)done * (is_bf16 ? 2 : 4));
     }
 }
 

@@ -151,6 +151,31 @@ static void scaled_decode(const tess_scaled_run *r)
     }
 }
 
+FORCE void int8_as(const int8_t *restrict code, float scb, int64_t numel, bool is_bf16, void *dst)
+{
+    float *restrict wide = dst;
+    uint16_t *restrict half = dst;
+    for (int64_t i = 0; i < numel; i++) {
+        const float x = (float)code[i] * scb / 127.0F;
+        if (is_bf16)
+            half[i] = (uint16_t)(tess_f32_bits(to_bf16(x)) >> 16);
+        else
+            wide[i] = x;
+    }
+}
+
+static void scaled_int8(const int8_t *code, float scb, int64_t numel, bool is_dst_bf16, void *dst)
+{
+    uint16_t *half = dst;
+    if (!is_dst_bf16)
+        int8_as(code, scb, numel, false, dst);
+    else if (isfinite(scb))
+        int8_as(code, scb, numel, true, dst);
+    else /* a NaN of any bits may come out */
+        for (int64_t i = 0; i < numel; i++)
+            half[i] = tess_bf16_from_f32((float)code[i] * scb / 127.0F);
+}
+
 /* ---- encoding ---- */
 
 static void scaled_read(const tess_view *src, int64_t first, int64_t numel, tess_dtype round,
@@ -253,6 +278,6 @@ static void scaled_values(const uint8_t *code, int64_t numel, const tess_scaled_
 
 #define SCALED_PATH                                                                                \
     {                                                                                              \
-        .decode = scaled_decode, .read = scaled_read, .span = scaled_span,                         \
+        .decode = scaled_decode, .int8 = scaled_int8, .read = scaled_read, .span = scaled_span,    \
         .encode = scaled_encode, .values = scaled_values,                                          \
     }

@@ -1,6 +1,6 @@
 /**
  * Codes that stand for numbers, times a scale per block, less a shift: the families quanto8, quanto
- * and fp8. One table per instruction path: the same bits from each.
+ * and fp8, and the decoder of int8. One table per instruction path: the same bits from each.
  */
 #pragma once
 
@@ -54,6 +54,8 @@ typedef struct tess_scaled_group {
 
 typedef struct tess_scaled_path {
     void (*decode)(const tess_scaled_run *r);
+    /* Elements of one row of int8: f32(f32(code * scb) / 127), to bf16 or f32. */
+    void (*int8)(const int8_t *code, float scb, int64_t numel, bool is_dst_bf16, void *dst);
     /* Elements [first, first + numel) of f32 or bf16, rounded to `round`. */
     void (*read)(const tess_view *src, int64_t first, int64_t numel, tess_dtype round, float *x);
     /* Lower *least and raise *most to the values; false where one is not finite. */
