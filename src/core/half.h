@@ -11,17 +11,16 @@ TESS_BEGIN_DECLS
 /** Local. Subnormals, infinities and the fraction of a NaN are kept. */
 static inline float tess_f16_to_f32(uint16_t h)
 {
-    const uint32_t sign = (uint32_t)(h & 0x8000U) << 16;
-    const uint32_t exponent = h >> 10 & 31U, fraction = h & 1023U;
-    uint32_t bits = sign | (exponent + 112U) << 23 | fraction << 13;
+    const uint32_t sign = (uint32_t)(h & 0x8000U) << 16, magnitude = h & 0x7fffU;
+    /* Masks and no choices: loops over it become vector code. */
+    const uint32_t is_small = 0U - (uint32_t)(magnitude < 0x400U); /* subnormal or 0 */
+    const uint32_t is_special = 0U - (uint32_t)(magnitude >= 0x7c00U);
+    const uint32_t large = (magnitude << 13) + (112U << 23) + (is_special & 112U << 23);
+    const float small = (float)(int32_t)magnitude * 0x1p-24F;
+    uint32_t bits = 0;
     float f = 0.0F;
-    if (exponent == 31)
-        bits = sign | 0x7f800000U | fraction << 13;
-    if (exponent == 0) {
-        f = (float)fraction * 0x1p-24F;
-        memcpy(&bits, &f, sizeof bits);
-        bits |= sign;
-    }
+    memcpy(&bits, &small, sizeof bits);
+    bits = sign | (bits & is_small) | (large & ~is_small);
     memcpy(&f, &bits, sizeof f);
     return f;
 }
