@@ -19,14 +19,14 @@ static inline int8_t signed_of(uint8_t byte) { return (int8_t)byte; }
 
 /* ---- blocks of 32 ---- */
 
-static void q8_0(const uint8_t *b, float *y)
+static void q8_0(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b);
     for (int i = 0; i < 32; i++)
         y[i] = (float)signed_of(b[2 + i]) * d;
 }
 
-static void q4_0(const uint8_t *b, float *y)
+static void q4_0(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b);
     for (int i = 0; i < 16; i++) {
@@ -35,7 +35,7 @@ static void q4_0(const uint8_t *b, float *y)
     }
 }
 
-static void q4_1(const uint8_t *b, float *y)
+static void q4_1(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b), m = half_at(b + 2);
     for (int i = 0; i < 16; i++) {
@@ -45,27 +45,29 @@ static void q4_1(const uint8_t *b, float *y)
 }
 
 /* Bit i of a word of 32 goes above the four low bits of element i. */
-static void q5_codes(const uint8_t *high, const uint8_t *low, uint8_t *q)
+static void q5_codes(const uint8_t *restrict high, const uint8_t *restrict low, int32_t *restrict q)
 {
+    const uint32_t word = (uint32_t)high[0] | (uint32_t)high[1] << 8 | (uint32_t)high[2] << 16 |
+                          (uint32_t)high[3] << 24;
     for (int i = 0; i < 16; i++) {
-        q[i] = (uint8_t)((low[i] & 15) | (high[i / 8] >> (i % 8) & 1) << 4);
-        q[i + 16] = (uint8_t)(low[i] >> 4 | (high[2 + i / 8] >> (i % 8) & 1) << 4);
+        q[i] = (int32_t)((low[i] & 15U) | (word >> i & 1U) << 4);
+        q[i + 16] = (int32_t)((uint32_t)low[i] >> 4 | (word >> (i + 16) & 1U) << 4);
     }
 }
 
-static void q5_0(const uint8_t *b, float *y)
+static void q5_0(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b);
-    uint8_t q[32];
+    int32_t q[32];
     q5_codes(b + 2, b + 6, q);
     for (int i = 0; i < 32; i++)
         y[i] = (float)(q[i] - 16) * d;
 }
 
-static void q5_1(const uint8_t *b, float *y)
+static void q5_1(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b), m = half_at(b + 2);
-    uint8_t q[32];
+    int32_t q[32];
     q5_codes(b + 4, b + 8, q);
     for (int i = 0; i < 32; i++)
         y[i] = (float)q[i] * d + m;
@@ -85,7 +87,7 @@ static void k_scale(const uint8_t *s, int j, float *scale, float *least)
     *least = (float)(s[j + 4] >> 4 | (s[j] >> 6) << 4);
 }
 
-static void q2_k(const uint8_t *b, float *y)
+static void q2_k(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b + 80), dmin = half_at(b + 82);
     for (int g = 0; g < 16; g++) { /* groups of 16 */
@@ -97,7 +99,7 @@ static void q2_k(const uint8_t *b, float *y)
     }
 }
 
-static void q3_k(const uint8_t *b, float *y)
+static void q3_k(const uint8_t *restrict b, float *restrict y)
 {
     const uint8_t *s = b + 96;
     const float d = half_at(b + 108);
@@ -112,7 +114,7 @@ static void q3_k(const uint8_t *b, float *y)
     }
 }
 
-static void q4_k(const uint8_t *b, float *y)
+static void q4_k(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b), dmin = half_at(b + 2);
     for (int j = 0; j < 8; j++) {
@@ -127,7 +129,7 @@ static void q4_k(const uint8_t *b, float *y)
     }
 }
 
-static void q5_k(const uint8_t *b, float *y)
+static void q5_k(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b), dmin = half_at(b + 2);
     const uint8_t *high = b + 16;
@@ -144,7 +146,7 @@ static void q5_k(const uint8_t *b, float *y)
     }
 }
 
-static void q6_k(const uint8_t *b, float *y)
+static void q6_k(const uint8_t *restrict b, float *restrict y)
 {
     const float d = half_at(b + 208);
     for (int g = 0; g < 16; g++) {
