@@ -325,6 +325,70 @@ static void test_searched_scales_have_less_error(void **state)
     check_rules();
 }
 
+/* What is stored decodes to `expected`, in f32 and rounded once to bf16. */
+static void check_decoded(const stored *s, const float *expected)
+{
+    static float wide[NUMEL_MAX];
+    static uint16_t half[NUMEL_MAX];
+    decode(s, 0, tess_view_host(wide, s->numel, TESS_F32));
+    decode(s, 0, tess_view_host(half, s->numel, TESS_BF16));
+    for (int64_t i = 0; i < s->numel; i++) {
+        const bool is_nan = isnan(expected[i]);
+        assert_true(is_nan ? isnan(wide[i]) : memcmp(&wide[i], &expected[i], sizeof wide[i]) == 0);
+        assert_true(is_nan ? isnan(tess_bf16_to_f32(half[i]))
+                           : half[i] == tess_bf16_from_f32(expected[i]));
+    }
+}
+
+/* Rows whose scale is ordinary, overflows in products, is infinite, and a NaN of all bits. */
+static void check_int8(void)
+{
+    enum { ROWS = 4, COLS = 256 + 3 };
+    static const uint32_t scale_bits[ROWS] = {0x3e99999aU, 0x7e967699U, 0x7f800000U, 0x7fffffffU};
+    static float expected[ROWS * COLS];
+    static stored s = {.numel = ROWS * COLS, .part_numel = 2};
+    assert_int_equal(tess_codec_parse("int8/259", COLS, &s.codec), TESS_OK);
+    memcpy(s.bytes[1], scale_bits, sizeof scale_bits);
+    for (int i = 0; i < ROWS * COLS; i++) {
+        float scale = 0.0F;
+        memcpy(&scale, &scale_bits[i / COLS], sizeof scale);
+        const int8_t code = (int8_t)(i % COLS);
+        memcpy(&s.bytes[0][i], &code, 1);
+        expected[i] = (float)code * scale / 127.0F;
+    }
+    check_decoded(&s, expected);
+}
+
+static void test_int8_is_code_times_scale_over_127(void **state)
+{
+    (void)state;
+    on_every_path(check_int8);
+}
+
+static void check_f16(void)
+{
+    static float expected[NUMEL_MAX];
+    static stored s = {.numel = NUMEL_MAX, .part_numel = 1};
+    s.codec = tess_codec_of_format(TESS_FORMAT_F16);
+    for (int i = 0; i < NUMEL_MAX; i++) {
+        const int exponent = i >> 10 & 31, fraction = i & 1023;
+        const double finite =
+            ldexp(exponent > 0 ? fraction + 1024 : fraction, exponent > 0 ? exponent - 25 : -24);
+        const double special = fraction == 0 ? (double)INFINITY : (double)NAN;
+        const double magnitude = exponent == 31 ? special : finite;
+        const uint16_t code = (uint16_t)i;
+        memcpy(s.bytes[0] + 2 * i, &code, sizeof code);
+        expected[i] = (float)(i >> 15 != 0 ? -magnitude : magnitude);
+    }
+    check_decoded(&s, expected);
+}
+
+static void test_every_f16_code_has_its_value(void **state)
+{
+    (void)state;
+    on_every_path(check_f16);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +397,8 @@ int main(void)
         cmocka_unit_test(test_fp8_rounds_half_to_even_and_saturates),
         cmocka_unit_test(test_quanto_examples),
         cmocka_unit_test(test_searched_scales_have_less_error),
+        cmocka_unit_test(test_int8_is_code_times_scale_over_127),
+        cmocka_unit_test(test_every_f16_code_has_its_value),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
