@@ -171,8 +171,8 @@ static tess_status split_site(splitter *s, const tess_model_tensor *t, const tes
     for (int i = 0; i < name->part_numel && !is_swapped; i++)
         weight += tess_flux_part_weight(name->site, i);
     TESS_CHECK(rows % weight == 0, TESS_E_FORMAT,
-               "'%s': tensor '%s': expected a multiple of %" PRId64 " rows, found %" PRId64,
-               s->dir->path, t->name, weight, rows);
+               "'%s/%s': tensor '%s': expected a multiple of %" PRId64 " rows, found %" PRId64,
+               s->dir->path, s->dir->file[t->file_idx].name, t->name, weight, rows);
     for (int i = 0; i < name->part_numel; i++) {
         tess_row_cut *cut = next_cut(s);
         char path[TESS_FLUX_NAME_NBYTES];
@@ -198,8 +198,8 @@ static tess_status split_one(splitter *s, const tess_model_tensor *t)
     char text[TESS_FLUX_TENSOR_NBYTES];
     if (prefix > 0 && name == t->name)
         return TESS_OK; /* text encoders, an autoencoder */
-    TESS_CHECK(t->st->dim_numel > 0, TESS_E_FORMAT, "'%s': tensor '%s' is a single number",
-               s->dir->path, t->name);
+    TESS_CHECK(t->st->dim_numel > 0, TESS_E_FORMAT, "'%s/%s': tensor '%s' is a single number",
+               s->dir->path, s->dir->file[t->file_idx].name, t->name);
     if (norm_name(name, text)) {
         tess_row_cut *cut = next_cut(s);
         memcpy(cut->name, text, sizeof text);
@@ -210,8 +210,8 @@ static tess_status split_one(splitter *s, const tess_model_tensor *t)
     const int64_t at =
         leaf == NULL ? -1 : tess_flux_names_find(s->names, name, strlen(name) - strlen(leaf) - 1);
     TESS_CHECK(at >= 0, TESS_E_UNSUPPORTED,
-               "'%s': tensor '%s' belongs to no FLUX.1 transformer that is known here",
-               s->dir->path, t->name);
+               "'%s/%s': tensor '%s' belongs to no FLUX.1 transformer that is known here",
+               s->dir->path, s->dir->file[t->file_idx].name, t->name);
     return split_site(s, t, tess_flux_names_at(s->names, at), leaf);
 }
 

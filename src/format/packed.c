@@ -272,6 +272,7 @@ static tess_status join(tess_packing *p, const tess_packed **packed_of)
 {
     TESS_TRY(open_formats(p));
     TESS_TRY(tess_packed_quanto_open(p));
+    TESS_TRY(tess_packed_fp8_marks(p));
     TESS_TRY(join_all(p, packed_of));
     TESS_TRY(check_left(p));
     replace(p, packed_of);

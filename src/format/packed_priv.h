@@ -51,6 +51,9 @@ TESS_MUST_CHECK tess_status tess_packing_scale_dtype(const tess_packing_weight *
 TESS_MUST_CHECK tess_status tess_packed_bnb(tess_packing_weight *w);
 TESS_MUST_CHECK tess_status tess_packed_fp8(tess_packing_weight *w);
 TESS_MUST_CHECK tess_status tess_packed_quanto(tess_packing_weight *w);
+/** Take ComfyUI's marks of fp8 files, which must name formats that are read.
+ * @return TESS_E_UNSUPPORTED another format, TESS_E_FORMAT no JSON */
+TESS_MUST_CHECK tess_status tess_packed_fp8_marks(tess_packing *p);
 /** Whether a tensor holds codes of optimum-quanto; `nbytes`: of the weight's name in it. */
 bool tess_packed_is_quanto(const char *name, size_t *nbytes);
 /** Read the map, if there is one. @return TESS_E_FORMAT */

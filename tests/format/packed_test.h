@@ -92,6 +92,7 @@ typedef struct weight {
     member list[MEMBER_MAX];
     int numel;
     const char *formats; /* TESS_MODEL_FORMATS_KEY of the file, or NULL */
+    const char *layers;  /* "_quantization_metadata" of ComfyUI, or NULL */
 } weight;
 
 /* The tensors of k_proj of a golden model, under the name "x.weight". */
@@ -145,7 +146,9 @@ static inline tess_status try_read(const fixture *f, weight *w)
     const tess_ctx ctx = {.io = f->io};
     tess_st_tensor list[MEMBER_MAX];
     tess_safetensors_writer *writer = NULL;
-    const tess_st_pair pair = {TESS_MODEL_FORMATS_KEY, w->formats};
+    const tess_st_pair pair = w->formats != NULL
+                                  ? (tess_st_pair){TESS_MODEL_FORMATS_KEY, w->formats}
+                                  : (tess_st_pair){"_quantization_metadata", w->layers};
     static char bytes[4 * BYTES_MAX];
     tess_model_dir *dir = NULL;
     for (int i = 0; i < w->numel; i++) {
@@ -153,7 +156,7 @@ static inline tess_status try_read(const fixture *f, weight *w)
         list[i].name = w->list[i].name;
     }
     assert_ok(tess_safetensors_writer_create(f->io, at(f, "model.safetensors"), list, w->numel,
-                                             &pair, w->formats != NULL, &writer));
+                                             &pair, pair.value != NULL, &writer));
     for (int i = 0; i < w->numel; i++) {
         int64_t numel = 1;
         for (int k = 0; k < list[i].dim_numel; k++)

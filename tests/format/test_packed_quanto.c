@@ -237,6 +237,55 @@ static void test_scales_of_fp8_are_never_guessed(void **state)
     assert_refused(try_read(f, &w), TESS_E_FORMAT, "scale 0 is 0", "above 0");
 }
 
+/* A mark of ComfyUI beside "x.weight", or of the whole file. */
+static void add_mark(weight *w, const char *name, tess_st_dtype dtype, const char *text)
+{
+    member *m = &w->list[w->numel++];
+    memset(m, 0, sizeof *m);
+    snprintf(m->name, sizeof m->name, "%s", name);
+    snprintf(m->bytes, sizeof m->bytes, "%s", text);
+    m->st = (tess_st_tensor){.dtype = dtype,
+                             .dim_numel = 1,
+                             .dim = {(int64_t)strlen(text)},
+                             .numel = (int64_t)strlen(text)};
+}
+
+static void test_marks_of_comfyui(void **state)
+{
+    static const char *const file_mark[] = {"scaled_fp8", "model.diffusion_model.scaled_fp8"};
+    static weight w;
+    const fixture *f = *state;
+    for (int i = 0; i < TESS_NELEM(file_mark); i++) {
+        take(f, "fp8_tensor", &w);
+        add_mark(&w, file_mark[i], i == 0 ? TESS_ST_F32 : TESS_ST_F8_E4M3, "");
+        put_f32(&w, "x.scale_weight", 0, 0.5F);
+        add_copy(&w, "x.scale_weight",
+                 "x.scale_input"); /* 0.5: of activations, which stay as they are */
+        assert_ok(try_read(f, &w));
+    }
+    take(f, "fp8_tensor", &w);
+    rename_member(&w, "x.scale_weight", "x.weight_scale");
+    add_mark(&w, "x.comfy_quant", TESS_ST_U8,
+             "{\"format\": \"float8_e4m3fn\", \"full_precision_matrix_mult\": true}");
+    assert_ok(try_read(f, &w));
+    w.layers = "{\"format_version\": \"1.0\", \"layers\": {\"x\": {\"format\": \"float8_e5m2\"}}}";
+    assert_ok(try_read(f, &w));
+    w.layers = "{\"layers\": {\"x\": {\"format\": \"nvfp4\"}}}";
+    assert_refused(try_read(f, &w), TESS_E_UNSUPPORTED, "_quantization_metadata", "nvfp4",
+                   "float8_e4m3fn");
+    w.layers = NULL;
+    drop(&w, "x.comfy_quant");
+    add_mark(&w, "x.comfy_quant", TESS_ST_U8, "{\"format\": \"int8_tensorwise\"}");
+    assert_refused(try_read(f, &w), TESS_E_UNSUPPORTED, "model.safetensors", "x.comfy_quant",
+                   "int8_tensorwise");
+    drop(&w, "x.comfy_quant");
+    add_mark(&w, "x.comfy_quant", TESS_ST_U8, "{}");
+    assert_refused(try_read(f, &w), TESS_E_FORMAT, "x.comfy_quant", "format");
+    drop(&w, "x.comfy_quant");
+    add_mark(&w, "x.comfy_quant", TESS_ST_I8, "{}");
+    assert_refused(try_read(f, &w), TESS_E_FORMAT, "x.comfy_quant", "bytes of JSON");
+}
+
 /* What the metadata says decides what the bytes cannot tell, and must hold for the rest. */
 static void test_metadata_states_the_identity(void **state)
 {
@@ -282,6 +331,7 @@ int main(void)
         format_test(test_members_that_do_not_fit_are_refused),
         format_test(test_numbers_that_are_none_are_refused),
         format_test(test_scales_of_fp8_are_never_guessed),
+        format_test(test_marks_of_comfyui),
         format_test(test_metadata_states_the_identity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
