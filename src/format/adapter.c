@@ -50,13 +50,25 @@ int adapter_role_of(const char *key, size_t *stem_nbytes)
     return -1;
 }
 
-/* A and B under any of their names: what tells an adapter from a model. */
+const char *adapter_other_kind(const char *key)
+{
+    static const struct {
+        const char *mark, *name;
+    } kinds[] = {{".lokr_", "LoKr"}, {".hada_", "LoHa"}, {".oft_", "OFT"}};
+    for (int i = 0; i < TESS_NELEM(kinds); i++)
+        if (strstr(key, kinds[i].mark) != NULL)
+            return kinds[i].name;
+    return NULL;
+}
+
+/* A and B under any of their names, or what other adapters have: what tells one from a model. */
 static bool has_adapter_keys(const tess_safetensors *file)
 {
     for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
         const char *key = tess_safetensors_at(file, i)->name;
         if (strstr(key, ".lora_A.") != NULL || strstr(key, ".lora_down.") != NULL ||
-            strstr(key, ".processor.") != NULL)
+            strstr(key, ".lora.down.") != NULL || strstr(key, ".processor.") != NULL ||
+            adapter_other_kind(key) != NULL)
             return true;
     }
     return false;

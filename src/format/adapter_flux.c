@@ -98,6 +98,9 @@ static tess_status find_style(flux_reader *r)
                    "'%s': key '%s' is PEFT's, whose alpha stands in adapter_config.json; give the "
                    "directory that holds both",
                    r->a->path, key);
+        TESS_CHECK(adapter_other_kind(key) == NULL, TESS_E_UNSUPPORTED,
+                   "'%s': key '%s' is %s's; LoRA and DoRA are read, other adapters are not",
+                   r->a->path, key, adapter_other_kind(key));
         if (is_text_encoder(key) || style == NULL)
             continue;
         TESS_CHECK(r->style == NULL || is_same_style(style, r->style), TESS_E_FORMAT,

@@ -56,6 +56,8 @@ TESS_MUST_CHECK tess_status adapter_read_slice(const tess_adapter *a, const adap
 /** What a key ends in, -1: not a part. `*stem_nbytes`: what stands in front. */
 enum { ADAPTER_ALPHA = TESS_ADAPTER_PART_NUMEL, ADAPTER_ROLE_NUMEL };
 int adapter_role_of(const char *key, size_t *stem_nbytes);
+/** Kind of adapter that a key shows and that is not read, such as "LoKr"; NULL: none. */
+const char *adapter_other_kind(const char *key);
 
 /* The three kinds of sources. */
 TESS_MUST_CHECK tess_status adapter_open_peft(tess_adapter *a);

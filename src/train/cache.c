@@ -108,7 +108,8 @@ static tess_status list_inputs(cache_set *set)
         TESS_TRY(scan_path(set, o->inputs[i], 0));
     TESS_CHECK(set->image_numel > 0, TESS_E_CONFIG,
                "'%s' holds no latents: expected files NAME_flux.npz of sd-scripts, or "
-               "NAME.safetensors with tensors NAME.latent",
+               "NAME.safetensors with tensors NAME.latent; tools/make_flux_cache.py makes them of "
+               "images, and docs/data.md says how to convert caches of other tools",
                o->input_numel > 0 ? o->inputs[0] : "");
     return add_empty(set);
 }

@@ -141,22 +141,23 @@ static bool is_called(const tess_st_tensor *t, const char *what, char name[KEY_N
 static tess_status scan_tensors(cache_set *set, const tess_safetensors *file)
 {
     int64_t known_numel = 0;
-    TESS_TRY(take_file(set, file));
+    char name[KEY_NBYTES];
     for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
         const tess_st_tensor *t = tess_safetensors_at(file, i);
-        char name[KEY_NBYTES];
-        const bool is_text = is_called(t, "t5", name);
-        const bool is_image = !is_text && is_called(t, "latent", name);
-        known_numel += is_text || is_image;
-        if (is_text)
-            TESS_TRY(scan_text(set, file, name));
-        if (is_image)
-            TESS_TRY(scan_image(set, file, name));
+        known_numel += is_called(t, "t5", name) || is_called(t, "latent", name);
     }
     TESS_CHECK(known_numel > 0, TESS_E_FORMAT,
                "'%s' has no tensor 'NAME.latent' and none 'NAME.t5'; docs/data.md describes the "
-               "layout",
+               "layout, and how to convert caches of SimpleTuner and ai-toolkit",
                tess_safetensors_path(file));
+    TESS_TRY(take_file(set, file));
+    for (int64_t i = 0; i < tess_safetensors_numel(file); i++) {
+        const tess_st_tensor *t = tess_safetensors_at(file, i);
+        if (is_called(t, "t5", name))
+            TESS_TRY(scan_text(set, file, name));
+        else if (is_called(t, "latent", name))
+            TESS_TRY(scan_image(set, file, name));
+    }
     return TESS_OK;
 }
 

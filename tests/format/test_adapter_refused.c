@@ -76,6 +76,31 @@ static void test_open_unknown_keys_are_refused(void **state)
     assert_refused(try_open(f, &c, NULL), TESS_E_UNSUPPORTED, "adapter_config.json", "directory");
 }
 
+/* Adapters that are none of LoRA or DoRA are told from models, and named. */
+static void test_open_other_kinds_are_named(void **state)
+{
+    static const struct {
+        const char *first, *second, *kind;
+    } files[] = {
+        {"lycoris_transformer_blocks_0_attn_to_q.lokr_w1",
+         "lycoris_transformer_blocks_0_attn_to_q.lokr_w2", "is LoKr's"},
+        {"diffusion_model.img_in.lokr_w1_a", "diffusion_model.img_in.lokr_w2_a", "is LoKr's"},
+        {"lora_unet_img_in.hada_w1_a", "lora_unet_img_in.hada_w1_b", "is LoHa's"},
+        {"transformer.x_embedder.lora.down.weight", "transformer.x_embedder.lora.up.weight",
+         "is not understood: expected <module>.lora_A.weight"},
+    };
+    const fixture *f = *state;
+    for (int i = 0; i < TESS_NELEM(files); i++) {
+        case_file c = {.dtype = TESS_ST_BF16};
+        bool is_adapter = false;
+        case_add(&c, files[i].first, R, H);
+        case_add(&c, files[i].second, H, R);
+        assert_refused(try_open(f, &c, NULL), TESS_E_UNSUPPORTED, files[i].kind);
+        assert_ok(tess_adapter_is_path(f->io, at(f, "source.safetensors"), &is_adapter));
+        assert_true(is_adapter);
+    }
+}
+
 static void test_open_text_encoders_are_refused_or_counted(void **state)
 {
     const fixture *f = *state;
@@ -281,6 +306,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         format_test(test_open_mixed_dialects_are_refused),
         format_test(test_open_unknown_keys_are_refused),
+        format_test(test_open_other_kinds_are_named),
         format_test(test_open_text_encoders_are_refused_or_counted),
         format_test(test_open_incomplete_modules_are_refused),
         format_test(test_open_bad_alpha_is_refused),

@@ -335,6 +335,7 @@ static void test_inputs_that_are_none_are_named(void **state)
     const fixture *f = *state;
     tess_cache_result r;
     refuse(f, TESS_E_CONFIG, f->dir, "holds no latents");
+    refuse(f, TESS_E_CONFIG, "make_flux_cache.py", "docs/data.md");
     assert_refused(convert(f, at(f, "missing"), &r), TESS_E_CONFIG, "missing' is missing");
     assert_refused(convert(f, put_file(f, "x.pt", "x", 1), &r), TESS_E_CONFIG, "x.pt' is no cache");
 }
@@ -425,6 +426,22 @@ static void test_bad_safetensors_are_named(void **state)
     refuse(f, TESS_E_FORMAT, "s.safetensors", "set metadata 'space' to 'raw'");
 }
 
+/* A file of ai-toolkit has one tensor without a name in front, and no metadata of ours. */
+static void test_safetensors_of_other_tools_are_told(void **state)
+{
+    const fixture *f = *state;
+    const tess_st_tensor latent = {
+        .name = "latent", .dtype = TESS_ST_F32, .dim_numel = 1, .dim = {1}};
+    const float x = 1.0F;
+    tess_safetensors_writer *w = NULL;
+    assert_ok(
+        tess_safetensors_writer_create(f->io, at(f, "a.safetensors"), &latent, 1, NULL, 0, &w));
+    assert_ok(tess_safetensors_writer_append(w, 0, &x, sizeof x));
+    assert_ok(tess_safetensors_writer_finish(w));
+    tess_safetensors_writer_destroy(&w);
+    refuse(f, TESS_E_FORMAT, "a.safetensors", "convert caches of SimpleTuner and ai-toolkit");
+}
+
 static void test_raw_latents_are_shifted_and_scaled(void **state)
 {
     const fixture *f = *state;
@@ -455,6 +472,7 @@ int main(void)
         format_test(test_inputs_that_are_none_are_named),
         format_test(test_the_empty_caption_can_be_given),
         format_test(test_bad_safetensors_are_named),
+        format_test(test_safetensors_of_other_tools_are_told),
         format_test(test_raw_latents_are_shifted_and_scaled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
