@@ -537,8 +537,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .is_device = launch->is_device,
     };
     if (o.is_device)
-        o.mirror_nbytes =
-            o.data_nbytes + d->device_nbytes + tess_model_constant_nbytes(d->model);
+        o.mirror_nbytes = o.data_nbytes + d->device_nbytes + tess_model_constant_nbytes(d->model);
     TESS_TRY(tess_load_plan(&d->registry, &load, &o.load_nbytes));
     o.load_nbytes = TESS_MAX(o.load_nbytes, export_nbytes(&d->registry));
     o.load_nbytes = TESS_MAX(o.load_nbytes, d->start_nbytes);
@@ -662,6 +661,8 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     TESS_TRY(tess_optimizer_check(optimizer, kernels));
     TESS_TRY(tess_run_is_flux(d->run) ? tess_describe_flux_data(ctx, d) : set_batch(d));
     TESS_TRY(make_model(d, launch->kernels));
+    if (d->spec != NULL && launch->adapter == NULL)
+        TESS_TRY(describe_check_targets(d));
     TESS_TRY(check_saved(d));
     TESS_TRY(check_start(d));
     TESS_TRY(check_weights(d));

@@ -55,6 +55,13 @@ const tess_flux_targets *tess_flux_targets_find(const char *name)
     return NULL;
 }
 
+void tess_flux_targets_words(size_t nbytes, char *text)
+{
+    size_t at = 0;
+    for (int i = 0; i < TESS_NELEM(sets) && at < nbytes; i++)
+        at += (size_t)snprintf(text + at, nbytes - at, "%s, ", sets[i].name);
+}
+
 /* ---- weights ---- */
 
 static int shape_of(void *arg, const char *name, int64_t dim[8])

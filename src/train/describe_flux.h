@@ -16,6 +16,9 @@ typedef struct tess_flux_targets {
 /** NULL: no such word. Local. */
 const tess_flux_targets *tess_flux_targets_find(const char *name);
 
+/** All words, each with ", " behind it, into `text`. Local. */
+void tess_flux_targets_words(size_t nbytes, char *text);
+
 /**
  * Open the weights and find the sizes: a diffusers directory (a pipeline, or its transformer), a
  * single .safetensors or GGUF file; the config of a run that was begun where they are gone. Fills

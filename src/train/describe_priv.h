@@ -17,4 +17,8 @@ TESS_MUST_CHECK tess_status describe_add_formats(const tess_description *d, tess
 /** Whether the config's dtype tells how every tensor is kept. Local. */
 TESS_MUST_CHECK tess_status describe_is_as_hinted(const tess_description *d, bool *out);
 
+/** Adapters lie at every entry of lora.targets, and at one layer at least. Of a described model.
+ * Local. @return TESS_E_CONFIG names the entry */
+TESS_MUST_CHECK tess_status describe_check_targets(const tess_description *d);
+
 TESS_END_DECLS

@@ -113,8 +113,8 @@ static const char model_config[] =
     "\"guidance_embeds\": true, \"axes_dims_rope\": [16, 56, 56]}";
 
 /* A run over the full model with random weights, planned for `world` ranks. */
-static void describe(const fixture *f, const char *base, const char *lora, int resolution,
-                     int world, tess_run **run, tess_description *d)
+static tess_status try_describe(const fixture *f, const char *base, const char *lora,
+                                int resolution, int world, tess_run **run, tess_description *d)
 {
     const tess_ctx ctx = {.io = f->io};
     char text[1024];
@@ -126,7 +126,13 @@ static void describe(const fixture *f, const char *base, const char *lora, int r
              "data: {path: none.h5, resolution: %d, text_length: 512}\noutput: {dir: out}\n",
              f->dir, base, lora, resolution);
     assert_ok(tess_run_parse(text, strlen(text), "run.yaml", NULL, 0, run));
-    assert_ok(tess_describe(&ctx, *run, &launch, d));
+    return tess_describe(&ctx, *run, &launch, d);
+}
+
+static void describe(const fixture *f, const char *base, const char *lora, int resolution,
+                     int world, tess_run **run, tess_description *d)
+{
+    assert_ok(try_describe(f, base, lora, resolution, world, run, d));
 }
 
 static void test_bytes_of_every_format_are_those_of_the_table(void **state)
@@ -178,6 +184,27 @@ static void test_targets_have_the_counts_of_their_trainers(void **state)
     }
 }
 
+/* A word, an ending or an expression that fits no layer is refused before anything is trained. */
+static void test_targets_that_name_nothing_are_refused(void **state)
+{
+    static const struct {
+        const char *lora, *words;
+    } cases[] = {
+        {"targets: al", "'al' names no linear layer; expected mmdit, context, "},
+        {"targets: '(single_)?transformer_blocks'", "kohya, all-linear, a list of ends of paths"},
+        {"targets: [to_q, to_out]", "'to_out' names no linear layer that gets an adapter"},
+        {"targets: [to_q, add_q_proj], exclude: [add_q_proj]", "'add_q_proj' names no linear"},
+        {"targets: [o_q]", "'o_q' names no linear"},
+    };
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        tess_run *run = NULL;
+        tess_description d;
+        assert_refused(try_describe(*state, "format: nf4", cases[i].lora, 512, 1, &run, &d),
+                       TESS_E_CONFIG, "lora.targets", cases[i].words);
+        tess_run_destroy(&run);
+    }
+}
+
 /* Keys of FLUX.1 need no model.family where the model tells. */
 static void test_the_family_is_found(void **state)
 {
@@ -209,6 +236,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         folder_test(test_bytes_of_every_format_are_those_of_the_table),
         folder_test(test_targets_have_the_counts_of_their_trainers),
+        folder_test(test_targets_that_name_nothing_are_refused),
         folder_test(test_the_family_is_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
