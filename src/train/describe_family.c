@@ -32,16 +32,23 @@ static tess_status look_into_file(const tess_ctx *ctx, const char *path, bool *i
 }
 
 /* A pipeline of diffusers keeps its transformer in a folder of its own. */
-static tess_status look_into_pipeline(const tess_ctx *ctx, const char *dir, bool *is_flux)
+static tess_status look_into_pipeline(const tess_ctx *ctx, const tess_run *run, bool *is_flux)
 {
-    char path[PATH_MAX];
-    bool is_pipeline = false;
+    char path[PATH_MAX], kept[PATH_MAX];
+    const char *dir = run->model.path;
+    bool is_pipeline = false, is_there = false, was_begun = false;
     TESS_TRY(describe_is_file(ctx, dir, "model_index.json", &is_pipeline));
     if (!is_pipeline)
         return look_into_dir(ctx, dir, is_flux);
     TESS_CHECK(snprintf(path, sizeof path, "%s/transformer", dir) < (int)sizeof path, TESS_E_CONFIG,
                "path of %zu bytes is too long", strlen(dir));
-    return look_into_dir(ctx, path, is_flux);
+    TESS_TRY(describe_is_file(ctx, path, "config.json", &is_there));
+    TESS_TRY(describe_find_kept(ctx, run, kept, &was_begun));
+    TESS_CHECK(is_there || was_begun, TESS_E_CONFIG,
+               "model.path: '%s' is a pipeline of diffusers, and '%s' has no config.json; complete "
+               "the folder, or give a single .safetensors or GGUF file of its transformer",
+               dir, path);
+    return look_into_dir(ctx, is_there ? path : kept, is_flux);
 }
 
 static tess_status look_at_kept(const tess_ctx *ctx, const tess_run *run, tess_io_kind kind,
@@ -70,7 +77,7 @@ tess_status tess_describe_family(const void *ctx, const tess_run *run, tess_run_
         return TESS_OK;
     TESS_TRY(tess_io_stat(c->io, run->model.path, &kind, &nbytes));
     if (kind == TESS_IO_DIR)
-        TESS_TRY(look_into_pipeline(c, run->model.path, &is_flux));
+        TESS_TRY(look_into_pipeline(c, run, &is_flux));
     else if (kind == TESS_IO_FILE && tess_model_is_file(run->model.path))
         TESS_TRY(look_into_file(c, run->model.path, &is_flux));
     else

@@ -219,6 +219,10 @@ static void test_the_family_is_found(void **state)
              "objective: {shift: auto}\noutput: {dir: out}\n",
              f->dir);
     const tess_run_source source = {text, strlen(text), "run.yaml", NULL, 0};
+    put_text(f, "model_index.json", "{\"_class_name\": \"FluxPipeline\"}");
+    assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
+                   "is a pipeline of diffusers", "/transformer' has no config.json");
+    remove(at(f, "model_index.json"));
     assert_int_equal(tess_run_parse_with(&source, NULL, NULL, &run), TESS_E_CONFIG);
     tess_error_clear();
     assert_ok(tess_run_parse_with(&source, tess_describe_family, &ctx, &run));
