@@ -122,7 +122,7 @@ TESS_MUST_CHECK tess_status tess_adapter_read(const tess_adapter *adapter, int64
                                               tess_adapter_part part, float *dst);
 
 /** PEFT options that describe exactly its modules: the directory's own, or its modules as targets
- * with ranks and alphas as patterns. Local. */
+ * with ranks and alphas as patterns. Local. @return TESS_E_UNSUPPORTED some modules are DoRA */
 TESS_MUST_CHECK tess_status tess_adapter_spec(const tess_adapter *adapter, tess_peft_spec **out);
 
 /** What is written. */

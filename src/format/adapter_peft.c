@@ -52,7 +52,11 @@ static tess_status fill_options(const tess_adapter *from, options *p)
     p->o.rank = (int64_t)commonest(from, rank_of);
     p->o.alpha = commonest(from, alpha_of);
     for (int64_t i = 0; i < from->numel; i++) {
-        const tess_adapter_module *m = &from->module[i].is;
+        const tess_adapter_module *m = &from->module[i].is, *first = &from->module[0].is;
+        TESS_CHECK(m->has_magnitude == first->has_magnitude, TESS_E_UNSUPPORTED,
+                   "'%s': one of '%s' and '%s' has magnitudes (DoRA), the other has none; expected "
+                   "all modules alike",
+                   from->path, first->path, m->path);
         p->path[i] = m->path;
         TESS_TRY(tess_peft_escape_path(m->path, &p->pattern[i]));
         p->numel++;
@@ -63,6 +67,7 @@ static tess_status fill_options(const tess_adapter *from, options *p)
             p->alpha[p->o.alpha_pattern_numel++] = (tess_peft_pattern){p->pattern[i], m->alpha};
     }
     TESS_TRY(tess_to_int(from->numel, &p->o.targets.name_numel));
+    p->o.use_dora = from->numel > 0 && from->module[0].is.has_magnitude;
     p->o.targets.name = p->path;
     p->o.rank_pattern = p->rank;
     p->o.alpha_pattern = p->alpha;

@@ -167,6 +167,7 @@ static tess_status check_dialect(const tess_session *s, tess_adapter_dialect dia
 {
     const tess_registry *reg = &s->d.registry;
     const char *name = tess_adapter_dialect_name(dialect);
+    const bool has_magnitudes = dialect == TESS_ADAPTER_DIFFUSERS || dialect == TESS_ADAPTER_KOHYA;
     TESS_CHECK(s->run->lora.init != TESS_RUN_START_PISSA &&
                    s->run->lora.init != TESS_RUN_START_LOFTQ,
                TESS_E_UNSUPPORTED,
@@ -178,11 +179,12 @@ static tess_status check_dialect(const tess_session *s, tess_adapter_dialect dia
         tess_peft_part part = TESS_PEFT_A;
         if (reg->param[i].role != TESS_ROLE_TRAINABLE)
             continue;
-        TESS_CHECK(
-            session_parse_lora(reg->param[i].name, path, &part) && part != TESS_PEFT_MAGNITUDE,
-            TESS_E_UNSUPPORTED, "export %s: such an adapter has no place for '%s' (%s); use peft",
-            name, reg->param[i].name,
-            part == TESS_PEFT_MAGNITUDE ? "lora.dora" : "lora.modules_to_save");
+        const bool is_of_module = !session_parse_lora(reg->param[i].name, path, &part);
+        TESS_CHECK(!is_of_module && (has_magnitudes || part != TESS_PEFT_MAGNITUDE),
+                   TESS_E_UNSUPPORTED,
+                   "export %s: such an adapter has no place for '%s' (%s); use peft%s", name,
+                   reg->param[i].name, is_of_module ? "lora.modules_to_save" : "lora.dora",
+                   !is_of_module && dialect == TESS_ADAPTER_COMFYUI ? " or diffusers" : "");
     }
     return TESS_OK;
 }

@@ -22,6 +22,19 @@ static tess_status check_base(const file_import *f)
     return session_check_origin(f->s, &origin);
 }
 
+static tess_status check_kind(const file_import *f)
+{
+    const bool wants_dora = tess_peft_spec_options(f->s->d.spec)->use_dora;
+    for (int64_t i = 0; i < tess_adapter_numel(f->adapter); i++) {
+        const tess_adapter_module *m = tess_adapter_at(f->adapter, i);
+        TESS_CHECK(m->has_magnitude == wants_dora, TESS_E_CONFIG,
+                   "adapter.resume: '%s' of '%s' %s DoRA, the run %s; set lora.dora=%s", m->path,
+                   f->path, m->has_magnitude ? "is" : "is not", wants_dora ? "is" : "is not",
+                   m->has_magnitude ? "true" : "false");
+    }
+    return TESS_OK;
+}
+
 /* Nothing of the adapter may be left out without a word. */
 static tess_status check_targets(const file_import *f)
 {
@@ -41,7 +54,9 @@ static tess_status check_module(const file_import *f, const tess_adapter_module 
                                      .is_output_embedding = strcmp(m->path, "lm_head") == 0};
     const double scale = m->alpha / (double)m->rank;
     const int64_t rows = part == TESS_PEFT_A ? m->rank : m->out_numel;
-    const int64_t cols = part == TESS_PEFT_A ? m->in_numel : m->rank;
+    const int64_t cols = part == TESS_PEFT_A   ? m->in_numel
+                         : part == TESS_PEFT_B ? m->rank
+                                               : p->shape[1]; /* of a vector */
     tess_peft_match want;
     TESS_TRY(tess_peft_spec_match(f->s->d.spec, &module, &want));
     TESS_CHECK(fabs(scale - want.scale) <= 0x1p-24 * want.scale, TESS_E_CONFIG,
@@ -98,10 +113,12 @@ static tess_status check_shared(const file_import *f, const char *path, const te
 static tess_status import_param(const file_import *f, const tess_param *p)
 {
     char path[TESS_NAME_NBYTES];
+    static const tess_adapter_part of[] = {[TESS_PEFT_A] = TESS_ADAPTER_A,
+                                           [TESS_PEFT_B] = TESS_ADAPTER_B,
+                                           [TESS_PEFT_MAGNITUDE] = TESS_ADAPTER_MAGNITUDE};
     tess_peft_part part = TESS_PEFT_A;
     void *whole = NULL;
-    const bool is_adapter =
-        session_parse_lora(p->name, path, &part) && (part == TESS_PEFT_A || part == TESS_PEFT_B);
+    const bool is_adapter = session_parse_lora(p->name, path, &part);
     const int64_t idx = is_adapter ? tess_adapter_find(f->adapter, path) : -1;
     TESS_CHECK(
         idx >= 0, TESS_E_CONFIG,
@@ -109,8 +126,7 @@ static tess_status import_param(const file_import *f, const tess_param *p)
         f->path, p->name);
     TESS_TRY(check_module(f, tess_adapter_at(f->adapter, idx), p, part));
     TESS_TRY(tess_alloc_array(p->numel, sizeof(float), &whole));
-    tess_status st = tess_adapter_read(
-        f->adapter, idx, part == TESS_PEFT_A ? TESS_ADAPTER_A : TESS_ADAPTER_B, whole);
+    tess_status st = tess_adapter_read(f->adapter, idx, of[part], whole);
     if (st == TESS_OK && part == TESS_PEFT_A && f->s->d.shares_a)
         st = check_shared(f, path, p, whole);
     if (st == TESS_OK)
@@ -130,6 +146,8 @@ tess_status session_import_file(tess_session *s, const char *path)
                       "adapter '%s': %lld tensors of text encoders are left out", path,
                       (long long)tess_adapter_skipped_numel(f.adapter));
     tess_status st = check_base(&f);
+    if (st == TESS_OK)
+        st = check_kind(&f);
     if (st == TESS_OK)
         st = check_targets(&f);
     for (int i = 0; i < s->d.registry.param_numel && st == TESS_OK; i++)

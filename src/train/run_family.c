@@ -153,8 +153,8 @@ static tess_status check_objective(const tess_run *run)
 
 bool run_family_needs_peft(const tess_run *run)
 {
-    return run->lora.dora || run->lora.modules_to_save.item_numel > 0 ||
-           run->lora.init == TESS_RUN_START_PISSA || run->lora.init == TESS_RUN_START_LOFTQ;
+    return run->lora.modules_to_save.item_numel > 0 || run->lora.init == TESS_RUN_START_PISSA ||
+           run->lora.init == TESS_RUN_START_LOFTQ;
 }
 
 /* Forms of adapters that a family's tools do not read. */
@@ -168,8 +168,11 @@ static tess_status check_export(const tess_run *run)
     TESS_CHECK(!is_of_flux || tess_run_is_flux(run), TESS_E_CONFIG,
                "%s: that is a form of FLUX.1 adapters: use peft or gguf", place);
     TESS_CHECK(!is_of_flux || !run_family_needs_peft(run), TESS_E_CONFIG,
-               "%s: has no place for lora.dora, lora.modules_to_save and lora.init pissa or loftq: "
-               "use peft",
+               "%s: has no place for lora.modules_to_save and lora.init pissa or loftq: use peft",
+               place);
+    TESS_CHECK(!run->lora.dora || form == TESS_RUN_EXPORT_DIFFUSERS || !is_of_flux, TESS_E_CONFIG,
+               "%s: lora.dora trains magnitudes of single rows, which ComfyUI takes otherwise and "
+               "kohya's form has for whole fused matrices alone: use diffusers or peft",
                place);
     TESS_CHECK(form != TESS_RUN_EXPORT_GGUF || !tess_run_is_flux(run), TESS_E_CONFIG,
                "%s: gguf holds adapters of language models: use diffusers, kohya, comfyui or peft",

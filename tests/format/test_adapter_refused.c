@@ -194,6 +194,23 @@ static void test_open_magnitudes_of_inputs_are_refused(void **state)
 }
 
 /* Cut anywhere, a file is refused, and nothing is leaked (teardown counts). */
+/* A run is DoRA at all of its layers, or at none. */
+static void test_spec_of_mixed_kinds_is_refused(void **state)
+{
+    const fixture *f = *state;
+    case_file c = {.dtype = TESS_ST_F32};
+    tess_adapter *a = NULL;
+    tess_peft_spec *spec = NULL;
+    add_kohya(&c, "lora_unet_img_in");
+    add_kohya(&c, stem);
+    case_add(&c, "lora_unet_img_in.dora_scale", H, 1);
+    case_write(f, &c, at(f, "source.safetensors"), NULL, 0);
+    assert_ok(tess_adapter_open(f->io, at(f, "source.safetensors"), NULL, &a));
+    assert_refused(tess_adapter_spec(a, &spec), TESS_E_UNSUPPORTED, "'x_embedder'",
+                   "'single_transformer_blocks.0.proj_out'", "all modules alike");
+    tess_adapter_close(&a);
+}
+
 static void test_open_truncated_file_is_refused(void **state)
 {
     const fixture *f = *state;
@@ -311,6 +328,7 @@ int main(void)
         format_test(test_open_incomplete_modules_are_refused),
         format_test(test_open_bad_alpha_is_refused),
         format_test(test_open_magnitudes_of_inputs_are_refused),
+        format_test(test_spec_of_mixed_kinds_is_refused),
         format_test(test_open_truncated_file_is_refused),
         format_test(test_write_overflow_is_refused),
         format_test(test_write_where_there_is_no_place_is_refused),

@@ -180,7 +180,7 @@ static tess_status check_refusals(tess_comm *comm, flux_run *r)
           .override = {"sample.prompts=[two cats]", "sample.width=256"}},
          "data.resolution"},
         {{.name = "no3", .model = model, .override = {"lora.dora=true", "output.export=kohya"}},
-         "use peft"},
+         "use diffusers or peft"},
         {{.name = "no4", .model = model, .override = {"output.export=gguf"}}, "use diffusers"},
         {{.name = "no5", .model = model, .override = {"objective.masked_loss=true"}}, "no masks"},
         {{.name = "no6", .model = model, .override = {"data.text_length=5"}}, "texts of 8 tokens"},

@@ -93,38 +93,63 @@ static tess_status check_ranks(tess_comm *comm, tess_comm *self, flux_run *r, co
     return expect_equal(comm, other, whole, "one sample a micro-batch");
 }
 
-/* Exports of the trained adapter over the same base, and over another. */
-static tess_status check_exports(tess_comm *comm, flux_run *r, const float *whole,
-                                 const float *base)
+/* Latents over the adapter that a run exports in one form, instead of its checkpoint. */
+static tess_status sample_export(tess_comm *comm, flux_run *r, const flux_launch *trained,
+                                 tess_run_export form, float *latent)
+{
+    static const char *const file[] = {[TESS_RUN_EXPORT_PEFT] = "",
+                                       [TESS_RUN_EXPORT_DIFFUSERS] =
+                                           "/pytorch_lora_weights.safetensors",
+                                       [TESS_RUN_EXPORT_KOHYA] = "/kohya.safetensors",
+                                       [TESS_RUN_EXPORT_COMFYUI] = "/comfyui.safetensors"};
+    char path[400], output[64];
+    tess_session *session = NULL;
+    snprintf(path, sizeof path, "%s/%s-%d", r->dir, trained->name, (int)form);
+    snprintf(output, sizeof output, "from-%s-%d", trained->name, (int)form);
+    const tess_export_request request = {.dir = path, .format = form, .dt = TESS_F32};
+    TESS_TRY(flux_run_open(comm, r, trained, TESS_SESSION_READER, &session));
+    const tess_status st = tess_session_export(session, &request);
+    tess_session_close(&session);
+    TESS_TRY(st);
+    strcat(path, file[form]);
+    const flux_launch l = {.name = "none",
+                           .model = r->model[FLUX_RUN_TINY],
+                           .adapter = path,
+                           .override = {"compute.dtype=f32"}};
+    return sample(comm, r, &l, output, latent);
+}
+
+/* `whole`: latents from the checkpoint; `bound`: of the difference, as a share of the base's. */
+static tess_status check_exports(tess_comm *comm, flux_run *r, const flux_launch *trained,
+                                 int form_numel, const float *whole, const float *base,
+                                 double bound)
 {
     static const tess_run_export form[] = {TESS_RUN_EXPORT_PEFT, TESS_RUN_EXPORT_DIFFUSERS,
                                            TESS_RUN_EXPORT_KOHYA, TESS_RUN_EXPORT_COMFYUI};
-    static const char *const file[] = {"", "/pytorch_lora_weights.safetensors",
-                                       "/kohya.safetensors", "/comfyui.safetensors"};
     static float other[NUMEL];
-    for (int i = 0; i < TESS_NELEM(form); i++) {
-        char path[400], name[32];
-        tess_session *session = NULL;
-        snprintf(path, sizeof path, "%s/adapter-%d", r->dir, i);
-        snprintf(name, sizeof name, "from-%d", i);
-        const flux_launch trained = {.name = "trained", .model = r->model[FLUX_RUN_TINY]};
-        const tess_export_request request = {.dir = path, .format = form[i], .dt = TESS_F32};
-        TESS_TRY(flux_run_open(comm, r, &trained, TESS_SESSION_READER, &session));
-        tess_status st = tess_session_export(session, &request);
-        tess_session_close(&session);
-        TESS_TRY(st);
-        strcat(path, file[i]);
-        const flux_launch l = {.name = "none",
-                               .model = r->model[FLUX_RUN_TINY],
-                               .adapter = path,
-                               .override = {"compute.dtype=f32"}};
-        TESS_TRY(sample(comm, r, &l, name, other));
-        if (tess_comm_rank(comm) == 0 && !(distance(other, whole) < 0.1 * distance(base, whole)))
-            st = TESS_FAIL(TESS_E_STATE, "export %d: latents differ by %g, those of the base by %g",
-                           i, distance(other, whole), distance(base, whole));
+    for (int i = 0; i < form_numel; i++) {
+        tess_status st = TESS_OK;
+        TESS_TRY(sample_export(comm, r, trained, form[i], other));
+        if (tess_comm_rank(comm) == 0 && !(distance(other, whole) < bound * distance(base, whole)))
+            st = TESS_FAIL(TESS_E_STATE, "%s, export %d: latents differ by %g, the base's by %g",
+                           trained->name, i, distance(other, whole), distance(base, whole));
         TESS_TRY(tess_agree(comm, st));
     }
     return TESS_OK;
+}
+
+/* Magnitudes go along in files of one tool, and come back: they are most of what is trained. */
+static tess_status check_dora(tess_comm *comm, flux_run *r, const float *base)
+{
+    static float whole[NUMEL];
+    bool is_done = false;
+    const flux_launch train = {.name = "dora",
+                               .model = r->model[FLUX_RUN_TINY],
+                               .override = {"compute.dtype=f32", "train.learning_rate=0.05",
+                                            "lora.dora=true", "lora.targets=kohya"}};
+    TESS_TRY(flux_run_train(comm, r, &train, &is_done));
+    TESS_TRY(sample(comm, r, &train, "dora", whole));
+    return check_exports(comm, r, &train, 3, whole, base, 1e-4); /* ComfyUI has no place for it */
 }
 
 static tess_status check_refusals(tess_comm *comm, flux_run *r)
@@ -196,7 +221,8 @@ static tess_status run_all(tess_comm *comm, tess_comm *self, flux_run *r)
         st = TESS_FAIL(TESS_E_STATE, "training moved latents by %g only", distance(whole, base));
     TESS_TRY(tess_agree(comm, st));
     TESS_TRY(check_ranks(comm, self, r, whole));
-    TESS_TRY(check_exports(comm, r, whole, base));
+    TESS_TRY(check_exports(comm, r, &l, 4, whole, base, 0.1));
+    TESS_TRY(check_dora(comm, r, base));
     TESS_TRY(check_without_cache(comm, r, whole));
     return check_refusals(comm, r);
 }
