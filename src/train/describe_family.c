@@ -5,6 +5,20 @@
 #include "format/model_dir.h"
 #include "train/describe_priv.h"
 
+/* Classes stand in configs of diffusers alone. */
+static tess_status check_class(const tess_json *root)
+{
+    const char *name = NULL;
+    char where[512];
+    TESS_TRY(tess_json_opt_string(root, "_class_name", NULL, &name));
+    tess_json_where(root, where, sizeof where);
+    TESS_CHECK(name == NULL, TESS_E_CONFIG,
+               "model.path: %s: _class_name is '%.64s', expected FluxTransformer2DModel, or the "
+               "config of a language model",
+               where, name);
+    return TESS_OK;
+}
+
 static tess_status look_into_dir(const tess_ctx *ctx, const char *dir, bool *is_flux)
 {
     char path[PATH_MAX];
@@ -17,8 +31,9 @@ static tess_status look_into_dir(const tess_ctx *ctx, const char *dir, bool *is_
                "path of %zu bytes is too long", strlen(dir));
     TESS_TRY(tess_json_read(ctx->io, path, &root));
     *is_flux = tess_flux_config_is(root);
+    const tess_status st = *is_flux ? TESS_OK : check_class(root);
     tess_json_destroy(&root);
-    return TESS_OK;
+    return st;
 }
 
 /* Files of Black Forest Labs have diffusers' names once they are open. */
@@ -31,23 +46,23 @@ static tess_status look_into_file(const tess_ctx *ctx, const char *path, bool *i
     return TESS_OK;
 }
 
-/* A pipeline of diffusers keeps its transformer in a folder of its own. */
-static tess_status look_into_pipeline(const tess_ctx *ctx, const tess_run *run, bool *is_flux)
+/* A pipeline of diffusers keeps its transformer in a folder of its own. A run that was begun may do
+ * without either. */
+static tess_status look_into_model(const tess_ctx *ctx, const tess_run *run, bool *is_flux)
 {
     char path[PATH_MAX], kept[PATH_MAX];
     const char *dir = run->model.path;
     bool is_pipeline = false, is_there = false, was_begun = false;
     TESS_TRY(describe_is_file(ctx, dir, "model_index.json", &is_pipeline));
-    if (!is_pipeline)
-        return look_into_dir(ctx, dir, is_flux);
-    TESS_CHECK(snprintf(path, sizeof path, "%s/transformer", dir) < (int)sizeof path, TESS_E_CONFIG,
-               "path of %zu bytes is too long", strlen(dir));
+    TESS_CHECK(snprintf(path, sizeof path, "%s%s", dir, is_pipeline ? "/transformer" : "") <
+                   (int)sizeof path,
+               TESS_E_CONFIG, "path of %zu bytes is too long", strlen(dir));
     TESS_TRY(describe_is_file(ctx, path, "config.json", &is_there));
     TESS_TRY(describe_find_kept(ctx, run, kept, &was_begun));
     TESS_CHECK(is_there || was_begun, TESS_E_CONFIG,
-               "model.path: '%s' is a pipeline of diffusers, and '%s' has no config.json; complete "
-               "the folder, or give a single .safetensors or GGUF file of its transformer",
-               dir, path);
+               "model.path: '%s' has no config.json%s; give a model directory of Hugging Face or "
+               "diffusers, or a .safetensors or GGUF file itself",
+               path, is_pipeline ? " beside the pipeline's model_index.json" : "");
     return look_into_dir(ctx, is_there ? path : kept, is_flux);
 }
 
@@ -77,8 +92,8 @@ tess_status tess_describe_family(const void *ctx, const tess_run *run, tess_run_
         return TESS_OK;
     TESS_TRY(tess_io_stat(c->io, run->model.path, &kind, &nbytes));
     if (kind == TESS_IO_DIR)
-        TESS_TRY(look_into_pipeline(c, run, &is_flux));
-    else if (kind == TESS_IO_FILE && tess_model_is_file(run->model.path))
+        TESS_TRY(look_into_model(c, run, &is_flux));
+    else if (kind == TESS_IO_FILE)
         TESS_TRY(look_into_file(c, run->model.path, &is_flux));
     else
         TESS_TRY(look_at_kept(c, run, kind, &is_flux));

@@ -221,7 +221,7 @@ static void test_the_family_is_found(void **state)
     const tess_run_source source = {text, strlen(text), "run.yaml", NULL, 0};
     put_text(f, "model_index.json", "{\"_class_name\": \"FluxPipeline\"}");
     assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
-                   "is a pipeline of diffusers", "/transformer' has no config.json");
+                   "/transformer' has no config.json beside the pipeline's model_index.json");
     remove(at(f, "model_index.json"));
     assert_int_equal(tess_run_parse_with(&source, NULL, NULL, &run), TESS_E_CONFIG);
     tess_error_clear();
@@ -230,9 +230,15 @@ static void test_the_family_is_found(void **state)
     assert_int_equal(run->output.export_as, TESS_RUN_EXPORT_DIFFUSERS);
     tess_run_destroy(&run);
     put_text(f, "config.json", other);
-    assert_int_equal(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG);
-    assert_non_null(strstr(tess_error_message(), "or set model.family: flux"));
-    tess_error_clear();
+    assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
+                   "config.json", "_class_name is 'SD3Transformer2DModel'",
+                   "expected FluxTransformer2DModel");
+    put_text(f, "config.json", "{\"model_type\": \"llama\"}");
+    assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
+                   "or set model.family: flux");
+    remove(at(f, "config.json"));
+    assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
+                   "has no config.json; give a model directory");
 }
 
 int main(void)
