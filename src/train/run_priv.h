@@ -54,7 +54,7 @@ run_where tess_run_where_of(const run_where *base, int line, int column);
 
 /** Index of "section.name", TESS_RUN_KEY_NUMEL when there is none. */
 tess_run_key_idx tess_run_key_find(const char *path);
-/** Nearest known key by edit distance, never NULL. */
+/** The key that another trainer calls so, else the nearest by edit distance; never NULL. */
 const char *tess_run_key_nearest(const char *path);
 bool tess_run_section_is_known(const char *section);
 /** Whether a key means something in this run (adapters only exist with train.mode lora, ...). */
