@@ -18,6 +18,7 @@
 typedef struct options {
     const char **path; /* [numel] targets */
     char **pattern;    /* [numel] the same, matching themselves alone */
+    char *regex;       /* any of them; NULL: as a list */
     int64_t numel;
     tess_peft_pattern *rank, *alpha;
     tess_peft_options o;
@@ -43,6 +44,35 @@ static double commonest(const tess_adapter *from, double (*value_of)(const tess_
     return best;
 }
 
+/* A pattern for ranks may begin at any dot of a path, unless it says otherwise. */
+static tess_status pattern_of(const tess_adapter *from, const char *path, char **out)
+{
+    char *escaped = NULL;
+    TESS_TRY(tess_peft_escape_path(path, &escaped));
+    if (!from->is_flux) {
+        *out = escaped;
+        return TESS_OK;
+    }
+    const tess_status st = tess_asprintf(out, "^%s", escaped);
+    tess_free(escaped);
+    return st;
+}
+
+/* An entry of a list is the end of a path: "proj_out" would be that of every single block too. */
+static tess_status join_patterns(options *p)
+{
+    void *memory = NULL;
+    size_t nbytes = 0, at = 0;
+    for (int64_t i = 0; i < p->numel; i++)
+        nbytes += strlen(p->pattern[i]) + 1;
+    TESS_TRY(tess_alloc(nbytes, &memory));
+    p->regex = memory;
+    for (int64_t i = 0; i < p->numel; i++)
+        at += (size_t)snprintf(p->regex + at, nbytes - at, "%s%s", i > 0 ? "|" : "", p->pattern[i]);
+    p->o.targets.regex = p->regex;
+    return TESS_OK;
+}
+
 static tess_status fill_options(const tess_adapter *from, options *p)
 {
     TESS_TRY(tess_alloc_array(from->numel, sizeof *p->path, (void **)&p->path));
@@ -58,7 +88,7 @@ static tess_status fill_options(const tess_adapter *from, options *p)
                    "all modules alike",
                    from->path, first->path, m->path);
         p->path[i] = m->path;
-        TESS_TRY(tess_peft_escape_path(m->path, &p->pattern[i]));
+        TESS_TRY(pattern_of(from, m->path, &p->pattern[i]));
         p->numel++;
         if (m->rank != p->o.rank)
             p->rank[p->o.rank_pattern_numel++] =
@@ -66,12 +96,13 @@ static tess_status fill_options(const tess_adapter *from, options *p)
         if (m->alpha != p->o.alpha)
             p->alpha[p->o.alpha_pattern_numel++] = (tess_peft_pattern){p->pattern[i], m->alpha};
     }
-    TESS_TRY(tess_to_int(from->numel, &p->o.targets.name_numel));
     p->o.use_dora = from->numel > 0 && from->module[0].is.has_magnitude;
-    p->o.targets.name = p->path;
     p->o.rank_pattern = p->rank;
     p->o.alpha_pattern = p->alpha;
-    return TESS_OK;
+    if (from->is_flux)
+        return join_patterns(p);
+    p->o.targets.name = p->path;
+    return tess_to_int(from->numel, &p->o.targets.name_numel);
 }
 
 tess_status tess_adapter_spec(const tess_adapter *adapter, tess_peft_spec **out)
@@ -86,6 +117,7 @@ tess_status tess_adapter_spec(const tess_adapter *adapter, tess_peft_spec **out)
     for (int64_t i = 0; i < p.numel; i++)
         tess_free(p.pattern[i]);
     tess_free(p.pattern);
+    tess_free(p.regex);
     tess_free(p.path);
     tess_free(p.rank);
     tess_free(p.alpha);

@@ -501,6 +501,44 @@ static void test_write_missing_part_is_zero(void **state)
     tess_adapter_close(&a);
 }
 
+/* The last layer's path is the end of those of all single blocks: each gets its own rank, or none.
+ */
+static void test_spec_matches_its_modules_alone(void **state)
+{
+    static const struct {
+        const char *path;
+        int64_t rank; /* 0: no module */
+        double scale;
+    } expected[] = {{"proj_out", 2, 3.0},
+                    {"single_transformer_blocks.1.proj_out", 3, 2.0},
+                    {"single_transformer_blocks.0.proj_out", 0, 0.0},
+                    {"single_transformer_blocks.11.proj_out", 0, 0.0}};
+    const fixture *f = *state;
+    const char *path = at(f, "source.safetensors");
+    case_file c = {.dtype = TESS_ST_F32};
+    tess_adapter *a = NULL;
+    tess_peft_spec *spec = NULL;
+    case_add(&c, "lora_unet_final_layer_linear.lora_down.weight", 2, H);
+    case_add(&c, "lora_unet_final_layer_linear.lora_up.weight", 6, 2);
+    case_add_scalar(&c, "lora_unet_final_layer_linear.alpha", 6.0F);
+    case_add(&c, "lora_unet_single_blocks_1_linear2.lora_down.weight", 3, (int64_t)5 * H);
+    case_add(&c, "lora_unet_single_blocks_1_linear2.lora_up.weight", H, 3);
+    case_add_scalar(&c, "lora_unet_single_blocks_1_linear2.alpha", 6.0F);
+    case_write(f, &c, path, NULL, 0);
+    assert_ok(tess_adapter_open(f->io, path, NULL, &a));
+    assert_ok(tess_adapter_spec(a, &spec));
+    for (int i = 0; i < TESS_NELEM(expected); i++) {
+        const tess_peft_module module = {.path = expected[i].path};
+        tess_peft_match m;
+        assert_ok(tess_peft_spec_match(spec, &module, &m));
+        assert_int_equal(m.is_target, expected[i].rank > 0);
+        assert_int_equal(m.is_target ? m.rank : 0, expected[i].rank);
+        assert_true(!m.is_target || m.scale == expected[i].scale);
+    }
+    tess_peft_spec_destroy(&spec);
+    tess_adapter_close(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -515,6 +553,7 @@ int main(void)
         format_test(test_open_swaps_halves_of_the_last_modulation),
         format_test(test_open_xlabs_is_read),
         format_test(test_write_missing_part_is_zero),
+        format_test(test_spec_matches_its_modules_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
