@@ -14,10 +14,11 @@ static tess_status unknown_key(const char *path, const run_where *where)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     char found[RUN_EXCERPT_NBYTES];
+    char hint[RUN_HINT_NBYTES];
     tess_run_where_text(where, place);
     tess_run_excerpt(path, found);
-    return TESS_FAIL(TESS_E_CONFIG, "%s: unknown key '%s', the nearest known key is '%s'", place,
-                     found, tess_run_key_nearest(path));
+    run_key_hint(path, hint);
+    return TESS_FAIL(TESS_E_CONFIG, "%s: unknown key '%s', %s", place, found, hint);
 }
 
 static tess_status set_key(tess_run *run, const char *path, const run_node *node,
@@ -71,11 +72,13 @@ static tess_status check_section(const run_node *root, int64_t idx, const run_wh
     tess_run_excerpt(section->name, found);
     if (!tess_run_section_is_known(section->name)) {
         char path[PATH_NBYTES];
-        path_of(section->name,
-                section->kind == RUN_MAP && section->child_numel > 0 ? section->child[0].name : "",
-                path);
-        return TESS_FAIL(TESS_E_CONFIG, "%s: unknown section '%s', the nearest known key is '%s'",
-                         place, found, tess_run_key_nearest(path));
+        char hint[RUN_HINT_NBYTES];
+        if (section->kind == RUN_MAP && section->child_numel > 0)
+            path_of(section->name, section->child[0].name, path);
+        else
+            snprintf(path, sizeof path, "%.75s", section->name);
+        run_key_hint(path, hint);
+        return TESS_FAIL(TESS_E_CONFIG, "%s: unknown section '%s', %s", place, found, hint);
     }
     for (int64_t i = 0; i < idx; i++)
         if (strcmp(root->child[i].name, section->name) == 0)

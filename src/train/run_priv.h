@@ -56,6 +56,12 @@ run_where tess_run_where_of(const run_where *base, int line, int column);
 tess_run_key_idx tess_run_key_find(const char *path);
 /** The key that another trainer calls so, else the nearest by edit distance; never NULL. */
 const char *tess_run_key_nearest(const char *path);
+/** What to say of an unknown key (run_words.c): the key that other trainers call so, else the
+ * nearest. */
+enum { RUN_HINT_NBYTES = 192 };
+void run_key_hint(const char *path, char text[RUN_HINT_NBYTES]);
+/** Append the table of other trainers' words as Markdown. */
+TESS_MUST_CHECK tess_status run_words_reference(tess_strbuf *out);
 bool tess_run_section_is_known(const char *section);
 /** Whether a key means something in this run (adapters only exist with train.mode lora, ...). */
 bool tess_run_key_applies(const tess_run *run, const tess_run_key *key);

@@ -215,7 +215,7 @@ static tess_status write_reference(tess_strbuf *out)
         section = key->section;
         TESS_TRY(write_reference_row(key, out));
     }
-    return TESS_OK;
+    return run_words_reference(out);
 }
 
 tess_status tess_run_reference(char **text, size_t *nbytes)

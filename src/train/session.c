@@ -250,7 +250,9 @@ static tess_status check_measured_steps(const tess_session *s)
     const tess_session_measure *m = s->options.measure;
     if (tess_run_is_kmeans(s->run))
         return check_measured_passes(s);
-    const int64_t numel = m != NULL ? m->step_numel + m->traced_numel : 0;
+    if (m == NULL)
+        return TESS_OK;
+    const int64_t numel = m->step_numel + m->traced_numel;
     TESS_CHECK(s->step + numel <= s->run->train.steps, TESS_E_CONFIG,
                "train.steps: expected at least %" PRId64 ", for %" PRId64
                " measured steps after step %" PRId64 ", found %" PRId64,

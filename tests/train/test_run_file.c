@@ -236,6 +236,36 @@ static void test_run_parse_every_key_misspelt_names_nearest(void **state)
     }
 }
 
+/* Who comes from another trainer is told the key, not what is spelt alike. */
+static void test_run_parse_words_of_other_trainers_are_translated(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *message;
+    } cases[] = {
+        {"train: {gradient_accumulation_steps: 8}\n",
+         "unknown key 'train.gradient_accumulation_steps', here it is 'train.micro_batches' "
+         "(accumulation steps times ranks)"},
+        {"train: {num_train_epochs: 3}\n", "here it is 'train.steps' (a run says at its start"},
+        {"lora: {r: 8}\n", "unknown key 'lora.r', here it is 'lora.rank'"},
+        {"lora_r: 8\n", "unknown section 'lora_r', here it is 'lora.rank'"},
+        {"learning_rate: 1.0e-4\n",
+         "unknown section 'learning_rate', the nearest known key is 'train.learning_rate'"},
+        {"adapters:\n  rank: 8\n",
+         "unknown section 'adapters', the nearest known key is 'lora.rank'"},
+    };
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        tess_run *run = NULL;
+        tess_error_clear();
+        assert_int_equal(
+            tess_run_parse(cases[i].text, strlen(cases[i].text), "r.yaml", NULL, 0, &run),
+            TESS_E_CONFIG);
+        expect_message(cases[i].message, "r.yaml");
+        assert_null(run);
+    }
+    tess_error_clear();
+}
+
 static void test_run_parse_every_key_twice_is_refused(void **state)
 {
     (void)state;
@@ -742,6 +772,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_run_parse_every_key_good_is_accepted),
         cmocka_unit_test(test_run_parse_every_key_misspelt_names_nearest),
+        cmocka_unit_test(test_run_parse_words_of_other_trainers_are_translated),
         cmocka_unit_test(test_run_parse_every_key_twice_is_refused),
         cmocka_unit_test(test_run_parse_every_key_wrong_type_is_refused),
         cmocka_unit_test(test_run_parse_rules_malformed_are_refused),
