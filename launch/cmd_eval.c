@@ -1,4 +1,7 @@
 /* tessera eval RUN.yaml [--checkpoint DIR] */
+#include <math.h>
+#include <stdio.h>
+
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "launch/job.h"
@@ -41,18 +44,23 @@ static const struct argp eval_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "RUN.yaml [KEY=VALUE...]",
-    .doc = "Print the mean loss over data.eval_path, the number of its loss tokens and the "
-           "perplexity.",
+    .doc =
+        "Print the mean loss over data.eval_path in nats, of language models its perplexity, and "
+        "over how many tokens it is the mean.",
 };
 
 static tess_status print_result(const tess_eval_result *r, bool is_json)
 {
-    char line[256];
+    char perplexity[64] = "", line[320];
+    if (r->perplexity > 0 && isfinite(r->perplexity))
+        snprintf(perplexity, sizeof perplexity,
+                 is_json ? "\"perplexity\": %.17g, " : ", perplexity %.4g,", r->perplexity);
     const int n = snprintf(
         line, sizeof line,
-        is_json ? "{\"step\": %lld, \"loss\": %.17g, \"tokens\": %lld, \"sequences\": %lld}\n"
-                : "step %lld: loss %.6f over %lld tokens in %lld sequences\n",
-        (long long)r->step, r->loss, (long long)r->loss_token_numel, (long long)r->sequence_numel);
+        is_json ? "{\"step\": %lld, \"loss\": %.17g, %s\"tokens\": %lld, \"sequences\": %lld}\n"
+                : "step %lld: loss %.6f%s over %lld tokens in %lld sequences\n",
+        (long long)r->step, r->loss, perplexity, (long long)r->loss_token_numel,
+        (long long)r->sequence_numel);
     TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "eval: result line too long");
     return tess_launch_print(line);
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 int tess_launch_rank(void)
 {
@@ -48,12 +49,19 @@ static void log_to_stderr(void *arg, tess_log_level level, const char *line)
     fprintf(stderr, "%s %s\n", names[level], line);
 }
 
+/* The line may hold a progress bar: what is said takes its place. */
+static void log_to_terminal(void *arg, tess_log_level level, const char *line)
+{
+    fputs("\r\x1b[K", stderr);
+    log_to_stderr(arg, level, line);
+}
+
 tess_status tess_launch_open(const tess_common_options *common, int rank, tess_ctx *ctx)
 {
     tess_io *io = NULL;
     TESS_TRY(tess_io_create(rank, &io));
     *ctx = (tess_ctx){.io = io,
-                      .log = {.sink = log_to_stderr,
+                      .log = {.sink = isatty(STDERR_FILENO) != 0 ? log_to_terminal : log_to_stderr,
                               .least = common->is_verbose ? TESS_LOG_DEBUG : TESS_LOG_INFO,
                               .rank = rank}};
     return TESS_OK;

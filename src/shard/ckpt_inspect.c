@@ -25,7 +25,10 @@ tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir, 
     const char *chosen = kind != TESS_IO_MISSING ? path : NULL;
     if (chosen == NULL) {
         TESS_TRY(tess_io_stat(ctx->io, path, &kind, &nbytes));
-        TESS_CHECK(kind == TESS_IO_DIR, TESS_E_NOT_FOUND, "'%s' is no directory", path);
+        TESS_CHECK(kind == TESS_IO_DIR, TESS_E_NOT_FOUND, "%s '%s'",
+                   kind == TESS_IO_MISSING ? "there is no file or folder"
+                                           : "expected the folder of a checkpoint, found the file",
+                   path);
         TESS_TRY(ckpt_list_scan(ctx->io, path, false, &list));
     }
     tess_status st = TESS_OK;

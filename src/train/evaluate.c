@@ -1,6 +1,6 @@
 /* Held-out loss: every rank takes each W-th micro-batch; sums are exact, so the ranks do not
  * matter. */
-#include <string.h>
+#include <math.h>
 
 #include "core/exact.h"
 #include "train/session_priv.h"
@@ -61,7 +61,9 @@ tess_status session_eval_loss(tess_session *s, void (*tick)(void *arg), void *ar
                (long long)sum.nonfinite_numel);
     TESS_CHECK(sum.loss_token_numel > 0, TESS_E_FORMAT,
                "data.eval_path: '%s' has no token with a loss", s->run->data.eval_path);
-    *out = (tess_eval_result){.loss = tess_exact_round(&sum.loss) / (double)sum.loss_token_numel,
+    const double loss = tess_exact_round(&sum.loss) / (double)sum.loss_token_numel;
+    *out = (tess_eval_result){.loss = loss,
+                              .perplexity = s->feed == &session_token_feed ? exp(loss) : 0.0,
                               .loss_token_numel = sum.loss_token_numel,
                               .sequence_numel = s->source[1].sequence_numel,
                               .step = s->step};

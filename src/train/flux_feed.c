@@ -156,6 +156,7 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
 }
 
 const session_feed session_flux_feed = {.unit = "samples",
+                                        .sequence = "samples",
                                         .open = open_data,
                                         .carve = carve,
                                         .fill = fill,

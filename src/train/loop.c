@@ -347,10 +347,35 @@ static tess_status run_measured(loop *l)
     return m->traced_numel > 0 ? run_traced(l, m->traced_numel) : TESS_OK;
 }
 
+/* What is trained on how many ranks, and what a step is of the data: a person thinks in epochs. */
+static void say_start(const tess_session *s)
+{
+    const tess_plan *plan = s->d.plan;
+    const tess_run_train_keys *t = &s->run->train;
+    const tess_log *log = &s->ctx->log;
+    const int world = plan->options.world;
+    const double step_numel =
+        (double)s->source[0].sequence_numel / (double)(t->micro_batches * t->micro_batch);
+    tess_log_root(log, TESS_LOG_INFO,
+                  "train ranks=%d gather_group=%d trainable=%" PRId64 " planned_mib=%.0f", world,
+                  plan->options.gather_group_numel, plan->trainable_numel,
+                  (double)plan->total_nbytes / (1 << 20));
+    tess_log_root(log, TESS_LOG_INFO, "data %s=%" PRId64 " steps_per_epoch=%.5g epochs=%.3g",
+                  s->feed->sequence, s->source[0].sequence_numel, step_numel,
+                  (double)t->steps / step_numel);
+    if (t->micro_batches < world)
+        tess_log_root(log, TESS_LOG_WARN,
+                      "train.micro_batches is %" PRId64 ": %" PRId64
+                      " of the %d ranks compute nothing; give as many as there are ranks, or a "
+                      "multiple",
+                      t->micro_batches, world - t->micro_batches, world);
+}
+
 static tess_status run_steps(loop *l)
 {
     tess_session *s = l->base.s;
     const tess_run *run = s->run;
+    say_start(s);
     if (!s->was_resumed)
         TESS_TRY(evaluate(l));
     if (s->step >= run->train.steps)

@@ -75,6 +75,7 @@ static void report_save(session_loop *l, const tess_ckpt_report *r)
     const tess_log *log = &l->s->ctx->log;
     if (r->outcome != TESS_CKPT_DROPPED)
         l->committed_step = r->step;
+    tess_progress_hide(&l->progress);
     if (r->outcome == TESS_CKPT_DROPPED)
         tess_log_root(log, TESS_LOG_WARN, "checkpoint of step %" PRId64 " was dropped: %s", r->step,
                       r->message);

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { TEXT_NBYTES = 512, BAR_MAX = 40 };
+enum { TEXT_NBYTES = 512, BAR_MIN = 10, BAR_MAX = 40 };
 
 static const double redraw_s = 0.1;
 static const double keep = 0.9; /* weight of the past in the mean step time */
@@ -60,7 +60,8 @@ static void numbers_text(const tess_progress *p, const tess_progress_row *row,
              p->options.unit != NULL ? p->options.unit : "tokens", left);
 }
 
-/* [#####.....]  50%  step 50/100  loss ... ; the bar takes what room the numbers leave. */
+/* [#####.....]  50%  step 50/100  loss ... ; the bar takes what room the numbers leave, where that
+ * is enough to show something. */
 static void draw_bar(tess_progress *p, const tess_progress_row *row)
 {
     char numbers[TEXT_NBYTES / 2];
@@ -71,7 +72,7 @@ static void draw_bar(tess_progress *p, const tess_progress_row *row)
     snprintf(tail, sizeof tail, "%3d%%  step %" PRId64 "/%" PRId64 "  %s", (int)(100 * part),
              row->step, p->options.step_numel, numbers);
     const int room = p->options.columns - (int)strlen(tail) - 4;
-    const int width = TESS_MAX(TESS_MIN(room, (int)BAR_MAX), 0);
+    const int width = room >= BAR_MIN ? TESS_MIN(room, (int)BAR_MAX) : 0;
     const int full = (int)(part * width);
     char bar[BAR_MAX + 1];
     memset(bar, '.', sizeof bar);

@@ -117,7 +117,8 @@ void tess_session_close(tess_session **session);
 TESS_MUST_CHECK tess_status tess_session_train(tess_session *session);
 
 typedef struct tess_eval_result {
-    double loss; /* mean over all held-out loss tokens */
+    double loss;       /* mean over all held-out loss tokens */
+    double perplexity; /* exp(loss) of language models, else 0 */
     int64_t loss_token_numel;
     int64_t sequence_numel;
     int64_t step; /* of the parameters */

@@ -29,7 +29,8 @@ typedef struct session_source {
 /** How a model gets its data: tokens, vectors or images. Elements with a loss are tokens, vectors,
  * or samples. */
 typedef struct session_feed {
-    const char *unit; /* of what has a loss, for people: "samples"; NULL: "tokens" */
+    const char *unit;     /* of what has a loss, for people: "samples"; NULL: "tokens" */
+    const char *sequence; /* of what a micro-batch is made of: "sequences", "samples" */
     /** Open data.path and data.eval_path, where the session needs data, and say what they are in
      * `source`. Collective. */
     tess_status (*open)(tess_session *s);

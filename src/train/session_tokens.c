@@ -1,8 +1,10 @@
 /* Tokens as a session's data: files, batches, what of them has a loss. */
+#include <limits.h>
 #include <stdio.h>
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "format/tokenizer.h"
 #include "train/session_priv.h"
 
 static tess_dataset_config dataset_config(const tess_session *s, bool is_train)
@@ -65,6 +67,46 @@ static void say_source(const tess_dataset *data, session_source *source)
     source->sequence_numel = info->sequences_per_epoch;
 }
 
+/* Of a JSON file of the model, which may be in neither place. Local. */
+static tess_status digest_of(const tess_session *s, const char *path, tess_sha256 *out)
+{
+    char *text = NULL;
+    size_t nbytes = 0;
+    TESS_TRY(tess_io_read_all(s->ctx->io, path, TESS_TOKENIZER_FILE_NBYTES_LIMIT, &text, &nbytes));
+    const tess_status st = tess_sha256_of(text, nbytes, out);
+    tess_free(text);
+    return st;
+}
+
+static void compare_tokenizers(const tess_session *s, const tess_dataset *data, const char *key,
+                               const char *path, const tess_sha256 *model, const char *model_path)
+{
+    const tess_dataset_info *info = data != NULL ? tess_dataset_get_info(data) : NULL;
+    if (info != NULL && !tess_sha256_is_equal(&info->tokenizer, model))
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "%s: '%s' was made with another tokenizer.json than '%s', so its tokens may "
+                      "stand for other text; make it with the model's: tessera tokenize %s ...",
+                      key, path, model_path, s->run->model.path);
+}
+
+/* Tokens of another tokenizer train without an error, and teach nonsense. Said, not refused: one
+ * text may be saved as several files, and a model be adapted to the chat tokens of another. */
+static tess_status check_tokenizers(const tess_session *s)
+{
+    char path[PATH_MAX];
+    bool is_there = false;
+    tess_sha256 model;
+    if (tess_comm_rank(s->world) != 0)
+        return TESS_OK;
+    TESS_TRY(tess_describe_file(s->ctx, s->run, "tokenizer.json", path, &is_there));
+    if (!is_there)
+        return TESS_OK;
+    TESS_TRY(digest_of(s, path, &model));
+    compare_tokenizers(s, s->train_data, "data.path", s->run->data.path, &model, path);
+    compare_tokenizers(s, s->eval_data, "data.eval_path", s->run->data.eval_path, &model, path);
+    return TESS_OK;
+}
+
 static tess_status open_data(tess_session *s)
 {
     int64_t left = TESS_DATA_NBYTES;
@@ -77,6 +119,8 @@ static tess_status open_data(tess_session *s)
         st = open_dataset(s, s->run->data.eval_path, false, &left, &s->eval_data);
     if (st == TESS_OK)
         st = check_data_fits(s, left);
+    if (st == TESS_OK)
+        st = check_tokenizers(s);
     say_source(s->train_data, &s->source[0]);
     say_source(s->eval_data, &s->source[1]);
     return session_agree(s, st);
@@ -180,7 +224,8 @@ static tess_status count_loss_tokens(tess_session *s, int64_t *loss_token_numel)
     return failed ? session_agree(s, st) : TESS_OK;
 }
 
-const session_feed session_token_feed = {.open = open_data,
+const session_feed session_token_feed = {.sequence = "sequences",
+                                         .open = open_data,
                                          .carve = carve_batch,
                                          .fill = fill_train,
                                          .count = count_loss_tokens,

@@ -1,5 +1,6 @@
 #include "train/tokenize.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -219,6 +220,21 @@ static void close_all(tess_tokenize_state *s)
     tess_free(s->span);
 }
 
+/* What trains without an error, and is seldom meant. */
+static void say_odd(const tess_ctx *ctx, const tess_tokenize_result *made)
+{
+    if (made->no_end_numel > 0)
+        tess_log_root(&ctx->log, TESS_LOG_WARN,
+                      "%" PRId64
+                      " documents have no token at their end, so a model that is trained "
+                      "on them does not learn to stop; --eos TOKEN appends one",
+                      made->no_end_numel);
+    if (made->no_loss_numel > 0)
+        tess_log_root(&ctx->log, TESS_LOG_WARN,
+                      "%" PRId64 " documents have no token that counts in the loss",
+                      made->no_loss_numel);
+}
+
 tess_status tess_tokenize_run(const tess_ctx *ctx, const tess_tokenize_options *options,
                               tess_tokenize_result *result)
 {
@@ -230,6 +246,8 @@ tess_status tess_tokenize_run(const tess_ctx *ctx, const tess_tokenize_options *
     if (st == TESS_OK)
         st = tess_token_writer_finish(s.writer, &made.file);
     close_all(&s);
+    if (st == TESS_OK)
+        say_odd(ctx, &made);
     if (st == TESS_OK)
         *result = made;
     return st;

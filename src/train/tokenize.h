@@ -42,6 +42,7 @@ typedef struct tess_tokenize_result {
     tess_token_file_info file;
     int64_t skipped_empty_numel; /* documents without a token */
     int64_t no_loss_numel;       /* documents of which no token counts in the loss */
+    int64_t no_end_numel;        /* texts and completions to which no end token was appended */
     int64_t input_nbytes;
 } tess_tokenize_result;
 

@@ -434,8 +434,8 @@ static tess_status send_batch(tess_session *s)
         const size_t valid = (size_t)((const char *)f->batch.valid - f->read);
         TESS_TRY(mirror(s, valid, f->at.row_numel));
         TESS_TRY(mirror(s, f->at.own, f->at.row_numel * (int64_t)sizeof(uint32_t)));
-        TESS_TRY(mirror(s, f->at.line,
-                        f->at.row_numel * f->at.line_numel * (int64_t)sizeof(uint32_t)));
+        TESS_TRY(
+            mirror(s, f->at.line, f->at.row_numel * f->at.line_numel * (int64_t)sizeof(uint32_t)));
     }
     return tess_event_record(&s->batch_read, tess_runtime_stream(s->rt));
 }
@@ -713,6 +713,7 @@ static tess_status add_wires(tess_session *s, tess_contract *c)
 }
 
 const session_feed session_vector_feed = {.unit = "vectors",
+                                          .sequence = "vectors",
                                           .open = open_data,
                                           .add_wires = add_wires,
                                           .carve = carve,

@@ -461,7 +461,7 @@ static void test_inspect_tells_what_is_there(void **state)
     ok(tess_ckpt_inspect(&b->f->ctx, base, &printer));
     assert_non_null(strstr(p.text, "\"kind\":\"base\""));
     refused(tess_ckpt_inspect(&b->f->ctx, "/nonexistent", &printer), TESS_E_NOT_FOUND,
-            "'/nonexistent' is no directory");
+            "there is no file or folder '/nonexistent'");
 }
 
 static void test_verify_names_every_damaged_file(void **state)
