@@ -1,6 +1,5 @@
 /* What lora.targets names must be there: a word or an ending that fits nothing would train less
  * than was asked for, or nothing, and say so at the export. */
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 

@@ -47,7 +47,7 @@ static tess_status say_kind(const tess_preflight *p, bool is_across, tess_strbuf
                  rate_middle = preflight_median(rate, numel);
     tess_status st = TESS_OK;
     if (numel > 0)
-        st = tess_strbuf_add(t, "  %-14s %6lld %9.0f %9.0f %9.0f %10.3f %9.3f %9.3f\n",
+        st = tess_strbuf_add(t, "  %-14s %6lld %9.1f %9.1f %9.1f %10.3f %9.3f %9.3f\n",
                              is_across ? "across nodes" : "inside a node", (long long)numel,
                              latency[0], middle, latency[numel - 1], rate[0], rate_middle,
                              rate[numel - 1]);

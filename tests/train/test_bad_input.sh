@@ -83,6 +83,9 @@ done
 for section in model base lora data train shard compute adapter output; do
     ranks=1 refuse_key 65 "argument|unknown key '$section.nosuch'" "$section.nosuch=1"
 done
+refuse_key 65 "lora.targets|'k_porj'" "lora.targets=[q_proj, k_porj]"
+refuse_key 65 "lora.targets|'q_proj'|a list of ends" lora.targets=q_proj
+refuse_key 65 "lora.targets|'roj'|no path ends in it" "lora.targets=[roj]"
 refuse_key 65 "train.seed is given twice" train.seed=1 train.seed=2
 
 # ---- model ----
