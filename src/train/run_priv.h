@@ -54,7 +54,7 @@ run_where tess_run_where_of(const run_where *base, int line, int column);
 
 /** Index of "section.name", TESS_RUN_KEY_NUMEL when there is none. */
 tess_run_key_idx tess_run_key_find(const char *path);
-/** The key that another trainer calls so, else the nearest by edit distance; never NULL. */
+/** Nearest known key by edit distance, never NULL. */
 const char *tess_run_key_nearest(const char *path);
 /** What to say of an unknown key (run_words.c): the key that other trainers call so, else the
  * nearest. */

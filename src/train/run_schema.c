@@ -82,50 +82,12 @@ static int edit_distance(const char *a, const char *b)
     return row[a_numel % 3][b_numel];
 }
 
-/* What diffusers' scripts, SimpleTuner, sd-scripts and PEFT call a key, where no spelling tells. */
-static const char *known_elsewhere(const char *leaf)
-{
-    static const struct {
-        const char *theirs;
-        tess_run_key_idx ours;
-    } names[] = {
-        {"guidance_scale", TESS_RUN_KEY_objective_guidance},
-        {"flux_guidance_value", TESS_RUN_KEY_objective_guidance},
-        {"timestep_sampling", TESS_RUN_KEY_objective_timesteps},
-        {"weighting_scheme", TESS_RUN_KEY_objective_weighting},
-        {"discrete_flow_shift", TESS_RUN_KEY_objective_shift_factor},
-        {"flow_schedule_shift", TESS_RUN_KEY_objective_shift_factor},
-        {"flow_schedule_auto_shift", TESS_RUN_KEY_objective_shift},
-        {"flow_sigmoid_scale", TESS_RUN_KEY_objective_sigmoid_scale},
-        {"caption_dropout_probability", TESS_RUN_KEY_objective_caption_dropout},
-        {"caption_dropout_rate", TESS_RUN_KEY_objective_caption_dropout},
-        {"flux_lora_target", TESS_RUN_KEY_lora_targets},
-        {"target_modules", TESS_RUN_KEY_lora_targets},
-        {"network_dim", TESS_RUN_KEY_lora_rank},
-        {"network_alpha", TESS_RUN_KEY_lora_alpha},
-        {"max_train_steps", TESS_RUN_KEY_train_steps},
-        {"train_batch_size", TESS_RUN_KEY_train_micro_batch},
-        {"gradient_accumulation_steps", TESS_RUN_KEY_train_micro_batches},
-        {"lr_scheduler", TESS_RUN_KEY_train_schedule},
-        {"lr_warmup_steps", TESS_RUN_KEY_train_warmup_steps},
-        {"max_grad_norm", TESS_RUN_KEY_train_clip_norm},
-        {"base_model_precision", TESS_RUN_KEY_base_format},
-    };
-    for (int i = 0; i < TESS_NELEM(names); i++)
-        if (strcmp(names[i].theirs, leaf) == 0)
-            return key_table[names[i].ours].path;
-    return NULL;
-}
-
 const char *tess_run_key_nearest(const char *path)
 {
     const char *dot = strrchr(path, '.');
     const char *leaf = dot == NULL ? path : dot + 1;
-    const char *elsewhere = known_elsewhere(leaf);
     const char *best = key_table[0].path;
     int least = INT32_MAX;
-    if (elsewhere != NULL)
-        return elsewhere;
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         /* A right name in a wrong section is one mistake, whatever the section is called. */
         const int by_leaf = edit_distance(leaf, key_table[i].name) + 1;

@@ -6,7 +6,8 @@
 #include "train/run_priv.h"
 
 typedef struct run_other_word {
-    const char *words; /* of Transformers, PEFT, axolotl, FSDP: "a|b|c", without a section */
+    const char *words; /* of Transformers, PEFT, axolotl, FSDP, sd-scripts, SimpleTuner: "a|b|c",
+                          without a section */
     tess_run_key_idx key;
     const char *note; /* what differs, "" where only the word does */
 } run_other_word;
@@ -17,11 +18,13 @@ static const run_other_word other_words[] = {
     {"model_name_or_path|base_model", KEY(model_path), ""},
     {"load_in_4bit|bnb_4bit_quant_type", KEY(base_format), "nf4 or fp4"},
     {"load_in_8bit", KEY(base_format), "int8"},
+    {"base_model_precision", KEY(base_format), ""},
     {"bnb_4bit_use_double_quant", KEY(base_double_quant), ""},
-    {"r|lora_r", KEY(lora_rank), ""},
-    {"lora_alpha", KEY(lora_alpha), ""},
+    {"r|lora_r|network_dim", KEY(lora_rank), ""},
+    {"lora_alpha|network_alpha", KEY(lora_alpha), ""},
     {"lora_dropout", KEY(lora_dropout), ""},
-    {"target_modules|lora_target_modules|lora_target_linear", KEY(lora_targets), ""},
+    {"target_modules|lora_target_modules|lora_target_linear|flux_lora_target", KEY(lora_targets),
+     ""},
     {"exclude_modules", KEY(lora_exclude), ""},
     {"use_rslora|peft_use_rslora", KEY(lora_rslora), ""},
     {"use_dora|peft_use_dora", KEY(lora_dora), ""},
@@ -35,7 +38,7 @@ static const run_other_word other_words[] = {
     {"sequence_len|max_seq_length|max_length|cutoff_len", KEY(data_sequence_length), ""},
     {"sample_packing", KEY(data_packing), ""},
     {"train_on_inputs|train_on_prompt", KEY(data_mask_prompt), "the opposite"},
-    {"max_steps", KEY(train_steps), ""},
+    {"max_steps|max_train_steps", KEY(train_steps), ""},
     {"epochs|num_epochs|num_train_epochs", KEY(train_steps),
      "a run says at its start how many steps an epoch has"},
     {"batch_size|train_batch_size|micro_batch_size|per_device_train_batch_size",
@@ -47,7 +50,7 @@ static const run_other_word other_words[] = {
     {"min_lr|min_lr_ratio|cosine_min_lr_ratio", KEY(train_min_learning_rate_ratio),
      "over the peak"},
     {"lr_scheduler|lr_scheduler_type", KEY(train_schedule), ""},
-    {"warmup|warmup_ratio", KEY(train_warmup_steps), "in steps"},
+    {"warmup|warmup_ratio|lr_warmup_steps", KEY(train_warmup_steps), "in steps"},
     {"optim", KEY(train_optimizer), ""},
     {"adam_beta1", KEY(train_beta1), ""},
     {"adam_beta2", KEY(train_beta2), ""},
@@ -66,6 +69,13 @@ static const run_other_word other_words[] = {
      "auto is the default"},
     {"logging_steps|logging_dir|report_to|wandb_project|use_tensorboard", KEY(output_dir),
      "every step is logged there, for TensorBoard too"},
+    {"guidance_scale|flux_guidance_value", KEY(objective_guidance), ""},
+    {"timestep_sampling", KEY(objective_timesteps), ""},
+    {"weighting_scheme", KEY(objective_weighting), ""},
+    {"discrete_flow_shift|flow_schedule_shift", KEY(objective_shift_factor), ""},
+    {"flow_schedule_auto_shift", KEY(objective_shift), ""},
+    {"flow_sigmoid_scale", KEY(objective_sigmoid_scale), ""},
+    {"caption_dropout_probability|caption_dropout_rate", KEY(objective_caption_dropout), ""},
 };
 
 void run_key_hint(const char *path, char text[RUN_HINT_NBYTES])
@@ -87,10 +97,10 @@ void run_key_hint(const char *path, char text[RUN_HINT_NBYTES])
 
 tess_status run_words_reference(tess_strbuf *out)
 {
-    TESS_TRY(tess_strbuf_add(
-        out, "\n## Words of other trainers\n\n"
-             "Keys of Transformers, PEFT, axolotl and FSDP, and what they are here.\n\n"
-             "| there | here | |\n|---|---|---|\n"));
+    TESS_TRY(tess_strbuf_add(out, "\n## Words of other trainers\n\n"
+                                  "Keys of Transformers, PEFT, axolotl, FSDP, sd-scripts and "
+                                  "SimpleTuner, and what they are here.\n\n"
+                                  "| there | here | |\n|---|---|---|\n"));
     for (int i = 0; i < TESS_NELEM(other_words); i++) {
         const run_other_word *word = &other_words[i];
         TESS_TRY(tess_strbuf_add(out, "| "));

@@ -442,9 +442,9 @@ static void test_run_parse_bad_yaml_is_refused_with_place(void **state)
         {"train: {steps: 3}\ntrain: {seed: 1}\n", "r.yaml:2:1: section 'train' is given twice"},
         {"trian: {steps: 3}\n", "unknown section 'trian', the nearest known key is 'train.steps'"},
         {"train.steps: 3\n", "unknown section 'train.steps'"},
-        {"objective: {discrete_flow_shift: 3}\n", "nearest known key is 'objective.shift_factor'"},
-        {"objective: {guidance_scale: 1}\n", "nearest known key is 'objective.guidance'"},
-        {"lora: {network_dim: 4}\n", "nearest known key is 'lora.rank'"},
+        {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
+        {"objective: {guidance_scale: 1}\n", "here it is 'objective.guidance'"},
+        {"lora: {network_dim: 4}\n", "here it is 'lora.rank'"},
         {"train: {gradient_accumulation_steps: 4}\n", "key is 'train.micro_batches'"},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
