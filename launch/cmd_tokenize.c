@@ -100,7 +100,10 @@ static const struct argp_option options[] = {
     {"format", 'f', "FORMAT", 0, "auto (default), text, jsonl-text, jsonl-prompt or jsonl-chat", 0},
     {"separator", KEY_SEPARATOR, "LINE", 0, "In text: a line that equals LINE ends a document", 0},
     {"no-bos", KEY_NO_BOS, NULL, 0, "Leave out the token that starts a document", 0},
-    {"eos", KEY_EOS, "TOKEN", 0, "Append TOKEN to each document", 0},
+    {"eos", KEY_EOS, "TOKEN", 0,
+     "Append TOKEN to each text or completion; auto: the end token that "
+     "tokenizer_config.json names",
+     0},
     {"train-on-prompts", KEY_PROMPTS, NULL, 0, "Prompts and other people's turns count in the loss",
      0},
     {"special-tokens", KEY_SPECIAL, NULL, 0, "Read special tokens where the text spells them", 0},

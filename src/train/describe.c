@@ -309,6 +309,10 @@ static tess_status open_weights(const tess_ctx *ctx, tess_description *d)
     TESS_TRY(describe_find_kept(ctx, d->run, kept, &was_begun));
     if (!has_single && !has_index && was_begun)
         return TESS_OK;
+    TESS_CHECK(has_single || has_index, TESS_E_CONFIG,
+               "model.path: '%s' has no weights, neither model.safetensors nor "
+               "model.safetensors.index.json; to plan without them set model.init=random",
+               d->run->model.path);
     TESS_TRY(tess_model_dir_open(ctx, d->run->model.path, &d->dir));
     return check_packed(d);
 }

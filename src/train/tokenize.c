@@ -184,6 +184,55 @@ static tess_status open_chat(tess_tokenize_state *s)
     return tess_chat_template_create(s->tokenizer, style, s->options->default_system, &s->chat);
 }
 
+/* Where tokenizer_config.json lies: beside tokenizer.json. */
+static tess_status config_path(const tess_tokenize_state *s, char **out)
+{
+    const char *path = s->options->tokenizer_path;
+    const char *slash = strrchr(path, '/');
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
+    if (kind == TESS_IO_DIR)
+        return tess_asprintf(out, "%s/tokenizer_config.json", path);
+    return tess_asprintf(out, "%.*stokenizer_config.json",
+                         slash != NULL ? (int)(slash - path + 1) : 0, path);
+}
+
+/* The end token that the model's own files name, as text or as {"content": text}. */
+static tess_status read_eos(const tess_tokenize_state *s, tess_json **config, const char **token)
+{
+    char *path = NULL;
+    TESS_TRY(config_path(s, &path));
+    tess_status st = tess_json_read(s->ctx->io, path, config);
+    const tess_json *eos = st == TESS_OK ? tess_json_find(*config, "eos_token") : NULL;
+    const bool is_object = eos != NULL && tess_json_type_of(eos) == TESS_JSON_OBJECT;
+    if (st == TESS_OK)
+        st = is_object ? tess_json_get_string(eos, "content", token)
+                       : tess_json_get_string(*config, "eos_token", token);
+    tess_free(path);
+    return st;
+}
+
+static tess_status find_eos(tess_tokenize_state *s)
+{
+    const tess_tokenize_options *o = s->options;
+    const char *token = o->eos_token;
+    tess_json *config = NULL;
+    s->eos_id = -1;
+    if (token == NULL)
+        return TESS_OK;
+    tess_status st = strcmp(token, "auto") == 0 ? read_eos(s, &config, &token) : TESS_OK;
+    if (st == TESS_OK)
+        s->eos_id = tess_tokenizer_find(s->tokenizer, token);
+    if (st == TESS_OK && s->eos_id < 0)
+        st = TESS_FAIL(TESS_E_ARG,
+                       "end token '%.64s' is not in the vocabulary of '%s'; auto takes the one "
+                       "that tokenizer_config.json names",
+                       token, o->tokenizer_path);
+    tess_json_destroy(&config);
+    return st;
+}
+
 static tess_status open_all(tess_tokenize_state *s)
 {
     const tess_tokenize_options *o = s->options;
@@ -197,12 +246,7 @@ static tess_status open_all(tess_tokenize_state *s)
     TESS_TRY(tess_encoder_create(s->tokenizer, &s->encoder));
     TESS_TRY(open_chat(s));
     s->text_flags = o->parse_special_text ? TESS_ENCODE_PLAIN : TESS_ENCODE_NO_SPECIAL_TEXT;
-    s->eos_id = -1;
-    if (o->eos_token != NULL) {
-        s->eos_id = tess_tokenizer_find(s->tokenizer, o->eos_token);
-        TESS_CHECK(s->eos_id >= 0, TESS_E_ARG, "end token '%.64s' is not in the vocabulary of '%s'",
-                   o->eos_token, o->tokenizer_path);
-    }
+    TESS_TRY(find_eos(s));
     return tess_token_writer_create(s->ctx, o->output_path,
                                     tess_tokenizer_vocab_numel(s->tokenizer),
                                     tess_tokenizer_digest(s->tokenizer), &s->writer);
@@ -227,7 +271,7 @@ static void say_odd(const tess_ctx *ctx, const tess_tokenize_result *made)
         tess_log_root(&ctx->log, TESS_LOG_WARN,
                       "%" PRId64
                       " documents have no token at their end, so a model that is trained "
-                      "on them does not learn to stop; --eos TOKEN appends one",
+                      "on them does not learn to stop; --eos auto appends the model's end token",
                       made->no_end_numel);
     if (made->no_loss_numel > 0)
         tess_log_root(&ctx->log, TESS_LOG_WARN,

@@ -31,7 +31,8 @@ typedef struct tess_tokenize_options {
     tess_tokenize_format format;
     const char *separator;      /* text: a line that equals this ends a document; NULL: none */
     bool no_bos;                /* leave out the template's prefix (bos) */
-    const char *eos_token;      /* appended to each document; NULL: what the template appends */
+    const char *eos_token;      /* appended to each document; "auto": the one that
+                                   tokenizer_config.json names; NULL: what the template appends */
     bool train_on_prompts;      /* prompt and non-assistant tokens count in the loss */
     bool parse_special_text;    /* special tokens in plain text are recognized */
     const char *chat_template;  /* llama3, chatml, mistral-inst; needed for chat */

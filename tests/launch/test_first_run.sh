@@ -11,6 +11,18 @@ silent() { ! grep -qF -- "$1" log || fail "'$1' in the log"; }
 says "warn 200 documents have no token at their end"
 "$tessera" tokenize "$source_dir/examples/base" text.jsonl --eos '<|end_of_text|>' -o ended.h5 > /dev/null 2> log || fail tokenize
 silent warn
+mkdir named
+cp "$source_dir"/examples/base/tokenizer*.json named
+for names in named named/tokenizer.json; do
+    "$tessera" tokenize "$names" text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "tokenize --eos auto"
+    cmp -s ended.h5 auto.h5 || fail "--eos auto of $names: another file than with the token itself"
+done
+echo '{"eos_token": {"content": "<|end_of_text|>"}}' > named/tokenizer_config.json
+"$tessera" tokenize named text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "tokenize --eos auto"
+cmp -s ended.h5 auto.h5 || fail "--eos auto: an object is not read"
+echo '{}' > named/tokenizer_config.json
+! "$tessera" tokenize named text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "an end token from nowhere"
+says "named/tokenizer_config.json"
 echo '{"prompt": "p", "completion": ""}' > prompt.jsonl
 "$tessera" tokenize "$source_dir/examples/base" text.jsonl prompt.jsonl -o both.h5 > /dev/null 2> log || fail tokenize
 says "warn 1 documents have no token that counts in the loss"

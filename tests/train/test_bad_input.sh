@@ -83,6 +83,7 @@ done
 for section in model base lora data train shard compute adapter output; do
     ranks=1 refuse_key 65 "argument|unknown key '$section.nosuch'" "$section.nosuch=1"
 done
+refuse 65 "model.path|'model' has no weights|model.init=random" plan run.yaml model.init=weights
 refuse_key 65 "lora.targets|'k_porj'" "lora.targets=[q_proj, k_porj]"
 refuse_key 65 "lora.targets|'q_proj'|a list of ends" lora.targets=q_proj
 refuse_key 65 "lora.targets|'roj'|no path ends in it" "lora.targets=[roj]"
