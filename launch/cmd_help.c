@@ -1,4 +1,5 @@
 /* tessera help [COMMAND | run-file] */
+#include <stdio.h>
 #include <string.h>
 
 #include "core/memory.h"
@@ -17,8 +18,30 @@ static const struct argp help_argp = {
     .options = options,
     .parser = parse,
     .args_doc = "[COMMAND]\nrun-file",
-    .doc = "Show the help of a command, or every key of the run file as Markdown.",
+    .doc = "Show all commands, the help of one, or every key of the run file as Markdown.",
 };
+
+tess_status tess_launch_overview(void)
+{
+    static const char *const commands[][2] = {
+#define X(name, summary) {#name, summary},
+        TESS_COMMAND_LIST(X)
+#undef X
+    };
+    TESS_TRY(tess_launch_print("Usage: tessera COMMAND [OPTION...]\n"
+                               "Train, adapt and check models on many ranks.\n\n"));
+    for (int i = 0; i < TESS_NELEM(commands); i++) {
+        char line[160];
+        (void)snprintf(line, sizeof line, "  %-10s %s\n", commands[i][0], commands[i][1]);
+        TESS_TRY(tess_launch_print(line));
+    }
+    return tess_launch_print(
+        "\n'tessera COMMAND --help' explains a command, 'tessera help run-file' lists the keys of\n"
+        "the run file, 'tessera --version' prints the version. Results go to stdout, progress and\n"
+        "errors to stderr. Exit codes: 0 done, 64 usage, 65 input or configuration refused,\n"
+        "66 no valid checkpoint, 70 internal error, 71 out of memory, 74 input or output failed,\n"
+        "75 stopped on request after a save, 76 non-finite numbers, 86 a rank or link is lost.\n");
+}
 
 static tess_status print_run_file(void)
 {
@@ -39,7 +62,7 @@ int tess_cmd_help(int argc, char **argv)
     if (st != TESS_OK || common.is_help)
         return tess_launch_finish(&common, st);
     if (topic == NULL)
-        topic = "help";
+        return tess_launch_finish(&common, tess_launch_overview());
     if (strcmp(topic, "run-file") == 0)
         return tess_launch_finish(&common, print_run_file());
 #define X(name, summary)                                                                           \

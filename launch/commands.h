@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/base.h"
+#include "core/status.h"
 
 TESS_BEGIN_DECLS
 
@@ -30,5 +31,8 @@ TESS_BEGIN_DECLS
 #define X(name, summary) int tess_cmd_##name(int argc, char **argv);
 TESS_COMMAND_LIST(X)
 #undef X
+
+/** Print all commands on stdout, as --help does. Local. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status tess_launch_overview(void);
 
 TESS_END_DECLS

@@ -1,6 +1,5 @@
 /* The program: finds the subcommand and runs it. */
 #include <argp.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "core/status.h"
@@ -10,29 +9,11 @@
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
-    const char *summary;
 } commands[] = {
-#define X(name, summary) {#name, tess_cmd_##name, summary},
+#define X(name, summary) {#name, tess_cmd_##name},
     TESS_COMMAND_LIST(X)
 #undef X
 };
-
-static tess_status print_help(void)
-{
-    TESS_TRY(tess_launch_print("Usage: tessera COMMAND [OPTION...]\n"
-                               "Train, adapt and check models on many ranks.\n\n"));
-    for (int i = 0; i < TESS_NELEM(commands); i++) {
-        char line[160];
-        (void)snprintf(line, sizeof line, "  %-10s %s\n", commands[i].name, commands[i].summary);
-        TESS_TRY(tess_launch_print(line));
-    }
-    return tess_launch_print(
-        "\n'tessera COMMAND --help' explains a command, 'tessera help run-file' lists the keys of\n"
-        "the run file, 'tessera --version' prints the version. Results go to stdout, progress and\n"
-        "errors to stderr. Exit codes: 0 done, 64 usage, 65 input or configuration refused,\n"
-        "66 no valid checkpoint, 70 internal error, 71 out of memory, 74 input or output failed,\n"
-        "75 stopped on request after a save, 76 non-finite numbers, 86 a rank or link is lost.\n");
-}
 
 static tess_status no_command(int argc, char **argv)
 {
@@ -50,7 +31,7 @@ int main(int argc, char **argv)
         if (strcmp(commands[i].name, name) == 0)
             return commands[i].run(argc - 1, argv + 1);
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
-        return tess_launch_finish(&common, print_help());
+        return tess_launch_finish(&common, tess_launch_overview());
     if (strcmp(name, "--version") == 0)
         return tess_launch_finish(&common, tess_launch_print("tessera " TESS_VERSION "\n"));
     return tess_launch_finish(&common, no_command(argc, argv));

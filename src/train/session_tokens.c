@@ -81,8 +81,9 @@ static tess_status digest_of(const tess_session *s, const char *path, tess_sha25
 static void compare_tokenizers(const tess_session *s, const tess_dataset *data, const char *key,
                                const char *path, const tess_sha256 *model, const char *model_path)
 {
-    const tess_dataset_info *info = data != NULL ? tess_dataset_get_info(data) : NULL;
-    if (info != NULL && !tess_sha256_is_equal(&info->tokenizer, model))
+    static const tess_sha256 none = {{0}};
+    const tess_sha256 *made = data != NULL ? &tess_dataset_get_info(data)->tokenizer : &none;
+    if (!tess_sha256_is_equal(made, &none) && !tess_sha256_is_equal(made, model))
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "%s: '%s' was made with another tokenizer.json than '%s', so its tokens may "
                       "stand for other text; make it with the model's: tessera tokenize %s ...",

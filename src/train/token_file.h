@@ -42,7 +42,7 @@ typedef struct tess_token_file_info {
     int64_t loss_token_numel; /* tokens whose mask is 1 */
     size_t token_nbytes;      /* 2 or 4 */
     bool has_mask;
-    tess_sha256 tokenizer;      /* SHA-256 of tokenizer.json */
+    tess_sha256 tokenizer;      /* SHA-256 of tokenizer.json; zero: ids that stand for no text */
     tess_xxh128 payload_digest; /* of the four section digests: the identity of the data */
     tess_token_section tokens, doc_offsets, loss_mask, sources;
 } tess_token_file_info;

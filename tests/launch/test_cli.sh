@@ -42,6 +42,8 @@ for command in $commands; do
     [[ -f ${TESS_SOURCE_DIR:?}/docs/man/tessera-$command.1 ]] || complain "no man page of $command"
 done
 
+[[ $("$bin" help) == "$("$bin" --help)" ]] || complain "help alone does not list the commands"
+
 expect 64 "no command given"
 expect 64 "unknown command 'trian'" trian run.yaml
 expect 64 "unknown command '--verbose'" --verbose
