@@ -665,8 +665,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     TESS_TRY(tess_optimizer_check(optimizer, kernels));
     TESS_TRY(tess_run_is_flux(d->run) ? tess_describe_flux_data(ctx, d) : set_batch(d));
     TESS_TRY(make_model(d, launch->kernels));
-    if (d->spec != NULL && launch->adapter == NULL)
-        TESS_TRY(describe_check_targets(d));
+    TESS_TRY(describe_check_names(d, d->spec != NULL && launch->adapter == NULL));
     TESS_TRY(check_saved(d));
     TESS_TRY(check_start(d));
     TESS_TRY(check_weights(d));

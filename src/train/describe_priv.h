@@ -17,8 +17,8 @@ TESS_MUST_CHECK tess_status describe_add_formats(const tess_description *d, tess
 /** Whether the config's dtype tells how every tensor is kept. Local. */
 TESS_MUST_CHECK tess_status describe_is_as_hinted(const tess_description *d, bool *out);
 
-/** Adapters lie at every entry of lora.targets, and at one layer at least. Of a described model.
- * Local. @return TESS_E_CONFIG names the entry */
-TESS_MUST_CHECK tess_status describe_check_targets(const tess_description *d);
+/** Every name in base.overrides and, of adapters whose rules are the run's own, in lora.targets and
+ * the patterns is one that the model has, which was made. Local. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status describe_check_names(const tess_description *d, bool has_own_adapters);
 
 TESS_END_DECLS

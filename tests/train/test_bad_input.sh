@@ -86,6 +86,9 @@ done
 refuse 65 "model.path|'model' has no weights|model.init=random" plan run.yaml model.init=weights
 refuse_key 65 "lora.targets|'k_porj'" "lora.targets=[q_proj, k_porj]"
 refuse_key 65 "lora.targets|'q_proj'|a list of ends" lora.targets=q_proj
+refuse_key 65 "lora.rank_pattern|'down_porj' matches no module" "lora.rank_pattern={down_porj: 8}"
+refuse_key 65 "lora.alpha_pattern|'q_proj.x' matches no module" "lora.alpha_pattern={q_proj.x: 8}"
+refuse_key 65 "base.overrides|'lm_haed.weight' matches no tensor" "base.overrides=[{match: lm_haed.weight, format: int8}]"
 refuse_key 65 "lora.targets|'roj'|no path ends in it" "lora.targets=[roj]"
 refuse_key 65 "train.seed is given twice" train.seed=1 train.seed=2
 
