@@ -34,8 +34,8 @@ static const struct argp_option options[] = {
     {"checkpoint", 'c', "DIR", 0,
      "Evaluate this checkpoint; none: the base alone; without it the newest of output.dir", 0},
     {"adapter", 'a', "PATH", 0,
-     "Evaluate this adapter (a PEFT directory or a GGUF file) over the base that the run file "
-     "describes, whatever its format",
+     "Evaluate this adapter (a PEFT directory, a GGUF file, or for FLUX.1 a file of any dialect) "
+     "over the base that the run file describes, whatever its format",
      0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {0},

@@ -88,7 +88,8 @@ TESS_BEGIN_DECLS
       "The adapter's product is scaled by alpha / rank.") \
     X(lora, targets, "targets", tess_run_names, NAMES, "", "all-linear", 1, 4096, NUMERICS, \
       "all-linear (every linear layer but the output embedding), a list of layer names, or " \
-      "a regular expression on the whole path.") \
+      "a regular expression on the whole path; with flux also a word of other trainers, such as " \
+      "mmdit, all or kohya ([targets](flux.md#targets)). What names no layer is refused.") \
     X(lora, exclude, "exclude", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, NUMERICS, \
       "Layers that get no adapter although targets names them; same forms.") \
     X(lora, dropout, "dropout", double, F64, "", "0.0", 0, 0.99, NUMERICS, \
@@ -477,8 +478,9 @@ TESS_BEGIN_DECLS
 
 #define TESS_RUN_ADAPTER_KEYS(X) \
     X(adapter, resume, "resume", char *, PATH, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "PEFT adapter directory, or GGUF adapter, whose weights the run starts from (mode lora); " \
-      "their digest, not the path, enters the numerics digest.") \
+      "Adapter whose weights the run starts from (mode lora): a PEFT directory, a GGUF adapter, " \
+      "or with flux a file of any dialect ([adapters](adapters.md)); their digest, not the path, " \
+      "enters the numerics digest.") \
     X(adapter, allow_base_change, "allow_base_change", bool, BOOL, "", "false", 0, 0, FREE, \
       "Go on over another base than the adapter, or the checkpoint, was trained on: masters and " \
       "moments are kept, and the export names all of them.")
