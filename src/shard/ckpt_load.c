@@ -398,7 +398,7 @@ static tess_status fail_all(load *l, const candidate *c, const char *newest, con
                      l->store->dir, c->committed_numel, newest, why);
 }
 
-static tess_status load_auto(load *l, int64_t *entry_idx)
+static tess_status load_auto(load *l)
 {
     tess_ckpt_store *s = l->store;
     candidate c;
@@ -411,10 +411,8 @@ static tess_status load_auto(load *l, int64_t *entry_idx)
         if (c.idx < 0)
             return fail_all(l, &c, first_dir, why);
         const tess_status st = try_candidate(l);
-        if (st == TESS_OK) {
-            *entry_idx = c.idx;
+        if (st == TESS_OK)
             return report_damaged(l, c.idx);
-        }
         if (tess_status_is_fatal(st) || l->is_final || st == TESS_E_MEMORY)
             return st;
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
@@ -442,29 +440,48 @@ static tess_status load_path(load *l)
     if (st == TESS_OK && tess_comm_rank(s->comm) == 0)
         st = tess_io_stat(s->ctx->io, manifest, &kind, &nbytes);
     if (st == TESS_OK && tess_comm_rank(s->comm) == 0 && kind == TESS_IO_MISSING)
-        st = TESS_FAIL(TESS_E_NOT_FOUND, "'%s' is no checkpoint: it has no MANIFEST", path);
+        st = TESS_FAIL(
+            TESS_E_NOT_FOUND,
+            "'%s' is no checkpoint: it has no MANIFEST; give one of the step-* folders of a run",
+            path);
     TESS_TRY(tess_agree(s->comm, st));
     snprintf(l->dir, sizeof l->dir, "%s", path);
     return try_candidate(l);
 }
 
-/* The run goes on from here: lineage, run id, and what retention must not touch. */
-static void adopt(load *l, int64_t entry_idx)
+/* The same command started again would take the named checkpoint again. */
+static void tell_left_behind(const load *l)
 {
+    const tess_ckpt_store *s = l->store;
+    if (s->is_reader || s->list.numel == 0)
+        return;
+    const ckpt_entry *newest = &s->list.entries[s->list.numel - 1];
+    if (newest->is_valid && !newest->is_resumed)
+        tess_log_write(&s->ctx->log, TESS_LOG_WARN,
+                       "'%s' is left behind, which '%s' holds: output.resume names another "
+                       "checkpoint, and auto goes on from the newest",
+                       newest->name, s->dir);
+}
+
+/* The run goes on from here: lineage, run id, and what retention must not touch. */
+static void adopt(load *l, bool is_named)
+{
+    char name[CKPT_DIR_NAME_NBYTES];
     tess_ckpt_store *s = l->store;
     const ckpt_manifest *m = &l->step.reader->manifest;
     s->has_parent = true;
     s->parent_step = m->step;
     s->parent_manifest = m->digest;
     snprintf(s->run_id, sizeof s->run_id, "%s", m->run_id);
+    /* By the name that is its own: a path to it may be spelled in many ways. */
+    snprintf(name, sizeof name, "step-%010" PRId64 ".%.8s", m->step, m->attempt);
     for (int64_t i = 0; i < s->list.numel; i++) {
-        char path[PATH_MAX];
         ckpt_entry *e = &s->list.entries[i];
-        e->is_resumed = i == entry_idx;
-        if (entry_idx < 0 && ckpt_join(path, s->dir, e->name) == TESS_OK)
-            e->is_resumed = strcmp(path, l->dir) == 0;
+        e->is_resumed = strcmp(e->name, name) == 0;
         e->is_counted |= e->is_resumed;
     }
+    if (is_named)
+        tell_left_behind(l);
     /* The manifest lives on behind the caller's pointers; what is large goes now. */
     ckpt_reader_release(l->step.reader);
     l->out->memory = l->step.reader;
@@ -484,14 +501,13 @@ tess_status tess_ckpt_load(tess_ckpt_store *store, const tess_ckpt_load_request 
 {
     tess_ckpt_loaded loaded = {.found = TESS_CKPT_FRESH};
     load l = {.store = store, .request = request, .out = &loaded};
-    int64_t entry_idx = -1;
     tess_ckpt_drain(store);
     tess_status st = tess_agree(store->comm, prepare_load(&l));
     if (st == TESS_OK)
-        st = request->path != NULL ? load_path(&l) : load_auto(&l, &entry_idx);
+        st = request->path != NULL ? load_path(&l) : load_auto(&l);
     if (st == TESS_OK) {
         if (loaded.found == TESS_CKPT_LOADED)
-            adopt(&l, entry_idx);
+            adopt(&l, request->path != NULL);
         *out = loaded;
     }
     free_part(&l.step);

@@ -244,16 +244,17 @@ static void test_restart_cleans_up(void **state)
 }
 
 /* The checkpoint that the run continued from stays while the newer one does not read back. */
-static void test_resumed_one_stays_until_a_newer_one_verifies(void **state)
+static void check_resumed_one_stays(bench *b, bool is_named)
 {
-    bench *b = *state;
     tess_ckpt_report report;
     char last[CKPT_DIR_NAME_NBYTES], path[PATH_MAX];
     int64_t seed = 0;
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 1, &report));
     reopen(b);
-    ok(ckpt_fixture_load(b->f, b->store, NULL, &seed, NULL));
+    snprintf(path, sizeof path, "%s/./%s/", b->dir, report.dir); /* another spelling */
+    ok(ckpt_fixture_load(b->f, b->store, is_named ? path : NULL, &seed, NULL));
+    assert_null(strstr(b->f->log, "is left behind"));
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 2, &report));
     /* The base is damaged on disk: nothing newer can verify. */
@@ -263,6 +264,16 @@ static void test_resumed_one_stays_until_a_newer_one_verifies(void **state)
     assert_int_equal(report.outcome, TESS_CKPT_COMMITTED);
     assert_int_equal(count_steps(b, last), 3);
     assert_non_null(strstr(b->f->log, "old checkpoints stay"));
+}
+
+static void test_resumed_one_stays_until_a_newer_one_verifies(void **state)
+{
+    check_resumed_one_stays(*state, false);
+}
+
+static void test_named_one_stays_until_a_newer_one_verifies(void **state)
+{
+    check_resumed_one_stays(*state, true);
 }
 
 /* After a return to an older step the new line of descent is the newest, not the highest step. */
@@ -282,6 +293,8 @@ static void test_newest_follows_the_line_of_descent(void **state)
     ok(ckpt_join(path, b->dir, first.dir));
     ok(ckpt_fixture_load(b->f, b->store, path, &seed, NULL));
     assert_int_equal(seed, 10);
+    assert_non_null(strstr(b->f->log, report.dir)); /* the newest, which is left behind */
+    assert_non_null(strstr(b->f->log, "is left behind"));
     assert_string_equal(tess_ckpt_run_id(b->store), kept_id);
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 12, &report));
@@ -646,6 +659,7 @@ int main(int argc, char **argv)
         CASE(test_retention_keeps_two_and_latest_names_the_newest),
         CASE(test_restart_cleans_up),
         CASE(test_resumed_one_stays_until_a_newer_one_verifies),
+        CASE(test_named_one_stays_until_a_newer_one_verifies),
         CASE(test_newest_follows_the_line_of_descent),
         CASE(test_second_run_is_refused_and_takes_over_after_a_kill),
         CASE(test_commit_stops_when_the_epoch_changed),
