@@ -1,6 +1,7 @@
 /* The only place that hands files of vectors to HDF5; see [Note: vectors in HDF5]. */
 #include <hdf5.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/memory.h"
@@ -48,6 +49,7 @@ static bool is_two_dimensional(hid_t file, const char *name)
 typedef struct candidates {
     int64_t numel;
     char first[NAME_NBYTES];
+    char names[4 * NAME_NBYTES]; /* for messages: of those that fit */
     bool has_train;
 } candidates;
 
@@ -60,24 +62,47 @@ static herr_t count_link(hid_t root, const char *name, const H5L_info_t *link, v
         return 0;
     if (found->numel++ == 0)
         memcpy(found->first, name, strlen(name) + 1);
+    const size_t used_nbytes = strlen(found->names);
+    if (used_nbytes + strlen(name) + sizeof ", ''" <= sizeof found->names)
+        snprintf(found->names + used_nbytes, sizeof found->names - used_nbytes, "%s'%s'",
+                 used_nbytes > 0 ? ", " : "", name);
     found->has_train = found->has_train || strcmp(name, "train") == 0;
     return 0;
 }
 
-static tess_status choose(tess_vectors_hdf5 *h5)
+static tess_status find_candidates(const tess_vectors_hdf5 *h5, candidates *found)
 {
     tess_status st = TESS_OK;
-    candidates found = {0};
+    *found = (candidates){0};
     TESS_H5(st, done, TESS_E_FORMAT, h5->path,
-            H5Literate(h5->file, H5_INDEX_NAME, H5_ITER_INC, NULL, count_link, &found));
-    TESS_CHECK(found.has_train || found.numel == 1, TESS_E_FORMAT,
-               "'%s': %" PRId64 " datasets of two dimensions at the root, expected 'train' or only "
-               "one; name it as FILE.h5:DATASET",
-               h5->path, found.numel);
-    const char *name = found.has_train ? "train" : found.first;
-    memcpy(h5->name, name, strlen(name) + 1);
+            H5Literate(h5->file, H5_INDEX_NAME, H5_ITER_INC, NULL, count_link, found));
 done:
     return st;
+}
+
+static tess_status choose(tess_vectors_hdf5 *h5)
+{
+    candidates found;
+    TESS_TRY(find_candidates(h5, &found));
+    TESS_CHECK(found.has_train || found.numel == 1, TESS_E_FORMAT,
+               "'%s': %" PRId64 " datasets of two dimensions at the root (%s), expected 'train' or "
+               "only one; name it as FILE.h5:DATASET",
+               h5->path, found.numel, found.numel > 0 ? found.names : "none");
+    const char *name = found.has_train ? "train" : found.first;
+    memcpy(h5->name, name, strlen(name) + 1);
+    return TESS_OK;
+}
+
+/* A link that leads nowhere is there; opening it says why. */
+static tess_status check_name(const tess_vectors_hdf5 *h5)
+{
+    candidates found;
+    if (H5Lexists(h5->file, h5->name, H5P_DEFAULT) > 0)
+        return TESS_OK;
+    TESS_TRY(find_candidates(h5, &found));
+    return TESS_FAIL(TESS_E_FORMAT,
+                     "'%s': no dataset '%s', expected one of two dimensions; at the root are %s",
+                     h5->path, h5->name, found.numel > 0 ? found.names : "none");
 }
 
 /* ---- what it holds ---- */
@@ -253,6 +278,7 @@ static tess_status open_all(tess_vectors_hdf5 *h5, const char *path, const char 
                    NAME_NBYTES - 1);
         memcpy(h5->name, dataset, strlen(dataset) + 1);
     }
+    TESS_TRY(check_name(h5));
     return open_dataset(h5);
 }
 
