@@ -13,12 +13,6 @@ bool tess_exact_add(tess_exact *acc, double x)
     return true;
 }
 
-void tess_exact_merge(tess_exact *acc, const tess_exact *other)
-{
-    for (int i = 0; i < TESS_EXACT_LIMB_NUMEL; i++)
-        acc->limb[i] += other->limb[i];
-}
-
 /* Bring every limb but the last into [0, 2^32); the last keeps the sign. */
 void tess_exact_carry(tess_exact *acc)
 {

@@ -53,8 +53,6 @@ TESS_HD static inline bool tess_exact_split(double x, int *limb_idx,
 
 /** Add one value. @return false and no change when `x` is NaN or infinite. Local. */
 bool tess_exact_add(tess_exact *acc, double x);
-/** Add another accumulator. Local. */
-void tess_exact_merge(tess_exact *acc, const tess_exact *other);
 /** Make room for 2^30 more additions; the value stays. Local. */
 void tess_exact_carry(tess_exact *acc);
 /** The sum rounded once, to nearest even; infinity when it exceeds the range. Local. */

@@ -91,12 +91,6 @@ tess_status tess_stream_finish(tess_stream *s)
     return st;
 }
 
-void tess_stream_poke(tess_stream *s)
-{
-    if (s->ops->poke != NULL)
-        s->ops->poke(s);
-}
-
 tess_status tess_mark_init(tess_mark *m, tess_stream *s)
 {
     *m = (tess_mark){0};

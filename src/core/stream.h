@@ -42,9 +42,6 @@ typedef struct tess_stream_ops {
     tess_status (*finish)(tess_stream *s, const tess_event *ev);
     /* Whether `ev`, recorded on `s`, is reached; never blocks. */
     tess_status (*query)(tess_stream *s, const tess_event *ev, bool *is_reached);
-    /* Drive queued work without blocking; may be NULL. Compute kernels of long calls may poll it.
-     */
-    void (*poke)(tess_stream *s);
     /* Timed points of streams whose work runs behind the calls; all NULL: the host's clock tells.
      * A mark made on one stream of a device serves all its streams. */
     tess_status (*mark_init)(tess_stream *s, tess_mark *m);
@@ -78,7 +75,6 @@ TESS_MUST_CHECK tess_status tess_event_finish(const tess_event *ev);
 TESS_MUST_CHECK tess_status tess_event_query(const tess_event *ev, bool *is_reached);
 /** Record and finish: the calling thread returns when all work of `s` so far is done. */
 TESS_MUST_CHECK tess_status tess_stream_finish(tess_stream *s);
-void tess_stream_poke(tess_stream *s);
 
 /** Whether marks of `s` tell when work was done and not when it was enqueued. Local. */
 static inline bool tess_stream_is_timed(const tess_stream *s)

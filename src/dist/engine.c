@@ -253,21 +253,11 @@ static tess_status queue_query(tess_stream *s, const tess_event *ev, bool *is_re
     return engine_verdict(q->owner);
 }
 
-static void queue_poke(tess_stream *s)
-{
-    engine *e = ((engine_queue *)s)->owner;
-    if (e->has_thread || pthread_mutex_trylock(&e->lock) != 0)
-        return;
-    (void)engine_drive(e);
-    pthread_mutex_unlock(&e->lock);
-}
-
 static const tess_stream_ops queue_ops = {
     .record = queue_record,
     .wait = queue_wait,
     .finish = queue_finish,
     .query = queue_query,
-    .poke = queue_poke,
 };
 
 tess_status engine_enqueue(engine_queue *q, const engine_op *op)

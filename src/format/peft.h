@@ -87,9 +87,6 @@ typedef struct tess_peft_match {
 TESS_MUST_CHECK tess_status tess_peft_spec_match(const tess_peft_spec *spec,
                                                  const tess_peft_module *module,
                                                  tess_peft_match *out);
-/** tess_peft_spec_match for an ordinary linear layer, target or not. Local. */
-TESS_MUST_CHECK tess_status tess_peft_target_matches(const tess_peft_spec *spec,
-                                                     const char *module_path, bool *out);
 
 /**
  * Whether a tensor ("model.norm.weight") belongs to a module that is trained and saved whole: its

@@ -497,12 +497,3 @@ tess_status tess_peft_spec_match(const tess_peft_spec *spec, const tess_peft_mod
     *out = m;
     return TESS_OK;
 }
-
-tess_status tess_peft_target_matches(const tess_peft_spec *spec, const char *module_path, bool *out)
-{
-    const tess_peft_module module = {.path = module_path};
-    tess_peft_match match = {.is_target = false};
-    TESS_TRY(tess_peft_spec_match(spec, &module, &match));
-    *out = match.is_target;
-    return TESS_OK;
-}

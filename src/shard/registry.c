@@ -41,7 +41,7 @@ static tess_status append(void **array, int *numel, size_t elem_nbytes, const vo
 
 tess_status tess_registry_add_unit(tess_registry *reg, const char *name, int *unit_idx)
 {
-    tess_unit unit = {.compute_dt = reg->compute_dt, .first_stage_idx = -1, .last_stage_idx = -1};
+    tess_unit unit = {.compute_dt = reg->compute_dt};
     TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "unit '%s' added after the layout", name);
     TESS_CHECK(strlen(name) < sizeof unit.name, TESS_E_ARG, "unit name of %zu bytes is too long",
                strlen(name));
@@ -115,14 +115,10 @@ tess_status tess_registry_add_stage(tess_registry *reg, const tess_stage *stage)
     TESS_CHECK(!reg->is_laid_out, TESS_E_STATE, "stage '%s' added after the layout", stage->name);
     TESS_CHECK(stage->unit_idx >= 0 && stage->unit_idx < reg->unit_numel, TESS_E_ARG,
                "stage '%s': unit %d of %d", stage->name, stage->unit_idx, reg->unit_numel);
-    tess_unit *unit = &reg->unit[stage->unit_idx];
-    const int idx = reg->stage_numel;
     void *array = reg->stage;
     TESS_TRY(append(&array, &reg->stage_numel, sizeof *stage, stage));
     reg->stage = array;
-    if (unit->stage_numel++ == 0)
-        unit->first_stage_idx = idx;
-    unit->last_stage_idx = idx;
+    reg->unit[stage->unit_idx].stage_numel++;
     return TESS_OK;
 }
 

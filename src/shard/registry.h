@@ -99,8 +99,7 @@ typedef struct tess_unit {
 
     size_t frozen_nbytes;    /* length of the byte string, unpadded end */
     int64_t trainable_numel; /* length of the slab in elements, a multiple of 256 */
-    int first_stage_idx, last_stage_idx;
-    int stage_numel; /* stages that use it */
+    int stage_numel;         /* stages that use it */
 } tess_unit;
 
 /** What one micro-batch of full shape costs in a stage, counted by its code while it is planned. */

@@ -60,12 +60,6 @@ const char *tess_sched_kind_name(tess_sched_kind kind)
     return "unknown";
 }
 
-const char *tess_lane_name(tess_lane lane)
-{
-    static const char *const name[TESS_LANE_NUMEL] = {"compute", "gather", "reduce"};
-    return (unsigned)lane < TESS_LANE_NUMEL ? name[lane] : "unknown";
-}
-
 static int slot_resource(int slot_idx) { return slot_idx; }
 static int grad_resource(const builder *b, int grad_idx) { return b->spec->slot_numel + grad_idx; }
 static int receive_resource(const builder *b)

@@ -97,6 +97,5 @@ typedef struct tess_schedule {
 TESS_MUST_CHECK tess_status tess_schedule_create(const tess_sched_spec *spec, tess_schedule *out);
 void tess_schedule_fini(tess_schedule *sched);
 const char *tess_sched_kind_name(tess_sched_kind kind);
-const char *tess_lane_name(tess_lane lane);
 
 TESS_END_DECLS

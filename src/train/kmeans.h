@@ -76,8 +76,7 @@ typedef struct tess_kmeans_plan {
     size_t seed_nbytes;       /* weights of the sample */
     size_t snapshot_nbytes;   /* codes and counts on their way into a checkpoint */
     size_t total_nbytes;      /* with the codebooks; of a device what lies there */
-    size_t other_total_nbytes;
-    size_t beside_nbytes; /* of a device's host; 0 on the host, where it is in the total */
+    size_t beside_nbytes;     /* of a device's host; 0 on the host, where it is in the total */
 } tess_kmeans_plan;
 
 typedef enum tess_kmeans_sharding {

@@ -224,7 +224,6 @@ tess_status tess_kmeans_plan_make(const tess_kmeans_plan_request *r, const tess_
     p.book = books[chosen];
     p.other = books[!chosen];
     p.total_nbytes = p.book.total_nbytes + beside(&p);
-    p.other_total_nbytes = p.other.total_nbytes + beside(&p);
     p.beside_nbytes = p.is_device ? p.book.beside_nbytes + on_host(&p) : 0;
     if (!fits(r, &p, &p.book))
         return refuse(r, &p, &p.book);

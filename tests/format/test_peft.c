@@ -53,6 +53,16 @@ static void expect_match(const tess_peft_spec *spec, const char *path, const tes
     assert_true(m.scale == value);
 }
 
+/* For an ordinary linear layer. */
+static tess_status target_matches(const tess_peft_spec *spec, const char *module_path, bool *out)
+{
+    const tess_peft_module module = {.path = module_path};
+    tess_peft_match match = {.is_target = false};
+    TESS_TRY(tess_peft_spec_match(spec, &module, &match));
+    *out = match.is_target;
+    return TESS_OK;
+}
+
 static void test_match_decides_as_peft(void **state)
 {
     const fixture *f = *state;
@@ -93,9 +103,9 @@ static void test_match_all_linear_leaves_out_the_head(void **state)
     const tess_peft_module head = {.path = "lm_head", .is_output_embedding = true};
     assert_ok(tess_peft_spec_match(spec, &head, &m));
     assert_false(m.is_target);
-    assert_ok(tess_peft_target_matches(spec, "model.layers.3.mlp.up_proj", &is_target));
+    assert_ok(target_matches(spec, "model.layers.3.mlp.up_proj", &is_target));
     assert_true(is_target);
-    assert_ok(tess_peft_target_matches(spec, "model.layers.3.mlp.down_proj", &is_target));
+    assert_ok(target_matches(spec, "model.layers.3.mlp.down_proj", &is_target));
     assert_false(is_target);
     assert_string_equal(tess_peft_spec_options(spec)->targets.regex, "All-Linear");
     tess_peft_spec_destroy(&spec);
@@ -108,10 +118,10 @@ static void test_match_gives_up_on_explosive_patterns(void **state)
     tess_peft_spec *spec = NULL;
     bool is_target = false;
     assert_ok(tess_peft_spec_create(&o, &spec));
-    assert_refused(tess_peft_target_matches(
-                       spec, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", &is_target),
-                   TESS_E_CONFIG, "gave up on module 'aaaa", "simplify");
-    assert_refused(tess_peft_target_matches(spec, "a\xff", &is_target), TESS_E_CONFIG, "gave up");
+    assert_refused(
+        target_matches(spec, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", &is_target),
+        TESS_E_CONFIG, "gave up on module 'aaaa", "simplify");
+    assert_refused(target_matches(spec, "a\xff", &is_target), TESS_E_CONFIG, "gave up");
     tess_peft_spec_destroy(&spec);
 }
 
@@ -553,9 +563,9 @@ static void test_saved_modules_are_matched_as_peft_does(void **state)
     assert_false(tess_peft_spec_saves(spec, "model.normal.weight"));
     assert_false(tess_peft_entry_saves("model.norm.weight", "model.norm.weight"));
     /* as an expression that takes whole parts of a path, they win over the targets */
-    assert_ok(tess_peft_target_matches(spec, "model.layers.1.mlp.up_proj", &is_target));
+    assert_ok(target_matches(spec, "model.layers.1.mlp.up_proj", &is_target));
     assert_false(is_target);
-    assert_ok(tess_peft_target_matches(spec, "model.layers.11.mlp.up_proj", &is_target));
+    assert_ok(target_matches(spec, "model.layers.11.mlp.up_proj", &is_target));
     assert_true(is_target);
     tess_peft_spec_destroy(&spec);
 }

@@ -430,7 +430,6 @@ static void test_streams_are_chained_by_events(suite *t)
         EXPECT_OK(t, tess_comm_exchange(t->comm, &wx, &send, 1, &receive, 1, r));
         EXPECT_OK(t, tess_event_record(&passed_on, r));
         EXPECT_OK(t, tess_stream_wait(g, &passed_on)); /* the next gather writes what was sent */
-        tess_stream_poke(g);
         EXPECT_OK(t, tess_event_finish(&passed_on));
         pull(t, &full);
         pull(t, &got);

@@ -48,6 +48,11 @@ typedef struct tally {
 
 static tess_status check_operation(tally *t, const trace_event *e)
 {
+    static const tess_trace_lane lane_of[TESS_LANE_NUMEL] = {
+        [TESS_LANE_COMPUTE] = TESS_TRACE_COMPUTE,
+        [TESS_LANE_GATHER] = TESS_TRACE_GATHER,
+        [TESS_LANE_REDUCE] = TESS_TRACE_REDUCE,
+    };
     const char *name = e->name;
     int64_t op_idx = -1;
     TESS_TRY(tess_json_opt_i64(e->args, "operation", -1, &op_idx));
@@ -60,7 +65,7 @@ static tess_status check_operation(tally *t, const trace_event *e)
     const char *kind = tess_sched_kind_name(op->kind);
     EXPECT(strncmp(name, kind, strlen(kind)) == 0 && name[strlen(kind)] == ' ', "(%s, %s)", name,
            kind);
-    EXPECT(strcmp(tess_trace_lane_name((tess_trace_lane)e->lane), tess_lane_name(op->lane)) == 0);
+    EXPECT(e->lane == (int64_t)lane_of[op->lane]);
     t->seen[e->step - 1][op_idx]++;
     return TESS_OK;
 }
