@@ -15,19 +15,12 @@ static tess_status check_input(const char *op, tess_activation kind, int64_t row
     return tess_check_numel(op, "x", x, numel);
 }
 
-static tess_status check_same(const char *op, const char *name, tess_view v, tess_dtype dt)
-{
-    TESS_CHECK(v.dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
-               tess_dtype_name(v.dt), tess_dtype_name(dt));
-    return TESS_OK;
-}
-
 tess_status tess_activation_check(const tess_activation_args *a)
 {
     static const char op[] = "activation";
     TESS_TRY(check_input(op, a->kind, a->row_numel, a->dim, a->x));
     TESS_TRY(tess_check_rows(op, "y", a->y, a->row_numel, a->dim, a->y_stride));
-    TESS_TRY(check_same(op, "y", a->y, a->x.dt));
+    TESS_TRY(tess_check_dtype(op, "y", a->y, a->x.dt));
     return a->y_stride == 0 ? tess_check_alias(op, "x", a->y, a->x)
                             : tess_check_disjoint(op, "x", a->y, a->x);
 }
@@ -38,8 +31,8 @@ tess_status tess_activation_backward_check(const tess_activation_backward_args *
     TESS_TRY(check_input(op, a->kind, a->row_numel, a->dim, a->x));
     TESS_TRY(tess_check_rows(op, "d_y", a->d_y, a->row_numel, a->dim, a->d_y_stride));
     TESS_TRY(tess_check_rows(op, "d_x", a->d_x, a->row_numel, a->dim, a->d_x_stride));
-    TESS_TRY(check_same(op, "d_y", a->d_y, a->x.dt));
-    TESS_TRY(check_same(op, "d_x", a->d_x, a->x.dt));
+    TESS_TRY(tess_check_dtype(op, "d_y", a->d_y, a->x.dt));
+    TESS_TRY(tess_check_dtype(op, "d_x", a->d_x, a->x.dt));
     TESS_TRY(tess_check_disjoint(op, "x", a->d_x, a->x));
     return a->d_x_stride == a->d_y_stride ? tess_check_alias(op, "d_y", a->d_x, a->d_y)
                                           : tess_check_disjoint(op, "d_y", a->d_x, a->d_y);

@@ -78,9 +78,7 @@ static tess_status check_out(const char *op, tess_view v, const tess_attention_s
         return check_queries(op, "out", v, shape);
     TESS_TRY(tess_mul_i64(shape->head_numel, shape->dim, &row_numel));
     TESS_TRY(tess_check_rows(op, "out", v, shape->token_numel, row_numel, stride));
-    TESS_CHECK(v.dt == shape->dt, TESS_E_DTYPE, "%s: out is %s, expected %s; cast it first", op,
-               tess_dtype_name(v.dt), tess_dtype_name(shape->dt));
-    return TESS_OK;
+    return tess_check_dtype(op, "out", v, shape->dt);
 }
 
 tess_status tess_attention_check(const tess_attention_args *a)

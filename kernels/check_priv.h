@@ -68,14 +68,21 @@ TESS_MUST_CHECK static inline tess_status tess_check_exponent(const char *op, in
     return TESS_OK;
 }
 
+/** `v` is of exactly `dt`. */
+TESS_MUST_CHECK static inline tess_status tess_check_dtype(const char *op, const char *name,
+                                                           tess_view v, tess_dtype dt)
+{
+    TESS_CHECK(v.dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
+               tess_dtype_name(v.dt), tess_dtype_name(dt));
+    return TESS_OK;
+}
+
 /** `v` is an operand of `numel` elements of exactly `dt`. */
 TESS_MUST_CHECK static inline tess_status
 tess_check_operand(const char *op, const char *name, tess_view v, int64_t numel, tess_dtype dt)
 {
     TESS_TRY(tess_check_numel(op, name, v, numel));
-    TESS_CHECK(v.dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
-               tess_dtype_name(v.dt), tess_dtype_name(dt));
-    return TESS_OK;
+    return tess_check_dtype(op, name, v, dt);
 }
 
 /** A raw pointer of an operand with elements. */

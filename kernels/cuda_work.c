@@ -15,16 +15,10 @@ static size_t aligned(int64_t nbytes) { return (size_t)tess_round_up(nbytes, ALI
 
 /* ---- matrix products ---- */
 
-static tess_dtype plain_dtype(const tess_codec *codec)
-{
-    return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
-}
-
 bool tess_cuda_gemm_is_stored_as(const tess_matrix *b, tess_dtype dt)
 {
     const tess_format format = b->codec.format;
-    return (format == TESS_FORMAT_F32 || format == TESS_FORMAT_BF16) &&
-           plain_dtype(&b->codec) == dt;
+    return (format == TESS_FORMAT_F32 || format == TESS_FORMAT_BF16) && tess_matrix_dtype(b) == dt;
 }
 
 int64_t tess_cuda_gemm_sum_rows(const tess_gemm_args *a)
@@ -53,7 +47,7 @@ size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
         const int64_t cols = tess_round_up(is_nt ? k : a->n, TESS_CUDA_GEMM_LINE_NUMEL);
         nbytes += aligned(rows * cols * (int64_t)tess_dtype_block_nbytes(dt));
     }
-    const bool is_plain_bias = a->bias == NULL || plain_dtype(&a->bias->codec) == a->c.dt;
+    const bool is_plain_bias = a->bias == NULL || tess_matrix_dtype(a->bias) == a->c.dt;
     if (a->c.dt == TESS_BF16 && (a->term_numel > 1 || !is_plain_bias))
         nbytes += tess_cuda_gemm_sum_nbytes(a);
     return nbytes == 0 ? 0 : nbytes + ALIGN_NBYTES;

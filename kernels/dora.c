@@ -29,13 +29,6 @@ static tess_status check_shape(const char *op, tess_view z, tess_view magnitude,
     return tess_check_pointer(op, "norm", norm, dim);
 }
 
-static tess_status check_dtype(const char *op, const char *name, tess_view v, tess_dtype dt)
-{
-    TESS_CHECK(v.dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
-               tess_dtype_name(v.dt), tess_dtype_name(dt));
-    return TESS_OK;
-}
-
 tess_status tess_dora_check(const tess_dora_args *a)
 {
     static const char op[] = "dora";
@@ -45,7 +38,7 @@ tess_status tess_dora_check(const tess_dora_args *a)
         TESS_TRY(tess_check_numel(op, "bias", a->bias, a->dim));
     }
     if (a->y.dt != TESS_F32)
-        TESS_TRY(check_dtype(op, "y", a->y, a->z.dt));
+        TESS_TRY(tess_check_dtype(op, "y", a->y, a->z.dt));
     TESS_TRY(tess_check_rows(op, "y", a->y, a->row_numel, a->dim, a->y_stride));
     return tess_check_disjoint(op, "z", a->y, a->z);
 }
@@ -54,9 +47,9 @@ tess_status tess_dora_backward_check(const tess_dora_backward_args *a)
 {
     static const char op[] = "dora backward";
     TESS_TRY(check_shape(op, a->z, a->magnitude, a->norm, a->row_numel, a->dim));
-    TESS_TRY(check_dtype(op, "d_y", a->d_y, a->z.dt));
+    TESS_TRY(tess_check_dtype(op, "d_y", a->d_y, a->z.dt));
     TESS_TRY(tess_check_rows(op, "d_y", a->d_y, a->row_numel, a->dim, a->d_y_stride));
-    TESS_TRY(check_dtype(op, "d_z", a->d_z, a->z.dt));
+    TESS_TRY(tess_check_dtype(op, "d_z", a->d_z, a->z.dt));
     TESS_TRY(tess_check_rows(op, "d_z", a->d_z, a->row_numel, a->dim, a->d_z_stride));
     if (a->d_direct.numel > 0)
         TESS_TRY(tess_check_operand(op, "d_direct", a->d_direct, a->z.numel, a->z.dt));

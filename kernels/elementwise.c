@@ -11,9 +11,7 @@ static tess_status check_strided(const char *op, const char *name, tess_view v, 
     TESS_CHECK(dim > 0 && like.numel % dim == 0, TESS_E_ARG,
                "%s: %" PRId64 " elements, expected whole rows of %" PRId64, op, like.numel, dim);
     TESS_TRY(tess_check_rows(op, name, v, like.numel / dim, dim, stride));
-    TESS_CHECK(v.dt == like.dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first", op, name,
-               tess_dtype_name(v.dt), tess_dtype_name(like.dt));
-    return TESS_OK;
+    return tess_check_dtype(op, name, v, like.dt);
 }
 
 static tess_status check_apart(const char *op, const tess_swiglu_backward_args *a)

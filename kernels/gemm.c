@@ -58,11 +58,6 @@ static tess_status matrix_check(const tess_matrix *b, extent e, const char *name
     return TESS_OK;
 }
 
-static tess_dtype plain_dtype(const tess_codec *codec)
-{
-    return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
-}
-
 static tess_status term_check(const tess_gemm_args *a, int term_idx)
 {
     const tess_gemm_term *t = &a->term[term_idx];
@@ -76,7 +71,7 @@ static tess_status term_check(const tess_gemm_args *a, int term_idx)
                "gemm: A of term %d is %s but A of term 0 is %s; all terms share the compute dtype",
                term_idx, tess_dtype_name(t->a.dt), tess_dtype_name(dt));
     TESS_CHECK(a->kind != TESS_GEMM_TN ||
-                   (!tess_format_is_quantized(t->b.codec.format) && plain_dtype(&t->b.codec) == dt),
+                   (!tess_format_is_quantized(t->b.codec.format) && tess_matrix_dtype(&t->b) == dt),
                TESS_E_DTYPE, "gemm: B of term %d is %s; the weight gradient takes plain %s",
                term_idx, tess_format_name(t->b.codec.format), tess_dtype_name(dt));
     TESS_TRY(view_check(&t->a, a_extent(a, t->k), t->a_stride, "A"));

@@ -38,6 +38,12 @@ typedef struct tess_matrix {
     const void *part[TESS_CODEC_PART_MAX];
 } tess_matrix;
 
+/** Of the elements of a matrix in a plain format. */
+static inline tess_dtype tess_matrix_dtype(const tess_matrix *m)
+{
+    return m->codec.format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
+}
+
 typedef struct tess_gemm_term {
     tess_view
         a; /* NT, NN: [M, K]; TN: [K, M]; compute dtype, rows contiguous unless a_stride is set */

@@ -18,8 +18,7 @@ static tess_status check_factors(const char *op, const tess_sample_shape *shape,
         if (factor[i] == NULL || factor[i]->numel == 0)
             continue;
         TESS_TRY(check_factor(op, name[i], *factor[i], shape, stride));
-        TESS_CHECK(factor[i]->dt == dt, TESS_E_DTYPE, "%s: %s is %s, expected %s; cast it first",
-                   op, name[i], tess_dtype_name(factor[i]->dt), tess_dtype_name(dt));
+        TESS_TRY(tess_check_dtype(op, name[i], *factor[i], dt));
     }
     return TESS_OK;
 }

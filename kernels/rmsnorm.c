@@ -14,8 +14,7 @@ tess_status tess_rmsnorm_check(const tess_rmsnorm_args *a)
     TESS_TRY(tess_check_float(op, "w", a->w));
     TESS_TRY(tess_check_numel(op, "w", a->w, a->dim));
     TESS_TRY(tess_check_rows(op, "y", a->y, a->row_numel, a->dim, a->y_stride));
-    TESS_CHECK(a->y.dt == a->x.dt, TESS_E_DTYPE, "%s: y is %s, expected %s; cast it first", op,
-               tess_dtype_name(a->y.dt), tess_dtype_name(a->x.dt));
+    TESS_TRY(tess_check_dtype(op, "y", a->y, a->x.dt));
     if (a->residual.numel > 0) {
         TESS_TRY(tess_check_operand(op, "residual", a->residual, numel, a->x.dt));
         TESS_TRY(tess_check_operand(op, "sum", a->sum, numel, a->x.dt));

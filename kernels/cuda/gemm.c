@@ -48,11 +48,6 @@ typedef struct gemm_call {
 
 static tess_dtype dtype_of(const tess_gemm_args *a) { return a->term[0].a.dt; }
 
-static tess_dtype plain_dtype(const tess_codec *codec)
-{
-    return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
-}
-
 static int64_t a_stride_of(const tess_gemm_args *a, const tess_gemm_term *t)
 {
     if (t->a_stride != 0)
@@ -126,7 +121,7 @@ static void plan_scratch(gemm_plan *p)
 
 static bool is_bias_of(const tess_gemm_args *a, tess_dtype dt)
 {
-    return a->bias != NULL && plain_dtype(&a->bias->codec) == dt;
+    return a->bias != NULL && tess_matrix_dtype(a->bias) == dt;
 }
 
 static void plan_make(gemm_plan *p, const tess_gemm_args *a, join_mode mode)
@@ -285,7 +280,7 @@ static tess_status expand_term(const gemm_call *call, const gemm_run *run, int t
         return tess_cuda_decode(&args, s);
     }
     const tess_gemm_expand_args args = {.src = b->part[0],
-                                        .src_dt = plain_dtype(&b->codec),
+                                        .src_dt = tess_matrix_dtype(b),
                                         .rows = b->rows,
                                         .cols = b->cols,
                                         .dst = dst,
@@ -347,7 +342,7 @@ static tess_status finish_rows(const gemm_call *call, int64_t first_row, int64_t
     }
     if (a->bias != NULL && !p->has_epilogue) {
         args.bias = a->bias->part[0];
-        args.bias_dt = plain_dtype(&a->bias->codec);
+        args.bias_dt = tess_matrix_dtype(a->bias);
     }
     return tess_cuda_gemm_finish(&args, call->stream);
 }
@@ -445,7 +440,7 @@ static tess_status run_thin(const tess_gemm_args *a, float *sum, tess_stream *s)
                                     .is_added = a->accumulate};
     if (a->bias != NULL) {
         finish.bias = a->bias->part[0];
-        finish.bias_dt = plain_dtype(&a->bias->codec);
+        finish.bias_dt = tess_matrix_dtype(a->bias);
     }
     return tess_cuda_gemm_finish(&finish, s);
 }

@@ -115,11 +115,6 @@ static void upload(const twins *t)
         assert_int_equal(tess_emulation_write(t->device, t->host, t->nbytes), TESS_OK);
 }
 
-static tess_dtype dtype_of(const tess_codec *codec)
-{
-    return codec->format == TESS_FORMAT_BF16 ? TESS_BF16 : TESS_F32;
-}
-
 static void constant_store(tess_dtype dt, void *dst, int64_t idx, float x)
 {
     if (dt == TESS_F16)
@@ -174,7 +169,7 @@ static float *values_of(const tess_matrix *b, tess_dtype dt)
     }
     for (int64_t i = 0; i < numel; i++) {
         if (!tess_format_is_quantized(b->codec.format))
-            value[i] = (float)loaded(dtype_of(&b->codec), b->part[0], i);
+            value[i] = (float)loaded(tess_matrix_dtype(b), b->part[0], i);
         if (dt == TESS_BF16)
             value[i] = tess_bf16_to_f32(tess_bf16_from_f32(value[i]));
     }
