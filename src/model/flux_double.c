@@ -42,8 +42,8 @@ static tess_status take_half(const tess_flux_call *c, const tess_flux_half *half
                              tess_carve *carve, half_saved *s)
 {
     const int64_t rows = tess_flux_stream_numel(c, stream);
-    const tess_group qkv = projections(half), out = tess_flux_one(&half->out);
-    const tess_group up = tess_flux_one(&half->up), down = tess_flux_one(&half->down);
+    const tess_group qkv = projections(half), out = tess_group_one(&half->out);
+    const tess_group up = tess_group_one(&half->up), down = tess_group_one(&half->down);
     const bool is_gate_wanted = tess_flux_factors_learn(c, &half->modulation);
     const int64_t kept = is_gate_wanted ? rows * c->m->hidden_numel : 0;
     const bool is_copied = c->sample_numel > 1 && tess_linear_learns(&half->out);
@@ -205,7 +205,7 @@ static tess_status add_attention(const tess_flux_call *c, const tess_flux_half *
     const half_saved *s = &saved->half[stream];
     const size_t mark = tess_carve_mark(&c->ex->work);
     const int64_t h = c->m->hidden_numel;
-    tess_group group = tess_flux_one(&half->out);
+    tess_group group = tess_group_one(&half->out);
     tess_view f = {0};
     TESS_TRY(out_input(c, saved, stream, false, &group.in));
     TESS_TRY(take_branch(c, stream, s->f1, &f));
@@ -225,7 +225,7 @@ static tess_status add_mlp(const tess_flux_call *c, const tess_flux_half *half, 
     const size_t mark = tess_carve_mark(&c->ex->work);
     const int64_t rows = tess_flux_stream_numel(c, stream), h = c->m->hidden_numel;
     const tess_flux_modulated norm = second_norm(c, saved, stream);
-    tess_group up = tess_flux_one(&half->up), down = tess_flux_one(&half->down);
+    tess_group up = tess_group_one(&half->up), down = tess_group_one(&half->down);
     up.in = s->n2;
     TESS_TRY(take_scratch(c, &up.in.x));
     TESS_TRY(tess_flux_modulate(c, &norm, tess_flux_rows(c->row_numel[stream], &up.in.x)));
@@ -315,7 +315,7 @@ static tess_status mlp_backward(const tess_flux_call *c, const tess_flux_half *h
     const bool is_up_wanted = is_h2_wanted || tess_linear_learns(&half->up);
     if (is_up_wanted)
         TESS_TRY(tess_carve_take_rows(&c->ex->work, rows, half->up.out_numel, c->ex->dt, &d_up));
-    tess_group down = tess_flux_one(&half->down), up = tess_flux_one(&half->up);
+    tess_group down = tess_group_one(&half->down), up = tess_group_one(&half->up);
     down.in = s->act;
     down.y[0] = d_f;
     TESS_TRY(tess_group_backward(c->ex, &down, d_up.view));
@@ -352,7 +352,7 @@ static tess_status out_backward(const tess_flux_call *c, const tess_flux_half *h
     const tess_flux_gated gate = gated(c, s, stream, GATE_ATTENTION, s->f1);
     TESS_TRY(tess_flux_gate_backward(c, &gate, tess_flux_joint(c, d_h2, stream, h),
                                      tess_flux_rows(c->row_numel[stream], &d_f)));
-    tess_group out = tess_flux_one(&half->out);
+    tess_group out = tess_group_one(&half->out);
     TESS_TRY(out_input(c, saved, stream, true, &out.in));
     out.y[0] = d_f;
     TESS_TRY(tess_group_backward(c->ex, &out, d_x));

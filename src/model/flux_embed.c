@@ -31,14 +31,14 @@ static tess_status take_saved(const tess_flux_call *c, embed_saved *s)
 {
     const tess_flux *m = c->m;
     for (int i = 0; i < TESS_FLUX_STREAM_NUMEL; i++) {
-        const tess_group group = tess_flux_one(linear_of(m, i));
+        const tess_group group = tess_group_one(linear_of(m, i));
         TESS_TRY(tess_flux_take_input(c, &group, tess_flux_stream_numel(c, i), true, c->keep,
                                       &s->rows[i]));
     }
     for (int i = 0; i < TESS_FLUX_EMBEDDER_NUMEL; i++) {
         embedder_saved *e = &s->embedder[i];
-        const tess_group first = tess_flux_one(&m->embedder[i].linear_1);
-        const tess_group second = tess_flux_one(&m->embedder[i].linear_2);
+        const tess_group first = tess_group_one(&m->embedder[i].linear_1);
+        const tess_group second = tess_group_one(&m->embedder[i].linear_2);
         if (!has_embedder(m, i))
             continue;
         TESS_TRY(tess_flux_take_input(c, &first, c->sample_numel, true, c->keep, &e->in));
@@ -74,7 +74,7 @@ static tess_status embed_rows(const tess_flux_call *c, int stream, const tess_gr
     const int64_t rows = tess_flux_stream_numel(c, stream), h = c->m->hidden_numel;
     const bool has_output = c->output.h.numel > 0;
     const float *x = stream == TESS_FLUX_TEXT ? c->batch->text : c->batch->latent;
-    tess_group group = tess_flux_one(linear_of(c->m, stream));
+    tess_group group = tess_group_one(linear_of(c->m, stream));
     tess_view y = none;
     group.in = *in;
     TESS_TRY(enter(c, x, in->x));
@@ -95,8 +95,8 @@ static tess_status embed_one(const tess_flux_call *c, int i, const embedder_save
 {
     const float *const x[] = {c->batch->time, c->batch->guidance, c->batch->pooled};
     const int64_t h = c->m->hidden_numel;
-    tess_group first = tess_flux_one(&c->m->embedder[i].linear_1);
-    tess_group second = tess_flux_one(&c->m->embedder[i].linear_2);
+    tess_group first = tess_group_one(&c->m->embedder[i].linear_1);
+    tess_group second = tess_group_one(&c->m->embedder[i].linear_2);
     TESS_TRY(enter(c, x[i], e->in.x));
     first.in = e->in;
     first.y[0] = tess_rows_of(e->hidden, c->sample_numel, h);
@@ -142,7 +142,7 @@ static tess_status rows_backward(const tess_flux_call *c, int stream, const tess
 {
     const size_t mark = tess_carve_mark(&c->ex->work);
     const int64_t rows = tess_flux_stream_numel(c, stream), h = c->m->hidden_numel;
-    tess_group group = tess_flux_one(linear_of(c->m, stream));
+    tess_group group = tess_group_one(linear_of(c->m, stream));
     tess_view d_y = {0};
     if (!tess_linear_learns(group.linear[0]))
         return TESS_OK;
@@ -162,8 +162,8 @@ static tess_status embedder_backward(const tess_flux_call *c, int i, const embed
                                      tess_view d_sum)
 {
     const int64_t h = c->m->hidden_numel;
-    tess_group first = tess_flux_one(&c->m->embedder[i].linear_1);
-    tess_group second = tess_flux_one(&c->m->embedder[i].linear_2);
+    tess_group first = tess_group_one(&c->m->embedder[i].linear_1);
+    tess_group second = tess_group_one(&c->m->embedder[i].linear_2);
     const bool is_first_learning = tess_linear_learns(first.linear[0]);
     if (!is_first_learning && !tess_linear_learns(second.linear[0]))
         return TESS_OK;

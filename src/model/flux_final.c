@@ -37,7 +37,7 @@ static tess_flux_modulated norm_of(const tess_flux_call *c, const final_run *r)
 static tess_status take(const tess_flux_call *c, final_run *r)
 {
     tess_carve *work = &c->ex->work;
-    const tess_group out = tess_flux_one(&c->m->final.out);
+    const tess_group out = tess_group_one(&c->m->final.out);
     TESS_TRY(tess_flux_factors_take(c, &c->m->final.modulation, work, &r->factors));
     TESS_TRY(tess_flux_norm_take(rows_of(c), work, &r->norm));
     TESS_TRY(tess_flux_take_input(c, &out, rows_of(c), true, work, &r->n));
@@ -52,7 +52,7 @@ static tess_status predict(const tess_flux_call *c, final_run *r)
     const tess_flux_modulated norm = norm_of(c, r);
     TESS_TRY(tess_flux_factors_forward(c, &r->factors));
     TESS_TRY(tess_flux_modulate(c, &norm, tess_flux_rows(c->row_numel[TESS_FLUX_IMAGE], &r->n.x)));
-    tess_group out = tess_flux_one(&c->m->final.out);
+    tess_group out = tess_group_one(&c->m->final.out);
     out.in = r->n;
     out.y[0] = tess_rows_of(r->velocity, rows_of(c), c->m->config.out_channels);
     return tess_group_forward(c->ex, &out);
@@ -137,7 +137,7 @@ tess_status tess_flux_final_backward(const tess_flux_call *c)
     TESS_TRY(tess_flux_factors_open(c, &r.factors));
     if (is_n_wanted)
         TESS_TRY(tess_carve_take_rows(&c->ex->work, rows_of(c), h, c->ex->dt, &d_n));
-    tess_group out = tess_flux_one(&c->m->final.out);
+    tess_group out = tess_group_one(&c->m->final.out);
     out.in = r.n;
     out.y[0] = tess_rows_of(r.d_velocity, rows_of(c), channels);
     TESS_TRY(tess_group_backward(c->ex, &out, d_n.view));

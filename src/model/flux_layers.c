@@ -94,7 +94,7 @@ tess_status tess_flux_give_input(const tess_flux_call *c, tess_rows x, tess_grou
 tess_status tess_flux_factors_take(const tess_flux_call *c, const tess_linear *linear,
                                    tess_carve *carve, tess_flux_factors *f)
 {
-    const tess_group group = tess_flux_one(linear);
+    const tess_group group = tess_group_one(linear);
     *f = (tess_flux_factors){.linear = linear,
                              .gradient = tess_exec_view(c->ex, NULL, 0, c->ex->dt),
                              .stride = linear->out_numel};
@@ -110,7 +110,7 @@ static tess_rows modulation_input(const tess_flux_call *c)
 tess_status tess_flux_factors_forward(const tess_flux_call *c, tess_flux_factors *f)
 {
     TESS_TRY(tess_flux_give_input(c, modulation_input(c), &f->in));
-    tess_group group = tess_flux_one(f->linear);
+    tess_group group = tess_group_one(f->linear);
     group.in = f->in;
     group.y[0] = tess_rows_of(f->value, c->sample_numel, f->stride);
     return tess_group_forward(c->ex, &group);
@@ -140,7 +140,7 @@ tess_status tess_flux_factors_close(const tess_flux_call *c, tess_flux_factors *
     /* A copy of the input lies there since the forward. */
     if (f->in.x.view.numel == 0)
         f->in.x = modulation_input(c);
-    tess_group group = tess_flux_one(f->linear);
+    tess_group group = tess_group_one(f->linear);
     group.in = f->in;
     group.y[0] = tess_rows_of(f->gradient, c->sample_numel, f->stride);
     group.d_out = (tess_rows){.view = tess_exec_view(ex, NULL, 0, ex->dt)};

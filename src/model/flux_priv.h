@@ -122,10 +122,6 @@ static inline int64_t tess_flux_stream_numel(const tess_flux_call *c, int stream
 
 /* ---- groups ---- */
 
-static inline tess_group tess_flux_one(const tess_linear *linear)
-{
-    return (tess_group){.numel = 1, .linear = {linear}};
-}
 /** Input and adapters' activations of a group; see tess_group_take_input(). Local. */
 TESS_MUST_CHECK tess_status tess_flux_take_input(const tess_flux_call *c, const tess_group *group,
                                                  int64_t row_numel, bool wants_x, tess_carve *carve,

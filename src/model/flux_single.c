@@ -37,7 +37,7 @@ static tess_status take_saved(const tess_flux_call *c, const tess_flux_single *b
 {
     tess_carve *carve = c->keep;
     const int64_t rows = rows_of(c), h = c->m->hidden_numel;
-    const tess_group in = inputs(block), down = tess_flux_one(&block->down);
+    const tess_group in = inputs(block), down = tess_group_one(&block->down);
     const bool is_n_read = projections_learn(block) || tess_linear_learns(&block->up);
     const bool is_gate_wanted = tess_flux_factors_learn(c, &block->modulation);
     TESS_TRY(tess_flux_factors_take(c, &block->modulation, carve, &s->factors));
@@ -120,7 +120,7 @@ static tess_status finish(const tess_flux_call *c, const tess_flux_single *block
     const size_t mark = tess_carve_mark(&c->ex->work);
     const int64_t rows = rows_of(c), h = c->m->hidden_numel;
     const bool has_output = c->output.h.numel > 0;
-    tess_group down = tess_flux_one(&block->down);
+    tess_group down = tess_group_one(&block->down);
     tess_view f = s->f;
     if (has_output && f.numel == 0)
         TESS_TRY(tess_carve_take_2d(&c->ex->work, rows, h, c->ex->dt, &f));
@@ -166,7 +166,7 @@ static tess_status down_backward(const tess_flux_call *c, const tess_flux_single
     TESS_TRY(tess_carve_take_rows(&c->ex->work, rows, h, c->ex->dt, &d_f));
     const tess_flux_gated gate = gate_of(c, s, s->f);
     TESS_TRY(tess_flux_gate_backward(c, &gate, joint(c, c->d_output.h), joint(c, d_f.view)));
-    tess_group down = tess_flux_one(&block->down);
+    tess_group down = tess_group_one(&block->down);
     down.in = s->both;
     down.y[0] = d_f;
     TESS_TRY(tess_group_backward(c->ex, &down, d_both));

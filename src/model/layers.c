@@ -65,11 +65,6 @@ static tess_group projections(const tess_attention *layer)
     return (tess_group){.numel = 3, .linear = {&layer->q, &layer->k, &layer->v}};
 }
 
-static tess_group one(const tess_linear *linear)
-{
-    return (tess_group){.numel = 1, .linear = {linear}};
-}
-
 tess_status tess_attention_take_input(const tess_exec *ex, const tess_attention *layer,
                                       bool wants_x, tess_carve *carve, tess_group_input *in)
 {
@@ -83,7 +78,7 @@ tess_status tess_attention_take_saved(tess_exec *ex, const tess_attention *layer
 {
     tess_carve *carve = &ex->saved;
     const int64_t rows = ex->row_numel;
-    const tess_group out = one(&layer->o);
+    const tess_group out = tess_group_one(&layer->o);
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->q.out_numel, ex->dt, &saved->q));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->k.out_numel, ex->dt, &saved->k));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->v.out_numel, ex->dt, &saved->v));
@@ -171,7 +166,7 @@ tess_status tess_attention_forward(tess_exec *ex, const tess_attention *layer,
     TESS_TRY(
         norm_and_rotate(ex, &layer->k_norm, rope, saved->k, layer->kv_head_numel, &r.k, &r.inv_k));
     TESS_TRY(mix(ex, layer, &r, saved));
-    tess_group out = one(&layer->o);
+    tess_group out = tess_group_one(&layer->o);
     out.in = saved->mixed;
     out.y[0] = tess_rows_of(y, rows, layer->o.out_numel);
     TESS_TRY(tess_group_forward(ex, &out));
@@ -258,7 +253,7 @@ tess_status tess_attention_backward(tess_exec *ex, const tess_attention *layer,
     const size_t inner_mark = tess_carve_mark(&ex->work);
     tess_view d_mixed = {0};
     TESS_TRY(tess_carve_take_2d(&ex->work, rows, layer->o.in_numel, ex->dt, &d_mixed));
-    tess_group out = one(&layer->o);
+    tess_group out = tess_group_one(&layer->o);
     out.in = saved->mixed;
     out.y[0] = tess_rows_of(d_y, rows, layer->o.out_numel);
     TESS_TRY(tess_group_backward(ex, &out, d_mixed));
@@ -292,7 +287,7 @@ tess_status tess_mlp_take_saved(tess_exec *ex, const tess_mlp *layer, tess_mlp_s
 {
     tess_carve *carve = &ex->saved;
     const int64_t rows = ex->row_numel;
-    const tess_group down = one(&layer->down);
+    const tess_group down = tess_group_one(&layer->down);
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->gate.out_numel, ex->dt, &saved->gate));
     TESS_TRY(tess_carve_take_2d(carve, rows, layer->up.out_numel, ex->dt, &saved->up));
     TESS_TRY(tess_group_take_input(ex, &down, rows, tess_linear_learns(&layer->down), carve,
@@ -310,7 +305,7 @@ tess_status tess_mlp_forward(tess_exec *ex, const tess_mlp *layer, const tess_gr
     group.y[0] = tess_rows_of(saved->gate, rows, inner_numel);
     group.y[1] = tess_rows_of(saved->up, rows, inner_numel);
     TESS_TRY(tess_group_forward(ex, &group));
-    tess_group down = one(&layer->down);
+    tess_group down = tess_group_one(&layer->down);
     down.in = saved->product;
     down.y[0] = y.numel > 0 ? tess_rows_of(y, rows, layer->down.out_numel) : (tess_rows){0};
     if (down.in.x.view.numel == 0)
@@ -338,7 +333,7 @@ tess_status tess_mlp_backward(tess_exec *ex, const tess_mlp *layer, const tess_g
     const size_t inner_mark = tess_carve_mark(&ex->work);
     tess_view d_product = {0};
     TESS_TRY(tess_carve_take(&ex->work, saved->gate.numel, ex->dt, &d_product));
-    tess_group down = one(&layer->down);
+    tess_group down = tess_group_one(&layer->down);
     down.in = saved->product;
     down.y[0] = tess_rows_of(d_y, rows, layer->down.out_numel);
     TESS_TRY(tess_group_backward(ex, &down, d_product));

@@ -62,6 +62,12 @@ typedef struct tess_group {
     bool has_norms;    /* in.norm is there: the group's rows come in several calls */
 } tess_group;
 
+/** A linear by itself. Local. */
+static inline tess_group tess_group_one(const tess_linear *linear)
+{
+    return (tess_group){.numel = 1, .linear = {linear}};
+}
+
 /** y = n * w; n = x / rms(x). */
 typedef struct tess_norm {
     int weight_idx; /* [dim], -1: no such norm */
