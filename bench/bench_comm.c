@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <mpi.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "dist/comm.h"
 #include "dist/engine_priv.h"
@@ -26,13 +26,6 @@ typedef struct bench {
     char *other;
     double time_s[RUNS];
 } bench;
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void must(tess_status st)
 {
@@ -138,13 +131,13 @@ static void pair(bench *b, const char *name, void (*ours)(bench *), void (*their
     char label[64];
     for (int i = -WARM; i < RUNS; i++) {
         MPI_Barrier(MPI_COMM_WORLD);
-        const double a = now_s();
+        const double a = tess_clock_s();
         ours(b);
-        const double c = now_s();
+        const double c = tess_clock_s();
         MPI_Barrier(MPI_COMM_WORLD);
-        const double d = now_s();
+        const double d = tess_clock_s();
         theirs(b);
-        const double e = now_s();
+        const double e = tess_clock_s();
         if (i >= 0) {
             ours_s[i] = c - a;
             theirs_s[i] = e - d;

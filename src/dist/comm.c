@@ -307,13 +307,6 @@ static tess_status check_list(const tess_comm *comm, const tess_wire *wire, cons
     return TESS_OK;
 }
 
-static int next_own(const tess_piece *list, int numel, int rank, int from)
-{
-    while (from < numel && (list[from].peer_rank != rank || list[from].view.numel == 0))
-        from++;
-    return from;
-}
-
 /* Pieces to the own rank must meet as those between ranks do; here both lists are at hand. */
 static tess_status check_own_pairs(const tess_comm *comm, const tess_wire *wire,
                                    const tess_comm_exchange_args *a)
@@ -321,8 +314,8 @@ static tess_status check_own_pairs(const tess_comm *comm, const tess_wire *wire,
     int i = -1;
     int k = -1;
     for (;;) {
-        i = next_own(a->sends, a->send_numel, comm->rank, i + 1);
-        k = next_own(a->receives, a->receive_numel, comm->rank, k + 1);
+        i = piece_next_own(a->sends, a->send_numel, comm->rank, i + 1);
+        k = piece_next_own(a->receives, a->receive_numel, comm->rank, k + 1);
         if (i >= a->send_numel && k >= a->receive_numel)
             return TESS_OK;
         TESS_CHECK(i < a->send_numel && k < a->receive_numel &&

@@ -70,4 +70,13 @@ TESS_MUST_CHECK tess_status tess_comm_ops_check(const tess_comm_ops *ops, const 
 /** Write one formatted line to a file descriptor, newline added; errors are ignored. Local. */
 void tess_fd_line(int fd, const char *fmt, ...) TESS_PRINTF(2, 3);
 
+/** The first piece of `list` from index `from` on that `rank` exchanges with itself; numel: none.
+ */
+static inline int piece_next_own(const tess_piece *list, int numel, int rank, int from)
+{
+    while (from < numel && (list[from].peer_rank != rank || list[from].view.numel == 0))
+        from++;
+    return from;
+}
+
 TESS_END_DECLS

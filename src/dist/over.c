@@ -52,23 +52,16 @@ void over_set_checking(tess_comm *comm, bool is_on)
     memset(comm->checked_seq, 0, sizeof comm->checked_seq);
 }
 
-static int next_own(const tess_piece *list, int numel, int rank, int from)
-{
-    while (from < numel && (list[from].peer_rank != rank || list[from].view.numel == 0))
-        from++;
-    return from;
-}
-
 tess_status over_copy_own(over_comm *o, const tess_comm_exchange_args *a, tess_stream *s)
 {
     const int rank = o->base.rank;
-    int i = next_own(a->sends, a->send_numel, rank, 0);
-    int k = next_own(a->receives, a->receive_numel, rank, 0);
+    int i = piece_next_own(a->sends, a->send_numel, rank, 0);
+    int k = piece_next_own(a->receives, a->receive_numel, rank, 0);
     while (i < a->send_numel && k < a->receive_numel) { /* both lists match: comm.c has looked */
         if (a->sends[i].view.data != a->receives[k].view.data)
             TESS_TRY(tess_device_copy(o->device, a->receives[k].view, a->sends[i].view, s));
-        i = next_own(a->sends, a->send_numel, rank, i + 1);
-        k = next_own(a->receives, a->receive_numel, rank, k + 1);
+        i = piece_next_own(a->sends, a->send_numel, rank, i + 1);
+        k = piece_next_own(a->receives, a->receive_numel, rank, k + 1);
     }
     return TESS_OK;
 }

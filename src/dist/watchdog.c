@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "dist/comm_priv.h"
 
@@ -33,13 +34,6 @@ struct tess_watchdog {
     int64_t step;
     char label[64];
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct timespec at_s(double s)
 {
@@ -135,7 +129,7 @@ static void *watchdog_main(void *arg)
             continue;
         }
         const double end_s = w->begun_s + w->deadline_s;
-        const double late_s = now_s();
+        const double late_s = tess_clock_s();
         if (late_s < end_s) {
             const struct timespec until = at_s(end_s);
             pthread_cond_timedwait(&w->changed, &w->lock, &until);
@@ -235,7 +229,7 @@ tess_status tess_watchdog_create(tess_comm *comm, const tess_watchdog_options *o
 void tess_watchdog_beat(tess_watchdog *w, const char *label, int64_t step, double deadline_s)
 {
     pthread_mutex_lock(&w->lock);
-    w->begun_s = now_s();
+    w->begun_s = tess_clock_s();
     w->deadline_s = deadline_s;
     w->step = step;
     w->has_expired = false;
