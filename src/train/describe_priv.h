@@ -21,4 +21,19 @@ TESS_MUST_CHECK tess_status describe_is_as_hinted(const tess_description *d, boo
  * the patterns is one that the model has, which was made. Local. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status describe_check_names(const tess_description *d, bool has_own_adapters);
 
+/* describe_lora.c: adapters, and modules that are trained whole beside them. All are Local. */
+/** `d->spec`: the rules of the run, or those of the adapter that it starts from; NULL where every
+ * weight learns. @return TESS_E_CONFIG, as tess_adapter_open() */
+TESS_MUST_CHECK tess_status describe_lora(const tess_ctx *ctx, const char *adapter,
+                                          tess_description *d);
+tess_adapter_start describe_lora_start(const tess_run *run);
+/** The largest rank of an adapter; 0: there is none. */
+int64_t describe_rank_max(const tess_description *d);
+/** Callbacks of tess_model_options; `arg`: tess_base_choices. */
+tess_status describe_lora_of(void *arg, const char *path, bool is_head, tess_lora_choice *out);
+bool describe_is_saved(void *arg, const char *name);
+/** Of a described model: what is trained whole, or given to adapters, comes from weights of the
+ * files that are not quantized there. @return TESS_E_CONFIG, TESS_E_UNSUPPORTED */
+TESS_MUST_CHECK tess_status describe_check_lora(tess_description *d);
+
 TESS_END_DECLS

@@ -213,7 +213,7 @@ static void resolve(tess_run *run)
                                     : TESS_RUN_EXPORT_PEFT;
 }
 
-static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
+tess_status tess_run_refuse(const tess_run *run, tess_run_key_idx key, const char *why)
 {
     char place[TESS_RUN_PLACE_NBYTES];
     tess_run_place_text(run, key, place);
@@ -226,23 +226,26 @@ static tess_status check_lora(const tess_run *run)
     const tess_run_lora_keys *lora = &run->lora;
     char place[TESS_RUN_PLACE_NBYTES];
     if (lora->layers.item_numel > 0 && !lora->targets.is_list)
-        return refuse(
+        return tess_run_refuse(
             run, TESS_RUN_KEY_lora_layers,
             "needs lora.targets to be a list of names; put the layers into the expression "
             "instead, or write the list");
     if (lora->layers_pattern.item_numel > 0 && lora->layers.item_numel == 0)
-        return refuse(run, TESS_RUN_KEY_lora_layers_pattern,
-                      "says where a layer's number stands, and lora.layers names no layer: give it "
-                      "or remove this key");
+        return tess_run_refuse(
+            run, TESS_RUN_KEY_lora_layers_pattern,
+            "says where a layer's number stands, and lora.layers names no layer: give it "
+            "or remove this key");
     if (lora->dora && (lora->init == TESS_RUN_START_PISSA || lora->init == TESS_RUN_START_LOFTQ))
-        return refuse(run, TESS_RUN_KEY_lora_init,
-                      "pissa and loftq move a part of the weights into the adapter, which DoRA "
-                      "measures against the whole: choose lora.dora or one of them");
+        return tess_run_refuse(
+            run, TESS_RUN_KEY_lora_init,
+            "pissa and loftq move a part of the weights into the adapter, which DoRA "
+            "measures against the whole: choose lora.dora or one of them");
     if (run->adapter.resume != NULL && lora->init != TESS_RUN_START_DEFAULT &&
         lora->init != TESS_RUN_START_PISSA && lora->init != TESS_RUN_START_LOFTQ)
-        return refuse(run, TESS_RUN_KEY_lora_init,
-                      "has no meaning with adapter.resume, which brings the adapter's weights: "
-                      "remove it");
+        return tess_run_refuse(
+            run, TESS_RUN_KEY_lora_init,
+            "has no meaning with adapter.resume, which brings the adapter's weights: "
+            "remove it");
     for (int64_t i = 0; i < lora->rank_pattern.item_numel; i++) {
         const tess_run_pattern *p = &lora->rank_pattern.item[i];
         if (p->value == (double)(int64_t)p->value)
@@ -259,7 +262,7 @@ static tess_status check_mode(const tess_run *run)
 {
     if (run->train.mode == TESS_RUN_MODE_LORA) {
         if (run->output.export_as == TESS_RUN_EXPORT_HF)
-            return refuse(
+            return tess_run_refuse(
                 run, TESS_RUN_KEY_output_export_as,
                 "hf writes a whole model, which train.mode lora does not train: use peft");
         return check_lora(run);
@@ -269,14 +272,15 @@ static tess_status check_mode(const tess_run *run)
         const bool is_keep =
             i == TESS_RUN_KEY_base_format && run->base.format == TESS_RUN_BASE_KEEP;
         if (run->place[i].is_given && tess_run_key_is_of_adapters(key) && !is_keep)
-            return refuse(run, (tess_run_key_idx)i,
-                          "has no meaning with train.mode full, which trains every weight and "
-                          "freezes none: remove it or set train.mode to lora");
+            return tess_run_refuse(
+                run, (tess_run_key_idx)i,
+                "has no meaning with train.mode full, which trains every weight and "
+                "freezes none: remove it or set train.mode to lora");
     }
     if (run->output.export_as != TESS_RUN_EXPORT_HF &&
         run->output.export_as != TESS_RUN_EXPORT_NONE)
-        return refuse(run, TESS_RUN_KEY_output_export_as,
-                      "names a form of adapters, and train.mode full has none: use hf");
+        return tess_run_refuse(run, TESS_RUN_KEY_output_export_as,
+                               "names a form of adapters, and train.mode full has none: use hf");
     return TESS_OK;
 }
 

@@ -123,6 +123,10 @@ static inline bool tess_run_is_flux(const tess_run *run)
 void tess_run_place_text(const tess_run *run, tess_run_key_idx key,
                          char text[TESS_RUN_PLACE_NBYTES]);
 
+/** Refuse a key's value, its place first. Local. @return TESS_E_CONFIG */
+TESS_MUST_CHECK tess_status tess_run_refuse(const tess_run *run, tess_run_key_idx key,
+                                            const char *why);
+
 /** The resolved run as YAML; parses back to the same run. Free with tess_free. Local. */
 TESS_MUST_CHECK tess_status tess_run_yaml(const tess_run *run, char **text, size_t *nbytes);
 

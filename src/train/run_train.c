@@ -127,13 +127,6 @@ void run_train_resolve(tess_run *run)
 
 /* ---- checks ---- */
 
-static tess_status refuse(const tess_run *run, tess_run_key_idx key, const char *why)
-{
-    char place[TESS_RUN_PLACE_NBYTES];
-    tess_run_place_text(run, key, place);
-    return TESS_FAIL(TESS_E_CONFIG, "%s: %s", place, why);
-}
-
 static tess_status check_rules(const tess_run *run)
 {
     for (int i = 0; i < TESS_NELEM(rules); i++) {
@@ -143,7 +136,7 @@ static tess_status check_rules(const tess_run *run)
         if (!run->place[r->key].is_given || r->applies(run) || is_harmless)
             continue;
         snprintf(why, sizeof why, "has no meaning here: remove it or choose %s", r->needs);
-        return refuse(run, r->key, why);
+        return tess_run_refuse(run, r->key, why);
     }
     return TESS_OK;
 }
@@ -154,9 +147,9 @@ static tess_status check_weights(const tess_run *run)
     if (run->train.ema_decay > 0.0)
         return TESS_OK;
     if (run->train.eval_weights == TESS_RUN_WEIGHTS_EMA)
-        return refuse(run, TESS_RUN_KEY_train_eval_weights, why);
+        return tess_run_refuse(run, TESS_RUN_KEY_train_eval_weights, why);
     if (run->output.export_weights == TESS_RUN_WEIGHTS_EMA)
-        return refuse(run, TESS_RUN_KEY_output_export_weights, why);
+        return tess_run_refuse(run, TESS_RUN_KEY_output_export_weights, why);
     return TESS_OK;
 }
 
@@ -189,8 +182,9 @@ tess_status run_train_check(const tess_run *run)
     TESS_TRY(check_steps(run));
     if (run->train.optimizer == TESS_OPTIMIZER_SCHEDULE_FREE &&
         run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT)
-        return refuse(run, TESS_RUN_KEY_train_schedule,
-                      "adamw-schedule-free averages instead of lowering the learning rate: "
-                      "expected constant; remove it");
+        return tess_run_refuse(
+            run, TESS_RUN_KEY_train_schedule,
+            "adamw-schedule-free averages instead of lowering the learning rate: "
+            "expected constant; remove it");
     return TESS_OK;
 }
