@@ -10,14 +10,9 @@
 
 #include "tests/emulation/emu_ranges.h"
 #include "tests/support/cuda_door.h"
+#include "tests/support/must.h"
 
 static tess_cuda_door door;
-
-static void must(tess_status st)
-{
-    if (st != TESS_OK)
-        fail_msg("%s", tess_error_message());
-}
 
 static void check_entry(const char *table, const char *op, bool has)
 {

@@ -6,25 +6,12 @@
 #include "core/memory.h"
 #include "shard/loader.h"
 
-typedef struct feed {
-    two_matrices_batch batch;
-    int64_t first;
-} feed;
-
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    feed *f = arg;
-    f->batch.micro_batch_idx = f->first + m;
-    *batch = &f->batch;
-    return TESS_OK;
-}
-
 static tess_status run_steps(tess_runtime *rt, const emu_case *c, emu_outcome *out)
 {
     for (int step = 0; step < c->step_numel; step++) {
-        feed f = {.first = step * c->m};
+        two_matrices_feed f = {.first_idx = step * c->m};
         tess_step_result result;
-        const tess_step_request request = {.first_micro_batch_idx = f.first,
+        const tess_step_request request = {.first_micro_batch_idx = f.first_idx,
                                            .loss_token_numel = 7 * c->m,
                                            .update = {.step = step + 1,
                                                       .learning_rate = 0.01,
@@ -37,7 +24,7 @@ static tess_status run_steps(tess_runtime *rt, const emu_case *c, emu_outcome *o
                                                       .momentum = 0.9,
                                                       .matches_adamw = true},
                                            .arg = &f,
-                                           .batch_of = batch_of};
+                                           .batch_of = two_matrices_batch_of};
         TESS_TRY(tess_runtime_step(rt, &request, &result));
         TESS_CHECK(result.nonfinite_numel == 0, TESS_E_NUMERIC, "step %d is not finite", step);
         out->loss[step] = result.loss;

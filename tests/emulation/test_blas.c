@@ -12,14 +12,9 @@
 #include "kernels/cuda/blas_priv.h"
 #include "tests/emulation/blas_emulation.h"
 #include "tests/emulation/emulation.h"
+#include "tests/support/must.h"
 
 static tess_blas_emulation blas;
-
-static void must(tess_status st)
-{
-    if (st != TESS_OK)
-        fail_msg("%s", tess_error_message());
-}
 
 static void *zeroed(int64_t numel, size_t elem_nbytes)
 {

@@ -2,14 +2,9 @@
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/mma_probe.h"
 #include "tests/kernels/op_support.h"
+#include "tests/support/must.h"
 
 static tess_stream stream;
-
-static void must(tess_status st)
-{
-    if (st != TESS_OK)
-        fail_msg("%s", tess_error_message());
-}
 
 static void *device_of(const void *host, size_t nbytes)
 {

@@ -17,15 +17,10 @@
 #include "kernels/cuda/sdpa_priv.h"
 #include "tests/emulation/barriers.h"
 #include "tests/emulation/emulation.h"
+#include "tests/support/must.h"
 
 enum { DOCUMENT_MAX = 9, PLACE_MAX = 4 * DOCUMENT_MAX, TOKEN_MAX = 1300 };
 static const int chunks[] = {DOCUMENT_MAX, 3, 1};
-
-static void must(tess_status st)
-{
-    if (st != TESS_OK)
-        fail_msg("%s", tess_error_message());
-}
 
 static void *on_device(const void *host, size_t nbytes)
 {

@@ -226,19 +226,6 @@ static tess_status check_records(const trial *t)
 
 /* ---- a run ---- */
 
-typedef struct feed {
-    two_matrices_batch batch;
-    int64_t first;
-} feed;
-
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    feed *f = arg;
-    f->batch.micro_batch_idx = f->first + m;
-    *batch = &f->batch;
-    return TESS_OK;
-}
-
 /* Nothing is under way after a step, not even on a rank that computed nothing in it: the optimizer
  * has written what gathers read, and the caller may free what they fill. */
 static tess_status check_idle(const trial *t)
@@ -256,10 +243,10 @@ static tess_status check_idle(const trial *t)
 
 static tess_status run_step(trial *t, tess_runtime *rt, int step, outcome *out)
 {
-    feed f = {.first = step * t->s->m};
+    two_matrices_feed f = {.first_idx = step * t->s->m};
     tess_step_result result;
     const tess_step_request request = {
-        .first_micro_batch_idx = f.first,
+        .first_micro_batch_idx = f.first_idx,
         .loss_token_numel = 7 * t->s->m,
         .update = {.step = step + 1,
                    .learning_rate = 0.01,
@@ -269,7 +256,7 @@ static tess_status run_step(trial *t, tess_runtime *rt, int step, outcome *out)
                    .weight_decay = 0.1,
                    .clip_norm = 0.05},
         .arg = &f,
-        .batch_of = batch_of,
+        .batch_of = two_matrices_batch_of,
     };
     const int64_t events = tess_alloc_events();
     tess_spy_clear(t->comm);

@@ -112,23 +112,15 @@ tess_status __wrap_tess_comm_exchange(tess_comm *comm, const tess_wire *wire,
     return st;
 }
 
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    two_matrices_batch *b = arg;
-    b->micro_batch_idx = m;
-    *batch = b;
-    return TESS_OK;
-}
-
 static tess_status step(int idx)
 {
-    two_matrices_batch batch = {0};
+    two_matrices_feed feed = {0};
     tess_step_result result;
     const tess_step_request request = {
         .loss_token_numel = 1,
         .update = {.step = idx, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},
-        .arg = &batch,
-        .batch_of = batch_of,
+        .arg = &feed,
+        .batch_of = two_matrices_batch_of,
     };
     return tess_runtime_step(t.rt, &request, &result);
 }

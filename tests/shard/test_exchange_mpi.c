@@ -198,25 +198,12 @@ static tess_status check_step(const trial *t)
 
 /* ---- a run ---- */
 
-typedef struct feed {
-    two_matrices_batch batch;
-    int64_t first;
-} feed;
-
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    feed *f = arg;
-    f->batch.micro_batch_idx = f->first + m;
-    *batch = &f->batch;
-    return TESS_OK;
-}
-
 static tess_status run_step(trial *t, tess_runtime *rt, int step, outcome *out)
 {
-    feed f = {.first = step * t->s->m};
+    two_matrices_feed f = {.first_idx = step * t->s->m};
     tess_step_result result;
     const tess_step_request request = {
-        .first_micro_batch_idx = f.first,
+        .first_micro_batch_idx = f.first_idx,
         .loss_token_numel = 7 * t->s->m,
         .update = {.step = step + 1,
                    .learning_rate = 0.01,
@@ -226,7 +213,7 @@ static tess_status run_step(trial *t, tess_runtime *rt, int step, outcome *out)
                    .weight_decay = 0.1,
                    .clip_norm = 0.05},
         .arg = &f,
-        .batch_of = batch_of,
+        .batch_of = two_matrices_batch_of,
     };
     tess_spy_clear(t->comm);
     TESS_TRY(tess_runtime_step(rt, &request, &result));

@@ -44,14 +44,6 @@ typedef struct trial {
     owned unit[UNIT_NUMEL];
 } trial;
 
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    two_matrices_batch *b = arg;
-    b->micro_batch_idx = m;
-    *batch = b;
-    return TESS_OK;
-}
-
 /* ---- what the step started from ---- */
 
 static void widen(tess_view v, double *out)
@@ -168,7 +160,7 @@ static tess_status check_unit(trial *t, int u, const ref_adamw_args *a)
 
 static tess_status run_step(trial *t, int64_t step)
 {
-    two_matrices_batch batch = {0};
+    two_matrices_feed feed = {0};
     tess_step_result result;
     const tess_step_request request = {.loss_token_numel = 7 * MICRO_BATCH_NUMEL,
                                        .update = {.step = step,
@@ -178,8 +170,8 @@ static tess_status run_step(trial *t, int64_t step)
                                                   .eps = 1e-5,
                                                   .weight_decay = 0.25,
                                                   .clip_norm = t->s->clip_norm},
-                                       .arg = &batch,
-                                       .batch_of = batch_of};
+                                       .arg = &feed,
+                                       .batch_of = two_matrices_batch_of};
     const tess_update *up = &request.update;
     double norm = 0.0;
     note_state(t);

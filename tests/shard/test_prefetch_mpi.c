@@ -211,23 +211,15 @@ static tess_status check_slots(const trial *t)
 
 /* ---- a run ---- */
 
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    two_matrices_batch *b = arg;
-    b->micro_batch_idx = m;
-    *batch = b;
-    return TESS_OK;
-}
-
 static tess_status run_step(trial *t, tess_runtime *rt, int64_t step)
 {
-    two_matrices_batch batch = {0};
+    two_matrices_feed feed = {0};
     tess_step_result result;
     const tess_step_request request = {
         .loss_token_numel = 14,
         .update = {.step = step, .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},
-        .arg = &batch,
-        .batch_of = batch_of};
+        .arg = &feed,
+        .batch_of = two_matrices_batch_of};
     tess_spy_clear(t->spy);
     t->model.call_numel = 0;
     TESS_TRY(tess_runtime_step(rt, &request, &result));

@@ -30,25 +30,12 @@ typedef struct setting {
     tess_choice once;
 } setting;
 
-typedef struct feed {
-    two_matrices_batch batch;
-    int64_t first;
-} feed;
-
-static tess_status batch_of(void *arg, int64_t m, const void **batch)
-{
-    feed *f = arg;
-    f->batch.micro_batch_idx = f->first + m;
-    *batch = &f->batch;
-    return TESS_OK;
-}
-
 static tess_status run_steps(tess_runtime *rt, const setting *s, outcome *out)
 {
     for (int step = 0; step < STEP_NUMEL; step++) {
-        feed f = {.first = step * s->m};
+        two_matrices_feed f = {.first_idx = step * s->m};
         const tess_step_request request = {
-            .first_micro_batch_idx = f.first,
+            .first_micro_batch_idx = f.first_idx,
             .loss_token_numel = 7 * s->m,
             .update = {.step = step + 1,
                        .learning_rate = 0.01,
@@ -58,7 +45,7 @@ static tess_status run_steps(tess_runtime *rt, const setting *s, outcome *out)
                        .weight_decay = 0.1,
                        .clip_norm = 0.05},
             .arg = &f,
-            .batch_of = batch_of,
+            .batch_of = two_matrices_batch_of,
         };
         tess_step_result result;
         const int64_t before = tess_alloc_events();
@@ -284,7 +271,7 @@ static int64_t nan_loss_idx = -1, current_idx;
 static tess_status watch_batch(void *arg, int64_t m, const void **batch)
 {
     current_idx = m;
-    return batch_of(arg, m, batch);
+    return two_matrices_batch_of(arg, m, batch);
 }
 
 static tess_status sum_or_nan(const tess_sum_args *a, tess_stream *s)
@@ -299,7 +286,7 @@ enum { POISONED_M = 5, POISONED_IDX = 2 };
 
 static tess_status one_step(tess_runtime *rt, int64_t step, tess_step_result *result)
 {
-    feed f = {0};
+    two_matrices_feed f = {0};
     const tess_step_request request = {
         .loss_token_numel = 1,
         .update = {.step = step, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8},

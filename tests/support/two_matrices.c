@@ -344,6 +344,14 @@ static tess_status place_constants(void *model, tess_device *device, tess_view p
                             tess_view_host(&m->table, sizeof m->table, TESS_U8_OPAQUE), stream);
 }
 
+tess_status two_matrices_batch_of(void *arg, int64_t m, const void **batch)
+{
+    two_matrices_feed *f = arg;
+    f->batch.micro_batch_idx = f->first_idx + m;
+    *batch = &f->batch;
+    return TESS_OK;
+}
+
 const tess_stage_ops two_matrices_ops = {.forward = forward,
                                          .backward = backward,
                                          .constant_nbytes = constant_nbytes,

@@ -40,6 +40,15 @@ typedef struct two_matrices_batch {
     int64_t micro_batch_idx;
 } two_matrices_batch;
 
+/** Batches of a step; the first is global number `first_idx`. */
+typedef struct two_matrices_feed {
+    two_matrices_batch batch;
+    int64_t first_idx;
+} two_matrices_feed;
+
+/** `batch_of` of a step request; `arg`: a two_matrices_feed. */
+tess_status two_matrices_batch_of(void *arg, int64_t m, const void **batch);
+
 /** Register into an empty registry and lay it out. */
 tess_status two_matrices_describe(two_matrices *m, tess_registry *reg);
 extern const tess_stage_ops two_matrices_ops;
