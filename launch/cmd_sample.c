@@ -149,7 +149,7 @@ static const struct argp_option options[] = {
     {"top-k", 'k', "K", 0, "Choose among the K likeliest tokens (default 40); 0: among all", 0},
     {"seed", 's', "SEED", 0, "Seed of the choice or of the noise (default 0, or sample.seed)", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
-    {"output", 'o', "FILE", 0, "Diffusion: write the latents to FILE (safetensors)", 1},
+    {"output", 'o', "FILE", 0, "Diffusion: file of the latents (safetensors)", 1},
     {"steps", KEY_STEPS, "N", 0, "Diffusion: Euler steps (default sample.steps)", 1},
     {"guidance", KEY_GUIDANCE, "G", 0,
      "Diffusion: guidance that the model is told (default sample.guidance)", 1},

@@ -104,8 +104,7 @@ static const struct argp_option options[] = {
      "Append TOKEN to each text or completion; auto: the end token that "
      "tokenizer_config.json names",
      0},
-    {"train-on-prompts", KEY_PROMPTS, NULL, 0, "Prompts and other people's turns count in the loss",
-     0},
+    {"train-on-prompts", KEY_PROMPTS, NULL, 0, "Prompts and others' turns count in the loss", 0},
     {"special-tokens", KEY_SPECIAL, NULL, 0, "Read special tokens where the text spells them", 0},
     {"chat-template", KEY_CHAT, "NAME", 0, "llama3, chatml or mistral-inst; chats need it", 0},
     {"default-system", KEY_SYSTEM, "TEXT", 0, "System text of chats that have none", 0},

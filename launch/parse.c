@@ -41,7 +41,7 @@ static error_t on_common(int key, char *arg, struct argp_state *state)
 }
 
 static const struct argp_option common_options[] = {
-    {"verbose", 'v', NULL, 0, "More lines on stderr, and where an error came from", 100},
+    {"verbose", 'v', NULL, 0, "Say more on stderr, and where an error came from", 100},
     {"help", 'h', NULL, 0, "Print this page", 101},
     {0},
 };

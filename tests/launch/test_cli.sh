@@ -34,6 +34,7 @@ for command in $commands; do
         grep -q "^Usage: tessera $command " "$work/out" || complain "tessera $form: no usage line"
         grep -q -- '--help' "$work/out" || complain "tessera $form: options are not listed"
         [[ ! -s $work/err ]] || complain "tessera $form: wrote to stderr"
+        ! grep -q '^ \+$' "$work/out" || complain "tessera $form: a line of blanks (argp's, where a text fills its line)"
     done
     expect 64 "$command: unknown option '--no-such-option'" "$command" --no-such-option
     expect 64 "$command: unknown option '-Z'" "$command" -Z

@@ -42,6 +42,11 @@ expect 64 "expected HOSTFILE -- COMMAND" "$work/empty"
 expect 66 "$work/missing: cannot read this host file" "$work/missing" -- true
 expect 65 "$work/empty: names no machine" "$work/empty" -- true
 
+status=0
+PATH=/nonexistent /bin/bash "$root/launch/slurm.sbatch" run.yaml >"$work/out" 2>"$work/err" || status=$?
+[[ $status == 69 ]] || complain "slurm.sbatch without Slurm: exit $status, expected 69"
+grep -qF "submit this script with sbatch" "$work/err" || complain "slurm.sbatch without Slurm: $(cat "$work/err")"
+
 # A user who may not install gets the exact line, and 69. Everything the script calls before that
 # is a stand-in on PATH.
 mkdir "$work/bin"
