@@ -595,10 +595,14 @@ static tess_status say_state(text_buffer *t, const tess_plan *plan)
 static tess_status say_all(text_buffer *t, const tess_plan *plan, const tess_registry *reg)
 {
     const tess_plan_options *o = &plan->options;
+    const int64_t rest_numel = o->micro_batch_numel % o->world;
+    char rest[64] = "";
+    if (rest_numel > 0)
+        snprintf(rest, sizeof rest, " (the last for %" PRId64 " of the ranks)", rest_numel);
     TESS_TRY(say(
-        t, "%d rank%s, gather group %d, %" PRId64 " micro-batches in %d round%s, reduction %s\n",
+        t, "%d rank%s, gather group %d, %" PRId64 " micro-batches in %d round%s%s, reduction %s\n",
         o->world, o->world == 1 ? "" : "s", o->gather_group_numel, o->micro_batch_numel,
-        plan->round_numel, plan->round_numel == 1 ? "" : "s",
+        plan->round_numel, plan->round_numel == 1 ? "" : "s", rest,
         tess_reduction_name(plan->reduction)));
     TESS_TRY(
         say(t, "reshard after forward %s, activation checkpointing %s, prefetch %d, %d slots\n",

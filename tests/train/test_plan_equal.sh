@@ -70,7 +70,7 @@ compare 3 full-3 compute.dtype=f32
 
 # What a person reads.
 text=$("$tessera" plan "$work/run.yaml" --ranks 4 shard.gather_group=world)
-for part in '4 ranks, gather group 4, 6 micro-batches in 2 rounds, reduction exact' \
+for part in '4 ranks, gather group 4, 6 micro-batches in 2 rounds (the last for 2 of the ranks), reduction exact' \
     'units (what a stage takes whole)' 'frozen matrices (how products take them)' \
     'dequantized panel by panel' 'contracts (collectives with dtypes)' \
     'all_gather     stored u8_opaque wire u8_opaque' 'memory of every rank' 'outside arenas' \
