@@ -234,10 +234,10 @@ static tess_status check_measured_passes(const tess_session *s)
 {
     const tess_session_measure *m = s->options.measure;
     TESS_CHECK(
-        m == NULL || m->save_every + m->traced_numel == 0, TESS_E_UNSUPPORTED,
+        m->save_every + m->traced_numel == 0, TESS_E_UNSUPPORTED,
         "model.family: saves of kmeans are not measured, nor its single kernels; give a run of "
         "another family");
-    TESS_CHECK(m == NULL || m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
+    TESS_CHECK(m->step_numel < s->run->quantizer.passes, TESS_E_CONFIG,
                "quantizer.passes: expected more than the %" PRId64
                " measured ones, as the last of a level is another, found %" PRId64,
                m->step_numel, s->run->quantizer.passes);
@@ -248,10 +248,10 @@ static tess_status check_measured_passes(const tess_session *s)
 static tess_status check_measured_steps(const tess_session *s)
 {
     const tess_session_measure *m = s->options.measure;
-    if (tess_run_is_kmeans(s->run))
-        return check_measured_passes(s);
     if (m == NULL)
         return TESS_OK;
+    if (tess_run_is_kmeans(s->run))
+        return check_measured_passes(s);
     const int64_t numel = m->step_numel + m->traced_numel;
     TESS_CHECK(s->step + numel <= s->run->train.steps, TESS_E_CONFIG,
                "train.steps: expected at least %" PRId64 ", for %" PRId64
