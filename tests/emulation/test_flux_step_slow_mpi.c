@@ -15,7 +15,7 @@
 #include "tests/emulation/emulated_device.h"
 #include "tests/emulation/emulation.h"
 
-enum { STEP_NUMEL = 2, MICRO_BATCH_NUMEL = 2 };
+enum { STEP_NUMEL = 2, MICRO_BATCH_NUMEL = 2, CHOICE_NUMEL = 2 };
 
 typedef struct outcome {
     run_curve curve;
@@ -187,25 +187,6 @@ static tess_status find_alone(const flux_choice *choice, outcome *out)
     return TESS_OK;
 }
 
-static tess_status check_choice(tess_comm *comm, const flux_choice *choice)
-{
-    outcome alone, together;
-    tess_status st = TESS_OK;
-    memset(&alone, 0, sizeof alone);
-    if (tess_comm_rank(comm) == 0)
-        st = find_alone(choice, &alone);
-    TESS_TRY(tess_agree(comm, st));
-    TESS_TRY(tess_comm_bcast(comm, 0, &alone, sizeof alone));
-    TESS_TRY(run_emulated(comm, TESS_EMULATION_REVERSED, choice, &together));
-    TESS_CHECK(together.late_numel == 0 && alone.late_numel == 0, TESS_E_STATE,
-               "%lld products were not announced",
-               (long long)(together.late_numel + alone.late_numel));
-    TESS_CHECK(memcmp(&together, &alone, sizeof alone) == 0, TESS_E_STATE,
-               "%d ranks gave other bits than one: loss %.17g against %.17g", tess_comm_world(comm),
-               together.curve.loss[STEP_NUMEL - 1], alone.curve.loss[STEP_NUMEL - 1]);
-    return TESS_OK;
-}
-
 /* One block of each kind, every linear adapted, two samples in a batch. */
 static flux_choice small(tess_dtype dt, tess_format base)
 {
@@ -221,15 +202,51 @@ static flux_choice small(tess_dtype dt, tess_format base)
     return o;
 }
 
+static flux_choice choice_of(int idx)
+{
+    return idx == 0 ? small(TESS_F32, TESS_FORMAT_INT8) : small(TESS_BF16, TESS_FORMAT_NF4);
+}
+
+static tess_status find_all_alone(tess_comm *comm, void *alone)
+{
+    const int world = tess_comm_world(comm);
+    outcome *out = alone;
+    tess_status st = TESS_OK;
+    /* ranks take turns, so that no core waits for another's */
+    for (int i = tess_comm_rank(comm); i < CHOICE_NUMEL && st == TESS_OK; i += world) {
+        const flux_choice choice = choice_of(i);
+        st = find_alone(&choice, &out[i]);
+    }
+    TESS_TRY(tess_agree(comm, st));
+    for (int i = 0; i < CHOICE_NUMEL; i++)
+        TESS_TRY(tess_comm_bcast(comm, i % world, &out[i], sizeof out[i]));
+    return TESS_OK;
+}
+
+static tess_status check_choice(tess_comm *comm, const flux_choice *choice, const outcome *alone)
+{
+    outcome together;
+    TESS_TRY(run_emulated(comm, TESS_EMULATION_REVERSED, choice, &together));
+    TESS_CHECK(together.late_numel == 0 && alone->late_numel == 0, TESS_E_STATE,
+               "%lld products were not announced",
+               (long long)(together.late_numel + alone->late_numel));
+    TESS_CHECK(memcmp(&together, alone, sizeof together) == 0, TESS_E_STATE,
+               "%d ranks gave other bits than one: loss %.17g against %.17g", tess_comm_world(comm),
+               together.curve.loss[STEP_NUMEL - 1], alone->curve.loss[STEP_NUMEL - 1]);
+    return TESS_OK;
+}
+
 static tess_status body(tess_comm *comm)
 {
-    const flux_choice choice[] = {small(TESS_F32, TESS_FORMAT_INT8),
-                                  small(TESS_BF16, TESS_FORMAT_NF4)};
-    for (int i = 0; i < TESS_NELEM(choice); i++) {
-        const tess_status st = check_choice(comm, &choice[i]);
+    outcome alone[CHOICE_NUMEL];
+    memset(alone, 0, sizeof alone);
+    TESS_TRY(rank_test_alone(comm, find_all_alone, alone, sizeof alone));
+    for (int i = 0; i < CHOICE_NUMEL; i++) {
+        const flux_choice choice = choice_of(i);
+        const tess_status st = check_choice(comm, &choice, &alone[i]);
         if (st != TESS_OK && tess_comm_rank(comm) == 0)
-            fprintf(stderr, "%s behind %s activations:\n", tess_format_name(choice[i].base),
-                    tess_dtype_name(choice[i].dt));
+            fprintf(stderr, "%s behind %s activations:\n", tess_format_name(choice.base),
+                    tess_dtype_name(choice.dt));
         TESS_TRY(st);
     }
     return TESS_OK;

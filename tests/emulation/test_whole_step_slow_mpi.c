@@ -18,7 +18,7 @@
 #include "tests/emulation/emulation.h"
 #include "train/session_priv.h"
 
-enum { STEP_NUMEL = 2, CASE_MAX = 8 };
+enum { STEP_NUMEL = 2 };
 
 /* ---- runs ---- */
 
@@ -202,45 +202,55 @@ static const run_case optimizer_cases[] = {
      {SHORT_STEPS, "train.optimizer=muon", "compute.dtype=bf16", "train.muon_scale=original"}},
 };
 
-/* What one rank finds: ranks take turns, so that no core waits for another's. */
-static tess_status find_all_alone(tess_comm *comm, const run_case *c, int case_numel,
-                                  outcome *alone)
+/* Every case, in the order of their outcomes. */
+static const struct {
+    const run_case *cases;
+    int numel;
+} lists[] = {{optimizer_cases, TESS_NELEM(optimizer_cases)},
+             {format_cases, TESS_NELEM(format_cases)},
+             {full_cases, TESS_NELEM(full_cases)}};
+
+enum {
+    CASE_NUMEL = TESS_NELEM(optimizer_cases) + TESS_NELEM(format_cases) + TESS_NELEM(full_cases)
+};
+
+static const run_case *case_at(int idx)
 {
-    tess_status st = TESS_OK;
-    for (int i = tess_comm_rank(comm); i < case_numel && st == TESS_OK;
-         i += tess_comm_world(comm)) {
-        st = find_alone(&c[i], &alone[i]);
-        if (st != TESS_OK)
-            fprintf(stderr, "%s:\n", c[i].name);
-    }
-    TESS_TRY(tess_agree(comm, st));
-    for (int i = 0; i < case_numel; i++)
-        TESS_TRY(tess_comm_bcast(comm, i % tess_comm_world(comm), &alone[i], sizeof alone[i]));
-    return TESS_OK;
+    int l = 0;
+    for (; idx >= lists[l].numel; l++)
+        idx -= lists[l].numel;
+    return &lists[l].cases[idx];
 }
 
-static tess_status check_cases(tess_comm *comm, const run_case *c, int case_numel)
+/* What one rank finds: ranks take turns, so that no core waits for another's. */
+static tess_status find_all_alone(tess_comm *comm, void *alone)
 {
-    outcome alone[CASE_MAX];
-    memset(alone, 0, sizeof alone);
-    TESS_TRY(find_all_alone(comm, c, case_numel, alone));
-    for (int i = 0; i < case_numel; i++) {
-        const tess_status st = check_case(comm, &c[i], &alone[i]);
-        if (st != TESS_OK && tess_comm_rank(comm) == 0)
-            fprintf(stderr, "%s:\n", c[i].name);
-        TESS_TRY(st);
+    const int world = tess_comm_world(comm);
+    outcome *out = alone;
+    tess_status st = TESS_OK;
+    for (int i = tess_comm_rank(comm); i < CASE_NUMEL && st == TESS_OK; i += world) {
+        st = find_alone(case_at(i), &out[i]);
+        if (st != TESS_OK)
+            fprintf(stderr, "%s:\n", case_at(i)->name);
     }
+    TESS_TRY(tess_agree(comm, st));
+    for (int i = 0; i < CASE_NUMEL; i++)
+        TESS_TRY(tess_comm_bcast(comm, i % world, &out[i], sizeof out[i]));
     return TESS_OK;
 }
 
 static tess_status body(tess_comm *comm)
 {
-    _Static_assert(TESS_NELEM(format_cases) <= CASE_MAX && TESS_NELEM(full_cases) <= CASE_MAX &&
-                       TESS_NELEM(optimizer_cases) <= CASE_MAX,
-                   "outcomes of all cases at once");
-    TESS_TRY(check_cases(comm, optimizer_cases, TESS_NELEM(optimizer_cases)));
-    TESS_TRY(check_cases(comm, format_cases, TESS_NELEM(format_cases)));
-    return check_cases(comm, full_cases, TESS_NELEM(full_cases));
+    outcome alone[CASE_NUMEL];
+    memset(alone, 0, sizeof alone);
+    TESS_TRY(rank_test_alone(comm, find_all_alone, alone, sizeof alone));
+    for (int i = 0; i < CASE_NUMEL; i++) {
+        const tess_status st = check_case(comm, case_at(i), &alone[i]);
+        if (st != TESS_OK && tess_comm_rank(comm) == 0)
+            fprintf(stderr, "%s:\n", case_at(i)->name);
+        TESS_TRY(st);
+    }
+    return TESS_OK;
 }
 
 int main(int argc, char **argv) { return rank_test_main(argc, argv, body); }
