@@ -42,12 +42,15 @@ static void prepare(emu_device *d, emu_kernel_call *call)
 static ptrdiff_t first_difference(const emu_memory *m, const char *a, const char *b,
                                   bool is_written)
 {
-    unsigned char any = 0;
-    for (size_t i = 0; i < m->nbytes; i++) /* without branches: it runs over all memory */
-        any |= (unsigned char)((((m->access[i] & EMU_WRITE) != 0) == is_written) & (a[i] != b[i]));
-    for (size_t i = 0; any != 0 && i < m->nbytes; i++)
-        if (((m->access[i] & EMU_WRITE) != 0) == is_written && a[i] != b[i])
-            return (ptrdiff_t)i;
+    enum { BLOCK = 4096 };
+    for (size_t from = 0; from < m->nbytes; from += BLOCK) { /* most of all memory is equal */
+        const size_t end = TESS_MIN(from + BLOCK, m->nbytes);
+        if (memcmp(a + from, b + from, end - from) == 0)
+            continue;
+        for (size_t i = from; i < end; i++)
+            if (((m->access[i] & EMU_WRITE) != 0) == is_written && a[i] != b[i])
+                return (ptrdiff_t)i;
+    }
     return -1;
 }
 
