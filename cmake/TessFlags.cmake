@@ -17,6 +17,6 @@ target_include_directories(tess_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMA
 if(TESS_SANITIZE)
     # -Wrestrict mistakes members of one struct for each other behind the checks; the release build has it
     target_compile_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE} -fno-omit-frame-pointer
-        -Wno-conversion -Wno-restrict)
+        -Wno-conversion $<$<C_COMPILER_ID:GNU>:-Wno-restrict>)
     target_link_options(tess_flags INTERFACE -fsanitize=${TESS_SANITIZE})
 endif()

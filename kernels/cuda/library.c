@@ -132,6 +132,7 @@ static int64_t most_documents(const tess_sdpa *sdpa, const tess_cuda_work *work,
                               char why[TESS_SDPA_REASON_NBYTES])
 {
     tess_attention_shape shape = work->attention[0];
+    why[0] = '\0';
     for (int64_t n = work->document_max; n > 0; n--) {
         char other[TESS_SDPA_REASON_NBYTES];
         shape.document_numel = n;

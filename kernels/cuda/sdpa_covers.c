@@ -51,9 +51,10 @@ static bool is_worth(const tess_sdpa *sdpa, const tess_sdpa_compiled *p,
 {
     static const double LIBRARY_FLOP_PER_S = 450e12, OWN_FLOP_PER_S = 225e12;
     const double heads = (double)(shape->head_numel * shape->dim);
-    const double length = (double)shape->token_numel / (double)TESS_MAX(shape->document_numel, 1);
-    const double flop = 5.0 * heads * (double)shape->token_numel *
-                        TESS_MIN(length, (double)p->c.length_numel); /* of a causal backward */
+    const int64_t document_numel = p->c.is_packed ? TESS_MAX(shape->document_numel, 1) : 1;
+    const double length = (double)shape->token_numel / (double)document_numel;
+    const double flop = (p->c.is_whole ? 10.0 : 5.0) * heads * (double)shape->token_numel *
+                        TESS_MIN(length, (double)p->c.length_numel); /* of the backward */
     const double more_s = (double)(execution_numel(p, shape) - 1) * sdpa->settings.execution_s;
     return more_s <= flop / OWN_FLOP_PER_S - flop / LIBRARY_FLOP_PER_S;
 }

@@ -25,8 +25,13 @@ TESS_BEGIN_DECLS
     X(CLOSE, "close")                                                                              \
     X(LINK, "link")                                                                                \
     X(UNLINK, "unlink")                                                                            \
-    X(RENAME, "rename") X(MKDIR, "mkdir") X(RMDIR, "rmdir") X(FALLOCATE, "fallocate")              \
-        X(STATVFS, "statvfs") X(STAT, "stat") X(OPENDIR, "opendir")
+    X(RENAME, "rename")                                                                            \
+    X(MKDIR, "mkdir")                                                                              \
+    X(RMDIR, "rmdir")                                                                              \
+    X(FALLOCATE, "fallocate")                                                                      \
+    X(STATVFS, "statvfs")                                                                          \
+    X(STAT, "stat")                                                                                \
+    X(OPENDIR, "opendir")
 
 typedef enum tess_io_op {
 #define X(name, text) TESS_IO_##name,

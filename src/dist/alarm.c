@@ -1,3 +1,4 @@
+#include "core/clock.h"
 #include "dist/alarm_priv.h"
 
 #include <stdio.h>
@@ -103,7 +104,7 @@ void engine_alarm_hear(engine *e)
 
 static void tell(engine_alarm *a)
 {
-    const double until_s = engine_now_s() + TELL_LIMIT_S;
+    const double until_s = tess_clock_s() + TELL_LIMIT_S;
     const struct timespec nap = {0, 50000};
     int is_through = 0;
     for (int p = 0; p < a->world; p++)
@@ -111,7 +112,7 @@ static void tell(engine_alarm *a)
             (void)MPI_Isend(&a->out, (int)sizeof a->out, MPI_BYTE, p, ALARM_TAG, a->mpi,
                             &a->told[p]);
     while (MPI_Testall(a->world, a->told, &is_through, MPI_STATUSES_IGNORE) == MPI_SUCCESS &&
-           !is_through && engine_now_s() < until_s)
+           !is_through && tess_clock_s() < until_s)
         nanosleep(&nap, NULL);
 }
 

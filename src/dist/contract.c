@@ -26,6 +26,7 @@ struct tess_contract {
     int64_t wire_room;
 };
 
+enum { VALUE_NBYTES = 512 };
 static const char HEADER[] = "tessera contract 1\n";
 
 static tess_status grow(int64_t want, size_t elem_nbytes, int64_t *room, void **memory)
@@ -106,16 +107,40 @@ static tess_status add_entry(tess_contract *c, const char *name, const char *val
     return TESS_OK;
 }
 
+/* What a message has room for: the beginning, and the digest of all of it. */
+static tess_status abridge(const char *whole, size_t nbytes, char value[VALUE_NBYTES])
+{
+    enum { KEPT_NBYTES = VALUE_NBYTES - 100 };
+    char hex[TESS_SHA256_HEX_NBYTES];
+    tess_sha256 digest;
+    TESS_TRY(tess_sha256_of(whole, nbytes, &digest));
+    tess_hex(digest.byte, sizeof digest.byte, hex);
+    snprintf(value, VALUE_NBYTES, "%.*s... (SHA-256 of %zu bytes: %s)", KEPT_NBYTES, whole, nbytes,
+             hex);
+    return TESS_OK;
+}
+
 tess_status tess_contract_add_text(tess_contract *contract, const char *name, const char *fmt, ...)
 {
-    char value[512];
-    va_list args;
+    char value[VALUE_NBYTES];
+    void *whole = NULL;
+    va_list args, again;
     va_start(args, fmt);
+    va_copy(again, args);
     const int n = vsnprintf(value, sizeof value, fmt, args);
     va_end(args);
-    TESS_CHECK(n >= 0 && (size_t)n < sizeof value, TESS_E_RANGE,
-               "contract entry '%s': value of %d bytes, the limit is %zu", name, n,
-               sizeof value - 1);
+    tess_status st = TESS_OK;
+    if (n >= (int)sizeof value) {
+        st = tess_alloc((size_t)n + 1, &whole);
+        if (st == TESS_OK) {
+            vsnprintf(whole, (size_t)n + 1, fmt, again);
+            st = abridge(whole, (size_t)n, value);
+        }
+        tess_free(whole);
+    }
+    va_end(again);
+    TESS_TRY(st);
+    TESS_CHECK(n >= 0, TESS_E_RANGE, "contract entry '%s': its value is no text", name);
     return add_entry(contract, name, value);
 }
 

@@ -1,3 +1,4 @@
+#include "core/clock.h"
 #include "dist/alarm_priv.h"
 
 #include <errno.h>
@@ -10,13 +11,6 @@
 #include <time.h>
 
 static const tess_stream_ops queue_ops;
-
-double engine_now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 tess_status engine_mpi_fail(int code, const char *file, int line, const char *call)
 {
@@ -82,7 +76,7 @@ static void expire_if_late(engine_queue *q, double since_s, double grace_s)
 {
     const engine *e = q->owner;
     const double from_s = TESS_MAX(since_s, e->moved_s);
-    const double waited_s = engine_now_s() - from_s;
+    const double waited_s = tess_clock_s() - from_s;
     if (waited_s > engine_deadline_s(e) + grace_s)
         expire(q, waited_s);
 }
@@ -102,7 +96,7 @@ static void wait_for_thread(engine *e)
 tess_status engine_wait(engine_queue *q, uint64_t mark, double grace_s)
 {
     engine *e = q->owner;
-    const double start_s = engine_now_s();
+    const double start_s = tess_clock_s();
     double moved_s = start_s;
     pthread_mutex_lock(&e->lock);
     while (atomic_load(&e->failed) == TESS_OK && atomic_load(&q->done) < mark) {
@@ -112,15 +106,15 @@ tess_status engine_wait(engine_queue *q, uint64_t mark, double grace_s)
             continue;
         }
         if (engine_drive(e)) {
-            moved_s = engine_now_s();
+            moved_s = tess_clock_s();
             continue;
         }
         expire_if_late(q, start_s, grace_s);
         pthread_mutex_unlock(&e->lock);
-        back_off(engine_now_s() - moved_s);
+        back_off(tess_clock_s() - moved_s);
         pthread_mutex_lock(&e->lock);
     }
-    e->blocked_s += engine_now_s() - start_s;
+    e->blocked_s += tess_clock_s() - start_s;
     const bool is_done = atomic_load(&q->done) >= mark;
     pthread_mutex_unlock(&e->lock);
     return is_done ? TESS_OK : engine_verdict(e);
@@ -182,7 +176,7 @@ bool engine_drive(engine *e)
             moved = true;
         }
     if (moved)
-        e->moved_s = engine_now_s();
+        e->moved_s = tess_clock_s();
     return moved;
 }
 
@@ -197,17 +191,17 @@ static bool is_idle(const engine *e)
 static void *thread_main(void *arg)
 {
     engine *e = arg;
-    double moved_s = engine_now_s();
+    double moved_s = tess_clock_s();
     pthread_mutex_lock(&e->lock);
     while (!e->is_stopping) {
         if (is_idle(e) || atomic_load(&e->failed) != TESS_OK) {
             pthread_cond_wait(&e->work_cond, &e->lock);
-            moved_s = engine_now_s();
+            moved_s = tess_clock_s();
             continue;
         }
         const bool moved = engine_drive(e);
         pthread_mutex_unlock(&e->lock);
-        const double now_s = engine_now_s();
+        const double now_s = tess_clock_s();
         if (moved)
             moved_s = now_s;
         back_off(now_s - moved_s);
@@ -327,7 +321,7 @@ tess_status engine_create(tess_comm_thread thread, const tess_deadlines *deadlin
     init_sync(e);
     e->refs = 1;
     e->chunk_nbytes = ENGINE_CHUNK_NBYTES;
-    e->created_s = e->moved_s = engine_now_s();
+    e->created_s = e->moved_s = tess_clock_s();
     if (deadlines != NULL)
         e->deadlines = *deadlines;
     if (!(e->deadlines.start_s > 0.0))

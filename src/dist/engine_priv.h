@@ -172,9 +172,6 @@ struct engine {
     uint64_t record_serial; /* records made */
 };
 
-/** Seconds of the monotonic clock. */
-double engine_now_s(void);
-
 TESS_MUST_CHECK tess_status engine_create(tess_comm_thread thread, const tess_deadlines *deadlines,
                                           engine **out);
 void engine_ref(engine *e);

@@ -5,6 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "dist/engine_priv.h"
 
 uint64_t engine_record_add(engine_queue *q, const engine_op *op)
@@ -19,7 +20,7 @@ uint64_t engine_record_add(engine_queue *q, const engine_op *op)
     r->entry_idx = op->entry_idx;
     r->world = q->world;
     r->stream = q->base.name;
-    r->queued_s = engine_now_s() - e->created_s;
+    r->queued_s = tess_clock_s() - e->created_s;
     r->started_s = r->done_s = 0.0;
     snprintf(r->name, sizeof r->name, "%.63s", op->name);
     return serial;
@@ -31,7 +32,7 @@ void engine_record_mark(engine *e, uint64_t serial, engine_record_state state)
     if (r->serial != serial)
         return; /* so many were enqueued meanwhile that the ring took its place */
     r->state = state;
-    const double now_s = engine_now_s() - e->created_s;
+    const double now_s = tess_clock_s() - e->created_s;
     if (state == ENGINE_STARTED)
         r->started_s = now_s;
     else
@@ -86,10 +87,10 @@ void tess_fd_line(int fd, const char *fmt, ...)
 
 bool engine_try_lock(engine *e, double limit_s)
 {
-    const double until_s = engine_now_s() + limit_s;
+    const double until_s = tess_clock_s() + limit_s;
     const struct timespec nap = {0, 1000000};
     while (pthread_mutex_trylock(&e->lock) != 0) {
-        if (engine_now_s() > until_s)
+        if (tess_clock_s() > until_s)
             return false;
         nanosleep(&nap, NULL);
     }
@@ -105,7 +106,7 @@ void engine_record_dump(engine *e, int rank, int fd)
     tess_fd_line(fd,
                  "# collectives of rank %d: %" PRIu64 " made, %" PRIu64 " kept; seconds since "
                  "start, now %.6f",
-                 rank, last, last - first, engine_now_s() - e->created_s);
+                 rank, last, last - first, tess_clock_s() - e->created_s);
     tess_fd_line(fd, "# serial stream sequence ranks op entry state queued started done name");
     for (uint64_t i = first; i < last; i++) {
         const engine_record *r = &e->records[i % ENGINE_RECORD_NUMEL];

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "dist/alarm_priv.h"
 #include "dist/over_priv.h"
@@ -126,7 +127,7 @@ static void advance(gpu_link *l)
                 if (tess_event_query(&mark->event, &is_reached) != TESS_OK || !is_reached)
                     break;
                 engine_record_mark(l->engine, mark->record_serial, ENGINE_DONE);
-                l->moved_s = engine_now_s();
+                l->moved_s = tess_clock_s();
                 l->is_warm = true;
             }
         }
@@ -191,7 +192,7 @@ static tess_status look(void *self, const tess_stream *s, double waited_s, doubl
         l->blocked_s += slice_s;
     (void)engine_drive(l->engine);
     advance(l);
-    const double still_s = TESS_MIN(waited_s, engine_now_s() - l->moved_s);
+    const double still_s = TESS_MIN(waited_s, tess_clock_s() - l->moved_s);
     const bool is_late = still_s > limit_s(l) && oldest(l, &comm, &lane) != NULL;
     pthread_mutex_unlock(&l->engine->lock);
     TESS_TRY(verdict(l));
@@ -212,7 +213,7 @@ static void settle_pause(double waited_s)
 /* What was called has been enqueued, or a group is ready, when this returns. */
 static tess_status settle(gpu_link *l, tess_gpu_group *group, const char *doing)
 {
-    const double since_s = engine_now_s();
+    const double since_s = tess_clock_s();
     for (;;) {
         bool is_ready = false;
         if (l->library->poll(group, &is_ready) != TESS_OK)
@@ -224,7 +225,7 @@ static tess_status settle(gpu_link *l, tess_gpu_group *group, const char *doing)
             pthread_mutex_unlock(&l->engine->lock);
         }
         TESS_TRY(verdict(l));
-        const double waited_s = engine_now_s() - since_s;
+        const double waited_s = tess_clock_s() - since_s;
         if (waited_s > limit_s(l))
             return fail(l, TESS_E_TIMEOUT, "rank %d waited %.1f s for %s: %s", l->launch_rank,
                         waited_s, l->library->name, doing);
@@ -580,7 +581,7 @@ static tess_status make_link(tess_comm *host, tess_device *d, const tess_gpu_col
     l->library = library;
     l->engine = engine_of_comm(host);
     l->launch_rank = tess_comm_launch_rank(host);
-    l->moved_s = engine_now_s();
+    l->moved_s = tess_clock_s();
     if (deadlines != NULL)
         l->deadlines = *deadlines;
     if (!(l->deadlines.start_s > 0.0))

@@ -1,3 +1,4 @@
+#include "core/clock.h"
 #include "dist/start_priv.h"
 
 #include <stdio.h>
@@ -28,13 +29,13 @@ tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, bool *ow
 /* Waiting while there is no engine yet. */
 static tess_status finish_request(MPI_Request *req, double limit_s)
 {
-    const double until_s = engine_now_s() + limit_s;
+    const double until_s = tess_clock_s() + limit_s;
     int is_done = 0;
     for (;;) {
         TESS_MPI(MPI_Test(req, &is_done, MPI_STATUS_IGNORE));
         if (is_done)
             return TESS_OK;
-        TESS_CHECK(engine_now_s() < until_s, TESS_E_TIMEOUT,
+        TESS_CHECK(tess_clock_s() < until_s, TESS_E_TIMEOUT,
                    "starting the communicators: not all ranks came within %.0f s", limit_s);
         const struct timespec nap = {0, 20000};
         nanosleep(&nap, NULL);

@@ -474,14 +474,16 @@ static void shape_groups(tess_packed *p, const int64_t *dim, int dim_numel)
     p->is_grouped = false;
 }
 
-/* What lies in the place of a missing tensor, NULL: nothing: a tensor of the same module (packed
- * otherwise), or the tensor under a path that is longer or shorter in front. */
+/* What lies in the place of a missing tensor, NULL: nothing: of a weight another tensor of its
+ * module (packed otherwise), or the tensor under a path that is longer or shorter in front. */
 static const char *find_instead(const tess_model_dir *dir, const char *name)
 {
     const char *dot = strrchr(name, '.');
     const size_t nbytes = strlen(name), stem = dot != NULL ? (size_t)(dot - name) + 1 : nbytes;
-    for (int64_t i = 0; i < dir->tensor_numel; i++)
-        if (dot != NULL && strncmp(dir->tensor[i].name, name, stem) == 0)
+    const bool is_weight = dot != NULL && strcmp(dot, ".weight") == 0;
+    for (int64_t i = 0; is_weight && i < dir->tensor_numel; i++)
+        if (strncmp(dir->tensor[i].name, name, stem) == 0 &&
+            strcmp(dir->tensor[i].name + stem, "bias") != 0)
             return dir->tensor[i].name;
     for (int64_t i = 0; i < dir->tensor_numel; i++) {
         const char *other = dir->tensor[i].name;

@@ -13,7 +13,8 @@
 
 /* Bounds of one match attempt: far above what module paths need, milliseconds at worst. */
 enum { MATCH_LIMIT = 1000000, DEPTH_LIMIT = 20000, HEAP_LIMIT_KIB = 20480 };
-enum { PATTERN_MAX_NBYTES = 4096, PATH_MAX_NBYTES = 512 };
+/* All 504 paths of FLUX.1 in one expression are 21 KB; PCRE2 has room for some 64 KB of code. */
+enum { PATTERN_MAX_NBYTES = 1 << 15, PATH_MAX_NBYTES = 512 };
 
 struct tess_peft_spec {
     tess_peft_options options; /* points into `kept` */

@@ -14,6 +14,18 @@ static const ckpt_entry *newest_of(const ckpt_list *list)
     return newest;
 }
 
+/* A run may have gone on from an earlier one since, whose steps are fewer still. */
+static void tell_whole(const tess_log *log, const char *path, const ckpt_list *list)
+{
+    const ckpt_entry *newest = newest_of(list), *whole = &list->entries[list->numel - 1];
+    if (!newest->is_valid && whole->is_valid)
+        tess_log_write(
+            log, TESS_LOG_WARN,
+            "the MANIFEST of '%s', the newest checkpoint in '%s', is damaged; the newest "
+            "that is whole is '%s/%s': name that one to read it",
+            newest->name, path, path, whole->name);
+}
+
 tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir, size_t dir_nbytes)
 {
     char manifest[PATH_MAX], found[PATH_MAX];
@@ -33,6 +45,7 @@ tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir, 
     }
     tess_status st = TESS_OK;
     if (chosen == NULL && list.numel > 0) {
+        tell_whole(&ctx->log, path, &list);
         st = ckpt_join(found, path, newest_of(&list)->name);
         chosen = found;
     }
@@ -335,11 +348,12 @@ static tess_status check_source(tess_io *io, const tess_ckpt_source_file *f, int
     return TESS_OK;
 }
 
-/* One file that the base refers to, where it was when the run saw it. */
+/* One file that the base refers to, where it was when the run saw it. Another one at a relative
+ * path tells where the reader stands, not what became of it. */
 static tess_status verify_source(verify_run *run, tess_io *io, const tess_ckpt_source_file *f)
 {
     static const char gone[] =
-        "the base refers to it; a resume needs model.path to name its folder";
+        "the base refers to it; a resume needs model.path to name it or its folder";
     const verify_line absent = {NULL, f->path, VERDICT_ABSENT, gone};
     tess_io_kind kind = TESS_IO_MISSING;
     int64_t nbytes = 0;
@@ -352,6 +366,10 @@ static tess_status verify_source(verify_run *run, tess_io *io, const tess_ckpt_s
     if (st == TESS_OK)
         st = check_source(io, f, fd, nbytes);
     (void)!tess_io_close(io, f->path, &fd);
+    if (st == TESS_E_FORMAT && f->path[0] != '/') {
+        tess_error_clear();
+        return print_line(run, &absent);
+    }
     return tell(run, NULL, f->path, st);
 }
 

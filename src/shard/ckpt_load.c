@@ -456,11 +456,12 @@ static void tell_left_behind(const load *l)
     if (s->is_reader || s->list.numel == 0)
         return;
     const ckpt_entry *newest = &s->list.entries[s->list.numel - 1];
-    if (newest->is_valid && !newest->is_resumed)
-        tess_log_write(&s->ctx->log, TESS_LOG_WARN,
-                       "'%s' is left behind, which '%s' holds: output.resume names another "
-                       "checkpoint, and auto goes on from the newest",
-                       newest->name, s->dir);
+    if (newest->is_valid && newest->step > s->parent_step)
+        tess_log_write(
+            &s->ctx->log, TESS_LOG_WARN,
+            "'%s' holds '%s', which is newer than the checkpoint that output.resume names "
+            "and is left behind; output.resume: auto would go on from it",
+            s->dir, newest->name);
 }
 
 /* The run goes on from here: lineage, run id, and what retention must not touch. */
@@ -474,7 +475,7 @@ static void adopt(load *l, bool is_named)
     s->parent_manifest = m->digest;
     snprintf(s->run_id, sizeof s->run_id, "%s", m->run_id);
     /* By the name that is its own: a path to it may be spelled in many ways. */
-    snprintf(name, sizeof name, "step-%010" PRId64 ".%.8s", m->step, m->attempt);
+    ckpt_step_name(m->step, m->attempt, name);
     for (int64_t i = 0; i < s->list.numel; i++) {
         ckpt_entry *e = &s->list.entries[i];
         e->is_resumed = strcmp(e->name, name) == 0;

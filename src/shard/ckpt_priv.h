@@ -50,6 +50,7 @@ bool ckpt_is_hex(const char *text, size_t nbytes);
 void ckpt_shard_name(int rank, int world, char name[CKPT_SHARD_NAME_NBYTES]);
 /* "step-<10 digits>.<8 hex>"; *step gets the number. */
 bool ckpt_parse_step_name(const char *name, int64_t *step);
+void ckpt_step_name(int64_t step, const char *attempt, char name[CKPT_DIR_NAME_NBYTES]);
 tess_status ckpt_join(char *out, const char *dir, const char *name); /* out[PATH_MAX] */
 
 /* One logical tensor in one role. */
@@ -433,7 +434,6 @@ void ckpt_note_commit(tess_ckpt_store *s, const ckpt_attempt *a);
 size_t ckpt_manifest_room(const tess_ckpt_store *s, const ckpt_index *index,
                           const tess_ckpt_base *base, size_t state_room_nbytes);
 
-double ckpt_now_s(void);
 /* Write one shard, unless HDF5 has failed in this process before. */
 TESS_MUST_CHECK tess_status ckpt_store_write(tess_ckpt_store *s, ckpt_shard_job *job);
 /* Wait for the writer, then give it something to do. */

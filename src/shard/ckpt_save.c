@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "core/clock.h"
 #include "shard/ckpt_priv.h"
 
 enum { STATE_ROOM_DEFAULT_NBYTES = 1 << 20, STATE_NUMEL_MAX = 4096 };
@@ -260,11 +261,11 @@ static tess_status copy_snapshot(tess_ckpt_store *s)
 
 static tess_status take_snapshot(tess_ckpt_store *s)
 {
-    const double start_s = ckpt_now_s();
+    const double start_s = tess_clock_s();
     tess_status st = ckpt_window_follow(&s->window);
     if (st == TESS_OK)
         st = copy_snapshot(s);
-    s->times = (ckpt_times){.snapshot_s = ckpt_now_s() - start_s};
+    s->times = (ckpt_times){.snapshot_s = tess_clock_s() - start_s};
     /* Copies inside the host's memory cannot fail, so nothing is to be agreed on there. */
     return s->window.device != NULL ? tess_agree(s->comm, st) : st;
 }
@@ -272,7 +273,7 @@ static tess_status take_snapshot(tess_ckpt_store *s)
 static tess_status name_attempt(tess_ckpt_store *s, const char *attempt)
 {
     snprintf(s->attempt, sizeof s->attempt, "%s", attempt);
-    snprintf(s->attempt_name, sizeof s->attempt_name, "step-%010" PRId64 ".%.8s", s->step, attempt);
+    ckpt_step_name(s->step, attempt, s->attempt_name);
     return ckpt_join(s->attempt_dir, s->dir, s->attempt_name);
 }
 
@@ -434,7 +435,7 @@ static tess_status job_result(tess_ckpt_store *s)
 tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
 {
     tess_ckpt_store *s = store;
-    const double start_s = ckpt_now_s();
+    const double start_s = tess_clock_s();
     const bool was_in_flight = s->is_in_flight;
     tess_status st =
         was_in_flight ? job_result(s) : TESS_FAIL(TESS_E_STATE, "no checkpoint is in flight");
@@ -477,7 +478,7 @@ tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
     report->hash_s = s->job.times.hash_s;
     report->write_s = s->job.times.write_s;
     report->fsync_s = s->job.times.fsync_s;
-    report->commit_s = ckpt_now_s() - start_s;
+    report->commit_s = tess_clock_s() - start_s;
     return TESS_OK;
 }
 

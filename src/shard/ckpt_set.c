@@ -144,6 +144,11 @@ void ckpt_shard_name(int rank, int world, char name[CKPT_SHARD_NAME_NBYTES])
              (unsigned)world % 100000u);
 }
 
+void ckpt_step_name(int64_t step, const char *attempt, char name[CKPT_DIR_NAME_NBYTES])
+{
+    snprintf(name, CKPT_DIR_NAME_NBYTES, "step-%010" PRId64 ".%.8s", step, attempt);
+}
+
 bool ckpt_parse_step_name(const char *name, int64_t *step)
 {
     if (strlen(name) != 24 || strncmp(name, "step-", 5) != 0 || name[15] != '.' ||

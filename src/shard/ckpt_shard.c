@@ -10,16 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "shard/ckpt_priv.h"
 
 enum { COPY_NBYTES = 1 << 20 };
-
-double ckpt_now_s(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- chunk table ---- */
 
@@ -302,14 +296,14 @@ static tess_status fill_final_file(ckpt_shard_job *job, const shard_plan *p, con
                           .from_fd = p->skeleton_fd,
                           .to_path = path,
                           .to_fd = fd};
-    const double start_s = ckpt_now_s();
+    const double start_s = tess_clock_s();
     TESS_TRY(tess_io_fallocate(job->io, path, fd, job->file.file_nbytes));
     TESS_TRY(take_metadata(&walk, &job->file, p->chunks, p->chunk_numel, &job->file.metadata));
     TESS_TRY(write_payload(job, p, path, fd));
-    const double written_s = ckpt_now_s();
+    const double written_s = tess_clock_s();
     TESS_TRY(tess_io_fsync(job->io, path, fd));
     job->times.write_s = written_s - start_s;
-    job->times.fsync_s = ckpt_now_s() - written_s;
+    job->times.fsync_s = tess_clock_s() - written_s;
     return TESS_OK;
 }
 
@@ -331,9 +325,9 @@ static tess_status write_steps(ckpt_shard_job *job, shard_plan *p)
 {
     ckpt_h5_layout layout = {0};
     TESS_TRY(build_skeleton(job, p, &layout));
-    const double start_s = ckpt_now_s();
+    const double start_s = tess_clock_s();
     TESS_TRY(digest_payload(job, p));
-    job->times.hash_s = ckpt_now_s() - start_s;
+    job->times.hash_s = tess_clock_s() - start_s;
     job->file.file_nbytes = layout.file_nbytes;
     job->file.table_nbytes = p->chunk_numel * CKPT_CHUNK_ENTRY_NBYTES;
     job->file.table_offset_nbytes = p->chunk_numel > 0 ? layout.table_offset_nbytes : 0;

@@ -222,15 +222,16 @@ static tess_status take_means(tess_kmeans *job, int book_idx)
 
 static tess_status update_codes(tess_kmeans *job, int book_idx, tess_kmeans_report *out)
 {
+    const tess_kmeans_config *c = &job->plan.config;
+    const bool is_last = job->progress.pass >= c->pass_numel && c->refine_numel == 0;
     tess_status st = TESS_OK;
-    if (job->plan.config.batch_numel > 0)
+    if (c->batch_numel > 0)
         blend(job, book_idx);
     else
         st = take_means(job, book_idx);
-    const bool is_last = job->progress.pass >= job->plan.config.pass_numel;
     TESS_TRY(tess_agree(job->parts.comm, st));
-    /* Halves of a code that was split are means of nothing until the next pass. */
-    if (job->plan.config.batch_numel == 0 && !is_last)
+    /* Halves of a code that was split are means of nothing until they are fitted again. */
+    if (c->batch_numel == 0 && !is_last)
         TESS_TRY(kmeans_repair(job, book_idx, &out->split_numel));
     return tess_codebooks_publish(job->books, book_idx);
 }

@@ -45,17 +45,24 @@ static tess_status hash_adapter(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES
     return st != TESS_OK ? st : closed;
 }
 
-/* Rank 0 reads. `hex` is empty where no adapter is read. */
+/* Every rank has a file of its own, perhaps under another path; who has none may resume still.
+ * `hex`: rank 0's, empty where no adapter is read. */
 static tess_status share_adapter_digest(tess_session *s, char hex[TESS_SHA256_HEX_NBYTES])
 {
-    tess_status st = TESS_OK;
+    char own[TESS_SHA256_HEX_NBYTES] = "";
     memset(hex, 0, TESS_SHA256_HEX_NBYTES);
     if (s->options.kind != TESS_SESSION_TRAIN || s->run->adapter.resume == NULL)
         return TESS_OK;
-    if (tess_comm_rank(s->world) == 0)
-        st = hash_adapter(s, hex);
-    TESS_TRY(session_agree(s, st));
-    return tess_comm_bcast(s->world, 0, hex, TESS_SHA256_HEX_NBYTES);
+    TESS_TRY(session_agree(s, hash_adapter(s, own)));
+    memcpy(hex, own, sizeof own);
+    TESS_TRY(tess_comm_bcast(s->world, 0, hex, TESS_SHA256_HEX_NBYTES));
+    tess_status st = TESS_OK;
+    if (strcmp(own, hex) != 0 && strcmp(own, missing) != 0)
+        st = TESS_FAIL(TESS_E_CONTRACT,
+                       "adapter.resume: '%s' has SHA-256 %.16s, that of rank 0 %.16s; give all "
+                       "ranks the same adapter",
+                       s->run->adapter.resume, own, hex);
+    return session_agree(s, st);
 }
 
 /* ---- listing ---- */
@@ -207,11 +214,12 @@ tess_status session_settle_contract(tess_session *s, session_contract_filler fil
     return TESS_OK;
 }
 
-/* Ranks may have a model or data in different places: what is there is compared by content. */
+/* Ranks may have a model, data or an adapter in different places: what is there is compared. */
 static bool is_place_of_input(const tess_run_key *key)
 {
     return key->kind == TESS_RUN_PATH &&
-           (strcmp(key->section, "model") == 0 || strcmp(key->section, "data") == 0);
+           (strcmp(key->section, "model") == 0 || strcmp(key->section, "data") == 0 ||
+            strcmp(key->section, "adapter") == 0);
 }
 
 static tess_status add_key(const tess_run *run, const tess_run_key *key, tess_contract *c)

@@ -108,6 +108,8 @@ static tess_status keep_model(tess_session *s)
 static tess_status refer_to_source(tess_session *s)
 {
     const int numel = tess_model_dir_file_numel(s->d.dir);
+    const char *dir = tess_model_dir_path(s->d.dir);
+    char whole[PATH_MAX]; /* who reads the checkpoint may stand elsewhere */
     void *files = NULL, *paths = NULL;
     tess_status st = tess_alloc_array(numel, sizeof *s->source_file, &files);
     if (st == TESS_OK)
@@ -115,9 +117,11 @@ static tess_status refer_to_source(tess_session *s)
     s->source_file = files;
     s->source_path = paths;
     TESS_TRY(session_agree(s, st));
+    if (realpath(dir, whole) != NULL)
+        dir = whole;
     for (int i = 0; i < numel; i++) {
         tess_ckpt_source_file *f = &s->source_file[i];
-        snprintf(s->source_path[i], sizeof *s->source_path, "%s/%s", tess_model_dir_path(s->d.dir),
+        snprintf(s->source_path[i], sizeof *s->source_path, "%s/%s", dir,
                  tess_model_dir_file_name(s->d.dir, i));
         f->path = s->source_path[i];
         f->nbytes = tess_model_dir_file_nbytes(s->d.dir, i);

@@ -97,7 +97,7 @@ static tess_status check_tokenizers(const tess_session *s)
     char path[PATH_MAX];
     bool is_there = false;
     tess_sha256 model;
-    if (tess_comm_rank(s->world) != 0)
+    if (tess_comm_rank(s->world) != 0 || (s->train_data == NULL && s->eval_data == NULL))
         return TESS_OK;
     TESS_TRY(tess_describe_file(s->ctx, s->run, "tokenizer.json", path, &is_there));
     if (!is_there)

@@ -41,7 +41,7 @@ static tess_status put_suffix(tess_tokenize_state *s)
 {
     const tess_ids *suffix = tess_tokenizer_suffix(s->tokenizer);
     const bool has_eos = s->eos_id >= 0;
-    s->result->no_end_numel += !has_eos && suffix->numel == 0;
+    s->result->no_end_numel += !has_eos && suffix->numel == 0 && s->ids.numel > 0;
     return tess_ids_append(&s->ids, has_eos ? &s->eos_id : suffix->id, has_eos ? 1 : suffix->numel);
 }
 

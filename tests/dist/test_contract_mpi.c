@@ -7,11 +7,13 @@
 enum { UNITS = 21 };
 
 /* What one rank has different from the others. */
-typedef enum twist { SAME, WIRE_DTYPE, TEXT_FIRST, TEXT_LAST, LONGER, SHORTER, RENAMED } twist;
+typedef enum twist { SAME, WIRE_DTYPE, TEXT_FIRST, TEXT_LAST, LONGER, SHORTER, RENAMED, END } twist;
 
 static void fill(tess_contract *c, twist t)
 {
     EXPECT(tess_contract_add_text(c, "library", "%s", t == TEXT_FIRST ? "2" : "1") == TESS_OK);
+    /* more than a message holds, and a difference behind what it holds */
+    EXPECT(tess_contract_add_text(c, "long", "%01500d", t == END ? 2 : 1) == TESS_OK);
     const int units = t == SHORTER ? UNITS - 1 : UNITS;
     for (int u = 0; u < units; u++) {
         tess_wire w = {.op = TESS_COMM_ALL_GATHER,
@@ -62,11 +64,16 @@ static void test_differences_are_named(tess_comm *comm)
         refuse(comm, odd, WIRE_DTYPE, "rank %d: unit 17 wire dtype f32, rank 0: bf16; start all");
         refuse(comm, odd, TEXT_FIRST, "rank %d: library 2, rank 0: 1; ");
         refuse(comm, odd, TEXT_LAST, "rank %d: kernels avx2, rank 0: avx512; ");
-        refuse(comm, odd, LONGER, "rank %d: contract entry 149 'extra', rank 0: none; ");
+        refuse(comm, odd, LONGER, "rank %d: contract entry 150 'extra', rank 0: none; ");
         refuse(comm, odd, SHORTER,
-               "rank %d: contract entry 141 is missing, rank 0: 'unit 20 op'; ");
+               "rank %d: contract entry 142 is missing, rank 0: 'unit 20 op'; ");
         refuse(comm, odd, RENAMED,
-               "rank %d: contract entry 22 is 'unit x op' all_gather, rank 0: 'unit 3 op' ");
+               "rank %d: contract entry 23 is 'unit x op' all_gather, rank 0: 'unit 3 op' ");
+    }
+    for (int odd = 1; odd < tess_comm_world(comm); odd++) {
+        refuse(comm, odd, END, "rank %d: long 0000000000");
+        EXPECT(agree(comm, odd, END) == TESS_E_CONTRACT &&
+               strstr(tess_error_message(), "(SHA-256 of 1500 bytes: ") != NULL);
     }
     /* rank 0 is the odd one: the first rank that differs from it is named */
     if (tess_comm_world(comm) > 1) {
@@ -80,7 +87,7 @@ static void test_digest_covers_every_field(tess_comm *comm)
 {
     (void)comm;
     static const twist kinds[] = {SAME,   WIRE_DTYPE, TEXT_FIRST, TEXT_LAST,
-                                  LONGER, SHORTER,    RENAMED};
+                                  LONGER, SHORTER,    RENAMED,    END};
     tess_sha256 digest[TESS_NELEM(kinds)];
     for (int i = 0; i < TESS_NELEM(kinds); i++) {
         tess_contract *c = NULL;

@@ -8,7 +8,7 @@
 #include "core/half.h"
 #include "format/adapter.h"
 
-enum { CASE_TENSOR_MAX = 64, CASE_NUMEL_MAX = 4096 };
+enum { CASE_TENSOR_MAX = 512, CASE_NUMEL_MAX = 4096 };
 
 /* What one rounding to a dtype may change, relative to the value: half a unit in the last place. */
 static inline double unit_of(tess_dtype dt)

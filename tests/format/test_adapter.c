@@ -539,6 +539,52 @@ static void test_spec_matches_its_modules_alone(void **state)
     tess_adapter_close(&a);
 }
 
+/* One rank-1 module of kohya's. */
+static void add_small(case_file *c, const char *block, int block_idx, const char *layer,
+                      int64_t row_numel, int64_t col_numel)
+{
+    char name[128];
+    snprintf(name, sizeof name, "lora_unet_%s_blocks_%d_%s.lora_down.weight", block, block_idx,
+             layer);
+    case_add(c, name, 1, col_numel);
+    snprintf(name, sizeof name, "lora_unet_%s_blocks_%d_%s.lora_up.weight", block, block_idx,
+             layer);
+    case_add(c, name, row_numel, 1);
+}
+
+/* As many modules as files of the whole model have: rules of 4 KiB held a hundred. */
+static void test_spec_of_all_blocks(void **state)
+{
+    enum { DOUBLES = 19, SINGLES = 38 };
+    const fixture *f = *state;
+    const char *path = at(f, "source.safetensors");
+    static case_file c;
+    tess_adapter *a = NULL;
+    tess_peft_spec *spec = NULL;
+    tess_peft_match m;
+    c = (case_file){.dtype = TESS_ST_F32};
+    for (int i = 0; i < DOUBLES; i++) {
+        add_small(&c, "double", i, "img_attn_proj", H, H);
+        add_small(&c, "double", i, "txt_attn_proj", H, H);
+        add_small(&c, "double", i, "img_mod_lin", (int64_t)6 * H, H);
+        add_small(&c, "double", i, "txt_mod_lin", (int64_t)6 * H, H);
+    }
+    for (int i = 0; i < SINGLES; i++) {
+        add_small(&c, "single", i, "linear2", H, (int64_t)5 * H);
+        add_small(&c, "single", i, "modulation_lin", (int64_t)3 * H, H);
+    }
+    case_write(f, &c, path, NULL, 0);
+    assert_ok(tess_adapter_open(f->io, path, NULL, &a));
+    assert_ok(tess_adapter_spec(a, &spec));
+    assert_ok(tess_peft_spec_match(
+        spec, &(tess_peft_module){.path = "single_transformer_blocks.37.norm.linear"}, &m));
+    assert_true(m.is_target);
+    assert_ok(tess_peft_spec_match(spec, &(tess_peft_module){.path = "proj_out"}, &m));
+    assert_false(m.is_target);
+    tess_peft_spec_destroy(&spec);
+    tess_adapter_close(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -554,6 +600,7 @@ int main(void)
         format_test(test_open_xlabs_is_read),
         format_test(test_write_missing_part_is_zero),
         format_test(test_spec_matches_its_modules_alone),
+        format_test(test_spec_of_all_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

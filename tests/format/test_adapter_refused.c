@@ -193,7 +193,6 @@ static void test_open_magnitudes_of_inputs_are_refused(void **state)
     assert_refused(try_open(f, &c, NULL), TESS_E_UNSUPPORTED, "expected 4 magnitudes", "found 3");
 }
 
-/* Cut anywhere, a file is refused, and nothing is leaked (teardown counts). */
 /* A run is DoRA at all of its layers, or at none. */
 static void test_spec_of_mixed_kinds_is_refused(void **state)
 {
@@ -211,6 +210,7 @@ static void test_spec_of_mixed_kinds_is_refused(void **state)
     tess_adapter_close(&a);
 }
 
+/* Cut anywhere, a file is refused, and nothing is leaked (teardown counts). */
 static void test_open_truncated_file_is_refused(void **state)
 {
     const fixture *f = *state;

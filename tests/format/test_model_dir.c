@@ -136,7 +136,8 @@ static void test_missing_tensors_are_told_with_what_lies_there(void **state)
         const char *there, *wanted, *why;
     } rows[] = {{"m.q.qweight", "m.q.weight", "is missing, found 'm.q.qweight' instead"},
                 {"m.q.weight_packed", "m.q.weight", "found 'm.q.weight_packed' instead"},
-                {"m.q.bias", "m.q.weight", "found 'm.q.bias' instead"},
+                {"m.q.bias", "m.q.weight", "tensor 'm.q.weight' [2] is missing"},
+                {"m.q.weight", "m.q.bias", "tensor 'm.q.bias' [2] is missing"},
                 {"text.m.q.weight", "m.q.weight", "found 'text.m.q.weight' instead"},
                 {"q.weight", "m.q.weight", "found 'q.weight' instead"},
                 {"m.qq.weight", "m.q.weight", "tensor 'm.q.weight' [2] is missing"},

@@ -562,6 +562,17 @@ static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
     ok(tess_io_write_all(b->f->ctx.io, path, bytes, sizeof bytes - 1));
     refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT,
             "has 24 bytes, the base was read from 25");
+    /* another file at a relative path tells where the reader stands */
+    ok(tess_io_write_all(b->f->ctx.io, "there.safetensors", "weights of somebody Else",
+                         sizeof bytes));
+    snprintf(path, sizeof path, "there.safetensors");
+    ok(ckpt_fixture_save(b->f, b->store, 2, &report));
+    memset(&p, 0, sizeof p);
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    assert_non_null(strstr(p.text, "absent  there.safetensors"));
+    assert_int_equal(unlink("there.safetensors"), 0);
+    snprintf(path, sizeof path, "%s/model.safetensors", b->dir);
+    ok(ckpt_fixture_save(b->f, b->store, 3, &report));
     /* moved away: told, and no damage */
     assert_int_equal(unlink(path), 0);
     memset(&p, 0, sizeof p);

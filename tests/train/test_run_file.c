@@ -445,7 +445,6 @@ static void test_run_parse_bad_yaml_is_refused_with_place(void **state)
         {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
         {"objective: {guidance_scale: 1}\n", "here it is 'objective.guidance'"},
         {"lora: {network_dim: 4}\n", "here it is 'lora.rank'"},
-        {"train: {gradient_accumulation_steps: 4}\n", "here it is 'train.micro_batches'"},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         tess_run *run = NULL;

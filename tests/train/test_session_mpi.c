@@ -152,6 +152,28 @@ static tess_status check_import(bench *b, double trained)
     return TESS_OK;
 }
 
+/* An adapter may lie elsewhere on a rank, but it is the same one. */
+static tess_status check_import_places(bench *b)
+{
+    const bool is_last = tess_comm_rank(b->comm) == tess_comm_world(b->comm) - 1;
+    const char *const other[3] = {"adapter.resume: '", "give all ranks the same adapter", NULL};
+    double here = 0.0, there = 0.0;
+    char place[340];
+    TESS_TRY(loss_of(b, &(opening){.name = "p1", .overrides = {b->adapter}}, &here));
+    TESS_TRY(shell(b, "cp -r \"$d/ad\" \"$d/ad2\""));
+    snprintf(place, sizeof place, "adapter.resume=%s/ad2", b->t.dir);
+    const opening o = {.name = "p2", .overrides = {is_last ? place : b->adapter}};
+    TESS_TRY(loss_of(b, &o, &there));
+    TESS_TRY(expect_equal("adapter under another path on the last rank", there, here));
+    if (tess_comm_world(b->comm) == 1)
+        return TESS_OK;
+    TESS_TRY(shell(b, "printf '\\001' | dd of=\"$d/ad2/adapter_model.safetensors\" bs=1 "
+                      "seek=$(($(stat -c %s \"$d/ad2/adapter_model.safetensors\") - 1)) "
+                      "conv=notrunc status=none"));
+    return refuse(b, &(opening){.name = "p3", .overrides = {is_last ? place : b->adapter}},
+                  TESS_E_CONTRACT, other);
+}
+
 static tess_status check_import_refusals(bench *b)
 {
     const char *const scale[3] = {"is scaled by 2", "the run by 4", "lora.alpha"};
@@ -480,6 +502,7 @@ static tess_status run_all(bench *b)
     TESS_TRY(loss_of(b, &(opening){.name = "x", .kind = TESS_SESSION_READER}, &trained));
     TESS_TRY(check_fewer_steps(b, trained));
     TESS_TRY(check_import(b, trained));
+    TESS_TRY(check_import_places(b));
     TESS_TRY(check_import_refusals(b));
     TESS_TRY(check_adapter_reader(b, trained));
     TESS_TRY(check_adapter_on_resume(b));
