@@ -8,6 +8,7 @@
  */
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/clock.h"
@@ -121,11 +122,14 @@ static tess_status refer_to_source(tess_session *s)
         dir = whole;
     for (int i = 0; i < numel; i++) {
         tess_ckpt_source_file *f = &s->source_file[i];
-        snprintf(s->source_path[i], sizeof *s->source_path, "%s/%s", dir,
-                 tess_model_dir_file_name(s->d.dir, i));
+        const char *name = tess_model_dir_file_name(s->d.dir, i);
+        const int nbytes = snprintf(s->source_path[i], sizeof *s->source_path, "%s/%s", dir, name);
+        if (nbytes >= (int)sizeof *s->source_path)
+            st = TESS_FAIL(TESS_E_CONFIG, "model.path: the path of '%s' is longer than %d bytes",
+                           name, PATH_MAX - 1);
         f->path = s->source_path[i];
         f->nbytes = tess_model_dir_file_nbytes(s->d.dir, i);
-        if (tess_comm_rank(s->world) == 0)
+        if (st == TESS_OK && tess_comm_rank(s->world) == 0)
             st = tess_model_dir_file_sha256(s->d.dir, i, &f->sha256);
         TESS_TRY(session_agree(s, st));
         TESS_TRY(tess_comm_bcast(s->world, 0, f->sha256.byte, sizeof f->sha256.byte));

@@ -134,7 +134,7 @@ struct tess_session {
     tess_ckpt_store *store;
     tess_ckpt_base base;
     tess_ckpt_source_file *source_file;
-    char (*source_path)[1024];
+    char (*source_path)[PATH_MAX];
     char base_id[TESS_SHA256_HEX_NBYTES]; /* "" when nothing is frozen */
     char *base_previous;                  /* ids of bases trained on before, by commas, or NULL */
     bool is_base_changed;                 /* the checkpoint resumed from has another */
