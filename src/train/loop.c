@@ -18,6 +18,7 @@ typedef struct loop {
     session_loop base;
     bool is_traced; /* spans go to a measurement, and there is no file */
     tess_trace_file *trace_file;
+    loop_anomaly *anomaly; /* NULL: of measured steps nothing is said */
 } loop;
 
 /* ---- trace ---- */
@@ -296,10 +297,12 @@ static tess_status run_step(loop *l)
     const double count_s = tess_clock_s();
     TESS_TRY(s->feed->count(s, &request.loss_token_numel));
     tess_trace_host(l->base.trace, "count tokens", count_s, tess_clock_s());
+    loop_anomaly_begin(&l->base, l->anomaly);
     TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
     s->step++;
     const double step_s = tess_clock_s() - start_s;
     loop_note_step(&l->base, step_s);
+    TESS_TRY(session_section(s, loop_anomaly_step(&l->base, l->anomaly, &result)));
     l->base.is_stopping = result.flags[FLAG_STOP] != 0;
     TESS_TRY(judge_finite(l, &result));
     loop_note_metrics(&l->base, report_step(l, &result, request.update.learning_rate, step_s));
@@ -415,6 +418,8 @@ static tess_status start(loop *l, tess_session *s)
     const session_loop_kind kind = {
         .unit = s->feed->unit, .step_numel = s->run->train.steps, .write_plan = write_plan};
     TESS_TRY(loop_begin(&l->base, s, &kind));
+    if (s->options.measure == NULL)
+        TESS_TRY(loop_anomaly_create(s, &l->anomaly));
     if (l->base.metrics == NULL || s->feed->stepped == NULL)
         return TESS_OK;
     return tess_metrics_open_levels(s->ctx, s->run->output.dir, s->step, l->base.metrics);
@@ -425,6 +430,7 @@ static tess_status finish(loop *l, tess_status st)
     const tess_status stopped = stop_trace(l);
     if (st == TESS_OK && stopped != TESS_OK)
         give_up_trace(l);
+    loop_anomaly_destroy(&l->anomaly);
     return loop_end(&l->base, st);
 }
 

@@ -71,4 +71,16 @@ TESS_MUST_CHECK tess_status loop_drain(session_loop *l);
  * Local. @return TESS_E_IO */
 TESS_MUST_CHECK tess_status loop_check_last_save(const session_loop *l);
 
+/** Watches for steps that spike and for ranks that are slow, and warns of them. */
+typedef struct loop_anomaly loop_anomaly;
+/** Local. @return TESS_E_MEMORY; what there is goes with loop_anomaly_destroy() */
+TESS_MUST_CHECK tess_status loop_anomaly_create(const tess_session *s, loop_anomaly **out);
+/** NULL is fine. Local. */
+void loop_anomaly_destroy(loop_anomaly **a);
+/** Around what a step computes, behind it with its number in the session. NULL: nothing is watched.
+ * The first is local, the second collective. */
+void loop_anomaly_begin(const session_loop *l, loop_anomaly *a);
+TESS_MUST_CHECK tess_status loop_anomaly_step(session_loop *l, loop_anomaly *a,
+                                              const tess_step_result *r);
+
 TESS_END_DECLS

@@ -1,0 +1,82 @@
+#include "train/anomaly.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const double SIGMA_OF_MAD = 1.4826, LEAST_DEVIATION = 0.01;
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double tess_median(double *value, int numel)
+{
+    qsort(value, (size_t)numel, sizeof *value, by_value);
+    return value[(numel - 1) / 2];
+}
+
+/* ---- spikes ---- */
+
+static tess_spike score(const tess_spike_window *w, double value)
+{
+    double sorted[TESS_SPIKE_WINDOW_NUMEL];
+    const int numel = (int)TESS_MIN(w->seen_numel, TESS_SPIKE_WINDOW_NUMEL);
+    if (numel < TESS_SPIKE_LEAST_NUMEL)
+        return (tess_spike){0};
+    for (int i = 0; i < numel; i++)
+        sorted[i] = w->value[i];
+    const double median = tess_median(sorted, numel);
+    for (int i = 0; i < numel; i++)
+        sorted[i] = fabs(sorted[i] - median);
+    const double noise = SIGMA_OF_MAD * tess_median(sorted, numel);
+    const double deviation = TESS_MAX(noise, LEAST_DEVIATION * fabs(median));
+    return (tess_spike){.median = median,
+                        .score = deviation > 0.0 ? (value - median) / deviation : 0.0};
+}
+
+tess_spike tess_spike_score(tess_spike_window *window, double value)
+{
+    if (!isfinite(value))
+        return (tess_spike){0};
+    const tess_spike spike = score(window, value);
+    window->value[window->seen_numel++ % TESS_SPIKE_WINDOW_NUMEL] = value;
+    return spike;
+}
+
+/* ---- slow ranks ---- */
+
+static double time_of(const tess_rank_pace *p, bool is_by_step)
+{
+    return is_by_step ? p->own_s : p->own_s / (double)p->micro_batch_numel;
+}
+
+static double median_of(const tess_rank_pace *pace, int world, bool is_by_step, double *scratch)
+{
+    int numel = 0;
+    for (int i = 0; i < world; i++)
+        if (pace[i].micro_batch_numel > 0)
+            scratch[numel++] = time_of(&pace[i], is_by_step);
+    return numel > 0 ? tess_median(scratch, numel) : 0.0;
+}
+
+void tess_rank_pace_judge(tess_rank_pace *pace, int world, double *scratch)
+{
+    const double median_s[2] = {median_of(pace, world, false, scratch),
+                                median_of(pace, world, true, scratch)};
+    for (int i = 0; i < world; i++) {
+        tess_rank_pace *p = &pace[i];
+        const bool was_slow = p->is_slow;
+        p->time_s = p->median_s = 0.0;
+        p->is_by_step = p->is_slow = false;
+        if (p->micro_batch_numel > 0) {
+            /* the lesser of the two factors, without dividing by a median that may be 0 */
+            p->is_by_step = time_of(p, true) * median_s[false] < time_of(p, false) * median_s[true];
+            p->time_s = time_of(p, p->is_by_step);
+            p->median_s = median_s[p->is_by_step];
+            p->is_slow = p->median_s > 0.0 && p->time_s > TESS_SLOW_FACTOR * p->median_s;
+        }
+        p->is_news = p->is_slow && !was_slow;
+    }
+}
