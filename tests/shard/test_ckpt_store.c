@@ -569,7 +569,7 @@ static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
     ok(ckpt_fixture_save(b->f, b->store, 2, &report));
     memset(&p, 0, sizeof p);
     ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
-    assert_non_null(strstr(p.text, "absent  there.safetensors"));
+    assert_non_null(strstr(p.text, "absent    there.safetensors"));
     assert_int_equal(unlink("there.safetensors"), 0);
     snprintf(path, sizeof path, "%s/model.safetensors", b->dir);
     ok(ckpt_fixture_save(b->f, b->store, 3, &report));
