@@ -236,6 +236,15 @@ static void test_run_parse_every_key_misspelt_names_nearest(void **state)
     }
 }
 
+static void refuse_text(const char *text, const char *message)
+{
+    tess_run *run = NULL;
+    tess_error_clear();
+    assert_int_equal(tess_run_parse(text, strlen(text), "r.yaml", NULL, 0, &run), TESS_E_CONFIG);
+    expect_message(message, "r.yaml");
+    assert_null(run);
+}
+
 /* Who comes from another trainer is told the key, not what is spelt alike. */
 static void test_run_parse_words_of_other_trainers_are_translated(void **state)
 {
@@ -249,20 +258,16 @@ static void test_run_parse_words_of_other_trainers_are_translated(void **state)
         {"train: {num_train_epochs: 3}\n", "here it is 'train.steps' (a run says at its start"},
         {"lora: {r: 8}\n", "unknown key 'lora.r', here it is 'lora.rank'"},
         {"lora_r: 8\n", "unknown section 'lora_r', here it is 'lora.rank'"},
+        {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
+        {"objective: {guidance_scale: 1}\n", "here it is 'objective.guidance'"},
+        {"lora: {network_dim: 4}\n", "here it is 'lora.rank'"},
         {"learning_rate: 1.0e-4\n",
          "unknown section 'learning_rate', the nearest known key is 'train.learning_rate'"},
         {"adapters:\n  rank: 8\n",
          "unknown section 'adapters', the nearest known key is 'lora.rank'"},
     };
-    for (int i = 0; i < TESS_NELEM(cases); i++) {
-        tess_run *run = NULL;
-        tess_error_clear();
-        assert_int_equal(
-            tess_run_parse(cases[i].text, strlen(cases[i].text), "r.yaml", NULL, 0, &run),
-            TESS_E_CONFIG);
-        expect_message(cases[i].message, "r.yaml");
-        assert_null(run);
-    }
+    for (int i = 0; i < TESS_NELEM(cases); i++)
+        refuse_text(cases[i].text, cases[i].message);
     tess_error_clear();
 }
 
@@ -442,19 +447,9 @@ static void test_run_parse_bad_yaml_is_refused_with_place(void **state)
         {"train: {steps: 3}\ntrain: {seed: 1}\n", "r.yaml:2:1: section 'train' is given twice"},
         {"trian: {steps: 3}\n", "unknown section 'trian', the nearest known key is 'train.steps'"},
         {"train.steps: 3\n", "unknown section 'train.steps'"},
-        {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
-        {"objective: {guidance_scale: 1}\n", "here it is 'objective.guidance'"},
-        {"lora: {network_dim: 4}\n", "here it is 'lora.rank'"},
     };
-    for (int i = 0; i < TESS_NELEM(cases); i++) {
-        tess_run *run = NULL;
-        tess_error_clear();
-        assert_int_equal(
-            tess_run_parse(cases[i].text, strlen(cases[i].text), "r.yaml", NULL, 0, &run),
-            TESS_E_CONFIG);
-        expect_message(cases[i].message, "r.yaml");
-        assert_null(run);
-    }
+    for (int i = 0; i < TESS_NELEM(cases); i++)
+        refuse_text(cases[i].text, cases[i].message);
     static char large[TESS_RUN_TEXT_LIMIT_NBYTES + 1];
     memset(large, '#', sizeof large);
     tess_run *run = NULL;
