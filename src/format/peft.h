@@ -88,6 +88,16 @@ TESS_MUST_CHECK tess_status tess_peft_spec_match(const tess_peft_spec *spec,
                                                  const tess_peft_module *module,
                                                  tess_peft_match *out);
 
+/** Whether an entry of a list of modules names a path, as PEFT takes it: all of the path, or what
+ * follows a dot in it. Local. */
+bool tess_peft_entry_names(const char *entry, const char *path);
+/** Whether an entry of rank_pattern, or of alpha_pattern, fits a module's path. Local.
+ * @return TESS_E_CONFIG it exceeded its match limit */
+TESS_MUST_CHECK tess_status tess_peft_spec_fits_rank(const tess_peft_spec *spec, int idx,
+                                                     const char *path, bool *out);
+TESS_MUST_CHECK tess_status tess_peft_spec_fits_alpha(const tess_peft_spec *spec, int idx,
+                                                      const char *path, bool *out);
+
 /**
  * Whether a tensor ("model.norm.weight") belongs to a module that is trained and saved whole: its
  * module's path, or that of one above it, ends in an entry of modules_to_save, as PEFT decides.

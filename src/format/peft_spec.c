@@ -373,11 +373,11 @@ static tess_status run(const tess_peft_spec *spec, const pcre2_code *code, const
     return TESS_OK;
 }
 
-static bool is_suffix(const char *path, const char *name)
+bool tess_peft_entry_names(const char *entry, const char *path)
 {
-    const size_t path_nbytes = strlen(path), name_nbytes = strlen(name);
-    return path_nbytes > name_nbytes && path[path_nbytes - name_nbytes - 1] == '.' &&
-           strcmp(path + path_nbytes - name_nbytes, name) == 0;
+    const size_t path_nbytes = strlen(path), nbytes = strlen(entry);
+    return path_nbytes >= nbytes && strcmp(path + path_nbytes - nbytes, entry) == 0 &&
+           (path_nbytes == nbytes || path[path_nbytes - nbytes - 1] == '.');
 }
 
 static void match_list(const tess_peft_modules *modules, const char *path, bool *is_exact,
@@ -386,7 +386,7 @@ static void match_list(const tess_peft_modules *modules, const char *path, bool 
     *is_exact = *is_listed = false;
     for (int i = 0; i < modules->name_numel; i++) {
         *is_exact = *is_exact || strcmp(path, modules->name[i]) == 0;
-        *is_listed = *is_listed || *is_exact || is_suffix(path, modules->name[i]);
+        *is_listed = *is_listed || tess_peft_entry_names(modules->name[i], path);
     }
 }
 
@@ -459,6 +459,18 @@ bool tess_peft_spec_saves(const tess_peft_spec *spec, const char *tensor_name)
 int tess_peft_part_numel(const tess_peft_options *options)
 {
     return options->use_dora ? TESS_PEFT_PART_MAX : TESS_PEFT_B + 1;
+}
+
+tess_status tess_peft_spec_fits_rank(const tess_peft_spec *spec, int idx, const char *path,
+                                     bool *out)
+{
+    return run(spec, spec->rank[idx], path, out, NULL);
+}
+
+tess_status tess_peft_spec_fits_alpha(const tess_peft_spec *spec, int idx, const char *path,
+                                      bool *out)
+{
+    return run(spec, spec->alpha[idx], path, out, NULL);
 }
 
 static tess_status first_pattern(const tess_peft_spec *spec, pcre2_code *const *code,

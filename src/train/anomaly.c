@@ -1,21 +1,10 @@
 #include "train/anomaly.h"
 
 #include <math.h>
-#include <stdlib.h>
+
+#include "train/median.h"
 
 static const double SIGMA_OF_MAD = 1.4826, LEAST_DEVIATION = 0.01;
-
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-double tess_median(double *value, int numel)
-{
-    qsort(value, (size_t)numel, sizeof *value, by_value);
-    return value[(numel - 1) / 2];
-}
 
 /* ---- spikes ---- */
 
@@ -27,10 +16,10 @@ static tess_spike score(const tess_spike_window *w, double value)
         return (tess_spike){0};
     for (int i = 0; i < numel; i++)
         sorted[i] = w->value[i];
-    const double median = tess_median(sorted, numel);
+    const double median = tess_median_low(sorted, numel);
     for (int i = 0; i < numel; i++)
         sorted[i] = fabs(sorted[i] - median);
-    const double noise = SIGMA_OF_MAD * tess_median(sorted, numel);
+    const double noise = SIGMA_OF_MAD * tess_median_low(sorted, numel);
     const double deviation = TESS_MAX(noise, LEAST_DEVIATION * fabs(median));
     return (tess_spike){.median = median,
                         .score = deviation > 0.0 ? (value - median) / deviation : 0.0};
@@ -58,7 +47,7 @@ static double median_of(const tess_rank_pace *pace, int world, bool is_by_step, 
     for (int i = 0; i < world; i++)
         if (pace[i].micro_batch_numel > 0)
             scratch[numel++] = time_of(&pace[i], is_by_step);
-    return numel > 0 ? tess_median(scratch, numel) : 0.0;
+    return tess_median_low(scratch, numel);
 }
 
 void tess_rank_pace_judge(tess_rank_pace *pace, int world, double *scratch)

@@ -11,10 +11,6 @@
 
 TESS_BEGIN_DECLS
 
-/** The middle one of `numel` > 0 values, of an even number the lower of the two: a value that is
- * there. Sorts them. Local. */
-double tess_median(double *value, int numel);
-
 /* ---- spikes ---- */
 
 enum { TESS_SPIKE_WINDOW_NUMEL = 128, TESS_SPIKE_LEAST_NUMEL = 32 };

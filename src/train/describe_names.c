@@ -1,42 +1,28 @@
 /* Names in a run that no module or tensor of its model has: a misspelt one would be left out
  * without a word. */
-#include <stdio.h>
-#include <string.h>
-
-#include "core/memory.h"
 #include "format/regex.h"
 #include "train/describe_flux.h"
 #include "train/describe_priv.h"
+#include "train/session_priv.h"
 
 enum { WORDS_NBYTES = 256 };
 
-/* Bytes of the path of the module whose adapter a tensor is of; 0: it is of none. Parts of a fused
- * matrix may share A: each has a B. */
-static size_t adapted_path(const char *tensor_name)
+/* The path of the module whose adapter a tensor is of. Parts of a fused matrix may share A: each
+ * has a B. */
+static bool is_adapter(const tess_param *p, char path[TESS_NAME_NBYTES])
 {
-    static const char tail[] = ".lora_B.weight";
-    const size_t nbytes = strlen(tensor_name), tail_nbytes = sizeof tail - 1;
-    const bool is_it =
-        nbytes > tail_nbytes && strcmp(tensor_name + nbytes - tail_nbytes, tail) == 0;
-    return is_it ? nbytes - tail_nbytes : 0;
-}
-
-/* As PEFT takes an entry of a list: the whole path, or what follows a dot in it. */
-static bool is_named(const char *entry, const char *path, size_t path_nbytes)
-{
-    const size_t nbytes = strlen(entry);
-    return nbytes <= path_nbytes && strncmp(path + path_nbytes - nbytes, entry, nbytes) == 0 &&
-           (nbytes == path_nbytes || path[path_nbytes - nbytes - 1] == '.');
+    tess_peft_part part = TESS_PEFT_A;
+    return session_parse_lora(p->name, path, &part) && part == TESS_PEFT_B;
 }
 
 /* Whether an adapter lies where `entry` says; NULL: anywhere. */
 static bool is_adapted(const tess_registry *reg, const char *entry)
 {
-    for (int i = 0; i < reg->param_numel; i++) {
-        const size_t nbytes = adapted_path(reg->param[i].name);
-        if (nbytes > 0 && (entry == NULL || is_named(entry, reg->param[i].name, nbytes)))
+    char path[TESS_NAME_NBYTES];
+    for (int i = 0; i < reg->param_numel; i++)
+        if (is_adapter(&reg->param[i], path) &&
+            (entry == NULL || tess_peft_entry_names(entry, path)))
             return true;
-    }
     return false;
 }
 
@@ -60,48 +46,40 @@ static tess_status check_targets(const tess_description *d)
     return TESS_OK;
 }
 
-/* Whether an expression matches the whole of any tensor's name or, of adapters, of a module's path.
- */
-static tess_status matches_any(const tess_registry *reg, const tess_regex *regex,
-                               bool is_of_adapters, bool *out)
+typedef tess_status (*entry_fits)(const tess_peft_spec *spec, int idx, const char *path, bool *out);
+
+static tess_status check_patterns(const tess_description *d, const char *key,
+                                  const tess_run_patterns *patterns, entry_fits fits)
 {
-    char text[TESS_NAME_NBYTES];
-    *out = false;
-    for (int i = 0; i < reg->param_numel && !*out; i++) {
-        const char *name = reg->param[i].name;
-        const size_t nbytes = is_of_adapters ? adapted_path(name) : strlen(name);
-        snprintf(text, sizeof text, "%.*s", (int)nbytes, name);
-        if (nbytes > 0)
-            TESS_TRY(tess_regex_matches(regex, text, out));
+    const tess_registry *reg = &d->registry;
+    char path[TESS_NAME_NBYTES];
+    for (int64_t k = 0; k < patterns->item_numel; k++) {
+        bool is_found = false;
+        for (int i = 0; i < reg->param_numel && !is_found; i++)
+            if (is_adapter(&reg->param[i], path))
+                TESS_TRY(fits(d->spec, (int)k, path, &is_found));
+        TESS_CHECK(is_found, TESS_E_CONFIG,
+                   "%s: '%s' matches no module with an adapter of this model; `tessera inspect` "
+                   "lists its tensors",
+                   key, patterns->item[k].pattern);
     }
     return TESS_OK;
 }
 
-static tess_status check_expression(const tess_description *d, const char *key, const char *pattern,
-                                    bool is_of_adapters)
+static tess_status check_override(const tess_registry *reg, const char *match)
 {
-    char *whole = NULL;
     tess_regex *regex = NULL;
     bool is_found = false;
-    TESS_TRY(tess_asprintf(&whole, "%s%s%s", is_of_adapters ? "(.*\\.)?(" : "", pattern,
-                           is_of_adapters ? ")" : ""));
-    tess_status st = tess_regex_create(whole, &regex);
-    if (st == TESS_OK)
-        st = matches_any(&d->registry, regex, is_of_adapters, &is_found);
+    TESS_TRY(tess_regex_create(match, &regex));
+    tess_status st = TESS_OK;
+    for (int i = 0; i < reg->param_numel && !is_found && st == TESS_OK; i++)
+        st = tess_regex_matches(regex, reg->param[i].name, &is_found);
     tess_regex_destroy(&regex);
-    tess_free(whole);
     TESS_TRY(st);
     TESS_CHECK(is_found, TESS_E_CONFIG,
-               "%s: '%s' matches no %s of this model; `tessera inspect` lists its tensors", key,
-               pattern, is_of_adapters ? "module with an adapter" : "tensor");
-    return TESS_OK;
-}
-
-static tess_status check_patterns(const tess_description *d, const char *key,
-                                  const tess_run_patterns *patterns)
-{
-    for (int64_t i = 0; i < patterns->item_numel && !d->shares_a; i++)
-        TESS_TRY(check_expression(d, key, patterns->item[i].pattern, true));
+               "base.overrides: '%s' matches no tensor of this model; `tessera inspect` lists its "
+               "tensors",
+               match);
     return TESS_OK;
 }
 
@@ -109,10 +87,12 @@ tess_status describe_check_names(const tess_description *d, bool has_own_adapter
 {
     const tess_run *run = d->run;
     for (int64_t i = 0; i < run->base.overrides.item_numel; i++)
-        TESS_TRY(check_expression(d, "base.overrides", run->base.overrides.item[i].match, false));
+        TESS_TRY(check_override(&d->registry, run->base.overrides.item[i].match));
     if (!has_own_adapters)
         return TESS_OK;
     TESS_TRY(check_targets(d));
-    TESS_TRY(check_patterns(d, "lora.rank_pattern", &run->lora.rank_pattern));
-    return check_patterns(d, "lora.alpha_pattern", &run->lora.alpha_pattern);
+    TESS_TRY(
+        check_patterns(d, "lora.rank_pattern", &run->lora.rank_pattern, tess_peft_spec_fits_rank));
+    return check_patterns(d, "lora.alpha_pattern", &run->lora.alpha_pattern,
+                          tess_peft_spec_fits_alpha);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "train/median.h"
 #include "train/preflight_priv.h"
 
 static const double CLOCK_LIMIT_S = 1.0;
@@ -23,20 +24,6 @@ static void add(tess_preflight *p, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(p->finding[p->finding_numel++], TESS_PREFLIGHT_TEXT_NBYTES, fmt, args);
     va_end(args);
-}
-
-static int compare(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-double preflight_median(double *value, int64_t numel)
-{
-    if (numel == 0)
-        return 0.0;
-    qsort(value, (size_t)numel, sizeof *value, compare);
-    return (value[(numel - 1) / 2] + value[numel / 2]) / 2;
 }
 
 /* ---- what must be equal ---- */
@@ -98,7 +85,7 @@ static void judge_least(tess_preflight *p, double *value, const char *what, cons
 {
     for (int r = 0; r < p->world; r++)
         value[p->world + r] = value[r];
-    const double median = preflight_median(value + p->world, p->world);
+    const double median = tess_median(value + p->world, p->world);
     for (int r = 0; r < p->world; r++)
         if (value[r] < median / 2)
             add(p, "rank %d on '%s' has %.2f GiB of %s free, the median is %.2f GiB: %s", r,
@@ -109,7 +96,7 @@ static void judge_clocks(tess_preflight *p, double *value)
 {
     for (int r = 0; r < p->world; r++)
         value[r] = p->card[r].clock_s;
-    const double median = preflight_median(value, p->world);
+    const double median = tess_median(value, p->world);
     for (int r = 0; r < p->world; r++)
         if (fabs(p->card[r].clock_s - median) > CLOCK_LIMIT_S)
             add(p,
@@ -166,7 +153,7 @@ static void find_best(const tess_preflight *p, link_ends *e)
     for (int i = 0; i < e->numel; i++)
         if (e->best[i] > 0)
             e->sorted[numel++] = e->best[i];
-    e->median = preflight_median(e->sorted, numel);
+    e->median = tess_median(e->sorted, numel);
 }
 
 static const char *host_of(const tess_preflight *p, const link_ends *e, int end)

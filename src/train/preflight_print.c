@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "train/median.h"
 #include "train/preflight_priv.h"
 #include "train/strbuf.h"
 
@@ -43,8 +44,7 @@ static tess_status say_kind(const tess_preflight *p, bool is_across, tess_strbuf
             latency[numel] = 1e6 * p->pair[i].latency_s;
             rate[numel++] = p->pair[i].gbps;
         }
-    const double middle = preflight_median(latency, numel),
-                 rate_middle = preflight_median(rate, numel);
+    const double middle = tess_median(latency, numel), rate_middle = tess_median(rate, numel);
     tess_status st = TESS_OK;
     if (numel > 0)
         st = tess_strbuf_add(t, "  %-14s %6lld %9.1f %9.1f %9.1f %10.3f %9.3f %9.3f\n",

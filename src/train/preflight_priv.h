@@ -19,7 +19,5 @@ int preflight_partner(const preflight_shape *s, int64_t round, int rank);
 
 /** Measure and collect on rank 0. Collective. */
 TESS_MUST_CHECK tess_status preflight_links(tess_comm *world, tess_preflight *p);
-/** The median of `value`, which is sorted by it; 0 of none. Local. */
-double preflight_median(double *value, int64_t numel);
 
 TESS_END_DECLS
