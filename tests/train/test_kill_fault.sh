@@ -149,7 +149,14 @@ phase_of() {
 }
 
 # rank:operation:first call:phase. Which call of a life is in which phase depends on ranks and on
-# what a life finds; calls are tried upwards from the first until the directory shows the phase.
+# what a life finds; calls are tried upwards from the first until the directory shows the phase. All
+# lives of a search find the same directory, else a call may move on as fast as the search does.
+keep_found() {
+    rm -rf found
+    [ ! -e out ] || cp -a out found
+    found_step="$last_step"
+}
+
 phases=0
 kills=0
 for target in 0:mkdir:8:between 0:fsync:18:attempt 1:open:16:shards 1:fallocate:3:shards 1:pwrite:30:shards \
@@ -158,23 +165,30 @@ for target in 0:mkdir:8:between 0:fsync:18:attempt 1:open:16:shards 1:fallocate:
     IFS=: read -r rank op call want <<< "$target"
     n="${worlds[$((1 + phases % 4))]}"
     [ "$n" -gt "$rank" ] || n=3
-    for ((tries = 0; tries < 25; tries++, call++)); do
+    keep_found
+    first="$call"
+    for ((tries = 0; tries < 50; tries++, call++)); do
         touch mark
         sleep 0.02
         is_killed=1
         TESSERA_FAULT="$rank:$op:$call:kill" launch "$n" train run.yaml
         is_killed=
         check_resumed
-        if [ "$rc" -eq 0 ]; then # it made fewer calls than that
+        if [ "$rc" -eq 0 ]; then # it made fewer calls than that, a run from the start makes more
             check_finished out
+            keep_found
+            call=$((first - 1))
             continue
         fi
         kills=$((kills + 1))
         [ "$rc" -eq 137 ] || fail "$rank:$op:$call at n=$n: exit code $rc"
         found="$(phase_of)"
         [ "$found" != "$want" ] || break
+        rm -rf out
+        [ ! -e found ] || cp -a found out
+        last_step="$found_step"
     done
-    [ "$tries" -lt 25 ] || fail "$target at n=$n: 25 kills and none in that phase, the last: $found"
+    [ "$tries" -lt 50 ] || fail "$target at n=$n: $tries lives and no kill in that phase, the last: $found"
     echo "$rank:$op:$call at n=$n: killed in phase $want"
     phases=$((phases + 1))
     if [ $((phases % 3)) -eq 0 ]; then
