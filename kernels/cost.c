@@ -12,19 +12,23 @@ tess_cost tess_cost_sum(tess_cost a, tess_cost b)
     double x[FIELD_NUMEL], y[FIELD_NUMEL];
     memcpy(x, &a, sizeof a);
     memcpy(y, &b, sizeof b);
+    const double widest_nbytes = TESS_MAX(a.widest_nbytes, b.widest_nbytes);
     for (int i = 0; i < FIELD_NUMEL; i++)
         x[i] += y[i];
     memcpy(&a, x, sizeof a);
+    a.widest_nbytes = widest_nbytes;
     return a;
 }
 
 tess_cost tess_cost_times(tess_cost a, double factor)
 {
     double x[FIELD_NUMEL];
+    const double widest_nbytes = a.widest_nbytes;
     memcpy(x, &a, sizeof a);
     for (int i = 0; i < FIELD_NUMEL; i++)
         x[i] *= factor;
     memcpy(&a, x, sizeof a);
+    a.widest_nbytes = widest_nbytes;
     return a;
 }
 

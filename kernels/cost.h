@@ -50,7 +50,7 @@ enum { TESS_COST_EXTENT_NUMEL = 13 };
 int tess_cost_extent_class(int64_t m, int64_t n, int64_t k);
 
 /** Doubles: whole numbers are exact up to 9e15, and a step of a large model stays below. Nothing
- * but doubles: sums and multiples go over all of them. */
+ * but doubles: sums and multiples go over all of them but the widest. */
 typedef struct tess_cost {
     double model_flops, hardware_flops;
     double nbytes; /* of device memory */
@@ -58,6 +58,8 @@ typedef struct tess_cost {
     double product_flops[TESS_COST_EXTENT_NUMEL];
     double weight_numel[TESS_FORMAT_NUMEL]; /* elements of B of products, by how they are stored */
     double weight_nbytes;                   /* what their decoding reads and writes */
+    double kept_nbytes;   /* of all decoded matrices, as tess_cuda_gemm_kept_nbytes() */
+    double widest_nbytes; /* of those of one product: the most, where all else adds up */
     double op[TESS_COST_OP_NUMEL];
     double launch_numel;
     double unlisted_numel; /* launches without a closed form */

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "kernels/cuda_work.h"
+
 static double elem(tess_view v) { return (double)tess_dtype_block_nbytes(v.dt); }
 static double nbytes_of(tess_view v) { return elem(v) * (double)v.numel; }
 static double rows_nbytes(tess_view v, int64_t rows, int64_t cols)
@@ -25,7 +27,9 @@ static void count_nbytes(tess_cost *sum, tess_cost_op op, double nbytes)
 void tess_cost_repeat(tess_cost *sum, const tess_cost *before, double times)
 {
     const tess_cost added = tess_cost_sum(*sum, tess_cost_times(*before, -1.0));
+    const double kept_nbytes = sum->kept_nbytes; /* the same matrices again */
     *sum = tess_cost_sum(*sum, tess_cost_times(added, times));
+    sum->kept_nbytes = kept_nbytes;
 }
 
 /* ---- products ---- */
@@ -68,6 +72,9 @@ void tess_count_gemm(tess_cost *sum, const tess_gemm_args *a)
     sum->model_flops += flops;
     sum->hardware_flops += flops;
     sum->nbytes += (a->accumulate ? 2.0 : 1.0) * rows_nbytes(a->c, a->m, a->n);
+    const double kept_nbytes = (double)tess_cuda_gemm_kept_nbytes(a);
+    sum->kept_nbytes += kept_nbytes;
+    sum->widest_nbytes = TESS_MAX(sum->widest_nbytes, kept_nbytes);
     /* Terms go on in one sum: a short one beside a long one is not a short product. */
     sum->product_flops[tess_cost_extent_class(a->m, a->n, k)] += flops;
     sum->launch_numel += 1.0;

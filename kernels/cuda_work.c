@@ -53,6 +53,30 @@ size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel)
     return nbytes == 0 ? 0 : nbytes + ALIGN_NBYTES;
 }
 
+/* Rows of scratch reach as far as those of A, which lie side by side in one buffer. */
+size_t tess_cuda_gemm_kept_nbytes(const tess_gemm_args *a)
+{
+    const tess_gemm_term *first = &a->term[0];
+    const bool is_nt = a->kind == TESS_GEMM_NT;
+    const bool is_thin = is_nt && a->m <= TESS_THIN_ROW_MAX && first->a.dt == TESS_BF16;
+    int64_t k = 0, gap = 0;
+    bool has_quantized = false;
+    for (int t = 0; t < a->term_numel; t++) {
+        k += a->term[t].k;
+        gap += t > 0 ? TESS_CUDA_GEMM_GAP_MAX : 0;
+        has_quantized = has_quantized || tess_format_is_quantized(a->term[t].b.codec.format);
+    }
+    if (!has_quantized || is_thin)
+        return 0;
+    k = TESS_MAX(k, TESS_MIN(first->a_stride, k + gap));
+    const int64_t rows = is_nt ? a->n : k;
+    const int64_t cols = tess_round_up(is_nt ? k : a->n, TESS_CUDA_GEMM_LINE_NUMEL);
+    /* terms that lie apart have a matrix each, whose rows are rounded by themselves */
+    const int64_t round = (a->term_numel - 1) * TESS_CUDA_GEMM_LINE_NUMEL * rows;
+    return aligned((rows * cols + round) * (int64_t)tess_dtype_block_nbytes(first->a.dt)) +
+           (size_t)(a->term_numel - 1) * ALIGN_NBYTES;
+}
+
 /* ---- attention ---- */
 
 static size_t rows_nbytes(const tess_attention_shape *shape)

@@ -16,6 +16,7 @@ enum { TESS_CUDA_LOGITS_ROW_MAX = 1024, TESS_CUDA_LOGITS_MAX_NUMEL = 128 << 20 }
 enum {
     TESS_CUDA_GEMM_LINE_NUMEL = 8, /* rows of scratch are multiples: 16 bytes of bf16 */
     TESS_CUDA_GEMM_GAP_MAX = 256,  /* columns between two terms that are multiplied by zeros */
+    TESS_THIN_ROW_MAX = 8,         /* rows that are multiplied while codes are decoded */
     TESS_SDPA_PLACE_NUMEL = 1056,  /* places for documents and their ends */
     TESS_SDPA_OFFSET_KIND_NUMEL = 5
 };
@@ -25,6 +26,11 @@ size_t tess_cuda_gemm_work_nbytes(const tess_gemm_args *a, int thread_numel);
 /** Rows of C whose f32 sums exist at once, and their bytes. Local. */
 int64_t tess_cuda_gemm_sum_rows(const tess_gemm_args *a);
 size_t tess_cuda_gemm_sum_nbytes(const tess_gemm_args *a);
+/**
+ * An upper bound of the memory of a product's decoded matrices where they are kept ([Note: kept
+ * weights] in kernels/cuda/kept_priv.h); 0: nothing is decoded. Reads no pointer. Local.
+ */
+size_t tess_cuda_gemm_kept_nbytes(const tess_gemm_args *a);
 /** Whether B is used where it lies, in dtype `dt`. Local. */
 bool tess_cuda_gemm_is_stored_as(const tess_matrix *b, tess_dtype dt);
 

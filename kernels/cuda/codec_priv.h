@@ -5,10 +5,9 @@
 #pragma once
 
 #include "kernels/cuda/cuda_priv.h"
+#include "kernels/cuda_work.h"
 
 TESS_BEGIN_DECLS
-
-enum { TESS_THIN_ROW_MAX = 8 };
 
 /** Few rows times a stored matrix, decoded on the way; see [Note: few rows] in thin_priv.cuh. */
 typedef struct tess_thin_args {

@@ -47,7 +47,7 @@ typedef struct tess_cuda_work {
     int attention_numel;
     int64_t document_max;    /* documents a micro-batch may have for the library's attention */
     bool is_deterministic;   /* attention's backward pass */
-    size_t slot_nbytes;      /* of the largest matrix that is dequantized; 0: none */
+    size_t slot_nbytes;      /* of the largest product's dequantized matrices; 0: none */
     size_t attention_nbytes; /* most that the library's attention may take */
     double execution_s;      /* that one execution of its graphs takes at least: own kernels have
                                 calls that need too many of them. 0: the library has all it can */

@@ -284,20 +284,13 @@ static size_t export_nbytes(const tess_registry *reg)
 
 size_t tess_description_slot_nbytes(const tess_description *d)
 {
-    const tess_run *run = d->run;
-    const size_t elem_nbytes = run->compute.dtype == TESS_RUN_DTYPE_F32 ? 4 : 2;
-    const int64_t rank = describe_rank_max(d);
-    int64_t most_numel = 0;
-    for (int i = 0; i < d->registry.param_numel; i++) {
-        const tess_param *p = &d->registry.param[i];
-        if (p->role == TESS_ROLE_TRAINABLE || !tess_format_is_quantized(p->codec.format) ||
-            p->shape_rank != 2)
-            continue;
-        /* an adapter's product is joined with its layer's: rank more rows or columns */
-        most_numel = TESS_MAX(most_numel, p->numel + rank * (p->shape[0] + p->shape[1]));
+    double most_nbytes = 0.0;
+    for (int i = 0; i < d->registry.stage_numel; i++) {
+        const tess_stage_cost *cost = &d->registry.stage[i].cost;
+        most_nbytes = TESS_MAX(most_nbytes, cost->forward.widest_nbytes);
+        most_nbytes = TESS_MAX(most_nbytes, cost->backward.widest_nbytes);
     }
-    const int64_t nbytes = most_numel * (int64_t)elem_nbytes;
-    return (size_t)tess_round_up(nbytes, TESS_ARENA_ALIGN_NBYTES);
+    return (size_t)tess_round_up((int64_t)most_nbytes, TESS_ARENA_ALIGN_NBYTES);
 }
 
 static size_t outside_nbytes(const tess_description *d, const tess_launch_shape *launch)

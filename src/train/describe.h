@@ -104,8 +104,9 @@ bool tess_describe_is_ragged(const tess_param *p, const tess_codec *codec);
  * weights. Local. */
 tess_codec tess_describe_kept(tess_codec stored, bool is_coded_file, bool is_matrix);
 /**
- * Bytes of the largest matrix as a device dequantizes it ahead of a product, adapters beside it;
- * 0: nothing is quantized. There are two such slots. Local.
+ * Bytes of the largest matrices of one product as a device dequantizes them ahead of it: those of a
+ * group that shares its input, adapters beside them; 0: nothing is. There are two such slots.
+ * Local.
  */
 size_t tess_description_slot_nbytes(const tess_description *d);
 /**

@@ -109,17 +109,6 @@ tess_adapter_start describe_lora_start(const tess_run *run)
                                 .turn_numel = (int)run->lora.init_iterations};
 }
 
-int64_t describe_rank_max(const tess_description *d)
-{
-    if (d->spec == NULL)
-        return 0;
-    const tess_peft_options *o = tess_peft_spec_options(d->spec);
-    int64_t most = o->rank;
-    for (int i = 0; i < o->rank_pattern_numel; i++)
-        most = TESS_MAX(most, (int64_t)o->rank_pattern[i].value);
-    return most;
-}
-
 /* ---- callbacks of the model ---- */
 
 tess_status describe_lora_of(void *arg, const char *path, bool is_head, tess_lora_choice *out)

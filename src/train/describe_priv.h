@@ -27,8 +27,6 @@ TESS_MUST_CHECK tess_status describe_check_names(const tess_description *d, bool
 TESS_MUST_CHECK tess_status describe_lora(const tess_ctx *ctx, const char *adapter,
                                           tess_description *d);
 tess_adapter_start describe_lora_start(const tess_run *run);
-/** The largest rank of an adapter; 0: there is none. */
-int64_t describe_rank_max(const tess_description *d);
 /** Callbacks of tess_model_options; `arg`: tess_base_choices. */
 tess_status describe_lora_of(void *arg, const char *path, bool is_head, tess_lora_choice *out);
 bool describe_is_saved(void *arg, const char *name);

@@ -155,6 +155,42 @@ static void test_unlisted_kernels_are_counted_as_such(void **state)
     assert_true(c.unlisted_numel == 1.0 && c.launch_numel == 1.0 && c.nbytes == 0.0);
 }
 
+/* Decoded matrices as they would be kept: with the columns of all adapters that lie behind A's, not
+ * of products of few rows, and a second time over the same rows nothing. */
+static void test_decoded_matrices_are_counted_once(void **state)
+{
+    const int64_t n = 64, k = 256, r = 8, all = 3 * r;
+    const tess_codec nf4 = {.format = TESS_FORMAT_NF4, .block_numel = 64};
+    const tess_codec plain = tess_codec_of_format(TESS_FORMAT_BF16);
+    tess_gemm_args a = {.kind = TESS_GEMM_NT, .m = 16, .n = n, .term_numel = 1};
+    tess_cost one = {0}, two = {0}, few = {0}, none = {0};
+    (void)state;
+    a.term[0] = (tess_gemm_term){.a = tess_view_host(NULL, 16 * k, TESS_BF16), .k = k};
+    a.term[0].b = (tess_matrix){.codec = nf4, .rows = n, .cols = k};
+    a.c = tess_view_host(NULL, 16 * n, TESS_BF16);
+    tess_count_gemm(&one, &a);
+    assert_true(one.kept_nbytes == 2.0 * (double)(n * k));
+    a.m = 8;
+    tess_count_gemm(&few, &a);
+    assert_true(few.kept_nbytes == 0.0);
+    a.m = 16;
+    a.term_numel = 2;
+    a.term[0].a_stride = k + all;
+    a.term[1] = (tess_gemm_term){.a = a.term[0].a, .a_stride = k + all, .k = r};
+    a.term[1].b = (tess_matrix){.codec = plain, .rows = n, .cols = r};
+    tess_count_gemm(&two, &a);
+    assert_in_range((int64_t)two.kept_nbytes, 2 * n * (k + all), 2 * n * (k + all + 8) + 512);
+    const tess_cost before = two;
+    tess_count_gemm(&two, &a);
+    tess_cost_repeat(&two, &before, 3.0);
+    assert_true(two.kept_nbytes == 2.0 * before.kept_nbytes && two.launch_numel == 5.0);
+    assert_true(two.widest_nbytes == before.kept_nbytes);
+    assert_true(tess_cost_times(tess_cost_sum(one, two), 5.0).widest_nbytes == two.widest_nbytes);
+    a.term[0].b.codec = plain;
+    tess_count_gemm(&none, &a);
+    assert_true(none.kept_nbytes == 0.0);
+}
+
 static void test_repeated_work_is_multiplied(void **state)
 {
     tess_cost c = {.nbytes = 3.0};
@@ -175,6 +211,7 @@ int main(void)
         cmocka_unit_test(test_dequantizing_counts_the_parts),
         cmocka_unit_test(test_elementwise_counts_its_vectors),
         cmocka_unit_test(test_unlisted_kernels_are_counted_as_such),
+        cmocka_unit_test(test_decoded_matrices_are_counted_once),
         cmocka_unit_test(test_repeated_work_is_multiplied),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -164,6 +164,41 @@ static void test_adapters_in_a_row_are_planned_as_one(void **state)
     tess_registry_fini(&reg);
 }
 
+static tess_status nf4_of(void *arg, const tess_param *p, bool is_linear, tess_codec source,
+                          tess_codec *out)
+{
+    (void)arg;
+    (void)p;
+    *out = is_linear ? (tess_codec){.format = TESS_FORMAT_NF4, .block_numel = 64} : source;
+    return TESS_OK;
+}
+
+/* On a device the gradient of an input is one product over the matrices of its group, which are
+ * decoded together: gate above up above their adapters' A. All of them, both ways, are counted. */
+static void test_matrices_of_a_group_are_decoded_together(void **state)
+{
+    const tess_llm_config c = llama3(4096, 14336, 2, 32);
+    tess_model_options o = s4096;
+    tess_registry reg;
+    tess_model *model = NULL;
+    (void)state;
+    o.kernels = tess_kernels_cuda_planned();
+    o.codec_of = nf4_of;
+    tess_registry_init(&reg, TESS_BF16);
+    expect_ok(tess_llama_create(&c, &o, &reg, &model));
+    const tess_cost *forward = &reg.stage[1].cost.forward, *backward = &reg.stage[1].cost.backward;
+    const double up = 2.0 * 14336.0 * (4096.0 + 32.0), down = 2.0 * 4096.0 * (14336.0 + 16.0);
+    const double both = 2.0 * (2.0 * 14336.0 + 32.0) * 4096.0;
+    assert_in_range((int64_t)forward->widest_nbytes, (int64_t)fmax(up, down),
+                    (int64_t)(1.01 * fmax(up, down)));
+    assert_in_range((int64_t)backward->widest_nbytes, (int64_t)both, (int64_t)(1.01 * both));
+    const double weights = 2.0 * (2.5 * 4096.0 * 4096.0 + 3.0 * 4096.0 * 14336.0);
+    assert_in_range((int64_t)forward->kept_nbytes, (int64_t)weights, (int64_t)(1.02 * weights));
+    assert_in_range((int64_t)backward->kept_nbytes, (int64_t)weights, (int64_t)(1.02 * weights));
+    tess_model_destroy(&model);
+    tess_registry_fini(&reg);
+}
+
 static void test_what_is_behind_in_a_slab_is_known_before(void **state)
 {
     const tess_llm_config c = llama3(200, 72, 2, 16); /* gaps: 16 x 72 is no whole block */
@@ -290,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_stages_sum_up_to_the_formula),
         cmocka_unit_test(test_recomputation_costs_less_than_forward),
         cmocka_unit_test(test_adapters_in_a_row_are_planned_as_one),
+        cmocka_unit_test(test_matrices_of_a_group_are_decoded_together),
         cmocka_unit_test(test_what_is_behind_in_a_slab_is_known_before),
         cmocka_unit_test(test_rqvae_counts_search_and_perceptrons),
         cmocka_unit_test(test_flux_counts_what_the_formula_says),
