@@ -16,8 +16,10 @@
 
 /* Left beside what the plan counts: code loaded late, and what libraries take on their own. */
 enum { MARGIN_NBYTES = 512 << 20 };
-/* Attention's library may take so much; documents per sequence that its plans have places for. */
-enum { ATTENTION_NBYTES = 256 << 20, PACK_DOCUMENTS = 32 };
+/* Attention's library may take so much: of its deterministic backward, scores of 8 heads of 4,096
+ * tokens (256 MiB), their d_k and d_v before a group of 4 is added up (16 MiB), and as much again
+ * for what engines keep beside them. Documents per sequence that its plans have places for. */
+enum { ATTENTION_NBYTES = 288 << 20, PACK_DOCUMENTS = 32 };
 /* Workspace of the products' library on one stream, as the plugin takes it on sm_90. */
 enum { LIBRARY_NBYTES = 32 << 20 };
 /* An execution of attention's backward: three kernels and their start. An estimate for sm_90. */
