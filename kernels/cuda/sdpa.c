@@ -67,7 +67,6 @@ void tess_sdpa_destroy(tess_sdpa **out)
         (void)sdpa->lib.BackendDestroyDescriptor(sdpa->described);
     if (sdpa->handle != NULL)
         (void)sdpa->lib.Destroy(sdpa->handle);
-    tess_cudnn_close(&sdpa->lib);
     tess_free(sdpa);
     *out = NULL;
 }

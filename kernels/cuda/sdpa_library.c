@@ -32,23 +32,13 @@ static tess_status find_functions(tess_cudnn *lib)
     return TESS_OK;
 }
 
+/* It stays open: kernels it registered and libraries it opened do not survive the contrary. */
 tess_status tess_cudnn_open(tess_cudnn *out)
 {
     tess_cudnn lib = {.library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL)};
     TESS_CHECK(lib.library != NULL, TESS_E_UNSUPPORTED, "no cuDNN (%s); attention uses own kernels",
                dlerror());
-    const tess_status st = find_functions(&lib);
-    if (st != TESS_OK) {
-        tess_cudnn_close(&lib);
-        return st;
-    }
+    TESS_TRY(find_functions(&lib));
     *out = lib;
     return TESS_OK;
-}
-
-void tess_cudnn_close(tess_cudnn *lib)
-{
-    if (lib->library != NULL)
-        (void)dlclose(lib->library);
-    lib->library = NULL;
 }

@@ -37,7 +37,6 @@ typedef struct tess_cudnn {
 
 /** Local. @return TESS_E_UNSUPPORTED absent, or of another major version */
 TESS_MUST_CHECK tess_status tess_cudnn_open(tess_cudnn *out);
-void tess_cudnn_close(tess_cudnn *lib);
 /** Put a failure into the error record, with the library's own words. */
 tess_status tess_cudnn_fail(const tess_cudnn *lib, cudnnStatus_t e, const char *file, int line,
                             const char *what);
