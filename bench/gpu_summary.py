@@ -143,7 +143,7 @@ def show_classes(parts):
         least_s = max(c["bytes"] / rates[0], c["flop"] / rates[1])
         return [f"{1e3 * least_s:.3f}", f"{least_s / c['s']:.2f}" if c["s"] else ""]
 
-    for name in ("step", "step-library", "step-recomputed", "layer", "flux"):
+    for name in ("step", "step-library", "step-decoded", "step-recomputed", "layer", "flux"):
         x = one(parts, name)
         if x is None or "classes" not in x:
             continue

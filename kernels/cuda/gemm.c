@@ -380,6 +380,48 @@ static tess_status run_ahead(gemm_call *call, tess_dequant_lane *lane)
     return tess_event_record(&slot->free, call->stream);
 }
 
+/* -------- kept -------- */
+
+/* See [Note: kept weights]. NULL: the call decodes for itself. */
+static tess_kept_place *kept_place(const gemm_plan *p, tess_kept *kept)
+{
+    const tess_gemm_args *a = p->args;
+    tess_kept_key key;
+    if (kept == NULL || !p->has_quantized)
+        return NULL;
+    memset(&key, 0, sizeof(key));
+    key.n = a->n;
+    key.kind = (int32_t)a->kind;
+    key.dt = (int32_t)dtype_of(a);
+    for (int r = 0; r < p->run_numel; r++) {
+        const gemm_run *run = &p->run[r];
+        for (int t = run->first_term; t < run->first_term + run->term_numel; t++) {
+            const tess_matrix *b = &a->term[t].b;
+            if (run->is_direct || a->term[t].k == 0)
+                continue;
+            if (tess_format_is_quantized(b->codec.format))
+                key.term[t].codes = b->part[0];
+            key.term[t].rows = b->rows;
+            key.term[t].cols = b->cols;
+            key.term[t].first_k = p->first_k[t];
+            key.term[t].offset_nbytes = (int64_t)run->offset_nbytes;
+            key.term[t].stride = run->b_stride;
+            key.term[t].format = (int64_t)b->codec.format;
+        }
+    }
+    return tess_kept_take(kept, &key, p->b_nbytes);
+}
+
+static tess_status run_kept(gemm_call *call, tess_kept_place *place)
+{
+    call->b_scratch = place->data;
+    if (!place->is_decoded)
+        TESS_TRY(dequantize_all(call, call->stream));
+    place->is_decoded = true;
+    TESS_TRY(expand_all(call, false, call->stream));
+    return run_products(call);
+}
+
 /* -------- few rows -------- */
 
 /* Whether the rows are so few that decoding and multiplying are one kernel. The f32 sums take the
@@ -464,6 +506,9 @@ tess_status tess_cuda_gemm(const tess_gemm_args *a, tess_stream *s)
     call.sum = (float *)(void *)scratch;
     if (is_thin(&p, tess_view_nbytes(a->work)))
         return run_thin(a, call.sum, s);
+    tess_kept_place *place = kept_place(&p, call.library->kept);
+    if (place != NULL)
+        return run_kept(&call, place);
     call.b_scratch = scratch + p.sum_nbytes;
     tess_dequant_lane *lane = call.library->lane;
     if (lane != NULL && p.has_quantized && p.b_nbytes <= lane->slot[0].nbytes)

@@ -9,13 +9,14 @@
 #include "kernels/cuda/device_priv.h"
 #include "kernels/cuda/sdpa_priv.h"
 
-enum { PART_NUMEL = 4 }; /* workspaces and the two slots */
+enum { PART_NUMEL = 5 }; /* workspaces, the two slots, kept weights */
 
 typedef struct stream_library {
     tess_cuda_library base; /* first */
     tess_device *device;
     tess_stream *owner;
     tess_dequant_lane lane;
+    tess_kept kept;
     void *part[PART_NUMEL]; /* of the device's memory, released with the stream */
     size_t part_nbytes[PART_NUMEL];
     int part_numel;
@@ -50,6 +51,7 @@ void tess_cuda_library_close(stream_library **inout)
     }
     if (l->lane.stream != NULL)
         d->ops->stream_destroy(d, l->lane.stream);
+    tess_kept_fini(&l->kept);
     tess_sdpa_destroy(&l->base.sdpa);
     tess_blas_destroy(&l->base.blas);
     for (int i = 0; i < l->part_numel; i++)
@@ -110,6 +112,17 @@ static tess_status open_lane(stream_library *l, size_t slot_nbytes)
         TESS_TRY(tess_event_init(&slot->free, l->owner));
     }
     l->base.lane = &l->lane;
+    return TESS_OK;
+}
+
+static tess_status open_kept(stream_library *l, size_t nbytes)
+{
+    void *memory = NULL;
+    if (nbytes == 0)
+        return TESS_OK;
+    TESS_TRY(take(l, nbytes, &memory));
+    TESS_TRY(tess_kept_init(&l->kept, memory, nbytes));
+    l->base.kept = &l->kept;
     return TESS_OK;
 }
 
@@ -190,10 +203,12 @@ tess_status tess_cuda_prepare(tess_device *d, tess_stream *compute, const tess_c
                "%s: stream '%s' has its libraries already", d->name, compute->name);
     TESS_TRY(open_library(compute, &l));
     TESS_TRY(open_lane(l, work->slot_nbytes));
+    TESS_TRY(open_kept(l, work->kept_nbytes));
     return open_attention(l, work, note);
 }
 
 size_t tess_cuda_prepare_nbytes(const tess_cuda_work *work)
 {
-    return tess_cuda_library_work_nbytes(90) + work->attention_nbytes + 2 * work->slot_nbytes;
+    return tess_cuda_library_work_nbytes(90) + work->attention_nbytes + 2 * work->slot_nbytes +
+           work->kept_nbytes;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/blas_priv.h"
+#include "kernels/cuda/kept_priv.h"
 
 TESS_BEGIN_DECLS
 
@@ -36,6 +37,7 @@ typedef struct tess_cuda_library {
     size_t work_nbytes;      /* tess_cuda_library_work_nbytes() */
     int sm_numel;            /* multiprocessors for products, 0: all */
     tess_dequant_lane *lane; /* NULL: dequantize on the stream itself */
+    tess_kept *kept;         /* NULL: nothing stays decoded */
 } tess_cuda_library;
 
 /** Library workspace of one stream: what cuBLAS recommends. */

@@ -12,7 +12,7 @@
 
 TESS_BEGIN_DECLS
 
-enum { TESS_CUDA_ABI = 6, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
+enum { TESS_CUDA_ABI = 7, TESS_CUDA_UNIQUE_ID_NBYTES = 128 };
 enum { TESS_CUDA_SHAPE_MAX = 16 }; /* of attention that libraries make plans for */
 
 /** Services of the program. */
@@ -48,6 +48,7 @@ typedef struct tess_cuda_work {
     int64_t document_max;    /* documents a micro-batch may have for the library's attention */
     bool is_deterministic;   /* attention's backward pass */
     size_t slot_nbytes;      /* of the largest product's dequantized matrices; 0: none */
+    size_t kept_nbytes;      /* for matrices that stay decoded, whose codes never change */
     size_t attention_nbytes; /* most that the library's attention may take */
     double execution_s;      /* that one execution of its graphs takes at least: own kernels have
                                 calls that need too many of them. 0: the library has all it can */

@@ -97,6 +97,8 @@ typedef struct tess_plan_options {
     size_t memory_limit_nbytes; /* per rank; 0: none */
     size_t outside_nbytes;      /* memory outside arenas that counts against the limit */
     size_t library_nbytes;      /* of it, an estimate of what a device's libraries take */
+    size_t kept_nbytes;         /* of that, for weights that stay decoded */
+    double kept_share;          /* of a step's decoding that is done once for all by that */
     size_t load_nbytes;         /* staging of tensors while they are loaded or exported */
     size_t data_nbytes;         /* batches and data window */
     bool is_device;             /* kernels use memory of a device, not the host's */

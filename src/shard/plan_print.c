@@ -143,6 +143,8 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
                                    (int64_t)plan->arena_nbytes[i]));
     TESS_TRY(tess_json_add_i64(v, "outside_arenas", (int64_t)plan->options.outside_nbytes));
     TESS_TRY(tess_json_add_i64(v, "libraries", (int64_t)plan->options.library_nbytes));
+    if (plan->options.kept_nbytes > 0) /* of it */
+        TESS_TRY(tess_json_add_i64(v, "decoded_weights", (int64_t)plan->options.kept_nbytes));
     TESS_TRY(tess_json_add_i64(v, "host", (int64_t)plan->host_nbytes));
     TESS_TRY(tess_json_add_i64(v, "total", (int64_t)plan->total_nbytes));
     TESS_TRY(tess_json_add_array(root, "buffers", &list));
@@ -508,7 +510,10 @@ static tess_status say_memory(text_buffer *t, const tess_plan *plan)
     TESS_TRY(say(t, "memory of every rank%s\n", o->is_device ? ", on its device" : ""));
     TESS_TRY(say_arenas(t, plan, false));
     if (o->library_nbytes > 0)
-        TESS_TRY(say_size(t, "libraries, dequantized weights", (double)o->library_nbytes));
+        TESS_TRY(say_size(t, "libraries, dequantized weights",
+                          (double)(o->library_nbytes - o->kept_nbytes)));
+    if (o->kept_nbytes > 0)
+        TESS_TRY(say_size(t, "weights that stay decoded", (double)o->kept_nbytes));
     TESS_TRY(
         say_size(t, "outside arenas (at most)", (double)(o->outside_nbytes - o->library_nbytes)));
     TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));

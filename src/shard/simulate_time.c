@@ -159,9 +159,16 @@ double sim_agree_s(const sim_model *m)
 
 /* ---- kernels ---- */
 
+/* Weights that stay decoded cost a step nothing: the first of a run decodes them. */
 static double seconds(const sim_model *m, const tess_cost *c)
 {
-    return tess_profile_seconds(m->device, c);
+    tess_cost left = *c;
+    const double share = 1.0 - m->plan->options.kept_share;
+    left.weight_nbytes *= share;
+    for (int i = 0; i < TESS_FORMAT_NUMEL; i++)
+        if (tess_format_is_quantized((tess_format)i))
+            left.weight_numel[i] *= share;
+    return tess_profile_seconds(m->device, &left);
 }
 
 static double padded_nbytes(const sim_model *m, int unit_idx)

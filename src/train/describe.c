@@ -293,11 +293,49 @@ size_t tess_description_slot_nbytes(const tess_description *d)
     return (size_t)tess_round_up((int64_t)most_nbytes, TESS_ARENA_ALIGN_NBYTES);
 }
 
+/* Decoded matrices of all products of a step. A reader has no backward, and one with the loss in it
+ * has the forward's products too. */
+static double decoded_nbytes(const tess_registry *reg, bool is_reader)
+{
+    double nbytes = 0.0;
+    for (int i = 0; i < reg->stage_numel; i++) {
+        const tess_stage *stage = &reg->stage[i];
+        if (is_reader || !stage->is_fused_loss)
+            nbytes += stage->cost.forward.kept_nbytes;
+        if (!is_reader)
+            nbytes += stage->cost.backward.kept_nbytes;
+    }
+    return nbytes;
+}
+
+/* How much of compute.decoded_memory is of use, and the share of decoding that it saves. */
+static tess_status choose_kept(tess_description *d, const tess_launch_shape *launch, double *share)
+{
+    const tess_run *run = d->run;
+    const double asked = (double)run->compute.decoded_memory;
+    char place[TESS_RUN_PLACE_NBYTES];
+    d->kept_nbytes = 0;
+    *share = 0.0;
+    if (asked == 0.0 || !launch->is_device)
+        return TESS_OK;
+    tess_run_place_text(run, TESS_RUN_KEY_compute_decoded_memory, place);
+    TESS_CHECK(launch->world == 1 || run->shard.gather_group == 1, TESS_E_CONFIG,
+               "%s: weights stay decoded where their codes lie in place, found codes that may be "
+               "gathered over %d ranks; set shard.gather_group: 1, or leave it out",
+               place, launch->world);
+    const double all = decoded_nbytes(&d->registry, launch->is_reader);
+    if (all > 0.0)
+        *share = TESS_MIN(asked / all, 1.0);
+    d->kept_nbytes = (size_t)tess_round_up((int64_t)(*share * all), TESS_ARENA_ALIGN_NBYTES);
+    return TESS_OK;
+}
+
 static size_t outside_nbytes(const tess_description *d, const tess_launch_shape *launch)
 {
     if (!launch->is_device)
         return TESS_OUTSIDE_NBYTES;
-    return TESS_OUTSIDE_NBYTES + launch->library_nbytes + 2 * tess_description_slot_nbytes(d);
+    return TESS_OUTSIDE_NBYTES + launch->library_nbytes + 2 * tess_description_slot_nbytes(d) +
+           d->kept_nbytes;
 }
 
 static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
@@ -306,6 +344,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
     const tess_load_source source = tess_description_source(d);
     tess_load_request load = tess_description_load(d, &source);
     load.is_device = launch->is_device;
+    double kept_share = 0.0;
+    TESS_TRY(choose_kept(d, launch, &kept_share));
     tess_plan_options o = {
         .world = launch->world,
         .gather_group_numel = group_of(d, launch),
@@ -326,6 +366,8 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .memory_limit_nbytes = launch->memory_limit_nbytes,
         .outside_nbytes = outside_nbytes(d, launch),
         .library_nbytes = outside_nbytes(d, launch) - TESS_OUTSIDE_NBYTES,
+        .kept_nbytes = d->kept_nbytes,
+        .kept_share = kept_share,
         .data_nbytes = d->batch_nbytes,
         .has_snapshot = true,
         .counter_numel = d->counter_numel,

@@ -55,6 +55,7 @@ typedef struct tess_description {
     tess_plan_codes codes;   /* as in tess_plan_options */
     size_t start_nbytes;     /* staging for start codes */
     size_t device_nbytes;    /* on a device, beside the copy of the batch */
+    size_t kept_nbytes;      /* on a device, for weights that stay decoded */
     char *config_text; /* config.json as read: kept in the run directory for resumes without the
                           source */
     tess_json *config_root;

@@ -387,6 +387,7 @@ tess_status session_prepare_device(tess_session *s)
         return TESS_OK;
     tess_cuda_work work = work_of(s);
     work.slot_nbytes = tess_description_slot_nbytes(&s->d);
+    work.kept_nbytes = s->d.kept_nbytes;
     TESS_TRY(s->plugin->prepare(s->device, tess_runtime_stream(s->rt), &work, note));
     tess_log_root(&s->ctx->log, TESS_LOG_INFO, "attention: %s", note);
     return TESS_OK;

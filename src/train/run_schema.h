@@ -475,6 +475,10 @@ TESS_BEGIN_DECLS
     X(compute, comm_thread, "comm_thread", tess_run_switch, ENUM, TESS_RUN_WORDS_(SWITCH), \
       "auto", 0, 0, FREE, \
       "Drive communication from a thread of its own; same bits.") \
+    X(compute, decoded_memory, "decoded_memory", int64_t, BYTES, "", "0", 0, INT64_MAX, FREE, \
+      "Memory of a GPU for quantized weights that stay decoded, instead of decoding them for " \
+      "every product; as much of it as is of use is taken. Same bits; " \
+      "[how much](cuda.md#weights-that-stay-decoded).") \
     X(compute, memory_limit, "memory_limit", int64_t, BYTES, "auto", "auto", 1048576, \
       INT64_MAX, FREE, \
       "Bytes a rank may use; auto: the least over ranks of what is free.")

@@ -249,6 +249,49 @@ static void test_gemm_dequantized_ahead_waits_for_its_codes(void **state)
     release_device();
 }
 
+/* Weights that stay decoded give the bits of those that do not, the first time and later. */
+static void test_gemm_kept_weights_have_the_same_bits(void **state)
+{
+    (void)state;
+    const tess_cuda_door *door = on_device_door();
+    tess_stream *keeping = NULL;
+    char note[TESS_CUDA_NOTE_NBYTES];
+    arrival x = {.part_numel = 0};
+    arrival_make(&x);
+    const tess_cuda_work work = {.attention = {{.dt = TESS_F32,
+                                                .token_numel = 1,
+                                                .head_numel = 1,
+                                                .kv_head_numel = 1,
+                                                .dim = 8,
+                                                .longest_numel = 1}},
+                                 .attention_numel = 1,
+                                 .document_max = 1,
+                                 /* the last has no room left, and goes through the slots */
+                                 .kept_nbytes = (ARRIVING - 1) * 1024 * 2048 * 2,
+                                 .slot_nbytes = 1024 * 2048 * 2};
+    must(tess_device_stream_create(door->device, "compute", false, &keeping));
+    must(door->plugin->prepare(door->device, keeping, &work, note));
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < ARRIVING; i++) {
+            problem *p = x.p[i];
+            void *want = zeroed((int64_t)p->c->nbytes, 1), *got = zeroed((int64_t)p->c->nbytes, 1);
+            must(kernels->gemm(&p->device, stream));
+            must(tess_stream_finish(stream));
+            must(tess_emulation_read(want, p->c->device, p->c->nbytes));
+            must(kernels->gemm(&p->device, keeping));
+            must(tess_stream_finish(keeping));
+            must(tess_emulation_read(got, p->c->device, p->c->nbytes));
+            assert_memory_equal(got, want, p->c->nbytes);
+            tess_free(want);
+            tess_free(got);
+        }
+    }
+    must(on_device_check("gemm"));
+    tess_device_stream_destroy(door->device, &keeping);
+    arrival_free(&x);
+    release_device();
+}
+
 /* A plan that was damaged on its way, or is another program's. */
 static void test_gemm_damaged_plan_is_refused(void **state)
 {
@@ -279,6 +322,7 @@ int main(void)
         /* clang-format on */
         CASE(test_gemm_planned_products_take_no_memory),
         CASE(test_gemm_dequantized_ahead_waits_for_its_codes),
+        CASE(test_gemm_kept_weights_have_the_same_bits),
         CASE(test_gemm_damaged_plan_is_refused),
     };
     return cmocka_run_group_tests(tests, group_setup, NULL);

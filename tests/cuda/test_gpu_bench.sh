@@ -34,7 +34,7 @@ ln -s "${TESSERA_BIN:?set by ctest}" "$build"/bench/bench_{ops,gemm,attention,ga
     "$build/bench/bench_nearest_device" "$work/programs" || fail "programs are missing"
 
 # Every part but the peer, which needs other people's packages.
-parts=ops,gemm,step,step-library,step-recomputed,layer,gather,dequantize,attention,checkpoint,nearest,flux
+parts=ops,gemm,step,step-library,step-decoded,step-recomputed,layer,gather,dequantize,attention,checkpoint,nearest,flux
 measure 0 --only $parts
 for part in ${parts//,/ }; do
     [ -s "$work/out/$part.jsonl" ] || fail "$part: no lines: $(cat "$work/out/$part.log")"

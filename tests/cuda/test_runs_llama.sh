@@ -78,6 +78,10 @@ printf '\377' | dd of="$(echo tampered/export/*.safetensors)" bs=1 seek=2000 con
 ranked=("${steps[@]}" compute.activation_checkpointing=on)
 run_on cuda again 1 "${ranked[@]}"
 same_runs nf4_bf16 again
+run_on cuda kept 1 "${ranked[@]}" compute.decoded_memory=1GiB
+same_runs nf4_bf16 kept
+run_on cuda few_kept 1 "${ranked[@]}" compute.decoded_memory=40KiB
+same_runs nf4_bf16 few_kept
 for n in 2 4; do
     run_on cuda "shared$n" "$n" "${ranked[@]}"
     says "shared$n" "collectives: through host memory and MPI; ranks share a GPU"

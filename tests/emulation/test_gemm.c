@@ -230,6 +230,143 @@ static void test_gemm_with_a_lane_takes_slots_in_turn(void **state)
     problem_destroy(p);
 }
 
+/* An adapter beside nf4 weights, forward or backward, `gap` columns behind its layer's. */
+static problem *adapted_create(tess_gemm_kind kind, int64_t gap)
+{
+    spec s = spec_of(kind, TESS_BF16, 11, 24, 64);
+    s.term_numel = 2;
+    s.k[1] = 16;
+    s.codec[0] = nf4(64, true);
+    s.codec[1] = plain(TESS_BF16);
+    s.is_adjacent = true;
+    s.gap = gap;
+    return problem_create(&s);
+}
+
+/* C of a product; the caller frees. */
+static void *result_of(problem *p, void *work, size_t work_nbytes)
+{
+    tess_stream s;
+    void *got = zeroed((int64_t)p->c->nbytes, 1);
+    tess_stream_init_inline(&s, "compute", NULL);
+    p->device.work = (tess_view){work, (int64_t)work_nbytes, TESS_U8_OPAQUE, TESS_DEVICE};
+    must(tess_cuda_gemm(&p->device, &s));
+    must(tess_emulation_read(got, p->c->device, p->c->nbytes));
+    return got;
+}
+
+static void erase(const void *codes, size_t nbytes)
+{
+    void *zeros = zeroed((int64_t)nbytes, 1), *place = NULL;
+    memcpy(&place, &codes, sizeof place);
+    must(tess_emulation_write(place, zeros, nbytes));
+    tess_free(zeros);
+}
+
+/* Weights are decoded by the first product alone, adapters come from every one. */
+static void test_gemm_kept_weights_are_decoded_once(void **state)
+{
+    (void)state;
+    static const tess_gemm_kind kind[] = {TESS_GEMM_NT, TESS_GEMM_NN};
+    for (int i = 0; i < TESS_NELEM(kind); i++) {
+        problem *p = adapted_create(kind[i], 16);
+        const size_t work_nbytes = tess_cuda_gemm_work_nbytes(&p->device, 1);
+        const size_t kept_nbytes = tess_cuda_gemm_kept_nbytes(&p->device);
+        tess_kept kept;
+        void *work = NULL, *memory = NULL;
+        must(tess_emulation_alloc("work", work_nbytes, &work));
+        must(tess_emulation_alloc("kept", kept_nbytes, &memory));
+        must(tess_kept_init(&kept, memory, kept_nbytes));
+        void *want = result_of(p, work, work_nbytes);
+        library.kept = &kept;
+        void *first = result_of(p, work, work_nbytes);
+        assert_memory_equal(first, want, p->c->nbytes);
+        check_bound(p, first);
+        assert_int_equal(kept.place_numel, 1);
+
+        erase(p->device.term[0].b.part[0], (size_t)(p->s.n * p->s.k[0]) / 2);
+        void *second = result_of(p, work, work_nbytes);
+        assert_memory_equal(second, want, p->c->nbytes);
+        erase(p->device.term[1].b.part[0], (size_t)(p->s.n * p->s.k[1]) * 2);
+        void *third = result_of(p, work, work_nbytes);
+        assert_memory_not_equal(third, want, p->c->nbytes);
+        assert_int_equal(kept.place_numel, 1);
+
+        library.kept = NULL;
+        tess_kept_fini(&kept);
+        void *all[] = {want, first, second, third};
+        for (int k = 0; k < TESS_NELEM(all); k++)
+            tess_free(all[k]);
+        problem_destroy(p);
+    }
+}
+
+/* One matrix forward and backward, and another: places of their own, and none once memory is full.
+ */
+static void test_gemm_kept_weights_have_places_of_their_own(void **state)
+{
+    (void)state;
+    problem *p[3] = {adapted_create(TESS_GEMM_NT, 0), adapted_create(TESS_GEMM_NN, 0),
+                     adapted_create(TESS_GEMM_NT, 0)};
+    size_t kept_nbytes = 0, work_nbytes = 0;
+    void *work = NULL, *memory = NULL;
+    tess_kept kept;
+    for (int i = 0; i < 3; i++)
+        work_nbytes = TESS_MAX(work_nbytes, tess_cuda_gemm_work_nbytes(&p[i]->device, 1));
+    for (int i = 0; i < 2; i++)
+        kept_nbytes += tess_cuda_gemm_kept_nbytes(&p[i]->device);
+    must(tess_emulation_alloc("work", work_nbytes, &work));
+    must(tess_emulation_alloc("kept", kept_nbytes, &memory));
+    must(tess_kept_init(&kept, memory, kept_nbytes));
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = 0; i < 3; i++) {
+            library.kept = NULL;
+            void *want = result_of(p[i], work, work_nbytes);
+            library.kept = &kept;
+            void *got = result_of(p[i], work, work_nbytes);
+            assert_memory_equal(got, want, p[i]->c->nbytes);
+            tess_free(want);
+            tess_free(got);
+        }
+        assert_int_equal(kept.place_numel, 2);
+        assert_in_range(kept.used_nbytes, kept_nbytes / 2, kept_nbytes);
+    }
+    library.kept = NULL;
+    tess_kept_fini(&kept);
+    for (int i = 0; i < 3; i++)
+        problem_destroy(p[i]);
+}
+
+/* A decoding that failed is done again. */
+static void test_gemm_kept_weights_that_failed_to_decode_are_decoded_again(void **state)
+{
+    (void)state;
+    problem *p = adapted_create(TESS_GEMM_NT, 0);
+    const size_t work_nbytes = tess_cuda_gemm_work_nbytes(&p->device, 1);
+    const size_t kept_nbytes = tess_cuda_gemm_kept_nbytes(&p->device);
+    tess_stream s;
+    tess_kept kept;
+    void *work = NULL, *memory = NULL;
+    must(tess_emulation_alloc("work", work_nbytes, &work));
+    must(tess_emulation_alloc("kept", kept_nbytes, &memory));
+    must(tess_kept_init(&kept, memory, kept_nbytes));
+    void *want = result_of(p, work, work_nbytes);
+    library.kept = &kept;
+    const void *constants = p->device.term[0].b.part[1];
+    p->device.term[0].b.part[1] = p; /* no memory of the device */
+    tess_stream_init_inline(&s, "compute", NULL);
+    assert_int_equal(tess_cuda_gemm(&p->device, &s), TESS_E_STATE);
+    tess_error_clear();
+    p->device.term[0].b.part[1] = constants;
+    void *got = result_of(p, work, work_nbytes);
+    assert_memory_equal(got, want, p->c->nbytes);
+    library.kept = NULL;
+    tess_kept_fini(&kept);
+    tess_free(want);
+    tess_free(got);
+    problem_destroy(p);
+}
+
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 #define SHARED_CASE(name) CASE(name),
 
@@ -245,6 +382,9 @@ int main(void)
         CASE(test_blas_weight_gradient_alone_may_split),
         CASE(test_gemm_small_work_is_refused),
         CASE(test_gemm_with_a_lane_takes_slots_in_turn),
+        CASE(test_gemm_kept_weights_are_decoded_once),
+        CASE(test_gemm_kept_weights_have_places_of_their_own),
+        CASE(test_gemm_kept_weights_that_failed_to_decode_are_decoded_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

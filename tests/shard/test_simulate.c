@@ -173,6 +173,39 @@ static void test_two_stages_by_hand(void **state)
     }
 }
 
+/* Weights of 4 s in every forward, 2 s of them by their rate, the others by their bytes; plain ones
+ * are not decoded. Half of them stay decoded, then all. */
+static void test_kept_weights_are_not_decoded_by_hand(void **state)
+{
+    static const double share[] = {0.0, 0.5, 1.0};
+    double step_s[TESS_NELEM(share)];
+    (void)state;
+    for (int i = 0; i < TESS_NELEM(share); i++) {
+        tess_registry reg;
+        tess_simulation sim;
+        make_model(&reg, 2);
+        reg.stage[0].cost.forward.weight_numel[TESS_FORMAT_NF4] = 10.0;
+        reg.stage[0].cost.forward.weight_numel[TESS_FORMAT_INT8] = 1.0;
+        reg.stage[0].cost.forward.weight_numel[TESS_FORMAT_BF16] = 7.0;
+        reg.stage[0].cost.forward.weight_nbytes = 2.0 * MEMORY_RATE;
+        tess_plan *plan = make_plan(&reg, (tess_plan_options){.world = 1,
+                                                              .gather_group_numel = 1,
+                                                              .micro_batch_numel = 1,
+                                                              .prefetch = 1,
+                                                              .kept_share = share[i]});
+        tess_device_profile d = make_device(1e30, true);
+        d.weight_rate[TESS_FORMAT_NF4] = 5.0;
+        d.weight_rate[TESS_FORMAT_BF16] = 7.0;
+        simulate(&reg, plan, &d, &sim);
+        step_s[i] = sim.step_s;
+        tess_simulation_fini(&sim);
+        tess_plan_destroy(&plan);
+        tess_registry_fini(&reg);
+    }
+    expect_near(step_s[0] - step_s[1], 2.0);
+    expect_near(step_s[0] - step_s[2], 4.0);
+}
+
 /*
  * A gather from 0 s and a send from 2 s, both with a second of latency inside; bytes of the gather
  * take 4 s inside and 6 s across, those of the send 1 s and, after another second of latency, 1 s.
@@ -707,6 +740,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_two_stages_by_hand),
+        cmocka_unit_test(test_kept_weights_are_not_decoded_by_hand),
         cmocka_unit_test(test_flows_that_share_links_by_hand),
         cmocka_unit_test(test_gather_beside_sends_by_hand),
         cmocka_unit_test(test_no_overlap_adds_everything),

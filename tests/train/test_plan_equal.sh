@@ -145,6 +145,20 @@ for format in nf4 fp4 f16 q8_0 q4_0 int8 qint8 qint4 qint2 qfloat8 qfloat8_e5m2 
 $text"
     done
 done
+# Weights that stay decoded: as much memory as is asked for and of use, on a device, where codes lie in place.
+kept=("$work/run.yaml" "model.path=$work/big" data.sequence_length=2048 --ranks 8 --device h200-141g)
+text=$("$tessera" plan "${kept[@]}" shard.gather_group=1 compute.decoded_memory=30GiB)
+grep -qE '^  weights that stay decoded +30\.00 GiB$' <<<"$text" || fail "compute.decoded_memory: $text"
+before=$("$tessera" plan "${kept[@]}" shard.gather_group=1 --json | sed -n 's/.*"step_s": *\([0-9.e-]*\).*/\1/p' | head -n 1)
+after=$("$tessera" plan "${kept[@]}" shard.gather_group=1 compute.decoded_memory=30GiB --json |
+    sed -n 's/.*"step_s": *\([0-9.e-]*\).*/\1/p' | head -n 1)
+awk -v a="$after" -v b="$before" 'BEGIN { exit !(a > 0 && a < b) }' || fail "step_s $after after, $before before"
+! "$tessera" plan "${kept[@]}" shard.gather_group=2 compute.decoded_memory=30GiB >"$work/out" 2>"$work/err" ||
+    fail "codes in a slot stay decoded"
+grep -q 'weights stay decoded where their codes lie in place, found .* set shard.gather_group: 1' "$work/err" ||
+    fail "refusal says: $(cat "$work/err")"
+text=$("$tessera" plan "${big[@]}" compute.decoded_memory=30GiB)
+! grep -q 'stay decoded' <<<"$text" || fail "a CPU keeps decoded weights: $text"
 text=$("$tessera" plan "${big[@]}" base.format=f32 compute.dtype=bf16)
 grep -qE '^  f32 .* converted panel by panel$' <<<"$text" || fail "f32 base on a CPU: $text"
 text=$("$tessera" plan "${big[@]}" base.format=bf16 compute.dtype=bf16)
