@@ -51,7 +51,8 @@ static struct {
 
 struct tess_gpu_group {
     tess_device *device;
-    ncclComm_t comm; /* NULL after an abort */
+    ncclComm_t comm;   /* NULL after an abort */
+    bool is_splitting; /* a thread of the library may still write `comm` */
     void *enrolled[ENROLLED_MAX];
     int enrolled_numel;
     char name[64];
@@ -174,6 +175,7 @@ static tess_status nccl_split(tess_gpu_group *parent, int color, int key, const 
         tess_free(g);
         return st;
     }
+    g->is_splitting = true;
     *out = g;
     return TESS_OK;
 }
@@ -190,6 +192,7 @@ static tess_status nccl_poll(tess_gpu_group *g, bool *is_ready)
     if (state != ncclSuccess && state != ncclInProgress)
         return fail(g, state, "a collective or its peers");
     *is_ready = state == ncclSuccess;
+    g->is_splitting = g->is_splitting && !*is_ready;
     return TESS_OK;
 }
 
@@ -297,8 +300,8 @@ static bool rest(ncclComm_t comm)
 
 static void nccl_leave(tess_gpu_group *g)
 {
-    if (g == NULL)
-        return;
+    if (g == NULL || g->is_splitting)
+        return; /* a start that failed: its memory stays */
     if (g->comm != NULL) {
         nccl_withdraw(g);
         const ncclResult_t r = nccl.CommFinalize(g->comm);
