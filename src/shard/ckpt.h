@@ -261,7 +261,7 @@ TESS_MUST_CHECK tess_status tess_ckpt_save_base(tess_ckpt_store *store, const ch
 /* ---- load ---- */
 
 typedef enum tess_ckpt_found {
-    TESS_CKPT_FRESH, /* auto: nothing was ever committed here */
+    TESS_CKPT_FRESH, /* auto: nothing was ever committed here that may be loaded */
     TESS_CKPT_LOADED
 } tess_ckpt_found;
 
@@ -296,7 +296,10 @@ typedef struct tess_ckpt_load_request {
     tess_ckpt_accept accept;   /* may be NULL */
     /* Whether slabs and tensors of a unit that `set` does not have may stay unread; NULL: none. */
     bool (*may_leave)(void *arg, const char *unit);
-    void *accept_arg; /* of both */
+    /* auto: whether one of this step may be loaded, among those that this process wrote and those
+     * up to the one it went on from; asked on rank 0. NULL: every committed one. */
+    bool (*may_load)(void *arg, int64_t step);
+    void *accept_arg; /* of all three */
 } tess_ckpt_load_request;
 
 /**

@@ -354,17 +354,38 @@ static tess_status try_candidate(load *l)
 
 /* What rank 0 tells about the next one. */
 typedef struct candidate {
-    int64_t idx; /* in rank 0's list, -1 none */
-    int64_t committed_numel;
+    int64_t idx;             /* in rank 0's list, -1 none */
+    int64_t committed_numel; /* that may be loaded */
     char dir[PATH_MAX];
 } candidate;
+
+/* Others of the directory are of other runs, or were left behind by going on from an older one. */
+static bool is_own_past(const tess_ckpt_store *s, const ckpt_entry *e)
+{
+    bool is_past = e->epoch == s->epoch;
+    for (int64_t i = 0; i < s->list.numel && !is_past; i++)
+        is_past = s->list.entries[i].is_resumed && e->step <= s->list.entries[i].step;
+    return is_past;
+}
+
+static bool is_eligible(const load *l, int64_t idx)
+{
+    const tess_ckpt_load_request *r = l->request;
+    const ckpt_entry *e = &l->store->list.entries[idx];
+    return r->may_load == NULL || (is_own_past(l->store, e) && r->may_load(r->accept_arg, e->step));
+}
 
 static tess_status next_candidate(load *l, int64_t before_idx, candidate *c)
 {
     tess_ckpt_store *s = l->store;
     tess_status st = TESS_OK;
-    *c = (candidate){.idx = before_idx - 1, .committed_numel = s->list.numel};
-    if (tess_comm_rank(s->comm) == 0 && c->idx >= 0)
+    *c = (candidate){.idx = -1};
+    for (int64_t i = 0; tess_comm_rank(s->comm) == 0 && i < s->list.numel; i++)
+        if (is_eligible(l, i)) {
+            c->committed_numel++;
+            c->idx = i < before_idx ? i : c->idx;
+        }
+    if (c->idx >= 0)
         st = ckpt_join(c->dir, s->dir, s->list.entries[c->idx].name);
     TESS_TRY(tess_agree(s->comm, st));
     TESS_TRY(tess_comm_bcast(s->comm, 0, c, sizeof *c));
@@ -379,7 +400,7 @@ static tess_status report_damaged(load *l, int64_t chosen_idx)
     int64_t numel = 0;
     for (int64_t i = 0; tess_comm_rank(s->comm) == 0 && i < chosen_idx; i++) {
         const ckpt_entry *e = &s->list.entries[i];
-        if (e->is_valid || e->step <= l->out->step)
+        if (e->is_valid || e->step <= l->out->step || !is_eligible(l, i))
             continue;
         numel++;
         tess_log_write(&s->ctx->log, TESS_LOG_WARN,

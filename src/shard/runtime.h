@@ -32,6 +32,8 @@ typedef struct tess_runtime_parts {
     double train_blend; /* of optimizers that train beside their masters: how far, 1 - beta1 */
 } tess_runtime_parts;
 
+struct tess_step_result;
+
 /** One training step. */
 typedef struct tess_step_request {
     int64_t first_micro_batch_idx; /* global number of micro-batch 0 of this step */
@@ -44,6 +46,9 @@ typedef struct tess_step_request {
      * tess_runtime_gradient() of them, which begins as zeros; NULL where there are none. Collective
      * over `world`, after the last backward. */
     tess_status (*sum_held)(void *arg, float grad_scale);
+    /* Whether the update is applied, of loss and norm of a step whose values are finite; the same
+     * answer on all ranks, as what it is given is. NULL: always. */
+    bool (*wants_update)(void *arg, const struct tess_step_result *result);
     const int64_t *flags; /* [flag_numel] this rank's flags, maxima over ranks come back */
     int flag_numel;       /* at most TESS_FLAG_MAX */
 } tess_step_request;

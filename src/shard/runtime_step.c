@@ -362,7 +362,9 @@ static tess_status run_step(tess_runtime *rt, tess_step_result *result)
     TESS_TRY(sum_held(rt));
     runtime_span_end(rt, span);
     TESS_TRY(agree_on_step(rt, result));
-    if (result->nonfinite_numel > 0)
+    const tess_step_request *request = rt->request;
+    if (result->nonfinite_numel > 0 ||
+        (request->wants_update != NULL && !request->wants_update(request->arg, result)))
         return TESS_OK;
     TESS_TRY(wait_for_hold(rt));
     span = runtime_span(rt, "optimizer");

@@ -181,6 +181,49 @@ static tess_status test_slabs_beyond_the_run_are_left_only_where_it_may(bench *b
     return tess_agree(b->comm, check_cut(b, &set, 5));
 }
 
+/* ---- an older one of the same run ---- */
+
+static bool is_even(void *arg, int64_t step)
+{
+    (void)arg;
+    return step % 2 == 0;
+}
+
+/* `path` NULL: the newest even one of the run's own past, -1: there is none. */
+static tess_status expect_loaded(bench *b, const char *path, int64_t step)
+{
+    const tess_ckpt_load_request request = {
+        .path = path, .set = &b->f->step, .may_load = path == NULL ? is_even : NULL};
+    tess_ckpt_loaded loaded = {0};
+    TESS_TRY(tess_ckpt_load(b->store, &request, &loaded));
+    const int64_t found = loaded.found == TESS_CKPT_LOADED ? loaded.step : -1;
+    EXPECT(found == step && loaded.fallback_numel == 0);
+    EXPECT(found < 0 || ckpt_fixture_wrong(b->f, (uint64_t)found, false) == 0);
+    tess_ckpt_loaded_fini(&loaded);
+    return TESS_OK;
+}
+
+/* Not what another process wrote unless it led to the checkpoint that this one went on from. */
+static tess_status test_older_one_is_of_the_same_run(bench *b)
+{
+    tess_ckpt_report report;
+    char dir[5][PATH_MAX];
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    for (int64_t step = 1; step <= 4; step++) {
+        TESS_TRY(expect_loaded(b, NULL, step > 2 ? 2 : -1));
+        TESS_TRY(ckpt_fixture_save(b->f, b->store, step, &report));
+        EXPECT(report.outcome == TESS_CKPT_COMMITTED, "(%s)", report.message);
+        TESS_TRY(ckpt_join(dir[step], b->dir, report.dir));
+    }
+    TESS_TRY(expect_loaded(b, NULL, 4));
+    TESS_TRY(reopen(b, false)); /* a fresh start beside them */
+    TESS_TRY(expect_loaded(b, NULL, -1));
+    TESS_TRY(expect_loaded(b, dir[3], 3));
+    TESS_TRY(expect_loaded(b, NULL, -1)); /* 2 was removed, 4 is left behind */
+    TESS_TRY(expect_loaded(b, dir[4], 4));
+    return expect_loaded(b, NULL, 4);
+}
+
 /* ---- damage that needs several files; rank 0 handles the files ---- */
 
 static tess_status save_two(bench *b, char step_dir[2][PATH_MAX])
@@ -362,6 +405,7 @@ static tess_status run(tess_comm *comm)
     TESS_TRY(run_case(comm, "every world", 1, test_save_then_load_at_every_world));
     TESS_TRY(run_case(comm, "every world, many chunks", 1500, test_save_then_load_at_every_world));
     TESS_TRY(run_case(comm, "left slabs", 1, test_slabs_beyond_the_run_are_left_only_where_it_may));
+    TESS_TRY(run_case(comm, "older one", 1, test_older_one_is_of_the_same_run));
     TESS_TRY(run_case(comm, "moved files", 1, test_moved_files_are_refused));
     TESS_TRY(run_case(comm, "asynchronous saves", 40, test_async_saves_commit_everywhere));
     TESS_TRY(run_case(comm, "no padding", 1, test_files_hold_the_slabs_and_no_padding));
