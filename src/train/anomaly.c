@@ -1,6 +1,9 @@
 #include "train/anomaly.h"
 
+#include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "train/median.h"
 
@@ -32,6 +35,40 @@ tess_spike tess_spike_score(tess_spike_window *window, double value)
     const tess_spike spike = score(window, value);
     window->value[window->seen_numel++ % TESS_SPIKE_WINDOW_NUMEL] = value;
     return spike;
+}
+
+enum { DIGIT_NUMEL = 16 }; /* of a value in text */
+
+void tess_spike_window_write(const tess_spike_window *window, char text[TESS_SPIKE_TEXT_NBYTES])
+{
+    const int64_t numel = TESS_MIN(window->seen_numel, (int64_t)TESS_SPIKE_WINDOW_NUMEL);
+    text[0] = '\0';
+    for (int64_t i = 0; i < numel; i++) {
+        const int64_t at = window->seen_numel - numel + i;
+        uint64_t bits = 0;
+        memcpy(&bits, &window->value[at % TESS_SPIKE_WINDOW_NUMEL], sizeof bits);
+        snprintf(text + DIGIT_NUMEL * i, DIGIT_NUMEL + 1, "%016" PRIx64, bits);
+    }
+}
+
+bool tess_spike_window_read(const char *text, tess_spike_window *window)
+{
+    tess_spike_window read = {0};
+    const size_t nbytes = strlen(text);
+    if (nbytes % DIGIT_NUMEL != 0 || nbytes >= TESS_SPIKE_TEXT_NBYTES ||
+        strspn(text, "0123456789abcdef") != nbytes)
+        return false;
+    for (; *text != '\0'; text += DIGIT_NUMEL) {
+        uint64_t bits = 0;
+        double value = 0.0;
+        (void)sscanf(text, "%16" SCNx64, &bits);
+        memcpy(&value, &bits, sizeof value);
+        if (!isfinite(value))
+            return false;
+        read.value[read.seen_numel++] = value;
+    }
+    *window = read;
+    return true;
 }
 
 /* ---- slow ranks ---- */

@@ -13,7 +13,11 @@ TESS_BEGIN_DECLS
 
 /* ---- spikes ---- */
 
-enum { TESS_SPIKE_WINDOW_NUMEL = 128, TESS_SPIKE_LEAST_NUMEL = 32 };
+enum {
+    TESS_SPIKE_WINDOW_NUMEL = 128,
+    TESS_SPIKE_LEAST_NUMEL = 32,
+    TESS_SPIKE_TEXT_NBYTES = 16 * TESS_SPIKE_WINDOW_NUMEL + 1
+};
 
 /** The last finite values of a series; all zeros: none yet. Fields are private to anomaly.c. */
 typedef struct tess_spike_window {
@@ -36,6 +40,12 @@ typedef struct tess_spike {
  * @source modified z-score, Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993
  */
 tess_spike tess_spike_score(tess_spike_window *window, double value);
+
+/** The window for a checkpoint: bits of its values, the oldest first, 16 hex digits each. Local. */
+void tess_spike_window_write(const tess_spike_window *window, char text[TESS_SPIKE_TEXT_NBYTES]);
+/** Take it back; later scores have the same bits. Local. @return false: `text` is none, and
+ * `window` is as it was */
+bool tess_spike_window_read(const char *text, tess_spike_window *window);
 
 /* ---- slow ranks ---- */
 

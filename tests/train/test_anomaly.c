@@ -104,6 +104,50 @@ static void test_values_that_are_not_finite_are_no_part(void **state)
     assert_true(tess_spike_score(&w, 5.0).score > LIMIT);
 }
 
+/* Filled in part, in full and around; scores behind a checkpoint have the bits they would have. */
+static void test_window_in_text_goes_on_with_the_same_bits(void **state)
+{
+    (void)state;
+    static const int numels[] = {0, 1, 40, TESS_SPIKE_WINDOW_NUMEL, 200, 1000};
+    for (int k = 0; k < TESS_NELEM(numels); k++) {
+        tess_spike_window w = {0}, read = {0};
+        char text[TESS_SPIKE_TEXT_NBYTES], again[TESS_SPIKE_TEXT_NBYTES];
+        for (int i = 0; i < numels[k]; i++)
+            (void)tess_spike_score(&w, wave(i) / 3.0);
+        tess_spike_window_write(&w, text);
+        assert_int_equal(strlen(text), 16 * TESS_MIN(numels[k], (int)TESS_SPIKE_WINDOW_NUMEL));
+        assert_true(tess_spike_window_read(text, &read));
+        tess_spike_window_write(&read, again);
+        assert_string_equal(text, again);
+        for (int i = 0; i < 300; i++) {
+            const tess_spike a = tess_spike_score(&w, wave(3 * i)),
+                             b = tess_spike_score(&read, wave(3 * i));
+            assert_true(a.score == b.score && a.median == b.median);
+        }
+    }
+}
+
+static void test_text_that_is_no_window_is_refused(void **state)
+{
+    (void)state;
+    char many[TESS_SPIKE_TEXT_NBYTES + 16];
+    memset(many, '0', sizeof many);
+    many[sizeof many - 1] = '\0';
+    const char *const wrong[] = {"0",
+                                 "3ff000000000000",
+                                 "3ff000000000000G",
+                                 "3FF0000000000000",
+                                 "-ff0000000000000",
+                                 "7ff0000000000000",
+                                 "3ff00000000000007ff8000000000000",
+                                 many};
+    for (int i = 0; i < TESS_NELEM(wrong); i++) {
+        tess_spike_window w = {.value = {5.0}, .seen_numel = 1};
+        assert_false(tess_spike_window_read(wrong[i], &w));
+        assert_true(w.seen_numel == 1 && w.value[0] == 5.0);
+    }
+}
+
 /* ---- slow ranks ---- */
 
 enum { WORLD_MAX = 8 };
@@ -211,6 +255,8 @@ int main(void)
         cmocka_unit_test(test_constant_series_has_no_spikes_of_noise),
         cmocka_unit_test(test_ramps_have_no_spikes),
         cmocka_unit_test(test_values_that_are_not_finite_are_no_part),
+        cmocka_unit_test(test_window_in_text_goes_on_with_the_same_bits),
+        cmocka_unit_test(test_text_that_is_no_window_is_refused),
         cmocka_unit_test(test_slow_rank_is_above_the_median),
         cmocka_unit_test(test_slow_rank_is_news_once),
         cmocka_unit_test(test_unequal_micro_batches_accuse_nobody),
