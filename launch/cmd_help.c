@@ -40,7 +40,8 @@ tess_status tess_launch_overview(void)
         "the run file, 'tessera --version' prints the version. Results go to stdout, progress and\n"
         "errors to stderr. Exit codes: 0 done, 64 usage, 65 input or configuration refused,\n"
         "66 no valid checkpoint, 70 internal error, 71 out of memory, 74 input or output failed,\n"
-        "75 stopped on request after a save, 76 non-finite numbers, 86 a rank or link is lost.\n");
+        "75 stopped on request after a save, 76 non-finite numbers or spikes,\n"
+        "86 a rank or link is lost.\n");
 }
 
 static tess_status print_run_file(void)

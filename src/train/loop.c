@@ -12,8 +12,6 @@
 /* Flags of the control record; maxima over ranks come back. */
 enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
 
-enum { SKIPPED_IN_ROW_MAX = 5, SKIPPED_PER_THOUSAND_MAX = 10 };
-
 typedef struct loop {
     session_loop base;
     bool is_traced; /* spans go to a measurement, and there is no file */
@@ -115,6 +113,7 @@ static tess_status begin_save(loop *l)
         return TESS_OK;
     if (s->feed->before_save != NULL)
         TESS_TRY(session_section(s, s->feed->before_save(s)));
+    char window[SESSION_SERIES_NUMEL][TESS_SPIKE_TEXT_NBYTES];
     const tess_ckpt_value own[] = {
         number("step", s->step),
         number("tokens", s->token_numel),
@@ -127,9 +126,12 @@ static tess_status begin_save(loop *l)
         words("base_id", s->base_id),
         words("base_previous", s->base_previous != NULL ? s->base_previous : ""),
     };
-    tess_ckpt_value state[TESS_NELEM(own) + TESS_OPTIMIZER_SCALAR_MAX];
+    enum { BEFORE_OPTIMIZER = TESS_NELEM(own) + SESSION_GUARD_VALUE_NUMEL };
+    tess_ckpt_value state[BEFORE_OPTIMIZER + TESS_OPTIMIZER_SCALAR_MAX];
     memcpy(state, own, sizeof own);
-    const int state_numel = TESS_NELEM(own) + session_optimizer_values(s, state + TESS_NELEM(own));
+    session_guard_values(s, window, state + TESS_NELEM(own));
+    const int state_numel =
+        BEFORE_OPTIMIZER + session_optimizer_values(s, state + BEFORE_OPTIMIZER);
     TESS_TRY(loop_save(&l->base, state, state_numel));
     tess_runtime_hold(s->rt, tess_ckpt_snapshot_event(s->store));
     return TESS_OK;
@@ -181,37 +183,13 @@ static tess_status evaluate(loop *l)
 static tess_status batch_of(void *arg, int64_t m, const void **batch)
 {
     tess_session *s = arg;
-    return s->feed->fill(s, s->step * s->run->train.micro_batches + m, batch);
+    return s->feed->fill(s, session_data_step(s) * s->run->train.micro_batches + m, batch);
 }
 
-static tess_status judge_finite(loop *l, const tess_step_result *r)
+static tess_status report_step(loop *l, const tess_step_result *r, loop_verdict verdict, double lr,
+                               double step_s)
 {
-    tess_session *s = l->base.s;
-    if (r->nonfinite_numel == 0) {
-        s->update_numel++;
-        s->skipped_in_row = 0;
-        return TESS_OK;
-    }
-    s->skipped_numel++;
-    s->skipped_in_row++;
-    tess_log_root(&s->ctx->log, TESS_LOG_WARN,
-                  "step %" PRId64 " skipped: %" PRId64
-                  " non-finite gradient values, first in unit '%s' (rank %d)",
-                  s->step, r->nonfinite_numel, s->d.registry.unit[r->nonfinite_unit].name,
-                  r->nonfinite_rank);
-    TESS_CHECK(s->skipped_in_row < SKIPPED_IN_ROW_MAX &&
-                   s->skipped_numel * 1000 <= SKIPPED_PER_THOUSAND_MAX * TESS_MAX(s->step, 1000),
-               TESS_E_NUMERIC,
-               "step %" PRId64 ": %" PRId64 " steps in a row and %" PRId64
-               " in all had non-finite gradients, "
-               "last in unit '%s'; lower train.learning_rate or look at the data",
-               s->step, s->skipped_in_row, s->skipped_numel,
-               s->d.registry.unit[r->nonfinite_unit].name);
-    return TESS_OK;
-}
-
-static tess_status report_step(loop *l, const tess_step_result *r, double lr, double step_s)
-{
+    static const char *const skipped[] = {[LOOP_NONFINITE] = "non-finite", [LOOP_SPIKE] = "spike"};
     tess_session *s = l->base.s;
     const int64_t token_numel =
         s->run->train.micro_batches * s->run->train.micro_batch * s->run->data.sequence_length;
@@ -221,6 +199,8 @@ static tess_status report_step(loop *l, const tess_step_result *r, double lr, do
     const tess_metrics_step_row row = {.step = s->step,
                                        .loss = r->loss,
                                        .grad_norm = r->grad_norm,
+                                       .skipped = verdict == LOOP_UPDATED ? NULL : skipped[verdict],
+                                       .rollback_numel = s->guard.rollback_numel,
                                        .learning_rate = lr,
                                        .token_numel = token_numel,
                                        .tokens_per_s = (double)token_numel / step_s,
@@ -284,14 +264,17 @@ static tess_status run_step(loop *l)
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
                                        [FLAG_DEVICE_PEAK] = loop_device_peak(&l->base)};
-    tess_step_request request = {.first_micro_batch_idx = s->step * run->train.micro_batches,
-                                 .update = update_of(s),
-                                 .arg = s,
-                                 .batch_of = batch_of,
-                                 .sum_held = s->feed->sum_held,
-                                 .flags = flags,
-                                 .flag_numel = FLAG_NUMEL};
+    tess_step_request request = {
+        .first_micro_batch_idx = session_data_step(s) * run->train.micro_batches,
+        .update = update_of(s),
+        .arg = s,
+        .batch_of = batch_of,
+        .sum_held = s->feed->sum_held,
+        .wants_update = s->options.measure == NULL ? loop_guard_wants_update : NULL,
+        .flags = flags,
+        .flag_numel = FLAG_NUMEL};
     tess_step_result result;
+    loop_verdict verdict;
     loop_beat(&l->base, "step");
     TESS_TRY(session_section(s, begin_traced_step(l)));
     const double count_s = tess_clock_s();
@@ -304,8 +287,11 @@ static tess_status run_step(loop *l)
     loop_note_step(&l->base, step_s);
     TESS_TRY(session_section(s, loop_anomaly_step(&l->base, l->anomaly, &result)));
     l->base.is_stopping = result.flags[FLAG_STOP] != 0;
-    TESS_TRY(judge_finite(l, &result));
-    loop_note_metrics(&l->base, report_step(l, &result, request.update.learning_rate, step_s));
+    TESS_TRY(loop_guard_step(&l->base, &result, &verdict));
+    if (verdict == LOOP_ROLLED_BACK)
+        return TESS_OK;
+    const double lr = request.update.learning_rate;
+    loop_note_metrics(&l->base, report_step(l, &result, verdict, lr, step_s));
     measure_step(l, &result, step_s);
     if (s->feed->stepped != NULL)
         TESS_TRY(session_section(s, s->feed->stepped(s, l->base.metrics)));
@@ -386,7 +372,10 @@ static tess_status run_steps(loop *l)
                       "step %" PRId64 " of %" PRId64 " is done already: nothing to train", s->step,
                       run->train.steps);
     while (s->step < run->train.steps && !l->base.is_stopping) {
+        const int64_t before = s->step;
         TESS_TRY(run_step(l));
+        if (s->step <= before) /* rolled back to where all of this was done */
+            continue;
         const bool is_last = s->step == run->train.steps;
         if (is_last || (run->train.eval_every > 0 && s->step % run->train.eval_every == 0))
             TESS_TRY(evaluate(l));
@@ -418,11 +407,7 @@ static tess_status start(loop *l, tess_session *s)
     const session_loop_kind kind = {
         .unit = s->feed->unit, .step_numel = s->run->train.steps, .write_plan = write_plan};
     TESS_TRY(loop_begin(&l->base, s, &kind));
-    if (s->options.measure == NULL)
-        TESS_TRY(loop_anomaly_create(s, &l->anomaly));
-    if (l->base.metrics == NULL || s->feed->stepped == NULL)
-        return TESS_OK;
-    return tess_metrics_open_levels(s->ctx, s->run->output.dir, s->step, l->base.metrics);
+    return s->options.measure == NULL ? loop_anomaly_create(s, &l->anomaly) : TESS_OK;
 }
 
 static tess_status finish(loop *l, tess_status st)

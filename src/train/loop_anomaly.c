@@ -1,5 +1,4 @@
-/* What a loop says of steps that spike and of ranks that are slow. Nothing of a run depends on it.
- */
+/* What a loop says of ranks that are slow. Nothing of a run depends on it. */
 #include <inttypes.h>
 #include <unistd.h>
 
@@ -17,15 +16,7 @@ typedef struct card {
     char host[HOST_NBYTES];
 } card;
 
-/* One series in which spikes are looked for. */
-typedef struct series {
-    const char *name;
-    tess_spike_window window;
-    bool is_high; /* as of the last step */
-} series;
-
 struct loop_anomaly {
-    series loss, norm;
     double begin_s, blocked_s; /* clock and waits as the step begins */
     card mine;
     int64_t step_numel;   /* in mine.own_s */
@@ -40,8 +31,6 @@ tess_status loop_anomaly_create(const tess_session *s, loop_anomaly **out)
     const int world = tess_comm_world(s->world), rank = tess_comm_rank(s->world);
     TESS_TRY(tess_alloc_array(1, sizeof **out, (void **)out));
     loop_anomaly *a = *out;
-    a->loss.name = "loss";
-    a->norm.name = "gradient norm";
     (void)gethostname(a->mine.host, sizeof a->mine.host - 1);
     if (rank != 0)
         return TESS_OK;
@@ -59,28 +48,6 @@ void loop_anomaly_destroy(loop_anomaly **a)
     tess_free((*a)->scratch);
     tess_free(*a);
     *a = NULL;
-}
-
-/* ---- spikes ---- */
-
-/* Of steps in a row that are high the first is said: what follows may be its consequence. */
-static void watch_series(session_loop *l, series *of, double value)
-{
-    const tess_session *s = l->s;
-    const double limit = s->run->train.spike_warn;
-    const int64_t m = s->run->train.micro_batches;
-    const tess_spike spike = tess_spike_score(&of->window, value);
-    const bool was_high = of->is_high;
-    of->is_high = spike.score > limit;
-    if (!of->is_high || was_high)
-        return;
-    tess_progress_hide(&l->progress);
-    tess_log_root(&s->ctx->log, TESS_LOG_WARN,
-                  "step %" PRId64 ": %s %.6g, median of the steps before %.6g, robust z-score "
-                  "%.3g, above train.spike_warn %g; its data are micro-batches %" PRId64
-                  " to %" PRId64,
-                  s->step, of->name, value, spike.median, spike.score, limit, (s->step - 1) * m,
-                  s->step * m - 1);
 }
 
 /* ---- slow ranks ---- */
@@ -150,10 +117,5 @@ tess_status loop_anomaly_step(session_loop *l, loop_anomaly *a, const tess_step_
     const double wait_s =
         s->device == NULL ? tess_comm_blocked_s(s->world) - a->blocked_s : r->wait_s;
     const double own_s = tess_clock_s() - a->begin_s - wait_s;
-    if (tess_comm_rank(s->world) == 0 && s->run->train.spike_warn > 0.0 &&
-        r->nonfinite_numel == 0) {
-        watch_series(l, &a->loss, r->loss);
-        watch_series(l, &a->norm, r->grad_norm);
-    }
     return tess_comm_world(s->world) > 1 ? watch_ranks(l, a, own_s) : TESS_OK;
 }

@@ -189,6 +189,27 @@ static tess_status write_texts(session_loop *l, const session_loop_kind *kind)
     return kind->write_plan(s, path);
 }
 
+/* Of quantizers in models with their levels. */
+static tess_status open_metrics(session_loop *l)
+{
+    const tess_session *s = l->s;
+    const char *dir = s->run->output.dir;
+    TESS_TRY(tess_metrics_open(s->ctx, dir, s->step, &l->metrics));
+    if (s->feed == NULL || s->feed->stepped == NULL)
+        return TESS_OK;
+    return tess_metrics_open_levels(s->ctx, dir, s->step, l->metrics);
+}
+
+tess_status loop_reopen_metrics(session_loop *l)
+{
+    tess_status st = TESS_OK;
+    if (tess_comm_rank(l->s->world) == 0) {
+        loop_note_metrics(l, tess_metrics_close(&l->metrics));
+        st = open_metrics(l);
+    }
+    return session_agree(l->s, st);
+}
+
 tess_status loop_begin(session_loop *l, tess_session *s, const session_loop_kind *kind)
 {
     const tess_watchdog_options watch = {.dump_fd = 2, .dump_signal = SIGUSR2};
@@ -210,7 +231,7 @@ tess_status loop_begin(session_loop *l, tess_session *s, const session_loop_kind
     if (!is_root)
         return TESS_OK;
     TESS_TRY(write_texts(l, kind));
-    return tess_metrics_open(s->ctx, s->run->output.dir, s->step, &l->metrics);
+    return open_metrics(l);
 }
 
 /* After a failure its record stays; what closing adds to it is not worth a second message. */

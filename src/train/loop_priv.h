@@ -71,7 +71,26 @@ TESS_MUST_CHECK tess_status loop_drain(session_loop *l);
  * Local. @return TESS_E_IO */
 TESS_MUST_CHECK tess_status loop_check_last_save(const session_loop *l);
 
-/** Watches for steps that spike and for ranks that are slow, and warns of them. */
+/** Rank 0's files of metrics go on behind step s->step, as when a run is resumed. Collective.
+ * @return TESS_E_IO */
+TESS_MUST_CHECK tess_status loop_reopen_metrics(session_loop *l);
+
+/** What became of a step. */
+typedef enum loop_verdict {
+    LOOP_UPDATED,
+    LOOP_NONFINITE,   /* skipped */
+    LOOP_SPIKE,       /* skipped */
+    LOOP_ROLLED_BACK, /* it is as if it had not been, nor those before it back to a checkpoint */
+} loop_verdict;
+/** The loss guard's tess_step_request.wants_update, where `arg` is the session: where it is not
+ * given, nothing spikes. Local. */
+bool loop_guard_wants_update(void *session, const tess_step_result *r);
+/** Behind a step, with its number in the session: count it, or skip it, or go back. Collective.
+ * @return TESS_E_NUMERIC too many were skipped, or went back */
+TESS_MUST_CHECK tess_status loop_guard_step(session_loop *l, const tess_step_result *r,
+                                            loop_verdict *out);
+
+/** Watches for ranks that are slow, and warns of them. */
 typedef struct loop_anomaly loop_anomaly;
 /** Local. @return TESS_E_MEMORY; what there is goes with loop_anomaly_destroy() */
 TESS_MUST_CHECK tess_status loop_anomaly_create(const tess_session *s, loop_anomaly **out);

@@ -263,15 +263,22 @@ tess_status tess_metrics_step(tess_metrics *metrics, const tess_metrics_step_row
     for (int i = 0; i < TESS_NELEM(value); i++)
         json_number(value[i], text[i]);
     char line[LINE_NBYTES];
-    const int nbytes = snprintf(line, sizeof line,
-                                "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
-                                "\", \"grad_norm\": %s, \"lr\": %s, \"tokens\": %" PRId64
-                                ", \"tokens_per_s\": %s, \"step_s\": %s, \"exposed_comm_s\": %s, "
-                                "\"exposed_comm_least_s\": %s, \"mem_device_peak\": %" PRId64
-                                ", \"mem_host_peak\": %" PRId64 "}\n",
-                                row->step, text[0], bits_of(row->loss), text[1], text[2],
-                                row->token_numel, text[3], text[4], text[5], text[6],
-                                row->mem_device_peak_nbytes, row->mem_host_peak_nbytes);
+    int nbytes = snprintf(line, sizeof line,
+                          "{\"step\": %" PRId64 ", \"loss\": %s, \"loss_bits\": \"%016" PRIx64
+                          "\", \"grad_norm\": %s, \"lr\": %s, \"tokens\": %" PRId64
+                          ", \"tokens_per_s\": %s, \"step_s\": %s, \"exposed_comm_s\": %s, "
+                          "\"exposed_comm_least_s\": %s, \"mem_device_peak\": %" PRId64
+                          ", \"mem_host_peak\": %" PRId64,
+                          row->step, text[0], bits_of(row->loss), text[1], text[2],
+                          row->token_numel, text[3], text[4], text[5], text[6],
+                          row->mem_device_peak_nbytes, row->mem_host_peak_nbytes);
+    if (row->skipped != NULL)
+        nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes, ", \"skipped\": \"%s\"",
+                           row->skipped);
+    if (row->rollback_numel > 0)
+        nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes, ", \"rollbacks\": %" PRId64,
+                           row->rollback_numel);
+    nbytes += snprintf(line + nbytes, sizeof line - (size_t)nbytes, "}\n");
     TESS_TRY(append(metrics, &metrics->steps, line, (size_t)nbytes));
     const tess_tf_scalar scalars[] = {{"loss", (float)row->loss},
                                       {"grad_norm", (float)row->grad_norm},

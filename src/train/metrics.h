@@ -21,6 +21,8 @@ typedef struct tess_metrics_step_row {
     int64_t step;                /* from 1 */
     double loss;                 /* mean over the step's loss tokens */
     double grad_norm;            /* before clipping */
+    const char *skipped;         /* why the update was not applied; NULL: it was */
+    int64_t rollback_numel;      /* of the run, before this step; 0 is not written */
     double learning_rate;        /* of this step */
     int64_t token_numel;         /* tokens of the step, over all ranks */
     double tokens_per_s;         /* over all ranks */

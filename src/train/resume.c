@@ -287,14 +287,56 @@ static tess_status move_in(tess_session *s)
     return tess_ckpt_save_base(s->store, s->base_id, &s->records.base, &was_there);
 }
 
-static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
+/* ---- loss guard ---- */
+
+static const char *const window_name[SESSION_SERIES_NUMEL] = {"spike_loss", "spike_norm"};
+
+void session_guard_values(const tess_session *s,
+                          char text[SESSION_SERIES_NUMEL][TESS_SPIKE_TEXT_NBYTES],
+                          tess_ckpt_value out[SESSION_GUARD_VALUE_NUMEL])
+{
+    for (int i = 0; i < SESSION_SERIES_NUMEL; i++) {
+        tess_spike_window_write(&s->guard.window[i], text[i]);
+        *out++ = (tess_ckpt_value){window_name[i], TESS_CKPT_TEXT, .text = text[i]};
+    }
+    *out++ = (tess_ckpt_value){"rollbacks", TESS_CKPT_I64, .i64 = s->guard.rollback_numel};
+    *out = (tess_ckpt_value){"passed_steps", TESS_CKPT_I64, .i64 = s->guard.passed_numel};
+}
+
+/* Checkpoints without one are older than it. */
+static tess_status take_guard(tess_session *s, const tess_ckpt_loaded *m)
+{
+    s->guard = (session_guard){0};
+    if (tess_ckpt_loaded_value(m, window_name[0]) == NULL)
+        return TESS_OK;
+    for (int i = 0; i < SESSION_SERIES_NUMEL; i++) {
+        const tess_ckpt_value *v = tess_ckpt_loaded_value(m, window_name[i]);
+        TESS_CHECK(v != NULL && v->kind == TESS_CKPT_TEXT &&
+                       tess_spike_window_read(v->text, &s->guard.window[i]),
+                   TESS_E_FORMAT,
+                   "checkpoint '%s': '%s' is not the bits of at most %d finite numbers", m->path,
+                   window_name[i], TESS_SPIKE_WINDOW_NUMEL);
+    }
+    TESS_TRY(session_number_of(m, "rollbacks", &s->guard.rollback_numel));
+    return session_number_of(m, "passed_steps", &s->guard.passed_numel);
+}
+
+/* ---- a checkpoint's numbers ---- */
+
+static tess_status take_numbers(tess_session *s, const tess_ckpt_loaded *m)
 {
     TESS_TRY(session_number_of(m, "step", &s->step));
     TESS_TRY(session_number_of(m, "tokens", &s->token_numel));
     TESS_TRY(session_number_of(m, "updates", &s->update_numel));
     TESS_TRY(session_number_of(m, "skipped", &s->skipped_numel));
     TESS_TRY(session_number_of(m, "skipped_in_row", &s->skipped_in_row));
-    TESS_TRY(session_optimizer_restore(s, m));
+    TESS_TRY(take_guard(s, m));
+    return session_optimizer_restore(s, m);
+}
+
+static tess_status take_over(tess_session *s, const tess_ckpt_loaded *m)
+{
+    TESS_TRY(take_numbers(s, m));
     if (s->is_base_changed)
         return change_base(s, m);
     if (m->base.mode == TESS_CKPT_BASE_REFERENCE)
@@ -391,6 +433,13 @@ static tess_status prepare_saves(tess_session *s)
     return TESS_OK;
 }
 
+/* What was loaded takes effect. */
+static tess_status go_on(tess_session *s)
+{
+    TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
+    return s->feed->resumed != NULL ? s->feed->resumed(s) : TESS_OK;
+}
+
 tess_status session_load(tess_session *s)
 {
     bool is_loaded = false;
@@ -404,14 +453,44 @@ tess_status session_load(tess_session *s)
         TESS_TRY(try_resume(s, &is_loaded));
     }
     s->was_resumed = is_loaded;
-    if (!is_loaded)
-        TESS_TRY(start_fresh(s));
-    else
-        TESS_TRY(session_section(s, tess_runtime_resume(s->rt)));
-    if (is_loaded && s->feed->resumed != NULL)
-        TESS_TRY(s->feed->resumed(s));
+    TESS_TRY(is_loaded ? go_on(s) : start_fresh(s));
     if (session_keeps(s))
         TESS_TRY(prepare_saves(s));
     s->shown = is_reader ? session_weights(s->run->train.eval_weights) : TESS_WEIGHTS_TRAINING;
     return session_publish(s, s->shown);
+}
+
+/* ---- rollback ---- */
+
+/* Saves at other steps were asked for from outside: they are left out, or which there are would
+ * decide bits. */
+static bool is_regular(void *arg, int64_t step)
+{
+    const tess_session *s = arg;
+    return step < s->step && step % s->run->output.checkpoint_every == 0;
+}
+
+static tess_status return_to(tess_session *s, const tess_ckpt_loaded *m)
+{
+    const int64_t data_step = session_data_step(s), rollback_numel = s->guard.rollback_numel;
+    TESS_TRY(take_numbers(s, m));
+    s->guard.rollback_numel = rollback_numel + 1;
+    s->guard.passed_numel = data_step - s->step;
+    TESS_TRY(go_on(s));
+    return session_publish(s, s->shown);
+}
+
+tess_status session_roll_back(tess_session *s, bool *is_back)
+{
+    const tess_ckpt_load_request request = {.set = &s->records.state,
+                                            .accept = accept_manifest,
+                                            .may_leave = session_may_leave,
+                                            .may_load = is_regular,
+                                            .accept_arg = s};
+    tess_ckpt_loaded loaded = {0};
+    TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
+    *is_back = loaded.found == TESS_CKPT_LOADED;
+    const tess_status st = *is_back ? return_to(s, &loaded) : TESS_OK;
+    tess_ckpt_loaded_fini(&loaded);
+    return st;
 }

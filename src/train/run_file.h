@@ -131,8 +131,9 @@ TESS_MUST_CHECK tess_status tess_run_refuse(const tess_run *run, tess_run_key_id
 TESS_MUST_CHECK tess_status tess_run_yaml(const tess_run *run, char **text, size_t *nbytes);
 
 /**
- * Every NUMERICS key that applies as one line "key=value\n", sorted by key: what the numerics
- * digest hashes and a checkpoint stores. Free with tess_free. Local.
+ * Every NUMERICS key that applies, and free ones that decide bits in this run, as one line
+ * "key=value\n", sorted by key: what the numerics digest hashes and a checkpoint stores. Free with
+ * tess_free. Local.
  */
 TESS_MUST_CHECK tess_status tess_run_numerics(const tess_run *run, char **text, size_t *nbytes);
 

@@ -87,6 +87,8 @@ TESS_MUST_CHECK tess_status run_quantizer_check(const tess_run *run);
 
 /* run_train.c: keys that depend on the optimizer or the schedule */
 bool run_train_applies(const tess_run *run, tess_run_key_idx key);
+/** Whether a free key decides bits in this run. */
+bool run_train_decides(const tess_run *run, tess_run_key_idx key);
 void run_train_resolve(tess_run *run);
 TESS_MUST_CHECK tess_status run_train_check(const tess_run *run);
 /** Refuse a value that nothing in this run reads (run_unused.c). @return TESS_E_CONFIG */

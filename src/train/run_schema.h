@@ -232,9 +232,15 @@ TESS_BEGIN_DECLS
       "Decoupled weight decay.") \
     X(train, clip_norm, "clip_norm", double, F64, "", "1.0", 0, 1e9, NUMERICS, \
       "Global gradient norm above which gradients are scaled down; 0 never clips.") \
-    X(train, spike_warn, "spike_warn", double, F64, "", "8.0", 0, 1e6, FREE, \
-      "Robust z-score of a step's loss or gradient norm above which the log warns, with the " \
-      "step's micro-batches ([what it says](trace.md#what-the-log-warns-of)); 0: never.") \
+    X(train, spike_threshold, "spike_threshold", double, F64, "", "8.0", 0, 1e6, FREE, \
+      "Robust z-score of a step's loss or gradient norm above which it is a spike, and the log " \
+      "names its micro-batches ([loss guard](trace.md#loss-guard)); 0: never. Decides bits, and " \
+      "so is compared, with another train.on_spike than warn.") \
+    X(train, on_spike, "on_spike", tess_run_spike, ENUM, TESS_RUN_WORDS_(SPIKE), "warn", 0, 0, \
+      NUMERICS, \
+      "What becomes of a step that spikes: it is taken; its update is not applied; or the run " \
+      "goes back to the checkpoint before it and leaves out the data since, at most 3 times " \
+      "([loss guard](trace.md#loss-guard)).") \
     X(train, seed, "seed", int64_t, INT, "", "0", 0, INT64_MAX, NUMERICS, \
       "Key of every random number of the run.") \
     X(train, eval_every, "eval_every", int64_t, INT, "", "50", 0, 1000000000, FREE, \

@@ -62,6 +62,7 @@ typedef struct key_rule {
 } key_rule;
 
 static bool has_no_ema(const tess_run *run) { return !(run->train.ema_decay > 0.0); }
+static bool only_warns(const tess_run *run) { return run->train.on_spike == TESS_RUN_SPIKE_WARN; }
 static bool has_one_cycle(const tess_run *run) { return run->train.cycles == 1; }
 
 static const key_rule rules[] = {
@@ -78,6 +79,7 @@ static const key_rule rules[] = {
     {TESS_RUN_KEY_train_muon_momentum, is_muon, NULL, "train.optimizer muon"},
     {TESS_RUN_KEY_train_muon_scale, is_muon, NULL, "train.optimizer muon"},
     {TESS_RUN_KEY_train_ema_decay, always, has_no_ema, ""},
+    {TESS_RUN_KEY_train_on_spike, always, only_warns, ""},
     {TESS_RUN_KEY_train_prodigy_d0, is_prodigy, NULL, "train.optimizer prodigy"},
     {TESS_RUN_KEY_train_prodigy_d_coef, is_prodigy, NULL, "train.optimizer prodigy"},
     {TESS_RUN_KEY_train_prodigy_bias_correction, is_prodigy, NULL, "train.optimizer prodigy"},
@@ -91,6 +93,14 @@ bool run_train_applies(const tess_run *run, tess_run_key_idx key)
             return rules[i].applies(run) &&
                    (rules[i].is_neutral == NULL || !rules[i].is_neutral(run));
     return true;
+}
+
+bool run_train_decides(const tess_run *run, tess_run_key_idx key)
+{
+    if (key == TESS_RUN_KEY_train_spike_threshold)
+        return !only_warns(run);
+    return key == TESS_RUN_KEY_output_checkpoint_every &&
+           run->train.on_spike == TESS_RUN_SPIKE_ROLLBACK;
 }
 
 /* ---- defaults ---- */
@@ -153,6 +163,25 @@ static tess_status check_weights(const tess_run *run)
     return TESS_OK;
 }
 
+static tess_status check_spikes(const tess_run *run)
+{
+    if (!only_warns(run) && !(run->train.spike_threshold > 0.0))
+        return tess_run_refuse(run, TESS_RUN_KEY_train_on_spike,
+                               "skip and rollback need train.spike_threshold above 0, at which "
+                               "there are spikes");
+    if (run->train.on_spike != TESS_RUN_SPIKE_ROLLBACK)
+        return TESS_OK;
+    if (run->output.checkpoint_every == 0)
+        return tess_run_refuse(run, TESS_RUN_KEY_train_on_spike,
+                               "rollback needs output.checkpoint_every above 0, or there is no "
+                               "checkpoint to go back to");
+    if (run->output.when_busy == TESS_RUN_BUSY_SKIP)
+        return tess_run_refuse(run, TESS_RUN_KEY_train_on_spike,
+                               "rollback needs output.when_busy wait: with skip it depends on time "
+                               "which checkpoints there are");
+    return TESS_OK;
+}
+
 static tess_status check_steps(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
@@ -179,6 +208,7 @@ tess_status run_train_check(const tess_run *run)
 {
     TESS_TRY(check_rules(run));
     TESS_TRY(check_weights(run));
+    TESS_TRY(check_spikes(run));
     TESS_TRY(check_steps(run));
     if (run->train.optimizer == TESS_OPTIMIZER_SCHEDULE_FREE &&
         run->train.schedule != TESS_RUN_SCHEDULE_CONSTANT)

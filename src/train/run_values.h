@@ -69,6 +69,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_DECAY_LIST(X) X(COSINE, "cosine") X(LINEAR, "linear") X(ROOT, "1-sqrt")
 #define TESS_RUN_OPTIMIZER_LIST(X) TESS_OPTIMIZER_LIST(X)
 #define TESS_RUN_MUON_SCALE_LIST(X) X(MATCH, "match_rms_adamw") X(ORIGINAL, "original")
+#define TESS_RUN_SPIKE_LIST(X) X(WARN, "warn") X(SKIP, "skip") X(ROLLBACK, "rollback")
 #define TESS_RUN_WEIGHTS_LIST(X) X(TRAINED, "trained") X(EMA, "ema")
 #define TESS_RUN_SWITCH_LIST(X) X(AUTO, "auto") X(ON, "on") X(OFF, "off")
 #define TESS_RUN_REDUCTION_LIST(X) X(EXACT, "exact") X(LIBRARY, "library")
@@ -127,6 +128,11 @@ typedef enum tess_run_muon_scale {
     TESS_RUN_MUON_SCALE_LIST(X)
 #undef X
 } tess_run_muon_scale;
+typedef enum tess_run_spike {
+#define X(name, text) TESS_RUN_SPIKE_##name,
+    TESS_RUN_SPIKE_LIST(X)
+#undef X
+} tess_run_spike;
 typedef enum tess_run_weights {
 #define X(name, text) TESS_RUN_WEIGHTS_##name,
     TESS_RUN_WEIGHTS_LIST(X)

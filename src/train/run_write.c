@@ -60,7 +60,8 @@ static tess_status write_numerics(const tess_run *run, tess_strbuf *out)
     sorted_keys(sorted);
     for (int i = 0; i < TESS_RUN_KEY_NUMEL; i++) {
         const tess_run_key *key = sorted[i];
-        if (!key->is_numerics || !tess_run_key_applies(run, key))
+        const tess_run_key_idx idx = (tess_run_key_idx)(key - tess_run_key_at((tess_run_key_idx)0));
+        if (!(key->is_numerics || run_train_decides(run, idx)) || !tess_run_key_applies(run, key))
             continue;
         TESS_TRY(tess_strbuf_add(out, "%s=", key->path));
         TESS_TRY(tess_run_value_write(run, key, out));

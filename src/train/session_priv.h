@@ -7,6 +7,7 @@
 #include "shard/loader.h"
 #include "shard/profile.h"
 #include "shard/runtime.h"
+#include "train/anomaly.h"
 #include "train/dataset.h"
 #include "train/describe.h"
 #include "train/session.h"
@@ -99,6 +100,19 @@ typedef struct session_records {
     int64_t name_numel;
 } session_records;
 
+/** Series in which spikes are looked for. */
+typedef enum session_series { SESSION_LOSS, SESSION_NORM, SESSION_SERIES_NUMEL } session_series;
+
+/** The loss guard: equal on all ranks. Windows and numbers are part of a checkpoint. */
+typedef struct session_guard {
+    tess_spike_window window[SESSION_SERIES_NUMEL];
+    tess_spike found[SESSION_SERIES_NUMEL]; /* of the last step */
+    bool is_high[SESSION_SERIES_NUMEL];     /* above train.spike_threshold */
+    bool was_high[SESSION_SERIES_NUMEL];    /* of the step before */
+    int64_t rollback_numel;
+    int64_t passed_numel; /* steps whose data rollbacks have passed over */
+} session_guard;
+
 struct tess_session {
     const tess_ctx *ctx;
     tess_comm *world;
@@ -143,8 +157,9 @@ struct tess_session {
     int64_t step;          /* completed */
     int64_t token_numel;   /* trained so far */
     int64_t update_numel;  /* steps that changed parameters: t of AdamW */
-    int64_t skipped_numel; /* steps with non-finite values */
+    int64_t skipped_numel; /* steps with non-finite values, or that spiked */
     int64_t skipped_in_row;
+    session_guard guard;
     tess_open_times times;
     tess_weights shown; /* what the compute copies hold */
     bool was_resumed;
@@ -182,6 +197,13 @@ TESS_MUST_CHECK tess_status session_enroll_arenas(tess_session *s);
 void session_withdraw_arenas(tess_session *s);
 /** Give fabric and device back; NULLs are fine. Collective as tess_comm_destroy(). */
 void session_close_device(tess_session *s);
+
+/** Place in the data of the step that comes: its micro-batches are M times this and those behind
+ * it. Local. */
+static inline int64_t session_data_step(const tess_session *s)
+{
+    return s->step + s->guard.passed_numel;
+}
 
 static inline bool session_has_eval(const tess_session *s) { return *s->source[1].digest != '\0'; }
 
@@ -289,6 +311,20 @@ bool session_adapts(const tess_session *s, const char *path);
 
 /** Load or resume parameters, then publish them. */
 TESS_MUST_CHECK tess_status session_load(tess_session *s);
+/**
+ * Go back to the newest checkpoint of this run at a multiple of output.checkpoint_every before step
+ * s->step: parameters, state and numbers become its own, and the data go on behind the ones used so
+ * far. No save is under way. Collective.
+ * @param[out] is_back  false: there is none, and nothing has changed
+ * @return TESS_E_NOT_FOUND none verifies
+ */
+TESS_MUST_CHECK tess_status session_roll_back(tess_session *s, bool *is_back);
+/** The guard as values of the resume block, SESSION_GUARD_VALUE_NUMEL; `text` holds the windows and
+ * is borrowed. Local. */
+enum { SESSION_GUARD_VALUE_NUMEL = SESSION_SERIES_NUMEL + 2 };
+void session_guard_values(const tess_session *s,
+                          char text[SESSION_SERIES_NUMEL][TESS_SPIKE_TEXT_NBYTES],
+                          tess_ckpt_value out[SESSION_GUARD_VALUE_NUMEL]);
 
 /** Around every write of `batch_in`: before it, and after it to bring it where kernels read. Local.
  */

@@ -211,13 +211,14 @@ static tess_status fill_eval(tess_session *s, int64_t first, int64_t numel, cons
 static tess_status count_loss_tokens(tess_session *s, int64_t *loss_token_numel)
 {
     const int64_t m_numel = s->run->train.micro_batches, b = s->run->train.micro_batch;
+    const int64_t first = session_data_step(s) * m_numel;
     tess_status st = TESS_OK;
     int64_t failed = 0;
     *loss_token_numel = 0;
     for (int64_t m = tess_comm_rank(s->world); m < m_numel && st == TESS_OK;
          m += tess_comm_world(s->world)) {
         int64_t numel = 0;
-        st = tess_dataset_loss_tokens(s->train_data, (s->step * m_numel + m) * b, b, &numel);
+        st = tess_dataset_loss_tokens(s->train_data, (first + m) * b, b, &numel);
         *loss_token_numel += numel;
     }
     failed = st != TESS_OK;

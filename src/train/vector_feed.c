@@ -340,15 +340,22 @@ static void owned(const tess_session *s, int64_t numel, int64_t *lo, int64_t *hi
     *hi = TESS_MIN(each * (rank + 1), numel);
 }
 
-static tess_status before_save(tess_session *s)
+/* Of a window that is saved or was loaded a rank has its range alone. */
+static void keep_owned(const tess_session *s)
 {
-    vector_feed *f = s->vector;
+    const vector_feed *f = s->vector;
     int64_t lo = 0, hi = 0;
-    TESS_TRY(note_together(s));
     owned(s, f->at.window_numel, &lo, &hi);
-    TESS_TRY(add_up(s, TRAINING));
     memset(f->window[TRAINING], 0, (size_t)lo * sizeof(int64_t));
     memset(f->window[TRAINING] + hi, 0, (size_t)(f->at.window_numel - hi) * sizeof(int64_t));
+}
+
+static tess_status before_save(tess_session *s)
+{
+    const vector_feed *f = s->vector;
+    TESS_TRY(note_together(s));
+    TESS_TRY(add_up(s, TRAINING));
+    keep_owned(s);
     return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, false))
                              : TESS_OK;
 }
@@ -508,8 +515,8 @@ static tess_status find_valid(tess_session *s, int kind, int64_t first, int64_t 
 }
 
 /* Means are over valid vectors: every step has one, and so have those that are held out. What a
- * step has is known before the first one, so no run ends at a later one; ranks look at steps in
- * turn. Local. */
+ * step has is known before the first one, so no run without rollbacks ends at a later one; ranks
+ * look at steps in turn. Local. */
 static tess_status check_masks(tess_session *s)
 {
     const tess_run *run = s->run;
@@ -656,7 +663,7 @@ static tess_status look_ahead(tess_session *s)
     vector_feed *f = s->vector;
     TESS_TRY(session_agree(s, clear_sums(s)));
     f->batch.mean_sum = (int64_t *)(void *)(f->read + f->at.mean_sum);
-    const tess_status visited = visit_step(s, s->step, NULL);
+    const tess_status visited = visit_step(s, session_data_step(s), NULL);
     f->batch.mean_sum = NULL;
     TESS_TRY(visited);
     return session_section(s, tess_mean_entropy(s, &f->at));
@@ -664,7 +671,7 @@ static tess_status look_ahead(tess_session *s)
 
 static tess_status count(tess_session *s, int64_t *loss_numel)
 {
-    TESS_TRY(count_valid(s, s->step));
+    TESS_TRY(count_valid(s, session_data_step(s)));
     *loss_numel = s->vector->batch.step_numel;
     return s->vector->at.shape.mean_numel > 0 ? look_ahead(s) : TESS_OK;
 }
@@ -702,6 +709,8 @@ static tess_status resumed(tess_session *s)
 {
     vector_feed *f = s->vector;
     f->update_numel = s->update_numel;
+    f->pending = -1; /* a run that goes back leaves what the step gave */
+    keep_owned(s);
     return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, true))
                              : TESS_OK;
 }

@@ -149,7 +149,7 @@ static tess_status expect_odd_ranks(const tess_comm *comm)
 static tess_status check_slow(tess_comm *comm, tiny_run *t)
 {
     tess_session *session = NULL;
-    TESS_TRY(open_tiny(comm, t, "slow", "train.steps=51", "train.spike_warn=0", &session));
+    TESS_TRY(open_tiny(comm, t, "slow", "train.steps=51", "train.spike_threshold=0", &session));
     const tess_status st = train_slowly(session);
     tess_session_close(&session);
     return st == TESS_OK ? expect_odd_ranks(comm) : st;
@@ -161,7 +161,7 @@ static tess_status check_slow_in_joint_stages(tess_comm *comm, vector_run *v)
     const rqvae_launch rows = {.name = "rows",
                                .quantizer =
                                    "codes: 19, code_dim: 6, update: gradient, sharding: rows",
-                               .override = {"train.steps=51", "train.spike_warn=0",
+                               .override = {"train.steps=51", "train.spike_threshold=0",
                                             "train.eval_every=0", "output.checkpoint_every=0"}};
     tess_session *session = NULL;
     v->ctx.log.sink = listen;
@@ -185,7 +185,7 @@ static tess_status train_spike(tess_comm *comm, tiny_run *t, const char *name, c
 
 static tess_status check_spike(tess_comm *comm, tiny_run *t)
 {
-    TESS_TRY(train_spike(comm, t, "spike", "train.spike_warn=100"));
+    TESS_TRY(train_spike(comm, t, "spike", "train.spike_threshold=100"));
     if (tess_comm_rank(comm) != 0)
         return expect_lines("another rank than 0", 0);
     TESS_TRY(expect_lines("a spike", 2));
@@ -196,8 +196,8 @@ static tess_status check_spike(tess_comm *comm, tiny_run *t)
 
 static tess_status check_off(tess_comm *comm, tiny_run *t)
 {
-    TESS_TRY(train_spike(comm, t, "off", "train.spike_warn=0"));
-    return expect_lines("train.spike_warn 0", 0);
+    TESS_TRY(train_spike(comm, t, "off", "train.spike_threshold=0"));
+    return expect_lines("train.spike_threshold 0", 0);
 }
 
 static tess_status run_tiny(tess_comm *comm)

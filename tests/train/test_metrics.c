@@ -129,6 +129,8 @@ static void test_metrics_step_line_has_every_field(void **state)
     row.step = 2;
     row.loss = NAN;
     row.grad_norm = INFINITY;
+    row.skipped = "non-finite";
+    row.rollback_numel = 2;
     assert_int_equal(tess_metrics_step(m, &row), TESS_OK);
     assert_int_equal(tess_metrics_close(&m), TESS_OK);
     size_t nbytes = 0;
@@ -145,6 +147,7 @@ static void test_metrics_step_line_has_every_field(void **state)
         "\"exposed_comm_least_s\": 0.0625, \"mem_device_peak\": 0, \"mem_host_peak\": 1048576}");
     assert_non_null(strstr(end + 1, "\"loss\": null, \"loss_bits\": \"7ff8000000000000\", "
                                     "\"grad_norm\": null,"));
+    assert_non_null(strstr(end + 1, ", \"skipped\": \"non-finite\", \"rollbacks\": 2}\n"));
     tess_free(text);
 }
 

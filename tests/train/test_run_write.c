@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <string.h>
 
 #include "core/memory.h"
 #include "train/run_file.h"
@@ -79,6 +80,34 @@ static void test_run_numerics_listing_is_stable(void **state)
     }
 }
 
+/* What a free key decides where steps depend on it. */
+static void test_run_numerics_of_spikes(void **state)
+{
+    (void)state;
+    static const char spikes[] = "train.on_spike=", threshold[] = "train.spike_threshold=8",
+                      saves[] = "output.checkpoint_every=50";
+    static const struct {
+        const char *override;
+        bool is_listed, has_saves;
+    } cases[] = {{"train.on_spike=warn", false, false},
+                 {"train.on_spike=skip", true, false},
+                 {"train.on_spike=rollback", true, true}};
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        const tess_run_override overrides[] = {{cases[i].override, 1}};
+        tess_run *run = NULL;
+        char *text = NULL;
+        size_t nbytes = 0;
+        assert_int_equal(
+            tess_run_parse(minimal, sizeof minimal - 1, "run.yaml", overrides, 1, &run), TESS_OK);
+        assert_int_equal(tess_run_numerics(run, &text, &nbytes), TESS_OK);
+        assert_int_equal(strstr(text, spikes) != NULL, cases[i].is_listed);
+        assert_int_equal(strstr(text, threshold) != NULL, cases[i].is_listed);
+        assert_int_equal(strstr(text, saves) != NULL, cases[i].has_saves);
+        tess_free(text);
+        tess_run_destroy(&run);
+    }
+}
+
 static void test_run_numerics_diff_lists_every_difference(void **state)
 {
     (void)state;
@@ -130,6 +159,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_run_numerics_listing_is_stable),
+        cmocka_unit_test(test_run_numerics_of_spikes),
         cmocka_unit_test(test_run_numerics_diff_lists_every_difference),
         cmocka_unit_test(test_run_reference_equals_the_committed_page),
     };
