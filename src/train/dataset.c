@@ -41,6 +41,12 @@ static int64_t resident_nbytes(const tess_token_file_info *file, const tess_data
                : 0;
 }
 
+int64_t tess_dataset_sequence_numel(const tess_token_file_info *file, int64_t sequence_length,
+                                    bool packing)
+{
+    return packing ? file->token_numel / sequence_length : file->document_numel;
+}
+
 tess_status tess_dataset_plan(const tess_token_file_info *file, const tess_dataset_config *config,
                               tess_dataset_memory *out)
 {
@@ -288,8 +294,7 @@ static void describe(tess_dataset *d)
     info->is_resident = resident_nbytes(file, &d->config) > 0;
     info->tokenizer = file->tokenizer;
     info->payload_digest = file->payload_digest;
-    info->sequences_per_epoch =
-        d->config.packing ? file->token_numel / width : file->document_numel;
+    info->sequences_per_epoch = tess_dataset_sequence_numel(file, width, d->config.packing);
     info->dropped_token_numel = d->config.packing ? file->token_numel % width : 0;
     for (int64_t i = 0; !d->config.packing && i < file->document_numel; i++) {
         const int64_t numel = document_numel(d, i);

@@ -56,6 +56,10 @@ typedef struct tess_dataset_memory {
 
 typedef struct tess_dataset tess_dataset;
 
+/** Sequences of an epoch of a file. Local. */
+int64_t tess_dataset_sequence_numel(const tess_token_file_info *file, int64_t sequence_length,
+                                    bool packing);
+
 /** Memory for a file of this description. Local, pure. @return TESS_E_RANGE */
 TESS_MUST_CHECK tess_status tess_dataset_plan(const tess_token_file_info *file,
                                               const tess_dataset_config *config,

@@ -130,4 +130,12 @@ tess_load_request tess_description_load(const tess_description *d, const tess_lo
 TESS_MUST_CHECK tess_status tess_describe_family(const void *ctx, const tess_run *run,
                                                  tess_run_family *family);
 
+/**
+ * A tess_run_epoch_of(): by the headers of data.path; 0 where it is missing. Local.
+ * @param ctx  const tess_ctx *
+ * @return as those who open data.path
+ */
+TESS_MUST_CHECK tess_status tess_describe_epoch(const void *ctx, const tess_run *run,
+                                                int64_t *sequence_numel);
+
 TESS_END_DECLS

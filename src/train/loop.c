@@ -349,9 +349,10 @@ static void say_start(const tess_session *s)
                   "train ranks=%d gather_group=%d trainable=%" PRId64 " planned_mib=%.0f", world,
                   plan->options.gather_group_numel, plan->trainable_numel,
                   (double)plan->total_nbytes / (1 << 20));
-    tess_log_root(log, TESS_LOG_INFO, "data %s=%" PRId64 " steps_per_epoch=%.5g epochs=%.3g",
+    tess_log_root(log, TESS_LOG_INFO,
+                  "data %s=%" PRId64 " steps_per_epoch=%.5g epochs=%.3g steps=%" PRId64,
                   s->feed->sequence, s->source[0].sequence_numel, step_numel,
-                  (double)t->steps / step_numel);
+                  (double)t->steps / step_numel, t->steps);
     if (t->micro_batches < world)
         tess_log_root(log, TESS_LOG_WARN,
                       "train.micro_batches is %" PRId64 ": %" PRId64

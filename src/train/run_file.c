@@ -194,23 +194,25 @@ static tess_status fill_defaults(tess_run *run)
 }
 
 /* Defaults that follow from other keys; what the user wrote is never changed. */
-static void resolve(tess_run *run)
+static tess_status resolve(tess_run *run, const tess_run_source *source, const void *arg)
 {
     if (tess_run_is_vectors(run))
         run_quantizer_resolve(run);
     if (tess_run_is_kmeans(run))
-        return;
+        return TESS_OK;
     if (tess_run_is_rqvae(run) || tess_run_is_flux(run))
         run_family_resolve(run);
     const bool is_full = run->train.mode == TESS_RUN_MODE_FULL;
     if (is_full && !run->place[TESS_RUN_KEY_base_format].is_given)
         run->base.format = TESS_RUN_BASE_KEEP;
+    TESS_TRY(run_train_count(run, source->epoch_of, arg));
     run_train_resolve(run);
     if (run->output.export_as == TESS_RUN_EXPORT_AUTO)
         run->output.export_as = is_full ? TESS_RUN_EXPORT_HF
                                 : tess_run_is_flux(run) && !run_family_needs_peft(run)
                                     ? TESS_RUN_EXPORT_DIFFUSERS
                                     : TESS_RUN_EXPORT_PEFT;
+    return TESS_OK;
 }
 
 tess_status tess_run_refuse(const tess_run *run, tess_run_key_idx key, const char *why)
@@ -326,7 +328,7 @@ static tess_status build(tess_run *run, const tess_run_source *source, tess_run_
         TESS_TRY(apply_override(run, &source->overrides[i]));
     TESS_TRY(fill_defaults(run));
     TESS_TRY(find_family(run, family_of, arg));
-    resolve(run);
+    TESS_TRY(resolve(run, source, arg));
     return check_fit(run);
 }
 
@@ -353,7 +355,7 @@ tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_n
                            const tess_run_override *overrides, int64_t override_numel,
                            tess_run **run)
 {
-    const tess_run_source source = {text, nbytes, source_name, overrides, override_numel};
+    const tess_run_source source = {text, nbytes, source_name, overrides, override_numel, NULL};
     return tess_run_parse_with(&source, NULL, NULL, run);
 }
 

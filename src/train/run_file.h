@@ -56,8 +56,8 @@ enum { TESS_RUN_TEXT_LIMIT_NBYTES = 1 << 20, TESS_RUN_PLACE_NBYTES = 512 };
  * together.
  *
  * Local; the same verdict for the same arguments. Options with a default that depends on another
- * key are resolved: base.format, train.warmup_steps, train.schedule, train.beta2,
- * train.decay_steps and output.export.
+ * key are resolved: train.steps (where train.epochs is given), base.format, train.warmup_steps,
+ * train.schedule, train.beta2, train.decay_steps and output.export.
  *
  * @param[in]  text           [nbytes] UTF-8, borrowed; need not end in NUL
  * @param[in]  source_name    the file's name in messages
@@ -69,6 +69,11 @@ enum { TESS_RUN_TEXT_LIMIT_NBYTES = 1 << 20, TESS_RUN_PLACE_NBYTES = 512 };
 TESS_MUST_CHECK tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_name,
                                            const tess_run_override *overrides,
                                            int64_t override_numel, tess_run **run);
+/** Says how many sequences (vectors, images, samples) an epoch of data.path has, 0: that is not
+ * known. Called where train.epochs says how long a run is, once the family is known. */
+typedef tess_status (*tess_run_epoch_of)(const void *arg, const tess_run *run,
+                                         int64_t *sequence_numel);
+
 /** What a run is parsed from; arguments as those of tess_run_parse(). */
 typedef struct tess_run_source {
     const char *text;
@@ -76,6 +81,8 @@ typedef struct tess_run_source {
     const char *name;
     const tess_run_override *overrides;
     int64_t override_numel;
+    /* NULL: nobody knows. Called with the `arg` of tess_run_parse_with(). */
+    tess_run_epoch_of epoch_of;
 } tess_run_source;
 
 /** Says which family model.family: auto is, as far as keys depend on it: called when all keys have
@@ -116,6 +123,13 @@ static inline bool tess_run_is_vectors(const tess_run *run)
 static inline bool tess_run_is_flux(const tess_run *run)
 {
     return run->model.family == TESS_RUN_FAMILY_FLUX;
+}
+
+/** Whether train.epochs says how long the run is, and nobody knew what an epoch is: train.steps is
+ * then the most that there may be. Local. */
+static inline bool tess_run_has_open_end(const tess_run *run)
+{
+    return run->train.epochs > 0.0 && run->train.steps == TESS_RUN_STEPS_MAX;
 }
 
 /** Where a key's value stands, for messages of those who use it: "run.yaml:3:9: train.steps".

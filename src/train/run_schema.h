@@ -35,6 +35,7 @@ TESS_BEGIN_DECLS
 
 #define TESS_RUN_REQUIRED NULL
 #define TESS_RUN_UNSET ""
+#define TESS_RUN_STEPS_MAX 1000000000
 
 /* clang-format off */
 #define TESS_RUN_MODEL_KEYS(X) \
@@ -161,8 +162,11 @@ TESS_BEGIN_DECLS
     X(train, mode, "mode", tess_run_mode, ENUM, TESS_RUN_WORDS_(MODE), "lora", 0, 0, \
       NUMERICS, \
       "lora trains adapters on a frozen base, full trains every weight.") \
-    X(train, steps, "steps", int64_t, INT, "", "100", 1, 1000000000, NUMERICS, \
+    X(train, steps, "steps", int64_t, INT, "", "100", 1, TESS_RUN_STEPS_MAX, NUMERICS, \
       "Optimizer steps of the whole run.") \
+    X(train, epochs, "epochs", double, F64, "", TESS_RUN_UNSET, 1e-6, 1e6, FREE, \
+      "Instead of train.steps: as many steps as it takes to see data.path so often, rounded up. " \
+      "A run says how many that are, and keeps them as train.steps.") \
     X(train, micro_batch, "micro_batch", int64_t, INT, "", "1", 1, 65536, NUMERICS, \
       "Sequences, vectors, or samples of one latent size, per micro-batch.") \
     X(train, micro_batches, "micro_batches", int64_t, INT, "", "8", 1, 1048576, NUMERICS, \

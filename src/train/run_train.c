@@ -1,4 +1,5 @@
 /* Keys of the section `train` whose meaning or default depends on the optimizer or the schedule. */
+#include <math.h>
 #include <stdio.h>
 
 #include "core/arith.h"
@@ -66,6 +67,7 @@ static bool only_warns(const tess_run *run) { return run->train.on_spike == TESS
 static bool has_one_cycle(const tess_run *run) { return run->train.cycles == 1; }
 
 static const key_rule rules[] = {
+    {TESS_RUN_KEY_train_epochs, always, always, ""}, /* a run as resolved has steps */
     {TESS_RUN_KEY_train_cycles, has_cycles, has_one_cycle,
      "train.schedule linear, cosine or polynomial"},
     {TESS_RUN_KEY_train_power, is_polynomial, NULL, "train.schedule polynomial"},
@@ -133,6 +135,52 @@ void run_train_resolve(tess_run *run)
     const int64_t after_warmup = TESS_MAX(run->train.steps - run->train.warmup_steps, 0);
     if (run->train.decay_steps == TESS_RUN_AUTO)
         run->train.decay_steps = TESS_MIN(tess_ceil_div(run->train.steps, 10), after_warmup);
+}
+
+/* ---- how long a run is ---- */
+
+/* One of both keys: an argument takes the place of what the file says. */
+static tess_status choose_length(tess_run *run)
+{
+    tess_run_place *steps = &run->place[TESS_RUN_KEY_train_steps];
+    tess_run_place *epochs = &run->place[TESS_RUN_KEY_train_epochs];
+    if (!steps->is_given || !epochs->is_given)
+        return TESS_OK;
+    if ((steps->argument_idx > 0) == (epochs->argument_idx > 0))
+        return tess_run_refuse(run, TESS_RUN_KEY_train_epochs,
+                               "stands beside train.steps, and one of both says how long a run "
+                               "is: remove the other");
+    if (steps->argument_idx > 0) {
+        run->train.epochs = 0.0;
+        *epochs = (tess_run_place){0};
+    } else {
+        *steps = (tess_run_place){0};
+    }
+    return TESS_OK;
+}
+
+tess_status run_train_count(tess_run *run, tess_run_epoch_of epoch_of, const void *arg)
+{
+    int64_t sequence_numel = 0;
+    TESS_TRY(choose_length(run));
+    if (!run->place[TESS_RUN_KEY_train_epochs].is_given)
+        return TESS_OK;
+    run->train.steps = TESS_RUN_STEPS_MAX;
+    if (epoch_of != NULL)
+        TESS_TRY(epoch_of(arg, run, &sequence_numel));
+    if (sequence_numel == 0)
+        return TESS_OK;
+    const double step = (double)run->train.micro_batches * (double)run->train.micro_batch;
+    const double exact = run->train.epochs * (double)sequence_numel / step;
+    /* 0.07 of 100 is a little more than 7 in fp64, and is no eighth step */
+    const double whole = fmax(ceil(exact * (1.0 - 1e-12)), 1.0);
+    char place[TESS_RUN_PLACE_NBYTES];
+    tess_run_place_text(run, TESS_RUN_KEY_train_epochs, place);
+    TESS_CHECK(whole < TESS_RUN_STEPS_MAX, TESS_E_CONFIG,
+               "%s: expected fewer than %d steps, found %.6g, as an epoch has %.6g", place,
+               TESS_RUN_STEPS_MAX, whole, (double)sequence_numel / step);
+    run->train.steps = (int64_t)whole;
+    return TESS_OK;
 }
 
 /* ---- checks ---- */

@@ -58,34 +58,72 @@ static tess_status share_run_text(tess_session *s, char **text, size_t *nbytes)
     return tess_comm_bcast(s->world, 0, *text, *nbytes);
 }
 
-/* Where rank 0 found the family. */
-static tess_status family_of_root(const void *arg, const tess_run *run, tess_run_family *family)
+/* What keys depend on beside the run file: rank 0 looks into the files, the others take its word.
+ */
+typedef struct run_facts {
+    tess_run_family family;
+    int64_t sequence_numel; /* of an epoch; 0: not known, or not asked for */
+} run_facts;
+
+typedef struct run_look {
+    const tess_ctx *ctx;
+    run_facts *facts;
+} run_look;
+
+static tess_status look_at_family(const void *arg, const tess_run *run, tess_run_family *family)
 {
-    (void)run;
-    *family = *(const tess_run_family *)arg;
+    const run_look *look = arg;
+    TESS_TRY(tess_describe_family(look->ctx, run, family));
+    look->facts->family = *family;
     return TESS_OK;
 }
 
-/* Rank 0 looks at the model where keys depend on what it is, and the others take its word. */
+static tess_status look_at_epoch(const void *arg, const tess_run *run, int64_t *sequence_numel)
+{
+    const run_look *look = arg;
+    TESS_TRY(tess_describe_epoch(look->ctx, run, sequence_numel));
+    look->facts->sequence_numel = *sequence_numel;
+    return TESS_OK;
+}
+
+static tess_status told_family(const void *arg, const tess_run *run, tess_run_family *family)
+{
+    (void)run;
+    *family = ((const run_look *)arg)->facts->family;
+    return TESS_OK;
+}
+
+static tess_status told_epoch(const void *arg, const tess_run *run, int64_t *sequence_numel)
+{
+    (void)run;
+    *sequence_numel = ((const run_look *)arg)->facts->sequence_numel;
+    return TESS_OK;
+}
+
 static tess_status parse_run(tess_session *s)
 {
     const bool is_root = tess_comm_rank(s->world) == 0;
     char *text = NULL;
     size_t nbytes = 0;
-    tess_run_family family = TESS_RUN_FAMILY_AUTO;
+    run_facts facts = {.family = TESS_RUN_FAMILY_AUTO};
+    const run_look look = {s->ctx, &facts};
     tess_status st = share_run_text(s, &text, &nbytes);
     if (st != TESS_OK)
         goto done;
-    const tess_run_source source = {text, nbytes, s->options.run_path, s->options.overrides,
-                                    s->options.override_numel};
+    tess_run_source source = {.text = text,
+                              .nbytes = nbytes,
+                              .name = s->options.run_path,
+                              .overrides = s->options.overrides,
+                              .override_numel = s->options.override_numel,
+                              .epoch_of = told_epoch};
     tess_status parsed = TESS_OK;
+    if (is_root && s->options.kind == TESS_SESSION_TRAIN)
+        source.epoch_of = look_at_epoch; /* readers do without the data */
     if (is_root)
-        parsed = tess_run_parse_with(&source, tess_describe_family, s->ctx, &s->run);
-    if (is_root && parsed == TESS_OK)
-        family = s->run->model.family;
-    st = tess_comm_bcast(s->world, 0, &family, sizeof family);
+        parsed = tess_run_parse_with(&source, look_at_family, &look, &s->run);
+    st = tess_comm_bcast(s->world, 0, &facts, sizeof facts);
     if (st == TESS_OK && !is_root)
-        parsed = tess_run_parse_with(&source, family_of_root, &family, &s->run);
+        parsed = tess_run_parse_with(&source, told_family, &look, &s->run);
     if (st == TESS_OK)
         st = session_agree(s, parsed);
     if (st == TESS_OK)

@@ -1,4 +1,5 @@
 /* `tessera plan`: a run described for ranks and a device that need not be there. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -156,6 +157,19 @@ static tess_status describe_for(const tess_ctx *ctx, const tess_run *run, outloo
     return st;
 }
 
+/* Memory and traffic are those of a step, whatever their number. */
+static void say_length(const tess_ctx *ctx, const tess_run *run)
+{
+    if (tess_run_has_open_end(run))
+        tess_log_root(&ctx->log, TESS_LOG_WARN,
+                      "train.epochs: how many steps they are is not known, as '%s' is missing or "
+                      "holds less than a sequence; the plan is the same for any number",
+                      run->data.path);
+    else if (run->train.epochs > 0.0)
+        tess_log_root(&ctx->log, TESS_LOG_INFO, "train.epochs=%.6g train.steps=%" PRId64,
+                      run->train.epochs, run->train.steps);
+}
+
 tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *options,
                               const tess_plan_request *request, char **text)
 {
@@ -166,12 +180,17 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     TESS_TRY(read_profiles(ctx, &o));
     TESS_TRY(
         tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
-    const tess_run_source from = {source, nbytes, options->run_path, options->overrides,
-                                  options->override_numel};
+    const tess_run_source from = {source,
+                                  nbytes,
+                                  options->run_path,
+                                  options->overrides,
+                                  options->override_numel,
+                                  tess_describe_epoch};
     tess_status st = tess_run_parse_with(&from, tess_describe_family, ctx, &run);
     tess_free(source);
     if (st != TESS_OK)
         return st;
+    say_length(ctx, run);
     const session_profiles *profiles = o.has_device ? &o.profiles : NULL;
     st = tess_run_is_kmeans(run) ? session_vectors_plan(ctx, run, request, profiles, text)
                                  : describe_for(ctx, run, &o, text);

@@ -139,6 +139,8 @@ train: {steps: 8, micro_batches: 3, micro_batch: 2, learning_rate: 1.0e-3, warmu
 compute: {memory_limit: 1GiB}
 output: {dir: two, checkpoint_every: 4, base: copy}
 YAML
+good plan run.yaml train.epochs=4.5 # of 4 samples, 6 a step
+grep -q 'train.epochs=4.5 train.steps=3$' log || fail "epochs: $(cat log)"
 on 2 train run.yaml
 good plan run.yaml --ranks 2 --json
 same said two/plan.json

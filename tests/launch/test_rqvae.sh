@@ -41,6 +41,10 @@ for file in export/model.safetensors levels.jsonl eval.jsonl; do
 done
 [ "$(grep -c '"kind": "train"' one/levels.jsonl)" = 9 ] || fail "levels.jsonl: $(cat one/levels.jsonl)"
 
+vectors=$("$TESSERA_BIN" inspect "$data/train.bvecs" --json | grep -o '"vectors":[0-9]*' | cut -d: -f2)
+"$TESSERA_BIN" plan run.yaml train.epochs=3 2>log >/dev/null || fail "$(cat log)"
+grep -q "train.epochs=3 train.steps=$(((3 * vectors + 319) / 320))$" log || fail "epochs: $(cat log)"
+
 # Killed after a save: what is there belongs to the run as it was, and to no other.
 "$TESSERA_BIN" train run.yaml output.dir=killed output.checkpoint_every=1 train.steps=3000 2>/dev/null &
 victim=$!

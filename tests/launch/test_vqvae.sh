@@ -36,6 +36,8 @@ YAML
 # What is planned is what runs, whatever the number of ranks.
 "$TESSERA_BIN" train run.yaml 2>log || fail "$(cat log)"
 "$TESSERA_BIN" plan run.yaml --ranks 1 --json | cmp - one/plan.json || fail "plan.json is not the plan"
+"$TESSERA_BIN" plan run.yaml train.epochs=2.5 2>log >/dev/null || fail "$(cat log)"
+grep -q 'train.epochs=2.5 train.steps=5$' log || fail "epochs of 23 images: $(cat log)" # 57.5 / 12
 mpirun --oversubscribe -n 3 "$TESSERA_BIN" train run.yaml output.dir=three 2>log || fail "$(cat log)"
 "$TESSERA_BIN" plan run.yaml --ranks 3 --json | cmp - three/plan.json || fail "plan.json is not the plan"
 for file in export/model.safetensors levels.jsonl eval.jsonl; do

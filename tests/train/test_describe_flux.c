@@ -218,7 +218,7 @@ static void test_the_family_is_found(void **state)
              "model: {path: %s}\ndata: {path: none.h5, resolution: 512}\n"
              "objective: {shift: auto}\noutput: {dir: out}\n",
              f->dir);
-    const tess_run_source source = {text, strlen(text), "run.yaml", NULL, 0};
+    const tess_run_source source = {text, strlen(text), "run.yaml", NULL, 0, NULL};
     put_text(f, "model_index.json", "{\"_class_name\": \"FluxPipeline\"}");
     assert_refused(tess_run_parse_with(&source, tess_describe_family, &ctx, &run), TESS_E_CONFIG,
                    "/transformer' has no config.json beside the pipeline's model_index.json");

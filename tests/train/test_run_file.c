@@ -92,6 +92,9 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
         changed == TESS_RUN_KEY_quantizer_decay || changed == TESS_RUN_KEY_quantizer_threshold;
     if (is_of_averages && key == TESS_RUN_KEY_train_ema_decay)
         return false; /* no average of averages */
+    if (key == (changed == TESS_RUN_KEY_train_epochs ? TESS_RUN_KEY_train_steps
+                                                     : TESS_RUN_KEY_train_epochs))
+        return false; /* one of both */
     const bool is_of_others = key == TESS_RUN_KEY_train_beta2 || key == TESS_RUN_KEY_train_eps;
     return is_in && !(is_of_adafactor && is_of_others);
 }
@@ -255,7 +258,7 @@ static void test_run_parse_words_of_other_trainers_are_translated(void **state)
         {"train: {gradient_accumulation_steps: 8}\n",
          "unknown key 'train.gradient_accumulation_steps', here it is 'train.micro_batches' "
          "(accumulation steps times ranks)"},
-        {"train: {num_train_epochs: 3}\n", "here it is 'train.steps' (a run says at its start"},
+        {"train: {num_train_epochs: 3}\n", "here it is 'train.epochs'"},
         {"lora: {r: 8}\n", "unknown key 'lora.r', here it is 'lora.rank'"},
         {"lora_r: 8\n", "unknown section 'lora_r', here it is 'lora.rank'"},
         {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
