@@ -141,13 +141,14 @@ static const struct argp_option options[] = {
      0},
     {"base-format", KEY_BASE, "FORMAT", 0,
      "Store the base in FORMAT, as base.format=FORMAT does: the same seed over any of them", 0},
-    {"tokens", 'n', "N", 0, "Write at most N tokens (default 64)", 0},
+    {"tokens", 'n', "N", 0, "Write at most N tokens (default sample.tokens)", 0},
     {"temperature", 't', "T", 0,
-     "Flatten (above 1) or sharpen the choice (default 0.8); 0 takes "
+     "Flatten (above 1) or sharpen the choice (default sample.temperature); 0 takes "
      "the likeliest token",
      0},
-    {"top-k", 'k', "K", 0, "Choose among the K likeliest tokens (default 40); 0: among all", 0},
-    {"seed", 's', "SEED", 0, "Seed of the choice or of the noise (default 0, or sample.seed)", 0},
+    {"top-k", 'k', "K", 0,
+     "Choose among the K likeliest tokens (default sample.top_k); 0: among all", 0},
+    {"seed", 's', "SEED", 0, "Seed of the choice or of the noise (default sample.seed)", 0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
     {"output", 'o', "FILE", 0, "Diffusion: file of the latents (safetensors)", 1},
     {"steps", KEY_STEPS, "N", 0, "Diffusion: Euler steps (default sample.steps)", 1},
@@ -250,12 +251,18 @@ static tess_status sample_latents(tess_session *session, const tess_sample_optio
 static tess_status sample_text(tess_session *session, tess_comm *comm,
                                const tess_sample_options *sample)
 {
-    const tess_sample_request request = {.prompt = sample->prompt[0],
-                                         .token_numel = sample->token_numel,
-                                         .temperature = sample->temperature,
-                                         .top_k = sample->top_k,
-                                         .seed = (uint64_t)TESS_MAX(sample->seed, INT64_C(0))};
+    tess_sample_request request = tess_session_sample_request(session);
     char *text = NULL;
+    request.prompt = sample->prompt;
+    request.prompt_numel = 1;
+    if (sample->token_numel >= 0)
+        request.token_numel = sample->token_numel;
+    if (sample->temperature >= 0.0)
+        request.temperature = sample->temperature;
+    if (sample->top_k >= 0)
+        request.top_k = sample->top_k;
+    if (sample->seed >= 0)
+        request.seed = (uint64_t)sample->seed;
     TESS_TRY(tess_session_sample(session, &request, &text));
     const tess_status st = tess_comm_rank(comm) == 0 ? print_text(text, sample->is_json) : TESS_OK;
     tess_free(text);
@@ -282,7 +289,7 @@ static tess_status run(tess_sample_options *sample)
 int tess_cmd_sample(int argc, char **argv)
 {
     tess_sample_options sample = {
-        .token_numel = 64, .temperature = 0.8, .top_k = 40, .seed = -1, .guidance = -1.0};
+        .token_numel = -1, .temperature = -1.0, .top_k = -1, .seed = -1, .guidance = -1.0};
     tess_status st = tess_launch_parse(&sample_argp, argc, argv, &sample, &sample.common);
     if (st == TESS_OK && !sample.common.is_help)
         st = run(&sample);

@@ -64,10 +64,11 @@ typedef struct tess_sample_options {
     const char *adapter;    /* same */
     const char *prompt[TESS_PROMPT_MAX];
     int64_t prompt_numel;
+    /* -1: not given */
     int64_t token_numel; /* --tokens: at most so many new ones */
     double temperature;  /* 0: always the likeliest token */
     int64_t top_k;       /* 0: all */
-    int64_t seed;        /* -1: not given */
+    int64_t seed;
     bool is_json;
     /* of diffusion runs; 0, guidance -1: not given */
     const char *output, *cache;

@@ -430,6 +430,8 @@ static tess_status build_parts(tess_plan *plan, const tess_registry *reg)
     if (plan->options.is_device)
         plan->host_nbytes =
             plan->options.load_nbytes + TESS_CKPT_CHUNK_NBYTES + plan->optimizer_host_nbytes;
+    *(plan->options.is_device ? &plan->host_nbytes : &plan->total_nbytes) +=
+        plan->options.sample_nbytes;
     for (int i = 0; i < TESS_LIFE_NUMEL; i++) {
         if (plan->options.is_device && tess_lifetime_is_host((tess_lifetime)i))
             plan->host_nbytes += plan->arena_nbytes[i];

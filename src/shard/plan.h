@@ -96,6 +96,7 @@ typedef struct tess_plan_options {
     int64_t micro_batch_numel;  /* M */
     size_t memory_limit_nbytes; /* per rank; 0: none */
     size_t outside_nbytes;      /* memory outside arenas that counts against the limit */
+    size_t sample_nbytes;       /* host memory of samples, outside arenas too */
     size_t library_nbytes;      /* of it, an estimate of what a device's libraries take */
     size_t kept_nbytes;         /* of that, for weights that stay decoded */
     double kept_share;          /* of a step's decoding that is done once for all by that */

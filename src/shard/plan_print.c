@@ -145,6 +145,8 @@ static tess_status json_memory(const tess_plan *plan, tess_json *root)
     TESS_TRY(tess_json_add_i64(v, "libraries", (int64_t)plan->options.library_nbytes));
     if (plan->options.kept_nbytes > 0) /* of it */
         TESS_TRY(tess_json_add_i64(v, "decoded_weights", (int64_t)plan->options.kept_nbytes));
+    if (plan->options.sample_nbytes > 0)
+        TESS_TRY(tess_json_add_i64(v, "samples", (int64_t)plan->options.sample_nbytes));
     TESS_TRY(tess_json_add_i64(v, "host", (int64_t)plan->host_nbytes));
     TESS_TRY(tess_json_add_i64(v, "total", (int64_t)plan->total_nbytes));
     TESS_TRY(tess_json_add_array(root, "buffers", &list));
@@ -516,15 +518,19 @@ static tess_status say_memory(text_buffer *t, const tess_plan *plan)
         TESS_TRY(say_size(t, "weights that stay decoded", (double)o->kept_nbytes));
     TESS_TRY(
         say_size(t, "outside arenas (at most)", (double)(o->outside_nbytes - o->library_nbytes)));
+    if (o->sample_nbytes > 0 && !o->is_device)
+        TESS_TRY(say_size(t, "samples: tokenizer, logits", (double)o->sample_nbytes));
     TESS_TRY(say_size(t, "total", (double)plan->total_nbytes));
     if (!o->is_device)
         return TESS_OK;
     TESS_TRY(say(t, "memory of every rank, on the host\n"));
     TESS_TRY(say_arenas(t, plan, true));
-    TESS_TRY(
-        say_size(t, "loading and checkpoints",
-                 (double)(plan->host_nbytes - plan->arena_nbytes[TESS_LIFE_DATA] -
-                          plan->arena_nbytes[TESS_LIFE_STAGING] - plan->optimizer_host_nbytes)));
+    TESS_TRY(say_size(t, "loading and checkpoints",
+                      (double)(plan->host_nbytes - plan->arena_nbytes[TESS_LIFE_DATA] -
+                               plan->arena_nbytes[TESS_LIFE_STAGING] - plan->optimizer_host_nbytes -
+                               o->sample_nbytes)));
+    if (o->sample_nbytes > 0)
+        TESS_TRY(say_size(t, "samples: tokenizer, logits", (double)o->sample_nbytes));
     if (plan->optimizer_host_nbytes > 0)
         TESS_TRY(say_size(t, "sums of the optimizer", (double)plan->optimizer_host_nbytes));
     TESS_TRY(say_size(t, "total", (double)plan->host_nbytes));

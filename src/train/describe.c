@@ -338,6 +338,19 @@ static size_t outside_nbytes(const tess_description *d, const tess_launch_shape 
            d->kept_nbytes;
 }
 
+/* What samples of texts keep: a tokenizer with as many merges as tokens, and of each token of the
+ * vocabulary its logit and its place in their order. The tokenizer's tables have up to four slots
+ * an entry, 64 bytes a merge and 16 a text; 25 are spans, 20 the texts themselves. */
+static size_t sample_nbytes(const tess_description *d)
+{
+    enum { TOKEN_NBYTES = 64 + 16 + 25 + 20 + 12 };
+    const tess_run *run = d->run;
+    const bool is_text = !tess_run_is_vectors(run) && !tess_run_is_flux(run);
+    return is_text && run->sample.prompts.item_numel > 0
+               ? (size_t)d->config.vocab_numel * TOKEN_NBYTES
+               : 0;
+}
+
 static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
 {
     const tess_run *run = d->run;
@@ -368,6 +381,7 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
         .library_nbytes = outside_nbytes(d, launch) - TESS_OUTSIDE_NBYTES,
         .kept_nbytes = d->kept_nbytes,
         .kept_share = kept_share,
+        .sample_nbytes = sample_nbytes(d),
         .data_nbytes = d->batch_nbytes,
         .has_snapshot = true,
         .counter_numel = d->counter_numel,

@@ -161,4 +161,5 @@ const session_feed session_flux_feed = {.unit = "samples",
                                         .carve = carve,
                                         .fill = fill,
                                         .count = count,
-                                        .fill_eval = fill_eval};
+                                        .fill_eval = fill_eval,
+                                        .sample = session_sample_images};

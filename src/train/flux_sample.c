@@ -333,14 +333,6 @@ tess_status session_check_images(tess_session *s)
     return st;
 }
 
-bool session_images_are_due(const tess_session *s, bool is_last)
-{
-    const int64_t asked = s->run->sample.every;
-    const int64_t every = asked == TESS_RUN_AUTO ? s->run->train.eval_every : asked;
-    return tess_run_is_flux(s->run) && s->run->sample.prompts.item_numel > 0 &&
-           (is_last || (every > 0 && s->step % every == 0));
-}
-
 tess_status session_sample_images(tess_session *s, void (*tick)(void *arg), void *arg)
 {
     char name[64], path[1024];

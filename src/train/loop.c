@@ -142,11 +142,19 @@ static tess_status begin_save(loop *l)
 static void beat_evaluation(void *arg) { loop_beat(arg, "evaluation"); }
 static void beat_sample(void *arg) { loop_beat(arg, "sample"); }
 
-/* A run is worth more than its images: what they lack is said, and training goes on. */
-static tess_status sample_images(loop *l)
+static bool samples_are_due(const tess_session *s, bool is_last)
+{
+    const int64_t asked = s->run->sample.every;
+    const int64_t every = asked == TESS_RUN_AUTO ? s->run->train.eval_every : asked;
+    return session_samples(s) && (is_last || (every > 0 && s->step % every == 0));
+}
+
+/* A run is worth more than its samples: what they lack is said, and training goes on. */
+static tess_status sample(loop *l)
 {
     tess_session *s = l->base.s;
-    const tess_status st = session_sample_images(s, beat_sample, &l->base);
+    tess_progress_hide(&l->base.progress);
+    const tess_status st = s->feed->sample(s, beat_sample, &l->base);
     if (st == TESS_OK || tess_session_is_broken(s))
         return st;
     tess_log_root(&s->ctx->log, TESS_LOG_WARN, "sample of step %" PRId64 ": %s", s->step,
@@ -383,8 +391,8 @@ static tess_status run_steps(loop *l)
         if (is_last || l->base.is_stopping ||
             (run->output.checkpoint_every > 0 && s->step % run->output.checkpoint_every == 0))
             TESS_TRY(begin_save(l));
-        if (!l->base.is_stopping && session_images_are_due(s, is_last))
-            TESS_TRY(sample_images(l));
+        if (!l->base.is_stopping && samples_are_due(s, is_last))
+            TESS_TRY(sample(l));
     }
     TESS_TRY(loop_drain(&l->base));
     flush_trace(l);

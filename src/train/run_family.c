@@ -61,18 +61,17 @@ static const char *const of_rqvae[] = {"model.family",
                                        NULL};
 
 /* Keys of language models that a FLUX run has no use for. */
-static const char *const not_of_flux[] = {"quantizer.",
-                                          "data.sequence_length",
-                                          "data.packing",
-                                          "data.mask_prompt",
-                                          "data.mask_path",
-                                          "data.eval_mask_path",
-                                          NULL};
+static const char *const not_of_flux[] = {"quantizer.",     "data.sequence_length",
+                                          "data.packing",   "data.mask_prompt",
+                                          "data.mask_path", "data.eval_mask_path",
+                                          "sample.tokens",  "sample.temperature",
+                                          "sample.top_k",   NULL};
 
 /* What language models have no use for. */
 static const char *const of_others[] = {
-    "quantizer.",     "objective.",          "sample.", "data.resolution", "data.text_length",
-    "data.mask_path", "data.eval_mask_path", NULL};
+    "quantizer.",     "objective.",          "data.resolution", "data.text_length",
+    "data.mask_path", "data.eval_mask_path", "sample.steps",    "sample.guidance",
+    "sample.width",   "sample.height",       "sample.images",   NULL};
 
 static bool is_listed(const char *const *list, const char *path)
 {

@@ -421,21 +421,31 @@ TESS_BEGIN_DECLS
 
 #define TESS_RUN_SAMPLE_KEYS(X) \
     X(sample, prompts, "prompts", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, FREE, \
-      "Captions of the cache that images are sampled from, as latents in output.dir/samples; " \
-      "without it nothing is sampled while training.") \
+      "Texts that a language model continues while it trains, into " \
+      "output.dir/samples/step-N.txt and the log; with flux captions of the cache that images " \
+      "are sampled from, as latents there. Without it nothing is sampled.") \
     X(sample, every, "every", int64_t, INT, "auto", "auto", 1, 1000000000, FREE, \
-      "Steps between samples; auto: whenever held-out loss is due, and at the end.") \
+      "Steps between samples, and at the end; auto: train.eval_every.") \
+    X(sample, tokens, "tokens", int64_t, INT, "", "64", 1, 1048576, FREE, \
+      "Language models: new tokens of a text, at most; each is a forward pass of " \
+      "data.sequence_length.") \
+    X(sample, temperature, "temperature", double, F64, "", "0.8", 0, 100, FREE, \
+      "Language models: above 1 flattens the choice, below sharpens it; 0 takes the likeliest " \
+      "token.") \
+    X(sample, top_k, "top_k", int64_t, INT, "", "40", 0, 1048576, FREE, \
+      "Language models: choose among so many likeliest tokens; 0: among all.") \
     X(sample, steps, "steps", int64_t, INT, "", "28", 1, 10000, FREE, \
-      "Euler steps of an image; 4 for schnell.") \
+      "flux: Euler steps of an image; 4 for schnell.") \
     X(sample, guidance, "guidance", double, F64, "", "3.5", 0, 100, FREE, \
-      "Guidance that a model with a guidance embedding is told.") \
+      "flux: guidance that a model with a guidance embedding is told.") \
     X(sample, width, "width", int64_t, INT, "", "512", 16, 16384, FREE, \
-      "Pixels of an image, a multiple of 16; what memory is planned for must hold it " \
+      "flux: pixels of an image, a multiple of 16; what memory is planned for must hold it " \
       "(data.resolution).") \
     X(sample, height, "height", int64_t, INT, "", "512", 16, 16384, FREE, "See width.") \
-    X(sample, images, "images", int64_t, INT, "", "1", 1, 65536, FREE, "Images of each prompt.") \
+    X(sample, images, "images", int64_t, INT, "", "1", 1, 65536, FREE, \
+      "flux: images of each prompt.") \
     X(sample, seed, "seed", int64_t, INT, "", "0", 0, INT64_MAX, FREE, \
-      "Seed of the noise that images begin with.")
+      "Seed of the choice of tokens, or of the noise that images begin with.")
 
 #define TESS_RUN_SHARD_KEYS(X) \
     X(shard, gather_group, "gather_group", int64_t, INT, "auto|node|world", "auto", 1, 1048576, \
@@ -544,7 +554,7 @@ TESS_BEGIN_DECLS
     S(train, TRAIN, "Steps, batch, optimizer, schedule.") \
     S(quantizer, QUANTIZER, "Vector quantization: codebooks and how they are found.") \
     S(objective, OBJECTIVE, "What a FLUX.1 transformer is trained to do ([how](objective.md)).") \
-    S(sample, SAMPLE, "Images that a FLUX.1 run shows of itself.") \
+    S(sample, SAMPLE, "What a run shows of itself: texts of a language model, images of FLUX.1.") \
     S(shard, SHARD, "How the base is spread over ranks.") \
     S(compute, COMPUTE, "Device, dtype, memory, threads.") \
     S(adapter, ADAPTER, "An adapter to continue from.") \

@@ -354,6 +354,7 @@ void tess_session_close(tess_session **inout)
     if (s == NULL)
         return;
     tess_ckpt_store_close(&s->store);
+    session_text_close(s);
     session_vectors_close(s);
     session_records_destroy(s);
     if (s->has_batch_event)

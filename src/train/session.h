@@ -128,14 +128,28 @@ typedef struct tess_eval_result {
 TESS_MUST_CHECK tess_status tess_session_evaluate(tess_session *session, tess_eval_result *out);
 
 typedef struct tess_sample_request {
-    const char *prompt;
+    const char *const *prompt; /* [prompt_numel] */
+    int64_t prompt_numel;
     int64_t token_numel; /* at most so many new ones */
     double temperature;  /* 0: always the likeliest */
     int64_t top_k;       /* 0: all */
-    uint64_t seed;
+    uint64_t seed;       /* of every prompt alike */
+    /* Called before every token, for a watchdog; NULL: nobody. */
+    void (*tick)(void *arg);
+    void *tick_arg;
 } tess_sample_request;
 
-/** Continue a prompt with the model's tokenizer.json; `text` (free with tess_free) on every rank.
+/** What section sample of a language model's run asks for. Local. */
+tess_sample_request tess_session_sample_request(const tess_session *session);
+
+/**
+ * Continue prompts with the model's tokenizer.json, each on a rank of its own; the same request
+ * gives the same texts on any number of ranks. Collective.
+ * @param[out] text  [prompt_numel] prompts and what follows, on every rank; free each with
+ * tess_free; NULL on failure
+ * @return TESS_E_UNSUPPORTED no language model; TESS_E_CONFIG there is no tokenizer.json,
+ * or a prompt is longer than data.sequence_length; TESS_E_ARG a prompt without a token;
+ * TESS_E_NUMERIC a logit that is not finite
  */
 TESS_MUST_CHECK tess_status tess_session_sample(tess_session *session,
                                                 const tess_sample_request *request, char **text);

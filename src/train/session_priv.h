@@ -65,6 +65,9 @@ typedef struct session_feed {
     /** After compute copies became those of other weights than before. NULL: nothing. Collective.
      */
     tess_status (*shown)(tess_session *s);
+    /** What section sample asks for, into output.dir/samples; `tick` for a watchdog. NULL: there is
+     * nothing to sample. Collective. */
+    tess_status (*sample)(tess_session *s, void (*tick)(void *arg), void *arg);
 } session_feed;
 
 extern const session_feed session_token_feed, session_vector_feed, session_flux_feed;
@@ -76,15 +79,19 @@ char *session_vector_near(const tess_session *s);
 TESS_MUST_CHECK tess_status session_vector_send(tess_session *s, size_t offset_nbytes,
                                                 int64_t nbytes);
 void session_flux_feed_close(tess_session *s);
-/** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
- * session_begin_batch() and writing them. Local. */
 /** Whether section sample can be done: captions, sizes. Local. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status session_check_images(tess_session *s);
-/** Whether images are due after step s->step. Local. */
-bool session_images_are_due(const tess_session *s, bool is_last);
-/** Sample them into output.dir/samples. Collective. */
 TESS_MUST_CHECK tess_status session_sample_images(tess_session *s, void (*tick)(void *arg),
                                                   void *arg);
+TESS_MUST_CHECK tess_status session_sample_texts(tess_session *s, void (*tick)(void *arg),
+                                                 void *arg);
+/** Whether section sample can be done: tokenizer, prompts. Local; ranks may differ.
+ * @return as tess_session_sample() */
+TESS_MUST_CHECK tess_status session_check_texts(tess_session *s);
+/** What samples of texts keep until the session closes. NULL is fine. Local. */
+void session_text_close(tess_session *s);
+/** The arrays of a micro-batch, in the DATA arena; and to bring them where kernels read, after
+ * session_begin_batch() and writing them. Local. */
 struct tess_flux_arrays *session_flux_arrays(tess_session *s);
 TESS_MUST_CHECK tess_status session_flux_send(tess_session *s);
 
@@ -134,9 +141,10 @@ struct tess_session {
     tess_stream codes_stream; /* where a device trains: for codes that the host sets */
     tess_runtime *rt;
     const session_feed *feed;
-    session_source source[2]; /* training, evaluation */
-    vector_feed *vector;      /* of session_vector_feed */
-    flux_feed *flux;          /* of session_flux_feed */
+    session_source source[2];  /* training, evaluation */
+    vector_feed *vector;       /* of session_vector_feed */
+    flux_feed *flux;           /* of session_flux_feed */
+    struct session_text *text; /* of samples; NULL: not open */
     tess_dataset *train_data, *eval_data;
     tess_token_batch batch;      /* over the DATA arena */
     tess_dataset_batch batch_in; /* the arrays as the host writes them */
@@ -212,6 +220,13 @@ static inline bool session_keeps(const tess_session *s)
 {
     return s->options.kind == TESS_SESSION_TRAIN &&
            (s->options.measure == NULL || s->options.measure->save_every > 0);
+}
+
+/** Whether steps are followed by samples. Local. */
+static inline bool session_samples(const tess_session *s)
+{
+    return s->options.kind == TESS_SESSION_TRAIN && s->options.measure == NULL &&
+           s->feed->sample != NULL && s->run->sample.prompts.item_numel > 0;
 }
 
 /** Pass on the verdict of a section in which peers may now wait for this rank. */

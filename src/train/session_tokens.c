@@ -122,6 +122,8 @@ static tess_status open_data(tess_session *s)
         st = check_data_fits(s, left);
     if (st == TESS_OK)
         st = check_tokenizers(s);
+    if (st == TESS_OK && session_samples(s))
+        st = session_check_texts(s);
     say_source(s->train_data, &s->source[0]);
     say_source(s->eval_data, &s->source[1]);
     return session_agree(s, st);
@@ -231,4 +233,5 @@ const session_feed session_token_feed = {.sequence = "sequences",
                                          .carve = carve_batch,
                                          .fill = fill_train,
                                          .count = count_loss_tokens,
-                                         .fill_eval = fill_eval};
+                                         .fill_eval = fill_eval,
+                                         .sample = session_sample_texts};

@@ -378,8 +378,12 @@ static tess_status write_tokenizer(bench *b)
 static tess_status sample_letters(tess_session *session, size_t *longest)
 {
     for (uint64_t seed = 0; seed < 10; seed++) {
-        const tess_sample_request request = {
-            .prompt = "abc", .token_numel = 20, .temperature = 100.0, .seed = seed};
+        const char *const prompt = "abc";
+        const tess_sample_request request = {.prompt = &prompt,
+                                             .prompt_numel = 1,
+                                             .token_numel = 20,
+                                             .temperature = 100.0,
+                                             .seed = seed};
         char *text = NULL;
         TESS_TRY(tess_session_sample(session, &request, &text));
         const size_t nbytes = strlen(text), letters = strspn(text, "abcdefghijklmnopqrstuvwxyz");
