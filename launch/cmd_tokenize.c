@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "core/memory.h"
+#include "format/chat_template.h"
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "train/tokenize.h"
@@ -106,7 +107,7 @@ static const struct argp_option options[] = {
      0},
     {"train-on-prompts", KEY_PROMPTS, NULL, 0, "Prompts and others' turns count in the loss", 0},
     {"special-tokens", KEY_SPECIAL, NULL, 0, "Read special tokens where the text spells them", 0},
-    {"chat-template", KEY_CHAT, "NAME", 0, "llama3, chatml or mistral-inst; chats need it", 0},
+    {"chat-template", KEY_CHAT, "NAME", 0, TESS_CHAT_STYLES_TEXT "; chats need it", 0},
     {"default-system", KEY_SYSTEM, "TEXT", 0, "System text of chats that have none", 0},
     {0},
 };

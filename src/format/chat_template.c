@@ -21,12 +21,22 @@ struct tess_chat_template {
 static const struct {
     const char *name, *bos, *open, *close, *end;
     bool needs_open;
+    const char *system;       /* of conversations without one, or NULL */
+    const char *system_front; /* in front of every system text at the beginning, or NULL */
 } styles[TESS_CHAT_STYLE_NUMEL] = {
     [TESS_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                          "<|eot_id|>", true},
-    [TESS_CHAT_CHATML] = {"chatml", NULL, "<|im_start|>", NULL, "<|im_end|>", true},
+                          "<|eot_id|>", true, NULL, NULL},
+    [TESS_CHAT_LLAMA3_1] = {"llama3.1", "<|begin_of_text|>", "<|start_header_id|>",
+                            "<|end_header_id|>", "<|eot_id|>", true, "",
+                            "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"},
+    [TESS_CHAT_CHATML] = {"chatml", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL},
+    [TESS_CHAT_QWEN2_5] = {"qwen2.5", NULL, "<|im_start|>", NULL, "<|im_end|>", true,
+                           "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+                           NULL},
+    [TESS_CHAT_QWEN3] = {"qwen3", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL},
     /* Tokenizers before version 3 spell [INST] in plain characters. */
-    [TESS_CHAT_MISTRAL_INST] = {"mistral-inst", "<s>", "[INST]", "[/INST]", "</s>", false},
+    [TESS_CHAT_MISTRAL_INST] = {"mistral-inst", "<s>", "[INST]", "[/INST]", "</s>", false, NULL,
+                                NULL},
 };
 
 tess_status tess_chat_style_parse(const char *name, tess_chat_style *out)
@@ -38,8 +48,7 @@ tess_status tess_chat_style_parse(const char *name, tess_chat_style *out)
         }
     }
     return TESS_FAIL(TESS_E_ARG,
-                     "chat template '%.64s' is not known; choose llama3, chatml or mistral-inst",
-                     name);
+                     "chat template '%.64s' is not known; choose " TESS_CHAT_STYLES_TEXT, name);
 }
 
 const char *tess_chat_style_name(tess_chat_style style) { return styles[style].name; }
@@ -123,8 +132,10 @@ typedef struct writer {
     tess_ids *ids;
     tess_chat_span *span;
     int64_t span_numel;
+    int64_t query_idx; /* qwen3: the last question */
+    bool is_first, is_last;
     tess_text header;  /* scratch */
-    tess_text pending; /* mistral-inst: a system message waits for the user's */
+    tess_text pending; /* mistral-inst: a system message waits for the user's; qwen3: scratch */
 } writer;
 
 static tess_status put_id(writer *w, int32_t id) { return tess_ids_append(w->ids, &id, 1); }
@@ -177,6 +188,8 @@ static void trim(const char **text, size_t *nbytes)
 
 static tess_status put_llama3(writer *w, const tess_chat_message *m)
 {
+    const char *front = styles[w->chat->style].system_front;
+    const bool has_front = front != NULL && w->is_first && strcmp(m->role, "system") == 0;
     const int64_t header_idx = w->ids->numel;
     const char *content = m->content;
     size_t nbytes = m->content_nbytes;
@@ -185,7 +198,7 @@ static tess_status put_llama3(writer *w, const tess_chat_message *m)
     TESS_TRY(put_id(w, w->chat->open));
     TESS_TRY(put_text(w, m->role));
     TESS_TRY(put_id(w, w->chat->close));
-    TESS_TRY(set_header(w, "\n\n", ""));
+    TESS_TRY(set_header(w, "\n\n", has_front ? front : ""));
     TESS_TRY(put_joined(w, content, nbytes, &content_idx));
     TESS_TRY(put_id(w, w->chat->end));
     put_span(w, header_idx, content_idx, m->role);
@@ -202,6 +215,72 @@ static tess_status put_chatml(writer *w, const tess_chat_message *m)
     TESS_TRY(put_id(w, w->chat->end));
     put_span(w, header_idx, content_idx, m->role);
     return put_text(w, "\n");
+}
+
+/* A piece of a text. */
+typedef struct piece {
+    const char *byte;
+    size_t numel;
+} piece;
+
+/* Python's str.strip("\n"), of one side or both. */
+static piece strip_lines(piece p, bool left, bool right)
+{
+    while (left && p.numel > 0 && p.byte[0] == '\n')
+        p = (piece){p.byte + 1, p.numel - 1};
+    while (right && p.numel > 0 && p.byte[p.numel - 1] == '\n')
+        p.numel--;
+    return p;
+}
+
+/* Cut at the first or the last `mark`; without one `front` is all of it and nothing is behind. */
+static bool cut_at(piece p, const char *mark, bool is_last, piece *front, piece *back)
+{
+    const size_t nbytes = strlen(mark);
+    bool is_found = false;
+    *front = p;
+    *back = (piece){p.byte + p.numel, 0};
+    for (size_t i = 0; i + nbytes <= p.numel && (is_last || !is_found); i++)
+        if (memcmp(p.byte + i, mark, nbytes) == 0) {
+            is_found = true;
+            *front = (piece){p.byte, i};
+            *back = (piece){p.byte + i + nbytes, p.numel - i - nbytes};
+        }
+    return is_found;
+}
+
+/* What an answer says, and the reasoning in front of it. */
+static piece take_reasoning(piece content, piece *reasoning)
+{
+    piece front, back, rest;
+    *reasoning = (piece){content.byte, 0};
+    if (!cut_at(content, "</think>", false, &front, &back))
+        return content;
+    front = strip_lines(front, false, true);
+    *reasoning = cut_at(front, "<think>", true, &rest, &back) ? back : front;
+    *reasoning = strip_lines(*reasoning, true, false);
+    (void)!cut_at(content, "</think>", true, &front, &back);
+    return strip_lines(back, true, false);
+}
+
+/* Answers to the last question show their reasoning, the very last one even where it has none. */
+static tess_status put_qwen3(writer *w, const tess_chat_message *m, int64_t idx)
+{
+    piece reasoning, content = {m->content, m->content_nbytes};
+    if (strcmp(m->role, "assistant") != 0)
+        return put_chatml(w, m);
+    content = take_reasoning(content, &reasoning);
+    w->pending.numel = 0;
+    if (idx > w->query_idx && (w->is_last || reasoning.numel > 0)) {
+        reasoning = strip_lines(reasoning, true, true);
+        content = strip_lines(content, true, false);
+        TESS_TRY(tess_text_append(&w->pending, "<think>\n", 8));
+        TESS_TRY(tess_text_append(&w->pending, reasoning.byte, reasoning.numel));
+        TESS_TRY(tess_text_append(&w->pending, "\n</think>\n\n", 11));
+    }
+    TESS_TRY(tess_text_append(&w->pending, content.byte, content.numel));
+    const tess_chat_message shown = {m->role, w->pending.byte, (size_t)w->pending.numel};
+    return put_chatml(w, &shown);
 }
 
 /* [INST] user [/INST]: with control tokens " user", or "user", stands between them, without them
@@ -280,9 +359,13 @@ static tess_status put_message(writer *w, const tess_chat_message *m, int64_t id
     TESS_TRY(check_role(m, idx));
     switch (w->chat->style) {
     case TESS_CHAT_LLAMA3:
+    case TESS_CHAT_LLAMA3_1:
         return put_llama3(w, m);
     case TESS_CHAT_CHATML:
+    case TESS_CHAT_QWEN2_5:
         return put_chatml(w, m);
+    case TESS_CHAT_QWEN3:
+        return put_qwen3(w, m, idx);
     case TESS_CHAT_MISTRAL_INST:
         return put_mistral(w, m, idx);
     case TESS_CHAT_STYLE_NUMEL:
@@ -296,6 +379,7 @@ static tess_status put_end(writer *w, bool add_generation)
 {
     switch (w->chat->style) {
     case TESS_CHAT_LLAMA3:
+    case TESS_CHAT_LLAMA3_1:
         if (!add_generation)
             return TESS_OK;
         TESS_TRY(put_id(w, w->chat->open));
@@ -303,6 +387,8 @@ static tess_status put_end(writer *w, bool add_generation)
         TESS_TRY(put_id(w, w->chat->close));
         return put_text(w, "\n\n");
     case TESS_CHAT_CHATML:
+    case TESS_CHAT_QWEN2_5:
+    case TESS_CHAT_QWEN3:
         if (!add_generation)
             return TESS_OK;
         TESS_TRY(put_id(w, w->chat->open));
@@ -324,16 +410,25 @@ static tess_status put_conversation(writer *w, const tess_chat_request *r)
 {
     const tess_chat_template *chat = w->chat;
     const bool has_system = r->message_numel > 0 && strcmp(r->message[0].role, "system") == 0;
+    const char *text =
+        chat->default_system != NULL ? chat->default_system : styles[chat->style].system;
     TESS_CHECK(r->message_numel > 0, TESS_E_FORMAT, "a conversation without messages");
     if (chat->bos >= 0)
         TESS_TRY(put_id(w, chat->bos));
-    if (!has_system && chat->default_system != NULL) {
-        const tess_chat_message system = {"system", chat->default_system,
-                                          strlen(chat->default_system)};
+    w->is_first = true;
+    w->query_idx = r->message_numel - 1;
+    for (int64_t i = 0; i < r->message_numel; i++)
+        if (strcmp(r->message[i].role, "user") == 0)
+            w->query_idx = i;
+    if (!has_system && text != NULL) {
+        const tess_chat_message system = {"system", text, strlen(text)};
         TESS_TRY(put_message(w, &system, 0));
     }
-    for (int64_t i = 0; i < r->message_numel; i++)
+    for (int64_t i = 0; i < r->message_numel; i++) {
+        w->is_first = i == 0;
+        w->is_last = i == r->message_numel - 1;
         TESS_TRY(put_message(w, &r->message[i], i));
+    }
     return put_end(w, r->add_generation);
 }
 

@@ -1,6 +1,9 @@
 /**
- * Built-in chat templates: llama3, chatml, mistral-inst.
+ * Built-in chat templates, by name.
  *
+ * llama3 is that of Llama 3, llama3.1 puts the dates of Llama 3.1 in front of the system text;
+ * qwen2.5 is chatml with that model's default system text, qwen3 is chatml that shows the reasoning
+ * (<think>) of answers behind the last question alone.
  * A template turns messages into spans of ids. Control tokens are emitted as ids; message text is
  * encoded with special-token matching off, so that data cannot forge a control token.
  */
@@ -16,10 +19,16 @@ TESS_BEGIN_DECLS
 
 typedef enum tess_chat_style {
     TESS_CHAT_LLAMA3,
+    TESS_CHAT_LLAMA3_1,
     TESS_CHAT_CHATML,
+    TESS_CHAT_QWEN2_5,
+    TESS_CHAT_QWEN3,
     TESS_CHAT_MISTRAL_INST,
     TESS_CHAT_STYLE_NUMEL
 } tess_chat_style;
+
+/** Their names, for messages. */
+#define TESS_CHAT_STYLES_TEXT "llama3, llama3.1, chatml, qwen2.5, qwen3 or mistral-inst"
 
 /** Template of this name. Local. @return TESS_E_ARG lists the known names */
 TESS_MUST_CHECK tess_status tess_chat_style_parse(const char *name, tess_chat_style *out);
@@ -28,7 +37,7 @@ const char *tess_chat_style_name(tess_chat_style style);
 typedef struct tess_chat_template tess_chat_template;
 
 typedef struct tess_chat_message {
-    const char *role;    /* "system", "user", "assistant" (llama3 and chatml: any name) */
+    const char *role;    /* "system", "user", "assistant" (but mistral-inst: any name) */
     const char *content; /* [content_nbytes] UTF-8 */
     size_t content_nbytes;
 } tess_chat_message;
@@ -44,7 +53,8 @@ typedef struct tess_chat_span {
 /**
  * Bind a template to a tokenizer: find its control tokens. The encoder is borrowed. Local.
  *
- * @param[in] default_system  system text for conversations without one, or NULL
+ * @param[in] default_system  system text for conversations without one; NULL: the template's, if it
+ * has one
  * @return TESS_E_FORMAT a control token is missing or not marked special
  */
 TESS_MUST_CHECK tess_status tess_chat_template_create(const tess_tokenizer *tokenizer,

@@ -59,8 +59,8 @@ static tess_status run_json_line(tess_tokenize_state *s, const tess_line_reader 
         st = *format != TESS_TOKENIZE_JSONL_CHAT || s->chat != NULL
                  ? tess_tokenize_object(s, *format, object)
                  : TESS_FAIL(TESS_E_ARG,
-                             "%s: chat messages need a template by name; give --chat-template "
-                             "llama3, chatml or mistral-inst",
+                             "%s: chat messages need a template by name; give "
+                             "--chat-template " TESS_CHAT_STYLES_TEXT,
                              r->path);
     tess_json_destroy(&object);
     return st;
@@ -181,11 +181,11 @@ static tess_status open_chat(tess_tokenize_state *s)
     if (s->options->chat_template == NULL)
         return TESS_OK;
     TESS_TRY(tess_chat_style_parse(s->options->chat_template, &style));
+    TESS_TRY(tess_tokenize_compare_template(s, style));
     return tess_chat_template_create(s->tokenizer, style, s->options->default_system, &s->chat);
 }
 
-/* Where tokenizer_config.json lies: beside tokenizer.json. */
-static tess_status config_path(const tess_tokenize_state *s, char **out)
+tess_status tess_tokenize_beside(const tess_tokenize_state *s, const char *name, char **out)
 {
     const char *path = s->options->tokenizer_path;
     const char *slash = strrchr(path, '/');
@@ -193,16 +193,15 @@ static tess_status config_path(const tess_tokenize_state *s, char **out)
     int64_t nbytes = 0;
     TESS_TRY(tess_io_stat(s->ctx->io, path, &kind, &nbytes));
     if (kind == TESS_IO_DIR)
-        return tess_asprintf(out, "%s/tokenizer_config.json", path);
-    return tess_asprintf(out, "%.*stokenizer_config.json",
-                         slash != NULL ? (int)(slash - path + 1) : 0, path);
+        return tess_asprintf(out, "%s/%s", path, name);
+    return tess_asprintf(out, "%.*s%s", slash != NULL ? (int)(slash - path + 1) : 0, path, name);
 }
 
 /* The end token that the model's own files name, as text or as {"content": text}. */
 static tess_status read_eos(const tess_tokenize_state *s, tess_json **config, const char **token)
 {
     char *path = NULL;
-    TESS_TRY(config_path(s, &path));
+    TESS_TRY(tess_tokenize_beside(s, "tokenizer_config.json", &path));
     tess_status st = tess_json_read(s->ctx->io, path, config);
     const tess_json *eos = st == TESS_OK ? tess_json_find(*config, "eos_token") : NULL;
     const bool is_object = eos != NULL && tess_json_type_of(eos) == TESS_JSON_OBJECT;
@@ -238,8 +237,8 @@ static tess_status open_all(tess_tokenize_state *s)
     const tess_tokenize_options *o = s->options;
     TESS_CHECK(o->input_numel > 0, TESS_E_ARG, "no input file; name at least one");
     TESS_CHECK(o->format != TESS_TOKENIZE_JSONL_CHAT || o->chat_template != NULL, TESS_E_ARG,
-               "format jsonl-chat needs a template by name; give --chat-template llama3, chatml or "
-               "mistral-inst");
+               "format jsonl-chat needs a template by name; give "
+               "--chat-template " TESS_CHAT_STYLES_TEXT);
     TESS_CHECK(o->default_system == NULL || o->chat_template != NULL, TESS_E_ARG,
                "a default system text needs a chat template");
     TESS_TRY(tess_tokenizer_open(s->ctx->io, o->tokenizer_path, &s->tokenizer));

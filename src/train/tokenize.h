@@ -35,7 +35,7 @@ typedef struct tess_tokenize_options {
                                    tokenizer_config.json names; NULL: what the template appends */
     bool train_on_prompts;      /* prompt and non-assistant tokens count in the loss */
     bool parse_special_text;    /* special tokens in plain text are recognized */
-    const char *chat_template;  /* llama3, chatml, mistral-inst; needed for chat */
+    const char *chat_template;  /* of format/chat_template.h; needed for chat */
     const char *default_system; /* system text for conversations without one, or NULL */
 } tess_tokenize_options;
 

@@ -70,5 +70,12 @@ TESS_MUST_CHECK tess_status tess_tokenize_object(tess_tokenize_state *s,
 /** Format by the keys of an object. @return TESS_E_FORMAT none fits */
 TESS_MUST_CHECK tess_status tess_tokenize_detect(const tess_json *object,
                                                  tess_tokenize_format *out);
+/** Path of a file of the model, which lies beside tokenizer.json; free with tess_free. Local. */
+TESS_MUST_CHECK tess_status tess_tokenize_beside(const tess_tokenize_state *s, const char *name,
+                                                 char **out);
+/** Warn where the model's own chat template is not the one that was chosen, as far as marks in its
+ * text tell. Local. @return TESS_E_FORMAT, TESS_E_IO of the model's files */
+TESS_MUST_CHECK tess_status tess_tokenize_compare_template(const tess_tokenize_state *s,
+                                                           tess_chat_style style);
 
 TESS_END_DECLS

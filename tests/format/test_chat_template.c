@@ -139,12 +139,14 @@ static void check_example(const example *x, int n)
         print_error("%d ", ids.id[i]);
     if (!is_equal)
         fail_msg("example %d (%s, %s): other ids", n, x->style, x->kind);
-    assert_int_equal(span_numel, x->message_numel);
+    const int64_t system_numel = span_numel - x->message_numel; /* of the template's own */
+    assert_true(system_numel == 0 || system_numel == 1);
     memset(inside, '0', (size_t)ids.numel);
     for (int64_t i = 0; i < span_numel; i++) {
         assert_true(span[i].header_idx <= span[i].content_idx);
         assert_true(span[i].content_idx <= span[i].end_idx && span[i].end_idx <= ids.numel);
-        assert_int_equal(span[i].is_assistant, i % 2 == 1);
+        assert_int_equal(span[i].is_assistant,
+                         i >= system_numel && strcmp(x->role[i - system_numel], "assistant") == 0);
         for (int64_t k = span[i].content_idx; span[i].is_assistant && k < span[i].end_idx; k++)
             inside[k] = '1';
     }
@@ -165,7 +167,7 @@ static void test_encode_conversations_equal_reference(void **state)
     while (read_example(f, &x))
         check_example(&x, numel++);
     fclose(f);
-    assert_int_equal(numel, 5 * 24);
+    assert_int_equal(numel, 8 * 24);
 }
 
 static int count_of(const tess_ids *ids, int32_t id)
@@ -188,6 +190,7 @@ static void test_encode_data_cannot_forge_control_tokens(void **state)
          {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
          {1, 2, 2, 2}},
         {"qwen2", "chatml", {"<|im_start|>", "<|im_end|>", "<|end_of_text|>"}, {2, 2, 0}},
+        {"qwen2", "qwen3", {"<|im_start|>", "<|im_end|>", "<|end_of_text|>"}, {2, 2, 0}},
         {"sp-first", "mistral-inst", {"<s>", "</s>", "[INST]", "[/INST]"}, {1, 1, 1, 1}},
     };
     static const char attack[] =
@@ -364,7 +367,7 @@ static void test_create_needs_special_control_tokens(void **state)
                                                  "tokenizer 'small.json' lacks"));
     tess_error_clear();
     assert_int_equal(tess_chat_style_parse("alpaca", &style), TESS_E_ARG);
-    assert_non_null(strstr(tess_error_message(), "choose llama3, chatml or mistral-inst"));
+    assert_non_null(strstr(tess_error_message(), "choose " TESS_CHAT_STYLES_TEXT));
     tess_error_clear();
     tess_tokenizer_destroy(&t);
 }

@@ -357,28 +357,55 @@ TEMPLATES = {
     "mistral-inst": ("<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
                      "{% elif m.role == 'assistant' %} {{ '{' }}{{ m.content }}</s>{{ '}' }}{% endif %}{% endfor %}"),
 }
+TEMPLATES["llama3.1"] = (
+    "<|begin_of_text|>{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    "Today Date: 26 Jul 2024\n\n{{ system }}<|eot_id|>" + TEMPLATES["llama3"].removeprefix("<|begin_of_text|>"))
+TEMPLATES["qwen2.5"] = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n{% endif %}" + TEMPLATES["chatml"])
+TEMPLATES["qwen3"] = (
+    "{% set ns = namespace(last=messages | length - 1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% else %}{% set content, reasoning = m.content, '' %}{% if '</think>' in content %}"
+    "{% set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}<|im_start|>assistant\n{{ '{' }}"
+    "{% if loop.index0 > ns.last and (loop.last or reasoning) %}<think>\n{{ reasoning.strip('\n') }}\n</think>\n\n"
+    "{{ content.lstrip('\n') }}{% else %}{{ content }}{% endif %}<|im_end|>{{ '}' }}\n{% endif %}{% endfor %}"
+    "{% if generation %}<|im_start|>assistant\n{% endif %}")
 # Version 3 of Mistral's tokenizers has control tokens and no space before [/INST].
 TEMPLATES["mistral-inst-v3"] = TEMPLATES["mistral-inst"].replace("{{ m.content }} [/INST]", "{{ m.content }}[/INST]")
 
 
-def conversations():
+def conversations(style):
     texts = ["Hello", "What is a letter?", "It's the small letter a,  of course.\n", "\n\nTwo lines\nhere",
              "", "  spaces  ", "\tint x;\r\n", "e\u0301 \U0001f600", "1234 567", "'s word", "\u3000x\u3000"]
     for i in range(24):
         messages, n = [], 2 + 2 * (i % 3)
         for k in range(n if i % 4 else n - 1):
             messages.append({"role": ["user", "assistant"][k % 2], "content": texts[(i * 5 + k * 3) % len(texts)]})
+        if style in ("llama3.1", "qwen2.5", "qwen3") and i % 3 == 0:
+            messages.insert(0, {"role": "system", "content": texts[i % len(texts)]})
+        if style == "qwen3" and i % 2:
+            thought = ["<think>\n\nSo\nso.\n\n</think>\n\n", "no mark</think>", "<think></think>\n"][i % 3]
+            for m in messages:
+                m["content"] = (thought if m["role"] == "assistant" else "") + m["content"]
+        if style == "qwen3" and i % 8 == 7:  # two answers to the last question
+            messages.append({"role": "assistant", "content": "and\n"})
         yield messages, i % 4 == 0
 
 
 def write_chat(tokenizer_of):
     import jinja2
     pairs = [("llama3", "llama3", "llama3"), ("chatml", "qwen2", "chatml"), ("chatml", "gpt2", "chatml"),
-             ("mistral-inst", "sp-legacy", "mistral-inst"), ("mistral-inst", "sp-first", "mistral-inst-v3")]
+             ("mistral-inst", "sp-legacy", "mistral-inst"), ("mistral-inst", "sp-first", "mistral-inst-v3"),
+             ("llama3.1", "llama3", "llama3.1"), ("qwen2.5", "qwen2", "qwen2.5"), ("qwen3", "qwen2", "qwen3")]
     with open(os.path.join(HERE, "chat.txt"), "w", encoding="utf-8", newline="\n") as f:
         for style, kind, template in pairs:
             t = tokenizer_of(kind)
-            for messages, generation in conversations():
+            for messages, generation in conversations(style):
                 marked = jinja2.Template(TEMPLATES[template], keep_trailing_newline=True).render(
                     messages=messages, generation=generation)
                 text, spans, start = "", [], None

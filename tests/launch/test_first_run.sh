@@ -27,6 +27,29 @@ echo '{"prompt": "p", "completion": ""}' > prompt.jsonl
 "$tessera" tokenize "$source_dir/examples/base" text.jsonl prompt.jsonl -o both.h5 > /dev/null 2> log || fail tokenize
 says "warn 1 documents have no token that counts in the loss"
 
+# A template that the model does not know is said, and one that it does is not.
+chat_model() { # TEXT OF THE TEMPLATE
+    rm -rf chat
+    mkdir chat
+    cp "$source_dir/tests/golden/tokenizers/qwen2.json" chat/tokenizer.json
+    printf '{"chat_template": "%s"}\n' "$1" > chat/tokenizer_config.json
+}
+tokenize_chats() { "$tessera" tokenize chat chats.jsonl --chat-template "$1" -o chats.h5 > /dev/null 2> log || fail "tokenize chats"; }
+echo '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>So</think>Yes"}]}' > chats.jsonl
+chat_model "{% for m in messages %}<|im_start|>"
+tokenize_chats chatml
+silent warn
+tokenize_chats qwen3
+says "warn --chat-template qwen3: the template of 'chat/tokenizer_config.json' looks like chatml"
+echo "<|im_start|> reasoning </think>" > chat/chat_template.jinja # what newer versions write
+tokenize_chats qwen3
+silent warn
+tokenize_chats chatml
+says "warn --chat-template chatml: the template of 'chat/chat_template.jinja' looks like qwen3"
+chat_model "<|user|>"
+tokenize_chats qwen2.5
+says "is like none that is built in"
+
 # 200 documents of some 20 tokens: the epoch is what the token file says.
 tokens=$("$tessera" inspect train.h5 --json | grep -o '"tokens":[0-9]*' | cut -d: -f2)
 sequences=$((tokens / 32))

@@ -264,7 +264,7 @@ static void test_run_refuses_and_leaves_nothing(void **state)
          "messages[0].content",
          TESS_E_FORMAT,
          {.chat_template = "llama3"}},
-        {"a.txt", "a", "choose llama3, chatml or mistral-inst", TESS_E_ARG, {.chat_template = "x"}},
+        {"a.txt", "a", "choose llama3, llama3.1, chatml, ", TESS_E_ARG, {.chat_template = "x"}},
         {"a.txt", "a", "end token 'zz' is not in the vocabulary", TESS_E_ARG, {.eos_token = "zz"}},
         {"a.jsonl", "{}", "a separator is for text files", TESS_E_ARG, {.separator = "%"}},
         {"a.txt", "a", "'/nonexistent'", TESS_E_IO, {.tokenizer_path = "/nonexistent"}},
