@@ -56,7 +56,7 @@ enum { TESS_RUN_TEXT_LIMIT_NBYTES = 1 << 20, TESS_RUN_PLACE_NBYTES = 512 };
  * together.
  *
  * Local; the same verdict for the same arguments. Options with a default that depends on another
- * key are resolved: train.steps (where train.epochs is given), base.format, train.warmup_steps,
+ * key are resolved: train.steps (where train.epochs is given), train.warmup_steps, base.format,
  * train.schedule, train.beta2, train.decay_steps and output.export.
  *
  * @param[in]  text           [nbytes] UTF-8, borrowed; need not end in NUL

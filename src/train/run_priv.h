@@ -90,8 +90,8 @@ bool run_train_applies(const tess_run *run, tess_run_key_idx key);
 /** Whether a free key decides bits in this run. */
 bool run_train_decides(const tess_run *run, tess_run_key_idx key);
 void run_train_resolve(tess_run *run);
-/** train.steps where train.epochs is given. @return TESS_E_CONFIG both are; what epoch_of returned
- */
+/** train.steps where train.epochs is given, and train.warmup_steps where train.warmup_ratio is.
+ * @return TESS_E_CONFIG both of two are; what epoch_of returned */
 TESS_MUST_CHECK tess_status run_train_count(tess_run *run, tess_run_epoch_of epoch_of,
                                             const void *arg);
 TESS_MUST_CHECK tess_status run_train_check(const tess_run *run);

@@ -195,6 +195,8 @@ TESS_BEGIN_DECLS
     X(train, warmup_steps, "warmup_steps", int64_t, INT, "", "10", 0, 1000000000, NUMERICS, \
       "Steps of linear warm-up; at most train.steps (where it is not given: the lesser of " \
       "10 and train.steps).") \
+    X(train, warmup_ratio, "warmup_ratio", double, F64, "", TESS_RUN_UNSET, 0, 1, FREE, \
+      "Instead of train.warmup_steps: this share of train.steps, rounded up.") \
     X(train, optimizer, "optimizer", tess_optimizer_kind, ENUM, TESS_RUN_WORDS_(OPTIMIZER), \
       "adamw", 0, 0, NUMERICS, \
       "Optimizer ([which one](optimizers.md)).") \

@@ -67,7 +67,9 @@ static bool only_warns(const tess_run *run) { return run->train.on_spike == TESS
 static bool has_one_cycle(const tess_run *run) { return run->train.cycles == 1; }
 
 static const key_rule rules[] = {
-    {TESS_RUN_KEY_train_epochs, always, always, ""}, /* a run as resolved has steps */
+    /* a run as resolved has steps */
+    {TESS_RUN_KEY_train_epochs, always, always, ""},
+    {TESS_RUN_KEY_train_warmup_ratio, always, always, ""},
     {TESS_RUN_KEY_train_cycles, has_cycles, has_one_cycle,
      "train.schedule linear, cosine or polynomial"},
     {TESS_RUN_KEY_train_power, is_polynomial, NULL, "train.schedule polynomial"},
@@ -130,7 +132,8 @@ void run_train_resolve(tess_run *run)
     if (run->train.optimizer == TESS_OPTIMIZER_SCHEDULE_FREE &&
         !run->place[TESS_RUN_KEY_train_schedule].is_given)
         run->train.schedule = TESS_RUN_SCHEDULE_CONSTANT;
-    if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given)
+    if (!run->place[TESS_RUN_KEY_train_warmup_steps].is_given &&
+        !run->place[TESS_RUN_KEY_train_warmup_ratio].is_given)
         run->train.warmup_steps = TESS_MIN(run->train.warmup_steps, run->train.steps);
     const int64_t after_warmup = TESS_MAX(run->train.steps - run->train.warmup_steps, 0);
     if (run->train.decay_steps == TESS_RUN_AUTO)
@@ -139,41 +142,49 @@ void run_train_resolve(tess_run *run)
 
 /* ---- how long a run is ---- */
 
-/* One of both keys: an argument takes the place of what the file says. */
-static tess_status choose_length(tess_run *run)
+/* Two keys that say the same: an argument takes the place of what the file says. */
+static tess_status choose(tess_run *run, tess_run_key_idx steps, tess_run_key_idx share)
 {
-    tess_run_place *steps = &run->place[TESS_RUN_KEY_train_steps];
-    tess_run_place *epochs = &run->place[TESS_RUN_KEY_train_epochs];
-    if (!steps->is_given || !epochs->is_given)
+    tess_run_place *a = &run->place[steps], *b = &run->place[share];
+    char place[TESS_RUN_PLACE_NBYTES];
+    if (!a->is_given || !b->is_given)
         return TESS_OK;
-    if ((steps->argument_idx > 0) == (epochs->argument_idx > 0))
-        return tess_run_refuse(run, TESS_RUN_KEY_train_epochs,
-                               "stands beside train.steps, and one of both says how long a run "
-                               "is: remove the other");
-    if (steps->argument_idx > 0) {
-        run->train.epochs = 0.0;
-        *epochs = (tess_run_place){0};
-    } else {
-        *steps = (tess_run_place){0};
-    }
+    tess_run_place_text(run, share, place);
+    TESS_CHECK((a->argument_idx > 0) != (b->argument_idx > 0), TESS_E_CONFIG,
+               "%s: stands beside %s, which it is another way to say: remove one of both", place,
+               tess_run_key_at(steps)->path);
+    *(a->argument_idx > 0 ? b : a) = (tess_run_place){0};
     return TESS_OK;
 }
 
-tess_status run_train_count(tess_run *run, tess_run_epoch_of epoch_of, const void *arg)
+/* A share of something as whole steps; 0.07 of 100 is a little more than 7 in fp64, and no eighth
+ * step. */
+static double round_up(double exact) { return ceil(exact * (1.0 - 1e-12)); }
+
+static tess_status count_warmup(tess_run *run)
+{
+    TESS_TRY(choose(run, TESS_RUN_KEY_train_warmup_steps, TESS_RUN_KEY_train_warmup_ratio));
+    if (run->place[TESS_RUN_KEY_train_warmup_ratio].is_given)
+        run->train.warmup_steps =
+            (int64_t)round_up(run->train.warmup_ratio * (double)run->train.steps);
+    return TESS_OK;
+}
+
+static tess_status count_steps(tess_run *run, tess_run_epoch_of epoch_of, const void *arg)
 {
     int64_t sequence_numel = 0;
-    TESS_TRY(choose_length(run));
-    if (!run->place[TESS_RUN_KEY_train_epochs].is_given)
+    TESS_TRY(choose(run, TESS_RUN_KEY_train_steps, TESS_RUN_KEY_train_epochs));
+    if (!run->place[TESS_RUN_KEY_train_epochs].is_given) {
+        run->train.epochs = 0.0;
         return TESS_OK;
+    }
     run->train.steps = TESS_RUN_STEPS_MAX;
     if (epoch_of != NULL)
         TESS_TRY(epoch_of(arg, run, &sequence_numel));
     if (sequence_numel == 0)
         return TESS_OK;
     const double step = (double)run->train.micro_batches * (double)run->train.micro_batch;
-    const double exact = run->train.epochs * (double)sequence_numel / step;
-    /* 0.07 of 100 is a little more than 7 in fp64, and is no eighth step */
-    const double whole = fmax(ceil(exact * (1.0 - 1e-12)), 1.0);
+    const double whole = fmax(round_up(run->train.epochs * (double)sequence_numel / step), 1.0);
     char place[TESS_RUN_PLACE_NBYTES];
     tess_run_place_text(run, TESS_RUN_KEY_train_epochs, place);
     TESS_CHECK(whole < TESS_RUN_STEPS_MAX, TESS_E_CONFIG,
@@ -181,6 +192,12 @@ tess_status run_train_count(tess_run *run, tess_run_epoch_of epoch_of, const voi
                TESS_RUN_STEPS_MAX, whole, (double)sequence_numel / step);
     run->train.steps = (int64_t)whole;
     return TESS_OK;
+}
+
+tess_status run_train_count(tess_run *run, tess_run_epoch_of epoch_of, const void *arg)
+{
+    TESS_TRY(count_steps(run, epoch_of, arg));
+    return count_warmup(run);
 }
 
 /* ---- checks ---- */

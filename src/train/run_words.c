@@ -49,7 +49,7 @@ static const run_other_word other_words[] = {
     {"min_lr|min_lr_ratio|cosine_min_lr_ratio", KEY(train_min_learning_rate_ratio),
      "over the peak"},
     {"lr_scheduler|lr_scheduler_type", KEY(train_schedule), ""},
-    {"warmup|warmup_ratio|lr_warmup_steps", KEY(train_warmup_steps), "in steps"},
+    {"warmup|lr_warmup_steps", KEY(train_warmup_steps), "in steps"},
     {"optim", KEY(train_optimizer), ""},
     {"adam_beta1", KEY(train_beta1), ""},
     {"adam_beta2", KEY(train_beta2), ""},

@@ -1,4 +1,4 @@
-/* train.epochs as the other way to say train.steps. */
+/* train.epochs and train.warmup_ratio as other ways to say train.steps and train.warmup_steps. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -126,8 +126,40 @@ static void test_run_epochs_beside_steps_are_refused_unless_an_argument_chooses(
             assert_int_equal(run->train.steps, cases[i].step_numel);
         else
             assert_non_null(strstr(tess_error_message(),
-                                   "train.epochs: stands beside train.steps, and one of both says "
-                                   "how long a run is: remove the other"));
+                                   "train.epochs: stands beside train.steps, which it is another "
+                                   "way to say: remove one of both"));
+        tess_run_destroy(&run);
+    }
+}
+
+static void test_run_warmup_ratio_is_a_share_of_the_steps(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *train, *arguments[2];
+        int64_t warmup_numel; /* -1: refused */
+    } cases[] = {
+        {"steps: 100, warmup_ratio: 0.07", {NULL}, 7},
+        {"steps: 101, warmup_ratio: 0.03", {NULL}, 4},
+        {"epochs: 2, micro_batches: 1, warmup_ratio: 0.5", {NULL}, 10},
+        {"steps: 5, warmup_ratio: 0", {NULL}, 0},
+        {"steps: 5, warmup_ratio: 1", {NULL}, 5},
+        {"steps: 50, warmup_ratio: 0.1, warmup_steps: 3", {NULL}, -1},
+        {"steps: 50, warmup_ratio: 0.1", {"train.warmup_steps=3"}, 3},
+        {"steps: 50, warmup_steps: 3", {"train.warmup_ratio=0.1"}, 5},
+    };
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        tess_run *run = NULL;
+        char *text = NULL;
+        size_t nbytes = 0;
+        const tess_status st = parse(cases[i].train, cases[i].arguments, 10, &run);
+        assert_int_equal(st, cases[i].warmup_numel >= 0 ? TESS_OK : TESS_E_CONFIG);
+        if (st != TESS_OK)
+            continue;
+        assert_int_equal(run->train.warmup_steps, cases[i].warmup_numel);
+        assert_int_equal(tess_run_yaml(run, &text, &nbytes), TESS_OK);
+        assert_null(strstr(text, "warmup_ratio"));
+        tess_free(text);
         tess_run_destroy(&run);
     }
 }
@@ -152,6 +184,7 @@ int main(void)
         cmocka_unit_test(test_run_epochs_given_are_rounded_up_to_steps),
         cmocka_unit_test(test_run_epochs_given_are_kept_as_steps),
         cmocka_unit_test(test_run_epochs_beside_steps_are_refused_unless_an_argument_chooses),
+        cmocka_unit_test(test_run_warmup_ratio_is_a_share_of_the_steps),
         cmocka_unit_test(test_run_epochs_of_unknown_data_have_an_open_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

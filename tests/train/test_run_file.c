@@ -93,7 +93,9 @@ static bool is_written(tess_run_key_idx key, tess_run_key_idx changed, char valu
     if (is_of_averages && key == TESS_RUN_KEY_train_ema_decay)
         return false; /* no average of averages */
     if (key == (changed == TESS_RUN_KEY_train_epochs ? TESS_RUN_KEY_train_steps
-                                                     : TESS_RUN_KEY_train_epochs))
+                                                     : TESS_RUN_KEY_train_epochs) ||
+        key == (changed == TESS_RUN_KEY_train_warmup_ratio ? TESS_RUN_KEY_train_warmup_steps
+                                                           : TESS_RUN_KEY_train_warmup_ratio))
         return false; /* one of both */
     const bool is_of_others = key == TESS_RUN_KEY_train_beta2 || key == TESS_RUN_KEY_train_eps;
     return is_in && !(is_of_adafactor && is_of_others);
