@@ -259,7 +259,7 @@ static piece take_reasoning(piece content, piece *reasoning)
     front = strip_lines(front, false, true);
     *reasoning = cut_at(front, "<think>", true, &rest, &back) ? back : front;
     *reasoning = strip_lines(*reasoning, true, false);
-    (void)!cut_at(content, "</think>", true, &front, &back);
+    cut_at(content, "</think>", true, &front, &back);
     return strip_lines(back, true, false);
 }
 

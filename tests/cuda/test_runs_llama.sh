@@ -112,6 +112,10 @@ if [ -n "$is_fake" ]; then
     text_on cpu 1 text0
     cmp text0 text1 || fail "a sample differs from the CPU's"
 fi
+run_on cuda sampled 2 "${ranked[@]}" 'sample.prompts=[line 1, line 3 counts]' sample.every=2 sample.tokens=6 sample.seed=5
+same_runs nf4_bf16 sampled
+sed -n '/^== prompt 2 ==$/{n;p}' "$(printf '%s\n' sampled/samples/*.txt | tail -n 1)" | cmp - text1 ||
+    fail "a sample while training differs from one of its checkpoint"
 rm model/tokenizer*.json
 
 if nccl_shares_device; then
