@@ -171,8 +171,10 @@ static tess_status check_quantization(const tess_json *root)
 static tess_status refuse_others(const tess_json *root)
 {
     const char *text = NULL;
+    const tess_json *layers = NULL;
     int64_t number = 0;
     double real = 0.0;
+    bool is_causal = true;
     TESS_TRY(tess_json_opt_string(root, "hidden_act", "silu", &text));
     if (strcmp(text, "silu") != 0)
         return unsupported(root, "hidden_act", "silu");
@@ -185,6 +187,12 @@ static tess_status refuse_others(const tess_json *root)
     TESS_TRY(tess_json_opt_f64(root, "partial_rotary_factor", 1.0, &real));
     if (real != 1.0)
         return unsupported(root, "partial_rotary_factor", "1");
+    TESS_TRY(tess_json_opt_bool(root, "is_causal", true, &is_causal));
+    if (!is_causal)
+        return unsupported(root, "is_causal", "true");
+    TESS_TRY(tess_json_opt_object(root, "per_layer_config", &layers));
+    if (layers != NULL && tess_json_numel(layers) > 0)
+        return unsupported(root, "per_layer_config", "the same fields for every layer");
     return check_quantization(root);
 }
 
@@ -327,6 +335,26 @@ static tess_status read_rope_object(const tess_json *object, int64_t max_positio
     return TESS_OK;
 }
 
+/* Beside the rope object in files of some tools; transformers 5 prefers it to the object's, older
+ * versions do not read it. */
+static tess_status read_original(const tess_json *root, const tess_json *object,
+                                 tess_rope_config *r)
+{
+    static const char key[] = "original_max_position_embeddings";
+    int64_t beside = 0;
+    char where[512];
+    TESS_TRY(tess_json_opt_i64(root, key, 0, &beside));
+    if (beside == 0 || (r->type != TESS_ROPE_LLAMA3 && r->type != TESS_ROPE_YARN))
+        return TESS_OK;
+    if (tess_json_find(object, key) == NULL)
+        r->original_max_position = beside;
+    tess_json_where(root, where, sizeof where);
+    TESS_CHECK(r->original_max_position == beside, TESS_E_FORMAT,
+               "%s: %s is %" PRId64 ", and %" PRId64 " in the rope parameters; keep one of them",
+               where, key, beside, r->original_max_position);
+    return TESS_OK;
+}
+
 static bool is_same_rope(const tess_rope_config *a, const tess_rope_config *b)
 {
     return a->type == b->type && a->theta == b->theta && a->factor == b->factor &&
@@ -345,10 +373,14 @@ static tess_status read_rope(const tess_json *root, int64_t max_position, tess_r
     TESS_TRY(tess_json_opt_object(root, "rope_parameters", &newer));
     TESS_TRY(tess_json_opt_object(root, "rope_scaling", &older));
     tess_rope_config other = r;
-    if (older != NULL)
+    if (older != NULL) {
         TESS_TRY(read_rope_object(older, max_position, &r));
-    if (newer != NULL)
+        TESS_TRY(read_original(root, older, &r));
+    }
+    if (newer != NULL) {
         TESS_TRY(read_rope_object(newer, max_position, &other));
+        TESS_TRY(read_original(root, newer, &other));
+    }
     if (older != NULL && newer != NULL && !is_same_rope(&r, &other)) {
         tess_json_where(newer, where, sizeof where);
         return TESS_FAIL(TESS_E_FORMAT, "%s: differs from rope_scaling; keep one of them", where);

@@ -10,6 +10,8 @@
 #include "format/model_dir_priv.h"
 #include "format/text_priv.h"
 
+enum { COMPARE_NBYTES = 1 << 20 };
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(((const tess_model_tensor *)a)->name, ((const tess_model_tensor *)b)->name);
@@ -558,6 +560,36 @@ tess_status tess_model_dir_read(const tess_model_dir *dir, const tess_model_tens
         return tess_packed_read(dir, tensor, first_nbytes, nbytes, dst);
     return tess_safetensors_read(dir->file[tensor->file_idx].st, tensor->st, first_nbytes, nbytes,
                                  dst);
+}
+
+static tess_status compare_bytes(const tess_model_dir *dir, const tess_model_tensor *a,
+                                 const tess_model_tensor *b, unsigned char *piece, bool *is_same)
+{
+    const int64_t nbytes = a->st->nbytes;
+    for (int64_t at = 0; at < nbytes && *is_same; at += COMPARE_NBYTES) {
+        const size_t part = (size_t)TESS_MIN(nbytes - at, (int64_t)COMPARE_NBYTES);
+        TESS_TRY(tess_model_dir_read(dir, a, at, part, piece));
+        TESS_TRY(tess_model_dir_read(dir, b, at, part, piece + COMPARE_NBYTES));
+        *is_same = memcmp(piece, piece + COMPARE_NBYTES, part) == 0;
+    }
+    return TESS_OK;
+}
+
+tess_status tess_model_dir_same(const tess_model_dir *dir, const tess_model_tensor *a,
+                                const tess_model_tensor *b, const char *why)
+{
+    void *piece = NULL;
+    bool is_same =
+        a->packed == NULL && b->packed == NULL && a->st->dtype == b->st->dtype &&
+        a->st->dim_numel == b->st->dim_numel &&
+        memcmp(a->st->dim, b->st->dim, (size_t)a->st->dim_numel * sizeof *a->st->dim) == 0;
+    TESS_TRY(tess_alloc(2 * COMPARE_NBYTES, &piece));
+    const tess_status st = compare_bytes(dir, a, b, piece, &is_same);
+    tess_free(piece);
+    TESS_TRY(st);
+    TESS_CHECK(is_same, TESS_E_FORMAT, "'%s': tensor '%s' differs from '%s', %s", dir->path,
+               a->name, b->name, why);
+    return TESS_OK;
 }
 
 int tess_model_dir_file_numel(const tess_model_dir *dir) { return dir->file_numel; }

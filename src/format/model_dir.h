@@ -98,6 +98,13 @@ const tess_model_tensor *tess_model_dir_unclaimed(const tess_model_dir *dir, int
 TESS_MUST_CHECK tess_status tess_model_dir_read(const tess_model_dir *dir,
                                                 const tess_model_tensor *tensor,
                                                 int64_t first_nbytes, size_t nbytes, void *dst);
+/**
+ * Two tensors hold the same bytes in the same shape and dtype. Local; reads both.
+ * @return TESS_E_FORMAT they differ: `why` says what follows from it; as tess_model_dir_read
+ */
+TESS_MUST_CHECK tess_status tess_model_dir_same(const tess_model_dir *dir,
+                                                const tess_model_tensor *a,
+                                                const tess_model_tensor *b, const char *why);
 int tess_model_dir_file_numel(const tess_model_dir *dir);
 /** Base name of weight file `file_idx`. */
 const char *tess_model_dir_file_name(const tess_model_dir *dir, int file_idx);

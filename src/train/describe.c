@@ -1,5 +1,6 @@
 #include "train/describe.h"
 
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -227,15 +228,85 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
     return st;
 }
 
-static tess_status check_weights(tess_description *d)
+/* ---- what the files hold besides ---- */
+
+static bool has_suffix(const char *text, const char *suffix)
 {
-    for (int i = 0; d->dir != NULL && i < d->registry.param_numel; i++) {
+    const size_t nbytes = strlen(text), tail = strlen(suffix);
+    return nbytes >= tail && strcmp(text + nbytes - tail, suffix) == 0;
+}
+
+/* Whether a tensor belongs to a module of the model: what it holds would take part in a forward. */
+static bool is_of_module(const tess_description *d, const char *name)
+{
+    static const char *const module[] = {"model.embed_tokens.", "model.norm.", "lm_head."};
+    /* How caches and inputs are rounded elsewhere: weights do not depend on it. */
+    static const char *const scale[] = {".input_scale", ".output_scale", ".q_scale", ".k_scale",
+                                        ".v_scale"};
+    long long layer = -1;
+    for (int i = 0; i < TESS_NELEM(scale); i++)
+        if (has_suffix(name, scale[i]))
+            return false;
+    for (int i = 0; i < TESS_NELEM(module); i++)
+        if (strncmp(name, module[i], strlen(module[i])) == 0)
+            return true;
+    return sscanf(name, "model.layers.%9lld.", &layer) == 1 && layer < d->config.layer_numel;
+}
+
+/* The head of a tied model may lie in its files too; then it has to be the embedding. */
+static const tess_model_tensor *find_tied_head(const tess_description *d)
+{
+    return d->dir != NULL && !tess_run_is_flux(d->run) && d->config.is_tied
+               ? tess_model_dir_find(d->dir, "lm_head.weight")
+               : NULL;
+}
+
+static const char embedding_name[] = "model.embed_tokens.weight";
+
+static tess_status check_tied_head(const tess_description *d)
+{
+    const tess_model_tensor *head = find_tied_head(d);
+    if (head == NULL)
+        return TESS_OK;
+    return tess_model_dir_same(d->dir, head, tess_model_dir_find(d->dir, embedding_name),
+                               "but config.json ties them (tie_word_embeddings): set it to false "
+                               "there, or take the tensor out");
+}
+
+/* A config.json that describes less than the files hold is not theirs. */
+static tess_status check_left(const tess_ctx *ctx, const tess_description *d)
+{
+    const tess_model_tensor *t = NULL, *first = NULL;
+    int64_t numel = 0;
+    for (int64_t i = 0; (t = tess_model_dir_unclaimed(d->dir, i)) != NULL; i++) {
+        if (t == find_tied_head(d))
+            continue;
+        TESS_CHECK(!is_of_module(d, t->name), TESS_E_FORMAT,
+                   "model.path: '%s': tensor '%s' has no place in the %s model that config.json "
+                   "describes; give the config.json that belongs to the weights, or take the "
+                   "tensor out",
+                   d->run->model.path, t->name, tess_llm_family_name(d->config.family));
+        first = first == NULL ? t : first;
+        numel++;
+    }
+    if (first != NULL)
+        tess_log_root(&ctx->log, TESS_LOG_WARN,
+                      "tensors_left_out path=%s numel=%" PRId64 " first=%s", d->run->model.path,
+                      numel, first->name);
+    return TESS_OK;
+}
+
+static tess_status check_weights(const tess_ctx *ctx, tess_description *d)
+{
+    if (d->dir == NULL || d->run->model.init == TESS_RUN_INIT_RANDOM)
+        return TESS_OK;
+    for (int i = 0; i < d->registry.param_numel; i++) {
         const tess_param *p = &d->registry.param[i];
         const tess_model_tensor *found = NULL;
         if (p->init == TESS_INIT_SOURCE)
             TESS_TRY(tess_model_dir_claim(d->dir, p->name, p->shape, p->shape_rank, &found));
     }
-    return d->dir != NULL && tess_run_is_flux(d->run) ? tess_describe_flux_left(d) : TESS_OK;
+    return tess_run_is_flux(d->run) ? tess_describe_flux_left(d) : check_left(ctx, d);
 }
 
 /* ---- plan ---- */
@@ -520,7 +591,7 @@ static tess_status describe(const tess_ctx *ctx, const tess_launch_shape *launch
     TESS_TRY(make_model(d, launch->kernels));
     TESS_TRY(describe_check_names(d, d->spec != NULL && launch->adapter == NULL));
     TESS_TRY(describe_check_lora(d));
-    TESS_TRY(check_weights(d));
+    TESS_TRY(check_weights(ctx, d));
     return make_plan(d, launch);
 }
 
@@ -549,7 +620,9 @@ tess_status tess_describe_base(const tess_ctx *ctx, const tess_run *run, unsigne
     if (st == TESS_OK)
         st = make_model(out, NULL);
     if (st == TESS_OK)
-        st = check_weights(out);
+        st = check_weights(ctx, out);
+    if (st == TESS_OK)
+        st = check_tied_head(out);
     if (st != TESS_OK)
         tess_description_fini(out);
     return st;
@@ -594,6 +667,8 @@ static tess_status read_source(void *arg, const tess_param *p, void *dst, size_t
     const tess_model_tensor *t = d->dir != NULL ? tess_model_dir_find(d->dir, p->name) : NULL;
     TESS_CHECK(t != NULL, TESS_E_FORMAT, "model.path: '%s' has no weights for tensor '%s'",
                d->run->model.path, p->name);
+    if (strcmp(p->name, embedding_name) == 0)
+        TESS_TRY(check_tied_head(d));
     return tess_model_dir_read(d->dir, t, 0, nbytes, dst);
 }
 

@@ -143,10 +143,6 @@ static tess_status run(job *j)
     TESS_TRY(start(j));
     for (int i = 0; i < j->base.d.registry.param_numel; i++)
         TESS_TRY(write_tensor(j, i));
-    for (int64_t i = 0; tess_model_dir_unclaimed(j->base.d.dir, i) != NULL; i++)
-        tess_log_root(&j->ctx->log, TESS_LOG_WARN, "tensor '%s' belongs to no %s model: left out",
-                      tess_model_dir_unclaimed(j->base.d.dir, i)->name,
-                      tess_llm_family_name(j->base.d.config.family));
     TESS_TRY(check_changed(j));
     TESS_TRY(tess_rewrite_id_text(j->identity, j->result->base_id));
     j->result->relative_rms = j->square > 0.0 ? sqrt(j->error_square / j->square) : 0.0;

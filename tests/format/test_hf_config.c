@@ -166,6 +166,13 @@ static void test_parse_bad_values_are_refused_by_name(void **state)
         {"llama", ",\"pretraining_tp\":2", TESS_E_UNSUPPORTED, "pretraining_tp"},
         {"llama", ",\"attention_dropout\":0.1", TESS_E_UNSUPPORTED, "attention_dropout"},
         {"llama", ",\"partial_rotary_factor\":0.5", TESS_E_UNSUPPORTED, "partial_rotary_factor"},
+        {"llama", ",\"is_causal\":false", TESS_E_UNSUPPORTED, "is_causal: not supported"},
+        {"llama", ",\"per_layer_config\":{\"1\":{\"rms_norm_eps\":1}}", TESS_E_UNSUPPORTED,
+         "per_layer_config: not supported"},
+        {"llama",
+         ",\"original_max_position_embeddings\":16,\"rope_scaling\":{\"type\":\"yarn\","
+         "\"factor\":2,\"original_max_position_embeddings\":64}",
+         TESS_E_FORMAT, "original_max_position_embeddings is 16, and 64 in the rope parameters"},
         {"llama", ",\"quantization_config\":{\"bits\":4}", TESS_E_UNSUPPORTED,
          "quantization_config: weights packed by ''"},
         {"llama", ",\"quantization_config\":{\"quant_method\":\"awq\"}", TESS_E_UNSUPPORTED,
@@ -342,6 +349,12 @@ static void test_rope_yarn_as_transformers(void **state)
     for (int i = 0; i < TESS_NELEM(stated); i++)
         assert_true(fabs((double)inv[stated[i].i] - stated[i].inv) <= 2.5e-7 * stated[i].inv);
     assert_true(tess_rope_attention_factor(&c.rope) == 1.5F);
+    assert_ok(parse_with("llama",
+                         ",\"max_position_embeddings\":64,\"is_causal\":true,"
+                         "\"per_layer_config\":{},\"original_max_position_embeddings\":16,"
+                         "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}",
+                         &c));
+    assert_int_equal(c.rope.original_max_position, 16); /* beside the rope object */
     c.rope.type = TESS_ROPE_LINEAR;
     assert_true(tess_rope_attention_factor(&c.rope) == 1.0F);
 }

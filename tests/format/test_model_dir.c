@@ -157,6 +157,38 @@ static void test_missing_tensors_are_told_with_what_lies_there(void **state)
     }
 }
 
+/* put_tensors() repeats its bytes every 256: b is a again, d is not. */
+static void test_same_compares_bytes_shape_and_dtype(void **state)
+{
+    static const struct {
+        const char *name;
+        bool is_same;
+    } rows[] = {{"a", true}, {"b", true}, {"c", false}, {"d", false}, {"e", false}};
+    const fixture *f = *state;
+    log_lines lines;
+    const tess_ctx ctx = make_ctx(f, &lines);
+    tess_model_dir *dir = NULL;
+    put_tensors(f, "model.safetensors",
+                "{\"a\":{\"dtype\":\"U8\",\"shape\":[256],\"data_offsets\":[0,256]},"
+                "\"b\":{\"dtype\":\"U8\",\"shape\":[256],\"data_offsets\":[256,512]},"
+                "\"c\":{\"dtype\":\"U8\",\"shape\":[16,16],\"data_offsets\":[512,768]},"
+                "\"e\":{\"dtype\":\"I8\",\"shape\":[256],\"data_offsets\":[768,1024]},"
+                "\"f\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[1024,1028]},"
+                "\"d\":{\"dtype\":\"U8\",\"shape\":[256],\"data_offsets\":[1028,1284]}}",
+                1284);
+    assert_ok(tess_model_dir_open(&ctx, f->dir, &dir));
+    const tess_model_tensor *a = tess_model_dir_find(dir, "a");
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        const tess_model_tensor *t = tess_model_dir_find(dir, rows[i].name);
+        if (rows[i].is_same)
+            assert_ok(tess_model_dir_same(dir, a, t, "and so"));
+        else
+            assert_refused(tess_model_dir_same(dir, t, a, "and so"), TESS_E_FORMAT, f->dir,
+                           rows[i].name, "differs from 'a', and so");
+    }
+    tess_model_dir_close(&dir);
+}
+
 static void test_file_sha256_is_of_the_whole_file(void **state)
 {
     const fixture *f = *state;
@@ -281,6 +313,7 @@ int main(void)
         format_test(test_golden_sharded_directory_reads_every_tensor),
         format_test(test_claim_checks_shapes_and_marks),
         format_test(test_missing_tensors_are_told_with_what_lies_there),
+        format_test(test_same_compares_bytes_shape_and_dtype),
         format_test(test_file_sha256_is_of_the_whole_file),
         format_test(test_open_warns_of_total_size_and_unlisted_tensors),
         format_test(test_open_prefers_the_single_file_and_says_so),

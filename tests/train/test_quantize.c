@@ -635,6 +635,58 @@ static void test_quantize_bad_values_refused(void **state)
     }
 }
 
+static void keep_line(void *arg, tess_log_level level, const char *line)
+{
+    (void)level;
+    snprintf(arg, 256, "%s", line);
+}
+
+/* The golden qwen3 under a config.json that says less than its files hold. */
+static void test_quantize_more_tensors_than_described_refused(void **state)
+{
+    static const struct {
+        const char *edit;
+        const char *text[2];  /* of the refusal, */
+        const char *log_line; /* or of the warning */
+    } cases[] = {
+        {"s/\"model_type\": \"qwen3\"/\"model_type\": \"llama\"/",
+         {"model.layers.0.self_attn.k_norm.weight", "no place in the llama model"},
+         NULL},
+        {"s/\"tie_word_embeddings\": false/\"tie_word_embeddings\": true/",
+         {"'lm_head.weight' differs from 'model.embed_tokens.weight'", "tie_word_embeddings"},
+         NULL},
+        {"s/\"num_hidden_layers\": 2/\"num_hidden_layers\": 1/; 0,/\"full_attention\",/{//d}",
+         {NULL, NULL},
+         "numel=11 first=model.layers.1.input_layernorm.weight"},
+        {"s/^//", {NULL, NULL}, ""}};
+    static const char *const key[] = {"base.format=bf16"};
+    const fixture *f = *state;
+    for (int i = 0; i < TESS_NELEM(cases); i++) {
+        char model[256], output[256], command[512], line[256] = "";
+        const tess_ctx ctx = {.io = f->io,
+                              .log = {.sink = keep_line, .arg = line, .least = TESS_LOG_WARN}};
+        keys k = keys_of(key, 1);
+        tess_quantize_result r;
+        snprintf(model, sizeof model, "%s/model%d", f->dir, i);
+        snprintf(output, sizeof output, "%s/out%d", f->dir, i);
+        snprintf(command, sizeof command,
+                 "cp -r " TESS_TEST_SOURCE_DIR "/tests/golden/format/model model%d && "
+                 "sed -i '%s' model%d/config.json",
+                 i, cases[i].edit, i);
+        assert_int_equal(shell(f, command), 0);
+        tess_quantize_options o = quantize_of(&k, model, output);
+        if (cases[i].log_line == NULL) {
+            assert_refused(tess_quantize_model(&ctx, &o, &r), TESS_E_FORMAT, cases[i].text[0],
+                           cases[i].text[1]);
+            continue;
+        }
+        assert_ok(tess_quantize_model(&ctx, &o, &r));
+        assert_int_equal(*line == '\0', *cases[i].log_line == '\0');
+        assert_non_null(strstr(line, cases[i].log_line));
+        tess_quantize_result_fini(&r);
+    }
+}
+
 static void test_quantize_bad_requests_refused(void **state)
 {
     static const tess_rewrite_rule two = {".*up_proj.*", "int8"}, odd = {"(", "nf4"},
@@ -710,6 +762,7 @@ int main(void)
         folder_test(test_quantize_gguf_yarn),
         folder_test(test_quantize_gguf_scores_or_refused),
         folder_test(test_quantize_bad_values_refused),
+        folder_test(test_quantize_more_tensors_than_described_refused),
         folder_test(test_quantize_bad_requests_refused),
         folder_test(test_quantize_existing_output_untouched),
     };
