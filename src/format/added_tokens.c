@@ -167,6 +167,10 @@ bool tess_added_next(const tess_tokenizer *t, const tess_match_request *r, size_
         out->added_idx = p->added_idx;
         out->start = a->lstrip ? spaces_before(r->text, at, done) : at;
         out->end = a->rstrip ? spaces_behind(r->text, r->nbytes, end) : end;
+        if (out->start >= out->end) { /* all of it is white space that the last match took */
+            at = end;
+            continue;
+        }
         out->resume = end;
         return true;
     }

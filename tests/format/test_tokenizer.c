@@ -544,6 +544,43 @@ static void test_parse_small_file_merges_in_order(void **state)
     tess_tokenizer_destroy(&t);
 }
 
+/* Ids of tokenizers 0.23: a match that the white space of the one before has used up is none. */
+static void test_encode_added_white_space_counts_once(void **state)
+{
+    static const struct {
+        const char *text;
+        int32_t id[4];
+        int numel;
+    } rows[] = {{"a  b", {0, 5, 1}, 3},
+                {"a    b", {0, 5, 1}, 3},
+                {"a      b", {0, 5, 1}, 3},
+                {"a  ab    ", {0, 5, 2, 5}, 4}};
+    static const char *const normalized[] = {"false", "true"};
+    (void)state;
+    for (int k = 0; k < TESS_NELEM(normalized); k++) {
+        tess_tokenizer *t = NULL;
+        tess_encoder *e = NULL;
+        char list[256];
+        snprintf(list, sizeof list,
+                 "\"added_tokens\":[{\"id\":5,\"content\":\"  \",\"single_word\":false,"
+                 "\"lstrip\":true,\"rstrip\":true,\"normalized\":%s,\"special\":false},",
+                 normalized[k]);
+        assert_int_equal(parse_changed("\"added_tokens\":[", list, &t), TESS_OK);
+        assert_int_equal(tess_encoder_create(t, &e), TESS_OK);
+        for (int i = 0; i < TESS_NELEM(rows); i++) {
+            tess_ids ids = {0};
+            assert_int_equal(
+                tess_encode(e, rows[i].text, strlen(rows[i].text), TESS_ENCODE_PLAIN, &ids),
+                TESS_OK);
+            assert_int_equal(ids.numel, rows[i].numel);
+            assert_memory_equal(ids.id, rows[i].id, (size_t)rows[i].numel * sizeof ids.id[0]);
+            tess_ids_fini(&ids);
+        }
+        tess_encoder_destroy(&e);
+        tess_tokenizer_destroy(&t);
+    }
+}
+
 static void test_parse_refuses_by_name(void **state)
 {
     (void)state;
@@ -638,6 +675,7 @@ int main(void)
         cmocka_unit_test(test_decode_of_broken_characters_is_utf8),
         cmocka_unit_test(test_encode_long_piece_takes_the_heap),
         cmocka_unit_test(test_parse_small_file_merges_in_order),
+        cmocka_unit_test(test_encode_added_white_space_counts_once),
         cmocka_unit_test(test_parse_refuses_by_name),
         cmocka_unit_test(test_parse_truncated_is_refused),
     };
