@@ -142,8 +142,11 @@ static tess_status load_vocab(tess_tokenizer *t, const tess_json *vocab)
     return TESS_OK;
 }
 
-static tess_status enter_added(tess_tokenizer *t)
+/* tokenizers leaves the ids that a file states for added tokens unread: those that the vocabulary
+ * lacks are numbered behind it in the file's order. Another id would be another token there. */
+static tess_status enter_added(tess_tokenizer *t, int64_t vocab_numel)
 {
+    int64_t next = vocab_numel;
     for (int64_t i = 0; i < t->added_numel; i++) {
         const tess_added_token *a = &t->added[i];
         const size_t nbytes = strlen(a->content);
@@ -155,11 +158,18 @@ static tess_status enter_added(tess_tokenizer *t)
         TESS_CHECK(in_model == a->id || !t->text[a->id].is_present, TESS_E_FORMAT,
                    "tokenizer '%s': id %d belongs to '%.64s' and to added token '%.64s'", t->name,
                    a->id, t->pool + t->text[a->id].offset, a->content);
-        if (in_model < 0)
-            TESS_TRY(tess_tokenizer_put_token(t, a->content, nbytes, &t->text[a->id]));
-        if (in_model < 0 && t->is_byte_level)
-            TESS_TRY(put_raw(t, a->content, a->id));
         t->special[a->id] = t->special[a->id] || a->special;
+        if (in_model >= 0)
+            continue;
+        TESS_CHECK(a->id == next, TESS_E_FORMAT,
+                   "tokenizer '%s': added token '%.64s' has id %d, but tokenizers numbers it "
+                   "%" PRId64
+                   ", behind the vocabulary and those before it; save the file anew there",
+                   t->name, a->content, a->id, next);
+        next++;
+        TESS_TRY(tess_tokenizer_put_token(t, a->content, nbytes, &t->text[a->id]));
+        if (t->is_byte_level)
+            TESS_TRY(put_raw(t, a->content, a->id));
     }
     return TESS_OK;
 }
@@ -273,7 +283,7 @@ tess_status tess_tokenizer_load_model(tess_tokenizer *t, const tess_json *root)
     TESS_TRY(tess_json_opt_string(model, "unk_token", NULL, &unknown));
     TESS_TRY(tess_json_get_object(model, "vocab", &vocab));
     TESS_TRY(load_vocab(t, vocab));
-    TESS_TRY(enter_added(t));
+    TESS_TRY(enter_added(t, tess_json_numel(vocab)));
     TESS_TRY(load_merges(t, model));
     find_bytes(t);
     if (unknown == NULL)

@@ -560,12 +560,13 @@ static void test_encode_added_white_space_counts_once(void **state)
     for (int k = 0; k < TESS_NELEM(normalized); k++) {
         tess_tokenizer *t = NULL;
         tess_encoder *e = NULL;
-        char list[256];
-        snprintf(list, sizeof list,
-                 "\"added_tokens\":[{\"id\":5,\"content\":\"  \",\"single_word\":false,"
-                 "\"lstrip\":true,\"rstrip\":true,\"normalized\":%s,\"special\":false},",
-                 normalized[k]);
-        assert_int_equal(parse_changed("\"added_tokens\":[", list, &t), TESS_OK);
+        char more[256];
+        snprintf(
+            more, sizeof more,
+            ",{\"id\":5,\"content\":\"  \",\"single_word\":false,"
+            "\"lstrip\":true,\"rstrip\":true,\"normalized\":%s,\"special\":false}],\"normalizer\"",
+            normalized[k]);
+        assert_int_equal(parse_changed("],\"normalizer\"", more, &t), TESS_OK);
         assert_int_equal(tess_encoder_create(t, &e), TESS_OK);
         for (int i = 0; i < TESS_NELEM(rows); i++) {
             tess_ids ids = {0};
@@ -622,6 +623,7 @@ static void test_parse_refuses_by_name(void **state)
         {"\"ids\":[4]", "\"ids\":[9]", "post-processor adds id 9 for '<s>'", TESS_E_FORMAT},
         {"\"id\":4", "\"id\":3", "id 3 belongs to 'aba' and to added token '<s>'", TESS_E_FORMAT},
         {"\"id\":4", "\"id\":4194304", "has id 4194304", TESS_E_FORMAT},
+        {"\"id\":4", "\"id\":6", "'<s>' has id 6, but tokenizers numbers it 4", TESS_E_FORMAT},
         {"\"content\":\"<s>\"", "\"content\":\"\"", "added token 4 is empty", TESS_E_FORMAT},
         {"\"content\":\"<s>\"", "\"content\":\"b\"", "has id 4, the vocabulary says 1",
          TESS_E_FORMAT},
