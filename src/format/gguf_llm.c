@@ -260,13 +260,21 @@ static tess_status read_divisors(const reader *r, const tess_gguf_tensor *t, tes
     return check_divisors(r, c, divisor);
 }
 
-/* Keys of yarn that other converters write, beside the three that state it. */
-static tess_status read_yarn(const reader *r, tess_llm_config *c)
+/* Numbers that llama.cpp reads and that change the arithmetic. */
+static tess_status refuse_others(const reader *r)
 {
     static const struct {
         const char *name;
         double expected;
-    } rows[] = {{"rope.scaling.attn_factor", 1.0},
+    } rows[] = {{"attention.scale", 0.0},
+                {"attention.clamp_kqv", 0.0},
+                {"attention.max_alibi_bias", 0.0},
+                {"attn_logit_softcapping", 0.0},
+                {"final_logit_softcapping", 0.0},
+                {"logit_scale", 0.0},
+                {"residual_scale", 0.0},
+                {"embedding_scale", 0.0},
+                {"rope.scaling.attn_factor", 1.0},
                 {"rope.scaling.yarn_attn_factor", 1.0},
                 {"rope.scaling.yarn_ext_factor", 1.0},
                 {"rope.scaling.yarn_log_multiplier", 0.0}};
@@ -277,6 +285,11 @@ static tess_status read_yarn(const reader *r, tess_llm_config *c)
                    "'%s': '%s.%s' is %g, expected %g", tess_gguf_path(r->file), r->arch,
                    rows[i].name, found, rows[i].expected);
     }
+    return TESS_OK;
+}
+
+static tess_status read_yarn(const reader *r, tess_llm_config *c)
+{
     c->rope.attention_factor = tess_rope_yarn_factor(c->rope.factor);
     TESS_TRY(opt_f64(r, "rope.scaling.yarn_beta_fast", 32.0, &c->rope.beta_fast));
     TESS_TRY(opt_f64(r, "rope.scaling.yarn_beta_slow", 1.0, &c->rope.beta_slow));
@@ -284,26 +297,35 @@ static tess_status read_yarn(const reader *r, tess_llm_config *c)
                    &c->rope.original_max_position);
 }
 
+/* As llama.cpp: a factor without a type is linear, and 0 is 1. */
 static tess_status read_rope(const reader *r, tess_llm_config *c)
 {
     const tess_gguf_tensor *divisors = tess_gguf_find(r->file, "rope_freqs.weight");
-    const char *type = "none";
+    const char *type = "linear";
     char key[128], tame[64];
+    double factor = 0.0;
     c->rope = (tess_rope_config){.factor = 1.0};
     TESS_TRY(opt_f64(r, "rope.freq_base", 10000.0, &c->rope.theta));
-    if (divisors != NULL)
-        return read_divisors(r, divisors, c);
+    TESS_TRY(opt_f64(r, "rope.scale_linear", 0.0, &factor)); /* the older key */
+    TESS_TRY(opt_f64(r, "rope.scaling.factor", factor, &factor));
+    factor = factor == 0.0 ? 1.0 : factor;
     key_of(r, "rope.scaling.type", key);
     if (tess_gguf_value_of(r->file, key) != NULL)
         TESS_TRY(tess_gguf_get_text(r->file, key, &type));
-    if (strcmp(type, "none") == 0)
-        return TESS_OK;
-    const bool is_yarn = strcmp(type, "yarn") == 0;
-    TESS_CHECK(is_yarn || strcmp(type, "linear") == 0, TESS_E_UNSUPPORTED,
+    const bool is_yarn = strcmp(type, "yarn") == 0, is_linear = strcmp(type, "linear") == 0;
+    TESS_CHECK(is_yarn || is_linear || strcmp(type, "none") == 0, TESS_E_UNSUPPORTED,
                "'%s': value of '%s': '%s' is not supported, expected none, linear or yarn",
                tess_gguf_path(r->file), key, tess_text_tame(type, tame, sizeof tame));
+    const bool is_scaled = is_yarn || (is_linear && factor != 1.0);
+    TESS_CHECK(divisors == NULL || !is_scaled, TESS_E_UNSUPPORTED,
+               "'%s': rope_freqs.weight, and a rope scaling '%s' by %g: expected one of them",
+               tess_gguf_path(r->file), type, factor);
+    if (divisors != NULL)
+        return read_divisors(r, divisors, c);
+    if (!is_scaled)
+        return TESS_OK;
     c->rope.type = is_yarn ? TESS_ROPE_YARN : TESS_ROPE_LINEAR;
-    TESS_TRY(opt_f64(r, "rope.scaling.factor", 1.0, &c->rope.factor));
+    c->rope.factor = factor;
     return is_yarn ? read_yarn(r, c) : TESS_OK;
 }
 
@@ -346,6 +368,7 @@ tess_status tess_gguf_llm_config(const tess_gguf *file, tess_llm_config *out)
     TESS_TRY(read_extents(&r, &c));
     TESS_TRY(read_heads(&r, &c));
     read_biases(&r, &c);
+    TESS_TRY(refuse_others(&r));
     TESS_TRY(read_rope(&r, &c));
     TESS_TRY(read_window(&r, &c));
     TESS_TRY(read_ids(&r, &c));

@@ -586,7 +586,81 @@ static void test_golden_models(void **state)
     check_model(*state, "qwen3", &qwen3);
 }
 
-/* A config made of metadata alone, by pairs that are changed one at a time. */
+/* What a file of these pairs and an embedding [2, 32] says of its model. */
+static tess_status config_of(const fixture *f, const tess_gguf_pair *pair, int pair_numel,
+                             tess_llm_config *out)
+{
+    const tess_gguf_tensor embedding = {
+        .name = "token_embd.weight", .format = TESS_FORMAT_F32, .dim_numel = 2, .dim = {2, 32}};
+    const float zero[64] = {0};
+    const char *path = at(f, "c.gguf");
+    tess_gguf_writer *w = NULL;
+    tess_gguf *file = NULL;
+    assert_ok(tess_gguf_writer_create(f->io, path, pair, pair_numel, &embedding, 1, &w));
+    assert_ok(tess_gguf_writer_append(w, 0, zero, sizeof zero));
+    assert_ok(tess_gguf_writer_finish(w));
+    tess_gguf_writer_destroy(&w);
+    assert_ok(tess_gguf_open(f->io, path, &file));
+    const tess_status st = tess_gguf_llm_config(file, out);
+    tess_gguf_close(&file);
+    return st;
+}
+
+static const tess_gguf_pair plain_pair[] = {
+    {"general.architecture", {.kind = TESS_GGUF_STRING, .text = "llama"}},
+    {"llama.embedding_length", {.kind = TESS_GGUF_U32, .i64 = 32}},
+    {"llama.feed_forward_length", {.kind = TESS_GGUF_U32, .i64 = 32}},
+    {"llama.block_count", {.kind = TESS_GGUF_U32, .i64 = 1}},
+    {"llama.attention.head_count", {.kind = TESS_GGUF_U32, .i64 = 2}},
+    {"llama.attention.layer_norm_rms_epsilon", {.kind = TESS_GGUF_F32, .f64 = 1e-5}},
+};
+
+/* llama.cpp, src/llama-model.cpp (load_hparams): the type is linear where none is stated. */
+static void test_config_rope_scaling_as_llama_cpp(void **state)
+{
+    static const struct {
+        tess_gguf_pair pair[2];
+        int pair_numel;
+        tess_rope_type type;
+        double factor;
+    } rows[] = {
+        {{{"llama.rope.scaling.factor", {.kind = TESS_GGUF_F32, .f64 = 4.0}}},
+         1,
+         TESS_ROPE_LINEAR,
+         4.0},
+        {{{"llama.rope.scale_linear", {.kind = TESS_GGUF_F32, .f64 = 2.0}}},
+         1,
+         TESS_ROPE_LINEAR,
+         2.0},
+        {{{"llama.rope.scale_linear", {.kind = TESS_GGUF_F32, .f64 = 2.0}},
+          {"llama.rope.scaling.factor", {.kind = TESS_GGUF_F32, .f64 = 8.0}}},
+         2,
+         TESS_ROPE_LINEAR,
+         8.0},
+        {{{"llama.rope.scaling.type", {.kind = TESS_GGUF_STRING, .text = "none"}},
+          {"llama.rope.scaling.factor", {.kind = TESS_GGUF_F32, .f64 = 4.0}}},
+         2,
+         TESS_ROPE_DEFAULT,
+         1.0},
+        {{{"llama.rope.scaling.type", {.kind = TESS_GGUF_STRING, .text = "linear"}},
+          {"llama.rope.scaling.factor", {.kind = TESS_GGUF_F32, .f64 = 0.0}}},
+         2,
+         TESS_ROPE_DEFAULT,
+         1.0},
+    };
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        enum { PLAIN = TESS_NELEM(plain_pair) };
+        tess_gguf_pair pair[PLAIN + 2];
+        tess_llm_config config;
+        memcpy(pair, plain_pair, sizeof plain_pair);
+        memcpy(pair + PLAIN, rows[i].pair, sizeof rows[i].pair);
+        assert_ok(config_of(*state, pair, PLAIN + rows[i].pair_numel, &config));
+        assert_int_equal(config.rope.type, rows[i].type);
+        assert_true(config.rope.factor == rows[i].factor);
+    }
+}
+
+/* Pairs that are changed, or added, one at a time. */
 static void test_config_refusals(void **state)
 {
     static const struct {
@@ -621,44 +695,29 @@ static void test_config_refusals(void **state)
          TESS_E_FORMAT,
          "'llama.attention.head_count': expected 1 or more, found 0"},
         {"llama.vocab_size", {.kind = TESS_GGUF_U32, .i64 = 7}, TESS_E_UNSUPPORTED, "other rows"},
+        {"llama.logit_scale",
+         {.kind = TESS_GGUF_F32, .f64 = 0.5},
+         TESS_E_UNSUPPORTED,
+         "'llama.logit_scale' is 0.5, expected 0"},
+        {"llama.rope.scaling.attn_factor",
+         {.kind = TESS_GGUF_F32, .f64 = 1.5},
+         TESS_E_UNSUPPORTED,
+         "'llama.rope.scaling.attn_factor' is 1.5, expected 1"},
     };
-    static const tess_gguf_pair plain[] = {
-        {"general.architecture", {.kind = TESS_GGUF_STRING, .text = "llama"}},
-        {"llama.embedding_length", {.kind = TESS_GGUF_U32, .i64 = 32}},
-        {"llama.feed_forward_length", {.kind = TESS_GGUF_U32, .i64 = 32}},
-        {"llama.block_count", {.kind = TESS_GGUF_U32, .i64 = 1}},
-        {"llama.attention.head_count", {.kind = TESS_GGUF_U32, .i64 = 2}},
-        {"llama.attention.layer_norm_rms_epsilon", {.kind = TESS_GGUF_F32, .f64 = 1e-5}},
-        {"llama.rope.dimension_count", {.kind = TESS_GGUF_U32, .i64 = 16}},
-        {"llama.attention.value_length", {.kind = TESS_GGUF_U32, .i64 = 16}},
-        {"llama.expert_count", {.kind = TESS_GGUF_U32, .i64 = 0}},
-        {"llama.rope.scaling.type", {.kind = TESS_GGUF_STRING, .text = "none"}},
-        {"llama.vocab_size", {.kind = TESS_GGUF_U32, .i64 = 2}},
-    };
-    const tess_gguf_tensor embedding = {
-        .name = "token_embd.weight", .format = TESS_FORMAT_F32, .dim_numel = 2, .dim = {2, 32}};
-    const float zero[64] = {0};
-    const fixture *f = *state;
     for (int i = -1; i < TESS_NELEM(rows); i++) {
-        tess_gguf_pair pair[TESS_NELEM(plain)];
-        tess_gguf_writer *w = NULL;
-        tess_gguf *file = NULL;
+        tess_gguf_pair pair[TESS_NELEM(plain_pair) + 1];
         tess_llm_config config;
-        memcpy(pair, plain, sizeof pair);
-        for (int k = 0; i >= 0 && k < TESS_NELEM(plain); k++)
-            if (strcmp(pair[k].key, rows[i].key) == 0)
-                pair[k].value = rows[i].value;
-        const char *path = at(f, "c.gguf");
-        assert_ok(tess_gguf_writer_create(f->io, path, pair, TESS_NELEM(plain), &embedding, 1, &w));
-        assert_ok(tess_gguf_writer_append(w, 0, zero, sizeof zero));
-        assert_ok(tess_gguf_writer_finish(w));
-        tess_gguf_writer_destroy(&w);
-        assert_ok(tess_gguf_open(f->io, path, &file));
-        if (i < 0)
-            assert_ok(tess_gguf_llm_config(file, &config));
-        else
-            assert_refused(tess_gguf_llm_config(file, &config), rows[i].status, rows[i].message);
-        tess_gguf_close(&file);
+        int k = 0;
+        memcpy(pair, plain_pair, sizeof plain_pair);
+        while (i >= 0 && k < TESS_NELEM(plain_pair) && strcmp(pair[k].key, rows[i].key) != 0)
+            k++;
+        if (i < 0) {
+            assert_ok(config_of(*state, pair, TESS_NELEM(plain_pair), &config));
+            continue;
+        }
+        pair[k] = (tess_gguf_pair){rows[i].key, rows[i].value};
+        assert_refused(config_of(*state, pair, TESS_MAX(k + 1, TESS_NELEM(plain_pair)), &config),
+                       rows[i].status, rows[i].message);
     }
 }
 
@@ -694,6 +753,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_writer_refuses, setup, teardown),
         cmocka_unit_test_setup_teardown(test_names_and_rows, setup, teardown),
         cmocka_unit_test_setup_teardown(test_golden_models, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_config_rope_scaling_as_llama_cpp, setup, teardown),
         cmocka_unit_test_setup_teardown(test_config_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_scale_that_is_not_finite, setup, teardown),
     };
