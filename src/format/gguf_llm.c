@@ -260,7 +260,7 @@ static tess_status read_divisors(const reader *r, const tess_gguf_tensor *t, tes
     return check_divisors(r, c, divisor);
 }
 
-/* Numbers that llama.cpp reads and that change the arithmetic. */
+/* Numbers that converters of other models state, and that would change the arithmetic. */
 static tess_status refuse_others(const reader *r)
 {
     static const struct {

@@ -14,6 +14,7 @@
 #include "train/describe_rqvae.h"
 
 enum { CONFIG_LIMIT_NBYTES = 4 << 20 };
+static const char embedding_name[] = "model.embed_tokens.weight";
 
 /* ---- model ---- */
 
@@ -260,8 +261,6 @@ static const tess_model_tensor *find_tied_head(const tess_description *d)
                ? tess_model_dir_find(d->dir, "lm_head.weight")
                : NULL;
 }
-
-static const char embedding_name[] = "model.embed_tokens.weight";
 
 static tess_status check_tied_head(const tess_description *d)
 {
