@@ -269,6 +269,18 @@ tess_status tess_io_fallocate(tess_io *io, const char *path, int fd, int64_t nby
     return TESS_OK;
 }
 
+tess_status tess_io_drop_cache(tess_io *io, const char *path, int fd)
+{
+    if (is_failing(io, TESS_IO_FADVISE, NULL))
+        return fail(TESS_IO_FADVISE, path);
+    const int error = posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    if (error != 0) {
+        errno = error;
+        return fail(TESS_IO_FADVISE, path);
+    }
+    return TESS_OK;
+}
+
 tess_status tess_io_link(tess_io *io, const char *from, const char *to, bool *already_there)
 {
     *already_there = false;

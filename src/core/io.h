@@ -29,6 +29,7 @@ TESS_BEGIN_DECLS
     X(MKDIR, "mkdir")                                                                              \
     X(RMDIR, "rmdir")                                                                              \
     X(FALLOCATE, "fallocate")                                                                      \
+    X(FADVISE, "fadvise")                                                                          \
     X(STATVFS, "statvfs")                                                                          \
     X(STAT, "stat")                                                                                \
     X(OPENDIR, "opendir")
@@ -85,6 +86,9 @@ TESS_MUST_CHECK tess_status tess_io_pwrite(tess_io *io, const char *path, int fd
 TESS_MUST_CHECK tess_status tess_io_fsync(tess_io *io, const char *path, int fd);
 TESS_MUST_CHECK tess_status tess_io_fallocate(tess_io *io, const char *path, int fd,
                                               int64_t nbytes);
+/** Forget what memory holds of a file that is durable: the next read is the disk's. File systems in
+ * memory keep it. */
+TESS_MUST_CHECK tess_status tess_io_drop_cache(tess_io *io, const char *path, int fd);
 TESS_MUST_CHECK tess_status tess_io_link(tess_io *io, const char *from, const char *to,
                                          bool *already_there);
 TESS_MUST_CHECK tess_status tess_io_unlink(tess_io *io, const char *path, bool missing_is_fine);

@@ -127,6 +127,9 @@ typedef struct tess_ckpt_store tess_ckpt_store;
 typedef struct tess_ckpt_config {
     const char *dir;         /* output.dir; created when missing */
     int keep_numel;          /* committed checkpoints kept, at least 2 */
+    int64_t keep_every;      /* steps; checkpoints at multiples of it are never removed, 0: none */
+    int64_t last_step;       /* of the run: how many of those are to come */
+    bool has_read_back;      /* files are read back before a manifest names them */
     bool is_reader;          /* no LOCK, nothing is written or removed (evaluation, export) */
     const char *plan_digest; /* texts for the record; NULL: "" */
     const char *config_digest;
@@ -185,8 +188,17 @@ typedef struct tess_ckpt_base {
  */
 TESS_MUST_CHECK tess_status tess_ckpt_prepare(tess_ckpt_store *store, const tess_ckpt_set *set,
                                               const tess_ckpt_base *base, size_t state_room_nbytes);
-/** Room for keep + 1 checkpoints? Local. @return TESS_E_IO with bytes needed and free */
+/** Room for keep + 1 checkpoints and those to come that stay? Local. @return TESS_E_IO with bytes
+ * needed and free */
 TESS_MUST_CHECK tess_status tess_ckpt_preflight(tess_ckpt_store *store);
+/**
+ * Write the bytes of one checkpoint, random ones, and remove them: quotas and disks that promise
+ * more than they have are found before anything depends on them.
+ *
+ * Collective, after prepare and before the first save. Nothing of it counts, also where it fails or
+ * is killed. @return TESS_E_IO on all ranks, with bytes needed and free where there is no room
+ */
+TESS_MUST_CHECK tess_status tess_ckpt_probe(tess_ckpt_store *store);
 
 /** Of one rank's writer; goes into the control record. */
 typedef enum tess_ckpt_state {
@@ -206,6 +218,7 @@ typedef enum tess_ckpt_outcome {
 /** Equal on all ranks except the times, which are this rank's. */
 typedef struct tess_ckpt_report {
     tess_ckpt_outcome outcome;
+    bool is_disk_full; /* dropped for want of room: no space, a quota, a limit of a file's size */
     int64_t step;
     char dir[160];       /* name inside the run directory */
     char message[1024];  /* why it was dropped, with the rank; empty when committed */
@@ -214,6 +227,7 @@ typedef struct tess_ckpt_report {
     double hash_s;
     double write_s;
     double fsync_s;
+    double read_back_s;
     double commit_s;
 } tess_ckpt_report;
 
@@ -228,6 +242,15 @@ typedef struct tess_ckpt_report {
 TESS_MUST_CHECK tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step,
                                                  const tess_ckpt_value *state, int64_t state_numel,
                                                  tess_ckpt_report *report);
+/**
+ * Begin to write the last snapshot again, whose save was dropped: the same step and state, another
+ * directory. The records may have changed since.
+ *
+ * Collective.
+ * @param report  as of tess_ckpt_save_begin(), and what follows is as after it
+ * @return TESS_E_STATE the last snapshot could not be taken, or is on disk or on its way there
+ */
+TESS_MUST_CHECK tess_status tess_ckpt_save_again(tess_ckpt_store *store, tess_ckpt_report *report);
 /**
  * The end of the last snapshot's copies: work that changes records on a device waits for it. NULL
  * on the host, where begin returns when they are made. Valid until close. Local.

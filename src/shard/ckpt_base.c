@@ -111,6 +111,7 @@ static tess_status write_shard(tess_ckpt_store *s, const base_save *b, ckpt_shar
                             .index = &b->index,
                             .views = b->views,
                             .window = &s->window,
+                            .has_read_back = s->has_read_back,
                             .hashes = b->hashes};
     return rank < b->index.set->shard_world ? ckpt_store_write(s, job) : TESS_OK;
 }

@@ -233,7 +233,7 @@ typedef struct ckpt_chunk {
 } ckpt_chunk;
 
 typedef struct ckpt_times {
-    double snapshot_s, hash_s, write_s, fsync_s, commit_s;
+    double snapshot_s, hash_s, write_s, fsync_s, read_back_s, commit_s;
 } ckpt_times;
 
 typedef struct ckpt_shard_job {
@@ -241,15 +241,19 @@ typedef struct ckpt_shard_job {
     const char *dir; /* exists */
     ckpt_h5_spec h5;
     const ckpt_index *index;
-    const tess_view *views;    /* [record_numel] this rank's elements */
-    ckpt_window *window;       /* to read them */
+    const tess_view *views; /* [record_numel] this rank's elements */
+    ckpt_window *window;    /* to read them */
+    bool has_read_back;
     tess_logical_hash *hashes; /* [pair_numel] out: this rank's parts */
     ckpt_file file;            /* out */
     bool is_h5_failed;         /* out: HDF5 itself failed */
+    bool is_disk_full;         /* out: there was no room */
     ckpt_times times;          /* out */
 } ckpt_shard_job;
 
-/* Digest, build, write, fsync; allocates, never communicates. */
+/* Whether the system call that failed last wanted more room than there is. */
+bool ckpt_is_full(void);
+/* Digest, build, write, fsync, read back where asked; allocates, never communicates. */
 TESS_MUST_CHECK tess_status ckpt_shard_write(ckpt_shard_job *job);
 /* Size, chunk table and metadata digest; then the table [*chunk_numel], free with tess_free. */
 TESS_MUST_CHECK tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
@@ -353,7 +357,9 @@ struct tess_ckpt_store {
     const tess_ctx *ctx;
     char dir[PATH_MAX];
     int keep_numel;
+    int64_t keep_every, last_step;
     bool is_reader;
+    bool has_read_back;
     char plan_digest[TESS_SHA256_HEX_NBYTES], config_digest[TESS_SHA256_HEX_NBYTES], binary_id[128];
     int gather_group;
     int lock_fd; /* rank 0 */
@@ -387,7 +393,9 @@ struct tess_ckpt_store {
 
     /* the save in flight */
     bool is_in_flight;
-    bool is_copying; /* the snapshot is on its way: the writer starts when it is there */
+    bool is_dropped;   /* the last snapshot, which is there still */
+    bool is_disk_full; /* what dropped it on this rank */
+    bool is_copying;   /* the snapshot is on its way: the writer starts when it is there */
     int64_t step;
     char attempt[CKPT_ATTEMPT_NBYTES];
     char attempt_name[CKPT_DIR_NAME_NBYTES];
@@ -428,6 +436,9 @@ typedef struct ckpt_attempt {
 /* Gather, write MANIFEST on rank 0, tell everybody. DROPPED leaves the agreed error record. Returns
  * only what ends a run. Collective; allocates nothing. */
 TESS_MUST_CHECK tess_status ckpt_publish(tess_ckpt_store *s, ckpt_attempt *a);
+/* After a failed system call: where it wanted more room than there is, that is noted, and told with
+ * what a checkpoint needs. @return st */
+TESS_MUST_CHECK tess_status ckpt_judge_room(tess_ckpt_store *s, tess_status st);
 /* A step was published: list, parent, and the tidy job. */
 void ckpt_note_commit(tess_ckpt_store *s, const ckpt_attempt *a);
 /* Bytes a manifest of `set` may need, state included. */

@@ -49,6 +49,20 @@ size_t ckpt_manifest_room(const tess_ckpt_store *s, const ckpt_index *index,
 
 /* ---- rank 0: files ---- */
 
+static tess_status read_back(tess_ckpt_store *s, const char *path, int fd, const ckpt_text *text)
+{
+    char part[1 << 14]; /* no memory is taken in a step */
+    TESS_TRY(tess_io_drop_cache(s->ctx->io, path, fd));
+    for (size_t at = 0; at < text->nbytes; at += sizeof part) {
+        const size_t nbytes = TESS_MIN(text->nbytes - at, sizeof part);
+        TESS_TRY(tess_io_pread(s->ctx->io, path, fd, part, nbytes, (int64_t)at));
+        TESS_CHECK(memcmp(part, text->text + at, nbytes) == 0, TESS_E_IO,
+                   "written, and read back otherwise: '%s', from byte %zu on; look at this disk",
+                   path, at);
+    }
+    return TESS_OK;
+}
+
 static tess_status write_temporary(tess_ckpt_store *s, const char *path, const ckpt_text *text)
 {
     int fd = -1;
@@ -56,6 +70,8 @@ static tess_status write_temporary(tess_ckpt_store *s, const char *path, const c
     tess_status st = tess_io_pwrite(s->ctx->io, path, fd, text->text, text->nbytes, 0);
     if (st == TESS_OK)
         st = tess_io_fsync(s->ctx->io, path, fd);
+    if (st == TESS_OK && s->has_read_back)
+        st = read_back(s, path, fd, text);
     const tess_status closed = tess_io_close(s->ctx->io, path, &fd);
     return st != TESS_OK ? st : closed;
 }
@@ -118,8 +134,10 @@ static tess_status write_manifest(tess_ckpt_store *s, ckpt_attempt *a)
         /* An error of link does not prove that nothing was published. */
         tess_io_kind kind = TESS_IO_MISSING;
         int64_t nbytes = 0;
+        const int error = errno;
         if (tess_io_stat(s->ctx->io, path, &kind, &nbytes) != TESS_OK || kind != TESS_IO_MISSING)
             mark_unsure(a);
+        errno = error;
         return a->outcome == TESS_CKPT_UNSURE ? TESS_OK : st;
     }
     a->outcome = TESS_CKPT_COMMITTED;
@@ -161,7 +179,8 @@ tess_status ckpt_publish(tess_ckpt_store *s, ckpt_attempt *a)
     tess_status st = TESS_OK;
     if (rank == 0) {
         fill_spec(s, a);
-        st = write_manifest(s, a);
+        errno = 0;
+        st = ckpt_judge_room(s, write_manifest(s, a));
     }
     st = tess_agree(s->comm, st);
     if (st != TESS_OK)
@@ -189,8 +208,8 @@ void ckpt_note_commit(tess_ckpt_store *s, const ckpt_attempt *a)
         return;
     ckpt_thread_wait(s);
     if (s->list.numel == s->list.room_numel) {
-        /* Removal has failed hundreds of times: forget the oldest, the next start lists it again.
-         */
+        /* There are hundreds that stay, or could not be removed: forget the oldest, the next start
+         * lists it again. */
         s->list.numel--;
         memmove(s->list.entries, s->list.entries + 1,
                 (size_t)s->list.numel * sizeof *s->list.entries);

@@ -1,4 +1,5 @@
 /* Saving: snapshot at a step boundary, write on the writer thread, commit at a later boundary. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 #include <sys/random.h>
 
 #include "core/clock.h"
+#include "core/rng.h"
 #include "shard/ckpt_priv.h"
 
 enum { STATE_ROOM_DEFAULT_NBYTES = 1 << 20, STATE_NUMEL_MAX = 4096 };
@@ -159,9 +161,12 @@ tess_status tess_ckpt_prepare(tess_ckpt_store *store, const tess_ckpt_set *set,
 static tess_status check_space(tess_ckpt_store *s, int64_t copies_numel)
 {
     tess_io_space space;
+    int64_t need_nbytes = 0, need_inodes = 0;
     TESS_TRY(tess_io_statvfs(s->ctx->io, s->dir, &space));
-    const int64_t need_nbytes = copies_numel * s->disk_nbytes_max;
-    const int64_t need_inodes = copies_numel * (s->set.shard_world + 3);
+    TESS_TRY(tess_mul_i64(copies_numel, s->disk_nbytes_max, &need_nbytes));
+    TESS_TRY(tess_mul_i64(copies_numel, s->set.shard_world + 3, &need_inodes));
+    s->is_disk_full = need_nbytes > space.free_nbytes ||
+                      (space.free_inodes > 0 && need_inodes > space.free_inodes);
     TESS_CHECK(need_nbytes <= space.free_nbytes, TESS_E_IO,
                "'%s': %" PRId64 " checkpoint(s) need %" PRId64 " bytes, %" PRId64
                " are free; free space or choose another output.dir",
@@ -177,7 +182,29 @@ tess_status tess_ckpt_preflight(tess_ckpt_store *store)
 {
     TESS_CHECK(store->is_prepared, TESS_E_STATE, "checkpoint store '%s' is not prepared",
                store->dir);
-    return check_space(store, store->keep_numel + 1);
+    const int64_t every = store->keep_every, done = store->has_parent ? store->parent_step : 0;
+    const int64_t milestone_numel =
+        every > 0 ? TESS_MAX(store->last_step / every - done / every, (int64_t)0) : 0;
+    return check_space(store, store->keep_numel + 1 + milestone_numel);
+}
+
+tess_status ckpt_judge_room(tess_ckpt_store *s, tess_status st)
+{
+    char message[TESS_ERROR_MESSAGE_NBYTES];
+    tess_io_space space;
+    if (st != TESS_E_IO || !ckpt_is_full() || !s->is_prepared)
+        return st;
+    s->is_disk_full = true;
+    snprintf(message, sizeof message, "%.1500s", tess_error_message());
+    tess_error_clear();
+    if (tess_io_statvfs(s->ctx->io, s->dir, &space) != TESS_OK) {
+        tess_error_clear();
+        space.free_nbytes = 0;
+    }
+    return TESS_FAIL(st,
+                     "%s; a checkpoint needs %" PRId64 " bytes, '%s' has %" PRId64
+                     " free, less where a quota or a limit of files holds",
+                     message, s->disk_nbytes_max, s->dir, space.free_nbytes);
 }
 
 /* ---- begin ---- */
@@ -286,8 +313,11 @@ static tess_status make_attempt(tess_ckpt_store *s, char attempt[CKPT_ATTEMPT_NB
     tess_hex(random, sizeof random, attempt);
     TESS_TRY(name_attempt(s, attempt));
     TESS_TRY(check_space(s, 1));
-    TESS_TRY(tess_io_mkdir(s->ctx->io, s->attempt_dir, false));
-    return tess_io_fsync_dir(s->ctx->io, s->dir);
+    errno = 0;
+    tess_status st = tess_io_mkdir(s->ctx->io, s->attempt_dir, false);
+    if (st == TESS_OK)
+        st = tess_io_fsync_dir(s->ctx->io, s->dir);
+    return ckpt_judge_room(s, st);
 }
 
 static void start_report(const tess_ckpt_store *s, tess_ckpt_report *report)
@@ -296,9 +326,10 @@ static void start_report(const tess_ckpt_store *s, tess_ckpt_report *report)
     snprintf(report->dir, sizeof report->dir, "%s", s->attempt_name);
 }
 
-/* The agreed error record becomes the report's message. */
-static void drop(tess_ckpt_store *s, tess_ckpt_report *report)
+/* The agreed error record becomes the report's message. Collective. */
+static tess_status drop(tess_ckpt_store *s, tess_ckpt_report *report)
 {
+    int64_t is_full = s->is_disk_full;
     report->outcome = TESS_CKPT_DROPPED;
     if (tess_error_rank() >= 0)
         snprintf(report->message, sizeof report->message, "rank %d: %.900s", tess_error_rank(),
@@ -307,11 +338,15 @@ static void drop(tess_ckpt_store *s, tess_ckpt_report *report)
         snprintf(report->message, sizeof report->message, "%.1000s", tess_error_message());
     tess_error_clear();
     s->is_in_flight = false;
-    if (tess_comm_rank(s->comm) != 0)
-        return;
-    ckpt_thread_wait(s);
-    snprintf(s->drop_dir, sizeof s->drop_dir, "%s", s->attempt_dir);
-    ckpt_thread_post(s, CKPT_JOB_TIDY);
+    s->is_dropped = true;
+    if (tess_comm_rank(s->comm) == 0) {
+        ckpt_thread_wait(s);
+        snprintf(s->drop_dir, sizeof s->drop_dir, "%s", s->attempt_dir);
+        ckpt_thread_post(s, CKPT_JOB_TIDY);
+    }
+    TESS_TRY(tess_comm_control(s->comm, NULL, 0, &is_full, 1));
+    report->is_disk_full = is_full != 0;
+    return TESS_OK;
 }
 
 static tess_status begin_local(tess_ckpt_store *s, int64_t step, const tess_ckpt_value *state,
@@ -326,35 +361,27 @@ static tess_status begin_local(tess_ckpt_store *s, int64_t step, const tess_ckpt
     return copy_state(s, state, state_numel);
 }
 
-tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tess_ckpt_value *state,
-                                 int64_t state_numel, tess_ckpt_report *report)
+/* A directory for what staging holds, and the writers at work. @param is_copying  it is on its way
+ * there */
+static tess_status begin_attempt(tess_ckpt_store *s, bool is_copying, tess_ckpt_report *report)
 {
-    tess_ckpt_store *s = store;
-    TESS_TRY(tess_agree(s->comm, begin_local(s, step, state, state_numel)));
     char attempt[CKPT_ATTEMPT_NBYTES] = "";
-    s->step = step;
     s->attempt_dir[0] = '\0';
+    s->is_disk_full = false;
     tess_status st = tess_comm_rank(s->comm) == 0 ? make_attempt(s, attempt) : TESS_OK;
     st = tess_agree(s->comm, st);
     if (st != TESS_OK && tess_status_is_fatal(st))
         return st;
-    start_report(s, report);
     if (st != TESS_OK) {
-        drop(s, report);
-        return TESS_OK;
+        s->attempt_name[0] = '\0'; /* rank 0 alone has one */
+        start_report(s, report);
+        return drop(s, report);
     }
     TESS_TRY(tess_comm_bcast(s->comm, 0, attempt, sizeof attempt));
     TESS_TRY(name_attempt(s, attempt));
     start_report(s, report);
-    st = take_snapshot(s);
-    report->snapshot_s = s->times.snapshot_s;
-    if (st != TESS_OK && tess_status_is_fatal(st))
-        return st;
-    if (st != TESS_OK) {
-        drop(s, report);
-        return TESS_OK;
-    }
     s->is_in_flight = true;
+    s->is_dropped = false;
     s->job_status = TESS_OK;
     if (!is_writer(s, &s->set))
         return TESS_OK;
@@ -363,7 +390,7 @@ tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tes
                               .h5 = {.kind = "step",
                                      .run_id = s->run_id,
                                      .plan_digest = s->plan_digest,
-                                     .step = step,
+                                     .step = s->step,
                                      .rank = tess_comm_rank(s->comm),
                                      .set = &s->set,
                                      .state = s->state,
@@ -371,10 +398,45 @@ tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tes
                               .index = &s->index,
                               .views = s->snapshot,
                               .window = &s->window,
+                              .has_read_back = s->has_read_back,
                               .hashes = s->hashes};
-    s->is_copying = s->window.device != NULL;
+    s->is_copying = is_copying;
     if (!s->is_copying)
         ckpt_thread_post(s, CKPT_JOB_WRITE);
+    return TESS_OK;
+}
+
+tess_status tess_ckpt_save_begin(tess_ckpt_store *store, int64_t step, const tess_ckpt_value *state,
+                                 int64_t state_numel, tess_ckpt_report *report)
+{
+    tess_ckpt_store *s = store;
+    TESS_TRY(tess_agree(s->comm, begin_local(s, step, state, state_numel)));
+    s->step = step;
+    s->is_dropped = false;
+    /* Before the directory: where there is no room for one, the snapshot is written later. */
+    const tess_status st = take_snapshot(s);
+    if (st != TESS_OK && tess_status_is_fatal(st))
+        return st;
+    if (st == TESS_OK) {
+        TESS_TRY(begin_attempt(s, s->window.device != NULL, report));
+    } else {
+        s->attempt_dir[0] = '\0';
+        s->is_disk_full = false;
+        start_report(s, report);
+        TESS_TRY(drop(s, report));
+        s->is_dropped = false; /* there is nothing to be tried again */
+    }
+    report->snapshot_s = s->times.snapshot_s;
+    return TESS_OK;
+}
+
+tess_status tess_ckpt_save_again(tess_ckpt_store *store, tess_ckpt_report *report)
+{
+    tess_ckpt_store *s = store;
+    TESS_CHECK(s->is_dropped, TESS_E_STATE, "checkpoint store '%s': no save was dropped", s->dir);
+    ckpt_thread_wait(s);
+    TESS_TRY(begin_attempt(s, s->window.device != NULL, report));
+    report->snapshot_s = s->times.snapshot_s;
     return TESS_OK;
 }
 
@@ -429,7 +491,8 @@ static tess_status job_result(tess_ckpt_store *s)
     ckpt_thread_wait(s);
     if (s->job_status == TESS_OK)
         return TESS_OK;
-    return TESS_FAIL(s->job_status, "%s", s->job_message);
+    errno = s->job.is_disk_full ? ENOSPC : 0;
+    return ckpt_judge_room(s, TESS_FAIL(s->job_status, "%s", s->job_message));
 }
 
 tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
@@ -443,10 +506,8 @@ tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
     if (st != TESS_OK && (tess_status_is_fatal(st) || !was_in_flight))
         return st;
     start_report(s, report);
-    if (st != TESS_OK) {
-        drop(s, report);
-        return TESS_OK;
-    }
+    if (st != TESS_OK)
+        return drop(s, report);
     ckpt_attempt a = {.dir = s->attempt_dir,
                       .index = &s->index,
                       .file = &s->job.file,
@@ -467,10 +528,8 @@ tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
     TESS_TRY(ckpt_publish(s, &a));
     report->disk_nbytes = a.disk_nbytes;
     s->is_in_flight = false;
-    if (a.outcome == TESS_CKPT_DROPPED) {
-        drop(s, report);
-        return TESS_OK;
-    }
+    if (a.outcome == TESS_CKPT_DROPPED)
+        return drop(s, report);
     report->outcome = a.outcome;
     snprintf(report->message, sizeof report->message, "%s", a.message);
     ckpt_note_commit(s, &a);
@@ -478,6 +537,7 @@ tess_status tess_ckpt_commit(tess_ckpt_store *store, tess_ckpt_report *report)
     report->hash_s = s->job.times.hash_s;
     report->write_s = s->job.times.write_s;
     report->fsync_s = s->job.times.fsync_s;
+    report->read_back_s = s->job.times.read_back_s;
     report->commit_s = tess_clock_s() - start_s;
     return TESS_OK;
 }
@@ -490,4 +550,44 @@ tess_status tess_ckpt_save(tess_ckpt_store *store, int64_t step, const tess_ckpt
         TESS_TRY(tess_ckpt_commit(store, report));
     tess_ckpt_drain(store);
     return TESS_OK;
+}
+
+/* ---- probe ---- */
+
+/* What no file system can make smaller. */
+static void fill_random(const tess_ckpt_store *s, tess_view v, uint32_t record_idx)
+{
+    const size_t end = tess_view_nbytes(v);
+    const tess_rng rng = {.key = {(uint32_t)s->epoch, (uint32_t)tess_comm_rank(s->comm)},
+                          .index = record_idx};
+    uint32_t word[4];
+    for (size_t at = 0; at < end; at += sizeof word) {
+        tess_rng_quad(&rng, at / sizeof word, word);
+        memcpy((char *)v.data + at, word, TESS_MIN(sizeof word, end - at));
+    }
+}
+
+tess_status tess_ckpt_probe(tess_ckpt_store *store)
+{
+    tess_ckpt_store *s = store;
+    tess_ckpt_report report;
+    TESS_TRY(tess_agree(s->comm, begin_local(s, 0, NULL, 0)));
+    s->step = 0;
+    for (int64_t i = 0; is_writer(s, &s->set) && i < s->set.record_numel; i++)
+        fill_random(s, s->snapshot[i], (uint32_t)i);
+    TESS_TRY(begin_attempt(s, false, &report));
+    const bool is_begun = report.outcome == TESS_CKPT_PENDING;
+    tess_status st = TESS_OK;
+    if (is_begun) {
+        st = tess_agree(s->comm, job_result(s));
+        if (st != TESS_OK && tess_status_is_fatal(st))
+            return st;
+        TESS_TRY(drop(s, &report)); /* the attempt has done its duty */
+    }
+    s->is_dropped = false;
+    ckpt_thread_wait(s);
+    TESS_CHECK(is_begun && st == TESS_OK, TESS_E_IO,
+               "output.probe_disk: %s; free space or raise the quota, or choose another output.dir",
+               report.message);
+    return tess_comm_barrier(s->comm);
 }

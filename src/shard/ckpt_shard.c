@@ -307,42 +307,18 @@ static tess_status fill_final_file(ckpt_shard_job *job, const shard_plan *p, con
     return TESS_OK;
 }
 
-static tess_status write_final_file(ckpt_shard_job *job, const shard_plan *p)
+static tess_status write_final_file(ckpt_shard_job *job, const shard_plan *p, const char *path)
 {
-    char name[CKPT_SHARD_NAME_NBYTES], path[PATH_MAX];
     int fd = -1;
-    ckpt_shard_name(job->h5.rank, job->h5.set->shard_world, name);
-    TESS_TRY(ckpt_join(path, job->dir, name));
     TESS_TRY(tess_io_open_new(job->io, path, &fd));
     const tess_status st = fill_final_file(job, p, path, fd);
+    const int error = errno;
     const tess_status closed = tess_io_close(job->io, path, &fd);
+    if (st != TESS_OK)
+        errno = error;
     TESS_TRY(st);
     TESS_TRY(closed);
     return tess_io_fsync_dir(job->io, job->dir);
-}
-
-static tess_status write_steps(ckpt_shard_job *job, shard_plan *p)
-{
-    ckpt_h5_layout layout = {0};
-    TESS_TRY(build_skeleton(job, p, &layout));
-    const double start_s = tess_clock_s();
-    TESS_TRY(digest_payload(job, p));
-    job->times.hash_s = tess_clock_s() - start_s;
-    job->file.file_nbytes = layout.file_nbytes;
-    job->file.table_nbytes = p->chunk_numel * CKPT_CHUNK_ENTRY_NBYTES;
-    job->file.table_offset_nbytes = p->chunk_numel > 0 ? layout.table_offset_nbytes : 0;
-    TESS_TRY(tess_sha256_of(p->table, (size_t)job->file.table_nbytes, &job->file.table));
-    return write_final_file(job, p);
-}
-
-tess_status ckpt_shard_write(ckpt_shard_job *job)
-{
-    shard_plan plan = {.skeleton_fd = -1};
-    (void)ckpt_h5_start();
-    job->times = (ckpt_times){0};
-    const tess_status st = write_steps(job, &plan);
-    free_plan(&plan);
-    return st;
 }
 
 /* ---- checking ---- */
@@ -414,18 +390,116 @@ tess_status ckpt_open_part(tess_io *io, const char *path, int *fd, int64_t *file
                            path);
 }
 
+static tess_status check_size(const char *path, int64_t found_nbytes, const ckpt_file *file)
+{
+    TESS_CHECK(found_nbytes == file->file_nbytes, TESS_E_FORMAT,
+               "'%s' has %" PRId64 " bytes, the manifest says %" PRId64, path, found_nbytes,
+               file->file_nbytes);
+    return TESS_OK;
+}
+
 tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
                              ckpt_chunk **chunks, int64_t *chunk_numel)
 {
     int fd = -1;
     int64_t file_nbytes = 0;
     TESS_TRY(ckpt_open_part(io, path, &fd, &file_nbytes));
-    const tess_status st =
-        file_nbytes == file->file_nbytes
-            ? check_open_file(io, path, fd, file, chunks)
-            : TESS_FAIL(TESS_E_FORMAT, "'%s' has %" PRId64 " bytes, the manifest says %" PRId64,
-                        path, file_nbytes, file->file_nbytes);
+    tess_status st = check_size(path, file_nbytes, file);
+    if (st == TESS_OK)
+        st = check_open_file(io, path, fd, file, chunks);
     (void)close(fd);
     *chunk_numel = file->table_nbytes / CKPT_CHUNK_ENTRY_NBYTES;
+    return st;
+}
+
+/* ---- reading back ---- */
+
+static tess_status check_chunks(tess_io *io, const char *path, int fd, const ckpt_chunk *chunks,
+                                int64_t chunk_numel)
+{
+    void *buffer = NULL;
+    TESS_TRY(tess_alloc(TESS_CKPT_CHUNK_NBYTES, &buffer));
+    tess_status st = TESS_OK;
+    for (int64_t i = 0; st == TESS_OK && i < chunk_numel; i++) {
+        const ckpt_chunk *c = &chunks[i];
+        st = tess_io_pread(io, path, fd, buffer, (size_t)c->nbytes, c->offset_nbytes);
+        if (st != TESS_OK)
+            break;
+        const tess_xxh128 found = tess_xxh128_of(buffer, (size_t)c->nbytes);
+        if (memcmp(found.byte, c->digest.byte, sizeof found.byte) != 0)
+            st = TESS_FAIL(TESS_E_FORMAT,
+                           "'%s' is damaged: %" PRId64 " bytes at file offset %" PRId64
+                           " do not have their digest",
+                           path, c->nbytes, c->offset_nbytes);
+    }
+    tess_free(buffer);
+    return st;
+}
+
+static tess_status check_from_disk(tess_io *io, const char *path, const ckpt_file *file)
+{
+    int fd = -1;
+    int64_t file_nbytes = 0;
+    ckpt_chunk *chunks = NULL;
+    TESS_TRY(ckpt_open_part(io, path, &fd, &file_nbytes));
+    tess_status st = check_size(path, file_nbytes, file);
+    if (st == TESS_OK)
+        st = tess_io_drop_cache(io, path, fd);
+    if (st == TESS_OK)
+        st = check_open_file(io, path, fd, file, &chunks);
+    if (st == TESS_OK)
+        st = check_chunks(io, path, fd, chunks, file->table_nbytes / CKPT_CHUNK_ENTRY_NBYTES);
+    tess_free(chunks);
+    (void)close(fd);
+    return st;
+}
+
+/* Bytes that are not what was written are a failure of the disk, not of an input. */
+static tess_status read_back(ckpt_shard_job *job, const char *path)
+{
+    const double start_s = tess_clock_s();
+    const tess_status st = check_from_disk(job->io, path, &job->file);
+    job->times.read_back_s = tess_clock_s() - start_s;
+    if (st != TESS_E_FORMAT)
+        return st;
+    char message[TESS_ERROR_MESSAGE_NBYTES];
+    snprintf(message, sizeof message, "%.1900s", tess_error_message());
+    tess_error_clear();
+    return TESS_FAIL(TESS_E_IO, "written, and read back otherwise: %s; look at this disk", message);
+}
+
+/* ---- all of it ---- */
+
+bool ckpt_is_full(void) { return errno == ENOSPC || errno == EDQUOT || errno == EFBIG; }
+
+static tess_status write_steps(ckpt_shard_job *job, shard_plan *p)
+{
+    ckpt_h5_layout layout = {0};
+    TESS_TRY(build_skeleton(job, p, &layout));
+    const double start_s = tess_clock_s();
+    TESS_TRY(digest_payload(job, p));
+    job->times.hash_s = tess_clock_s() - start_s;
+    job->file.file_nbytes = layout.file_nbytes;
+    job->file.table_nbytes = p->chunk_numel * CKPT_CHUNK_ENTRY_NBYTES;
+    job->file.table_offset_nbytes = p->chunk_numel > 0 ? layout.table_offset_nbytes : 0;
+    TESS_TRY(tess_sha256_of(p->table, (size_t)job->file.table_nbytes, &job->file.table));
+    char name[CKPT_SHARD_NAME_NBYTES], path[PATH_MAX];
+    ckpt_shard_name(job->h5.rank, job->h5.set->shard_world, name);
+    TESS_TRY(ckpt_join(path, job->dir, name));
+    errno = 0;
+    const tess_status st = write_final_file(job, p, path);
+    job->is_disk_full = st == TESS_E_IO && ckpt_is_full();
+    TESS_TRY(st);
+    return job->has_read_back ? read_back(job, path) : TESS_OK;
+}
+
+tess_status ckpt_shard_write(ckpt_shard_job *job)
+{
+    shard_plan plan = {.skeleton_fd = -1};
+    (void)ckpt_h5_start();
+    job->times = (ckpt_times){0};
+    job->is_disk_full = false;
+    const tess_status st = write_steps(job, &plan);
+    free_plan(&plan);
     return st;
 }

@@ -156,6 +156,9 @@ tess_status tess_ckpt_store_open(const tess_ckpt_config *config, tess_ckpt_store
         s->comm = config->comm;
         s->ctx = config->ctx;
         s->keep_numel = config->keep_numel;
+        s->keep_every = config->keep_every;
+        s->last_step = config->last_step;
+        s->has_read_back = config->has_read_back;
         s->is_reader = config->is_reader;
         s->gather_group = config->gather_group;
         copy_text(s->dir, sizeof s->dir, config->dir);
@@ -359,8 +362,14 @@ static tess_status remove_entry(tess_ckpt_store *s, int64_t idx)
     return TESS_OK;
 }
 
-/* Older than the newest `keep` that this process wrote or read: they go, the oldest first. Ones
- * that do not verify are left for people to look at. */
+/* Whether a step's checkpoint stays whatever its age, of an abandoned line of descent too. */
+static bool is_milestone(const tess_ckpt_store *s, const ckpt_entry *e)
+{
+    return s->keep_every > 0 && e->step % s->keep_every == 0;
+}
+
+/* Older than the newest `keep` that this process wrote or read, and no milestone: they go, the
+ * oldest first. Ones that do not verify are left for people to look at. */
 static tess_status prune(tess_ckpt_store *s)
 {
     int64_t counted_numel = 0, first_kept = s->list.numel;
@@ -370,7 +379,7 @@ static tess_status prune(tess_ckpt_store *s)
         return TESS_OK;
     for (int64_t i = 0; i < first_kept;) {
         const ckpt_entry *e = &s->list.entries[i];
-        if (!e->is_valid || e->is_unsure) {
+        if (!e->is_valid || e->is_unsure || is_milestone(s, e)) {
             i++;
             continue;
         }

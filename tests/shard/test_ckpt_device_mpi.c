@@ -232,6 +232,30 @@ static tess_status test_failing_copy_drops_the_save(bench *b)
     return load_into_far(b, 8);
 }
 
+/* A dropped save is written again from its snapshot, after the device's memory has changed. A probe
+ * before it needs no snapshot. */
+static tess_status test_dropped_save_is_written_again(bench *b)
+{
+    tess_ckpt_value state[8];
+    tess_ckpt_report report;
+    TESS_TRY(open_store(b, true));
+    TESS_TRY(prepare_far(b));
+    TESS_TRY(tess_ckpt_probe(b->store));
+    TESS_TRY(fill_far(b, 7));
+    b->store->is_h5_broken = true;
+    TESS_TRY(tess_ckpt_save_begin(b->store, 7, state, ckpt_fixture_state(7, state), &report));
+    TESS_TRY(overwrite_state(b));
+    TESS_TRY(tess_ckpt_commit(b->store, &report));
+    EXPECT(report.outcome == TESS_CKPT_DROPPED && !report.is_disk_full);
+    b->store->is_h5_broken = false;
+    TESS_TRY(tess_stream_finish(b->compute));
+    TESS_TRY(tess_ckpt_save_again(b->store, &report));
+    EXPECT(report.outcome == TESS_CKPT_PENDING);
+    TESS_TRY(tess_ckpt_commit(b->store, &report));
+    EXPECT(report.outcome == TESS_CKPT_COMMITTED, "(%s)", report.message);
+    return load_into_far(b, 7);
+}
+
 /* Closing while copies are under way waits for them before their memory goes. */
 static tess_status test_close_under_way(bench *b)
 {
@@ -288,9 +312,12 @@ static void tear_down(bench *b)
 
 static tess_status run(tess_comm *comm)
 {
-    static tess_status (*const tests[])(bench *) = {
-        test_device_to_host, test_host_to_device, test_failing_copy_drops_the_save,
-        test_close_under_way, test_host_store_refuses_device_memory};
+    static tess_status (*const tests[])(bench *) = {test_device_to_host,
+                                                    test_host_to_device,
+                                                    test_failing_copy_drops_the_save,
+                                                    test_dropped_save_is_written_again,
+                                                    test_close_under_way,
+                                                    test_host_store_refuses_device_memory};
     for (int i = 0; i < TESS_NELEM(tests); i++) {
         bench b = {.comm = comm};
         tess_status st = set_up(&b, i % 2 == 0 ? tess_comm_world(comm) : 1);

@@ -30,7 +30,7 @@ for n in 2 3; do
     launch "$n" live "$dir" || fail "n=$n: the first life failed"
     least=2
     call=1
-    while [ "$call" -le 230 ]; do
+    while [ "$call" -le 380 ]; do
         rank=$((call % n))
         start=$(date +%s%N)
         TESSERA_FAULT="$rank:any:$call:kill" launch "$n" live "$dir"
@@ -39,7 +39,7 @@ for n in 2 3; do
         [ "$rc" -ne 124 ] && [ "$ms" -lt 20000 ] || fail "n=$n call $call: hung for $ms ms"
         [ "$rc" -eq 0 ] || killed=$((killed + 1))
         launch "$n" check "$dir" "$least" || fail "n=$n rank $rank call $call: the check failed"
-        call=$((call + 17 + n))
+        call=$((call + 23 + n))
     done
     # and the run goes on
     launch "$n" live "$dir" || fail "n=$n: the last life failed"

@@ -14,6 +14,8 @@ typedef struct ckpt_fixture {
     tess_ckpt_set base;
     tess_io *io;
     tess_ctx ctx;
+    int64_t keep_every, last_step; /* of stores opened from now on; 0 and false at first */
+    bool has_read_back;
     char log[4096]; /* lines since creation, cut at the end */
 } ckpt_fixture;
 

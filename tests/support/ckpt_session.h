@@ -9,13 +9,15 @@ typedef struct ckpt_session {
     int64_t committed_numel; /* of two saves */
     int64_t call_numel;
     int64_t first_write_call; /* number of the first call that wrote: LOCK; INT64_MAX none */
-    bool is_noticed;          /* something failed or was logged */
-    tess_status status;       /* how it ended */
+    bool has_probe_failed;
+    bool is_noticed;    /* something failed or was logged */
+    tess_status status; /* how it ended */
 } ckpt_session;
 
 /**
- * Open `dir`, load, write the base, save the next two steps. `fault` as in TESSERA_FAULT, NULL
- * none. Collective; the outcome must be equal on all ranks, else TESS_E_STATE.
+ * Open `dir`, load, write the base, probe the disk, save the next two steps, read back. `fault` as
+ * in TESSERA_FAULT, NULL none. Collective; the outcome must be equal on all ranks, else
+ * TESS_E_STATE.
  */
 TESS_MUST_CHECK tess_status ckpt_session_run(tess_comm *comm, const char *dir, const char *fault,
                                              ckpt_session *out);
