@@ -52,16 +52,15 @@ static int terminal_columns(void)
 }
 
 /* Seconds from the environment, 0 when it does not say. */
-static tess_status read_deadline(double *deadline_s)
+static tess_status read_seconds(const char *name, double *value_s)
 {
     static const double range[] = {0.1, 1e5};
-    const char *text = getenv("TESSERA_DEADLINE_S");
-    *deadline_s = 0.0;
-    TESS_CHECK(text == NULL || *text == '\0' || tess_launch_read_f64(text, range, deadline_s),
+    const char *text = getenv(name);
+    *value_s = 0.0;
+    TESS_CHECK(text == NULL || *text == '\0' || tess_launch_read_f64(text, range, value_s),
                TESS_E_CONFIG,
-               "TESSERA_DEADLINE_S: expected seconds from %g to %g, found '%.100s'; leave it unset "
-               "for the default",
-               range[0], range[1], text);
+               "%s: expected seconds from %g to %g, found '%.100s'; leave it unset for the default",
+               name, range[0], range[1], text);
     return TESS_OK;
 }
 
@@ -125,7 +124,7 @@ tess_status tess_launch_ranks(const tess_common_options *common, tess_ranks_body
     tess_ctx ctx = {0};
     tess_comm *comm = NULL;
     double deadline_s = 0.0;
-    TESS_TRY(read_deadline(&deadline_s));
+    TESS_TRY(read_seconds("TESSERA_DEADLINE_S", &deadline_s));
     TESS_TRY(tess_launch_open(common, tess_launch_rank(), &ctx));
     tess_status st = open_comm(TESS_COMM_THREAD_OFF, deadline_s, &ctx, &comm);
     if (st == TESS_OK)
@@ -144,7 +143,8 @@ tess_status tess_launch_job(const tess_common_options *common, const tess_sessio
     tess_session *session = NULL;
     tess_session_options o = *options;
     o.stop_request = &stop_request;
-    TESS_TRY(read_deadline(&o.deadline_s));
+    TESS_TRY(read_seconds("TESSERA_DEADLINE_S", &o.deadline_s));
+    TESS_TRY(read_seconds("TESSERA_PAUSE_S", &o.pause_s));
     o.show = show_on_stderr;
     o.is_terminal = isatty(STDERR_FILENO) != 0;
     o.columns = terminal_columns();

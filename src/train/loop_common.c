@@ -3,12 +3,17 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/clock.h"
 #include "core/memory.h"
 
 static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
                     STEP_DEADLINE_FACTOR = 20.0;
+/* Of a pause: between looks at the disk, and between looks at requests to stop, which come sooner
+ * than the shortest deadline. */
+static const double PAUSE_S = 30.0;
+static const long PAUSE_NAP_NS = 50 * 1000 * 1000;
 
 /* ---- watchdog ---- */
 
@@ -85,9 +90,65 @@ static void report_save(session_loop *l, const tess_ckpt_report *r)
     else
         tess_log_root(log, TESS_LOG_INFO,
                       "checkpoint step=%" PRId64 " dir=%s bytes=%" PRId64
-                      " snapshot_s=%.4f hash_s=%.4f write_s=%.4f fsync_s=%.4f commit_s=%.4f",
+                      " snapshot_s=%.4f hash_s=%.4f write_s=%.4f fsync_s=%.4f read_back_s=%.4f"
+                      " commit_s=%.4f",
                       r->step, r->dir, r->disk_nbytes, r->snapshot_s, r->hash_s, r->write_s,
-                      r->fsync_s, r->commit_s);
+                      r->fsync_s, r->read_back_s, r->commit_s);
+}
+
+/* Until it is time to look at the disk again, or a rank was asked to stop: both for all ranks. */
+static tess_status wait_for_room(session_loop *l, double pause_s)
+{
+    const struct timespec nap = {0, PAUSE_NAP_NS};
+    const double begin_s = tess_clock_s();
+    for (;;) {
+        loop_beat_files(l, "pause: disk full");
+        (void)nanosleep(&nap, NULL); /* a signal ends it early */
+        int64_t max[] = {loop_is_asked(l), tess_clock_s() - begin_s >= pause_s};
+        TESS_TRY(session_section(l->s, tess_comm_control(l->s->world, NULL, 0, max, 2)));
+        l->is_stopping = l->is_stopping || max[0] != 0;
+        if (l->is_stopping || max[1] != 0)
+            return TESS_OK;
+    }
+}
+
+/* The snapshot of the save that found no room is still there: it is written when there is, so which
+ * checkpoints exist does not depend on when that was. */
+static tess_status pause_for_room(session_loop *l, tess_ckpt_report *r)
+{
+    tess_session *s = l->s;
+    const double pause_s = s->options.pause_s > 0.0 ? s->options.pause_s : PAUSE_S;
+    tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                  "output.on_disk_full: training pauses after step %" PRId64
+                  " until there is room for the checkpoint of step %" PRId64
+                  ", which is tried every %g s; SIGUSR1 ends the run",
+                  s->step, r->step, pause_s);
+    while (r->is_disk_full && !l->is_stopping) {
+        TESS_TRY(wait_for_room(l, pause_s));
+        if (l->is_stopping)
+            break;
+        TESS_TRY(session_section(s, tess_ckpt_save_again(s->store, r)));
+        if (r->outcome == TESS_CKPT_PENDING)
+            TESS_TRY(session_section(s, tess_ckpt_commit(s->store, r)));
+    }
+    if (!r->is_disk_full)
+        report_save(l, r);
+    return TESS_OK;
+}
+
+/* A save whose outcome is known. */
+static tess_status end_save(session_loop *l, tess_ckpt_report *r)
+{
+    report_save(l, r);
+    const tess_run_full choice = l->s->run->output.on_disk_full;
+    TESS_CHECK(
+        !r->is_disk_full || choice != TESS_RUN_FULL_STOP, TESS_E_IO,
+        "output.on_disk_full is stop, and there is no room for the checkpoint of step %" PRId64
+        ": %s; make room and start again",
+        r->step, r->message);
+    if (!r->is_disk_full || choice != TESS_RUN_FULL_PAUSE || l->is_stopping)
+        return TESS_OK;
+    return pause_for_room(l, r);
 }
 
 /* Who measures saves hears of those that are on disk. */
@@ -117,8 +178,7 @@ tess_status loop_commit(session_loop *l)
     const double end_s = tess_clock_s();
     tess_trace_host(l->trace, "commit checkpoint", start_s, end_s);
     measure_save(l, &report, start_s, end_s);
-    report_save(l, &report);
-    return TESS_OK;
+    return end_save(l, &report);
 }
 
 tess_status loop_prepare_save(session_loop *l, bool is_last, bool *is_due)
@@ -148,9 +208,7 @@ tess_status loop_save(session_loop *l, const tess_ckpt_value *state, int state_n
     tess_trace_host(l->trace, "begin checkpoint", l->begun_s, l->begun_s + l->begin_s);
     l->is_saving = report.outcome == TESS_CKPT_PENDING;
     l->asked_step = s->step;
-    if (!l->is_saving)
-        report_save(l, &report);
-    return TESS_OK;
+    return l->is_saving ? TESS_OK : end_save(l, &report);
 }
 
 tess_status loop_drain(session_loop *l)

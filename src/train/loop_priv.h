@@ -57,12 +57,14 @@ int64_t loop_device_peak(session_loop *l);
  * `planned_nbytes`, for libraries */
 void loop_tell_device_memory(session_loop *l, size_t planned_nbytes, size_t library_nbytes);
 
-/** Publish the save under way, where there is one. Collective. */
+/** Publish the save under way, where there is one. A full disk is met as output.on_disk_full says;
+ * a request to stop that comes while it is waited for is in `is_stopping`. Collective.
+ * @return TESS_E_IO on_disk_full is stop */
 TESS_MUST_CHECK tess_status loop_commit(session_loop *l);
 /** Before a save: an earlier one is on disk then. Collective. @param[out] is_due  false: this one
  * is left out, and said so; never the last of a run */
 TESS_MUST_CHECK tess_status loop_prepare_save(session_loop *l, bool is_last, bool *is_due);
-/** Start to save records and `state`. Collective. */
+/** Start to save records and `state`; a full disk is met as in loop_commit(). Collective. */
 TESS_MUST_CHECK tess_status loop_save(session_loop *l, const tess_ckpt_value *state,
                                       int state_numel);
 /** After the last step: nothing is under way any more. Collective. */

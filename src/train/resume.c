@@ -388,6 +388,11 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
     return st;
 }
 
+static int64_t last_step_of(const tess_session *s)
+{
+    return s->vectors != NULL ? session_vectors_step_numel(s) : s->run->train.steps;
+}
+
 tess_status session_open_store(tess_session *s)
 {
     char hex[TESS_SHA256_HEX_NBYTES];
@@ -396,6 +401,9 @@ tess_status session_open_store(tess_session *s)
     tess_hex(numerics.byte, sizeof numerics.byte, hex);
     const tess_ckpt_config config = {.dir = s->run->output.dir,
                                      .keep_numel = (int)s->run->output.keep,
+                                     .keep_every = s->run->output.keep_every,
+                                     .last_step = last_step_of(s),
+                                     .has_read_back = s->run->output.verify_after_save,
                                      .is_reader = s->options.kind == TESS_SESSION_READER,
                                      .plan_digest = s->contract_digest,
                                      .config_digest = hex,
@@ -421,16 +429,21 @@ static tess_status state_room(const tess_session *s, size_t *nbytes)
     return TESS_OK;
 }
 
+tess_status session_check_room(tess_session *s)
+{
+    if (tess_comm_rank(s->world) == 0 && tess_ckpt_preflight(s->store) != TESS_OK) {
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "output.dir: %s", tess_error_message());
+        tess_error_clear(); /* old checkpoints may go before the room is needed */
+    }
+    return s->run->output.probe_disk ? tess_ckpt_probe(s->store) : TESS_OK;
+}
+
 static tess_status prepare_saves(tess_session *s)
 {
     size_t room_nbytes = 0;
     TESS_TRY(session_agree(s, state_room(s, &room_nbytes)));
     TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base, room_nbytes));
-    if (tess_comm_rank(s->world) == 0 && tess_ckpt_preflight(s->store) != TESS_OK) {
-        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "output.dir: %s", tess_error_message());
-        tess_error_clear(); /* old checkpoints may go before the room is needed */
-    }
-    return TESS_OK;
+    return session_check_room(s);
 }
 
 /* What was loaded takes effect. */

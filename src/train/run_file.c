@@ -286,9 +286,23 @@ static tess_status check_mode(const tess_run *run)
     return TESS_OK;
 }
 
+/* Checkpoints that stay are some of those that are made. */
+static tess_status check_milestones(const tess_run *run)
+{
+    char place[TESS_RUN_PLACE_NBYTES];
+    const int64_t every = run->output.checkpoint_every, keep_every = run->output.keep_every;
+    tess_run_place_text(run, TESS_RUN_KEY_output_keep_every, place);
+    TESS_CHECK(keep_every == 0 || (every > 0 && keep_every % every == 0), TESS_E_CONFIG,
+               "%s: expected a multiple of output.checkpoint_every (%" PRId64 "), found %" PRId64
+               "; there is no checkpoint at other steps",
+               place, every, keep_every);
+    return TESS_OK;
+}
+
 static tess_status check_fit(const tess_run *run)
 {
     char place[TESS_RUN_PLACE_NBYTES];
+    TESS_TRY(check_milestones(run));
     TESS_TRY(run_family_check(run));
     if (tess_run_is_kmeans(run))
         return TESS_OK;

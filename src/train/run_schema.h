@@ -522,6 +522,18 @@ TESS_BEGIN_DECLS
       " last step.") \
     X(output, keep, "keep", int64_t, INT, "", "3", 2, 1000000, FREE, \
       "Checkpoints that are kept; older ones are removed.") \
+    X(output, keep_every, "keep_every", int64_t, INT, "", "0", 0, 1000000000, FREE, \
+      "Checkpoints at multiples of so many steps are never removed, beside those that keep" \
+      " counts; a multiple of checkpoint_every, 0: none.") \
+    X(output, verify_after_save, "verify_after_save", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Read the files of a checkpoint back from the disk before it counts as one.") \
+    X(output, probe_disk, "probe_disk", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Before training, write as many bytes as a checkpoint has, and remove them: a quota or disk" \
+      " that has no room for them ends the run with 74.") \
+    X(output, on_disk_full, "on_disk_full", tess_run_full, ENUM, TESS_RUN_WORDS_(FULL), \
+      "continue", 0, 0, FREE, \
+      "When a checkpoint finds no room: drop it and train on, wait for room and write it, or" \
+      " end with 74.") \
     X(output, when_busy, "when_busy", tess_run_busy, ENUM, TESS_RUN_WORDS_(BUSY), "wait", 0, 0, \
       FREE, \
       "What to do when a save is due while another is being written.") \

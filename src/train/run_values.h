@@ -77,6 +77,7 @@ enum { TESS_RUN_AUTO = -1, TESS_RUN_GROUP_NODE = -2, TESS_RUN_GROUP_WORLD = -3 }
 #define TESS_RUN_DEVICE_LIST(X) X(AUTO, "auto") X(CPU, "cpu") X(CUDA, "cuda")
 #define TESS_RUN_DTYPE_LIST(X) X(BF16, "bf16") X(F32, "f32")
 #define TESS_RUN_BUSY_LIST(X) X(WAIT, "wait") X(SKIP, "skip")
+#define TESS_RUN_FULL_LIST(X) X(CONTINUE, "continue") X(PAUSE, "pause") X(STOP, "stop")
 #define TESS_RUN_STORE_LIST(X) X(AUTO, "auto") X(COPY, "copy")
 #define TESS_RUN_EXPORT_LIST(X)                                                                    \
     X(AUTO, "auto")                                                                                \
@@ -168,6 +169,11 @@ typedef enum tess_run_busy {
     TESS_RUN_BUSY_LIST(X)
 #undef X
 } tess_run_busy;
+typedef enum tess_run_full {
+#define X(name, text) TESS_RUN_FULL_##name,
+    TESS_RUN_FULL_LIST(X)
+#undef X
+} tess_run_full;
 typedef enum tess_run_store {
 #define X(name, text) TESS_RUN_STORE_##name,
     TESS_RUN_STORE_LIST(X)

@@ -95,6 +95,7 @@ typedef struct tess_session_options {
     const volatile sig_atomic_t *stop_request; /* set by a signal: save and stop; NULL: none */
     const tess_session_measure *measure; /* NULL: a run as its file says; outlives the session */
     double deadline_s; /* of a step's sections; 0: from the measured step time, at least 60 */
+    double pause_s;    /* between looks at a full disk, output.on_disk_full: pause; 0: 30 */
     const tess_kernels *kernels; /* NULL: the table of compute.device; outlives the session */
     /* NULL: what compute.device says. A device of the caller's, with `kernels` of its own, whose
      * memory the session's communicator reaches; outlives the session. */

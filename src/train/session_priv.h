@@ -236,6 +236,9 @@ TESS_MUST_CHECK tess_status session_agree(tess_session *s, tess_status st);
 
 /** Open `store`, with `numerics` listed. Collective. */
 TESS_MUST_CHECK tess_status session_open_store(tess_session *s);
+/** After tess_ckpt_prepare(): is there room for checkpoints? Too little is said, and with
+ * output.probe_disk is the end. Collective. @return TESS_E_IO */
+TESS_MUST_CHECK tess_status session_check_room(tess_session *s);
 /** An integer of a manifest. Local. @return TESS_E_FORMAT it is missing */
 TESS_MUST_CHECK tess_status session_number_of(const tess_ckpt_loaded *m, const char *name,
                                               int64_t *out);
@@ -268,9 +271,10 @@ static inline tess_weights session_weights(tess_run_weights choice)
 TESS_MUST_CHECK tess_status session_vectors_open(tess_session *s);
 void session_vectors_close(tess_session *s);
 TESS_MUST_CHECK tess_status session_vectors_train(tess_session *s);
-/** Memory of the plan; vectors of a pass of all ranks, and FLOPs of the searches of one of the
- * first level. Local. */
+/** Memory of the plan; steps of the job, at most; vectors of a pass of all ranks, and FLOPs of the
+ * searches of one of the first level. Local. */
 size_t session_vectors_planned_nbytes(const tess_session *s);
+int64_t session_vectors_step_numel(const tess_session *s);
 int64_t session_vectors_pass_numel(const tess_session *s);
 double session_vectors_pass_flops(const tess_session *s);
 TESS_MUST_CHECK tess_status session_vectors_evaluate(tess_session *s, tess_eval_result *out);

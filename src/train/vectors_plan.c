@@ -258,6 +258,11 @@ int64_t session_vectors_pass_numel(const tess_session *s)
     return p->config.batch_numel > 0 ? p->config.batch_numel : p->vector_numel;
 }
 
+int64_t session_vectors_step_numel(const tess_session *s)
+{
+    return tess_kmeans_step_numel(&s->vectors->plan.config);
+}
+
 double session_vectors_pass_flops(const tess_session *s)
 {
     const tess_kmeans_plan *p = &s->vectors->plan;

@@ -276,11 +276,7 @@ static tess_status prepare_saves(tess_session *s)
     tess_free(yaml);
     TESS_TRY(tess_ckpt_prepare(s->store, &s->records.state, &s->base,
                                yaml_nbytes + strlen(s->numerics) + SLACK_NBYTES));
-    if (tess_comm_rank(s->world) == 0 && tess_ckpt_preflight(s->store) != TESS_OK) {
-        tess_log_root(&s->ctx->log, TESS_LOG_WARN, "output.dir: %s", tess_error_message());
-        tess_error_clear(); /* old checkpoints may go before the room is needed */
-    }
-    return TESS_OK;
+    return session_check_room(s);
 }
 
 /* ---- open and close ---- */
@@ -517,9 +513,8 @@ static tess_status check_held_out(tess_session *s)
 tess_status session_vectors_train(tess_session *s)
 {
     session_loop l;
-    const session_loop_kind kind = {.unit = "vectors",
-                                    .step_numel = tess_kmeans_step_numel(&s->vectors->plan.config),
-                                    .write_plan = write_plan};
+    const session_loop_kind kind = {
+        .unit = "vectors", .step_numel = session_vectors_step_numel(s), .write_plan = write_plan};
     if (s->options.measure == NULL)
         TESS_TRY(check_held_out(s));
     tess_status st = session_agree(s, loop_begin(&l, s, &kind));

@@ -65,6 +65,8 @@ done
 for seconds in abc -5 0 5m nan inf 1e400; do
     TESSERA_DEADLINE_S=$seconds expect 65 \
         "TESSERA_DEADLINE_S: expected seconds from 0.1 to 100000, found '$seconds'" train run.yaml
+    TESSERA_PAUSE_S=$seconds expect 65 \
+        "TESSERA_PAUSE_S: expected seconds from 0.1 to 100000, found '$seconds'" train run.yaml
 done
 expect 64 "inspect: no path given" inspect
 expect 64 "verify: no path given" verify

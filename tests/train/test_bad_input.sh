@@ -77,7 +77,7 @@ refuse_text 65 "bad.yaml" '1,$d'
 for key in model.init=maybe base.block_size=65 lora.dropout=1.0 data.sequence_length=1 \
     data.packing=perhaps train.learning_rate=fast train.micro_batches=0 train.seed=-1 \
     shard.prefetch=2 shard.reduction=approximate compute.threads=0 compute.dtype=f8 \
-    adapter.allow_base_change=2 output.keep=0 output.when_busy=panic; do
+    adapter.allow_base_change=2 output.keep=0 output.when_busy=panic output.keep_every=-1 output.on_disk_full=panic; do
     refuse_key 65 "argument|${key%%=*}|${key#*=}" "$key"
 done
 for section in model base lora data train shard compute adapter output; do
@@ -90,6 +90,8 @@ refuse_key 65 "lora.rank_pattern|'down_porj' matches no module" "lora.rank_patte
 refuse_key 65 "lora.alpha_pattern|'q_proj.x' matches no module" "lora.alpha_pattern={q_proj.x: 8}"
 refuse_key 65 "base.overrides|'lm_haed.weight' matches no tensor" "base.overrides=[{match: lm_haed.weight, format: int8}]"
 refuse_key 65 "lora.targets|'roj'|no path ends in it" "lora.targets=[roj]"
+refuse_key 65 "output.keep_every|multiple of output.checkpoint_every (2)|3" output.keep_every=3
+refuse_key 65 "output.keep_every|multiple of output.checkpoint_every (0)|4" output.keep_every=4 output.checkpoint_every=0
 refuse_key 65 "train.seed is given twice" train.seed=1 train.seed=2
 
 # ---- model ----
