@@ -73,18 +73,41 @@ static tess_status plan_json(const tess_description *d, const outlook *o, char *
     return st;
 }
 
+/* What checkpoints take of output.dir: metadata, what a feed keeps and a copied base come on top.
+ */
+static tess_status disk_text(const tess_description *d, char **text)
+{
+    const tess_run_output_keys *out = &d->run->output;
+    const int64_t stay_numel = out->keep_every > 0 ? d->run->train.steps / out->keep_every : 0;
+    double state_nbytes = 0;
+    for (int u = 0; u < d->registry.unit_numel; u++)
+        for (int i = 0; i < d->plan->state_array_numel; i++)
+            state_nbytes += (double)tess_plan_state_total(d->plan, u, i) *
+                            (double)tess_dtype_block_nbytes(d->plan->state[i].array.dt);
+    return tess_asprintf(text,
+                         "checkpoints in output.dir, files of all ranks\n"
+                         "  %-34s %10.1f MiB\n  %-34s %10.1f MiB  (keep %" PRId64
+                         " and one more, %" PRId64 " that stay)\n",
+                         "state in each", state_nbytes / 0x1p20, "at most at once",
+                         (double)(out->keep + 1 + stay_numel) * state_nbytes / 0x1p20, out->keep,
+                         stay_numel);
+}
+
 static tess_status plan_text(const tess_description *d, const outlook *o, char **text)
 {
     const tess_prediction p = prediction_of(d, o);
-    char *plan = NULL, *ranks = NULL, *predicted = NULL;
+    char *plan = NULL, *disk = NULL, *ranks = NULL, *predicted = NULL;
     tess_status st = tess_plan_text(d->plan, &d->registry, &plan);
+    if (st == TESS_OK)
+        st = disk_text(d, &disk);
     if (st == TESS_OK)
         st = tess_rank_ranges_text(&o->ranges, &ranks);
     if (st == TESS_OK && o->has_device)
         st = tess_prediction_text(&p, &predicted);
     if (st == TESS_OK)
-        st = tess_asprintf(text, "%s%s%s", plan, ranks, predicted != NULL ? predicted : "");
+        st = tess_asprintf(text, "%s%s%s%s", plan, disk, ranks, predicted != NULL ? predicted : "");
     tess_free(plan);
+    tess_free(disk);
     tess_free(ranks);
     tess_free(predicted);
     return st;

@@ -50,6 +50,8 @@ check_bits out "an error of the disk"
 echo "no room for one save: pause, continue, stop"
 
 # ---- checkpoints that stay, and are read back ----
+"$tessera" plan run.yaml output.keep_every=8 > log || fail "plan: exit code $?"
+grep -q 'at most at once .*(keep 2 and one more, 3 that stay)' log || fail "plan: nothing of disks"
 launch 2 train run.yaml output.keep_every=8 output.verify_after_save=true output.probe_disk=true train.steps=20
 [ "$rc" -eq 0 ] || fail "keep_every: exit code $rc"
 [ "$(steps_of out)" = "8 16 18 20 " ] || fail "keep_every: checkpoints of steps $(steps_of out)"
