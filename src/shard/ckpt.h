@@ -336,6 +336,12 @@ typedef struct tess_ckpt_load_request {
 TESS_MUST_CHECK tess_status tess_ckpt_load(tess_ckpt_store *store,
                                            const tess_ckpt_load_request *request,
                                            tess_ckpt_loaded *out);
+/**
+ * Read base/<id>/ of the store's directory into this rank's ranges once more, as tess_ckpt_load()
+ * reads a base. Collective; no save may be in flight. @return as tess_ckpt_load()
+ */
+TESS_MUST_CHECK tess_status tess_ckpt_load_base(tess_ckpt_store *store, const char *id,
+                                                const tess_ckpt_set *set);
 /** Free what a load returned. Local. */
 void tess_ckpt_loaded_fini(tess_ckpt_loaded *loaded);
 /** State value by name; NULL when absent. Local. */

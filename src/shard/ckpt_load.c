@@ -537,6 +537,41 @@ tess_status tess_ckpt_load(tess_ckpt_store *store, const tess_ckpt_load_request 
     return st;
 }
 
+static tess_status load_base_alone(load *l, const char *id)
+{
+    tess_comm *comm = l->store->comm;
+    TESS_TRY(open_part(l, l->dir, "base", &l->base));
+    const char *found = l->base.reader->manifest.base_id;
+    TESS_CHECK(strcmp(found, id) == 0, TESS_E_FORMAT, "'%s' holds base %.16s, expected %.16s",
+               l->dir, found, id);
+    tess_status st = judge_base(l);
+    if (st == TESS_OK)
+        st = check_part(&l->base);
+    TESS_TRY(tess_agree(comm, st));
+    TESS_TRY(tess_agree(comm, read_part(l, &l->base)));
+    return check_hashes(l, &l->base);
+}
+
+static tess_status prepare_base(load *l, const char *id, const tess_ckpt_set *set)
+{
+    char root[PATH_MAX];
+    TESS_TRY(ckpt_join(root, l->store->dir, "base"));
+    TESS_TRY(ckpt_join(l->dir, root, id));
+    TESS_TRY(ckpt_window_follow(&l->store->window));
+    return prepare_part(l, "load of the base", set, &l->base);
+}
+
+tess_status tess_ckpt_load_base(tess_ckpt_store *store, const char *id, const tess_ckpt_set *set)
+{
+    load l = {.store = store};
+    tess_ckpt_drain(store);
+    tess_status st = tess_agree(store->comm, prepare_base(&l, id, set));
+    if (st == TESS_OK)
+        st = load_base_alone(&l, id);
+    free_part(&l.base);
+    return st;
+}
+
 void tess_ckpt_loaded_fini(tess_ckpt_loaded *loaded)
 {
     ckpt_reader *reader = loaded->memory;

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "core/digest.h"
 #include "core/exact.h"
 #include "core/pool.h"
 #include "dist/comm.h"
@@ -51,6 +52,7 @@ typedef struct tess_step_request {
     bool (*wants_update)(void *arg, const struct tess_step_result *result);
     const int64_t *flags; /* [flag_numel] this rank's flags, maxima over ranks come back */
     int flag_numel;       /* at most TESS_FLAG_MAX */
+    bool has_veto;        /* where the last flag is not 0 on any rank nothing is updated */
 } tess_step_request;
 
 enum { TESS_FLAG_MAX = 16 };
@@ -63,6 +65,7 @@ typedef struct tess_step_result {
                                 everywhere */
     int nonfinite_rank, nonfinite_unit; /* lowest owner rank and unit with one, -1 */
     int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
+    bool is_vetoed;                     /* parameters and state are those before the step */
     double exposed_comm_s; /* the compute lane stood still for gathers and gradient traffic: the
                               most of any rank; what follows an update counts with the next step */
     double exposed_comm_least_s; /* the least of any, with the time until all had come to the record
@@ -104,6 +107,17 @@ typedef enum tess_state_kind {
 tess_view tess_runtime_state(tess_runtime *rt, int unit_idx, int array_idx);
 tess_view tess_runtime_param_shard(tess_runtime *rt, int unit_idx); /* compute dtype [owned] */
 tess_view tess_runtime_arena(tess_runtime *rt, tess_lifetime life); /* u8_opaque, whole arena */
+
+/**
+ * XXH3-128 of 4 MiB after 4 MiB, each with the digest before it, of memory as it is now: of this
+ * rank's shard of a unit's frozen bytes, without padding; of what every rank has a copy of (trained
+ * slabs that are kept whole, optimizer state that is whole everywhere), zeros where a unit has
+ * none. Equal on all ranks with the same bytes. Not inside a step. Local.
+ */
+TESS_MUST_CHECK tess_status tess_runtime_frozen_digest(tess_runtime *rt, int unit_idx,
+                                                       tess_xxh128 *out);
+TESS_MUST_CHECK tess_status tess_runtime_copies_digest(tess_runtime *rt, int unit_idx,
+                                                       tess_xxh128 *out);
 
 /** Numbers of the whole run that the optimizer keeps, [scalar_numel] of its row, equal on all
  * ranks; they belong into a checkpoint. Local. */

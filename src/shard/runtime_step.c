@@ -328,6 +328,8 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
         result->nonfinite_unit = (int)(-c.max[TESS_FLAG_MAX] % units);
     }
     memcpy(result->flags, c.max, sizeof result->flags);
+    const int flag_numel = rt->request->flag_numel;
+    result->is_vetoed = rt->request->has_veto && flag_numel > 0 && c.max[flag_numel - 1] != 0;
     return TESS_OK;
 }
 
@@ -363,7 +365,7 @@ static tess_status run_step(tess_runtime *rt, tess_step_result *result)
     runtime_span_end(rt, span);
     TESS_TRY(agree_on_step(rt, result));
     const tess_step_request *request = rt->request;
-    if (result->nonfinite_numel > 0 ||
+    if (result->nonfinite_numel > 0 || result->is_vetoed ||
         (request->wants_update != NULL && !request->wants_update(request->arg, result)))
         return TESS_OK;
     TESS_TRY(wait_for_hold(rt));
