@@ -30,7 +30,7 @@ TESS_BEGIN_DECLS
     X(E_MEMORY, false, 71, "out of memory")                                                        \
     X(E_IO, false, 74, "input or output failed")                                                   \
     X(E_PREEMPTED, false, 75, "stopped on request after a save")                                   \
-    X(E_NUMERIC, false, 76, "non-finite values or spikes stopped the run")                         \
+    X(E_NUMERIC, false, 76, "numbers that cannot be right stopped the run")                        \
     X(E_COMM, true, 86, "communicator failed")                                                     \
     X(E_TIMEOUT, true, 86, "deadline passed")
 

@@ -10,13 +10,14 @@
 #include "train/trace_file.h"
 
 /* Flags of the control record; maxima over ranks come back. */
-enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_NUMEL };
+enum { FLAG_STOP, FLAG_WRITING, FLAG_HOST_PEAK, FLAG_DEVICE_PEAK, FLAG_DAMAGED, FLAG_NUMEL };
 
 typedef struct loop {
     session_loop base;
     bool is_traced; /* spans go to a measurement, and there is no file */
     tess_trace_file *trace_file;
     loop_anomaly *anomaly; /* NULL: of measured steps nothing is said */
+    loop_integrity *integrity;
 } loop;
 
 /* ---- trace ---- */
@@ -113,6 +114,7 @@ static tess_status begin_save(loop *l)
         return TESS_OK;
     if (s->feed->before_save != NULL)
         TESS_TRY(session_section(s, s->feed->before_save(s)));
+    TESS_TRY(loop_integrity_compare(&l->base, l->integrity));
     char window[SESSION_SERIES_NUMEL][TESS_SPIKE_TEXT_NBYTES];
     const tess_ckpt_value own[] = {
         number("step", s->step),
@@ -262,16 +264,21 @@ static void measure_step(loop *l, const tess_step_result *r, double step_s)
     m->on_step(m->arg, &step);
 }
 
-static tess_status run_step(loop *l)
+/* A step of which nothing was updated is left as it was begun. */
+static tess_status try_step(loop *l, bool *is_done)
 {
     tess_session *s = l->base.s;
     const tess_run *run = s->run;
     const double start_s = tess_clock_s();
+    bool is_damaged = false;
+    loop_beat(&l->base, "step");
+    TESS_TRY(session_section(s, loop_integrity_look(&l->base, l->integrity, &is_damaged)));
     const int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = loop_is_asked(&l->base),
                                        [FLAG_WRITING] =
                                            tess_ckpt_poll(s->store) == TESS_CKPT_WRITING,
                                        [FLAG_HOST_PEAK] = (int64_t)tess_peak_rss_nbytes(),
-                                       [FLAG_DEVICE_PEAK] = loop_device_peak(&l->base)};
+                                       [FLAG_DEVICE_PEAK] = loop_device_peak(&l->base),
+                                       [FLAG_DAMAGED] = is_damaged};
     tess_step_request request = {
         .first_micro_batch_idx = session_data_step(s) * run->train.micro_batches,
         .update = update_of(s),
@@ -280,16 +287,19 @@ static tess_status run_step(loop *l)
         .sum_held = s->feed->sum_held,
         .wants_update = s->options.measure == NULL ? loop_guard_wants_update : NULL,
         .flags = flags,
-        .flag_numel = FLAG_NUMEL};
+        .flag_numel = FLAG_NUMEL,
+        .has_veto = true};
     tess_step_result result;
     loop_verdict verdict;
-    loop_beat(&l->base, "step");
     TESS_TRY(session_section(s, begin_traced_step(l)));
     const double count_s = tess_clock_s();
     TESS_TRY(s->feed->count(s, &request.loss_token_numel));
     tess_trace_host(l->base.trace, "count tokens", count_s, tess_clock_s());
     loop_anomaly_begin(&l->base, l->anomaly);
     TESS_TRY(session_section(s, tess_runtime_step(s->rt, &request, &result)));
+    *is_done = !result.is_vetoed;
+    if (result.is_vetoed)
+        return loop_integrity_restore(&l->base, l->integrity);
     s->step++;
     const double step_s = tess_clock_s() - start_s;
     loop_note_step(&l->base, step_s);
@@ -303,7 +313,16 @@ static tess_status run_step(loop *l)
     measure_step(l, &result, step_s);
     if (s->feed->stepped != NULL)
         TESS_TRY(session_section(s, s->feed->stepped(s, l->base.metrics)));
+    TESS_TRY(loop_integrity_step(&l->base, l->integrity));
     return result.flags[FLAG_WRITING] == 0 ? loop_commit(&l->base) : TESS_OK;
+}
+
+static tess_status run_step(loop *l)
+{
+    bool is_done = false;
+    while (!is_done)
+        TESS_TRY(try_step(l, &is_done));
+    return TESS_OK;
 }
 
 /* Kernel by kernel: what recording costs is in none of the steps before. */
@@ -416,7 +435,9 @@ static tess_status start(loop *l, tess_session *s)
     const session_loop_kind kind = {
         .unit = s->feed->unit, .step_numel = s->run->train.steps, .write_plan = write_plan};
     TESS_TRY(loop_begin(&l->base, s, &kind));
-    return s->options.measure == NULL ? loop_anomaly_create(s, &l->anomaly) : TESS_OK;
+    if (s->options.measure == NULL)
+        TESS_TRY(loop_anomaly_create(s, &l->anomaly));
+    return loop_integrity_create(s, &l->integrity);
 }
 
 static tess_status finish(loop *l, tess_status st)
@@ -425,6 +446,7 @@ static tess_status finish(loop *l, tess_status st)
     if (st == TESS_OK && stopped != TESS_OK)
         give_up_trace(l);
     loop_anomaly_destroy(&l->anomaly);
+    loop_integrity_destroy(&l->integrity);
     return loop_end(&l->base, st);
 }
 
@@ -449,6 +471,8 @@ tess_status tess_session_train(tess_session *s)
         return session_vectors_train(s);
     loop l = {0};
     tess_status st = session_agree(s, start(&l, s));
+    if (st == TESS_OK)
+        st = loop_integrity_begin(&l.base, l.integrity);
     if (st == TESS_OK)
         st = start_trace(&l);
     if (st == TESS_OK)

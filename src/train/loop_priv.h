@@ -104,4 +104,24 @@ void loop_anomaly_begin(const session_loop *l, loop_anomaly *a);
 TESS_MUST_CHECK tess_status loop_anomaly_step(session_loop *l, loop_anomaly *a,
                                               const tess_step_result *r);
 
+/** Looks for bytes that changed without anybody writing them. */
+typedef struct loop_integrity loop_integrity;
+/** Local. @return TESS_E_MEMORY; what there is goes with loop_integrity_destroy() */
+TESS_MUST_CHECK tess_status loop_integrity_create(const tess_session *s, loop_integrity **out);
+/** NULL is fine. Local. */
+void loop_integrity_destroy(loop_integrity **n);
+/** The base as it is now is the one that later looks compare with; where gather groups hold copies
+ * of it, they are compared. Collective. @return TESS_E_NUMERIC they differ */
+TESS_MUST_CHECK tess_status loop_integrity_begin(session_loop *l, loop_integrity *n);
+/** Before a step: this rank's shard of one unit of the base, all of them in turn. Local. */
+TESS_MUST_CHECK tess_status loop_integrity_look(session_loop *l, loop_integrity *n,
+                                                bool *is_damaged);
+/** After a look that found damage on any rank: read the base again. Collective. @return
+ * TESS_E_NUMERIC a rank has damage for the second time (named); TESS_E_FORMAT other bytes came */
+TESS_MUST_CHECK tess_status loop_integrity_restore(session_loop *l, loop_integrity *n);
+/** Compare what every rank has a copy of: now, or after a step where it is due. Collective. @return
+ * TESS_E_NUMERIC unit and rank are named */
+TESS_MUST_CHECK tess_status loop_integrity_compare(session_loop *l, loop_integrity *n);
+TESS_MUST_CHECK tess_status loop_integrity_step(session_loop *l, loop_integrity *n);
+
 TESS_END_DECLS

@@ -153,6 +153,13 @@ static tess_status store_base(tess_session *s)
     return tess_ckpt_save_base(s->store, s->base_id, &s->records.base, &was_there);
 }
 
+tess_status session_reload_base(tess_session *s)
+{
+    if (s->base.mode == TESS_CKPT_BASE_COPY)
+        return tess_ckpt_load_base(s->store, s->base_id, &s->records.base);
+    return load_from_source(s, false);
+}
+
 static tess_status start_fresh(tess_session *s)
 {
     TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,

@@ -476,7 +476,20 @@ TESS_BEGIN_DECLS
       "How gradient pieces reach their owners, with reduction exact; same bits. direct: a " \
       "message to each; by-node: one message to each other node, passed on there; auto: for " \
       "each unit what takes less time, which is by-node where pieces are of a few kilobytes. " \
-      "On GPUs direct: NCCL groups messages itself.")
+      "On GPUs direct: NCCL groups messages itself.") \
+    X(shard, check_base, "check_base", tess_run_switch, ENUM, TESS_RUN_WORDS_(SWITCH), "auto", 0, \
+      0, FREE, \
+      "Before every step compare this rank's shard of one unit's frozen bytes with what was " \
+      "loaded, all units in turn ([what is checked](checkpoints.md#bits-that-change-in-memory)). " \
+      "auto: on CPU ranks; on a GPU the shard has to come to the host.") \
+    X(shard, check_copies, "check_copies", int64_t, INT, "", "100", 0, 1000000000, FREE, \
+      "Steps between comparisons of what every rank has a copy of: gathered LoRA weights, whole " \
+      "state and numbers of the optimizer; also before every save, which is refused where they " \
+      "differ; 0: never.") \
+    X(shard, check_collectives, "check_collectives", bool, BOOL, "", "false", 0, 0, FREE, \
+      "Before each collective of weights and gradients compare on all ranks what is about to " \
+      "run: operation, stream, order, contract, dtype, elements. For finding defects: it costs a " \
+      "round of messages each time.")
 
 #define TESS_RUN_COMPUTE_KEYS(X) \
     X(compute, device, "device", tess_run_device, ENUM, TESS_RUN_WORDS_(DEVICE), "auto", 0, \

@@ -344,6 +344,9 @@ enum { SESSION_GUARD_VALUE_NUMEL = SESSION_SERIES_NUMEL + 2 };
 void session_guard_values(const tess_session *s,
                           char text[SESSION_SERIES_NUMEL][TESS_SPIKE_TEXT_NBYTES],
                           tess_ckpt_value out[SESSION_GUARD_VALUE_NUMEL]);
+/** Read the frozen weights from where the run has them once more. Between steps, no save in flight.
+ * Collective. */
+TESS_MUST_CHECK tess_status session_reload_base(tess_session *s);
 
 /** Around every write of `batch_in`: before it, and after it to bring it where kernels read. Local.
  */

@@ -42,9 +42,9 @@ for n in 1 2 3; do
     expect_bits "shared$n" host
     export FAKE_CUDA_DEVICES=3
 done
-run_in gathered 2 shard.gather_group=2 shard.reshard_after_forward=on shard.prefetch=0
+run_in gathered 2 shard.gather_group=2 shard.reshard_after_forward=on shard.prefetch=0 shard.check_base=on
 expect_bits gathered host
-run_in groups 2 shard.gather_group=1
+run_in groups 2 shard.gather_group=1 shard.check_base=on shard.check_copies=2
 expect_bits groups host
 FAKE_CUDA_NCCL=none
 export FAKE_CUDA_NCCL
