@@ -143,6 +143,9 @@ static tess_status create_inside(tess_runtime *rt)
     TESS_TRY(create_events(rt));
     TESS_TRY(create_program(rt, false, &rt->train));
     TESS_TRY(create_program(rt, true, &rt->eval));
+    void *gradient = NULL;
+    TESS_TRY(tess_alloc_array(rt->train.schedule.op_numel, sizeof *rt->gradient, &gradient));
+    rt->gradient = gradient;
     TESS_TRY(clear_memory(rt));
     TESS_TRY(runtime_timing_create(rt));
     TESS_TRY(place_constants(rt));
@@ -203,6 +206,7 @@ void tess_runtime_destroy(tess_runtime **inout)
         leave_behind(rt);
         return;
     }
+    tess_free(rt->gradient);
     destroy_program(rt, &rt->train);
     destroy_program(rt, &rt->eval);
     destroy_events(rt);

@@ -52,7 +52,8 @@ typedef struct tess_step_request {
     bool (*wants_update)(void *arg, const struct tess_step_result *result);
     const int64_t *flags; /* [flag_numel] this rank's flags, maxima over ranks come back */
     int flag_numel;       /* at most TESS_FLAG_MAX */
-    bool has_veto;        /* where the last flag is not 0 on any rank nothing is updated */
+    bool wants_replay; /* this rank's first micro-batch is computed twice; not with joint stages */
+    bool has_veto;     /* where the last flag is not 0 on any rank nothing is updated */
 } tess_step_request;
 
 enum { TESS_FLAG_MAX = 16 };
@@ -65,7 +66,10 @@ typedef struct tess_step_result {
                                 everywhere */
     int nonfinite_rank, nonfinite_unit; /* lowest owner rank and unit with one, -1 */
     int64_t flags[TESS_FLAG_MAX];       /* maxima over ranks */
-    bool is_vetoed;                     /* parameters and state are those before the step */
+    /* Lowest rank whose replay had other bits, and the unit whose gradient it was, -1: none; then
+     * nothing was updated. */
+    int replay_rank, replay_unit;
+    bool is_vetoed;        /* parameters and state are those before the step */
     double exposed_comm_s; /* the compute lane stood still for gathers and gradient traffic: the
                               most of any rank; what follows an update counts with the next step */
     double exposed_comm_least_s; /* the least of any, with the time until all had come to the record

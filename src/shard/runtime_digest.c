@@ -27,7 +27,7 @@ static tess_status digest_bytes(tess_runtime *rt, tess_view bytes, tess_xxh128 *
     return TESS_OK;
 }
 
-static tess_status digest_view(tess_runtime *rt, tess_view v, tess_xxh128 *chain)
+tess_status runtime_digest(tess_runtime *rt, tess_view v, tess_xxh128 *chain)
 {
     return digest_bytes(rt, runtime_view(rt, v.data, (int64_t)tess_view_nbytes(v), TESS_U8_OPAQUE),
                         chain);
@@ -41,8 +41,8 @@ tess_status tess_runtime_frozen_digest(tess_runtime *rt, int unit_idx, tess_xxh1
     const int64_t first = c * (rt->rank % plan->options.gather_group_numel);
     const int64_t numel = TESS_MAX(TESS_MIN((int64_t)u->frozen_nbytes - first, c), (int64_t)0);
     tess_xxh128 chain = {{0}};
-    TESS_TRY(digest_view(rt, tess_view_slice(tess_runtime_frozen_shard(rt, unit_idx), 0, numel),
-                         &chain));
+    TESS_TRY(runtime_digest(rt, tess_view_slice(tess_runtime_frozen_shard(rt, unit_idx), 0, numel),
+                            &chain));
     *out = chain;
     return TESS_OK;
 }
@@ -53,13 +53,13 @@ tess_status tess_runtime_copies_digest(tess_runtime *rt, int unit_idx, tess_xxh1
     const tess_unit_plan *u = &plan->unit[unit_idx];
     tess_xxh128 chain = {{0}};
     if (!plan->options.is_full && u->slab_wire_idx >= 0)
-        TESS_TRY(digest_view(rt, runtime_whole_slab(rt, unit_idx), &chain));
+        TESS_TRY(runtime_digest(rt, runtime_whole_slab(rt, unit_idx), &chain));
     for (int i = 0; i < plan->state_array_numel; i++) {
         if (plan->state[i].array.grain != TESS_GRAIN_FACTOR || u->factor_numel == 0)
             continue;
         const tess_view all = runtime_view(rt, optimizer_array(rt, i, u->factor_first_idx),
                                            u->factor_numel, plan->state[i].array.dt);
-        TESS_TRY(digest_view(rt, all, &chain));
+        TESS_TRY(runtime_digest(rt, all, &chain));
     }
     *out = chain;
     return TESS_OK;

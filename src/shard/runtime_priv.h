@@ -84,6 +84,9 @@ struct tess_runtime {
     const tess_step_request *request;
     const void *batch;
     int batch_round_idx;
+    tess_xxh128 *gradient; /* [op_numel of `train`] of backwards of round 0, where it is replayed */
+    bool is_replaying;
+    int replay_unit_idx; /* the first that came out otherwise the second time, -1 */
 
     /* the forward that runs */
     tess_call_mode forward_mode;
@@ -103,6 +106,10 @@ TESS_MUST_CHECK tess_status runtime_follow(tess_stream *from, tess_stream *to, t
 tess_view runtime_whole_slab(tess_runtime *rt, int unit_idx);
 /** Slabs travel, now or in the next step, as the compute stream leaves them. Collective. */
 TESS_MUST_CHECK tess_status runtime_gather_kept(tess_runtime *rt);
+
+/* runtime_digest.c */
+/** Go on with a digest over the bytes of a view; finishes the compute stream of a device. */
+TESS_MUST_CHECK tess_status runtime_digest(tess_runtime *rt, tess_view v, tess_xxh128 *chain);
 
 /* runtime_host.c */
 size_t runtime_record_nbytes(const tess_runtime *rt);

@@ -97,6 +97,8 @@ static step_record *record_of(tess_runtime *rt)
 /* The last stage has written the sum of its micro-batch. */
 static tess_status add_loss(tess_runtime *rt)
 {
+    if (rt->is_replaying)
+        return TESS_OK;
     step_record *record = record_of(rt);
     const tess_exact_add_args args = {.x = &record->loss_sum,
                                       .acc = &record->loss,
@@ -180,11 +182,34 @@ static tess_status run_op(tess_runtime *rt, const tess_sched_op *op)
     return TESS_FAIL(TESS_E_STATE, "operation %d is not in the schedule's list", (int)op->kind);
 }
 
+/* What a backward has left in its unit's gradient, and behind the last stage the loss. */
+static tess_status digest_backward(tess_runtime *rt, const tess_sched_op *op, tess_xxh128 *out)
+{
+    const tess_plan *plan = rt->parts.plan;
+    tess_xxh128 chain = {{0}};
+    if (op->grad_idx >= 0) {
+        const float *grad = (const float *)(const void *)runtime_at(
+            rt, TESS_LIFE_GRAD, plan->grad_buffer_offset_nbytes[op->grad_idx]);
+        const int64_t numel = plan->unit[op->unit_idx].slab_shard_numel * rt->world;
+        TESS_TRY(runtime_digest(rt, runtime_view(rt, grad, numel, TESS_F32), &chain));
+    }
+    if (op->stage_idx == rt->parts.registry->stage_numel - 1)
+        TESS_TRY(runtime_digest(
+            rt, runtime_view(rt, &record_of(rt)->loss_sum, sizeof(double), TESS_U8_OPAQUE),
+            &chain));
+    *out = chain;
+    return TESS_OK;
+}
+
 static tess_status run_train_op(tess_runtime *rt, const tess_sched_op *op)
 {
-    if (op->kind == TESS_SCHED_FORWARD || op->kind == TESS_SCHED_BACKWARD)
+    const bool is_backward = op->kind == TESS_SCHED_BACKWARD;
+    if (op->kind == TESS_SCHED_FORWARD || is_backward)
         TESS_TRY(load_batch(rt, op->round_idx));
-    return runtime_traced_op(rt, op, run_op);
+    TESS_TRY(runtime_traced_op(rt, op, run_op));
+    if (rt->request->wants_replay && is_backward && op->round_idx == 0)
+        return digest_backward(rt, op, &rt->gradient[op - rt->train.schedule.op]);
+    return TESS_OK;
 }
 
 /*
@@ -234,6 +259,61 @@ static tess_status run_program(tess_runtime *rt, program *p,
     return drain_lanes(rt);
 }
 
+/* ---- replay ---- */
+
+static tess_status replay_op(tess_runtime *rt, const tess_sched_op *op)
+{
+    tess_xxh128 again;
+    if (op->kind == TESS_SCHED_GATHER)
+        return gather_bucket(rt, op);
+    TESS_TRY(load_batch(rt, 0));
+    TESS_TRY(run_op(rt, op));
+    if (op->kind != TESS_SCHED_BACKWARD)
+        return TESS_OK;
+    TESS_TRY(digest_backward(rt, op, &again));
+    const tess_xxh128 *before = &rt->gradient[op - rt->train.schedule.op];
+    if (rt->replay_unit_idx < 0 && memcmp(before->byte, again.byte, sizeof again.byte) != 0)
+        rt->replay_unit_idx = op->unit_idx;
+    return TESS_OK;
+}
+
+/*
+ * Round 0 once more, without its traffic of gradients: their buffers have been sent and folded, so
+ * what the second pass writes there goes nowhere. Waits for operations that are left out are for
+ * the first pass, which is over.
+ */
+static tess_status run_replay(tess_runtime *rt)
+{
+    program *p = &rt->train;
+    rt->batch_round_idx = -1;
+    TESS_TRY(tess_stream_finish(rt->compute));
+    for (int i = 0; i < p->schedule.op_numel; i++) {
+        const tess_sched_op *op = &p->schedule.op[i];
+        const bool is_part = op->kind == TESS_SCHED_GATHER || op->kind == TESS_SCHED_FORWARD ||
+                             op->kind == TESS_SCHED_BACKWARD;
+        if (!is_part || op->round_idx != 0)
+            continue;
+        TESS_TRY(wait_for_lanes(rt, p, op));
+        TESS_TRY(replay_op(rt, op));
+        if (op->is_recorded)
+            TESS_TRY(tess_event_record(&p->event[i], rt->lane[op->lane]));
+    }
+    return drain_lanes(rt);
+}
+
+static tess_status replay(tess_runtime *rt)
+{
+    rt->replay_unit_idx = -1;
+    if (!rt->request->wants_replay)
+        return TESS_OK;
+    const int span = runtime_span(rt, "replay");
+    rt->is_replaying = true;
+    const tess_status st = run_replay(rt);
+    rt->is_replaying = false;
+    runtime_span_end(rt, span);
+    return st;
+}
+
 /* ---- a step ---- */
 
 /* Summed over ranks in the control record: integers only, so the order of ranks does not matter. */
@@ -246,8 +326,9 @@ typedef struct control_sum {
 typedef struct control_record {
     control_sum sum;
     /* flags, then minus the lowest (rank, unit) with a non-finite value, then exposed nanoseconds,
-     * and minus all in which the rank stood still */
-    int64_t max[TESS_FLAG_MAX + 3];
+     * minus all in which the rank stood still, and minus the lowest (rank, unit) with another
+     * replay */
+    int64_t max[TESS_FLAG_MAX + 4];
 } control_record;
 
 _Static_assert(sizeof(control_sum) == (2 * TESS_EXACT_LIMB_NUMEL + 2) * sizeof(int64_t),
@@ -291,6 +372,8 @@ static tess_status measure_gradients(tess_runtime *rt, control_record *c, double
                            .norm = found->norm,
                            .nonfinite_numel = found->nonfinite_loss_numel,
                            .nonfinite_loss_numel = found->nonfinite_loss_numel};
+    c->max[TESS_FLAG_MAX + 3] =
+        rt->replay_unit_idx < 0 ? INT64_MIN : -(rt->rank * units + rt->replay_unit_idx);
     c->max[TESS_FLAG_MAX] = INT64_MIN;
     if (found->nonfinite_loss_numel > 0)
         c->max[TESS_FLAG_MAX] = -(rt->rank * units + units - 1);
@@ -327,6 +410,11 @@ static tess_status agree_on_step(tess_runtime *rt, tess_step_result *result)
         result->nonfinite_rank = (int)(-c.max[TESS_FLAG_MAX] / units);
         result->nonfinite_unit = (int)(-c.max[TESS_FLAG_MAX] % units);
     }
+    result->replay_rank = result->replay_unit = -1;
+    if (c.max[TESS_FLAG_MAX + 3] != INT64_MIN) {
+        result->replay_rank = (int)(-c.max[TESS_FLAG_MAX + 3] / units);
+        result->replay_unit = (int)(-c.max[TESS_FLAG_MAX + 3] % units);
+    }
     memcpy(result->flags, c.max, sizeof result->flags);
     const int flag_numel = rt->request->flag_numel;
     result->is_vetoed = rt->request->has_veto && flag_numel > 0 && c.max[flag_numel - 1] != 0;
@@ -359,13 +447,14 @@ static tess_status run_step(tess_runtime *rt, tess_step_result *result)
 {
     TESS_TRY(clear_record(rt));
     TESS_TRY(run_program(rt, &rt->train, run_train_op));
+    TESS_TRY(replay(rt));
     int span = runtime_span(rt, "sum gradients");
     TESS_TRY(gradient_finish(rt));
     TESS_TRY(sum_held(rt));
     runtime_span_end(rt, span);
     TESS_TRY(agree_on_step(rt, result));
     const tess_step_request *request = rt->request;
-    if (result->nonfinite_numel > 0 || result->is_vetoed ||
+    if (result->nonfinite_numel > 0 || result->is_vetoed || result->replay_unit >= 0 ||
         (request->wants_update != NULL && !request->wants_update(request->arg, result)))
         return TESS_OK;
     TESS_TRY(wait_for_hold(rt));

@@ -288,6 +288,7 @@ static tess_status try_step(loop *l, bool *is_done)
         .wants_update = s->options.measure == NULL ? loop_guard_wants_update : NULL,
         .flags = flags,
         .flag_numel = FLAG_NUMEL,
+        .wants_replay = loop_integrity_wants_replay(&l->base),
         .has_veto = true};
     tess_step_result result;
     loop_verdict verdict;
@@ -300,6 +301,7 @@ static tess_status try_step(loop *l, bool *is_done)
     *is_done = !result.is_vetoed;
     if (result.is_vetoed)
         return loop_integrity_restore(&l->base, l->integrity);
+    TESS_TRY(loop_integrity_replayed(&l->base, &result));
     s->step++;
     const double step_s = tess_clock_s() - start_s;
     loop_note_step(&l->base, step_s);

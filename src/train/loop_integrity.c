@@ -147,16 +147,19 @@ static tess_status refuse(const tess_session *s, const loop_integrity *n, const 
 }
 
 /* Compare `mine` of ranks whose numbers are equal modulo `copy_stride`. */
-static tess_status compare(const tess_session *s, loop_integrity *n, int copy_stride,
-                           const char *what)
+static tess_status compare(session_loop *l, loop_integrity *n, int copy_stride, const char *what)
 {
+    const tess_session *s = l->s;
     verdict v = {0};
     TESS_TRY(tess_comm_gather_bytes(s->world, 0, n->mine, (size_t)n->digest_numel * sizeof *n->mine,
                                     n->all));
     if (tess_comm_rank(s->world) == 0)
         v = judge(n, tess_comm_world(s->world), copy_stride);
     TESS_TRY(tess_comm_bcast(s->world, 0, &v, sizeof v));
-    return v.digest_idx < 0 ? TESS_OK : refuse(s, n, &v, what);
+    if (v.digest_idx < 0)
+        return TESS_OK;
+    TESS_TRY(loop_commit(l)); /* what was compared before it was saved */
+    return refuse(s, n, &v, what);
 }
 
 /* Numbers that every rank counts for itself. */
@@ -179,7 +182,7 @@ tess_status loop_integrity_compare(session_loop *l, loop_integrity *n)
         st = tess_runtime_copies_digest(s->rt, i, &n->mine[i]);
     TESS_TRY(session_agree(s, st));
     n->mine[n->digest_numel - 1] = digest_numbers(s);
-    return compare(s, n, 1, "trained weights or numbers of the optimizer");
+    return compare(l, n, 1, "trained weights or numbers of the optimizer");
 }
 
 tess_status loop_integrity_step(session_loop *l, loop_integrity *n)
@@ -208,7 +211,7 @@ tess_status loop_integrity_begin(session_loop *l, loop_integrity *n)
     memset(n->mine, 0, (size_t)n->digest_numel * sizeof *n->mine);
     for (int i = 0; i < n->unit_numel; i++)
         n->mine[n->unit[i]] = n->base[i];
-    return compare(s, n, s->d.plan->options.gather_group_numel, "frozen bytes");
+    return compare(l, n, s->d.plan->options.gather_group_numel, "frozen bytes");
 }
 
 tess_status loop_integrity_look(session_loop *l, loop_integrity *n, bool *is_damaged)
@@ -272,8 +275,8 @@ static tess_status check_reload(const tess_session *s, const loop_integrity *n)
 tess_status loop_integrity_restore(session_loop *l, loop_integrity *n)
 {
     tess_session *s = l->s;
+    TESS_TRY(loop_commit(l)); /* also for the reader: it shares a window of host memory */
     TESS_TRY(session_agree(s, tell_damage(l, n)));
-    TESS_TRY(loop_commit(l)); /* the reader and a writer share a window of host memory */
     loop_beat_files(l, "base");
     TESS_TRY(session_reload_base(s));
     TESS_TRY(session_agree(s, check_reload(s, n)));
@@ -283,4 +286,28 @@ tess_status loop_integrity_restore(session_loop *l, loop_integrity *n)
                   "the base was read again and is whole; step %" PRId64 " is done again",
                   s->step + 1);
     return TESS_OK;
+}
+
+/* ---- replay ---- */
+
+bool loop_integrity_wants_replay(const session_loop *l)
+{
+    const int64_t every = l->s->run->compute.check_replay;
+    return every > 0 && (l->s->step + 1) % every == 0;
+}
+
+tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r)
+{
+    const tess_session *s = l->s;
+    if (r->replay_unit < 0)
+        return TESS_OK;
+    TESS_TRY(loop_commit(l));
+    return TESS_FAIL(
+        TESS_E_NUMERIC,
+        "step %" PRId64 ": rank %d computed micro-batch %" PRId64
+        " twice, and the gradients of unit '%s' have other bits the second time; nothing was "
+        "updated and nothing more is saved; its processor or memory fails: start again without "
+        "it, from the newest checkpoint",
+        s->step + 1, r->replay_rank, s->step * s->run->train.micro_batches + r->replay_rank,
+        s->d.registry.unit[r->replay_unit].name);
 }

@@ -123,5 +123,9 @@ TESS_MUST_CHECK tess_status loop_integrity_restore(session_loop *l, loop_integri
  * TESS_E_NUMERIC unit and rank are named */
 TESS_MUST_CHECK tess_status loop_integrity_compare(session_loop *l, loop_integrity *n);
 TESS_MUST_CHECK tess_status loop_integrity_step(session_loop *l, loop_integrity *n);
+/** Whether the next step replays a micro-batch; and what came of it. The first is local, the second
+ * collective. @return TESS_E_NUMERIC other bits: rank, micro-batch and unit are named */
+bool loop_integrity_wants_replay(const session_loop *l);
+TESS_MUST_CHECK tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r);
 
 TESS_END_DECLS

@@ -514,6 +514,10 @@ TESS_BEGIN_DECLS
       "Memory of a GPU for quantized weights that stay decoded, instead of decoding them for " \
       "every product; as much of it as is of use is taken. Same bits; " \
       "[how much](cuda.md#weights-that-stay-decoded).") \
+    X(compute, check_replay, "check_replay", int64_t, INT, "", "0", 0, 1000000000, FREE, \
+      "Every so many steps each rank computes its first micro-batch twice and compares the bits " \
+      "of its gradients: processors that compute wrong now and then are found so. Language " \
+      "models and flux, with shard.reduction exact; 0: never.") \
     X(compute, memory_limit, "memory_limit", int64_t, BYTES, "auto", "auto", 1048576, \
       INT64_MAX, FREE, \
       "Bytes a rank may use; auto: the least over ranks of what is free.")

@@ -105,6 +105,8 @@ static const reader readers[] = {
     {TESS_RUN_KEY_train_min_learning_rate_ratio, TESS_RUN_KEY_train_schedule, falls,
      "another train.schedule than constant"},
     {TESS_RUN_KEY_shard_exchange, TESS_RUN_KEY_shard_reduction, is_exact, "shard.reduction exact"},
+    {TESS_RUN_KEY_compute_check_replay, TESS_RUN_KEY_shard_reduction, is_exact,
+     "shard.reduction exact"},
     {TESS_RUN_KEY_objective_logit_mean, TESS_RUN_KEY_objective_timesteps, is_logit_normal,
      "objective.timesteps logit-normal"},
     {TESS_RUN_KEY_objective_logit_std, TESS_RUN_KEY_objective_timesteps, is_logit_normal,

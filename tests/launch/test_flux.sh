@@ -156,7 +156,7 @@ done
 
 # ---- killed after a save, its source gone, and resumed on three ranks ----
 long=(train.steps=80 train.eval_every=0)
-good train run.yaml output.dir=whole-time "${long[@]}" output.checkpoint_every=0
+good train run.yaml output.dir=whole-time "${long[@]}" output.checkpoint_every=0 compute.check_replay=20
 cp -r $model source
 mpirun --oversubscribe -n 2 "$TESSERA_BIN" train run.yaml model.path=source output.dir=killed "${long[@]}" output.checkpoint_every=1 2>/dev/null &
 victim=$!

@@ -44,6 +44,7 @@ static const struct {
     {TESS_RUN_KEY_objective_guidance_min, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
     {TESS_RUN_KEY_shard_exchange, TESS_RUN_KEY_shard_reduction, "exact"},
     {TESS_RUN_KEY_output_keep_every, TESS_RUN_KEY_output_checkpoint_every, "1"},
+    {TESS_RUN_KEY_compute_check_replay, TESS_RUN_KEY_shard_reduction, "exact"},
     {TESS_RUN_KEY_sample_every, TESS_RUN_KEY_sample_prompts, "[a]"},
     {TESS_RUN_KEY_objective_guidance_max, TESS_RUN_KEY_objective_guidance_mode, "uniform"},
 };

@@ -42,7 +42,8 @@ for n in 1 2 3; do
     expect_bits "shared$n" host
     export FAKE_CUDA_DEVICES=3
 done
-run_in gathered 2 shard.gather_group=2 shard.reshard_after_forward=on shard.prefetch=0 shard.check_base=on
+run_in gathered 2 shard.gather_group=2 shard.reshard_after_forward=on shard.prefetch=0 shard.check_base=on \
+    compute.check_replay=2
 expect_bits gathered host
 run_in groups 2 shard.gather_group=1 shard.check_base=on shard.check_copies=2
 expect_bits groups host
@@ -96,7 +97,7 @@ for run_file in run.yaml full.yaml; do
     for optimizer in adafactor-momentum muon; do
         name="$optimizer.$run_file"
         run_in "host.$name" 1 compute.device=cpu "train.optimizer=$optimizer"
-        run_in "direct.$name" 3 compute.device=cuda "train.optimizer=$optimizer"
+        run_in "direct.$name" 3 compute.device=cuda "train.optimizer=$optimizer" compute.check_replay=3
         expect_bits "direct.$name" "host.$name"
         forget_step_6 "direct.$name"
         run_in "direct.$name" 2 compute.device=cuda "train.optimizer=$optimizer"

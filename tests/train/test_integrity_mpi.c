@@ -1,7 +1,8 @@
 /*
  * Bits that change in memory while a run trains: damage to the base is found before anything is
  * updated from it, the base is read again and the run keeps its bits; a rank that is damaged twice
- * ends the run; copies that differ between ranks are never saved.
+ * ends the run; copies that differ between ranks are never saved; a processor that computes wrong
+ * once is found where the step is replayed.
  */
 #include <stdio.h>
 #include <string.h>
@@ -26,10 +27,14 @@ typedef struct life {
     const char *name, *override[8];
     flip flip[FLIP_MAX];
     bool is_before_save; /* flips happen there instead */
+    int64_t wrong_step;  /* 0: none; in this one `wrong_rank` computes its first loss wrong */
+    int wrong_rank;
 } life;
 
 static struct {
     const life *plan;
+    const tess_session *session;
+    int64_t loss_step; /* the last one that a loss was computed in */
     const session_feed *feed;
     int line_numel;
     char line[WARNING_MAX][500];
@@ -107,6 +112,27 @@ static tess_status before_save(tess_session *s)
     return TESS_OK;
 }
 
+/* One gradient of the first micro-batch, and of it the first time alone, is twice what it is. */
+static tess_status cross_entropy(const tess_cross_entropy_args *a, tess_stream *s)
+{
+    const int64_t step = tess_session_step(seen.session) + 1;
+    const int world = tess_comm_world(seen.session->world);
+    TESS_TRY(tess_kernels_cpu.cross_entropy(a, s));
+    const bool is_first = step != seen.loss_step && a->d_logits.numel > 0;
+    if (is_first)
+        seen.loss_step = step;
+    if (is_first && step == seen.plan->wrong_step &&
+        tess_comm_rank(seen.session->world) == seen.plan->wrong_rank % world) {
+        uint16_t *bf16 = a->d_logits.data; /* compute.dtype */
+        for (int64_t i = 0; i < a->d_logits.numel; i++)
+            if (bf16[i] != 0) {
+                bf16[i] = (uint16_t)(bf16[i] ^ 0x80);
+                break;
+            }
+    }
+    return TESS_OK;
+}
+
 /* ---- one life ---- */
 
 static tess_status open_life(tess_comm *comm, tiny_run *t, const life *l, tess_session **session)
@@ -114,10 +140,16 @@ static tess_status open_life(tess_comm *comm, tiny_run *t, const life *l, tess_s
     const char *overrides[TINY_OVERRIDE_MAX + 1] = {"train.steps=9", "train.eval_every=0"};
     for (int i = 0; i < 8 && l->override[i] != NULL; i++)
         overrides[i + 2] = l->override[i];
+    static tess_kernels kernels;
+    const tess_session_options o = {.kind = TESS_SESSION_TRAIN, .kernels = &kernels};
+    kernels = tess_kernels_cpu;
+    kernels.cross_entropy = cross_entropy;
     memset(&seen, 0, sizeof seen);
     seen.plan = l;
     t->ctx.log.sink = listen;
-    return tiny_run_open(comm, t, l->name, overrides, TESS_SESSION_TRAIN, session);
+    TESS_TRY(tiny_run_open_as(comm, t, l->name, overrides, &o, session));
+    seen.session = *session;
+    return TESS_OK;
 }
 
 static tess_status train(tess_session *session)
@@ -410,12 +442,52 @@ static tess_status check_collectives(tess_comm *comm, tiny_run *t)
     return check_repair(comm, t, "clean", &checked, 0);
 }
 
+/* ---- replay ---- */
+
+static const life replayed = {.name = "replayed",
+                              .override = {QUANTIZED, "compute.check_replay=2"}};
+static const life wrong = {.name = "wrong",
+                           .override = {QUANTIZED, "compute.check_replay=2"},
+                           .wrong_step = 4,
+                           .wrong_rank = 2};
+/* Ranks without a micro-batch, buckets that are gathered again, slabs that nothing is ahead of. */
+static const life few = {.name = "few",
+                         .override = {"train.micro_batches=2", "shard.gather_group=world",
+                                      "shard.bucket_bytes=0", "shard.reshard_after_forward=on",
+                                      "shard.prefetch=0", "compute.check_replay=1"}};
+static const life not_replayed = {.name = "not replayed",
+                                  .override = {QUANTIZED, "compute.check_replay=2"},
+                                  .wrong_step = 5,
+                                  .wrong_rank = 2};
+
+static tess_status check_replay(tess_comm *comm, tiny_run *t)
+{
+    char words[200];
+    const int rank = wrong.wrong_rank % tess_comm_world(comm);
+    TESS_TRY(check_repair(comm, t, "clean", &replayed, 0));
+    TESS_TRY(live(comm, t, &few));
+    snprintf(words, sizeof words,
+             "step 4: rank %d computed micro-batch %d twice, and the gradients of unit '", rank,
+             24 + rank);
+    const tess_status st = live(comm, t, &wrong);
+    TESS_TRY(expect_end(comm, "wrong", st, words));
+    TESS_TRY(expect_newest(comm, t, &wrong, 3));
+    TESS_TRY(live(comm, t, &not_replayed));
+    tess_status differs = TESS_OK;
+    if (expect_same(t, "not replayed", "clean") == TESS_OK)
+        differs = TESS_FAIL(TESS_E_STATE, "the wrong gradient has no effect on the run");
+    else
+        tess_error_clear();
+    return tess_agree(comm, differs);
+}
+
 static tess_status run_all(tess_comm *comm, tiny_run *t)
 {
     TESS_TRY(check_base(comm, t));
     TESS_TRY(check_collectives(comm, t));
     TESS_TRY(check_copies(comm, t));
     TESS_TRY(check_groups(comm, t));
+    TESS_TRY(check_replay(comm, t));
     return check_source(comm, t);
 }
 
