@@ -1,7 +1,4 @@
 /* Digests of memory that only the runtime itself may change, or that all ranks hold alike. */
-#include <string.h>
-
-#include "core/arith.h"
 #include "shard/runtime_priv.h"
 
 enum { PART_NBYTES = 4 << 20 };

@@ -272,6 +272,7 @@ static tess_status try_step(loop *l, bool *is_done)
     const double start_s = tess_clock_s();
     bool is_damaged = false;
     loop_beat(&l->base, "step");
+    TESS_TRY(session_section(s, begin_traced_step(l)));
     TESS_TRY(session_section(s, loop_integrity_look(&l->base, l->integrity, &is_damaged)));
     const int64_t flags[FLAG_NUMEL] = {[FLAG_STOP] = loop_is_asked(&l->base),
                                        [FLAG_WRITING] =
@@ -292,7 +293,6 @@ static tess_status try_step(loop *l, bool *is_done)
         .has_veto = true};
     tess_step_result result;
     loop_verdict verdict;
-    TESS_TRY(session_section(s, begin_traced_step(l)));
     const double count_s = tess_clock_s();
     TESS_TRY(s->feed->count(s, &request.loss_token_numel));
     tess_trace_host(l->base.trace, "count tokens", count_s, tess_clock_s());

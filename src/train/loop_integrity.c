@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "train/loop_priv.h"
 
@@ -222,8 +223,10 @@ tess_status loop_integrity_look(session_loop *l, loop_integrity *n, bool *is_dam
     *is_damaged = false;
     if (!n->looks_at_base)
         return TESS_OK;
+    const double start_s = tess_clock_s();
     const int i = (int)(s->step % n->unit_numel);
     TESS_TRY(tess_runtime_frozen_digest(s->rt, n->unit[i], &found));
+    tess_trace_host(l->trace, "check base", start_s, tess_clock_s());
     *is_damaged = !is_equal(&found, &n->base[i]);
     if (*is_damaged)
         n->damaged = i;

@@ -57,10 +57,14 @@ static tess_status train_by_hand(tess_session *s, trained *out)
                                                 .momentum = run->train.muon_momentum,
                                                 .matches_adamw = true},
                                      .arg = s,
-                                     .batch_of = batch_of};
+                                     .batch_of = batch_of,
+                                     .wants_replay = run->compute.check_replay > 0};
         TESS_TRY(tess_dataset_loss_tokens(s->train_data, s->step * m_numel * b, m_numel * b,
                                           &request.loss_token_numel));
         TESS_TRY(tess_runtime_step(s->rt, &request, &result));
+        TESS_CHECK(result.replay_unit == -1 && result.replay_rank == -1, TESS_E_STATE,
+                   "step %d: rank %d has other gradients of unit %d when replayed", (int)s->step,
+                   result.replay_rank, result.replay_unit);
         out->loss[s->step] = result.loss;
         out->norm[s->step] = result.grad_norm;
     }
@@ -101,6 +105,38 @@ static tess_status take_logits(tess_session *s, float *logits)
     return tess_runtime_forward(s->rt, TESS_CALL_LOGITS, &s->batch, &loss_sum);
 }
 
+/* One byte of the middle of a shard, on the device. */
+static tess_status flip_frozen(tess_session *s, int unit_idx)
+{
+    uint8_t byte = 0;
+    const tess_view near = tess_view_host(&byte, 1, TESS_U8_OPAQUE);
+    const tess_view shard = tess_runtime_frozen_shard(s->rt, unit_idx);
+    const tess_view one = tess_view_slice(shard, shard.numel / 3, 1);
+    TESS_TRY(tess_runtime_copy(s->rt, near, one));
+    byte ^= 16;
+    return tess_runtime_copy(s->rt, one, near);
+}
+
+/* The digest of a shard says whether one of its bits changed. */
+static tess_status check_digests(tess_session *s)
+{
+    tess_xxh128 before, after, again;
+    for (int i = 0; i < s->d.plan->unit_numel; i++) {
+        if (s->d.plan->unit[i].frozen_nbytes == 0)
+            continue;
+        TESS_TRY(tess_runtime_frozen_digest(s->rt, i, &before));
+        TESS_TRY(flip_frozen(s, i));
+        TESS_TRY(tess_runtime_frozen_digest(s->rt, i, &after));
+        TESS_TRY(flip_frozen(s, i));
+        TESS_TRY(tess_runtime_frozen_digest(s->rt, i, &again));
+        TESS_CHECK(memcmp(&before, &after, sizeof before) != 0 &&
+                       memcmp(&before, &again, sizeof before) == 0,
+                   TESS_E_STATE, "unit %d: a flipped bit is not seen, or seen when it is not there",
+                   i);
+    }
+    return TESS_OK;
+}
+
 typedef struct job {
     const char *const *overrides;
     const char *run_text; /* NULL: LoRA on NF4 */
@@ -115,6 +151,8 @@ static tess_status use_session(const job *j, const emu_rank *rank, tiny_run *t, 
     tess_eval_result eval;
     if (j->ignores_upload)
         emu_ignore_event(rank, &s->batch_read);
+    if (s->run->shard.check_base == TESS_RUN_SWITCH_ON)
+        TESS_TRY(check_digests(s));
     TESS_TRY(train_by_hand(s, out));
     TESS_TRY(tess_session_evaluate(s, &eval));
     out->eval_loss = eval.loss;
@@ -220,8 +258,9 @@ static void test_lora(void **state)
     const char *const plain[] = {NULL};
     const char *const grouped[] = {"shard.gather_group=world",
                                    "compute.activation_checkpointing=on", NULL};
-    const char *const late[] = {"shard.gather_group=world", "shard.prefetch=0",
-                                "shard.reshard_after_forward=on", NULL};
+    const char *const late[] = {"shard.gather_group=world",       "shard.prefetch=0",
+                                "shard.reshard_after_forward=on", "shard.check_base=on",
+                                "compute.check_replay=1",         NULL};
     trained want;
     on_host(NULL, NULL, &want);
     assert_true(want.loss[STEP_NUMEL - 1] < want.loss[0]);
@@ -234,7 +273,7 @@ static void test_full(void **state)
 {
     (void)state;
     const char *const whole[] = {NULL};
-    const char *const grouped[] = {"shard.gather_group=world", NULL};
+    const char *const grouped[] = {"shard.gather_group=world", "compute.check_replay=1", NULL};
     trained want;
     on_host(full_text, NULL, &want);
     check_settings(1, whole, full_text, &want);
