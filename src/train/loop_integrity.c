@@ -166,10 +166,13 @@ static tess_status compare(session_loop *l, loop_integrity *n, int copy_stride, 
 /* Numbers that every rank counts for itself. */
 static tess_xxh128 digest_numbers(tess_session *s)
 {
-    double number[TESS_OPTIMIZER_SCALAR_MAX + 4] = {
-        (double)s->step, (double)s->token_numel, (double)s->update_numel, (double)s->skipped_numel};
+    enum { COUNT_NUMEL = 6 };
+    double number[TESS_OPTIMIZER_SCALAR_MAX + COUNT_NUMEL] = {
+        (double)s->step,          (double)s->token_numel,          (double)s->update_numel,
+        (double)s->skipped_numel, (double)s->guard.rollback_numel, (double)session_data_step(s)};
     const int scalar_numel = s->d.plan->options.optimizer->scalar_numel;
-    memcpy(number + 4, tess_runtime_scalars(s->rt), (size_t)scalar_numel * sizeof *number);
+    memcpy(number + COUNT_NUMEL, tess_runtime_scalars(s->rt),
+           (size_t)scalar_numel * sizeof *number);
     return tess_xxh128_of(number, sizeof number);
 }
 
@@ -243,7 +246,7 @@ static tess_status tell_damage(const session_loop *l, loop_integrity *n)
     if (n->damaged < 0)
         return TESS_OK;
     const char *unit = s->d.registry.unit[n->unit[n->damaged]].name;
-    const int64_t whole = n->whole_step[n->damaged];
+    const int64_t whole = TESS_MIN(n->whole_step[n->damaged], s->step); /* a rollback goes back */
     (void)gethostname(host, sizeof host - 1);
     TESS_CHECK(n->damage_numel < DAMAGE_NUMEL_MAX, TESS_E_NUMERIC,
                "before step %" PRId64 ": frozen bytes of unit '%s' changed in memory on '%s' (%s), "
@@ -311,6 +314,7 @@ tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r)
         " twice, and the gradients of unit '%s' have other bits the second time; nothing was "
         "updated and nothing more is saved; its processor or memory fails: start again without "
         "it, from the newest checkpoint",
-        s->step + 1, r->replay_rank, s->step * s->run->train.micro_batches + r->replay_rank,
+        s->step + 1, r->replay_rank,
+        session_data_step(s) * s->run->train.micro_batches + r->replay_rank,
         s->d.registry.unit[r->replay_unit].name);
 }
