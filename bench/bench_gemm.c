@@ -16,7 +16,7 @@
 #include "bench/measured.h"
 
 enum { SET_MAX = 16, SHAPE_MAX = 64 };
-static const size_t SETS_NBYTES = (size_t)256 << 20; /* of B: more than a device's cache holds */
+static const size_t SETS_NBYTES = (size_t)256 << 20; /* of B: more than caches hold */
 
 typedef struct shape {
     const char *text;
@@ -161,8 +161,7 @@ static tess_status place_weights(product *p, const shape *s)
     TESS_TRY(tess_codec_parts(&s->codec, m->rows * m->cols, part, &part_numel));
     for (int i = 0; i < part_numel; i++)
         nbytes += part[i].nbytes;
-    const bool is_device = p->b->at.plugin != NULL;
-    const size_t sets = is_device ? (SETS_NBYTES + nbytes - 1) / TESS_MAX(nbytes, (size_t)1) : 1;
+    const size_t sets = (SETS_NBYTES + nbytes - 1) / TESS_MAX(nbytes, (size_t)1);
     p->set_numel = (int)TESS_MIN(TESS_MAX(sets, (size_t)1), (size_t)SET_MAX);
     for (int set = 0; set < p->set_numel; set++)
         for (int i = 0; i < part_numel; i++) {

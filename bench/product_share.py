@@ -20,8 +20,9 @@ import signal
 
 KINDS = (
     ("inner_products", r"(f32|pair)_\d+x\d+|micro_\d+(x\d+)?"),
-    ("packing", r"(tess_\w+_)?(pack_(across|along)|lut16_run|write(_rows)?)|(\w+_)?decode|tess_\w+_add_scaled|"
-                r"scaled_int8|worker_run|pack_(body|panel|block)|multiply_(body|term|panel)|write_panel|tess_cpu_gemm"),
+    ("packing", r"(tess_\w+_)?(pack_(across|along)|lut16_rows|write(_rows)?)|(\w+_)?decode(_rows)?|"
+                r"tess_\w+_add_scaled|scaled_int8|worker_run|pack_(body|panel|block)|multiply_(body|term|panel)|"
+                r"write_panel|tess_cpu_gemm"),
     ("attention", r"tile_any|forward|backward|forward_part|backward_part|sum_group|store_panel|pack_straight|"
                   r"pack_transposed"),
 )

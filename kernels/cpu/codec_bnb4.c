@@ -1,6 +1,7 @@
 /* NF4 and FP4 of bitsandbytes; see kernels/nf4.h. */
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 #include "core/arith.h"
 #include "kernels/cpu/codec_priv.h"
@@ -174,39 +175,62 @@ static tess_status encode(const tess_quantize_args *a, tess_pool *pool)
 
 /* ---- decoding ---- */
 
-static float absmax_get(const tess_codec *codec, const void *const *part, int64_t block_idx)
+static void absmax_read(const tess_codec *codec, const void *const *part, int64_t first_block,
+                        int64_t block_numel, float *absmax)
 {
-    if (!codec->double_quant)
-        return ((const float *)part[1])[block_idx];
-    const uint8_t code = ((const uint8_t *)part[1])[block_idx];
-    const float nested = ((const float *)part[2])[block_idx / TESS_NESTED_BLOCK_NUMEL];
+    if (!codec->double_quant) {
+        memcpy(absmax, (const float *)part[1] + first_block, (size_t)block_numel * sizeof *absmax);
+        return;
+    }
+    const float *map = tess_dynamic_map_signed();
     const float offset = ((const float *)part[3])[0];
-    const float scaled = tess_dynamic_map_signed()[code] * nested;
-    return scaled + offset;
+    for (int64_t i = first_block; i < first_block + block_numel; i++) {
+        const float nested = ((const float *)part[2])[i / TESS_NESTED_BLOCK_NUMEL];
+        const float scaled = map[((const uint8_t *)part[1])[i]] * nested;
+        *absmax++ = scaled + offset;
+    }
+}
+
+static void decode_rows(const tess_coded *from, const tess_row_span *rows, tess_view dst)
+{
+    enum { ABSMAX_NUMEL = 256 }; /* of rows decoded together; the longest has 129 */
+    float absmax[ABSMAX_NUMEL];
+    const tess_codec *codec = from->codec;
+    const int shift = __builtin_ctzll((uint64_t)codec->block_numel); /* a power of two */
+    const int64_t elem_nbytes = (int64_t)tess_dtype_block_nbytes(dst.dt);
+    tess_lut16_rows run = {
+        .table = tess_codec_table16(codec->format),
+        .codes = from->part[0],
+        .absmax = absmax,
+        .absmax_stride = ((rows->col_numel - 1) >> shift) + 2,
+        .block_numel = codec->block_numel,
+        .stride = rows->stride,
+        .col_numel = rows->col_numel,
+        .is_dst_bf16 = dst.dt == TESS_BF16,
+    };
+    const int64_t most_rows = ABSMAX_NUMEL / run.absmax_stride;
+    for (int64_t row = 0; row < rows->row_numel; row += run.row_numel) {
+        run.first_idx = rows->first_idx + row * rows->stride;
+        run.row_numel = TESS_MIN(rows->row_numel - row, most_rows);
+        run.dst = (char *)dst.data + row * rows->col_numel * elem_nbytes;
+        for (int64_t i = 0; i < run.row_numel; i++) {
+            const int64_t idx = run.first_idx + i * run.stride;
+            const int64_t first = idx >> shift;
+            absmax_read(codec, from->part, first, ((idx + run.col_numel - 1) >> shift) + 1 - first,
+                        absmax + i * run.absmax_stride);
+        }
+        tess_gemm_path_current()->lut16_rows(&run);
+    }
 }
 
 static void decode(const tess_coded *from, int64_t first_idx, tess_view dst)
 {
-    const tess_codec *codec = from->codec;
-    const tess_gemm_path *path = tess_gemm_path_current();
-    const int64_t block_numel = codec->block_numel;
-    const size_t elem_nbytes = tess_dtype_block_nbytes(dst.dt);
-    int64_t done = 0;
-    while (done < dst.numel) {
-        const int64_t idx = first_idx + done;
-        const int64_t block_idx = idx / block_numel;
-        const tess_lut16_run run = {
-            .table = tess_codec_table16(codec->format),
-            .codes = from->part[0],
-            .first_idx = idx,
-            .numel = TESS_MIN((block_idx + 1) * block_numel - idx, dst.numel - done),
-            .absmax = absmax_get(codec, from->part, block_idx),
-            .is_dst_bf16 = dst.dt == TESS_BF16,
-            .dst = (char *)dst.data + (size_t)done * elem_nbytes,
-        };
-        path->lut16_run(&run);
-        done += run.numel;
+    for (int64_t done = 0; done < dst.numel; done += TESS_ROW_SPAN_MAX) {
+        const int64_t numel = TESS_MIN(dst.numel - done, TESS_ROW_SPAN_MAX);
+        const tess_row_span row = {first_idx + done, 0, 1, numel};
+        decode_rows(from, &row, tess_view_slice(dst, done, numel));
     }
 }
 
-const tess_cpu_codec tess_cpu_codec_bnb4 = {.decode = decode, .encode = encode};
+const tess_cpu_codec tess_cpu_codec_bnb4 = {
+    .decode = decode, .decode_rows = decode_rows, .encode = encode};

@@ -247,17 +247,27 @@ static void round_line(const float *src, uint16_t *dst, int64_t numel)
         dst[i] = tess_bf16_from_f32(src[i]);
 }
 
-/* Elements [first_idx, first_idx + numel) of a stored matrix in the compute dtype. */
-static void stage_line(const plan *p, const tess_matrix *b, int64_t first_idx, int64_t numel,
-                       void *dst)
+/* Rows of a stored matrix in the compute dtype, to dst [row_numel, col_numel]. */
+static void stage_rows(const plan *p, const tess_matrix *b, const tess_row_span *rows, char *dst)
 {
     const tess_cpu_codec *codec = tess_cpu_codec_of(b->codec.format);
     const tess_coded from = {&b->codec, b->part, b->rows * b->cols};
-    if (codec != NULL)
-        codec->decode(&from, first_idx,
-                      tess_view_host(dst, numel, p->is_bf16 ? TESS_BF16 : TESS_F32));
-    else
-        round_line((const float *)b->part[0] + first_idx, dst, numel);
+    const tess_dtype dt = p->is_bf16 ? TESS_BF16 : TESS_F32;
+    const tess_view all = tess_view_host(dst, rows->row_numel * rows->col_numel, dt);
+    if (all.numel == 0)
+        return;
+    if (codec != NULL && codec->decode_rows != NULL) {
+        codec->decode_rows(&from, rows, all);
+        return;
+    }
+    for (int64_t i = 0; i < rows->row_numel; i++) {
+        const int64_t idx = rows->first_idx + i * rows->stride;
+        const tess_view row = tess_view_slice(all, i * rows->col_numel, rows->col_numel);
+        if (codec != NULL)
+            codec->decode(&from, idx, row);
+        else
+            round_line((const float *)b->part[0] + idx, row.data, row.numel);
+    }
 }
 
 /* Lines of a panel are far apart in a stored matrix, so the hardware does not foresee them. */
@@ -305,11 +315,11 @@ static void pack_staged_across(const worker *w, const tess_matrix *b, tess_gemm_
     for (int64_t lo = 0; lo < fill_numel; lo += STAGE_LINES) {
         pack.line_numel = TESS_MIN(TESS_MAX(line_numel - lo, 0), STAGE_LINES);
         pack.fill_numel = TESS_MIN(fill_numel - lo, STAGE_LINES);
-        for (int64_t i = 0; i < pack.line_numel; i++) {
-            const int64_t idx = first_idx + (lo + i) * row_stride(b);
-            prefetch_line(b, idx + STAGE_LINES * row_stride(b), pack.k_numel);
-            stage_line(p, b, idx, pack.k_numel, w->stage + i * pack.k_numel * (p->is_bf16 ? 2 : 4));
-        }
+        const int64_t stride = row_stride(b);
+        const tess_row_span rows = {first_idx + lo * stride, stride, pack.line_numel, pack.k_numel};
+        for (int64_t i = 0; i < pack.line_numel; i++)
+            prefetch_line(b, rows.first_idx + (i + STAGE_LINES) * stride, pack.k_numel);
+        stage_rows(p, b, &rows, w->stage);
         p->path->pack_across(&pack);
         pack.dst += STAGE_LINES;
     }
@@ -326,12 +336,11 @@ static void pack_staged_along(const worker *w, const tess_matrix *b, tess_gemm_p
     pack.is_src_bf16 = p->is_bf16;
     for (int64_t lo = 0; lo < k_numel; lo += SLICE_NUMEL) {
         pack.k_numel = TESS_MIN(k_numel - lo, SLICE_NUMEL);
-        for (int64_t i = 0; i < pack.k_numel; i++) {
-            const int64_t idx = first_idx + (lo + i) * row_stride(b);
-            prefetch_line(b, idx + SLICE_NUMEL * row_stride(b), pack.line_numel);
-            stage_line(p, b, idx, pack.line_numel,
-                       w->stage + i * pack.line_numel * (p->is_bf16 ? 2 : 4));
-        }
+        const int64_t stride = row_stride(b);
+        const tess_row_span rows = {first_idx + lo * stride, stride, pack.k_numel, pack.line_numel};
+        for (int64_t i = 0; i < pack.k_numel; i++)
+            prefetch_line(b, rows.first_idx + (i + SLICE_NUMEL) * stride, pack.line_numel);
+        stage_rows(p, b, &rows, w->stage);
         p->path->pack_along(&pack);
         pack.dst += SLICE_NUMEL / (p->unit == TESS_GEMM_UNIT_PAIR ? 2 : 1) * pack.dst_stride;
     }

@@ -19,5 +19,5 @@ const tess_gemm_path tess_gemm_path_avx512_bf16 = {
     .pack_along = tess_avx512_pack_along,
     .add_scaled = tess_avx512_add_scaled,
     .write = tess_avx512_write,
-    .lut16_run = tess_avx512_lut16_run,
+    .lut16_rows = tess_avx512_lut16_rows,
 };

@@ -15,7 +15,7 @@ void tess_avx512_pack_across(const tess_gemm_pack *p);
 void tess_avx512_pack_along(const tess_gemm_pack *p);
 void tess_avx512_add_scaled(float *dst, const float *src, float scale, int64_t numel);
 void tess_avx512_write(const tess_gemm_out *o);
-void tess_avx512_lut16_run(const tess_lut16_run *r);
+void tess_avx512_lut16_rows(const tess_lut16_rows *r);
 
 TESS_INLINE __m512 avx512_step(__m512 sum, __m512 a, __m512 b, tess_gemm_unit unit)
 {

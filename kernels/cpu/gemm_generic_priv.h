@@ -115,30 +115,41 @@ static inline void generic_write(const tess_gemm_out *o)
                           (char *)o->c + i * o->c_stride * elem_nbytes);
 }
 
-static inline void generic_lut16(const tess_lut16_run *r, float f32[16], uint16_t bf16[16])
-{
-    for (int i = 0; i < 16; i++) {
-        f32[i] = r->table[i] * r->absmax;
-        bf16[i] = tess_bf16_from_f32(f32[i]);
-    }
-}
-
 static inline unsigned generic_code4(const uint8_t *codes, int64_t idx)
 {
     const unsigned byte = codes[idx >> 1];
     return (idx & 1) != 0 ? byte & 15U : byte >> 4;
 }
 
-static inline void generic_lut16_run(const tess_lut16_run *r)
+/* Elements [first, first + numel) of the tensor, all of one block. */
+static inline void generic_lut16_block(const tess_lut16_rows *r, int64_t first, int64_t numel,
+                                       float absmax, void *dst)
 {
     float f32[16];
     uint16_t bf16[16];
-    generic_lut16(r, f32, bf16);
-    for (int64_t i = 0; i < r->numel; i++) {
-        const unsigned code = generic_code4(r->codes, r->first_idx + i);
+    for (int i = 0; i < 16; i++) {
+        f32[i] = r->table[i] * absmax;
+        bf16[i] = tess_bf16_from_f32(f32[i]);
+    }
+    for (int64_t i = 0; i < numel; i++) {
+        const unsigned code = generic_code4(r->codes, first + i);
         if (r->is_dst_bf16)
-            ((uint16_t *)r->dst)[i] = bf16[code];
+            ((uint16_t *)dst)[i] = bf16[code];
         else
-            ((float *)r->dst)[i] = f32[code];
+            ((float *)dst)[i] = f32[code];
+    }
+}
+
+static inline void generic_lut16_rows(const tess_lut16_rows *r)
+{
+    char *dst = r->dst;
+    for (int64_t row = 0; row < r->row_numel; row++) {
+        const float *absmax = r->absmax + row * r->absmax_stride;
+        const int64_t end = r->first_idx + row * r->stride + r->col_numel;
+        for (int64_t idx = end - r->col_numel, numel = 0; idx < end; idx += numel) {
+            numel = TESS_MIN((idx | (r->block_numel - 1)) + 1, end) - idx;
+            generic_lut16_block(r, idx, numel, *absmax++, dst);
+            dst += numel * (r->is_dst_bf16 ? 2 : 4);
+        }
     }
 }

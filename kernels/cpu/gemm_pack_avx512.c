@@ -292,8 +292,7 @@ TESS_INLINE __m512 avx512_nf4_f32(__m128i bytes, __m512 lut)
     return _mm512_permutexvar_ps(idx, lut);
 }
 
-TESS_INLINE void avx512_lut16_run_bf16(const uint8_t *codes, int64_t numel, __m512 lut,
-                                       uint16_t *dst)
+TESS_INLINE void avx512_lut16_bf16(const uint8_t *codes, int64_t numel, __m512 lut, uint16_t *dst)
 {
     const __m512i words = _mm512_broadcast_i64x4(avx512_round_bf16(lut));
     int64_t i = 0;
@@ -307,7 +306,7 @@ TESS_INLINE void avx512_lut16_run_bf16(const uint8_t *codes, int64_t numel, __m5
     }
 }
 
-TESS_INLINE void avx512_lut16_run_f32(const uint8_t *codes, int64_t numel, __m512 lut, float *dst)
+TESS_INLINE void avx512_lut16_f32(const uint8_t *codes, int64_t numel, __m512 lut, float *dst)
 {
     int64_t i = 0;
     for (; i + 16 <= numel; i += 16)
@@ -320,24 +319,34 @@ TESS_INLINE void avx512_lut16_run_f32(const uint8_t *codes, int64_t numel, __m51
     }
 }
 
-void tess_avx512_lut16_run(const tess_lut16_run *r)
+TESS_INLINE void avx512_lut16_row(const tess_lut16_rows *r, int64_t idx, const float *absmax,
+                                  char *dst)
 {
-    int64_t first = r->first_idx;
-    int64_t numel = r->numel;
-    char *dst = r->dst;
-    if ((first & 1) != 0) { /* the low half of a byte that belongs to the run before */
-        tess_lut16_run one = *r;
-        one.numel = 1;
-        generic_lut16_run(&one);
-        first++;
-        numel--;
-        dst += r->is_dst_bf16 ? 2 : 4;
+    const __m512 table = _mm512_loadu_ps(r->table);
+    const int64_t elem_nbytes = r->is_dst_bf16 ? 2 : 4;
+    const int64_t end = idx + r->col_numel;
+    int64_t numel = idx & 1;
+    if (numel != 0) { /* the low half of a byte whose high half is the element before */
+        generic_lut16_block(r, idx, numel, *absmax, dst);
+        absmax += ((idx + 1) & (r->block_numel - 1)) == 0;
     }
-    const __m512 lut = _mm512_mul_ps(_mm512_loadu_ps(r->table), _mm512_set1_ps(r->absmax));
-    if (r->is_dst_bf16)
-        avx512_lut16_run_bf16(r->codes + first / 2, numel, lut, (uint16_t *)(void *)dst);
-    else
-        avx512_lut16_run_f32(r->codes + first / 2, numel, lut, (float *)(void *)dst);
+    for (idx += numel, dst += numel * elem_nbytes; idx < end; idx += numel) {
+        numel = TESS_MIN((idx | (r->block_numel - 1)) + 1, end) - idx;
+        const __m512 lut = _mm512_mul_ps(table, _mm512_set1_ps(*absmax++));
+        if (r->is_dst_bf16)
+            avx512_lut16_bf16(r->codes + (idx >> 1), numel, lut, (uint16_t *)(void *)dst);
+        else
+            avx512_lut16_f32(r->codes + (idx >> 1), numel, lut, (float *)(void *)dst);
+        dst += numel * elem_nbytes;
+    }
+}
+
+void tess_avx512_lut16_rows(const tess_lut16_rows *r)
+{
+    const int64_t row_nbytes = r->col_numel * (r->is_dst_bf16 ? 2 : 4);
+    for (int64_t i = 0; i < r->row_numel; i++)
+        avx512_lut16_row(r, r->first_idx + i * r->stride, r->absmax + i * r->absmax_stride,
+                         (char *)r->dst + i * row_nbytes);
 }
 
 /* -------- results -------- */

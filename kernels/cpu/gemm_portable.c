@@ -58,7 +58,7 @@ static void add_scaled(float *dst, const float *src, float scale, int64_t numel)
     generic_add_scaled(dst, src, scale, numel);
 }
 static void write_rows(const tess_gemm_out *o) { generic_write(o); }
-static void lut16_run(const tess_lut16_run *r) { generic_lut16_run(r); }
+static void lut16_rows(const tess_lut16_rows *r) { generic_lut16_rows(r); }
 
 static const tess_gemm_micro micro_f32[1][TESS_GEMM_BLOCK_MAX] = {
     {micro_1, micro_2, micro_3, micro_4}};
@@ -73,5 +73,5 @@ const tess_gemm_path tess_gemm_path_portable = {
     .pack_along = pack_along,
     .add_scaled = add_scaled,
     .write = write_rows,
-    .lut16_run = lut16_run,
+    .lut16_rows = lut16_rows,
 };

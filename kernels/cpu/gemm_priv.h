@@ -79,15 +79,18 @@ typedef struct tess_gemm_out {
     int64_t row_numel, col_numel;
 } tess_gemm_out;
 
-/** One run of 4-bit elements that stand for 16 values times one scale. */
-typedef struct tess_lut16_run {
+/** Rows of 4-bit elements that stand for 16 values times the scale of their block. */
+typedef struct tess_lut16_rows {
     const float *table;   /* [16] */
     const uint8_t *codes; /* of the whole tensor */
-    int64_t first_idx, numel;
-    float absmax;
+    const float *absmax;  /* [row_numel, absmax_stride], from the block of a row's first element */
+    int64_t absmax_stride;
+    int64_t block_numel;       /* a power of two, at least 32 */
+    int64_t first_idx, stride; /* row i begins at first_idx + i * stride */
+    int64_t row_numel, col_numel;
     bool is_dst_bf16;
-    void *dst;
-} tess_lut16_run;
+    void *dst; /* [row_numel, col_numel] */
+} tess_lut16_rows;
 
 typedef struct tess_gemm_path {
     tess_gemm_unit bf16_unit; /* what bf16 operands become */
@@ -100,7 +103,7 @@ typedef struct tess_gemm_path {
     void (*pack_along)(const tess_gemm_pack *p);  /* src [k_numel, line_numel] */
     void (*add_scaled)(float *dst, const float *src, float scale, int64_t numel);
     void (*write)(const tess_gemm_out *o);
-    void (*lut16_run)(const tess_lut16_run *r);
+    void (*lut16_rows)(const tess_lut16_rows *r);
 } tess_gemm_path;
 
 extern const tess_gemm_path tess_gemm_path_portable;
