@@ -75,7 +75,7 @@ outcome fails fail failed
 grep -q "value 3 is 4" fails/log/cuda.test_self_fail.txt || fail "no log of what failed"
 rm programs/tests/cuda.test_self_{fail,skip,mpi}
 program test_self_hang 'exec sleep 300'
-checked 1 hangs -s 6
+checked 1 hangs -s 12 # a program begins with 5 s or more: 7 s are for all that starts before it
 outcome hangs hang "stopped after"
 outcome hangs pass passed
 checked 77 short -s 1
