@@ -1,8 +1,6 @@
 /* Waits that end badly: a rank that is late, ranks whose plans differ in one size, wrong order. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <mpi.h>
 
@@ -10,14 +8,9 @@
 #include "dist/comm.h"
 #include "tests/support/expect.h"
 
-/* the short one applies after the first data collective, so that a slow start fails nothing */
-static const tess_deadlines SHORT = {20.0, 0.3};
-
-static void nap(double s)
-{
-    const struct timespec t = {(time_t)s, (long)((s - (double)(time_t)s) * 1e9)};
-    nanosleep(&t, NULL);
-}
+/* the short one applies after the first data collective, so that a slow start fails nothing; ranks
+ * that are not late have that long to send a few bytes, on a machine with other work too */
+static const tess_deadlines SHORT = {20.0, 1.0};
 
 static tess_comm *make(tess_comm_thread thread)
 {
@@ -47,8 +40,8 @@ static tess_status gather(tess_comm *comm, unsigned char *full, int numel)
     return tess_stream_finish(s);
 }
 
-/* The last rank comes late: the others stop after their deadline and name it; the late one
- * finds their data and is content. After the failure every call returns the same one. */
+/* The last rank comes when all others have given up: they name it; the late one finds their data
+ * and is content. After the failure every call returns the same one. */
 static void test_late_rank_is_named(tess_comm_thread thread)
 {
     static unsigned char full[8 * 16];
@@ -60,7 +53,7 @@ static void test_late_rank_is_named(tess_comm_thread thread)
     tess_error_clear();
     MPI_Barrier(MPI_COMM_WORLD);
     if (tess_comm_rank(comm) == last)
-        nap(0.8);
+        MPI_Barrier(MPI_COMM_WORLD);
     const double start_s = tess_clock_s();
     const tess_status st = gather(comm, full, 16);
     if (tess_comm_rank(comm) == last) {
@@ -68,7 +61,7 @@ static void test_late_rank_is_named(tess_comm_thread thread)
     } else {
         char want[64];
         EXPECT(st == TESS_E_TIMEOUT && tess_status_is_fatal(st));
-        EXPECT(tess_clock_s() - start_s > 0.29);
+        EXPECT(tess_clock_s() - start_s > 0.99);
         expect_message("all_gather 'blk.3/frozen' (sequence 1, entry 9, stream gather");
         snprintf(want, sizeof want, "nothing heard from rank %d", last);
         expect_message(want);
@@ -79,8 +72,9 @@ static void test_late_rank_is_named(tess_comm_thread thread)
         expect_message("all_gather 'blk.3/frozen'");
         tess_error_clear();
         EXPECT(gather(comm, full, 16) == TESS_E_TIMEOUT);
+        EXPECT(tess_comm_blocked_s(comm) > 0.9);
+        MPI_Barrier(MPI_COMM_WORLD);
     }
-    EXPECT(tess_comm_blocked_s(comm) > (tess_comm_rank(comm) == last ? -1.0 : 0.25));
     tess_comm_destroy(&comm);
     MPI_Barrier(MPI_COMM_WORLD);
 }
@@ -96,9 +90,11 @@ static void test_late_rank_is_named_by_control(void)
     EXPECT(gather(comm, full, 16) == TESS_OK);
     MPI_Barrier(MPI_COMM_WORLD);
     if (tess_comm_rank(comm) == last)
-        nap(0.75);
+        MPI_Barrier(MPI_COMM_WORLD);
     tess_error_clear();
     const tess_status st = tess_agree(comm, TESS_OK);
+    if (tess_comm_rank(comm) != last)
+        MPI_Barrier(MPI_COMM_WORLD);
     EXPECT(st == TESS_E_TIMEOUT);
     char want[64];
     snprintf(want, sizeof want, "nothing heard from rank %d", tess_comm_rank(comm) == 0 ? last : 0);

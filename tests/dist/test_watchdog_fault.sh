@@ -35,7 +35,7 @@ run() {
     echo "$fault: exit code $rc after $ms ms"
 }
 
-# a stopped rank: the waits of the others expire (1 s)
+# a stopped rank: the waits of the others expire (2 s)
 call="all_gather 'blk.2/frozen' (sequence 3, entry 2, stream gather, 3 ranks)"
 run stop 86 10 "$call: nothing heard from rank 1"
 # a rank that hangs outside of communication: its own watchdog (1 s)
