@@ -80,7 +80,7 @@ sed 's/[{},]//g' result | awk '{ loss = $4; shown = $6; want = exp(loss)
 
 # On a terminal what is logged takes the place of the bar, and never stands behind it.
 command -v script > /dev/null || { echo "skipped: needs script (bsdutils)"; exit 77; }
-script -qec "stty cols 100; $tessera train run.yaml train.steps=6 output.dir=shown output.checkpoint_every=1" /dev/null \
+script -qec "stty cols 100; $(printf %q "$tessera") train run.yaml train.steps=6 output.dir=shown output.checkpoint_every=1" /dev/null \
     < /dev/null > log 2>&1 || fail "train on a terminal"
 says "info checkpoint step=3"
 says $'\r\x1b[Kinfo checkpoint step=3'

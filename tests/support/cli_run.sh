@@ -54,11 +54,17 @@ mpirun_of() {
     done
 }
 
-now_ms() { echo $(($(date +%s%N) / 1000000)); }
+# Since the machine started: the time of day may be set meanwhile.
+now_ms() {
+    local up
+    read -r up _ < /proc/uptime
+    echo $((10#${up/./} * 10))
+}
 
 # ranks, arguments of tessera...: start in the background; `job` is its process, output in `log`.
 # The namespaces' process numbers repeat, and Open MPI names files by them: a folder for each job.
 job_numel=0
+job_limit_s=600 # a job that takes longer hangs; on a busy machine one of a few seconds has taken two minutes
 start() {
     local n="$1"
     shift
@@ -67,8 +73,8 @@ start() {
     : > "$work/log"
     TMPDIR="$work/mpi.$job_numel" \
         OMPI_MCA_btl_vader_backing_directory="$work/mpi.$job_numel" "${namespace[@]}" \
-        bash -c 'timeout --kill-after=5 120 mpirun --oversubscribe \
-            --mca odls_base_sigkill_timeout 0 "$@"; exit $?' - -n "$n" "$tessera" "$@" \
+        bash -c 'timeout --kill-after=5 "$1" mpirun --oversubscribe \
+            --mca odls_base_sigkill_timeout 0 "${@:2}"; exit $?' - "$job_limit_s" -n "$n" "$tessera" "$@" \
         > "$work/log" 2>&1 &
     job=$!
 }

@@ -27,7 +27,7 @@ tessera_on() {
         launch "$ranks" "$@"
         return
     fi
-    timeout --kill-after=5 120 "$tessera" "$@" > log 2>&1
+    timeout --kill-after=5 "$job_limit_s" "$tessera" "$@" > log 2>&1
     rc=$?
     [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ] || fail "$*: hung"
 }

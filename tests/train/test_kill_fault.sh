@@ -20,6 +20,7 @@ limit_ms=5000
 # PMIx_server_finalize, where its main thread joins a progress thread that waits for a lock for ever.
 # It is ended then, and counted.
 launcher_hangs=0
+job_limit_s=120 # soon, where that happens in a job whose rank ends itself; all runs here are tiny
 
 # instant of the kill: wait for the end of all ranks, then of the job
 finish_killed() {
@@ -79,15 +80,17 @@ launch 1 train run.yaml output.dir=whole
 bits_of whole > bits.want
 [ "$(wc -l < bits.want)" -eq 31 ] || fail "expected 30 steps and a digest"
 
-# ---- SIGKILL at uniform instants, 8 of 20 or more after a committed checkpoint ----
+# ---- SIGKILL at uniform instants: of 20, 8 or more after a committed checkpoint, and 4 or more lives that go on ----
+# (a life after a late kill may be killed itself before it says that it does)
 killed=0
 slowest_ms=0
 declare -A span_ms
-while [ "$killed" -lt "$kill_numel" ] || [ $((late_kills * 20)) -lt $((kill_numel * 8)) ]; do
+while [ "$killed" -lt "$kill_numel" ] || [ $((late_kills * 20)) -lt $((kill_numel * 8)) ] ||
+    [ $((resumed_lives * 20)) -lt $((kill_numel * 4)) ]; do
     n="${worlds[$((lives % 5))]}"
     lives=$((lives + 1))
-    [ "$lives" -lt $((kill_numel * 6)) ] ||
-        fail "only $killed of $lives lives were killed, $late_kills of them after a committed checkpoint"
+    [ "$lives" -lt $((kill_numel * 6)) ] || fail "only $killed of $lives lives were killed, $late_kills of them" \
+        "after a committed checkpoint, and $resumed_lives resumed"
     # the first life of a size is timed, as far as a kill lets it
     limit="${span_ms[$n]:-1500}"
     at_ms=$(((RANDOM * 32768 + RANDOM) % limit))
@@ -110,8 +113,8 @@ while [ "$killed" -lt "$kill_numel" ] || [ $((late_kills * 20)) -lt $((kill_nume
     fi
     # on the disk, not as the log has it: its last lines may be lost
     [ -z "$(ls out/step-*/MANIFEST 2> /dev/null)" ] || late_kills=$((late_kills + 1))
-    # lives that end early were short: the instants of the next one reach further
-    span_ms[$n]=$((limit + 300))
+    # lives that end early were short: the instants of the next one reach further, on a slow machine soon far enough
+    span_ms[$n]=$((limit * 5 / 4 + 300))
     killed=$((killed + 1))
 done
 echo "$killed kills in $lives lives at uniform instants, $late_kills after a committed checkpoint; the ranks" \
@@ -120,10 +123,7 @@ launch 3 train run.yaml
 [ "$rc" -eq 0 ] || fail "the life after the last kill: exit code $rc"
 check_resumed
 check_finished out
-# A life after a late kill may be killed itself before it says so.
 echo "$resumed_lives lives said that they resumed"
-[ $((resumed_lives * 20)) -ge $((kill_numel * 4)) ] ||
-    fail "only $resumed_lives lives resumed after $late_kills late kills"
 
 # ---- a kill in each phase of a save, on rank 0 and on another ----
 # What the life since file `mark` was at when it died, as its directory shows.
@@ -223,17 +223,17 @@ await 'resumed from' 60
 await 'checkpoint step=' 60
 kill -USR2 $(mpirun_of "$job")
 for ((i = 0; i < 3; i++)); do
-    await "# collectives of rank $i: [1-9][0-9]* made" 10
-    await "rank $i: stack of the main thread:" 10
+    await "# collectives of rank $i: [1-9][0-9]* made" 60
+    await "rank $i: stack of the main thread:" 60
 done
 saved="$(grep -c 'checkpoint step=' log)"
-await '^[0-9]* gather [0-9]* 3 all_gather [0-9]* done ' 1
-await 'bin/tessera(.*\[0x' 5
-for ((i = 0; i < 500; i++)); do
-    [ "$(grep -c 'checkpoint step=' log)" -le "$saved" ] || break
+await '^[0-9]* gather [0-9]* 3 all_gather [0-9]* done ' 60
+await 'bin/tessera(.*\[0x' 60
+until_ms=$(($(now_ms) + 60000))
+while [ "$(grep -c 'checkpoint step=' log)" -le "$saved" ]; do
+    [ "$(now_ms)" -lt "$until_ms" ] || fail "SIGUSR2: no checkpoint within 60 s after it"
     sleep 0.02
 done
-[ "$i" -lt 500 ] || fail "SIGUSR2: no checkpoint within 10 s after it"
 kill -USR1 $(mpirun_of "$job")
 finish
 [ "$rc" -eq 75 ] || fail "SIGUSR2, then SIGUSR1: exit code $rc, expected 75"
