@@ -235,6 +235,8 @@ tess_status engine_mpi_fail(int code, const char *file, int line, const char *ca
 /* mpi_setup.c */
 /** Environment and affinity before MPI_Init, without overriding what the user set. */
 void engine_mpi_prepare(tess_comm_thread thread);
+/** After MPI_Init: what MPI has loaded stays loaded, also beyond MPI_Finalize. */
+void engine_mpi_keep_plugins(void);
 
 /** The chunk size of every communicator that shares the engine of `comm` (self or mpi, not a spy);
  * equal on all ranks. For tests. */

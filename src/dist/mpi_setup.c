@@ -5,9 +5,19 @@
  * [Note: yielding and binding] With more ranks than cores Open MPI 4.1 spins by default and a
  * message takes milliseconds; its default binding pins small worlds to one core a rank, so that
  * compute threads share it. Both defaults are replaced; whatever the user set stays.
+ *
+ * [Note: plugins stay] MPI_Finalize of Open MPI 4.1 unloads its plugins while a thread of its own
+ * may have a call of theirs ahead: an event that the thread of PMIx has taken in, such as the end
+ * of a peer, is handed to another thread. Where much else runs, that one comes late, and the rank
+ * dies of SIGSEGV with its work done: 139 in place of the exit code that it has.
  */
+#include <dlfcn.h>
+#include <limits.h>
+#include <link.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "dist/engine_priv.h"
@@ -59,4 +69,27 @@ void engine_mpi_prepare(tess_comm_thread thread)
         (void)setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     (void)setenv("OMPI_MCA_hwloc_base_binding_policy", "none", 0);
     (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+}
+
+typedef struct plugin {
+    int skip_numel; /* of those that come first */
+    char path[PATH_MAX];
+} plugin;
+
+static int find_plugin(struct dl_phdr_info *info, size_t nbytes, void *arg)
+{
+    plugin *p = arg;
+    (void)nbytes;
+    if (strstr(info->dlpi_name, "/mca_") == NULL || p->skip_numel-- > 0)
+        return 0;
+    snprintf(p->path, sizeof p->path, "%s", info->dlpi_name);
+    return 1;
+}
+
+/* See [Note: plugins stay]. A handle that is never closed keeps each. */
+void engine_mpi_keep_plugins(void)
+{
+    plugin p = {.skip_numel = 0};
+    for (int i = 0; dl_iterate_phdr(find_plugin, &p) != 0; p.skip_numel = ++i)
+        (void)dlopen(p.path, RTLD_LAZY | RTLD_NOLOAD);
 }

@@ -17,6 +17,7 @@ tess_status start_mpi(int *argc, char ***argv, tess_comm_thread thread, bool *ow
         TESS_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided));
         *owns_mpi = true;
     }
+    engine_mpi_keep_plugins();
     TESS_CHECK(thread == TESS_COMM_THREAD_OFF || provided >= MPI_THREAD_SERIALIZED,
                TESS_E_UNSUPPORTED,
                "this MPI offers thread level %d, a communication thread needs %d; set "

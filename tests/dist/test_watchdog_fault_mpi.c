@@ -2,6 +2,7 @@
  * Without arguments: the watchdog's own behaviour, ends with 0. With the name of a fault as first
  * argument: rank 1 has it at step 3 and the job must end as test_watchdog_fault.sh says.
  */
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -126,6 +127,23 @@ static int run_with_fault(const char *fault, tess_comm *comm, double section_s)
     return 0;
 }
 
+static int count_plugin(struct dl_phdr_info *info, size_t nbytes, void *arg)
+{
+    (void)nbytes;
+    *(int *)arg += strstr(info->dlpi_name, "/mca_pmix") != NULL;
+    return 0;
+}
+
+/* Threads of MPI may call them when it is over. */
+static void end_with_plugins_in_place(tess_comm **comm)
+{
+    int before = 0, after = 0;
+    (void)dl_iterate_phdr(count_plugin, &before);
+    tess_comm_destroy(comm);
+    (void)dl_iterate_phdr(count_plugin, &after);
+    EXPECT(after == before);
+}
+
 int main(int argc, char **argv)
 {
     const char *fault = argc > 1 ? argv[1] : NULL;
@@ -141,6 +159,6 @@ int main(int argc, char **argv)
         failures = run_with_fault(fault, comm, is_stop ? 0.0 : 1.0);
     else
         test_beats_keep_it_quiet_and_silence_does_not(comm);
-    tess_comm_destroy(&comm);
+    end_with_plugins_in_place(&comm);
     return failures > 0;
 }
