@@ -110,18 +110,21 @@ check() {
     hosts_file 1 1 1 > hostfile
     hosts_on 1 "$source_dir/launch/on-hosts" hostfile -- "$tessera" check "$@" > log 2>&1
 }
+even_hosts_pass() { check run.yaml && grep -q "3 ranks on 3 nodes" log && grep -q "across nodes  *3 " log; }
+slow_link_is_named() {
+    check run.yaml
+    [ $? = 65 ] && [ "$(grep -c "at best\|reach each other" log)" = 1 ] &&
+        grep -q "node 1 'host2' reaches others at 0.01[0-9] GB/s at best, the median of nodes is 0.0[45]" log
+}
+# Other work on this machine may take what a link is measured with.
+in_three_tries() { "$1" || "$1" || "$1" || fail "check: not $1"; }
 for i in 1 2 3; do
     hosts_shape "$i" 400mbit || break
 done
 if [ "$i" = 3 ]; then
-    check run.yaml || fail "check: exit code $?"
-    grep -q "3 ranks on 3 nodes" log && grep -q "across nodes  *3 " log || fail "check: no links"
+    in_three_tries even_hosts_pass
     hosts_shape 2 100mbit
-    check run.yaml
-    [ $? = 65 ] || fail "check of a slow link: not exit code 65"
-    grep -q "node 1 'host2' reaches others at 0.01[0-9] GB/s at best, the median of nodes is 0.0[45]" \
-        log || fail "check of a slow link: not named"
-    [ "$(grep -c "at best\|reach each other" log)" = 1 ] || fail "check of a slow link: others too"
+    in_three_tries slow_link_is_named
     echo "check: names the slow link"
 else
     echo "check of a slow link: not tested, this kernel has no tbf"
