@@ -217,15 +217,15 @@ static tess_status pool_create(const char *source, json_t *v, json_pool **out)
     return TESS_OK;
 }
 
-tess_status tess_json_parse_limit(const char *source, const char *text, size_t nbytes,
-                                  size_t limit_nbytes, tess_json **out)
+static tess_status parse_by(const char *source, const char *text, size_t nbytes,
+                            size_t limit_nbytes, size_t flags, tess_json **out)
 {
     json_error_t error;
     char tame[JSON_ERROR_TEXT_LENGTH];
     TESS_CHECK(nbytes <= limit_nbytes, TESS_E_FORMAT,
                "'%s': %zu bytes of JSON, at most %zu are accepted", source, nbytes, limit_nbytes);
     TESS_TRY(prescan(source, text, nbytes));
-    json_t *v = json_loadb(text, nbytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    json_t *v = json_loadb(text, nbytes, flags | JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     const bool has_nul = v == NULL && json_error_code(&error) == json_error_null_character;
     TESS_CHECK(v != NULL, TESS_E_FORMAT, "'%s': line %d, column %d: %s", source, error.line,
                error.column,
@@ -242,19 +242,35 @@ tess_status tess_json_parse_limit(const char *source, const char *text, size_t n
     return st;
 }
 
+tess_status tess_json_parse_limit(const char *source, const char *text, size_t nbytes,
+                                  size_t limit_nbytes, tess_json **out)
+{
+    return parse_by(source, text, nbytes, limit_nbytes, 0, out);
+}
+
 tess_status tess_json_parse(const char *source, const char *text, size_t nbytes, tess_json **out)
 {
     return tess_json_parse_limit(source, text, nbytes, TESS_JSON_LIMIT_NBYTES, out);
 }
 
-tess_status tess_json_read(tess_io *io, const char *path, tess_json **out)
+static tess_status read_by(tess_io *io, const char *path, size_t flags, tess_json **out)
 {
     char *text = NULL;
     size_t nbytes = 0;
     TESS_TRY(tess_io_read_all(io, path, TESS_JSON_LIMIT_NBYTES, &text, &nbytes));
-    const tess_status st = tess_json_parse(path, text, nbytes, out);
+    const tess_status st = parse_by(path, text, nbytes, TESS_JSON_LIMIT_NBYTES, flags, out);
     tess_free(text);
     return st;
+}
+
+tess_status tess_json_read(tess_io *io, const char *path, tess_json **out)
+{
+    return read_by(io, path, 0, out);
+}
+
+tess_status tess_json_read_reals(tess_io *io, const char *path, tess_json **out)
+{
+    return read_by(io, path, JSON_DECODE_INT_AS_REAL, out);
 }
 
 static void destroy_built(tess_json *v)

@@ -41,6 +41,9 @@ TESS_MUST_CHECK tess_status tess_json_parse(const char *source, const char *text
                                             tess_json **out);
 /** Read and parse a file. Local. @return TESS_E_IO, TESS_E_FORMAT */
 TESS_MUST_CHECK tess_status tess_json_read(tess_io *io, const char *path, tess_json **out);
+/** tess_json_read for files whose texts alone are of use: integers of any size are read, as
+ * doubles. Local. @return as tess_json_read */
+TESS_MUST_CHECK tess_status tess_json_read_reals(tess_io *io, const char *path, tess_json **out);
 /** Free a root and its tree; NULL inside is fine. */
 void tess_json_destroy(tess_json **root);
 

@@ -202,7 +202,8 @@ static tess_status read_eos(const tess_tokenize_state *s, tess_json **config, co
 {
     char *path = NULL;
     TESS_TRY(tess_tokenize_beside(s, "tokenizer_config.json", &path));
-    tess_status st = tess_json_read(s->ctx->io, path, config);
+    /* model_max_length may be int(1e30). */
+    tess_status st = tess_json_read_reals(s->ctx->io, path, config);
     const tess_json *eos = st == TESS_OK ? tess_json_find(*config, "eos_token") : NULL;
     const bool is_object = eos != NULL && tess_json_type_of(eos) == TESS_JSON_OBJECT;
     if (st == TESS_OK)

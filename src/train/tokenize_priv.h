@@ -74,7 +74,7 @@ TESS_MUST_CHECK tess_status tess_tokenize_detect(const tess_json *object,
 TESS_MUST_CHECK tess_status tess_tokenize_beside(const tess_tokenize_state *s, const char *name,
                                                  char **out);
 /** Warn where the model's own chat template is not the one that was chosen, as far as marks in its
- * text tell. Local. @return TESS_E_FORMAT, TESS_E_IO of the model's files */
+ * text tell, and where its files cannot be read. Local. @return TESS_E_MEMORY */
 TESS_MUST_CHECK tess_status tess_tokenize_compare_template(const tess_tokenize_state *s,
                                                            tess_chat_style style);
 

@@ -46,15 +46,18 @@ static void compare(const tess_tokenize_state *s, const char *path, const char *
                       tess_chat_style_name(style), path, tess_chat_style_name(own));
 }
 
-/* A text, or a list of {name, template} in which "default" is what chats take. */
+/* A text, or texts by name, of which "default" is what chats take: an object of them, or a list of
+ * {name, template}. */
 static tess_status find_text(const tess_json *config, const char **text)
 {
     const tess_json *found = tess_json_find(config, "chat_template");
     *text = NULL;
     if (found == NULL || tess_json_type_of(found) == TESS_JSON_NULL)
         return TESS_OK;
+    if (tess_json_type_of(found) == TESS_JSON_OBJECT)
+        return tess_json_opt_string(found, "default", NULL, text);
     if (tess_json_type_of(found) != TESS_JSON_ARRAY)
-        return tess_json_get_string(config, "chat_template", text);
+        return tess_json_as_string(found, text);
     for (int64_t i = 0; i < tess_json_numel(found); i++) {
         const char *name = NULL;
         TESS_TRY(tess_json_get_string(tess_json_at(found, i), "name", &name));
@@ -69,7 +72,7 @@ static tess_status compare_config(const tess_tokenize_state *s, const char *path
 {
     tess_json *config = NULL;
     const char *text = NULL;
-    TESS_TRY(tess_json_read(s->ctx->io, path, &config));
+    TESS_TRY(tess_json_read_reals(s->ctx->io, path, &config));
     const tess_status st = find_text(config, &text);
     if (st == TESS_OK && text != NULL)
         compare(s, path, text, style);
@@ -88,7 +91,7 @@ static tess_status compare_jinja(const tess_tokenize_state *s, const char *path,
     return TESS_OK;
 }
 
-tess_status tess_tokenize_compare_template(const tess_tokenize_state *s, tess_chat_style style)
+static tess_status compare_first(const tess_tokenize_state *s, tess_chat_style style)
 {
     static const struct {
         const char *name;
@@ -107,5 +110,18 @@ tess_status tess_tokenize_compare_template(const tess_tokenize_state *s, tess_ch
         if (st != TESS_OK || kind == TESS_IO_FILE)
             return st;
     }
+    return TESS_OK;
+}
+
+tess_status tess_tokenize_compare_template(const tess_tokenize_state *s, tess_chat_style style)
+{
+    const tess_status st = compare_first(s, style);
+    if (st == TESS_OK || st == TESS_E_MEMORY)
+        return st;
+    /* Nothing of these files is used but what a warning says. */
+    tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                  "--chat-template %s is not compared with the model's own: %s",
+                  tess_chat_style_name(style), tess_error_message());
+    tess_error_clear();
     return TESS_OK;
 }

@@ -290,6 +290,22 @@ static void test_add_copy_and_write_round_trip(void **state)
     assert_refused(tess_json_read(f->io, at(f, "none.json"), &again), TESS_E_IO, "none.json");
 }
 
+static void test_read_reals_takes_integers_of_any_size(void **state)
+{
+    static const char text[] = "{\"most\": 1000000000000000019884624838656, \"few\": 3}";
+    const fixture *f = *state;
+    tess_json *root = NULL;
+    double most = 0.0, few = 0.0;
+    assert_ok(tess_io_write_all(f->io, at(f, "out.json"), text, sizeof text - 1));
+    assert_refused(tess_json_read(f->io, at(f, "out.json"), &root), TESS_E_FORMAT, "line 1",
+                   "integer");
+    assert_ok(tess_json_read_reals(f->io, at(f, "out.json"), &root));
+    assert_ok(tess_json_get_f64(root, "most", &most));
+    assert_ok(tess_json_get_f64(root, "few", &few));
+    assert_true(most == 1e30 && few == 3.0);
+    tess_json_destroy(&root);
+}
+
 static void test_find_in_a_large_object(void **state)
 {
     (void)state;
@@ -322,6 +338,7 @@ int main(void)
         format_test(test_dump_doubles_read_back_to_the_same_bits),
         format_test(test_add_misuse_is_refused),
         format_test(test_add_copy_and_write_round_trip),
+        format_test(test_read_reals_takes_integers_of_any_size),
         format_test(test_find_in_a_large_object),
     };
     return cmocka_run_group_tests_name("format.json", tests, NULL, NULL);

@@ -20,6 +20,10 @@ done
 echo '{"eos_token": {"content": "<|end_of_text|>"}}' > named/tokenizer_config.json
 "$tessera" tokenize named text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "tokenize --eos auto"
 cmp -s ended.h5 auto.h5 || fail "--eos auto: an object is not read"
+endless=1000000000000000019884624838656 # int(1e30), which models without a limit have
+echo "{\"model_max_length\": $endless, \"eos_token\": \"<|end_of_text|>\"}" > named/tokenizer_config.json
+"$tessera" tokenize named text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "tokenize --eos auto"
+cmp -s ended.h5 auto.h5 || fail "--eos auto: not read beside a big integer"
 echo '{}' > named/tokenizer_config.json
 ! "$tessera" tokenize named text.jsonl --eos auto -o auto.h5 > /dev/null 2> log || fail "an end token from nowhere"
 says "named/tokenizer_config.json"
@@ -46,6 +50,25 @@ tokenize_chats qwen3
 silent warn
 tokenize_chats chatml
 says "warn --chat-template chatml: the template of 'chat/chat_template.jinja' looks like qwen3"
+rm chat/chat_template.jinja
+config() { printf '%s\n' "$1" > chat/tokenizer_config.json; }
+for template in '"<|im_start|>"' '{"tool_use": "x", "default": "<|im_start|>"}' '[{"name": "default", "template": "<|im_start|>"}]'; do
+    config "{\"model_max_length\": $endless, \"chat_template\": $template}"
+    tokenize_chats chatml
+    silent warn
+    tokenize_chats qwen3
+    says "looks like chatml"
+done
+for template in '{"tool_use": "x"}' null; do
+    config "{\"chat_template\": $template}"
+    tokenize_chats chatml
+    silent warn
+done
+for text in '{"model_max_length": Infinity}' '' '{"chat_template": 5}' '{"chat_template": [{}]}'; do
+    config "$text"
+    tokenize_chats chatml
+    says "warn --chat-template chatml is not compared with the model's own: 'chat/tokenizer_config.json'"
+done
 chat_model "<|user|>"
 tokenize_chats qwen2.5
 says "is like none that is built in"
