@@ -5,35 +5,46 @@
 #include "core/memory.h"
 #include "train/tokenize_priv.h"
 
-/* The first that a template holds all marks of. */
-static const struct {
+typedef struct likeness {
     const char *marks[2];
-    tess_chat_style style;
-} likenesses[] = {
-    {{"<|start_header_id|>", "Cutting Knowledge Date"}, TESS_CHAT_LLAMA3_1},
-    {{"<|start_header_id|>", ""}, TESS_CHAT_LLAMA3},
-    {{"<|im_start|>", "You are Qwen, created by Alibaba Cloud"}, TESS_CHAT_QWEN2_5},
-    {{"<|im_start|>", "</think>"}, TESS_CHAT_QWEN3},
-    {{"<|im_start|>", ""}, TESS_CHAT_CHATML},
-    {{"[INST]", ""}, TESS_CHAT_MISTRAL_INST},
+    tess_chat_style style; /* TESS_CHAT_STYLE_NUMEL: none that is built in */
+    bool has_system;       /* a system text for chats without one, which ours has not */
+} likeness;
+
+/* The first that a template holds all marks of. */
+static const likeness likenesses[] = {
+    {{"<|im_sep|>", ""}, TESS_CHAT_STYLE_NUMEL, false}, /* phi-4 */
+    {{"<<SYS>>", ""}, TESS_CHAT_STYLE_NUMEL, false},    /* Llama 2 */
+    {{"<|start_header_id|>", "Cutting Knowledge Date"}, TESS_CHAT_LLAMA3_1, false},
+    {{"<|start_header_id|>", ""}, TESS_CHAT_LLAMA3, false},
+    {{"<|im_start|>", "You are Qwen, created by Alibaba Cloud"}, TESS_CHAT_QWEN2_5, false},
+    {{"<|im_start|>", "</think>"}, TESS_CHAT_QWEN3, false},
+    {{"<|im_start|>system", "You are"}, TESS_CHAT_CHATML, true},
+    {{"<|im_start|>", ""}, TESS_CHAT_CHATML, false},
+    {{"[INST]", ""}, TESS_CHAT_MISTRAL_INST, false},
 };
 
-static tess_chat_style style_like(const char *text)
+static likeness likeness_of(const char *text)
 {
     for (int i = 0; i < TESS_NELEM(likenesses); i++)
         if (strstr(text, likenesses[i].marks[0]) != NULL &&
             strstr(text, likenesses[i].marks[1]) != NULL)
-            return likenesses[i].style;
-    return TESS_CHAT_STYLE_NUMEL;
+            return likenesses[i];
+    return (likeness){.style = TESS_CHAT_STYLE_NUMEL};
 }
 
 static void compare(const tess_tokenize_state *s, const char *path, const char *text,
                     tess_chat_style style)
 {
-    const tess_chat_style own = style_like(text);
-    if (own == style)
+    const likeness own = likeness_of(text);
+    if (own.style == style && own.has_system && s->options->default_system == NULL)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "--chat-template %s: the template of '%s' has a system text for chats "
+                      "without one; give it by --default-system",
+                      tess_chat_style_name(style), path);
+    if (own.style == style)
         return;
-    if (own == TESS_CHAT_STYLE_NUMEL)
+    if (own.style == TESS_CHAT_STYLE_NUMEL)
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "--chat-template %s: the template of '%s' is like none that is built in; to "
                       "train on what it renders, render chats with it and give them as prompt and "
@@ -43,7 +54,7 @@ static void compare(const tess_tokenize_state *s, const char *path, const char *
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "--chat-template %s: the template of '%s' looks like %s; chats that are put "
                       "otherwise than the model knows them train it for another form",
-                      tess_chat_style_name(style), path, tess_chat_style_name(own));
+                      tess_chat_style_name(style), path, tess_chat_style_name(own.style));
 }
 
 /* A text, or texts by name, of which "default" is what chats take: an object of them, or a list of

@@ -38,7 +38,7 @@ chat_model() { # TEXT OF THE TEMPLATE
     cp "$source_dir/tests/golden/tokenizers/qwen2.json" chat/tokenizer.json
     printf '{"chat_template": "%s"}\n' "$1" > chat/tokenizer_config.json
 }
-tokenize_chats() { "$tessera" tokenize chat chats.jsonl --chat-template "$1" -o chats.h5 > /dev/null 2> log || fail "tokenize chats"; }
+tokenize_chats() { "$tessera" tokenize chat chats.jsonl --chat-template "$@" -o chats.h5 > /dev/null 2> log || fail "tokenize chats"; }
 echo '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>So</think>Yes"}]}' > chats.jsonl
 chat_model "{% for m in messages %}<|im_start|>"
 tokenize_chats chatml
@@ -69,9 +69,16 @@ for text in '{"model_max_length": Infinity}' '' '{"chat_template": 5}' '{"chat_t
     tokenize_chats chatml
     says "warn --chat-template chatml is not compared with the model's own: 'chat/tokenizer_config.json'"
 done
-chat_model "<|user|>"
-tokenize_chats qwen2.5
-says "is like none that is built in"
+for text in "<|user|>" "<|im_start|>user<|im_sep|>" "[INST] <<SYS>>"; do
+    chat_model "$text"
+    tokenize_chats qwen2.5
+    says "is like none that is built in"
+done
+chat_model '<|im_start|>system\\nYou are a helpful assistant<|im_end|>'
+tokenize_chats chatml
+says "warn --chat-template chatml: the template of 'chat/tokenizer_config.json' has a system text for chats without one"
+tokenize_chats chatml --default-system "You are a helpful assistant"
+silent warn
 
 # 200 documents of some 20 tokens: the epoch is what the token file says.
 tokens=$("$tessera" inspect train.h5 --json | grep -o '"tokens":[0-9]*' | cut -d: -f2)
