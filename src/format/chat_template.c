@@ -23,20 +23,23 @@ static const struct {
     bool needs_open;
     const char *system;       /* of conversations without one, or NULL */
     const char *system_front; /* in front of every system text at the beginning, or NULL */
+    bool has_tools;           /* other roles are published in forms that are not rendered here */
 } styles[TESS_CHAT_STYLE_NUMEL] = {
     [TESS_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                          "<|eot_id|>", true, NULL, NULL},
+                          "<|eot_id|>", true, NULL, NULL, false},
     [TESS_CHAT_LLAMA3_1] = {"llama3.1", "<|begin_of_text|>", "<|start_header_id|>",
                             "<|end_header_id|>", "<|eot_id|>", true, "",
-                            "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"},
-    [TESS_CHAT_CHATML] = {"chatml", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL},
+                            "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+                            true},
+    [TESS_CHAT_CHATML] = {"chatml", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL,
+                          false},
     [TESS_CHAT_QWEN2_5] = {"qwen2.5", NULL, "<|im_start|>", NULL, "<|im_end|>", true,
                            "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-                           NULL},
-    [TESS_CHAT_QWEN3] = {"qwen3", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL},
+                           NULL, true},
+    [TESS_CHAT_QWEN3] = {"qwen3", NULL, "<|im_start|>", NULL, "<|im_end|>", true, NULL, NULL, true},
     /* Tokenizers before version 3 spell [INST] in plain characters. */
     [TESS_CHAT_MISTRAL_INST] = {"mistral-inst", "<s>", "[INST]", "[/INST]", "</s>", false, NULL,
-                                NULL},
+                                NULL, false},
 };
 
 tess_status tess_chat_style_parse(const char *name, tess_chat_style *out)
@@ -343,7 +346,13 @@ static tess_status put_mistral(writer *w, const tess_chat_message *m, int64_t id
     return answers ? put_mistral_answer(w, m) : put_mistral_user(w, m);
 }
 
-static tess_status check_role(const tess_chat_message *m, int64_t idx)
+static bool is_common(const char *role)
+{
+    return strcmp(role, "system") == 0 || strcmp(role, "user") == 0 ||
+           strcmp(role, "assistant") == 0;
+}
+
+static tess_status check_role(const tess_chat_message *m, tess_chat_style style, int64_t idx)
 {
     const size_t nbytes = strlen(m->role);
     TESS_CHECK(nbytes >= 1 && nbytes <= ROLE_NBYTES_MAX &&
@@ -351,12 +360,17 @@ static tess_status check_role(const tess_chat_message *m, int64_t idx)
                TESS_E_FORMAT,
                "message %" PRId64 ": role '%.64s', expected lower-case letters, digits, _ or -",
                idx, m->role);
+    TESS_CHECK(!styles[style].has_tools || is_common(m->role), TESS_E_FORMAT,
+               "message %" PRId64 ": role '%.64s', chat template %s renders system, user and "
+               "assistant; render chats with others elsewhere, and give them as prompt and "
+               "completion with --special-tokens",
+               idx, m->role, styles[style].name);
     return TESS_OK;
 }
 
 static tess_status put_message(writer *w, const tess_chat_message *m, int64_t idx)
 {
-    TESS_TRY(check_role(m, idx));
+    TESS_TRY(check_role(m, w->chat->style, idx));
     switch (w->chat->style) {
     case TESS_CHAT_LLAMA3:
     case TESS_CHAT_LLAMA3_1:

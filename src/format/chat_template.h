@@ -37,7 +37,7 @@ const char *tess_chat_style_name(tess_chat_style style);
 typedef struct tess_chat_template tess_chat_template;
 
 typedef struct tess_chat_message {
-    const char *role;    /* "system", "user", "assistant" (but mistral-inst: any name) */
+    const char *role;    /* "system", "user", "assistant" (llama3, chatml: any name) */
     const char *content; /* [content_nbytes] UTF-8 */
     size_t content_nbytes;
 } tess_chat_message;

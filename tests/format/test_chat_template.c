@@ -326,6 +326,12 @@ static void test_encode_refuses_wrong_roles(void **state)
         {"sp-first", "mistral-inst", {"tool"}, "message 0: role 'tool'"},
         {"llama3", "llama3", {""}, "message 0: role ''"},
         {"llama3", "llama3", {"user", "a b"}, "message 1: role 'a b', expected lower-case letters"},
+        {"llama3",
+         "llama3.1",
+         {"user", "ipython"},
+         "message 1: role 'ipython', chat template llama3.1 renders system, user and assistant"},
+        {"qwen2", "qwen2.5", {"tool"}, "message 0: role 'tool', chat template qwen2.5"},
+        {"qwen2", "qwen3", {"user", "assistant", "tool"}, "message 2: role 'tool'"},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         bound b = bind(cases[i].kind, cases[i].style, NULL);
