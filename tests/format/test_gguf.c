@@ -660,6 +660,28 @@ static void test_config_rope_scaling_as_llama_cpp(void **state)
     }
 }
 
+/* Scales of which the arithmetic is that of none: heads have 16 elements, and 12 where stated. */
+static void test_config_neutral_scales(void **state)
+{
+    static const tess_gguf_pair rows[][2] = {
+        {{"llama.attention.scale", {.kind = TESS_GGUF_F32, .f64 = 0.25}}},
+        {{"llama.attention.scale", {.kind = TESS_GGUF_F32, .f64 = 0.28867513}},
+         {"llama.attention.key_length", {.kind = TESS_GGUF_U32, .i64 = 12}}},
+        {{"llama.attention.scale", {.kind = TESS_GGUF_F32, .f64 = 0.0}}},
+        {{"llama.logit_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
+        {{"llama.residual_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
+        {{"llama.embedding_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
+    };
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        enum { PLAIN = TESS_NELEM(plain_pair) };
+        tess_gguf_pair pair[PLAIN + 2];
+        tess_llm_config config;
+        memcpy(pair, plain_pair, sizeof plain_pair);
+        memcpy(pair + PLAIN, rows[i], sizeof rows[i]);
+        assert_ok(config_of(*state, pair, PLAIN + (rows[i][1].key != NULL ? 2 : 1), &config));
+    }
+}
+
 /* Pairs that are changed, or added, one at a time. */
 static void test_config_refusals(void **state)
 {
@@ -698,7 +720,11 @@ static void test_config_refusals(void **state)
         {"llama.logit_scale",
          {.kind = TESS_GGUF_F32, .f64 = 0.5},
          TESS_E_UNSUPPORTED,
-         "'llama.logit_scale' is 0.5, expected 0"},
+         "'llama.logit_scale' is 0.5, expected 1"},
+        {"llama.attention.scale",
+         {.kind = TESS_GGUF_F32, .f64 = 0.2501},
+         TESS_E_UNSUPPORTED,
+         "'llama.attention.scale' is 0.2501, expected 0.25"},
         {"llama.rope.scaling.attn_factor",
          {.kind = TESS_GGUF_F32, .f64 = 1.5},
          TESS_E_UNSUPPORTED,
@@ -754,6 +780,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_names_and_rows, setup, teardown),
         cmocka_unit_test_setup_teardown(test_golden_models, setup, teardown),
         cmocka_unit_test_setup_teardown(test_config_rope_scaling_as_llama_cpp, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_config_neutral_scales, setup, teardown),
         cmocka_unit_test_setup_teardown(test_config_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_scale_that_is_not_finite, setup, teardown),
     };
