@@ -575,14 +575,27 @@ static tess_status compare_bytes(const tess_model_dir *dir, const tess_model_ten
     return TESS_OK;
 }
 
+static tess_status check_same_kind(const tess_model_dir *dir, const tess_model_tensor *a,
+                                   const tess_model_tensor *b, const char *why)
+{
+    const tess_st_tensor *x = a->st, *y = b->st;
+    char shape[128], other[128];
+    tess_st_shape_text(x->dim, x->dim_numel, shape, sizeof shape);
+    tess_st_shape_text(y->dim, y->dim_numel, other, sizeof other);
+    TESS_CHECK(x->dtype == y->dtype && x->dim_numel == y->dim_numel &&
+                   memcmp(x->dim, y->dim, (size_t)x->dim_numel * sizeof *x->dim) == 0,
+               TESS_E_FORMAT, "'%s': tensor '%s' (%s %s) differs from '%s' (%s %s), %s", dir->path,
+               a->name, tess_st_dtype_name(x->dtype), shape, b->name, tess_st_dtype_name(y->dtype),
+               other, why);
+    return TESS_OK;
+}
+
 tess_status tess_model_dir_same(const tess_model_dir *dir, const tess_model_tensor *a,
                                 const tess_model_tensor *b, const char *why)
 {
     void *piece = NULL;
-    bool is_same =
-        a->packed == NULL && b->packed == NULL && a->st->dtype == b->st->dtype &&
-        a->st->dim_numel == b->st->dim_numel &&
-        memcmp(a->st->dim, b->st->dim, (size_t)a->st->dim_numel * sizeof *a->st->dim) == 0;
+    bool is_same = a->packed == NULL && b->packed == NULL;
+    TESS_TRY(check_same_kind(dir, a, b, why));
     TESS_TRY(tess_alloc(2 * COMPARE_NBYTES, &piece));
     const tess_status st = compare_bytes(dir, a, b, piece, &is_same);
     tess_free(piece);

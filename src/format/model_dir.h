@@ -100,7 +100,8 @@ TESS_MUST_CHECK tess_status tess_model_dir_read(const tess_model_dir *dir,
                                                 int64_t first_nbytes, size_t nbytes, void *dst);
 /**
  * Two tensors hold the same bytes in the same shape and dtype. Local; reads both.
- * @return TESS_E_FORMAT they differ: `why` says what follows from it; as tess_model_dir_read
+ * @return TESS_E_FORMAT they differ, in dtype or shape (which are named) or in bytes: `why` says
+ * what follows from it; as tess_model_dir_read
  */
 TESS_MUST_CHECK tess_status tess_model_dir_same(const tess_model_dir *dir,
                                                 const tess_model_tensor *a,
