@@ -393,6 +393,11 @@ static tess_status choose_kept(tess_description *d, const tess_launch_shape *lau
                "%s: weights stay decoded where their codes lie in place, found codes that may be "
                "gathered over %d ranks; set shard.gather_group: 1, or leave it out",
                place, launch->world);
+    TESS_CHECK(run->shard.check_base != TESS_RUN_SWITCH_ON, TESS_E_CONFIG,
+               "%s: products read decoded copies of the bytes that shard.check_base: on looks at, "
+               "and damage in those is not seen; set shard.check_base: off, or leave "
+               "compute.decoded_memory out",
+               place);
     const double all = decoded_nbytes(&d->registry, launch->is_reader);
     if (all > 0.0)
         *share = TESS_MIN(asked / all, 1.0);

@@ -157,6 +157,12 @@ awk -v a="$after" -v b="$before" 'BEGIN { exit !(a > 0 && a < b) }' || fail "ste
     fail "codes in a slot stay decoded"
 grep -q 'weights stay decoded where their codes lie in place, found .* set shard.gather_group: 1' "$work/err" ||
     fail "refusal says: $(cat "$work/err")"
+both=(shard.check_base=on compute.decoded_memory=30GiB)
+! "$tessera" plan "${kept[@]}" shard.gather_group=1 "${both[@]}" >"$work/out" 2>"$work/err" ||
+    fail "decoded copies of a base that is checked"
+grep -q 'compute.decoded_memory: products read decoded copies .* set shard.check_base: off, or leave' "$work/err" ||
+    fail "refusal says: $(cat "$work/err")"
+"$tessera" plan "${big[@]}" "${both[@]}" >/dev/null || fail "a CPU keeps none, and checks its base"
 text=$("$tessera" plan "${big[@]}" compute.decoded_memory=30GiB)
 ! grep -q 'stay decoded' <<<"$text" || fail "a CPU keeps decoded weights: $text"
 text=$("$tessera" plan "${big[@]}" base.format=f32 compute.dtype=bf16)
