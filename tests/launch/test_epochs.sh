@@ -16,6 +16,10 @@ says "train.epochs=0.2 train.steps=$steps"
 "$tessera" plan run.yaml data.path=nowhere.h5 > other 2> log || fail "plan without data"
 says "warn train.epochs: how many steps they are is not known, as 'nowhere.h5' is missing"
 cmp plan other || fail "the plan depends on the data"
+! "$tessera" plan run.yaml output.checkpoint_every=1 output.keep_every=1 | grep -q "not counted" || fail "steps are known"
+once=$(grep -o 'at most at once .*(keep 2 and one more' plan)
+"$tessera" plan run.yaml data.path=nowhere.h5 output.checkpoint_every=1 output.keep_every=1 > plan 2> log || fail "keep_every"
+grep -qF "$once, and those of every 1 steps, not counted)" plan || fail "checkpoints that stay: $(grep 'at once' plan)"
 ! "$tessera" train run.yaml data.path=nowhere.h5 output.dir=nowhere 2> log || fail "trained without data"
 says "data.path: there is no file 'nowhere.h5'"
 
