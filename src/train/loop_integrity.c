@@ -204,9 +204,19 @@ static tess_status digest_base(const tess_session *s, const loop_integrity *n, t
     return TESS_OK;
 }
 
+/* Digests inside a step pass through it, and a step allocates nothing. A run that loaded its base
+ * has it; one that resumed from a copy does not. */
+static tess_status make_host_work(const tess_session *s)
+{
+    tess_view near;
+    return tess_runtime_host_work(s->rt, &near);
+}
+
 tess_status loop_integrity_begin(session_loop *l, loop_integrity *n)
 {
     tess_session *s = l->s;
+    if (s->run->compute.check_replay > 0)
+        TESS_TRY(session_agree(s, make_host_work(s)));
     if (!n->looks_at_base)
         return TESS_OK;
     TESS_TRY(session_agree(s, digest_base(s, n, n->base)));

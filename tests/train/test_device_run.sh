@@ -91,6 +91,16 @@ forget_step_6 again
 run_in again 3 compute.device=cuda
 expect_bits again host
 
+# nothing of a base that is copied back makes the room that a replay needs
+is_killed=1
+TESSERA_FAULT=0:link:3:kill launch 2 train run.yaml "${steps[@]}" output.dir=replayed compute.device=cuda \
+    compute.check_replay=1
+is_killed=
+[ "$rc" -eq 137 ] || fail "replayed: exit code $rc of a run that is killed"
+run_in replayed 3 compute.device=cuda compute.check_replay=1
+grep -q "resumed from '.*' at step 3 " log || fail "replayed: not resumed"
+expect_bits replayed host
+
 # ---- optimizers that exchange something in an update, of adapters and of all weights ----
 sed -e '/^base:/d' -e '/^lora:/d' -e 's/^train: {/&mode: full, /' run.yaml > full.yaml
 for run_file in run.yaml full.yaml; do
