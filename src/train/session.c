@@ -302,7 +302,8 @@ static tess_status open_inside(tess_session *s)
 {
     const double start_s = tess_clock_s();
     TESS_TRY(parse_run(s));
-    tess_comm_set_checking(s->world, s->run->shard.check_collectives);
+    if (s->run->shard.check_collectives) /* else as the caller has it */
+        tess_comm_set_checking(s->world, true);
     if (s->options.accept != NULL)
         TESS_TRY(s->options.accept(s->options.accept_arg, s->run));
     TESS_TRY(choose_kernels(s));
@@ -375,8 +376,8 @@ void tess_session_close(tess_session **inout)
     tess_free(s->source_path);
     tess_free(s->numerics);
     tess_free(s->base_previous);
-    if (s->run != NULL)
-        tess_comm_set_checking(s->world, false); /* the caller's, as it was given */
+    if (s->run != NULL && s->run->shard.check_collectives)
+        tess_comm_set_checking(s->world, false);
     tess_run_destroy(&s->run);
     tess_free(s);
     *inout = NULL;
