@@ -147,6 +147,17 @@ static tess_status refuse(const tess_session *s, const loop_integrity *n, const 
         s->step, what, unit, v->rank[0], v->rank[1]);
 }
 
+/* A verdict ends the run; what was saved before it is published first. The disk may keep that from
+ * happening, and would hide the verdict: it is said before. */
+static tess_status commit_before(session_loop *l, tess_status refused)
+{
+    tess_progress_hide(&l->progress);
+    if (refused != TESS_OK && l->is_saving)
+        tess_log_root(&l->s->ctx->log, TESS_LOG_WARN, "%s", tess_error_message());
+    tess_error_clear();
+    return loop_commit(l);
+}
+
 /* Compare `mine` of ranks whose numbers are equal modulo `copy_stride`. */
 static tess_status compare(session_loop *l, loop_integrity *n, int copy_stride, const char *what)
 {
@@ -159,7 +170,7 @@ static tess_status compare(session_loop *l, loop_integrity *n, int copy_stride, 
     TESS_TRY(tess_comm_bcast(s->world, 0, &v, sizeof v));
     if (v.digest_idx < 0)
         return TESS_OK;
-    TESS_TRY(loop_commit(l)); /* what was compared before it was saved */
+    TESS_TRY(commit_before(l, refuse(s, n, &v, what))); /* it was compared before it was saved */
     return refuse(s, n, &v, what);
 }
 
@@ -312,12 +323,8 @@ bool loop_integrity_wants_replay(const session_loop *l)
     return every > 0 && (l->s->step + 1) % every == 0;
 }
 
-tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r)
+static tess_status refuse_replayed(const tess_session *s, const tess_step_result *r)
 {
-    const tess_session *s = l->s;
-    if (r->replay_unit < 0)
-        return TESS_OK;
-    TESS_TRY(loop_commit(l));
     return TESS_FAIL(
         TESS_E_NUMERIC,
         "step %" PRId64 ": rank %d computed micro-batch %" PRId64
@@ -327,4 +334,12 @@ tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r)
         s->step + 1, r->replay_rank,
         session_data_step(s) * s->run->train.micro_batches + r->replay_rank,
         s->d.registry.unit[r->replay_unit].name);
+}
+
+tess_status loop_integrity_replayed(session_loop *l, const tess_step_result *r)
+{
+    if (r->replay_unit < 0)
+        return TESS_OK;
+    TESS_TRY(commit_before(l, refuse_replayed(l->s, r)));
+    return refuse_replayed(l->s, r);
 }

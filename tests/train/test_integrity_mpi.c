@@ -39,6 +39,7 @@ static struct {
     int line_numel;
     char line[WARNING_MAX][500];
     int64_t reload_numel;
+    int64_t told_numel; /* verdicts on copies that are warned of */
 } seen;
 
 static void listen(void *arg, tess_log_level level, const char *line)
@@ -47,6 +48,7 @@ static void listen(void *arg, tess_log_level level, const char *line)
     if (level == TESS_LOG_WARN && strstr(line, "changed in memory") != NULL &&
         seen.line_numel < WARNING_MAX)
         snprintf(seen.line[seen.line_numel++], sizeof seen.line[0], "%s", line);
+    seen.told_numel += level == TESS_LOG_WARN && strstr(line, "differ between ranks") != NULL;
     seen.reload_numel += strstr(line, "the base was read again") != NULL;
 }
 
@@ -351,6 +353,10 @@ static tess_status check_source(tess_comm *comm, tiny_run *t)
 static const life copy = {.name = "copy",
                           .override = {"shard.check_copies=2"},
                           .flip = {{.step = 4, .rank = 2, .is_copy = true}}};
+/* A save is under way, whose commit may fail: what was found is said before. */
+static const life on_its_way = {.name = "on its way",
+                                .override = {"shard.check_copies=2", "output.checkpoint_every=3"},
+                                .flip = {{.step = 4, .rank = 2, .is_copy = true}}};
 static const life number = {.name = "number",
                             .override = {"shard.check_copies=2"},
                             .flip = {{.step = 4, .rank = 2, .is_scalar = true}}};
@@ -413,6 +419,10 @@ static tess_status check_copies(tess_comm *comm, tiny_run *t)
     TESS_TRY(expect_odd(comm, t, &copy, unit));
     TESS_TRY(expect_odd(comm, t, &saved, unit));
     TESS_TRY(expect_newest(comm, t, &saved, 3));
+    TESS_TRY(expect_odd(comm, t, &on_its_way, unit));
+    TESS_CHECK(seen.told_numel == (tess_comm_rank(comm) == 0), TESS_E_STATE,
+               "what was found was warned of %d times", (int)seen.told_numel);
+    TESS_TRY(expect_newest(comm, t, &on_its_way, 3));
     TESS_TRY(expect_odd(comm, t, &number, "'the whole run'"));
     TESS_TRY(live(comm, t, &uncompared));
     return expect_newest(comm, t, &uncompared, 9);
