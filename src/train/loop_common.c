@@ -7,6 +7,7 @@
 
 #include "core/clock.h"
 #include "core/memory.h"
+#include "train/vectors_session.h"
 
 static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
                     STEP_DEADLINE_FACTOR = 20.0;
@@ -136,13 +137,20 @@ static tess_status pause_for_room(session_loop *l, tess_ckpt_report *r)
     return TESS_OK;
 }
 
-/* A save whose outcome is known. */
+static bool has_steps_left(const tess_session *s)
+{
+    return s->vectors != NULL ? !tess_kmeans_is_done(s->vectors->job)
+                              : s->step < s->run->train.steps;
+}
+
+/* A save whose outcome is known. Behind the last step there is nothing to stop: the run comes to
+ * its export, and loop_check_last_save() to the same end. */
 static tess_status end_save(session_loop *l, tess_ckpt_report *r)
 {
     report_save(l, r);
     const tess_run_full choice = l->s->run->output.on_disk_full;
     TESS_CHECK(
-        !r->is_disk_full || choice != TESS_RUN_FULL_STOP, TESS_E_IO,
+        !r->is_disk_full || choice != TESS_RUN_FULL_STOP || !has_steps_left(l->s), TESS_E_IO,
         "output.on_disk_full is stop, and there is no room for the checkpoint of step %" PRId64
         ": %s; make room and start again",
         r->step, r->message);

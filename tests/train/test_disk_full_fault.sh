@@ -49,6 +49,12 @@ TESSERA_FAULT=0:fallocate:5:eio launch 1 train run.yaml output.on_disk_full=stop
 check_bits out "an error of the disk"
 echo "no room for one save: pause, continue, stop"
 
+# at the last step there is nothing to stop: the result is exported
+TESSERA_FAULT=1:fallocate:3:enospc launch 2 train run.yaml train.steps=6 output.on_disk_full=stop
+[ "$rc" -eq 74 ] && [ -f out/export/adapter_model.safetensors ] || fail "stop at the last step: exit code $rc"
+[ "$(grep -c 'tessera: error:' log)" -eq 1 ] || fail "stop at the last step: not one error line"
+rm -rf out
+
 # ---- checkpoints that stay, and are read back ----
 "$tessera" plan run.yaml output.keep_every=8 > log || fail "plan: exit code $?"
 grep -q 'at most at once .*(keep 2 and one more, 3 that stay)' log || fail "plan: nothing of disks"
