@@ -97,6 +97,33 @@ static tess_status count_skipped(session_loop *l, const tess_step_result *r)
 
 /* ---- rollback ---- */
 
+/* Where a run goes back to decides its bits: not past a checkpoint that only its disk kept from
+ * being. Started again it saves that one again, comes to the same spike and goes back to it. */
+static tess_status check_newest(const session_loop *l)
+{
+    TESS_CHECK(l->committed_step == l->asked_step, TESS_E_IO,
+               "step %" PRId64 " spikes, and the checkpoint of step %" PRId64
+               " that it is to go back to could not be written to '%s' (the warning above says "
+               "why); make room and start again: the run saves it again and goes on with the same "
+               "bits",
+               l->s->step, l->asked_step, l->s->run->output.dir);
+    return TESS_OK;
+}
+
+/* Of checkpoints that earlier runs lost, or that are damaged, nothing can be made again. */
+static void warn_of_lost(const session_loop *l, int64_t spike_step, bool is_back)
+{
+    const tess_session *s = l->s;
+    const int64_t every = s->run->output.checkpoint_every;
+    const int64_t due = (spike_step - 1) / every * every, found = is_back ? s->step : 0;
+    if (found != due)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "the spike of step %" PRId64 " is to go back to the checkpoint of step "
+                      "%" PRId64 ", which is not there or damaged: from here on the run has other "
+                      "bits than one that has it",
+                      spike_step, due);
+}
+
 static tess_status roll_back(session_loop *l, bool *is_back)
 {
     tess_session *s = l->s;
@@ -107,9 +134,11 @@ static tess_status roll_back(session_loop *l, bool *is_back)
                "train.learning_rate, raise train.spike_threshold or look at the data",
                step, ROLLBACK_MAX);
     TESS_TRY(loop_commit(l));
+    TESS_TRY(check_newest(l));
     loop_beat_files(l, "rollback");
     TESS_TRY(session_roll_back(s, is_back));
     tess_progress_hide(&l->progress);
+    warn_of_lost(l, step, *is_back);
     if (!*is_back) {
         tess_log_root(log, TESS_LOG_WARN,
                       "step %" PRId64 ": there is no checkpoint to go back to yet "

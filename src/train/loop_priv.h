@@ -88,7 +88,8 @@ typedef enum loop_verdict {
  * given, nothing spikes. Local. */
 bool loop_guard_wants_update(void *session, const tess_step_result *r);
 /** Behind a step, with its number in the session: count it, or skip it, or go back. Collective.
- * @return TESS_E_NUMERIC too many were skipped, or went back */
+ * @return TESS_E_NUMERIC too many were skipped, or went back; TESS_E_IO the checkpoint to go back
+ * to could not be written */
 TESS_MUST_CHECK tess_status loop_guard_step(session_loop *l, const tess_step_result *r,
                                             loop_verdict *out);
 

@@ -55,6 +55,26 @@ TESSERA_FAULT=1:fallocate:3:enospc launch 2 train run.yaml train.steps=6 output.
 [ "$(grep -c 'tessera: error:' log)" -eq 1 ] || fail "stop at the last step: not one error line"
 rm -rf out
 
+# ---- no room for the checkpoint that a rollback goes back to ----
+back=(train.steps=56 output.checkpoint_every=5 output.keep=3 train.on_spike=rollback train.spike_threshold=4)
+launch 1 train run.yaml "${back[@]}" output.dir=back
+[ "$rc" -eq 0 ] || fail "rollbacks: exit code $rc"
+grep -q 'rollback 1 .* to the checkpoint of step 35;' log || fail "rollbacks: none to step 35"
+cp bits.want bits.usual
+bits_of back > bits.want
+for fault in 1:fallocate:7:enospc 1:fallocate:7:eio; do # rank 1 reserves no room for a base: step 35
+    TESSERA_FAULT="$fault" launch 2 train run.yaml "${back[@]}"
+    [ "$rc" -eq 74 ] || fail "rollback past a lost checkpoint: exit code $rc"
+    grep -q 'tessera: error: step [0-9]* spikes, and the checkpoint of step 35 that it is to go back to' log ||
+        fail "rollback past a lost checkpoint: nothing said"
+    launch 3 train run.yaml "${back[@]}"
+    [ "$rc" -eq 0 ] && grep -q 'resumed from .* at step 30 ' log || fail "after a lost checkpoint: exit code $rc"
+    check_bits out "after a lost checkpoint"
+done
+cp bits.usual bits.want
+rm -rf out
+echo "rollbacks keep their bits without room"
+
 # ---- checkpoints that stay, and are read back ----
 "$tessera" plan run.yaml output.keep_every=8 > log || fail "plan: exit code $?"
 grep -q 'at most at once .*(keep 2 and one more, 3 that stay)' log || fail "plan: nothing of disks"

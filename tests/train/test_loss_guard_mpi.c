@@ -369,6 +369,24 @@ static tess_status check_lives(tess_comm *comm, tess_comm *self, tiny_run *t)
     return expect_same(comm, t, "back", "lives");
 }
 
+/* The checkpoint to go back to went behind those of stops: the bits are others, which is said. */
+static tess_status check_lost(tess_comm *comm, tiny_run *t)
+{
+    plan p = {.name = "lost",
+              .on_spike = "train.on_spike=rollback",
+              .keep = "output.keep=2",
+              .is_loud = at_45,
+              .end = STOPS,
+              .stop_place = 41};
+    TESS_TRY(live_to_end(comm, t, &p));
+    p.stop_place = 43;
+    TESS_TRY(live_to_end(comm, t, &p));
+    p.end = LIVES;
+    TESS_TRY(live_to_end(comm, t, &p));
+    return expect_said(comm, "the spike of step 46 is to go back to the checkpoint of step 40, "
+                             "which is not there or damaged");
+}
+
 /* Without a checkpoint a step is skipped: with the bits of a run that skips it. */
 static tess_status check_none(tess_comm *comm, tiny_run *t)
 {
@@ -547,6 +565,8 @@ static tess_status run_tiny(tess_comm *comm, tess_comm *self)
         st = check_rollback(comm, self, &t);
     if (st == TESS_OK)
         st = check_lives(comm, self, &t);
+    if (st == TESS_OK)
+        st = check_lost(comm, &t);
     if (st == TESS_OK)
         st = check_none(comm, &t);
     if (st == TESS_OK)
