@@ -119,7 +119,7 @@ static void warn_of_lost(const session_loop *l, int64_t spike_step, bool is_back
     if (found != due)
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "the spike of step %" PRId64 " is to go back to the checkpoint of step "
-                      "%" PRId64 ", which is not there or damaged: from here on the run has other "
+                      "%" PRId64 ", which is missing or damaged: from here on the run has other "
                       "bits than one that has it",
                       spike_step, due);
 }

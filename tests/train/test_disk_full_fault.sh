@@ -54,6 +54,15 @@ TESSERA_FAULT=1:fallocate:3:enospc launch 2 train run.yaml train.steps=6 output.
 [ "$rc" -eq 74 ] && [ -f out/export/adapter_model.safetensors ] || fail "stop at the last step: exit code $rc"
 [ "$(grep -c 'tessera: error:' log)" -eq 1 ] || fail "stop at the last step: not one error line"
 rm -rf out
+cat > vectors.yaml << YAML
+model: {family: kmeans}
+data: {path: $source_dir/tests/golden/descriptors/train.bvecs}
+quantizer: {codes: 8}
+output: {dir: out, checkpoint_every: 0, on_disk_full: stop}
+YAML
+TESSERA_FAULT=0:fallocate:1:enospc launch 2 train vectors.yaml
+[ "$rc" -eq 74 ] && [ -f out/export/codebooks.safetensors ] || fail "stop at the last pass: exit code $rc"
+rm -rf out
 
 # ---- no room for the checkpoint that a rollback goes back to ----
 back=(train.steps=56 output.checkpoint_every=5 output.keep=3 train.on_spike=rollback train.spike_threshold=4)

@@ -384,7 +384,7 @@ static tess_status check_lost(tess_comm *comm, tiny_run *t)
     p.end = LIVES;
     TESS_TRY(live_to_end(comm, t, &p));
     return expect_said(comm, "the spike of step 46 is to go back to the checkpoint of step 40, "
-                             "which is not there or damaged");
+                             "which is missing or damaged");
 }
 
 /* Without a checkpoint a step is skipped: with the bits of a run that skips it. */
