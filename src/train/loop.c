@@ -412,7 +412,7 @@ static tess_status run_steps(loop *l)
         if (is_last || l->base.is_stopping ||
             (run->output.checkpoint_every > 0 && s->step % run->output.checkpoint_every == 0))
             TESS_TRY(begin_save(l));
-        if (!l->base.is_stopping && samples_are_due(s, is_last))
+        if ((is_last || !l->base.is_stopping) && samples_are_due(s, is_last))
             TESS_TRY(sample(l));
     }
     TESS_TRY(loop_drain(&l->base));

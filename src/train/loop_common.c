@@ -126,8 +126,7 @@ static tess_status pause_for_room(session_loop *l, tess_ckpt_report *r)
                   s->step, r->step, pause_s);
     while (r->is_disk_full && !l->is_stopping) {
         TESS_TRY(wait_for_room(l, pause_s));
-        if (l->is_stopping)
-            break;
+        /* Asked to stop, it is tried once more. */
         TESS_TRY(session_section(s, tess_ckpt_save_again(s->store, r)));
         if (r->outcome == TESS_CKPT_PENDING)
             TESS_TRY(session_section(s, tess_ckpt_commit(s->store, r)));

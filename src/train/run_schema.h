@@ -427,7 +427,8 @@ TESS_BEGIN_DECLS
       "output.dir/samples/step-N.txt and the log; with flux captions of the cache that images " \
       "are sampled from, as latents there. Without it nothing is sampled.") \
     X(sample, every, "every", int64_t, INT, "auto", "auto", 1, 1000000000, FREE, \
-      "Steps between samples, and at the end; auto: train.eval_every.") \
+      "Steps between samples, and at the end; auto: train.eval_every. A step at which a run " \
+      "stops on request is passed over.") \
     X(sample, tokens, "tokens", int64_t, INT, "", "64", 1, 1048576, FREE, \
       "Language models: new tokens of a text, at most; each is a forward pass of " \
       "data.sequence_length.") \
