@@ -82,12 +82,12 @@ static tess_status disk_text(const tess_description *d, char **text)
     const int64_t stay_numel =
         out->keep_every > 0 && !is_open ? d->run->train.steps / out->keep_every : 0;
     double state_nbytes = 0;
-    char stay[96];
+    char stay[96] = "";
     if (is_open)
-        snprintf(stay, sizeof stay, "and those of every %" PRId64 " steps, not counted",
+        snprintf(stay, sizeof stay, ", and those of every %" PRId64 " steps, not counted",
                  out->keep_every);
-    else
-        snprintf(stay, sizeof stay, "%" PRId64 " that stay", stay_numel);
+    else if (out->keep_every > 0)
+        snprintf(stay, sizeof stay, ", %" PRId64 " that stay", stay_numel);
     for (int u = 0; u < d->registry.unit_numel; u++)
         for (int i = 0; i < d->plan->state_array_numel; i++)
             state_nbytes += (double)tess_plan_state_total(d->plan, u, i) *
@@ -95,7 +95,7 @@ static tess_status disk_text(const tess_description *d, char **text)
     return tess_asprintf(
         text,
         "checkpoints in output.dir, files of all ranks\n"
-        "  %-34s %10.1f MiB\n  %-34s %10.1f MiB  (keep %" PRId64 " and one more, %s)\n",
+        "  %-34s %10.1f MiB\n  %-34s %10.1f MiB  (keep %" PRId64 " and one more%s)\n",
         "state in each", state_nbytes / 0x1p20, "at most at once",
         (double)(out->keep + 1 + stay_numel) * state_nbytes / 0x1p20, out->keep, stay);
 }

@@ -13,13 +13,14 @@ typedef struct likeness {
 
 /* The first that a template holds all marks of. */
 static const likeness likenesses[] = {
-    {{"<|im_sep|>", ""}, TESS_CHAT_STYLE_NUMEL, false}, /* phi-4 */
-    {{"<<SYS>>", ""}, TESS_CHAT_STYLE_NUMEL, false},    /* Llama 2 */
+    {{"<|im_sep|>", ""}, TESS_CHAT_STYLE_NUMEL, false},      /* phi-4 */
+    {{"<<SYS>>", ""}, TESS_CHAT_STYLE_NUMEL, false},         /* Llama 2 */
+    {{"[SYSTEM_PROMPT]", ""}, TESS_CHAT_STYLE_NUMEL, false}, /* Mistral Small 3 */
     {{"<|start_header_id|>", "Cutting Knowledge Date"}, TESS_CHAT_LLAMA3_1, false},
     {{"<|start_header_id|>", ""}, TESS_CHAT_LLAMA3, false},
     {{"<|im_start|>", "You are Qwen, created by Alibaba Cloud"}, TESS_CHAT_QWEN2_5, false},
     {{"<|im_start|>", "</think>"}, TESS_CHAT_QWEN3, false},
-    {{"<|im_start|>system", "You are"}, TESS_CHAT_CHATML, true},
+    {{"<|im_start|>system", "You are a helpful"}, TESS_CHAT_CHATML, true},
     {{"<|im_start|>", ""}, TESS_CHAT_CHATML, false},
     {{"[INST]", ""}, TESS_CHAT_MISTRAL_INST, false},
 };

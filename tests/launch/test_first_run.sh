@@ -69,7 +69,7 @@ for text in '{"model_max_length": Infinity}' '' '{"chat_template": 5}' '{"chat_t
     tokenize_chats chatml
     says "warn --chat-template chatml is not compared with the model's own: 'chat/tokenizer_config.json'"
 done
-for text in "<|user|>" "<|im_start|>user<|im_sep|>" "[INST] <<SYS>>"; do
+for text in "<|user|>" "<|im_start|>user<|im_sep|>" "[INST] <<SYS>>" "[SYSTEM_PROMPT][INST]"; do
     chat_model "$text"
     tokenize_chats qwen2.5
     says "is like none that is built in"
@@ -78,6 +78,9 @@ chat_model '<|im_start|>system\\nYou are a helpful assistant<|im_end|>'
 tokenize_chats chatml
 says "warn --chat-template chatml: the template of 'chat/tokenizer_config.json' has a system text for chats without one"
 tokenize_chats chatml --default-system "You are a helpful assistant"
+silent warn
+chat_model '<|im_start|>system\\nYou are provided with function signatures<|im_end|>' # only where there are tools
+tokenize_chats chatml
 silent warn
 
 # 200 documents of some 20 tokens: the epoch is what the token file says.

@@ -78,7 +78,8 @@ rm -rf out
 # ---- no room for the checkpoint that a rollback goes back to ----
 # Which steps spike depends on bits: those of the path that every machine has.
 export TESSERA_CPU_PATH=portable
-back=(train.steps=56 output.checkpoint_every=5 output.keep=3 train.on_spike=rollback train.spike_threshold=4)
+back=(train.steps=56 output.checkpoint_every=5 output.keep=3 train.on_spike=rollback train.spike_threshold=4
+    compute.device=cpu)
 launch 1 train run.yaml "${back[@]}" output.dir=back
 [ "$rc" -eq 0 ] || fail "rollbacks: exit code $rc"
 grep -q 'rollback 1 .* to the checkpoint of step 35;' log || fail "rollbacks: none to step 35"
