@@ -84,8 +84,11 @@ static tess_status read_run(const tess_check_options *check, const tess_ctx *ctx
         return TESS_OK;
     TESS_TRY(
         tess_io_read_all(ctx->io, check->run.path, TESS_RUN_TEXT_LIMIT_NBYTES, &text, &nbytes));
-    const tess_run_source source = {
-        text, nbytes, check->run.path, check->run.override, check->run.override_numel, NULL};
+    const tess_run_source source = {.text = text,
+                                    .nbytes = nbytes,
+                                    .name = check->run.path,
+                                    .overrides = check->run.override,
+                                    .override_numel = check->run.override_numel};
     const tess_status st = tess_run_parse_with(&source, tess_describe_family, ctx, run);
     tess_free(text);
     return st;

@@ -77,8 +77,11 @@ static tess_comm_thread thread_of(const tess_ctx *ctx, const tess_session_option
     tess_comm_thread thread = TESS_COMM_THREAD_OFF;
     tess_status st =
         tess_io_read_all(ctx->io, o->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &text, &nbytes);
-    const tess_run_source source = {text, nbytes, o->run_path, o->overrides, o->override_numel,
-                                    NULL};
+    const tess_run_source source = {.text = text,
+                                    .nbytes = nbytes,
+                                    .name = o->run_path,
+                                    .overrides = o->overrides,
+                                    .override_numel = o->override_numel};
     if (st == TESS_OK)
         st = tess_run_parse_with(&source, tess_describe_family, ctx, &run);
     if (st == TESS_OK && run->compute.comm_thread == TESS_RUN_SWITCH_ON)

@@ -13,6 +13,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "core/text.h"
 #include "format/flux_names.h"
 #include "format/model_dir_priv.h"
 
@@ -28,12 +29,6 @@ typedef struct splitter {
 } splitter;
 
 /* ---- names ---- */
-
-static bool ends_with(const char *text, const char *suffix)
-{
-    const size_t nbytes = strlen(text), tail = strlen(suffix);
-    return nbytes > tail && strcmp(text + nbytes - tail, suffix) == 0;
-}
 
 static bool has(const tess_model_dir *dir, const char *prefix, const char *name)
 {
@@ -192,9 +187,9 @@ static tess_status split_one(splitter *s, const tess_model_tensor *t)
 {
     const size_t prefix = strlen(s->prefix);
     const char *name = t->name + (strncmp(t->name, s->prefix, prefix) == 0 ? prefix : 0);
-    const char *leaf = ends_with(name, ".weight") ? "weight"
-                       : ends_with(name, ".bias") ? "bias"
-                                                  : NULL;
+    const char *leaf = tess_ends_with(name, ".weight") ? "weight"
+                       : tess_ends_with(name, ".bias") ? "bias"
+                                                       : NULL;
     char text[TESS_FLUX_TENSOR_NBYTES];
     if (prefix > 0 && name == t->name)
         return TESS_OK; /* text encoders, an autoencoder */

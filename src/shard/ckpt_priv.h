@@ -255,6 +255,10 @@ typedef struct ckpt_shard_job {
 bool ckpt_is_full(void);
 /* Digest, build, write, fsync, read back where asked; allocates, never communicates. */
 TESS_MUST_CHECK tess_status ckpt_shard_write(ckpt_shard_job *job);
+/* Read a chunk of an open file. @param[out] buffer  [c->nbytes] @param[out] is_whole  it has its
+ * digest */
+TESS_MUST_CHECK tess_status ckpt_chunk_read(tess_io *io, const char *path, int fd,
+                                            const ckpt_chunk *c, void *buffer, bool *is_whole);
 /* Size, chunk table and metadata digest; then the table [*chunk_numel], free with tess_free. */
 TESS_MUST_CHECK tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *file,
                                              ckpt_chunk **chunks, int64_t *chunk_numel);

@@ -159,9 +159,9 @@ static tess_status read_chunk(ckpt_reader *r, int shard_rank, int64_t record_idx
     const tess_ckpt_record *record = &r->manifest.set.records[record_idx];
     const ckpt_chunk *c = find_chunk(s, s->payload_offset_nbytes[record_idx] + at_nbytes);
     TESS_CHECK(c != NULL, TESS_E_STATE, "'%s': no chunk at byte %" PRId64, r->path, at_nbytes);
-    TESS_TRY(tess_io_pread(r->io, r->path, r->fd, r->buffer, (size_t)c->nbytes, c->offset_nbytes));
-    const tess_xxh128 found = tess_xxh128_of(r->buffer, (size_t)c->nbytes);
-    TESS_CHECK(memcmp(found.byte, c->digest.byte, sizeof found.byte) == 0, TESS_E_FORMAT,
+    bool is_whole = false;
+    TESS_TRY(ckpt_chunk_read(r->io, r->path, r->fd, c, r->buffer, &is_whole));
+    TESS_CHECK(is_whole, TESS_E_FORMAT,
                "'%s' is damaged: /units/%s/%s, %" PRId64 " bytes at file offset %" PRId64
                " do not have their digest",
                r->path, record->unit, record->role, c->nbytes, c->offset_nbytes);

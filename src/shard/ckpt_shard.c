@@ -412,6 +412,15 @@ tess_status ckpt_shard_check(tess_io *io, const char *path, const ckpt_file *fil
     return st;
 }
 
+tess_status ckpt_chunk_read(tess_io *io, const char *path, int fd, const ckpt_chunk *c,
+                            void *buffer, bool *is_whole)
+{
+    TESS_TRY(tess_io_pread(io, path, fd, buffer, (size_t)c->nbytes, c->offset_nbytes));
+    const tess_xxh128 found = tess_xxh128_of(buffer, (size_t)c->nbytes);
+    *is_whole = memcmp(found.byte, c->digest.byte, sizeof found.byte) == 0;
+    return TESS_OK;
+}
+
 /* ---- reading back ---- */
 
 static tess_status check_chunks(tess_io *io, const char *path, int fd, const ckpt_chunk *chunks,
@@ -421,16 +430,13 @@ static tess_status check_chunks(tess_io *io, const char *path, int fd, const ckp
     TESS_TRY(tess_alloc(TESS_CKPT_CHUNK_NBYTES, &buffer));
     tess_status st = TESS_OK;
     for (int64_t i = 0; st == TESS_OK && i < chunk_numel; i++) {
-        const ckpt_chunk *c = &chunks[i];
-        st = tess_io_pread(io, path, fd, buffer, (size_t)c->nbytes, c->offset_nbytes);
-        if (st != TESS_OK)
-            break;
-        const tess_xxh128 found = tess_xxh128_of(buffer, (size_t)c->nbytes);
-        if (memcmp(found.byte, c->digest.byte, sizeof found.byte) != 0)
+        bool is_whole = false;
+        st = ckpt_chunk_read(io, path, fd, &chunks[i], buffer, &is_whole);
+        if (st == TESS_OK && !is_whole)
             st = TESS_FAIL(TESS_E_FORMAT,
                            "'%s' is damaged: %" PRId64 " bytes at file offset %" PRId64
                            " do not have their digest",
-                           path, c->nbytes, c->offset_nbytes);
+                           path, chunks[i].nbytes, chunks[i].offset_nbytes);
     }
     tess_free(buffer);
     return st;

@@ -7,6 +7,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "core/text.h"
 #include "format/regex.h"
 #include "train/base_formats_priv.h"
 #include "train/describe_flux.h"
@@ -231,12 +232,6 @@ static tess_status make_model(tess_description *d, const tess_kernels *kernels)
 
 /* ---- what the files hold besides ---- */
 
-static bool has_suffix(const char *text, const char *suffix)
-{
-    const size_t nbytes = strlen(text), tail = strlen(suffix);
-    return nbytes >= tail && strcmp(text + nbytes - tail, suffix) == 0;
-}
-
 /* Whether a tensor belongs to a module of the model: what it holds would take part in a forward. */
 static bool is_of_module(const tess_description *d, const char *name)
 {
@@ -246,7 +241,7 @@ static bool is_of_module(const tess_description *d, const char *name)
                                         ".v_scale"};
     long long layer = -1;
     for (int i = 0; i < TESS_NELEM(scale); i++)
-        if (has_suffix(name, scale[i]))
+        if (tess_ends_with(name, scale[i]))
             return false;
     for (int i = 0; i < TESS_NELEM(module); i++)
         if (strncmp(name, module[i], strlen(module[i])) == 0)

@@ -62,8 +62,11 @@ tess_status tess_rewrite_base_open(const tess_ctx *ctx, const char *model,
     memset(out, 0, sizeof *out);
     tess_status st = put_run(&yaml, model, choice);
     if (st == TESS_OK)
-        st = tess_run_parse_with(&(tess_run_source){yaml.text, yaml.nbytes, "options", choice->key,
-                                                    choice->key_numel, NULL},
+        st = tess_run_parse_with(&(tess_run_source){.text = yaml.text,
+                                                    .nbytes = yaml.nbytes,
+                                                    .name = "options",
+                                                    .overrides = choice->key,
+                                                    .override_numel = choice->key_numel},
                                  tess_describe_family, ctx, &out->run);
     tess_strbuf_fini(&yaml);
     if (st == TESS_OK)

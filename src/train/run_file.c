@@ -369,7 +369,11 @@ tess_status tess_run_parse(const char *text, size_t nbytes, const char *source_n
                            const tess_run_override *overrides, int64_t override_numel,
                            tess_run **run)
 {
-    const tess_run_source source = {text, nbytes, source_name, overrides, override_numel, NULL};
+    const tess_run_source source = {.text = text,
+                                    .nbytes = nbytes,
+                                    .name = source_name,
+                                    .overrides = overrides,
+                                    .override_numel = override_numel};
     return tess_run_parse_with(&source, NULL, NULL, run);
 }
 

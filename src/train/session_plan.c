@@ -210,12 +210,12 @@ tess_status tess_session_plan(const tess_ctx *ctx, const tess_session_options *o
     TESS_TRY(read_profiles(ctx, &o));
     TESS_TRY(
         tess_io_read_all(ctx->io, options->run_path, TESS_RUN_TEXT_LIMIT_NBYTES, &source, &nbytes));
-    const tess_run_source from = {source,
-                                  nbytes,
-                                  options->run_path,
-                                  options->overrides,
-                                  options->override_numel,
-                                  tess_describe_epoch};
+    const tess_run_source from = {.text = source,
+                                  .nbytes = nbytes,
+                                  .name = options->run_path,
+                                  .overrides = options->overrides,
+                                  .override_numel = options->override_numel,
+                                  .epoch_of = tess_describe_epoch};
     tess_status st = tess_run_parse_with(&from, tess_describe_family, ctx, &run);
     tess_free(source);
     if (st != TESS_OK)

@@ -81,6 +81,7 @@ TESS_MUST_CHECK tess_status session_vector_send(tess_session *s, size_t offset_n
 void session_flux_feed_close(tess_session *s);
 /** Whether section sample can be done: captions, sizes. Local. @return TESS_E_CONFIG */
 TESS_MUST_CHECK tess_status session_check_images(tess_session *s);
+/** As session_feed.sample. Collective. */
 TESS_MUST_CHECK tess_status session_sample_images(tess_session *s, void (*tick)(void *arg),
                                                   void *arg);
 TESS_MUST_CHECK tess_status session_sample_texts(tess_session *s, void (*tick)(void *arg),

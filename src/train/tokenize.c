@@ -6,6 +6,7 @@
 
 #include "core/arith.h"
 #include "core/memory.h"
+#include "core/text.h"
 #include "train/tokenize_priv.h"
 
 static const char *const format_name[TESS_TOKENIZE_FORMAT_NUMEL] = {
@@ -143,20 +144,14 @@ static tess_status run_text(tess_tokenize_state *s, tess_line_reader *r)
     return at_place(tess_tokenize_text(s, text, nbytes), r);
 }
 
-static bool has_suffix(const char *path, const char *suffix)
-{
-    const size_t nbytes = strlen(path), tail = strlen(suffix);
-    return nbytes >= tail && strcmp(path + nbytes - tail, suffix) == 0;
-}
-
 static tess_status run_open_input(tess_tokenize_state *s, tess_line_reader *r)
 {
     tess_sha256 digest;
     tess_tokenize_format format = s->options->format;
     const bool is_json = format >= TESS_TOKENIZE_JSONL_TEXT ||
                          (format == TESS_TOKENIZE_AUTO &&
-                          (has_suffix(r->path, ".jsonl") || has_suffix(r->path, ".json") ||
-                           has_suffix(r->path, ".ndjson")));
+                          (tess_ends_with(r->path, ".jsonl") || tess_ends_with(r->path, ".json") ||
+                           tess_ends_with(r->path, ".ndjson")));
     TESS_CHECK(!is_json || s->options->separator == NULL, TESS_E_ARG,
                "'%s': a separator is for text files, this one is read as JSON lines", r->path);
     TESS_TRY(is_json ? run_json(s, r, format) : run_text(s, r));

@@ -9,6 +9,7 @@
 
 #include "core/digest.h"
 #include "support/flux_run.h"
+#include "support/loud_loss.h"
 #include "support/rank_test.h"
 #include "support/rqvae_run.h"
 #include "support/tiny_run.h"
@@ -57,21 +58,15 @@ static void listen(void *arg, tess_log_level level, const char *line)
 
 /* ---- spikes ---- */
 
-/* The first micro-batch of a step has a thousandfold gradient and a loss that is 1000 higher. */
+/* The first micro-batch of a step is loud. */
 static tess_status cross_entropy(const tess_cross_entropy_args *a, tess_stream *s)
 {
     const int64_t place = session_data_step(life.session);
-    tess_cross_entropy_args louder = *a;
     if (a->d_logits.numel == 0 || place == life.loud_place || !life.plan->is_loud(place) ||
         tess_comm_rank(life.session->world) != 0)
         return tess_kernels_cpu.cross_entropy(a, s);
     life.loud_place = place;
-    louder.grad_scale *= 1000.0F;
-    TESS_TRY(tess_kernels_cpu.cross_entropy(&louder, s));
-    for (int64_t i = 0; i < a->row_numel; i++)
-        if (a->labels[i] >= 0)
-            a->row_loss[i] += 1000.0;
-    return TESS_OK;
+    return loud_cross_entropy(a, s);
 }
 
 static void hash_state(tess_logical_hash *out)
