@@ -17,11 +17,11 @@
 #include "format/model_dir.h"
 #include "format/safetensors.h"
 #include "launch/launch.h"
-#include "train/codes_file.h"
-#include "train/latents.h"
+#include "train/data/codes_file.h"
+#include "train/data/latents.h"
+#include "train/data/token_file.h"
+#include "train/data/vectors.h"
 #include "train/strbuf.h"
-#include "train/token_file.h"
-#include "train/vectors.h"
 
 enum { PATH_NBYTES = 4096 + 64, SHAPE_NBYTES = 192, HEX_NBYTES = 2 * TESS_SHA256_NBYTES + 1 };
 enum { VECTORS_AT_ONCE_NBYTES = 4 << 20 };

@@ -27,7 +27,7 @@ TESS_MUST_CHECK tess_status tess_artifact_kind_of(const tess_ctx *ctx, const cha
  * Print what is in it on stdout, as text or JSON. Local.
  *
  * With `is_verify` every byte is read as well: digests that the file keeps are compared, and the
- * SHA-256 of a file that keeps none is printed; of vectors their identity (train/vectors.h).
+ * SHA-256 of a file that keeps none is printed; of vectors their identity (train/data/vectors.h).
  * @return TESS_E_FORMAT damaged: file and place are named; TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_artifact_print(const tess_ctx *ctx, tess_artifact_kind kind,

@@ -13,8 +13,8 @@
 
 #include "core/memory.h"
 #include "core/rng.h"
-#include "train/latents.h"
-#include "train/token_file.h"
+#include "train/data/latents.h"
+#include "train/data/token_file.h"
 
 /* ---- scratch ---- */
 

@@ -10,7 +10,7 @@
 #include "core/clock.h"
 #include "core/memory.h"
 #include "launch/bench_session.h"
-#include "train/quantize.h"
+#include "train/rewrite/quantize.h"
 
 /* ---- sources ---- */
 

@@ -8,7 +8,7 @@
 #include "core/memory.h"
 #include "launch/commands.h"
 #include "launch/launch.h"
-#include "train/cache.h"
+#include "train/prepare/cache.h"
 
 typedef struct cache_command {
     tess_common_options common;

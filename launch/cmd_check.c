@@ -1,10 +1,10 @@
 /* tessera check [RUN.yaml [KEY=VALUE...]] [--dir DIR] */
 #include "core/memory.h"
 #include "launch/commands.h"
-#include "launch/launch.h"
 #include "launch/job.h"
-#include "train/describe.h"
-#include "train/preflight.h"
+#include "launch/launch.h"
+#include "train/describe/describe.h"
+#include "train/preflight/preflight.h"
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {

@@ -7,7 +7,7 @@
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "launch/rewrite_options.h"
-#include "train/merge.h"
+#include "train/rewrite/merge.h"
 #include "train/strbuf.h"
 
 typedef struct merge_command {

@@ -9,7 +9,7 @@
 #include "launch/commands.h"
 #include "launch/launch.h"
 #include "launch/rewrite_options.h"
-#include "train/quantize.h"
+#include "train/rewrite/quantize.h"
 #include "train/strbuf.h"
 
 typedef struct quantize_command {

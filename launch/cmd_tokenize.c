@@ -7,7 +7,7 @@
 #include "format/chat_template.h"
 #include "launch/commands.h"
 #include "launch/launch.h"
-#include "train/tokenize.h"
+#include "train/prepare/tokenize.h"
 
 typedef struct tokenize_command {
     tess_common_options common;

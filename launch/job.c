@@ -11,7 +11,7 @@
 #include "core/memory.h"
 #include "format/json.h"
 #include "shard/ckpt.h"
-#include "train/describe.h"
+#include "train/describe/describe.h"
 #include "train/strbuf.h"
 
 static volatile sig_atomic_t stop_request;

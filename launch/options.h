@@ -6,8 +6,8 @@
 
 #include "core/dtype.h"
 #include "format/adapter.h"
-#include "train/run_file.h"
-#include "train/vectors_code.h"
+#include "train/run_file/run_file.h"
+#include "train/vectors/vectors_code.h"
 
 TESS_BEGIN_DECLS
 

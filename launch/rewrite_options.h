@@ -5,7 +5,7 @@
 
 #include "format/json.h"
 #include "launch/launch.h"
-#include "train/rewrite.h"
+#include "train/rewrite/rewrite.h"
 
 TESS_BEGIN_DECLS
 

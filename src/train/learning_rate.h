@@ -1,7 +1,7 @@
 /** The learning rate of a run, step by step. */
 #pragma once
 
-#include "train/run_file.h"
+#include "train/run_file/run_file.h"
 
 TESS_BEGIN_DECLS
 

@@ -7,7 +7,7 @@
 
 #include "core/clock.h"
 #include "core/memory.h"
-#include "train/vectors_session.h"
+#include "train/vectors/vectors_session.h"
 
 static const double START_DEADLINE_S = 600.0, STEP_DEADLINE_LEAST_S = 60.0,
                     STEP_DEADLINE_FACTOR = 20.0;

@@ -9,7 +9,7 @@
 
 #include "core/memory.h"
 #include "format/adapter.h"
-#include "train/run_priv.h"
+#include "train/run_file/run_file.h"
 #include "train/session_priv.h"
 #include "train/strbuf.h"
 

@@ -7,7 +7,7 @@
 #include "core/clock.h"
 #include "core/memory.h"
 #include "shard/simulate.h"
-#include "train/describe_rqvae.h"
+#include "train/describe/describe_rqvae.h"
 #include "train/session_priv.h"
 
 tess_status session_agree(tess_session *s, tess_status st) { return tess_agree(s->world, st); }

@@ -17,7 +17,7 @@
 #include "kernels/cost.h"
 #include "kernels/kernels.h"
 #include "shard/trace.h"
-#include "train/run_file.h"
+#include "train/run_file/run_file.h"
 
 TESS_BEGIN_DECLS
 

@@ -8,10 +8,10 @@
 #include "shard/profile.h"
 #include "shard/runtime.h"
 #include "train/anomaly.h"
-#include "train/dataset.h"
-#include "train/describe.h"
+#include "train/data/dataset.h"
+#include "train/data/vectors.h"
+#include "train/describe/describe.h"
 #include "train/session.h"
-#include "train/vectors.h"
 
 TESS_BEGIN_DECLS
 

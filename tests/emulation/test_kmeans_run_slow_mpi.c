@@ -13,7 +13,7 @@
 #include "tests/emulation/emulation.h"
 #include "tests/support/rank_test.h"
 #include "tests/support/rqvae_run.h"
-#include "train/vectors_code.h"
+#include "train/vectors/vectors_code.h"
 
 /* Two blocks, the last one ragged: one rank has both, or some have none; the entries of a beam are
  * more than a block. */

@@ -15,7 +15,7 @@
 #include "tests/support/rank_test.h"
 #include "tests/support/rqvae_run.h"
 #include "tests/support/run_curve.h"
-#include "train/vectors_code.h"
+#include "train/vectors/vectors_code.h"
 
 #define SHORT "train.steps=3", "train.micro_batches=2", "train.eval_every=3"
 enum { IMAGES = 8 };

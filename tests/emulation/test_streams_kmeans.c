@@ -14,8 +14,8 @@
 
 #include "emulation/emu_world.h"
 #include "support/vector_run.h"
-#include "train/kmeans_priv.h"
-#include "train/vectors_session.h"
+#include "train/vectors/kmeans_priv.h"
+#include "train/vectors/vectors_session.h"
 
 /* Four blocks, the last one ragged. */
 enum { N = 3 * 1024 + 100, D = 6, SEED_NUMEL = 2 };

@@ -1,7 +1,7 @@
 /* Any bytes as a codes file, as they are and with digests that fit, as a hostile writer would make
  * them: refused, or rows of codes below K. */
 #include "fuzz.h"
-#include "train/codes_file_priv.h"
+#include "train/data/codes_file_priv.h"
 
 enum { FILE_MAX_NBYTES = 1 << 16 };
 

@@ -1,7 +1,7 @@
 /* Any bytes as a cache, as they are and with a user block whose digest fits: refused, or every row
  * can be read. */
 #include "fuzz.h"
-#include "train/latents_priv.h"
+#include "train/data/latents_priv.h"
 
 enum { FILE_MAX_NBYTES = 1 << 18 };
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "train/run_file.h"
+#include "train/run_file/run_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t nbytes);
 

@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "fuzz.h"
-#include "train/dataset.h"
-#include "train/token_file_priv.h"
+#include "train/data/dataset.h"
+#include "train/data/token_file_priv.h"
 
 enum { WIDTH = 24, ROWS = 3, FILE_MAX_NBYTES = 1 << 16 };
 

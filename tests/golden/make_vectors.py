@@ -6,7 +6,7 @@
 NAME holds [N, d] values and NAME.f32 the same as raw f32, rounded by numpy. Refused files are
 called refused_*. *vecs and *bin have no library of their own: they are written here by the layout
 in faiss contrib/vecs_io.py and big-ann-benchmarks dataset_io.py. codes_*.h5 are codes files by the
-layout in docs/vectors.md and src/train/codes_file.h, with CODES below. versions.txt: what made them.
+layout in docs/vectors.md and src/train/data/codes_file.h, with CODES below. versions.txt: what made them.
 """
 import json
 import pathlib

@@ -11,7 +11,7 @@
 #include "format/flux_names.h"
 #include "format/safetensors.h"
 #include "support/flux_case.h"
-#include "train/latents.h"
+#include "train/data/latents.h"
 
 /* M = 5 micro-batches of B = 2 samples divide by no number of ranks above 1. */
 static const char run_text[] =

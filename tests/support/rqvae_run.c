@@ -9,8 +9,8 @@
 #include "core/memory.h"
 #include "core/rng.h"
 #include "format/npy.h"
+#include "train/data/vectors.h"
 #include "train/session.h"
-#include "train/vectors.h"
 
 /* M = 5 micro-batches and K = 19 codes divide by no number of ranks above 1; N = 301 vectors are
  * less than two epochs of 12 steps with 40 vectors each, and no whole number of steps. */

@@ -8,7 +8,7 @@
 #include "core/memory.h"
 #include "core/rng.h"
 #include "format/json.h"
-#include "train/token_file.h"
+#include "train/data/token_file.h"
 
 enum { VOCAB = 61 };
 

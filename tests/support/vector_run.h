@@ -4,8 +4,8 @@
 #include "core/ctx.h"
 #include "core/digest.h"
 #include "dist/comm.h"
-#include "train/kmeans.h"
 #include "train/session.h"
+#include "train/vectors/kmeans.h"
 
 typedef enum vector_kind {
     VECTORS_CLUSTERS, /* around 50 centers of spread 5, variance 1 */

@@ -5,7 +5,7 @@
 
 #include "core/ctx.h"
 #include "format/model_dir.h"
-#include "train/quantize.h"
+#include "train/rewrite/quantize.h"
 
 #define QUANTO TESS_TEST_SOURCE_DIR "/tests/golden/quanto/"
 #define BNB TESS_TEST_SOURCE_DIR "/tests/golden/bnb/"

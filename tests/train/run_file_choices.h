@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/arith.h"
-#include "train/run_priv.h"
+#include "train/run_file/run_priv.h"
 
 /* Keys that are refused unless another one has a certain value. */
 static const struct {

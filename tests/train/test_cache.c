@@ -1,5 +1,5 @@
 /* Conversion of caches: files of other programs, and every defect by name. */
-#include "train/cache.h"
+#include "train/prepare/cache.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,9 +1,9 @@
-#include "train/codes_file.h"
+#include "train/data/codes_file.h"
 
 #include <inttypes.h>
 
 #include "format/format_test.h"
-#include "train/codes_file_priv.h"
+#include "train/data/codes_file_priv.h"
 
 static tess_ctx ctx_of(const fixture *f) { return (tess_ctx){.io = f->io}; }
 

@@ -11,7 +11,7 @@
 
 #include "core/ctx.h"
 #include "core/memory.h"
-#include "train/dataset.h"
+#include "train/data/dataset.h"
 
 enum { DOCUMENTS = 97, VOCAB = 100000, WIDTH = 16, ROWS = 64 };
 

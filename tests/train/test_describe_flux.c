@@ -4,7 +4,7 @@
 
 #include <inttypes.h>
 
-#include "train/describe_flux.h"
+#include "train/describe/describe_flux.h"
 
 /* Every matrix of the model: how often, rows, columns, and whether base.format takes it. Biases go
  * with each; norms over heads beside them. */

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "train/run_file.h"
+#include "train/run_file/run_file.h"
 
 static const char bare[] = "model: {path: m}\n"
                            "data: {path: d.h5}\n"

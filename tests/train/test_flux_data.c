@@ -1,5 +1,5 @@
 /* Micro-batches from a cache, element by element against the formulas. */
-#include "train/flux_data.h"
+#include "train/flux/flux_data.h"
 
 #include <math.h>
 

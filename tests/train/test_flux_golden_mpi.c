@@ -16,7 +16,7 @@
 #include "support/flux_run.h"
 #include "support/golden.h"
 #include "support/rank_test.h"
-#include "train/latents.h"
+#include "train/data/latents.h"
 
 enum { CHANNELS = 4, TEXT = 8, DIM = 32, CAPTIONS = 3, STEPS = 20, TEXT_NBYTES = 4096 };
 

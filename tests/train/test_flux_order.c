@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "train/flux_order.h"
+#include "train/flux/flux_order.h"
 
 enum { BATCH_MAX = 8, SAMPLE_MAX = 64 };
 

@@ -12,7 +12,7 @@
 #include "format/safetensors.h"
 #include "support/base_run.h"
 #include "support/rank_test.h"
-#include "train/token_file.h"
+#include "train/data/token_file.h"
 
 enum { VOCAB = 61, DOCUMENT_NUMEL = 4, TOKEN_NUMEL = 32 };
 

@@ -1,4 +1,4 @@
-#include "train/images.h"
+#include "train/data/images.h"
 
 #include <inttypes.h>
 

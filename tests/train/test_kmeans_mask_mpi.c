@@ -11,8 +11,8 @@
 #include "core/memory.h"
 #include "support/rank_test.h"
 #include "support/rqvae_run.h"
-#include "train/codes_file.h"
-#include "train/vectors_code.h"
+#include "train/data/codes_file.h"
+#include "train/vectors/vectors_code.h"
 
 enum { N = 5003, D = 6, BAD = 4321 };
 

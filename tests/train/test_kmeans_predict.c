@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "train/kmeans_predict.h"
+#include "train/vectors/kmeans_predict.h"
 
 enum { VECTORS = 2048, DIM = 4, CODES = 8 };
 

@@ -1,10 +1,10 @@
-#include "train/latents.h"
+#include "train/data/latents.h"
 
 #include <inttypes.h>
 #include <math.h>
 
 #include "format/format_test.h"
-#include "train/latents_priv.h"
+#include "train/data/latents_priv.h"
 
 enum { CHANNELS = 4, TOKENS = 3, TEXT_DIM = 5, POOLED_DIM = 2, LATENT_MAX = 4 * 6 * 10 };
 

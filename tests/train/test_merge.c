@@ -7,7 +7,7 @@
 #include "core/arith.h"
 #include "core/rng.h"
 #include "format/peft.h"
-#include "train/merge.h"
+#include "train/rewrite/merge.h"
 
 enum { TABLE_NUMEL = 1 << 20, WEIGHT_MAX = 80 * 48, RANK_MAX = 8 };
 

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "train/objective.h"
+#include "train/flux/objective.h"
 
 static tess_run *run_of(const char *objective)
 {

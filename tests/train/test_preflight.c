@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "train/preflight_priv.h"
+#include "train/preflight/preflight_priv.h"
 
 enum { WORLD_MAX = 12 };
 

@@ -15,9 +15,9 @@
 #include "core/memory.h"
 #include "tests/support/golden.h"
 #include "tests/support/vector_run.h"
+#include "train/data/vectors.h"
 #include "train/metrics.h"
 #include "train/session.h"
-#include "train/vectors.h"
 
 enum { STEPS = 12, N = 48, D = 6 };
 enum { HEIGHT = 12, WIDTH = 8, CELL = 4, IMAGES = N * CELL * CELL / (HEIGHT * WIDTH) };

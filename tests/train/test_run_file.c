@@ -13,8 +13,8 @@
 
 #include "core/memory.h"
 #include "tests/train/run_file_choices.h"
-#include "train/run_file.h"
-#include "train/run_priv.h"
+#include "train/run_file/run_file.h"
+#include "train/run_file/run_priv.h"
 #include "train/strbuf.h"
 
 static const char minimal[] = "model: {path: m}\ndata: {path: d.h5}\noutput: {dir: out}\n";

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "core/memory.h"
-#include "train/run_file.h"
+#include "train/run_file/run_file.h"
 
 static const char minimal[] = "model: {path: m}\ndata: {path: d.h5}\noutput: {dir: out}\n";
 

@@ -10,7 +10,7 @@
 #include "core/memory.h"
 #include "support/rank_test.h"
 #include "support/tiny_run.h"
-#include "train/token_file.h"
+#include "train/data/token_file.h"
 
 typedef struct bench {
     tess_comm *comm;

@@ -12,7 +12,7 @@
 
 #include "core/ctx.h"
 #include "core/memory.h"
-#include "train/token_file_priv.h"
+#include "train/data/token_file_priv.h"
 
 typedef struct fixture {
     tess_ctx ctx;

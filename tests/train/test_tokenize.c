@@ -12,7 +12,7 @@
 #include "core/ctx.h"
 #include "core/memory.h"
 #include "format/tokenizer.h"
-#include "train/tokenize.h"
+#include "train/prepare/tokenize.h"
 
 #define LLAMA3 TESS_TEST_SOURCE_DIR "/tests/golden/tokenizers/llama3.json"
 #define SP_SPLIT TESS_TEST_SOURCE_DIR "/tests/golden/tokenizers/sp-split.json"

@@ -1,9 +1,9 @@
-#include "train/vectors.h"
+#include "train/data/vectors.h"
 
 #include <math.h>
 
 #include "format/format_test.h"
-#include "train/vectors_priv.h"
+#include "train/data/vectors_priv.h"
 
 #define GOLDEN TESS_TEST_SOURCE_DIR "/tests/golden/vectors/"
 

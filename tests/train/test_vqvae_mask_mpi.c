@@ -14,9 +14,9 @@
 #include "core/memory.h"
 #include "tests/support/rank_test.h"
 #include "tests/support/rqvae_run.h"
-#include "train/codes_file.h"
-#include "train/vectors.h"
-#include "train/vectors_code.h"
+#include "train/data/codes_file.h"
+#include "train/data/vectors.h"
+#include "train/vectors/vectors_code.h"
 
 enum { N = 37, SIDE = 16, CELL = 4, GRID = SIDE / CELL, POSITIONS = GRID * GRID };
 enum { ELEMENTS = 3 * SIDE * SIDE };
