@@ -123,3 +123,11 @@ print(*glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib"), sep="\n")'
     done
     printf '%s' "$found"
 }
+
+# LD_LIBRARY_PATH with those folders in front; nothing where the plugin is not built.
+cuda_environment() { # PLUGIN
+    local path
+    [[ -e $1 ]] || return 0
+    path=$(cuda_library_path "$1")
+    [[ -z $path ]] || export LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}

@@ -47,6 +47,21 @@ PATH=/nonexistent /bin/bash "$root/launch/slurm.sbatch" run.yaml >"$work/out" 2>
 [[ $status == 69 ]] || complain "slurm.sbatch without Slurm: exit $status, expected 69"
 grep -qF "submit this script with sbatch" "$work/err" || complain "slurm.sbatch without Slurm: $(cat "$work/err")"
 
+# What the CUDA part lacks is found in Python packages, and put in front of what is set; a build without the part
+# changes nothing.
+mkdir -p "$work/stand-in" "$work/packages/nvidia/some/lib"
+: >"$work/packages/nvidia/some/lib/libtess_absent.so.1"
+: >"$work/plugin.so"
+printf '#!/bin/sh\necho "libtess_absent.so.1 => not found"\n' >"$work/stand-in/ldd"
+printf '#!/bin/sh\necho %s\n' "$work/packages/nvidia/some/lib" >"$work/stand-in/python3"
+chmod +x "$work"/stand-in/*
+found=$(PATH=$work/stand-in:$PATH LD_LIBRARY_PATH=/before \
+    bash -c '. "$1/launch/common.sh" && cuda_environment "$2" && echo "$LD_LIBRARY_PATH"' _ "$root" "$work/plugin.so")
+[[ :$found: == *":$work/packages/nvidia/some/lib:"* && $found == *:/before ]] || complain "cuda_environment: '$found'"
+found=$(LD_LIBRARY_PATH=/before \
+    bash -c '. "$1/launch/common.sh" && cuda_environment "$2" && echo "$LD_LIBRARY_PATH"' _ "$root" "$work/none.so")
+[[ $found == /before ]] || complain "cuda_environment without a plugin: '$found'"
+
 # A user who may not install gets the exact line, and 69. Everything the script calls before that
 # is a stand-in on PATH.
 mkdir "$work/bin"
