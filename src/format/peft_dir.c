@@ -26,11 +26,11 @@ struct tess_peft_dir {
 tess_status tess_peft_tensor_name(const char *module_path, tess_peft_part part,
                                   char name[TESS_ST_NAME_MAX_NBYTES + 1])
 {
-    const size_t nbytes = strlen(prefix) + strlen(module_path) + strlen(suffix[part]);
-    TESS_CHECK(nbytes <= TESS_ST_NAME_MAX_NBYTES, TESS_E_RANGE,
-               "adapter of module '%.64s...': a tensor name of %zu bytes, at most %d are legal",
+    const int nbytes = snprintf(name, TESS_ST_NAME_MAX_NBYTES + 1, "%s%s%s", prefix, module_path,
+                                suffix[part]);
+    TESS_CHECK(nbytes > 0 && nbytes <= TESS_ST_NAME_MAX_NBYTES, TESS_E_RANGE,
+               "adapter of module '%.64s...': a tensor name of %d bytes, at most %d are legal",
                module_path, nbytes, TESS_ST_NAME_MAX_NBYTES);
-    snprintf(name, TESS_ST_NAME_MAX_NBYTES + 1, "%s%s%s", prefix, module_path, suffix[part]);
     return TESS_OK;
 }
 

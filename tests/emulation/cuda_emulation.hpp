@@ -230,7 +230,6 @@ void warp_barrier(site *s, unsigned mask);
 #define __shared__ static __attribute__((section("tess_shared")))
 #define __constant__ static
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 #define __grid_constant__

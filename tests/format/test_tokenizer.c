@@ -333,6 +333,10 @@ static void test_encode_full_ids_equal_reference(void **state)
     }
 }
 
+/* The lists are of tables of Unicode 15.0, which has no U+2EBF0 yet. In newer ones old characters
+ * are as they were, and some of the differences may be gone. */
+static bool has_newer_tables(void) { return tess_is_letter(0x2ebf0); }
+
 /* Character classes over all of Unicode: what differs from the reference is exactly the list, and
  * nothing of it is as old as Unicode 13. */
 static void test_classes_differ_exactly_as_listed(void **state)
@@ -344,6 +348,8 @@ static void test_classes_differ_exactly_as_listed(void **state)
                           : tess_is_number(c) ? 'N'
                           : tess_is_space(c)  ? 'S'
                                               : 'O';
+        if (has_newer_tables() && !is_old[c])
+            continue;
         if ((ours != reference_class[c]) != has_other_class[c] || (is_old[c] && has_other_class[c]))
             fail_msg("U+%04X: ours %c, reference %c, %s", c, ours, reference_class[c],
                      has_other_class[c] ? "listed" : "not listed");
@@ -371,7 +377,7 @@ static void test_nfc_differs_exactly_as_listed(void **state)
             differs =
                 differs || out.numel != (int64_t)nbytes || memcmp(out.byte, text, nbytes) != 0;
         }
-        if (differs != has_other_nfc[c])
+        if (differs != has_other_nfc[c] && !(differs && has_newer_tables()))
             fail_msg("U+%04X: NFC %s", c, differs ? "differs, not listed" : "is equal, but listed");
     }
     tess_text_fini(&work);
