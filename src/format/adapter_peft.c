@@ -167,6 +167,7 @@ static tess_status write_with(const adapter_output *o, const tess_peft_spec *spe
                                        .adapter = adapter,
                                        .adapter_numel = o->group_numel,
                                        .dt = o->to->dt,
+                                       .task_type = "CAUSAL_LM",
                                        .identity = identity_of(o->from)};
     tess_status st = tess_peft_writer_create(o->io, o->dir, &content, &w);
     if (st == TESS_OK)

@@ -37,18 +37,19 @@ static bool has(const tess_model_dir *dir, const char *prefix, const char *name)
     return tess_model_dir_find(dir, text) != NULL;
 }
 
-/* Scales of the norms over heads; these alone are no linear layers. */
+/* Scales of the norms over heads; these alone are no linear layers. ComfyUI since 2026 saves each
+ * as "weight". */
 static bool norm_name(const char *name, char text[TESS_FLUX_TENSOR_NBYTES])
 {
     static const struct {
         const char *block, *leaf, *diffusers_block, *diffusers_leaf;
     } norm[] = {
-        {"double_blocks", "img_attn.norm.query_norm.scale", "transformer_blocks", "norm_q"},
-        {"double_blocks", "img_attn.norm.key_norm.scale", "transformer_blocks", "norm_k"},
-        {"double_blocks", "txt_attn.norm.query_norm.scale", "transformer_blocks", "norm_added_q"},
-        {"double_blocks", "txt_attn.norm.key_norm.scale", "transformer_blocks", "norm_added_k"},
-        {"single_blocks", "norm.query_norm.scale", "single_transformer_blocks", "norm_q"},
-        {"single_blocks", "norm.key_norm.scale", "single_transformer_blocks", "norm_k"},
+        {"double_blocks", "img_attn.norm.query_norm", "transformer_blocks", "norm_q"},
+        {"double_blocks", "img_attn.norm.key_norm", "transformer_blocks", "norm_k"},
+        {"double_blocks", "txt_attn.norm.query_norm", "transformer_blocks", "norm_added_q"},
+        {"double_blocks", "txt_attn.norm.key_norm", "transformer_blocks", "norm_added_k"},
+        {"single_blocks", "norm.query_norm", "single_transformer_blocks", "norm_q"},
+        {"single_blocks", "norm.key_norm", "single_transformer_blocks", "norm_k"},
     };
     for (int i = 0; i < TESS_NELEM(norm); i++) {
         char expected[TESS_FLUX_TENSOR_NBYTES];
@@ -57,8 +58,10 @@ static bool norm_name(const char *name, char text[TESS_FLUX_TENSOR_NBYTES])
             continue;
         char *end = NULL;
         const long block = strtol(name + nbytes + 1, &end, 10);
-        snprintf(expected, sizeof expected, "%s.%ld.%s", norm[i].block, block, norm[i].leaf);
-        if (strcmp(name, expected) != 0)
+        const int stem_nbytes =
+            snprintf(expected, sizeof expected, "%s.%ld.%s.", norm[i].block, block, norm[i].leaf);
+        if (strncmp(name, expected, (size_t)stem_nbytes) != 0 ||
+            (strcmp(name + stem_nbytes, "scale") != 0 && strcmp(name + stem_nbytes, "weight") != 0))
             continue;
         snprintf(text, TESS_FLUX_TENSOR_NBYTES, "%s.%ld.attn.%s.weight", norm[i].diffusers_block,
                  block, norm[i].diffusers_leaf);

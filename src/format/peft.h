@@ -150,7 +150,8 @@ typedef struct tess_peft_content {
     int64_t adapter_numel;
     const tess_peft_saved *saved; /* [saved_numel] */
     int64_t saved_numel;
-    tess_dtype dt; /* of all tensors: f32, bf16 or f16 */
+    tess_dtype dt;         /* of all tensors: f32, bf16 or f16 */
+    const char *task_type; /* of the model, which peft wraps by it: "CAUSAL_LM"; NULL: no task */
     tess_peft_identity identity;
 } tess_peft_content;
 
@@ -161,7 +162,7 @@ typedef struct tess_peft_writer tess_peft_writer;
  * copied; `io` is kept (view).
  *
  * target_modules are written as given; "all-linear" is written as the sorted list of last path
- * components, as PEFT itself saves it.
+ * components, as PEFT itself saves it; of "to_out.0", whose end names blocks too, the last two.
  */
 TESS_MUST_CHECK tess_status tess_peft_writer_create(tess_io *io, const char *dir,
                                                     const tess_peft_content *content,
@@ -221,11 +222,12 @@ TESS_MUST_CHECK tess_status tess_peft_config_parse(const tess_json *root, tess_p
                                                    const char **base_name);
 /**
  * adapter_config.json of `spec`. Local.
- * @param targets  written instead of the spec's own when not NULL (the expansion of "all-linear")
+ * @param targets    written instead of the spec's own when not NULL (the expansion of "all-linear")
+ * @param task_type  as in tess_peft_content
  */
 TESS_MUST_CHECK tess_status tess_peft_config_write(tess_io *io, const char *path,
                                                    const tess_peft_spec *spec,
                                                    const tess_peft_modules *targets,
-                                                   const char *base_name);
+                                                   const char *task_type, const char *base_name);
 
 TESS_END_DECLS

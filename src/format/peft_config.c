@@ -330,13 +330,18 @@ static tess_status put_patterns(tess_json *root, const char *key, const tess_pef
     return TESS_OK;
 }
 
+static tess_status put_text(tess_json *root, const char *key, const char *text)
+{
+    return text == NULL || *text == '\0' ? tess_json_add_null(root, key)
+                                         : tess_json_add_string(root, key, text);
+}
+
 static tess_status put_constants(tess_json *root)
 {
     static const char *const null_key[] = {"auto_mapping", "revision", "target_parameters"};
     for (int i = 0; i < TESS_NELEM(null_key); i++)
         TESS_TRY(tess_json_add_null(root, null_key[i]));
     TESS_TRY(tess_json_add_string(root, "peft_type", "LORA"));
-    TESS_TRY(tess_json_add_string(root, "task_type", "CAUSAL_LM"));
     TESS_TRY(tess_json_add_string(root, "bias", "none"));
     TESS_TRY(tess_json_add_bool(root, "fan_in_fan_out", false));
     TESS_TRY(tess_json_add_bool(root, "inference_mode", true));
@@ -344,9 +349,11 @@ static tess_status put_constants(tess_json *root)
 }
 
 static tess_status put_all(tess_json *root, const tess_peft_options *o,
-                           const tess_peft_modules *targets, const char *base_name)
+                           const tess_peft_modules *targets, const char *task_type,
+                           const char *base_name)
 {
     TESS_TRY(put_constants(root));
+    TESS_TRY(put_text(root, "task_type", task_type));
     TESS_TRY(tess_json_add_i64(root, "r", o->rank));
     TESS_TRY(put_number(root, "lora_alpha", o->alpha));
     TESS_TRY(tess_json_add_f64(root, "lora_dropout", o->dropout));
@@ -358,18 +365,18 @@ static tess_status put_all(tess_json *root, const tess_peft_options *o,
     TESS_TRY(put_layers(root, o));
     TESS_TRY(put_patterns(root, "rank_pattern", o->rank_pattern, o->rank_pattern_numel));
     TESS_TRY(put_patterns(root, "alpha_pattern", o->alpha_pattern, o->alpha_pattern_numel));
-    if (base_name == NULL || *base_name == '\0')
-        return tess_json_add_null(root, "base_model_name_or_path");
-    return tess_json_add_string(root, "base_model_name_or_path", base_name);
+    return put_text(root, "base_model_name_or_path", base_name);
 }
 
 tess_status tess_peft_config_write(tess_io *io, const char *path, const tess_peft_spec *spec,
-                                   const tess_peft_modules *targets, const char *base_name)
+                                   const tess_peft_modules *targets, const char *task_type,
+                                   const char *base_name)
 {
     tess_json *root = NULL;
     const tess_peft_options *o = tess_peft_spec_options(spec);
     TESS_TRY(tess_json_create_object(&root));
-    tess_status st = put_all(root, o, targets != NULL ? targets : &o->targets, base_name);
+    tess_status st =
+        put_all(root, o, targets != NULL ? targets : &o->targets, task_type, base_name);
     if (st == TESS_OK)
         st = tess_json_write(io, path, root, 2);
     tess_json_destroy(&root);

@@ -12,6 +12,7 @@ struct tess_peft_writer {
     tess_io *io;
     char *config_path;
     char *base_name;      /* may be NULL */
+    char *task_type;      /* may be NULL */
     tess_peft_spec *spec; /* what the config file states */
     char **target;        /* [target_numel] expansion of "all-linear"; empty: as in the spec */
     int target_numel;
@@ -22,10 +23,16 @@ struct tess_peft_writer {
 
 /* ---- what the config states ---- */
 
+/* A number alone, of "to_out.0", would name blocks too: there it is the last two. */
 static const char *last_component(const char *path)
 {
-    const char *dot = strrchr(path, '.');
-    return dot != NULL ? dot + 1 : path;
+    const char *at = strrchr(path, '.');
+    if (at == NULL)
+        return path;
+    const bool is_number = at[1 + strspn(at + 1, "0123456789")] == '\0';
+    while (is_number && at > path && at[-1] != '.')
+        at--;
+    return is_number ? at : at + 1;
 }
 
 static int by_text(const void *a, const void *b)
@@ -288,6 +295,8 @@ tess_status tess_peft_writer_create(tess_io *io, const char *dir, const tess_pef
     tess_status st = tess_asprintf(&w->config_path, "%s/adapter_config.json", dir);
     if (st == TESS_OK && content->identity.base_name != NULL)
         st = tess_strdup(content->identity.base_name, &w->base_name);
+    if (st == TESS_OK && content->task_type != NULL)
+        st = tess_strdup(content->task_type, &w->task_type);
     if (st == TESS_OK)
         st = copy_spec(w, content);
     if (st == TESS_OK)
@@ -332,7 +341,8 @@ tess_status tess_peft_writer_finish(tess_peft_writer *writer)
     TESS_TRY(tess_io_unlink(writer->io, writer->config_path, true));
     TESS_TRY(tess_safetensors_writer_finish(writer->weights));
     return tess_peft_config_write(writer->io, writer->config_path, writer->spec,
-                                  writer->target_numel > 0 ? &expanded : NULL, writer->base_name);
+                                  writer->target_numel > 0 ? &expanded : NULL, writer->task_type,
+                                  writer->base_name);
 }
 
 void tess_peft_writer_destroy(tess_peft_writer **writer)
@@ -347,6 +357,7 @@ void tess_peft_writer_destroy(tess_peft_writer **writer)
     tess_free(w->target);
     tess_free(w->config_path);
     tess_free(w->base_name);
+    tess_free(w->task_type);
     tess_free(w);
     *writer = NULL;
 }

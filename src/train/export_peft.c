@@ -163,6 +163,7 @@ static tess_status start_peft(peft_export *e, const tess_export_request *request
         .saved = e->saved,
         .saved_numel = e->saved_numel,
         .dt = request->dt,
+        .task_type = tess_run_is_flux(s->run) ? NULL : "CAUSAL_LM",
         .identity = {.base_name = s->run->model.path,
                      .base_quant = request->is_difference ? NULL : base_quant,
                      .base_id = request->is_difference ? NULL : s->base_id,

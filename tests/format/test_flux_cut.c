@@ -151,6 +151,8 @@ static void make_model(maker *m, const char *prefix, matrix_maker matrix)
     }
     snprintf(name, sizeof name, "%sdouble_blocks.0.txt_attn.norm.key_norm.scale", prefix);
     add(m, name, TESS_ST_BF16, 16, 0);
+    snprintf(name, sizeof name, "%ssingle_blocks.0.norm.query_norm.weight", prefix); /* ComfyUI */
+    add(m, name, TESS_ST_BF16, 16, 0);
 }
 
 /* Rows of a whole, one window below the other. */
@@ -208,8 +210,9 @@ static void check_format(const fixture *f, matrix_maker matrix, const char *pref
     check_leaf(dir, plain, "weight");
     check_leaf(dir, plain, "bias");
     must_find(dir, "transformer_blocks.0.attn.norm_added_k.weight");
+    must_find(dir, "single_transformer_blocks.0.attn.norm_q.weight");
     assert_null(tess_model_dir_find(dir, "vae.encoder.conv_in.bias"));
-    assert_int_equal(tess_model_dir_tensor_numel(dir), 2 * (3 + 3 + 1 + 4 + 1) + 1);
+    assert_int_equal(tess_model_dir_tensor_numel(dir), 2 * (3 + 3 + 1 + 4 + 1) + 2);
     tess_model_dir_close(&plain);
     tess_model_dir_close(&dir);
 }

@@ -254,7 +254,7 @@ static void test_config_round_trip_keeps_every_option(void **state)
     char *first = NULL, *second = NULL;
     size_t nbytes = 0;
     assert_ok(parse(text, &spec));
-    assert_ok(tess_peft_config_write(f->io, at(f, "a.json"), spec, NULL, "base/x"));
+    assert_ok(tess_peft_config_write(f->io, at(f, "a.json"), spec, NULL, "CAUSAL_LM", "base/x"));
     tess_peft_spec_destroy(&spec);
     assert_ok(tess_json_read(f->io, at(f, "a.json"), &root));
     assert_ok(tess_peft_config_parse(root, &spec, &base_name));
@@ -272,7 +272,7 @@ static void test_config_round_trip_keeps_every_option(void **state)
     assert_string_equal(o->rank_pattern[1].pattern, "q_proj");
     assert_true(o->rank_pattern[1].value == 12.0);
     assert_true(o->alpha_pattern[0].value == 0.25);
-    assert_ok(tess_peft_config_write(f->io, at(f, "b.json"), spec, NULL, base_name));
+    assert_ok(tess_peft_config_write(f->io, at(f, "b.json"), spec, NULL, "CAUSAL_LM", base_name));
     tess_json_destroy(&root);
     tess_peft_spec_destroy(&spec);
     assert_ok(tess_io_read_all(f->io, at(f, "a.json"), 8192, &first, &nbytes));
@@ -455,6 +455,35 @@ static void test_writer_all_linear_is_written_as_names(void **state)
     expect_written(f);
     assert_ok(tess_io_read_all(f->io, at(f, "adapter_config.json"), 8192, &text, &nbytes));
     assert_non_null(strstr(text, "\"target_modules\": [\n    \"q_proj\",\n    \"v_proj\"\n  ]"));
+    tess_free(text);
+}
+
+static void test_writer_all_linear_of_numbered_layers_names_no_block(void **state)
+{
+    const fixture *f = *state;
+    static const tess_peft_adapter layer[] = {{"blocks.0.attn.to_out.0", 1, 1, 1},
+                                              {"blocks.0.ff.net.2", 1, 1, 1},
+                                              {"blocks.0.ff.proj", 1, 1, 1}};
+    static const float one = 1.0F;
+    const tess_peft_options o = {.rank = 1, .alpha = 1.0, .targets = {.regex = "all-linear"}};
+    tess_peft_spec *spec = NULL;
+    tess_peft_writer *w = NULL;
+    char *text = NULL;
+    size_t nbytes = 0;
+    assert_ok(tess_peft_spec_create(&o, &spec));
+    const tess_peft_content content = {
+        .spec = spec, .adapter = layer, .adapter_numel = 3, .dt = TESS_F32};
+    assert_ok(tess_peft_writer_create(f->io, f->dir, &content, &w));
+    for (int i = 0; i < 3; i++)
+        for (int part = TESS_PEFT_A; part <= TESS_PEFT_B; part++)
+            assert_ok(tess_peft_writer_append(w, i, (tess_peft_part)part, &one, sizeof one));
+    assert_ok(tess_peft_writer_finish(w));
+    tess_peft_writer_destroy(&w);
+    tess_peft_spec_destroy(&spec);
+    assert_ok(tess_io_read_all(f->io, at(f, "adapter_config.json"), 8192, &text, &nbytes));
+    assert_non_null(strstr(
+        text, "\"target_modules\": [\n    \"net.2\",\n    \"proj\",\n    \"to_out.0\"\n  ]"));
+    assert_non_null(strstr(text, "\"task_type\": null"));
     tess_free(text);
 }
 
@@ -730,6 +759,7 @@ int main(void)
         format_test(test_writer_round_trip_with_magnitudes_and_whole_modules),
         format_test(test_directory_with_missing_or_foreign_tensors_is_refused),
         format_test(test_writer_all_linear_is_written_as_names),
+        format_test(test_writer_all_linear_of_numbered_layers_names_no_block),
         format_test(test_writer_content_that_contradicts_itself_is_refused),
         format_test(test_open_bad_adapters_are_refused),
         format_test(test_open_missing_files_are_refused),

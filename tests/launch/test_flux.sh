@@ -203,6 +203,7 @@ for format in diffusers kohya comfyui peft; do
     good sample run.yaml output.dir=none "${ask[@]}" --adapter $format -o of-$format.safetensors
     same_tensors one.safetensors of-$format.safetensors # folding alpha / rank = 2 is exact
 done
+grep -q '"task_type": null' peft/adapter_config.json || fail "peft would wrap a language model: $(cat peft/adapter_config.json)"
 same diffusers/pytorch_lora_weights.safetensors one/export/pytorch_lora_weights.safetensors
 for format in kohya comfyui; do
     good inspect $format

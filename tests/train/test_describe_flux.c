@@ -184,6 +184,30 @@ static void test_targets_have_the_counts_of_their_trainers(void **state)
     }
 }
 
+/* peft refuses an expression that fits a module which is no linear layer. */
+static void test_the_targets_of_kohya_fit_linear_layers_alone(void **state)
+{
+    static const char *const other[] = {"norm1", "norm1.silu", "attn", "attn.to_out", "attn.norm_q",
+                                        "ff",    "ff.net.0",   "norm", "act_mlp"};
+    const tess_flux_targets *set = tess_flux_targets_find("kohya");
+    const tess_peft_options o = {.rank = 1, .alpha = 1.0, .targets = set->modules};
+    tess_peft_spec *spec = NULL;
+    assert_ok(tess_peft_spec_create(&o, &spec));
+    for (int i = 0; i < TESS_NELEM(other); i++) {
+        char path[128];
+        tess_peft_match m;
+        const tess_peft_module module = {.path = path};
+        snprintf(path, sizeof path, "transformer_blocks.3.%s", other[i]);
+        assert_ok(tess_peft_spec_match(spec, &module, &m));
+        assert_false(m.is_target);
+        snprintf(path, sizeof path, "single_transformer_blocks.3.%s", other[i]);
+        assert_ok(tess_peft_spec_match(spec, &module, &m));
+        assert_false(m.is_target);
+    }
+    tess_peft_spec_destroy(&spec);
+    (void)state;
+}
+
 /* A word, an ending or an expression that fits no layer is refused before anything is trained. */
 static void test_targets_that_name_nothing_are_refused(void **state)
 {
@@ -195,12 +219,13 @@ static void test_targets_that_name_nothing_are_refused(void **state)
         {"targets: [to_q, to_out]", "'to_out' names no linear layer that gets an adapter"},
         {"targets: [to_q, add_q_proj], exclude: [add_q_proj]", "'add_q_proj' names no linear"},
         {"targets: [o_q]", "'o_q' names no linear"},
+        {"targets: [ff.net.0.proj], layers: [0]", "set lora.layers_pattern to transformer_blocks"},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         tess_run *run = NULL;
         tess_description d;
         assert_refused(try_describe(*state, "format: nf4", cases[i].lora, 512, 1, &run, &d),
-                       TESS_E_CONFIG, "lora.targets", cases[i].words);
+                       TESS_E_CONFIG, "lora.", cases[i].words);
         tess_run_destroy(&run);
     }
 }
@@ -246,6 +271,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         folder_test(test_bytes_of_every_format_are_those_of_the_table),
         folder_test(test_targets_have_the_counts_of_their_trainers),
+        folder_test(test_the_targets_of_kohya_fit_linear_layers_alone),
         folder_test(test_targets_that_name_nothing_are_refused),
         folder_test(test_the_family_is_found),
     };

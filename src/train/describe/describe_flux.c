@@ -42,8 +42,11 @@ static const tess_flux_targets sets[] = {
      .modules = LIST("attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj",
                      "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj",
                      "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")},
+    /* Linear layers alone: peft takes no other module that an expression fits. */
     {.name = "kohya",
-     .modules = {.regex = "(single_)?transformer_blocks\\.\\d+\\..*"},
+     .modules = {.regex = "(single_)?transformer_blocks\\.\\d+\\."
+                          "(norm(1|1_context)?\\.linear|attn\\.(to_[qkv]|to_out\\.0|add_[qkv]_proj|"
+                          "to_add_out)|ff(_context)?\\.net\\.(0\\.proj|2)|proj_mlp|proj_out)"},
      .shares_a = true},
 };
 

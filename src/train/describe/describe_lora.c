@@ -57,10 +57,23 @@ static tess_status patterns_of(const tess_run_patterns *from, tess_peft_pattern 
     return TESS_OK;
 }
 
+/* Both kinds of block of FLUX.1 are numbered from 0, and so is what their MLPs hold (ff.net.0). */
+static tess_status check_layers(const tess_run *run)
+{
+    TESS_CHECK(!tess_run_is_flux(run) || run->lora.layers.item_numel == 0 ||
+                   run->lora.layers_pattern.item_numel > 0,
+               TESS_E_CONFIG,
+               "lora.layers: FLUX.1 has two kinds of blocks, and nothing says which are meant; set "
+               "lora.layers_pattern to transformer_blocks, single_transformer_blocks or a list of "
+               "both");
+    return TESS_OK;
+}
+
 static tess_status make_spec(tess_description *d)
 {
     const tess_run_lora_keys *lora = &d->run->lora;
     tess_peft_pattern *rank = NULL, *alpha = NULL;
+    TESS_TRY(check_layers(d->run));
     tess_status st = patterns_of(&lora->rank_pattern, &rank);
     if (st == TESS_OK)
         st = patterns_of(&lora->alpha_pattern, &alpha);

@@ -109,7 +109,8 @@ TESS_BEGIN_DECLS
       "be a list. Not set: all.") \
     X(lora, layers_pattern, "layers_pattern", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, 4096, \
       NUMERICS, \
-      "What stands in front of a block's number in paths; not set: any name.") \
+      "What stands in front of a block's number in paths; not set: any name. flux: " \
+      "transformer_blocks, single_transformer_blocks or both.") \
     X(lora, modules_to_save, "modules_to_save", tess_run_names, NAMES, "", TESS_RUN_UNSET, 1, \
       4096, NUMERICS, \
       "Ends of module paths, such as [norm, lm_head]: modules that are trained as a whole and " \
