@@ -302,6 +302,7 @@ tess_status tess_packed_join(tess_model_dir *dir)
     for (int i = 0; i < dir->file_numel; i++)
         tess_json_destroy(&p->formats[i]);
     tess_json_destroy(&p->map);
+    tess_json_destroy(&p->config);
     tess_free(of);
     tess_free(member);
     tess_free(p);

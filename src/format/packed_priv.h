@@ -12,6 +12,7 @@ typedef struct tess_packing {
     bool *is_member;                             /* [tensor_numel] part of a weight */
     tess_json *map;                              /* of optimum-quanto; NULL: none */
     const char *map_name;                        /* its file */
+    tess_json *config;                           /* config.json, read where there is no map */
     tess_json *formats[TESS_MODEL_DIR_FILE_MAX]; /* per file: TESS_MODEL_FORMATS_KEY, or NULL */
 } tess_packing;
 

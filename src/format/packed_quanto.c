@@ -1,6 +1,8 @@
 /*
  * Weights that optimum-quanto has packed: X.weight._data (8 bits) or X.weight._data._data (4 and 2
  * bits), X.weight._scale, X.weight._shift, and a map of modules to types in a file of its own.
+ * Where diffusers has written them there is no map: config.json states one type for all that is
+ * packed.
  *
  * The files do not know the shape of a weight of 4 or 2 bits: it is one of whole groups, and gets
  * its shape when the model claims it. Only axis 0 is read: along the other one constants belong to
@@ -99,11 +101,57 @@ static tess_status format_of(const tess_json *entry, const char *weights, tess_f
                      where, weights);
 }
 
+static tess_status read_config(tess_packing *p)
+{
+    tess_io_kind kind = TESS_IO_MISSING;
+    int64_t nbytes = 0;
+    char *path = NULL;
+    TESS_TRY(tess_asprintf(&path, "%s/config.json", p->dir->path));
+    tess_status st = tess_io_stat(p->dir->ctx->io, path, &kind, &nbytes);
+    if (st == TESS_OK && kind == TESS_IO_FILE)
+        st = tess_json_read(p->dir->ctx->io, path, &p->config);
+    tess_free(path);
+    return st;
+}
+
+/* The quantization_config of diffusers' QuantoConfig, NULL: none is there. */
+static tess_status find_stated(tess_packing *p, const tess_json **out)
+{
+    const char *method = NULL;
+    *out = NULL;
+    if (p->config == NULL)
+        TESS_TRY(read_config(p));
+    if (p->config == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_json_opt_object(p->config, "quantization_config", out));
+    if (*out == NULL)
+        return TESS_OK;
+    TESS_TRY(tess_json_opt_string(*out, "quant_method", "", &method));
+    if (strcmp(method, "quanto") != 0)
+        *out = NULL;
+    return TESS_OK;
+}
+
+/* "int4" of QuantoConfig is quanto's qint4. */
+static tess_status stated_format(const tess_json *stated, tess_format *out)
+{
+    const char *weights = NULL;
+    char name[64];
+    TESS_TRY(tess_json_get_string(stated, "weights_dtype", &weights));
+    snprintf(name, sizeof name, "q%.32s", weights);
+    return format_of(stated, name, out);
+}
+
 static tess_status mapped_format(const tess_packing_weight *w, tess_format *out)
 {
     const tess_model_dir *dir = w->p->dir;
     char module[TESS_ST_NAME_MAX_NBYTES + 1];
     const char *weights = NULL;
+    const tess_json *stated = NULL;
+    if (w->p->map == NULL)
+        TESS_TRY(find_stated(w->p, &stated));
+    if (stated != NULL)
+        return stated_format(stated, out);
     TESS_CHECK(w->p->map != NULL, TESS_E_FORMAT,
                "'%s/%s': tensor '%s' is packed by optimum-quanto, but its map is missing; save "
                "quantization_map(model) as '%s/quantization_map.json'",
@@ -271,7 +319,7 @@ tess_status tess_packed_quanto(tess_packing_weight *w)
     TESS_CHECK((tess_format_code_bits(codec->format) < 8) == is_groups, TESS_E_FORMAT,
                "'%s/%s': tensor '%s' is no %s, but '%s' says so", w->p->dir->path,
                tess_packing_file(w), w->codes->name, tess_format_name(codec->format),
-               w->p->map_name);
+               w->p->map != NULL ? w->p->map_name : "config.json");
     TESS_TRY(find_part(w, "._scale", true, &scale));
     TESS_TRY(find_part(w, "._shift", is_groups, &shift));
     TESS_TRY(check_members(w, scale, shift));

@@ -126,6 +126,40 @@ static void test_maps_that_differ_are_refused(void **state)
     assert_refused(try_mapped(f, &w, int4_map), TESS_E_FORMAT, "'x.weight' is not packed");
 }
 
+/* diffusers writes no map. */
+static void test_the_config_of_diffusers_states_the_type(void **state)
+{
+    static const struct {
+        const char *config;
+        tess_status status;
+        const char *words;
+    } rows[] = {
+        {"{\"quantization_config\": {\"quant_method\": \"quanto\", \"weights_dtype\": \"int2\"}}",
+         TESS_E_FORMAT, "expected 4 rows of qint2"},
+        {"{\"quantization_config\": {\"quant_method\": \"quanto\", \"weights_dtype\": \"int8\"}}",
+         TESS_E_FORMAT, "is no qint8, but 'config.json' says so"},
+        {"{\"quantization_config\": {\"quant_method\": \"quanto\", \"weights_dtype\": \"int3\"}}",
+         TESS_E_UNSUPPORTED, "'qint3'"},
+        {"{\"quantization_config\": {\"quant_method\": \"quanto\"}}", TESS_E_FORMAT,
+         "weights_dtype"},
+        {"{\"quantization_config\": {\"quant_method\": \"torchao\"}}", TESS_E_FORMAT,
+         "its map is missing"},
+        {"{}", TESS_E_FORMAT, "its map is missing"},
+    };
+    static weight w;
+    const fixture *f = *state;
+    take(f, "qint4", &w);
+    put_text(f, "config.json",
+             "{\"quantization_config\": {\"modules_to_not_convert\": null, \"quant_method\": "
+             "\"quanto\", \"weights_dtype\": \"int4\"}}");
+    assert_ok(try_read(f, &w));
+    for (int i = 0; i < TESS_NELEM(rows); i++) {
+        put_text(f, "config.json", rows[i].config);
+        assert_refused(try_read(f, &w), rows[i].status, rows[i].words);
+    }
+    remove(at(f, "config.json"));
+}
+
 static void test_members_that_do_not_fit_are_refused(void **state)
 {
     static weight w;
@@ -328,6 +362,7 @@ int main(void)
         format_test(test_weights_have_the_identity_of_their_tensors),
         format_test(test_groups_get_their_shape_when_they_are_claimed),
         format_test(test_maps_that_differ_are_refused),
+        format_test(test_the_config_of_diffusers_states_the_type),
         format_test(test_members_that_do_not_fit_are_refused),
         format_test(test_numbers_that_are_none_are_refused),
         format_test(test_scales_of_fp8_are_never_guessed),
