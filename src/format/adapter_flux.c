@@ -151,18 +151,14 @@ static tess_status sort_key(flux_reader *r, const tess_st_tensor *t)
 
 /* ---- alpha ---- */
 
-/* The options that diffusers keeps in the metadata, as an adapter_config.json. Whether it is DoRA
- * diffusers tells from the tensors, and so does this. */
-static tess_status read_config(flux_reader *r)
+static const char config_key[] = "lora_adapter_metadata";
+
+/* Members for the transformer as an adapter_config.json has them. Whether it is DoRA diffusers
+ * tells from the tensors, and so does this; that it is LoRA need not stand there. */
+static tess_status take_members(const tess_json *root, tess_json *config)
 {
-    static const char key[] = "lora_adapter_metadata", prefix[] = "transformer.";
-    const char *text = tess_safetensors_metadata(r->a->weights, key);
-    tess_json *root = NULL;
-    if (text == NULL || r->a->dialect != TESS_ADAPTER_DIFFUSERS)
-        return TESS_OK;
-    TESS_TRY(tess_json_parse(key, text, strlen(text), &root));
-    tess_status st = tess_json_create_object(&r->config);
-    for (int64_t i = 0; i < tess_json_numel(root) && st == TESS_OK; i++) {
+    static const char prefix[] = "transformer.";
+    for (int64_t i = 0; i < tess_json_numel(root); i++) {
         const tess_json *v = tess_json_at(root, i);
         const char *name = tess_json_key(v);
         const bool is_prefixed = name != NULL && strncmp(name, prefix, sizeof prefix - 1) == 0;
@@ -170,9 +166,43 @@ static tess_status read_config(flux_reader *r)
             continue;
         name += is_prefixed ? sizeof prefix - 1 : 0;
         if (strcmp(name, "use_dora") != 0)
-            st = tess_json_add_copy(r->config, name, v);
+            TESS_TRY(tess_json_add_copy(config, name, v));
     }
+    return tess_json_find(config, "peft_type") != NULL
+               ? TESS_OK
+               : tess_json_add_string(config, "peft_type", "LORA");
+}
+
+/* The same tree under a name, which messages about it state. */
+static tess_status name_tree(const char *path, tess_json **tree)
+{
+    char *name = NULL, *text = NULL;
+    size_t nbytes = 0;
+    tess_status st = tess_json_dump(*tree, 0, &text, &nbytes);
+    tess_json_destroy(tree);
+    if (st == TESS_OK)
+        st = tess_asprintf(&name, "%s: %s", path, config_key);
+    if (st == TESS_OK)
+        st = tess_json_parse(name, text, nbytes, tree);
+    tess_free(name);
+    tess_free(text);
+    return st;
+}
+
+/* The options that diffusers keeps in the metadata. */
+static tess_status read_config(flux_reader *r)
+{
+    const char *text = tess_safetensors_metadata(r->a->weights, config_key);
+    tess_json *root = NULL;
+    if (text == NULL || r->a->dialect != TESS_ADAPTER_DIFFUSERS)
+        return TESS_OK;
+    TESS_TRY(tess_json_parse(config_key, text, strlen(text), &root));
+    tess_status st = tess_json_create_object(&r->config);
+    if (st == TESS_OK)
+        st = take_members(root, r->config);
     tess_json_destroy(&root);
+    if (st == TESS_OK)
+        st = name_tree(r->a->path, &r->config);
     TESS_TRY(st);
     return tess_peft_config_parse(r->config, &r->spec, NULL);
 }

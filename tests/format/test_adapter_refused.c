@@ -167,8 +167,16 @@ static void test_open_bad_alpha_is_refused(void **state)
     add_kohya(&c, stem);
     case_add(&c, "lora_unet_single_blocks_0_linear2.alpha", 2, 0);
     assert_refused(try_open(f, &c, NULL), TESS_E_FORMAT, "expected one number", "found 2 of BF16");
-    static const char config[] = "{\"transformer.peft_type\": \"LORA\", \"transformer.r\": 2, "
+    /* diffusers reads one without peft_type */
+    static const char config[] =
+        "{\"transformer.r\": 2, \"transformer.target_modules\": [\"x_embedder\"]}";
+    static const char biased[] = "{\"transformer.r\": 2, \"transformer.lora_bias\": true, "
                                  "\"transformer.target_modules\": [\"x_embedder\"]}";
+    add_module(&c, "transformer.x_embedder", ".lora_A.weight", ".lora_B.weight");
+    assert_ok(try_open(f, &c, config));
+    add_module(&c, "transformer.x_embedder", ".lora_A.weight", ".lora_B.weight");
+    assert_refused(try_open(f, &c, biased), TESS_E_UNSUPPORTED,
+                   "source.safetensors: lora_adapter_metadata': lora_bias");
     add_module(&c, "transformer.x_embedder", ".lora_A.weight", ".lora_B.weight");
     case_add_scalar(&c, "transformer.x_embedder.alpha", 1.0F);
     assert_refused(try_open(f, &c, config), TESS_E_FORMAT, "stands twice");
