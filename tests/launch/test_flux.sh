@@ -189,6 +189,10 @@ good sample run.yaml --base-format int8 output.dir=none "${ask[@]}" --adapter on
 cmp int8.safetensors again.safetensors || fail "--base-format and base.format differ"
 ! cmp -s one.safetensors int8.safetensors || fail "latents over nf4 and int8 are the same"
 refuse "name a file for them with -o" sample run.yaml output.dir=one --prompt ""
+mkdir fill # Fill, Canny and Depth take an image beside the latent
+sed 's/"in_channels": 64, "out_channels": null/"in_channels": 128, "out_channels": 64/' config/config.json >fill/config.json
+refuse "holds packed latents of 64, the model takes 128 and gives 64" sample whole.yaml model.path=fill output.dir=none \
+    --checkpoint none "${ask[@]}" -o fill.safetensors
 refuse "memory is planned for 6; set data.resolution" sample run.yaml output.dir=one --size 512x512 --prompt "" -o big.safetensors
 
 # ---- exports: known by their folder, alike in what they hold, and a start for other runs ----

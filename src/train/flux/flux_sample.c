@@ -56,6 +56,7 @@ static tess_status check_sizes(const sampler *p)
     const tess_flux_shape *planned = &p->s->d.flux_shape;
     const tess_latents_info *info = tess_latents_get_info(p->cache);
     const int64_t side = TESS_LATENTS_PIXELS * TESS_LATENTS_PATCH;
+    const int64_t packed = info->channel_numel * TESS_LATENTS_PATCH * TESS_LATENTS_PATCH;
     TESS_CHECK(q->height > 0 && q->width > 0 && q->height % side == 0 && q->width % side == 0,
                TESS_E_CONFIG,
                "sample: size %" PRId64 "x%" PRId64 ": expected multiples of %" PRId64 " pixels",
@@ -68,6 +69,12 @@ static tess_status check_sizes(const sampler *p)
                "sample: texts of '%s' have %" PRId64 " tokens, memory is planned for %" PRId64
                "; set data.text_length",
                tess_latents_path(p->cache), info->text_numel, planned->text_numel);
+    /* Fill, Canny and Depth take an image beside the latent. */
+    TESS_CHECK(
+        packed == p->s->d.flux.in_channels && packed == p->s->d.flux.out_channels, TESS_E_CONFIG,
+        "sample: '%s' holds packed latents of %" PRId64 ", the model takes %" PRId64
+        " and gives %" PRId64 ": expected a model that is told captions alone",
+        tess_latents_path(p->cache), packed, p->s->d.flux.in_channels, p->s->d.flux.out_channels);
     TESS_CHECK(info->text_dim == p->s->d.flux.text_dim &&
                    info->pooled_dim == p->s->d.flux.pooled_dim,
                TESS_E_CONFIG,
