@@ -145,7 +145,8 @@ static tess_status check_size(const char *path, int64_t file_nbytes, tess_vector
 {
     int64_t nbytes = 0, with_distances = 0;
     TESS_TRY(check_dim(path, l->dim));
-    TESS_CHECK(l->vector_numel >= 1, TESS_E_FORMAT, "'%s': the header states %" PRId64 " vectors",
+    TESS_CHECK(l->vector_numel >= 1, TESS_E_FORMAT,
+               "'%s': the header states %" PRId64 " vectors, expected at least one; write it again",
                path, l->vector_numel);
     TESS_CHECK(!__builtin_mul_overflow(l->vector_numel, stride_of(l), &nbytes) &&
                    !__builtin_add_overflow(nbytes, nbytes, &with_distances) &&
@@ -183,14 +184,15 @@ static tess_status read_npy(tess_io *io, const char *path, int fd, int64_t file_
         const char *descr;
         tess_vector_elem elem;
     } types[] = {{"<f4", TESS_VECTOR_F32}, {"<f2", TESS_VECTOR_F16}, {"<f8", TESS_VECTOR_F64},
-                 {"|u1", TESS_VECTOR_U8},  {"|i1", TESS_VECTOR_I8},  {"<i4", TESS_VECTOR_I32}};
+                 {"|u1", TESS_VECTOR_U8},  {"|i1", TESS_VECTOR_I8},  {"<i4", TESS_VECTOR_I32},
+                 {"|b1", TESS_VECTOR_U8}};
     tess_npy_header h;
     int i = 0;
     TESS_TRY(tess_npy_read_header(io, path, fd, file_nbytes, &h));
     while (i < TESS_NELEM(types) && strcmp(types[i].descr, h.descr) != 0)
         i++;
     TESS_CHECK(i < TESS_NELEM(types), TESS_E_UNSUPPORTED,
-               "'%s': npy elements of type %s, expected <f4, <f2, <f8, <i4, |u1 or |i1; save "
+               "'%s': npy elements of type %s, expected <f4, <f2, <f8, <i4, |u1, |i1 or |b1; save "
                "x.astype('<f4')",
                path, h.descr);
     TESS_CHECK(h.dim_numel == 2, TESS_E_FORMAT,

@@ -277,6 +277,7 @@ static void test_open_npy_headers_by_their_length_only(void **state)
     static const char *const good[] = {
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }",
         " { \"shape\" : ( 1 ,1 , ) ,'fortran_order':False,'descr':'<f4'}\n\n  ",
+        "{'descr': '|b1', 'fortran_order': False, 'shape': (2, 2), }", /* a mask as NumPy has it */
     };
     static const char *const bad[] = {
         "",

@@ -101,6 +101,18 @@ for format in safetensors npy faiss; do
 done
 cmp codebooks.safetensors alone/export/codebooks.safetensors
 [ "$(head -c 4 codebooks.faiss)" = IxRq ] || fail "no residual quantizer of faiss"
+beam_of() { tail -c 20 "$1" | od -An -tu4 -N4 | tr -d ' '; }
+[ "$(beam_of codebooks.faiss)" = 3 ] || fail "faiss searches with a beam of $(beam_of codebooks.faiss)"
+"$TESSERA_BIN" train run.yaml quantizer.codes=2 quantizer.beam=5 quantizer.passes=1 output.dir=two 2>/dev/null
+"$TESSERA_BIN" export two --format faiss -o two.faiss 2>/dev/null
+[ "$(beam_of two.faiss)" = 2 ] || fail "two codes, but faiss searches with a beam of $(beam_of two.faiss)"
+
+# Mini-batches make codebooks that are read like others.
+"$TESSERA_BIN" train run.yaml quantizer.batch=500 quantizer.passes=3 output.dir=batches 2>/dev/null
+"$TESSERA_BIN" encode batches "$data/held_out.bvecs" -o batches.h5 --json >encoded 2>/dev/null || fail "batches: no codes"
+[ "$(last encoded error)" = "$(last batches/eval.jsonl eval_loss)" ] || fail "encode: $(cat encoded)"
+"$TESSERA_BIN" export batches --format npy -o batches.npy 2>/dev/null || fail "batches: no export"
+
 ! "$TESSERA_BIN" sample alone/run.yaml --prompt x 2>refused || fail "codebooks were sampled from"
 ! "$TESSERA_BIN" train run.yaml lora.rank=4 2>refused || fail "a key of language models was accepted"
 grep -q "has no meaning with model.family kmeans" refused || fail "$(cat refused)"

@@ -95,7 +95,7 @@ static tess_status open_source(tess_vectors *v, const char *path)
     const char *end = tess_vectors_hdf5_end(path);
     TESS_CHECK(tess_vectors_is_path(path), TESS_E_UNSUPPORTED,
                "'%s': expected vectors in a file named .fvecs, .bvecs, .ivecs, .fbin, .u8bin, "
-               ".i8bin, .ibin, .npy, .h5 or .hdf5",
+               ".i8bin, .ibin, .npy, .h5 or .hdf5; write one, e.g. with numpy.save",
                path);
     if (end == NULL) {
         TESS_TRY(tess_strdup(path, &v->path));

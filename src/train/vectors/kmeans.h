@@ -91,8 +91,8 @@ typedef struct tess_kmeans_plan_request {
     int world, thread_numel;
     tess_kmeans_sharding sharding;
     size_t memory_limit_nbytes; /* 0: none */
-    bool is_reader;             /* only encodes: no statistics, no codes are kept */
-    bool is_device;             /* the limit is that of a device */
+    bool is_reader; /* only encodes: no statistics, no codes are kept, N bounds no batch */
+    bool is_device; /* the limit is that of a device */
 } tess_kmeans_plan_request;
 
 /**

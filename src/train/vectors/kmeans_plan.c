@@ -53,7 +53,7 @@ static tess_status check(const tess_kmeans_plan_request *r)
                "quantizer.spherical: lengths are those of whole vectors, and means of full passes: "
                "expected quantizer.groups 1 and quantizer.batch 0, found %d and %" PRId64,
                c->group_numel, c->batch_numel);
-    TESS_CHECK(c->batch_numel == 0 || c->batch_numel <= r->vector_numel, TESS_E_CONFIG,
+    TESS_CHECK(r->is_reader || c->batch_numel <= r->vector_numel, TESS_E_CONFIG,
                "quantizer.batch: %" PRId64 " vectors a batch, but data.path holds %" PRId64
                "; choose less, or 0 for full passes",
                c->batch_numel, r->vector_numel);

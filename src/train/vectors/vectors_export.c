@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "format/npy.h"
 #include "format/partial_file.h"
 #include "format/safetensors.h"
+#include "train/vectors/kmeans_priv.h"
 #include "train/vectors/vectors_code.h"
 #include "train/vectors/vectors_session.h"
 
@@ -29,25 +31,15 @@ static void put_u64(bytes *b, uint64_t x) { put(b, &x, sizeof x); }
 static void put_u8(bytes *b, uint8_t x) { put(b, &x, sizeof x); }
 static void put_f32(bytes *b, float x) { put(b, &x, sizeof x); }
 
-/* NumPy's format 1.0: the data start at a multiple of 64 bytes. */
 static void npy_head(const tess_kmeans_plan *p, bytes *head)
 {
-    char text[256];
-    static const char magic[] = {'\x93', 'N', 'U', 'M', 'P', 'Y', 1, 0};
-    const int64_t rows =
-        (int64_t)p->config.group_numel * p->config.level_numel * p->config.code_numel;
-    const int n =
-        snprintf(text, sizeof text,
-                 "{'descr': '<f4', 'fortran_order': False, 'shape': (%" PRId64 ", %" PRId64 "), }",
-                 rows, p->group_dim);
-    const size_t total = (sizeof magic + 2 + (size_t)n + 1 + 63) / 64 * 64;
-    const uint16_t length = (uint16_t)(total - sizeof magic - 2);
-    put(head, magic, sizeof magic);
-    put(head, &length, sizeof length);
-    put(head, text, (size_t)n);
-    while (head->nbytes < total - 1)
-        put_u8(head, ' ');
-    put_u8(head, '\n');
+    char made[TESS_NPY_MADE_NBYTES];
+    const tess_kmeans_config *c = &p->config;
+    tess_npy_header h = {.descr = "<f4",
+                         .dim_numel = 2,
+                         .dim = {c->group_numel * c->level_numel * c->code_numel, p->group_dim}};
+    tess_npy_make_header(&h, made);
+    put(head, made, (size_t)h.data_offset_nbytes);
 }
 
 /* Index header of faiss: dimension, no vectors, two words that are not used, trained, metric L2. */
@@ -70,7 +62,8 @@ static int bits_of(int64_t code_numel)
     return bits;
 }
 
-/* As faiss writes an IndexResidualQuantizer (faiss/impl/index_write.cpp). */
+/* As faiss writes an IndexResidualQuantizer (faiss/impl/index_write.cpp). With a beam of more
+ * entries than there are codes faiss packs those of other vectors (ResidualQuantizer.cpp, 1.15). */
 static void faiss_residual(const tess_kmeans_plan *p, bytes *head, bytes *tail)
 {
     const tess_kmeans_config *c = &p->config;
@@ -87,7 +80,7 @@ static void faiss_residual(const tess_kmeans_plan *p, bytes *head, bytes *tail)
     put_f32(tail, 0.0f);
     put_f32(tail, 0.0f);
     put_i32(tail, 0); /* how it was trained: not faiss's way */
-    put_i32(tail, c->beam_numel);
+    put_i32(tail, kmeans_entries(c, c->level_numel));
     put_u64(tail, (levels * bits + 7) / 8);
     put_u64(tail, 0);
 }
