@@ -77,6 +77,11 @@ tess_status tess_sha256_of(const void *data, size_t nbytes, tess_sha256 *out)
     return TESS_OK;
 }
 
+bool tess_xxh128_is_equal(const tess_xxh128 *a, const tess_xxh128 *b)
+{
+    return memcmp(a->byte, b->byte, sizeof a->byte) == 0;
+}
+
 bool tess_sha256_is_equal(const tess_sha256 *a, const tess_sha256 *b)
 {
     return memcmp(a->byte, b->byte, sizeof a->byte) == 0;

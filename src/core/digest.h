@@ -22,6 +22,7 @@ typedef struct tess_xxh128 {
 
 /** XXH3-128, seed 0. Local. */
 tess_xxh128 tess_xxh128_of(const void *data, size_t nbytes);
+bool tess_xxh128_is_equal(const tess_xxh128 *a, const tess_xxh128 *b);
 
 typedef struct tess_sha256_state tess_sha256_state;
 TESS_MUST_CHECK tess_status tess_sha256_create(tess_sha256_state **out);

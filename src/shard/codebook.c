@@ -344,3 +344,36 @@ tess_view tess_codebooks_work(const tess_codebooks *b)
     return codebook_view(b, place(b, TESS_BOOK_WORK),
                          (int64_t)b->plan.buffer[TESS_BOOK_WORK].nbytes, TESS_U8_OPAQUE);
 }
+
+/* ---- copies ---- */
+
+/* Rows that are hashed at once; of a device they fit what pieces of sums come down in. */
+static tess_status digest_rows(tess_codebooks *b, const float *rows, int64_t row_numel,
+                               tess_xxh128 *chain)
+{
+    const int64_t numel = row_numel * b->plan.shape.dim;
+    if (codebook_is_far(b)) {
+        float *landed = codebook_place(b, TESS_BOOK_LANDED);
+        TESS_TRY(codebook_move(b, landed, rows, numel, TESS_F32, false));
+        TESS_TRY(tess_stream_finish(b->parts.stream));
+        rows = landed;
+    }
+    const tess_xxh128 pair[2] = {*chain, tess_xxh128_of(rows, (size_t)numel * sizeof *rows)};
+    *chain = tess_xxh128_of(pair, sizeof pair);
+    return TESS_OK;
+}
+
+tess_status tess_codebooks_copies_digest(tess_codebooks *b, int book_idx, tess_xxh128 *out)
+{
+    const tess_codebook_shape *s = &b->plan.shape;
+    const float *code = codebook_code(b, book_idx);
+    const int64_t copied_numel = s->is_sharded ? 0 : s->code_numel;
+    tess_xxh128 chain = {{0}};
+    TESS_CHECK(!codebook_is_far(b) || (s->has_sums && s->world > 1), TESS_E_STATE,
+               "codebooks of a device: only what trains on several ranks holds copies to compare");
+    for (int64_t k = 0; k < copied_numel; k += b->plan.slice_numel)
+        TESS_TRY(digest_rows(b, code + k * s->dim, TESS_MIN(b->plan.slice_numel, copied_numel - k),
+                             &chain));
+    *out = chain;
+    return TESS_OK;
+}

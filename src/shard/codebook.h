@@ -19,6 +19,7 @@
  */
 #pragma once
 
+#include "core/digest.h"
 #include "core/device.h"
 #include "dist/comm.h"
 #include "dist/contract.h"
@@ -133,6 +134,11 @@ const float *tess_codebooks_all(const tess_codebooks *books, int book_idx);
 
 /** Bring owned rows where searches need them. Collective. */
 TESS_MUST_CHECK tess_status tess_codebooks_publish(tess_codebooks *books, int book_idx);
+
+/** Digest of all codes as this rank searches them: the same on all ranks, of nothing where codes
+ * are row-sharded. Local. */
+TESS_MUST_CHECK tess_status tess_codebooks_copies_digest(tess_codebooks *books, int book_idx,
+                                                         tess_xxh128 *out);
 
 /** Codes that are drawn by their distances (quantizer_vector.h, sample). */
 typedef struct tess_codebook_draw {

@@ -105,6 +105,25 @@ void loop_anomaly_begin(const session_loop *l, loop_anomaly *a);
 TESS_MUST_CHECK tess_status loop_anomaly_step(session_loop *l, loop_anomaly *a,
                                               const tess_step_result *r);
 
+/** Digests of what ranks hold copies of. */
+typedef const char *loop_copy_name(const tess_session *s, int digest_idx);
+typedef struct loop_copies {
+    tess_xxh128 *mine, *all; /* [digest_numel], rank 0: [world, digest_numel] */
+    int digest_numel;
+    loop_copy_name *name; /* of what a digest is of, in messages */
+} loop_copies;
+/** Local. @return TESS_E_MEMORY; what there is goes with loop_copies_fini() */
+TESS_MUST_CHECK tess_status loop_copies_init(const tess_session *s, int digest_numel,
+                                             loop_copy_name *name, loop_copies *out);
+void loop_copies_fini(loop_copies *c);
+/** Compare `mine` of ranks whose numbers are equal modulo `copy_stride`. Collective. @return
+ * TESS_E_NUMERIC they differ: what, and the rank, are named */
+TESS_MUST_CHECK tess_status loop_copies_compare(session_loop *l, const loop_copies *c,
+                                                int copy_stride, const char *what);
+/** Before a verdict ends the run: what was saved is published, and the verdict said where the disk
+ * may keep that from happening. Collective. */
+TESS_MUST_CHECK tess_status loop_commit_before(session_loop *l, tess_status refused);
+
 /** Looks for bytes that changed without anybody writing them. */
 typedef struct loop_integrity loop_integrity;
 /** Local. @return TESS_E_MEMORY; what there is goes with loop_integrity_destroy() */

@@ -486,8 +486,8 @@ TESS_BEGIN_DECLS
       "auto: on CPU ranks; on a GPU the shard has to come to the host.") \
     X(shard, check_copies, "check_copies", int64_t, INT, "", "100", 0, 1000000000, FREE, \
       "Steps between comparisons of what every rank has a copy of: gathered LoRA weights, whole " \
-      "state and numbers of the optimizer; also before every save, which is refused where they " \
-      "differ; 0: never.") \
+      "state and numbers of the optimizer, replicated codes of k-means; also before every save, " \
+      "which is refused where they differ; 0: never.") \
     X(shard, check_collectives, "check_collectives", bool, BOOL, "", "false", 0, 0, FREE, \
       "Before each collective of weights and gradients compare on all ranks what is about to " \
       "run: operation, stream, order, contract, dtype, elements. For finding defects: it costs a " \

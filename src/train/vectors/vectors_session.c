@@ -303,6 +303,7 @@ void session_vectors_close(tess_session *s)
     vectors_session *v = s->vectors;
     if (v == NULL)
         return;
+    loop_copies_fini(&v->copies);
     tess_kmeans_destroy(&v->job);
     if (s->device != NULL)
         tess_device_stream_destroy(s->device, &v->stream);
@@ -317,6 +318,29 @@ void session_vectors_close(tess_session *s)
 
 /* ---- the loop ---- */
 
+static const char *copy_name(const tess_session *s, int digest_idx)
+{
+    const vectors_session *v = s->vectors;
+    return digest_idx < book_numel(&v->plan) ? v->name[digest_idx] : "the whole run";
+}
+
+/* Replicated codes, and where every rank is with them. */
+static tess_status compare_copies(session_loop *l)
+{
+    tess_session *s = l->s;
+    vectors_session *v = s->vectors;
+    const tess_kmeans_progress *progress = tess_kmeans_get_progress(v->job);
+    const int books = book_numel(&v->plan);
+    tess_status st = TESS_OK;
+    if (tess_comm_world(s->world) == 1 || s->run->shard.check_copies == 0)
+        return TESS_OK;
+    for (int b = 0; b < books && st == TESS_OK; b++)
+        st = tess_codebooks_copies_digest(tess_kmeans_books(v->job), b, &v->copies.mine[b]);
+    TESS_TRY(session_agree(s, st));
+    v->copies.mine[books] = tess_xxh128_of(progress, sizeof *progress);
+    return loop_copies_compare(l, &v->copies, 1, "codes or progress");
+}
+
 static void beat_pass(void *arg) { loop_beat(arg, "pass"); }
 
 static tess_status begin_save(session_loop *l, bool is_last)
@@ -327,6 +351,7 @@ static tess_status begin_save(session_loop *l, bool is_last)
     TESS_TRY(loop_prepare_save(l, is_last, &is_due));
     if (!is_due)
         return TESS_OK;
+    TESS_TRY(compare_copies(l));
     const tess_ckpt_value state[] = {
         {.name = "step", .kind = TESS_CKPT_I64, .i64 = s->step},
         {.name = "group", .kind = TESS_CKPT_I64, .i64 = p->group},
@@ -403,6 +428,9 @@ static tess_status run_step(session_loop *l)
     l->is_stopping = flags[FLAG_STOP] != 0;
     loop_note_metrics(l, report_step(l, &report, step_s, flags));
     measure_step(l, step_s, flags, report.error);
+    const int64_t every = s->run->shard.check_copies;
+    if (every > 0 && s->step % every == 0)
+        TESS_TRY(compare_copies(l));
     return flags[FLAG_WRITING] == 0 ? loop_commit(l) : TESS_OK;
 }
 
@@ -517,6 +545,8 @@ tess_status session_vectors_train(tess_session *s)
         .unit = "vectors", .step_numel = session_vectors_step_numel(s), .write_plan = write_plan};
     if (s->options.measure == NULL)
         TESS_TRY(check_held_out(s));
+    TESS_TRY(session_agree(
+        s, loop_copies_init(s, book_numel(&s->vectors->plan) + 1, copy_name, &s->vectors->copies)));
     tess_status st = session_agree(s, loop_begin(&l, s, &kind));
     tess_kmeans_set_tick(s->vectors->job, beat_pass, &l);
     if (st == TESS_OK)

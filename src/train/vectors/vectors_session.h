@@ -1,7 +1,7 @@
 /** What a job over vectors adds to a session, for the files that work with it. */
 #pragma once
 
-#include "train/session_priv.h"
+#include "train/loop_priv.h"
 #include "train/vectors/kmeans.h"
 
 TESS_BEGIN_DECLS
@@ -16,6 +16,7 @@ struct vectors_session {
     tess_ckpt_tensor *tensor;       /* [2 books] */
     char (*name)[TESS_NAME_NBYTES]; /* [books] "group.0.level.3" */
     char (*count_name)[TESS_NAME_NBYTES];
+    loop_copies copies; /* books, and one for where the job stands */
 };
 
 /** The settings of section quantizer. Local. */
