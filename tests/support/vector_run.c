@@ -23,6 +23,8 @@ static void fill(vector_run *v, vector_kind kind)
             x += tess_rng_normal(&noise, (uint64_t)(i * v->d + j));
             if (kind == VECTORS_EQUAL)
                 x = 0.1 * (double)(j + 1);
+            if (kind == VECTORS_BLANK && i % 3 != 0)
+                x = 30.0; /* outside the clusters */
             v->x[i * v->d + j] = kind == VECTORS_ZERO ? 0.0f : (float)x;
         }
     }

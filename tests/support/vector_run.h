@@ -11,6 +11,7 @@ typedef enum vector_kind {
     VECTORS_CLUSTERS, /* around 50 centers of spread 5, variance 1 */
     VECTORS_EQUAL,
     VECTORS_ZERO,
+    VECTORS_BLANK,   /* two in three are one vector, the others clusters */
     VECTORS_ONE_NAN, /* clusters, but for dimension 1 of vector 1234 */
 } vector_kind;
 

@@ -128,6 +128,18 @@ static const setting settings[] = {
       .pass_numel = 3,
       .refine_numel = 1,
       .seed = 2}},
+    {"one vector for most of them",
+     3000,
+     4,
+     VECTORS_BLANK,
+     {.code_numel = 41,
+      .level_numel = 2,
+      .group_numel = 2,
+      .beam_numel = 2,
+      .pass_numel = 5,
+      .refine_numel = 1,
+      .init = TESS_KMEANS_SAMPLE,
+      .seed = 2}},
     {"zeros",
      1500,
      4,
@@ -317,6 +329,45 @@ static tess_status check_equal(tess_comm *comm)
     return TESS_OK;
 }
 
+static tess_status find_outcome(tess_comm *comm, vector_kind kind, tess_kmeans_init init,
+                                outcome *out)
+{
+    const vector_job_options options = {.config = {.code_numel = 40,
+                                                   .level_numel = 1,
+                                                   .group_numel = 1,
+                                                   .beam_numel = 1,
+                                                   .pass_numel = 20,
+                                                   .init = init},
+                                        .thread_numel = 1};
+    vector_run v;
+    vector_job job;
+    TESS_TRY(vector_run_create(comm, 3000, 4, kind, &v));
+    tess_status st = vector_job_open(comm, &v, &options, &job);
+    if (st == TESS_OK) {
+        st = run_passes(comm, job.job, out);
+        vector_job_close(&job);
+    }
+    vector_run_destroy(comm, &v);
+    return st;
+}
+
+/* A code of equal vectors is not split, however many these are: every other code gets some. Where
+ * there is nothing to split, a level ends when its error repeats. */
+static tess_status check_blank(tess_comm *comm)
+{
+    for (tess_kmeans_init init = TESS_KMEANS_PLUS_PLUS; init <= TESS_KMEANS_RANDOM; init++) {
+        outcome blank = {0}, equal = {0};
+        TESS_TRY(find_outcome(comm, VECTORS_BLANK, init, &blank));
+        TESS_TRY(find_outcome(comm, VECTORS_EQUAL, init, &equal));
+        TESS_CHECK(blank.used_numel == 40, TESS_E_STATE, "init %d: %lld of 40 codes are used",
+                   (int)init, (long long)blank.used_numel);
+        TESS_CHECK(equal.pass_numel <= 3, TESS_E_STATE,
+                   "init %d: equal vectors take %lld passes, expected 3 at most", (int)init,
+                   (long long)equal.pass_numel);
+    }
+    return TESS_OK;
+}
+
 static tess_status check_refusals(tess_comm *comm)
 {
     vector_run v;
@@ -429,6 +480,8 @@ static tess_status body(tess_comm *comm)
         st = check_error(comm);
     if (st == TESS_OK)
         st = check_equal(comm);
+    if (st == TESS_OK)
+        st = check_blank(comm);
     if (st == TESS_OK)
         st = check_refusals(comm);
     if (st == TESS_OK)

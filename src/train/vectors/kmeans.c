@@ -80,6 +80,7 @@ static tess_status allocate(tess_kmeans *job)
     TESS_TRY(array(&job->square, c->group_numel, 1, sizeof(double)));
     TESS_TRY(array(&job->numel, job->world, 2, sizeof(int64_t)));
     TESS_TRY(array(&job->tally, c->code_numel, 1, sizeof(int64_t)));
+    TESS_TRY(array(&job->spread, c->code_numel, 1, sizeof(int64_t)));
     TESS_TRY(array(&job->row, entries, 1, sizeof(uint32_t)));
     TESS_TRY(array(&job->parent, entries, 1, sizeof(uint32_t)));
     TESS_TRY(array(&job->code, KMEANS_BLOCK, path, sizeof(uint32_t)));
@@ -134,7 +135,7 @@ void tess_kmeans_destroy(tess_kmeans **inout)
     tess_device_stream_destroy(job->device, &job->copying);
     for (int i = 0; i < 2; i++)
         tess_arena_destroy(&job->arena[i]);
-    void *const owned[] = {job->mean, job->square, job->numel,  job->tally,
+    void *const owned[] = {job->mean, job->square, job->numel,  job->tally, job->spread,
                            job->row,  job->state,  job->parent, job->code};
     for (int i = 0; i < TESS_NELEM(owned); i++)
         tess_free(owned[i]);

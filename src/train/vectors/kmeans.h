@@ -21,7 +21,7 @@
  *
  * [Note: empty codes] After a pass the i-th code without a vector, in row order, takes the place of
  * the i-th most populous one (ties: lower row) times 1 + 1/1024 in even and 1 - 1/1024 in odd
- * dimensions, and that one the opposite; only codes of two vectors and more are split.
+ * dimensions, and that one the opposite; only codes of vectors that are not all equal are split.
  *
  * [Note: k-means on a device] Vectors go up block by block, the next one while kernels work on this
  * one; residuals, searches and sums stay there (shard/codebook.h). The host reads files, chooses

@@ -473,17 +473,23 @@ tess_status kmeans_start_level(tess_kmeans *job, int group, int level)
 
 /* ---- repair ---- */
 
-tess_status kmeans_share_tally(tess_kmeans *job)
+/* Numbers of all codes of which ranks have parts. */
+static tess_status add_up(tess_kmeans *job, int64_t *number)
 {
     const int64_t code_numel = job->plan.config.code_numel;
-    int64_t lo = 0, hi = 0;
-    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
-    memset(job->tally, 0, (size_t)code_numel * sizeof *job->tally);
-    memcpy(job->tally + lo, tess_codebooks_tally(job->books), (size_t)(hi - lo) * sizeof(int64_t));
     for (int64_t k = 0; k < code_numel; k += CONTROL_NUMEL)
-        TESS_TRY(tess_comm_control(job->parts.comm, job->tally + k,
+        TESS_TRY(tess_comm_control(job->parts.comm, number + k,
                                    (int)TESS_MIN(code_numel - k, (int64_t)CONTROL_NUMEL), NULL, 0));
     return TESS_OK;
+}
+
+tess_status kmeans_share_tally(tess_kmeans *job)
+{
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    memset(job->tally, 0, (size_t)job->plan.config.code_numel * sizeof *job->tally);
+    memcpy(job->tally + lo, tess_codebooks_tally(job->books), (size_t)(hi - lo) * sizeof(int64_t));
+    return add_up(job, job->tally);
 }
 
 typedef struct donor {
@@ -498,18 +504,50 @@ static int by_count(const void *a, const void *b)
     return (x->row > y->row) - (x->row < y->row);
 }
 
-/* Pairs of an empty code and the donor whose place it shares, in row order of the empty ones. */
+/* Squared distance from a code to the mean that it becomes, as searches compute distances. */
+static float mean_distance(const tess_kmeans *job, const float *code, const int64_t *sum,
+                           int64_t count)
+{
+    const int exponent = tess_codebooks_exponent(job->books);
+    double square = 0.0;
+    for (int64_t j = 0; j < job->plan.group_dim; j++) {
+        const float mean = (float)(tess_fixed_value(sum[j], exponent) / (double)count);
+        const double t = (double)mean - (double)code[j];
+        square = fma(t, t, square);
+    }
+    return (float)square;
+}
+
+/* Vectors that are all equal are all as far from their code as their mean is. */
+tess_status kmeans_find_spread(tess_kmeans *job, int book_idx)
+{
+    const int64_t code_numel = job->plan.config.code_numel, d = job->plan.group_dim;
+    const int64_t *sum = tess_codebooks_sum(job->books), *count = tess_codebooks_tally(job->books);
+    const float *code = tess_codebooks_rows(job->books, book_idx);
+    int64_t lo = 0, hi = 0;
+    tess_codebook_owned(&job->plan.book, job->rank, &lo, &hi);
+    for (int64_t k = 0; k < code_numel; k += CONTROL_NUMEL)
+        TESS_TRY(tess_comm_control(job->parts.comm, NULL, 0, job->spread + k,
+                                   (int)TESS_MIN(code_numel - k, (int64_t)CONTROL_NUMEL)));
+    for (int64_t k = 0; k < code_numel; k++)
+        job->spread[k] =
+            k >= lo && k < hi && count[k - lo] > 0 &&
+            job->spread[k] > (int64_t)tess_ordered_bits(mean_distance(
+                                 job, code + (k - lo) * d, sum + (k - lo) * d, count[k - lo]));
+    return add_up(job, job->spread);
+}
+
+/* Pairs of an empty code and the donor whose place it shares, in row order of the empty ones. One
+ * half of a code whose vectors are all equal would be empty again. */
 static int64_t pair_up(const tess_kmeans *job, donor *donors, int64_t *empty)
 {
     int64_t donor_numel = 0, empty_numel = 0;
     for (int64_t k = 0; k < job->plan.config.code_numel; k++) {
         if (job->tally[k] == 0)
             empty[empty_numel++] = k;
-        else if (job->tally[k] >= 2)
+        else if (job->tally[k] >= 2 && job->spread[k] != 0)
             donors[donor_numel++] = (donor){job->tally[k], k};
     }
-    if (empty_numel == 0)
-        return 0;
     qsort(donors, (size_t)donor_numel, sizeof *donors, by_count);
     return TESS_MIN(empty_numel, donor_numel);
 }

@@ -121,7 +121,7 @@ static tess_status size_blocks(tess_kmeans_plan *p, const tess_kernels *kernels)
     /* All of a sample may lie in one rank's blocks: distance, number, weight, sums. */
     TESS_TRY(add_room(&p->seed_nbytes, p->seed_numel, 6, sizeof(float)));
     /* Counts of all codes; while a level starts or is repaired, drawn numbers or pairs of codes. */
-    return add_room(&p->block_nbytes, c->code_numel, 1, 7 * sizeof(int64_t));
+    return add_room(&p->block_nbytes, c->code_numel, 1, 8 * sizeof(int64_t));
 }
 
 static tess_status plan_books(const tess_kmeans_plan_request *r, const tess_kernels *kernels,

@@ -59,16 +59,17 @@ struct tess_kmeans {
     tess_kmeans_scan_result scan;
     void (*tick)(void *arg); /* called before every block that is read; NULL: nobody's */
     void *tick_arg;
-    double *mean;           /* [dim] */
-    double *square;         /* [groups] mean over vectors of |x|^2 */
-    int64_t *numel;         /* [2, world]: vectors, entries of a round */
-    uint32_t *state;        /* [held, beam, levels] codes of the group in work */
-    int64_t *tally;         /* [K] counts of all codes */
-    float *x;               /* [block, dim] as read, host */
-    float *near;            /* the same where kernels read it */
-    float *slice;           /* [block, group dim], there: `near` itself with one group */
-    float *residual;        /* [block * beam, group dim], there */
-    uint64_t *key;          /* [block * beam, best] host */
+    double *mean;    /* [dim] */
+    double *square;  /* [groups] mean over vectors of |x|^2 */
+    int64_t *numel;  /* [2, world]: vectors, entries of a round */
+    uint32_t *state; /* [held, beam, levels] codes of the group in work */
+    int64_t *tally;  /* [K] counts of all codes */
+    int64_t *spread; /* [K] ordered bits of the largest distance of a pass; see kmeans_repair */
+    float *x;        /* [block, dim] as read, host */
+    float *near;     /* the same where kernels read it */
+    float *slice;    /* [block, group dim], there: `near` itself with one group */
+    float *residual; /* [block * beam, group dim], there */
+    uint64_t *key;   /* [block * beam, best] host */
     uint32_t *row, *parent; /* [block * beam] host */
     uint32_t *code;         /* [block, beam, levels]: of vectors that are not kept */
 };
@@ -156,8 +157,11 @@ TESS_MUST_CHECK tess_status kmeans_extend(tess_kmeans *job, int group, int level
 TESS_MUST_CHECK tess_status kmeans_take_means(tess_kmeans *job, int book_idx);
 /** Start codes of a level, published. Collective. */
 TESS_MUST_CHECK tess_status kmeans_start_level(tess_kmeans *job, int group, int level);
-/** Split populous codes in favour of those without a vector; `tally` [K] holds counts. Collective.
- */
+/** Before codes become means, where any is without a vector: `spread` [K] from largest distances of
+ * this rank's vectors to 1 where a code's vectors are not all equal, else 0. Collective. */
+TESS_MUST_CHECK tess_status kmeans_find_spread(tess_kmeans *job, int book_idx);
+/** Split populous codes in favour of those without a vector; `tally` [K] holds counts, `spread` [K]
+ * what may be split. Collective. */
 TESS_MUST_CHECK tess_status kmeans_repair(tess_kmeans *job, int book_idx, int64_t *split_numel);
 /** Exponent of sums of residuals of the levels before `level`. Collective. */
 TESS_MUST_CHECK tess_status kmeans_exponent(tess_kmeans *job, int group, int level, int *exponent);

@@ -55,8 +55,11 @@ static tess_status assign_round(tess_kmeans *job, int book_idx, int entry_numel,
     }
     kmeans_read_ahead(job);
     TESS_TRY(tess_stream_finish(job->parts.stream));
-    for (int64_t i = 0; i < job->numel[job->rank] * entry_numel; i++)
+    for (int64_t i = 0; i < job->numel[job->rank] * entry_numel; i++) {
+        int64_t *spread = &job->spread[tess_key_row(job->key[i])];
         (void)tess_exact_add(error, (double)tess_key_distance(job->key[i]));
+        *spread = TESS_MAX(*spread, (int64_t)(job->key[i] >> 32));
+    }
     tess_exact_carry(error);
     return TESS_OK;
 }
@@ -224,14 +227,17 @@ static tess_status update_codes(tess_kmeans *job, int book_idx, tess_kmeans_repo
 {
     const tess_kmeans_config *c = &job->plan.config;
     const bool is_last = job->progress.pass >= c->pass_numel && c->refine_numel == 0;
+    /* Halves of a code that was split are means of nothing until they are fitted again. */
+    const bool repairs = c->batch_numel == 0 && !is_last && out->used_numel < c->code_numel;
     tess_status st = TESS_OK;
+    if (repairs)
+        TESS_TRY(kmeans_find_spread(job, book_idx));
     if (c->batch_numel > 0)
         blend(job, book_idx);
     else
         st = take_means(job, book_idx);
     TESS_TRY(tess_agree(job->parts.comm, st));
-    /* Halves of a code that was split are means of nothing until they are fitted again. */
-    if (c->batch_numel == 0 && !is_last)
+    if (repairs)
         TESS_TRY(kmeans_repair(job, book_idx, &out->split_numel));
     return tess_codebooks_publish(job->books, book_idx);
 }
@@ -316,6 +322,7 @@ static tess_status run_pass(tess_kmeans *job, tess_kmeans_report *out)
     if (p->pass == 0)
         TESS_TRY(kmeans_start_level(job, p->group, p->level));
     TESS_TRY(kmeans_exponent(job, p->group, p->level, &exponent));
+    memset(job->spread, 0, (size_t)c->code_numel * sizeof *job->spread);
     TESS_TRY(tess_codebooks_begin_sums(job->books, exponent));
     TESS_TRY(c->batch_numel > 0 ? assign_batch(job, p->group, p->level, &error)
                                 : assign_all(job, p->group, p->level, &error));
