@@ -59,6 +59,12 @@ printf '\2\0\0\0\0\0\200\77\0\0\200\77' >narrow.fvecs
 grep -q "'narrow.fvecs' holds vectors of 2 dimensions, those of data.path have 128" refused || fail "$(cat refused)"
 [ ! -e refused_run/metrics.jsonl ] || fail "the run was begun"
 
+# Fewer vectors than codes are said.
+printf '\1\0\0\0\0\0\200\77\1\0\0\0\0\0\0\100' >few.fvecs
+"$TESSERA_BIN" train run.yaml data.path=few.fvecs data.eval_path=few.fvecs quantizer.codes=5 output.dir=few 2>warned
+grep -q "quantizer.codes is 5: data.path holds 2 vectors, so that at least 3 codes of the first level have none" warned ||
+    fail "$(cat warned)"
+
 # What spherical codes do not go with, and values whose squares f32 does not hold.
 for key in levels=2 groups=2 batch=128; do
     ! "$TESSERA_BIN" train run.yaml quantizer.spherical=true quantizer.$key output.dir=refused_run 2>refused || fail "$key"

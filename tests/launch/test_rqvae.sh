@@ -31,8 +31,13 @@ compute: {memory_limit: 1GiB}
 output: {dir: one, checkpoint_every: 10}
 YAML
 
+# More hits than the vectors of a step have for all codes.
+"$TESSERA_BIN" train run.yaml train.steps=1 train.warmup_steps=0 quantizer.threshold=6 output.dir=often 2>log || fail "$(cat log)"
+grep -q "quantizer.threshold is 6: 61 codes do not get that many of the 320 hits of a step.*set at most 5.25" log || fail "$(cat log)"
+
 # What is planned is what runs, whatever the number of ranks.
 "$TESSERA_BIN" train run.yaml 2>log || fail "$(cat log)"
+! grep -q "quantizer.threshold" log || fail "$(cat log)"
 "$TESSERA_BIN" plan run.yaml --ranks 1 --json | cmp - one/plan.json || fail "plan.json is not the plan"
 mpirun --oversubscribe -n 3 "$TESSERA_BIN" train run.yaml output.dir=three compute.threads=2 2>log || fail "$(cat log)"
 "$TESSERA_BIN" plan run.yaml compute.threads=2 --ranks 3 --json | cmp - three/plan.json || fail "plan.json is not the plan"

@@ -84,6 +84,21 @@ static tess_status open_files(tess_session *s)
 
 static tess_status check_masks(tess_session *s);
 
+/* Codes have the hits of all vectors of a step between them. */
+static void check_threshold(const tess_session *s)
+{
+    const vector_feed *f = s->vector;
+    const double threshold = s->run->quantizer.threshold, codes = (double)f->at.shape.code_numel;
+    const double hits =
+        (double)(s->run->train.micro_batches * f->at.row_numel * tess_vector_layout_pooled(&f->at));
+    if (f->at.is_averaged && threshold * codes > hits)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "quantizer.threshold is %g: %.0f codes do not get that many of the %.0f hits "
+                      "of a step, so that good ones are replaced in every step; set at most %.3g, "
+                      "or raise train.micro_batches",
+                      threshold, codes, hits, hits / codes);
+}
+
 static tess_status open_data(tess_session *s)
 {
     TESS_TRY(session_agree(s, open_files(s)));
@@ -96,6 +111,8 @@ static tess_status open_data(tess_session *s)
         tess_vectors_digest_text(&digest, s->source[kind].sequence_numel, s->d.sample.dim,
                                  s->source[kind].digest);
     }
+    if (s->options.kind == TESS_SESSION_TRAIN)
+        check_threshold(s);
     return session_agree(s, check_masks(s));
 }
 

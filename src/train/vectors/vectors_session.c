@@ -453,10 +453,22 @@ static tess_status evaluate(session_loop *l)
     return TESS_OK;
 }
 
+static void say_start(const tess_session *s)
+{
+    const tess_kmeans_plan *p = &s->vectors->plan;
+    if (p->vector_numel < p->config.code_numel)
+        tess_log_root(&s->ctx->log, TESS_LOG_WARN,
+                      "quantizer.codes is %" PRId64 ": data.path holds %" PRId64
+                      " vectors, so that at least %" PRId64 " codes of the first level have none",
+                      p->config.code_numel, p->vector_numel,
+                      p->config.code_numel - p->vector_numel);
+}
+
 static tess_status run_steps(session_loop *l)
 {
     tess_session *s = l->s;
     const int64_t every = s->run->output.checkpoint_every;
+    say_start(s);
     if (tess_kmeans_is_done(l->s->vectors->job))
         tess_log_root(&s->ctx->log, TESS_LOG_INFO,
                       "all levels are done at step %" PRId64 ": nothing to train", s->step);
