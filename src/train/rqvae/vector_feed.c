@@ -1,42 +1,18 @@
 /*
- * Vectors or images as a session's data: files, micro-batches, and what is counted of codes.
+ * Vectors or images as a session's data: files, masks, micro-batches, checkpoints.
  *
  * [Note: order of samples] Sample v of training, a vector or an image (v = micro-batch number x
  * samples of one, plus its place) is entry v % N of the permutation of epoch v / N: nothing is
  * dropped between epochs, a micro-batch may end in the next one, and no state is carried over.
- *
- * [Note: window] Squared errors are exact sums, usage is counted in integers; ranks count what they
- * compute, and their counts add up whenever they are reported. For a checkpoint all counts move to
- * owners of equal ranges, which changes no sum: so a window that a run was stopped in goes on at
- * any number of ranks.
  */
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
 #include "core/arith.h"
 #include "core/memory.h"
 #include "model/rqvae.h"
 #include "train/describe/describe_rqvae.h"
-#include "train/metrics.h"
-#include "train/rqvae/rqvae_codes.h"
-#include "train/session_priv.h"
-
-enum { TRAINING, HELD_OUT, KIND_NUMEL };
-
-struct vector_feed {
-    tess_samples *data[KIND_NUMEL];
-    tess_vector_layout at;
-    tess_codebooks *books;   /* where codes start from, or follow, vectors; else NULL */
-    tess_vector_batch batch; /* over the DATA arena */
-    float *x;                /* of the batch, as the host writes it */
-    char *read;              /* where kernels find the layout: the DATA arena, or its mirror */
-    int64_t *window[KIND_NUMEL];
-    int64_t update_numel; /* steps that codes have followed */
-    int pending;          /* window that the results of the batch still belong into, -1: none */
-};
-
-_Static_assert(sizeof(tess_exact) == TESS_EXACT_LIMB_NUMEL * sizeof(int64_t), "words of a window");
+#include "train/rqvae/vector_feed_priv.h"
 
 /* ---- open ---- */
 
@@ -166,65 +142,12 @@ void session_vector_feed_close(tess_session *s)
 
 /* ---- windows ---- */
 
-static tess_exact *squares_of(int64_t *window) { return (tess_exact *)(void *)window; }
-
-static int64_t *counts_of(const vector_feed *f, int64_t *window)
-{
-    return window + (1 + f->at.shape.index_numel) * TESS_EXACT_LIMB_NUMEL;
-}
-
-/* All of them, with a code or without. */
-static int64_t *vectors_of(const vector_feed *f, int64_t *window)
-{
-    return window + f->at.window_numel - 1;
-}
-
-static bool is_counted(const vector_feed *f) { return f->at.bin_numel == f->at.shape.code_numel; }
-
-/* Sums of squared errors of the last micro-batch. @return false: one is not finite */
-static bool add_squares(const vector_feed *f, double sum[1 + TESS_RQVAE_LEVEL_MAX])
-{
-    const int64_t rows = f->batch.vector_numel;
-    bool is_finite = true;
-    for (int t = 0; t <= f->at.shape.index_numel; t++) {
-        sum[t] = 0.0;
-        for (int64_t i = 0; i < rows; i++)
-            sum[t] += f->batch.square[t * rows + i];
-        is_finite = is_finite && isfinite(sum[t]);
-    }
-    return is_finite;
-}
-
-/* Results of the last micro-batch, which the host has, into their window; none of them where an
- * error is not finite, which its loss says too. */
-static void add_results(vector_feed *f)
-{
-    const int64_t rows = f->batch.vector_numel;
-    double sum[1 + TESS_RQVAE_LEVEL_MAX];
-    const bool is_wanted = f->pending >= 0 && add_squares(f, sum);
-    if (!is_wanted) {
-        f->pending = -1;
-        return;
-    }
-    int64_t *window = f->window[f->pending], *count = counts_of(f, window);
-    for (int t = 0; t <= f->at.shape.index_numel; t++)
-        (void)tess_exact_add(&squares_of(window)[t], sum[t]);
-    for (int l = 0; l < f->at.shape.index_numel; l++)
-        for (int64_t i = 0; i < rows; i++) {
-            const uint32_t code = f->batch.code[l * rows + i];
-            if (code < f->at.shape.code_numel)
-                count[l * f->at.bin_numel + (is_counted(f) ? code : 0)]++;
-        }
-    *vectors_of(f, window) += f->batch.valid_numel;
-    f->pending = -1;
-}
-
 /* The same, once a device's copies of them are there. */
 static tess_status note(tess_session *s)
 {
     if (s->vector->pending >= 0)
         TESS_TRY(tess_stream_finish(tess_runtime_stream(s->rt)));
-    add_results(s->vector);
+    vector_window_add(s->vector);
     return TESS_OK;
 }
 
@@ -235,73 +158,12 @@ static tess_status note_together(tess_session *s)
     return codes_are_far(s) ? session_agree(s, st) : st;
 }
 
-static tess_status add_up(tess_session *s, int kind)
-{
-    const int64_t numel = s->vector->at.window_numel;
-    int numel_int = 0;
-    TESS_TRY(tess_to_int(numel, &numel_int));
-    return tess_comm_control(s->world, s->vector->window[kind], numel_int, NULL, 0);
-}
-
-/* perplexity = exp(-sum p ln(p + 1e-10)), as published with the code of VQ-VAE. */
-static void measure(const vector_feed *f, const int64_t *count, int level,
-                    tess_metrics_level_row *row)
-{
-    row->level = level;
-    row->code_numel = is_counted(f) ? f->at.shape.code_numel : 0;
-    row->perplexity = tess_perplexity(count, f->at.bin_numel, &row->used_numel);
-    row->dead_numel = f->at.bin_numel - row->used_numel;
-}
-
-/* Rows of a window whose sums are those of all ranks. */
-static tess_status write_rows(tess_session *s, int kind, tess_metrics *metrics)
-{
-    vector_feed *f = s->vector;
-    int64_t *window = f->window[kind], *count = counts_of(f, window);
-    tess_metrics_level_row row = {
-        .step = s->step, .is_eval = kind == HELD_OUT, .vector_numel = *vectors_of(f, window)};
-    for (int t = 0; t <= f->at.shape.index_numel && row.vector_numel > 0; t++) {
-        /* The reconstruction's of a whole sample. */
-        row.square_error = tess_exact_round(&squares_of(window)[t]) *
-                           (t > 0 ? 1.0 : (double)f->at.position_numel) / (double)row.vector_numel;
-        row.level = t - 1;
-        if (t > 0)
-            measure(f, count + (t - 1) * f->at.bin_numel, t - 1, &row);
-        if (t > 0 && row.is_eval && row.code_numel > 0)
-            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
-                          "eval level=%d error=%.6g perplexity=%.2f used=%" PRId64 " dead=%" PRId64,
-                          row.level, row.square_error, row.perplexity, row.used_numel,
-                          row.dead_numel);
-        else if (row.is_eval && t == 0)
-            tess_log_root(&s->ctx->log, TESS_LOG_INFO, "eval reconstruction error=%.6g",
-                          row.square_error);
-        else if (row.is_eval)
-            tess_log_root(&s->ctx->log, TESS_LOG_INFO,
-                          "eval level=%d error=%.6g (usage of %" PRId64 " codes is not counted)",
-                          row.level, row.square_error, f->at.shape.code_numel);
-        if (metrics != NULL)
-            TESS_TRY(tess_metrics_level(metrics, &row));
-    }
-    return TESS_OK;
-}
-
-/* Metrics of rank 0 that cannot be written: say it, the run is worth more. */
-static void report(tess_session *s, int kind, tess_metrics *metrics)
-{
-    if (tess_comm_rank(s->world) != 0)
-        return;
-    if (write_rows(s, kind, metrics) == TESS_OK)
-        return;
-    tess_log_write(&s->ctx->log, TESS_LOG_WARN, "metrics: %s", tess_error_message());
-    tess_error_clear();
-}
-
 static tess_status close_window(tess_session *s, int kind, tess_metrics *metrics)
 {
     vector_feed *f = s->vector;
     TESS_TRY(note_together(s));
-    TESS_TRY(add_up(s, kind));
-    report(s, kind, metrics);
+    TESS_TRY(vector_window_sum(s, kind));
+    vector_window_report(s, kind, metrics);
     memset(f->window[kind], 0, (size_t)f->at.window_numel * sizeof(int64_t));
     return TESS_OK;
 }
@@ -371,7 +233,7 @@ static tess_status before_save(tess_session *s)
 {
     const vector_feed *f = s->vector;
     TESS_TRY(note_together(s));
-    TESS_TRY(add_up(s, TRAINING));
+    TESS_TRY(vector_window_sum(s, TRAINING));
     keep_owned(s);
     return f->at.is_averaged ? session_section(s, tess_averages_recut(s, &f->at, f->books, false))
                              : TESS_OK;
