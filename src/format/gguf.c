@@ -639,6 +639,15 @@ tess_status tess_gguf_get_text(const tess_gguf *file, const char *key, const cha
     return TESS_OK;
 }
 
+tess_status tess_gguf_get_bool(const tess_gguf *file, const char *key, bool *out)
+{
+    const tess_gguf_value *v = tess_gguf_value_of(file, key);
+    if (v == NULL || v->kind != TESS_GGUF_BOOL)
+        return wrong_kind(file, key, "a bool");
+    *out = v->i64 != 0;
+    return TESS_OK;
+}
+
 tess_status tess_gguf_read(const tess_gguf *file, const tess_gguf_tensor *tensor,
                            int64_t first_nbytes, size_t nbytes, void *dst)
 {

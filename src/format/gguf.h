@@ -93,11 +93,13 @@ int64_t tess_gguf_pair_numel(const tess_gguf *file);
 const tess_gguf_pair *tess_gguf_pair_at(const tess_gguf *file, int64_t idx);
 /** NULL when absent. O(log pairs). */
 const tess_gguf_value *tess_gguf_value_of(const tess_gguf *file, const char *key);
-/** Integer of any width, number, string. Local. @return TESS_E_FORMAT absent or of another kind */
+/** Integer of any width, number, string, bool. Local. @return TESS_E_FORMAT absent or of another
+ * kind */
 TESS_MUST_CHECK tess_status tess_gguf_get_i64(const tess_gguf *file, const char *key, int64_t *out);
 TESS_MUST_CHECK tess_status tess_gguf_get_f64(const tess_gguf *file, const char *key, double *out);
 TESS_MUST_CHECK tess_status tess_gguf_get_text(const tess_gguf *file, const char *key,
                                                const char **out);
+TESS_MUST_CHECK tess_status tess_gguf_get_bool(const tess_gguf *file, const char *key, bool *out);
 /**
  * Read bytes [first, first + nbytes) of a tensor's data. Local.
  * @return TESS_E_RANGE outside the tensor; TESS_E_IO; TESS_E_FORMAT file became shorter

@@ -292,6 +292,35 @@ static tess_status refuse_others(const reader *r, const tess_llm_config *c)
     return TESS_OK;
 }
 
+/* llama.cpp takes this key from any architecture; encoders made of such models have it. */
+static tess_status expect_causal(const reader *r)
+{
+    char key[128];
+    bool is_causal = true;
+    key_of(r, "attention.causal", key);
+    if (tess_gguf_value_of(r->file, key) != NULL)
+        TESS_TRY(tess_gguf_get_bool(r->file, key, &is_causal));
+    TESS_CHECK(is_causal, TESS_E_UNSUPPORTED,
+               "'%s': '%s' is false: attention to later tokens is not trained; give a model with "
+               "causal attention",
+               tess_gguf_path(r->file), key);
+    return TESS_OK;
+}
+
+/* A part's missing tensors would look like a shallower or a tied model. */
+static tess_status expect_whole(const tess_gguf *file)
+{
+    static const char key[] = "split.count";
+    int64_t part_numel = 1;
+    if (tess_gguf_value_of(file, key) != NULL)
+        TESS_TRY(tess_gguf_get_i64(file, key, &part_numel));
+    TESS_CHECK(part_numel <= 1, TESS_E_UNSUPPORTED,
+               "'%s': '%s': this is one of %" PRId64 " files of a model, expected the whole model "
+               "in one; join them (llama-gguf-split --merge FIRST.gguf OUT.gguf)",
+               tess_gguf_path(file), key, part_numel);
+    return TESS_OK;
+}
+
 static tess_status read_yarn(const reader *r, tess_llm_config *c)
 {
     c->rope.attention_factor = tess_rope_yarn_factor(c->rope.factor);
@@ -368,11 +397,13 @@ tess_status tess_gguf_llm_config(const tess_gguf *file, tess_llm_config *out)
 {
     tess_llm_config c = {0};
     reader r = {.file = file};
+    TESS_TRY(expect_whole(file));
     TESS_TRY(read_family(&r, &c));
     TESS_TRY(read_extents(&r, &c));
     TESS_TRY(read_heads(&r, &c));
     read_biases(&r, &c);
     TESS_TRY(refuse_others(&r, &c));
+    TESS_TRY(expect_causal(&r));
     TESS_TRY(read_rope(&r, &c));
     TESS_TRY(read_window(&r, &c));
     TESS_TRY(read_ids(&r, &c));

@@ -660,8 +660,9 @@ static void test_config_rope_scaling_as_llama_cpp(void **state)
     }
 }
 
-/* Scales of which the arithmetic is that of none: heads have 16 elements, and 12 where stated. */
-static void test_config_neutral_scales(void **state)
+/* What changes nothing: scales (heads have 16 elements, and 12 where stated), attention that is
+ * causal, a file that is its only part. */
+static void test_config_neutral_values(void **state)
 {
     static const tess_gguf_pair rows[][2] = {
         {{"llama.attention.scale", {.kind = TESS_GGUF_F32, .f64 = 0.25}}},
@@ -671,6 +672,8 @@ static void test_config_neutral_scales(void **state)
         {{"llama.logit_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
         {{"llama.residual_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
         {{"llama.embedding_scale", {.kind = TESS_GGUF_F32, .f64 = 1.0}}},
+        {{"llama.attention.causal", {.kind = TESS_GGUF_BOOL, .i64 = 1}},
+         {"split.count", {.kind = TESS_GGUF_U16, .i64 = 1}}},
     };
     for (int i = 0; i < TESS_NELEM(rows); i++) {
         enum { PLAIN = TESS_NELEM(plain_pair) };
@@ -729,6 +732,14 @@ static void test_config_refusals(void **state)
          {.kind = TESS_GGUF_F32, .f64 = 1.5},
          TESS_E_UNSUPPORTED,
          "'llama.rope.scaling.attn_factor' is 1.5, expected 1"},
+        {"llama.attention.causal",
+         {.kind = TESS_GGUF_BOOL, .i64 = 0},
+         TESS_E_UNSUPPORTED,
+         "'llama.attention.causal' is false"},
+        {"split.count",
+         {.kind = TESS_GGUF_U16, .i64 = 3},
+         TESS_E_UNSUPPORTED,
+         "this is one of 3 files"},
     };
     for (int i = -1; i < TESS_NELEM(rows); i++) {
         tess_gguf_pair pair[TESS_NELEM(plain_pair) + 1];
@@ -780,7 +791,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_names_and_rows, setup, teardown),
         cmocka_unit_test_setup_teardown(test_golden_models, setup, teardown),
         cmocka_unit_test_setup_teardown(test_config_rope_scaling_as_llama_cpp, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_config_neutral_scales, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_config_neutral_values, setup, teardown),
         cmocka_unit_test_setup_teardown(test_config_refusals, setup, teardown),
         cmocka_unit_test_setup_teardown(test_scale_that_is_not_finite, setup, teardown),
     };

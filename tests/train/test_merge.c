@@ -503,6 +503,10 @@ static void test_merge_bad_adapters_refused(void **state)
          "adapter/adapter_config.json",
          TESS_E_FORMAT,
          {"model.norm.weight", "found nothing"}},
+        {"sed -i 's/\"modules_to_save\": null/\"modules_to_save\": [\"embed_tokens\"]/' "
+         "adapter/adapter_config.json",
+         TESS_E_UNSUPPORTED,
+         {"model.embed_tokens.weight", "ties"}},
         {"rm adapter/adapter_config.json", TESS_E_IO, {"adapter_config.json", "failed"}},
     };
     const fixture *f = *state;

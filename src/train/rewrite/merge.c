@@ -182,6 +182,22 @@ static tess_status check_identity(job *j)
 
 /* ---- which layers ---- */
 
+/* PEFT trains a copy of one of two tied modules, and the other keeps the values of the base: no
+ * tied model holds both. */
+static tess_status check_tied(const job *j)
+{
+    static const char *const name[] = {"model.embed_tokens.weight", "lm_head.weight"};
+    const tess_peft_spec *spec = tess_peft_dir_spec(j->adapter);
+    for (int i = 0; i < TESS_NELEM(name) && j->base.d.config.is_tied; i++)
+        TESS_CHECK(
+            !tess_peft_spec_saves(spec, name[i]), TESS_E_UNSUPPORTED,
+            "'%s': modules_to_save hold '%s', which '%s' ties (tie_word_embeddings): merging "
+            "would change embedding and head, and one of them was trained; keep the adapter "
+            "apart, or untie the model first",
+            j->options->adapter, name[i], j->options->model);
+    return TESS_OK;
+}
+
 /* Tensors of modules_to_save: those of the directory are there, and those of the model too. */
 static tess_status check_saved(const job *j)
 {
@@ -232,6 +248,7 @@ static tess_status check_adapters(const job *j)
                    j->options->adapter, a->path, a->out_numel, a->in_numel, j->options->model,
                    p->shape[0], p->shape[1]);
     }
+    TESS_TRY(check_tied(j));
     return check_saved(j);
 }
 
