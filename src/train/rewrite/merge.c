@@ -189,12 +189,11 @@ static tess_status check_tied(const job *j)
     static const char *const name[] = {"model.embed_tokens.weight", "lm_head.weight"};
     const tess_peft_spec *spec = tess_peft_dir_spec(j->adapter);
     for (int i = 0; i < TESS_NELEM(name) && j->base.d.config.is_tied; i++)
-        TESS_CHECK(
-            !tess_peft_spec_saves(spec, name[i]), TESS_E_UNSUPPORTED,
-            "'%s': modules_to_save hold '%s', which '%s' ties (tie_word_embeddings): merging "
-            "would change embedding and head, and one of them was trained; keep the adapter "
-            "apart, or untie the model first",
-            j->options->adapter, name[i], j->options->model);
+        TESS_CHECK(!tess_peft_spec_saves(spec, name[i]), TESS_E_UNSUPPORTED,
+                   "'%s': modules_to_save hold '%s', which '%s' ties (tie_word_embeddings): PEFT "
+                   "trains embedding and head apart, merging would make them one; keep the "
+                   "adapter apart, or untie the model first",
+                   j->options->adapter, name[i], j->options->model);
     return TESS_OK;
 }
 
