@@ -8,13 +8,15 @@ if(NOT CMAKE_BUILD_TYPE)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 
-# Warnings are errors with the compilers that were tried; what a newer one says more stops nobody's build.
-set(tess_is_tried OFF)
-if((CMAKE_C_COMPILER_ID STREQUAL GNU AND CMAKE_C_COMPILER_VERSION VERSION_LESS 15)
-    OR (CMAKE_C_COMPILER_ID STREQUAL Clang AND CMAKE_C_COMPILER_VERSION VERSION_LESS 15))
-    set(tess_is_tried ON)
+# Warnings are errors with the compilers that are quiet; what another one says more stops nobody's build.
+set(tess_is_quiet OFF)
+if(CMAKE_C_COMPILER_VERSION MATCHES "^[0-9]+")
+    if((CMAKE_C_COMPILER_ID STREQUAL GNU AND CMAKE_MATCH_0 MATCHES "^1[234]$")
+        OR (CMAKE_C_COMPILER_ID STREQUAL Clang AND CMAKE_MATCH_0 EQUAL 14))
+        set(tess_is_quiet ON)
+    endif()
 endif()
-option(TESS_WERROR "a warning ends the build" ${tess_is_tried})
+option(TESS_WERROR "a warning ends the build" ${tess_is_quiet})
 
 add_library(tess_flags INTERFACE)
 target_compile_options(tess_flags INTERFACE
