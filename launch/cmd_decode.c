@@ -11,6 +11,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'o':
         decode->output = arg;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &decode->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 2);
     case ARGP_KEY_END:
@@ -24,6 +26,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"output", 'o', "OUT", 0, "Vectors or images to write: .fvecs, .fbin, .npy or .h5", 0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp decode_argp = {
@@ -47,8 +50,8 @@ static tess_status run(tess_code_options *decode)
 {
     tess_ctx ctx;
     TESS_TRY(tess_launch_open(&decode->common, tess_launch_rank(), &ctx));
-    const tess_status st =
-        tess_launch_checkpoint(&decode->common, &ctx, decode->checkpoint, work, decode);
+    const tess_status st = tess_launch_checkpoint(&decode->common, &ctx, decode->checkpoint,
+                                                  decode->manifest_sha256, work, decode);
     tess_launch_close(&ctx);
     return st;
 }

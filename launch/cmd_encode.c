@@ -20,6 +20,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'j':
         encode->is_json = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &encode->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 2);
     case ARGP_KEY_END:
@@ -38,6 +40,7 @@ static const struct argp_option options[] = {
      "of a masked one are -1, and it does not count",
      0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp encode_argp = {
@@ -81,8 +84,8 @@ static tess_status run(tess_code_options *encode)
 {
     tess_ctx ctx;
     TESS_TRY(tess_launch_open(&encode->common, tess_launch_rank(), &ctx));
-    const tess_status st =
-        tess_launch_checkpoint(&encode->common, &ctx, encode->checkpoint, work, encode);
+    const tess_status st = tess_launch_checkpoint(&encode->common, &ctx, encode->checkpoint,
+                                                  encode->manifest_sha256, work, encode);
     tess_launch_close(&ctx);
     return st;
 }

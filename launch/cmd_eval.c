@@ -19,12 +19,15 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'j':
         eval->is_json = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &eval->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_run_arg(state, arg, &eval->run);
     case ARGP_KEY_END:
         if (eval->run.path == NULL)
             return tess_launch_refuse(state, "no run file given");
-        return tess_launch_one_source(state, eval->checkpoint, eval->adapter);
+        return tess_launch_one_source(state, eval->checkpoint, eval->adapter,
+                                      eval->manifest_sha256);
     default:
         return ARGP_ERR_UNKNOWN;
     }
@@ -38,6 +41,7 @@ static const struct argp_option options[] = {
      "over the base that the run file describes, whatever its format",
      0},
     {"json", 'j', NULL, 0, "Print JSON", 0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp eval_argp = {
@@ -77,6 +81,7 @@ static tess_status work(tess_session *session, tess_comm *comm, void *arg)
 static tess_status run(tess_eval_options *eval)
 {
     tess_session_options o = tess_launch_session(&eval->run, TESS_SESSION_READER, eval->checkpoint);
+    o.manifest_sha256 = eval->manifest_sha256;
     o.needs_data = true;
     o.adapter = eval->adapter;
     return tess_launch_job(&eval->common, &o, work, eval);

@@ -93,6 +93,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'D':
         export->is_difference = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &export->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
@@ -128,6 +130,7 @@ static const struct argp_option options[] = {
      "After lora.init pissa or loftq: an adapter of twice the rank for the weights that the run "
      "started from, instead of one for its own base",
      0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp export_argp = {
@@ -180,6 +183,10 @@ static tess_status convert(const tess_export_options *export, const tess_ctx *ct
                "export: '%s' is an adapter; choose with --format: peft, gguf, diffusers, kohya or "
                "comfyui",
                export->source);
+    TESS_CHECK(export->manifest_sha256 == NULL, TESS_E_CONFIG,
+               "export: --manifest-sha256 is for checkpoints; '%s' is an adapter and has no "
+               "MANIFEST: remove it",
+               export->source);
     TESS_CHECK(
         !export->has_weights, TESS_E_CONFIG,
         "export: --weights chooses among those of a checkpoint; '%s' is an adapter: remove it",
@@ -194,7 +201,8 @@ static tess_status export_any(tess_export_options *export, const tess_ctx *ctx)
     TESS_TRY(tess_adapter_is_path(ctx->io, export->source, &is_adapter));
     if (is_adapter)
         return convert(export, ctx);
-    return tess_launch_checkpoint(&export->common, ctx, export->source, work, export);
+    return tess_launch_checkpoint(&export->common, ctx, export->source, export->manifest_sha256,
+                                  work, export);
 }
 
 static tess_status run(tess_export_options *export)

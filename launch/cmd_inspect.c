@@ -43,7 +43,7 @@ static tess_status run(const tess_path_options *inspect)
     TESS_TRY(tess_launch_open(&inspect->common, 0, &ctx));
     tess_status st = tess_artifact_kind_of(&ctx, inspect->path, &kind);
     if (st == TESS_OK && kind == TESS_ARTIFACT_CHECKPOINT)
-        st = tess_ckpt_inspect(&ctx, inspect->path, &printer);
+        st = tess_ckpt_inspect(&ctx, inspect->path, NULL, &printer);
     else if (st == TESS_OK)
         st = tess_artifact_print(&ctx, kind, inspect->path, inspect->is_json, false);
     tess_launch_close(&ctx);

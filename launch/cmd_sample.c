@@ -111,6 +111,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'j':
         sample->is_json = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &sample->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_run_arg(state, arg, &sample->run);
     case ARGP_KEY_END:
@@ -122,7 +124,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
                 "--prompt is missing (a diffusion run has sample.prompts, and needs -o FILE)");
         if (set_base(state, sample) != 0)
             return EINVAL;
-        return tess_launch_one_source(state, sample->checkpoint, sample->adapter);
+        return tess_launch_one_source(state, sample->checkpoint, sample->adapter,
+                                      sample->manifest_sha256);
     default:
         return parse_number(key, arg, state);
     }
@@ -162,6 +165,7 @@ static const struct argp_option options[] = {
      1},
     {"cache", KEY_CACHE, "FILE", 0, "Diffusion: cache that holds the prompts (default data.path)",
      1},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp sample_argp = {
@@ -281,6 +285,7 @@ static tess_status run(tess_sample_options *sample)
     tess_session_options o =
         tess_launch_session(&sample->run, TESS_SESSION_READER, sample->checkpoint);
     o.adapter = sample->adapter;
+    o.manifest_sha256 = sample->manifest_sha256;
     o.accept = accept;
     o.accept_arg = sample;
     return tess_launch_job(&sample->common, &o, work, sample);

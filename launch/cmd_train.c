@@ -10,6 +10,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'a':
         train->accept_config_change = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &train->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_run_arg(state, arg, &train->run);
     case ARGP_KEY_END:
@@ -22,6 +24,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp_option options[] = {
     {"accept-config-change", 'a', NULL, 0,
      "Resume although keys that decide the result differ from the checkpoint's", 0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp train_argp = {
@@ -47,6 +50,7 @@ static tess_status run(const tess_train_options *train)
 {
     tess_session_options o = tess_launch_session(&train->run, TESS_SESSION_TRAIN, NULL);
     o.accept_config_change = train->accept_config_change;
+    o.manifest_sha256 = train->manifest_sha256;
     o.needs_data = true;
     return tess_launch_job(&train->common, &o, work, NULL);
 }

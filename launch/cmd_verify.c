@@ -12,6 +12,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'j':
         verify->is_json = true;
         return 0;
+    case TESS_LAUNCH_KEY_MANIFEST:
+        return tess_launch_manifest(state, arg, &verify->manifest_sha256);
     case ARGP_KEY_ARG:
         return tess_launch_positional(state, arg, slots, 1);
     case ARGP_KEY_END:
@@ -23,6 +25,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 static const struct argp_option options[] = {
     {"json", 'j', NULL, 0, "Print JSON", 0},
+    TESS_LAUNCH_MANIFEST_OPTION,
     {0},
 };
 static const struct argp verify_argp = {
@@ -44,7 +47,11 @@ static tess_status run(const tess_path_options *verify)
     TESS_TRY(tess_launch_open(&verify->common, 0, &ctx));
     tess_status st = tess_artifact_kind_of(&ctx, verify->path, &kind);
     if (st == TESS_OK && kind == TESS_ARTIFACT_CHECKPOINT)
-        st = tess_ckpt_verify(&ctx, verify->path, &printer);
+        st = tess_ckpt_verify(&ctx, verify->path, verify->manifest_sha256, &printer);
+    else if (st == TESS_OK && verify->manifest_sha256 != NULL)
+        st = TESS_FAIL(TESS_E_CONFIG,
+                       "verify: --manifest-sha256 is for checkpoints, and '%s' is none: remove it",
+                       verify->path);
     else if (st == TESS_OK)
         st = tess_artifact_print(&ctx, kind, verify->path, verify->is_json, true);
     tess_launch_close(&ctx);

@@ -183,14 +183,15 @@ static tess_status to_buffer(void *arg, const char *text, size_t nbytes)
 }
 
 /* The resolved run file that a checkpoint carries. */
-static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
+static tess_status read_run(const tess_ctx *ctx, const char *dir, const char *manifest_sha256,
+                            char **text)
 {
     tess_strbuf buffer = {0};
     tess_json *root = NULL;
     const tess_json *state = NULL;
     const char *run = NULL;
     const tess_ckpt_printer printer = {.sink = to_buffer, .arg = &buffer, .is_json = true};
-    tess_status st = tess_ckpt_inspect(ctx, dir, &printer);
+    tess_status st = tess_ckpt_inspect(ctx, dir, manifest_sha256, &printer);
     if (st == TESS_OK)
         st = tess_json_parse(dir, buffer.text, buffer.nbytes, &root);
     if (st == TESS_OK)
@@ -206,11 +207,12 @@ static tess_status read_run(const tess_ctx *ctx, const char *dir, char **text)
 
 /* The run directory is the checkpoint's parent, wherever it was moved to. */
 tess_status tess_launch_checkpoint(const tess_common_options *common, const tess_ctx *ctx,
-                                   const char *path, tess_job_body body, void *arg)
+                                   const char *path, const char *manifest_sha256,
+                                   tess_job_body body, void *arg)
 {
     char dir[PATH_MAX], output[PATH_MAX + 16], *text = NULL;
     TESS_TRY(tess_ckpt_resolve(ctx, path, dir, sizeof dir));
-    TESS_TRY(read_run(ctx, dir, &text));
+    TESS_TRY(read_run(ctx, dir, manifest_sha256, &text));
     snprintf(output, sizeof output, "output.dir=%s/..", dir);
     const tess_run_override override = {.text = output, .argument_idx = 1};
     const tess_session_options o = {.kind = TESS_SESSION_READER,
@@ -219,6 +221,7 @@ tess_status tess_launch_checkpoint(const tess_common_options *common, const tess
                                     .overrides = &override,
                                     .override_numel = 1,
                                     .may_lack_device = true,
+                                    .manifest_sha256 = manifest_sha256,
                                     .checkpoint = dir};
     const tess_status st = tess_launch_job(common, &o, body, arg);
     tess_free(text);

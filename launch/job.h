@@ -27,10 +27,13 @@ TESS_MUST_CHECK tess_status tess_launch_job(const tess_common_options *common,
                                             const tess_session_options *options, tess_job_body body,
                                             void *arg);
 /** A job on a checkpoint, or the newest of a run directory, by the run file that it carries; `arg`
- * is the command's own. Collective. @return TESS_E_NOT_FOUND no checkpoint */
+ * is the command's own. Collective.
+ * @param manifest_sha256  that its MANIFEST must have, NULL: any
+ * @return TESS_E_NOT_FOUND no checkpoint; TESS_E_FORMAT another manifest */
 TESS_MUST_CHECK tess_status tess_launch_checkpoint(const tess_common_options *common,
                                                    const tess_ctx *ctx, const char *path,
-                                                   tess_job_body body, void *arg);
+                                                   const char *manifest_sha256, tess_job_body body,
+                                                   void *arg);
 /** Signals of a process that trains: before any thread starts. Local. */
 void tess_launch_listen(void);
 /** Session options of a RUN.yaml argument. */

@@ -35,9 +35,20 @@ error_t tess_launch_f64(const struct argp_state *state, const char *option, cons
 /** Take one positional argument of "RUN.yaml [KEY=VALUE ...]". */
 error_t tess_launch_run_arg(const struct argp_state *state, const char *arg, tess_run_options *run);
 void tess_launch_run_fini(tess_run_options *run);
-/** Refuse a checkpoint beside an adapter. */
+/** Refuse a checkpoint beside an adapter, and a manifest's digest where no checkpoint is read. */
 error_t tess_launch_one_source(const struct argp_state *state, const char *checkpoint,
-                               const char *adapter);
+                               const char *adapter, const char *manifest_sha256);
+/** --manifest-sha256, the same of every command that reads a checkpoint: an entry of its options,
+ * and what takes its argument. */
+enum { TESS_LAUNCH_KEY_MANIFEST = 1024 };
+#define TESS_LAUNCH_MANIFEST_OPTION                                                                \
+    {                                                                                              \
+        "manifest-sha256", TESS_LAUNCH_KEY_MANIFEST, "HEX", 0,                                     \
+            "Take no checkpoint but the one whose MANIFEST has this digest: its last line, and "   \
+            "what 'tessera inspect' shows",                                                        \
+            0                                                                                      \
+    }
+error_t tess_launch_manifest(const struct argp_state *state, const char *arg, const char **out);
 /** Store a positional argument in the first free slot; refuses one too many. */
 error_t tess_launch_positional(const struct argp_state *state, const char *arg, const char **slot[],
                                int slot_numel);

@@ -27,7 +27,8 @@ typedef struct tess_run_options {
 typedef struct tess_train_options {
     tess_common_options common;
     tess_run_options run;
-    bool accept_config_change; /* resume although numerics keys differ from the checkpoint's */
+    bool accept_config_change;   /* resume although numerics keys differ from the checkpoint's */
+    const char *manifest_sha256; /* of the checkpoint to go on from; NULL: any. So in all below */
 } tess_train_options;
 
 typedef struct tess_plan_command {
@@ -52,6 +53,7 @@ typedef struct tess_eval_options {
     tess_run_options run;
     const char *checkpoint; /* directory, "none": the base alone, NULL: the newest of output.dir */
     const char *adapter;    /* in place of a checkpoint, NULL: none */
+    const char *manifest_sha256;
     bool is_json;
 } tess_eval_options;
 
@@ -62,6 +64,7 @@ typedef struct tess_sample_options {
     tess_run_options run;
     const char *checkpoint; /* as in tess_eval_options */
     const char *adapter;    /* same */
+    const char *manifest_sha256;
     const char *prompt[TESS_PROMPT_MAX];
     int64_t prompt_numel;
     /* -1: not given */
@@ -84,6 +87,7 @@ typedef struct tess_sample_options {
 typedef struct tess_path_options {
     tess_common_options common;
     const char *path;
+    const char *manifest_sha256; /* verify */
     bool is_json;
 } tess_path_options;
 
@@ -97,6 +101,7 @@ typedef struct tess_diff_options {
 typedef struct tess_export_options {
     tess_common_options common;
     const char *source; /* checkpoint or adapter */
+    const char *manifest_sha256;
     const char *output;
     const char *format;           /* as given, NULL: what a checkpoint holds */
     tess_run_export run_export;   /* of a checkpoint; none: it has no such form */
@@ -135,6 +140,7 @@ typedef struct tess_bench_options {
 typedef struct tess_code_options {
     tess_common_options common;
     const char *checkpoint;
+    const char *manifest_sha256;
     const char *input;
     const char *output;
     const char *mask; /* encode: NULL: none */

@@ -221,11 +221,28 @@ void tess_launch_run_fini(tess_run_options *run)
 }
 
 error_t tess_launch_one_source(const struct argp_state *state, const char *checkpoint,
-                               const char *adapter)
+                               const char *adapter, const char *manifest_sha256)
 {
-    return checkpoint == NULL || adapter == NULL
-               ? 0
-               : tess_launch_refuse(state, "--checkpoint and --adapter: give one of them");
+    if (checkpoint != NULL && adapter != NULL)
+        return tess_launch_refuse(state, "--checkpoint and --adapter: give one of them");
+    const bool is_none = adapter != NULL || (checkpoint != NULL && strcmp(checkpoint, "none") == 0);
+    return manifest_sha256 != NULL && is_none
+               ? tess_launch_refuse(state, "--manifest-sha256: no checkpoint is read with %s",
+                                    adapter != NULL ? "--adapter" : "--checkpoint none")
+               : 0;
+}
+
+error_t tess_launch_manifest(const struct argp_state *state, const char *arg, const char **out)
+{
+    const size_t nbytes = strlen(arg);
+    if (nbytes != 64 || strspn(arg, "0123456789abcdef") != nbytes)
+        return tess_launch_refuse(
+            state,
+            "--manifest-sha256: expected 64 hex digits, as 'tail -n 1 MANIFEST' prints them, found "
+            "'%.100s'",
+            arg);
+    *out = arg;
+    return 0;
 }
 
 error_t tess_launch_positional(const struct argp_state *state, const char *arg, const char **slot[],

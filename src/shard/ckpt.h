@@ -313,10 +313,11 @@ typedef tess_status (*tess_ckpt_accept)(void *arg, const tess_ckpt_loaded *manif
                                         bool *wants_base);
 
 typedef struct tess_ckpt_load_request {
-    const char *path;          /* one checkpoint directory; NULL: auto, newest valid of the store */
-    const tess_ckpt_set *set;  /* targets; views are written; shard_world: ranks of one copy */
-    const tess_ckpt_set *base; /* frozen targets; NULL: not wanted. Ignored in mode REFERENCE */
-    tess_ckpt_accept accept;   /* may be NULL */
+    const char *path; /* one checkpoint directory; NULL: auto, newest valid of the store */
+    const char *manifest_sha256; /* 64 hex digits that its MANIFEST ends with; NULL: any */
+    const tess_ckpt_set *set;    /* targets; views are written; shard_world: ranks of one copy */
+    const tess_ckpt_set *base;   /* frozen targets; NULL: not wanted. Ignored in mode REFERENCE */
+    tess_ckpt_accept accept;     /* may be NULL */
     /* Whether slabs and tensors of a unit that `set` does not have may stay unread; NULL: none. */
     bool (*may_leave)(void *arg, const char *unit);
     /* auto: whether one of this step may be loaded, among those that this process wrote and those
@@ -330,7 +331,8 @@ typedef struct tess_ckpt_load_request {
  *
  * Collective. On failure the views hold undefined values.
  * @return TESS_E_NOT_FOUND a given path is no checkpoint, or auto found committed ones but none
- * that verifies; TESS_E_FORMAT a file is damaged (named) or a tensor is missing, extra, reshaped or
+ * that verifies, or none at all where `manifest_sha256` asks for one; TESS_E_FORMAT its manifest
+ * has another digest, a file is damaged (named) or a tensor is missing, extra, reshaped or
  * retyped (tensor, file and both values are named); TESS_E_IO
  */
 TESS_MUST_CHECK tess_status tess_ckpt_load(tess_ckpt_store *store,
@@ -362,13 +364,18 @@ typedef struct tess_ckpt_printer {
  * newest committed one, damaged or not). Local. @return TESS_E_NOT_FOUND */
 TESS_MUST_CHECK tess_status tess_ckpt_resolve(const tess_ctx *ctx, const char *path, char *dir,
                                               size_t dir_nbytes);
-/** What is in a checkpoint: run, step, tensors, files, state. Reads the manifest only. Local. */
+/** What is in a checkpoint: run, step, tensors, files, state. Reads the manifest only. Local.
+ * @param manifest_sha256  64 hex digits that it must end with; NULL: any
+ * @return TESS_E_FORMAT it is damaged or another */
 TESS_MUST_CHECK tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path,
+                                              const char *manifest_sha256,
                                               const tess_ckpt_printer *printer);
 /** Check every digest of a checkpoint and of the base it needs, logical hashes included. A source
  * file that the base refers to and that is not where it was is told, and is no failure. Local.
- * @return TESS_E_FORMAT damaged: file and place are named */
+ * @param manifest_sha256  64 hex digits that its MANIFEST must end with; NULL: any
+ * @return TESS_E_FORMAT damaged, or another manifest: file and place are named */
 TESS_MUST_CHECK tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path,
+                                             const char *manifest_sha256,
                                              const tess_ckpt_printer *printer);
 /** Compare the logical tensors of two checkpoints, whatever their sharding. Local. */
 TESS_MUST_CHECK tess_status tess_ckpt_diff(const tess_ctx *ctx, const char *path_a,

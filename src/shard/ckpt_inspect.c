@@ -219,7 +219,7 @@ static void render_text(ckpt_text *t, const void *arg)
         put_state_text(t, &m->state[i]);
 }
 
-tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path,
+tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path, const char *manifest_sha256,
                               const tess_ckpt_printer *printer)
 {
     char dir[PATH_MAX];
@@ -230,10 +230,12 @@ tess_status tess_ckpt_inspect(const tess_ctx *ctx, const char *path,
     tess_status st = ckpt_manifest_read(ctx->io, dir, m);
     if (st == TESS_OK) {
         inspect_view view = {.dir = dir, .m = m};
+        st = ckpt_manifest_check_digest(dir, m, manifest_sha256);
         tess_hex(m->digest.byte, sizeof m->digest.byte, view.digest);
         for (int i = 0; i < m->set.shard_world; i++)
             view.file_nbytes += m->files[i].file_nbytes;
-        st = ckpt_render(printer, printer->is_json ? render_json : render_text, &view);
+        if (st == TESS_OK)
+            st = ckpt_render(printer, printer->is_json ? render_json : render_text, &view);
         ckpt_manifest_fini(m);
     }
     tess_free(memory);
@@ -373,14 +375,16 @@ static tess_status verify_source(verify_run *run, tess_io *io, const tess_ckpt_s
     return tell(run, NULL, f->path, st);
 }
 
-tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path,
+tess_status tess_ckpt_verify(const tess_ctx *ctx, const char *path, const char *manifest_sha256,
                              const tess_ckpt_printer *printer)
 {
     char dir[PATH_MAX];
     verify_run run = {.printer = printer};
     ckpt_reader r = {.open_rank = -1, .fd = -1};
     TESS_TRY(tess_ckpt_resolve(ctx, path, dir, sizeof dir));
-    const tess_status opened = ckpt_reader_open_dir(ctx->io, dir, &r);
+    tess_status opened = ckpt_reader_open_dir(ctx->io, dir, &r);
+    if (opened == TESS_OK)
+        opened = ckpt_manifest_check_digest(dir, &r.manifest, manifest_sha256);
     tess_status st = tell(&run, dir, "MANIFEST", opened);
     if (st == TESS_OK && opened == TESS_OK)
         st = verify_files(&run, &r);

@@ -244,6 +244,7 @@ static void fill_loaded(load *l)
 static tess_status judge(load *l)
 {
     const ckpt_manifest *m = &l->step.reader->manifest;
+    TESS_TRY(ckpt_manifest_check_digest(l->dir, m, l->request->manifest_sha256));
     fill_loaded(l);
     if (l->request->accept != NULL)
         TESS_TRY(l->request->accept(l->request->accept_arg, l->out, &l->wants_base));
@@ -411,6 +412,17 @@ static tess_status report_damaged(load *l, int64_t chosen_idx)
     return TESS_OK;
 }
 
+/* Nothing was ever committed: a fresh start, unless a certain checkpoint was asked for. */
+static tess_status find_none(const load *l)
+{
+    const char *wanted = l->request->manifest_sha256;
+    TESS_CHECK(wanted == NULL, TESS_E_NOT_FOUND,
+               "'%s' holds no checkpoint, and the one whose MANIFEST has the SHA-256 %s was asked "
+               "for (--manifest-sha256); name its folder, or leave the option out",
+               l->store->dir, wanted);
+    return TESS_OK;
+}
+
 static tess_status fail_all(load *l, const candidate *c, const char *newest, const char *why)
 {
     return TESS_FAIL(TESS_E_NOT_FOUND,
@@ -428,7 +440,7 @@ static tess_status load_auto(load *l)
     for (;;) {
         TESS_TRY(next_candidate(l, before_idx, &c));
         if (c.committed_numel == 0)
-            return TESS_OK;
+            return tess_agree(s->comm, find_none(l));
         if (c.idx < 0)
             return fail_all(l, &c, first_dir, why);
         const tess_status st = try_candidate(l);

@@ -400,3 +400,16 @@ tess_status ckpt_manifest_read(tess_io *io, const char *dir, ckpt_manifest *out)
     tess_free(text);
     return st;
 }
+
+tess_status ckpt_manifest_check_digest(const char *dir, const ckpt_manifest *m, const char *sha256)
+{
+    char found[TESS_SHA256_HEX_NBYTES];
+    if (sha256 == NULL)
+        return TESS_OK;
+    tess_hex(m->digest.byte, sizeof m->digest.byte, found);
+    TESS_CHECK(strcmp(found, sha256) == 0, TESS_E_FORMAT,
+               "'%s' is another checkpoint than was asked for: its MANIFEST has the SHA-256 %s, "
+               "expected %s (--manifest-sha256); get the one that was meant, or ask for this one",
+               dir, found, sha256);
+    return TESS_OK;
+}

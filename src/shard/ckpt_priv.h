@@ -188,6 +188,9 @@ typedef struct ckpt_manifest {
 /* Verify the last line and every field. @return TESS_E_FORMAT names source and field */
 TESS_MUST_CHECK tess_status ckpt_manifest_parse(const char *source, const char *text, size_t nbytes,
                                                 ckpt_manifest *out);
+/* The manifest is the one that was asked for; `sha256` NULL: any. @return TESS_E_FORMAT */
+TESS_MUST_CHECK tess_status ckpt_manifest_check_digest(const char *dir, const ckpt_manifest *m,
+                                                       const char *sha256);
 /* Bytes of DIR/MANIFEST, no symlink; free with tess_free. */
 TESS_MUST_CHECK tess_status ckpt_manifest_read_bytes(tess_io *io, const char *dir, char **text,
                                                      size_t *nbytes);

@@ -364,6 +364,7 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
         return TESS_OK;
     const bool is_auto = choice == NULL || (!is_reader && strcmp(choice, "auto") == 0);
     const tess_ckpt_load_request request = {.path = is_auto ? NULL : choice,
+                                            .manifest_sha256 = s->options.manifest_sha256,
                                             .set = &s->records.state,
                                             .base = has_frozen(s) ? &s->records.base : NULL,
                                             .accept = accept_manifest,
@@ -400,10 +401,21 @@ static int64_t last_step_of(const tess_session *s)
     return s->vectors != NULL ? session_vectors_step_numel(s) : s->run->train.steps;
 }
 
+static tess_status check_manifest_choice(const tess_session *s)
+{
+    const char *resume = s->run->output.resume;
+    const bool is_never =
+        s->options.kind == TESS_SESSION_TRAIN && resume != NULL && strcmp(resume, "never") == 0;
+    TESS_CHECK(!is_never || s->options.manifest_sha256 == NULL, TESS_E_CONFIG,
+               "--manifest-sha256: output.resume: never reads no checkpoint; remove one of both");
+    return TESS_OK;
+}
+
 tess_status session_open_store(tess_session *s)
 {
     char hex[TESS_SHA256_HEX_NBYTES];
     tess_sha256 numerics;
+    TESS_TRY(session_agree(s, check_manifest_choice(s)));
     TESS_TRY(session_agree(s, tess_sha256_of(s->numerics, strlen(s->numerics), &numerics)));
     tess_hex(numerics.byte, sizeof numerics.byte, hex);
     const tess_ckpt_config config = {.dir = s->run->output.dir,

@@ -81,6 +81,7 @@ typedef struct tess_session_options {
     bool accept_config_change;
     const char
         *checkpoint; /* reader: a directory; "none": the base alone; NULL: newest of output.dir */
+    const char *manifest_sha256; /* 64 hex digits: of the checkpoint's MANIFEST; NULL: any */
     /* reader: a PEFT adapter directory over the run's base, in place of a checkpoint; its own rules
      * replace section lora. NULL: none. */
     const char *adapter;

@@ -378,6 +378,54 @@ static tess_status test_probe_finds_a_full_disk(tess_comm *comm)
     return tess_agree(comm, st);
 }
 
+/* ---- one that is asked for by its digest ---- */
+
+static tess_status load_pinned(bench *b, const char *path, const char *sha256, tess_status wanted,
+                               const char *word)
+{
+    tess_ckpt_loaded loaded = {0};
+    const tess_ckpt_load_request request = {
+        .path = path, .manifest_sha256 = sha256, .set = &b->f->step, .base = &b->f->base};
+    const tess_status st = tess_ckpt_load(b->store, &request, &loaded);
+    const bool is_named = st == TESS_OK || strstr(tess_error_message(), word) != NULL;
+    EXPECT(st == wanted && is_named, "(%s: %.900s)", tess_status_name(st), tess_error_message());
+    EXPECT(st != TESS_OK || loaded.step == 2);
+    tess_error_clear();
+    tess_ckpt_loaded_fini(&loaded);
+    return TESS_OK;
+}
+
+/* The last line of its MANIFEST. */
+static tess_status read_digest(const bench *b, const char *dir, char digest[TESS_SHA256_HEX_NBYTES])
+{
+    char path[PATH_MAX], *text = NULL;
+    size_t nbytes = 0;
+    TESS_TRY(ckpt_join(path, dir, "MANIFEST"));
+    TESS_TRY(tess_io_read_all(b->f->io, path, 1 << 20, &text, &nbytes));
+    snprintf(digest, TESS_SHA256_HEX_NBYTES, "%.64s", text + nbytes - 65);
+    tess_free(text);
+    return TESS_OK;
+}
+
+/* No other one is taken: not the older one that a fallback would find, nor a fresh start. */
+static tess_status test_no_other_manifest_is_taken(bench *b)
+{
+    char older[PATH_MAX] = "", newest[PATH_MAX] = "";
+    char of_older[TESS_SHA256_HEX_NBYTES], of_newest[TESS_SHA256_HEX_NBYTES];
+    TESS_TRY(open_store(b));
+    TESS_TRY(load_pinned(b, NULL, ckpt_fixture_base_id, TESS_E_NOT_FOUND, "holds no checkpoint"));
+    TESS_TRY(ckpt_fixture_prepare(b->f, b->store));
+    TESS_TRY(save_from_to(b, 1, 2));
+    TESS_TRY(find_step(b, 1, older));
+    TESS_TRY(find_step(b, 2, newest));
+    TESS_TRY(read_digest(b, older, of_older));
+    TESS_TRY(read_digest(b, newest, of_newest));
+    TESS_TRY(load_pinned(b, NULL, of_newest, TESS_OK, ""));
+    TESS_TRY(load_pinned(b, newest, of_newest, TESS_OK, ""));
+    TESS_TRY(load_pinned(b, NULL, of_older, TESS_E_FORMAT, of_newest));
+    return load_pinned(b, older, of_newest, TESS_E_FORMAT, of_older);
+}
+
 /* ---- all ---- */
 
 typedef tess_status (*case_fn)(bench *b);
@@ -406,6 +454,7 @@ static tess_status run(tess_comm *comm)
     TESS_TRY(run_case(comm, "damage unasked", test_damage_is_not_looked_for_unasked));
     TESS_TRY(run_case(comm, "damaged base", test_damaged_base_is_refused));
     TESS_TRY(run_case(comm, "probe", test_probe_writes_as_much_and_leaves_nothing));
+    TESS_TRY(run_case(comm, "digest", test_no_other_manifest_is_taken));
     TESS_TRY(test_probe_finds_a_full_disk(comm));
     return test_full_disk_is_told(comm);
 }

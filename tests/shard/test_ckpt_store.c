@@ -455,14 +455,14 @@ static void test_inspect_tells_what_is_there(void **state)
     memset(&p, 0, sizeof p);
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 42, &report));
-    ok(tess_ckpt_inspect(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_inspect(&b->f->ctx, b->dir, NULL, &printer));
     assert_non_null(strstr(p.text, "step 42, run "));
     assert_non_null(strstr(p.text, "model.layers.0.q/lora_A bf16 [5,40] unit blk.0 roles exp_avg "
                                    "exp_avg_sq master param"));
     assert_non_null(strstr(p.text, "  tokens = 42000\n"));
     memset(&p, 0, sizeof p);
     printer.is_json = true;
-    ok(tess_ckpt_inspect(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_inspect(&b->f->ctx, b->dir, NULL, &printer));
     ok(tess_json_parse("inspect", p.text, p.nbytes, &root));
     ok(tess_json_get_i64(root, "step", &step));
     assert_int_equal(step, 42);
@@ -471,10 +471,30 @@ static void test_inspect_tells_what_is_there(void **state)
     char base[PATH_MAX];
     snprintf(base, sizeof base, "%s/base/%s", b->dir, ckpt_fixture_base_id);
     memset(&p, 0, sizeof p);
-    ok(tess_ckpt_inspect(&b->f->ctx, base, &printer));
+    ok(tess_ckpt_inspect(&b->f->ctx, base, NULL, &printer));
     assert_non_null(strstr(p.text, "\"kind\":\"base\""));
-    refused(tess_ckpt_inspect(&b->f->ctx, "/nonexistent", &printer), TESS_E_NOT_FOUND,
+    refused(tess_ckpt_inspect(&b->f->ctx, "/nonexistent", NULL, &printer), TESS_E_NOT_FOUND,
             "there is no file or folder '/nonexistent'");
+}
+
+/* The last line of a MANIFEST is what the tools take, and no other digest. */
+static void test_manifest_is_pinned(bench *b, const char *step_dir)
+{
+    static page p;
+    char path[PATH_MAX], *text = NULL, digest[TESS_SHA256_HEX_NBYTES];
+    size_t nbytes = 0;
+    const tess_ckpt_printer printer = {.sink = keep, .arg = &p, .is_json = true};
+    memset(&p, 0, sizeof p);
+    snprintf(path, sizeof path, "%s/%s/MANIFEST", b->dir, step_dir);
+    ok(tess_io_read_all(b->f->io, path, 1 << 20, &text, &nbytes));
+    snprintf(digest, sizeof digest, "%.64s", text + nbytes - 65);
+    tess_free(text);
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, digest, &printer));
+    ok(tess_ckpt_inspect(&b->f->ctx, b->dir, digest, &printer));
+    assert_non_null(strstr(p.text, digest));
+    digest[63] = digest[63] == '0' ? '1' : '0';
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, digest, &printer), TESS_E_FORMAT, digest);
+    refused(tess_ckpt_inspect(&b->f->ctx, b->dir, digest, &printer), TESS_E_FORMAT, digest);
 }
 
 static void test_verify_names_every_damaged_file(void **state)
@@ -487,15 +507,16 @@ static void test_verify_names_every_damaged_file(void **state)
     memset(&p, 0, sizeof p);
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 1, &report));
-    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer));
     assert_null(strstr(p.text, "DAMAGED"));
     assert_non_null(strstr(p.text, "logical hashes"));
+    test_manifest_is_pinned(b, report.dir);
     snprintf(path, sizeof path, "%s/base/%s/shard-00000-of-00001.h5", b->dir, ckpt_fixture_base_id);
     assert_int_equal(truncate(path, 100), 0);
     snprintf(path, sizeof path, "%s/%s/shard-00000-of-00001.h5", b->dir, report.dir);
     assert_int_equal(truncate(path, 4096), 0);
     memset(&p, 0, sizeof p);
-    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, path);
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer), TESS_E_FORMAT, path);
     const char *first = strstr(p.text, "DAMAGED");
     assert_non_null(first);
     assert_non_null(strstr(first + 1, "DAMAGED"));
@@ -516,21 +537,21 @@ static void test_verify_of_a_run_sees_a_damaged_newest_manifest(void **state)
     ok(ckpt_fixture_save(b->f, b->store, 2, &report));
     snprintf(path, sizeof path, "%s/%s/MANIFEST", b->dir, report.dir);
     assert_int_equal(truncate(path, 100), 0);
-    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, path);
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer), TESS_E_FORMAT, path);
     assert_non_null(strstr(p.text, "DAMAGED"));
-    refused(tess_ckpt_inspect(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, path);
+    refused(tess_ckpt_inspect(&b->f->ctx, b->dir, NULL, &printer), TESS_E_FORMAT, path);
     ok(tess_ckpt_resolve(&b->f->ctx, b->dir, found, sizeof found));
     assert_non_null(strstr(found, report.dir));
     /* the one before is there for who names it */
     snprintf(path, sizeof path, "%s/%s", b->dir, first.dir);
-    ok(tess_ckpt_verify(&b->f->ctx, path, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, path, NULL, &printer));
     /* a run that went on from there has passed the damaged one */
     reopen(b);
     ok(ckpt_fixture_load(b->f, b->store, NULL, &step, NULL));
     assert_int_equal(step, 1);
     ok(ckpt_fixture_prepare(b->f, b->store));
     ok(ckpt_fixture_save(b->f, b->store, 2, &report));
-    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer));
 }
 
 /* The base of a checkpoint may be files of others: they are read too where they still are. */
@@ -553,14 +574,14 @@ static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
     ok(tess_ckpt_prepare(b->store, &b->f->step, &base, 0));
     ok(ckpt_fixture_save(b->f, b->store, 1, &report));
     memset(&p, 0, sizeof p);
-    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer));
     const char *line = strstr(p.text, path);
     assert_non_null(line);
     assert_memory_equal(line - 10, "ok      ", 8);
     ok(tess_io_write_all(b->f->ctx.io, path, "weights of somebody Else", sizeof bytes));
-    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT, "another SHA-256");
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer), TESS_E_FORMAT, "another SHA-256");
     ok(tess_io_write_all(b->f->ctx.io, path, bytes, sizeof bytes - 1));
-    refused(tess_ckpt_verify(&b->f->ctx, b->dir, &printer), TESS_E_FORMAT,
+    refused(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer), TESS_E_FORMAT,
             "has 24 bytes, the base was read from 25");
     /* another file at a relative path tells where the reader stands */
     ok(tess_io_write_all(b->f->ctx.io, "there.safetensors", "weights of somebody Else",
@@ -568,7 +589,7 @@ static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
     snprintf(path, sizeof path, "there.safetensors");
     ok(ckpt_fixture_save(b->f, b->store, 2, &report));
     memset(&p, 0, sizeof p);
-    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer));
     assert_non_null(strstr(p.text, "absent    there.safetensors"));
     assert_int_equal(unlink("there.safetensors"), 0);
     snprintf(path, sizeof path, "%s/model.safetensors", b->dir);
@@ -577,7 +598,7 @@ static void test_verify_reads_the_source_that_a_base_refers_to(void **state)
     assert_int_equal(unlink(path), 0);
     memset(&p, 0, sizeof p);
     printer.is_json = true;
-    ok(tess_ckpt_verify(&b->f->ctx, b->dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, b->dir, NULL, &printer));
     assert_non_null(strstr(p.text, "model.safetensors"));
     assert_non_null(strstr(p.text, "\"ok\":null}"));
 }
@@ -629,7 +650,7 @@ static void test_golden_v1_loads(void **state)
     ok(ckpt_fixture_open(b->f, b->comm, dir, true, &b->store));
     ok(ckpt_fixture_load(b->f, b->store, NULL, &seed, &fallback));
     assert_true(seed == 7 && fallback == 0);
-    ok(tess_ckpt_verify(&b->f->ctx, dir, &printer));
+    ok(tess_ckpt_verify(&b->f->ctx, dir, NULL, &printer));
     assert_int_equal(b->store->list.numel, 1);
 }
 

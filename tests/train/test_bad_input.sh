@@ -211,6 +211,20 @@ refuse 65 "tensor|lora" train run.yaml train.steps=2 lora.rank=8 output.dir=good
     --accept-config-change
 
 # ---- what a command needs ----
+# another checkpoint than was asked for
+digest="$(tail -n 1 "good/$good_step/MANIFEST")"
+other="${digest//[0-9]/f}"
+"$tessera" verify good --manifest-sha256 "$digest" > log 2>&1 || fail "verify refuses the digest of MANIFEST"
+"$tessera" export good -o pinned --manifest-sha256 "$digest" > log 2>&1 || fail "export refuses the digest of MANIFEST"
+refuse 65 "$good_step|$digest|$other" eval run.yaml train.steps=2 output.dir=good --manifest-sha256 "$other"
+refuse 65 "$good_step|$digest|$other" train run.yaml train.steps=4 output.dir=good --manifest-sha256 "$other"
+refuse 65 "$good_step|$digest|$other" export good -o new --manifest-sha256 "$other"
+ranks=1 refuse 65 "$good_step|$digest|$other" verify good --manifest-sha256 "$other"
+refuse 66 "'bad' holds no checkpoint|$digest" train run.yaml output.dir=bad --manifest-sha256 "$digest"
+refuse_key 65 "output.resume: never" output.resume=never --manifest-sha256 "$digest"
+refuse 64 "--checkpoint none" eval run.yaml --checkpoint none --manifest-sha256 "$digest"
+refuse 64 "64 hex digits|abc" verify good --manifest-sha256 abc
+[ ! -e new ] || fail "a refused export left a folder"
 refuse 66 "'bad'|no checkpoint" eval run.yaml output.dir=bad
 refuse 65 "data.eval_path" eval run.yaml train.steps=2 output.dir=good
 refuse 65 "'model'|tokenizer.json|'good'" sample run.yaml train.steps=2 output.dir=good --prompt x

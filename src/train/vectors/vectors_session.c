@@ -242,6 +242,7 @@ static tess_status load(tess_session *s)
                          : TESS_OK;
     const bool is_auto = choice == NULL || (!is_reader && strcmp(choice, "auto") == 0);
     const tess_ckpt_load_request request = {.path = is_auto ? NULL : choice,
+                                            .manifest_sha256 = s->options.manifest_sha256,
                                             .set = &s->records.state,
                                             .accept = accept,
                                             .accept_arg = s};
