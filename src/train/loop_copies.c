@@ -98,7 +98,12 @@ tess_status loop_commit_before(session_loop *l, tess_status refused)
     if (refused != TESS_OK && l->is_saving)
         tess_log_root(&l->s->ctx->log, TESS_LOG_WARN, "%s", tess_error_message());
     tess_error_clear();
-    return loop_commit(l);
+    const tess_status st = loop_commit(l);
+    /* That a full disk stops the run has been said; the verdict is the graver reason. */
+    if (st != TESS_E_IO || tess_session_is_broken(l->s))
+        return st;
+    tess_error_clear();
+    return TESS_OK;
 }
 
 tess_status loop_copies_compare(session_loop *l, const loop_copies *c, int copy_stride,

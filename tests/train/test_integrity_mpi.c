@@ -5,6 +5,7 @@
  * once is found where the step is replayed.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -357,6 +358,11 @@ static const life copy = {.name = "copy",
 static const life on_its_way = {.name = "on its way",
                                 .override = {"shard.check_copies=2", "output.checkpoint_every=3"},
                                 .flip = {{.step = 4, .rank = 2, .is_copy = true}}};
+/* That save finds no room, and the run is to stop then: what was found is graver. */
+static const life full = {
+    .name = "full",
+    .override = {"shard.check_copies=2", "output.checkpoint_every=3", "output.on_disk_full=stop"},
+    .flip = {{.step = 4, .rank = 2, .is_copy = true}}};
 static const life number = {.name = "number",
                             .override = {"shard.check_copies=2"},
                             .flip = {{.step = 4, .rank = 2, .is_scalar = true}}};
@@ -408,6 +414,21 @@ static tess_status last_trained(tess_comm *comm, tiny_run *t, char *name, size_t
     return TESS_OK;
 }
 
+/* The base is the first file that rank 0 makes room for, the checkpoint of step 3 the second. */
+static tess_status check_full(tess_comm *comm, tiny_run *t, const char *unit)
+{
+    tess_io *whole = t->ctx.io, *failing = NULL;
+    (void)setenv("TESSERA_FAULT", "0:fallocate:2:edquot", 1);
+    tess_status st = tess_io_create(tess_comm_rank(comm), &failing);
+    (void)unsetenv("TESSERA_FAULT");
+    TESS_TRY(tess_agree(comm, st));
+    t->ctx.io = failing;
+    st = expect_odd(comm, t, &full, unit);
+    t->ctx.io = whole;
+    tess_io_destroy(&failing);
+    return st;
+}
+
 static tess_status check_copies(tess_comm *comm, tiny_run *t)
 {
     char unit[TESS_NAME_NBYTES + 2];
@@ -423,6 +444,7 @@ static tess_status check_copies(tess_comm *comm, tiny_run *t)
     TESS_CHECK(seen.told_numel == (tess_comm_rank(comm) == 0), TESS_E_STATE,
                "what was found was warned of %d times", (int)seen.told_numel);
     TESS_TRY(expect_newest(comm, t, &on_its_way, 3));
+    TESS_TRY(check_full(comm, t, unit));
     TESS_TRY(expect_odd(comm, t, &number, "'the whole run'"));
     TESS_TRY(live(comm, t, &uncompared));
     return expect_newest(comm, t, &uncompared, 9);
