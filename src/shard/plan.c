@@ -627,6 +627,14 @@ static tess_status add_remedy(remedy_list *list, const tess_plan_options *o, con
 static tess_status list_remedies(remedy_list *list, const tess_plan_options *options)
 {
     tess_plan_options o = *options;
+    if (options->kept_nbytes > 0) {
+        tess_plan_options none = *options;
+        none.outside_nbytes -= options->kept_nbytes;
+        none.library_nbytes -= options->kept_nbytes;
+        none.kept_nbytes = 0;
+        none.kept_share = 0.0;
+        TESS_TRY(add_remedy(list, &none, "compute.decoded_memory=0"));
+    }
     if (options->bucket_nbytes > 0) {
         o.bucket_nbytes = TESS_BUCKET_AUTO;
         TESS_TRY(add_remedy(list, &o, "shard.bucket_bytes=auto"));

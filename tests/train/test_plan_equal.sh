@@ -157,6 +157,9 @@ awk -v a="$after" -v b="$before" 'BEGIN { exit !(a > 0 && a < b) }' || fail "ste
     fail "codes in a slot stay decoded"
 grep -q 'weights stay decoded where their codes lie in place, found .* set shard.gather_group: 1' "$work/err" ||
     fail "refusal says: $(cat "$work/err")"
+! "$tessera" plan "${kept[@]:0:3}" --ranks 8 --device a100-40g shard.gather_group=1 compute.decoded_memory=100GiB \
+    >"$work/out" 2>"$work/err" || fail "100 GiB stay decoded on an a100-40g"
+grep -q 'cheapest changes: compute.decoded_memory=0 (' "$work/err" || fail "refusal says: $(cat "$work/err")"
 both=(shard.check_base=on compute.decoded_memory=30GiB)
 ! "$tessera" plan "${kept[@]}" shard.gather_group=1 "${both[@]}" >"$work/out" 2>"$work/err" ||
     fail "decoded copies of a base that is checked"
