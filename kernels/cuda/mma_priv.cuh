@@ -47,10 +47,11 @@ static __device__ __forceinline__ uint32_t tess_shared_address(const void *p)
 /** d += a b; fp32 accumulation, order of the 16 products up to the hardware. */
 static __device__ __forceinline__ void tess_mma(float *d, const uint32_t *a, const uint32_t *b)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    /* volatile: the whole warp has to come here, and a plain asm may be moved into a branch */
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /** Four 8 x 8 matrices of 16-byte rows: lane l gives the address of row l % 8 of matrix l / 8, and
