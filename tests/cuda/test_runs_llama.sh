@@ -82,6 +82,9 @@ run_on cuda kept 1 "${ranked[@]}" compute.decoded_memory=1GiB
 same_runs nf4_bf16 kept
 run_on cuda few_kept 1 "${ranked[@]}" compute.decoded_memory=40KiB
 same_runs nf4_bf16 few_kept
+run_on cuda auto_kept 1 "${ranked[@]}" compute.decoded_memory=auto
+grep -q '"decoded_weights": [1-9]' auto_kept/plan.json || fail "auto keeps no decoded weights"
+same_runs nf4_bf16 auto_kept
 for n in 2 4; do
     run_on cuda "shared$n" "$n" "${ranked[@]}"
     says "shared$n" "collectives: through host memory and MPI; ranks share a GPU"

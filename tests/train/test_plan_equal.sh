@@ -166,6 +166,23 @@ both=(shard.check_base=on compute.decoded_memory=30GiB)
 grep -q 'compute.decoded_memory: products read decoded copies .* set shard.check_base: off, or leave' "$work/err" ||
     fail "refusal says: $(cat "$work/err")"
 "$tessera" plan "${big[@]}" "${both[@]}" >/dev/null || fail "a CPU keeps none, and checks its base"
+# auto takes what is free but for a sixteenth, changes no other choice, and nothing where codes may be gathered.
+free=("${kept[@]:0:3}" --ranks 1 --device h200-141g compute.memory_limit=96GiB)
+said() { "$tessera" plan "${free[@]}" "$@" --json; }
+number() { sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" | head -n 1; }
+alone=$(said) auto=$(said compute.decoded_memory=auto)
+taken=$(number decoded_weights <<<"$auto")
+((${taken:-0} > 0)) || fail "auto keeps nothing of what is free"
+[[ $(number total <<<"$auto") == $(($(number total <<<"$alone") + taken)) ]] || fail "auto: other memory differs"
+(($(number total <<<"$auto") <= (96 << 30) / 16 * 15)) || fail "auto takes the spare sixteenth too"
+for choice in activation_checkpointing reshard_after_forward gather_group; do
+    [[ $(grep -m 1 "\"$choice\"" <<<"$auto") == "$(grep -m 1 "\"$choice\"" <<<"$alone")" ]] || fail "auto changes $choice"
+done
+for held in shard.check_base=on "shard.gather_group=2 --ranks 2"; do
+    # shellcheck disable=SC2086 # words
+    text=$("$tessera" plan "${free[@]}" compute.decoded_memory=auto $held) || fail "auto beside $held is refused"
+    ! grep -q 'stay decoded' <<<"$text" || fail "auto keeps decoded weights beside $held"
+done
 text=$("$tessera" plan "${big[@]}" compute.decoded_memory=30GiB)
 ! grep -q 'stay decoded' <<<"$text" || fail "a CPU keeps decoded weights: $text"
 text=$("$tessera" plan "${big[@]}" base.format=f32 compute.dtype=bf16)

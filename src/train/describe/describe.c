@@ -373,15 +373,22 @@ static double decoded_nbytes(const tess_registry *reg, bool is_reader)
     return nbytes;
 }
 
-/* How much of compute.decoded_memory is of use, and the share of decoding that it saves. */
+/* Take as much of the memory asked for as is of use. Sets the share of decoding that it saves. */
+static void keep(tess_description *d, const tess_launch_shape *launch, double asked, double *share)
+{
+    const double all = decoded_nbytes(&d->registry, launch->is_reader);
+    *share = all > 0.0 ? TESS_MIN(asked / all, 1.0) : 0.0;
+    d->kept_nbytes = (size_t)tess_round_up((int64_t)(*share * all), TESS_ARENA_ALIGN_NBYTES);
+}
+
+/* What compute.decoded_memory says in bytes; auto is decided when the rest of the plan is known. */
 static tess_status choose_kept(tess_description *d, const tess_launch_shape *launch, double *share)
 {
     const tess_run *run = d->run;
-    const double asked = (double)run->compute.decoded_memory;
     char place[TESS_RUN_PLACE_NBYTES];
-    d->kept_nbytes = 0;
-    *share = 0.0;
-    if (asked == 0.0 || !launch->is_device)
+    keep(d, launch, 0.0, share);
+    if (!launch->is_device || run->compute.decoded_memory == TESS_RUN_AUTO ||
+        run->compute.decoded_memory == 0)
         return TESS_OK;
     tess_run_place_text(run, TESS_RUN_KEY_compute_decoded_memory, place);
     TESS_CHECK(launch->world == 1 || run->shard.gather_group == 1, TESS_E_CONFIG,
@@ -393,10 +400,7 @@ static tess_status choose_kept(tess_description *d, const tess_launch_shape *lau
                "and damage in those is not seen; set shard.check_base: off, or leave "
                "compute.decoded_memory out",
                place);
-    const double all = decoded_nbytes(&d->registry, launch->is_reader);
-    if (all > 0.0)
-        *share = TESS_MIN(asked / all, 1.0);
-    d->kept_nbytes = (size_t)tess_round_up((int64_t)(*share * all), TESS_ARENA_ALIGN_NBYTES);
+    keep(d, launch, (double)run->compute.decoded_memory, share);
     return TESS_OK;
 }
 
@@ -420,6 +424,38 @@ static size_t sample_nbytes(const tess_description *d)
     return is_text && run->sample.prompts.item_numel > 0
                ? (size_t)d->config.vocab_numel * TOKEN_NBYTES
                : 0;
+}
+
+/*
+ * compute.decoded_memory: auto. Every other choice of the plan stays as it is: weights that stay
+ * decoded save a few percent of a step, recomputation or gathers in their place would cost more.
+ */
+static tess_status keep_what_is_free(tess_description *d, const tess_launch_shape *launch,
+                                     const tess_plan_options *options)
+{
+    enum { SPARE_DIVISOR = 16 }; /* libraries take what they take, a plan only estimates it */
+    const tess_plan_options *chosen = &d->plan->options;
+    const size_t limit_nbytes = launch->memory_limit_nbytes;
+    const size_t taken_nbytes = d->plan->total_nbytes + limit_nbytes / SPARE_DIVISOR;
+    if (chosen->gather_group_numel != 1 || d->run->shard.check_base == TESS_RUN_SWITCH_ON ||
+        taken_nbytes + TESS_ARENA_ALIGN_NBYTES > limit_nbytes)
+        return TESS_OK;
+    tess_plan_options o = *options;
+    const size_t free_nbytes = limit_nbytes - taken_nbytes;
+    keep(d, launch, (double)(free_nbytes / TESS_ARENA_ALIGN_NBYTES * TESS_ARENA_ALIGN_NBYTES),
+         &o.kept_share);
+    if (d->kept_nbytes == 0)
+        return TESS_OK;
+    o.kept_nbytes = d->kept_nbytes;
+    o.outside_nbytes += d->kept_nbytes;
+    o.library_nbytes += d->kept_nbytes;
+    o.gather_group_numel = chosen->gather_group_numel;
+    o.reshard = chosen->reshard;
+    o.checkpointing = chosen->checkpointing;
+    o.bucket_nbytes = chosen->bucket_nbytes;
+    o.library_once = chosen->library_once;
+    tess_plan_destroy(&d->plan);
+    return tess_plan_create(&d->registry, &o, &d->plan);
 }
 
 static tess_status make_plan(tess_description *d, const tess_launch_shape *launch)
@@ -474,7 +510,10 @@ static tess_status make_plan(tess_description *d, const tess_launch_shape *launc
     if (o.is_device) /* an export's own piece leaves the device beside the tensor it becomes part of
                       */
         o.load_nbytes = TESS_MAX(o.load_nbytes, 2 * export_nbytes(&d->registry));
-    return tess_plan_create(&d->registry, &o, &d->plan);
+    TESS_TRY(tess_plan_create(&d->registry, &o, &d->plan));
+    if (o.is_device && run->compute.decoded_memory == TESS_RUN_AUTO)
+        return keep_what_is_free(d, launch, &o);
+    return TESS_OK;
 }
 
 static tess_status open_model(const tess_ctx *ctx, tess_description *d)

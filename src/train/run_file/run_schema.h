@@ -512,9 +512,10 @@ TESS_BEGIN_DECLS
     X(compute, comm_thread, "comm_thread", tess_run_switch, ENUM, TESS_RUN_WORDS_(SWITCH), \
       "auto", 0, 0, FREE, \
       "Drive communication from a thread of its own; same bits.") \
-    X(compute, decoded_memory, "decoded_memory", int64_t, BYTES, "", "0", 0, INT64_MAX, FREE, \
+    X(compute, decoded_memory, "decoded_memory", int64_t, BYTES, "auto", "0", 0, INT64_MAX, FREE, \
       "Memory of a GPU for quantized weights that stay decoded, instead of decoding them for " \
-      "every product; as much of it as is of use is taken. Same bits; " \
+      "every product; as much of it as is of use is taken. auto: what the plan leaves free, but " \
+      "for a sixteenth of compute.memory_limit. Same bits; " \
       "[how much](cuda.md#weights-that-stay-decoded).") \
     X(compute, check_replay, "check_replay", int64_t, INT, "", "0", 0, 1000000000, FREE, \
       "Every so many steps each rank computes its first micro-batch twice and compares the bits " \
