@@ -6,12 +6,14 @@
  * reader runs before its writer, or a writer overtakes a reader.
  *
  * [Note: switching] Contexts are made once per fiber and then left by _setjmp and entered by
- * _longjmp: swapcontext() would call the kernel to save the signal mask at each switch.
+ * _longjmp: swapcontext() would call the kernel to save the signal mask at each switch. Ubuntu's
+ * compilers fortify by default, and a fortified longjmp takes another stack for a broken one.
  *
  * [Note: device memory] The host may touch none of it, so it is opened for each launch and copy.
  * That costs time by the page: huge pages make it cheap. It is handed out downwards from its end,
  * and what lies behind that is never opened.
  */
+#undef _FORTIFY_SOURCE
 #include "tests/emulation/cuda_emulation.hpp"
 
 #include <csetjmp>
