@@ -11,7 +11,7 @@ enum { TESS_LANE_ROWS = TESS_BLOCK_THREADS / TESS_ROW_LANES };
 /** Activations of either dtype, in rows `stride` apart. */
 struct tess_edge {
     void *data;
-    bool is_bf16;
+    int64_t is_bf16; /* as wide as its place: kernels are given no byte that nobody wrote */
     int64_t stride;
 };
 
