@@ -497,7 +497,8 @@ static void link_comm(gpu_comm *c)
     pthread_mutex_unlock(&c->link->engine->lock);
 }
 
-/* Two groups of the same ranks, so that gathers and gradients can be under way together. */
+/* Two groups of the same ranks, so that gathers and gradients can be under way together. A split
+ * keeps its parent busy, and one that fails may leave no child to ask: the parent says so. */
 static tess_status split_lane(gpu_comm *parent, gpu_comm *c, int lane, int color)
 {
     static const char *const name[LANE_NUMEL] = {"tessera gather group", "tessera reduce group"};
@@ -505,8 +506,8 @@ static tess_status split_lane(gpu_comm *parent, gpu_comm *c, int lane, int color
     if (l->library->split(parent->lane[lane].group, color, parent->over.base.rank, name[lane],
                           &c->lane[lane].group) != TESS_OK)
         return library_failed(l, name[lane]);
-    TESS_TRY(settle(l, c->lane[lane].group, name[lane]));
-    return settle(l, parent->lane[lane].group, name[lane]);
+    TESS_TRY(settle(l, parent->lane[lane].group, name[lane]));
+    return settle(l, c->lane[lane].group, name[lane]);
 }
 
 static tess_status join_world(gpu_comm *c)
@@ -523,8 +524,8 @@ static tess_status join_world(gpu_comm *c)
     if (l->library->split(c->lane[0].group, 0, host->rank, "tessera reduce", &c->lane[1].group) !=
         TESS_OK)
         return library_failed(l, "splitting");
-    TESS_TRY(settle(l, c->lane[1].group, "splitting"));
-    return settle(l, c->lane[0].group, "splitting"); /* a split keeps its parent busy, too */
+    TESS_TRY(settle(l, c->lane[0].group, "splitting"));
+    return settle(l, c->lane[1].group, "splitting");
 }
 
 static tess_status gpu_split_group(tess_comm *comm, int group_numel, tess_comm **out)

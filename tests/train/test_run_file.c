@@ -520,6 +520,11 @@ static void test_run_parse_defaults_are_those_of_the_design(void **state)
     assert_string_equal(run->output.resume, "auto");
     assert_null(run->data.eval_path);
     tess_run_destroy(&run);
+    run = parse_good("model: {path: m}\ndata: {path: d.h5}\noutput: {dir: out}\n"
+                     "compute: {memory_limit: \"8GiB\"}\n", /* quoted, as JSON has it */
+                     NULL, 0);
+    assert_int_equal(run->compute.memory_limit, INT64_C(8) << 30);
+    tess_run_destroy(&run);
 }
 
 static void test_run_parse_overrides_win_over_the_file(void **state)

@@ -157,9 +157,12 @@ bool tess_run_set_int(const tess_run_key *key, const run_node *node, int64_t *ou
     }
     int64_t value = 0;
     const char *end = NULL;
-    if (node->is_quoted || !parse_i64(node->text, &end, &value))
+    if (!parse_i64(node->text, &end, &value))
         return false;
-    if (key->kind == TESS_RUN_BYTES && *end != '\0') {
+    const bool has_unit = key->kind == TESS_RUN_BYTES && *end != '\0';
+    if (node->is_quoted && !has_unit) /* with a unit it is a string, quoted wherever YAML is JSON */
+        return false;
+    if (has_unit) {
         const int unit = tess_run_word_find("KiB|MiB|GiB|TiB", end);
         if (unit < 0 || __builtin_mul_overflow(value, (int64_t)1 << (10 * (unit + 1)), &value))
             return false;
