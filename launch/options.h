@@ -6,7 +6,6 @@
 
 #include "core/dtype.h"
 #include "format/adapter.h"
-#include "shard/ckpt.h"
 #include "train/run_file/run_file.h"
 #include "train/vectors/vectors_code.h"
 
@@ -28,10 +27,7 @@ typedef struct tess_run_options {
 typedef struct tess_train_options {
     tess_common_options common;
     tess_run_options run;
-    bool accept_config_change; /* resume although numerics keys differ from the checkpoint's */
-    const char *load_map[TESS_CKPT_EXCEPTION_MAX + 1]; /* one more than are taken: it is refused */
-    const char *allow_missing[TESS_CKPT_EXCEPTION_MAX + 1];
-    int64_t load_map_numel, allow_missing_numel;
+    bool accept_config_change;   /* resume although numerics keys differ from the checkpoint's */
     const char *manifest_sha256; /* of the checkpoint to go on from; NULL: any. So in all below */
 } tess_train_options;
 

@@ -312,34 +312,12 @@ typedef struct tess_ckpt_loaded {
 typedef tess_status (*tess_ckpt_accept)(void *arg, const tess_ckpt_loaded *manifest,
                                         bool *wants_base);
 
-enum { TESS_CKPT_EXCEPTION_MAX = 64 };
-
-/**
- * What a load lets pass where tensors differ; both lists empty: nothing. Patterns are whole names
- * of tensors in which `*` stands for any text, also of their coarse state (`NAME.blocks`).
- */
-typedef struct tess_ckpt_exceptions {
-    /* [map_numel] "STORED=NAME": a stored tensor by its name of today, with as many `*` on both
-     * sides; "STORED=": it stays unread. The first that matches counts. */
-    const char *const *map;
-    int64_t map_numel;
-    const char *const *missing; /* [missing_numel] what the file may lack: its views stay as they
-                                   were before the load */
-    int64_t missing_numel;
-} tess_ckpt_exceptions;
-
-/** Whether the patterns are well formed. Local. @return TESS_E_ARG the first that is not */
-TESS_MUST_CHECK tess_status tess_ckpt_exceptions_check(const tess_ckpt_exceptions *e);
-
 typedef struct tess_ckpt_load_request {
     const char *path; /* one checkpoint directory; NULL: auto, newest valid of the store */
     const char *manifest_sha256; /* 64 hex digits that its MANIFEST ends with; NULL: any */
     const tess_ckpt_set *set;    /* targets; views are written; shard_world: ranks of one copy */
     const tess_ckpt_set *base;   /* frozen targets; NULL: not wanted. Ignored in mode REFERENCE */
     tess_ckpt_accept accept;     /* may be NULL */
-    /* Of `set`, whose tensors are then placed one by one; auto falls back to no older checkpoint.
-     * NULL, or empty once `accept` has returned: none. */
-    const tess_ckpt_exceptions *exceptions;
     /* Whether slabs and tensors of a unit that `set` does not have may stay unread; NULL: none. */
     bool (*may_leave)(void *arg, const char *unit);
     /* auto: whether one of this step may be loaded, among those that this process wrote and those

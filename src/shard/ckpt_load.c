@@ -31,6 +31,100 @@ tess_status ckpt_bcast_manifest(tess_comm *comm, tess_io *io, const char *dir, c
     return TESS_OK;
 }
 
+/* ---- what the file holds against what is wanted ---- */
+
+static void describe_shape(const tess_ckpt_tensor *t, char text[200])
+{
+    ckpt_text out = {text, 200, 0};
+    ckpt_text_put(&out, "[");
+    for (int i = 0; i < t->dim_numel; i++)
+        ckpt_text_put(&out, "%s%" PRId64, i > 0 ? ", " : "", t->shape[i]);
+    ckpt_text_put(&out, "]");
+}
+
+static const char *or_all(const char *role) { return role != NULL ? role : "(all)"; }
+
+static tess_status compare_tensor(const char *where, const tess_ckpt_tensor *stored,
+                                  const tess_ckpt_tensor *wanted)
+{
+    char stored_shape[200], wanted_shape[200];
+    describe_shape(stored, stored_shape);
+    describe_shape(wanted, wanted_shape);
+    TESS_CHECK(strcmp(stored_shape, wanted_shape) == 0, TESS_E_FORMAT,
+               "'%s': tensor '%s' has shape %s, this run needs %s", where, stored->name,
+               stored_shape, wanted_shape);
+    TESS_CHECK(strcmp(stored->dtype, wanted->dtype) == 0, TESS_E_FORMAT,
+               "'%s': tensor '%s' is %s, this run needs %s", where, stored->name, stored->dtype,
+               wanted->dtype);
+    TESS_CHECK(strcmp(stored->quant, wanted->quant) == 0, TESS_E_FORMAT,
+               "'%s': tensor '%s' is quantized as %s, this run needs %s", where, stored->name,
+               stored->quant, wanted->quant);
+    TESS_CHECK(strcmp(stored->unit, wanted->unit) == 0 &&
+                   strcmp(or_all(stored->role), or_all(wanted->role)) == 0,
+               TESS_E_FORMAT, "'%s': tensor '%s' lies in unit %s role %s, this run has %s role %s",
+               where, stored->name, stored->unit, or_all(stored->role), wanted->unit,
+               or_all(wanted->role));
+    TESS_CHECK(stored->offset_numel == wanted->offset_numel &&
+                   stored->extent_numel == wanted->extent_numel,
+               TESS_E_FORMAT,
+               "'%s': tensor '%s' lies at [%" PRId64 ", +%" PRId64
+               ") of its unit, this run has [%" PRId64 ", +%" PRId64 ")",
+               where, stored->name, stored->offset_numel, stored->extent_numel,
+               wanted->offset_numel, wanted->extent_numel);
+    return TESS_OK;
+}
+
+static tess_status compare_record(const char *where, const tess_ckpt_record *stored,
+                                  const tess_ckpt_record *wanted)
+{
+    TESS_CHECK(stored->dt == wanted->dt, TESS_E_FORMAT,
+               "'%s': slab '%s/%s' is stored as %s, this run needs %s", where, stored->unit,
+               stored->role, tess_dtype_name(stored->dt), tess_dtype_name(wanted->dt));
+    TESS_CHECK(stored->total_numel == wanted->total_numel, TESS_E_FORMAT,
+               "'%s': slab '%s/%s' has %" PRId64 " elements, this run needs %" PRId64, where,
+               stored->unit, stored->role, stored->total_numel, wanted->total_numel);
+    TESS_CHECK(strcmp(stored->quant, wanted->quant) == 0, TESS_E_FORMAT,
+               "'%s': slab '%s/%s' is quantized as '%.200s', this run needs '%.200s'", where,
+               stored->unit, stored->role, stored->quant, wanted->quant);
+    return TESS_OK;
+}
+
+static bool may_leave(const tess_ckpt_load_request *request, const char *unit)
+{
+    return request != NULL && request->may_leave != NULL &&
+           request->may_leave(request->accept_arg, unit);
+}
+
+tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted, const ckpt_manifest *m,
+                              const tess_ckpt_load_request *request)
+{
+    const tess_ckpt_set *w = wanted->set;
+    for (int64_t i = 0; i < w->tensor_numel; i++) {
+        const int64_t at = ckpt_index_tensor(&m->index, w->tensors[i].name);
+        TESS_CHECK(at >= 0, TESS_E_FORMAT, "'%s': tensor '%s' of this run is missing", where,
+                   w->tensors[i].name);
+        TESS_TRY(compare_tensor(where, &m->tensors[at], &w->tensors[i]));
+    }
+    for (int64_t i = 0; i < m->set.tensor_numel; i++)
+        TESS_CHECK(ckpt_index_tensor(wanted, m->tensors[i].name) >= 0 ||
+                       may_leave(request, m->tensors[i].unit),
+                   TESS_E_FORMAT, "'%s': holds tensor '%s', which this run does not have", where,
+                   m->tensors[i].name);
+    for (int64_t i = 0; i < w->record_numel; i++) {
+        const tess_ckpt_record *r = &w->records[i];
+        const int64_t at = ckpt_index_record(&m->index, r->unit, r->role);
+        TESS_CHECK(at >= 0, TESS_E_FORMAT, "'%s': slab '%s/%s' of this run is missing", where,
+                   r->unit, r->role);
+        TESS_TRY(compare_record(where, &m->records[at], r));
+    }
+    for (int64_t i = 0; i < m->set.record_numel; i++)
+        TESS_CHECK(ckpt_index_record(wanted, m->records[i].unit, m->records[i].role) >= 0 ||
+                       may_leave(request, m->records[i].unit),
+                   TESS_E_FORMAT, "'%s': holds slab '%s/%s', which this run does not have", where,
+                   m->records[i].unit, m->records[i].role);
+    return TESS_OK;
+}
+
 /* ---- one directory ---- */
 
 typedef struct load_part {
@@ -39,7 +133,6 @@ typedef struct load_part {
     tess_view *views; /* [record_numel] */
     tess_logical_hash *hashes;
     int64_t *sums;
-    int64_t *source; /* [tensor_numel] of ckpt_match_sets(); NULL: slabs are the same */
     ckpt_reader *reader;
 } load_part;
 
@@ -93,7 +186,6 @@ static void free_part(load_part *part)
     tess_free(part->views);
     tess_free(part->hashes);
     tess_free(part->sums);
-    tess_free(part->source);
 }
 
 static tess_status open_part(load *l, const char *dir, const char *kind, load_part *part)
@@ -148,12 +240,6 @@ static void fill_loaded(load *l)
     snprintf(out->run_id, sizeof out->run_id, "%.16s", m->run_id);
 }
 
-static bool has_exceptions(const load *l)
-{
-    const tess_ckpt_exceptions *e = l->request->exceptions;
-    return e != NULL && e->map_numel + e->missing_numel > 0;
-}
-
 /* The caller's view of the manifest, then every name, shape and dtype. */
 static tess_status judge(load *l)
 {
@@ -162,13 +248,7 @@ static tess_status judge(load *l)
     fill_loaded(l);
     if (l->request->accept != NULL)
         TESS_TRY(l->request->accept(l->request->accept_arg, l->out, &l->wants_base));
-    if (!has_exceptions(l))
-        return ckpt_compare_sets(l->dir, &l->step.index, m, l->request);
-    void *memory = NULL;
-    TESS_TRY(tess_alloc_array(l->step.set->tensor_numel, sizeof(int64_t), &memory));
-    l->step.source = memory;
-    return ckpt_match_sets(l->dir, &l->step.index, m, l->request, &l->store->ctx->log,
-                           l->step.source);
+    return ckpt_compare_sets(l->dir, &l->step.index, m, l->request);
 }
 
 static tess_status judge_base(const load *l)
@@ -178,58 +258,8 @@ static tess_status judge_base(const load *l)
     return ckpt_compare_sets(l->base.reader->dir, &l->base.index, &l->base.reader->manifest, NULL);
 }
 
-/* ---- tensors one by one ---- */
-
-/* What this rank reads of a wanted tensor in a wanted slab. */
-typedef struct load_piece {
-    int64_t record_idx; /* of the manifest */
-    int64_t lo_idx;     /* there */
-    tess_view dst;      /* numel 0: nothing */
-} load_piece;
-
-static load_piece piece_of(const load_part *part, const ckpt_pair *pair)
-{
-    const tess_ckpt_tensor *t = &part->set->tensors[pair->tensor_idx];
-    const tess_ckpt_record *r = &part->set->records[pair->record_idx];
-    const ckpt_manifest *m = &part->reader->manifest;
-    const int64_t source = part->source[pair->tensor_idx];
-    const int64_t lo = TESS_MAX(r->lo_idx, t->offset_numel);
-    const int64_t hi = TESS_MIN(r->hi_idx, t->offset_numel + t->extent_numel);
-    if (source < 0 || lo >= hi)
-        return (load_piece){0};
-    return (load_piece){ckpt_stored_record(m, source, r->role),
-                        m->tensors[source].offset_numel + lo - t->offset_numel,
-                        tess_view_slice(r->view, lo - r->lo_idx, hi - lo)};
-}
-
-static tess_status check_pieces(load_part *part)
-{
-    for (int64_t p = 0; p < part->index.pair_numel; p++) {
-        const load_piece piece = piece_of(part, &part->index.pairs[p]);
-        if (piece.dst.numel > 0)
-            TESS_TRY(ckpt_reader_check_range(part->reader, piece.record_idx, piece.lo_idx,
-                                             piece.lo_idx + piece.dst.numel));
-    }
-    return TESS_OK;
-}
-
-static tess_status read_pieces(load *l, load_part *part)
-{
-    for (int64_t p = 0; p < part->index.pair_numel; p++) {
-        const load_piece piece = piece_of(part, &part->index.pairs[p]);
-        if (piece.dst.numel > 0)
-            TESS_TRY(ckpt_reader_load(part->reader, piece.record_idx, piece.lo_idx, piece.dst,
-                                      &l->store->window));
-    }
-    return TESS_OK;
-}
-
-/* ---- whole slabs ---- */
-
 static tess_status check_part(load_part *part)
 {
-    if (part->source != NULL)
-        return check_pieces(part);
     for (int64_t i = 0; part->reader != NULL && i < part->set->record_numel; i++) {
         const tess_ckpt_record *r = &part->set->records[i];
         const int64_t at = ckpt_index_record(&part->reader->manifest.index, r->unit, r->role);
@@ -240,8 +270,6 @@ static tess_status check_part(load_part *part)
 
 static tess_status read_part(load *l, load_part *part)
 {
-    if (part->source != NULL)
-        return read_pieces(l, part);
     for (int64_t i = 0; part->reader != NULL && i < part->set->record_numel; i++) {
         const tess_ckpt_record *r = &part->set->records[i];
         const int64_t at = ckpt_index_record(&part->reader->manifest.index, r->unit, r->role);
@@ -255,10 +283,7 @@ static tess_status read_part(load *l, load_part *part)
 static const tess_logical_hash *stored_hash(const load_part *part, const ckpt_pair *pair)
 {
     const ckpt_manifest *m = &part->reader->manifest;
-    const int64_t at =
-        part->source != NULL
-            ? part->source[pair->tensor_idx]
-            : ckpt_index_tensor(&m->index, part->set->tensors[pair->tensor_idx].name);
+    const int64_t at = ckpt_index_tensor(&m->index, part->set->tensors[pair->tensor_idx].name);
     int64_t p = m->index.first_pair[at];
     while (p + 1 < m->index.first_pair[at + 1] &&
            strcmp(m->records[m->index.pairs[p].record_idx].role,
@@ -273,8 +298,6 @@ static tess_status compare_sums(const load_part *part, int copies_numel)
     for (int64_t p = 0; p < part->index.pair_numel; p++) {
         const ckpt_pair pair = part->index.pairs[p];
         const tess_ckpt_tensor *t = &part->set->tensors[pair.tensor_idx];
-        if (part->source != NULL && part->source[pair.tensor_idx] < 0)
-            continue;
         const tess_logical_hash *stored = stored_hash(part, &pair);
         const tess_logical_hash *found = &part->hashes[p];
         for (int k = 0; k < 2; k++)
@@ -389,14 +412,10 @@ static tess_status report_damaged(load *l, int64_t chosen_idx)
     return TESS_OK;
 }
 
-/* Nothing was ever committed: a fresh start, unless a checkpoint was asked for. */
+/* Nothing was ever committed: a fresh start, unless a certain checkpoint was asked for. */
 static tess_status find_none(const load *l)
 {
     const char *wanted = l->request->manifest_sha256;
-    TESS_CHECK(!has_exceptions(l), TESS_E_NOT_FOUND,
-               "'%s' holds no checkpoint that --load-map and --allow-missing could be for; name it "
-               "with output.resume, or leave them out",
-               l->store->dir);
     TESS_CHECK(wanted == NULL, TESS_E_NOT_FOUND,
                "'%s' holds no checkpoint, and the one whose MANIFEST has the SHA-256 %s was asked "
                "for (--manifest-sha256); name its folder, or leave the option out",
@@ -427,8 +446,7 @@ static tess_status load_auto(load *l)
         const tess_status st = try_candidate(l);
         if (st == TESS_OK)
             return report_damaged(l, c.idx);
-        if (tess_status_is_fatal(st) || l->is_final || st == TESS_E_MEMORY ||
-            l->step.source != NULL)
+        if (tess_status_is_fatal(st) || l->is_final || st == TESS_E_MEMORY)
             return st;
         tess_log_root(&s->ctx->log, TESS_LOG_WARN,
                       "checkpoint '%s' does not verify, an older one is tried: %s", l->dir,

@@ -469,15 +469,6 @@ TESS_MUST_CHECK tess_status ckpt_bcast_manifest(tess_comm *comm, tess_io *io, co
 TESS_MUST_CHECK tess_status ckpt_compare_sets(const char *where, const ckpt_index *wanted,
                                               const ckpt_manifest *m,
                                               const tess_ckpt_load_request *request);
-/* The same where the request has exceptions, whatever unit tensors lie in and where: which tensor
- * of the manifest each of `wanted` is read from, -1 where there is none and may be none; says on
- * rank 0 what differs. @param[out] source  [wanted->set->tensor_numel] */
-TESS_MUST_CHECK tess_status ckpt_match_sets(const char *where, const ckpt_index *wanted,
-                                            const ckpt_manifest *m,
-                                            const tess_ckpt_load_request *request,
-                                            const tess_log *log, int64_t *source);
-/* The record of a manifest that holds a tensor in a role, -1 when there is none. */
-int64_t ckpt_stored_record(const ckpt_manifest *m, int64_t tensor_idx, const char *role);
 /* Views of this rank against the ranges it must hold, and against where the store reaches. */
 TESS_MUST_CHECK tess_status ckpt_check_views(const tess_ckpt_store *s, const tess_ckpt_set *set);
 /* Epoch that LOCK shows now; -1 when unreadable. Allocates nothing. */

@@ -127,7 +127,6 @@ static tess_status begin_save(loop *l)
         words("run", l->base.run_yaml),
         words("base_id", s->base_id),
         words("base_previous", s->base_previous != NULL ? s->base_previous : ""),
-        words("load_changes", s->load_changes != NULL ? s->load_changes : ""),
     };
     enum { BEFORE_OPTIMIZER = TESS_NELEM(own) + SESSION_GUARD_VALUE_NUMEL };
     tess_ckpt_value state[BEFORE_OPTIMIZER + TESS_OPTIMIZER_SCALAR_MAX];

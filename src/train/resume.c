@@ -15,7 +15,6 @@
 #include "core/memory.h"
 #include "format/identity.h"
 #include "train/session_priv.h"
-#include "train/strbuf.h"
 
 /* ---- identity of the base ---- */
 
@@ -182,65 +181,6 @@ static tess_status start_fresh(tess_session *s)
 
 /* ---- resume ---- */
 
-/* ---- what a load lets pass ---- */
-
-static tess_status describe_exceptions(const tess_session *s, tess_strbuf *out)
-{
-    const tess_ckpt_exceptions *e = &s->exceptions;
-    for (int64_t i = 0; i < e->map_numel; i++)
-        TESS_TRY(tess_strbuf_add(out, " --load-map '%s'", e->map[i]));
-    for (int64_t i = 0; i < e->missing_numel; i++)
-        TESS_TRY(tess_strbuf_add(out, " --allow-missing '%s'", e->missing[i]));
-    return TESS_OK;
-}
-
-/* A job that is queued again has the same options: what its checkpoint has behind it is not asked
- * for again. */
-static tess_status note_exceptions(tess_session *s, const tess_ckpt_loaded *m)
-{
-    const tess_ckpt_value *known = tess_ckpt_loaded_value(m, "load_changes");
-    const char *before = known != NULL && known->kind == TESS_CKPT_TEXT ? known->text : "";
-    tess_strbuf now = {0};
-    tess_free(s->load_changes);
-    s->load_changes = NULL;
-    tess_status st = describe_exceptions(s, &now);
-    const size_t nbytes = strlen(before);
-    const bool is_done = st == TESS_OK && now.nbytes > 0 && nbytes > now.nbytes &&
-                         strcmp(before + nbytes - now.nbytes, now.text) == 0 &&
-                         before[nbytes - now.nbytes - 1] == ':';
-    if (is_done) {
-        s->exceptions = (tess_ckpt_exceptions){0};
-        tess_log_root(&s->ctx->log, TESS_LOG_INFO, "checkpoint '%s' was loaded with%s before",
-                      m->path, now.text);
-    }
-    if (st == TESS_OK && (is_done || now.nbytes == 0))
-        st = nbytes > 0 ? tess_strdup(before, &s->load_changes) : TESS_OK;
-    else if (st == TESS_OK)
-        st = tess_asprintf(&s->load_changes, "%s%sstep %lld:%s", before, nbytes > 0 ? "\n" : "",
-                           (long long)m->step, now.text);
-    tess_strbuf_fini(&now);
-    return st;
-}
-
-/* Masters as a fresh start draws or reads them, moments zero: what the checkpoint lacks stays so.
- */
-static tess_status start_missing(tess_session *s)
-{
-    TESS_CHECK(s->d.dir != NULL || s->run->model.init == TESS_RUN_INIT_RANDOM, TESS_E_CONFIG,
-               "model.path: '%s' has no weights, and what --allow-missing lets the checkpoint lack "
-               "starts from them; give the model's folder",
-               s->run->model.path);
-    TESS_TRY(load_from_source(s, true));
-    return session_agree(s, tess_runtime_begin(s->rt));
-}
-
-static tess_status begin_exceptions(tess_session *s)
-{
-    s->exceptions = s->options.exceptions;
-    TESS_TRY(session_agree(s, tess_ckpt_exceptions_check(&s->exceptions)));
-    return s->exceptions.missing_numel > 0 ? start_missing(s) : TESS_OK;
-}
-
 static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m, bool *wants_base)
 {
     tess_session *s = arg;
@@ -249,7 +189,7 @@ static tess_status accept_manifest(void *arg, const tess_ckpt_loaded *m, bool *w
                "checkpoint '%s' has no numerics listing", m->path);
     TESS_TRY(session_accept_numerics(s, m->path, listing->text));
     *wants_base = *wants_base && !s->is_base_changed;
-    return note_exceptions(s, m);
+    return TESS_OK;
 }
 
 tess_status session_number_of(const tess_ckpt_loaded *m, const char *name, int64_t *out)
@@ -428,10 +368,8 @@ static tess_status try_resume(tess_session *s, bool *is_loaded)
                                             .set = &s->records.state,
                                             .base = has_frozen(s) ? &s->records.base : NULL,
                                             .accept = accept_manifest,
-                                            .exceptions = &s->exceptions,
                                             .may_leave = session_may_leave,
                                             .accept_arg = s};
-    TESS_TRY(begin_exceptions(s));
     const double start_s = tess_clock_s();
     TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
     s->times.read_s += tess_clock_s() - start_s;
@@ -463,17 +401,13 @@ static int64_t last_step_of(const tess_session *s)
     return s->vectors != NULL ? session_vectors_step_numel(s) : s->run->train.steps;
 }
 
-static tess_status check_resume_choice(const tess_session *s)
+static tess_status check_manifest_choice(const tess_session *s)
 {
     const char *resume = s->run->output.resume;
     const bool is_never =
         s->options.kind == TESS_SESSION_TRAIN && resume != NULL && strcmp(resume, "never") == 0;
-    const tess_ckpt_exceptions *e = &s->options.exceptions;
-    TESS_CHECK(!is_never ||
-                   (s->options.manifest_sha256 == NULL && e->map_numel + e->missing_numel == 0),
-               TESS_E_CONFIG,
-               "output.resume: never reads no checkpoint, and --manifest-sha256, --load-map and "
-               "--allow-missing are for one; remove them, or the key");
+    TESS_CHECK(!is_never || s->options.manifest_sha256 == NULL, TESS_E_CONFIG,
+               "--manifest-sha256: output.resume: never reads no checkpoint; remove one of both");
     return TESS_OK;
 }
 
@@ -481,7 +415,7 @@ tess_status session_open_store(tess_session *s)
 {
     char hex[TESS_SHA256_HEX_NBYTES];
     tess_sha256 numerics;
-    TESS_TRY(session_agree(s, check_resume_choice(s)));
+    TESS_TRY(session_agree(s, check_manifest_choice(s)));
     TESS_TRY(session_agree(s, tess_sha256_of(s->numerics, strlen(s->numerics), &numerics)));
     tess_hex(numerics.byte, sizeof numerics.byte, hex);
     const tess_ckpt_config config = {.dir = s->run->output.dir,
@@ -510,8 +444,7 @@ static tess_status state_room(const tess_session *s, size_t *nbytes)
     size_t yaml_nbytes = 0;
     TESS_TRY(tess_run_yaml(s->run, &yaml, &yaml_nbytes));
     tess_free(yaml);
-    *nbytes = yaml_nbytes + strlen(s->numerics) + SLACK_NBYTES +
-              (s->load_changes != NULL ? strlen(s->load_changes) : 0);
+    *nbytes = yaml_nbytes + strlen(s->numerics) + SLACK_NBYTES;
     return TESS_OK;
 }
 
@@ -587,7 +520,6 @@ tess_status session_roll_back(tess_session *s, bool *is_back)
                                             .may_load = is_regular,
                                             .accept_arg = s};
     tess_ckpt_loaded loaded = {0};
-    s->exceptions = (tess_ckpt_exceptions){0}; /* a checkpoint of this run has its tensors */
     TESS_TRY(tess_ckpt_load(s->store, &request, &loaded));
     *is_back = loaded.found == TESS_CKPT_LOADED;
     const tess_status st = *is_back ? return_to(s, &loaded) : TESS_OK;

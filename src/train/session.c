@@ -376,7 +376,6 @@ void tess_session_close(tess_session **inout)
     tess_free(s->source_path);
     tess_free(s->numerics);
     tess_free(s->base_previous);
-    tess_free(s->load_changes);
     if (s->run != NULL && s->run->shard.check_collectives)
         tess_comm_set_checking(s->world, false);
     tess_run_destroy(&s->run);

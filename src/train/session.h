@@ -16,7 +16,6 @@
 #include "dist/comm.h"
 #include "kernels/cost.h"
 #include "kernels/kernels.h"
-#include "shard/ckpt.h"
 #include "shard/trace.h"
 #include "train/run_file/run_file.h"
 
@@ -80,7 +79,6 @@ typedef struct tess_session_options {
     const tess_run_override *overrides; /* [override_numel] */
     int64_t override_numel;
     bool accept_config_change;
-    tess_ckpt_exceptions exceptions; /* of the checkpoint that a run goes on from */
     const char
         *checkpoint; /* reader: a directory; "none": the base alone; NULL: newest of output.dir */
     const char *manifest_sha256; /* 64 hex digits: of the checkpoint's MANIFEST; NULL: any */

@@ -160,10 +160,8 @@ struct tess_session {
     char (*source_path)[PATH_MAX];
     char base_id[TESS_SHA256_HEX_NBYTES]; /* "" when nothing is frozen */
     char *base_previous;                  /* ids of bases trained on before, by commas, or NULL */
-    tess_ckpt_exceptions exceptions; /* of the load under way; empty once they have been made */
-    char *load_changes;              /* what loads of this run let pass, a line each, or NULL */
-    bool is_base_changed;            /* the checkpoint resumed from has another */
-    char *numerics;                  /* listing of what decides bits */
+    bool is_base_changed;                 /* the checkpoint resumed from has another */
+    char *numerics;                       /* listing of what decides bits */
     char contract_digest[TESS_SHA256_HEX_NBYTES];
     int64_t step;          /* completed */
     int64_t token_numel;   /* trained so far */

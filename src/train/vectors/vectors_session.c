@@ -240,10 +240,6 @@ static tess_status load(tess_session *s)
     if (choice != NULL && strcmp(choice, is_reader ? "none" : "never") == 0)
         return is_reader ? TESS_FAIL(TESS_E_CONFIG, "--checkpoint none: codebooks are trained")
                          : TESS_OK;
-    TESS_CHECK(s->options.exceptions.map_numel + s->options.exceptions.missing_numel == 0,
-               TESS_E_CONFIG,
-               "--load-map, --allow-missing: jobs over vectors have no tensors to choose among; "
-               "remove them");
     const bool is_auto = choice == NULL || (!is_reader && strcmp(choice, "auto") == 0);
     const tess_ckpt_load_request request = {.path = is_auto ? NULL : choice,
                                             .manifest_sha256 = s->options.manifest_sha256,
