@@ -408,6 +408,9 @@ static tess_status put_end(writer *w, bool add_generation)
         TESS_TRY(put_id(w, w->chat->open));
         return put_text(w, "assistant\n");
     case TESS_CHAT_MISTRAL_INST:
+        TESS_CHECK(w->pending.numel == 0, TESS_E_FORMAT,
+                   "a conversation of a system message alone, chat template mistral-inst puts that "
+                   "into the first user's; add one, or leave the conversation out");
         if (w->header.numel == 0)
             return TESS_OK;
         TESS_TRY(tess_encode(w->encoder, w->header.byte, (size_t)w->header.numel,

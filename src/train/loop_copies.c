@@ -99,9 +99,10 @@ tess_status loop_commit_before(session_loop *l, tess_status refused)
         tess_log_root(&l->s->ctx->log, TESS_LOG_WARN, "%s", tess_error_message());
     tess_error_clear();
     const tess_status st = loop_commit(l);
-    /* That a full disk stops the run has been said; the verdict is the graver reason. */
+    /* A verdict is a graver reason to end than a checkpoint that could not be written. */
     if (st != TESS_E_IO || tess_session_is_broken(l->s))
         return st;
+    tess_log_root(&l->s->ctx->log, TESS_LOG_WARN, "%s", tess_error_message());
     tess_error_clear();
     return TESS_OK;
 }

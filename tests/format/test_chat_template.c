@@ -324,6 +324,7 @@ static void test_encode_refuses_wrong_roles(void **state)
          {"user", "system"},
          "takes a system message only at the front"},
         {"sp-first", "mistral-inst", {"tool"}, "message 0: role 'tool'"},
+        {"sp-first", "mistral-inst", {"system"}, "a conversation of a system message alone"},
         {"llama3", "llama3", {""}, "message 0: role ''"},
         {"llama3", "llama3", {"user", "a b"}, "message 1: role 'a b', expected lower-case letters"},
         {"llama3",
