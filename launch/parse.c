@@ -238,8 +238,7 @@ error_t tess_launch_manifest(const struct argp_state *state, const char *arg, co
     if (nbytes != 64 || strspn(arg, "0123456789abcdef") != nbytes)
         return tess_launch_refuse(state,
                                   "--manifest-sha256: expected 64 hex digits in lower case, as "
-                                  "'tail -n 1 MANIFEST' prints them, found "
-                                  "'%.100s'",
+                                  "'tail -n 1 MANIFEST' prints them, found '%.100s'",
                                   arg);
     *out = arg;
     return 0;

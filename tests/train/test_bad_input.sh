@@ -222,7 +222,10 @@ refuse 65 "$good_step|$digest|$other" export good -o new --manifest-sha256 "$oth
 ranks=1 refuse 65 "$good_step|$digest|$other" verify good --manifest-sha256 "$other"
 refuse 66 "'bad' holds no checkpoint|$digest" train run.yaml output.dir=bad --manifest-sha256 "$digest"
 refuse_key 65 "output.resume: never" output.resume=never --manifest-sha256 "$digest"
+ranks=1 refuse 65 "good/export|is for checkpoints" verify good/export --manifest-sha256 "$digest"
+ranks=1 refuse 65 "good/export|is for checkpoints" export good/export --format gguf -o new --manifest-sha256 "$digest"
 refuse 64 "--checkpoint none" eval run.yaml --checkpoint none --manifest-sha256 "$digest"
+refuse 64 "no checkpoint is read with --adapter" eval run.yaml --adapter good/export --manifest-sha256 "$digest"
 refuse 64 "64 hex digits|abc" verify good --manifest-sha256 abc
 [ ! -e new ] || fail "a refused export left a folder"
 refuse 66 "'bad'|no checkpoint" eval run.yaml output.dir=bad
