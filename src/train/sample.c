@@ -45,12 +45,18 @@ static int by_logit(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
+/* Ids above the tokenizer's are padding of the embedding and have no text; a tokenizer may know
+ * some that the model does not embed. */
+static int64_t vocab_of(const sampler *p)
+{
+    return TESS_MIN(tess_tokenizer_vocab_numel(p->text->tokenizer), p->s->d.config.vocab_numel);
+}
+
 /* Draw from softmax(logits / temperature) over the top_k likeliest; the draw's index is the
  * position. */
 static int32_t draw(const sampler *p)
 {
-    /* ids above the tokenizer's are padding of the embedding: they have no text */
-    const int64_t vocab = tess_tokenizer_vocab_numel(p->text->tokenizer);
+    const int64_t vocab = vocab_of(p);
     candidate *candidates = p->text->candidates;
     for (int64_t i = 0; i < vocab; i++)
         candidates[i] = (candidate){p->text->logits[i], (int32_t)i};
@@ -104,7 +110,7 @@ static bool is_end(const tess_session *s, int32_t id)
 /* Append the next token; `is_open` is false once the text has ended. */
 static tess_status take_token(sampler *p, bool *is_open)
 {
-    const int64_t vocab = tess_tokenizer_vocab_numel(p->text->tokenizer);
+    const int64_t vocab = vocab_of(p);
     for (int64_t i = 0; i < vocab; i++)
         TESS_CHECK(isfinite(p->text->logits[i]), TESS_E_NUMERIC,
                    "sample: the logit of token %" PRId64 " at position %" PRId64 " is not finite",
@@ -151,6 +157,11 @@ static tess_status begin_text(sampler *p, const char *prompt)
                "sample: prompt '%.40s...' has %" PRId64 " tokens, of which data.sequence_length "
                "%" PRId64 " would show the last alone; shorten it, or raise the length",
                prompt, p->ids.numel, width);
+    for (int64_t i = 0; i < p->ids.numel; i++)
+        TESS_CHECK(p->ids.id[i] < p->s->d.config.vocab_numel, TESS_E_RANGE,
+                   "sample: token %" PRId64 " of prompt '%.40s' has id %d, the model embeds ids "
+                   "below %" PRId64 "; leave out what becomes this token",
+                   i, prompt, p->ids.id[i], p->s->d.config.vocab_numel);
     return TESS_OK;
 }
 
@@ -221,9 +232,6 @@ static tess_status open_tokenizer(const tess_session *s, struct session_text *t)
                "model's there",
                s->run->model.path, s->run->output.dir);
     TESS_TRY(tess_tokenizer_open(s->ctx->io, path, &t->tokenizer));
-    TESS_CHECK(tess_tokenizer_vocab_numel(t->tokenizer) <= s->d.config.vocab_numel, TESS_E_FORMAT,
-               "tokenizer '%s' has %" PRId64 " tokens, the model has %" PRId64, path,
-               tess_tokenizer_vocab_numel(t->tokenizer), s->d.config.vocab_numel);
     return tess_encoder_create(t->tokenizer, &t->encoder);
 }
 

@@ -1,3 +1,4 @@
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -348,7 +349,6 @@ static void test_open_refuses_what_does_not_fit(void **state)
         {0, VOCAB, "data.sequence_length is 0, expected 1 .. 2147483646"},
         {INT32_MAX, VOCAB, "data.sequence_length is 2147483647"},
         {100000, VOCAB, "tokens are less than one sequence of 100000"},
-        {16, VOCAB - 1, "made for a vocabulary of 100000, the model has 99999"},
     };
     for (int i = 0; i < TESS_NELEM(cases); i++) {
         tess_dataset *d = NULL;
@@ -358,6 +358,34 @@ static void test_open_refuses_what_does_not_fit(void **state)
         tess_error_clear();
         assert_int_equal(tess_dataset_open(&f->ctx, f->path, &config, &d), TESS_E_RANGE);
         assert_non_null(strstr(tess_error_message(), cases[i].message));
+        assert_null(d);
+    }
+}
+
+/* The greatest id is that of the last token. */
+static void test_open_takes_a_tokenizer_that_exceeds_the_model(void **state)
+{
+    fixture *f = *state;
+    char message[160];
+    assert_int_equal(write_file(f, false), TESS_OK);
+    assert_true(f->token_numel < VOCAB);
+    snprintf(message, sizeof message,
+             "token %" PRId64 " has id %" PRId64 " of a vocabulary of %d, the model embeds ids "
+             "below %" PRId64,
+             f->token_numel - 1, f->token_numel - 1, VOCAB, f->token_numel - 1);
+    for (int is_resident = 0; is_resident < 2; is_resident++) {
+        tess_dataset_config config = config_of(true);
+        config.resident_limit_nbytes = is_resident ? TESS_DATASET_RESIDENT_NBYTES : 0;
+        config.vocab_numel = f->token_numel;
+        tess_dataset *d = open_or_fail(f, &config);
+        assert_int_equal(tess_dataset_get_info(d)->is_resident, is_resident);
+        fill(f, d, 0, ROWS);
+        tess_dataset_close(&d);
+
+        config.vocab_numel--;
+        tess_error_clear();
+        assert_int_equal(tess_dataset_open(&f->ctx, f->path, &config, &d), TESS_E_RANGE);
+        assert_non_null(strstr(tess_error_message(), message));
         assert_null(d);
     }
 }
@@ -397,6 +425,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_plan_equals_what_is_allocated, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_open_refuses_what_does_not_fit, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_open_takes_a_tokenizer_that_exceeds_the_model, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_fill_refuses_sequences_out_of_range, set_up,
                                         tear_down),
     };

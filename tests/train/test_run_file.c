@@ -250,32 +250,6 @@ static void refuse_text(const char *text, const char *message)
     assert_null(run);
 }
 
-/* Who comes from another trainer is told the key, not what is spelt alike. */
-static void test_run_parse_words_of_other_trainers_are_translated(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *text, *message;
-    } cases[] = {
-        {"train: {gradient_accumulation_steps: 8}\n",
-         "unknown key 'train.gradient_accumulation_steps', here it is 'train.micro_batches' "
-         "(accumulation steps times ranks)"},
-        {"train: {num_train_epochs: 3}\n", "here it is 'train.epochs'"},
-        {"lora: {r: 8}\n", "unknown key 'lora.r', here it is 'lora.rank'"},
-        {"lora_r: 8\n", "unknown section 'lora_r', here it is 'lora.rank'"},
-        {"objective: {discrete_flow_shift: 3}\n", "here it is 'objective.shift_factor'"},
-        {"objective: {guidance_scale: 1}\n", "here it is 'objective.guidance'"},
-        {"lora: {network_dim: 4}\n", "here it is 'lora.rank'"},
-        {"learning_rate: 1.0e-4\n",
-         "unknown section 'learning_rate', the nearest known key is 'train.learning_rate'"},
-        {"adapters:\n  rank: 8\n",
-         "unknown section 'adapters', the nearest known key is 'lora.rank'"},
-    };
-    for (int i = 0; i < TESS_NELEM(cases); i++)
-        refuse_text(cases[i].text, cases[i].message);
-    tess_error_clear();
-}
-
 static void test_run_parse_every_key_twice_is_refused(void **state)
 {
     (void)state;
@@ -779,7 +753,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_run_parse_every_key_good_is_accepted),
         cmocka_unit_test(test_run_parse_every_key_misspelt_names_nearest),
-        cmocka_unit_test(test_run_parse_words_of_other_trainers_are_translated),
         cmocka_unit_test(test_run_parse_every_key_twice_is_refused),
         cmocka_unit_test(test_run_parse_every_key_wrong_type_is_refused),
         cmocka_unit_test(test_run_parse_rules_malformed_are_refused),

@@ -161,6 +161,29 @@ static tess_status read_mask(tess_dataset *d, int64_t first_idx, int64_t numel,
     return TESS_OK;
 }
 
+/* A tokenizer may know tokens that its model does not embed, such as padding that a fine-tune
+ * added: only those that the data holds are an error. */
+static bool exceeds_model(const tess_dataset *d)
+{
+    return d->config.vocab_numel > 0 &&
+           tess_token_file_get_info(d->file)->vocab_numel > d->config.vocab_numel;
+}
+
+/* Into the one sequence of d->tokens. */
+static tess_status read_ids(tess_dataset *d, int64_t first_idx, int64_t numel)
+{
+    TESS_TRY(tess_token_file_read(d->file, first_idx, numel, d->tokens, NULL));
+    for (int64_t i = 0; i < numel && exceeds_model(d); i++)
+        TESS_CHECK(d->tokens[i] < d->config.vocab_numel, TESS_E_RANGE,
+                   "token file '%s': token %" PRId64 " has id %d of a vocabulary of %" PRId64
+                   ", the model embeds ids below %" PRId64
+                   "; leave out of the data what becomes this token, or tokenize with the "
+                   "model's own tokenizer.json",
+                   tess_token_file_path(d->file), first_idx + i, d->tokens[i],
+                   tess_token_file_get_info(d->file)->vocab_numel, d->config.vocab_numel);
+    return TESS_OK;
+}
+
 static tess_status read_tokens(tess_dataset *d, int64_t first_idx, int64_t numel,
                                const int32_t **tokens)
 {
@@ -168,7 +191,7 @@ static tess_status read_tokens(tess_dataset *d, int64_t first_idx, int64_t numel
         *tokens = d->resident_tokens + first_idx;
         return TESS_OK;
     }
-    TESS_TRY(tess_token_file_read(d->file, first_idx, numel, d->tokens, NULL));
+    TESS_TRY(read_ids(d, first_idx, numel));
     *tokens = d->tokens;
     return TESS_OK;
 }
@@ -332,24 +355,29 @@ static tess_status allocate(tess_dataset *d)
     return d->info.is_resident ? load_resident(d) : TESS_OK;
 }
 
+/* Every token once: what a run of days would refuse at last is refused at its start. */
+static tess_status check_ids(tess_dataset *d)
+{
+    const int64_t block_numel = d->config.sequence_numel + 1;
+    for (int64_t first = 0; first < d->info.token_numel && exceeds_model(d); first += block_numel)
+        TESS_TRY(read_ids(d, first, TESS_MIN(d->info.token_numel - first, block_numel)));
+    return TESS_OK;
+}
+
 static tess_status open_dataset(tess_dataset *d, const tess_ctx *ctx, const char *path)
 {
     tess_dataset_memory memory;
     TESS_TRY(tess_token_file_open(ctx, path, &d->file));
     const tess_token_file_info *file = tess_token_file_get_info(d->file);
     TESS_TRY(tess_dataset_plan(file, &d->config, &memory));
-    TESS_CHECK(d->config.vocab_numel == 0 || file->vocab_numel <= d->config.vocab_numel,
-               TESS_E_RANGE,
-               "token file '%s': made for a vocabulary of %" PRId64 ", the model has %" PRId64
-               "; tokenize with the model's tokenizer.json",
-               path, file->vocab_numel, d->config.vocab_numel);
     d->doc_offset = tess_token_file_doc_offsets(d->file);
     describe(d);
     TESS_CHECK(d->info.sequences_per_epoch > 0, TESS_E_RANGE,
                "token file '%s': %" PRId64 " tokens are less than one sequence of %" PRId64
                "; lower data.sequence_length or add data",
                path, d->info.token_numel, d->config.sequence_numel);
-    return allocate(d);
+    TESS_TRY(allocate(d));
+    return check_ids(d);
 }
 
 tess_status tess_dataset_open(const tess_ctx *ctx, const char *path,

@@ -31,7 +31,7 @@ typedef struct tess_dataset_config {
     bool ignores_mask;             /* every next token of a document counts, also masked ones */
     bool shuffle;                  /* false: file order in every epoch (evaluation) */
     uint64_t seed;                 /* train.seed */
-    int64_t vocab_numel;           /* the model's; greater in the file is refused; 0: any */
+    int64_t vocab_numel;           /* the model's; an id beyond it is refused; 0: any */
     int64_t resident_limit_nbytes; /* normally TESS_DATASET_RESIDENT_NBYTES */
 } tess_dataset_config;
 
@@ -68,7 +68,7 @@ TESS_MUST_CHECK tess_status tess_dataset_plan(const tess_token_file_info *file,
 /**
  * Open a token file as training or evaluation data. Local.
  *
- * @return TESS_E_FORMAT file refused; TESS_E_RANGE vocabulary greater than the model's, or fewer
+ * @return TESS_E_FORMAT file refused; TESS_E_RANGE an id that the model lacks, or fewer
  * tokens than one sequence
  */
 TESS_MUST_CHECK tess_status tess_dataset_open(const tess_ctx *ctx, const char *path,

@@ -116,8 +116,10 @@ tess_status tess_run_mismatch(const tess_run_key *key, const run_node *node, con
         return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found a %s", place, key->path,
                          expected, node->kind == RUN_LIST ? "list" : "mapping");
     if (node->text_nbytes == 0)
-        return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found nothing", place, key->path,
-                         expected);
+        return TESS_FAIL(TESS_E_CONFIG,
+                         "%s: %s: expected %s, found nothing; give one, or leave the key out of "
+                         "the run file and the command line",
+                         place, key->path, expected);
     return TESS_FAIL(TESS_E_CONFIG, "%s: %s: expected %s, found %s'%s'", place, key->path, expected,
                      node->is_quoted ? "the string " : "", found);
 }
