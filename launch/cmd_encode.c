@@ -65,7 +65,7 @@ static tess_status print_result(const tess_encode_result *r, bool is_json)
                                      "{\"%ss\": %lld, \"error\": %s, \"relative_error\": %s}\n",
                                      what, (long long)r->sample_numel, error, relative)
                           : snprintf(line, sizeof line,
-                                     "%lld %ss: error %s a %s, %s of their mean squared length\n",
+                                     "%lld %ss: error %s per %s, %s of their mean squared length\n",
                                      (long long)r->sample_numel, what, error, what, relative);
     TESS_CHECK(n > 0 && (size_t)n < sizeof line, TESS_E_STATE, "encode: result line too long");
     return tess_launch_print(line);
